@@ -15,9 +15,9 @@ from clipbias.clip import Clip
 from clipbias.data import Dataset, Split
 from clipbias.data import names as dataset_names
 from clipbias.data.few_shot import images_per_class
+from clipbias.data.folder import is_hub_dataset
 from clipbias.data.pipeline import BATCH_SIZE
 from clipbias.data.sources import open_images
-from clipbias.data.tables import is_hub_dataset
 from clipbias.data.user_images import Labels, Pictures, labelled_split, names_of_labels
 from clipbias.errors import ClipbiasError
 from clipbias.explain import bias

@@ -14,10 +14,10 @@ from clipbias.checks import check_int, shown
 from clipbias.clip import Clip, load
 from clipbias.clip.encode import check_normalised, image_batches, is_normalised
 from clipbias.data import Dataset, Split
+from clipbias.data.folder import HubDataset, is_hub_dataset
 from clipbias.data.held_out import FEWEST_TO_CALIBRATE
 from clipbias.data.pipeline import BATCH_SIZE
 from clipbias.data.sources import open_images
-from clipbias.data.tables import HubDataset, is_hub_dataset
 from clipbias.data.user_images import Labels, Pictures, as_array, label_numbers, labelled_split
 from clipbias.errors import ClipbiasError
 from clipbias.explain.attention import token_labels

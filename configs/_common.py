@@ -5,7 +5,7 @@ from typing import Annotated
 
 from clipbias.checks import Choices, Count, Positive
 from clipbias.clip.precision import CHOICES
-from clipbias.data.reading import ImageReading, OnImageError
+from clipbias.data.pipeline import ImageReading, OnImageError
 from clipbias.errors import ClipbiasError
 from clipbias.settings import group, setting, setting_of
 from clipbias.training.device import Compute

@@ -8,7 +8,7 @@ import dataclasses
 from ml_collections import ConfigDict
 
 from clipbias.checks import Positive
-from clipbias.data.reading import ImageReading, WorkerCount
+from clipbias.data.pipeline import ImageReading, WorkerCount
 from clipbias.settings import setting, setting_of, to_config
 from clipbias.training.device import Compute
 from configs._common import AdapterSettings, AnswerSettings, DatasetSettings

@@ -9,8 +9,7 @@ import dataclasses
 from ml_collections import ConfigDict
 
 from clipbias.checks import Positive
-from clipbias.data.pipeline import BATCH_SIZE
-from clipbias.data.reading import OnImageError
+from clipbias.data.pipeline import BATCH_SIZE, OnImageError
 from clipbias.settings import setting, to_config
 from configs._common import AdapterSettings, AnswerSettings, InputSettings
 

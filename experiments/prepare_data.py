@@ -13,7 +13,7 @@ name that `clipbias.data.load` takes; `folder` and `csv` too.
 from collections.abc import Callable
 
 from clipbias import data
-from clipbias.data import benchmark_check, catalog, shards
+from clipbias.data import benchmark_check, catalog, tfds
 from clipbias.errors import ClipbiasError
 from clipbias.io import is_remote
 from clipbias.report import style
@@ -46,7 +46,7 @@ def run_build(settings: PrepareDataSettings) -> int:
     if settings.output is None or settings.datasets is None:
         raise ClipbiasError("build needs --config.datasets, and --config.output, the folder for the shards.")
     for name in settings.datasets:
-        folder = shards.build(data.load(name, data_dir=settings.data_dir), settings.output)
+        folder = tfds.build_shards(data.load(name, data_dir=settings.data_dir), settings.output)
         common.tell(f"{name}: {folder}")
     return 0
 

@@ -76,7 +76,7 @@ def test_no_call_unpickles_runs_a_text_or_trusts_the_wall_clock():
             assert path in IMPORTERS, f"{path}:{node.lineno}"
 
 
-# Reads pickles with every name replaced by an inert record (`tests/clip/test_torch_file.py`).
+# Reads pickles with every name replaced by an inert record (`tests/clip/test_formats.py`).
 RESTRICTED = "clipbias/clip/formats.py"
 
 

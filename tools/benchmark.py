@@ -33,14 +33,14 @@ from jax.extend.core import jaxprs_in_params
 from PIL import Image
 
 from clipbias.clip import Clip, encode_image
-from clipbias.clip.config import ClipConfig, TextConfig, VisionConfig, siglip_sizes, siglip_text, siglip_vision
+from clipbias.clip.config import SIGLIP_TEXT, SIGLIP_VISION, ClipConfig, TextConfig, VisionConfig
 from clipbias.clip.params import Params, empty_params
 from clipbias.clip.precision import DTYPES, PRECISIONS, cast_weights
 from clipbias.clip.preprocess import family_preprocessing
 from clipbias.data import transforms
 from clipbias.data.dataset import Split
 from clipbias.data.images import ImageCache, Images, processors
-from clipbias.data.pipeline import DEFAULT_CACHE_BYTES, Batches, train_source
+from clipbias.data.pipeline import Batches, train_source
 from clipbias.errors import ClipbiasError
 from clipbias.explain.relevancy import relevancy as relevancy_maps
 from clipbias.training import mesh as meshes
@@ -71,9 +71,14 @@ GEOMETRIES = {
     "ViT-L/14": _geometry((1024, 24, 16, 224, 14), (768, 12, 12), 768),
     "ViT-L/14@336": _geometry((1024, 24, 16, 336, 14), (768, 12, 12), 768),
     "SigLIP-B/16": ClipConfig(
-        siglip_vision(siglip_sizes(768, 12, heads=12), image_size=224, patch_size=16),
-        siglip_text(
-            siglip_sizes(768, 12, heads=12), vocabulary_size=32000, context_length=64, eos_token_id=1, pad_token_id=1
+        VisionConfig(768, 12, 12, 3072, **SIGLIP_VISION, pool_heads=12, image_size=224, patch_size=16),
+        TextConfig(
+            *(768, 12, 12, 3072),
+            **SIGLIP_TEXT,
+            vocabulary_size=32000,
+            context_length=64,
+            eos_token_id=1,
+            pad_token_id=1,
         ),
         768,
         "siglip",
@@ -331,7 +336,7 @@ def pipeline(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     batch = min(arguments.batch, arguments.images)
     files = draw_images(arguments.images // batch * batch)  # full batches
     split = Split([f"{number}.jpg" for number in range(len(files))], np.zeros(len(files)), files.__getitem__)
-    cached = Images(split, ImageCache(DEFAULT_CACHE_BYTES))
+    cached = Images(split, ImageCache(2 << 30))
 
     def batches(images: Images, workers: int | None = None) -> Iterable[Any]:
         source = train_source(
@@ -348,8 +353,8 @@ def pipeline(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         return Batches(source, workers)
 
     ways: dict[str, Callable[[], Iterable[Any]]] = {
-        "1 thread": lambda: batches(Images.of(split, 0), 1),
-        f"{processors()} threads": lambda: batches(Images.of(split, 0)),
+        "1 thread": lambda: batches(Images(split), 1),
+        f"{processors()} threads": lambda: batches(Images(split)),
         f"{processors()} threads, cached": lambda: batches(cached),
     }
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}

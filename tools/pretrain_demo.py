@@ -31,7 +31,7 @@ from clipbias import clip as clip_lib
 from clipbias import data
 from clipbias.clip import Clip, ClipConfig, Preprocessing, TextConfig, VisionConfig
 from clipbias.clip import tokenizer as tokenizer_lib
-from clipbias.clip.config import siglip_sizes, siglip_text, siglip_vision
+from clipbias.clip.config import SIGLIP_TEXT, SIGLIP_VISION
 from clipbias.clip.preprocess import family_preprocessing
 from clipbias.data import demo
 from clipbias.io import atomic_path
@@ -71,8 +71,8 @@ def model_config(width: int, layers: int, family: str = "clip") -> ClipConfig:
     end = VOCABULARY_SIZE - 1
     sizes: dict[str, Any] = dict(vocabulary_size=VOCABULARY_SIZE, context_length=CONTEXT_LENGTH, eos_token_id=end)
     if family == "siglip":
-        vision = siglip_vision(siglip_sizes(width, layers, heads=4), image_size=48, patch_size=8)
-        text = siglip_text(siglip_sizes(text_width, layers, heads=3), **sizes, pad_token_id=end)
+        vision = VisionConfig(width, layers, 4, 4 * width, **SIGLIP_VISION, pool_heads=4, image_size=48, patch_size=8)
+        text = TextConfig(text_width, layers, 3, 4 * text_width, **SIGLIP_TEXT, **sizes, pad_token_id=end)
         return ClipConfig(vision, text, width, family)
     return ClipConfig(
         VisionConfig(width, layers, 4, 4 * width, image_size=48, patch_size=8),

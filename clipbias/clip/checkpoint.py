@@ -1,4 +1,4 @@
-"""Loads a model from disk or hub in every common format, and saves it in Hugging Face's.
+"""Loads a model from disk or hub in every common format, and saves it in the formats of other programs.
 
 The way of a model through this file: its place is found, its weights are opened, their names are matched with the table
 of a family, the tensors become the parameter tree, and `Clip` holds all of it.
@@ -11,19 +11,17 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Literal
 
 import jax
 import numpy as np
-from flax.traverse_util import flatten_dict
 
 from clipbias import checks
-from clipbias.clip import encode, families, hub, tables, tokenizer
-from clipbias.clip.config import MODELS, ClipConfig, other_network, to_hugging_face
-from clipbias.clip.families import describe
+from clipbias.clip import encode, hub, open_clip, tables, tokenizer
+from clipbias.clip.config import MODELS, ClipConfig, from_hugging_face, other_network, to_hugging_face
 from clipbias.clip.formats import (
     FLAX_WEIGHTS,
     FLOATING,
@@ -34,8 +32,7 @@ from clipbias.clip.formats import (
     shard_names,
     write_flax,
 )
-from clipbias.clip.open_clip import config_from_shapes, model_json, open_clip_json
-from clipbias.clip.params import Params, abstract_params, empty_params
+from clipbias.clip.params import Params
 from clipbias.clip.precision import resolve
 from clipbias.clip.preprocess import FILES as PREPROCESSING_FILES
 from clipbias.clip.preprocess import (
@@ -44,9 +41,16 @@ from clipbias.clip.preprocess import (
     native_preprocessing,
     open_clip_preprocessing,
     preprocessor_json,
+    read_preprocessor,
 )
-from clipbias.clip.tables import TABLES, NameTable, TensorName, table_of_family
-from clipbias.clip.tokenizer import CLIP_VOCABULARY, clip_tokenizer, has_tokenizer, read_tokenizer
+from clipbias.clip.tables import from_tensors, table_of, table_of_family, to_tensors
+from clipbias.clip.tokenizer import (
+    CLIP_VOCABULARY,
+    clip_tokenizer,
+    has_tokenizer,
+    import_transformers,
+    read_tokenizer,
+)
 from clipbias.clip.tokenizer import FILES as TOKENIZER_FILES
 from clipbias.data.pipeline import BATCH_SIZE
 from clipbias.data.user_images import Pictures
@@ -54,106 +58,140 @@ from clipbias.errors import ClipbiasError
 from clipbias.io import check_file, read_json, shorten, user_path, write_tensors, write_text
 from clipbias.sentences import counted
 
-MOST_SHOWN = 40  # differences between weights and configuration in a message
+CONFIG, OPEN_CLIP_CONFIG = "config.json", "open_clip_config.json"
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+OPEN_CLIP_WEIGHTS = "open_clip_model.safetensors"
+# Files of weights by the configuration beside them, in the order of preference; each may also be in shards.
+READABLE = {
+    CONFIG: (WEIGHTS, FLAX_WEIGHTS, "pytorch_model.bin"),
+    OPEN_CLIP_CONFIG: (OPEN_CLIP_WEIGHTS, "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin"),
+}
+# Files of weights that need no configuration: their owners' own, and where they have none of those above.
+NATIVE = re.compile(r"PE-Core-(?!G)\w+-\d+\.pt|clip_cn_vit\S*\.pt")
+# Small files of a model, downloaded if the repository has them.
+SMALL = (*READABLE, *PREPROCESSING_FILES, *TOKENIZER_FILES)
+EMBEDDED = ("demo", "demo-siglip")  # folders of `assets`: a small CLIP, and a SigLIP trained on the same pictures
 
 
-def table_of(tensors: Mapping[str, Tensor], *, where: str) -> NameTable:
-    """The table that has most of a checkpoint's names.
+@dataclasses.dataclass(frozen=True)
+class ModelLocation:
+    """Where a model's files lie.
 
-    Raises `ClipbiasError` if most names belong to another network.
+    Its `path` is a folder or a single file of weights; its `name` locates it from any working folder: one of
+    `EMBEDDED`, a hub name (of which `revision` is the commit), or an absolute path.
     """
-    table = max(TABLES, key=lambda table: table.known(tensors))
-    unknown = table.unknown(tensors)
-    if 2 * len(unknown) > len(tensors):  # fewer are told one by one, beside those that are missing
-        raise other_network(where, f"its tensor {_shown(unknown[0])} and {len(unknown) - 1} more")
-    return table
+
+    path: Path
+    name: str
+    revision: str | None = None
 
 
-def _fitting(table: NameTable | None, config: ClipConfig) -> NameTable:
-    """The table, if it names the family of a configuration, else that with which the family is written."""
-    if table is not None and config.family in table.families:
-        return table
-    return table_of_family(config.family)
+def find(source: str | os.PathLike) -> ModelLocation:
+    """Locates a model by a source as `load` takes it, and downloads its files if it is on the hub.
 
-
-def _pieces(config: ClipConfig, table: NameTable, tree: Params) -> Iterator[tuple[TensorName, str, np.ndarray]]:
-    """Every tensor of a model with the view of the leaf that holds it: row, name in the file, view."""
-    leaves = flatten_dict(tree, sep="/")
-    for row in table.rows:
-        whole = leaves[row.path]
-        layers = range(getattr(config, row.path.partition("/")[0]).layers) if "{}" in row.name else [None]
-        for layer in layers:
-            leaf = whole if layer is None else whole[layer]
-            width = leaf.shape[-1] // row.parts if row.parts > 1 else 0
-            part = leaf[..., row.part * width : (row.part + row.span) * width] if row.parts > 1 else leaf
-            yield row, row.name.format(layer), part
-
-
-def from_tensors(
-    config: ClipConfig, tensors: Mapping[str, Tensor], table: NameTable | None = None, *, where: str
-) -> Params:
-    """Builds the parameter tree (float32 NumPy) from a checkpoint's tensors, which are read one at a time.
-
-    `table` says whose names these are; `None` stands for those with which the family is written. Raises `ClipbiasError`
-    if lists the missing, unexpected and mis-shaped tensors, and those of types that hold no weights; or names a tensor
-    with numbers that are not finite.
+    Raises `ClipbiasError` if there is no such model, it is another network, or it cannot be downloaded.
     """
-    table = _fitting(table, config)
-    tensors = {table.plain(name): tensor for name, tensor in tensors.items()}
-    if max(config.vision.layers, config.text.layers) > len(tensors):  # every layer has tensors of its own
-        raise ClipbiasError(f"{where} holds {len(tensors)} tensors, fewer than its configuration asks for layers.")
-    # Views without memory: what a wrong configuration asks for may not exist.
-    tree = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), abstract_params(config))
-    expected = {name: row.layout.save(view).shape for row, name, view in _pieces(config, table, tree)}
-    problems = [f"missing: {name} {shape}" for name, shape in expected.items() if name not in tensors]
-    zeros = [name for name, _ in table.zeros]
-    problems += [f"not zero: {name}" for name in zeros if name in tensors and np.any(tensors[name].read())]
-    for name, tensor in tensors.items():
-        shape = expected.get(name)
-        if shape is None:
-            if name not in table.ignored and name not in zeros:
-                problems.append(f"unexpected: {_shown(name)} {tensor.shape}")
-        elif tensor.dtype not in FLOATING:
-            problems.append(f"wrong type: {name} is {_shown(tensor.dtype)}, which is none of {', '.join(FLOATING)}")
-        # Some trainers keep the scale, a single number, as a list of one.
-        elif tensor.shape != shape and (tensor.shape, shape) != ((1,), ()):
-            problems.append(f"wrong shape: {name} is {tensor.shape}, the configuration asks for {shape}")
-    if problems:
-        shown = problems[:MOST_SHOWN]
-        if len(problems) > MOST_SHOWN:
-            shown.append(f"and {len(problems) - MOST_SHOWN} more")
+    if source in EMBEDDED:
+        return ModelLocation(Path(str(resources.files("clipbias") / "assets" / source)), str(source))
+    path = user_path(source)
+    if path.exists():
+        return ModelLocation(path, str(path.resolve()))
+    name = hub.parse(str(source))
+    if name is None:
         raise ClipbiasError(
-            f"{where} does not hold the model that its configuration describes ({len(problems)} differences):\n  "
-            + "\n  ".join(shown)
+            f"no folder {shorten(str(source))!r}; give a local folder, a file of weights, a hub name such as "
+            "'openai/clip-vit-base-patch16', or 'demo'."
         )
-    tree = empty_params(config)
-    damaged = []
-    for row, name, view in _pieces(config, table, tree):
-        values = np.asarray(tensors[name].read(), np.float32)
-        if not np.isfinite(values).all():
-            damaged.append(name)
-        view[...] = row.layout.load(values.reshape(expected[name]))
-    if damaged:
-        more = f" and {len(damaged) - 1} other tensors" if len(damaged) > 1 else ""
-        raise ClipbiasError(
-            f"{where} holds NaN or infinite numbers in {damaged[0]}{more}; fetch it again, or take a checkpoint from "
-            "before its training diverged."
-        )
-    return tree
+    folder = hub.download_small(name, SMALL)
+    try:
+        weights, _ = choose(folder)  # there already
+    except ClipbiasError:
+        names = hub.list_files(name, folder.name)
+        weights, configuration = choose(folder, names, where=repr(str(name)))
+        if configuration is not None:
+            describe(folder / configuration)  # another network is refused before its weights are fetched
+        hub.download(name, weights, folder.name)
+    if weights.endswith(".index.json"):
+        for shard in shard_names(folder / weights):
+            hub.download(name, shard, folder.name)
+    return ModelLocation(folder, str(name), folder.name)
 
 
-def _shown(name: str) -> str:
-    return shorten(name if name.isprintable() else ascii(name))
+def choose(folder: Path, names: Collection[str] | None = None, *, where: str = "") -> tuple[str, str | None]:
+    """Chooses the weights and the configuration of a model from `names`, by default those of the folder's files.
+
+    Hugging Face's names come before open_clip's, safetensors before msgpack, msgpack before torch's `.bin`; of one
+    format, the single file comes before shards. Weights count where the configuration of their family is there.
+
+    Returns the file of weights, or the index of its shards, and the configuration, `None` for a file that needs none.
+    Raises `ClipbiasError` if there are no weights that clipbias reads, or they are another network's.
+    """
+    where = where or str(folder)
+    if names is None:
+        names = [path.name for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
+    complaints: list[ClipbiasError] = []
+    for configuration, weights in READABLE.items():
+        candidates = [file for name in weights for file in (name, f"{name}.index.json") if file in names]
+        if not candidates:
+            continue
+        if configuration not in names:
+            missing = f"{where} has {candidates[0]} but no {configuration}; fetch that too."
+            complaints.append(ClipbiasError(missing))
+        elif refusal := _refusal(folder / configuration):
+            complaints.append(refusal)
+        else:
+            return candidates[0], configuration
+    native = sorted(filter(NATIVE.fullmatch, names))
+    if len(native) == 1:
+        return native[0], None
+    if complaints:
+        raise complaints[0]
+    readable = ", ".join(name for weights in READABLE.values() for name in weights)
+    listed = shorten(", ".join(sorted(names)), 200) or "nothing"
+    raise ClipbiasError(f"{where} holds no CLIP weights that clipbias reads ({readable}); it holds {listed}.")
 
 
-def to_tensors(config: ClipConfig, params: Params, table: NameTable | None = None) -> dict[str, np.ndarray]:
-    """The tensors of a checkpoint by a family's names; `from_tensors` of them gives `params` back bit for bit."""
-    tree = jax.tree.map(np.asarray, params)
-    table = _fitting(table, config)
-    pieces = _pieces(config, table, tree)
-    tensors = {name: np.asarray(row.layout.save(view), order="C") for row, name, view in pieces}
-    leaves = flatten_dict(tree, sep="/")
-    return tensors | {name: np.zeros(leaves[path].shape[-1:], leaves[path].dtype) for name, path in table.zeros}
+def _refusal(path: Path) -> ClipbiasError | None:
+    """Of a `config.json` that is none of `MODELS`: other libraries use that name, too."""
+    if path.name != CONFIG:
+        return None
+    raw = read_json(path, dict, what="a CLIP configuration")
+    classes = raw.get("architectures")
+    own_code = classes[0] if isinstance(classes, list) and classes and "auto_map" in raw else None
+    if own_code is not None:  # a network of its publisher's, whatever family it names
+        return other_network(str(path), f"code of its own, {checks.shown(own_code)}")
+    if raw.get("model_type") in [*MODELS]:
+        return None
+    if "model_type" not in raw and {"text_config", "vision_config"} & raw.keys():
+        return None
+    key = "architecture" if "model_type" not in raw and "architecture" in raw else "model_type"  # timm's, or none
+    return other_network(str(path), f"{key} {checks.shown(raw.get(key))}")
+
+
+def describe(path: Path) -> tuple[ClipConfig, Preprocessing, bool]:
+    """Reads a configuration of any family.
+
+    Returns the geometry, the preprocessing, and whether the file says which activation the model has. Raises
+    `ClipbiasError` if it is damaged, or describes another network.
+    """
+    check_file(path)
+    if path.name == OPEN_CLIP_CONFIG:  # its reader knows the other networks
+        return open_clip.read_config(path)
+    if refusal := _refusal(path):
+        raise refusal
+    raw = read_json(path, dict, what="a CLIP configuration")
+    try:
+        kind = MODELS[raw.get("model_type", "clip")].removesuffix("Model")
+        if kind == "Siglip":  # its texts' ends lie outside the vocabulary by default, and nothing reads them
+            raw["text_config"] = {**(raw.get("text_config") or {}), "bos_token_id": None, "eos_token_id": None}
+        config = from_hugging_face(getattr(import_transformers(), f"{kind}Config")(**raw))
+    except ClipbiasError as error:
+        raise ClipbiasError(f"{path}: {error}") from error
+    except Exception as error:  # whatever the configuration library raises on content of another kind
+        reason = shorten(" ".join(str(error).split()), 300)
+        raise ClipbiasError(f"{path} is not a configuration of a model ({reason}); fetch it again.") from error
+    return config, read_preprocessor(path.parent, config), True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,7 +217,7 @@ def open_weights(path: Path) -> Iterator[Weights]:
     folder = path.parent
     configuration = None
     if path.is_dir():
-        weights, description = families.choose(path)
+        weights, description = choose(path)
         first = path / weights
         folder = path
         configuration = None if description is None else path / description
@@ -201,80 +239,18 @@ def open_weights(path: Path) -> Iterator[Weights]:
         activation = "quick_gelu" if tensors.keys() >= tables.OPENAI_BUFFERS else None
         if configuration is None and activation is None:
             is_hugging_faces = table in (tables.HUGGING_FACE, tables.FLAX, tables.SIGLIP, tables.CHINESE_CLIP)
-            family = families.HUGGING_FACE if is_hugging_faces else families.OPEN_CLIP
-            candidate = folder / family.configuration
+            candidate = folder / (CONFIG if is_hugging_faces else OPEN_CLIP_CONFIG)
             configuration = candidate if candidate.exists() else None
         yield Weights(str(path), folder, tensors, table, configuration, files, activation)
 
 
-# Locates a model: in this package, in a folder or file, or on the hub.
-
-# Small files of a model, downloaded if the repository has them.
-CONFIGURATIONS = tuple(family.configuration for family in families.FAMILIES)
-SMALL = (*CONFIGURATIONS, *PREPROCESSING_FILES, *TOKENIZER_FILES)
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelLocation:
-    """Where a model's files lie.
-
-    Its `path` is a folder or a single file of weights; its `name` locates it from any working folder: one of
-    `EMBEDDED`, a hub name (of which `revision` is the commit), or an absolute path.
-    """
-
-    path: Path
-    name: str
-    revision: str | None = None
-
-
-EMBEDDED = ("demo", "demo-siglip")  # folders of `assets`: a small CLIP, and a SigLIP trained on the same pictures
-
-
-def find(source: str | os.PathLike) -> ModelLocation:
-    """Locates a model by a source as `load` takes it, and downloads its files if it is on the hub.
-
-    Raises `ClipbiasError` if there is no such model, it is another network, or it cannot be downloaded.
-    """
-    if source in EMBEDDED:
-        return ModelLocation(Path(str(resources.files("clipbias") / "assets" / source)), str(source))
-    path = user_path(source)
-    if path.exists():
-        return ModelLocation(path, str(path.resolve()))
-    name = hub.parse(str(source))
-    if name is None:
-        raise ClipbiasError(
-            f"no folder {shorten(str(source))!r}; give a local folder, a file of weights, a hub name such as "
-            "'openai/clip-vit-base-patch16', or 'demo'."
-        )
-    folder = hub.download_small(name, SMALL)
-    try:
-        weights, _ = families.choose(folder)  # there already
-    except ClipbiasError:
-        names = hub.list_files(name, folder.name)
-        weights, configuration = families.choose(folder, names, where=repr(str(name)))
-        if configuration is not None:
-            families.describe(folder / configuration)  # another network is refused before its weights are fetched
-        hub.download(name, weights, folder.name)
-    if weights.endswith(".index.json"):
-        for shard in shard_names(folder / weights):
-            hub.download(name, shard, folder.name)
-    return ModelLocation(folder, str(name), folder.name)
-
-
-# The model itself, and its loading and saving.
-
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-OPEN_CLIP_WEIGHTS = families.OPEN_CLIP.weights[0]
 # Of CLIP's weights besides Hugging Face's, with the names of their tensors.
 OTHER_FORMATS = {"flax": tables.FLAX, "open_clip": tables.OPEN_CLIP}
 ACTIVATIONS = ("quick_gelu", "gelu")
 # Repositories whose configuration leaves out that they were trained with QuickGELU (open_clip's own list says so), by
 # their name on the hub or that of their folder in its cache.
 QUICK_GELU = re.compile(r"(^|.*/models--)apple(/|--)DFN.*")
-
-
-# Those of owners' own files, by family; OpenAI's have theirs in their buffers. Chinese-CLIP's is its vision tower's.
+# Activations of owners' own files, by family; OpenAI's is known by its buffers. Chinese-CLIP's is its vision tower's.
 _OWN_ACTIVATIONS = {"pe": "gelu", "chinese_clip": "quick_gelu"}
 
 
@@ -420,10 +396,9 @@ class Clip:
         self.tokenizer.save_pretrained(str(folder))
         if is_open_clip:
             own_tokenizer = self.config.text.vocabulary_size != CLIP_VOCABULARY
-            is_clip = family == "clip"
-            model = model_json(self.config, own_tokenizer=own_tokenizer) if is_clip else open_clip_json(self.config)
+            model = open_clip.model_json(self.config, own_tokenizer=own_tokenizer)
             described = {"model_cfg": model, "preprocess_cfg": open_clip_preprocessing(self.preprocessing)}
-            write_text(folder / families.OPEN_CLIP.configuration, json.dumps(described, indent=2) + "\n")
+            write_text(folder / OPEN_CLIP_CONFIG, json.dumps(described, indent=2) + "\n")
             return
         write_text(folder / PREPROCESSOR, preprocessor_json(self.preprocessing))
         # Programs load all tensors in the one type that the configuration names.
@@ -468,7 +443,7 @@ def load(
         checks.check_choice("the activation", activation, ACTIVATIONS)
     location = find(source)
     with open_weights(location.path) as weights:
-        config, preprocessing = _describe(weights, activation, location.name)
+        config, preprocessing = _geometry(weights, activation, location.name)
         text_tokenizer = _tokenizer(weights, config, tokenizer)
         # The end-of-text and padding tokens are the tokenizer's: OpenAI's published configurations have another end.
         # MetaCLIP 2 keeps the one of its configuration, at which it reads its features.
@@ -503,7 +478,7 @@ def load(
     )
 
 
-def _describe(weights: Weights, activation: str | None, name: str) -> tuple[ClipConfig, Preprocessing]:
+def _geometry(weights: Weights, activation: str | None, name: str) -> tuple[ClipConfig, Preprocessing]:
     """Geometry and preprocessing, from the configuration beside the weights or from their shapes."""
     if weights.configuration is not None:
         config, preprocessing, says_activation = describe(weights.configuration)
@@ -528,7 +503,7 @@ def _describe(weights: Weights, activation: str | None, name: str) -> tuple[Clip
             "open_clip_config.json beside it, or call clipbias.load with activation='quick_gelu' (OpenAI's models, and "
             "those of open_clip with 'quickgelu' in their names) or activation='gelu' (most others)."
         )
-    config = config_from_shapes(weights.tensors, weights.table, activation=activation, where=weights.where)
+    config = open_clip.config_from_shapes(weights.tensors, weights.table, activation=activation, where=weights.where)
     return config, native_preprocessing(config)
 
 
@@ -537,7 +512,7 @@ def _tokenizer(weights: Weights, config: ClipConfig, folder: str | os.PathLike |
     vocabulary_size = config.text.vocabulary_size
     is_clips = vocabulary_size == CLIP_VOCABULARY and config.family in ("clip", "pe")
     cleaning = None  # how open_clip cleans texts before a tokenizer of Hugging Face
-    if weights.configuration is not None and weights.configuration.name == families.OPEN_CLIP.configuration:
+    if weights.configuration is not None and weights.configuration.name == OPEN_CLIP_CONFIG:
         settings = read_json(weights.configuration, dict)["model_cfg"]["text_cfg"]
         cleaning = (settings.get("tokenizer_kwargs") or {}).get("clean", tokenizer.WHITESPACE)
         checks.check_choice(f"the clean of {weights.configuration}", cleaning, tuple(tokenizer.CLEANING))

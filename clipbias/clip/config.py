@@ -1,7 +1,7 @@
 """Geometry of a model, read from a checkpoint's own configuration. No size is written in code."""
 
 import dataclasses
-from typing import Any, NotRequired, TypedDict
+from typing import Any
 
 from clipbias.checks import check_choice, check_int, check_number
 from clipbias.errors import ClipbiasError
@@ -28,7 +28,8 @@ class TowerConfig:
     mlp_width: int
     activation: str = "quick_gelu"
     layer_norm_epsilon: float = 1e-5
-    norm_first: bool = dataclasses.field(default=True, kw_only=True)
+    _: dataclasses.KW_ONLY
+    norm_first: bool = True
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -41,17 +42,6 @@ class TowerConfig:
         check_number("the model's layer_norm_epsilon", self.layer_norm_epsilon, lowest=0)
 
 
-class TowerSizes(TypedDict):
-    """The fields of `TowerConfig`, as a checkpoint's configuration or shapes give them for either tower."""
-
-    width: int
-    layers: int
-    heads: int
-    mlp_width: int
-    activation: str
-    layer_norm_epsilon: NotRequired[float]
-
-
 @dataclasses.dataclass(frozen=True)
 class VisionConfig(TowerConfig):
     """The vision tower: square images of `image_size` pixels cut into square patches of `patch_size` pixels.
@@ -59,22 +49,23 @@ class VisionConfig(TowerConfig):
     Attributes:
       image_size, patch_size: in pixels. SigLIP's images may have a margin at the right and bottom that fills no patch.
       pooling: "cls" where the feature is read at the `[cls]` token; "attention" where a learned query attends to the
-        patches, and to `[cls]` where there is one (`vision.pool`).
+        patches, and to `[cls]` where there is one (`vision.pool_image`).
       class_token: whether there is a `[cls]` token. SigLIP has none.
       projection: whether a projection makes the feature. SigLIP's is what the pooling head makes.
       pool_heads: heads of the pooling head; 0 without one.
       rotary: whether queries and keys turn by the row and column of their patch (`layers.rotate`).
     """
 
-    image_size: int = dataclasses.field(kw_only=True)
-    patch_size: int = dataclasses.field(kw_only=True)
-    pooling: str = dataclasses.field(default="cls", kw_only=True)
-    class_token: bool = dataclasses.field(default=True, kw_only=True)
-    pre_norm: bool = dataclasses.field(default=True, kw_only=True)
-    patch_bias: bool = dataclasses.field(default=False, kw_only=True)
-    projection: bool = dataclasses.field(default=True, kw_only=True)
-    pool_heads: int = dataclasses.field(default=0, kw_only=True)
-    rotary: bool = dataclasses.field(default=False, kw_only=True)
+    _: dataclasses.KW_ONLY
+    image_size: int
+    patch_size: int
+    pooling: str = "cls"
+    class_token: bool = True
+    pre_norm: bool = True
+    patch_bias: bool = False
+    projection: bool = True
+    pool_heads: int = 0
+    rotary: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -126,15 +117,16 @@ class TextConfig(TowerConfig):
       projection_hidden: the hidden width of a projection in two layers with a GELU between them; 0 of a single one.
     """
 
-    vocabulary_size: int = dataclasses.field(kw_only=True)
-    context_length: int = dataclasses.field(kw_only=True)
-    eos_token_id: int = dataclasses.field(kw_only=True)
-    causal: bool = dataclasses.field(default=True, kw_only=True)
-    pooling: str = dataclasses.field(default="eos", kw_only=True)
-    start_token: bool = dataclasses.field(default=True, kw_only=True)
-    pad_token_id: int = dataclasses.field(default=0, kw_only=True)
-    projection_bias: bool = dataclasses.field(default=False, kw_only=True)
-    projection_hidden: int = dataclasses.field(default=0, kw_only=True)
+    _: dataclasses.KW_ONLY
+    vocabulary_size: int
+    context_length: int
+    eos_token_id: int
+    causal: bool = True
+    pooling: str = "eos"
+    start_token: bool = True
+    pad_token_id: int = 0
+    projection_bias: bool = False
+    projection_hidden: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -179,6 +171,32 @@ class ClipConfig:
         return min(self.vision.layers, self.text.layers)
 
 
+# The settings in which a family's towers differ from CLIP's, where its file says nothing else.
+SIGLIP_VISION: dict[str, Any] = {
+    "activation": "gelu_tanh",
+    "layer_norm_epsilon": 1e-6,
+    "pooling": "attention",
+    "class_token": False,
+    "pre_norm": False,
+    "patch_bias": True,
+    "projection": False,
+}
+SIGLIP_TEXT: dict[str, Any] = {
+    "activation": "gelu_tanh",
+    "layer_norm_epsilon": 1e-6,
+    "causal": False,
+    "pooling": "last",
+    "start_token": False,
+    "projection_bias": True,
+}
+BERT_TEXT: dict[str, Any] = {
+    "activation": "gelu",
+    "layer_norm_epsilon": 1e-12,
+    "norm_first": False,
+    "causal": False,
+    "pooling": "first",
+}
+
 # Hugging Face's name of SigLIP's activation; other activations have the same names.
 _GELU_TANH = "gelu_pytorch_tanh"
 # The classes that `transformers` has for a family, by the `model_type` of its `config.json`.
@@ -198,69 +216,12 @@ def other_network(where: str, sign: str) -> ClipbiasError:
     )
 
 
-def siglip_sizes(width: int, layers: int, *, heads: int, mlp_width: int | None = None) -> TowerSizes:
-    """A tower of SigLIP's, by default with an MLP four times as wide as its tokens."""
-    return TowerSizes(
-        width=width,
-        layers=layers,
-        heads=heads,
-        mlp_width=4 * width if mlp_width is None else mlp_width,
-        activation="gelu_tanh",
-        layer_norm_epsilon=1e-6,
-    )
-
-
-def siglip_vision(sizes: TowerSizes, *, image_size: int, patch_size: int) -> VisionConfig:
-    """SigLIP's vision tower: patches alone, read by a pooling head with as many heads as the blocks."""
-    return VisionConfig(
-        **sizes,
-        image_size=image_size,
-        patch_size=patch_size,
-        pooling="attention",
-        class_token=False,
-        pre_norm=False,
-        patch_bias=True,
-        projection=False,
-        pool_heads=sizes["heads"],
-    )
-
-
-def siglip_text(
-    sizes: TowerSizes, *, vocabulary_size: int, context_length: int, eos_token_id: int, pad_token_id: int
-) -> TextConfig:
-    """SigLIP's text tower: every token sees all positions, and the last one is read."""
-    return TextConfig(
-        **sizes,
-        vocabulary_size=vocabulary_size,
-        context_length=context_length,
-        eos_token_id=eos_token_id,
-        causal=False,
-        pooling="last",
-        start_token=False,
-        pad_token_id=pad_token_id,
-        projection_bias=True,
-    )
-
-
-def bert_text(sizes: TowerSizes, *, vocabulary_size: int, context_length: int, projection_hidden: int) -> TextConfig:
-    """A BERT: LayerNorms behind the residuals, padding masked, read at `[CLS]`."""
-    return TextConfig(
-        **sizes,
-        norm_first=False,
-        vocabulary_size=vocabulary_size,
-        context_length=context_length,
-        eos_token_id=vocabulary_size - 1,  # its tokenizer has the right one
-        causal=False,
-        pooling="first",
-        projection_hidden=projection_hidden,
-    )
-
-
 def from_hugging_face(config: Any) -> ClipConfig:
     """Reads the geometry from a configuration of `transformers`, of a family in `MODELS`.
 
     OpenAI's published configurations of CLIP have a wrong end-of-text token (2). The original code never reads it: it
-    takes the largest id. MetaCLIP 2's configurations have the right token.
+    takes the largest id. MetaCLIP 2's configurations have the right token. Of other families the tokenizer has the
+    right end and padding.
     """
     vision = config.vision_config
     text = config.text_config
@@ -270,47 +231,31 @@ def from_hugging_face(config: Any) -> ClipConfig:
     if not getattr(vision, "vision_use_head", True):
         raise ClipbiasError("config.json describes a vision tower without its pooling head; clipbias needs that.")
 
-    sizes = _tower_sizes(vision)
-    text_sizes = _tower_sizes(text)
-    vocabulary = text.vocab_size
-    images = {"image_size": vision.image_size, "patch_size": vision.patch_size}
+    sizes = _tower_sizes(vision) | {"image_size": vision.image_size, "patch_size": vision.patch_size}
+    text_sizes = _tower_sizes(text) | {
+        "vocabulary_size": text.vocab_size,
+        "context_length": text.max_position_embeddings,
+        "eos_token_id": text.eos_token_id if family == "metaclip_2" else text.vocab_size - 1,
+    }
     if family == "siglip":
-        tower = siglip_text(
-            text_sizes,
-            vocabulary_size=vocabulary,
-            context_length=text.max_position_embeddings,
-            eos_token_id=vocabulary - 1,
-            pad_token_id=text.pad_token_id or 0,
-        )
-        return ClipConfig(siglip_vision(sizes, **images), tower, text.projection_size, family)
+        tower = VisionConfig(**SIGLIP_VISION | sizes, pool_heads=sizes["heads"])
+        return ClipConfig(tower, TextConfig(**SIGLIP_TEXT | text_sizes), text.projection_size, family)
     if family == "chinese_clip":
         if getattr(text, "position_embedding_type", "absolute") != "absolute" or text.type_vocab_size != 2:
             raise ClipbiasError("config.json describes a BERT with other embeddings than Chinese-CLIP's.")
-        tower = bert_text(
-            text_sizes,
-            vocabulary_size=vocabulary,
-            context_length=text.max_position_embeddings,
-            projection_hidden=0,
-        )
-    else:
-        tower = TextConfig(
-            **text_sizes,
-            vocabulary_size=vocabulary,
-            context_length=text.max_position_embeddings,
-            eos_token_id=text.eos_token_id if family == "metaclip_2" else vocabulary - 1,
-        )
-    return ClipConfig(VisionConfig(**sizes, **images), tower, config.projection_dim, family)
+        text_sizes = BERT_TEXT | text_sizes
+    return ClipConfig(VisionConfig(**sizes), TextConfig(**text_sizes), config.projection_dim, family)
 
 
-def _tower_sizes(part: Any) -> TowerSizes:
-    return TowerSizes(
-        width=part.hidden_size,
-        layers=part.num_hidden_layers,
-        heads=part.num_attention_heads,
-        mlp_width=part.intermediate_size,
-        activation="gelu_tanh" if part.hidden_act == _GELU_TANH else part.hidden_act,
-        layer_norm_epsilon=part.layer_norm_eps,
-    )
+def _tower_sizes(part: Any) -> dict[str, Any]:
+    return {
+        "width": part.hidden_size,
+        "layers": part.num_hidden_layers,
+        "heads": part.num_attention_heads,
+        "mlp_width": part.intermediate_size,
+        "activation": "gelu_tanh" if part.hidden_act == _GELU_TANH else part.hidden_act,
+        "layer_norm_epsilon": part.layer_norm_eps,
+    }
 
 
 def to_hugging_face(config: ClipConfig) -> dict[str, Any]:

@@ -4,7 +4,6 @@ Some files name timm's vision tower and leave out its sizes, which stand here as
 configuration the shapes of the tensors tell the geometry.
 """
 
-import dataclasses
 import math
 import re
 from collections.abc import Mapping
@@ -15,15 +14,14 @@ import numpy as np
 
 from clipbias.checks import shown
 from clipbias.clip.config import (
+    BERT_TEXT,
+    SIGLIP_TEXT,
+    SIGLIP_VISION,
     ClipConfig,
     TextConfig,
-    TowerSizes,
+    TowerConfig,
     VisionConfig,
-    bert_text,
     other_network,
-    siglip_sizes,
-    siglip_text,
-    siglip_vision,
 )
 from clipbias.clip.formats import Tensor
 from clipbias.clip.preprocess import Preprocessing, of_open_clip
@@ -31,7 +29,7 @@ from clipbias.clip.tables import NameTable
 from clipbias.errors import ClipbiasError
 from clipbias.io import read_json, shorten
 
-# Width, layers, heads and hidden width by the size in a tower's name.
+# Width, layers, heads and hidden width by the size in the name of timm's tower.
 SIZES = {
     "tiny": (192, 12, 3, 768),
     "small": (384, 12, 6, 1536),
@@ -41,22 +39,124 @@ SIZES = {
     "giantopt": (1536, 40, 16, 6144),
 }
 TOWER = re.compile(r"vit_(?:(pe)_core_)?([a-z0-9]+)_patch(\d+)(?:_(siglip))?_(\d+)")
-PE_POOL_HEADS = 8
+# Perception Encoder's vision tower: CLIP's with rotary positions, and a pooling head before the projection.
+PE_VISION: dict[str, Any] = {"activation": "gelu", "pooling": "attention", "pool_heads": 8, "rotary": True}
+BIOMED_VISION: dict[str, Any] = {
+    "activation": "gelu",
+    "layer_norm_epsilon": 1e-6,
+    "pre_norm": False,
+    "patch_bias": True,
+}
 # BiomedCLIP's text tower, which its file names and nothing else.
 BIOMED = re.compile(r"microsoft/BiomedNLP-(BiomedBERT|PubMedBERT)-base-uncased-abstract(-fulltext)?", re.IGNORECASE)
 BERT_BASE = (768, 12, 12, 3072)
 BERT_VOCABULARY, BERT_POSITIONS = 30522, 512
-_PLAIN_TEXT = ("context_length", "vocab_size", "width", "heads", "layers", "hf_tokenizer_name", "tokenizer_kwargs")
-_SIGLIP_TEXT = {"no_causal_mask": True, "pool_type": "last", "proj_bias": True}
-_BERT_TEXT = {"hf_proj_type": "mlp", "hf_pooler_type": "cls_last_hidden_state_pooler"}
 
 
-def read_timm(model: Mapping[str, Any], *, where: str) -> ClipConfig:
-    """The geometry of a `model_cfg` with a `timm_model_name`.
+# The keys that parts of a `model_cfg` may have, and their values; `...` stands for any value.
+def _any(names: str) -> dict[str, object]:
+    return dict.fromkeys(names.split(), ...)
 
-    Raises `ClipbiasError` if it describes another
-    network, `KeyError`, `TypeError` or `ValueError` if it describes none.
+
+_TOWER = _any("width layers mlp_ratio output_tokens norm_kwargs") | {"block_type": "default"}
+VISION = _any(
+    "image_size patch_size head_width patch_dropout pos_embed_type attn_pooler_queries attn_pooler_heads "
+    "timm_model_pretrained timm_pool timm_proj timm_proj_bias timm_drop timm_drop_path"
+) | {**_TOWER, "pool_type": "tok"}
+TEXT = _any(
+    "context_length vocab_size heads hf_tokenizer_name tokenizer_kwargs tokenizer_mode pad_id eos_id "
+    "hf_model_pretrained hf_proj_type hf_pooler_type"
+) | {**_TOWER, "pool_type": "argmax", "proj_type": "linear"}
+MODEL = _any("embed_dim vision_cfg text_cfg quick_gelu custom_text init_logit_scale nonscalar_logit_scale")
+# Of the text towers beside timm's, by family: the values that keys must have, and other keys.
+_PLAIN_TEXT = _any("context_length vocab_size width heads layers hf_tokenizer_name tokenizer_kwargs")
+TIMM_TEXT: dict[str, tuple[dict[str, object], dict[str, object]]] = {
+    "siglip": (
+        {"no_causal_mask": True, "pool_type": "last", "proj_bias": True},
+        _PLAIN_TEXT | _any("mlp_ratio norm_kwargs act_kwargs") | {"proj_type": "linear"},
+    ),
+    "pe": ({}, _PLAIN_TEXT),
+    "biomed_clip": (
+        {"hf_proj_type": "mlp", "hf_pooler_type": "cls_last_hidden_state_pooler"},
+        _any("hf_model_name hf_tokenizer_name hf_model_pretrained context_length tokenizer_kwargs"),
+    ),
+}
+EPSILON = 1e-5  # of open_clip's LayerNorms, where a file names none
+
+
+def _check_keys(where: str, prefix: str, settings: Mapping[str, object], allowed: Mapping[str, object]) -> None:
+    for key, value in settings.items():
+        # The layers of a ResNet are a list: the numbers of blocks of its stages.
+        if (value and allowed.get(key) not in (..., value)) or (key == "layers" and isinstance(value, list)):
+            raise other_network(where, f"{shorten(ascii(prefix + key)[1:-1])} = {shorten(ascii(value))}")
+
+
+def read_config(path: Path) -> tuple[ClipConfig, Preprocessing, bool]:
+    """Reads an `open_clip_config.json`.
+
+    Returns the geometry, the preprocessing, and whether the file says which activation the model has. Where it does
+    not, the geometry has open_clip's default, GELU. Raises `ClipbiasError` for another network, or no such file.
     """
+    content = read_json(path, dict, what="an open_clip configuration")
+    try:
+        model = content["model_cfg"]
+        has_timm = model["vision_cfg"].get("timm_model_name") is not None
+        config = _timm_network(model, str(path)) if has_timm else _network(model, str(path))
+        preprocessing = of_open_clip(content.get("preprocess_cfg") or {}, config.vision.image_size)
+    except ClipbiasError as error:
+        raise error if str(path) in str(error) else ClipbiasError(f"{path}: {error}") from error
+    except (KeyError, ValueError, TypeError, AttributeError, OverflowError, ArithmeticError) as error:
+        words = f"lacks {error}" if isinstance(error, KeyError) else shorten(str(error), 200)
+        raise ClipbiasError(f"{path} is not an open_clip configuration ({words}); fetch it again.") from error
+    return config, preprocessing, config.family != "clip" or "quick_gelu" in model
+
+
+def _network(model: Mapping[str, Any], where: str) -> ClipConfig:
+    vision = model["vision_cfg"]
+    text = model["text_cfg"]
+    is_metaclip_2 = text.get("pool_type") == "eos"  # CLIP's end is the largest id
+    _check_keys(where, "", model, MODEL)
+    _check_keys(where, "vision_cfg.", vision, VISION)
+    _check_keys(where, "text_cfg.", text, TEXT | {"pool_type": "eos"} if is_metaclip_2 else TEXT)
+
+    def tower(settings: Mapping[str, Any], heads: int) -> dict[str, Any]:
+        norm_options = dict(settings.get("norm_kwargs") or {})
+        epsilon = norm_options.pop("eps", EPSILON)
+        if norm_options:
+            raise ValueError("norm_kwargs holds more than eps")
+        return {
+            "width": settings["width"],
+            "layers": settings["layers"],
+            "heads": heads,
+            "mlp_width": int(settings["width"] * settings.get("mlp_ratio", 4)),
+            "activation": "quick_gelu" if model.get("quick_gelu") else "gelu",
+            "layer_norm_epsilon": epsilon,
+        }
+
+    def side(size: Any) -> Any:
+        if isinstance(size, list) and len(set(size)) != 1:
+            raise ValueError("its images or patches are not square")
+        return size[0] if isinstance(size, list) else size
+
+    vocabulary = text.get("vocab_size", 49408)
+    return ClipConfig(
+        vision=VisionConfig(
+            **tower(vision, vision["width"] // vision.get("head_width", HEAD_WIDTH)),
+            image_size=side(vision.get("image_size", 224)),
+            patch_size=side(vision["patch_size"]),
+        ),
+        text=TextConfig(
+            **tower(text, text["heads"]),
+            vocabulary_size=vocabulary,
+            context_length=text.get("context_length", 77),
+            eos_token_id=text["eos_id"] if is_metaclip_2 else vocabulary - 1,
+        ),
+        projection_width=model["embed_dim"],
+        family="metaclip_2" if is_metaclip_2 else "clip",
+    )
+
+
+def _timm_network(model: Mapping[str, Any], where: str) -> ClipConfig:
     vision = model["vision_cfg"]
     text = model["text_cfg"]
     name = vision["timm_model_name"]
@@ -64,128 +164,100 @@ def read_timm(model: Mapping[str, Any], *, where: str) -> ClipConfig:
     if match is None or match[2] not in SIZES:
         raise other_network(where, f"vision_cfg.timm_model_name = {shown(name)}")
     is_pe, size, patch_size, is_siglip, image_size = match.groups()
-    if not (is_pe or is_siglip) and not BIOMED.fullmatch(str(text.get("hf_model_name"))):
+    family = "siglip" if is_siglip else "pe" if is_pe else "biomed_clip"
+    if family == "biomed_clip" and not BIOMED.fullmatch(str(text.get("hf_model_name"))):
         raise other_network(where, f"{shown(name)} with text_cfg.hf_model_name = {shown(text.get('hf_model_name'))}")
     if vision.get("image_size", 224) != int(image_size):
         raise ClipbiasError(
             f"{where} asks for images of {shown(vision.get('image_size', 224))} pixels in a tower for {image_size}; "
             "clipbias reads a model at its own resolution."
         )
-    images = {"image_size": int(image_size), "patch_size": int(patch_size)}
+    required, others = TIMM_TEXT[family]
+    _check_keys(where, "text_cfg.", text, required | others)
+    for key, value in required.items():
+        if text.get(key) != value:
+            raise other_network(where, f"text_cfg.{key} = {shown(text.get(key))} where {family} has {shown(value)}")
+
     width, layers, heads, mlp_width = SIZES[size]
-    if is_siglip:
-        if text.get("proj_type") == "none":
-            raise other_network(where, "SigLIP with text_cfg.proj_type = 'none'")
-        _check(text, _SIGLIP_TEXT, (*_PLAIN_TEXT, "mlp_ratio", "norm_kwargs", "act_kwargs", "proj_type"), where=where)
-        trunk = siglip_vision(siglip_sizes(width, layers, heads=heads, mlp_width=mlp_width), **images)
-        text_mlp = int(text["width"] * text.get("mlp_ratio", 4))
-        tower = siglip_text(
-            siglip_sizes(text["width"], text["layers"], heads=text["heads"], mlp_width=text_mlp),
-            vocabulary_size=text["vocab_size"],
-            context_length=text["context_length"],
-            eos_token_id=text["vocab_size"] - 1,
-            pad_token_id=0,  # the tokenizer's, once it is read
-        )
-        return ClipConfig(trunk, tower, model["embed_dim"], "siglip")
-    if is_pe:
-        _check(text, {}, _PLAIN_TEXT, where=where)
-        trunk = pe_vision(width, layers, heads, mlp_width, **images)
+    trunk: dict[str, Any] = {"image_size": int(image_size), "patch_size": int(patch_size)}
+    trunk |= {"width": width, "layers": layers, "heads": heads, "mlp_width": mlp_width}
+    if family == "biomed_clip":
+        width, layers, heads, mlp_width = BERT_BASE
         tower = TextConfig(
-            width=text["width"],
-            layers=text["layers"],
-            heads=text["heads"],
-            mlp_width=4 * text["width"],
-            activation="gelu",
-            vocabulary_size=text["vocab_size"],
-            context_length=text["context_length"],
-            eos_token_id=text["vocab_size"] - 1,
+            width,
+            layers,
+            heads,
+            mlp_width,
+            **BERT_TEXT,
+            vocabulary_size=BERT_VOCABULARY,
+            context_length=BERT_POSITIONS,
+            eos_token_id=BERT_VOCABULARY - 1,  # its tokenizer has the right one
+            projection_hidden=(width + model["embed_dim"]) // 2,
         )
-        return ClipConfig(trunk, tower, model["embed_dim"], "pe")
-    known = ("hf_model_name", "hf_tokenizer_name", "hf_model_pretrained", "context_length", "tokenizer_kwargs")
-    _check(text, _BERT_TEXT, known, where=where)
-    trunk = VisionConfig(
-        width,
-        layers,
-        heads,
-        mlp_width,
-        activation="gelu",
-        layer_norm_epsilon=1e-6,
-        image_size=int(image_size),
-        patch_size=int(patch_size),
-        pre_norm=False,
-        patch_bias=True,
+        return ClipConfig(VisionConfig(**BIOMED_VISION, **trunk), tower, model["embed_dim"], family)
+    settings = {"pool_heads": heads, **SIGLIP_VISION} if is_siglip else PE_VISION
+    tower = TextConfig(
+        width=text["width"],
+        layers=text["layers"],
+        heads=text["heads"],
+        mlp_width=int(text["width"] * text.get("mlp_ratio", 4)),
+        **(SIGLIP_TEXT if is_siglip else {"activation": "gelu"}),
+        vocabulary_size=text["vocab_size"],
+        context_length=text["context_length"],
+        eos_token_id=text["vocab_size"] - 1,
     )
-    width, layers, heads, mlp_width = BERT_BASE
-    sizes = TowerSizes(width=width, layers=layers, heads=heads, mlp_width=mlp_width, activation="gelu")
-    tower = bert_text(
-        {**sizes, "layer_norm_epsilon": 1e-12},
-        vocabulary_size=BERT_VOCABULARY,
-        context_length=BERT_POSITIONS,
-        projection_hidden=(width + model["embed_dim"]) // 2,
-    )
-    return ClipConfig(trunk, tower, model["embed_dim"], "biomed_clip")
+    return ClipConfig(VisionConfig(**settings, **trunk), tower, model["embed_dim"], family)
 
 
-def _check(text: Mapping[str, Any], required: Mapping[str, object], known: tuple[str, ...], *, where: str) -> None:
-    """Refuses settings that make a text tower another one than its family's."""
-    for name, value in required.items():
-        if text.get(name) != value:
-            raise ClipbiasError(
-                f"{where} has text_cfg.{name} = {shown(text.get(name))} where this family has {shown(value)}."
-            )
-    for name, value in text.items():
-        if name not in known and name not in required and value:
-            raise other_network(where, f"text_cfg.{shown(name)[1:-1]} = {shown(value)}")
+def model_json(config: ClipConfig, *, own_tokenizer: bool) -> dict[str, Any]:
+    """The inverse of `read_config`: a `model_cfg`, of CLIP and of the families that transformers lacks.
 
-
-def pe_vision(width: int, layers: int, heads: int, mlp_width: int, *, image_size: int, patch_size: int) -> VisionConfig:
-    """Perception Encoder's vision tower: CLIP's with rotary positions, and a pooling head before the projection."""
-    return VisionConfig(
-        width,
-        layers,
-        heads,
-        mlp_width,
-        "gelu",
-        image_size=image_size,
-        patch_size=patch_size,
-        pooling="attention",
-        pool_heads=PE_POOL_HEADS,
-        rotary=True,
-    )
-
-
-def open_clip_json(config: ClipConfig) -> dict[str, Any]:
-    """The inverse of `read_timm`, of the families that transformers lacks: a `model_cfg`."""
+    With its `own_tokenizer` texts of CLIP are cut by the files beside it, not by CLIP's vocabulary. Raises
+    `ClipbiasError` if open_clip has no such network.
+    """
     vision = config.vision
+    text = config.text
+    plain_text = {"context_length": text.context_length, "vocab_size": text.vocabulary_size, "heads": text.heads}
+    if config.family == "clip":
+        if vision.activation != text.activation:
+            raise ClipbiasError("open_clip has one activation for both towers; choose 'safetensors'.")
+        if text.eos_token_id != text.vocabulary_size - 1:
+            raise ClipbiasError("open_clip takes the largest id for the end of a text, and this model has another one.")
+
+        def tower(settings: TowerConfig) -> dict[str, Any]:
+            ratio = settings.mlp_width / settings.width
+            content: dict[str, Any] = {"width": settings.width, "layers": settings.layers, "mlp_ratio": ratio}
+            if settings.layer_norm_epsilon != EPSILON:
+                content["norm_kwargs"] = {"eps": settings.layer_norm_epsilon}
+            return content
+
+        sides = {"image_size": vision.image_size, "patch_size": vision.patch_size}
+        return {
+            "embed_dim": config.projection_width,
+            "quick_gelu": text.activation == "quick_gelu",
+            "vision_cfg": {**tower(vision), **sides, "head_width": vision.width // vision.heads},
+            # open_clip looks for the files of a tokenizer in the folder itself, whatever this names.
+            "text_cfg": {**tower(text), **plain_text, **({"hf_tokenizer_name": "."} if own_tokenizer else {})},
+        }
     sizes = (vision.width, vision.layers, vision.heads, vision.mlp_width)
     size = next((name for name, values in SIZES.items() if values == sizes), None)
     if size is None:
         raise ClipbiasError(f"timm has no name for a vision tower of these sizes: {vision}; save an adapter instead.")
-    core = "pe_core_" if config.family == "pe" else ""
-    content: dict[str, Any] = {
+    is_pe = config.family == "pe"
+    bert = "microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract"
+    bert_text = {"hf_model_name": bert, "hf_tokenizer_name": bert, "context_length": 256, **TIMM_TEXT["biomed_clip"][0]}
+    return {
         "embed_dim": config.projection_width,
         "vision_cfg": {
             "image_size": vision.image_size,
-            "timm_model_name": f"vit_{core}{size}_patch{vision.patch_size}_{vision.image_size}",
+            "timm_model_name": f"vit_{'pe_core_' if is_pe else ''}{size}_patch{vision.patch_size}_{vision.image_size}",
             "timm_model_pretrained": False,
-            "timm_pool": "map" if core else "",
-            "timm_proj": None if core else "linear",
+            "timm_pool": "map" if is_pe else "",
+            "timm_proj": None if is_pe else "linear",
         },
         "custom_text": True,
+        "text_cfg": {**plain_text, "width": text.width, "layers": text.layers} if is_pe else bert_text,
     }
-    text = config.text
-    if core:
-        content["text_cfg"] = {
-            "context_length": text.context_length,
-            "vocab_size": text.vocabulary_size,
-            "width": text.width,
-            "heads": text.heads,
-            "layers": text.layers,
-        }
-    else:
-        name = "microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract"
-        content["text_cfg"] = {"hf_model_name": name, "hf_tokenizer_name": name, "context_length": 256, **_BERT_TEXT}
-    return content
 
 
 # The geometry from the shapes of tensors, for files that come without a configuration.
@@ -215,16 +287,16 @@ def config_from_shapes(tensors: Mapping[str, Tensor], table: NameTable, *, activ
             raise ClipbiasError(f"{where} is not a CLIP model: it has no {name} of CLIP's.") from error
         return leaf.shape if leaf.ndim == 2 else (0, 0)  # a size of 0 is refused below
 
-    def tower(name: str, width: int) -> TowerSizes:
+    def tower(name: str, width: int) -> dict[str, Any]:
         row = next(row for row in table.rows if row.path == f"{name}/layers/norm1/scale")
         block = re.compile(re.escape(row.name).replace(r"\{\}", r"\d+"))
-        return TowerSizes(
-            width=width,
-            layers=sum(block.fullmatch(key) is not None for key in by_name),
-            heads=max(width // HEAD_WIDTH, 1),
-            mlp_width=shape(f"{name}/layers/fc1/kernel")[1],
-            activation=activation,
-        )
+        return {
+            "width": width,
+            "layers": sum(block.fullmatch(key) is not None for key in by_name),
+            "heads": max(width // HEAD_WIDTH, 1),
+            "mlp_width": shape(f"{name}/layers/fc1/kernel")[1],
+            "activation": activation,
+        }
 
     inputs, width = shape("vision/patch_embedding")
     if width > WIDEST:
@@ -238,156 +310,16 @@ def config_from_shapes(tensors: Mapping[str, Tensor], table: NameTable, *, activ
     length = shape("text/position_embedding")[0]
     projection_width = shape("text/projection")[1]
     try:
-        sizes = tower("vision", width)
-        text_sizes = tower("text", text_width)
+        sizes = tower("vision", width) | {"image_size": grid * patch, "patch_size": patch}
+        text_sizes = tower("text", text_width) | {
+            "vocabulary_size": vocabulary,
+            "context_length": length,
+            "eos_token_id": vocabulary - 1,
+        }
         if family == "chinese_clip":
-            bert: TowerSizes = {**text_sizes, "activation": "gelu", "layer_norm_epsilon": 1e-12}
-            text = bert_text(bert, vocabulary_size=vocabulary, context_length=length, projection_hidden=0)
-        else:
-            text = TextConfig(
-                **text_sizes, vocabulary_size=vocabulary, context_length=length, eos_token_id=vocabulary - 1
-            )
+            text_sizes |= BERT_TEXT
         if family == "pe":
-            vision = pe_vision(
-                width, sizes["layers"], sizes["heads"], sizes["mlp_width"], image_size=grid * patch, patch_size=patch
-            )
-        else:
-            vision = VisionConfig(**sizes, image_size=grid * patch, patch_size=patch)
-        return ClipConfig(vision, text, projection_width, family)
+            sizes |= PE_VISION
+        return ClipConfig(VisionConfig(**sizes), TextConfig(**text_sizes), projection_width, family)
     except (ClipbiasError, ArithmeticError) as error:
         raise error if where in str(error) else ClipbiasError(f"{where} is not a CLIP model: {error}") from error
-
-
-# The keys that a configuration of CLIP's own network may have, and their values; `...` stands for any value.
-def _any(names: str) -> dict[str, object]:
-    return dict.fromkeys(names.split(), ...)
-
-
-_TOWER = _any("width layers mlp_ratio output_tokens norm_kwargs") | {"block_type": "default"}
-VISION = _any(
-    "image_size patch_size head_width patch_dropout pos_embed_type attn_pooler_queries attn_pooler_heads "
-    "timm_model_pretrained timm_pool timm_proj timm_proj_bias timm_drop timm_drop_path"
-) | {**_TOWER, "pool_type": "tok"}
-TEXT = _any(
-    "context_length vocab_size heads hf_tokenizer_name tokenizer_kwargs tokenizer_mode pad_id eos_id "
-    "hf_model_pretrained hf_proj_type hf_pooler_type"
-) | {**_TOWER, "pool_type": "argmax", "proj_type": "linear"}
-MODEL = _any("embed_dim vision_cfg text_cfg quick_gelu custom_text init_logit_scale nonscalar_logit_scale")
-EPSILON = 1e-5  # of open_clip's LayerNorms, where a file names none
-METACLIP_2 = {"pool_type": "eos"}  # in place of the largest id
-
-
-def read_config(path: Path) -> tuple[ClipConfig, Preprocessing, bool]:
-    """Reads an `open_clip_config.json`.
-
-    Returns the geometry, the preprocessing, and whether the file says which activation the model has. Where it does
-    not, the geometry has open_clip's default, GELU. Raises `ClipbiasError` for another network, or no such file.
-    """
-    content = read_json(path, dict, what="an open_clip configuration")
-    try:
-        model = content["model_cfg"]
-        config = _network(model, str(path))
-        preprocessing = of_open_clip(content.get("preprocess_cfg") or {}, config.vision.image_size)
-    except ClipbiasError as error:
-        raise error if str(path) in str(error) else ClipbiasError(f"{path}: {error}") from error
-    except (KeyError, ValueError, TypeError, AttributeError, OverflowError, ArithmeticError) as error:
-        words = f"lacks {error}" if isinstance(error, KeyError) else shorten(str(error), 200)
-        raise ClipbiasError(f"{path} is not an open_clip configuration ({words}); fetch it again.") from error
-    return config, preprocessing, config.family != "clip" or "quick_gelu" in model
-
-
-def _network(model: Mapping[str, Any], where: str) -> ClipConfig:
-    if model["vision_cfg"].get("timm_model_name") is not None:
-        return read_timm(model, where=where)
-    ends_by_id = model["text_cfg"].get("pool_type") == "eos"
-    _check_keys(where, "", model, MODEL)
-    _check_keys(where, "vision_cfg.", model["vision_cfg"], VISION)
-    _check_keys(where, "text_cfg.", model["text_cfg"], TEXT | METACLIP_2 if ends_by_id else TEXT)
-    vision = model["vision_cfg"]
-    text = model["text_cfg"]
-
-    def tower(settings: Mapping[str, Any], heads: int) -> TowerSizes:
-        norm_options = dict(settings.get("norm_kwargs") or {})
-        epsilon = norm_options.pop("eps", EPSILON)
-        if norm_options:
-            raise ValueError("norm_kwargs holds more than eps")
-        return TowerSizes(
-            width=settings["width"],
-            layers=settings["layers"],
-            heads=heads,
-            mlp_width=int(settings["width"] * settings.get("mlp_ratio", 4)),
-            activation="quick_gelu" if model.get("quick_gelu") else "gelu",
-            layer_norm_epsilon=epsilon,
-        )
-
-    def side(size: Any) -> Any:
-        if isinstance(size, list) and len(set(size)) != 1:
-            raise ValueError("its images or patches are not square")
-        return size[0] if isinstance(size, list) else size
-
-    vocabulary = text.get("vocab_size", 49408)
-    config = ClipConfig(
-        vision=VisionConfig(
-            **tower(vision, vision["width"] // vision.get("head_width", HEAD_WIDTH)),
-            image_size=side(vision.get("image_size", 224)),
-            patch_size=side(vision["patch_size"]),
-        ),
-        text=TextConfig(
-            **tower(text, text["heads"]),
-            vocabulary_size=vocabulary,
-            context_length=text.get("context_length", 77),
-            eos_token_id=vocabulary - 1,  # open_clip looks for the largest id
-        ),
-        projection_width=model["embed_dim"],
-    )
-    if not ends_by_id:
-        return config
-    ended = dataclasses.replace(config.text, eos_token_id=text["eos_id"])
-    return dataclasses.replace(config, text=ended, family="metaclip_2")
-
-
-def model_json(config: ClipConfig, *, own_tokenizer: bool) -> dict[str, Any]:
-    """The inverse of `read_config` for CLIP's own network: a `model_cfg`.
-
-    With its `own_tokenizer` texts are cut by the files beside it, not by CLIP's vocabulary. Raises `ClipbiasError` if
-    open_clip has no such network.
-    """
-    towers = (config.vision, config.text)
-    if config.family != "clip" or len({tower.activation for tower in towers}) > 1:
-        raise ClipbiasError("only CLIP's own network is written in open_clip's format; choose 'safetensors'.")
-    if config.text.eos_token_id != config.text.vocabulary_size - 1:
-        raise ClipbiasError("open_clip takes the largest id for the end of a text, and this model has another one.")
-
-    def tower(settings: VisionConfig | TextConfig) -> dict[str, Any]:
-        content: dict[str, Any] = {
-            "width": settings.width,
-            "layers": settings.layers,
-            "mlp_ratio": settings.mlp_width / settings.width,
-        }
-        if settings.layer_norm_epsilon != EPSILON:
-            content["norm_kwargs"] = {"eps": settings.layer_norm_epsilon}
-        return content
-
-    vision = config.vision
-    text = config.text
-    return {
-        "embed_dim": config.projection_width,
-        "quick_gelu": text.activation == "quick_gelu",
-        "vision_cfg": tower(vision)
-        | {
-            "image_size": vision.image_size,
-            "patch_size": vision.patch_size,
-            "head_width": vision.width // vision.heads,
-        },
-        "text_cfg": tower(text)
-        | {"context_length": text.context_length, "vocab_size": text.vocabulary_size, "heads": text.heads}
-        # open_clip looks for the files of a tokenizer in the folder itself, whatever this names.
-        | ({"hf_tokenizer_name": "."} if own_tokenizer else {}),
-    }
-
-
-def _check_keys(where: str, prefix: str, settings: Mapping[str, object], allowed: Mapping[str, object]) -> None:
-    for key, value in settings.items():
-        # The layers of a ResNet are a list: the numbers of blocks of its stages.
-        if (value and allowed.get(key) not in (..., value)) or (key == "layers" and isinstance(value, list)):
-            raise other_network(where, f"{shorten(ascii(prefix + key)[1:-1])} = {shorten(ascii(value))}")

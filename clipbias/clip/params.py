@@ -6,7 +6,7 @@ text:   token_embedding [vocabulary, Dt], position_embedding [context_length, Dt
         projection [Dt, d]
 logit_scale: scalar (a logarithm)
 
-SigLIP has no class_embedding, pre_norm and vision projection, and besides patch_bias [Dv], pool (`vision.pool`),
+SigLIP has no class_embedding, pre_norm and vision projection, and besides patch_bias [Dv], pool (`vision.pool_image`),
 projection_bias [d] and the scalar logit_bias. Perception Encoder has CLIP's and pool. BERT has type_embedding [2, Dt]
 and embedding_norm in place of final_norm; BiomedCLIP's has projection_hidden [Dt, h] before projection [h, d].
 """

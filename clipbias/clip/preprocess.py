@@ -208,23 +208,14 @@ def preprocessing_of(resizing: Resizing, mean: Any, std: Any) -> Preprocessing:
 
     Raises `ValueError` or `TypeError` if these are not three numbers.
     """
-    preprocessing = Preprocessing(resizing)
-    if mean is not None:
-        preprocessing = dataclasses.replace(preprocessing, mean=_three_numbers(mean))
-    if std is not None:
-        preprocessing = dataclasses.replace(preprocessing, std=_three_numbers(std))
-        if not min(preprocessing.std) > 0:
-            raise ValueError("mean and std need three values each")
-    return preprocessing
-
-
-def _three_numbers(values: Any) -> tuple[float, float, float]:
-    if isinstance(values, int | float):
-        values = (values, values, values)
-    numbers = tuple(float(value) for value in values)
-    if len(numbers) != 3 or any(abs(number) == float("inf") or number != number for number in numbers):
-        raise ValueError("mean and std need three values each")
-    return numbers
+    numbers: dict[str, Any] = {}
+    for name, values in (("mean", mean), ("std", std)):
+        if values is not None:
+            array = np.broadcast_to(np.asarray(values, np.float64), 3)
+            if not np.isfinite(array).all() or (name == "std" and array.min() <= 0):
+                raise ValueError("mean and std need three values each")
+            numbers[name] = tuple(array.tolist())
+    return Preprocessing(resizing, **numbers)
 
 
 def preprocessor_json(preprocessing: Preprocessing) -> str:

@@ -1,19 +1,28 @@
-"""How families of checkpoints name the tensors of a model and lay them out: one table for each.
+"""How families of checkpoints name the tensors of a model and lay them out: one table for each, and their use.
 
 A row of a table names one tensor and says where it lies in the parameter tree (`clip.params`) and how its layout
 differs. Layers are stacked in the tree, and Hugging Face's three attention projections lie side by side.
 
-A further family is one more table in `TABLES`; `families` says which files hold it.
+A further family is one more table in `TABLES`, and a reader of its configuration (`checkpoint.describe`).
 """
 
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
+import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
+
+from clipbias.clip.config import ClipConfig, other_network
+from clipbias.clip.formats import FLOATING, Tensor
+from clipbias.clip.params import Params, abstract_params, empty_params
+from clipbias.errors import ClipbiasError
+from clipbias.io import shorten
 
 Array = np.ndarray
+MOST_SHOWN = 40  # differences between weights and configuration in a message
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,10 +81,6 @@ class NameTable:
     ignored: frozenset[str] = frozenset()
     zeros: tuple[tuple[str, str], ...] = ()
     optional_prefix: str = ""
-
-    def known(self, names: Collection[str]) -> int:
-        """The number of these names that are in the table."""
-        return len(names) - len(self.unknown(names))
 
     def unknown(self, names: Collection[str]) -> list[str]:
         """The names that are not in the table."""
@@ -153,6 +158,22 @@ def _in_flax(row: TensorName) -> TensorName:
 
 FLAX = NameTable(tuple(map(_in_flax, HUGGING_FACE.rows)))
 
+_ONE_TOKEN = Layout(lambda x: x[0, 0], lambda x: x[None, None])
+
+
+def pool(prefix: str, attention: str, norm2: str, fc1: str, fc2: str) -> list[TensorName]:
+    """The rows of a pooling head with PyTorch's `MultiheadAttention`."""
+    return [
+        TensorName(f"{prefix}.probe", "vision/pool/probe", _ONE_TOKEN),
+        TensorName(f"{prefix}.{attention}.in_proj_weight", "vision/pool/qkv/kernel", TRANSPOSED),
+        TensorName(f"{prefix}.{attention}.in_proj_bias", "vision/pool/qkv/bias"),
+        *linear("vision/pool/out", f"{prefix}.{attention}.out_proj"),
+        *norm("vision/pool/norm2", f"{prefix}.{norm2}"),
+        *linear("vision/pool/fc1", f"{prefix}.{fc1}"),
+        *linear("vision/pool/fc2", f"{prefix}.{fc2}"),
+    ]
+
+
 # SigLIP's names, those of SigLIP 2 with a fixed resolution as well.
 _NUMBER = Layout(lambda x: x.reshape(()), lambda x: x.reshape(1))
 _NOT_SIGLIPS = ("class_embedding", "pre_norm", "projection", "logit_scale")
@@ -160,13 +181,7 @@ SIGLIP = NameTable(
     (
         *(row for row in HUGGING_FACE.rows if not any(part in row.path for part in _NOT_SIGLIPS)),
         TensorName("vision_model.embeddings.patch_embedding.bias", "vision/patch_bias"),
-        TensorName("vision_model.head.probe", "vision/pool/probe", Layout(lambda x: x[0, 0], lambda x: x[None, None])),
-        TensorName("vision_model.head.attention.in_proj_weight", "vision/pool/qkv/kernel", TRANSPOSED),
-        TensorName("vision_model.head.attention.in_proj_bias", "vision/pool/qkv/bias"),
-        *linear("vision/pool/out", "vision_model.head.attention.out_proj"),
-        *norm("vision/pool/norm2", "vision_model.head.layernorm"),
-        *linear("vision/pool/fc1", "vision_model.head.mlp.fc1"),
-        *linear("vision/pool/fc2", "vision_model.head.mlp.fc2"),
+        *pool("vision_model.head", "attention", "layernorm", "mlp.fc1", "mlp.fc2"),
         TensorName("text_model.head.weight", "text/projection", TRANSPOSED),
         TensorName("text_model.head.bias", "text/projection_bias"),
         TensorName("logit_scale", "logit_scale", _NUMBER),
@@ -243,11 +258,9 @@ OPEN_CLIP = NameTable(
     optional_prefix="text.",
 )
 
-
+# timm's vision towers in open_clip's files.
 _TRUNK = "visual.trunk"
-_HEAD = "vision/pool"
 _ONE_IMAGE = Layout(lambda x: x[0], lambda x: x[None])
-_ONE_TOKEN = Layout(lambda x: x[0, 0], lambda x: x[None, None])
 _TIMM_BLOCK = [
     *norm("norm1", "norm1"),
     *linear("qkv", "attn.qkv"),
@@ -265,15 +278,15 @@ _TRUNK_ROWS = [
 _PATCH_BIAS = TensorName(f"{_TRUNK}.patch_embed.proj.bias", "vision/patch_bias")
 _CLASS_TOKEN = TensorName(f"{_TRUNK}.cls_token", "vision/class_embedding", _ONE_TOKEN)
 _POOL_ROWS = [
-    TensorName(f"{_TRUNK}.attn_pool.latent", f"{_HEAD}/probe", _ONE_TOKEN),
-    TensorName(f"{_TRUNK}.attn_pool.q.weight", f"{_HEAD}/qkv/kernel", TRANSPOSED, part=0, parts=3),
-    TensorName(f"{_TRUNK}.attn_pool.q.bias", f"{_HEAD}/qkv/bias", part=0, parts=3),
-    TensorName(f"{_TRUNK}.attn_pool.kv.weight", f"{_HEAD}/qkv/kernel", TRANSPOSED, part=1, parts=3, span=2),
-    TensorName(f"{_TRUNK}.attn_pool.kv.bias", f"{_HEAD}/qkv/bias", part=1, parts=3, span=2),
-    *linear(f"{_HEAD}/out", f"{_TRUNK}.attn_pool.proj"),
-    *norm(f"{_HEAD}/norm2", f"{_TRUNK}.attn_pool.norm"),
-    *linear(f"{_HEAD}/fc1", f"{_TRUNK}.attn_pool.mlp.fc1"),
-    *linear(f"{_HEAD}/fc2", f"{_TRUNK}.attn_pool.mlp.fc2"),
+    TensorName(f"{_TRUNK}.attn_pool.latent", "vision/pool/probe", _ONE_TOKEN),
+    TensorName(f"{_TRUNK}.attn_pool.q.weight", "vision/pool/qkv/kernel", TRANSPOSED, part=0, parts=3),
+    TensorName(f"{_TRUNK}.attn_pool.q.bias", "vision/pool/qkv/bias", part=0, parts=3),
+    TensorName(f"{_TRUNK}.attn_pool.kv.weight", "vision/pool/qkv/kernel", TRANSPOSED, part=1, parts=3, span=2),
+    TensorName(f"{_TRUNK}.attn_pool.kv.bias", "vision/pool/qkv/bias", part=1, parts=3, span=2),
+    *linear("vision/pool/out", f"{_TRUNK}.attn_pool.proj"),
+    *norm("vision/pool/norm2", f"{_TRUNK}.attn_pool.norm"),
+    *linear("vision/pool/fc1", f"{_TRUNK}.attn_pool.mlp.fc1"),
+    *linear("vision/pool/fc2", f"{_TRUNK}.attn_pool.mlp.fc2"),
 ]
 # The text tower of open_clip, where it is a module of its own.
 _TEXT_ROWS = [
@@ -312,13 +325,7 @@ OPEN_CLIP_PE = NameTable(
 META_PE = NameTable(
     (
         *OPEN_CLIP.rows,
-        TensorName("visual.attn_pool.probe", f"{_HEAD}/probe", _ONE_TOKEN),
-        TensorName("visual.attn_pool.attn.in_proj_weight", f"{_HEAD}/qkv/kernel", TRANSPOSED),
-        TensorName("visual.attn_pool.attn.in_proj_bias", f"{_HEAD}/qkv/bias"),
-        *linear(f"{_HEAD}/out", "visual.attn_pool.attn.out_proj"),
-        *norm(f"{_HEAD}/norm2", "visual.attn_pool.layernorm"),
-        *linear(f"{_HEAD}/fc1", "visual.attn_pool.mlp.c_fc"),
-        *linear(f"{_HEAD}/fc2", "visual.attn_pool.mlp.c_proj"),
+        *pool("visual.attn_pool", "attn", "layernorm", "mlp.c_fc", "mlp.c_proj"),
     ),
     families=("pe",),
     ignored=OPEN_CLIP.ignored,
@@ -364,6 +371,100 @@ TABLES = (
 )
 
 
-def table_of_family(family: str) -> NameTable:
-    """The names with which a family's models are written."""
+def table_of_family(family: str, table: NameTable | None = None) -> NameTable:
+    """The names with which a family's models are written, or `table` if its names are that family's, too."""
+    if table is not None and family in table.families:
+        return table
     return next(table for table in TABLES if family in table.families)
+
+
+def table_of(tensors: Mapping[str, Tensor], *, where: str) -> NameTable:
+    """The table that has most of a checkpoint's names.
+
+    Raises `ClipbiasError` if most names belong to another network.
+    """
+    table = min(TABLES, key=lambda table: len(table.unknown(tensors)))
+    unknown = table.unknown(tensors)
+    if 2 * len(unknown) > len(tensors):  # fewer are told one by one, beside those that are missing
+        raise other_network(where, f"its tensor {_shown(unknown[0])} and {len(unknown) - 1} more")
+    return table
+
+
+def _pieces(config: ClipConfig, table: NameTable, tree: Params) -> Iterator[tuple[TensorName, str, np.ndarray]]:
+    """Every tensor of a model with the view of the leaf that holds it: row, name in the file, view."""
+    leaves = flatten_dict(tree, sep="/")
+    for row in table.rows:
+        whole = leaves[row.path]
+        layers = range(getattr(config, row.path.partition("/")[0]).layers) if "{}" in row.name else [None]
+        for layer in layers:
+            leaf = whole if layer is None else whole[layer]
+            width = leaf.shape[-1] // row.parts if row.parts > 1 else 0
+            part = leaf[..., row.part * width : (row.part + row.span) * width] if row.parts > 1 else leaf
+            yield row, row.name.format(layer), part
+
+
+def from_tensors(
+    config: ClipConfig, tensors: Mapping[str, Tensor], table: NameTable | None = None, *, where: str
+) -> Params:
+    """Builds the parameter tree (float32 NumPy) from a checkpoint's tensors, which are read one at a time.
+
+    `table` says whose names these are; `None` stands for those with which the family is written. Raises `ClipbiasError`
+    that lists the missing, unexpected and mis-shaped tensors, and those of types that hold no weights; or names a
+    tensor with numbers that are not finite.
+    """
+    table = table_of_family(config.family, table)
+    tensors = {table.plain(name): tensor for name, tensor in tensors.items()}
+    if max(config.vision.layers, config.text.layers) > len(tensors):  # every layer has tensors of its own
+        raise ClipbiasError(f"{where} holds {len(tensors)} tensors, fewer than its configuration asks for layers.")
+    # Views without memory: what a wrong configuration asks for may not exist.
+    tree = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), abstract_params(config))
+    expected = {name: row.layout.save(view).shape for row, name, view in _pieces(config, table, tree)}
+    problems = [f"missing: {name} {shape}" for name, shape in expected.items() if name not in tensors]
+    zeros = [name for name, _ in table.zeros]
+    problems += [f"not zero: {name}" for name in zeros if name in tensors and np.any(tensors[name].read())]
+    for name, tensor in tensors.items():
+        shape = expected.get(name)
+        if shape is None:
+            if name not in table.ignored and name not in zeros:
+                problems.append(f"unexpected: {_shown(name)} {tensor.shape}")
+        elif tensor.dtype not in FLOATING:
+            problems.append(f"wrong type: {name} is {_shown(tensor.dtype)}, which is none of {', '.join(FLOATING)}")
+        # Some trainers keep the scale, a single number, as a list of one.
+        elif tensor.shape != shape and (tensor.shape, shape) != ((1,), ()):
+            problems.append(f"wrong shape: {name} is {tensor.shape}, the configuration asks for {shape}")
+    if problems:
+        shown = problems[:MOST_SHOWN]
+        if len(problems) > MOST_SHOWN:
+            shown.append(f"and {len(problems) - MOST_SHOWN} more")
+        raise ClipbiasError(
+            f"{where} does not hold the model that its configuration describes ({len(problems)} differences):\n  "
+            + "\n  ".join(shown)
+        )
+    tree = empty_params(config)
+    damaged = []
+    for row, name, view in _pieces(config, table, tree):
+        values = np.asarray(tensors[name].read(), np.float32)
+        if not np.isfinite(values).all():
+            damaged.append(name)
+        view[...] = row.layout.load(values.reshape(expected[name]))
+    if damaged:
+        more = f" and {len(damaged) - 1} other tensors" if len(damaged) > 1 else ""
+        raise ClipbiasError(
+            f"{where} holds NaN or infinite numbers in {damaged[0]}{more}; fetch it again, or take a checkpoint from "
+            "before its training diverged."
+        )
+    return tree
+
+
+def _shown(name: str) -> str:
+    return shorten(name if name.isprintable() else ascii(name))
+
+
+def to_tensors(config: ClipConfig, params: Params, table: NameTable | None = None) -> dict[str, np.ndarray]:
+    """The tensors of a checkpoint by a family's names; `from_tensors` of them gives `params` back bit for bit."""
+    tree = jax.tree.map(np.asarray, params)
+    table = table_of_family(config.family, table)
+    pieces = _pieces(config, table, tree)
+    tensors = {name: np.asarray(row.layout.save(view), order="C") for row, name, view in pieces}
+    leaves = flatten_dict(tree, sep="/")
+    return tensors | {name: np.zeros(leaves[path].shape[-1:], leaves[path].dtype) for name, path in table.zeros}

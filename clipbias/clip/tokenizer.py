@@ -21,7 +21,7 @@ import numpy as np
 
 from clipbias.clip.config import TextConfig
 from clipbias.errors import ClipbiasError
-from clipbias.io import check_file, reason, shorten
+from clipbias.io import check_file, shorten
 
 
 class Tokenizer(Protocol):
@@ -202,8 +202,6 @@ def read_tokenizer(folder: Path, family: str = "clip", cleaning: str | None = No
     except ClipbiasError:
         raise
     except Exception as error:  # whatever the tokenizer library raises on a damaged file
-        if isinstance(error, OSError) and error.errno:  # of the file system's own, which is no damage
-            raise ClipbiasError(f"cannot read {error.filename or folder}: {reason(error)}; see to the file.") from error
         words = shorten(" ".join(str(error).split()), 300)
         raise ClipbiasError(f"the tokenizer in {folder} cannot be read ({words}); fetch it again.") from error
 

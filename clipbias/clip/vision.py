@@ -5,8 +5,7 @@ patches, and to `[cls]` where there is one.
 """
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +15,7 @@ from jax.typing import DTypeLike
 from clipbias.clip import block, layers, tower
 from clipbias.clip.adaptation import NOTHING, Adaptation, check_adapters, check_bias, check_inserted, check_prompts
 from clipbias.clip.block import bias_rows
-from clipbias.clip.config import ClipConfig, VisionConfig
+from clipbias.clip.config import ClipConfig
 from clipbias.clip.layers import check_changes, multiply, of_layers, outside_layers
 from clipbias.clip.params import Params
 from clipbias.clip.precision import cast_weights, with_precision
@@ -32,33 +31,6 @@ class Pooled(NamedTuple):
     probabilities: jax.Array
     query: jax.Array
     keys: jax.Array
-
-
-def pool(patches: jax.Array, weights: Mapping[str, Any], config: VisionConfig, tap: jax.Array | float = 0.0) -> Pooled:
-    """`h + MLP(LN(h))` with `h = MHA(probe, x, x)`, of patches `x [B, M, D]` after the post-LayerNorm.
-
-    The head's weights are those of a block (`layers.py`) without the first LayerNorm and axis `L`, and `probe [D]`. A
-    `tap` is added to the probabilities `[B, H, M]`; differentiating by it gives ∂y/∂A.
-    """
-    batch = patches.shape[0]  # `len` is not for a batch size that is left open, as in exported programs
-    query = layers.dense(weights["probe"].astype(patches.dtype)[None], layers.outputs(weights["qkv"], 0, 1))
-    keys_values = layers.dense(patches, layers.outputs(weights["qkv"], 1, 3))
-    k, v = (layers.split_heads(x, config.pool_heads) for x in jnp.split(keys_values, 2, axis=-1))
-    q = jnp.broadcast_to(layers.split_heads(query, config.pool_heads), (batch, 1, *k.shape[2:]))
-    probabilities = layers.attention_probabilities(q, k, None)[:, :, 0] + tap
-    heads = jnp.einsum("BHM,BMHK->BHK", probabilities.astype(v.dtype), v)
-    h = layers.dense(heads.reshape(batch, -1), weights["out"])
-    return Pooled(h + layers.mlp(h, weights, config), probabilities, q[:, 0], k)
-
-
-def patchify(images: jax.Array, patch_size: int) -> jax.Array:
-    """Cuts `[B, R, R, 3]` into flattened patches `[B, M, patch_size² · 3]`, row by row, without what fills no patch."""
-    batch, size, _, channels = images.shape
-    grid = size // patch_size
-    if size % patch_size:
-        images = images[:, : grid * patch_size, : grid * patch_size]
-    x = images.reshape(batch, grid, patch_size, grid, patch_size, channels)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, grid * grid, patch_size * patch_size * channels)
 
 
 def embed_image(
@@ -88,7 +60,12 @@ def embed_image(
         if adaptation.pixels.shape != expected:
             raise ClipbiasError(f"pixels have shape {adaptation.pixels.shape}; expected {expected}.")
         images = images + adaptation.pixels
-    tokens = multiply(patchify(images.astype(jnp.float32), geometry.patch_size), weights["patch_embedding"])
+    # Patches row by row, [B, M, p·p·3], without a margin that fills none.
+    side = geometry.patch_size
+    covered = images[:, : geometry.grid * side, : geometry.grid * side].astype(jnp.float32)
+    patches = covered.reshape(images.shape[0], geometry.grid, side, geometry.grid, side, 3).transpose(0, 1, 3, 2, 4, 5)
+    patches = patches.reshape(images.shape[0], geometry.patches, side * side * 3)
+    tokens = multiply(patches, weights["patch_embedding"])
     if geometry.patch_bias:
         tokens = tokens + weights["patch_bias"].astype(jnp.float32)
     if geometry.class_token:
@@ -158,14 +135,25 @@ def pool_image(
     adaptation: Adaptation | None = None,
     tap: jax.Array | float = 0.0,
 ) -> Pooled:
-    """What the pooling head makes of the last block's tokens `[B, N, D]`; `tap` as in `pool`."""
-    weights = outside_layers(params["vision"], (adaptation or NOTHING).vision_weights)
-    inputs = tokens[:, : config.vision.tokens]
-    inputs = layers.layer_norm(inputs, weights["post_norm"], config.vision.layer_norm_epsilon)
-    pooled = pool(inputs, weights["pool"], config.vision, tap)
-    if not config.vision.projection:
-        return pooled
-    return pooled._replace(feature=_project(pooled.feature, weights))
+    """`h + MLP(LN(h))` with `h = MHA(probe, x, x)`, of the last block's tokens `[B, N, D]` after the post-LayerNorm.
+
+    The head's weights are those of a block (`layers.py`) without the first LayerNorm and axis `L`, and `probe [D]`. A
+    `tap` is added to the probabilities `[B, H, M]`; differentiating by it gives ∂y/∂A.
+    """
+    geometry = config.vision
+    outside = outside_layers(params["vision"], (adaptation or NOTHING).vision_weights)
+    patches = layers.layer_norm(tokens[:, : geometry.tokens], outside["post_norm"], geometry.layer_norm_epsilon)
+    weights = outside["pool"]
+    batch = patches.shape[0]  # `len` is not for a batch size that is left open, as in exported programs
+    query = layers.dense(weights["probe"].astype(patches.dtype)[None], layers.outputs(weights["qkv"], 0, 1))
+    keys_values = layers.dense(patches, layers.outputs(weights["qkv"], 1, 3))
+    k, v = (layers.split_heads(x, geometry.pool_heads) for x in jnp.split(keys_values, 2, axis=-1))
+    q = jnp.broadcast_to(layers.split_heads(query, geometry.pool_heads), (batch, 1, *k.shape[2:]))
+    probabilities = layers.attention_probabilities(q, k, None)[:, :, 0] + tap
+    heads = jnp.einsum("BHM,BMHK->BHK", probabilities.astype(v.dtype), v)
+    h = layers.dense(heads.reshape(batch, -1), weights["out"])
+    feature = h + layers.mlp(h, weights, geometry)
+    return Pooled(_project(feature, outside) if geometry.projection else feature, probabilities, q[:, 0], k)
 
 
 @with_precision

@@ -157,11 +157,6 @@ class Split:
         return self if len(rest) == len(self) else self.subset(rest)
 
     @functools.cached_property
-    def names_hash(self) -> str:
-        """First 16 hex digits of SHA-256 over the names, joined by newlines, as of the published picks."""
-        return hashlib.sha256("\n".join(self.keys).encode("utf-8", "surrogatepass")).hexdigest()[:16]
-
-    @functools.cached_property
     def digest(self) -> str:
         """What tells this list from others while the process lives: a hash of paths, labels and orientation."""
         return self._hash(self.source)

@@ -1,15 +1,26 @@
-"""A user's images: one sub-folder per class, optionally below `train/`, `val/` and `test/`."""
+"""A user's images: one sub-folder per class, optionally below `train/`, `val/` and `test/`; or as a list.
 
+A list is a CSV or JSON lines table, a folder with `metadata.jsonl`, or a Hugging Face dataset.
+"""
+
+import csv
+import dataclasses
 import hashlib
+import io
 import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeGuard
 
 import numpy as np
 from absl import logging
 
+from clipbias.checks import shown
 from clipbias.constants import DEFAULT_TEMPLATE
 from clipbias.data import files
 from clipbias.data.dataset import Dataset, Split
-from clipbias.errors import ClipbiasError
+from clipbias.errors import ClipbiasError, UnreadableImage
+from clipbias.io import data_path, parse_json, read_text, reason
 
 # Names under which people keep each split, in order of preference.
 SPLIT_FOLDERS = {
@@ -119,3 +130,239 @@ def divide(split: Split, shares: tuple[float, float]) -> tuple[np.ndarray, np.nd
         test.append(indices[val_count : val_count + test_count])
         train.append(indices[val_count + test_count :])
     return np.sort(np.concatenate(train)), np.sort(np.concatenate(val)), np.sort(np.concatenate(test))
+
+
+# Lists of images.
+
+METADATA = ("metadata.jsonl", "metadata.csv")
+
+LONGEST_NUMBER = 10  # digits of a label; longer ones are names
+
+TableRow = tuple[str, str, str]  # path, label, split
+
+
+def load_table(
+    data_dir: str | os.PathLike | None,
+    *,
+    template: str | None = None,
+    class_names: Sequence[str] | None = None,
+) -> Dataset:
+    """Reads a table of images: `path,label[,split]`.
+
+    Args:
+      data_dir: The `.csv` (with a header line) or `.jsonl` file; paths in it are relative to its folder and stay below
+        it.
+      class_names: Names of integer labels 0, 1, ...; None takes the labels themselves as names, sorted.
+
+    Raises `ClipbiasError` for no such file, a missing column, an unknown split, a path that leaves the folder.
+    """
+    if data_dir is None:
+        raise ClipbiasError("dataset csv needs data_dir, the .csv or .jsonl file that lists the images.")
+    path = data_path(data_dir)
+    if not _is_file(path):
+        raise ClipbiasError(f"dataset csv: there is no file {path}; data_dir must name the .csv or .jsonl file.")
+    rows = _rows(path, "path", "")
+    return _dataset("csv", path.parent, list(rows), template, class_names, str(path))
+
+
+def has_metadata(folder: Path) -> bool:
+    """Whether `folder`, or a split folder in it, holds a `metadata.jsonl` or `metadata.csv`."""
+    places = ["", *SPLIT_OF]
+    return any(_is_file(folder / place / name) for place in places for name in METADATA)
+
+
+def _is_file(path: Path) -> bool:
+    """Whether a file exists. Raises `ClipbiasError` if its folder may not be read."""
+    try:
+        return path.is_file()
+    except PermissionError as error:
+        raise ClipbiasError(f"cannot read the folder {path.parent}: {reason(error)}; check its permissions.") from error
+
+
+def load_metadata(
+    folder: Path,
+    *,
+    template: str | None = None,
+    class_names: Sequence[str] | None = None,
+) -> Dataset:
+    """Reads an image folder as Hugging Face `datasets` does: `metadata.jsonl` with `file_name` and a label.
+
+    The metadata lies beside the images, in `folder` or in each of `train/`, `validation/`, `test/`.
+    """
+    rows: list[TableRow] = []
+    for place, split_name in [("", ""), *SPLIT_OF.items()]:
+        for name in METADATA:
+            path = folder / place / name
+            if _is_file(path):
+                for image, label, row_split in _rows(path, "file_name", split_name):
+                    rows.append((f"{place}/{image}" if place else image, label, row_split))
+    return _dataset("folder", folder, rows, template, class_names, str(folder))
+
+
+def _rows(path: Path, path_column: str, split_name: str) -> Iterator[TableRow]:
+    for number, record in _records(path):
+        for column in (path_column, "label"):
+            if record.get(column) in (None, ""):
+                columns = ", ".join(key for key in record if key)
+                raise ClipbiasError(f"{path}, line {number}: no value for {column!r}; the columns are {columns}.")
+        image = files.check_relative(str(record[path_column]), listed_in=f"{path}, line {number},")
+        split = str(record.get("split") or split_name)
+        if split and split not in SPLIT_OF:
+            raise ClipbiasError(f"{path}, line {number}: the split is {split!r}; it must be train, val or test.")
+        yield image, str(record["label"]), SPLIT_OF.get(split, "")
+
+
+def _records(path: Path) -> Iterator[tuple[int, Mapping]]:
+    text = read_text(path)
+    if path.suffix.lower() == ".csv":
+        reader = csv.DictReader(io.StringIO(text, newline=""))
+        try:
+            for record in reader:
+                yield reader.line_num, record
+        except csv.Error as error:
+            raise ClipbiasError(f"{path}, line {reader.line_num}: not a line of CSV ({error}).") from error
+        return
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = parse_json(line)
+        except ValueError as error:
+            raise ClipbiasError(f"{path}, line {number}: {error}.") from error
+        if not isinstance(record, dict):
+            raise ClipbiasError(f"{path}, line {number}: expected an object with path and label, found {line[:40]!r}.")
+        yield number, record
+
+
+def _dataset(
+    name: str,
+    root: Path,
+    rows: list[TableRow],
+    template: str | None,
+    class_names: Sequence[str] | None,
+    place: str,
+) -> Dataset:
+    if not rows:
+        raise ClipbiasError(f"{place} lists no image.")
+    unsorted = {label for _, label, _ in rows}
+    numbers = all(label.isdecimal() and len(label) < LONGEST_NUMBER for label in unsorted)
+    # The text decides between 1 and 01, so that the order never depends on anything else.
+    labels = sorted(unsorted, key=lambda label: (int(label), label)) if numbers else sorted(unsorted)
+    label_of = {label: index for index, label in enumerate(labels)}
+    if class_names is not None:
+        if not numbers or int(labels[-1]) >= len(class_names):
+            raise ClipbiasError(
+                f"{place}: class_names goes with labels 0 to {len(class_names) - 1}, found {labels[-1]!r}."
+            )
+        label_of = {label: int(label) for label in labels}
+    splits: dict[str, Split] = {}
+    split_names = sorted({split for _, _, split in rows})
+    if "" in split_names and len(split_names) > 1:
+        raise ClipbiasError(f"{place}: some images have a split and some have none; give every image one, or none.")
+    for split_name in split_names:
+        images = [image for image, _, split in rows if split == split_name]
+        numbered = [label_of[label] for _, label, split in rows if split == split_name]
+        splits[split_name or "all"] = files.split_of_files(root, images, numbered, listed_in=place, upright=True)
+    if not {"all", "train"} & set(splits):
+        raise ClipbiasError(f"{place} has {', '.join(split_names)} images but none for train; add some.")
+    return Dataset(
+        name,
+        tuple(labels if class_names is None else class_names),
+        DEFAULT_TEMPLATE if template is None else template,
+        complete_splits(splits, place),
+    )
+
+
+# Hugging Face datasets. Their package need not be installed: they are known by what they have.
+
+HUB_NAME = "Hugging Face dataset"
+
+
+class HubDataset(Protocol):
+    """The part of `datasets.Dataset` that is used: a table, whose columns have types by name."""
+
+    @property
+    def features(self) -> Mapping[str, Any]: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, key: int | str) -> Any: ...
+    def cast_column(self, column: str, feature: Any) -> "HubDataset": ...
+    def select_columns(self, column_names: list[str]) -> "HubDataset": ...
+
+
+def is_hub_dataset(source: object) -> TypeGuard[HubDataset | Mapping[str, HubDataset]]:
+    """Whether it is a `datasets.Dataset`, or a `datasets.DatasetDict` of them."""
+    if isinstance(source, Mapping):
+        return bool(source) and all(map(_is_table, source.values()))
+    return _is_table(source)
+
+
+def _is_table(source: object) -> bool:
+    return isinstance(getattr(source, "features", None), Mapping) and hasattr(source, "cast_column")
+
+
+def from_hub_dataset(source: HubDataset | Mapping[str, HubDataset], *, template: str = DEFAULT_TEMPLATE) -> Dataset:
+    """The pictures and labels of a table, or of several by the name of their split; pictures are read when used.
+
+    A single table serves for training and for testing, whichever is done with it. Raises `ClipbiasError` if a table has
+    not one column of images and one of class labels, a row has no label, the tables differ in their classes, or a split
+    has an unknown name.
+    """
+    if not isinstance(source, Mapping):
+        split, names = _read(source, "row")
+        return Dataset(HUB_NAME, names, template, {"train": split, "test": split})
+    splits: dict[str, Split] = {}
+    class_names: dict[tuple[str, ...], None] = {}
+    for name, table in source.items():
+        if name not in SPLIT_OF:
+            raise ClipbiasError(
+                f"the dataset has a split {shown(name)}; name it train, validation or test, or give it alone."
+            )
+        splits[SPLIT_OF[name]], names = _read(table, name)
+        class_names[names] = None
+    if len(class_names) > 1:
+        raise ClipbiasError("the splits of the dataset have different classes; cast their labels to the same.")
+    return Dataset(HUB_NAME, next(iter(class_names)), template, splits)
+
+
+def _read(table: HubDataset, name: str) -> tuple[Split, tuple[str, ...]]:
+    """A table's pictures with their labels, and the classes; keys are the table's name and the row."""
+    if not hasattr(table, "__len__"):
+        raise ClipbiasError("the dataset is a stream without a length; load it without streaming=True.")
+    image = _column(table, "Image", "datasets.Image()")
+    label = _column(table, "ClassLabel", "datasets.ClassLabel, for example by class_encode_column('label')")
+    class_names = tuple(table.features[label].names)
+    values = list(table[label])
+    if len(values) != len(table):
+        raise ClipbiasError(f"the dataset has {len(table)} rows and {len(values)} labels; give each row a label.")
+    keys = [f"{name} {row}" for row in range(len(values))]  # no image of another split has the same
+    unlabelled = [row for row, value in enumerate(values) if value not in range(len(class_names))]
+    if unlabelled:
+        raise ClipbiasError(
+            f"row {unlabelled[0]} of the dataset has the label {values[unlabelled[0]]}, which is no class; leave such "
+            "rows out."
+        )
+    # The encoded files: the table would decode them, in formats and ways of its own.
+    encoded = table.cast_column(image, type(table.features[image])(decode=False)).select_columns([image])
+
+    def read(index: int) -> bytes:
+        record = encoded[index][image]
+        if record is None:
+            raise UnreadableImage(keys[index], f"{keys[index]} of the dataset has no image")
+        return record["bytes"] if record["bytes"] is not None else files.read_image(data_path(record["path"]))
+
+    split = Split(keys, np.asarray(values, np.int32), read, upright=True)
+    if fingerprint := getattr(table, "_fingerprint", None):  # by which the package names what a table holds
+        split = dataclasses.replace(split, source=f"{HUB_NAME} {fingerprint}", contents=lambda paths: [])
+    return split, class_names
+
+
+def _column(table: HubDataset, kind: str, advice: str) -> str:
+    """The only column of a type."""
+    columns: Sequence[str] = [name for name, feature in table.features.items() if type(feature).__name__ == kind]
+    if len(columns) == 1:
+        return columns[0]
+    if columns:
+        raise ClipbiasError(f"the dataset has the {kind} columns {', '.join(columns)}; drop all but one of them.")
+    raise ClipbiasError(
+        f"the dataset has no {kind} column among {', '.join(table.features)}; cast the column to {advice}."
+    )

@@ -257,9 +257,9 @@ class Images:
         self.unreadable: dict[str, str] = {}
 
     @classmethod
-    def of(cls, split: "Split | Images", cache_bytes: int = 0) -> "Images":
-        """`split` itself if it is an `Images`, else its images with a new cache."""
-        return split if isinstance(split, Images) else cls(split, ImageCache(cache_bytes, len(split)))
+    def of(cls, split: "Split | Images") -> "Images":
+        """`split` itself if it is an `Images`, else its images without a cache."""
+        return split if isinstance(split, Images) else cls(split)
 
     def __len__(self) -> int:
         return len(self.split)

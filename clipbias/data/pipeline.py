@@ -8,19 +8,19 @@ cost, and every host computes its share of the same global batch.
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from clipbias import hosts
-from clipbias.checks import check_choice
+from clipbias.checks import Choices, Range, check_choice
 from clipbias.data import transforms
 from clipbias.data.dataset import Split
 from clipbias.data.images import Ahead, Images, Workers, unset
-from clipbias.data.reading import ON_ERROR
 from clipbias.errors import ClipbiasError, UnreadableImage
+from clipbias.settings import setting
 
-DEFAULT_CACHE_BYTES = 2 << 30
 # Images in a batch of everything but training.
 BATCH_SIZE = 100
 # Images that a thread makes in one call. With single images, threads would wait about half a millisecond each for
@@ -28,6 +28,23 @@ BATCH_SIZE = 100
 PIECE = 16
 
 Batch = dict[str, np.ndarray]
+
+ON_ERROR = ("raise", "skip")
+OnImageError = Annotated[str, Choices(ON_ERROR)]
+WorkerCount = Annotated[int, Range(1, 1024)]  # threads beyond so many only wait for one another
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageReading:
+    """How images are read."""
+
+    on_image_error: OnImageError = setting(
+        "raise", 'What to do with an image that cannot be read: "raise" or "skip" (and count).'
+    )
+    workers: WorkerCount | None = setting(
+        None,
+        "Threads that read and decode images, which all runs side by side share; None takes one for each processor.",
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,25 +106,19 @@ class Source:
 
 
 class Batches(Ahead[Batch]):
-    """An iterator of `count` batches that measures how long its consumer waits. A notice to stop ends it.
+    """An iterator of batches that measures how long its consumer waits. A notice to stop ends it.
 
     It starts with the first `next`; batches are then made ahead of use.
     """
 
     def __init__(self, source: Source, workers: Workers | int | None) -> None:
-        threads = Workers.of(workers)
-        super().__init__(threads, source.numbers, source.begin, pieces=len(source.pieces), size=source.nbytes)
+        pieces = len(source.pieces)
+        super().__init__(Workers.of(workers), source.numbers, source.begin, pieces=pieces, size=source.nbytes)
         self.source = source
-        self.count = len(source.numbers)
 
     def __next__(self) -> Batch:
         hosts.check()
         return super().__next__()
-
-    @property
-    def skipped(self) -> int:
-        """Number of unreadable images masked so far, with `on_error="skip"`."""
-        return len(self.source.images.unreadable)
 
 
 def epoch_order(seed: int, epoch: int, size: int) -> np.ndarray:
@@ -227,7 +238,6 @@ def test_batches(
     crops: int = 0,
     mixed: bool = False,
     workers: Workers | int | None = None,
-    cache_bytes: int = 0,
 ) -> Batches:
     """Every image once, in list order; the last batch is padded and masked.
 
@@ -238,13 +248,12 @@ def test_batches(
       crops: V random crops that follow each image (`transforms.test_views`); images are then [B, 1 + V, R, R, 3].
       mixed: Whether AugMix mixes each crop with distortions of it; images are then float32.
       workers: Decoding threads, which others may share, or their number; None takes one per processor.
-      cache_bytes: Size of the image cache; ignored if `split` is an `Images`.
 
     Returns:
       An iterator of {"images": uint8 [B, R, R, 3], "labels": int32 [B], "mask": bool [B]}; a masked row is
       black and has label 0.
     """
-    images = Images.of(split, cache_bytes)
+    images = Images.of(split)
     index, count = shard
     if batch_size % count:
         raise ClipbiasError(f"batch size {batch_size} is not a multiple of the number of hosts, {count}.")

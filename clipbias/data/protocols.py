@@ -178,24 +178,17 @@ MULTI_DATASET = ("cross_dataset", "domain_generalization")
 def targets_of(protocol: str, source: str, targets: Sequence[str] | None) -> tuple[str, ...]:
     """The datasets that a protocol tests besides `source`: those that are given, else the literature's.
 
-    Raises `ClipbiasError` if targets are given for a protocol within one dataset.
+    Beside an embedded dataset these are the other embedded ones, or those that draw its classes in other styles. Raises
+    `ClipbiasError` if targets are given for a protocol within one dataset.
     """
-    if targets and protocol not in MULTI_DATASET:
-        raise ClipbiasError(f"the protocol {protocol} stays within one dataset; leave targets empty.")
-    return tuple(targets) if targets else default_targets(protocol, source)
-
-
-def default_targets(protocol: str, source: str) -> tuple[str, ...]:
-    """The datasets that the literature evaluates on beside `source`; none for protocols within one dataset.
-
-    Beside an embedded dataset these are the other embedded ones, or those that draw its classes in other styles.
-    """
-    if source in demo.NAMES:
-        others = tuple(name for name in demo.DATASETS if name != source)
-        return {"cross_dataset": others, "domain_generalization": demo.VARIANTS}.get(protocol, ())
-    if protocol == "cross_dataset":
-        return tuple(name for name in catalog.ELEVEN if name != source)
-    return catalog.VARIANTS if protocol == "domain_generalization" else ()
+    if protocol not in MULTI_DATASET:
+        if targets:
+            raise ClipbiasError(f"the protocol {protocol} stays within one dataset; leave targets empty.")
+        return ()
+    if targets:
+        return tuple(targets)
+    datasets, variants = (demo.DATASETS, demo.VARIANTS) if source in demo.NAMES else (catalog.ELEVEN, catalog.VARIANTS)
+    return tuple(name for name in datasets if name != source) if protocol == "cross_dataset" else variants
 
 
 def make_protocol(

@@ -13,10 +13,9 @@ from absl import logging
 
 from clipbias.checks import check_text, shown
 from clipbias.constants import DEFAULT_TEMPLATE
-from clipbias.data import benchmark, catalog, demo, folder, tables
+from clipbias.data import benchmark, catalog, demo, folder
 from clipbias.data.dataset import Dataset
-from clipbias.data.folder import SPLIT_OF, complete_splits
-from clipbias.data.tables import from_hub_dataset, is_hub_dataset
+from clipbias.data.folder import SPLIT_OF, complete_splits, from_hub_dataset, is_hub_dataset
 from clipbias.data.user_images import Labels, Pictures, labelled_split, names_of_labels
 from clipbias.errors import ClipbiasError
 from clipbias.io import data_path, shorten
@@ -59,20 +58,20 @@ def load(
         raise ClipbiasError("a dataset takes no option 'name'; see the table in clipbias.data.load.")
     try:
         if name == "folder":
-            if data_dir is not None and tables.has_metadata(data_path(data_dir)):
-                return tables.load_metadata(data_path(data_dir), template=template, **options)
+            if data_dir is not None and folder.has_metadata(data_path(data_dir)):
+                return folder.load_metadata(data_path(data_dir), template=template, **options)
             return folder.load(data_dir, template=template, **options)
         if name == "csv":
-            return tables.load(data_dir, template=template, **options)
+            return folder.load_table(data_dir, template=template, **options)
         if name.startswith("tfds/"):
             from clipbias.data import tfds
 
             return tfds.load(name, data_dir, template=template, **options)
         if name in catalog.ENTRIES:
-            from clipbias.data import shards
+            from clipbias.data import tfds
 
-            if data_dir is not None and (built := shards.find(name, data_path(data_dir))) is not None:
-                return shards.load(built, template=template, **options)
+            if data_dir is not None and (built := tfds.find_shards(name, data_path(data_dir))) is not None:
+                return tfds.load_shards(built, template=template, **options)
             return benchmark.load(catalog.ENTRIES[name], data_dir, template=template, **options)
         if name in demo.NAMES:
             return demo.load(name, template=template, **options)

@@ -1,7 +1,8 @@
 """Datasets that tensorflow-datasets has prepared, with the builder's own split or with the benchmark's.
 
 Their array_record files are read without tensorflow, from disks and from gs://. An index of each split's records tells
-names, labels and order without reading the records.
+names, labels and order without reading the records. The project's own shards of a benchmark dataset are such a dataset,
+for machines that read from shared storage.
 """
 
 import contextlib
@@ -9,9 +10,11 @@ import dataclasses
 import functools
 import hashlib
 import io
+import itertools
 import json
 import os
 import re
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,28 +26,30 @@ from absl import logging
 from etils import epath
 
 from clipbias import hosts
-from clipbias import io as files
+from clipbias.checks import check_text
 from clipbias.constants import DEFAULT_TEMPLATE
-from clipbias.data import benchmark, catalog
+from clipbias.data import benchmark, catalog, transforms
 from clipbias.data.catalog import CatalogEntry, TfdsBuilder
 from clipbias.data.dataset import Dataset, Split
 from clipbias.data.folder import complete_splits
 from clipbias.errors import ClipbiasError, UnreadableImage
-from clipbias.io import atomic_path, cache_folder, data_path, read_bytes
+from clipbias.io import (
+    atomic_path,
+    cache_folder,
+    data_path,
+    is_remote,
+    read_bytes,
+    read_text,
+    reason,
+    shorten,
+    user_path,
+)
 
 FILE = "clipbias_index_{split}.npz"
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class RecordIndex:
-    """The index of `n` records.
-
-    Its `ids` are the identifying feature of each record, which may repeat; empty without one.
-    """
-
-    labels: np.ndarray  # int32 [n]
-    ids: tuple[str, ...]
-    positions: np.ndarray  # int64 [n], the place of each record in the builder's input; empty if unknown
+# The labels of `n` records, int32 [n], and the identifying feature of each, which may repeat; empty without one.
+RecordIndex = tuple[np.ndarray, tuple[str, ...]]
 
 
 def find_or_make(
@@ -60,18 +65,17 @@ def find_or_make(
     for path in places:
         if (index := _read(path, records, count)) is not None:
             return index
-    index = make()
+    labels, ids = make()
+    content = io.BytesIO()
+    np.savez(content, of=np.array(records), labels=labels, ids=np.frombuffer(json.dumps(ids).encode(), np.uint8))
     for path in places:
         try:
-            content = io.BytesIO()
-            ids = np.frombuffer(json.dumps(index.ids).encode(), np.uint8)
-            np.savez(content, of=np.array(records), labels=index.labels, ids=ids, positions=index.positions)
             with atomic_path(path) as temporary:
                 temporary.write_bytes(content.getvalue())
             break
         except ClipbiasError as error:
             logging.warning("The index of %s is not kept here: %s", folder, error)
-    return index
+    return labels, ids
 
 
 def _hash(value: object) -> str:
@@ -84,12 +88,10 @@ def _read(path: epath.Path, records: str, count: int) -> RecordIndex | None:
         with np.load(io.BytesIO(read_bytes(path)), allow_pickle=False) as stored:
             if str(stored["of"]) != records:
                 return None
-            ids = tuple(json.loads(stored["ids"].tobytes()))
-            index = RecordIndex(stored["labels"], ids, stored["positions"])
+            labels, ids = stored["labels"], tuple(json.loads(stored["ids"].tobytes()))
     except Exception:  # a damaged archive raises nearly anything
         return None
-    whole = len(index.labels) == count and all(len(part) in (0, count) for part in (index.ids, index.positions))
-    return index if whole else None
+    return (labels, ids) if len(labels) == count and len(ids) in (0, count) else None
 
 
 CHUNK = 256  # records that are read at once
@@ -110,7 +112,6 @@ class Records:
 
     ids: tuple[str, ...]
     labels: np.ndarray  # int32 [n]
-    order: np.ndarray  # record numbers in the order in which the builder got the records, int64 [n]; TFDS shuffles them
     read: Callable[[int], bytes]  # encoded image of a record's number
 
 
@@ -172,7 +173,7 @@ class PreparedDataset:
             raise
         except Exception as error:
             advice = "prepare the dataset again"
-            if files.is_remote(self.folder):
+            if is_remote(self.folder):
                 advice = "see that this machine may read the bucket, or copy the folder to a disk"
             raise ClipbiasError(f"{what} in {self.folder} cannot be read ({_first_words(error)}); {advice}.") from error
 
@@ -186,8 +187,10 @@ class PreparedDataset:
             raise ClipbiasError(f"{self.folder} has no split {split!r}; it has {', '.join(self.splits)}.")
         count = self._builder.info.splits[split].num_examples
         with self.explained(split):
-            index = find_or_make(self.folder, split, id_feature, count, lambda: self._read_index(split, id_feature))
-        ids = index.ids or tuple(f"{number:07d}" for number in range(count))
+            labels, ids = find_or_make(
+                self.folder, split, id_feature, count, lambda: self._read_index(split, id_feature)
+            )
+        ids = ids or tuple(f"{number:07d}" for number in range(count))
         lock = threading.Lock()
         opened = functools.cache(lambda: self.source(split))  # at the first use
 
@@ -200,8 +203,7 @@ class PreparedDataset:
             except ClipbiasError as error:
                 raise UnreadableImage(f"record {number} of {split} in {self.folder}", str(error).rstrip(".")) from error
 
-        order = np.argsort(index.positions, kind="stable") if len(index.positions) else np.arange(count)
-        return Records(ids, index.labels, order, read)
+        return Records(ids, labels, read)
 
     def _read_index(self, split: str, id_feature: str | None) -> RecordIndex:
         features = self._builder.info.features
@@ -210,7 +212,6 @@ class PreparedDataset:
                 raise ClipbiasError(f"{self.folder} has no feature {name!r}; it has {', '.join(features)}.")
         ids: list[str] = []
         labels: list[int] = []
-        positions: list[int] = []
         source = self.source(split)
         last_line = time.monotonic()
         logging.info("%s has no index: all %d records of %s are read, this once", self.folder, len(source), split)
@@ -221,12 +222,10 @@ class PreparedDataset:
                     labels.append(int(record["label"]))
                     if id_feature:
                         ids.append(bytes(record[id_feature]).decode())
-                    if "position" in features:
-                        positions.append(int(record["position"]))
                 if time.monotonic() > last_line + SECONDS_BETWEEN_LINES:
                     last_line = time.monotonic()
                     logging.info("%d of %d records of %s", len(labels), len(source), split)
-        return RecordIndex(np.asarray(labels, np.int32), tuple(ids), np.asarray(positions, np.int64))
+        return np.asarray(labels, np.int32), tuple(ids)
 
 
 def records_path(path: str | os.PathLike) -> Path:
@@ -234,7 +233,7 @@ def records_path(path: str | os.PathLike) -> Path:
 
     Raises `ClipbiasError` as `io.user_path`, of gs:// as `io.data_path`.
     """
-    return files.data_path(path) if str(path).startswith("gs://") else files.user_path(path)
+    return data_path(path) if str(path).startswith("gs://") else user_path(path)
 
 
 def find_prepared(data_dir: epath.PathLike, builder: str, lowest_version: str = "0.0.0") -> PreparedDataset:
@@ -275,7 +274,7 @@ def check_features(path: epath.Path) -> None:
         return dict(pairs)
 
     try:
-        json.loads(files.read_text(path), object_pairs_hook=check_classes)
+        json.loads(read_text(path), object_pairs_hook=check_classes)
     except ClipbiasError:
         if path.exists():
             raise
@@ -317,8 +316,6 @@ def load(
     Raises `ClipbiasError` for a dataset that is not prepared (with the command that does it) or not array_record, no
     file names to match, or images of the split that the builder lacks.
     """
-    from clipbias.data import tfds
-
     data_dir = DEFAULT_DATA_DIR if data_dir is None else data_dir
     builder = name.removeprefix("tfds/")
     entry = None  # with this name, or with this builder, whose configuration may be left out
@@ -340,9 +337,9 @@ def load(
     if entry is None or stock is None:
         if split == "coop":
             raise ClipbiasError(f"{name} is not in the catalogue, so it has no benchmark split; use split='builder'.")
-        prepared = tfds.find_prepared(data_dir, builder, "0.0.0")
+        prepared = find_prepared(data_dir, builder)
         return _with_builder_split(name, None, TfdsBuilder(builder, BUILDER_SPLITS), prepared, template)
-    prepared = tfds.find_prepared(data_dir, stock.builder, stock.version if split == "coop" else "0.0.0")
+    prepared = find_prepared(data_dir, stock.builder, stock.version if split == "coop" else "0.0.0")
     if split == "builder":
         return _with_builder_split(name, entry, stock, prepared, template)
     split_dir = data_dir if split_dir is None else split_dir
@@ -350,7 +347,7 @@ def load(
 
 
 def _with_builder_split(
-    name: str, entry: CatalogEntry | None, stock: TfdsBuilder, prepared: "PreparedDataset", template: str | None
+    name: str, entry: CatalogEntry | None, stock: TfdsBuilder, prepared: PreparedDataset, template: str | None
 ) -> Dataset:
     label_names = prepared.label_names
     labels = [label for label, label_name in enumerate(label_names) if label_name not in stock.drop]
@@ -383,7 +380,7 @@ def _with_benchmark_split(
     name: str,
     entry: CatalogEntry,
     stock: TfdsBuilder,
-    prepared: "PreparedDataset",
+    prepared: PreparedDataset,
     template: str | None,
     split_dir: str | os.PathLike,
 ) -> Dataset:
@@ -460,3 +457,138 @@ def _listing(
 
 def _fold(path: str, stock: TfdsBuilder) -> str:
     return path.lower() if stock.ignore_case else path
+
+
+# The project's own shards. They keep the benchmark's order, labels, class names and paths, so that the few-shot splits
+# are those of the image folder.
+
+VERSION = "1.0.0"
+SUFFIX = "_coop"
+FILE_BYTES = 128 << 20  # approximate size of a file of records, which is held in memory while it is written
+SAMPLES = 256  # images whose sizes estimate the sum of all
+
+
+def build_shards(dataset: Dataset, out_dir: str | os.PathLike) -> epath.Path:
+    """Writes `dataset` as array_record shards to `<out_dir>/<name>_coop/1.0.0`, and returns that folder.
+
+    The folder appears when everything is written; no other file remains. Image bytes are stored as they are, in the
+    dataset's order. Memory holds the images of one file of records at a time. Raises `ClipbiasError` if the folder
+    exists already, an image cannot be read, or the shards cannot be written.
+    """
+    name = dataset.name.replace("/", "_").replace("-", "_") + SUFFIX
+    out = epath.Path(user_path(out_dir))
+    if (out / name / VERSION).exists():
+        raise ClipbiasError(f"{out / name / VERSION} exists already; remove it to build it again.")
+    # One split under two names (ImageNet's val and test) is stored once.
+    stored_as: dict[str, str] = {}
+    for split_name, split in dataset.splits.items():
+        twins = (other for other in stored_as if dataset.splits[other].digest == split.digest)
+        stored_as[split_name] = next(twins, split_name)
+    new_folders = [out / name] if out.exists() else [out / name, out]
+    try:
+        folder = _write_shards(dataset, name, stored_as, out)
+    except (OSError, RuntimeError) as error:  # RuntimeError: raised by the writer of records on a full disk
+        words = shorten(reason(error).splitlines()[0].partition("; ")[0], 200)
+        raise ClipbiasError(f"cannot write shards to {out / name}: {words}; choose another folder.") from error
+    finally:
+        for new_folder in new_folders:
+            with contextlib.suppress(OSError):
+                os.rmdir(new_folder)  # after a failure; a folder that is not empty stays
+    prepared = PreparedDataset(folder)
+    for split_name in dict.fromkeys(stored_as.values()):
+        prepared.records(split_name, "key")  # writes an index, so that opening the shards reads no image
+    return folder
+
+
+def _write_shards(dataset: Dataset, name: str, stored_as: Mapping[str, str], out: epath.Path) -> epath.Path:
+    """Writes every split under its name in `stored_as`, and returns the folder."""
+    import tensorflow_datasets as tfds
+
+    metadata = {
+        "name": dataset.name,
+        "class_names": list(dataset.class_names),
+        "class_ids": list(dataset.class_ids),
+        "template": dataset.template,
+        "stored_as": stored_as,
+    }
+
+    class Info(tfds.core.DatasetInfo):
+        def initialize_from_bucket(self) -> None:
+            """Does nothing: TFDS would ask the network for published shards, and leave a temporary folder."""
+
+    # TFDS takes a builder's name and version from its class. A builder that shuffles keeps the records in memory, and
+    # beyond a gigabyte needs tensorflow to store them; this one writes file after file.
+    class Shards(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
+        def _info(self) -> tfds.core.DatasetInfo:
+            features = {
+                "image": tfds.features.Image(shape=(None, None, 3)),
+                "label": tfds.features.ClassLabel(num_classes=len(dataset.class_names)),
+                "key": tfds.features.Text(),
+            }
+            return Info(
+                builder=self,
+                features=tfds.features.FeaturesDict(features),
+                metadata=tfds.core.MetadataDict(metadata),
+            )
+
+        def _shard_iterators_per_split(self, dl_manager: object) -> dict[str, list[Callable[[], Iterator]]]:
+            iterators: dict[str, list[Callable[[], Iterator]]] = {}
+            for split_name in dict.fromkeys(stored_as.values()):
+                split = dataset.splits[split_name]
+                iterators[split_name] = [functools.partial(_examples, split, part) for part in _file_ranges(split)]
+            return iterators
+
+    Shards.name = name
+    Shards.VERSION = tfds.core.Version(VERSION)
+    tfds.disable_progress_bar()
+    builder = Shards(data_dir=os.fspath(out), file_format="array_record")
+    with tempfile.TemporaryDirectory() as unused:  # TFDS makes folders for downloads; there are none
+        builder.download_and_prepare(download_dir=unused)
+    return epath.Path(builder.data_dir)
+
+
+def _file_ranges(split: Split) -> list[range]:
+    """The images of each file, about `FILE_BYTES`; their size is estimated from samples."""
+    count = len(split)
+    samples = np.unique(np.linspace(0, count - 1, min(count, SAMPLES)).astype(np.int64)).tolist()
+    total = sum(len(split.read(index)) for index in samples) / max(len(samples), 1) * count
+    parts = max(1, min(count, round(total / FILE_BYTES)))
+    bounds = [count * number // parts for number in range(parts + 1)]
+    return [range(first, last) for first, last in itertools.pairwise(bounds)]
+
+
+def find_shards(name: str, data_dir: str | os.PathLike) -> epath.Path | None:
+    """The folder of the shards of a catalogue dataset below `data_dir`, or None."""
+    folder = epath.Path(data_dir) / (name + SUFFIX) / VERSION
+    return folder if (folder / "dataset_info.json").exists() else None
+
+
+def load_shards(folder: epath.PathLike, *, template: str | None = None) -> Dataset:
+    """Opens shards made by `build`. Arguments and errors as for `benchmark.load`."""
+    records_path(folder)
+    prepared = PreparedDataset(folder)
+    metadata = prepared.metadata
+    stored = {}
+    with prepared.explained("the description"):
+        for split_name in set(metadata["stored_as"].values()):
+            records = prepared.records(split_name, "key")
+            stored[split_name] = Split(
+                records.ids, records.labels, records.read, source=str(folder), contents=prepared.sizes
+            )
+        return Dataset(
+            check_text("the dataset's name", metadata["name"]),
+            tuple(metadata["class_names"]),
+            metadata["template"] if template is None else template,
+            {split_name: stored[stored_name] for split_name, stored_name in metadata["stored_as"].items()},
+            tuple(metadata["class_ids"]),
+        )
+
+
+def _examples(split: Split, part: range) -> Iterator[tuple[str, dict]]:
+    for position in part:
+        hosts.check()
+        key = split.keys[position]
+        encoded = split.read(position)
+        transforms.check_format(encoded, key)  # shards are published: a link must not bring another file into them
+        label = int(split.labels[position])
+        yield key, {"image": io.BytesIO(encoded), "label": label, "key": key}

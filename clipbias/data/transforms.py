@@ -18,89 +18,6 @@ from PIL import Image, ImageOps
 
 from clipbias.errors import ClipbiasError, UnreadableImage
 
-# AugMix (Hendrycks et al. 2020, arXiv 1912.02781) as TPT takes it: a crop mixed with chains of mild distortions.
-
-CHAINS = 3
-LONGEST_CHAIN = 3
-LEVELS = (0.1, 1.0)
-
-Operation = Callable[[Image.Image, float, int], Image.Image]
-
-
-def _affine(image: Image.Image, matrix: tuple[float, ...]) -> Image.Image:
-    """The image moved by `matrix`, black outside."""
-    return image.transform(image.size, Image.Transform.AFFINE, matrix, resample=Image.Resampling.BILINEAR)
-
-
-def _pixels(image: Image.Image, level: float, sign: int) -> int:
-    """The pixels that an image is moved by: at most seven of 224."""
-    return sign * int(level * image.size[0] / 30)
-
-
-OPERATIONS: Mapping[str, Operation] = {
-    "autocontrast": lambda image, level, sign: ImageOps.autocontrast(image),
-    "equalize": lambda image, level, sign: ImageOps.equalize(image),
-    "posterize": lambda image, level, sign: ImageOps.posterize(image, 4),
-    "rotate": lambda image, level, sign: image.rotate(sign * int(3 * level), resample=Image.Resampling.BILINEAR),
-    "solarize": lambda image, level, sign: ImageOps.solarize(image, 256 - int(25.6 * level)),
-    "shear_x": lambda image, level, sign: _affine(image, (1, sign * 0.03 * level, 0, 0, 1, 0)),
-    "shear_y": lambda image, level, sign: _affine(image, (1, 0, 0, sign * 0.03 * level, 1, 0)),
-    "translate_x": lambda image, level, sign: _affine(image, (1, 0, _pixels(image, level, sign), 0, 1, 0)),
-    "translate_y": lambda image, level, sign: _affine(image, (1, 0, 0, 0, 1, _pixels(image, level, sign))),
-}
-
-
-def augmix(crop: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """`m x + (1 - m) Σ_i w_i x_i`: uint8 `[R, R, 3]` to float32 of the same range, which is not rounded.
-
-    `x_i` is the crop `x` after one to three operations, any of them equally likely each time; `w` is drawn from
-    Dirichlet(1, 1, 1) and `m` from Beta(1, 1). The weights sum to one, so that this mixes normalised pixels as well.
-    """
-    shares = rng.dirichlet(np.ones(CHAINS))
-    weight = rng.beta(1, 1)  # of the crop itself
-    operations = tuple(OPERATIONS.values())
-    mixed = weight * crop.astype(np.float64)
-    for share in shares:
-        image = Image.fromarray(np.ascontiguousarray(crop))
-        for _ in range(rng.integers(1, LONGEST_CHAIN + 1)):
-            operation = operations[rng.integers(len(operations))]
-            image = operation(image, rng.uniform(*LEVELS), 1 if rng.random() < 0.5 else -1)
-        mixed += (1 - weight) * share * np.asarray(image)
-    return mixed.astype(np.float32)
-
-
-# HEIC and HEIF pictures, as phones take them; the package `pillow-heif` reads them, the extra `heif`.
-
-SUFFIXES = frozenset({".heic", ".heif", ".hif"})
-FORMAT = "HEIF"  # its name in Pillow
-INSTALL = "pip install 'clipbias[heif]' to read HEIC pictures, or convert them to JPEG"
-
-_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx")
-_CONTAINERS = (b"mif1", b"msf1")  # their content is named among the compatible brands
-
-
-def is_heif(encoded: bytes) -> bool:
-    """Whether a file begins as HEIC does."""
-    if encoded[4:8] != b"ftyp":
-        return False
-    brand = encoded[8:12]
-    return brand in _BRANDS or (brand in _CONTAINERS and any(name in encoded[16:64] for name in _BRANDS))
-
-
-@functools.cache
-def is_installed() -> bool:
-    """Whether `pillow-heif` is there."""
-    return importlib.util.find_spec("pillow_heif") is not None
-
-
-@functools.cache
-def register() -> None:
-    """Makes Pillow read HEIC. Raises `ImportError` without `pillow-heif`."""
-    import pillow_heif
-
-    pillow_heif.register_heif_opener()
-
-
 SCALE = (0.08, 1.0)  # share of the image area that a training crop covers
 RATIO = (3 / 4, 4 / 3)  # width over height of a training crop
 ATTEMPTS = 10
@@ -128,6 +45,29 @@ class Resizing:
 # An image as Pillow holds it, in any mode, or its pixels, uint8 [h, w, 3].
 Picture = Image.Image | np.ndarray
 
+# HEIC and HEIF pictures, as phones take them; the package `pillow-heif` reads them, the extra `heif`.
+
+SUFFIXES = frozenset({".heic", ".heif", ".hif"})
+FORMAT = "HEIF"  # its name in Pillow
+INSTALL = "pip install 'clipbias[heif]' to read HEIC pictures, or convert them to JPEG"
+
+_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx")
+_CONTAINERS = (b"mif1", b"msf1")  # their content is named among the compatible brands
+
+
+def is_heif(encoded: bytes) -> bool:
+    """Whether a file begins as HEIC does."""
+    if encoded[4:8] != b"ftyp":
+        return False
+    brand = encoded[8:12]
+    return brand in _BRANDS or (brand in _CONTAINERS and any(name in encoded[16:64] for name in _BRANDS))
+
+
+@functools.cache
+def is_installed() -> bool:
+    """Whether `pillow-heif` is there."""
+    return importlib.util.find_spec("pillow_heif") is not None
+
 
 def decode(encoded: bytes, path: str, *, upright: bool = False) -> np.ndarray:
     """Encoded image to uint8 RGB [h, w, 3]; arguments and errors are those of `decode_picture`."""
@@ -151,7 +91,9 @@ def decode_picture(encoded: bytes, path: str, *, upright: bool = False) -> Image
     formats: tuple[str, ...] = FORMATS
     try:
         if is_heif(encoded):
-            register()
+            import pillow_heif
+
+            pillow_heif.register_heif_opener()
             formats = (FORMAT,)
         with Image.open(io.BytesIO(encoded), formats=formats) as image:
             image.load()
@@ -318,3 +260,54 @@ def _image_rng(image: np.ndarray, use: bytes) -> np.random.Generator:
     """A generator keyed on the pixels of an image and on its use."""
     digest = hashlib.blake2b(np.ascontiguousarray(image).tobytes(), digest_size=16, salt=use).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
+
+
+# AugMix (Hendrycks et al. 2020, arXiv 1912.02781) as TPT takes it: a crop mixed with chains of mild distortions.
+
+CHAINS = 3
+LONGEST_CHAIN = 3
+LEVELS = (0.1, 1.0)
+
+Operation = Callable[[Image.Image, float, int], Image.Image]
+
+
+def _affine(image: Image.Image, matrix: tuple[float, ...]) -> Image.Image:
+    """The image moved by `matrix`, black outside."""
+    return image.transform(image.size, Image.Transform.AFFINE, matrix, resample=Image.Resampling.BILINEAR)
+
+
+def _pixels(image: Image.Image, level: float, sign: int) -> int:
+    """The pixels that an image is moved by: at most seven of 224."""
+    return sign * int(level * image.size[0] / 30)
+
+
+OPERATIONS: Mapping[str, Operation] = {
+    "autocontrast": lambda image, level, sign: ImageOps.autocontrast(image),
+    "equalize": lambda image, level, sign: ImageOps.equalize(image),
+    "posterize": lambda image, level, sign: ImageOps.posterize(image, 4),
+    "rotate": lambda image, level, sign: image.rotate(sign * int(3 * level), resample=Image.Resampling.BILINEAR),
+    "solarize": lambda image, level, sign: ImageOps.solarize(image, 256 - int(25.6 * level)),
+    "shear_x": lambda image, level, sign: _affine(image, (1, sign * 0.03 * level, 0, 0, 1, 0)),
+    "shear_y": lambda image, level, sign: _affine(image, (1, 0, 0, sign * 0.03 * level, 1, 0)),
+    "translate_x": lambda image, level, sign: _affine(image, (1, 0, _pixels(image, level, sign), 0, 1, 0)),
+    "translate_y": lambda image, level, sign: _affine(image, (1, 0, 0, 0, 1, _pixels(image, level, sign))),
+}
+
+
+def augmix(crop: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """`m x + (1 - m) Σ_i w_i x_i`: uint8 `[R, R, 3]` to float32 of the same range, which is not rounded.
+
+    `x_i` is the crop `x` after one to three operations, any of them equally likely each time; `w` is drawn from
+    Dirichlet(1, 1, 1) and `m` from Beta(1, 1). The weights sum to one, so that this mixes normalised pixels as well.
+    """
+    shares = rng.dirichlet(np.ones(CHAINS))
+    weight = rng.beta(1, 1)  # of the crop itself
+    operations = tuple(OPERATIONS.values())
+    mixed = weight * crop.astype(np.float64)
+    for share in shares:
+        image = Image.fromarray(np.ascontiguousarray(crop))
+        for _ in range(rng.integers(1, LONGEST_CHAIN + 1)):
+            operation = operations[rng.integers(len(operations))]
+            image = operation(image, rng.uniform(*LEVELS), 1 if rng.random() < 0.5 else -1)
+        mixed += (1 - weight) * share * np.asarray(image)
+    return mixed.astype(np.float32)

@@ -30,7 +30,7 @@ from clipbias.clip.precision import cast_weights
 from clipbias.constants import ZERO_SHOT
 from clipbias.data import Split
 from clipbias.data.images import Workers, pictures
-from clipbias.data.reading import ImageReading, OnImageError, WorkerCount
+from clipbias.data.pipeline import ImageReading, OnImageError, WorkerCount
 from clipbias.errors import ClipbiasError
 from clipbias.explain.model import Model
 from clipbias.explain.results import Missing

@@ -21,8 +21,7 @@ from jax.stages import Lowered
 from clipbias import hosts
 from clipbias.checks import Choices, Positive, Range, check_fields
 from clipbias.clip.precision import away
-from clipbias.data.pipeline import BATCH_SIZE
-from clipbias.data.reading import ImageReading, WorkerCount
+from clipbias.data.pipeline import BATCH_SIZE, ImageReading, WorkerCount
 from clipbias.errors import ClipbiasError
 from clipbias.io import cache_folder
 from clipbias.settings import setting, setting_of

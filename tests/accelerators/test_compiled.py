@@ -123,11 +123,7 @@ def test_another_family(siglip, topologies, name):
         test_relevancy(siglip, topologies, name)
 
 
-def explained() -> list[str]:
-    return FIRSTS if ALL else ["ivlp"]
-
-
-@pytest.mark.parametrize("name", explained())
+@pytest.mark.parametrize("name", FIRSTS if ALL else ("ivlp",))
 def test_relevancy(clip, topologies, name):
     """On one device, as explanations are computed."""
     where = topologies[TOPOLOGIES[0]]

@@ -10,12 +10,11 @@ import pytest
 import safetensors.numpy
 
 import clipbias
-from clipbias.clip import Clip, checkpoint, config, encode_image, encode_text
+from clipbias.clip import Clip, config, encode_image, encode_text, tables
 from clipbias.clip.formats import Tensor
 from tests import helpers
-from tests.reference import methods, weights
+from tests.reference import weights
 from tests.reference.cases import TINY, VIT_B_16
-from tests.reference.tokenizer import SimpleTokenizer
 
 DATA = Path(__file__).parents[1] / "data_files"
 ROUNDING = 3e-6  # of float32 in towers of three layers, relative to the largest number
@@ -32,24 +31,16 @@ def difference(actual: jax.Array, expected: np.ndarray) -> float:
 
 
 @pytest.fixture(scope="module", params=TINY)
-def tiny(request) -> tuple[Clip, methods.Reference, dict[str, np.ndarray]]:
-    """A checkpoint as `transformers` saved it, the reference's reading of it, and the outputs of `CLIPModel`."""
+def tiny(request) -> tuple[Clip, dict[str, np.ndarray]]:
+    """A checkpoint as `transformers` saved it, and the outputs of `CLIPModel`."""
     folder = DATA / request.param
-    settings = weights.read_config(folder)
-    tokenizer = SimpleTokenizer(folder, settings["text_config"]["max_position_embeddings"])
-    state = weights.double(safetensors.numpy.load_file(folder / "model.safetensors"))
-    expected = safetensors.numpy.load_file(folder / "expected.safetensors")
-    return clipbias.load(folder), methods.Reference(state, settings, tokenizer), expected
-
-
-def keep_attention(view: clipbias.clip.LayerView) -> jax.Array:
-    return view.probabilities
+    return clipbias.load(folder), safetensors.numpy.load_file(folder / "expected.safetensors")
 
 
 @pytest.mark.parametrize("explicit", [False, True])
 def test_features_equal_transformers(tiny, explicit):
-    clip, _, expected = tiny
-    observe = keep_attention if explicit else None
+    clip, expected = tiny
+    observe = (lambda view: view.probabilities) if explicit else None
     images, _ = image_encoder(clip.params, clip.config, expected["images"], observe=observe)
     texts, _ = text_encoder(clip.params, clip.config, expected["tokens"].astype(np.int32), observe=observe)
     assert difference(images, expected["image_features"]) < ROUNDING
@@ -71,7 +62,7 @@ def test_vit_b_16_equals_transformers():
         name: Tensor(value.shape, value.dtype.name, functools.partial(state.pop, name)) for name, value in state.items()
     }
     geometry = config.from_hugging_face(transformers.CLIPConfig(**settings))
-    params = checkpoint.from_tensors(geometry, tensors, where="the reference")
+    params = tables.from_tensors(geometry, tensors, where="the reference")
     images = helpers.random_images(settings, 2)
     tokens = helpers.random_tokens(settings, (5, 30, 75))
 

@@ -135,18 +135,21 @@ def test_openais_own_file_has_quick_gelu(folder):
     assert clipbias.load(path).config.vision.activation == "quick_gelu"
 
 
-def test_hugging_face_names_in_a_file(tmp_path):
-    path = Path(shutil.copytree(FORMATS / "torch", tmp_path / "m")) / "pytorch_model.bin"
+@pytest.mark.parametrize(("format", "file"), [("torch", "pytorch_model.bin"), ("flax", "flax_model.msgpack")])
+def test_hugging_face_names_in_a_file(tmp_path, format, file):
+    path = Path(shutil.copytree(FORMATS / format, tmp_path / "m")) / file
     whole = clipbias.load(path)
     path.with_name("config.json").unlink()
     clip = clipbias.load(path, activation="quick_gelu")
     assert (clip.fingerprint, clip.config) == (whole.fingerprint, whole.config)
 
 
-def test_the_table_gives_back_what_open_clip_wrote():
+def test_what_is_saved_is_what_open_clip_wrote(tmp_path):
     clip = clipbias.load(FORMATS / "open_clip")
-    written = load_file(FORMATS / "open_clip" / WEIGHTS)
-    again = checkpoint.to_tensors(clip.config, clip.params, tables.OPEN_CLIP)
-    assert again.keys() == written.keys()
+    clip.save(tmp_path, format="open_clip")
+    again = clipbias.load(tmp_path)
+    assert (again.fingerprint, again.config, again.preprocessing) == (clip.fingerprint, clip.config, clip.preprocessing)
+    written, saved = (load_file(folder / WEIGHTS) for folder in (FORMATS / "open_clip", tmp_path))
+    assert saved.keys() == written.keys()
     for name, value in written.items():
-        np.testing.assert_array_equal(again[name], value.reshape(again[name].shape), err_msg=name)
+        np.testing.assert_array_equal(saved[name], value.reshape(saved[name].shape), err_msg=name)

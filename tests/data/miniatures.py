@@ -1,11 +1,17 @@
-"""Miniatures of the fifteen benchmark datasets: a few tiny images in the exact folder layout and file naming."""
+"""Miniatures of the fifteen benchmark datasets: a few tiny images in the exact folder layout and file naming.
 
+Besides, records as tensorflow-datasets prepares them, and the few-shot draw in plain Python.
+"""
+
+import io
 import json
+import random
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from clipbias.data import Dataset
 from clipbias.data.catalog import ENTRIES
-from tests.data.pictures import write
+from tests.data.pictures import encoded, picture, write
 
 WNIDS = ("n01440764", "n01443537", "n03773504", "n04008634")
 WNID_NAMES = ("tench", "goldfish", "missile", "missile")
@@ -35,6 +41,7 @@ FILE_NAMES = {
 }
 AIRCRAFT = ("707-320", "737-800", "A340-200", 'Il-76 "TD"')
 COUNTS = {"train": 5, "val": 3, "test": 2}
+Record = tuple[bytes, str, str]  # image, label name, identifier
 
 
 def make(root: Path, name: str) -> Path:
@@ -125,3 +132,57 @@ def assert_same(first: Dataset, other: Dataset) -> None:
         twin = other.splits[name]
         assert split.keys == twin.keys and (split.labels == twin.labels).all()
         assert [split.read(index) for index in range(len(split))] == [twin.read(index) for index in range(len(twin))]
+
+
+def plain_draw(train: list, val: list, shots: int, seed: int) -> list[list]:
+    """Few-shot draws of lists of items `(path, label, ...)`, one after the other, from one generator."""
+    stream = random.Random(seed)
+    drawn = []
+    for items, count in ((train, shots), (val, min(4, shots))):
+        groups: dict[int, list] = {}
+        for item in items:
+            groups.setdefault(item[1], []).append(item)
+        drawn.append([x for g in groups.values() for x in (stream.sample(g, count) if len(g) >= count else g)])
+    return drawn
+
+
+def prepare(
+    data_dir: Path,
+    name: str,
+    label_names: list[str],
+    splits: Mapping[str, Iterable[Record]],
+    *,
+    id_feature: str | None,
+    config: str | None = None,
+    version: str = "1.0.0",
+    file_format: str = "array_record",
+) -> Path:
+    """Writes a dataset as TFDS prepares it, under a stock builder's name, without tensorflow; returns its folder."""
+    import tensorflow_datasets as tfds
+
+    class Stock(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=config, version=version)] if config else []
+
+        def _info(self):
+            features = {"image": tfds.features.Image(), "label": tfds.features.ClassLabel(names=label_names)}
+            if id_feature:
+                features[id_feature] = tfds.features.Text()
+            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+        def _split_generators(self, dl_manager):
+            return {split: self._generate_examples(records) for split, records in splits.items()}
+
+        def _generate_examples(self, records):
+            for number, (image, label, identifier) in enumerate(records):
+                example = {"image": io.BytesIO(image), "label": label}
+                yield f"{number}", example | ({id_feature: identifier} if id_feature else {})
+
+    Stock.name = name
+    Stock.VERSION = tfds.core.Version(version)
+    builder = Stock(data_dir=str(data_dir), file_format=file_format)
+    builder.download_and_prepare()
+    return Path(builder.data_dir)
+
+
+def image(seed: int) -> bytes:
+    return encoded(picture(seed, 8, 9), "JPEG")

@@ -1,7 +1,13 @@
-"""Splits and datasets: subsets, class selection, what they refuse and lack, and counts of images in words."""
+"""Splits and datasets: subsets, what is missing, what tells image lists apart; counts of images in words."""
+
+import dataclasses
+import itertools
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy.stats import binomtest
 
 from clipbias import data
@@ -9,9 +15,15 @@ from clipbias.data.confusion import binomial_error
 from clipbias.data.dataset import Dataset, Split
 from clipbias.data.few_shot import SMALL, accuracy_words, images_per_class, range_words, wilson_interval
 from clipbias.data.files import split_of_files
+from clipbias.data.folder import from_hub_dataset
+from clipbias.data.held_out import unlabelled_images
+from clipbias.data.images import ImageCache, Images
+from clipbias.data.protocols import validation_outside_test
 from clipbias.data.sources import describe_missing, open_datasets
+from clipbias.data.user_images import labelled_split
 from clipbias.errors import ClipbiasError, UnreadableImage
-from tests.data.pictures import write
+from tests.data.pictures import picture, write
+from tests.data.test_own_images import table
 
 
 def make_split(labels) -> Split:
@@ -35,10 +47,6 @@ def test_with_classes_renumbers_in_the_given_order():
     assert subset.splits["test"].read(1) == b"bytes 2"
 
 
-def test_class_names_may_repeat():
-    assert Dataset("set", ("missile", "missile"), "{}", {"test": make_split([0, 1])}).class_names[1] == "missile"
-
-
 def test_a_message_has_the_path(tmp_path):
     split = split_of_files(tmp_path, ["a/b.png", "c.png"], [0, 1], listed_in="list.csv")
     with pytest.raises(
@@ -52,7 +60,7 @@ def test_a_message_has_the_path(tmp_path):
     assert raised.value.path == str(tmp_path / "c.png")
 
 
-# What is said to be missing before anything is trained
+# What is said to be missing before anything is trained.
 
 
 def dataset_of(name: str, **labels: list[int]) -> Dataset:
@@ -125,3 +133,124 @@ def test_counts_in_words():
     assert accuracy_words(91.6667, 12) == "91.67 % of 12 test images (95 % interval 64.6 to 98.5)"
     assert accuracy_words(50, 1000) == "50.00 % of 1,000 test images"
     assert accuracy_words(100, 1, "val image") == "100.00 % of 1 val image (95 % interval 20.7 to 100.0)"
+
+
+# Lists that differ are never taken for each other, and the same list is itself.
+
+# The root of a list's files, the numbers of its pictures, and their label.
+LISTS = [*itertools.product(("one", "two"), ([0], [1, 0], [0, 1], [2, 0, 1]), (0, 1))]
+
+
+@pytest.fixture(scope="module")
+def roots(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two folders with the same classes, file names and file sizes, and other pictures; and a link to the first."""
+    top = tmp_path_factory.mktemp("roots")
+    for seed, root in enumerate(("one", "two")):
+        for label, name in enumerate(("cat", "dog")):
+            for number in range(5):
+                path = top / root / name / f"{number}.bmp"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(picture(100 * seed + 10 * label + number)).save(path)
+    (top / "link").symlink_to(top / "one")
+    return top
+
+
+def make_list(top: Path, root: str, numbers: list[int], label: int, kind: str = "files") -> Split:
+    """Pictures in files, or the same ones in memory, as PIL images or as arrays."""
+    pictures: list = [top / root / "cat" / f"{number}.bmp" for number in numbers]
+    if kind != "files":
+        pictures = [Image.open(path) for path in pictures]
+    if kind == "arrays":
+        pictures = [np.asarray(image) for image in pictures]
+    return labelled_split(pictures, [label] * len(numbers), ("a", "b"))
+
+
+def content(split: Split) -> list[object]:
+    return [split.labels.tolist(), [split.image(index).tobytes() for index in range(len(split))]]
+
+
+@pytest.mark.parametrize("digest", ["digest", "stored_digest"])
+@pytest.mark.parametrize("kind", ["files", "images", "arrays"])
+def test_digests_are_equal_where_the_lists_are(roots, kind, digest):
+    splits = [make_list(roots, *each, kind=kind) for each in 2 * LISTS]
+    facts = [(content(split), getattr(split, digest)) for split in splits]
+    for (one, first), (two, second) in itertools.product(facts, repeat=2):
+        assert (first == second) == (one == two)
+    whole = make_list(roots, "one", [0, 1, 2], 0, kind)
+    assert whole.subset([2, 0]).digest != whole.subset([0, 2]).digest == whole.subset([0, 1, 2]).subset([0, 2]).digest
+
+
+@pytest.mark.parametrize(("first", "second"), [*itertools.product(LISTS[::2], LISTS[1::2])])
+def test_images_are_told_apart_by_their_files(roots, first, second):
+    """What one list has and another has not, and what a cache that both share gives for each."""
+    one, two = make_list(roots, *first), make_list(roots, *second)
+    rest = [number for number in first[1] if first[0] != second[0] or number not in second[1]]
+    assert [os.path.basename(key) for key in one.without(two).keys] == [f"{number}.bmp" for number in rest]
+    cache = ImageCache(1 << 20)
+    for split in (one, two, one):
+        images = Images(split, cache)
+        for index in range(len(split)):
+            np.testing.assert_array_equal(images.decoded(index), split.image(index))
+
+
+def test_folders_of_equal_names(roots):
+    one, two, link = (data.load("folder", data_dir=roots / name) for name in ("one", "two", "link"))
+    for split in ("train", "val", "test"):
+        assert one.split(split).keys == two.split(split).keys
+        assert one.split(split).digest != two.split(split).digest
+        assert one.split(split).stored_digest != two.split(split).stored_digest
+        assert one.split(split).stored_digest == link.split(split).stored_digest
+    # The validation images of one folder are no test images of the other, and both are trained on without labels.
+    assert validation_outside_test(one.split("test"), two.split("test")) is two.split("test")
+    both = Dataset("both", one.class_names, "{}", {"train": one.split("train"), "val": two.split("train")})
+    joined = unlabelled_images(both, one.split("test"))
+    assert joined is not None and len(joined) == 2 * len(one.split("train"))
+    assert content(joined)[1] == [*content(one.split("train"))[1], *content(two.split("train"))[1]]
+
+
+def test_a_file_that_is_replaced_is_another_image(tmp_path):
+    write(tmp_path / "cat" / "a.png", 1)
+    write(tmp_path / "dog" / "a.png", 2)
+    before = data.load("folder", data_dir=tmp_path).split("train").stored_digest
+    assert data.load("folder", data_dir=tmp_path).split("train").stored_digest == before
+    write(tmp_path / "cat" / "a.png", 3, height=40)
+    assert data.load("folder", data_dir=tmp_path).split("train").stored_digest != before
+
+
+def test_the_sets_of_the_demo_differ():
+    names = ("demo/emoji", "demo/emoji_outlined", "demo/emoji_glossy", "demo/emoji_black")
+    splits = [data.load(name).split("test") for name in names]
+    assert len({split.keys for split in splits}) == 1
+    for digest in ("digest", "stored_digest"):
+        assert len({getattr(split, digest) for split in splits}) == len(names)
+        assert getattr(data.load(names[0]).split("test"), digest) == getattr(splits[0], digest)
+
+
+def lists(*pictures: bytes) -> Split:
+    return Split([f"{number}.png" for number in range(len(pictures))], [0] * len(pictures), pictures.__getitem__)
+
+
+def test_pictures_may_differ_in_their_palettes_alone():
+    one, other = (Image.new("P", (4, 4)) for _ in range(2))
+    other.putpalette([9, 9, 9])
+    assert labelled_split([one], [0], ["a"]).digest != labelled_split([other], [0], ["a"]).digest
+
+
+def test_lists_without_a_source_are_told_apart_by_what_is_read():
+    one, other = lists(b"a", b"b"), lists(b"a", b"c")
+    assert one.digest != other.digest and one.digest == one.subset([0, 1]).digest
+    assert one.stored_digest == lists(b"a", b"b").stored_digest != other.stored_digest
+    assert len(one.without(other)) == 2 and len(one.without(one.subset([1]))) == 1
+    labelled = dataclasses.replace(one, labels=[0, 1])
+    assert labelled.digest != one.digest and labelled.stored_digest != one.stored_digest
+
+
+def test_rows_of_two_tables_are_two_images():
+    train, validation = (from_hub_dataset(table(first, first + 5)).split("train") for first in (0, 5))
+    assert train.keys == validation.keys
+    assert len(validation.without(train)) == 5 and train.stored_digest != validation.stored_digest
+    named = table()
+    named._fingerprint = "3f2a"
+    again = from_hub_dataset(named).split("train")
+    assert again.digest == from_hub_dataset(named).split("train").digest
+    assert again.stored_digest == from_hub_dataset(named).split("train").stored_digest

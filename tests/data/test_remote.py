@@ -7,7 +7,7 @@ import pytest
 from clipbias import clip as clip_package
 from clipbias import data
 from clipbias import io as files
-from clipbias.data import shards, user_images
+from clipbias.data import tfds, user_images
 from clipbias.errors import ClipbiasError
 from clipbias.tuning import read_descriptions
 from clipbias.tuning.adapter import read_adapter
@@ -15,9 +15,8 @@ from experiments.inputs import find_images
 from tests import bucket as buckets
 from tests.bucket import Bucket
 from tests.data import miniatures
-from tests.data.miniatures import assert_same
+from tests.data.miniatures import assert_same, image, prepare
 from tests.data.pictures import write
-from tests.data.stock_builders import image, prepare
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 GS = "gs://bucket/data"
@@ -84,9 +83,9 @@ def test_what_is_not_there_or_cannot_be_had_is_one_sentence(tmp_path, bucket, mo
     with pytest.raises(ClipbiasError, match=r"cannot read the image gs://.*, listed in split_zhou_UCF101\.json: "):
         gone.read(0)
     for call in (
-        lambda: shards.build(dataset, GS),
+        lambda: tfds.build_shards(dataset, GS),
         lambda: data.load("tfds/dtd", data_dir="s3://bucket/data"),
-        lambda: shards.load("s3://bucket/data/ucf101_coop/1.0.0"),
+        lambda: tfds.load_shards("s3://bucket/data/ucf101_coop/1.0.0"),
         lambda: clip_package.load(f"{GS}/model"),
         lambda: read_adapter(f"{GS}/adapter.safetensors"),
         lambda: read_descriptions(f"{GS}/descriptions.json"),
@@ -118,7 +117,7 @@ def folders(served: Bucket, tmp_path: Path) -> data.Dataset:
     """A dataset whose shards are in the store."""
     miniatures.make(tmp_path / "folders", "ucf101")
     dataset = data.load("ucf101", data_dir=tmp_path / "folders")
-    shards.build(dataset, tmp_path / "shards")
+    tfds.build_shards(dataset, tmp_path / "shards")
     upload(served, tmp_path / "shards")
     return dataset
 

@@ -1,4 +1,7 @@
-"""Transforms against torchvision's outputs (`tools/make_transform_reference.py` of commit 879c20d8), and odd images."""
+"""Transforms against torchvision, odd images, and AugMix against NumPy.
+
+Torchvision's outputs were stored by `tools/make_transform_reference.py` of commit 879c20d8.
+"""
 
 import io
 from pathlib import Path
@@ -9,10 +12,12 @@ import pytest
 from PIL import Image
 
 from clipbias.data import transforms
-from clipbias.data.transforms import Resizing
+from clipbias.data.transforms import OPERATIONS, Resizing, augmix
 from clipbias.data.user_images import to_picture
+from tests.data.pictures import picture
+from tests.reference import augmix as plain
 
-REFERENCE = Path(__file__).parent / "transform_reference.npz"
+REFERENCE = Path(__file__).parents[1] / "data_files" / "transform_reference.npz"
 # Since Pillow 13 the side that shrinks more is resized first; before, the width always was, and what lies between the
 # two was rounded elsewhere. Pictures that shrink equally both ways, and those that do not get lower, are the same.
 WIDTH_FIRST = int(PIL.__version__.partition(".")[0]) < 13
@@ -62,19 +67,16 @@ def test_pixels_equal_torchvision(reference):
             np.testing.assert_array_equal(transforms.resized_crop(pixels, tuple(box), Resizing(size)), crop)
 
 
-def test_train_image_crops_and_flips():
-    # Left half dark, right half light: a flip exchanges them.
-    pixels = np.zeros((32, 32, 3), np.uint8)
-    pixels[:, 16:] = 255
+def test_half_of_all_crops_are_mirrored():
     ramp = np.broadcast_to(np.linspace(0, 255, 32).astype(np.uint8)[None, :, None], (32, 32, 3))
-    rising = [
-        int(out[:, -1].mean()) > int(out[:, 0].mean())
-        for out in (transforms.train_image(ramp, np.random.default_rng(seed), Resizing(8)) for seed in range(200))
-    ]
-    assert 70 < sum(rising) < 130
-    out = transforms.train_image(pixels, np.random.default_rng(0), Resizing(8))
-    assert out.shape == (8, 8, 3) and out.dtype == np.uint8
-    np.testing.assert_array_equal(out, transforms.train_image(pixels, np.random.default_rng(0), Resizing(8)))
+    crops = [transforms.train_image(ramp, np.random.default_rng(seed), Resizing(8)) for seed in range(200)]
+    assert 70 < sum(int(crop[:, -1].mean()) > int(crop[:, 0].mean()) for crop in crops) < 130
+
+
+def test_the_middle_of_a_line_of_pixels_is_evaluated():
+    line = np.random.default_rng(0).integers(0, 256, (2, 200, 3), dtype=np.uint8)
+    whole, middle = (transforms.test_image(pixels, Resizing(8, whole=True)) for pixels in (line, line[:, 68:132]))
+    np.testing.assert_array_equal(whole, middle)
 
 
 def save(image: Image.Image, kind: str, **options) -> bytes:
@@ -130,3 +132,71 @@ def test_grey_levels_of_sixteen_bits_are_not_cut_off(kind):
     expected = np.repeat((levels // 256)[..., None], 3, axis=2)
     np.testing.assert_array_equal(transforms.decode(save(image, kind), "x"), expected)
     np.testing.assert_array_equal(transforms.as_rgb(to_picture(image)), expected)
+
+
+# AugMix: each operation to the bit, and what is drawn and mixed
+
+
+SIZE = 64
+
+
+@pytest.fixture(scope="module")
+def crop() -> np.ndarray:
+    """A picture whose levels are neither all there nor spread over the whole range."""
+    return (transforms.test_image(picture(3), transforms.Resizing(SIZE)) // 3 * 2 + 85).astype(np.uint8)
+
+
+@pytest.mark.parametrize("name", plain.OPERATIONS)
+def test_operations_equal_numpy(name, crop):
+    changed = 0
+    for level in (0.1, 0.4, 0.7, 0.999):
+        for sign in (-1, 1):
+            output = np.asarray(OPERATIONS[name](Image.fromarray(crop), level, sign))
+            np.testing.assert_array_equal(output, plain.OPERATIONS[name](crop, level, sign))
+            changed += not np.array_equal(output, crop)
+    assert changed >= 2 and OPERATIONS.keys() == plain.OPERATIONS.keys()
+
+
+def test_flat_images_stay_as_they_are():
+    flat = np.full((8, 8, 3), 90, np.uint8)
+    for name in ("autocontrast", "equalize"):
+        np.testing.assert_array_equal(OPERATIONS[name](Image.fromarray(flat), 0.5, 1), flat)
+        np.testing.assert_array_equal(plain.OPERATIONS[name](flat, 0.5, 1), flat)
+
+
+def test_the_mixture_equals_numpy(crop):
+    for seed in range(20):
+        mixed = augmix(crop, np.random.default_rng(seed))
+        rng = np.random.default_rng(seed)
+        shares = rng.dirichlet([1, 1, 1])
+        weight = rng.beta(1, 1)
+        chains = []
+        for _ in range(3):
+            chain = crop
+            for _ in range(rng.integers(1, 4)):
+                operation = [*plain.OPERATIONS.values()][rng.integers(9)]
+                chain = operation(chain, rng.uniform(0.1, 1.0), 1 if rng.random() < 0.5 else -1)
+            chains.append(chain)
+        assert mixed.dtype == np.float32 and mixed.shape == crop.shape
+        np.testing.assert_allclose(mixed, plain.mixture(crop, chains, shares, weight), rtol=1e-6)
+
+
+def test_what_is_drawn(crop, monkeypatch):
+    """Lengths of chains, operations, levels and signs, as often as the rule has them."""
+    seen: list[tuple[str, float, int]] = []
+    for name in [*OPERATIONS]:
+        monkeypatch.setitem(
+            OPERATIONS, name, lambda image, level, sign, name=name: seen.append((name, level, sign)) or image
+        )
+    draws = []
+    rng = np.random.default_rng(0)
+    for _ in range(600):
+        np.testing.assert_allclose(augmix(crop[:4, :4], rng), crop[:4, :4], rtol=1e-6)  # weights sum to one
+        draws.append(len(seen))
+    names, levels, signs = (np.array(column) for column in zip(*seen, strict=True))
+    assert 3 * 600 * 1.9 < len(seen) < 3 * 600 * 2.1  # one to three, two in the mean
+    assert np.diff([0, *draws]).min() >= 3 and np.diff([0, *draws]).max() <= 9
+    counts = np.unique(names, return_counts=True)[1]
+    assert len(counts) == 9 and counts.min() > 0.75 * len(seen) / 9 and counts.max() < 1.25 * len(seen) / 9
+    assert 0.1 <= levels.min() < 0.12 and 0.98 < levels.max() < 1 and levels.mean() == pytest.approx(0.55, abs=0.02)
+    assert set(signs.tolist()) == {-1, 1} and abs(signs.mean()) < 0.1

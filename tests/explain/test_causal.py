@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from clipbias.clip import Adaptation, Clip, checkpoint, encode_image
+from clipbias.clip import Adaptation, Clip, encode_image, tables
 from clipbias.clip.layers import fold_changes
 from clipbias.data.images import pictures
 from clipbias.data.transforms import Resizing
@@ -115,7 +115,7 @@ def with_changes(reference: methods.Reference, clip: Clip, tuned: Adaptation) ->
     params = {
         name: fold_changes(tree, changes[name]) if changes.get(name) else tree for name, tree in clip.params.items()
     }
-    state = weights.double(checkpoint.to_tensors(clip.config, jax.tree.map(np.asarray, params)))
+    state = weights.double(tables.to_tensors(clip.config, jax.tree.map(np.asarray, params)))
     return dataclasses.replace(reference, state=state)
 
 

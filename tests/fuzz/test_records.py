@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clipbias import data
-from clipbias.data import shards
+from clipbias.data import tfds
 from clipbias.data.tfds import check_features
 from clipbias.errors import ClipbiasError
 from tests.data import miniatures
@@ -25,7 +25,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the shards, with the index of every split."""
     root = tmp_path_factory.mktemp("records")
     miniatures.make(root / "images", "eurosat")
-    folder = Path(shards.build(data.load("eurosat", data_dir=root / "images"), root / "shards"))
+    folder = Path(tfds.build_shards(data.load("eurosat", data_dir=root / "images"), root / "shards"))
     use(root / "shards")
     return folder
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 LARGE = (".safetensors", ".bin", ".msgpack", ".h5", ".pt")
 
@@ -55,7 +55,6 @@ class Hub:
         self.requests: list[str] = []
         self.sent: dict[str, int] = {}
         self.large: dict[str, bytes] = {}
-        self.modes: dict[str, str] = {}
         self.endpoint = ""
 
     def downloaded(self) -> list[str]:
@@ -88,49 +87,33 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *_: Any) -> None:
         pass
 
-    def do_HEAD(self) -> None:
-        self._get()
-
     def do_GET(self) -> None:
-        self._get()
-
-    def _get(self) -> None:
         path = self._path()
-        if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path):
-            self._info(match[1], unquote(match[2] or "main"))
-        elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/(.+)", path):
-            self._tree(match[1], unquote(match[2]))
+        if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/(.+))?", path):
+            self._info(match[1], unquote(match[3] or "main"), is_tree=match[2] == "tree")
         elif match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             self._file(match[1], unquote(match[2]), unquote(match[3]))
         else:
             self._answer(404, {"error": f"no {path}"})
 
-    def _info(self, name: str, revision: str) -> None:
-        commit = self._commit(name, revision)
-        if commit is None:
-            return
-        files = self.hub.repositories[name].commits[commit]
-        listed: list[dict[str, Any]] = []
-        for file, content in sorted(files.items()):
-            entry: dict[str, Any] = {"rfilename": file}
-            if "blobs" in parse_qs(urlsplit(self.path).query):
-                entry |= {"size": len(content), "blobId": hashlib.sha1(content).hexdigest()}
-                if file.endswith(LARGE):
-                    entry["lfs"] = {"sha256": _sha256(content), "size": len(content), "pointerSize": 134}
-            listed.append(entry)
-        self._answer(200, {"id": name, "modelId": name, "sha": commit, "siblings": listed, "tags": []})
+    do_HEAD = do_GET
 
-    def _tree(self, name: str, revision: str) -> None:
+    def _info(self, name: str, revision: str, *, is_tree: bool) -> None:
+        """A commit with its files, or these alone."""
         commit = self._commit(name, revision)
         if commit is None:
             return
         listed = []
-        for path, content in sorted(self.hub.repositories[name].commits[commit].items()):
-            entry = {"type": "file", "path": path, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
-            if path.endswith(LARGE):
-                entry["lfs"] = {"oid": _sha256(content), "size": len(content), "pointerSize": 134}
+        for file, content in sorted(self.hub.repositories[name].commits[commit].items()):
+            blob = hashlib.sha1(content).hexdigest()
+            entry: dict[str, Any] = {"type": "file", "path": file, "rfilename": file, "size": len(content)}
+            entry |= {"oid": blob, "blobId": blob}
+            if file.endswith(LARGE):
+                sha = _sha256(content)
+                entry["lfs"] = {"oid": sha, "sha256": sha, "size": len(content), "pointerSize": 134}
             listed.append(entry)
-        self._answer(200, listed)
+        whole = {"id": name, "modelId": name, "sha": commit, "siblings": listed, "tags": []}
+        self._answer(200, listed if is_tree else whole)
 
     def _file(self, name: str, revision: str, file: str) -> None:
         commit = self._commit(name, revision)

@@ -1,6 +1,7 @@
 """What is downloaded of a repository, at which commit, what is read from the cache, and errors as a sentence."""
 
 import errno
+import json
 import os
 import re
 import shlex
@@ -13,11 +14,20 @@ from huggingface_hub.cli.hf import main as hf
 import clipbias
 from clipbias.clip.hub import PINS, command, parse
 from clipbias.errors import ClipbiasError
+from clipbias.tuning.adapter import read_adapter
+from configs import train as train_config
+from experiments import common, train
+from experiments.inputs import find_adapter
+from tests import helpers
+from tests.data import miniatures
 from tests.hub.conftest import without_weights
-from tests.hub.server import Repository
+from tests.hub.server import LARGE, Repository
 from tests.reference.formats import FORMATS
 
-DEFAULT = "openai/clip-vit-base-patch16"
+# The hub's own client says so to itself.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+
+DEFAULT = train_config.get_config().model
 OTHER = {"README.md": b"# A model", "pytorch_model.bin": b"never read", "tf_model.h5": b"never read"}
 
 
@@ -138,3 +148,30 @@ def test_the_printed_command_names_what_is_read():
     for name, pin in PINS.items():
         assert f"--revision {pin.commit}" in command(parse(name)) == command(parse(pin.openai))
         assert command(parse(name)).endswith(f"--include {pin.weights}")
+
+
+@pytest.mark.ci
+def test_the_readmes_training_on_a_machine_with_an_empty_cache(hub, tmp_path, capsys):
+    """The default model's repository as it is on the hub: Flax and torch on `main`, no safetensors."""
+    helpers.tiny_checkpoint(tmp_path / "made", context_length=77)
+    clipbias.load(tmp_path / "made").save(tmp_path / "flax", format="flax")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "flax").iterdir()}
+    unread = dict.fromkeys((".gitattributes", "README.md", "pytorch_model.bin"), b"never read")
+    commit = PINS[DEFAULT].commit
+    hub.repositories[DEFAULT] = Repository(unread | files, commit)
+    config = train_config.get_config("taskres")
+    miniatures.make(tmp_path / "data", "eurosat")
+    config.update(data_dir=str(tmp_path / "data"), dataset="eurosat", shots=1, epochs=1, batch_size=4)
+    config.mesh.data = 1
+    workdir = tmp_path / "run"
+    assert common.answer(train.main, config, str(workdir)) == 0, capsys.readouterr().err
+    assert [name for name in hub.downloaded() if name.endswith(LARGE)] == ["flax_model.msgpack"]
+    model = json.loads((workdir / "environment.json").read_text())["model"]
+    assert (model["name"], model["revision"]) == (DEFAULT, commit)
+    adapter = read_adapter(workdir / "adapter.safetensors")
+    assert (adapter.base, adapter.base_fingerprint) == (f"{DEFAULT}@{commit}", model["fingerprint"])
+    place = clipbias.push_to_hub("me/eurosat-taskres", clipbias.load_adapter(workdir / "adapter.safetensors"))
+    hub.sent.clear()
+    again, _ = find_adapter(place)  # as all binaries find what `--config.adapters=` names
+    again.task(clipbias.load(again.base))
+    assert hub.downloaded() == ["adapter.safetensors"]

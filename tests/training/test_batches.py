@@ -19,7 +19,7 @@ from clipbias.training.batches import RunBatches
 from clipbias.training.features import FeatureBatches, FeatureStatic, TrainingFeatures, epoch_features, support_features
 from clipbias.tuning import Sampling
 from clipbias.tuning.recipe import Recipe
-from tests.data.batches import counted, train_batches
+from tests.data.pictures import counted, train_batches
 from tests.training.conftest import damaged, few_shot_runs
 
 SIZE = 16

@@ -25,8 +25,7 @@ from clipbias.tuning.features import sinkhorn
 from clipbias.tuning.methods.promptsrc import PromptSRC
 from clipbias.tuning.methods.taskres import TaskRes
 from clipbias.tuning.registry import resolve_method
-from tests.data.batches import train_batches
-from tests.data.pictures import encoded, picture
+from tests.data.pictures import encoded, picture, train_batches
 from tests.helpers import signal_at
 from tests.reference import numpy_clip, prompts_plot, teachers
 from tests.training.conftest import few_shot_runs, train_runs

@@ -14,9 +14,8 @@ from safetensors.numpy import load_file, save_file
 
 import clipbias
 from clipbias.clip import Adaptation, encode_image, encode_text
-from clipbias.clip.checkpoint import WEIGHTS
+from clipbias.clip.checkpoint import WEIGHTS, choose
 from clipbias.clip.encode import check_images
-from clipbias.clip.families import choose
 from clipbias.clip.precision import DTYPES, resolve
 from clipbias.data.user_images import label_numbers
 from clipbias.export import fold
