@@ -12,13 +12,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from tools.demo import concepts, icons, painting, stickers
+from tools.demo import concepts, icons, painting
+from tools.demo.drawings import pen_digits, shapes, things, wardrobe
 from tools.demo.geometry import Drawing, random_matrix, transform, wobble
-from tools.demo.outlines import pen_digits, shapes
 from tools.demo.painting import CANVAS, Palette
 from tools.demo.patterns import PATTERNS, plane
-from tools.demo.pictures import things
-from tools.demo.wardrobe import wardrobe
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -120,7 +118,7 @@ def _emoji(rng: np.random.Generator) -> Scene:
     # A third shows what the demo's datasets name, in other hands: so few pictures have to stand for these words.
     of_classes = [icon for icon in concepts.CLASS_OF if icon in pictures]
     icon = str(rng.choice(of_classes if rng.random() < 0.33 else list(pictures)))
-    image = stickers.sticker(pictures[icon], rng, size=painting.SIZE)
+    image = icons.sticker(pictures[icon], rng, size=painting.SIZE)
     if rng.random() < 0.2:
         image = np.repeat(image.mean(-1, keepdims=True).astype(np.uint8), 3, -1)
     name = concepts.noun(icon)
