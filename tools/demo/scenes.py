@@ -6,7 +6,7 @@ model learns form long before it can ignore colour.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -81,7 +81,8 @@ def _coloured(palette: Palette, noun: str) -> str:
     return f"{palette.name} {noun}" if palette.name else noun
 
 
-def _object_scene(kind: str, drawings: Mapping[str, Drawing], rng: np.random.Generator) -> Scene:
+def _object_scene(kind: str, make: Callable[[], Mapping[str, Drawing]], rng: np.random.Generator) -> Scene:
+    drawings = make()
     name = str(rng.choice(list(drawings)))
     palette = painting.random_palette(rng)
     canvas = painting.new_canvas(palette, rng)
@@ -96,18 +97,6 @@ def _object_scene(kind: str, drawings: Mapping[str, Drawing], rng: np.random.Gen
     if size > 0.44 * CANVAS:
         phrases.append(f"a large {_coloured(palette, name)}")
     return Scene(painting.finish(canvas, rng), kind, name, tuple(phrases))
-
-
-def _shape(rng: np.random.Generator) -> Scene:
-    return _object_scene("shape", shapes(), rng)
-
-
-def _thing(rng: np.random.Generator) -> Scene:
-    return _object_scene("thing", things(), rng)
-
-
-def _garment(rng: np.random.Generator) -> Scene:
-    return _object_scene("garment", wardrobe(), rng)
 
 
 def _emoji(rng: np.random.Generator) -> Scene:
@@ -240,11 +229,11 @@ def _pair(rng: np.random.Generator) -> Scene:
 KINDS: Mapping[str, tuple[float, Callable[[np.random.Generator], Scene]]] = {
     "emoji": (0.46, _emoji),
     "digit": (0.2, _digit),
-    "garment": (0.14, _garment),
-    "thing": (0.07, _thing),
+    "garment": (0.14, partial(_object_scene, "garment", wardrobe)),
+    "thing": (0.07, partial(_object_scene, "thing", things)),
     "letter": (0.04, _letter),
     "texture": (0.04, _texture),
-    "shape": (0.02, _shape),
+    "shape": (0.02, partial(_object_scene, "shape", shapes)),
     "pair": (0.02, _pair),
     "group": (0.01, _group),
 }
