@@ -34,26 +34,22 @@ COMMANDS = {
 
 def main() -> None:
     """Runs the command that the first argument names; without an argument lists the commands."""
-    with quiet_when_closed():
-        _run()
-
-
-def _run() -> None:
     name, *arguments = sys.argv[1:] or ["--help"]
-    if name in ("--help", "-h", "help"):
-        print(overview())
-    elif name == "--version":
-        from clipbias import __version__
+    with quiet_when_closed():
+        if name in ("--help", "-h", "help"):
+            print(overview())
+        elif name == "--version":
+            from clipbias import __version__
 
-        print(__version__)
-    elif name in COMMANDS:
-        sys.path.insert(0, str(folder()))
-        sys.argv = [f"clipbias {name}", *arguments]
-        runpy.run_module(f"experiments.{name}", run_name="__main__")
-    else:
-        close = difflib.get_close_matches(name, COMMANDS, 1)
-        hint = f"; did you mean {close[0]}?" if close else f"; there are {', '.join(COMMANDS)}."
-        sys.exit(f"error: there is no command {name!r}{hint}")
+            print(__version__)
+        elif name in COMMANDS:
+            sys.path.insert(0, str(folder()))
+            sys.argv = [f"clipbias {name}", *arguments]
+            runpy.run_module(f"experiments.{name}", run_name="__main__")
+        else:
+            close = difflib.get_close_matches(name, COMMANDS, 1)
+            hint = f"; did you mean {close[0]}?" if close else f"; there are {', '.join(COMMANDS)}."
+            sys.exit(f"error: there is no command {name!r}{hint}")
 
 
 def folder() -> Path:

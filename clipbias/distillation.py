@@ -93,25 +93,24 @@ class Distilled:
     candidates: tuple[Comparison, ...]
 
 
-def images_of_dataset(dataset: Dataset) -> DistilImages:
-    """Training and validation images to fit and select on, test images for the certificate.
+def divide_images(source: Dataset | Split) -> DistilImages:
+    """The images of a distillation.
+
+    Args:
+      source: a dataset, with training and validation images to fit and select on, and test images to certify; or images
+        without labels: by their names, three fifths to fit on, a fifth to select on, a fifth to certify.
 
     Raises:
       ClipbiasError: there are too few images.
     """
-    test = dataset.split("test")
-    fitted, held_back, _ = _divided(unlabelled_images(dataset, test) or dataset.split("train"), certified=False)
-    return DistilImages(fitted, held_back, test, labelled=True)
-
-
-def images_without_labels(images: Split) -> DistilImages:
-    """Three fifths of the images to fit on, a fifth to select on, a fifth for the certificate, by their names alone.
-
-    Raises:
-      ClipbiasError: there are too few images.
-    """
-    fitted, held_back, certified = _divided(images, certified=True)
-    return DistilImages(fitted, held_back, certified, labelled=False)
+    test: Split | None = None
+    if isinstance(source, Dataset):
+        test = source.split("test")
+        source = unlabelled_images(source, test) or source.split("train")
+    if len(source) < 5:
+        raise ClipbiasError(f"there are {len(source)} unlabelled images; give 5 at least, and rather some hundred.")
+    fitted, held_back, certified = divide_unlabelled(source, certified=test is None)
+    return DistilImages(fitted, held_back, certified if test is None else test, labelled=test is not None)
 
 
 def distil_model(
@@ -139,7 +138,9 @@ def distil_model(
     teacher = Teacher(model.task, model.learnables)
     frozen = Teacher(Task(model.clip, ZERO_SHOT, model.class_names, template=DEFAULT_TEMPLATE), {})
     names = [name for name, form in FORMS.items() if form.folds] if options.form is None else [options.form]
-    fitted = _subset(images.fitted, options.steps * options.batch_size, seed=options.seed)
+    fitted = images.fitted
+    if len(fitted) > (most := options.steps * options.batch_size):  # no fit reads more
+        fitted = fitted.subset(np.sort(np.random.default_rng(options.seed).choice(len(fitted), most, replace=False)))
     students: dict[str, Teacher] = {}
     candidates: dict[str, Comparison] = {}
     for name in names:
@@ -220,13 +221,10 @@ def distil(
     source: Any = open_images(named)
     if isinstance(source, Dataset):
         labelled_images(source, None, model.class_names)  # which refuses other classes
-        divided = images_of_dataset(source)
-    elif isinstance(source, Split):
-        divided = images_without_labels(source)
-    else:
+    elif not isinstance(source, Split):
         pictures, _ = list_images(source)
-        labels = np.zeros(len(pictures), np.int32)
-        divided = images_without_labels(labelled_split(pictures, labels, model.class_names))
+        source = labelled_split(pictures, np.zeros(len(pictures), np.int32), model.class_names)
+    divided = divide_images(source)
     student = model.clip if clip is None else as_clip(clip)
     context = make_context(student, mesh, dtype=model.task.classifier.dtype)
     logging = Logging(progress=Progress(0, title="distil") if progress else None)
@@ -315,16 +313,3 @@ def _compare(
     labels = split.labels[read] if labelled else None
     _, (comparison,) = compare([by_image(frozen, teacher, [distilled], [student], labels)])
     return comparison
-
-
-def _divided(images: Split, *, certified: bool) -> tuple[Split, Split, Split]:
-    if len(images) < 5:
-        raise ClipbiasError(f"there are {len(images)} unlabelled images; give 5 at least, and rather some hundred.")
-    return divide_unlabelled(images, certified=certified)
-
-
-def _subset(images: Split, most: int, *, seed: int) -> Split:
-    """As many images as a fit reads, drawn by the seed where there are more."""
-    if len(images) <= most:
-        return images
-    return images.subset(np.sort(np.random.default_rng(seed).choice(len(images), most, replace=False)))

@@ -20,7 +20,7 @@ from etils import epath
 import clipbias
 from clipbias import TunedModel, hosts
 from clipbias.data.user_images import labelled_split
-from clipbias.distillation import DistilImages, distil_model, images_of_dataset, images_without_labels
+from clipbias.distillation import DistilImages, distil_model, divide_images
 from clipbias.errors import ClipbiasError
 from clipbias.export import export
 from clipbias.export.card import certified_sentences
@@ -122,7 +122,7 @@ def find_unlabelled(settings: DistilSettings, model: TunedModel) -> DistilImages
             dataset = None
         if dataset is None or tuple(dataset.class_names) != model.class_names:
             files = find_images(settings.data_dir)
-            return images_without_labels(labelled_split(files, [0 for _ in files], model.class_names))
+            return divide_images(labelled_split(files, [0 for _ in files], model.class_names))
     else:
         dataset = common.load_dataset(settings, name)
         if tuple(dataset.class_names) != model.class_names:
@@ -130,7 +130,7 @@ def find_unlabelled(settings: DistilSettings, model: TunedModel) -> DistilImages
                 f"{name} has {len(dataset.class_names)} classes, not the adapter's {len(model.class_names)}, or not in "
                 "their order; give images without labels: --config.dataset=folder --config.data_dir=FOLDER."
             )
-    return images_of_dataset(dataset)
+    return divide_images(dataset)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """A headless Chromium that tests drive: the DevTools protocol over a pipe, with nothing but the standard library."""
 
-import base64
 import contextlib
 import json
 import os
@@ -161,7 +160,3 @@ class Browser:
         node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
         assert node, f"there is no {selector}"
         self.call("DOM.setFileInputFiles", nodeId=node, files=[str(path)])
-
-    def picture(self, path, **options):
-        """Writes what the window shows as PNG."""
-        path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png", **options)["data"]))

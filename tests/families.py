@@ -1,4 +1,4 @@
-"""Small models of all families but CLIP in several geometries, and how far clipbias is from their owners' code.
+"""Small models of all families but CLIP in several geometries, with the numbers of their owners' code.
 
 Weights and inputs are drawn by their names. `tools/reference/write_families.py` gives the owners' code the same ones
 and writes what it computes.
@@ -24,9 +24,7 @@ import safetensors
 import safetensors.numpy
 
 import clipbias
-from clipbias.clip import Adaptation, Clip, encode_image, encode_packed_text, encode_text, open_clip, pack
-from clipbias.clip.params import Params
-from clipbias.clip.text import as_tokens
+from clipbias.clip import Clip, open_clip
 
 DATA = Path(__file__).parent / "data_files"
 FURTHER = DATA / "geometries"
@@ -261,51 +259,14 @@ def difference(actual: Any, expected: np.ndarray) -> float:
     return float(np.abs(np.asarray(actual, np.float64) - expected).max() / np.abs(expected).max())
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _outputs(config: Any, params: Any, images: Any, ids: Any, added: Any, packed: Any) -> dict[str, Any]:
-    """Features, and loss, logits and gradients of an adaptation with texts in both layouts."""
-
-    def loss(added: Any, whole: bool) -> Any:
-        adaptation = Adaptation(**added)
-        image = encode_image(params, config, images, adaptation)[0]
-        if whole:
-            text = encode_text(params, config, ids, adaptation)[0]
-        else:
-            text = encode_packed_text(params, config, packed, adaptation)
-        image, text = (x / jnp.linalg.norm(x, axis=-1, keepdims=True) for x in (image, text))
-        logits = jnp.exp(params["logit_scale"]) * image @ text.T + params.get("logit_bias", 0)
-        return -jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.array(LABELS)[:, None], 1).mean(), logits
-
-    arrays = {"image_features": encode_image(params, config, images)[0]}
-    arrays["text_features"] = encode_text(params, config, as_tokens(ids, config))[0]
-    for whole in (True, False):
-        (value, logits), gradients = jax.value_and_grad(loss, has_aux=True)(added, whole)
-        arrays |= {f"{whole}.{k}": v for k, v in {"adapted.loss": value, "adapted.logits": logits}.items()}
-        arrays |= {f"{whole}.gradient.{name}": leaf for name, leaf in gradients.items()}
-    return arrays
-
-
-def pass_errors(model: Reference) -> dict[str, float]:
-    """Largest relative errors of features, logits and gradients."""
-    clip, expected = model.clip, model.expected
-    ids = expected["tokens"].astype(np.int32)
-    added = start_of(model.family, model.geometry, "added")
-    packed = pack(as_tokens(ids, clip.config, 2), groups=3)
-    errors: dict[str, float] = {}
-    for name, value in _outputs(clip.config, clip.params, model.images, ids, added, packed).items():
-        plain = name.removeprefix("True.").removeprefix("False.")
-        kind = "gradients" if "gradient" in plain else plain.partition(".")[2] or "features"
-        errors[kind] = max(errors.get(kind, 0.0), difference(value, expected[plain]))
-    return errors
-
-
 def trained(model: Reference, method: str) -> dict[str, Any]:
     """A method's learnables after training by the owner's code, as the package has them."""
     prefix = f"{method}.after."
-    return _as_learnables({k.removeprefix(prefix): x for k, x in model.expected.items() if k.startswith(prefix)})
+    return as_learnables({k.removeprefix(prefix): x for k, x in model.expected.items() if k.startswith(prefix)})
 
 
-def _as_learnables(flat: Arrays) -> dict[str, Any]:
+def as_learnables(flat: Arrays) -> dict[str, Any]:
+    """Arrays by name as the package has a method's learnables."""
     if "lora.vision.down" not in flat:
         return {name: jnp.asarray(x) for name, x in flat.items()}
     pairs = {tower: {part: flat[f"lora.{tower}.{part}"] for part in ("down", "up")} for tower in ("vision", "text")}
@@ -318,42 +279,3 @@ def task_of(model: Reference, method: str) -> clipbias.Task:
     if method == "ivlp":
         options["depth"] = model.clip.config.common_blocks
     return clipbias.Task(model.clip, method, CLASSES, **options)
-
-
-def training_error(model: Reference, method: str) -> tuple[float, float]:
-    """The largest relative error of a method's learnables and of its loss after three steps of SGD, and of rounding.
-
-    The second number says how far the learnables move where each weight is rounded otherwise, up or down by half a unit
-    in its last place: steep losses make much of that.
-    """
-    task = task_of(model, method)
-    start = _as_learnables(start_of(model.family, model.geometry, method))
-    assert jax.tree.map(jnp.shape, start) == jax.tree.map(jnp.shape, jax.eval_shape(task.init))
-    labels = jnp.array(LABELS)
-
-    @jax.jit
-    def step(params: Params, learnables: Any, velocity: Any) -> tuple[Any, Any, jax.Array]:
-        loss, gradient = jax.value_and_grad(task.loss, argnums=1)(params, learnables, model.images, labels)
-        velocity = jax.tree.map(lambda v, g, p: 0.9 * v + g + 5e-4 * p, velocity, gradient, learnables)
-        return jax.tree.map(lambda p, v: p - RATE * v, learnables, velocity), velocity, loss
-
-    def train(params: Params) -> tuple[list[np.ndarray], jax.Array]:
-        learnables, velocity = start, jax.tree.map(jnp.zeros_like, start)
-        for _ in range(STEPS):
-            learnables, velocity, loss = step(params, learnables, velocity)
-        return jax.tree.leaves(learnables), loss
-
-    learnables, loss = train(model.clip.params)
-    draw = np.random.default_rng(0)
-    moved, _ = train(jax.tree.map(lambda leaf: _rounded_otherwise(leaf, draw), model.clip.params))
-    expected = [np.asarray(leaf) for leaf in jax.tree.leaves(trained(model, method))]
-    errors = [difference(leaf, other) for leaf, other in zip(learnables, expected, strict=True)]
-    rounding = [difference(leaf, np.asarray(other)) for leaf, other in zip(moved, learnables, strict=True)]
-    return max(difference(loss, model.expected[f"{method}.loss"]), *errors), max(rounding)
-
-
-def _rounded_otherwise(leaf: jax.Array, draw: np.random.Generator) -> jax.Array:
-    if not jnp.issubdtype(leaf.dtype, jnp.floating):
-        return leaf
-    ulp = np.finfo(np.float32).eps / 2
-    return jnp.asarray(np.asarray(leaf) * (1 + ulp * draw.choice((-1, 1), np.shape(leaf))), leaf.dtype)

@@ -1,4 +1,4 @@
-"""One check for every kind of annotation: what it lets pass, and how it refuses."""
+"""One check for every kind of annotation: what it lets pass, and how it refuses; and parts of sentences."""
 
 import dataclasses
 from typing import Annotated, Any, Optional
@@ -8,6 +8,7 @@ import pytest
 
 from clipbias.checks import Choices, Range, check_fields, check_value
 from clipbias.errors import ClipbiasError
+from clipbias.sentences import capitalize, counted
 
 COUNT = Annotated[int, Range(1, 1000)]
 CHOICE = Annotated[str, Choices(("sum", "mean"))]
@@ -55,3 +56,10 @@ def test_fields_of_a_dataclass():
     Options.__annotations__.pop("unknown")
     with pytest.raises(ClipbiasError, match="size is 0; it must be a whole number from 1"):
         Options(size=0)
+
+
+def test_counts_and_capitals():
+    things = ((1, "image"), (1200, "image"), (2, "class"), (2, "batch"), (17, "epoch"), (0, "step"))
+    shown = ["1 image", "1,200 images", "2 classes", "2 batches", "17 epochs", "0 steps"]
+    assert [counted(number, thing) for number, thing in things] == shown
+    assert capitalize("the CLIP") == "The CLIP"

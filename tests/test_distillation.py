@@ -14,7 +14,7 @@ import clipbias
 from clipbias import TunedModel
 from clipbias.clip import Clip
 from clipbias.data.images import Images
-from clipbias.distillation import images_of_dataset, images_without_labels, select
+from clipbias.distillation import divide_images, select
 from clipbias.explain.results import Comparison, Kind, Student
 from clipbias.explain.uncertainty import Estimate
 from clipbias.training import mesh as meshes
@@ -84,7 +84,7 @@ def test_the_certificate_against_numpy(clip, distilled):
     assert found.student.numbers == numbers
     (candidate,) = distilled.candidates
     assert candidate.student == found.student and candidate.images == 5 and candidate.accuracy is None
-    held_back = images_of_dataset(DATA).held_back
+    held_back = divide_images(DATA).held_back
     of_held_back = Images(held_back)
     raw = np.stack([of_held_back.evaluated(index, clip.preprocessing.resizing) for index in range(5)])
     taught, learned = (models.task_logits(task, learnables, raw) for task, learnables in pairs[:2])
@@ -101,12 +101,12 @@ def test_the_certificate_against_numpy(clip, distilled):
 
 
 def test_no_image_is_in_two_lists():
-    for images, count in ((images_of_dataset(DATA), 39), (images_without_labels(SPLITS["train"]), 18)):
+    for images, count in ((divide_images(DATA), 39), (divide_images(SPLITS["train"]), 18)):
         lists = [set(split.keys) for split in (images.fitted, images.held_back, images.certified)]
         assert sum(map(len, lists)) == len(set.union(*lists)) == count and all(lists)
         assert not images.fitted.labels.any() and not images.held_back.labels.any()
     overlapping = dataclasses.replace(DATA, splits={**SPLITS, "val": SPLITS["test"]})  # as of ImageNet
-    images = images_of_dataset(overlapping)
+    images = divide_images(overlapping)
     assert len(images.fitted) + len(images.held_back) == len(SPLITS["train"])
 
 

@@ -4,11 +4,11 @@ import ast
 import json
 from pathlib import Path
 
+import jupytext
 import pytest
 from matplotlib.figure import Figure
 
 from tests.documents import ROOT
-from tools.make_notebook import notebook_of
 
 SCRIPTS = sorted((ROOT / "docs" / "notebooks").glob("*.py"))
 
@@ -17,11 +17,15 @@ def notebook(script: Path) -> dict:
     return json.loads(script.with_suffix(".ipynb").read_text(encoding="utf-8"))
 
 
+def cells_of(script: Path) -> list:
+    return jupytext.read(script, fmt="py:percent").cells
+
+
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
 def test_the_notebook_is_its_script(script):
     cells = [(cell["cell_type"], "".join(cell["source"])) for cell in notebook(script)["cells"]]
-    expected = [(cell.cell_type, cell.source) for cell in notebook_of(script).cells]
-    assert cells == expected, f"run python -m tools.make_notebook {script.relative_to(ROOT)}"
+    expected = [(cell.cell_type, cell.source) for cell in cells_of(script)]
+    assert cells == expected, f"make the notebook of {script.name} anew (CONTRIBUTING.md)"
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
@@ -45,7 +49,7 @@ def test_the_first_hour_runs_with_another_model(model, tmp_path, monkeypatch):
         "LEARNING_RATES": dict.fromkeys(("ivlp", "bias", "bias_by_kind"), 0.1),
         "IMAGES": 20,
     }
-    settings, *rest = [cell.source for cell in notebook_of(SCRIPTS[0]).cells if cell.cell_type == "code"]
+    settings, *rest = [cell.source for cell in cells_of(SCRIPTS[0]) if cell.cell_type == "code"]
     names: dict = {}
     exec(settings, names)
     assert other.keys() <= names.keys()

@@ -1,8 +1,9 @@
-"""`clipbias.explain`: a study from Python, with its page; and `TunedModel.relevancy`."""
+"""`clipbias.explain`: a study from Python, with its page; `TunedModel.relevancy` and `TunedModel.plot`."""
 
 import json
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from clipbias import data
 from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError
 from clipbias.explain import load_results
+from clipbias.report.overlay import heat_map
 from clipbias.studies import bind_models
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (24, 20, 16, 3), dtype=np.uint8)
@@ -100,3 +102,34 @@ def test_relevancy_of_pictures(clip):
     np.testing.assert_array_equal(model.relevancy(PIXELS[:2]).vision, likely.vision)
     with pytest.raises(ClipbiasError, match="pictures: 2, classes: 1; give one for each"):
         model.relevancy(PIXELS[:2], ["dog"])
+
+
+def panels(figure: Any) -> list[Any]:
+    return [axes for axes in figure.axes if axes.images]
+
+
+@pytest.mark.ci
+def test_pictures_and_maps_stand_side_by_side(clip):
+    pixels, model = PIXELS[:2], tuned(clip, "ivlp", ("cat", "dog"))
+    images = clip.preprocess(pixels)
+    maps = clipbias.relevancy(model.task, clip.params, model.learnables, images, [1, 0])
+    figure = model.plot(pixels, ["dog", "cat"])
+    first, heat, second, _ = panels(figure)
+    np.testing.assert_array_equal(first.images[0].get_array(), pixels[0, 2:18])
+    np.testing.assert_array_equal(second.images[0].get_array(), pixels[1, 2:18])
+    np.testing.assert_allclose(heat.images[1].get_array(), heat_map(np.asarray(maps.vision)[0], 16, 16), atol=1e-4)
+    assert heat.get_title() == "dog"
+    written = {text.get_text() for axes in figure.axes for text in axes.texts}
+    assert "dog" in written and "cat" in written and "SOS" in written
+    # Normalised pictures are drawn as they were, and other maps in the place of relevancy.
+    rows = np.random.default_rng(1).random((2, 16 + 4), np.float32)
+    again = panels(model.plot(images, titles=["a", "b"], maps=rows))
+    np.testing.assert_array_equal(again[0].images[0].get_array(), pixels[0, 2:18])
+    np.testing.assert_allclose(again[3].images[1].get_array(), heat_map(rows[1], 16, 16))
+    assert again[1].get_title() == "a"
+    likely = model.plot(pixels)
+    assert [panels(likely)[place].get_title() for place in (1, 3)] == model.predict(pixels).classes
+    single = model.plot(pixels[0], maps=rows[:1], targets=[1])
+    np.testing.assert_array_equal(panels(single)[0].images[0].get_array(), pixels[0, 2:18])
+    # A notebook shows it.
+    assert single._repr_png_().startswith(b"\x89PNG")

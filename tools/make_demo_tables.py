@@ -14,20 +14,20 @@
 A test holds these pages to their numbers: measure again, and run this again.
 """
 
-import argparse
 import csv
 import io
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
+from absl import app
 
 from clipbias.errors import ClipbiasError
 from clipbias.explain.results import Kind
 from clipbias.io import read_text, write_text
 from clipbias.report.names import dataset_name
 from clipbias.report.table import MISSING
+from experiments import common
 from tools.mechanisms import score
 
 BEGIN = "<!-- From images/{name} by `python -m tools.make_demo_tables`; change that, or measure again. -->"
@@ -205,16 +205,12 @@ def page(whole: Path) -> str:
     return text
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tools.make_demo_tables", description=__doc__.splitlines()[0])
-    parser.add_argument("pages", nargs="+", type=Path, help="the files to write")
-    paths = parser.parse_args().pages
-    try:
-        for path in paths:
-            write_text(path, page(path))
-    except ClipbiasError as error:
-        sys.exit(f"error: {error}")
+def main(names: Sequence[str]) -> int:
+    """Writes the pages; returns the exit status."""
+    for path in map(Path, names):
+        write_text(path, page(path))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    app.run(lambda words: common.status_of(lambda: main(words[1:])))

@@ -3,9 +3,8 @@
     python -m tools.recompute workdir/demo
     python -m tools.recompute /results/lab/most_shots /results/lab/few_shot
 
-Prints one line per problem and ends with status 1 if there is any. It shares no code with what wrote the rows. Rows
-have the fingerprints of their predictions, and adapters the facts of their rows. It trusts none of the three: whoever
-can change one can change the others.
+Prints one line per problem and ends with status 1 if there is any. It shares no code with what wrote the rows, which
+have the fingerprints of their predictions. It trusts neither: whoever can change one can change the other.
 """
 
 from collections import Counter
@@ -22,8 +21,6 @@ from clipbias.errors import ClipbiasError
 from clipbias.io import read_json_lines
 from clipbias.sentences import counted
 from clipbias.terminal import printable
-from clipbias.training.workdir import ADAPTER, ADAPTERS
-from clipbias.tuning.adapter import read_adapter
 from experiments import common
 
 BINS = 15
@@ -39,24 +36,12 @@ FIELDS = {
 
 
 def read_predictions(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a file of predictions. Raises `ValueError` with a sentence if they are incomplete or impossible."""
-    try:
-        with np.load(BytesIO(path.read_bytes()), allow_pickle=False) as file:
-            arrays = {name: np.asarray(file[name]) for name in file.files}
-        labels = arrays["labels"]
-        predicted = arrays["predicted"]
-        classes = len(arrays["class_names"])
-    except Exception as error:  # a damaged archive raises nearly anything
-        raise ValueError(f"cannot read {path.name}: {error!r}") from error
-    if labels.dtype.kind != "i" or predicted.dtype.kind != "i" or labels.ndim != 1 or labels.shape != predicted.shape:
-        raise ValueError(f"{path.name} does not hold one integer label and one integer prediction per image")
-    if len(labels) and not (
-        labels.min() >= 0 and predicted.min() >= -1 and max(labels.max(), predicted.max()) < classes
-    ):
-        raise ValueError(f"{path.name} has numbers that belong to no class")
-    log_probs = arrays.get("log_probs", np.zeros((len(labels), 7), np.float16))
-    if log_probs.dtype != np.float16 or log_probs.shape != (len(labels), 7):
-        raise ValueError(f"{path.name}: log_probs is not a half-precision array of seven columns")
+    """The arrays of a file of predictions. Raises `ValueError` if they are impossible."""
+    with np.load(BytesIO(path.read_bytes()), allow_pickle=False) as file:
+        arrays = {name: np.asarray(file[name]) for name in file.files}
+    labels, predicted = arrays["labels"], arrays["predicted"]
+    if labels.min() < 0 or predicted.min() < -1 or max(labels.max(), predicted.max()) >= len(arrays["class_names"]):
+        raise ValueError("it has numbers that belong to no class")
     return arrays
 
 
@@ -119,48 +104,29 @@ def compare(scores: Mapping[str, object], arrays: Mapping[str, np.ndarray]) -> I
 
 
 def scores_of(row: Mapping[str, Any], evaluation: str) -> dict[str, object]:
-    """The numbers of an evaluation in a row. Raises `ValueError` if the row lacks one."""
-    try:
-        accuracy, images, calibration, classes = (
-            row[name] if name in row else row[by_evaluation][evaluation] for name, by_evaluation in FIELDS.items()
-        )
-        scores = {"accuracy": accuracy, "images": images, "correct": row.get("correct")}
-        scores |= {name: calibration[name] for name in ("ece", "adaptive_ece")}
-        return scores | {name: classes[name] for name in ("balanced_accuracy", "macro_f1", "worst_accuracy")}
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"the row lacks a number: {error!r}") from error
+    """The numbers of an evaluation in a row."""
+    accuracy, images, calibration, classes = (
+        row[name] if name in row else row[by_evaluation][evaluation] for name, by_evaluation in FIELDS.items()
+    )
+    scores = {"accuracy": accuracy, "images": images, "correct": row.get("correct")}
+    scores |= {name: calibration[name] for name in ("ece", "adaptive_ece")}
+    return scores | {name: classes[name] for name in ("balanced_accuracy", "macro_f1", "worst_accuracy")}
 
 
-def adapter_notes(folder: Path) -> dict[str, Mapping[str, Any]]:
-    """What the adapters of a work folder say of their runs, by the keys of the rows. Raises `ClipbiasError`."""
-    files = [path for path in (folder / ADAPTER, *sorted((folder / ADAPTERS).glob("*.safetensors"))) if path.exists()]
-    notes = [read_adapter(path).notes for path in files]
-    return {str(of_run["key"]): of_run for of_run in notes if "key" in of_run}
-
-
-def check_row(row: Mapping[str, Any], folder: Path, notes: Mapping[str, Any] | None) -> Iterator[str]:
-    """Yields a sentence for each problem of a row of a work folder; `notes` are its adapter's, if it has one."""
+def check_row(row: Mapping[str, Any], folder: Path) -> Iterator[str]:
+    """Yields a sentence for each problem of a row of a work folder."""
     if row.get("status") == "failed":
-        if notes is not None or "accuracy" in row or "predictions" in row:
+        if "accuracy" in row or "predictions" in row:
             yield "the run counts as failed, but has results"
         return
-    if others := sorted(name for name in row.keys() & (notes or {}).keys() if row[name] != (notes or {})[name]):
-        yield f"its adapter has another {', '.join(others)}"
-    files = row.get("predictions")
-    if not isinstance(files, dict) or not files:
-        yield "the row names no predictions"
-        return
-    for evaluation, name in files.items():
+    for evaluation, name in row["predictions"].items():
         try:
             arrays = read_predictions(folder / "predictions" / f"{name}.npz")
             problems = list(compare(scores_of(row, evaluation), arrays))
-            fingerprint = (row.get("fingerprints") or {}).get(evaluation)
-            if fingerprint is None:
-                problems.append("the row has no fingerprint of its predictions")
-            elif fingerprint != str(arrays.get("fingerprint")):
+            if row["fingerprints"][evaluation] != str(arrays["fingerprint"]):
                 problems.append(f"{name}.npz has the predictions of another run")
-        except ValueError as error:
-            problems = [str(error)]
+        except Exception as error:  # a damaged archive, or a row without a number, raises nearly anything
+            problems = [f"cannot compare with {name}.npz: {error!r}"]
         yield from (f"{evaluation}: {problem}" for problem in problems)
 
 
@@ -171,11 +137,10 @@ def main(folders: Sequence[str]) -> int:
     different = {Path(folder).resolve(): Path(folder) for folder in folders}.values()
     counts = Counter[str]()
     for folder in different:
-        notes = adapter_notes(folder)
         keys = set[object]()
         for row in read_json_lines(folder / "results.jsonl"):
             key = str(row.get("key"))
-            problems = ["the run is listed twice"] if key in keys else list(check_row(row, folder, notes.get(key)))
+            problems = ["the run is listed twice"] if key in keys else list(check_row(row, folder))
             keys.add(key)
             failed = row.get("status") == "failed" and not problems
             counts.update([FAILED if failed else DIFFERS if problems else AGREES])

@@ -3,6 +3,7 @@
 Random weights; expected numbers by `tools/reference/write_families.py`.
 """
 
+import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,9 @@ import pytest
 import safetensors.numpy
 
 import clipbias
-from clipbias.clip import encode_image, encode_text, tower
+from clipbias.clip import Adaptation, encode_image, encode_packed_text, encode_text, pack, tower
+from clipbias.clip.params import Params
+from clipbias.clip.text import as_tokens
 from clipbias.clip.vision import embed_image, head_attention, pool_image, project_image
 from clipbias.errors import ClipbiasError
 from tests import families, torch_files
@@ -70,17 +73,79 @@ def test_tokens_and_logits_equal_the_owners(model):
     assert difference(logits, model.expected["logits"]) < FEATURES
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def outputs_of(config: Any, params: Any, images: Any, ids: Any, added: Any, packed: Any) -> dict[str, Any]:
+    """Features, and loss, logits and gradients of an adaptation with texts in both layouts."""
+
+    def loss(added: Any, whole: bool) -> Any:
+        adaptation = Adaptation(**added)
+        image = encode_image(params, config, images, adaptation)[0]
+        if whole:
+            text = encode_text(params, config, ids, adaptation)[0]
+        else:
+            text = encode_packed_text(params, config, packed, adaptation)
+        image, text = (x / jnp.linalg.norm(x, axis=-1, keepdims=True) for x in (image, text))
+        logits = jnp.exp(params["logit_scale"]) * image @ text.T + params.get("logit_bias", 0)
+        return -jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.array(LABELS)[:, None], 1).mean(), logits
+
+    arrays = {"image_features": encode_image(params, config, images)[0]}
+    arrays["text_features"] = encode_text(params, config, as_tokens(ids, config))[0]
+    for whole in (True, False):
+        (value, logits), gradients = jax.value_and_grad(loss, has_aux=True)(added, whole)
+        arrays |= {f"{whole}.{k}": v for k, v in {"adapted.loss": value, "adapted.logits": logits}.items()}
+        arrays |= {f"{whole}.gradient.{name}": leaf for name, leaf in gradients.items()}
+    return arrays
+
+
 @pytest.mark.parametrize(("family", "number"), heavy())
 def test_features_and_gradients_equal_the_owners(model):
-    errors = families.pass_errors(model)
-    assert errors.pop("gradients") < GRADIENTS and max(errors.values()) < FEATURES
+    clip, expected = model.clip, model.expected
+    ids = expected["tokens"].astype(np.int32)
+    added = families.start_of(model.family, model.geometry, "added")
+    packed = pack(as_tokens(ids, clip.config, 2), groups=3)
+    for name, value in outputs_of(clip.config, clip.params, model.images, ids, added, packed).items():
+        plain = name.removeprefix("True.").removeprefix("False.")
+        assert difference(value, expected[plain]) < (GRADIENTS if "gradient" in plain else FEATURES), name
+
+
+def rounded_otherwise(leaf: jax.Array, draw: np.random.Generator) -> jax.Array:
+    """Up or down by half a unit in the last place."""
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+        return leaf
+    ulp = np.finfo(np.float32).eps / 2
+    return jnp.asarray(np.asarray(leaf) * (1 + ulp * draw.choice((-1, 1), np.shape(leaf))), leaf.dtype)
 
 
 @pytest.mark.parametrize(("family", "number", "method"), heavy(METHODS))
 def test_three_steps_equal_the_owners(model, method):
-    """Other forms of a family have the same code."""
-    error, rounding = families.training_error(model, method)
-    assert error < max(GRADIENTS, rounding)
+    """Three steps of SGD. Other forms of a family have the same code.
+
+    Learnables may differ by as much as they move where each weight is rounded otherwise: steep losses magnify that.
+    """
+    task = families.task_of(model, method)
+    start = families.as_learnables(families.start_of(model.family, model.geometry, method))
+    assert jax.tree.map(jnp.shape, start) == jax.tree.map(jnp.shape, jax.eval_shape(task.init))
+
+    @jax.jit
+    def step(params: Params, learnables: Any, velocity: Any) -> tuple[Any, Any, jax.Array]:
+        loss, gradient = jax.value_and_grad(task.loss, argnums=1)(params, learnables, model.images, jnp.array(LABELS))
+        velocity = jax.tree.map(lambda v, g, p: 0.9 * v + g + 5e-4 * p, velocity, gradient, learnables)
+        return jax.tree.map(lambda p, v: p - families.RATE * v, learnables, velocity), velocity, loss
+
+    def train(params: Params) -> tuple[list[np.ndarray], jax.Array]:
+        learnables, velocity = start, jax.tree.map(jnp.zeros_like, start)
+        for _ in range(families.STEPS):
+            learnables, velocity, loss = step(params, learnables, velocity)
+        return jax.tree.leaves(learnables), loss
+
+    learnables, loss = train(model.clip.params)
+    draw = np.random.default_rng(0)
+    moved, _ = train(jax.tree.map(lambda leaf: rounded_otherwise(leaf, draw), model.clip.params))
+    rounding = max(difference(leaf, np.asarray(other)) for leaf, other in zip(moved, learnables, strict=True))
+    assert difference(loss, model.expected[f"{method}.loss"]) < max(GRADIENTS, rounding)
+    expected = jax.tree.leaves(families.trained(model, method))
+    for leaf, other in zip(learnables, expected, strict=True):
+        assert difference(leaf, np.asarray(other)) < max(GRADIENTS, rounding)
 
 
 @pytest.mark.parametrize(("family", "number"), [(family, 1) for family in FAMILIES])

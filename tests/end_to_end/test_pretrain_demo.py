@@ -16,7 +16,7 @@ from clipbias.clip import checkpoint, init_params
 from clipbias.clip.vision import encode_image
 from clipbias.data import demo
 from tools import pretrain_demo
-from tools.demo import contrastive, corpus, icons, vocabulary
+from tools.demo import corpus, icons, vocabulary
 
 SMALL = dict(scenes=40, batch_size=8, width=16, layers=1, steps=4, save_every=2, report_every=2, watch=[], workers=1)
 
@@ -66,7 +66,7 @@ def test_equal_captions_are_matches_of_each_other():
         return -(targets * (values - np.log(np.exp(values).sum(-1, keepdims=True)))).sum(-1).mean()
 
     expected = (cross_entropy(logits) + cross_entropy(logits.T)) / 2
-    value = jax.jit(contrastive.matching_loss)(image_features, text_features, ids, np.log(np.float32(4)))
+    value = jax.jit(pretrain_demo.matching_loss)(image_features, text_features, ids, np.log(np.float32(4)))
     assert float(value) == pytest.approx(expected, rel=1e-5)
 
 
@@ -78,7 +78,7 @@ def test_equal_captions_of_other_images_count_for_nothing_in_siglips_loss():
     expected = 0.0
     for i, j in ((0, 0), (0, 2), (1, 1), (1, 2), (2, 0), (2, 1), (2, 2)):  # all pairs but (0, 1) and (1, 0)
         expected += np.log(1 + np.exp(-logits[i, j] if i == j else logits[i, j])) / 3
-    value = jax.jit(contrastive.sigmoid_loss)(image_features, text_features, ids, np.log(np.float32(4)), -2.0)
+    value = jax.jit(pretrain_demo.sigmoid_loss)(image_features, text_features, ids, np.log(np.float32(4)), -2.0)
     assert float(value) == pytest.approx(expected, rel=1e-5)
 
 

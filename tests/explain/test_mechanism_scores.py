@@ -13,11 +13,9 @@ from clipbias.errors import ClipbiasError
 from clipbias.explain import verdict
 from clipbias.explain.results import What, Where
 from clipbias.explain.study import StudyOptions
-from tools.mechanisms import models, rules, score, train
-from tools.mechanisms.models import Spec, digest
-from tools.mechanisms.rules import UNDECIDED, Answer
+from tools.mechanisms import labels, score, train
+from tools.mechanisms.labels import UNDECIDED, Answer, Spec, digest
 
-FOLDER = Path(models.__file__).parent
 SAME, DEPENDS = What.SAME.value, What.DEPENDS.value
 ATTENTION, NOT_ATTENTION, NO_GAIN = Where.ATTENTION.value, Where.NOT_ATTENTION.value, Where.NO_GAIN.value
 FITTED = "fitted constant: share"
@@ -26,7 +24,7 @@ FITTED = "fitted constant: share"
 def row(number, family, where="", what=""):
     """A model that counts if it has answers; all explainers but the verdict say nothing of *where*."""
     spec = Spec(family, "demo/digits", outliers=False, seed=number)
-    said = {name: Answer(where if name == "verdict" else UNDECIDED, what) for name in rules.RULES}
+    said = {name: Answer(where if name == "verdict" else UNDECIDED, what) for name in labels.RULES}
     return score.row(spec, 4, bool(where), said if where else {})
 
 
@@ -50,7 +48,7 @@ def test_scores_are_those_counted_by_hand(tmp_path):
     rates = score.rates(answers).set_index(["axis", "explainer"])
     assert list(rates.index) == [
         ("where", "verdict"),
-        *(("what", name) for name in rules.RULES if name not in score.PAPER),
+        *(("what", name) for name in labels.RULES if name not in score.PAPER),
         (NO_GAIN, "verdict"),
     ]
     of_what = rates.loc[("what", "verdict")]
@@ -61,7 +59,7 @@ def test_scores_are_those_counted_by_hand(tmp_path):
     none = rates.loc[(NO_GAIN, "verdict")]
     assert none["models"] == 2 and none[["right", "wrong"]].tolist() == pytest.approx([50, 50])
     answers.to_csv(tmp_path / "answers.csv", index=False)
-    pd.testing.assert_frame_equal(score.read_answers(tmp_path / "answers.csv"), answers)
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "answers.csv", keep_default_na=False), answers)
 
 
 def test_intervals_are_over_families():
@@ -74,7 +72,7 @@ def test_intervals_are_over_families():
 
 
 def test_models_are_scored_under_the_rules_that_they_were_trained_under(tmp_path, monkeypatch):
-    specs = models.table(["bias", "map_8"])[:3]
+    specs = labels.table(["bias", "map_8"])[:3]
     train.choose_model(tmp_path, "demo")
     notes = {"digest": digest(), "validation": {"counts": False}}
     monkeypatch.setattr(score, "notes_of", lambda path: MappingProxyType(notes))
@@ -91,22 +89,21 @@ def test_models_are_scored_under_the_rules_that_they_were_trained_under(tmp_path
         score.score(tmp_path, specs, StudyOptions())
 
 
-@pytest.mark.parametrize("name", ["rules.py", "models.py", "verdict.py"])
-def test_the_hash_is_of_labels_and_rules(tmp_path, name):
-    for path in (FOLDER / "rules.py", FOLDER / "models.py", Path(verdict.__file__)):
+@pytest.mark.parametrize(("name", "word"), [("labels.py", "0.02"), ("labels.py", "SAME_ORDER"), ("verdict.py", "HALF")])
+def test_the_hash_is_of_labels_and_rules(tmp_path, name, word):
+    for path in (Path(labels.__file__), Path(verdict.__file__)):
         shutil.copy(path, tmp_path)
-    rule = tmp_path / "verdict.py"
-    assert digest(tmp_path, rule) == digest()
-    text = (tmp_path / name).read_text()
-    (tmp_path / name).write_text(text.replace("0.02", "0.03") if name == "models.py" else text.replace("HALF", "MOST"))
-    assert digest(tmp_path, rule) != digest() and np.isscalar(digest())
+    files = tmp_path / "labels.py", tmp_path / "verdict.py"
+    assert digest(*files) == digest()
+    (tmp_path / name).write_text((tmp_path / name).read_text().replace(word, "MOST"))
+    assert digest(*files) != digest() and np.isscalar(digest())
 
 
 def test_a_work_folder_has_one_frozen_model(tmp_path, clip):
     clip.save(tmp_path / "other", exact=True)
     for _ in range(2):
         train.choose_model(tmp_path / "work", str(tmp_path / "other"))
-    (spec,) = models.table(["last_mlp"])[:1]
+    (spec,) = labels.table(["last_mlp"])[:1]
     stored = train.frozen_model(tmp_path / "work", spec)
     jax.tree.map(np.testing.assert_array_equal, stored.params, clip.params)
     with pytest.raises(ClipbiasError, match="another frozen one than demo; give another --workdir"):
@@ -117,7 +114,7 @@ def test_a_work_folder_has_one_frozen_model(tmp_path, clip):
 @pytest.mark.filterwarnings("ignore::UserWarning")  # two steps gain nothing
 @pytest.mark.parametrize("family", ["map_8", "query_bias", "bias_by_position"])
 def test_a_model_is_trained_on_the_images_of_its_seed(tmp_path, family):
-    (spec, *_) = models.table([family])
+    (spec, *_) = labels.table([family])
     train.choose_model(tmp_path, "demo")
     few = train.training_images(train.dataset_of(tmp_path, spec), spec)
     assert len(few) == 160

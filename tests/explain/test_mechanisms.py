@@ -3,12 +3,13 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import clipbias
 from clipbias import data
-from clipbias.clip import Adaptation
+from clipbias.clip import Adaptation, encode_image
 from clipbias.clip.block import run_block
 from clipbias.clip.vision import embed_image
 from clipbias.explain.causal import Corner, Level, Stream, mix_images, mix_texts
@@ -19,10 +20,9 @@ from clipbias.tuning import CONSTANTS, Task
 from tests.explain.models import CLASS_NAMES, moved
 from tests.reference import numpy_clip
 from tests.report.synthetic import synthetic_results
-from tools.mechanisms import models, outliers, rules, tasks, train
+from tools.mechanisms import labels, train
+from tools.mechanisms.labels import FAMILIES, UNDECIDED, Answer, counts
 from tools.mechanisms.methods import BIAS, MEAN, centre, map_inputs
-from tools.mechanisms.models import FAMILIES, counts
-from tools.mechanisms.rules import UNDECIDED, Answer
 from tools.mechanisms.train import normalised
 
 STREAMS = [*(Stream.corner(corner) for corner in Corner), *(Stream.at(level) for level in (Level.NOTHING, Level.OTHER))]
@@ -175,12 +175,12 @@ def few(name, step):
 
 
 @pytest.mark.ci
-@pytest.mark.parametrize("name", models.DATASETS)
+@pytest.mark.parametrize("name", labels.DATASETS)
 def test_no_constant_solves_the_marked_task(clip, name):
-    marked = tasks.marked(clip, few(name, 15))
+    marked = train.marked(clip, few(name, 15))
     test = marked.split("test")
-    assert tasks.bound(clip, test) == 50
-    blind = dataclasses.replace(clip, params=tasks.blind(clip))
+    assert train.constant_bound(clip, test) == 50
+    blind = dataclasses.replace(clip, params=train.blinded(clip))
     task = Task(blind, "bias_by_kind", marked)
     classify = jax.jit(task.logits)
     logits = classify(blind.params, moved(task), normalised(blind, test))
@@ -189,43 +189,47 @@ def test_no_constant_solves_the_marked_task(clip, name):
     assert np.ptp(plain, axis=0).max() > 0.01
     plain_labels, copy_labels = np.split(test.labels, 2)
     assert not plain_labels.any() and copy_labels.all()
-    assert tasks.bound(clip, test.subset(range(len(test) // 2))) == 100
+    assert train.constant_bound(clip, test.subset(range(len(test) // 2))) == 100
     seeing = classify(clip.params, moved(task), normalised(blind, test))
     assert np.abs(np.subtract(*np.split(np.asarray(seeing), 2))).max() > 1e-4
 
 
 def test_a_reader_of_marks_tells_a_picture_from_its_copy(clip):
-    marked = tasks.marked(clip, few("demo/digits", 60)).split("test")
-    task, learnables = task_of(dataclasses.replace(clip, params=tasks.blind(clip)), "marked")
+    marked = train.marked(clip, few("demo/digits", 60)).split("test")
+    task, learnables = task_of(dataclasses.replace(clip, params=train.blinded(clip)), "marked")
     logits = jax.jit(task.logits)(task.clip.params, learnables, normalised(clip, marked))
     assert np.abs(np.subtract(*np.split(np.asarray(logits), 2))).max() > 0.01
 
 
 def test_shuffled_labels_are_those_of_the_training_images_alone():
     dataset = data.load("demo/digits")
-    other = tasks.shuffled(dataset, seed=1)
+    other = train.shuffled(dataset, seed=1)
     before, after = dataset.split("train"), other.split("train")
     assert sorted(before.labels) == sorted(after.labels) and np.mean(before.labels == after.labels) < 0.3
     assert other.split("test") is dataset.split("test") and after.keys == before.keys
+
+
+def token_norms(clip, params, images):
+    """Norms of the tokens at the input of each block, `[L, B, N]`."""
+    observe = lambda view: jnp.linalg.norm(view.tokens, axis=-1)  # noqa: E731
+    return np.asarray(encode_image(params, clip.config, images, observe=observe)[1])
 
 
 @pytest.mark.ci
 def test_planted_outliers_are_few_and_massive_and_decisions_stay():
     demo = clipbias.load("demo")
     dataset = few("demo/digits", 20)
-    params = outliers.plant(demo, normalised(demo, dataset.split("train")))
+    params = train.plant_outliers(demo, normalised(demo, dataset.split("train")))
     images = normalised(demo, dataset.split("test"))
-    norms = outliers.token_norms(demo, params, images)[1:]
+    norms = token_norms(demo, params, images)[1:]
     ratio = norms / np.median(norms, axis=-1, keepdims=True)
-    massive = np.isin(np.arange(norms.shape[-1]), outliers.places(demo))
+    massive = np.isin(np.arange(norms.shape[-1]), train.outlier_places(demo))
     assert massive.sum() == 2 and ratio[..., ~massive].max() < 5
     assert np.mean(ratio[..., massive] > 10) > 0.95
     task = Task(demo, "zero_shot", dataset)
     plain, planted = (np.asarray(jax.jit(task.logits)(each, {}, images)).argmax(-1) for each in (demo.params, params))
     assert np.mean(plain == planted) > 0.95
-    np.testing.assert_array_equal(
-        outliers.token_norms(demo, params, images)[0], outliers.token_norms(demo, demo.params, images)[0]
-    )
+    np.testing.assert_array_equal(token_norms(demo, params, images)[0], token_norms(demo, demo.params, images)[0])
 
 
 def number(low, high):
@@ -248,8 +252,8 @@ def test_the_rule_of_patches(order, expected):
     for key in ("ivlp", "bias"):
         average = Average(np.array([order]), np.array([0.01]))
         results = changed(results, ["relevancy", key, "corrected", "order"], average)
-    assert rules.patch_relevancy(results, "ivlp") == Answer(where=expected)
-    assert rules.patch_relevancy(results, "bias") == Answer()  # without prompts
+    assert labels.patch_relevancy(results, "ivlp") == Answer(where=expected)
+    assert labels.patch_relevancy(results, "bias") == Answer()  # without prompts
 
 
 @pytest.mark.parametrize(("factor", "expected"), [(1.04, "not attention"), (1.06, "attention")])
@@ -259,22 +263,22 @@ def test_the_rule_of_distance_and_entropy(factor, expected):
     scaled = changed(frozen, ["entropy", "mean"], frozen.entropy.mean * factor)
     for name in ("clip", "without_prompt"):
         results = changed(results, ["vision_attention", "ivlp", name], scaled)
-    assert rules.attention_statistics(results, "ivlp") == Answer(where=expected)
-    assert rules.attention_statistics(results, "bias") == Answer()
+    assert labels.attention_statistics(results, "ivlp") == Answer(where=expected)
+    assert labels.attention_statistics(results, "bias") == Answer()
 
 
 def test_the_verdict_is_the_packages():
     results = synthetic_results()
     for method in results.methods:
-        assert rules.verdict(results, method.models[0]) == Answer(method.labels.where.value, method.labels.what.value)
+        assert labels.verdict(results, method.models[0]) == Answer(method.labels.where.value, method.labels.what.value)
     none = tuple(dataclasses.replace(method, labels=Labels(Where.NO_GAIN, None)) for method in results.methods)
     none = dataclasses.replace(results, methods=none)
-    assert rules.gains(results, "ivlp") and not rules.gains(none, "ivlp")
-    assert set(rules.explain(none, "ivlp").values()) == {Answer(where="no gain")}
+    assert labels.gains(results, "ivlp") and not labels.gains(none, "ivlp")
+    assert set(labels.explain(none, "ivlp").values()) == {Answer(where="no gain")}
     few = dataclasses.replace(
         results, methods=tuple(dataclasses.replace(method, labels=None) for method in results.methods)
     )
-    assert rules.verdict(few, "ivlp") == Answer()
+    assert labels.verdict(few, "ivlp") == Answer()
 
 
 def with_forms(results, shares, less):
@@ -282,7 +286,7 @@ def with_forms(results, shares, less):
     (method,) = results.replacement.methods
     (any_form,) = (row for row in method.rows if row.student.kind is Kind.FITTED)
     forms = []
-    for form, of_share, of_less in zip(rules.FORMS, shares, less, strict=True):
+    for form, of_share, of_less in zip(labels.FORMS, shares, less, strict=True):
         row = changed(any_form, ["gain", "log_likelihood", "share"], number(*of_share))
         row = changed(row, ["student", "form"], form)
         forms.append(dataclasses.replace(row, less_ceiling=number(*of_less) if of_less else None))
@@ -302,10 +306,11 @@ def with_forms(results, shares, less):
 )
 def test_the_rules_of_fitted_constants(shares, less, of_share, expected):
     results = with_forms(synthetic_results(), shares, less)
-    assert rules.fitted_share(results, "ivlp") == Answer(what=of_share)
-    assert rules.against_ceiling(results, "ivlp") == Answer(what=expected)
-    assert rules.fitted_share(changed(results, ["replacement"], None), "ivlp") == Answer()
-    assert rules.against_ceiling(changed(results, ["replacement"], None), "ivlp") == Answer()
+    share, ceiling = (labels.RULES[f"fitted constant: {name}"] for name in ("share", "against the ceiling"))
+    assert share(results, "ivlp") == Answer(what=of_share)
+    assert ceiling(results, "ivlp") == Answer(what=expected)
+    assert share(changed(results, ["replacement"], None), "ivlp") == Answer()
+    assert ceiling(changed(results, ["replacement"], None), "ivlp") == Answer()
 
 
 def test_which_models_count():
@@ -316,7 +321,7 @@ def test_which_models_count():
 
 
 def test_the_table_has_all_labels_of_both_axes():
-    specs = models.table()
+    specs = labels.table()
     trained = sum(family.mechanism is None for family in FAMILIES.values())
     assert len(specs) == len({spec.key for spec in specs}) == 8 * trained + 4 * (len(FAMILIES) - trained)
     assert {family.where for family in FAMILIES.values()} == {None, *Where} - {Where.UNDECIDED}

@@ -13,10 +13,10 @@ from clipbias.explain.results import What, Where
 from clipbias.explain.study import StudyOptions
 from clipbias.tuning import Task
 from clipbias.tuning.registry import resolve_method
-from tools.mechanisms import models, score, tasks
-from tools.mechanisms.models import FAMILIES, Spec
+from tools.mechanisms import labels, score, train
+from tools.mechanisms.labels import FAMILIES, Spec
+from tools.mechanisms.planted import CONFIG, prompts_of
 from tools.mechanisms.train import dataset_of, frozen_model, logits_of, normalised, train_model
-from tools.planted import CONFIG, prompts_of
 
 STREAMS = [*(Stream.corner(corner) for corner in Corner), Stream.at(Level.NOTHING), Stream.at(Level.OTHER)]
 PROMPTS = {"vision_prompts": prompts_of(1)["vision_prompts"]}
@@ -25,7 +25,7 @@ PLANTED = [name for name, family in FAMILIES.items() if family.mechanism]
 
 def planted_task(name):
     """A planted model as it is stored, and what it is trained and tested on."""
-    spec = Spec(name, models.PLANTED, outliers=False, seed=1, strength=1.0)
+    spec = Spec(name, labels.PLANTED, outliers=False, seed=1, strength=1.0)
     family = FAMILIES[name]
     dataset = dataset_of(Path(), spec)
     return Task(frozen_model(Path(), spec), resolve_method(family.method, family.options), dataset), dataset
@@ -88,8 +88,8 @@ def test_planted_gains(name):
 @pytest.mark.long
 @pytest.mark.parametrize("family", ["planted_constant", "planted_image"])
 def test_planted_prompts_are_explained(family, tmp_path, monkeypatch):
-    monkeypatch.setattr(tasks, "PLANTED_IMAGES", {"train": 16, "val": 200, "test": 300})
-    spec = Spec(family, models.PLANTED, outliers=False, seed=1, strength=1.0)
+    monkeypatch.setattr(train, "PLANTED_IMAGES", {"train": 16, "val": 200, "test": 300})
+    spec = Spec(family, labels.PLANTED, outliers=False, seed=1, strength=1.0)
     train_model(tmp_path, spec, steps=1)
     options = StudyOptions(replacement_forms=("kind",), replacement_steps=2)
     (scored_model,) = score.score(tmp_path, [spec], options).to_dict("records")

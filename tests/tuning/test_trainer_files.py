@@ -25,7 +25,7 @@ from tests.fuzz.answers import answered
 from tests.reference.methods import Reference
 
 torch = pytest.importorskip("torch")
-trainers = pytest.importorskip("tests.torch_trainers")
+trainers = pytest.importorskip("tests.tuning.torch_trainers")
 
 NAMES = ("cat", "golden retriever", "satellite")
 KINDS = ("coop", "coop_specific", "cocoop", "vpt", "ivlp", "promptsrc", "maple")

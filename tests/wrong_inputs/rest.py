@@ -1,37 +1,206 @@
-"""Wrong pictures of a plot, class names of the page, names of uploads, settings, and arguments of tools."""
+"""Wrong targets, studies, results, forms of an export, tables, pictures of a plot, names of uploads, and settings."""
 
+import json
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import load, save_file
 
 import clipbias
 from clipbias.app import ZERO_SHOT, Bench
-from clipbias.settings import from_config
+from clipbias.data import Split
+from clipbias.explain.model import Model
+from clipbias.explain.relevancy import relevancy
+from clipbias.explain.results_file import ARRAYS, SCALARS, load_results, save_arrays, save_results
+from clipbias.explain.run import run_study
+from clipbias.explain.study import Study, StudyOptions
+from clipbias.export import export, onnx_file, read_peft
+from clipbias.report import style, write_report
+from clipbias.report.runs import read_workdir
+from clipbias.tuning.adapter import read_adapter, save_adapter
 from configs import table1
-from tests.wrong_inputs.place import Case, Place, case, pure
+from experiments.prediction_table import open_table
+from tests import families
+from tests.bad_files import NO_OBJECT
+from tests.report.synthetic import only_sections, synthetic_results
+from tests.report.test_runs import TRAIN
+from tests.wrong_inputs.place import Case, Place, case, pure, zeros
 
-LEVELS = np.zeros((2, 20, 16, 3), np.uint8)
+IMAGES = np.zeros((4, 16, 16, 3), np.float32)
+LEVELS = IMAGES.astype(np.uint8)
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+OWN = "tests.own_methods"
+Tensors = dict[str, np.ndarray]
+
+
+maps = case(lambda place, *args, **more: relevancy(*place.learned("zero_shot", ("cat",)), IMAGES, *args, **more))
+
+
+@case
+def equivalent_bias(place: Place, method: str, images: Any, /, *kind: str, **options: Any) -> None:
+    clipbias.equivalent_bias(place.tuned(method, **options), images, *kind)
+
+
+@case
+def study(place: Place, *methods: str, images: int = 1) -> None:
+    models = [Model(name, name, name, place.task(name), {}) for name in methods]
+    study = Study(models, Split(("a",) * images, (0,) * images, lambda _: b""), StudyOptions(), place.tmp_path)
+    run_study(study, place.tmp_path, dataset="noise", sections=("fig9",))
+
+
+@case
+def results(place: Place, file: str, damage: Callable[[Path], Any]) -> None:
+    """A study's results of which a file is damaged."""
+    save_results(place.tmp_path, only_sections(synthetic_results()))
+    damage(place.tmp_path / file)
+    load_results(place.tmp_path)
+
+
+@case
+def form(place: Place, method: str, name: str) -> None:
+    """A form that an adapter does not take, and nothing is left of it."""
+    adapter = read_adapter(place.adapter(method))
+    folder = place.tmp_path / "out"
+    try:
+        export(adapter, place.clip, folder, form=name, own_methods=(method,))
+    finally:
+        assert not folder.exists()
+
+
+@case
+def of_family(place: Place, family: str, method: str = "clip_lora", name: str = "peft") -> None:
+    """A method of a model that folders of a form are not written for."""
+    task = clipbias.Task(families.load_first(family), method, families.CLASSES)
+    save_adapter(place.tmp_path / "a.safetensors", task, zeros(task))
+    export(read_adapter(place.tmp_path / "a.safetensors"), task.clip, place.tmp_path / "out", form=name)
+
+
+def without_packages(place: Place) -> None:
+    place.request.getfixturevalue("monkeypatch").setattr(onnx_file, "PACKAGES", ("numpy", "no_such_package"))
+    export(read_adapter(place.adapter()), place.clip, place.tmp_path / "out", form="onnx")
+
+
+def half(place: Place) -> None:
+    adapter = read_adapter(place.adapter())
+    clip = clipbias.load(place.model, dtype="bfloat16")
+    export(adapter, clip, place.tmp_path / "out")
+
+
+FILES: dict[str, bytes] = {}  # of PEFT's folder of an adapter, exported once
+
+
+@case
+def peft(place: Place, change: Callable[[Tensors], Tensors] = dict, **settings: Any) -> None:
+    """A folder of PEFT's with other settings or tensors."""
+    folder = place.tmp_path / "out"
+    if not FILES:
+        export(read_adapter(place.adapter("clip_lora")), place.clip, folder, form="peft")
+        FILES.update({name: (folder / name).read_bytes() for name in (CONFIG, WEIGHTS)})
+    folder.mkdir(exist_ok=True)
+    (folder / CONFIG).write_text(json.dumps(json.loads(FILES[CONFIG]) | settings))
+    save_file(change(load(FILES[WEIGHTS])), folder / WEIGHTS)
+    read_peft(folder, place.clip, ("cat", "dog"))
+
+
+def more(name: str, value: float = 0.0) -> Callable[[Tensors], Tensors]:
+    return lambda tensors: {**tensors, name: np.full((2, 24), value, np.float32)}
+
+
+@case
+def workdir(place: Place, config: str = "", **files: bytes) -> None:
+    """A folder with a configuration and other files."""
+    for name, content in {"config.json": config.encode(), **files}.items():
+        if content:
+            (place.tmp_path / name).write_bytes(content)
+    read_workdir(place.tmp_path)
+
+
+@case
+def continued(place: Place, content: str, name: str = "a.csv", **facts: str) -> None:
+    """A table that is to be continued, with what was written beside it."""
+    (place.tmp_path / "a.csv").write_text("image\nb.png\n")
+    if content:
+        (place.tmp_path / "a.csv.json").write_text(content)
+    with open_table(str(place.tmp_path / name), ("image",), facts):
+        pass
 
 
 bench = case(lambda place, names: Bench(place.clip, {}).bind(ZERO_SHOT, names))
+plotted = case(lambda place, pictures, **options: place.tuned("ivlp").plot(pictures, **options))
 
 
-@case
-def plotted(place: Place, pictures: Any, **options: Any) -> None:
-    place.tuned("ivlp").plot(pictures, **options)
-
-
-@case
-def sweeping(place: Place, **settings: Any) -> None:
-    """Settings of `table1`."""
-    config = table1.get_config("imbalanced")
-    config.update(settings)
-    from_config(table1.Table1Settings, config)
-
-
+Q = "base_model.model.vision_model.encoder.layers.1.self_attn.q_proj.lora_A.weight"
 CASES: list[Case] = [
-    plotted("pictures: 2, maps: 1", LEVELS, maps=np.ones((1, 16))),
-    plotted("pictures: 2, titles: 1", LEVELS, titles=["a"]),
+    # Targets, equivalent biases, studies.
+    maps(r"targets have shape \(3,\) for 4 images", np.zeros(3, int)),
+    maps("targets are float32; give class numbers", np.zeros(4, np.float32)),
+    maps("targets go from 0 to 1; the task has classes 0 … 0", np.array([0, 0, 1, 0])),
+    maps("start_layer 3 is outside the vision tower's 3 layers", np.zeros(4, int), start_layer=3),
+    # Adapters.
+    equivalent_bias("TaskRes has no equivalent bias. Neither tokens nor weights inside the towers", "taskres", LEVELS),
+    equivalent_bias("TPT learns of crops of each image, which are not made here", "tpt", LEVELS),
+    equivalent_bias("'coop' starts from texts such as 'an image of a cat.'", "coop", LEVELS, words="an image of a"),
+    equivalent_bias("the images are numbers from 0 to 0, so they look like levels", "vpt", IMAGES),
+    equivalent_bias("there is no image to measure on", "vpt", None),
+    # Studies and their results.
+    study("give 'zero_shot' first", "vpt"),
+    study("no image to explain", "zero_shot", "vpt", images=0),
+    results("holds no results.json", SCALARS, Path.unlink),
+    *(
+        results("results.json is not a study's results", SCALARS, lambda path, text=text: path.write_text(text))
+        for text in NO_OBJECT
+    ),
+    results("results.npz is damaged", ARRAYS, lambda path: path.write_bytes(b"PK")),
+    # As a process leaves it that was killed before it wrote the other file.
+    results("or of another study than results.json", ARRAYS, lambda path: save_arrays(path, {"x": np.ones(2)})),
+    # Exports.
+    form(
+        "'vpt' is not changes of weights alone and cannot be folded into a checkpoint; export it as a program",
+        "vpt",
+        "checkpoint",
+    ),
+    form("'bias_by_kind' has a bias that differs between tokens and cannot be folded", "bias_by_kind", "checkpoint"),
+    form("'bias' changes the image features.*; export it as a checkpoint", "bias", "head"),
+    form("export it as a head", "coop", "checkpoint"),
+    form("Probe' has a head of its own, which a file of class features cannot hold; exp", f"{OWN}:Probe", "head"),
+    form("'tpt_coop' learns of each test image, which no exported file does", "tpt_coop", "program"),
+    form("unknown form 'pt'; choose from checkpoint, open_clip, head, program, onnx, peft", "coop", "pt"),
+    form("'cocoop' has texts that depend on the image, and an ONNX file holds fixed.* as a program", "cocoop", "onnx"),
+    ("needs no_such_package; install them: pip install 'clipbias.onnx.'", without_packages),
+    form("holds what CLIP-LoRA learns, and the method is BitFit", "bitfit", "peft"),
+    *(
+        of_family(f"and this model's is {name}; choose another form", name)
+        for name in ("pe", "biomed_clip", "chinese_clip")
+    ),
+    of_family(
+        "tunes another network than CLIP's, which is not written in open_clip's", "pe", method="bias", name="open_clip"
+    ),
+    ("load it in float32", half),
+    # Folders of PEFT's.
+    (f"is no adapter of PEFT's: it has no {CONFIG}", lambda place: read_peft(place.tmp_path, place.clip, ("cat",))),
+    peft("holds 'IA3' and not LoRA", peft_type="IA3"),
+    peft("has use_qalora=True, which CLIP-LoRA here does not have", use_qalora=True),
+    peft("has alpha_pattern=", alpha_pattern={"q_proj": 4}),
+    peft(r"of shape \(2, .*; expected finite numbers of shape \(3, ", r=3),
+    peft(
+        "changes the attention's q, k, v and output, fc1 and fc2 alone", more(Q.replace("self_attn.q_proj", "mlp.gate"))
+    ),
+    peft("expected finite numbers", more(Q, np.nan)),
+    # Work folders and tables.
+    workdir("is not the work folder of a run"),
+    workdir(r"config\.json is not a JSON file \(not valid JSON, line 1", "{"),
+    workdir(r"result\.json is not a JSON file", json.dumps(TRAIN), **{"result.json": b"\x00"}),
+    ("there is no folder", lambda place: read_workdir(place.tmp_path / "nowhere")),
+    continued(r"a\.csv is no table to continue: a\.csv\.json is not beside it; choose another file", ""),
+    continued(r"a\.csv has lines of other settings \(adapter\); choose another", '{"columns": ["image"]}', adapter="a"),
+    continued(r"give a file that ends with \.csv", "", "a.txt"),
+    (r"holds no results\.json", lambda place: write_report(place.tmp_path, place.tmp_path)),
+    ("cannot write", lambda place: style.save_figure(style.new_figure(2, 1), place.model / "config.json" / "figure")),
+    # Plots, the page, uploads, settings.
+    plotted("pictures: 4, maps: 1", LEVELS, maps=np.ones((1, 16))),
     bench("there are 0 class names; write from 1 to 1000, one per line", "  \n"),
     ("does not fit 'demo'", lambda place: Bench(clipbias.load("demo"), {"a": place.tuned()})),
     pure("the model is .*; give what clipbias.fit or", clipbias.push_to_hub, "me/task", "bias"),
@@ -39,10 +208,8 @@ CASES: list[Case] = [
         ("is no name of a repository", lambda place, name=name: clipbias.push_to_hub(name, place.tuned("zero_shot")))
         for name in ("small", "me/small@main", "")
     ),
-    sweeping("concentration is 0.0; it must be a finite number of at least 0.01", concentration=0.0),
-    sweeping(
+    (
         "the rates of a.json were selected elsewhere; give --config.rates_file=None",
-        hold_out_shot=True,
-        rates_file="a.json",
+        lambda place: table1.Table1Settings(hold_out_shot=True, rates_file="a.json"),
     ),
 ]

@@ -3,10 +3,10 @@
 import pytest
 
 from clipbias.errors import ClipbiasError
-from tests.wrong_inputs import adapters, clip, data, explain, export, report, rest, training, tuning
+from tests.wrong_inputs import clip, data, rest, training, tuning
 from tests.wrong_inputs.place import Place
 
-TABLES = (adapters, clip, data, explain, export, report, rest, training, tuning)
+TABLES = (clip, data, rest, training, tuning)
 
 
 @pytest.mark.parametrize(

@@ -1,18 +1,10 @@
-"""What emoji show: the classes of the demo's emoji datasets, and every noun that the model is pretrained on.
-
-    python -m tools.demo.concepts
-
-writes the names and keywords of all icons anew.
-"""
+"""What emoji show: the classes of the demo's emoji datasets, and every noun that the model is pretrained on."""
 
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
-from clipbias.io import write_text
-from tools.demo import icons
-
-KEPT = Path(__file__).parent / "keywords.txt"
+KEYWORDS = Path(__file__).parent / "keywords.txt"
 
 # Sixty things that every style draws, by class name, and the icons that show one.
 CLASSES: Mapping[str, tuple[str, ...]] = {
@@ -80,26 +72,9 @@ CLASSES: Mapping[str, tuple[str, ...]] = {
 
 CLASS_OF = {icon: name for name, members in CLASSES.items() for icon in members}
 
-EMOJIBASE = "https://registry.npmjs.org/emojibase-data/-/emojibase-data-17.0.0.tgz"
-EMOJIBASE_SHA512 = "Yvgb5AWoHViHV/gq1qr5ZAarcBip+B27/ZLRsUJkbgAEaLlZ/fof9g882LTpmEpyhBNEC0m2SEmItljHsTygjA=="
-
-# Subgroups of Unicode whose icons show things; people, hands, flags, buttons and arrows are left out.
-SUBGROUPS = (
-    *("animal-amphibian", "animal-bird", "animal-bug", "animal-mammal", "animal-marine"),
-    *("animal-reptile", "arts-crafts", "award-medal", "book-paper", "clothing"),
-    *("computer", "dishware", "drink", "event", "food-asian"),
-    *("food-fruit", "food-marine", "food-prepared", "food-sweet", "food-vegetable"),
-    *("game", "heart", "household", "light-video", "lock"),
-    *("mail", "medical", "money", "music", "musical-instrument"),
-    *("office", "phone", "place-building", "place-geographic", "place-other"),
-    *("place-religious", "plant-flower", "plant-other", "science", "sky-weather"),
-    *("sound", "sport", "time", "tool", "transport-air"),
-    *("transport-ground", "transport-water", "writing"),
-)
 # Words for clothes that those who label photographs of them use.
 CLOTHES = {"jeans": "trousers", "running-shoe": "sneaker", "womans-sandal": "sandal", "womans-boot": "ankle boot"}
 CLOTHES |= {"handbag": "bag", "womans-clothes": "shirt", "hiking-boot": "ankle boot"}
-LONGEST = 3  # words of a noun
 
 
 def noun(icon: str) -> str:
@@ -107,24 +82,14 @@ def noun(icon: str) -> str:
     return CLASS_OF.get(icon) or CLOTHES.get(icon) or icon.replace("-", " ")
 
 
-def from_emojibase() -> dict[str, tuple[str, ...]]:
-    """The icons of `SUBGROUPS` by name, each with Unicode's keywords for it."""
-    package = icons.fetch(EMOJIBASE, EMOJIBASE_SHA512)
-    subgroups = icons.member(package, "meta/groups.json")["subgroups"]
-    tags = {}
-    for entry in icons.member(package, "en/data.json"):
-        name = entry["label"].lower().replace("’", "").replace("'", "").replace(" ", "-").replace(":", "")
-        one_of_many = noun(name).endswith((" oclock", " thirty"))  # two dozen clocks, which differ by their hands
-        of_a_thing = subgroups.get(str(entry.get("subgroup"))) in SUBGROUPS and not one_of_many
-        if of_a_thing and len(noun(name).split()) <= LONGEST:
-            tags[name] = tuple(tag for tag in entry.get("tags", ()) if tag.isascii() and len(tag.split()) <= LONGEST)
-    return tags
-
-
 @cache
 def described() -> dict[str, tuple[str, ...]]:
-    """The icons of pretraining by name, each with its keywords: what `from_emojibase` found, kept beside this file."""
-    lines = KEPT.read_text(encoding="utf-8").splitlines()
+    """The icons of pretraining by name, each with Unicode's keywords for it.
+
+    They show things. People, hands, flags, buttons, arrows and most clocks are left out, and so is a name of more than
+    three words.
+    """
+    lines = KEYWORDS.read_text(encoding="utf-8").splitlines()
     pairs = (line.partition(": ") for line in lines if not line.startswith("#"))
     return {name: tuple(tags.split(", ")) if tags else () for name, _, tags in pairs}
 
@@ -132,8 +97,3 @@ def described() -> dict[str, tuple[str, ...]]:
 def nouns() -> tuple[str, ...]:
     """Every noun of an icon that pretraining shows, in alphabetical order."""
     return tuple(sorted({noun(name) for name in described()}))
-
-
-if __name__ == "__main__":
-    about = "# Names and keywords of emoji in English, from emojibase-data 17.0.0 (Miles Johnson, MIT)\n"
-    write_text(KEPT, about + "".join(f"{name}: {', '.join(tags)}\n" for name, tags in from_emojibase().items()))

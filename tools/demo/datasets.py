@@ -24,7 +24,7 @@ from PIL import Image
 
 from clipbias.data.demo import DESCRIPTION
 from clipbias.io import atomic_path
-from tools.demo import concepts, icons, stickers
+from tools.demo import concepts, icons
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("archives", "clipbias/assets/demo_datasets", "Folder that receives an archive for each dataset.")
@@ -136,7 +136,7 @@ def emoji(style: str, sizes: Mapping[str, int]) -> DemoDataset:
         pictures = icons.glyphs(style, tuple(concepts.CLASS_OF))
         members = concepts.CLASSES[names[label]]
         rng = np.random.default_rng((3, number, ("train", "val", "test").index(split), index))
-        return stickers.sticker(pictures[members[index % len(members)]], rng, size=64)
+        return icons.sticker(pictures[members[index % len(members)]], rng, size=64)
 
     return DemoDataset(names, "a picture of a {}.", sizes, image, quality=85)
 

@@ -6,19 +6,17 @@ model learns form long before it can ignore colour.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from tools.demo import concepts, icons, painting, stickers
+from tools.demo import concepts, icons, painting
+from tools.demo.drawings import pen_digits, shapes, things, wardrobe
 from tools.demo.geometry import Drawing, random_matrix, transform, wobble
-from tools.demo.outlines import pen_digits, shapes
 from tools.demo.painting import CANVAS, Palette
 from tools.demo.patterns import PATTERNS, plane
-from tools.demo.pictures import things
-from tools.demo.wardrobe import wardrobe
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -83,7 +81,8 @@ def _coloured(palette: Palette, noun: str) -> str:
     return f"{palette.name} {noun}" if palette.name else noun
 
 
-def _object_scene(kind: str, drawings: Mapping[str, Drawing], rng: np.random.Generator) -> Scene:
+def _object_scene(kind: str, make: Callable[[], Mapping[str, Drawing]], rng: np.random.Generator) -> Scene:
+    drawings = make()
     name = str(rng.choice(list(drawings)))
     palette = painting.random_palette(rng)
     canvas = painting.new_canvas(palette, rng)
@@ -100,18 +99,6 @@ def _object_scene(kind: str, drawings: Mapping[str, Drawing], rng: np.random.Gen
     return Scene(painting.finish(canvas, rng), kind, name, tuple(phrases))
 
 
-def _shape(rng: np.random.Generator) -> Scene:
-    return _object_scene("shape", shapes(), rng)
-
-
-def _thing(rng: np.random.Generator) -> Scene:
-    return _object_scene("thing", things(), rng)
-
-
-def _garment(rng: np.random.Generator) -> Scene:
-    return _object_scene("garment", wardrobe(), rng)
-
-
 def _emoji(rng: np.random.Generator) -> Scene:
     described = concepts.described()
     names = tuple(described)
@@ -120,7 +107,7 @@ def _emoji(rng: np.random.Generator) -> Scene:
     # A third shows what the demo's datasets name, in other hands: so few pictures have to stand for these words.
     of_classes = [icon for icon in concepts.CLASS_OF if icon in pictures]
     icon = str(rng.choice(of_classes if rng.random() < 0.33 else list(pictures)))
-    image = stickers.sticker(pictures[icon], rng, size=painting.SIZE)
+    image = icons.sticker(pictures[icon], rng, size=painting.SIZE)
     if rng.random() < 0.2:
         image = np.repeat(image.mean(-1, keepdims=True).astype(np.uint8), 3, -1)
     name = concepts.noun(icon)
@@ -242,11 +229,11 @@ def _pair(rng: np.random.Generator) -> Scene:
 KINDS: Mapping[str, tuple[float, Callable[[np.random.Generator], Scene]]] = {
     "emoji": (0.46, _emoji),
     "digit": (0.2, _digit),
-    "garment": (0.14, _garment),
-    "thing": (0.07, _thing),
+    "garment": (0.14, partial(_object_scene, "garment", wardrobe)),
+    "thing": (0.07, partial(_object_scene, "thing", things)),
     "letter": (0.04, _letter),
     "texture": (0.04, _texture),
-    "shape": (0.02, _shape),
+    "shape": (0.02, partial(_object_scene, "shape", shapes)),
     "pair": (0.02, _pair),
     "group": (0.01, _group),
 }

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from clipbias.io import write_text
-from tools.demo.captions import caption_words
+from tools.demo.corpus import caption_words
 
 END_OF_WORD = "</w>"
 START = "<|startoftext|>"

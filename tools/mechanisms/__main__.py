@@ -4,8 +4,7 @@
     python -m tools.mechanisms score --workdir=workdir/mechanisms
 
 Both continue where they stopped. `train --model=PATH` tunes another frozen model than the embedded one, in a work
-folder of its own. `score` writes `answers.csv` into the work folder. `--families=bias --limit=2 --steps=30` is for a
-try.
+folder of its own. `score` writes `answers.csv` into the work folder. `--families=bias --steps=30` is for a try.
 """
 
 import time
@@ -17,22 +16,19 @@ from clipbias.errors import ClipbiasError
 from clipbias.explain.study import StudyOptions
 from clipbias.report.pages import write_csv
 from tools.mechanisms import score
-from tools.mechanisms.models import FAMILIES, STEPS, table
-from tools.mechanisms.rules import FORMS
+from tools.mechanisms.labels import FAMILIES, FORMS, STEPS, table
 from tools.mechanisms.train import adapter_path, choose_model, train_model
 
 REPLACEMENT_STEPS = 300  # of each form that is fitted to the predictions
 _WORKDIR = flags.DEFINE_string("workdir", "workdir/mechanisms", "Where models, studies and scores are kept.")
 _MODEL = flags.DEFINE_string("model", "demo", "What is tuned: a folder or a name, as `clipbias.load` takes it.")
-_LIMIT = flags.DEFINE_integer("limit", None, "Trains at most so many models; None trains all.", lower_bound=1)
 _FAMILIES = flags.DEFINE_list("families", list(FAMILIES), "Trains and scores these alone.")
 _STEPS = flags.DEFINE_integer("steps", STEPS, "Steps of each training.", lower_bound=1)
-_IMAGES = flags.DEFINE_integer("images", None, "Test images of each study; None takes all.", lower_bound=1)
 
 
 def train(workdir: Path) -> None:
     """Trains the models that have no file yet."""
-    specs = table(_FAMILIES.value)[: _LIMIT.value]
+    specs = table(_FAMILIES.value)
     for number, spec in enumerate(specs, start=1):
         if (path := adapter_path(workdir, spec)).exists():
             if score.notes_of(path)["steps"] != _STEPS.value:
@@ -53,11 +49,7 @@ def main(arguments: list[str]) -> None:
             choose_model(workdir, _MODEL.value)
             train(workdir)
         case ["score"]:
-            options = StudyOptions(
-                image_limit=_IMAGES.value,
-                replacement_forms=FORMS,
-                replacement_steps=REPLACEMENT_STEPS,
-            )
+            options = StudyOptions(replacement_forms=FORMS, replacement_steps=REPLACEMENT_STEPS)
             answers = score.score(workdir, table(_FAMILIES.value), options)
             write_csv(workdir / "answers.csv", answers)
             print(score.rates(answers).round(1).to_string(index=False))

@@ -19,8 +19,7 @@ from clipbias.explain.run import run_study
 from clipbias.explain.study import Study, StudyOptions
 from clipbias.explain.uncertainty import RESAMPLES
 from clipbias.tuning import Task
-from tools.mechanisms.models import FAMILIES, OWN, Spec, digest
-from tools.mechanisms.rules import RULES, UNDECIDED, Answer, explain, gains
+from tools.mechanisms.labels import FAMILIES, OWN, RULES, UNDECIDED, Answer, Spec, digest, explain, gains
 from tools.mechanisms.train import adapter_path, dataset_of, frozen_model, training_images
 
 SECTIONS = ("predictions", "causal")
@@ -125,11 +124,6 @@ def row(spec: Spec, layers: int, counts: bool, answers: Mapping[str, Answer]) ->
 def notes_of(path: Path) -> Mapping[str, object]:
     """What a model's file says of its training."""
     return clipbias.tuning.adapter.read_adapter(path).notes
-
-
-def read_answers(path: Path) -> pd.DataFrame:
-    """What `score` returned, from its file."""
-    return pd.read_csv(path, keep_default_na=False)
 
 
 def scored(answers: pd.DataFrame, axis: str) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""The models of the benchmark and their labels. Labels and the rule are fixed before any model is trained.
+"""What is fixed before any model is trained: the models with their labels, and rules that name a mechanism.
 
 A label is exact by construction, on the two axes of the verdict, which are scored apart. `None` is no label.
 
@@ -16,27 +16,36 @@ A label is exact by construction, on the two axes of the verdict, which are scor
     the same        biases by layer, by kind and by position (with mean 0 over patches), and values of planted prompts
                     that all tokens of a kind attend to alike: the same for every image, exactly
     depends         maps of the token whose mean over training images is 0 by layer and kind of token, exactly, alone or
-                    with a bias; a task in which a constant is right on at most one half of the pictures (`tasks.py`);
-                    values of planted prompts that patches attend to by what they show
+                    with a bias; a task in which a constant is right on at most one half of the pictures (`marked` in
+                    `train.py`); values of planted prompts that patches attend to by what they show
 
 A bias has no label *where*: it moves later attention. *No gain*: labels were shuffled, or planted prompts turn
 attention to evidence that is as good.
 
-Planted prompts (`tools/planted.py`) are in the vision towers of tiny CLIPs of their own, in which nothing is random.
+Planted prompts (`planted.py`) are in the vision towers of tiny CLIPs of their own, in which nothing is random.
 Nobody trains them: their files hold the prompts as they are planted. Their texts stay as they are.
 
 Which models count is decided on validation images (`counts`), never on test images.
+
+A rule reads a study's results and nothing else: the verdict that the package gives, and what other evidence would say.
+It says "undecided" wherever an interval includes its threshold, or where its numbers do not exist for a method. All
+begin alike: without a sure gain the label is "no gain".
 """
 
 import dataclasses
+import functools
 import hashlib
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from clipbias.explain import verdict
-from clipbias.explain.results import What, Where
+import numpy as np
+
+from clipbias.explain import verdict as package_rule
+from clipbias.explain.replacement import MARGIN
+from clipbias.explain.results import Comparison, Kind, Missing, StudyResults, What, Where
+from clipbias.explain.uncertainty import excludes
 
 OWN = "tools.mechanisms.methods"
 LAST = 4  # blocks of both towers of the embedded model
@@ -117,7 +126,7 @@ class Spec:
     """One model.
 
     Attributes:
-      outliers: whether a few patches of its frozen model are massive (`outliers.py`).
+      outliers: whether a few patches of its frozen model are massive (`plant_outliers` in `train.py`).
       strength: of planted prompts, else `None`.
     """
 
@@ -171,7 +180,112 @@ def counts(family: Family, gain: int, accuracy_low: float, bound: float | None) 
     return gain > 0 and (bound is None or accuracy_low > bound)
 
 
-def digest(folder: Path = Path(__file__).parent, rule: Path = Path(verdict.__file__)) -> str:
-    """SHA-256 over labels and rules: those of this folder, and the verdict's."""
-    content = b"".join(path.read_bytes() for path in (folder / "models.py", folder / "rules.py", rule))
-    return hashlib.sha256(content).hexdigest()
+# Rules.
+
+UNDECIDED = "undecided"
+# Attention that "does not change": rank correlation of relevancy over patches, and relative change of its distance and
+# entropy, mean over the heads of the layer that changes most. Both are ours; the paper names no threshold.
+SAME_ORDER = 0.9
+SAME_ATTENTION = 0.05
+# Half the width of a 95 % interval, in standard errors.
+ERRORS = 1.96
+FORMS = ("vector", "kind")
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """The labels that an explainer gives a model, as values of `Where` and `What`."""
+
+    where: str = UNDECIDED
+    what: str = UNDECIDED
+
+
+def verdict(results: StudyResults, key: str) -> Answer:
+    """The package's own."""
+    labels = next(method.labels for method in results.methods if key in method.models)
+    if labels is None:
+        return Answer()
+    return Answer(labels.where.value, UNDECIDED if labels.what is None else labels.what.value)
+
+
+def fitted_constant(results: StudyResults, key: str, *, against_ceiling: bool) -> Answer:
+    """A constant that is fitted to the model's predictions keeps most of its gain, or does not.
+
+    Against the ceiling it makes, besides, the decisions that tuning moved as often as the method that is fitted to
+    itself, or does not.
+    """
+    sides = []
+    for form in fitted_forms(results, key):
+        side = excludes(form.share, package_rule.HALF)
+        if against_ceiling:
+            side = 0 if form.less_ceiling is None else min(side, excludes(form.less_ceiling, -MARGIN))
+        sides.append(side)
+    if any(side > 0 for side in sides):
+        return Answer(what=What.SAME.value)
+    depends = sides and all(side < 0 for side in sides)
+    return Answer(what=What.DEPENDS.value if depends else UNDECIDED)
+
+
+def fitted_forms(results: StudyResults, key: str) -> list[Comparison]:
+    """The constants that were fitted to a model's predictions."""
+    methods = results.replacement.methods if results.replacement else ()
+    rows = next((method.rows for method in methods if key in method.models), ())
+    return [row for row in rows if row.student.kind is Kind.FITTED and row.student.form in FORMS]
+
+
+def patch_relevancy(results: StudyResults, key: str) -> Answer:
+    """Fig. 3: over corrected images, patches keep their relative relevancy; of models with prompts alone."""
+    relevancy = (results.relevancy or {}).get(key, Missing(""))
+    if isinstance(relevancy, Missing) or relevancy.corrected is None or not _has_prompts(results, key):
+        return Answer()
+    order = float(relevancy.corrected.order.mean.item())
+    error = ERRORS * float(relevancy.corrected.order.standard_error.item())
+    if order - error > SAME_ORDER:
+        return Answer(where=Where.NOT_ATTENTION.value)
+    return Answer(where=Where.ATTENTION.value) if order + error < SAME_ORDER else Answer()
+
+
+def attention_statistics(results: StudyResults, key: str) -> Answer:
+    """Fig. 5: attention's distance and entropy among input tokens stay; of models with prompts alone."""
+    measured = [(results.vision_attention or {}).get(name, Missing("")) for name in (results.zero_shot.key, key)]
+    if not _has_prompts(results, key) or any(isinstance(each, Missing) for each in measured):
+        return Answer()
+    changes = []
+    for quantity in ("distance", "entropy"):
+        variants = [each.without_prompt or each.clip for each in measured if not isinstance(each, Missing)]
+        frozen, tuned = (getattr(variant, quantity).mean.mean(-1) for variant in variants)
+        changes.append(np.abs(tuned - frozen) / frozen)
+    same = np.max(changes) < SAME_ATTENTION
+    return Answer(where=(Where.NOT_ATTENTION if same else Where.ATTENTION).value)
+
+
+def _has_prompts(results: StudyResults, key: str) -> bool:
+    return next(model.has_prompts for model in results.tuned if model.key == key)
+
+
+RULES: Mapping[str, Callable[[StudyResults, str], Answer]] = MappingProxyType(
+    {
+        "verdict": verdict,
+        "fitted constant: share": functools.partial(fitted_constant, against_ceiling=False),
+        "fitted constant: against the ceiling": functools.partial(fitted_constant, against_ceiling=True),
+        "relevancy of patches (Fig. 3)": patch_relevancy,
+        "distance and entropy (Fig. 5)": attention_statistics,
+    }
+)
+
+
+def gains(results: StudyResults, key: str) -> bool:
+    """Whether the verdict finds a sure gain."""
+    return verdict(results, key).where != Where.NO_GAIN.value
+
+
+def explain(results: StudyResults, key: str) -> dict[str, Answer]:
+    """By explainer its labels of one model."""
+    if not gains(results, key):
+        return dict.fromkeys(RULES, Answer(where=Where.NO_GAIN.value))
+    return {name: rule(results, key) for name, rule in RULES.items()}
+
+
+def digest(labels: Path = Path(__file__), rule: Path = Path(package_rule.__file__)) -> str:
+    """SHA-256 over labels and rules: this file, and the verdict's."""
+    return hashlib.sha256(labels.read_bytes() + rule.read_bytes()).hexdigest()
