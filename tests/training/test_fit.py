@@ -199,12 +199,13 @@ def test_programs_are_kept_where_commands_keep_them(clip, colours, tmp_path, mon
     before = [getattr(jax.config, name) for name in settings]
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("CLIPBIAS_NO_CACHE", raising=False)
-    kept = []
     try:
-        for use in (lambda: clipbias.fit(clip, "zero_shot", colours), lambda: model.predictor):
-            jax.config.update(settings[0], None)
-            model = use()
-            kept.append(getattr(jax.config, settings[0]))
+        jax.config.update(settings[0], None)
+        model = clipbias.fit(clip, "zero_shot", colours)
+        kept = [getattr(jax.config, settings[0])]
+        jax.config.update(settings[0], None)
+        assert model.predictor.task is model.task
+        kept.append(getattr(jax.config, settings[0]))
     finally:
         for name, value in zip(settings, before, strict=True):
             jax.config.update(name, value)
