@@ -17,6 +17,7 @@ from tests.reference.methods import Forward, Inputs, Reference
 from tests.reference.numpy_clip import Block, merge_heads
 
 KINDS = ("sos", "prompt", "words", "category", "dot", "eos")
+WORDS = 4  # of "a photo of a"
 
 
 def text_shares(row: np.ndarray, end: int, prompts: int, words: int) -> dict[str, float]:
@@ -96,9 +97,6 @@ def prompt_distance(tokens: np.ndarray, patches: int) -> np.ndarray:
     """Fig. 6: [B, N, D] block inputs -> [B, V, M] Euclidean distances of each prompt to each patch token."""
     prompts, places = tokens[:, 1 + patches :], tokens[:, 1 : 1 + patches]
     return np.sqrt(((prompts[:, :, None] - places[:, None]) ** 2).sum(-1))
-
-
-WORDS = 4  # of "a photo of a"
 
 
 @dataclasses.dataclass(frozen=True)

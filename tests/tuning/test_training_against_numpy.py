@@ -267,11 +267,10 @@ CASES = PAPER | {
     ),
 }
 MASKED = ("kgcoop", "prograd", "promptsrc")
+OTHERS = [pytest.param(name, marks=pytest.mark.ci) for name in CASES if name not in PAPER]
 
 
-@pytest.mark.parametrize(
-    "name", [*PAPER, *(pytest.param(name, marks=pytest.mark.ci) for name in list(CASES)[len(PAPER) :])]
-)
+@pytest.mark.parametrize("name", [*PAPER, *OTHERS])
 def test_training_equals_numpy(name, clips):
     case = CASES[name]
     clip, reference = clips(case.clip)
