@@ -29,8 +29,9 @@ def of_images(clip: Reference, tuned: State, inputs: Inputs, images: np.ndarray)
 def of_texts(clip: Reference, tuned: State, inputs: Inputs, initial: Inputs) -> Forms:
     """Of a tuned model's weights and its method's inputs, and the inputs before training."""
     run = methods.run_text(dataclasses.replace(clip, state=tuned), inputs)
+    frozen = methods.run_text(clip, Inputs(initial.tokens, initial.embeddings, initial.places))  # no later prompts
     pairs = []
-    for block, before in zip(run.blocks, methods.run_text(clip, initial).blocks, strict=True):
+    for block, before in zip(run.blocks, frozen.blocks, strict=True):
         x = block.tokens.copy()
         for c, slots in enumerate(inputs.places):
             x[c, slots] = before.tokens[c, slots]
