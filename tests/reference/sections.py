@@ -40,7 +40,7 @@ def text_shares(row: np.ndarray, end: int, prompts: int, words: int) -> dict[str
     return kinds
 
 
-def variant(attention: np.ndarray, prompts: int, name: str) -> np.ndarray:
+def of_variant(attention: np.ndarray, prompts: int, name: str) -> np.ndarray:
     """Fig. 5: "clip" and "with_prompt" keep all; "without_prompt" drops the prompts and renormalises."""
     if name != "without_prompt" or not prompts:
         return attention
@@ -159,7 +159,7 @@ def vision_attention(saved: Forward, run: Run, variant: str, grid: int, patch_si
     """Fig. 5: `[B, L, H]` of each quantity."""
     quantities: dict[str, list] = {"distance": [], "entropy": [], "cls_entropy": []}
     for image in range(len(saved.vision.features)):
-        maps = [variant(b.attention[image], run.vision_prompts, variant) for b in saved.vision.blocks]
+        maps = [of_variant(b.attention[image], run.vision_prompts, variant) for b in saved.vision.blocks]
         entropies = [attention_entropy(attention, grid * grid) for attention in maps]
         quantities["distance"].append([attention_distance(attention, grid, patch_size) for attention in maps])
         quantities["entropy"].append([entropy.mean(-1) for entropy in entropies])
