@@ -97,7 +97,7 @@ def test_the_hooks_are_those_of_the_class():
         for name, value in vars(kind).items()
         if (callable(value) or isinstance(value, classmethod)) and not name.startswith("_")
     }
-    assert named == (hooks - {"overrides", "logit_scale"}) | {
+    assert named == (hooks - {"overrides", "logit_scale", "recipe_for"}) | {
         *("datasets", "reads_templates", "patches", "scale", "unlabelled")
     }
     bases = Method, FeatureMethod, TestTimeMethod

@@ -163,28 +163,9 @@ class Adapter:
             for name, kind in _CHOICE.items():
                 check_value(f"choice.{name}", choice.get(name), kind)
 
-    def task(
-        self,
-        clip: Clip,
-        class_names: Sequence[str] | ClassList | None = None,
-        *,
-        own_methods: Sequence[str] = (),
-        dtype: str = "float32",
-    ) -> Task:
-        """The task of this adapter's learnables on its base model, for its own classes or others, see `bind`.
-
-        Raises:
-          ClipbiasError: as in `bind`; or the learnables for these classes are others, which `bind` returns.
-        """
-        task, learnables = self.bind(clip, class_names, own_methods=own_methods, dtype=dtype)
-        arrays, own = flatten(learnables), flatten(self.learnables)
-        equal = arrays.keys() == own.keys() and all(np.array_equal(arrays[name], own[name]) for name in own)
-        if not (learnables is self.learnables or equal):
-            raise ClipbiasError(
-                f"what {self.method!r} learned becomes something else for other classes such as "
-                f"{task.class_names[0]!r}; take both with `task, learnables = adapter.bind(clip, class_names)`."
-            )
-        return task
+    def task(self, clip: Clip, *, own_methods: Sequence[str] = ()) -> Task:
+        """The task of this adapter's learnables on its base model, for its own classes; see `bind`."""
+        return self.bind(clip, own_methods=own_methods)[0]
 
     def bind(
         self,

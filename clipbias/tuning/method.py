@@ -24,7 +24,7 @@ from clipbias.clip.params import Params
 from clipbias.constants import WORDS
 from clipbias.errors import ClipbiasError
 from clipbias.tuning.features import Features, Samples, Sampling, class_vectors, unit_length
-from clipbias.tuning.recipe import Recipe
+from clipbias.tuning.recipe import AUTHORS, COMMON, Recipe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,7 +221,11 @@ class Method(abc.ABC):
         return cls.datasets.get(dataset, {})
 
     def recipe_for(self, common: Recipe, shots: int | None) -> Recipe:
-        """The recipe for `shots` images per class, `None` for all images. By default the common recipe."""
+        """The recipe for `shots` images per class, `None` for all images: `common` if that is the option `recipe`."""
+        return common if getattr(self, "recipe", AUTHORS) == COMMON else self.authors_recipe(common, shots)
+
+    def authors_recipe(self, common: Recipe, shots: int | None) -> Recipe:
+        """The authors' recipe, for a method without an option `recipe` or with "authors". By default `common`."""
         return common
 
     def stages(self, recipe: Recipe) -> Sequence[tuple["Method", Recipe]]:

@@ -3,8 +3,8 @@
 import collections
 import dataclasses
 import importlib.resources
-from collections.abc import Mapping, Sequence
-from typing import Annotated, ClassVar, Protocol, runtime_checkable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -81,10 +81,8 @@ def template_texts(clip: Clip, class_names: Sequence[str], text: PromptText) -> 
     count = text.context_tokens
     first = clip.config.text.first_word
     rows = framed(clip.tokenizer, texts, clip.config.text)
-    contexts = []
+    contexts = _context_rows(clip, rows, count)
     for i, row in enumerate(rows):
-        context = [-1] * len(row)
-        context[first : first + count] = range(count)
         name = slice(first + count, first + count + name_lengths[i % len(class_names)])
         before = first + text.before[i // len(class_names)]
 
@@ -92,7 +90,7 @@ def template_texts(clip: Clip, class_names: Sequence[str], text: PromptText) -> 
             return values[:before] + values[name] + values[before : first + count] + values[name.stop :]
 
         rows[i] = move(row)
-        contexts.append(move(context))
+        contexts[i] = move(contexts[i])
     counts = (len(text.templates),) * len(class_names)
     return ClassTexts(tuple(texts), _padded(clip, rows, texts, contexts), counts)
 
@@ -121,15 +119,15 @@ def text_layout(adaptation: Adaptation, prompt: PromptText, templates: int, text
 
 def template_tokens(clip: Clip, text: PromptText) -> TextTokens:
     """Tokens of the templates without a class name, the context after SOS: `[n, N]`."""
-    first = clip.config.text.first_word
     texts = [template.replace(" {}", "").replace("{}", "") for template in text.templates]
     rows = framed(clip.tokenizer, texts, clip.config.text)
-    contexts = []
-    for row in rows:
-        context = [-1] * len(row)
-        context[first : first + text.context_tokens] = range(text.context_tokens)
-        contexts.append(context)
-    return _padded(clip, rows, texts, contexts)
+    return _padded(clip, rows, texts, _context_rows(clip, rows, text.context_tokens))
+
+
+def _context_rows(clip: Clip, rows: Sequence[list[int]], count: int) -> list[list[int]]:
+    """For each token its row of a context of `count` tokens at the text's start; -1 for the others."""
+    first = clip.config.text.first_word
+    return [[i - first if first <= i < first + count else -1 for i in range(len(row))] for row in rows]
 
 
 def _padded(
@@ -171,18 +169,18 @@ def choose_templates(choice: str | tuple[str, ...], dataset_template: str) -> tu
         if not choice:
             raise ClipbiasError("there is no template; give at least one with '{}' for the class name.")
         return tuple(choice)
-    if choice == "imagenet_full":
-        return imagenet_full()
-    if choice == "imagenet_60":
-        return imagenet_full()[:60]
-    if choice == "dataset":
-        return (dataset_template,)
-    if choice == "imagenet_select":
-        return IMAGENET_SELECT
-    if choice == "imagenet_select_and_dataset":
-        return (*IMAGENET_SELECT, dataset_template)
     if "{}" in choice:
         return (choice,)
+    full = imagenet_full()
+    named = {
+        "dataset": (dataset_template,),
+        "imagenet_select": IMAGENET_SELECT,
+        "imagenet_select_and_dataset": (*IMAGENET_SELECT, dataset_template),
+        "imagenet_60": full[:60],
+        "imagenet_full": full,
+    }
+    if choice in named:
+        return named[choice]
     raise ClipbiasError(
         f"unknown templates {choice!r}; choose from {', '.join(CHOICES)}, or write templates with '{{}}'."
     )
@@ -234,7 +232,7 @@ Sets = Annotated[int, Range(1, 100)]
 class ContextSets(Method):
     """`S = sets` contexts `[S, T, Dt]` for all classes, from N(0, 0.02), each a text with every class name."""
 
-    kind: ClassVar[Kind | None] = Kind.PROMPTS
+    kind = Kind.PROMPTS
 
     tokens: Tokens = 16
     sets: Sets = 4
@@ -254,7 +252,7 @@ class ContextSets(Method):
 class FrozenTowers(Method):
     """A method that changes only the head; texts use one of `CHOICES`, or templates with `{}`."""
 
-    kind: ClassVar[Kind | None] = Kind.HEAD
+    kind = Kind.HEAD
 
     templates: str | tuple[str, ...] = "dataset"
 
@@ -293,13 +291,11 @@ class Classes:
     def of(cls, classes: Sequence[str] | ClassList) -> "Classes":
         """From a list of names or a dataset. Raises `ClipbiasError` for a list that holds a name twice."""
         if not isinstance(classes, ClassList):
-            if classes is None or isinstance(classes, Mapping):
+            if isinstance(classes, str | Mapping) or not isinstance(classes, Iterable):
                 raise ClipbiasError(f"class_names is {shown(classes)}; give a list of names.")
-            if isinstance(classes, str):
-                raise ClipbiasError(f"class_names is the text {shown(classes)}; give a list of names.")
             try:
                 counts = collections.Counter(classes)
-            except TypeError as error:
+            except TypeError as error:  # names that cannot be hashed
                 raise ClipbiasError(f"class_names is {shown(classes)}; give a list of names.") from error
             for repeated, count in counts.items():
                 if count > 1:

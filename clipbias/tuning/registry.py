@@ -180,10 +180,9 @@ def resolve_method(name: str, options: Options, *, dataset: str | None = None, s
             f"{', '.join(METHODS)}, or the path of a Python file of your own."
         )
     dataset_options: Options = {}
-    if dataset is not None and preset.datasets is None:
-        dataset_options = kind.options_for(dataset, shots)
-    elif dataset is not None and preset.datasets is not None:
-        dataset_options = preset.datasets.get(dataset, {})
+    if dataset is not None:
+        datasets = preset.datasets
+        dataset_options = kind.options_for(dataset, shots) if datasets is None else datasets.get(dataset, {})
     for hook, base in {"sampling": FeatureMethod, "at_test": TestTimeMethod}.items():
         if hasattr(kind, hook) and not issubclass(kind, base):
             raise ClipbiasError(f"method {name!r} has the hook {hook!r}; derive it from tuning.{base.__name__}.")

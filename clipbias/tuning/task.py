@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 from flax import struct
 
 from clipbias.checks import shown
@@ -49,6 +48,7 @@ from clipbias.tuning.method import (
     check_order,
     crops_of,
     parameter_count,
+    without_constants,
 )
 from clipbias.tuning.prompts import (
     Classes,
@@ -396,16 +396,9 @@ class Task:
         prompt = self.method.text(self.template, clip)
         self.prompt = without_template(prompt) if free_text else prompt
         self.teacher_prompt = self.method.teacher_text(self.template, clip)
-        if template is not None and not free_text and template in getattr(self.teacher_prompt, "templates", ()):
-            prompts = self.prompt.templates
-            if not any(prompt.endswith(template) for prompt in prompts):
-                logging.warning(
-                    "Only %s's frozen teacher uses the template %r; class names stand in %r (task.prompt).",
-                    self.method_name,
-                    template,
-                    prompts[0],
-                )
         self.shapes = jax.eval_shape(self._init, jax.random.key(0))
+        if self.method.trains and not jax.tree.leaves(without_constants(self.shapes)):
+            raise ClipbiasError(f"{self.method_name!r} has nothing to learn with these options; change them.")
         self._bind_texts(jax.eval_shape(self.method.adapt, self.shapes))
         if not isinstance(class_names, ClassList):
             self._check_distinct()

@@ -18,9 +18,9 @@ from clipbias.tuning.adapter import read_adapter, save_adapter
 from tests.explain.models import moved
 from tests.explain.test_study import make, split
 from tests.reference import equivalent_bias as plain
-from tests.reference import inner_parts, methods, mma, weight_tuning
+from tests.reference import inner_parts, methods, weight_tuning
 from tests.reference.cases import CASES, CLASS_NAMES
-from tests.tuning import test_clip_lora, weights_common
+from tests.tuning import test_weights, weights_common
 
 LABELS = np.array([4, 0, 2, 2, 1])
 FORMS = ("vector", "kind")
@@ -84,12 +84,12 @@ def test_prompts_have_the_equivalent_bias_of_the_reference(
 def test_tuned_weights_have_the_equivalent_bias_of_the_reference(clip: Clip, reference: methods.Reference) -> None:
     plain_inputs = methods.prepare(reference, "zero_shot", CLASS_NAMES, {})
     lora = Task(clip, "clip_lora", CLASS_NAMES)
-    pairs = test_clip_lora.start(lora)
+    pairs = weights_common.start(lora)
     norms = Task(clip, "layer_norm", CLASS_NAMES, outer=True)
     changes = moved(norms)
     changed = weights_common.named(changes)
     for task, learnables, state in (
-        (lora, pairs, weight_tuning.fold_lora(reference.state, test_clip_lora.named(lora, pairs))),
+        (lora, pairs, weight_tuning.fold_lora(reference.state, test_weights.named_pairs(lora, pairs))),
         (norms, changes, reference.state | {key: reference.state[key] + value for key, value in changed.items()}),
     ):
         expected = {
@@ -105,15 +105,12 @@ def test_networks_beside_blocks_have_the_equivalent_bias_of_the_reference(
 ) -> None:
     task = Task(clip, "mma", CLASS_NAMES, blocks=2, width=6, factor=0.05)
     learnables = weights_common.drawn(task.shapes, 0.4)
-    ids = inner_parts.worded_tokens(reference, CLASS_NAMES, methods.WORDED)
-    inputs = {"vision": (pixels()[1], np.zeros(len(LABELS), int)), "text": (ids, ids.argmax(-1))}
     expected = {}
-    for tower, (inputs_of_tower, rows) in inputs.items():
-        networks = mma.Adapters(inner_parts.flatten(learnables), tower, 3, 0.05).forward
-        start = inner_parts.embedded(reference, tower, inputs_of_tower)
-        run = inner_parts.forward(reference, tower, start, rows, network=networks)
-        tokens = [*(block.tokens for block in run.blocks), run.last]
-        expected[tower] = plain.of_tokens(reference, tower, tokens, rows)
+    for tower, inputs in inner_parts.towers_of(reference, CLASS_NAMES, methods.WORDED, pixels()[1]).items():
+        beside = inner_parts.adapters(inner_parts.flatten(learnables), tower, 3, 0.05)
+        expected[tower] = plain.of_inserted(
+            reference, tower, inner_parts.forward(reference, tower, inputs, beside=beside)
+        )
     biases = measured(task, learnables)
     # What is added is small beside the tokens that it is the difference of.
     assert_forms(biases, expected, 2e-4)

@@ -28,9 +28,8 @@ from tests.reference import (
     causal,
     inner_parts,
     methods,
-    mmrl,
     numpy_clip,
-    prompts_cocoop,
+    prompts,
     prompts_plot,
     weights,
 )
@@ -154,7 +153,7 @@ def test_passes_and_texts_of_an_image_are_each_runs_of_its_own(clip, reference, 
     start = causal.reference_inputs(reference, "coop", CLASS_NAMES, np.asarray(single.task.init(1)["text_context"]))
     rows = []
     for feature in seen:
-        shifted = prompts_cocoop.shifted(reference, CLASS_NAMES, learnables, feature)
+        shifted = prompts.shifted(reference, CLASS_NAMES, learnables, feature)
         runs = causal.text_run(reference, start), causal.text_run(reference, shifted)
         by_corner = [causal.corner(*runs, *corner.name) for corner in Corner]
         rows.append([numpy_clip.logits(reference.state, feature[None], texts)[0] for texts in by_corner])
@@ -190,13 +189,11 @@ def test_the_equivalent_bias_of_inserted_tokens_and_of_texts_of_images(clip, ref
         tuned.task, clip.params, tuned.learnables, tuned.task.init(), image_batches(clip.preprocessing, raw, 2)
     )
     learned = inner_parts.flatten(tuned.learnables)
-    ids = inner_parts.worded_tokens(reference, CLASS_NAMES, methods.WORDED)
-    for tower, inputs, rows in (("vision", images, np.zeros(IMAGES, int)), ("text", ids, ids.argmax(-1))):
-        enter = mmrl.Inserted(weights.double(learned), tower, 3).enter
-        start = inner_parts.embedded(reference, tower, inputs)
-        run = inner_parts.forward(reference, tower, start, rows, enter=enter)
+    for tower, inputs in inner_parts.towers_of(reference, CLASS_NAMES, methods.WORDED, images).items():
+        enter = inner_parts.inserted(weights.double(learned), tower, 3)
+        run = inner_parts.forward(reference, tower, inputs, enter=enter, later=2)
         assert len({block.tokens.shape[1] for block in run.blocks}) == 2
-        for form, values in plain_bias.of_inserted(reference, tower, run.blocks, rows, start.shape[1]).items():
+        for form, values in plain_bias.of_inserted(reference, tower, run).items():
             close(getattr(biases[tower], form), values, f"{tower} {form}")
     tuned = model(clip, "cocoop")
     biases, count = measure_equivalent_bias(
@@ -209,7 +206,7 @@ def test_the_equivalent_bias_of_inserted_tokens_and_of_texts_of_images(clip, ref
     )
     each = [
         plain_bias.of_texts(
-            reference, reference.state, prompts_cocoop.shifted(reference, CLASS_NAMES, learnables, feature), start
+            reference, reference.state, prompts.shifted(reference, CLASS_NAMES, learnables, feature), start
         )
         for feature in numpy_clip.encode_image(reference.state, reference.config, images).features
     ]
@@ -227,7 +224,7 @@ def test_relevancy_holds_the_context_that_an_image_gives_fixed(clip, reference):
     maps = jax.device_get(run(clip.params, tuned.learnables, np.float32(images)))
     learnables = weights.double(tuned.learnables)
     for b, feature in enumerate(numpy_clip.encode_image(reference.state, reference.config, images).features):
-        inputs = prompts_cocoop.shifted(reference, CLASS_NAMES, learnables, feature)
+        inputs = prompts.shifted(reference, CLASS_NAMES, learnables, feature)
         for k, target in enumerate(targets[b]):
             vision, text = plain_relevancy.relevancy(reference, inputs, images[b], target)
             close(maps.vision[b, k], vision, f"image {b}")

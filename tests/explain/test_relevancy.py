@@ -12,7 +12,7 @@ from clipbias.training import mesh as meshes
 from clipbias.tuning import CONSTANTS, Task
 from tests import own_methods
 from tests.explain.models import CLASS_NAMES, moved, tuned
-from tests.reference.plain_relevancy import plain_relevancy
+from tests.explain.plain_relevancy import plain_relevancy
 from tools import benchmark as model
 
 TARGETS = np.array([0, 1, 2, 1])

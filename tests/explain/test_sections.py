@@ -15,8 +15,8 @@ from clipbias.explain.run import run_study
 from clipbias.explain.study import Study, StudyOptions
 from clipbias.tuning import Task
 from tests.explain.conftest import FOLDER
-from tests.reference import methods, relevancy, sections, statistics, weights
-from tests.reference.statistics import KINDS
+from tests.reference import methods, relevancy, sections, weights
+from tests.reference.sections import KINDS
 from tests.reference.tokenizer import SimpleTokenizer
 
 pytestmark = pytest.mark.ci
@@ -298,7 +298,7 @@ def test_maps_to_explore(results, reference, key):
     close(maps.log_likelihood, true - np.log(np.exp(logits).sum(-1)), 1e-4, np.abs(logits).max())
     assert (maps.distance is not None) == (key == "ivlp")
     if key == "ivlp":
-        distances = [statistics.prompt_distance(block.tokens[SPREAD], PATCHES) for block in saved.vision.blocks]
+        distances = [sections.prompt_distance(block.tokens[SPREAD], PATCHES) for block in saved.vision.blocks]
         steps(maps, "distance", np.stack(distances, 1))
 
 
@@ -353,5 +353,5 @@ def class_shares(saved, run):
     for number, end in enumerate(saved.text.rows):
         rows = np.concatenate([block.attention[number, :, end] for block in saved.text.blocks])
         words = sections.WORDS - run.text_prompts
-        by_head = [list(statistics.text_shares(row, end, run.text_prompts, words).values()) for row in rows]
+        by_head = [list(sections.text_shares(row, end, run.text_prompts, words).values()) for row in rows]
         yield np.mean(by_head, axis=0)

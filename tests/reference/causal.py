@@ -32,7 +32,6 @@ class Run:
     sizes: Mapping
     forward: Tower
     inputs: np.ndarray  # [B, n] positions that are no slots
-    bias: np.ndarray | None  # added after each block, of a shape that `numpy_clip.spread` takes
 
     @property
     def start(self) -> np.ndarray:
@@ -93,11 +92,8 @@ def added(reference: Run, tuned: Run) -> Added:
         x = _at_inputs(tuned, seen.tokens)
         given = zip(x, of_layer.attention, of_layer.mass, of_layer.added, strict=True)
         frozen = [block(reference, l, *sample) for sample in given]
-        output = seen.output
-        if tuned.bias is not None:
-            output = output + numpy_clip.spread(tuned.bias[l], tuned.forward.rows, output.shape[1])
         slots.append(of_layer.added)
-        blocks.append(_at_inputs(tuned, output) - np.stack(frozen))
+        blocks.append(_at_inputs(tuned, seen.after) - np.stack(frozen))
     return Added(tuned.start - reference.start, np.stack(slots), np.stack(blocks))
 
 
@@ -124,14 +120,8 @@ def mean_by_kind(tuned: Run, values: Added) -> Added:
 
 def mean_by_position(values: Added) -> Added:
     """Means over samples, token by token, in every sample's place."""
-
-    def mean(x: np.ndarray) -> np.ndarray:
-        total = np.zeros_like(np.take(x, 0, axis=-3))
-        for sample in range(x.shape[-3]):
-            total = total + np.take(x, sample, axis=-3)
-        return np.stack(x.shape[-3] * [total / x.shape[-3]], axis=-3)
-
-    return Added(mean(values.start), mean(values.slots), mean(values.blocks))
+    arrays = (values.start, values.slots, values.blocks)
+    return Added(*(np.broadcast_to(x.mean(-3, keepdims=True), x.shape) for x in arrays))
 
 
 def of_samples(values: Added, samples: np.ndarray) -> Added:
@@ -186,27 +176,19 @@ def block(run: Run, layer: int, x: np.ndarray, attention: np.ndarray, mass: np.n
 
 def vision_run(clip: Reference, images: np.ndarray, inputs: Inputs | None = None) -> Run:
     """The vision tower with a method's prompts and bias, or without: `[cls]` and patches are its input tokens."""
-    prompts, bias = (None, None) if inputs is None else (inputs.vision_prompts, inputs.vision_bias)
-    forward = numpy_clip.encode_image(clip.state, clip.config, images, prompts=prompts, bias=bias)
+    forward = methods.run_image(clip, images, inputs)
     sizes = clip.config["vision_config"]
     count = 1 + (sizes["image_size"] // sizes["patch_size"]) ** 2
     positions = np.broadcast_to(np.arange(count), (len(forward.features), count))
-    return Run("vision", clip.state, sizes, forward, positions, bias)
+    return Run("vision", clip.state, sizes, forward, positions)
 
 
 def text_run(clip: Reference, inputs: Inputs) -> Run:
     """The text tower with what `inputs` put in; all but the context's places are its input tokens."""
-    forward = numpy_clip.encode_text(
-        clip.state,
-        clip.config,
-        inputs.tokens,
-        embeddings=inputs.embeddings,
-        prompts=inputs.text_prompts,
-        bias=inputs.text_bias,
-    )
+    forward = methods.run_text(clip, inputs)
     length = inputs.tokens.shape[1]
     positions = np.array([np.setdiff1d(np.arange(length), places) for places in inputs.places])
-    return Run("text", clip.state, clip.config["text_config"], forward, positions, inputs.text_bias)
+    return Run("text", clip.state, clip.config["text_config"], forward, positions)
 
 
 def reference_inputs(
@@ -216,9 +198,3 @@ def reference_inputs(
     learnables = {} if context is None else {"text_context": context}
     # MaPLe's text is IVLP's; its vision prompts would want maps.
     return methods.prepare(clip, "ivlp" if method == "maple" else method, class_names, learnables, **options)
-
-
-def log_likelihood(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """[B] log-likelihood of the true class, of [B, C] logits."""
-    highest = logits.max(-1, keepdims=True)
-    return logits[np.arange(len(labels)), labels] - highest[:, 0] - np.log(np.exp(logits - highest).sum(-1))

@@ -27,7 +27,6 @@ from tests.reference.weights import State
 
 Learnables = Mapping[str, np.ndarray]
 
-WORDS = "a photo of a"
 WORDED = "a photo of a {}."
 
 
@@ -47,11 +46,44 @@ class Inputs:
     tokens: np.ndarray  # [C, N]
     embeddings: np.ndarray  # [C, N, Dt] before position embeddings
     places: np.ndarray  # [C, T] where the context tokens stand
-    text_prompts: dict[int, np.ndarray]  # {layer: [T, Dt]}
-    text_bias: np.ndarray | None
-    vision_prompts: np.ndarray | None  # [depth, V, Dv]
-    vision_bias: np.ndarray | None
-    text_residual: np.ndarray | float  # already times alpha
+    text_prompts: Mapping[int, np.ndarray] = dataclasses.field(default_factory=dict)  # {layer: [T, Dt] or [C, T, Dt]}
+    text_bias: np.ndarray | None = None
+    vision_prompts: np.ndarray | None = None  # [depth, V, Dv]
+    vision_bias: np.ndarray | None = None
+    text_residual: np.ndarray | float = 0.0  # already times alpha
+
+
+def texts_of(class_names: Sequence[str], template: str) -> list[str]:
+    """A template's texts."""
+    return [template.format(name.replace("_", " ")) for name in class_names]
+
+
+def fill(clip: Reference, texts: Sequence[str], context: np.ndarray | None = None) -> Inputs:
+    """The inputs of texts, in which a context [T, Dt] stands for tokens 1 … T."""
+    tokens = clip.tokenizer.tokenize(texts)
+    embeddings = numpy_clip.token_embeddings(clip.state, tokens).copy()
+    count = 0 if context is None else len(context)
+    if context is not None:
+        embeddings[:, 1 : 1 + count] = context
+    return Inputs(tokens, embeddings, np.tile(1 + np.arange(count), (len(tokens), 1)))
+
+
+def run_image(clip: Reference, images: np.ndarray, inputs: Inputs | None = None, **options: Any) -> Tower:
+    """The vision tower with a method's inputs, or plain; `options` of `numpy_clip.run_blocks`."""
+    if inputs is not None:
+        options |= {"prompts": inputs.vision_prompts, "bias": inputs.vision_bias}
+    return numpy_clip.encode_image(clip.state, clip.config, images, **options)
+
+
+def run_text(clip: Reference, inputs: Inputs, **options: Any) -> Tower:
+    """The text tower with a method's inputs."""
+    options |= {"embeddings": inputs.embeddings, "prompts": inputs.text_prompts, "bias": inputs.text_bias}
+    return numpy_clip.encode_text(clip.state, clip.config, inputs.tokens, **options)
+
+
+def plain_text(clip: Reference, class_names: Sequence[str], template: str) -> np.ndarray:
+    """Un-normalised text features [C, d] of a template under the frozen model."""
+    return run_text(clip, fill(clip, texts_of(class_names, template))).features
 
 
 def prepare(
@@ -74,51 +106,34 @@ def prepare(
       alpha: taskres's scale of the residual.
     """
     learnables = {name: np.asarray(value, np.float64) for name, value in learnables.items()}
-    names = [name.replace("_", " ") for name in class_names]
-    context = learnables.get("text_context")
-    count = 0 if context is None else context.shape[-2]
-    if method in ("zero_shot", "taskres"):
-        texts = [template.format(name) for name in names]
-    elif count and ((method == "coop" and not worded) or (method != "coop" and count > 4)):
-        texts = [" ".join(["X"] * count) + f" {name}." for name in names]
-    else:
+    context = learnables.get("text_context", np.zeros((0, 0)))
+    count = context.shape[-2]
+    if method not in ("zero_shot", "taskres"):
         # With fewer than four prompts the text keeps all four words; the prompts stand in for the first ones.
-        texts = [f"{WORDS} {name}." for name in names]
-    tokens = clip.tokenizer.tokenize(texts)
-    embeddings = numpy_clip.token_embeddings(clip.state, tokens).copy()
-    places = np.zeros((len(names), count), int)
-    for c, name in enumerate(names):
-        if context is None or not count:
-            break
+        placeholders = count and (not worded if method == "coop" else count > 4)
+        template = " ".join(["X"] * count) + " {}." if placeholders else WORDED
+    inputs = fill(clip, texts_of(class_names, template))
+    inputs.places = np.zeros((len(class_names), count), int)
+    for c, name in enumerate(class_names if count else ()):
         class_context = context[c] if context.ndim == 3 else context
-        start, rest = embeddings[c, :1], embeddings[c, 1 + count :]
-        length = len(clip.tokenizer.encode(name))
+        start, rest = inputs.embeddings[c, :1], inputs.embeddings[c, 1 + count :]
+        length = len(clip.tokenizer.encode(name.replace("_", " ")))
         before = {"end": 0, "front": length, "middle": length}[position]
         first = {"end": count, "front": 0, "middle": count // 2}[position]
-        places[c, :first] = 1 + np.arange(first)
-        places[c, first:] = 1 + before + np.arange(first, count)
-        embeddings[c] = np.concatenate(
-            [start, class_context[:first], rest[:before], class_context[first:], rest[before:]]
-        )
-    return Inputs(
-        tokens=tokens,
-        embeddings=embeddings,
-        places=places,
-        text_prompts={l + 1: row for l, row in enumerate(learnables.get("text_prompts", ())) if count},
-        text_bias=learnables.get("text_bias"),
-        vision_prompts=_vision_prompts(method, learnables),
-        vision_bias=learnables.get("vision_bias"),
-        text_residual=alpha * learnables["text_residual"] if method == "taskres" else 0.0,
-    )
-
-
-def _vision_prompts(method: str, learnables: Learnables) -> np.ndarray | None:
-    """[depth, V, Dv]; MaPLe's are linear maps of the text prompts, layer by layer."""
-    if method != "maple":
-        return learnables.get("vision_prompts")
-    rows = [learnables["text_context"], *learnables["text_prompts"]]
-    maps = zip(rows, learnables["projection_kernel"], learnables["projection_bias"], strict=True)
-    return np.stack([row @ kernel + bias for row, kernel, bias in maps])
+        inputs.places[c, :first] = 1 + np.arange(first)
+        inputs.places[c, first:] = 1 + before + np.arange(first, count)
+        parts = [start, class_context[:first], rest[:before], class_context[first:], rest[before:]]
+        inputs.embeddings[c] = np.concatenate(parts)
+    inputs.text_prompts = {l + 1: row for l, row in enumerate(learnables.get("text_prompts", ())) if count}
+    inputs.text_bias, inputs.vision_bias = learnables.get("text_bias"), learnables.get("vision_bias")
+    inputs.vision_prompts = learnables.get("vision_prompts")
+    if method == "maple":  # linear maps of the text prompts, layer by layer
+        rows = [learnables["text_context"], *learnables["text_prompts"]]
+        maps = zip(rows, learnables["projection_kernel"], learnables["projection_bias"], strict=True)
+        inputs.vision_prompts = np.stack([row @ kernel + bias for row, kernel, bias in maps])
+    if method == "taskres":
+        inputs.text_residual = alpha * learnables["text_residual"]
+    return inputs
 
 
 @dataclasses.dataclass
@@ -144,25 +159,8 @@ def forward(
 
     `taps` are added to the attention probabilities, `branch` to the linear layers of both towers.
     """
-    vision = numpy_clip.encode_image(
-        clip.state,
-        clip.config,
-        images,
-        prompts=inputs.vision_prompts,
-        bias=inputs.vision_bias,
-        taps=vision_taps,
-        branch=branch,
-    )
-    text = numpy_clip.encode_text(
-        clip.state,
-        clip.config,
-        inputs.tokens,
-        embeddings=inputs.embeddings,
-        prompts=inputs.text_prompts,
-        bias=inputs.text_bias,
-        taps=text_taps,
-        branch=branch,
-    )
+    vision = run_image(clip, images, inputs, taps=vision_taps, branch=branch)
+    text = run_text(clip, inputs, taps=text_taps, branch=branch)
     text_features = text.features + inputs.text_residual
     return Forward(vision, text, text_features, numpy_clip.logits(clip.state, vision.features, text_features))
 
@@ -174,18 +172,23 @@ def task_logits(
     return forward(clip, prepare(clip, method, class_names, learnables, **options), images).logits
 
 
+def entropy_of(scores: np.ndarray, labels: np.ndarray) -> tuple[dict[str, float], np.ndarray]:
+    """The loss of a method whose only term is the mean cross-entropy, and its logits [B, C]."""
+    return {"cross_entropy": numpy_clip.cross_entropy(scores, labels)}, scores
+
+
 def losses(
     clip: Reference,
-    method: str,
     class_names: Sequence[str],
     learnables: Learnables,
     images: np.ndarray,
     labels: np.ndarray,
+    *,
+    method: str,
     **options: Any,
 ) -> tuple[dict[str, float], np.ndarray]:
-    """The mean cross-entropy of a method, and its logits [B, C]."""
-    scores = task_logits(clip, method, class_names, learnables, images, **options)
-    return {"cross_entropy": numpy_clip.cross_entropy(scores, labels)}, scores
+    """`entropy_of` a method of this module."""
+    return entropy_of(task_logits(clip, method, class_names, learnables, images, **options), labels)
 
 
 def random_learnables(
@@ -204,9 +207,8 @@ def random_learnables(
 
     A depth of None is the whole tower; `text` or `vision` of 0 leaves that tower's prompts out (ivlp).
     """
-    text_width = config["text_config"]["hidden_size"]
-    vision_width = config["vision_config"]["hidden_size"]
-    text_layers, vision_layers = (config[f"{t}_config"]["num_hidden_layers"] for t in ("text", "vision"))
+    text_width, vision_width = (config[f"{tower}_config"]["hidden_size"] for tower in ("text", "vision"))
+    text_layers, vision_layers = (config[f"{tower}_config"]["num_hidden_layers"] for tower in ("text", "vision"))
     text_depth, vision_depth = text_depth or text_layers, vision_depth or vision_layers
     shapes: dict[str, tuple[int, ...]] = {}
     if method in ("coop", "ivlp", "maple") and text:

@@ -82,6 +82,7 @@ class Block:
     middle: np.ndarray  # [B, N, D] after the attention's residual
     hidden: np.ndarray  # [B, N, 4D] before the activation
     output: np.ndarray  # [B, N, D]
+    after: np.ndarray  # [B, N, D] the output, and what a method adds to it
 
 
 def block(
@@ -108,7 +109,7 @@ def block(
     middle = x + attended
     hidden = apply("mlp.fc1", layer_norm(state, f"{name}.layer_norm2", epsilon, middle))
     output = middle + apply("mlp.fc2", activate(sizes["hidden_act"], hidden))
-    return Block(x, query, key, value, attention, tapped, attended, middle, hidden, output)
+    return Block(x, query, key, value, attention, tapped, attended, middle, hidden, output, output)
 
 
 @dataclasses.dataclass
@@ -182,6 +183,7 @@ def run_blocks(
         x = blocks[-1].output + added
         if bias is not None:
             x = x + spread(bias[l], rows, x.shape[1])
+        blocks[-1].after = x
     return Tower(project(state, config, tower, x[np.arange(len(x)), rows]), blocks, x, rows)
 
 

@@ -5,7 +5,7 @@ serves one training. `p` is a parameter, `g` its gradient, `lr` the learning rat
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -69,19 +69,6 @@ class AdamW(Adam):
 Optimizer = SGD | Adam
 
 
-def run(
-    optimizer: Optimizer,
-    gradient: Callable[[Arrays], Mapping[str, np.ndarray]],
-    learnables: Mapping[str, np.ndarray],
-    rates: Sequence[float],
-) -> Arrays:
-    """The learnables after one step per learning rate, all with the same function `gradient`."""
-    values = {name: np.array(value, np.float64) for name, value in learnables.items()}
-    for rate in rates:
-        values = optimizer.step(values, gradient(values), rate)
-    return values
-
-
 def cosine_rates(rate: float, steps: int) -> np.ndarray:
     """[steps]: `rate (1 + cos(π k / steps)) / 2` for k = 0 … steps - 1, one per step."""
     return rate * (1 + np.cos(np.pi * np.arange(steps) / steps)) / 2
@@ -89,5 +76,4 @@ def cosine_rates(rate: float, steps: int) -> np.ndarray:
 
 def warmed_cosine_rates(rate: float, epochs: int) -> np.ndarray:
     """[epochs], one per epoch: 1e-5 in epoch 0, then `rate (1 + cos(π (e - 1) / epochs)) / 2`."""
-    later = rate * (1 + np.cos(np.pi * np.arange(epochs - 1) / epochs)) / 2
-    return np.concatenate([[1e-5], later])
+    return np.concatenate([[1e-5], cosine_rates(rate, epochs)[:-1]])

@@ -52,20 +52,16 @@ def mean_logits(clip: Reference, image: np.ndarray, text: np.ndarray) -> np.ndar
 # PLOT
 
 
-def patch_features(clip: Reference, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Un-normalised features of patches [M, B, d], each by the last LayerNorm and the projection, and of `[cls]`."""
-    tower = numpy_clip.encode_image(clip.state, clip.config, images)
-    rows = numpy_clip.project(clip.state, clip.config, "vision", tower.last)
-    return rows[:, 1:].swapaxes(0, 1), rows[:, 0]
-
-
-def plot_text(clip: Reference, class_names: Sequence[str], learnables: Learnables) -> np.ndarray:
-    """Text features [P, C, d] of each prompt, its text "X … X {name}."."""
-    towers = []
+def plot_features(
+    clip: Reference, class_names: Sequence[str], learnables: Learnables, images: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Un-normalised features of patches [M, B, d] and of `[cls]` [B, d], and of texts [P, C, d] "X … X {name}."."""
+    rows = numpy_clip.project(clip.state, clip.config, "vision", methods.run_image(clip, images).last)
+    texts = []
     for context in weights.double(learnables)["text_context"]:
         inputs = methods.prepare(clip, "coop", class_names, {"text_context": context}, worded=False)
-        towers.append(numpy_clip.encode_text(clip.state, clip.config, inputs.tokens, embeddings=inputs.embeddings))
-    return np.stack([tower.features for tower in towers])
+        texts.append(methods.run_text(clip, inputs).features)
+    return rows[:, 1:].swapaxes(0, 1), rows[:, 0], np.stack(texts)
 
 
 def plot_logits(
@@ -78,9 +74,10 @@ def plot_logits(
     point: Learnables | None = None,
 ) -> np.ndarray:
     """[B, C]; with the plan of the learnables `point` in place of their own."""
-    patches, whole = patch_features(clip, images)
-    text = plot_text(clip, class_names, learnables)
-    plan = None if point is None else plans(similarities(patches, plot_text(clip, class_names, point)))[0]
+    patches, whole, text = plot_features(clip, class_names, learnables, images)
+    plan = None
+    if point is not None:
+        plan = plans(similarities(patches, plot_features(clip, class_names, point, images)[2]))[0]
     transport = transport_logits(clip, patches, text, plan)
     return transport + mean_logits(clip, whole, text) if pooled else transport
 
@@ -101,9 +98,7 @@ def phrase_texts(clip: Reference, phrases: Sequence[str]) -> list[str]:
 
 def start_context(clip: Reference, phrases: Sequence[str]) -> np.ndarray:
     """[P, n, Dt], the embeddings of the first tokens."""
-    count = len(phrases[0].split(" "))
-    tokens = clip.tokenizer.tokenize(phrase_texts(clip, phrases))
-    return numpy_clip.token_embeddings(clip.state, tokens[:, 1 : 1 + count])
+    return methods.fill(clip, phrase_texts(clip, phrases)).embeddings[:, 1 : 1 + len(phrases[0].split(" "))]
 
 
 def plus_inputs(
@@ -111,15 +106,11 @@ def plus_inputs(
 ) -> list[Inputs]:
     """Of pass `p` the vision prompts `p` at the tower's input, and the texts of phrase `p` with context `p`."""
     learnables = weights.double(learnables)
-    names = [name.replace("_", " ") for name in class_names]
+    passes = zip(phrase_texts(clip, phrases), learnables["text_context"], learnables["vision_prompts"], strict=True)
     inputs = []
-    for p, phrase in enumerate(phrase_texts(clip, phrases)):
-        context = learnables["text_context"][p]
-        tokens = clip.tokenizer.tokenize([f"{phrase} {name}." for name in names])
-        embeddings = numpy_clip.token_embeddings(clip.state, tokens).copy()
-        embeddings[:, 1 : 1 + len(context)] = context
-        places = np.tile(1 + np.arange(len(context)), (len(tokens), 1))
-        inputs.append(Inputs(tokens, embeddings, places, {}, None, learnables["vision_prompts"][p], None, 0.0))
+    for phrase, context, prompts in passes:
+        inputs.append(methods.fill(clip, methods.texts_of(class_names, f"{phrase} {{}}."), context))
+        inputs[-1].vision_prompts = prompts
     return inputs
 
 

@@ -1,19 +1,102 @@
-"""The numbers of a study's sections, sample by sample in float64, for prompts at the front of a text.
+"""The numbers of a study's sections, sample by sample in float64: attention's shares, distances, entropies, Eq. 12.
 
-A *run* is a method's inputs (`methods.prepare`) with the numbers of its learned tokens.
+For prompts at the front of a text. A *run* is a method's inputs (`methods.prepare`) with the numbers of its learned
+tokens.
 """
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import scipy.stats
 
-from tests.reference import methods, relevancy, statistics
+from tests.reference import methods, relevancy
 from tests.reference.methods import Forward, Inputs, Reference
+from tests.reference.numpy_clip import Block, merge_heads
 
+KINDS = ("sos", "prompt", "words", "category", "dot", "eos")
 WORDS = 4  # of "a photo of a"
+
+
+def text_shares(row: np.ndarray, end: int, prompts: int, words: int) -> dict[str, float]:
+    """Fig. 4: how an EOS row [N] of attention divides among the token kinds; the six sum to 1."""
+    kinds = {kind: 0.0 for kind in KINDS}
+    for index in range(end + 1):
+        if index == 0:
+            kind = "sos"
+        elif index <= prompts:
+            kind = "prompt"
+        elif index <= prompts + words:
+            kind = "words"
+        elif index <= end - 2:
+            kind = "category"
+        elif index == end - 1:
+            kind = "dot"
+        else:
+            kind = "eos"
+        kinds[kind] += float(row[index])
+    return kinds
+
+
+def of_variant(attention: np.ndarray, prompts: int, name: str) -> np.ndarray:
+    """Fig. 5: "clip" and "with_prompt" keep all; "without_prompt" drops the prompts and renormalises."""
+    if name != "without_prompt" or not prompts:
+        return attention
+    inputs = attention[..., :-prompts, :-prompts]
+    return inputs / inputs.sum(-1, keepdims=True)
+
+
+def attention_distance(attention: np.ndarray, grid: int, patch_size: int) -> np.ndarray:
+    """[H, N, N] -> [H]: mean over patch queries of Σ A · distance in pixels over patch keys.
+
+    `[cls]` is dropped and rows are not normalised again; prompts, if any, come after the patches and count 0.
+    """
+    totals = np.zeros(len(attention))
+    for query in range(grid * grid):
+        for key in range(grid * grid):
+            rows = query // grid - key // grid
+            columns = query % grid - key % grid
+            totals += attention[:, 1 + query, 1 + key] * patch_size * math.hypot(rows, columns)
+    return totals / (grid * grid)
+
+
+def attention_entropy(attention: np.ndarray, patches: int) -> np.ndarray:
+    """[H, N, N] -> [H, 1 + M]: −Σ a ln a of the `[cls]` and patch queries, with 0 ln 0 = 0."""
+    rows = attention[:, : 1 + patches]
+    terms = np.where(rows > 0, rows * np.log(np.where(rows > 0, rows, 1.0)), 0.0)
+    return -terms.sum(-1)
+
+
+def decompose(clip: Reference, tower: str, layer: int, block: Block, prompts: slice) -> dict[str, np.ndarray]:
+    """Eq. 12: the attention's output by source, for the queries of one layer.
+
+    `attended = input + prompt + bias`, [B, N, D] each; `mass` [B, H, N] is the attention on the prompts, and
+    `renormalised` [B, H, N, D/H] each head's output over the input tokens alone: its input part is (1 - mass)
+    times that.
+    """
+    name = f"{tower}_model.encoder.layers.{layer}.self_attn.out_proj"
+    kernel, bias = clip.state[f"{name}.weight"], clip.state[f"{name}.bias"]
+    count = block.attention.shape[-1]
+    on_prompts = np.zeros(count, bool)
+    on_prompts[prompts] = True
+    inside = block.attention[..., ~on_prompts] @ block.value[:, :, ~on_prompts]
+    outside = block.attention[..., on_prompts] @ block.value[:, :, on_prompts]
+    mass = block.attention[..., on_prompts].sum(-1)
+    return {
+        "input": merge_heads(inside) @ kernel.T,
+        "prompt": merge_heads(outside) @ kernel.T,
+        "bias": bias,
+        "mass": mass,
+        "renormalised": inside / (1 - mass)[..., None],
+    }
+
+
+def prompt_distance(tokens: np.ndarray, patches: int) -> np.ndarray:
+    """Fig. 6: [B, N, D] block inputs -> [B, V, M] Euclidean distances of each prompt to each patch token."""
+    prompts, places = tokens[:, 1 + patches :], tokens[:, 1 : 1 + patches]
+    return np.sqrt(((prompts[:, :, None] - places[:, None]) ** 2).sum(-1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +128,8 @@ def relevancy_samples(
         rows["vision"].append(vision)
         rows["vision_kinds"].append(np.array([vision[:patches].sum(), vision[patches:].sum()]))
         rows["text"].append(np.pad(text, (0, run.inputs.tokens.shape[1] - len(text))))
-        shares = statistics.text_shares(np.append(text, 0), len(text), run.text_prompts, WORDS - run.text_prompts)
-        rows["text_kinds"].append(np.array([shares[kind] for kind in statistics.KINDS if kind != "eos"]))
+        shares = text_shares(np.append(text, 0), len(text), run.text_prompts, WORDS - run.text_prompts)
+        rows["text_kinds"].append(np.array([shares[kind] for kind in KINDS if kind != "eos"]))
     return rows
 
 
@@ -66,7 +149,7 @@ def text_attention(saved: Forward, run: Run) -> np.ndarray:
     for block in saved.text.blocks:
         classes = []
         for attention, end in zip(block.attention, saved.text.rows, strict=True):
-            heads = [statistics.text_shares(h[end], end, run.text_prompts, WORDS - run.text_prompts) for h in attention]
+            heads = [text_shares(h[end], end, run.text_prompts, WORDS - run.text_prompts) for h in attention]
             classes.append([list(shares.values()) for shares in heads])
         layers.append(np.mean(classes, axis=0))
     return np.stack(layers)
@@ -76,11 +159,9 @@ def vision_attention(saved: Forward, run: Run, variant: str, grid: int, patch_si
     """Fig. 5: `[B, L, H]` of each quantity."""
     quantities: dict[str, list] = {"distance": [], "entropy": [], "cls_entropy": []}
     for image in range(len(saved.vision.features)):
-        maps = [statistics.variant(b.attention[image], run.vision_prompts, variant) for b in saved.vision.blocks]
-        entropies = [statistics.attention_entropy(attention, grid * grid) for attention in maps]
-        quantities["distance"].append(
-            [statistics.attention_distance(attention, grid, patch_size) for attention in maps]
-        )
+        maps = [of_variant(b.attention[image], run.vision_prompts, variant) for b in saved.vision.blocks]
+        entropies = [attention_entropy(attention, grid * grid) for attention in maps]
+        quantities["distance"].append([attention_distance(attention, grid, patch_size) for attention in maps])
         quantities["entropy"].append([entropy.mean(-1) for entropy in entropies])
         quantities["cls_entropy"].append([entropy[:, 0] for entropy in entropies])
     return {name: np.asarray(values) for name, values in quantities.items()}
@@ -93,7 +174,7 @@ def cls_attention(saved: Forward, patches: int) -> np.ndarray:
 
 def distance_to_prompts(saved: Forward, patches: int) -> np.ndarray:
     """Fig. 6: of every patch, mean over the prompts, `[B, L, M]`."""
-    return np.stack([statistics.prompt_distance(block.tokens, patches).mean(1) for block in saved.vision.blocks], 1)
+    return np.stack([prompt_distance(block.tokens, patches).mean(1) for block in saved.vision.blocks], 1)
 
 
 def enlarged(row: np.ndarray, size: int) -> np.ndarray:
@@ -120,7 +201,7 @@ def decomposition(
     """
     statistics_by_name: dict[str, list] = {}
     for layer, block in enumerate(getattr(saved, tower).blocks):
-        parts = statistics.decomposition(clip, tower, layer, block, slots)
+        parts = decompose(clip, tower, layer, block, slots)
         samples = range(len(queries))
         lengths = {name: np.linalg.norm(parts[name], axis=-1) for name in ("prompt", "input")}
         values = {

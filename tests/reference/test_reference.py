@@ -1,7 +1,6 @@
 """Gradients of the references that are written by hand, against finite differences of what they are gradients of."""
 
 import numpy as np
-import pytest
 
 from tests import helpers
 from tests.reference import differences, heads, methods, relevancy, weights
@@ -10,22 +9,13 @@ from tests.reference.differences import along_directions, in_full
 
 
 def test_differences_tell_a_wrong_gradient_from_a_right_one():
-    point = {"x": np.array([[1.0, -2.0], [0.5, 3.0]]), "y": np.array([2.0])}
-    right = {"x": 2 * point["x"], "y": np.array([12.0])}
-    wrong = {"x": right["x"] * [[1, 1], [1, 1.01]], "y": -right["y"]}
-
-    def loss(learnables):
-        return (learnables["x"] ** 2).sum() + learnables["y"][0] ** 3
-
-    assert max(along_directions(loss, point, right).values()) < 1e-8
-    errors = along_directions(loss, point, wrong)
-    assert errors["x"] > 1e-3 and errors["y"] > 1
-    with pytest.raises(AssertionError, match=r"x has shape \(2, 2\), its gradient \(4,\)"):
-        along_directions(loss, point, right | {"x": right["x"].ravel()})
-    first, second = in_full(lambda x: np.array([loss(x), 3 * loss(x)]), point)
-    for name, slope in right.items():
-        np.testing.assert_allclose(first[name], slope, rtol=1e-8)
-        np.testing.assert_allclose(second[name], 3 * slope, rtol=1e-8)
+    point = {"x": np.array([[1.0, -2.0], [0.5, 3.0]])}
+    right = {"x": 2 * point["x"]}
+    squares = lambda learnables: (learnables["x"] ** 2).sum()  # noqa: E731
+    assert along_directions(squares, point, right)["x"] < 1e-8
+    assert along_directions(squares, point, {"x": right["x"] * [[1, 1], [1, 1.01]]})["x"] > 1e-3
+    slopes = in_full(lambda x: np.array([squares(x), 3 * squares(x)]), point)
+    np.testing.assert_allclose([slope["x"] for slope in slopes], [right["x"], 3 * right["x"]], rtol=1e-8)
 
 
 def test_attention_gradients_equal_finite_differences_through_taps(tiny):

@@ -114,13 +114,11 @@ def weights_forward(clip: Reference, class_names: Sequence[str], learnables: Lea
 
 def second_stage_start(clip: Reference, class_names: Sequence[str], tuned: Learnables) -> np.ndarray:
     """`W [C, d]`: unit features of the tuned text tower."""
-    tuned_clip = with_weights(clip, tuned)
-    inputs = methods.prepare(tuned_clip, "zero_shot", class_names, {})
-    return numpy_clip.unit(numpy_clip.encode_text(tuned_clip.state, tuned_clip.config, inputs.tokens).features)
+    return numpy_clip.unit(methods.plain_text(with_weights(clip, tuned), class_names, methods.WORDED))
 
 
 def second_stage_logits(clip: Reference, tuned: Learnables, classes: np.ndarray, images: np.ndarray) -> np.ndarray:
     """`s · unit(f) · unit(W)ᵀ`."""
     tuned_clip = with_weights(clip, tuned)
-    image = numpy_clip.encode_image(tuned_clip.state, tuned_clip.config, images).features
+    image = methods.run_image(tuned_clip, images).features
     return numpy_clip.logits(tuned_clip.state, image, np.asarray(classes, np.float64))

@@ -15,6 +15,15 @@ CLIPS: dict[str, dict[str, Any]] = {
     "long": {"vision": (16, 3, 2), "image_size": 8, "projection": 48, "context_length": 64},
     "other": {"seed": 5, "vision": VISION, "text": TEXT, "projection": 20},
     "deep_text": {"seed": 5, "vision": (16, 2, 2), "text": (24, 4, 3), "projection": 20, "context_length": 40},
+    "wide_text": {"seed": 5, "vision": (16, 2, 2), "text": (32, 4, 4), "projection": 20, "context_length": 40},
+    "smallest": {
+        "seed": 5,
+        "vision": (8, 2, 2),
+        "text": (12, 3, 3),
+        "projection": 6,
+        "image_size": 8,
+        "context_length": 40,
+    },
     "pixels": {"vision": (16, 2, 2), "image_size": 16},
 }
 Pair = tuple[Clip, Reference]
@@ -41,3 +50,9 @@ def pair(clips: Callable[[str], Pair]) -> Pair:
 def deep_text(clips: Callable[[str], Pair]) -> Pair:
     """A text tower deeper than the vision tower."""
     return clips("deep_text")
+
+
+@pytest.fixture(scope="session")
+def wide_text(clips: Callable[[str], Pair]) -> Pair:
+    """A text tower that is wider, deeper and of more heads than the vision tower."""
+    return clips("wide_text")

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,9 @@ import numpy as np
 import pytest
 
 from clipbias import hosts
+from clipbias.clip import Clip
 from clipbias.data import Dataset, Split
+from clipbias.data.few_shot import most_confident
 from clipbias.data.images import Images
 from clipbias.data.transforms import Resizing
 from clipbias.data.transforms import test_image as evaluated
@@ -18,16 +21,19 @@ from clipbias.explain.attention import text_kinds
 from clipbias.explain.results import TEXT_KINDS
 from clipbias.training import loop
 from clipbias.training import mesh as meshes
+from clipbias.training.device import Compute
 from clipbias.training.evaluate import evaluate
 from clipbias.training.job import TrainResult
+from clipbias.training.run import make_job
+from clipbias.training.spec import make_groups
 from clipbias.tuning import Features, Learnables, Method, Recipe, Task, make_method
-from clipbias.tuning.features import sinkhorn
+from clipbias.tuning.methods.plot import sinkhorn
 from clipbias.tuning.methods.promptsrc import PromptSRC
 from clipbias.tuning.methods.taskres import TaskRes
 from clipbias.tuning.registry import resolve_method
 from tests.data.pictures import encoded, picture, train_batches
 from tests.helpers import signal_at
-from tests.reference import numpy_clip, prompts_plot, teachers
+from tests.reference import numpy_clip, prompts, prompts_plot
 from tests.training.conftest import few_shot_runs, train_runs
 from tests.training.sweeps import TinySweep
 from tests.tuning import weights_common as common
@@ -189,9 +195,9 @@ def test_prograd_starts_from_as_many_tokens_as_the_template_has_words(pair, temp
     clip, reference = pair
     task = Task(clip, make_method("prograd", template=template), CLASS_NAMES, template=PAINTING)
     template = template or "a photo of a {}."
-    context = teachers.prograd_context(reference, template)
+    context = prompts.prograd_context(reference, template)
     np.testing.assert_allclose(task.init()["text_context"], context, atol=1e-7)
-    inputs = teachers.prograd_inputs(reference, CLASS_NAMES, {"text_context": context}, template)
+    inputs = prompts.prograd_inputs(reference, CLASS_NAMES, {"text_context": context}, template)
     for ids, expected in zip(task.tokens.ids, inputs.tokens, strict=True):
         end = expected.argmax() + 1
         np.testing.assert_array_equal(ids[:end], expected[:end])
@@ -218,7 +224,7 @@ def test_prograd_projects_each_array_by_itself_and_leaves_the_gradient_where_the
         scaled = {name: scale * value for name, value in teacher.items()}
         weighted = make_method("prograd", strength=strength) if strength < 1 else method
         combined = weighted.combine({"cross_entropy": as_arrays(gradients), "kl": as_arrays(scaled)})
-        for name, value in teachers.project(gradients, teacher, strength=strength).items():
+        for name, value in prompts.project(gradients, teacher, strength=strength).items():
             np.testing.assert_allclose(combined[name], value, atol=1e-6)
     zero = {name: np.zeros_like(value) for name, value in gradients.items()}
     combined = method.combine({"cross_entropy": as_arrays(gradients), "kl": as_arrays(zero)})
@@ -294,7 +300,7 @@ def test_a_sweep_of_two_trainings(pair, colours, tmp_path):
 )
 def test_the_gaussian_of_the_average(name, dataset, epochs, mean, deviation):
     weights = resolve_method(name, {}, dataset=dataset, shots=16).average(epochs)
-    np.testing.assert_allclose(weights, teachers.gaussian_weights(epochs, mean, deviation), rtol=1e-9)
+    np.testing.assert_allclose(weights, prompts.gaussian_weights(epochs, mean, deviation), rtol=1e-9)
     assert make_method("promptsrc", mean=0.0, deviation=1e-3).average(1) == [1.0]
 
 
@@ -326,7 +332,7 @@ def test_the_average_over_epochs_survives_a_kill_in_the_middle(pair, colours, tm
     monkeypatch.setattr(loop, "train_step", original)
     epochs = states[1::2]
     assert len(epochs) == 4
-    expected = teachers.average(epochs, PromptSRC().average(4))
+    expected = prompts.average(epochs, PromptSRC().average(4))
     for name, value in expected.items():
         np.testing.assert_allclose(whole[name], value, atol=1e-6 * np.abs(value).max())
         assert np.abs(whole[name] - epochs[-1][name]).max() > 1e-4 * np.abs(value).max()
@@ -339,3 +345,75 @@ def test_the_average_over_epochs_survives_a_kill_in_the_middle(pair, colours, tm
         continued = train(task, colours, recipe, **where).learnables
         for name, value in whole.items():
             np.testing.assert_array_equal(continued[name], value)
+
+
+# UPL: picks, and the protocol that keeps labels out.
+
+TEMPLATE = "a blurry photo of {}."
+IMAGES = 40
+SHOTS = 4
+
+
+@pytest.fixture(scope="module")
+def dataset() -> Dataset:
+    """Random pictures, whose own labels say nothing."""
+    raw, _ = common.pictures(8, IMAGES)
+    splits = {}
+    for name, (first, last) in {"train": (0, 30), "val": (30, 34), "test": (34, IMAGES)}.items():
+        images = raw[first:last]
+        keys = tuple(f"{name}/{i}" for i in range(last - first))
+        labels = np.arange(last - first) % len(CLASS_NAMES)
+        splits[name] = Split(keys, labels, lambda index, images=images: encoded(images[index]))
+    return Dataset("drawn", CLASS_NAMES, TEMPLATE, splits)
+
+
+def sweep_of(clip: Clip, dataset: Dataset, folder: Path, protocol: str) -> TinySweep:
+    options = {"upl": {"tokens": 5, "sets": 2}}
+    compute = Compute(trackers=(), eval_batch_size=7)
+    recipe = dataclasses.replace(common.SGD, epochs=2)
+    return TinySweep(clip, dataset, recipe, folder, protocol=protocol, options=options, compute=compute)
+
+
+def picked(clip: Clip, dataset: Dataset, folder: Path, method: str, protocol: str) -> list[tuple[str, int]]:
+    """The names and labels of the images that are trained on."""
+    tiny = sweep_of(clip, dataset, folder, protocol)
+    (group,) = make_groups(tiny.specs(method, shots=(SHOTS,)))
+    images = [run.images for run in make_job(group, tiny.context).runs]
+    first, second = (list(zip(picks.split.keys, picks.labels.tolist(), strict=True)) for picks in images)
+    if method == "upl" or protocol == "pseudo_labels":
+        assert first == second  # a seed changes contexts alone
+    return first
+
+
+@pytest.mark.ci
+def test_picks_equal_numpy(pair, dataset, tmp_path):
+    clip, reference = pair
+    images = common.pictures(8, IMAGES)[1]
+    pseudo = prompts.pseudo_labels(reference, CLASS_NAMES, images[:30], template=TEMPLATE, shots=SHOTS)
+    counts = np.bincount([label for _, label in pseudo], minlength=len(CLASS_NAMES))
+    assert counts.max() == SHOTS and 0 < len(pseudo) < 30  # some are left out
+    expected = [(f"train/{image}", label) for image, label in pseudo]
+    for method, protocol in (("upl", "few_shot"), ("upl", "pseudo_labels"), ("coop", "pseudo_labels")):
+        assert picked(clip, dataset, tmp_path, method, protocol) == expected
+    assert picked(clip, dataset, tmp_path, "coop", "few_shot") != expected
+    # Among the base classes, the images of these alone.
+    base = dataset.with_classes(range(3))
+    known = [int(key.partition("/")[2]) for key in base.split("train").keys]
+    fewer = prompts.pseudo_labels(reference, CLASS_NAMES[:3], images[known], template=TEMPLATE, shots=SHOTS)
+    actual = picked(clip, dataset, tmp_path, "upl", "base_to_new")
+    assert actual == [(f"train/{known[image]}", label) for image, label in fewer]
+
+
+def test_picks_are_per_class_and_by_confidence():
+    predicted, other_odds = np.array([0, 1, 0, 0, -1, 1, 3]), np.array([0.3, 0.2, 1e-30, 1e-20, 0.0, 0.2, 9.0])
+    np.testing.assert_array_equal(most_confident(predicted, other_odds, shots=2), [2, 3, 1, 5, 6])
+    np.testing.assert_array_equal(most_confident(predicted, other_odds, shots=None), [2, 3, 0, 1, 5, 6])
+    assert most_confident(predicted[4:5], other_odds[4:5], shots=2).size == 0
+
+
+def test_no_label_is_looked_at(pair, dataset, tmp_path):
+    blind = dataclasses.replace(dataset.splits["train"], labels=np.zeros(30, int))
+    blind = dataclasses.replace(dataset, splits={**dataset.splits, "train": blind})
+    for method in ("upl", "clap", "coop"):
+        labelled, other = (picked(pair[0], data, tmp_path, method, "pseudo_labels") for data in (dataset, blind))
+        assert labelled == other

@@ -68,20 +68,12 @@ def test_learnables_of_a_file_may_be_closed_over(clip, method):
 
 
 @pytest.mark.parametrize("method", ["prograd", "kgcoop", "tcp"])
-def test_a_template_that_the_teacher_alone_takes_is_said(clip, method, caplog):
-    names = ("cat", "dog")
+def test_a_task_says_its_prompt_and_its_teachers(clip, method):
     template = "a type of pet, a photo of a {}."
-    task = clipbias.Task(clip, method, names, template=template)
+    task = clipbias.Task(clip, method, ("cat", "dog"), template=template)
     assert task.teacher_prompt.templates == (template,) and task.prompt.templates[0] != template
     assert f"teacher {template!r}" in repr(task) and f"prompt {task.prompt.templates[0]!r}" in repr(task)
-    (message,) = caplog.messages
-    assert message.startswith(f"Only {method}'s frozen teacher uses the template {template!r}; class names stand in")
-    caplog.clear()
-    for quiet in (task.with_method(task.method), clipbias.Task(clip, method, names), clipbias.Task(clip, method, task)):
-        assert quiet.prompt.templates == task.prompt.templates
-    clipbias.Task(clip, "mmrl", names, template=template)  # whose own prompt is the template, too
-    clipbias.Task(clip, "bias", names, template=template)
-    assert not caplog.messages
+    assert task.with_method(task.method).prompt == clipbias.Task(clip, method, task).prompt == task.prompt
 
 
 def test_memory_settings_change_the_program_and_not_the_task(clip):

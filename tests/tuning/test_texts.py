@@ -23,7 +23,7 @@ from clipbias.tuning.prompts import CHOICES, choose_templates
 from configs import table1 as table1_config
 from experiments import table1
 from tests import helpers
-from tests.reference import methods, numpy_clip, teachers
+from tests.reference import methods, numpy_clip
 
 OWN = "{} texture."
 FREE = ("a dog on_grass.", "two cats {}", "a dog")
@@ -78,7 +78,7 @@ def raw(pair) -> list[np.ndarray]:
     """Un-normalised features of the texts of each class, text by text."""
     clip = pair[1]
     return [
-        np.concatenate([teachers.plain_text(clip, ["x"], text) for text in texts])
+        np.concatenate([methods.plain_text(clip, ["x"], text) for text in texts])
         for texts in (TEXTS["cat"], TEXTS["maine coon"], TEXTS["a_bird"])
     ]
 
@@ -90,7 +90,7 @@ def images(pair) -> np.ndarray:
 
 def plain_logits(pair, images: np.ndarray, classes: np.ndarray) -> np.ndarray:
     reference = pair[1]
-    image = numpy_clip.encode_image(reference.state, reference.config, images).features
+    image = methods.run_image(reference, images).features
     return numpy_clip.logits(reference.state, image, classes)
 
 
@@ -148,9 +148,9 @@ def saved(pair, tmp_path_factory) -> Path:
 
 def test_an_adapter_for_other_classes(pair, saved):
     adapter = read_adapter(saved)
-    assert adapter.task(pair[0], ("a_bird", "cat")).texts[:2] == ("bird", "a cat.")
+    assert adapter.bind(pair[0], ("a_bird", "cat"))[0].texts[:2] == ("bird", "a cat.")
     with pytest.raises(ClipbiasError, match="the adapter's descriptions have no texts for the class 'dog'"):
-        adapter.task(pair[0], ("cat", "dog"))
+        adapter.bind(pair[0], ("cat", "dog"))
     task, _ = adapter.bind(pair[0], ("dog",), descriptions={"dog": ["a dog"]})
     assert task.texts == ("a dog",)
 

@@ -16,7 +16,7 @@ from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 import clipbias
 from clipbias.training import mesh as meshes
 from clipbias.training.step import StepScalars, StepStatic, TrainState, init_state, place_inputs, train_step
-from clipbias.tuning import Learnables, Recipe
+from clipbias.tuning import CONSTANTS, Learnables, Recipe
 from clipbias.tuning.method import without_constants
 from clipbias.tuning.task import Classifier
 from tests.reference import optimizers
@@ -108,6 +108,12 @@ def drawn(shapes: Any, size: float, seed: int = 0) -> Any:
     """Normally distributed arrays of these shapes."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda leaf: rng.normal(scale=size, size=leaf.shape).astype(np.float32), shapes)
+
+
+def start(task: clipbias.Task, size: float = 0.3, seed: int = 0) -> Learnables:
+    """Random learnables, none of them zero, and the constants of the method."""
+    learnables = drawn(without_constants(task.shapes), size, seed)
+    return {**learnables, CONSTANTS: task.init()[CONSTANTS]} if CONSTANTS in task.shapes else learnables
 
 
 def pictures(size: int, count: int = len(LABELS)) -> tuple[np.ndarray, np.ndarray]:

@@ -1,14 +1,12 @@
 """Bias tuning (Ma et al. 2023, arXiv 2312.11570): one learnable embedding per layer, added to every token."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
 from clipbias.clip import Adaptation, Clip
-from clipbias.errors import ClipbiasError
 from clipbias.tuning.method import Kind, Learnables, Method, Preset
 
 
@@ -22,16 +20,11 @@ class BiasTuning(Method):
       vision_tower, text_tower: which towers get biases.
     """
 
-    presets: ClassVar[Mapping[str, Preset]] = {"bias": Preset("Bias tuning", order=600)}
-    kind: ClassVar[Kind | None] = Kind.WEIGHTS
+    presets = {"bias": Preset("Bias tuning", order=600)}
+    kind = Kind.WEIGHTS
 
     vision_tower: bool = True
     text_tower: bool = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.vision_tower and not self.text_tower:
-            raise ClipbiasError("neither tower gets a bias, so there is nothing to learn; choose one.")
 
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
         learnables = {}

@@ -8,14 +8,12 @@ TCPA (arXiv 2505.02406) has separate prompts for `[cls]` and for patches.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
 from clipbias.clip import Clip
-from clipbias.errors import ClipbiasError
 from clipbias.tuning.method import Learnables, Preset
 from clipbias.tuning.methods.bias import BiasTuning
 
@@ -32,18 +30,13 @@ class BiasByKind(BiasTuning):
       vision_by_kind, text_by_kind: whether a tower with biases has two per layer instead of one.
     """
 
-    presets: ClassVar[Mapping[str, Preset]] = {
+    presets = {
         "bias_by_kind": Preset("Bias tuning by kind", order=601),
         "bias_by_kind_vision": Preset("Bias tuning by kind (vision)", {"text_by_kind": False}, order=602),
     }
 
     vision_by_kind: bool = True
     text_by_kind: bool = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not (self.vision_tower and self.vision_by_kind) and not (self.text_tower and self.text_by_kind):
-            raise ClipbiasError("no tower's bias is by kind, which is the method 'bias'; choose that, or a tower.")
 
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
         learnables = dict(super().init(rng, clip, class_names))

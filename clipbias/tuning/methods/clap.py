@@ -1,13 +1,11 @@
 """CLAP (Silva-Rodríguez et al. 2024, arXiv 2312.12730): a linear probe that starts at the texts and is held near them.
 
-It uses no validation images; the last epoch counts. The authors' recipe is the default, `recipe="common"` selects the
-project's. Training uses the features of twenty augmentations of each image, so a step runs neither tower. The authors'
-code keeps `_` in class names; here it becomes a space, as for all methods.
+It uses no validation images; the last epoch counts. Training uses the features of twenty augmentations of each image,
+so a step runs neither tower. The authors' code keeps `_` in class names; here it becomes a space, as for all methods.
 """
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -25,8 +23,7 @@ from clipbias.tuning.features import (
     unit_passes,
     unit_rows,
 )
-from clipbias.tuning.method import CONSTANTS, DatasetOptions, FeatureMethod, Learnables, Preset
-from clipbias.tuning.methods.coop import coop_recipe
+from clipbias.tuning.method import CONSTANTS, FeatureMethod, Learnables, Preset
 from clipbias.tuning.prompts import FrozenTowers
 from clipbias.tuning.recipe import AUTHORS, Recipe, RecipeName
 
@@ -45,11 +42,11 @@ class CLAP(FrozenTowers, FeatureMethod):
       recipe: the "authors'", SGD at 0.1 without decay, 300 epochs in batches of 256; or "common".
     """
 
-    presets: ClassVar[Mapping[str, Preset]] = {
+    presets = {
         "clap": Preset("CLAP", order=560),
         "zs_lp": Preset("ZS-LP", {"penalised": False}, order=561),
     }
-    datasets: ClassVar[DatasetOptions] = {"imagenet": {"templates": "imagenet_select_and_dataset"}}
+    datasets = {"imagenet": {"templates": "imagenet_select_and_dataset"}}
 
     penalised: bool = True
     recipe: RecipeName = AUTHORS
@@ -76,10 +73,8 @@ class CLAP(FrozenTowers, FeatureMethod):
             terms["penalty"] = (learnables[CONSTANTS]["penalties"] * jnp.square(difference).sum(-1)).mean()
         return terms
 
-    def recipe_for(self, common: Recipe, shots: int | None) -> Recipe:
-        if self.recipe != AUTHORS:
-            return common
-        return coop_recipe(learning_rate=0.1, epochs=300, batch_size=256, weight_decay=0.0)
+    def authors_recipe(self, common: Recipe, shots: int | None) -> Recipe:
+        return Recipe(learning_rate=0.1, epochs=300, batch_size=256, weight_decay=0.0)
 
     def sampling(self) -> Sampling:
         return Sampling(passes=20, training="pooled")

@@ -1,13 +1,13 @@
 """CLIP-Adapter (Gao et al. 2021, arXiv 2110.04544): a small network after the vision tower.
 
-It is the visual adapter of the authors' code, with the ratio 0.2 for every dataset. That code has CoOp's settings only,
-so the project's recipe is the default; `recipe="authors"` selects CoOp's 200 epochs at 0.002. Both towers are frozen:
-the features of every epoch's augmented images are computed once, and a step runs neither tower.
+It is the visual adapter of the authors' code, with the ratio 0.2 for every dataset. That code has CoOp's settings only:
+they are the authors' recipe. Both towers are frozen: the features of every epoch's augmented images are computed once,
+and a step runs neither tower.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Annotated, ClassVar
+from collections.abc import Sequence
+from typing import Annotated
 
 import jax
 
@@ -15,9 +15,8 @@ from clipbias.checks import Range
 from clipbias.clip import Clip
 from clipbias.tuning.features import Features, Sampling, cosines
 from clipbias.tuning.method import FeatureMethod, Learnables, Preset
-from clipbias.tuning.methods.coop import coop_recipe
 from clipbias.tuning.prompts import FrozenTowers
-from clipbias.tuning.recipe import AUTHORS, COMMON, Recipe, RecipeName
+from clipbias.tuning.recipe import COMMON, Recipe, RecipeName
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +33,7 @@ class ClipAdapter(FrozenTowers, FeatureMethod):
       recipe: "common", or the "authors'": SGD at 0.002, 200 epochs in batches of 32.
     """
 
-    presets: ClassVar[Mapping[str, Preset]] = {"clip_adapter": Preset("CLIP-Adapter", order=510)}
+    presets = {"clip_adapter": Preset("CLIP-Adapter", order=510)}
 
     ratio: Annotated[float, Range(0, 1)] = 0.2
     reduction: Annotated[int, Range(1)] = 4
@@ -55,10 +54,8 @@ class ClipAdapter(FrozenTowers, FeatureMethod):
         image = self.ratio * adapted + (1 - self.ratio) * features.image
         return features.scale * cosines(dataclasses.replace(features, image=image))
 
-    def recipe_for(self, common: Recipe, shots: int | None) -> Recipe:
-        if self.recipe != AUTHORS:
-            return common
-        return coop_recipe(learning_rate=0.002, epochs=200, batch_size=32)
+    def authors_recipe(self, common: Recipe, shots: int | None) -> Recipe:
+        return Recipe(learning_rate=0.002, epochs=200, batch_size=32)
 
     def sampling(self) -> Sampling:
         return Sampling(passes=0)

@@ -1,15 +1,14 @@
 """CLIP-LoRA (Zanella & Ben Ayed 2024, arXiv 2405.18541): low-rank changes of kernels in both towers.
 
-The authors' recipe is the default; `recipe="common"` selects the project's. As there, logits are 100
-times the cosines, and the prompt is "a photo of a {}." whatever the dataset. Images are the project's draws of shots.
+The prompt is "a photo of a {}." whatever the dataset. Images are the project's draws of shots.
 
 The preset `lora` is plain LoRA (Hu et al. 2022, arXiv 2106.09685) on all kernels of the blocks, with CLIP's own scale
 and the project's recipe.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Annotated, ClassVar
+from collections.abc import Sequence
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +20,8 @@ from clipbias.clip.params import Params
 from clipbias.constants import TOWERS, WORDS
 from clipbias.errors import ClipbiasError
 from clipbias.tuning.features import COSINE_SCALE
-from clipbias.tuning.frozen_weights import TowerNames, block_numbers, check_towers, lora_recipe
 from clipbias.tuning.method import CONSTANTS, Kind, Learnables, Method, Preset, PromptText
+from clipbias.tuning.methods.weight_tuning import TowerNames, lora_recipe
 from clipbias.tuning.prompts import choose_templates
 from clipbias.tuning.recipe import AUTHORS, COMMON, MOST, Recipe, RecipeName
 
@@ -55,7 +54,7 @@ class ClipLora(Method):
       clip_scale: whether cosines are multiplied by CLIP's own factor in place of the authors' 100.
     """
 
-    presets: ClassVar[Mapping[str, Preset]] = {
+    presets = {
         "clip_lora": Preset("CLIP-LoRA", order=630),
         "lora": Preset(
             "LoRA (all kernels)",
@@ -63,8 +62,8 @@ class ClipLora(Method):
             order=631,
         ),
     }
-    kind: ClassVar[Kind | None] = Kind.WEIGHTS
-    scale: ClassVar[float | None] = COSINE_SCALE
+    kind = Kind.WEIGHTS
+    scale = COSINE_SCALE
 
     parts: tuple[Part, ...] = QKV
     towers: TowerNames = TOWERS
@@ -78,14 +77,6 @@ class ClipLora(Method):
     steps_per_shot: Annotated[int, Range(1, MOST)] = 500
     clip_scale: bool = False
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_towers(self.towers)
-        if not self.parts:
-            raise ClipbiasError(
-                "no kernel is changed, so there is nothing to learn; choose parts of q, k, v, o, fc1 and fc2."
-            )
-
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
         """`down` and `up` of the tuned blocks, `[blocks, parts, …]`, by tower and product, a key of `PRODUCTS`.
 
@@ -97,7 +88,13 @@ class ClipLora(Method):
             geometry = getattr(clip.config, tower)
             if tower not in self.towers:
                 continue
-            blocks = block_numbers(self.first_block, self.last_block, geometry.layers, tower)
+            last = geometry.layers if self.last_block is None else self.last_block
+            if not self.first_block <= last <= geometry.layers:
+                raise ClipbiasError(
+                    f"blocks {self.first_block} to {last} are to be tuned, and the {tower} tower has blocks 1 to "
+                    f"{geometry.layers}; change first_block or last_block."
+                )
+            blocks = range(self.first_block - 1, last)
             pairs = {}
             down_keys = [*jax.random.split(key), *jax.random.split(jax.random.fold_in(key, 1))]
             for name, down_key in zip(PRODUCTS, down_keys, strict=True):
@@ -130,8 +127,8 @@ class ClipLora(Method):
     def text(self, template: str, clip: Clip) -> PromptText:
         return PromptText(choose_templates(self.templates, template))
 
-    def recipe_for(self, common: Recipe, shots: int | None) -> Recipe:
-        return lora_recipe(self.recipe, common, shots, self.steps_per_shot)
+    def authors_recipe(self, common: Recipe, shots: int | None) -> Recipe:
+        return lora_recipe(common, shots, self.steps_per_shot)
 
     def logit_scale(self, params: Params) -> jax.Array:
         return params["logit_scale"].astype(jnp.float32) if self.clip_scale else super().logit_scale(params)

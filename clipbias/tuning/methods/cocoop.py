@@ -1,11 +1,7 @@
-"""CoCoOp (Zhou et al. 2022, arXiv 2203.05557): a learned context that depends on the image.
-
-The project's recipe is the default; `recipe="authors"` selects the authors'.
-"""
+"""CoCoOp (Zhou et al. 2022, arXiv 2203.05557): a learned context that depends on the image."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from collections.abc import Sequence
 
 import jax
 
@@ -13,9 +9,8 @@ from clipbias.clip import Adaptation, Clip
 from clipbias.constants import WORDS
 from clipbias.tuning.features import unit_length
 from clipbias.tuning.method import Kind, Learnables, Method, Preset, PromptText, Tokens
-from clipbias.tuning.methods.coop import coop_recipe
 from clipbias.tuning.prompts import context_text, initial_context, initial_linear
-from clipbias.tuning.recipe import AUTHORS, COMMON, Recipe, RecipeName
+from clipbias.tuning.recipe import COMMON, Recipe, RecipeName
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +27,8 @@ class CoCoOp(Method):
       recipe: "common", or "authors" for 10 epochs at 0.002 with one image a step.
     """
 
-    presets: ClassVar[Mapping[str, Preset]] = {"cocoop": Preset("CoCoOp", order=110)}
-    kind: ClassVar[Kind | None] = Kind.PROMPTS
+    presets = {"cocoop": Preset("CoCoOp", order=110)}
+    kind = Kind.PROMPTS
 
     tokens: Tokens = 4
     words: str = WORDS
@@ -65,5 +60,5 @@ class CoCoOp(Method):
     def text(self, template: str, clip: Clip) -> PromptText:
         return context_text(clip, self.words, self.tokens)
 
-    def recipe_for(self, common: Recipe, shots: int | None) -> Recipe:
-        return coop_recipe(learning_rate=0.002, epochs=10, batch_size=1) if self.recipe == AUTHORS else common
+    def authors_recipe(self, common: Recipe, shots: int | None) -> Recipe:
+        return Recipe(learning_rate=0.002, epochs=10, batch_size=1)

@@ -1,8 +1,8 @@
 """CoOp (Zhou et al. 2022, arXiv 2109.01134): a learned context in the prompt text."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Annotated, ClassVar
+from collections.abc import Sequence
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -12,20 +12,6 @@ from clipbias.clip import Adaptation, Clip
 from clipbias.constants import WORDS
 from clipbias.tuning.method import Kind, Learnables, Method, Preset, PromptText, Tokens
 from clipbias.tuning.prompts import POSITIONS, context_text, initial_context
-from clipbias.tuning.recipe import Recipe
-
-
-def coop_recipe(*, learning_rate: float, epochs: int, batch_size: int, weight_decay: float = 5e-4) -> Recipe:
-    """The recipe of CoOp's code, and of the methods built on that code."""
-    return Recipe(
-        learning_rate=learning_rate,
-        epochs=epochs,
-        warmup_epochs=1,
-        warmup_learning_rate=1e-5,
-        batch_size=batch_size,
-        momentum=0.9,
-        weight_decay=weight_decay,
-    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,11 +25,11 @@ class CoOp(Method):
       position: where the class name stands: "end", "middle" or "front".
     """
 
-    presets: ClassVar[Mapping[str, Preset]] = {
+    presets = {
         "coop": Preset("CoOp", order=100),
         "coop_16": Preset("CoOp (16 words)", {"tokens": 16}, order=101),
     }
-    kind: ClassVar[Kind | None] = Kind.PROMPTS
+    kind = Kind.PROMPTS
 
     tokens: Tokens = 4
     words: str = WORDS

@@ -9,7 +9,7 @@ True}}`.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import jax
 import numpy as np
@@ -33,7 +33,7 @@ from clipbias.tuning.features import (
     unit_rows,
     validation_features,
 )
-from clipbias.tuning.method import CONSTANTS, DatasetOptions, FeatureMethod, Kind, Learnables, Preset
+from clipbias.tuning.method import CONSTANTS, FeatureMethod, Kind, Learnables, Preset
 from clipbias.tuning.prompts import FrozenTowers
 
 ALPHAS = tuple(10.0**power for power in range(-4, 3))
@@ -57,11 +57,11 @@ class GDA(FrozenTowers, FeatureMethod):
       templates: a choice of `tuning.prompts` ("dataset" for the dataset's own), or templates with `{}`.
     """
 
-    presets: ClassVar[Mapping[str, Preset]] = {"gda": Preset("GDA", order=540)}
-    kind: ClassVar[Kind | None] = Kind.TRAINING_FREE
-    trains: ClassVar[bool] = False
-    scale: ClassVar[float] = COSINE_SCALE
-    datasets: ClassVar[DatasetOptions] = {"imagenet": {"templates": "imagenet_select"}}
+    presets = {"gda": Preset("GDA", order=540)}
+    kind = Kind.TRAINING_FREE
+    trains = False
+    scale = COSINE_SCALE
+    datasets = {"imagenet": {"templates": "imagenet_select"}}
 
     covariance: Annotated[str, Choices(("shrunk", "classes"))] = "shrunk"
     alpha: Annotated[float, Range(0, 1e6)] = 0.1

@@ -1,14 +1,12 @@
 """IVLP: independent vision-language prompting (Khattak et al. 2023, arXiv 2210.03117)."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from collections.abc import Sequence
 
 import jax
 
 from clipbias.clip import Adaptation, Clip
 from clipbias.constants import WORDS
-from clipbias.errors import ClipbiasError
 from clipbias.tuning.method import Depth, Kind, Learnables, Method, Preset, PromptText, TokensOrNone
 from clipbias.tuning.prompts import context_text, initial_context, random_prompts
 
@@ -28,7 +26,7 @@ class IVLP(Method):
       words: initial context.
     """
 
-    presets: ClassVar[Mapping[str, Preset]] = {
+    presets = {
         "ivlp": Preset("IVLP", order=300),
         "ivlp_9": Preset("IVLP (9 layers)", {"depth": 9}, order=301),
         "ivlp_2_2": Preset("IVLP (2 + 2)", {"depth": 9, "text_tokens": 2, "vision_tokens": 2}, order=302),
@@ -37,7 +35,7 @@ class IVLP(Method):
         # As many as bias tuning by kind: two tokens.
         "ivlp_matched_2": Preset("IVLP (matched, two tokens)", {"text_tokens": 2, "vision_tokens": 2}, order=304),
     }
-    kind: ClassVar[Kind | None] = Kind.PROMPTS
+    kind = Kind.PROMPTS
 
     text_tokens: TokensOrNone = 4
     vision_tokens: TokensOrNone = 4
@@ -45,11 +43,6 @@ class IVLP(Method):
     text_depth: Depth = None
     vision_depth: Depth = None
     words: str = WORDS
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.text_tokens and not self.vision_tokens:
-            raise ClipbiasError("text_tokens and vision_tokens are both 0, so there is nothing to learn; raise one.")
 
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
         text = clip.config.text

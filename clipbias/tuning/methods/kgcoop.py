@@ -1,20 +1,17 @@
-"""KgCoOp (Yao et al. 2023, arXiv 2303.13283, Visual-Language Prompt Tuning with Knowledge-guided Context Optimization).
-
-The project's recipe is the default; `recipe="authors"` selects the authors'.
-"""
+"""KgCoOp (Yao et al. 2023, arXiv 2303.13283, Knowledge-guided Context Optimization): CoOp with a frozen teacher."""
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import jax
 
 from clipbias.checks import Range
 from clipbias.clip import Clip
 from clipbias.tuning.features import Features, average_texts, unit_length
-from clipbias.tuning.method import DatasetOptions, Learnables, Preset, PromptText
-from clipbias.tuning.methods.coop import CoOp, coop_recipe
-from clipbias.tuning.recipe import AUTHORS, COMMON, Recipe, RecipeName
+from clipbias.tuning.method import Learnables, Preset, PromptText
+from clipbias.tuning.methods.coop import CoOp
+from clipbias.tuning.recipe import COMMON, Recipe, RecipeName
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,8 +28,8 @@ class KgCoOp(CoOp):
       recipe: "common", or "authors" for 100 epochs at 0.002 with 128 images a step.
     """
 
-    presets: ClassVar[Mapping[str, Preset]] = {"kgcoop": Preset("KgCoOp", order=120)}
-    datasets: ClassVar[DatasetOptions] = {"dtd": {"template": "a photo of a {}, a type of texture."}}
+    presets = {"kgcoop": Preset("KgCoOp", order=120)}
+    datasets = {"dtd": {"template": "a photo of a {}, a type of texture."}}
 
     weight: Annotated[float, Range(0)] = 8.0
     template: str | None = None
@@ -50,7 +47,5 @@ class KgCoOp(CoOp):
         distance = 1 - (student * teacher).sum(-1).mean()
         return {**super().losses(learnables, features, logits, labels), "distillation": self.weight * distance}
 
-    def recipe_for(self, common: Recipe, shots: int | None) -> Recipe:
-        if self.recipe == AUTHORS:
-            return coop_recipe(learning_rate=0.002, epochs=100, batch_size=128)
-        return common
+    def authors_recipe(self, common: Recipe, shots: int | None) -> Recipe:
+        return Recipe(learning_rate=0.002, epochs=100, batch_size=128)

@@ -7,8 +7,8 @@ split, not the images that CoOp's code draws.
 import dataclasses
 import functools
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, ClassVar
+from collections.abc import Callable, Sequence
+from typing import Annotated
 
 import jax
 import numpy as np
@@ -35,9 +35,9 @@ class LinearProbe(FeatureMethod):
       iterations: maximum number of L-BFGS iterations for one `c`.
     """
 
-    presets: ClassVar[Mapping[str, Preset]] = {"linear_probe": Preset("Linear probe", order=505)}
-    kind: ClassVar[Kind | None] = Kind.HEAD
-    trains: ClassVar[bool] = False
+    presets = {"linear_probe": Preset("Linear probe", order=505)}
+    kind = Kind.HEAD
+    trains = False
 
     inverse: Annotated[float, Range(1e-12)] = 0.316
     iterations: Annotated[int, Range(1)] = 1000

@@ -5,8 +5,8 @@ it is the last step.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, ClassVar
+from collections.abc import Iterator, Sequence
+from typing import Annotated
 
 import jax
 import numpy as np
@@ -26,7 +26,7 @@ from clipbias.tuning.features import (
     unit_rows,
     validation_features,
 )
-from clipbias.tuning.method import DatasetOptions, FeatureMethod, Learnables, Preset
+from clipbias.tuning.method import FeatureMethod, Learnables, Preset
 from clipbias.tuning.prompts import FrozenTowers
 
 # α starts at this factor times the mean cosine of images and their texts.
@@ -48,9 +48,9 @@ class LPPlusPlus(FrozenTowers, FeatureMethod):
       templates: a choice of `tuning.prompts` ("dataset" for the dataset's own), or templates with `{}`.
     """
 
-    presets: ClassVar[Mapping[str, Preset]] = {"lp_plus_plus": Preset("LP++", order=550)}
-    trains: ClassVar[bool] = False
-    datasets: ClassVar[DatasetOptions] = {"imagenet": {"templates": "imagenet_select"}}
+    presets = {"lp_plus_plus": Preset("LP++", order=550)}
+    trains = False
+    datasets = {"imagenet": {"templates": "imagenet_select"}}
 
     steps: Annotated[int, Range(1)] = 300
 

@@ -1,8 +1,7 @@
 """MaPLe (Khattak et al. 2023, arXiv 2210.03117): vision prompts are linear maps of the text prompts."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +22,8 @@ class MaPLe(Method):
       words: initial context.
     """
 
-    presets: ClassVar[Mapping[str, Preset]] = {"maple": Preset("MaPLe", order=400)}
-    kind: ClassVar[Kind | None] = Kind.PROMPTS
+    presets = {"maple": Preset("MaPLe", order=400)}
+    kind = Kind.PROMPTS
 
     tokens: Tokens = 2
     depth: Layers = 9

@@ -1,12 +1,11 @@
 """MMA (Yang et al. 2024, Multi-Modal Adapter for Vision-Language Models): adapters that share a layer between towers.
 
-The project's recipe is the default; `recipe="authors"` selects the authors'. The prompt is "a photo of a {}."
-whatever the dataset.
+The prompt is "a photo of a {}." whatever the dataset.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Annotated, ClassVar
+from collections.abc import Sequence
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +13,8 @@ import optax
 
 from clipbias.checks import Range
 from clipbias.clip import Adaptation, Clip
-from clipbias.tuning.method import DatasetOptions, Kind, Learnables, Method, Preset
-from clipbias.tuning.methods.coop import coop_recipe
-from clipbias.tuning.recipe import AUTHORS, COMMON, MOST, Recipe, RecipeName
+from clipbias.tuning.method import Kind, Learnables, Method, Preset
+from clipbias.tuning.recipe import COMMON, MOST, Recipe, RecipeName
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,9 +37,9 @@ class MMA(Method):
       batch_size: of the authors' recipe.
     """
 
-    presets: ClassVar[Mapping[str, Preset]] = {"mma": Preset("MMA", order=650)}
-    kind: ClassVar[Kind | None] = Kind.WEIGHTS
-    datasets: ClassVar[DatasetOptions] = {"imagenet": {"batch_size": 128}}
+    presets = {"mma": Preset("MMA", order=650)}
+    kind = Kind.WEIGHTS
+    datasets = {"imagenet": {"batch_size": 128}}
 
     blocks: Annotated[int, Range(1, 1000)] = 8
     width: Annotated[int, Range(1, 10_000)] = 32
@@ -76,8 +74,6 @@ class MMA(Method):
     def optimizer(self, recipe: Recipe) -> optax.GradientTransformation:
         return optax.chain(optax.scale(1 / self.factor), recipe.transformation())
 
-    def recipe_for(self, common: Recipe, shots: int | None) -> Recipe:
-        if self.recipe != AUTHORS:
-            return common
-        recipe = coop_recipe(learning_rate=0.0015, epochs=5, batch_size=self.batch_size)
+    def authors_recipe(self, common: Recipe, shots: int | None) -> Recipe:
+        recipe = Recipe(learning_rate=0.0015, epochs=5, batch_size=self.batch_size)
         return dataclasses.replace(recipe, warmup_epochs=0)

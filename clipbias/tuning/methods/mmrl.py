@@ -1,12 +1,8 @@
-"""MMRL (Guo & Gu 2025, arXiv 2503.08497, Multi-Modal Representation Learning for Vision-Language Models).
-
-The authors' recipe is the default; `recipe="common"` selects the project's. As there, logits are 100 times
-the cosines.
-"""
+"""MMRL (Guo & Gu 2025, arXiv 2503.08497, Multi-Modal Representation Learning for Vision-Language Models)."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +14,6 @@ from clipbias.clip import Adaptation, Clip
 from clipbias.tuning.features import COSINE_SCALE, Features, average_texts, unit_length
 from clipbias.tuning.method import (
     CONSTANTS,
-    DatasetOptions,
     Kind,
     Learnables,
     Method,
@@ -27,7 +22,6 @@ from clipbias.tuning.method import (
     PromptText,
     Tokens,
 )
-from clipbias.tuning.methods.coop import coop_recipe
 from clipbias.tuning.prompts import initial_linear, random_prompts
 from clipbias.tuning.recipe import AUTHORS, MOST, Recipe, RecipeName
 
@@ -68,19 +62,19 @@ class MMRL(Method):
       epochs, batch_size: of the authors' recipe.
     """
 
-    presets: ClassVar[Mapping[str, Preset]] = {
+    presets = {
         "mmrl": Preset("MMRL", order=410),
         "mmrl_base_to_new": Preset("MMRL (base-to-new)", {"epochs": 10, "batch_size": 4}, order=411),
         # One epoch on ImageNet, without a warm-up, in place of its five.
         "mmrl_cross_dataset": Preset("MMRL (cross-dataset)", {"epochs": 1}, order=412, datasets=_BY_DATASET),
     }
-    kind: ClassVar[Kind | None] = Kind.PROMPTS
-    datasets: ClassVar[DatasetOptions] = {
+    kind = Kind.PROMPTS
+    datasets = {
         **_BY_DATASET,
         "imagenet": {"epochs": 5, "batch_size": 32},
     }
-    scale: ClassVar[float | None] = COSINE_SCALE
-    first_view: ClassVar[bool] = True
+    scale = COSINE_SCALE
+    first_view = True
 
     tokens: Tokens = 5
     blocks: Annotated[int, Range(1, 1000)] = 7
@@ -162,9 +156,7 @@ class MMRL(Method):
     ) -> Learnables:
         return learnables if labels is not None else {**learnables, CONSTANTS: {"alpha": np.float32(1)}}
 
-    def recipe_for(self, common: Recipe, shots: int | None) -> Recipe:
-        if self.recipe != AUTHORS:
-            return common
-        recipe = coop_recipe(learning_rate=0.001, epochs=self.epochs, batch_size=self.batch_size)
+    def authors_recipe(self, common: Recipe, shots: int | None) -> Recipe:
+        recipe = Recipe(learning_rate=0.001, epochs=self.epochs, batch_size=self.batch_size)
         warmup = min(1, self.epochs - 1)  # none in a training of one epoch
         return dataclasses.replace(recipe, optimizer="adamw", crop=0.5, warmup_epochs=warmup)

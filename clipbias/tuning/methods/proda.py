@@ -1,12 +1,11 @@
 """ProDA (Lu et al. 2022, arXiv 2205.03340): many contexts, whose class features are a distribution.
 
 The authors' code is not available. Where the paper gives no detail, this follows unofficial copies of their code.
-It is trained by the project's recipe, or with `recipe="authors"` by theirs.
 """
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +16,8 @@ from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError
 from clipbias.tuning.features import Features, unit_length
 from clipbias.tuning.method import Learnables, Preset, PromptText
-from clipbias.tuning.methods.coop import coop_recipe
 from clipbias.tuning.prompts import ContextSets
-from clipbias.tuning.recipe import AUTHORS, COMMON, Recipe, RecipeName
+from clipbias.tuning.recipe import COMMON, Recipe, RecipeName
 
 Sets = Annotated[int, Range(1, 1000)]
 
@@ -46,8 +44,8 @@ class ProDA(ContextSets):
       recipe: "common", or "authors" for 100 epochs at 0.001 with 4 images a step.
     """
 
-    presets: ClassVar[Mapping[str, Preset]] = {"proda": Preset("ProDA", order=150)}
-    reads_templates: ClassVar[bool] = True
+    presets = {"proda": Preset("ProDA", order=150)}
+    reads_templates = True
 
     sets: Sets = 32
     sets_per_step: Sets = 4
@@ -90,8 +88,8 @@ class ProDA(ContextSets):
             "orthogonality": self.weight * overlap,
         }
 
-    def recipe_for(self, common: Recipe, shots: int | None) -> Recipe:
-        return coop_recipe(learning_rate=0.001, epochs=100, batch_size=4) if self.recipe == AUTHORS else common
+    def authors_recipe(self, common: Recipe, shots: int | None) -> Recipe:
+        return Recipe(learning_rate=0.001, epochs=100, batch_size=4)
 
 
 def _weighted_variance(squares: jax.Array, centred: jax.Array, labels: jax.Array) -> jax.Array:

@@ -1,11 +1,8 @@
-"""ProGrad (Zhu et al. 2023, arXiv 2205.14865, Prompt-aligned Gradient for Prompt Tuning).
-
-The project's recipe is the default; `recipe="authors"` selects the authors'.
-"""
+"""ProGrad (Zhu et al. 2023, arXiv 2205.14865, Prompt-aligned Gradient for Prompt Tuning)."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +12,9 @@ from clipbias.clip import Adaptation, Clip
 from clipbias.constants import WORDS
 from clipbias.errors import ClipbiasError
 from clipbias.tuning.features import Features, average_texts, unit_length
-from clipbias.tuning.method import DatasetOptions, Kind, Learnables, Method, Options, Preset, PromptText, Tokens
-from clipbias.tuning.methods.coop import coop_recipe
+from clipbias.tuning.method import Kind, Learnables, Method, Options, Preset, PromptText, Tokens
 from clipbias.tuning.prompts import word_ids
-from clipbias.tuning.recipe import AUTHORS, COMMON, Recipe, RecipeName
+from clipbias.tuning.recipe import COMMON, Recipe, RecipeName
 
 _END = " {}."
 
@@ -53,9 +49,9 @@ class ProGrad(Method):
         with 32 images a step.
     """
 
-    presets: ClassVar[Mapping[str, Preset]] = {"prograd": Preset("ProGrad", order=130)}
-    kind: ClassVar[Kind | None] = Kind.PROMPTS
-    datasets: ClassVar[DatasetOptions] = {
+    presets = {"prograd": Preset("ProGrad", order=130)}
+    kind = Kind.PROMPTS
+    datasets = {
         "oxford_pets": {"template": "a type of pet, a photo of a {}."},
         "oxford_flowers": {"template": "a type of flower, a photo of a {}."},
         "fgvc_aircraft": {"template": "a type of aircraft, a photo of a {}."},
@@ -127,11 +123,9 @@ class ProGrad(Method):
             options["strength"] = 0.8
         return options
 
-    def recipe_for(self, common: Recipe, shots: int | None) -> Recipe:
-        if self.recipe != AUTHORS:
-            return common
+    def authors_recipe(self, common: Recipe, shots: int | None) -> Recipe:
         epochs = 200 if shots is None else {1: 50, 2: 100, 3: 100, 4: 100}.get(shots, 200)
-        return coop_recipe(learning_rate=0.002, epochs=epochs, batch_size=32)
+        return Recipe(learning_rate=0.002, epochs=epochs, batch_size=32)
 
     @property
     def _words(self) -> str:

@@ -1,13 +1,12 @@
 """ProLIP (Fahes et al. 2024, arXiv 2410.05270): the vision tower's projection is tuned, and nothing else.
 
-The authors' recipe is the default; `recipe="common"` selects the project's. The
-vision tower's output before the projection is computed once for all augmented passes and stays in memory; a step runs
-neither tower. The tuned projection is a weight of a plain CLIP.
+The vision tower's output before the projection is computed once for all augmented passes and stays in memory; a step
+runs neither tower. The tuned projection is a weight of a plain CLIP.
 """
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +14,7 @@ import jax.numpy as jnp
 from clipbias.checks import Range
 from clipbias.clip import Adaptation, Clip
 from clipbias.tuning.features import COSINE_SCALE, Features, Samples, Sampling
-from clipbias.tuning.method import CONSTANTS, DatasetOptions, FeatureMethod, Kind, Learnables, Preset, PromptText
+from clipbias.tuning.method import CONSTANTS, FeatureMethod, Kind, Learnables, Preset, PromptText
 from clipbias.tuning.prompts import choose_templates
 from clipbias.tuning.recipe import AUTHORS, MOST, Recipe, RecipeName
 
@@ -36,10 +35,10 @@ class ProLip(FeatureMethod):
       recipe: the "authors'": Adam at 1e-5 with epsilon 1e-4 and without decay, 300 steps of all images; or "common".
     """
 
-    presets: ClassVar[Mapping[str, Preset]] = {"prolip": Preset("ProLIP", order=570)}
-    kind: ClassVar[Kind | None] = Kind.WEIGHTS
-    datasets: ClassVar[DatasetOptions] = {"imagenet": {"templates": "imagenet_select"}}
-    scale: ClassVar[float | None] = COSINE_SCALE
+    presets = {"prolip": Preset("ProLIP", order=570)}
+    kind = Kind.WEIGHTS
+    datasets = {"imagenet": {"templates": "imagenet_select"}}
+    scale = COSINE_SCALE
 
     strength: Annotated[float, Range(0)] | None = None
     passes: Annotated[int, Range(1, 10_000)] = 300
@@ -69,9 +68,7 @@ class ProLip(FeatureMethod):
         penalty = learnables[CONSTANTS]["strength"] * jnp.square(learnables[CHANGE]).sum()
         return {**super().losses(learnables, features, logits, labels), "penalty": penalty}
 
-    def recipe_for(self, common: Recipe, shots: int | None) -> Recipe:
-        if self.recipe != AUTHORS:
-            return common
+    def authors_recipe(self, common: Recipe, shots: int | None) -> Recipe:
         return dataclasses.replace(
             common,
             learning_rate=1e-5,

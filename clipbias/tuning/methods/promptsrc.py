@@ -1,11 +1,8 @@
-"""PromptSRC (Khattak et al. 2023, arXiv 2307.06948).
-
-The project's recipe is the default; `recipe="authors"` selects the authors'.
-"""
+"""PromptSRC (Khattak et al. 2023, arXiv 2307.06948)."""
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +11,10 @@ import numpy as np
 from clipbias.checks import Range
 from clipbias.clip import Clip
 from clipbias.tuning.features import Features, average_raw_texts, average_texts, unit_length
-from clipbias.tuning.method import DatasetOptions, Layers, Learnables, Preset, PromptText
-from clipbias.tuning.methods.coop import coop_recipe
+from clipbias.tuning.method import Layers, Learnables, Preset, PromptText
 from clipbias.tuning.methods.ivlp import IVLP
 from clipbias.tuning.prompts import choose_templates
-from clipbias.tuning.recipe import AUTHORS, COMMON, MOST, Recipe, RecipeName
+from clipbias.tuning.recipe import COMMON, MOST, Recipe, RecipeName
 
 # The few-shot Gaussian on datasets that differ much from CLIP's training data.
 _LATE = {"mean": 0.9, "deviation": 0.1}
@@ -51,7 +47,7 @@ class PromptSRC(IVLP):
       epochs: of the authors' recipe.
     """
 
-    presets: ClassVar[Mapping[str, Preset]] = {
+    presets = {
         "promptsrc": Preset("PromptSRC", order=320),
         # These two use one Gaussian for all datasets.
         "promptsrc_base_to_new": Preset(
@@ -64,9 +60,7 @@ class PromptSRC(IVLP):
             datasets={},
         ),
     }
-    datasets: ClassVar[DatasetOptions] = dict.fromkeys(
-        ("stanford_cars", "oxford_flowers", "fgvc_aircraft", "dtd", "eurosat"), _LATE
-    )
+    datasets = dict.fromkeys(("stanford_cars", "oxford_flowers", "fgvc_aircraft", "dtd", "eurosat"), _LATE)
 
     depth: Layers = 9
     text_weight: Annotated[float, Range(0)] = 25.0
@@ -102,7 +96,5 @@ class PromptSRC(IVLP):
         weights = np.exp(exponents - exponents.max())
         return weights / weights.sum()
 
-    def recipe_for(self, common: Recipe, shots: int | None) -> Recipe:
-        if self.recipe == AUTHORS:
-            return coop_recipe(learning_rate=0.0025, epochs=self.epochs, batch_size=4)
-        return common
+    def authors_recipe(self, common: Recipe, shots: int | None) -> Recipe:
+        return Recipe(learning_rate=0.0025, epochs=self.epochs, batch_size=4)

@@ -1,14 +1,13 @@
 """TaskRes (Yu et al. 2023, arXiv 2211.10277): a residual on the class features."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
 from clipbias.clip import Adaptation, Clip
-from clipbias.tuning.method import DatasetOptions, Kind, Learnables, Method, Preset, PromptText
+from clipbias.tuning.method import Kind, Learnables, Method, Preset, PromptText
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,9 +18,9 @@ class TaskRes(Method):
       alpha: `α`; as the authors', 1.0 for Flowers102 and 0.5 for other datasets.
     """
 
-    presets: ClassVar[Mapping[str, Preset]] = {"taskres": Preset("TaskRes", order=500)}
-    kind: ClassVar[Kind | None] = Kind.HEAD
-    datasets: ClassVar[DatasetOptions] = {"oxford_flowers": {"alpha": 1.0}}
+    presets = {"taskres": Preset("TaskRes", order=500)}
+    kind = Kind.HEAD
+    datasets = {"oxford_flowers": {"alpha": 1.0}}
 
     alpha: float = 0.5
 

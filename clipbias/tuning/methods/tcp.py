@@ -1,11 +1,8 @@
-"""TCP (Yao et al. 2024, arXiv 2311.18231, TCP: Textual-based Class-aware Prompt tuning).
-
-The project's recipe is the default; `recipe="authors"` selects the authors'.
-"""
+"""TCP (Yao et al. 2024, arXiv 2311.18231, TCP: Textual-based Class-aware Prompt tuning)."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +11,9 @@ from clipbias.checks import Range
 from clipbias.clip import Adaptation, Clip
 from clipbias.clip.layers import activate
 from clipbias.tuning.features import Features, average_texts, unit_length
-from clipbias.tuning.method import CONSTANTS, DatasetOptions, Kind, Learnables, Method, Preset, PromptText, Tokens
-from clipbias.tuning.methods.coop import coop_recipe
+from clipbias.tuning.method import CONSTANTS, Kind, Learnables, Method, Preset, PromptText, Tokens
 from clipbias.tuning.prompts import initial_linear, random_prompts
-from clipbias.tuning.recipe import AUTHORS, COMMON, Recipe, RecipeName
+from clipbias.tuning.recipe import COMMON, Recipe, RecipeName
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,9 +34,9 @@ class TCP(Method):
       recipe: "common", or the "authors'": Adam at 0.002 with an epsilon of 1e-3, 50 epochs, batches of 32.
     """
 
-    presets: ClassVar[Mapping[str, Preset]] = {"tcp": Preset("TCP", order=135)}
-    kind: ClassVar[Kind | None] = Kind.PROMPTS
-    datasets: ClassVar[DatasetOptions] = {
+    presets = {"tcp": Preset("TCP", order=135)}
+    kind = Kind.PROMPTS
+    datasets = {
         "dtd": {"template": "a photo of a {}, a type of texture.", "suffix": ", a type of texture."},
         "fgvc_aircraft": {"template": "a photo of an aircraft {}."},
         "food101": {"template": "a photo of a {}, a type of food."},
@@ -104,8 +100,6 @@ class TCP(Method):
         distance = 1 - (text * learnables[CONSTANTS]["classes"]).sum(-1).mean()
         return {**super().losses(learnables, features, logits, labels), "distillation": self.weight * distance}
 
-    def recipe_for(self, common: Recipe, shots: int | None) -> Recipe:
-        if self.recipe != AUTHORS:
-            return common
-        recipe = coop_recipe(learning_rate=0.002, epochs=50, batch_size=32)
+    def authors_recipe(self, common: Recipe, shots: int | None) -> Recipe:
+        recipe = Recipe(learning_rate=0.002, epochs=50, batch_size=32)
         return dataclasses.replace(recipe, optimizer="adam", epsilon=1e-3)

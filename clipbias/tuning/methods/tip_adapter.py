@@ -2,16 +2,16 @@
 
 The authors search α and β on ImageNet's test images, and select the epoch of Tip-Adapter-F on the test images of each
 dataset. Here the validation split of each dataset selects α and β, or images that are held out (`data.held_out`), and
-Tip-Adapter-F uses the last epoch. Without any α and β keep their initial values. For Tip-Adapter-F the authors' recipe
-is the default, `recipe="common"` selects the project's. It trains on features of fresh augmentations: a step runs
-neither tower. The training images are the protocol's few-shot split, not the images that the authors' code draws.
+Tip-Adapter-F uses the last epoch. Without any α and β keep their initial values. Tip-Adapter-F trains on features of
+fresh augmentations: a step runs neither tower. The training images are the protocol's few-shot split, not the images
+that the authors' code draws.
 """
 
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,7 @@ from clipbias.tuning.features import (
     unit_rows,
     validation_features,
 )
-from clipbias.tuning.method import CONSTANTS, DatasetOptions, FeatureMethod, Kind, Learnables, Options, Preset
+from clipbias.tuning.method import CONSTANTS, FeatureMethod, Kind, Learnables, Options, Preset
 from clipbias.tuning.prompts import FrozenTowers
 from clipbias.tuning.recipe import AUTHORS, MOST, Recipe, RecipeName
 
@@ -80,11 +80,11 @@ class TipAdapter(FrozenTowers, FeatureMethod):
       templates: a choice of `tuning.prompts` ("dataset" for the dataset's own), or templates with `{}`.
     """
 
-    presets: ClassVar[Mapping[str, Preset]] = {"tip_adapter": Preset("Tip-Adapter", order=520)}
-    kind: ClassVar[Kind | None] = Kind.TRAINING_FREE
-    trains: ClassVar[bool] = False
-    scale: ClassVar[float] = COSINE_SCALE
-    datasets: ClassVar[DatasetOptions] = DATASETS
+    presets = {"tip_adapter": Preset("Tip-Adapter", order=520)}
+    kind = Kind.TRAINING_FREE
+    trains = False
+    scale = COSINE_SCALE
+    datasets = DATASETS
 
     alpha: Weight = 1.17
     beta: Weight = 1.0
@@ -162,10 +162,10 @@ class TipAdapterF(TipAdapter):
       recipe: the "authors'", or "common".
     """
 
-    presets: ClassVar[Mapping[str, Preset]] = {"tip_adapter_f": Preset("Tip-Adapter-F", order=530)}
-    kind: ClassVar[Kind | None] = Kind.HEAD
-    trains: ClassVar[bool] = True
-    datasets: ClassVar[DatasetOptions] = {
+    presets = {"tip_adapter_f": Preset("Tip-Adapter-F", order=530)}
+    kind = Kind.HEAD
+    trains = True
+    datasets = {
         **DATASETS,
         "eurosat": {**DATASETS["eurosat"], "epochs": 100},
     }
@@ -187,9 +187,7 @@ class TipAdapterF(TipAdapter):
         alpha, beta = self._search(learnables["keys"], samples.labels, samples)
         return self._learnables(learnables["keys"], samples.labels, alpha, beta)
 
-    def recipe_for(self, common: Recipe, shots: int | None) -> Recipe:
-        if self.recipe != AUTHORS:
-            return common
+    def authors_recipe(self, common: Recipe, shots: int | None) -> Recipe:
         return dataclasses.replace(
             common,
             learning_rate=1e-3,

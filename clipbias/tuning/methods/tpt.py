@@ -4,15 +4,16 @@ Every test image starts from the same context.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Annotated, ClassVar
+from collections.abc import Callable
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from clipbias.checks import Range
-from clipbias.tuning.method import DatasetOptions, Kind, Learnables, Preset, TestTimeMethod
+from clipbias.data.catalog import ELEVEN
+from clipbias.tuning.method import Kind, Learnables, Preset, TestTimeMethod
 from clipbias.tuning.methods.coop import CoOp
 
 # The tuned context, the state of the optimiser and the selected views.
@@ -38,25 +39,11 @@ class TPT(CoOp, TestTimeMethod):
       rate, decay: its learning rate and weight decay.
     """
 
-    presets: ClassVar[Mapping[str, Preset]] = {"tpt": Preset("TPT", order=107)}
-    kind: ClassVar[Kind | None] = Kind.TEST_TIME
-    trains: ClassVar[bool] = False
-    first_view: ClassVar[bool] = True
-    datasets: ClassVar[DatasetOptions] = {
-        name: {"augmix": True}
-        for name in (
-            "caltech101",
-            "oxford_pets",
-            "stanford_cars",
-            "oxford_flowers",
-            "food101",
-            "fgvc_aircraft",
-            "sun397",
-            "dtd",
-            "eurosat",
-            "ucf101",
-        )
-    }
+    presets = {"tpt": Preset("TPT", order=107)}
+    kind = Kind.TEST_TIME
+    trains = False
+    first_view = True
+    datasets = {name: {"augmix": True} for name in ELEVEN if name != "imagenet"}
 
     augmix: bool | None = None
     crops: Annotated[int, Range(1, 10_000)] = 63
@@ -101,5 +88,5 @@ class TPT(CoOp, TestTimeMethod):
 class TPTOnCoOp(TPT):
     """TPT that starts from a context trained by CoOp."""
 
-    presets: ClassVar[Mapping[str, Preset]] = {"tpt_coop": Preset("CoOp and TPT", order=108)}
-    trains: ClassVar[bool] = True
+    presets = {"tpt_coop": Preset("CoOp and TPT", order=108)}
+    trains = True

@@ -1,12 +1,11 @@
 """2SFS (Farina et al. 2025, arXiv 2503.11609): LayerNorms are tuned first, then a linear classifier on their features.
 
-The authors' recipe is the default; `recipe="common"` selects the project's. The prompt is "a photo of a
-{}." whatever the dataset.
+The prompt is "a photo of a {}." whatever the dataset.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Annotated, ClassVar
+from collections.abc import Sequence
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +14,8 @@ import numpy as np
 from clipbias.checks import Choices, Range
 from clipbias.clip import Adaptation, Clip
 from clipbias.tuning.features import Features, average_texts, unit_length
-from clipbias.tuning.frozen_weights import WeightTuning
 from clipbias.tuning.method import CONSTANTS, Learnables, Method, Preset
-from clipbias.tuning.methods.bitfit import BitFit
-from clipbias.tuning.methods.layer_norm import LayerNormTuning
+from clipbias.tuning.methods.weight_tuning import BitFit, LayerNormTuning, WeightTuning
 from clipbias.tuning.recipe import AUTHORS, Recipe, RecipeName
 
 TUNED = {"layer_norm": LayerNormTuning, "bitfit": BitFit}
@@ -40,7 +37,7 @@ class TwoStage(WeightTuning):
       steps_per_shot: of the authors' recipe, both stages together.
     """
 
-    presets: ClassVar[Mapping[str, Preset]] = {"two_stage": Preset("2SFS", order=640)}
+    presets = {"two_stage": Preset("2SFS", order=640)}
 
     tuned: Annotated[str, Choices(tuple(TUNED))] = "layer_norm"
     share: Annotated[float, Range(0, 1)] = 0.6

@@ -1,13 +1,11 @@
 """UPL (Huang et al. 2022, arXiv 2204.03649, Unsupervised Prompt Learning): CoOp on labels that plain CLIP gives.
 
 The training images are those of the whole dataset that plain CLIP is surest of; their true labels are not used
-(`data.few_shot.most_confident`). The protocol `pseudo_labels` trains any other method on the same images. The project's
-recipe holds by default; `recipe="authors"` takes the authors'.
+(`data.few_shot.most_confident`). The protocol `pseudo_labels` trains any other method on the same images.
 """
 
 import dataclasses
 from collections.abc import Mapping
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +13,8 @@ import optax
 
 from clipbias.tuning.features import Features, unit_length
 from clipbias.tuning.method import Learnables, Preset
-from clipbias.tuning.methods.coop import coop_recipe
 from clipbias.tuning.prompts import ContextSets, Sets
-from clipbias.tuning.recipe import AUTHORS, COMMON, Recipe, RecipeName
+from clipbias.tuning.recipe import COMMON, Recipe, RecipeName
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +30,8 @@ class UPL(ContextSets):
       recipe: "common", or "authors" for 50 epochs at 0.002 with 32 images a step.
     """
 
-    presets: ClassVar[Mapping[str, Preset]] = {"upl": Preset("UPL", order=105)}
-    unlabelled: ClassVar[bool] = True
+    presets = {"upl": Preset("UPL", order=105)}
+    unlabelled = True
 
     sets: Sets = 16
     recipe: RecipeName = COMMON
@@ -50,5 +47,5 @@ class UPL(ContextSets):
         logits = features.scale * jnp.einsum("bd,scd->sbc", image, text)
         return {"cross_entropy": optax.softmax_cross_entropy_with_integer_labels(logits, labels[None]).sum(0)}
 
-    def recipe_for(self, common: Recipe, shots: int | None) -> Recipe:
-        return coop_recipe(learning_rate=0.002, epochs=50, batch_size=32) if self.recipe == AUTHORS else common
+    def authors_recipe(self, common: Recipe, shots: int | None) -> Recipe:
+        return Recipe(learning_rate=0.002, epochs=50, batch_size=32)

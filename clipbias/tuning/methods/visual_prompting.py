@@ -1,12 +1,12 @@
 """Visual prompting (Bahng et al. 2022, arXiv 2203.17274, Exploring Visual Prompts): a learned border of pixels.
 
-The authors' recipe is the default. `recipe="common"` selects the project's, whose rate hardly changes a pixel. The
-authors evaluate the epoch that is best on the test set; here it is the last epoch.
+The rate of the common recipe hardly changes a pixel. The authors evaluate the epoch that is best on the test set; here
+it is the last epoch.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Annotated, ClassVar
+from collections.abc import Sequence
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -33,8 +33,8 @@ class VisualPrompting(Method):
         that rises over the first 1/200 of the epochs and then falls along a cosine, step by step; or "common".
     """
 
-    presets: ClassVar[Mapping[str, Preset]] = {"visual_prompting": Preset("Visual prompting", order=260)}
-    kind: ClassVar[Kind | None] = Kind.PROMPTS
+    presets = {"visual_prompting": Preset("Visual prompting", order=260)}
+    kind = Kind.PROMPTS
 
     width: Annotated[int, Range(1, SIDE // 2 - 1)] = 30
     epochs: Annotated[int, Range(1, MOST)] = 1000
@@ -62,9 +62,7 @@ class VisualPrompting(Method):
     def text(self, template: str, clip: Clip) -> PromptText:
         return PromptText(("This is a photo of a {}",), spaces="_-")
 
-    def recipe_for(self, common: Recipe, shots: int | None) -> Recipe:
-        if self.recipe != AUTHORS:
-            return common
+    def authors_recipe(self, common: Recipe, shots: int | None) -> Recipe:
         # The authors' 1000 steps of warm-up are 5 of their 1000 epochs, of 50,000 images.
         return Recipe(
             learning_rate=40.0,

@@ -1,8 +1,7 @@
 """VPT (Jia et al. 2022, arXiv 2203.12119, Visual Prompt Tuning) in CLIP's vision tower, deep or shallow."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from collections.abc import Sequence
 
 import jax
 
@@ -20,11 +19,11 @@ class VPT(Method):
       depth: number of layers with prompts, at most the tower's; 1 for the shallow variant, `None` for all layers.
     """
 
-    presets: ClassVar[Mapping[str, Preset]] = {
+    presets = {
         "vpt": Preset("VPT", order=200),
         "vpt_shallow": Preset("VPT (shallow)", {"depth": 1}, order=201),
     }
-    kind: ClassVar[Kind | None] = Kind.PROMPTS
+    kind = Kind.PROMPTS
 
     tokens: Tokens = 4
     depth: Depth = None

@@ -1,8 +1,7 @@
 """Zero-shot CLIP (Radford et al. 2021, arXiv 2103.00020): no learnables, one template or an ensemble."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from collections.abc import Sequence
 
 import jax
 
@@ -20,9 +19,9 @@ class ZeroShot(FrozenTowers):
       templates: a choice of `tuning.prompts` ("dataset" for the dataset's own), or templates with `{}`.
     """
 
-    presets: ClassVar[Mapping[str, Preset]] = {ZERO_SHOT: Preset("Zero-shot", order=0)}
-    kind: ClassVar[Kind | None] = Kind.TRAINING_FREE
-    trains: ClassVar[bool] = False
+    presets = {ZERO_SHOT: Preset("Zero-shot", order=0)}
+    kind = Kind.TRAINING_FREE
+    trains = False
 
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
         return {}

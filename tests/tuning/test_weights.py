@@ -1,4 +1,7 @@
-"""CLIP-LoRA against its rules in NumPy, with the very masks that a step of training draws."""
+"""Methods on weights and inside blocks: CLIP-LoRA, BitFit, LayerNorm tuning, 2SFS, MMA, MMRL and TCP.
+
+What they tune, steps against NumPy where `test_training_against_numpy` has none, and other classes.
+"""
 
 import dataclasses
 import functools
@@ -10,16 +13,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from clipbias.clip import PackedTokens, TextTokens, layers
+import clipbias
+from clipbias.clip import Adaptation, Clip, PackedTokens, TextTokens, encode_text, layers
 from clipbias.clip.layers import keep_tokens
 from clipbias.training import mesh as meshes
 from clipbias.training.step import place_inputs, place_text
-from clipbias.tuning import Learnables, Task
-from clipbias.tuning.method import CONSTANTS
+from clipbias.tuning import CONSTANTS, Learnables, Task, make_method
+from clipbias.tuning.adapter import transfer
+from clipbias.tuning.method import without_constants
+from clipbias.tuning.methods.two_stage import SecondStage, TwoStage
 from tests import helpers
-from tests.reference import optimizers, weight_tuning
-from tests.reference.numpy_clip import cross_entropy
+from tests.reference import inner_parts, methods, optimizers, weight_tuning
 from tests.tuning import weights_common as common
+
+# CLIP-LoRA, with the very masks that a step of training draws.
 
 Masks = dict[str, np.ndarray]
 SOME: dict[str, Any] = {"rank": 3, "alpha": 2.0, "first_block": 2, "last_block": 3}
@@ -31,24 +38,13 @@ TRAININGS: dict[str, tuple[dict[str, Any], Any]] = {
 }
 
 
-LETTERS = {"q": "q", "k": "k", "v": "v", "out": "o", "fc1": "fc1", "fc2": "fc2"}
-
-
-def start(task: Task) -> Learnables:
-    """Learnables whose `up` is not zero: at zero `down` has no gradient."""
-    constants = {CONSTANTS: task.init()[CONSTANTS]} if CONSTANTS in task.shapes else {}
-    return {**common.drawn({name: task.shapes[name] for name in task.shapes if name != CONSTANTS}, 0.3), **constants}
-
-
-def named(task: Task, pairs: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def named_pairs(task: Task, pairs: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """`….A` [r, D] and `….B` [D, r] of every changed kernel."""
     method = task.method
     matrices = {}
     for tower in (name for name in pairs if name != CONSTANTS):
         for product, pair in pairs[tower].items():
-            letters = [
-                letter for letter in ("qkv" if product == "qkv" else [product[:3]]) if LETTERS[letter] in method.parts
-            ]
+            letters = [letter for letter in "qkv" if letter in method.parts] if product == "qkv" else [product]
             down, up = (np.asarray(pair[name], np.float64) for name in ("down", "up"))
             for block, number in np.ndindex(down.shape[:2]):
                 layer = f"{tower}_model.encoder.layers.{block + method.first_block - 1}"
@@ -132,7 +128,7 @@ def test_training_with_dropout_equals_numpy_with_its_masks(name, other):
     clip, reference = other
     options, remat = TRAININGS[name]
     task = Task(clip, "clip_lora", common.CLASS_NAMES, dropout=0.4, **options).with_memory(remat=remat)
-    learnables = start(task)
+    learnables = common.start(task)
     length = reference.config["text_config"]["max_position_embeddings"]
     drawn = mask_drawer(task, learnables, len(common.LABELS), length)
 
@@ -147,12 +143,12 @@ def test_training_with_dropout_equals_numpy_with_its_masks(name, other):
         logits = lora(masks=masks(step.number), rate=0.4).logits
         if values is step.start:  # dropout matters
             assert np.abs(lora().logits - logits).max() > 0.01 * np.abs(logits).max()
-        return {"cross_entropy": cross_entropy(logits, common.LABELS)}, logits
+        return methods.entropy_of(logits, common.LABELS)
 
     training = common.Training(
         recipe=dataclasses.replace(common.SGD, optimizer="adamw", weight_decay=0.5, epsilon=1e-2),
         optimizer=optimizers.AdamW(epsilon=1e-2, weight_decay=0.5),
-        flat=functools.partial(named, task),
+        flat=functools.partial(named_pairs, task),
     )
     common.check_training(task, learnables, rule, training, seed=5)
 
@@ -166,10 +162,10 @@ def test_logits_equal_numpy_without_dropout(method, options, other):
     """As evaluation has them, whatever is dropped in training. Plain LoRA has all kernels and CLIP's own scale."""
     clip, reference = other
     task = Task(clip, method, common.CLASS_NAMES, template="a {} of another dataset.", **options)
-    learnables = start(task)
+    learnables = common.start(task)
     images = helpers.random_images(reference.config, len(common.LABELS))
     logits = np.asarray(jax.jit(task.logits)(clip.params, learnables, images))
-    pairs = named(task, learnables)
+    pairs = named_pairs(task, learnables)
     if method == "lora":
         logits = logits * 100 / np.exp(reference.state["logit_scale"])
         assert len(pairs) == 2 * 6 * sum(getattr(clip.config, tower).layers for tower in ("vision", "text"))
@@ -229,3 +225,179 @@ def test_without_dropout_texts_stay_packed_and_several_devices_share_them(other)
         if kind is TextTokens:
             assert text.ids.sharding.shard_shape(text.ids.shape)[0] == 3
         assert isinstance(place_text(mesh, task, clip.params), PackedTokens)  # evaluation
+
+
+# BitFit, LayerNorm tuning and 2SFS.
+
+OTHERS = ("bird dog", "a cat")
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "names"),
+    [
+        ("bitfit", {}, weight_tuning.bitfit_names),
+        ("bitfit", {"qkv": True}, weight_tuning.bitfit_names),
+        ("layer_norm", {}, weight_tuning.layer_norm_names),
+        ("layer_norm", {"outer": True}, weight_tuning.layer_norm_names),
+    ],
+)
+def test_what_is_tuned(method, options, names, other):
+    clip, reference = other
+    learnables = clipbias.Task(clip, method, common.CLASS_NAMES, **options).init()
+    assert sorted(common.named(learnables)) == sorted(names(reference.config, **options))
+    assert all(not leaf.any() for leaf in jax.tree.leaves(learnables))
+
+
+def test_bitfit_of_the_mlps_outputs_is_bias_tuning(other):
+    """It changes the same biases, as another test's reference has it, and decays these changes alone."""
+    clip, _ = other
+    bias = clipbias.Task(clip, "bias", common.CLASS_NAMES)
+    part = clipbias.Task(clip, "bitfit", common.CLASS_NAMES, only=("fc2",), decay="changes")
+    same = {
+        f"{tower}_weights": {"layers": {"fc2": {"bias": bias.shapes[f"{tower}_bias"]}}} for tower in ("vision", "text")
+    }
+    assert jax.tree.map(np.shape, part.init()) == jax.tree.map(np.shape, same)
+    start = part.init()
+    assert part.method.decayed_weights(start, clip.params) is start
+
+
+@pytest.mark.ci
+def test_the_second_stage_equals_numpy(other):
+    clip, reference = other
+    whole = Task(clip, "two_stage", common.CLASS_NAMES)
+    method = whole.method
+    assert isinstance(method, TwoStage)
+    first = common.drawn(method.next_stage(0, whole.shapes, None), 0.2)  # as after the first stage
+    tuned = {key: change + reference.state[key] for key, change in common.named(first).items()}
+    text = Task(clip, method.first, common.CLASS_NAMES).text_features(clip.params, first)
+    start = method.next_stage(1, first, np.asarray(text)[None])
+    expected = weight_tuning.second_stage_start(reference, common.CLASS_NAMES, tuned)
+    common.close(start["classes"], expected, common.LOGITS)
+
+    task = Task(clip, SecondStage(method.first), common.CLASS_NAMES)
+    images = common.pictures(clip.config.vision.image_size)[1]
+    classes = np.asarray(start["classes"])
+    logits = weight_tuning.second_stage_logits(reference, tuned, classes, images)
+
+    # The method's own learnables are the same classifier.
+    stage_learnables = method.next_stage(2, start, None)
+    assert jax.tree.structure(stage_learnables) == jax.tree.structure(whole.shapes)
+    compute = jax.jit(whole.logits)
+    common.close(compute(clip.params, stage_learnables, images.astype(np.float32)), logits, common.LOGITS)
+
+    def rule(values: common.Values, step: common.Step) -> tuple:
+        logits = weight_tuning.second_stage_logits(reference, tuned, values["classes"], step.images)
+        return methods.entropy_of(logits, common.LABELS)
+
+    recipe = dataclasses.replace(common.SGD, optimizer="adamw", weight_decay=0.5, epsilon=1e-3)
+    # Nothing else is stepped.
+    training = common.Training(recipe, optimizers.AdamW(epsilon=1e-3, weight_decay=0.5))
+    common.check_training(task, start, rule, training)
+
+
+@pytest.mark.ci
+def test_other_classes_are_those_of_the_tuned_text_tower(other):
+    clip, reference = other
+    source, target = (Task(clip, "two_stage", names) for names in (common.CLASS_NAMES, OTHERS))
+    learnables = common.drawn(source.shapes, 0.2)
+    first = common.named(source.method.next_stage(0, learnables, None))
+    tuned = {key: change + reference.state[key] for key, change in first.items()}
+    moved = transfer(source, target, learnables)
+    images = common.pictures(clip.config.vision.image_size)[1]
+    expected = weight_tuning.weights_forward(reference, OTHERS, tuned, images).logits
+    common.close(jax.jit(target.logits)(clip.params, moved, images.astype(np.float32)), expected, common.LOGITS)
+    # Of the classes of training, in another order, the learned rows.
+    some = Task(clip, "two_stage", common.CLASS_NAMES[3:1:-1])
+    rows = transfer(source, some, learnables, labels=[3, 2])["classes"]
+    np.testing.assert_array_equal(rows, np.asarray(learnables["classes"])[[3, 2]])
+
+
+def test_the_stages_share_the_recipe():
+    method = make_method("two_stage")
+    recipe = method.recipe_for(common.SGD, 4)
+    (first, first_recipe), (second, two) = method.stages(recipe)
+    assert (first_recipe.steps, two.steps) == (4 * 180, 4 * 120) and first == method.first
+    assert first_recipe == dataclasses.replace(recipe, steps=first_recipe.steps) and two == dataclasses.replace(
+        recipe, steps=two.steps
+    )
+    assert second == SecondStage(method.first)
+    ten = dataclasses.replace(common.SGD, epochs=10)
+    assert [recipe.epochs for _, recipe in make_method("two_stage", recipe="common").stages(ten)] == [6, 4]
+    assert [recipe.epochs for _, recipe in make_method("two_stage", share=1.0).stages(ten)] == [9, 1]
+    tuned = make_method("two_stage", tuned="bitfit", towers=("text",))
+    assert set(tuned.first.init(jax.random.key(0), clipbias.load("demo"), ("cat",))) == {"text_weights"}
+    assert CONSTANTS not in tuned.init(jax.random.key(0), clipbias.load("demo"), ("cat",))
+
+
+# MMA, MMRL and TCP.
+
+TEMPLATE = "a painting of a {}, a type of cat."
+SUFFIX = ", a type of cat."
+OPTIONS = {
+    "mma": {"blocks": 2, "width": 6, "factor": 0.05},
+    "mmrl": {"tokens": 3, "blocks": 2, "space": 10},
+    "tcp": {"block": 2},
+}
+
+
+def bound(clip: Clip, method: str, names: tuple[str, ...] = common.CLASS_NAMES, **options: Any) -> Task:
+    return Task(clip, method, names, template=TEMPLATE, **OPTIONS[method] | options)
+
+
+@pytest.mark.ci
+def test_kernels_start_as_the_authors_do(clip):
+    learnables = Task(clip, "mma", ("cat", "dog"), blocks=2, width=200).init(3)
+    for part, outputs in (
+        (learnables["vision"]["up"], 24),
+        (learnables["text"]["down"], 200),
+        (learnables["shared"], 200),
+    ):
+        assert np.std(part["kernel"]) == pytest.approx((2 / outputs) ** 0.5, rel=0.05) and not part["bias"].any()
+    learnables = bound(clip, "mmrl").init(2)
+    for kernel in (learnables["text_kernel"], learnables["vision_kernel"]):
+        np.testing.assert_array_equal(kernel[0], kernel[1])
+    assert np.std(learnables["vision_readout"]) == pytest.approx(clip.config.vision.width**-0.5, rel=0.15)
+
+
+@pytest.mark.ci
+def test_mmrl_predicts_by_the_image_alone_for_other_classes(other):
+    """The tokens' logits are of classes that training saw."""
+    task, few = (bound(other[0], "mmrl", names) for names in (common.CLASS_NAMES, common.CLASS_NAMES[:2]))
+    moved, same = transfer(task, few, common.start(task)), transfer(task, few, common.start(task), labels=[0, 1])
+    assert float(moved[CONSTANTS]["alpha"]) == 1 and float(same[CONSTANTS]["alpha"]) == pytest.approx(0.7)
+
+
+@pytest.mark.ci
+def test_a_block_that_a_shallower_tower_lacks_is_its_last(deep_text):
+    clip, reference = deep_text
+    task = bound(clip, "tcp", block=8)
+    images = common.pictures(clip.config.vision.image_size)[1]
+    learnables = common.start(task)
+    logits = jax.jit(task.logits)(clip.params, learnables, images.astype(np.float32))
+    options = {"template": TEMPLATE, "suffix": SUFFIX, "block": 3}
+    arguments = (reference, common.CLASS_NAMES, without_constants(learnables), images, common.LABELS)
+    common.close(logits, inner_parts.tcp_losses(*arguments, **options)[1], common.LOGITS)
+
+
+@pytest.mark.ci
+def test_other_classes_have_their_own_features_and_the_same_network(deep_text):
+    clip, _ = deep_text
+    source, target = bound(clip, "tcp"), bound(clip, "tcp", ("bird dog", "a cat"))
+    learnables = common.start(source)
+    moved = transfer(source, target, learnables)
+    np.testing.assert_array_equal(moved[CONSTANTS]["classes"], target.init()[CONSTANTS]["classes"])
+    runs = transfer(source, target, jax.tree.map(lambda leaf: np.stack([leaf] * 2), learnables), axis=1)
+    np.testing.assert_array_equal(runs[CONSTANTS]["classes"][1], moved[CONSTANTS]["classes"])
+    np.testing.assert_array_equal(runs["text_context"][1], learnables["text_context"])
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize(("blocks", "layers"), [(2, 5), (3, 3)])
+def test_both_layouts_of_texts_are_the_same(blocks, layers, tiny):
+    """Tokens that enter at the first block, or behind more blocks than they have."""
+    clip, _ = tiny(seed=5, vision=(16, 3, 2), text=(24, layers, 3), projection=20)
+    task = bound(clip, "mmrl").with_memory(class_shards=2)
+    adaptation = Adaptation(text_tokens=common.drawn(np.zeros((blocks, 3, 24), np.float32), 0.5))
+    packed = jax.jit(task.classifier.encode_text)(clip.params, adaptation, task.text)
+    plain, _ = jax.jit(encode_text, static_argnums=1)(clip.params, clip.config, task.tokens, adaptation)
+    common.close(packed, np.asarray(plain), common.LOGITS)
