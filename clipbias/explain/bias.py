@@ -41,7 +41,7 @@ from clipbias.errors import ClipbiasError
 from clipbias.explain.model import Model, by_pass, of_texts, sum_over_texts
 from clipbias.explain.results import EquivalentBias
 from clipbias.explain.statistics import Moments, Totals, merge
-from clipbias.explain.study import Batch, Section, Step, Study, SumRequest
+from clipbias.explain.study import Batch, Request, Section, Step, Study
 from clipbias.tuning import Classifier, Learnables, Task, make_method
 from clipbias.tuning.adapter import Adapter, make_adapter, start_seed
 from clipbias.tuning.method import crops_of
@@ -321,7 +321,7 @@ def missing(study: Study, model: Model) -> str | None:
 def measure_equivalent_biases(study: Study, models: Sequence[Model]) -> Section[dict[str, dict[str, EquivalentBias]]]:
     """By model of a study and by tower the equivalent bias, on the study's training images."""
     totals: dict[str, Totals] = {}
-    requests: dict[str, SumRequest] = {}
+    requests: dict[str, Request] = {}
     for model in models:
         task = model.task
         totals[model.key] = {}
@@ -329,7 +329,7 @@ def measure_equivalent_biases(study: Study, models: Sequence[Model]) -> Section[
             learnables = study.learnables[model.key]
             totals[model.key] = text_moments(task, study.params, learnables, task.init(model.seed))
         if needs_images(task, model.learnables):
-            requests[model.key] = SumRequest(
+            requests[model.key] = Request(
                 f"equivalent-bias-{model.key}",
                 f"{model.label}: equivalent bias",
                 study.training_images,

@@ -15,7 +15,7 @@ from clipbias.explain.model import Model, why_no_maps
 from clipbias.explain.relevancy import OF_TARGET, REDUCTIONS, MapOptions, explanations
 from clipbias.explain.results import MAPS, Faithfulness, Missing, ModelFaithfulness, PerturbationCurve
 from clipbias.explain.statistics import Moments
-from clipbias.explain.study import Batch, Section, Step, Study, SumRequest, divide, spread
+from clipbias.explain.study import Batch, Request, Section, Step, Study, divide, spread
 from clipbias.training import mesh as meshes
 from clipbias.tuning import Learnables
 from clipbias.tuning.task import Text
@@ -80,7 +80,7 @@ def compute_faithfulness(study: Study) -> Section[Faithfulness]:
     models, left_out = divide(study.models, why_no_maps)
     results: dict[str, ModelFaithfulness | Missing] = {**left_out}
     requests = {
-        model.key: SumRequest(
+        model.key: Request(
             f"faithfulness-{model.key}", f"{model.label}: faithfulness", indices, _perturbation_step(study, model)
         )
         for model in models

@@ -45,8 +45,7 @@ def test_resamples_are_means_over_images_with_fixed_temperatures():
     second = halves(labels, seed=2)
     nats = np.stack([calibration.cross_fitted(logits[:, k], labels, second) for k in range(3)], axis=1)
     right = 100.0 * (logits.argmax(-1) == labels[:, None])
-    for name, values in (("log_likelihood", nats), ("accuracy", right)):
-        sample = measured.samples[name]
+    for sample, values in ((measured.log_likelihood, nats), (measured.accuracy, right)):
         np.testing.assert_allclose(sample.mean, values.mean(0), atol=1e-8)
         for row in (0, 77, 1999):
             np.testing.assert_allclose(sample.draws[row], counts[row] @ values / len(labels), atol=1e-8)
@@ -64,7 +63,7 @@ def test_a_model_with_hardly_a_mistake_gains_surely(mistakes):
     wrong = [np.flatnonzero(half)[0] for half in (second, ~second)][:mistakes]
     tuned[wrong] = tuned[wrong, ::-1]
     logits = np.stack([frozen, tuned], axis=1)
-    draws = measure(logits, labels).samples["log_likelihood"].draws
+    draws = measure(logits, labels).log_likelihood.draws
     assert np.quantile(draws[:, 1] - draws[:, 0], 0.025) > 0.5
     values = at_fitted_temperature(logits, labels)[0]
     np.testing.assert_allclose(values[:, 1], calibration.cross_fitted(logits[:, 1], labels, second), atol=1e-8)
@@ -83,7 +82,7 @@ def test_intervals_of_log_likelihoods_cover():
     truth = np.diff(at_fitted_temperature(*classify(40_000))[0].mean(0)).item()
     covered = []
     for _ in range(100):
-        draws = measure(*classify(200)).samples["log_likelihood"].draws
+        draws = measure(*classify(200)).log_likelihood.draws
         low, high = np.quantile(draws[:, 1] - draws[:, 0], [0.025, 0.975])
         covered.append(low <= truth <= high)
     assert np.mean(covered) >= 0.9
@@ -115,11 +114,10 @@ def test_several_seeds_are_averaged_and_their_spread_counts():
     other = logits + 2 * np.random.default_rng(5).normal(size=logits.shape)
     single = [measure(x, labels) for x in (logits, other.astype(np.float32))]
     both = over_seeds(single)
-    assert both.images == len(labels)
-    for name, sample in both.samples.items():
-        np.testing.assert_allclose(sample.mean, np.mean([of_seed.samples[name].mean for of_seed in single], axis=0))
-        assert sample.draws.std(0).min() > min(of_seed.samples[name].draws.std(0).min() for of_seed in single)
-    with pytest.raises(ValueError, match="same images"):
+    for name, sample in both.items():
+        np.testing.assert_allclose(sample.mean, np.mean([of_seed[name].mean for of_seed in single], axis=0))
+        assert sample.draws.std(0).min() > min(of_seed[name].draws.std(0).min() for of_seed in single)
+    with pytest.raises(ValueError, match="shape"):  # of other images
         over_seeds([single[0], measure(logits[:50], labels[:50])])
 
 

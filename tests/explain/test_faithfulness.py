@@ -83,7 +83,7 @@ def maps_by_hand(task, params, learnables, images, targets, options=None, text=N
 
 @pytest.fixture(autouse=True)
 def explained_by_hand(monkeypatch):
-    """In place of `explanations`, which `test_against_reference` compares with its own."""
+    """In place of `explanations`, which `test_relevancy` compares with its own."""
     monkeypatch.setattr(faithfulness, "explanations", maps_by_hand)
 
 

@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 import pytest
 
-from clipbias.explain.causal_section import Way, measure, over_seeds, summarize
+from clipbias.explain.causal_section import Way, image_outcomes, measure, over_seeds, summarize
 from clipbias.explain.model import NOTHING_INSIDE
 from clipbias.explain.results import (
     ByOutcome,
@@ -128,7 +128,7 @@ def study(moves, *, images=IMAGES, keys=("ivlp",), why="", noise=1.0):
         logits = shared + noise * 0.1 * draw.normal(size=(images, len(WAYS), CLASSES))
         logits[np.arange(images), :, labels] += strengths
         measured[key] = measure(logits, labels)
-        outcomes = measured[key].outcomes(np.arange(images))
+        outcomes = image_outcomes(measured[key], np.arange(images))
         tests[key] = CausalTest(tuple(way.value for way in WAYS), outcomes, why, {})
     ways = tests[keys[0]].ways
     by_keys = {key: summarize(each, ways) for key, each in measured.items()}
