@@ -149,8 +149,10 @@ def _sum_text_changes(
 def text_moments(task: Task, params: Params, learnables: Learnables, initial: Learnables) -> BlockSums:
     """Of all the task's texts: "text/token" (`count [L, N]`, `N` the longest text) and "text/pooled".
 
-    `initial` are the learnables before training.
+    Nothing where the text tower is as it was, or texts depend on images. `initial` are the learnables before training.
     """
+    if "text" not in changed_towers(task, learnables) or task.method.conditional:
+        return {}
     reference = reference_adaptation(task, initial)
     count = len(task.tokens.ids)
 
@@ -293,9 +295,7 @@ def measure_equivalent_bias(
             f"{type(task.method).__name__} learns of crops of each image, which are not made here, so its equivalent "
             "bias is not measured."
         )
-    sums: BlockSums = {}
-    if "text" in changed_towers(task, learnables) and not task.method.conditional:
-        sums = text_moments(task, params, learnables, initial)
+    sums = text_moments(task, params, learnables, initial)
     if not needs_images(task, learnables):
         return equivalent_biases(sums), 0
     images = 0
@@ -324,10 +324,8 @@ def measure_equivalent_biases(study: Study, models: Sequence[Model]) -> Section[
     requests: dict[str, Request] = {}
     for model in models:
         task = model.task
-        totals[model.key] = {}
-        if "text" in changed_towers(task, model.learnables) and not task.method.conditional:
-            learnables = study.learnables[model.key]
-            totals[model.key] = text_moments(task, study.params, learnables, task.init(model.seed))
+        learnables = study.learnables[model.key]
+        totals[model.key] = text_moments(task, study.params, learnables, task.init(model.seed))
         if needs_images(task, model.learnables):
             requests[model.key] = Request(
                 f"equivalent-bias-{model.key}",

@@ -66,33 +66,26 @@ _TEXT_LEVELS = [Stream.at(Level.NOTHING), Stream.at(Level.KIND)]
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """Outcomes of `K` ways to classify the same images, of one model or of several that differ in their seed alone."""
+    """Mean outcomes of `K` ways to classify the same images, of one model or of several that differ in their seed."""
 
-    values: np.ndarray  # of every image, `[n, K]`, a mean over the models
     mean: np.ndarray  # `[K]`
     draws: np.ndarray  # `[RESAMPLES, K]`, the same over resamples
 
-    def contrast(self, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and draws of linear combinations `matrix [K, Q]` of the ways."""
-        return self.mean @ matrix, self.draws @ matrix
+    def contrast(self, matrix: np.ndarray) -> "Sample":
+        """Linear combinations `matrix [K, Q]` of them."""
+        return Sample(self.mean @ matrix, self.draws @ matrix)
 
 
-def measure(logits: np.ndarray, labels: np.ndarray, *, seed: int = 0) -> ByOutcome[Sample]:
-    """Outcomes under logits `[n, K, C]`; `seed` draws the resamples and the halves for temperatures."""
+def outcomes(logits: np.ndarray, labels: np.ndarray, *, seed: int = 0) -> ByOutcome[np.ndarray]:
+    """Of every image `[n, K]` under logits `[n, K, C]`; `seed` draws the halves for temperatures."""
     labels = np.asarray(labels)
     right = 100.0 * (np.asarray(logits).argmax(-1) == labels[:, None])
-    nats = at_fitted_temperature(logits, labels, seed=seed)[0]
-    samples = (Sample(rows, rows.mean(0), resample(rows, seed=seed)) for rows in (right, nats))
-    return ByOutcome(*samples)
+    return ByOutcome(right, at_fitted_temperature(logits, labels, seed=seed)[0])
 
 
-def image_outcomes(measured: ByOutcome[Sample], images: np.ndarray) -> ImageOutcomes:
-    """What became of every image, by the images' numbers in the split."""
-    return ImageOutcomes(
-        images=images,
-        correct=(measured.accuracy.values > 0).astype(np.uint8),
-        log_likelihood=measured.log_likelihood.values.astype(np.float32),
-    )
+def sample(values: ByOutcome[np.ndarray], *, seed: int = 0) -> ByOutcome[Sample]:
+    """Means of what `outcomes` returns; `seed` draws the resamples."""
+    return ByOutcome(*(Sample(rows.mean(0), resample(rows, seed=seed)) for _, rows in values.items()))
 
 
 def halves(labels: np.ndarray, *, seed: int = 0) -> np.ndarray:
@@ -125,8 +118,7 @@ def over_seeds(measured: Sequence[ByOutcome[Sample]], *, seed: int = 0) -> ByOut
 
     def crossed(samples: Sequence[Sample]) -> Sample:
         means = [sample.mean for sample in samples]
-        draws = cross(means, [sample.draws for sample in samples], seed=seed)
-        return Sample(np.mean([sample.values for sample in samples], axis=0), np.mean(means, axis=0), draws)
+        return Sample(np.mean(means, axis=0), cross(means, [sample.draws for sample in samples], seed=seed))
 
     return ByOutcome(crossed([each.accuracy for each in measured]), crossed([each.log_likelihood for each in measured]))
 
@@ -182,10 +174,15 @@ def compute_causal(study: Study) -> Section[CausalTests]:
     measured: dict[str, ByOutcome[Sample]] = {}
     for model in study.tuned:
         of_model = rows[requests[model.key].name]
-        measured[model.key] = measure(of_model["logits"], study.split.labels[of_model["images"]])
+        values = outcomes(of_model["logits"], study.split.labels[of_model["images"]])
+        measured[model.key] = sample(values)
         tests[model.key] = CausalTest(
             ways=tuple(way.value for way in ways[model.key]),
-            outcomes=image_outcomes(measured[model.key], of_model["images"]),
+            outcomes=ImageOutcomes(
+                images=of_model["images"],
+                correct=(values.accuracy > 0).astype(np.uint8),
+                log_likelihood=values.log_likelihood.astype(np.float32),
+            ),
             why=reasons[model.key],
             why_no_levels={
                 tower: reason
@@ -416,16 +413,16 @@ def summarize(measured: ByOutcome[Sample], ways: Sequence[str]) -> ByOutcome[Cau
         levels["text"] = {"all": mean.get(Way.TEXT, tuned) - nothing, "kind": mean[Way.TEXT_KIND] - nothing}
     of_gain |= {tokens: weights["all"] for tokens, weights in levels.items()}
 
-    def of_outcome(sample: Sample) -> CausalNumbers:
-        numbers = _differences(sample, of_gain, of="gain")
+    def of_outcome(of_ways: Sample) -> CausalNumbers:
+        numbers = _differences(of_ways, of_gain, of="gain")
         added: dict[str, Levels | None] = dict.fromkeys(("image", "text"))
         for tokens, weights in levels.items():
             parts: dict[str, Any] = dict.fromkeys(("position", "other", "exchange"))
-            parts |= _differences(sample, weights, of="all")
+            parts |= _differences(of_ways, weights, of="all")
             added[tokens] = Levels(**{**parts, "all": numbers[tokens]})
-        reference, reference_draws = sample.contrast(frozen[:, None])
+        reference = of_ways.contrast(frozen[:, None])
         return CausalNumbers(
-            reference=estimate(float(reference[0]), reference_draws[:, 0]),
+            reference=estimate(float(reference.mean[0]), reference.draws[:, 0]),
             gain=numbers["gain"],
             attention=numbers.get(Way.ATTENTION.name),
             tokens=numbers.get(Way.TOKENS.name),
@@ -436,11 +433,11 @@ def summarize(measured: ByOutcome[Sample], ways: Sequence[str]) -> ByOutcome[Cau
     return ByOutcome(accuracy=of_outcome(measured.accuracy), log_likelihood=of_outcome(measured.log_likelihood))
 
 
-def _differences(sample: Sample, weights: Mapping[str, np.ndarray], *, of: str) -> dict[str, Estimate]:
+def _differences(of_ways: Sample, weights: Mapping[str, np.ndarray], *, of: str) -> dict[str, Estimate]:
     """Differences by name with their intervals, and their shares of one of them, which has none itself."""
-    mean, draws = sample.contrast(np.stack(list(weights.values()), axis=1))
+    contrast = of_ways.contrast(np.stack(list(weights.values()), axis=1))
     place = list(weights).index(of)
-    numbers = shares(mean, draws, mean[place], draws[:, place])
+    numbers = shares(contrast.mean, contrast.draws, contrast.mean[place], contrast.draws[:, place])
     by_name = dict(zip(weights, numbers, strict=True))
     by_name[of] = dataclasses.replace(by_name[of], share=None)
     return by_name

@@ -99,10 +99,6 @@ class StudyOptions:
         """Images per step over all devices: `batch_size`, or what is fast here."""
         return self.batch_size or (_BATCH_ON_CPU if jax.default_backend() == "cpu" else _BATCH)
 
-    def what_counts(self) -> dict[str, object]:
-        """The options that results depend on."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if name not in _HOW}
-
 
 @dataclasses.dataclass(frozen=True)
 class Request:
@@ -276,7 +272,8 @@ class Study:
         training = self.training.subset(self.training_images) if self.training else None
         for images in (self.split, training):
             digest.update(json.dumps(images and images.stored_digest).encode())
-        digest.update(json.dumps([FORMAT, self.clip.fingerprint, self.options.what_counts()]).encode())
+        options = {name: value for name, value in dataclasses.asdict(self.options).items() if name not in _HOW}
+        digest.update(json.dumps([FORMAT, self.clip.fingerprint, options]).encode())
         return digest.hexdigest()
 
     @property

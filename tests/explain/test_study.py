@@ -15,8 +15,6 @@ from clipbias.explain import dataset_sections, pictures, study
 from clipbias.explain.dataset_sections import (
     compute_predictions,
     compute_relevancy,
-    corrected,
-    relevancy_groups,
 )
 from clipbias.explain.model import Model
 from clipbias.explain.pictures import bytes_per_image, choose_images, compute_explore, quantise
@@ -198,19 +196,6 @@ def test_sums_are_saved_every_minute(clip, tmp_path, monkeypatch):
         saved.clear()
 
 
-def test_relevancy_is_averaged_over_what_tuning_corrected(clip, tmp_path):
-    study = make(clip, tmp_path)
-    labels = study.split.labels
-    wrong = {"zero_shot": [0, 1, 1, 1, 0, 0, 1], "vpt": [0, 0, 1, 0, 1, 0, 0]}
-    predicted = Predictions(labels, {key: (labels + np.array(offset)) % 3 for key, offset in wrong.items()})
-    assert corrected(predicted, study.models[1]).tolist() == [1, 3, 6]
-    groups = relevancy_groups(study, predicted, study.models[1])
-    assert [np.flatnonzero(group).tolist() for group in groups.T] == [[1, 3, 6], [0, 5], list(range(COUNT))]
-    few = make(clip, tmp_path, options=StudyOptions(image_limit=3))
-    groups = relevancy_groups(few, predicted, few.models[1])
-    assert [np.flatnonzero(group).tolist() for group in groups.T] == [[1, 3, 6], [0], [0, 3, 6]]
-
-
 def test_only_so_many_images_are_classified_unless_all_models_did_before(clip, tmp_path):
     study = make(clip, tmp_path, options=StudyOptions(image_limit=3))
     whole = {"zero_shot": np.array([0, 1, 2, 0, 1, 2, 0], np.int32), "vpt": np.array([2, 1, 0, 2, 1, 0, 2], np.int32)}
@@ -323,11 +308,6 @@ def test_unreadable_images_are_left_out_where_asked(clip, tmp_path):
     assert results.predictions.models["vpt"][2] == -1
     assert results.dataset.images == COUNT - 1
     assert load_results(tmp_path).models[1].images == COUNT - 1
-
-
-def test_spread_covers_the_split():
-    assert spread(COUNT, None).tolist() == spread(COUNT, 99).tolist() == list(range(COUNT))
-    assert spread(COUNT, 3).tolist() == [0, 3, 6]
 
 
 @pytest.mark.long

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from clipbias.explain import results as found
-from clipbias.explain.causal_section import DRAWS, Way, image_outcomes, measure, over_seeds, summarize
+from clipbias.explain.causal_section import DRAWS, Way, outcomes, over_seeds, sample, summarize
 from clipbias.explain.replacement import by_image, compare, sentence
 from clipbias.explain.uncertainty import Estimate
 from clipbias.explain.verdict import judge
@@ -253,8 +253,10 @@ class _Builder:
         names = tuple(way.value for way in WAYS)
         for model in self.models[1:]:
             sizes = SIZES | (dict.fromkeys((Way.IMAGE_KIND, Way.IMAGE_OTHER), 2.7) if model.key == "bias" else {})
-            measured[model.key] = measure(self.logits(np.array([sizes[way] for way in WAYS]), labels), labels)
-            tests[model.key] = found.CausalTest(names, image_outcomes(measured[model.key], images), "", {})
+            values = outcomes(self.logits(np.array([sizes[way] for way in WAYS]), labels), labels)
+            measured[model.key] = sample(values)
+            correct, nats = (values.accuracy > 0).astype(np.uint8), values.log_likelihood.astype(np.float32)
+            tests[model.key] = found.CausalTest(names, found.ImageOutcomes(images, correct, nats), "", {})
         numbers = {key: summarize(each, names) for key, each in measured.items()}
         if self.twins:
             keys = ("ivlp", "ivlp_seed2")
