@@ -137,7 +137,7 @@ class RequestProgress:
                 arrays = load_arrays(self._path)
                 if str(arrays.pop(_FINGERPRINT, None)) == fingerprint:
                     done = check_int("the number of examples", arrays.pop(_EXAMPLES).item())
-                    names = {name.rpartition("|")[0] for name in sorted(arrays) if "|" in name}
+                    names = sorted({name.rpartition("|")[0] for name in arrays if "|" in name})
                     sums = {name: Moments(*(arrays[f"{name}|{field}"] for field in _FIELDS)) for name in names}
                     rows = {name: [values] for name, values in arrays.items() if "|" not in name}
                     self._sums, self._rows, self.done = sums, rows, done
@@ -150,7 +150,8 @@ class RequestProgress:
         examples = self.request.indices[self.done : self.done + count]
         read = mask[: len(examples)]
         sums = {name: value for name, value in batch.items() if isinstance(value, Moments)}
-        rows = {name: np.asarray(batch[name])[: len(examples)][read] for name in batch.keys() - sums.keys()}
+        arrays = {name: value for name, value in batch.items() if name not in sums}
+        rows = {name: np.asarray(value)[: len(examples)][read] for name, value in arrays.items()}
         if rows:
             rows["images"] = examples[read].astype(np.int32)
         self._sums = merge(self._sums, sums)
