@@ -22,7 +22,7 @@ from clipbias.data.images import Images
 from clipbias.data.sources import open_images
 from clipbias.data.user_images import labelled_split, list_images
 from clipbias.errors import ClipbiasError
-from clipbias.explain.replacement import Outputs, by_image, compare
+from clipbias.explain.replacement import by_image, compare
 from clipbias.explain.results import Comparison, Kind, Student
 from clipbias.explain.uncertainty import Estimate
 from clipbias.export.card import NOTE
@@ -309,7 +309,7 @@ def _compare(
     images = Images(split)
     results = [split_logits(model, images, context) for model in models]
     read = np.all([of_model for _, of_model in results], axis=0)
-    frozen, teacher, distilled = (Outputs(logits[read]) for logits, _ in results)
+    logits = np.stack([of_model[read] for of_model, _ in results], axis=1)
     labels = split.labels[read] if labelled else None
-    _, (comparison,) = compare([by_image(frozen, teacher, [distilled], [student], labels)])
+    _, (comparison,) = compare([by_image([student], logits, labels=labels)])
     return comparison

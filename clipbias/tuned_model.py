@@ -20,9 +20,9 @@ from clipbias.data.pipeline import BATCH_SIZE
 from clipbias.data.sources import open_images
 from clipbias.data.user_images import Labels, Pictures, as_array, label_numbers, labelled_split
 from clipbias.errors import ClipbiasError
-from clipbias.explain.attention import token_labels
 from clipbias.explain.pictures import first_text
 from clipbias.explain.relevancy import Relevancy, relevancy
+from clipbias.explain.words import token_labels
 from clipbias.export.folder import export
 from clipbias.prediction import Accuracy, Prediction
 from clipbias.report.overlay import Overlay, overlay_rows

@@ -1,8 +1,7 @@
 """Why an adaptation works: relevancy, attention statistics, decomposition, a causal test and its verdict.
 
-Three doors lead in. `clipbias.relevancy` and `explanations` map what an image's class is based on. `run_study` computes
-a `Study` of tuned models over a dataset, and `load_results` reads it again. The observers of `attention` are arguments
-of `encode_image` and `encode_text`; `causal` has the causal test.
+Two doors lead in. `clipbias.relevancy` and `explanations` map what an image's class is based on. `run_study` computes a
+`Study` of tuned models over a dataset, and `load_results` reads it again.
 
 Names are imported when first used, so that a report reads results without loading a model.
 """

@@ -4,7 +4,7 @@ are to prompts (Fig. 6), and what of its output comes from prompts (Eq. 12, Fig.
     attention_out_i = W_o cat_h(Σ_{j input} A_ij v_j) + W_o cat_h(Σ_{k prompt} A_ik v_k) + b_o
 
 Per head the input part is `(1 − m_ih)` times the output renormalised over the input tokens, where `m_ih` is the
-attention that query `i` spends on prompts.
+attention that query `i` spends on prompts. If prompts are a bias, the prompt part is the same for every sample.
 
 An observer reduces one layer's `LayerView` to one small array per sample while the forward pass runs, so that a dataset
 of any size needs the memory of one batch.
@@ -21,22 +21,23 @@ from flax import struct
 from clipbias.clip import Adaptation, LayerView, TextTokens, encode_image, encode_text
 from clipbias.clip.config import VisionConfig
 from clipbias.clip.params import Params
-from clipbias.clip.tokenizer import encode
 from clipbias.clip.tower import Observe
 from clipbias.clip.vision import head_attention
-from clipbias.explain.model import Model, additions, by_pass, of_texts, why_no_text_attention, why_no_vision_attention
-from clipbias.explain.results import TEXT_KINDS, AttentionVariant, Missing, TextAttention, VisionAttention
+from clipbias.explain.model import Model, by_pass, of_texts, why_no_text_attention, why_no_vision_attention
+from clipbias.explain.results import (
+    TEXT_KINDS,
+    AttentionVariant,
+    Decomposition,
+    Missing,
+    TextAttention,
+    TowerDecomposition,
+    VisionAttention,
+)
 from clipbias.explain.statistics import Moments, Totals, merge, rank_correlation, stretched
-from clipbias.explain.study import Batch, Section, Step, Study, SumRequest, divide
+from clipbias.explain.study import Batch, Request, Section, Step, Study, divide
+from clipbias.explain.words import prompt_text, text_kinds
 from clipbias.training import mesh as meshes
 from clipbias.tuning import Classifier, Learnables, Task
-from clipbias.tuning.prompts import name_tokens
-
-SOS, PROMPT, WORDS, CATEGORY, DOT, EOS = range(len(TEXT_KINDS))
-PAD = len(TEXT_KINDS)
-# The most bytes of a character, and what stands for some of them alone.
-_BYTES = 4
-_BROKEN = "\ufffd"
 
 
 @struct.dataclass
@@ -59,84 +60,6 @@ def text_roles(task: Task) -> Roles:
     positions = np.arange(is_prompt.shape[1])
     first = np.argmax(is_prompt, axis=1)[:, None] if task.clip.config.text.causal else -1
     return Roles(is_prompt, ~is_prompt & (positions > first) & np.asarray(task.tokens.counted))
-
-
-def text_kinds(task: Task) -> np.ndarray:
-    """The kind of every text token, an index into `TEXT_KINDS`, `PAD` after EOS: int32 `[n · C, N]`.
-
-    A text that is not read at its EOS has "eos" at the position that is, and `PAD` from its end up to there.
-
-    "prompt" are the `T` learned tokens; "words" the words that stay frozen, those of a context that are left beside
-    fewer prompts and all of a text without prompts; "category" the class name's own tokens; "dot" the token before EOS
-    where the template ends with ".".
-    """
-    text = task.prompt
-    tokenizer = task.clip.tokenizer
-    names = task.class_names
-    lengths = name_tokens(task.clip, names, text)
-    ends = np.asarray(task.tokens.end)
-    pooled = np.asarray(task.tokens.eos)
-    first = task.clip.config.text.first_word
-    has_dots = bool(encode(tokenizer, ["."])[0])
-    kinds = np.full(task.tokens.ids.shape, WORDS, np.int32)
-    if _learns_context(task):
-        kinds[np.asarray(task.tokens.context_rows) >= 0] = PROMPT
-    for i, row in enumerate(kinds):
-        template = text.templates[i // len(names)]
-        before = len(encode(tokenizer, [template.partition("{}")[0].strip()])[0])
-        if (place := text.before[i // len(names)]) < text.context_tokens:
-            before = place
-        end = int(ends[i])
-        row[:first] = SOS
-        row[first + before : min(first + before + lengths[i % len(names)], end)] = CATEGORY
-        if template.endswith(".") and end - 1 > before and has_dots:
-            row[end - 1] = DOT
-        row[end:] = PAD
-        row[pooled[i]] = EOS
-    return kinds
-
-
-def index_kinds(kinds: np.ndarray) -> list[str]:
-    """The kind's name at every token index, "" where texts `[C, N]` differ in it or it lies after the end of all."""
-    names = (*TEXT_KINDS, "")
-    return [names[column[0]] if (column == column[0]).all() else "" for column in np.asarray(kinds).T]
-
-
-def prompt_text(task: Task) -> str:
-    """The text around the class name, with `{}` in its place, as the method writes it before anything is learned."""
-    return task.method.text(task.template, task.clip).templates[0]
-
-
-def token_labels(task: Task, text: int) -> list[str]:
-    """The tokens of one text as readable pieces, up to but without EOS; learned ones as "[1]", "[2]", …
-
-    Tokens that hold parts of one character, of letters with accents and other scripts, are "ü 1/2" and "ü 2/2".
-    """
-    tokenizer = task.clip.tokenizer
-    end = int(task.tokens.end[text])
-    rows = task.tokens.context_rows[text]
-    is_learned = _learns_context(task)
-    words = [int(token) for token in task.tokens.ids[text, :end]]
-    labels = ["SOS" for _ in range(task.clip.config.text.first_word)]
-    while (position := len(labels)) < end:
-        if is_learned and rows[position] >= 0:
-            labels.append(f"[{rows[position] + 1}]")
-            continue
-        most = min(end, position + _BYTES)
-        for stop in range(position + 1, most + 1):
-            piece = tokenizer.decode(words[position:stop]).strip()
-            if _BROKEN not in piece:
-                break
-        else:  # no text
-            stop = position + 1
-            piece = tokenizer.decode(words[position:stop]).strip()
-        count = stop - position
-        labels += [f"{piece} {number}/{count}" for number in range(1, count + 1)] if count > 1 else [piece]
-    return labels
-
-
-def _learns_context(task: Task) -> bool:
-    return additions(task).text_context is not None
 
 
 def entropy(probabilities: jax.Array) -> jax.Array:
@@ -171,41 +94,10 @@ def distance_and_entropy(probabilities: jax.Array, config: VisionConfig) -> dict
     }
 
 
-def observe_distance_and_entropy(config: VisionConfig, prompts: int) -> Observe:
-    """Fig. 5 in the variants that apply: "clip" without prompts, else "without_prompt" and "with_prompt".
-
-    The observer returns `{variant: {quantity: [B, H]}}`.
-    """
-
-    def observe(view: LayerView) -> Mapping[str, Mapping[str, jax.Array]]:
-        if not prompts:
-            return {"clip": distance_and_entropy(view.probabilities, config)}
-        inputs = slice(config.tokens)
-        return {
-            "without_prompt": distance_and_entropy(renormalise(view.probabilities[..., inputs, inputs]), config),
-            "with_prompt": distance_and_entropy(view.probabilities, config),
-        }
-
-    return observe
-
-
 def kind_sums(rows: jax.Array, kinds: jax.Array) -> jax.Array:
     """Rows `[C, …, N]` summed over the tokens of each kind `[C, N]`: `[C, …, 6]`."""
     member = jax.nn.one_hot(kinds, len(TEXT_KINDS), dtype=rows.dtype)
     return jnp.einsum("C...N,CNK->C...K", rows, member, precision="highest")
-
-
-def observe_text_shares(eos: jax.Array, kinds: jax.Array) -> Observe:
-    """Fig. 4: the attention of the EOS query by token kind, `[C, H, 6]` in the order of `TEXT_KINDS`, which sum to 1.
-
-    `eos [C]` are the positions of EOS, `kinds [C, N]` from `text_kinds`.
-    """
-
-    def observe(view: LayerView) -> jax.Array:
-        rows = jnp.take_along_axis(view.probabilities, eos[:, None, None, None], axis=2)[:, :, 0]
-        return kind_sums(rows, kinds)
-
-    return observe
 
 
 def prompt_distances(tokens: jax.Array, patches: int, first: int = 1) -> jax.Array:
@@ -217,18 +109,6 @@ def prompt_distances(tokens: jax.Array, patches: int, first: int = 1) -> jax.Arr
     prompts = tokens[:, first + patches :]
     differences = (prompts[:, :, None] - x[:, None]).astype(jnp.float32)
     return jnp.sqrt(jnp.square(differences).sum(-1))
-
-
-def observe_similarity(patches: int, *, prompts: int, first: int = 1) -> Observe:
-    """`{"cls": [B, M]}`, attention of `[cls]` if there is one, and with prompts `{"distance": [B, M]}`, their mean."""
-
-    def observe(view: LayerView) -> dict[str, jax.Array]:
-        seen = {"cls": view.probabilities[:, :, 0, 1 : 1 + patches].mean(1)} if first else {}
-        if prompts:
-            seen["distance"] = prompt_distances(view.tokens, patches, first).mean(1)
-        return seen
-
-    return observe
 
 
 def to_image(maps: jax.Array, image_size: int) -> jax.Array:
@@ -340,19 +220,20 @@ def compute_text_attention(study: Study) -> Section[dict[str, TextAttention | Mi
     return results
 
 
-def eos_shares(study: Study, model: Model) -> list[Any]:
-    """Attention of EOS by kind of token, `[L, C, H, 6]`, of each of a model's texts per class by itself."""
+def eos_shares(study: Study, model: Model) -> list[np.ndarray]:
+    """Fig. 4: the attention of the EOS query by kind of token, in the order of `TEXT_KINDS`, which sum to 1.
+
+    `[L, C, H, 6]`, of each of a model's texts per class by itself.
+    """
 
     def observe(tokens: TextTokens, kinds: jax.Array) -> Observe:
-        shares = observe_text_shares(jnp.asarray(tokens.eos), kinds)
-        return lambda view: {"shares": shares(view)}
+        rows = jnp.asarray(tokens.eos)[:, None, None, None]
+        return lambda view: kind_sums(jnp.take_along_axis(view.probabilities, rows, axis=2)[:, :, 0], kinds)
 
-    return [seen["shares"] for seen in observe_texts(study, model, observe, text_kinds(model.task))]
+    return observe_texts(study, model, observe, text_kinds(model.task))
 
 
-def observe_texts(
-    study: Study, model: Model, observe: Callable[[TextTokens, Any], Observe], facts: Any
-) -> list[dict[str, Any]]:
+def observe_texts(study: Study, model: Model, observe: Callable[[TextTokens, Any], Observe], facts: Any) -> list[Any]:
     """What is seen in the text tower, `[L, C, …]`: of each of a model's `S` texts per class by itself.
 
     `observe` makes an observer of the texts' tokens and their `facts`, arrays with a row per text.
@@ -361,7 +242,7 @@ def observe_texts(
     texts = np.arange(len(task.tokens.ids))
 
     @jax.jit
-    def run(params: Params, learnables: Learnables, tokens: TextTokens, facts: Any, rows: jax.Array) -> dict[str, Any]:
+    def run(params: Params, learnables: Learnables, tokens: TextTokens, facts: Any, rows: jax.Array) -> Any:
         adaptation = of_texts(task.method.adapt(learnables), rows, len(texts))
         observer = observe(tokens, facts)
         dtype = task.classifier.dtype
@@ -382,13 +263,15 @@ def _over_samples(value: Any, mask: jax.Array | None = None) -> Moments:
 over_texts = jax.jit(_over_samples)
 
 
-def vision_totals(study: Study, models: Sequence[Model]) -> Section[dict[str, Totals]]:
+def vision_totals(study: Study, models: Sequence[Model]) -> Section[dict[str, dict[str, Any]]]:
     """By model every average over images that one observed forward pass gives: attention, similarity, decomposition.
+
+    What observations are made of has a row for each image as well, `{name}/layers [n, L]`.
 
     Of several passes over an image it is their mean, but for what `PARTS` tells apart.
     """
     requests = {
-        model.key: SumRequest(
+        model.key: Request(
             f"attention-{model.key}", f"{model.label}: attention", study.images, _vision_step(study, model)
         )
         for model in models
@@ -401,29 +284,34 @@ def _vision_step(study: Study, model: Model) -> Step:
     config = study.clip.config
     prompts = model.prompts[0]
     dtype = model.task.classifier.dtype
-    statistics = observe_distance_and_entropy(config.vision, prompts)
+    patches, first = config.vision.patches, config.vision.first_patch
+    inputs = slice(config.vision.tokens)
     is_read_at_cls = config.vision.pooling == "cls"
-    similarity = observe_similarity(config.vision.patches, prompts=prompts, first=config.vision.first_patch)
 
     @jax.jit
-    def step(params: Params, learnables: Learnables, batch: Batch) -> dict[str, Moments]:
+    def step(params: Params, learnables: Learnables, batch: Batch) -> dict[str, Any]:
         images = study.normalize(batch["images"])
         mask = batch["mask"]
         roles = vision_roles(config.vision, prompts)
         source = observe_parts(roles, jnp.zeros(images.shape[0], jnp.int32) if is_read_at_cls else None, mask)
 
         def observe(view: LayerView) -> dict[str, Any]:
+            variants = {"clip": view.probabilities}
+            if prompts:
+                among_inputs = renormalise(view.probabilities[..., inputs, inputs])
+                variants = {"without_prompt": among_inputs, "with_prompt": view.probabilities}
             seen = {
                 f"attention/{variant}/{quantity}": value
-                for variant, quantities in statistics(view).items()
-                for quantity, value in quantities.items()
+                for variant, probabilities in variants.items()
+                for quantity, value in distance_and_entropy(probabilities, config.vision).items()
             }
             if prompts:
-                maps = similarity(view)
+                distance = prompt_distances(view.tokens, patches, first).mean(1)
                 if is_read_at_cls:
-                    seen["rank_correlation"] = rank_correlation(maps["cls"], -maps["distance"])
+                    attention = view.probabilities[:, :, 0, 1 : 1 + patches].mean(1)
+                    seen["rank_correlation"] = rank_correlation(attention, -distance)
                 else:
-                    seen["distance"] = maps["distance"]
+                    seen["distance"] = distance
                 seen |= source(view)
             return seen
 
@@ -438,13 +326,10 @@ def _vision_step(study: Study, model: Model) -> Step:
         apart = {f"{name}/{i}": seen[name] for i, seen in enumerate(each) for name in PARTS if name in seen}
         means = {name: sum(seen[name] for seen in each) / len(each) for name in each[0] if name not in PARTS}
         by_layer = {  # of each image, `[n, L]`: what observations are made of
-            f"{name}/layers": Moments.each(value.mean(2).T, batch["numbers"], len(study.split), mask)
-            for name, value in means.items()
-            if name.startswith("attention/")
+            f"{name}/layers": value.mean(2).T for name, value in means.items() if name.startswith("attention/")
         }
         if "rank_correlation" in means:
-            nearness = means["rank_correlation"].T
-            by_layer["rank_correlation/layers"] = Moments.each(nearness, batch["numbers"], len(study.split), mask)
+            by_layer["rank_correlation/layers"] = means["rank_correlation"].T
         averages = {name: _over_samples(value, mask) for name, value in (means | apart).items()}
         return by_layer | averages
 
@@ -472,3 +357,133 @@ def _vision_attention(study: Study, model: Model, totals: Totals) -> VisionAtten
         **variants,
         no_cls_entropy=None if has_cls else "This vision tower has no [cls], so that no query of it has an entropy.",
     )
+
+
+def compute_decomposition(study: Study) -> Section[dict[str, Decomposition | Missing]]:
+    """Eq. 12 and Fig. 1, for the towers in which a model has prompts."""
+    results: dict[str, Decomposition | Missing] = {}
+    towers: dict[str, list[str]] = {}
+    for model in study.tuned:
+        reasons = {"vision": why_no_vision_attention(model.task), "text": why_no_text_attention(model.task)}
+        counts = dict(zip(reasons, model.prompts, strict=True))
+        towers[model.key] = [tower for tower, reason in reasons.items() if counts[tower] and not reason]
+        if not towers[model.key]:
+            reason = next(filter(None, reasons.values()), "There are no prompts that attention could go to.")
+            results[model.key] = Missing(reason)
+    totals = yield from vision_totals(study, [model for model in study.tuned if "vision" in towers[model.key]])
+    for model in study.tuned:
+        of_model = {}
+        for tower in towers[model.key]:
+            if tower == "vision":
+                means = totals[model.key]
+                runs = [{name: means[f"{name}/{number}"] for name in PARTS} for number in range(model.passes)]
+            else:
+                runs = text_parts(study, model)
+                means = {}
+                for run in runs:  # averages over the samples of all runs together
+                    means = merge(means, run)
+            of_model[tower] = _decompose(study, model, tower, means, runs)
+        if of_model:
+            results[model.key] = Decomposition(of_model)
+    return results
+
+
+def text_parts(study: Study, model: Model) -> list[Totals]:
+    """Eq. 12 in the text tower, with classes for samples: of each of the `S` texts that a class has."""
+
+    def observe(tokens: TextTokens, roles: Roles) -> Observe:
+        return observe_parts(roles, jnp.asarray(tokens.eos))
+
+    return [
+        {name: jax.device_get(over_texts(value)) for name, value in seen.items()}
+        for seen in observe_texts(study, model, observe, text_roles(model.task))
+    ]
+
+
+def _decompose(study: Study, model: Model, tower: str, means: Totals, runs: list[Totals]) -> TowerDecomposition:
+    """One tower of a model, of averages over samples, and of each text of a class, or pass over an image."""
+    biases = learned_biases(study, tower)
+    constancies = [constancy(sums, biases) for sums in runs]
+    return TowerDecomposition(
+        count=means["norm_share"].samples,
+        depth=model.depths[tower == "text"],
+        prompt_mass=means["prompt_mass"].average,
+        pooled_mass=means["pooled_mass"].average if "pooled_mass" in means else None,
+        norm_share=means["norm_share"].average,
+        constancy=np.mean([each["constancy"] for each in constancies], axis=0),
+        bias_likeness=np.mean([each["bias_likeness"] for each in constancies], axis=0),
+        bias_cosine={bias: np.mean([each["bias_cosine"][bias] for each in constancies], axis=0) for bias in biases},
+    )
+
+
+def learned_biases(study: Study, tower: str) -> dict[str, np.ndarray]:
+    """The biases `[L, D]` of the models that learned any in this tower, by model.
+
+    Of a bias by kind it is the vector of all tokens but the pooled one, of one by token the mean: what is compared with
+    them is a mean over tokens too.
+    """
+    biases = {}
+    for model in study.tuned:
+        bias = getattr(model.task.method.adapt(model.learnables), f"{tower}_bias")
+        if bias is not None:
+            values = np.asarray(bias)
+            if values.ndim == 3:
+                values = values[:, 1] if values.shape[1] == 2 else values.mean(1)
+            biases[model.key] = values
+    return biases
+
+
+def constancy(totals: Mapping[str, Moments], bias: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """How much of a bias the prompt part is, per layer, without the share that chance adds.
+
+    A mean of few samples is longer than the true one: `n` samples of pure noise have a mean whose square is `1/n` of
+    theirs. So squares of means are estimated from products of two different samples, which chance does not lengthen.
+    For a token `j` that counts in `n_j` samples `x_ij` with mean `x̄_j`,
+
+        |μ_j|² ≈ |x̄_j|² − Σ_i |x_ij − x̄_j|² / (n_j (n_j − 1)),
+
+    and for one vector for all tokens, from each sample's sum `u_i` over its `m_i` tokens, because tokens of one sample
+    vary together,
+
+        |v|² ≈ (|Σ_i u_i|² − Σ_i |u_i|²) / ((Σ_i m_i)² − Σ_i m_i²).
+
+    Both are divided by the mean square of the part. An estimate can fall a little below 0, and the second a little
+    above the first. `totals` are what `observe_parts` saw, `bias` has learned biases `[L, D]` of that tower by name.
+
+    Returns:
+      - `constancy [L]`: the share of its mean square that its mean over samples, token by token, explains, over the
+        tokens that count in two samples or more; NaN without any;
+      - `bias_likeness [L]`: the share that one vector for all tokens explains; NaN below two samples;
+      - `bias_cosine {name: [L]}`: the cosine between this vector and a learned bias.
+    """
+    part = totals["part"]
+    count = np.asarray(part.count, np.float64)
+    mean = np.asarray(part.mean, np.float64)
+    length = np.square(mean).sum(-1)
+    spread = np.asarray(part.squares, np.float64).sum(-1)
+    square = count * length + spread  # `Σ_i |x_ij|²` of each token
+    repeated = count > 1
+    of_mean = np.where(repeated, count * length - spread / np.maximum(count - 1, 1), 0).sum(-1)
+    tiny = np.finfo(np.float64).tiny
+    of_repeated = np.maximum((repeated * square).sum(-1), tiny)
+    vector = (count[..., None] * mean).sum(1) / np.maximum(count.sum(1), 1)[:, None]
+    pairs = _product_of_two(totals["tokens"])
+    one_vector = _product_of_two(totals["total"]) / np.where(pairs > 0, pairs, np.nan)
+    return {
+        "constancy": of_mean / np.where(repeated.any(-1), of_repeated, np.nan),
+        "bias_likeness": one_vector * count.sum(-1) / np.maximum(square.sum(-1), tiny),
+        "bias_cosine": {name: _cosine(vector, np.asarray(value, np.float64)) for name, value in bias.items()},
+    }
+
+
+def _product_of_two(sums: Moments) -> np.ndarray:
+    """`|Σ_i x_i|² − Σ_i |x_i|²` of samples `x [L, …]`, which is the sum over pairs of different ones: `[L]`."""
+    count = np.asarray(sums.count, np.float64)
+    squares = [np.square(np.asarray(sums.mean, np.float64)), np.asarray(sums.squares, np.float64)]
+    length, spread = (x.reshape(len(x), -1).sum(-1) for x in squares)
+    return count * (count - 1) * length - spread
+
+
+def _cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    scale = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+    return (a * b).sum(-1) / np.maximum(scale, np.finfo(np.float64).tiny)

@@ -41,7 +41,7 @@ from clipbias.errors import ClipbiasError
 from clipbias.explain.model import Model, by_pass, of_texts, sum_over_texts
 from clipbias.explain.results import EquivalentBias
 from clipbias.explain.statistics import Moments, Totals, merge
-from clipbias.explain.study import Batch, Section, Step, Study, SumRequest
+from clipbias.explain.study import Batch, Request, Section, Step, Study
 from clipbias.tuning import Classifier, Learnables, Task, make_method
 from clipbias.tuning.adapter import Adapter, make_adapter, start_seed
 from clipbias.tuning.method import crops_of
@@ -149,8 +149,10 @@ def _sum_text_changes(
 def text_moments(task: Task, params: Params, learnables: Learnables, initial: Learnables) -> BlockSums:
     """Of all the task's texts: "text/token" (`count [L, N]`, `N` the longest text) and "text/pooled".
 
-    `initial` are the learnables before training.
+    Nothing where the text tower is as it was, or texts depend on images. `initial` are the learnables before training.
     """
+    if "text" not in changed_towers(task, learnables) or task.method.conditional:
+        return {}
     reference = reference_adaptation(task, initial)
     count = len(task.tokens.ids)
 
@@ -293,9 +295,7 @@ def measure_equivalent_bias(
             f"{type(task.method).__name__} learns of crops of each image, which are not made here, so its equivalent "
             "bias is not measured."
         )
-    sums: BlockSums = {}
-    if "text" in changed_towers(task, learnables) and not task.method.conditional:
-        sums = text_moments(task, params, learnables, initial)
+    sums = text_moments(task, params, learnables, initial)
     if not needs_images(task, learnables):
         return equivalent_biases(sums), 0
     images = 0
@@ -321,15 +321,13 @@ def missing(study: Study, model: Model) -> str | None:
 def measure_equivalent_biases(study: Study, models: Sequence[Model]) -> Section[dict[str, dict[str, EquivalentBias]]]:
     """By model of a study and by tower the equivalent bias, on the study's training images."""
     totals: dict[str, Totals] = {}
-    requests: dict[str, SumRequest] = {}
+    requests: dict[str, Request] = {}
     for model in models:
         task = model.task
-        totals[model.key] = {}
-        if "text" in changed_towers(task, model.learnables) and not task.method.conditional:
-            learnables = study.learnables[model.key]
-            totals[model.key] = text_moments(task, study.params, learnables, task.init(model.seed))
+        learnables = study.learnables[model.key]
+        totals[model.key] = text_moments(task, study.params, learnables, task.init(model.seed))
         if needs_images(task, model.learnables):
-            requests[model.key] = SumRequest(
+            requests[model.key] = Request(
                 f"equivalent-bias-{model.key}",
                 f"{model.label}: equivalent bias",
                 study.training_images,

@@ -197,15 +197,6 @@ def text_pair(
     return RunPair(runs[0], runs[1], slots, kinds, tokens.ids.shape[1], config.text)
 
 
-@struct.dataclass
-class Features:
-    """Features as a tower makes them, not normalised: of both runs `[B, d]`, and of the streams `[K, B, d]`."""
-
-    reference: jax.Array
-    tuned: jax.Array
-    streams: jax.Array
-
-
 @with_precision
 def mix_images(
     params: Params,
@@ -217,15 +208,17 @@ def mix_images(
     donors: jax.Array | None = None,
     *,
     dtype: str = "float32",
-) -> Features:
+) -> jax.Array:
     """Image features of both runs and of streams, advanced side by side through one scan over layers.
+
+    Returns `[2 + K, B, d]`, not normalised: of the reference, of the tuned run, of the streams.
 
     Args:
       params: the frozen weights.
       config: geometry.
       images: `[B, R, R, 3]`, normalised.
       tuned: what the method adds; its prompts are the slots.
-      streams: `K` of them, in any order.
+      streams: `K` of them, at least one, in any order.
       means: what is added on average, where a stream has such a level.
       donors: `[d, B, R, R, 3]`: other images, for `Level.OTHER`.
       dtype: compute type by name.
@@ -252,7 +245,7 @@ def mix_texts(
     means: Mapping[Level, Added] | None = None,
     *,
     dtype: str = "float32",
-) -> Features:
+) -> jax.Array:
     """`mix_images` for texts `[C, N]`: `reference` has the context that training started from, nothing replaced."""
     pair = text_pair(params, config, tokens, tuned, reference, dtype)
 
@@ -277,7 +270,7 @@ def _mix(
     read: Callable[[jax.Array, Run], jax.Array],
     means: Mapping[Level, Added],
     others: RunPair | None,
-) -> Features:
+) -> jax.Array:
     batch = len(pair.reference.tokens)
     # Streams with the same attention lie side by side, so that each A is applied to their values at once.
     order = sorted(range(len(streams)), key=lambda place: streams[place].attention is Run.TUNED)
@@ -292,7 +285,6 @@ def _mix(
     start |= {(level, 0): pair.spread(mean.start, level) for level, mean in means.items()}
     if others is not None:
         start |= by_draw(others.start)
-    first = [pair.reference.tokens + start[stream.level, stream.draw] for stream in sorted_streams]
 
     def step(carry: _Tokens, scanned: Any) -> tuple[_Tokens, None]:
         frozen, changed, by_level = scanned
@@ -311,23 +303,20 @@ def _mix(
             slots |= by_draw(parts.slots)
             blocks |= {} if beyond is None else by_draw(beyond)
         parts_of = {Run.REFERENCE: of_reference, Run.TUNED: of_tuned}
-        x = carry.streams
-        if streams:
-            hooks = _given(
-                [parts_of[run].attention for run, count in zip(Run, counts, strict=True) if count],
-                [count for count in counts if count],
-                [parts_of[stream.mass].mass for stream in sorted_streams],
-                [slots[stream.level, stream.draw] for stream in sorted_streams],
-                [blocks.get((stream.level, stream.draw)) for stream in sorted_streams],
-            )
-            x = run_block(x, frozen, pair.config, hooks)
-        return _Tokens(reference, tuned, of_others, x), None
+        hooks = _given(
+            [parts_of[run].attention for run, count in zip(Run, counts, strict=True) if count],
+            [count for count in counts if count],
+            [parts_of[stream.mass].mass for stream in sorted_streams],
+            [slots[stream.level, stream.draw] for stream in sorted_streams],
+            [blocks.get((stream.level, stream.draw)) for stream in sorted_streams],
+        )
+        return _Tokens(reference, tuned, of_others, run_block(carry.streams, frozen, pair.config, hooks)), None
 
     tokens = _Tokens(
         reference=pair.reference.tokens,
         tuned=pair.tuned.tokens,
         others=None if others is None else others.tuned.tokens,
-        streams=jnp.stack(first) if first else jnp.zeros((0, *pair.reference.tokens.shape)),
+        streams=jnp.stack([pair.reference.tokens + start[stream.level, stream.draw] for stream in sorted_streams]),
     )
     by_level = {level: (mean.slots, mean.blocks) for level, mean in means.items()}
     tokens, _ = jax.lax.scan(step, tokens, (pair.reference.layers, pair.tuned.layers, by_level))
@@ -337,11 +326,7 @@ def _mix(
         read(tower.take_rows(tokens.streams[order.index(place)], pooled), stream.mass)
         for place, stream in enumerate(streams)
     ]
-    return Features(
-        reference=reference,
-        tuned=read(tower.take_rows(tokens.tuned, pooled), Run.TUNED),
-        streams=jnp.stack(features) if features else jnp.zeros((0, *reference.shape), reference.dtype),
-    )
+    return jnp.stack([reference, read(tower.take_rows(tokens.tuned, pooled), Run.TUNED), *features])
 
 
 def _given(

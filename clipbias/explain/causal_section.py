@@ -28,7 +28,6 @@ from clipbias.explain.bias import reference_adaptation
 from clipbias.explain.causal import (
     Added,
     Corner,
-    Features,
     Level,
     Stream,
     added_to_images,
@@ -48,7 +47,7 @@ from clipbias.explain.results import (
     same_but_for_seed,
 )
 from clipbias.explain.statistics import Moments
-from clipbias.explain.study import Batch, RowRequest, Section, Step, Study, SumRequest, spread
+from clipbias.explain.study import Batch, Request, Section, Step, Study, spread
 from clipbias.explain.uncertainty import Estimate, cross, estimate, resample, shares
 from clipbias.training.calibration import COLDEST, fit_temperatures, log_likelihoods
 from clipbias.tuning import Learnables
@@ -67,45 +66,26 @@ _TEXT_LEVELS = [Stream.at(Level.NOTHING), Stream.at(Level.KIND)]
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """Mean outcomes of `K` ways to classify the same images."""
+    """Mean outcomes of `K` ways to classify the same images, of one model or of several that differ in their seed."""
 
     mean: np.ndarray  # `[K]`
-    draws: np.ndarray  # `[RESAMPLES, K]`, the same over resamples of the images
+    draws: np.ndarray  # `[RESAMPLES, K]`, the same over resamples
 
     def contrast(self, matrix: np.ndarray) -> "Sample":
         """Linear combinations `matrix [K, Q]` of them."""
         return Sample(self.mean @ matrix, self.draws @ matrix)
 
 
-@dataclasses.dataclass(frozen=True)
-class Measured:
-    """Outcomes of one model, or of several that differ in their seed alone."""
-
-    samples: Mapping[str, Sample]  # "accuracy" in points, "log_likelihood" in nats
-    values: Mapping[str, np.ndarray]  # the same of every image, `[n, K]`, a mean over the models
-    images: int  # how many
-
-    def outcomes(self, images: np.ndarray) -> ImageOutcomes:
-        """Those of every image, `[n, K]`, by the images' numbers in the split."""
-        return ImageOutcomes(
-            images=images,
-            correct=(self.values["accuracy"] > 0).astype(np.uint8),
-            log_likelihood=self.values["log_likelihood"].astype(np.float32),
-        )
-
-
-def measure(logits: np.ndarray, labels: np.ndarray, *, seed: int = 0) -> Measured:
-    """Accuracy and log-likelihood under logits `[n, K, C]` of `K` ways to classify `n` images.
-
-    `seed` draws the resamples and the halves for temperatures.
-    """
+def outcomes(logits: np.ndarray, labels: np.ndarray, *, seed: int = 0) -> ByOutcome[np.ndarray]:
+    """Of every image `[n, K]` under logits `[n, K, C]`; `seed` draws the halves for temperatures."""
     labels = np.asarray(labels)
-    values = {
-        "accuracy": 100.0 * (np.asarray(logits).argmax(-1) == labels[:, None]),
-        "log_likelihood": at_fitted_temperature(logits, labels, seed=seed)[0],
-    }
-    samples = {name: Sample(rows.mean(0), resample(rows, seed=seed)) for name, rows in values.items()}
-    return Measured(samples, values, len(labels))
+    right = 100.0 * (np.asarray(logits).argmax(-1) == labels[:, None])
+    return ByOutcome(right, at_fitted_temperature(logits, labels, seed=seed)[0])
+
+
+def sample(values: ByOutcome[np.ndarray], *, seed: int = 0) -> ByOutcome[Sample]:
+    """Means of what `outcomes` returns; `seed` draws the resamples."""
+    return ByOutcome(*(Sample(rows.mean(0), resample(rows, seed=seed)) for _, rows in values.items()))
 
 
 def halves(labels: np.ndarray, *, seed: int = 0) -> np.ndarray:
@@ -133,18 +113,14 @@ def at_fitted_temperature(logits: np.ndarray, labels: np.ndarray, *, seed: int =
     return log_likelihoods(logits, labels, log_scales[:, :, None])[:, :, 0, 0], temperatures
 
 
-def over_seeds(measured: Sequence[Measured], *, seed: int = 0) -> Measured:
+def over_seeds(measured: Sequence[ByOutcome[Sample]], *, seed: int = 0) -> ByOutcome[Sample]:
     """Models that differ in their seed alone, on the same images: both are resampled, crossed."""
-    if len({each.images for each in measured}) > 1:
-        raise ValueError("models that are crossed with images were measured on the same images")
-    samples = {}
-    for name in measured[0].samples:
-        of_seeds = [each.samples[name] for each in measured]
-        means = [sample.mean for sample in of_seeds]
-        draws = cross(means, [sample.draws for sample in of_seeds], seed=seed)
-        samples[name] = Sample(np.mean(means, axis=0), draws)
-    values = {name: np.mean([each.values[name] for each in measured], axis=0) for name in measured[0].values}
-    return Measured(samples, values, measured[0].images)
+
+    def crossed(samples: Sequence[Sample]) -> Sample:
+        means = [sample.mean for sample in samples]
+        return Sample(np.mean(means, axis=0), cross(means, [sample.draws for sample in samples], seed=seed))
+
+    return ByOutcome(crossed([each.accuracy for each in measured]), crossed([each.log_likelihood for each in measured]))
 
 
 class Way(enum.Enum):
@@ -192,16 +168,21 @@ def compute_causal(study: Study) -> Section[CausalTests]:
         else:
             ways[model.key], step = _mixed_runs(study, model, inputs[model.key])
         title = f"{model.label}: causal test"
-        requests[model.key] = RowRequest(f"causal-{model.key}", title, study.images, step, crops=model.crops)
+        requests[model.key] = Request(f"causal-{model.key}", title, study.images, step, crops=model.crops)
     rows = yield list(requests.values())
     tests: dict[str, CausalTest] = {}
-    measured: dict[str, Measured] = {}
+    measured: dict[str, ByOutcome[Sample]] = {}
     for model in study.tuned:
         of_model = rows[requests[model.key].name]
-        measured[model.key] = measure(of_model["logits"], study.split.labels[of_model["images"]])
+        values = outcomes(of_model["logits"], study.split.labels[of_model["images"]])
+        measured[model.key] = sample(values)
         tests[model.key] = CausalTest(
             ways=tuple(way.value for way in ways[model.key]),
-            outcomes=measured[model.key].outcomes(of_model["images"]),
+            outcomes=ImageOutcomes(
+                images=of_model["images"],
+                correct=(values.accuracy > 0).astype(np.uint8),
+                log_likelihood=values.log_likelihood.astype(np.float32),
+            ),
             why=reasons[model.key],
             why_no_levels={
                 tower: reason
@@ -247,7 +228,7 @@ def measure_levels(study: Study, models: Sequence[Model]) -> Section[dict[str, L
     if means:
         few = study.training_images[spread(len(study.training_images), _DONORS)]
         title = "training images to compare with"
-        donor_request = RowRequest(
+        donor_request = Request(
             "causal-donors", title, few, lambda batch: {"pixels": batch["images"]}, split=study.training
         )
         results = yield [*means.values(), donor_request]
@@ -273,7 +254,7 @@ def measure_levels(study: Study, models: Sequence[Model]) -> Section[dict[str, L
     return inputs
 
 
-def _mean_request(study: Study, model: Model) -> SumRequest:
+def _mean_request(study: Study, model: Model) -> Request:
     learnables = study.learnables[model.key]
 
     def step(batch: Batch) -> dict[str, Any]:
@@ -287,7 +268,7 @@ def _mean_request(study: Study, model: Model) -> SumRequest:
         }
 
     title = f"{model.label}: what it adds on average"
-    return SumRequest(f"causal-means-{model.key}", title, study.training_images, step, split=study.training)
+    return Request(f"causal-means-{model.key}", title, study.training_images, step, split=study.training)
 
 
 def _two_models(study: Study, model: Model) -> Step:
@@ -330,14 +311,13 @@ def _mixed_runs(study: Study, model: Model, levels: LevelInputs) -> tuple[list[W
         passes = []
         for number, adaptation in enumerate(by_pass(tuned)):
             means = levels.image[number] if levels.image else {}
-            mixed = mix_images(params, config, images, adaptation, image_streams, means, donors, dtype=dtype)
-            passes.append(_together(mixed))
+            passes.append(mix_images(params, config, images, adaptation, image_streams, means, donors, dtype=dtype))
         return passes[0] if len(passes) == 1 else jnp.stack(passes, axis=2)
 
     @jax.jit
     def mix(params: Params, runs: tuple[Adaptation, Adaptation], tokens: TextTokens, rows: jax.Array) -> jax.Array:
         tuned, reference = (of_texts(adaptation, rows, len(task.texts)) for adaptation in runs)
-        return _together(mix_texts(params, config, tokens, tuned, reference, text_streams, text_means, dtype=dtype))
+        return mix_texts(params, config, tokens, tuned, reference, text_streams, text_means, dtype=dtype)
 
     def all_texts(params: Params, runs: tuple[Adaptation, Adaptation]) -> jax.Array:
         """`[S, T · C, d]` of both runs and the streams, one of the `T` texts of every class after another."""
@@ -391,13 +371,8 @@ def _mixed_runs(study: Study, model: Model, levels: LevelInputs) -> tuple[list[W
     return [way for way, _, _ in places], lambda batch: step(study.params, learnables, runs, texts, levels, batch)
 
 
-def _together(mixed: Features) -> jax.Array:
-    """Features `[2 + S, B, d]`: of the reference, of the tuned run, of the streams."""
-    return jnp.concatenate([mixed.reference[None], mixed.tuned[None], mixed.streams])
-
-
 def _places(towers: Sequence[str], image_levels: bool, text_levels: bool) -> list[tuple[Way, int, int]]:
-    """By way the places of its image and of its text features in `_together`."""
+    """By way the places of its image and of its text features in what `mix_images` and `mix_texts` return."""
     reference, tuned, attention, tokens, first_level = range(5)
     places = [
         (Way.REFERENCE, reference, reference),
@@ -415,7 +390,7 @@ def _places(towers: Sequence[str], image_levels: bool, text_levels: bool) -> lis
     return places
 
 
-def summarize(measured: Measured, ways: Sequence[str]) -> ByOutcome[CausalNumbers]:
+def summarize(measured: ByOutcome[Sample], ways: Sequence[str]) -> ByOutcome[CausalNumbers]:
     """What the gain is made of, by outcome, of outcomes under `ways`, names of `Way`; equal names are averaged."""
     unit = np.eye(len(ways))
     mean = {Way(name): np.mean([unit[k] for k, each in enumerate(ways) if each == name], axis=0) for name in ways}
@@ -438,14 +413,14 @@ def summarize(measured: Measured, ways: Sequence[str]) -> ByOutcome[CausalNumber
         levels["text"] = {"all": mean.get(Way.TEXT, tuned) - nothing, "kind": mean[Way.TEXT_KIND] - nothing}
     of_gain |= {tokens: weights["all"] for tokens, weights in levels.items()}
 
-    def of_outcome(sample: Sample) -> CausalNumbers:
-        numbers = _differences(sample, of_gain, of="gain")
+    def of_outcome(of_ways: Sample) -> CausalNumbers:
+        numbers = _differences(of_ways, of_gain, of="gain")
         added: dict[str, Levels | None] = dict.fromkeys(("image", "text"))
         for tokens, weights in levels.items():
             parts: dict[str, Any] = dict.fromkeys(("position", "other", "exchange"))
-            parts |= _differences(sample, weights, of="all")
+            parts |= _differences(of_ways, weights, of="all")
             added[tokens] = Levels(**{**parts, "all": numbers[tokens]})
-        reference = sample.contrast(frozen[:, None])
+        reference = of_ways.contrast(frozen[:, None])
         return CausalNumbers(
             reference=estimate(float(reference.mean[0]), reference.draws[:, 0]),
             gain=numbers["gain"],
@@ -455,13 +430,12 @@ def summarize(measured: Measured, ways: Sequence[str]) -> ByOutcome[CausalNumber
             **added,
         )
 
-    samples = measured.samples
-    return ByOutcome(accuracy=of_outcome(samples["accuracy"]), log_likelihood=of_outcome(samples["log_likelihood"]))
+    return ByOutcome(accuracy=of_outcome(measured.accuracy), log_likelihood=of_outcome(measured.log_likelihood))
 
 
-def _differences(sample: Sample, weights: Mapping[str, np.ndarray], *, of: str) -> dict[str, Estimate]:
+def _differences(of_ways: Sample, weights: Mapping[str, np.ndarray], *, of: str) -> dict[str, Estimate]:
     """Differences by name with their intervals, and their shares of one of them, which has none itself."""
-    contrast = sample.contrast(np.stack(list(weights.values()), axis=1))
+    contrast = of_ways.contrast(np.stack(list(weights.values()), axis=1))
     place = list(weights).index(of)
     numbers = shares(contrast.mean, contrast.draws, contrast.mean[place], contrast.draws[:, place])
     by_name = dict(zip(weights, numbers, strict=True))

@@ -1,13 +1,14 @@
 """Sections of a study that go over a dataset: predictions and relevancy."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from clipbias.clip.params import Params
-from clipbias.explain.attention import index_kinds, kind_sums, prompt_text, text_kinds
+from clipbias.explain.attention import kind_sums
 from clipbias.explain.model import Model, why_no_maps
 from clipbias.explain.relevancy import Relevancy as RelevancyMaps
 from clipbias.explain.relevancy import relevancy
@@ -23,7 +24,8 @@ from clipbias.explain.results import (
     RelevancyText,
 )
 from clipbias.explain.statistics import Moments, Totals, divided_by_sum, merge, rank_correlation, total_variation
-from clipbias.explain.study import Batch, RowRequest, Section, Step, Study, SumRequest
+from clipbias.explain.study import Batch, Request, Section, Step, Study
+from clipbias.explain.words import index_kinds, prompt_text, text_kinds
 from clipbias.sentences import counted
 from clipbias.tuning import Learnables
 from clipbias.tuning.task import Text
@@ -35,7 +37,7 @@ def compute_predictions(study: Study) -> Section[Predictions]:
     An evaluation predicts the whole split. A study whose options limit images predicts only those.
     """
     predicted: dict[str, np.ndarray] = {}
-    requests: dict[str, RowRequest] = {}
+    requests: dict[str, Request] = {}
     for model in study.models:
         known = study.known(model)
         if known is not None and ((known >= 0).all() or study.options.on_image_error == "skip"):
@@ -46,7 +48,7 @@ def compute_predictions(study: Study) -> Section[Predictions]:
             return {"predicted": _largest(study.predictor(model).logits(batch["images"], batch["mask"]))}
 
         title = f"{model.label}: predictions"
-        requests[model.key] = RowRequest(f"predictions-{model.key}", title, study.images, step, crops=model.crops)
+        requests[model.key] = Request(f"predictions-{model.key}", title, study.images, step, crops=model.crops)
     results = yield list(requests.values())
     for key, request in requests.items():
         rows = results[request.name]
@@ -109,8 +111,11 @@ def why_no_relevancy(study: Study, model: Model) -> str:
     return why_no_maps(study.worded.task) or why_no_maps(model.task)
 
 
-def relevancy_totals(study: Study) -> Section[dict[str, Totals]]:
-    """By model both sides' relevancy over images: averages by `{group}/{what}`, of each image `each/{what}`."""
+def relevancy_totals(study: Study) -> Section[dict[str, dict[str, Any]]]:
+    """By model both sides' relevancy: averages by `{group}/{what}`, and of each image `each/{what} [n, …]`.
+
+    An image that was not looked at has NaN.
+    """
     predictions = yield from compute_predictions(study)
     models = [model for model in study.tuned if not why_no_relevancy(study, model)]
     if not models:
@@ -124,11 +129,20 @@ def relevancy_totals(study: Study) -> Section[dict[str, Totals]]:
         images = np.flatnonzero((needed == pattern).all(1))
         name = f"relevancy-{''.join(map(str, pattern.astype(int)))}"
         step = _relevancy_step(study, group, groups)
-        requests.append(SumRequest(name, f"relevancy of {counted(len(group), 'model')}", images, step))
-    sums = yield requests
-    totals: dict[str, Totals] = {model.key: {} for model in models}
-    for of_request in sums.values():
-        totals = {key: merge(before, _below(of_request, f"{key}/")) for key, before in totals.items()}
+        requests.append(Request(name, f"relevancy of {counted(len(group), 'model')}", images, step))
+    results = yield requests
+    totals: dict[str, dict[str, Any]] = {}
+    for model in models:
+        averages: Totals = {}
+        each: dict[str, np.ndarray] = {}
+        for result in results.values():
+            for name, value in _below(result, f"{model.key}/").items():
+                if isinstance(value, Moments):
+                    averages = merge(averages, {name: value})
+                else:
+                    empty = np.full((len(study.split), *value.shape[1:]), np.nan, np.float32)
+                    each.setdefault(name, empty)[result["images"]] = value
+        totals[model.key] = averages | each
     return totals
 
 
@@ -146,8 +160,8 @@ def compute_relevancy(study: Study) -> Section[dict[str, Relevancy | Missing]]:
     return results
 
 
-def _below(totals: Mapping[str, Moments], start: str) -> Totals:
-    return {name.removeprefix(start): moments for name, moments in totals.items() if name.startswith(start)}
+def _below(totals: Mapping[str, Any], start: str) -> dict[str, Any]:
+    return {name.removeprefix(start): value for name, value in totals.items() if name.startswith(start)}
 
 
 def _relevancy_text(model: Model) -> RelevancyText:
@@ -168,13 +182,13 @@ def _relevancy_group(totals: Totals) -> RelevancyGroup | None:
 
 
 def _relevancy_step(study: Study, tuned: Sequence[Model], groups: Mapping[str, np.ndarray]) -> Step:
-    """Averages of every tuned model and of zero-shot for comparison, by `{key}/{group}/{what}`."""
+    """Of every tuned model, and of zero-shot for comparison, averages and rows by `{key}/{group or "each"}/{what}`."""
     patches = study.clip.config.vision.patches
 
     @jax.jit
     def summed(
         maps: dict[str, RelevancyMaps], kinds: dict[str, jax.Array], members: jax.Array, batch: Batch
-    ) -> dict[str, Moments]:
+    ) -> dict[str, Any]:
         values: dict[str, jax.Array] = {}
         among_patches = []
         for side, of_side in maps.items():
@@ -191,10 +205,7 @@ def _relevancy_step(study: Study, tuned: Sequence[Model], groups: Mapping[str, n
         values["order"] = rank_correlation(*among_patches)[:, None]
         values["variation"] = total_variation(*among_patches)[:, None]
         counted = batch["mask"][:, None] & members[batch["numbers"]]
-        each = {
-            f"each/{name}": Moments.each(values[name], batch["numbers"], len(members), batch["mask"])
-            for name in ("text_kinds/zero_shot", "text_kinds/tuned", "variation")
-        }
+        each = {f"each/{name}": values[name] for name in ("text_kinds/zero_shot", "text_kinds/tuned", "variation")}
         return each | {
             f"{group}/{name}": Moments.of(value, counted[:, i])
             for i, group in enumerate(GROUPS)
@@ -208,13 +219,13 @@ def _relevancy_step(study: Study, tuned: Sequence[Model], groups: Mapping[str, n
         kinds.append(study.replicate(by_text.swapaxes(0, 1).reshape(len(model.task.class_names), -1)))
     members = study.replicate({model.key: groups[model.key] for model in tuned})
 
-    def step(batch: Batch) -> dict[str, Moments]:
+    def step(batch: Batch) -> dict[str, Any]:
         maps = [relevancy_maps(study, model, batch["images"], batch["labels"]) for model in models]
-        totals: Totals = {}
+        seen: dict[str, Any] = {}
         for model, of_model, kind in zip(tuned, maps[1:], kinds[1:], strict=True):
             sides = {"zero_shot": maps[0], "tuned": of_model}
             sums = summed(sides, {"zero_shot": kinds[0], "tuned": kind}, members[model.key], batch)
-            totals |= {f"{model.key}/{name}": moments for name, moments in sums.items()}
-        return totals
+            seen |= {f"{model.key}/{name}": value for name, value in sums.items()}
+        return seen
 
     return step

@@ -15,7 +15,7 @@ from clipbias.explain.model import Model, why_no_maps
 from clipbias.explain.relevancy import OF_TARGET, REDUCTIONS, MapOptions, explanations
 from clipbias.explain.results import MAPS, Faithfulness, Missing, ModelFaithfulness, PerturbationCurve
 from clipbias.explain.statistics import Moments
-from clipbias.explain.study import Batch, Section, Step, Study, SumRequest, divide, spread
+from clipbias.explain.study import Batch, Request, Section, Step, Study, divide, spread
 from clipbias.training import mesh as meshes
 from clipbias.tuning import Learnables
 from clipbias.tuning.task import Text
@@ -50,18 +50,13 @@ def distinct_rows(gone: np.ndarray, read: np.ndarray) -> tuple[np.ndarray, np.nd
     and their removed patches `[P, M]`, every pair once, ordered by image; and which of them each try of each image is,
     `[K, B]`, 0 for images that do not count.
     """
-    tries, _, patches = gone.shape
-    images = np.flatnonzero(read).astype(np.int32)
+    images = np.flatnonzero(read)
     which = np.zeros(gone.shape[:2], np.int64)
-    if not len(images):
-        return images, np.zeros((0, patches), bool), which
-    of_image = np.broadcast_to(images.astype(">i4"), (tries, len(images)))
-    marks = np.ascontiguousarray(of_image[..., None]).view(np.uint8)
-    rows = np.concatenate([marks, np.packbits(gone[:, images], axis=-1)], axis=-1)
+    numbers = np.broadcast_to(images[:, None], (len(gone), len(images), 1))
+    rows = np.concatenate([numbers, gone[:, images]], axis=-1, dtype=np.int32)
     different, inverse = np.unique(rows.reshape(-1, rows.shape[-1]), axis=0, return_inverse=True)
-    which[:, images] = inverse.reshape(tries, len(images))
-    numbers = np.ascontiguousarray(different[:, :4]).view(">i4")[:, 0].astype(np.int32)
-    return numbers, np.unpackbits(different[:, 4:], axis=-1, count=patches).astype(bool), which
+    which[:, images] = inverse.reshape(len(gone), len(images))
+    return different[:, 0], different[:, 1:].astype(bool), which
 
 
 def area_under_curve(fractions: Sequence[float], accuracy: np.ndarray) -> float:
@@ -80,7 +75,7 @@ def compute_faithfulness(study: Study) -> Section[Faithfulness]:
     models, left_out = divide(study.models, why_no_maps)
     results: dict[str, ModelFaithfulness | Missing] = {**left_out}
     requests = {
-        model.key: SumRequest(
+        model.key: Request(
             f"faithfulness-{model.key}", f"{model.label}: faithfulness", indices, _perturbation_step(study, model)
         )
         for model in models

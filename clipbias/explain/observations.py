@@ -13,7 +13,7 @@ images are those that zero-shot gets wrong and the tuned model right.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -33,8 +33,8 @@ from clipbias.explain.results import (
     Where,
     same_but_for_seed,
 )
-from clipbias.explain.statistics import Moments, total_variation
-from clipbias.explain.study import Batch, Section, Study, SumRequest, divide
+from clipbias.explain.statistics import total_variation
+from clipbias.explain.study import Batch, Request, Section, Study, divide
 from clipbias.explain.uncertainty import Estimate, cross, draw_counts, estimate, excludes, weigh
 from clipbias.explain.verdict import QUARTER
 from clipbias.explain.wording import in_points
@@ -66,48 +66,53 @@ def compute_observations(study: Study) -> Section[Observations]:
     vision = yield from vision_totals(study, seen)
     maps = yield from _cls_variations(study)
     models = {}
+
+    def of_images(result: Mapping[str, Any], name: str) -> np.ndarray | None:
+        """Rows of images by their numbers in the split, float32; NaN where there is none."""
+        if name not in result:
+            return None
+        rows = np.full((len(study.split), *result[name].shape[1:]), np.nan, np.float32)
+        rows[result["images"]] = result[name]
+        return rows
+
     for model in study.models:
         of_relevancy = relevancy.get(model.key)
         of_vision = vision.get(model.key, {})
         among_inputs = "attention/without_prompt" if model.prompts[0] else "attention/clip"
         text_relevancy = None
         if of_relevancy:
-            sides = [of_relevancy[f"each/text_kinds/{side}"].values for side in ("zero_shot", "tuned")]
+            sides = [of_relevancy[f"each/text_kinds/{side}"] for side in ("zero_shot", "tuned")]
             text_relevancy = np.stack(sides, axis=1)
-        nearness = of_vision.get("rank_correlation/layers")
+        nearness = of_images(of_vision, "rank_correlation/layers")
         eos_attention = None
         if not why_no_text_attention(model.task):  # of zero-shot with the text that figures show it with
             texts = eos_shares(study, study.worded if model is study.zero_shot else model)
             eos_attention = np.mean([shares.mean((0, 2)) for shares in texts], axis=0)
         models[model.key] = ObservedModel(
             text_relevancy=text_relevancy,
-            patch_variation=of_relevancy["each/variation"].values[:, 0] if of_relevancy else None,
+            patch_variation=of_relevancy["each/variation"][:, 0] if of_relevancy else None,
             eos_attention=eos_attention,
-            distance=of_vision[f"{among_inputs}/distance/layers"].values if of_vision else None,
-            entropy=of_vision[f"{among_inputs}/entropy/layers"].values if of_vision else None,
-            nearness=nearness.values.mean(1) if nearness is not None else None,
-            cls_variation=maps[model.key].values if model.key in maps else None,
+            distance=of_images(of_vision, f"{among_inputs}/distance/layers"),
+            entropy=of_images(of_vision, f"{among_inputs}/entropy/layers"),
+            nearness=nearness.mean(1) if nearness is not None else None,
+            cls_variation=of_images(maps, f"{model.key}/variation"),
         )
     return Observations(models=models, rows=())
 
 
-def _cls_variations(study: Study) -> Section[Mapping[str, Moments]]:
-    """How much of each image's attention of `[cls]` lies on other patches than zero-shot's, by model."""
+def _cls_variations(study: Study) -> Section[Mapping[str, np.ndarray]]:
+    """By model how much of each image's attention of `[cls]` lies on other patches than zero-shot's."""
     models, _ = divide(study.tuned, why_no_similarity)
     if not models:
         return {}
     patches = study.clip.config.vision.patches
     compare = jax.jit(lambda x, y: total_variation(x[..., :patches], y[..., :patches]).mean(-1))  # over layers
 
-    def step(batch: Batch) -> dict[str, Moments]:
+    def step(batch: Batch) -> dict[str, jax.Array]:
         plain, *tuned = (layer_maps(study, model, batch["images"])["attention"] for model in (study.zero_shot, *models))
-        variations = {model.key: compare(plain, maps) for model, maps in zip(models, tuned, strict=True)}
-        return {
-            key: Moments.each(value, batch["numbers"], len(study.split), batch["mask"])
-            for key, value in variations.items()
-        }
+        return {f"{model.key}/variation": compare(plain, maps) for model, maps in zip(models, tuned, strict=True)}
 
-    request = SumRequest("cls-variation", "attention of [cls]", study.images, step)
+    request = Request("cls-variation", "attention of [cls]", study.images, step)
     results = yield [request]
     return results[request.name]
 

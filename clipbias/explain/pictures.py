@@ -7,7 +7,7 @@ from jax.typing import ArrayLike
 from PIL import Image
 
 from clipbias.data import Split
-from clipbias.explain.attention import layer_maps, text_kinds, to_image, token_labels, vision_totals
+from clipbias.explain.attention import layer_maps, to_image, vision_totals
 from clipbias.explain.dataset_sections import compute_predictions, corrected, relevancy_maps
 from clipbias.explain.model import Model, why_no_maps, why_no_similarity
 from clipbias.explain.relevancy import Relevancy
@@ -23,7 +23,8 @@ from clipbias.explain.results import (
     Similarity,
     SimilarityMaps,
 )
-from clipbias.explain.study import Batch, RowRequest, Section, Study, divide
+from clipbias.explain.study import Batch, Request, Section, Study, divide
+from clipbias.explain.words import text_kinds, token_labels
 
 EXAMPLES = 4
 ROTATIONS = (0, 90, 180, 270)  # degrees counter-clockwise, of Fig. 6
@@ -230,23 +231,23 @@ def _pairs(study: Study, images: np.ndarray, classes: np.ndarray) -> Split:
     )
 
 
-def _relevancy_of_pairs(study: Study, model: Model, pairs: Split) -> RowRequest:
+def _relevancy_of_pairs(study: Study, model: Model, pairs: Split) -> Request:
     def step(batch: Batch) -> dict[str, jax.Array]:
         maps = relevancy_maps(study, model, batch["images"], batch["labels"])
         return {"vision": maps.vision, "text": maps.text}
 
     title = f"{model.label}: relevancy to explore"
-    return RowRequest(f"explore-relevancy-{model.key}", title, np.arange(len(pairs)), step, split=pairs)
+    return Request(f"explore-relevancy-{model.key}", title, np.arange(len(pairs)), step, split=pairs)
 
 
-def _layers_of_images(study: Study, model: Model, images: np.ndarray) -> RowRequest:
+def _layers_of_images(study: Study, model: Model, images: np.ndarray) -> Request:
     """By layer the attention of `[cls]` and distances to prompts; and the true class's margin and log-likelihood."""
 
     def step(batch: Batch) -> dict[str, jax.Array]:
         logits = study.predictor(model).logits(batch["images"])
         return layer_maps(study, model, batch["images"]) | _margin_and_log_likelihood(logits, batch["labels"])
 
-    return RowRequest(f"explore-layers-{model.key}", f"{model.label}: attention to explore", images, step)
+    return Request(f"explore-layers-{model.key}", f"{model.label}: attention to explore", images, step)
 
 
 def _pack(

@@ -138,12 +138,6 @@ class _Tower:
         tokens, saved = jax.lax.scan(step, self.inputs.tokens, jnp.arange(self.whole_blocks))
         return saved, tokens
 
-    def saved_at(self, saved: Saved | jax.Array, index: jax.Array) -> Saved:
-        """What block `index` is differentiated by, computed again where `forward` did not keep it."""
-        if isinstance(saved, dict):
-            return jax.tree.map(lambda leaf: leaf[index], saved)
-        return self.block(saved[index], index)[1]
-
     def backward(
         self, saved: Saved, index: jax.Array
     ) -> tuple[Callable[[jax.Array], tuple[jax.Array, jax.Array]], jax.Array]:
@@ -366,7 +360,11 @@ def reduce_backward(
     }
 
     def step(carry: tuple[jax.Array, States], index: jax.Array) -> tuple[tuple[jax.Array, States], None]:
-        pull, probabilities = observed.backward(observed.saved_at(tower_pass.saved, index), index)
+        if isinstance(tower_pass.saved, dict):
+            saved = jax.tree.map(lambda leaf: leaf[index], tower_pass.saved)
+        else:  # computed again where the forward pass did not keep it
+            saved = observed.block(tower_pass.saved[index], index)[1]
+        pull, probabilities = observed.backward(saved, index)
 
         def step_target(gradient: jax.Array, states: States) -> tuple[jax.Array, States]:
             gradient, attention_gradient = pull(gradient)

@@ -41,7 +41,7 @@ from clipbias.explain.results import (
     present,
     same_but_for_seed,
 )
-from clipbias.explain.study import Batch, RowRequest, Section, Study
+from clipbias.explain.study import Batch, Request, Section, Study
 from clipbias.explain.uncertainty import Estimate, cross, estimate, excludes, resample, share
 from clipbias.sentences import counted
 from clipbias.training.context import SweepContext, make_context
@@ -74,49 +74,42 @@ ROUNDING = 1e-5
 _HALF_IMAGE = 0.5
 
 
-@dataclasses.dataclass(frozen=True)
-class Outputs:
-    """What a model makes of `n` images: logits `[n, C]`, and image features of unit length `[n, d]`, if computed."""
+def cosines(features: np.ndarray) -> np.ndarray:
+    """Cosines `[n, K]` between what the teacher and what each model changes of unit-length features `[n, K, d]`.
 
-    logits: np.ndarray
-    features: np.ndarray | None = None
-
-
-def cosines(frozen: np.ndarray, teacher: np.ndarray, student: np.ndarray) -> np.ndarray:
-    """Cosines `[n]` between what teacher and student change of unit-length features `[n, d]`.
-
-    NaN where one of the two changes them by no more than rounding.
+    The frozen model comes first, the teacher second. NaN where one of the two changes them by no more than rounding.
     """
-    changes = [np.asarray(each, np.float64) - np.asarray(frozen, np.float64) for each in (teacher, student)]
-    norms = [np.linalg.norm(each, axis=-1) for each in changes]
-    moved = (norms[0] > ROUNDING) & (norms[1] > ROUNDING)
-    return np.where(moved, (changes[0] * changes[1]).sum(-1) / np.where(moved, norms[0] * norms[1], 1.0), np.nan)
+    features = np.asarray(features, np.float64)
+    changes = features - features[:, :1]
+    norms = np.linalg.norm(changes, axis=-1)
+    moved = (norms > ROUNDING) & (norms[:, 1:2] > ROUNDING)
+    products = (changes[:, 1:2] * changes).sum(-1)
+    return np.where(moved, products / np.where(moved, norms[:, 1:2] * norms, 1.0), np.nan)
 
 
 def by_image(
-    frozen: Outputs,
-    teacher: Outputs,
-    outputs: Sequence[Outputs],
     students: Sequence[Student],
+    logits: np.ndarray,
+    features: np.ndarray | None = None,
     labels: np.ndarray | None = None,
 ) -> ImageComparisons:
-    """The teacher and its students on each image; `outputs` are those of `students`, `labels` are `[n]`."""
-    every = (frozen, teacher, *outputs)
-    logits = np.stack([each.logits for each in every], axis=1)
+    """Frozen model, teacher, then `students` on each image.
+
+    Of their logits `[n, K, C]`, image features of unit length `[n, K, d]`, if computed, and labels `[n]`.
+    """
     decisions = logits.argmax(-1)
-
-    def cosines_of(student: Outputs) -> np.ndarray:
-        if frozen.features is None or teacher.features is None or student.features is None:
-            return np.full(len(student.logits), np.nan)
-        return cosines(frozen.features, teacher.features, student.features)
-
+    correct = log_likelihood = None
+    if labels is not None:
+        correct = (decisions == labels[:, None]).astype(np.uint8)
+        log_likelihood = at_fitted_temperature(logits, labels)[0].astype(np.float32)
+    of_features = np.full(decisions.shape, np.nan) if features is None else cosines(features)
     return ImageComparisons(
         students=tuple(students),
         decisions=decisions.astype(np.uint16),
-        divergences=np.stack([divergences(teacher.logits, each.logits) for each in every], 1).astype(np.float32),
-        cosines=np.stack([cosines_of(each) for each in every], 1).astype(np.float32),
-        correct=None if labels is None else (decisions == labels[:, None]).astype(np.uint8),
-        log_likelihood=None if labels is None else at_fitted_temperature(logits, labels)[0].astype(np.float32),
+        divergences=divergences(logits[:, 1:2], logits).astype(np.float32),
+        cosines=of_features.astype(np.float32),
+        correct=correct,
+        log_likelihood=log_likelihood,
     )
 
 
@@ -367,8 +360,6 @@ def compute_replacement(study: Study) -> Section[ReplacementResults]:
     rows = yield list(requests.values())
     for model in teachers:
         of_model = rows[requests[model.key].name]
-        both = (np.moveaxis(of_model[name], 1, 0) for name in ("logits", "features"))
-        outputs = [Outputs(logits, features) for logits, features in zip(*both, strict=True)]
         students = [student for student, _ in beside[model.key]]
         for kind, form, other in controls(study, model):
             students.append(Student(kind, form, other.label, parameter_count(other.learnables)["total"]))
@@ -378,7 +369,7 @@ def compute_replacement(study: Study) -> Section[ReplacementResults]:
             fitted_images=len(fitted),
             held_back_images=len(held_back),
             images=of_model["images"],
-            by_image=by_image(outputs[0], outputs[1], outputs[2:], students, labels),
+            by_image=by_image(students, of_model["logits"], of_model["features"], labels),
             no_ceiling=no_ceiling(model),
         )
     ordered = {model.key: models[model.key] for model in study.tuned}
@@ -506,7 +497,7 @@ def _means(study: Study, model: Model, towers: Mapping[str, EquivalentBias]) -> 
     return candidates
 
 
-def _classifications(study: Study, model: Model, beside: Sequence[Candidate], fitted: Split) -> RowRequest:
+def _classifications(study: Study, model: Model, beside: Sequence[Candidate], fitted: Split) -> Request:
     """For "logits" `[n, K, C]` and "features" `[n, K, d]`: frozen model, tuned model, `beside`, then its controls.
 
     What is kept of it is named by the images that forms were fitted on, which the study's fingerprint does not cover.
@@ -524,7 +515,7 @@ def _classifications(study: Study, model: Model, beside: Sequence[Candidate], fi
             "features": jnp.stack([features for _, features in outputs], axis=1),
         }
 
-    return RowRequest(
+    return Request(
         f"replacement-{model.key}-{fitted.stored_digest}", f"{model.label}: replacements", study.images, step
     )
 

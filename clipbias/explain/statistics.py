@@ -43,21 +43,6 @@ class Moments:
         mean = values.sum(0) / jnp.maximum(_widen(count, values.ndim - 1), 1)
         return cls(count, mean, (weight * jnp.square(values - mean)).sum(0))
 
-    @classmethod
-    def each(cls, values: jax.Array, numbers: jax.Array, size: int, mask: jax.Array) -> "Moments":
-        """One of `values [B, …]` for each of `size` examples, at its number: what pairs two models' values later."""
-        mask = mask.astype(jnp.float32)
-        weight = _widen(mask, values.ndim)
-        empty = jnp.zeros((size, *values.shape[1:]), jnp.float32)
-        mean = empty.at[numbers].add(jnp.where(weight > 0, values, 0) * weight)
-        return cls(jnp.zeros(size, jnp.float32).at[numbers].add(mask), mean, empty)
-
-    @property
-    def values(self) -> np.ndarray:
-        """What `each` was given, NaN for examples that were not seen; float32 `[size, …]`."""
-        mean = np.asarray(self.mean)
-        return np.where(_widen(np.asarray(self.count), mean.ndim) > 0, mean, np.nan).astype(np.float32)
-
     def merge(self, other: "Moments") -> "Moments":
         """Both together, in float64 on the host."""
         mine, theirs = (jax.tree.map(lambda x: np.asarray(x, np.float64), m) for m in (self, other))

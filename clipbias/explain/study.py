@@ -1,9 +1,9 @@
 """A zero-shot model, tuned ones and a dataset, and one pass over images that serves every section that needs them.
 
-A `Section` is a generator. It yields a `SumRequest` or a `RowRequest` for all that it needs of images, and receives the
-results by name. Its next requests may depend on them: the causal test needs means over images, then runs with these
-means. `Study.run` collects the requests of all sections, and reads each list of images once for all of them. Requests
-of the same name are one request.
+A `Section` is a generator. It yields a `Request` for all that it needs of images, and receives the results by name. Its
+next requests may depend on them: the causal test needs means over images, then runs with these means. `Study.run`
+collects the requests of all sections, and reads each list of images once for all of them. Requests of the same name are
+one request.
 
 Every minute, and whatever ends a pass, each request's state is written to `parts/`. An interrupted study continues from
 there.
@@ -100,14 +100,14 @@ class StudyOptions:
         """Images per step over all devices: `batch_size`, or what is fast here."""
         return self.batch_size or (_BATCH_ON_CPU if jax.default_backend() == "cpu" else _BATCH)
 
-    def what_counts(self) -> dict[str, object]:
-        """The options that results depend on."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if name not in _HOW}
-
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What a section needs of images."""
+    """What a section needs of images.
+
+    Its result has what `step` returns, by name: `Moments` summed over all images; and of arrays `[B, …]` a row for each
+    image that could be read, `[n, …]`. Beside such rows "images" are the numbers of these images.
+    """
 
     name: str  # unique in a study; a file name
     title: str  # for a progress bar
@@ -117,97 +117,65 @@ class Request:
     split: Split | None = None  # the images; `None` takes the study's
     crops: int = 0  # views of each image besides itself; images are then `[B, 1 + crops, R, R, 3]`
 
-    def add(self, state: Any, batch: dict[str, Any], examples: np.ndarray, read: np.ndarray) -> Any:
-        """The state, `{}` at first and never changed, after a `batch` that `step` returned, on the host.
-
-        `examples` are the images of the batch, without what fills it up, and `read` says which could be read.
-        """
-        raise NotImplementedError
-
-    def pack(self, state: Any) -> dict[str, np.ndarray]:
-        """The state as arrays."""
-        raise NotImplementedError
-
-    def unpack(self, arrays: dict[str, np.ndarray]) -> Any:
-        """The state that `pack` made arrays of; `KeyError` where they are not such."""
-        raise NotImplementedError
-
-    def result(self, state: Any) -> Any:
-        """What the section receives."""
-        return state
-
-
-class SumRequest(Request):
-    """For `Moments` by name, summed over all images: `Totals`."""
-
-    def add(self, state: Totals, batch: dict[str, Any], examples: np.ndarray, read: np.ndarray) -> Totals:
-        return merge(state, batch)
-
-    def pack(self, state: Totals) -> dict[str, np.ndarray]:
-        return {
-            f"{name}|{field}": np.asarray(getattr(moments, field), np.float64)
-            for name, moments in state.items()
-            for field in _FIELDS
-        }
-
-    def unpack(self, arrays: dict[str, np.ndarray]) -> Totals:
-        names = sorted({place.rpartition("|")[0] for place in arrays})
-        return {name: Moments(*(arrays[f"{name}|{field}"] for field in _FIELDS)) for name in names}
-
-
-class RowRequest(Request):
-    """For arrays `[n, …]` by name, a row per image that could be read; "images" are the numbers of these."""
-
-    def add(self, state: Any, batch: dict[str, Any], examples: np.ndarray, read: np.ndarray) -> Any:
-        rows = {name: np.asarray(value)[: len(examples)][read] for name, value in batch.items()}
-        rows["images"] = examples[read].astype(np.int32)
-        return {name: [*state.get(name, ()), values] for name, values in rows.items()}
-
-    def pack(self, state: dict[str, list[np.ndarray]]) -> dict[str, np.ndarray]:
-        return {name: np.concatenate(parts) for name, parts in state.items()}
-
-    def unpack(self, arrays: dict[str, np.ndarray]) -> dict[str, list[np.ndarray]]:
-        return {name: [rows] for name, rows in arrays.items()}
-
-    result = pack
-
 
 # Yields requests, receives their results by name, returns the section's result.
 Section = Generator[Sequence[Request], dict[str, Any], T]
 
 
 class RequestProgress:
-    """How far a request is: its state, and how many of its images are in it, always together."""
+    """How far a request is: sums and rows, and how many of its images are in them, always together."""
 
     def __init__(self, request: Request, folder: Path, fingerprint: str) -> None:
         """Takes up what the folder holds of the same study; nothing where a file is damaged or of another study."""
         self.request = request
         self._path = folder / f"{request.name}.npz"
         self._fingerprint = fingerprint
-        self.state: Any = {}
+        self._sums: Totals = {}
+        self._rows: dict[str, list[np.ndarray]] = {}
         self.done = 0
         if self._path.exists():
             try:
                 arrays = load_arrays(self._path)
                 if str(arrays.pop(_FINGERPRINT, None)) == fingerprint:
                     done = check_int("the number of examples", arrays.pop(_EXAMPLES).item())
-                    self.state, self.done = request.unpack(arrays), done
+                    names = sorted({name.rpartition("|")[0] for name in arrays if "|" in name})
+                    sums = {name: Moments(*(arrays[f"{name}|{field}"] for field in _FIELDS)) for name in names}
+                    rows = {name: [values] for name, values in arrays.items() if "|" not in name}
+                    self._sums, self._rows, self.done = sums, rows, done
             except (ClipbiasError, KeyError, ValueError):
                 pass
         self._saved = self.done
 
     def add(self, batch: dict[str, Any], count: int, mask: np.ndarray) -> None:
-        """Adds a batch of the next `count` images; `mask [B]` says which could be read."""
+        """Adds what `step` made of the next `count` images, on the host; `mask [B]` says which could be read."""
         examples = self.request.indices[self.done : self.done + count]
-        self.state = self.request.add(self.state, batch, examples, mask[: len(examples)])
+        read = mask[: len(examples)]
+        sums = {name: value for name, value in batch.items() if isinstance(value, Moments)}
+        arrays = {name: value for name, value in batch.items() if name not in sums}
+        rows = {name: np.asarray(value)[: len(examples)][read] for name, value in arrays.items()}
+        if rows:
+            rows["images"] = examples[read].astype(np.int32)
+        self._sums = merge(self._sums, sums)
+        self._rows = {name: [*self._rows.get(name, ()), values] for name, values in rows.items()}
         self.done += len(examples)
 
+    @property
+    def result(self) -> dict[str, Any]:
+        """What the section receives."""
+        return self._sums | {name: np.concatenate(parts) for name, parts in self._rows.items()}
+
     def save(self) -> None:
-        """Writes the state, whole, if there is anything new."""
-        if self.done != self._saved:
-            marks = {_FINGERPRINT: np.asarray(self._fingerprint), _EXAMPLES: np.asarray(self.done)}
-            save_arrays(self._path, {**self.request.pack(self.state), **marks})
-            self._saved = self.done
+        """Writes sums and rows, whole, if there is anything new."""
+        if self.done == self._saved:
+            return
+        arrays = {_FINGERPRINT: np.asarray(self._fingerprint), _EXAMPLES: np.asarray(self.done)}
+        for name, value in self.result.items():
+            if isinstance(value, Moments):
+                arrays |= {f"{name}|{field}": np.asarray(getattr(value, field), np.float64) for field in _FIELDS}
+            else:
+                arrays[name] = value
+        save_arrays(self._path, arrays)
+        self._saved = self.done
 
 
 class Study:
@@ -306,7 +274,8 @@ class Study:
         training = self.training.subset(self.training_images) if self.training else None
         for images in (self.split, training):
             digest.update(json.dumps(images and images.stored_digest).encode())
-        digest.update(json.dumps([FORMAT, self.clip.fingerprint, self.options.what_counts()]).encode())
+        options = {name: value for name, value in dataclasses.asdict(self.options).items() if name not in _HOW}
+        digest.update(json.dumps([FORMAT, self.clip.fingerprint, options]).encode())
         return digest.hexdigest()
 
     @property
@@ -339,7 +308,7 @@ class Study:
             new_requests = {request.name: request for request in open_requests if request.name not in results}
             for passed in self._by_images(new_requests.values()):
                 self._pass(passed)
-                results |= {progress.request.name: progress.request.result(progress.state) for progress in passed}
+                results |= {progress.request.name: progress.result for progress in passed}
             for name, requests in list(waiting.items()):
                 advance(name, sections[name], {request.name: results[request.name] for request in requests})
         return finished

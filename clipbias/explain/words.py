@@ -1,7 +1,8 @@
-"""The vocabulary's words that lie nearest to learned text prompts, as CoOp's authors look at theirs (Zhou et al. 2022).
+"""Texts in words: kinds and labels of their tokens, and the vocabulary's words nearest to learned prompts.
 
-A *context* (`text_context`) stands where token embeddings stand, so its words are the rows of the token-embedding
-table, by Euclidean distance. Deeper prompts replace hidden states, and no word is a hidden state.
+Words nearest to prompts are what CoOp's authors look at (Zhou et al. 2022). A *context* (`text_context`) stands where
+token embeddings stand, so its words are the rows of the token-embedding table, by Euclidean distance. Deeper prompts
+replace hidden states, and no word is a hidden state.
 
 Nearest is not near: every result carries the mean distance over the whole vocabulary beside it. A prompt that is much
 shorter than the embeddings is nearest to the shortest of them, whatever its direction.
@@ -10,14 +11,98 @@ shorter than the embeddings is nearest to the shortest of them, whatever its dir
 from typing import NamedTuple
 
 import numpy as np
-from sklearn.metrics import pairwise_distances_chunked
 
-from clipbias.clip.tokenizer import Tokenizer
-from clipbias.explain.model import Model
-from clipbias.explain.results import Missing, ModelWords, PromptWords
+from clipbias.clip.tokenizer import Tokenizer, encode
+from clipbias.explain.model import Model, additions
+from clipbias.explain.results import TEXT_KINDS, Missing, ModelWords, PromptWords
 from clipbias.explain.study import Section, Study
+from clipbias.tuning import Task
+from clipbias.tuning.prompts import name_tokens
 
+SOS, PROMPT, WORDS, CATEGORY, DOT, EOS = range(len(TEXT_KINDS))
+PAD = len(TEXT_KINDS)
+# The most bytes of a character, and what stands for some of them alone.
+_BYTES = 4
+_BROKEN = "\ufffd"
 NEAREST = 5  # words of each prompt
+
+
+def text_kinds(task: Task) -> np.ndarray:
+    """The kind of every text token, an index into `TEXT_KINDS`, `PAD` after EOS: int32 `[n · C, N]`.
+
+    A text that is not read at its EOS has "eos" at the position that is, and `PAD` from its end up to there.
+
+    "prompt" are the `T` learned tokens; "words" the words that stay frozen, those of a context that are left beside
+    fewer prompts and all of a text without prompts; "category" the class name's own tokens; "dot" the token before EOS
+    where the template ends with ".".
+    """
+    text = task.prompt
+    tokenizer = task.clip.tokenizer
+    names = task.class_names
+    lengths = name_tokens(task.clip, names, text)
+    ends = np.asarray(task.tokens.end)
+    pooled = np.asarray(task.tokens.eos)
+    first = task.clip.config.text.first_word
+    has_dots = bool(encode(tokenizer, ["."])[0])
+    kinds = np.full(task.tokens.ids.shape, WORDS, np.int32)
+    if _learns_context(task):
+        kinds[np.asarray(task.tokens.context_rows) >= 0] = PROMPT
+    for i, row in enumerate(kinds):
+        template = text.templates[i // len(names)]
+        before = len(encode(tokenizer, [template.partition("{}")[0].strip()])[0])
+        if (place := text.before[i // len(names)]) < text.context_tokens:
+            before = place
+        end = int(ends[i])
+        row[:first] = SOS
+        row[first + before : min(first + before + lengths[i % len(names)], end)] = CATEGORY
+        if template.endswith(".") and end - 1 > before and has_dots:
+            row[end - 1] = DOT
+        row[end:] = PAD
+        row[pooled[i]] = EOS
+    return kinds
+
+
+def index_kinds(kinds: np.ndarray) -> list[str]:
+    """The kind's name at every token index, "" where texts `[C, N]` differ in it or it lies after the end of all."""
+    names = (*TEXT_KINDS, "")
+    return [names[column[0]] if (column == column[0]).all() else "" for column in np.asarray(kinds).T]
+
+
+def prompt_text(task: Task) -> str:
+    """The text around the class name, with `{}` in its place, as the method writes it before anything is learned."""
+    return task.method.text(task.template, task.clip).templates[0]
+
+
+def token_labels(task: Task, text: int) -> list[str]:
+    """The tokens of one text as readable pieces, up to but without EOS; learned ones as "[1]", "[2]", …
+
+    Tokens that hold parts of one character, of letters with accents and other scripts, are "ü 1/2" and "ü 2/2".
+    """
+    tokenizer = task.clip.tokenizer
+    end = int(task.tokens.end[text])
+    rows = task.tokens.context_rows[text]
+    is_learned = _learns_context(task)
+    words = [int(token) for token in task.tokens.ids[text, :end]]
+    labels = ["SOS" for _ in range(task.clip.config.text.first_word)]
+    while (position := len(labels)) < end:
+        if is_learned and rows[position] >= 0:
+            labels.append(f"[{rows[position] + 1}]")
+            continue
+        most = min(end, position + _BYTES)
+        for stop in range(position + 1, most + 1):
+            piece = tokenizer.decode(words[position:stop]).strip()
+            if _BROKEN not in piece:
+                break
+        else:  # no text
+            stop = position + 1
+            piece = tokenizer.decode(words[position:stop]).strip()
+        count = stop - position
+        labels += [f"{piece} {number}/{count}" for number in range(1, count + 1)] if count > 1 else [piece]
+    return labels
+
+
+def _learns_context(task: Task) -> bool:
+    return additions(task).text_context is not None
 
 
 class Nearest(NamedTuple):
@@ -30,6 +115,7 @@ class Nearest(NamedTuple):
 
 def context_words(context: np.ndarray, token_embedding: np.ndarray, count: int) -> Nearest:
     """The `count` words nearest to contexts `[n, D]` in the embedding table `[vocabulary, D]`, both float32."""
+    from sklearn.metrics import pairwise_distances_chunked
 
     def nearest(distances: np.ndarray, start: int) -> tuple[np.ndarray, np.ndarray]:
         ids = distances.argsort(axis=1, kind="stable")[:, :count]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from clipbias.explain import uncertainty
-from clipbias.explain.causal_section import at_fitted_temperature, halves, measure, over_seeds
+from clipbias.explain.causal_section import at_fitted_temperature, halves, outcomes, sample
 from clipbias.explain.uncertainty import cross, draw_counts, estimate, excludes, resample, share, shares
 from tests.reference import calibration
 
@@ -28,28 +28,20 @@ def test_halves_hold_half_of_every_class():
     assert (halves(labels, seed=4) != second).any()
 
 
-def test_log_likelihoods_have_the_temperature_of_the_other_half():
+def test_log_likelihoods_have_the_other_halfs_temperature_which_resamples_keep():
     logits, labels = classified()
-    values, temperatures = at_fitted_temperature(logits, labels, seed=4)
-    second = halves(labels, seed=4)
-    for k in range(3):
-        np.testing.assert_allclose(values[:, k], calibration.cross_fitted(logits[:, k], labels, second), atol=1e-8)
-        fitted = [calibration.temperature(logits[half, k], labels[half]) for half in (~second, second)]
-        np.testing.assert_allclose(temperatures[:, k], fitted, rtol=1e-6)
-
-
-def test_resamples_are_means_over_images_with_fixed_temperatures():
-    logits, labels = classified()
-    measured = measure(logits, labels, seed=2)
-    counts = draw_counts(len(labels), seed=2)
     second = halves(labels, seed=2)
     nats = np.stack([calibration.cross_fitted(logits[:, k], labels, second) for k in range(3)], axis=1)
-    right = 100.0 * (logits.argmax(-1) == labels[:, None])
-    for name, values in (("log_likelihood", nats), ("accuracy", right)):
-        sample = measured.samples[name]
-        np.testing.assert_allclose(sample.mean, values.mean(0), atol=1e-8)
+    fitted = [[calibration.temperature(logits[half, k], labels[half]) for k in range(3)] for half in (~second, second)]
+    np.testing.assert_allclose(at_fitted_temperature(logits, labels, seed=2)[1], fitted, rtol=1e-6)
+    measured = outcomes(logits, labels, seed=2)
+    counts = draw_counts(len(labels), seed=2)
+    for name, values in (("log_likelihood", nats), ("accuracy", 100.0 * (logits.argmax(-1) == labels[:, None]))):
+        np.testing.assert_allclose(measured[name], values, atol=1e-8)
+        of_ways = sample(measured, seed=2)[name]
+        np.testing.assert_allclose(of_ways.mean, values.mean(0), atol=1e-8)
         for row in (0, 77, 1999):
-            np.testing.assert_allclose(sample.draws[row], counts[row] @ values / len(labels), atol=1e-8)
+            np.testing.assert_allclose(of_ways.draws[row], counts[row] @ values / len(labels), atol=1e-8)
 
 
 @pytest.mark.parametrize("mistakes", [1, 2])
@@ -64,10 +56,11 @@ def test_a_model_with_hardly_a_mistake_gains_surely(mistakes):
     wrong = [np.flatnonzero(half)[0] for half in (second, ~second)][:mistakes]
     tuned[wrong] = tuned[wrong, ::-1]
     logits = np.stack([frozen, tuned], axis=1)
-    draws = measure(logits, labels).samples["log_likelihood"].draws
+    values = outcomes(logits, labels)
+    draws = sample(values).log_likelihood.draws
     assert np.quantile(draws[:, 1] - draws[:, 0], 0.025) > 0.5
-    values = at_fitted_temperature(logits, labels)[0]
-    np.testing.assert_allclose(values[:, 1], calibration.cross_fitted(logits[:, 1], labels, second), atol=1e-8)
+    expected = calibration.cross_fitted(logits[:, 1], labels, second)
+    np.testing.assert_allclose(values.log_likelihood[:, 1], expected, atol=1e-8)
 
 
 def test_intervals_of_log_likelihoods_cover():
@@ -83,7 +76,7 @@ def test_intervals_of_log_likelihoods_cover():
     truth = np.diff(at_fitted_temperature(*classify(40_000))[0].mean(0)).item()
     covered = []
     for _ in range(100):
-        draws = measure(*classify(200)).samples["log_likelihood"].draws
+        draws = sample(outcomes(*classify(200))).log_likelihood.draws
         low, high = np.quantile(draws[:, 1] - draws[:, 0], [0.025, 0.975])
         covered.append(low <= truth <= high)
     assert np.mean(covered) >= 0.9
@@ -108,19 +101,6 @@ def test_intervals_over_seeds_and_images_cover(seeds, share):
         low, high = np.quantile(cross(values.mean(1, keepdims=True), draws, seed=number), [0.025, 0.975])
         covered.append(low <= 0 <= high)
     assert np.mean(covered) >= 0.92  # a standard error of one point below the limit
-
-
-def test_several_seeds_are_averaged_and_their_spread_counts():
-    logits, labels = classified(forms=2)
-    other = logits + 2 * np.random.default_rng(5).normal(size=logits.shape)
-    single = [measure(x, labels) for x in (logits, other.astype(np.float32))]
-    both = over_seeds(single)
-    assert both.images == len(labels)
-    for name, sample in both.samples.items():
-        np.testing.assert_allclose(sample.mean, np.mean([of_seed.samples[name].mean for of_seed in single], axis=0))
-        assert sample.draws.std(0).min() > min(of_seed.samples[name].draws.std(0).min() for of_seed in single)
-    with pytest.raises(ValueError, match="same images"):
-        over_seeds([single[0], measure(logits[:50], labels[:50])])
 
 
 def test_memory_is_bounded_without_changing_the_draws(monkeypatch):

@@ -83,7 +83,7 @@ def maps_by_hand(task, params, learnables, images, targets, options=None, text=N
 
 @pytest.fixture(autouse=True)
 def explained_by_hand(monkeypatch):
-    """In place of `explanations`, which `test_against_reference` compares with its own."""
+    """In place of `explanations`, which `test_relevancy` compares with its own."""
     monkeypatch.setattr(faithfulness, "explanations", maps_by_hand)
 
 
@@ -174,8 +174,3 @@ def test_area_under_curve():
 def test_nothing_is_classified_where_no_image_could_be_read():
     images, patches, which = distinct_rows(np.ones((2, 3, 9), bool), np.zeros(3, bool))
     assert images.shape == (0,) and patches.shape == (0, 9) and not which.any()
-
-
-def test_image_numbers_beyond_one_byte_stay_in_order():
-    images, _, which = distinct_rows(np.ones((1, 300, 4), bool), np.ones(300, bool))
-    assert images.tolist() == list(range(300)) == which[0].tolist()

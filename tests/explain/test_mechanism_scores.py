@@ -1,5 +1,6 @@
-"""Scores of the benchmark of mechanisms: counted by hand, and tied to labels and rules by a hash."""
+"""Rules and scores of the benchmark of mechanisms: read and counted by hand, and tied to labels and rules by a hash."""
 
+import dataclasses
 import shutil
 from pathlib import Path
 from types import MappingProxyType
@@ -11,10 +12,12 @@ import pytest
 
 from clipbias.errors import ClipbiasError
 from clipbias.explain import verdict
-from clipbias.explain.results import What, Where
+from clipbias.explain.results import Average, Kind, Labels, What, Where
 from clipbias.explain.study import StudyOptions
+from clipbias.explain.uncertainty import Estimate
+from tests.report.synthetic import synthetic_results
 from tools.mechanisms import labels, score, train
-from tools.mechanisms.labels import UNDECIDED, Answer, Spec, digest
+from tools.mechanisms.labels import FAMILIES, UNDECIDED, Answer, Spec, counts, digest
 
 SAME, DEPENDS = What.SAME.value, What.DEPENDS.value
 ATTENTION, NOT_ATTENTION, NO_GAIN = Where.ATTENTION.value, Where.NOT_ATTENTION.value, Where.NO_GAIN.value
@@ -122,3 +125,100 @@ def test_a_model_is_trained_on_the_images_of_its_seed(tmp_path, family):
     before = model.task.init(spec.seed)
     same = jax.tree.map(lambda a, b: np.array_equal(a, b), model.learnables, before)
     assert not all(jax.tree.leaves(same)) and train.adapter_path(tmp_path, spec).exists()
+
+
+def number(low, high):
+    return Estimate((low + high) / 2, low, high)
+
+
+def changed(value, path, new):
+    """A tree of dataclasses and dictionaries with one value replaced."""
+    if not path:
+        return new
+    name, *rest = path
+    if isinstance(value, dict):
+        return {**value, name: changed(value[name], rest, new)}
+    return dataclasses.replace(value, **{name: changed(getattr(value, name), rest, new)})
+
+
+@pytest.mark.parametrize(("order", "expected"), [(0.96, "not attention"), (0.80, "attention"), (0.91, UNDECIDED)])
+def test_the_rule_of_patches(order, expected):
+    results = synthetic_results()
+    for key in ("ivlp", "bias"):
+        average = Average(np.array([order]), np.array([0.01]))
+        results = changed(results, ["relevancy", key, "corrected", "order"], average)
+    assert labels.patch_relevancy(results, "ivlp") == Answer(where=expected)
+    assert labels.patch_relevancy(results, "bias") == Answer()  # without prompts
+
+
+@pytest.mark.parametrize(("factor", "expected"), [(1.04, "not attention"), (1.06, "attention")])
+def test_the_rule_of_distance_and_entropy(factor, expected):
+    results = synthetic_results()
+    frozen = results.vision_attention["zero_shot"].clip
+    scaled = changed(frozen, ["entropy", "mean"], frozen.entropy.mean * factor)
+    for name in ("clip", "without_prompt"):
+        results = changed(results, ["vision_attention", "ivlp", name], scaled)
+    assert labels.attention_statistics(results, "ivlp") == Answer(where=expected)
+    assert labels.attention_statistics(results, "bias") == Answer()
+
+
+def test_the_verdict_is_the_packages():
+    results = synthetic_results()
+    for method in results.methods:
+        assert labels.verdict(results, method.models[0]) == Answer(method.labels.where.value, method.labels.what.value)
+    none = tuple(dataclasses.replace(method, labels=Labels(Where.NO_GAIN, None)) for method in results.methods)
+    none = dataclasses.replace(results, methods=none)
+    assert labels.gains(results, "ivlp") and not labels.gains(none, "ivlp")
+    assert set(labels.explain(none, "ivlp").values()) == {Answer(where="no gain")}
+    few = dataclasses.replace(
+        results, methods=tuple(dataclasses.replace(method, labels=None) for method in results.methods)
+    )
+    assert labels.verdict(few, "ivlp") == Answer()
+
+
+def with_forms(results, shares, less):
+    """With these ends of both forms' shares of the gain, and of their agreement less the ceiling's."""
+    (method,) = results.replacement.methods
+    (any_form,) = (row for row in method.rows if row.student.kind is Kind.FITTED)
+    forms = []
+    for form, of_share, of_less in zip(labels.FORMS, shares, less, strict=True):
+        row = changed(any_form, ["gain", "log_likelihood", "share"], number(*of_share))
+        row = changed(row, ["student", "form"], form)
+        forms.append(dataclasses.replace(row, less_ceiling=number(*of_less) if of_less else None))
+    return changed(results, ["replacement", "methods"], (dataclasses.replace(method, rows=tuple(forms)),))
+
+
+@pytest.mark.parametrize(
+    ("shares", "less", "of_share", "expected"),
+    [
+        (((0.4, 0.9), (0.6, 0.9)), ((-0.2, 0.1), (-0.04, 0.1)), What.SAME.value, What.SAME.value),
+        (((0.6, 0.9), (0.6, 0.9)), ((-0.3, -0.1), (-0.3, -0.06)), What.SAME.value, What.DEPENDS.value),
+        (((0.6, 0.9), (0.6, 0.9)), ((-0.3, -0.1), (-0.3, -0.04)), What.SAME.value, UNDECIDED),
+        (((0.6, 0.9), (0.6, 0.9)), ((), ()), What.SAME.value, UNDECIDED),  # nothing to compare with
+        (((0.1, 0.4), (0.1, 0.4)), ((-0.1, 0.1), (-0.1, 0.1)), What.DEPENDS.value, What.DEPENDS.value),
+        (((0.1, 0.4), (0.4, 0.6)), ((-0.1, 0.1), (-0.1, 0.1)), UNDECIDED, UNDECIDED),
+    ],
+)
+def test_the_rules_of_fitted_constants(shares, less, of_share, expected):
+    results = with_forms(synthetic_results(), shares, less)
+    share, ceiling = (labels.RULES[f"fitted constant: {name}"] for name in ("share", "against the ceiling"))
+    assert share(results, "ivlp") == Answer(what=of_share)
+    assert ceiling(results, "ivlp") == Answer(what=expected)
+    assert share(changed(results, ["replacement"], None), "ivlp") == Answer()
+    assert ceiling(changed(results, ["replacement"], None), "ivlp") == Answer()
+
+
+def test_which_models_count():
+    assert counts(FAMILIES["bias"], 1, 0.0, None) and not counts(FAMILIES["bias"], 0, 99.0, None)
+    for shuffled in (FAMILIES["bias_shuffled"], FAMILIES["planted_none"]):
+        assert counts(shuffled, 0, 0.0, None) and counts(shuffled, -1, 0.0, None) and not counts(shuffled, 1, 0.0, None)
+    assert counts(FAMILIES["marked"], 1, 51.0, 50.0) and not counts(FAMILIES["marked"], 1, 49.0, 50.0)
+
+
+def test_the_table_has_all_labels_of_both_axes():
+    specs = labels.table()
+    trained = sum(family.mechanism is None for family in FAMILIES.values())
+    assert len(specs) == len({spec.key for spec in specs}) == 8 * trained + 4 * (len(FAMILIES) - trained)
+    assert {family.where for family in FAMILIES.values()} == {None, *Where} - {Where.UNDECIDED}
+    assert {family.what for family in FAMILIES.values()} == {None, *What} - {What.UNDECIDED}
+    assert all(family.where or family.what for family in FAMILIES.values())

@@ -8,13 +8,14 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from scipy import stats
 from scipy.special import log_softmax
 
 from clipbias.clip import Clip
 from clipbias.explain import replacement
 from clipbias.explain.causal_section import halves
 from clipbias.explain.model import Model
-from clipbias.explain.replacement import Outputs, by_image, compare, conclude, plain_form, sentence
+from clipbias.explain.replacement import by_image, compare, conclude, plain_form, sentence
 from clipbias.explain.results import Comparison, Kind, Missing, Word
 from clipbias.explain.results_file import load_results
 from clipbias.explain.run import run_study
@@ -44,47 +45,41 @@ def log_likelihoods(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return values
 
 
-def wilson(same: int, of: int) -> tuple[float, float]:
-    p, z = same / of, NORMAL
-    middle = (p + z**2 / (2 * of)) / (1 + z**2 / of)
-    half = z / (1 + z**2 / of) * np.sqrt(p * (1 - p) / of + z**2 / (4 * of**2))
-    return middle - half, middle + half
-
-
 def test_numbers_against_numpy() -> None:
-    (frozen, tuned, *others), labels = form_outputs()
-    assert tuned.features is not None and frozen.features is not None
-    tuned.features[:7] = frozen.features[:7]  # images whose feature tuning leaves as it was
-    stored = by_image(frozen, tuned, others, STUDENTS, labels)
+    logits, features, labels = form_outputs()
+    features[:7, 1] = features[:7, 0]  # images whose feature tuning leaves as it was
+    stored = by_image(STUDENTS, logits, features, labels)
     gain, rows = compare([stored])
     assert gain is not None and [row.student for row in rows] == list(STUDENTS)
-    right = [each.logits.argmax(-1) == labels for each in (frozen, tuned)]
-    nats = [log_likelihoods(each.logits, labels).mean() for each in (frozen, tuned)]
+    decisions = logits.argmax(-1)
+    r, p = decisions[:, 0], decisions[:, 1]
+    right = [r == labels, p == labels]
+    nats = [log_likelihoods(logits[:, k], labels).mean() for k in range(logits.shape[1])]
     assert gain.accuracy.value == pytest.approx(100 * (right[1].mean() - right[0].mean()))
     assert gain.log_likelihood.value == pytest.approx(nats[1] - nats[0], rel=1e-5)
-    r, p = frozen.logits.argmax(-1), tuned.logits.argmax(-1)
     groups = {"moved": p != r, "fixed": (p == labels) & (r != labels), "broken": (p != labels) & (r == labels)}
     assert rows[0].moved_images == groups["moved"].sum()
-    ceiling = others[0].logits.argmax(-1) == p
-    for row, other in zip(rows, others, strict=True):
-        decided = other.logits.argmax(-1)
+    ceiling = decisions[:, 2] == p
+    for k, row in enumerate(rows, start=2):
+        decided = decisions[:, k]
         for name, images in {**groups, "agreement": p >= 0}.items():
             number = getattr(row, name)
             same = (decided == p)[images]
             assert len(same) > 3 and number.value == pytest.approx(same.mean())
-            np.testing.assert_allclose((number.low, number.high), wilson(same.sum(), len(same)), atol=1e-9)
+            wilson = stats.binomtest(int(same.sum()), len(same)).proportion_ci(method="wilson")
+            np.testing.assert_allclose((number.low, number.high), wilson, atol=1e-9)
         assert row.accuracy == pytest.approx((decided == labels).mean())
         assert row.difference is not None and row.gain is not None and row.gain.accuracy.share is not None
         assert row.difference.value == pytest.approx((decided == labels).mean() - right[1].mean())
         kept = (decided == labels).mean() - right[0].mean()
         assert row.gain.accuracy.value == pytest.approx(100 * kept)
         assert row.gain.accuracy.share.value == pytest.approx(kept / (right[1].mean() - right[0].mean()))
-        of_student = log_likelihoods(other.logits, labels).mean() - nats[0]
+        of_student = nats[k] - nats[0]
         assert row.gain.log_likelihood.value == pytest.approx(of_student, abs=1e-5) and row.share is not None
         assert row.share.value == pytest.approx(of_student / (nats[1] - nats[0]), abs=1e-5)
-        log_p, log_q = log_softmax(tuned.logits, -1), log_softmax(other.logits, -1)
+        log_p, log_q = log_softmax(logits[:, 1], -1), log_softmax(logits[:, k], -1)
         assert row.divergence.value == pytest.approx((np.exp(log_p) * (log_p - log_q)).sum(-1).mean(), rel=1e-6)
-        changes = [(each.features - frozen.features)[7:] for each in (tuned, other)]
+        changes = [(features[:, each] - features[:, 0])[7:] for each in (1, k)]
         units = [change / np.linalg.norm(change, axis=1)[:, None] for change in changes]
         assert row.cosine is not None and row.cosine.value == pytest.approx((units[0] * units[1]).sum(1).mean())
         if row.student.kind is Kind.FITTED:
@@ -93,14 +88,13 @@ def test_numbers_against_numpy() -> None:
             assert row.word is conclude(row.share, row.less_ceiling)
         else:
             assert row.less_ceiling is None and row.word is None
-    np.testing.assert_array_equal(stored.decisions[:, :2], np.stack([r, p], 1))
+    np.testing.assert_array_equal(stored.decisions, decisions)
 
 
 def test_without_labels_or_features() -> None:
-    (frozen, tuned, *others), labels = form_outputs()
-    bare = [Outputs(each.logits) for each in (frozen, tuned, *others)]
-    gain, rows = compare([by_image(bare[0], bare[1], bare[2:], STUDENTS)])
-    _, labelled = compare([by_image(frozen, tuned, others, STUDENTS, labels)])
+    logits, features, labels = form_outputs()
+    gain, rows = compare([by_image(STUDENTS, logits)])
+    _, labelled = compare([by_image(STUDENTS, logits, features, labels)])
     assert gain is None
     for row, full in zip(rows, labelled, strict=True):
         assert (row.accuracy, row.difference, row.gain, row.margin, row.fixed, row.cosine) == (None,) * 6
@@ -126,12 +120,11 @@ def resampled(columns: list[dict[str, np.ndarray]], resamples: int = 6000) -> di
 @pytest.mark.parametrize("seeds", [(3,), (3, 4, 5)])
 def test_intervals_against_resampling_written_out(seeds: tuple[int, ...]) -> None:
     models = [model_replacements(seed, 400).by_image for seed in seeds]
-    labels = form_outputs(0, 400)[1]
     columns = []
     for seed in seeds:
-        outputs, _ = form_outputs(seed, 400)
-        r, p, ceiling, form, *_ = (each.logits.argmax(-1) for each in outputs)
-        nats = [log_likelihoods(each.logits, labels) for each in outputs[:4]]
+        logits, _, labels = form_outputs(seed, 400)
+        r, p, ceiling, form, *_ = logits.argmax(-1).T
+        nats = [log_likelihoods(logits[:, k], labels) for k in range(4)]
         columns.append(
             {
                 "gain": nats[1] - nats[0],
@@ -140,7 +133,7 @@ def test_intervals_against_resampling_written_out(seeds: tuple[int, ...]) -> Non
                 "same": (p != r) * (form == p),
                 "less": (p != r) * ((form == p).astype(float) - (ceiling == p)),
                 "difference": 1.0 * (form == labels) - (p == labels),
-                "divergence": divergences(outputs[1].logits, outputs[3].logits),
+                "divergence": divergences(logits[:, 1], logits[:, 3]),
             }
         )
     draws = resampled(columns)
@@ -182,8 +175,9 @@ def test_equal_decisions_are_no_certainty() -> None:
     """A student that never differs has an interval all the same, which shrinks with the images."""
     margins = []
     for images in (20, 200, 2000):
-        (frozen, tuned, *_), labels = form_outputs(0, images)
-        _, (row,) = compare([by_image(frozen, tuned, [tuned], STUDENTS[1:2], labels)])
+        logits, features, labels = form_outputs(0, images)
+        same = [0, 1, 1]
+        _, (row,) = compare([by_image(STUDENTS[1:2], logits[:, same], features[:, same], labels)])
         assert row.difference is not None and row.difference.value == 0 and row.margin is not None
         margins.append(row.margin)
     np.testing.assert_allclose(margins, [NORMAL * 0.5 / images for images in (20, 200, 2000)], rtol=0.1)

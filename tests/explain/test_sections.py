@@ -9,7 +9,7 @@ from PIL import Image
 
 from clipbias.data import Split
 from clipbias.explain import pictures
-from clipbias.explain.decomposition import compute_decomposition
+from clipbias.explain.attention import compute_decomposition
 from clipbias.explain.model import Model
 from clipbias.explain.run import run_study
 from clipbias.explain.study import Study, StudyOptions

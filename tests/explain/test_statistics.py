@@ -9,7 +9,7 @@ from clipbias.explain.statistics import (
     rank_correlation,
     stretched,
 )
-from clipbias.explain.study import RequestProgress, SumRequest
+from clipbias.explain.study import Request, RequestProgress
 
 DRAW = np.random.default_rng(0)
 of = jax.jit(Moments.of)
@@ -55,14 +55,15 @@ def test_a_far_mean_costs_no_precision():
 
 def test_saved_sums_come_back_and_others_are_ignored(tmp_path):
     moments = batched(VALUES, np.ones(11, bool))
-    request = SumRequest("x", "x", np.arange(5), lambda batch: {})
+    request = Request("x", "x", np.arange(5, 10), lambda batch: {})
     progress = RequestProgress(request, tmp_path, "a")
-    assert (progress.state, progress.done) == ({}, 0)
-    progress.add({"some/name": moments}, 3, np.ones(3, bool))
+    assert (progress.result, progress.done) == ({}, 0)
+    progress.add({"some/name": moments, "row": np.arange(4.0)}, 3, np.array([True, False, True, True]))
     progress.save()
     again = RequestProgress(request, tmp_path, "a")
-    assert again.done == 3 and list(again.state) == ["some/name"]
-    np.testing.assert_array_equal(again.state["some/name"].squares, moments.squares)
+    assert again.done == 3 and sorted(again.result) == ["images", "row", "some/name"]
+    np.testing.assert_array_equal(again.result["some/name"].squares, moments.squares)
+    np.testing.assert_array_equal([again.result["images"], again.result["row"]], [[5, 7], [0, 2]])
     assert RequestProgress(request, tmp_path, "b").done == 0
     (path,) = tmp_path.iterdir()
     path.write_bytes(path.read_bytes()[:200])

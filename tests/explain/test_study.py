@@ -1,5 +1,6 @@
 import dataclasses
 import io
+import json
 
 import jax
 import numpy as np
@@ -7,27 +8,28 @@ import pytest
 from PIL import Image
 
 from clipbias.data import Split
-from clipbias.data.images import pictures
+from clipbias.data.images import pictures as load_pictures
 from clipbias.data.transforms import Resizing
-from clipbias.explain import dataset_sections, study
-from clipbias.explain.attention import CATEGORY, text_kinds
+from clipbias.errors import ClipbiasError
+from clipbias.explain import dataset_sections, pictures, study
 from clipbias.explain.dataset_sections import (
     compute_predictions,
     compute_relevancy,
-    corrected,
-    relevancy_groups,
 )
 from clipbias.explain.model import Model
+from clipbias.explain.pictures import bytes_per_image, choose_images, compute_explore, quantise
 from clipbias.explain.relevancy import Relevancy
 from clipbias.explain.results import Predictions
-from clipbias.explain.results_file import load_results
+from clipbias.explain.results_file import SCALARS, load_results, save_results
 from clipbias.explain.run import run_study
 from clipbias.explain.statistics import Moments
-from clipbias.explain.study import RowRequest, Study, StudyOptions, SumRequest, spread
+from clipbias.explain.study import Request, Study, StudyOptions, spread
+from clipbias.explain.words import CATEGORY, text_kinds
 from clipbias.report import write_report
 from clipbias.tuning import CONSTANTS, Task
 from tests import own_methods
 from tests.explain.models import CLASS_NAMES, moved, tuned
+from tests.report.synthetic import synthetic_results
 
 COUNT = 7
 
@@ -70,14 +72,14 @@ def totals_of(study):
     """Averages of pixels over images, as a section asks for its own."""
 
     def section():
-        request = SumRequest("x", "x", study.images, lambda batch: {"mean": moments(batch["images"], batch["mask"])})
+        request = Request("x", "x", study.images, lambda batch: {"mean": moments(batch["images"], batch["mask"])})
         return (yield [request])
 
     return study.run_section(section())["x"]["mean"]
 
 
 def pixels():
-    return pictures(split(), np.arange(COUNT), Resizing(16))
+    return load_pictures(split(), np.arange(COUNT), Resizing(16))
 
 
 def knows(study, predicted):
@@ -145,7 +147,7 @@ def test_sections_share_passes_over_the_images(clip, tmp_path):
     def section(*rounds):
         seen = []
         for names in rounds:
-            answers = yield [RowRequest(name, name, study.images, labels_of) for name in names]
+            answers = yield [Request(name, name, study.images, labels_of) for name in names]
             assert sorted(answers) == sorted(names)
             seen.append([answers[name]["labels"].tolist() for name in names])
         return seen
@@ -163,7 +165,7 @@ def test_requests_that_were_saved_at_different_moments_both_end_whole(clip, tmp_
         def step(batch):
             return {"mean": moments(value + batch["numbers"], batch["mask"])}
 
-        return SumRequest(name, name, study.images, step)
+        return Request(name, name, study.images, step)
 
     def both(study):
         return (yield [request("a", study, 0), request("b", study, 100)])
@@ -194,19 +196,6 @@ def test_sums_are_saved_every_minute(clip, tmp_path, monkeypatch):
         saved.clear()
 
 
-def test_relevancy_is_averaged_over_what_tuning_corrected(clip, tmp_path):
-    study = make(clip, tmp_path)
-    labels = study.split.labels
-    wrong = {"zero_shot": [0, 1, 1, 1, 0, 0, 1], "vpt": [0, 0, 1, 0, 1, 0, 0]}
-    predicted = Predictions(labels, {key: (labels + np.array(offset)) % 3 for key, offset in wrong.items()})
-    assert corrected(predicted, study.models[1]).tolist() == [1, 3, 6]
-    groups = relevancy_groups(study, predicted, study.models[1])
-    assert [np.flatnonzero(group).tolist() for group in groups.T] == [[1, 3, 6], [0, 5], list(range(COUNT))]
-    few = make(clip, tmp_path, options=StudyOptions(image_limit=3))
-    groups = relevancy_groups(few, predicted, few.models[1])
-    assert [np.flatnonzero(group).tolist() for group in groups.T] == [[1, 3, 6], [0], [0, 3, 6]]
-
-
 def test_only_so_many_images_are_classified_unless_all_models_did_before(clip, tmp_path):
     study = make(clip, tmp_path, options=StudyOptions(image_limit=3))
     whole = {"zero_shot": np.array([0, 1, 2, 0, 1, 2, 0], np.int32), "vpt": np.array([2, 1, 0, 2, 1, 0, 2], np.int32)}
@@ -226,7 +215,7 @@ def test_batches_of_all_sections_are_of_one_size(clip, tmp_path):
     study = make(clip, tmp_path)
 
     def few():
-        yield [RowRequest("few", "few", np.array([5, 1]), lambda batch: sizes.append(len(batch["images"])) or {})]
+        yield [Request("few", "few", np.array([5, 1]), lambda batch: sizes.append(len(batch["images"])) or {})]
 
     study.run_section(few())
     rows = np.arange(10, dtype=np.float32)
@@ -328,11 +317,6 @@ def test_unreadable_images_are_left_out_where_asked(clip, tmp_path):
     assert load_results(tmp_path).models[1].images == COUNT - 1
 
 
-def test_spread_covers_the_split():
-    assert spread(COUNT, None).tolist() == spread(COUNT, 99).tolist() == list(range(COUNT))
-    assert spread(COUNT, 3).tolist() == [0, 3, 6]
-
-
 @pytest.mark.long
 def test_heads_of_their_own(clip, tmp_path):
     """What classifies in a study, touched or not, is the method's own head."""
@@ -366,3 +350,92 @@ def test_heads_of_their_own(clip, tmp_path):
     assert 100 * tuned.mean() == pytest.approx(results.models[1].accuracy)
     page = write_report(tmp_path, tmp_path / "report").read_text()
     assert "cache: No token and no weight of the towers is changed" in page
+
+
+def predictions_of(zero_shot, vpt):
+    """Of images of classes in turn; 0 is right, 1 wrong, -1 not read."""
+    labels = np.arange(len(zero_shot)) % 3
+    models = {
+        name: np.where(np.array(wrong) < 0, -1, (labels + np.array(wrong)) % 3)
+        for name, wrong in {"zero_shot": zero_shot, "vpt": vpt}.items()
+    }
+    return Predictions(labels, models)
+
+
+def test_kinds_of_change_take_turns(clip, tmp_path):
+    made = make(clip, tmp_path)
+    predicted = predictions_of([0, 0, 0, 0, 1, 0, 1], [0, 0, 0, 0, 0, 1, 1])
+    assert predicted.changes("vpt").tolist() == [2, 2, 2, 2, 0, 1, 3]
+    # The first of each kind, then the second of the only one that has more, of another class.
+    assert choose_images(made, predicted, 4).tolist() == [0, 4, 5, 6]
+    assert choose_images(made, predicted, 5).tolist() == [0, 1, 4, 5, 6]
+    assert choose_images(made, predicted, 99).tolist() == list(range(COUNT))
+    predicted = predictions_of([0, 0, 0, -1, 1, 0, 1], [0, 0, 0, 0, 0, -1, 1])
+    assert choose_images(made, predicted, 99).tolist() == [0, 1, 2, 4, 6]
+    nothing = predictions_of([0] * COUNT, [0] * COUNT)
+    assert choose_images(made, nothing, 3).tolist() == [0, 1, 2]  # of each class one
+    few = make(clip, tmp_path, options=StudyOptions(image_limit=3))  # the images of the causal test
+    assert choose_images(few, nothing, 99).tolist() == [0, 3, 6]
+
+
+@pytest.mark.ci
+def test_fewer_images_where_a_page_would_grow_too_large(clip, tmp_path, monkeypatch):
+    made = make(clip, tmp_path)
+
+    def maps(study, model, images, targets):
+        seen = np.ones((len(images), study.clip.config.vision.patches + model.prompts[0]), np.float32)
+        return Relevancy(seen, np.ones((len(images), int(np.max(model.task.tokens.end))), np.float32), targets)
+
+    def layers(study, model, images):
+        return {"attention": np.ones((len(images), 3, study.clip.config.vision.patches + model.prompts[0]), np.float32)}
+
+    monkeypatch.setattr(pictures, "relevancy_maps", maps)
+    monkeypatch.setattr(pictures, "layer_maps", layers)
+    monkeypatch.setattr(pictures, "LARGEST_BYTES", 2 * bytes_per_image(made) + 1)
+    explore = made.run_section(compute_explore(knows(made, predictions_of([0] * COUNT, [1] * COUNT))))
+    assert len(explore.images) == len(explore.names) == 2
+    assert explore.pairs.tolist() == [[0, 0], [0, 1], [1, 1], [1, 2]]
+
+
+@pytest.mark.parametrize("low", [False, True])
+def test_steps(low):
+    values = np.random.default_rng(0).lognormal(0, 2, (3, 4, 50))
+    values[0, 0] = 0
+    steps, scale, *lowest = quantise(values, low=low)
+    again = steps * scale[..., None] / 255 + (lowest[0][..., None] if low else 0)
+    assert (np.abs(again - values) <= scale[..., None] * 0.50001 / 255 + 1e-6).all() and not steps[0, 0].any()
+
+
+def assert_same(written, read, place):
+    """Equal to the last bit, of the same types."""
+    assert type(written) is type(read) or isinstance(written, np.ndarray), place
+    if dataclasses.is_dataclass(written):
+        for field in dataclasses.fields(written):
+            assert_same(getattr(written, field.name), getattr(read, field.name), f"{place}/{field.name}")
+    elif isinstance(written, dict):
+        assert list(written) == list(read), place
+        for key, value in written.items():
+            assert_same(value, read[key], f"{place}/{key}")
+    elif isinstance(written, np.ndarray):
+        assert written.dtype == read.dtype, place
+        np.testing.assert_array_equal(written, read, err_msg=place)
+    else:
+        assert written == read, place
+
+
+@pytest.mark.parametrize("twins", [False, True])
+def test_saved_results_come_back(tmp_path, twins):
+    results = dataclasses.replace(synthetic_results(pictures=1, twins=twins), config={})
+    save_results(tmp_path, results)
+    assert_same(results, load_results(tmp_path), "")
+    save_results(tmp_path, dataclasses.replace(results, seconds=float("nan")))  # JSON has no NaN
+    assert np.isnan(load_results(tmp_path).seconds)
+
+
+def test_an_edited_file_is_refused(tmp_path):
+    save_results(tmp_path, synthetic_results(pictures=1))
+    content = json.loads((tmp_path / SCALARS).read_text())
+    content["clip"]["patches"] += 1
+    (tmp_path / SCALARS).write_text(json.dumps(content))
+    with pytest.raises(ClipbiasError, match=rf"^{tmp_path}/results\.json is not as it was written; "):
+        load_results(tmp_path)

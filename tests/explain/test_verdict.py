@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 import pytest
 
-from clipbias.explain.causal_section import Way, measure, over_seeds, summarize
+from clipbias.explain.causal_section import Way, outcomes, over_seeds, sample, summarize
 from clipbias.explain.model import NOTHING_INSIDE
 from clipbias.explain.results import (
     ByOutcome,
@@ -127,9 +127,10 @@ def study(moves, *, images=IMAGES, keys=("ivlp",), why="", noise=1.0):
     for key in keys:
         logits = shared + noise * 0.1 * draw.normal(size=(images, len(WAYS), CLASSES))
         logits[np.arange(images), :, labels] += strengths
-        measured[key] = measure(logits, labels)
-        outcomes = measured[key].outcomes(np.arange(images))
-        tests[key] = CausalTest(tuple(way.value for way in WAYS), outcomes, why, {})
+        values = outcomes(logits, labels)
+        measured[key] = sample(values)
+        of_images = ImageOutcomes(np.arange(images), values.accuracy > 0, values.log_likelihood)
+        tests[key] = CausalTest(tuple(way.value for way in WAYS), of_images, why, {})
     ways = tests[keys[0]].ways
     by_keys = {key: summarize(each, ways) for key, each in measured.items()}
     by_keys[" ".join(keys)] = summarize(over_seeds(list(measured.values())), ways)
@@ -215,4 +216,3 @@ def test_outcomes_of_images_are_not_what_decides():
     }
     again = judge(dataclasses.replace(results, causal=CausalTests(results.causal.models, swapped)))
     assert again.methods[0].labels == method.labels
-    assert isinstance(results.causal.models["ivlp"].outcomes, ImageOutcomes)

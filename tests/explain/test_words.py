@@ -1,4 +1,4 @@
-"""The words nearest to prompts: against plain NumPy, and by known answers."""
+"""Kinds and labels of text tokens by known answers, and the words nearest to prompts against plain NumPy."""
 
 import numpy as np
 import pytest
@@ -11,10 +11,57 @@ from clipbias.clip.tokenizer import encode
 from clipbias.explain.model import Model
 from clipbias.explain.results import Missing
 from clipbias.explain.study import Study, StudyOptions
-from clipbias.explain.words import compute_words, context_words, readable_token
+from clipbias.explain.words import (
+    compute_words,
+    context_words,
+    index_kinds,
+    readable_token,
+    text_kinds,
+    token_labels,
+)
 from clipbias.tuning import Task
 from tests.explain.models import CLASS_NAMES
 from tests.explain.test_study import split
+
+LETTERS = "spwcde-"  # SOS, prompt, words, category, dot, EOS, padding
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "expected"),
+    [
+        ("zero_shot", {}, ["swwwwcde-", "swwwwccde"]),
+        ("zero_shot", {"templates": "a {} texture."}, ["swcwde-", "swccwde"]),
+        ("zero_shot", {"templates": "a painting of {}"}, ["swwwce-", "swwwcce"]),
+        ("bias", {}, ["swwwwcde-", "swwwwccde"]),
+        ("ivlp", {"text_tokens": 2}, ["sppwwcde-", "sppwwccde"]),
+        ("ivlp", {"text_tokens": 4}, ["sppppcde-", "sppppccde"]),
+        ("maple", {}, ["sppwwcde-", "sppwwccde"]),
+        ("coop", {"position": "middle"}, ["sppcppde-", "sppccppde"]),
+        ("coop", {"position": "front"}, ["scppppde-", "sccppppde"]),
+    ],
+)
+def test_kinds_of_text_tokens(clip, method, options, expected):
+    kinds = text_kinds(Task(clip, method, ["cat", "maine coon"], **options))
+    assert ["".join(LETTERS[kind] for kind in row) for row in kinds] == expected
+
+
+def test_what_is_the_same_for_all_classes_is_known_by_index(clip):
+    kinds = text_kinds(Task(clip, "maple", ["cat", "maine coon"]))
+    assert index_kinds(kinds) == ["sos", "prompt", "prompt", "words", "words", "category", "", "", ""]
+
+
+def test_parts_of_a_character_are_told_with_the_whole(clip):
+    task = Task(clip, "zero_shot", ["blüte", "日", "\ufffd"])
+    labels = [token_labels(task, text)[5:-1] for text in range(3)]
+    assert labels[0] == ["b", "l", "ü 1/2", "ü 2/2", "t", "e"] and labels[1] == ["日 1/3", "日 2/3", "日 3/3"]
+    for text in range(3):
+        assert len(token_labels(task, text)) == int(task.tokens.eos[text])
+
+
+def test_words_name_learned_tokens_by_number(clip):
+    plain, learned = Task(clip, "zero_shot", CLASS_NAMES), Task(clip, "ivlp", CLASS_NAMES, text_tokens=2)
+    assert token_labels(plain, 1) == ["SOS", *["a", "photo", "of", "a", "maine", "coon", "."]]
+    assert token_labels(learned, 0) == ["SOS", *["[1]", "[2]", "of", "a", "cat", "."]]
 
 
 def plain_search(vectors: np.ndarray, table: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

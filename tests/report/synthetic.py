@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from clipbias.explain import results as found
-from clipbias.explain.causal_section import DRAWS, Way, measure, over_seeds, summarize
-from clipbias.explain.replacement import Outputs, by_image, compare, sentence
+from clipbias.explain.causal_section import DRAWS, Way, outcomes, over_seeds, sample, summarize
+from clipbias.explain.replacement import by_image, compare, sentence
 from clipbias.explain.uncertainty import Estimate
 from clipbias.explain.verdict import judge
 
@@ -82,32 +82,31 @@ STUDENTS = (
 )
 
 
-def form_outputs(seed: int = 0, images: int = 300) -> tuple[list[Outputs], np.ndarray]:
-    """What the frozen model, a tuned one and `STUDENTS` make of images; and labels, the same for all seeds."""
+def form_outputs(seed: int = 0, images: int = 300) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Logits and features `[n, K, …]` of the frozen model, a tuned one and `STUDENTS`; and labels, of all seeds."""
     labels = np.random.default_rng(images).integers(0, 4, images)
     draw = np.random.default_rng(seed)
     own = draw.normal(size=(images, 4))  # what the tuned model thinks and those that learn from it
-
-    def outputs(by: float, alike: float) -> Outputs:
-        features = draw.normal(size=(images, 6)) + np.array([by, 0, 0, 0, 0, 0])
-        logits = alike * own + (1 - alike) * draw.normal(size=(images, 4)) + by * np.eye(4)[labels]
-        return Outputs(logits, features / np.linalg.norm(features, axis=-1, keepdims=True))
-
-    sizes = ((0, 0), (2, 1), (1.9, 0.9), (1.9, 0.6), (1, 0), (2, 0), (1.5, 0))
-    return [outputs(by, alike) for by, alike in sizes], labels
+    logits, features = [], []
+    for by, alike in ((0, 0), (2, 1), (1.9, 0.9), (1.9, 0.6), (1, 0), (2, 0), (1.5, 0)):
+        features.append(draw.normal(size=(images, 6)) + np.array([by, 0, 0, 0, 0, 0]))
+        logits.append(alike * own + (1 - alike) * draw.normal(size=(images, 4)) + by * np.eye(4)[labels])
+    rows = np.stack(features, axis=1)
+    return np.stack(logits, axis=1), rows / np.linalg.norm(rows, axis=-1, keepdims=True), labels
 
 
 def model_replacements(
     seed: int = 0, images: int = 300, students: Sequence[found.Student] = STUDENTS
 ) -> found.ModelReplacements:
     """What one tuned model can be exchanged for."""
-    (frozen, tuned, *others), labels = form_outputs(seed, images)
+    logits, features, labels = form_outputs(seed, images)
+    count = 2 + len(students)
     return found.ModelReplacements(
         steps=30,
         fitted_images=80,
         held_back_images=20,
         images=np.arange(images),
-        by_image=by_image(frozen, tuned, others[: len(students)], students, labels),
+        by_image=by_image(students, logits[:, :count], features[:, :count], labels),
         no_ceiling="",
     )
 
@@ -239,8 +238,10 @@ class _Builder:
         names = tuple(way.value for way in WAYS)
         for model in self.models[1:]:
             sizes = SIZES | (dict.fromkeys((Way.IMAGE_KIND, Way.IMAGE_OTHER), 2.7) if model.key == "bias" else {})
-            measured[model.key] = measure(self.logits(np.array([sizes[way] for way in WAYS]), labels), labels)
-            tests[model.key] = found.CausalTest(names, measured[model.key].outcomes(images), "", {})
+            values = outcomes(self.logits(np.array([sizes[way] for way in WAYS]), labels), labels)
+            measured[model.key] = sample(values)
+            correct, nats = (values.accuracy > 0).astype(np.uint8), values.log_likelihood.astype(np.float32)
+            tests[model.key] = found.CausalTest(names, found.ImageOutcomes(images, correct, nats), "", {})
         numbers = {key: summarize(each, names) for key, each in measured.items()}
         if self.twins:
             keys = ("ivlp", "ivlp_seed2")

@@ -17,8 +17,8 @@ from clipbias.data.few_shot import most_confident
 from clipbias.data.images import Images
 from clipbias.data.transforms import Resizing
 from clipbias.data.transforms import test_image as evaluated
-from clipbias.explain.attention import text_kinds
 from clipbias.explain.results import TEXT_KINDS
+from clipbias.explain.words import text_kinds
 from clipbias.training import loop
 from clipbias.training import mesh as meshes
 from clipbias.training.device import Compute

@@ -11,8 +11,8 @@ import pytest
 import clipbias
 from clipbias.clip.tokenizer import encode
 from clipbias.errors import ClipbiasError
-from clipbias.explain.attention import token_labels
 from clipbias.explain.relevancy import relevancy
+from clipbias.explain.words import token_labels
 from clipbias.export import export
 from clipbias.settings import from_config
 from clipbias.training.spec import RunSpec

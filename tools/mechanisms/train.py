@@ -40,7 +40,7 @@ from clipbias.data import Dataset, Split, protocols
 from clipbias.data.few_shot import wilson_interval
 from clipbias.data.images import pictures
 from clipbias.errors import ClipbiasError
-from clipbias.explain.causal_section import measure
+from clipbias.explain.causal_section import outcomes, sample
 from clipbias.explain.uncertainty import estimate, excludes
 from clipbias.training import mesh as meshes
 from clipbias.training.context import make_context
@@ -336,7 +336,7 @@ def validate(model: TunedModel, dataset: Dataset, spec: Spec) -> Mapping[str, ob
     if spec.of_family.mechanism is not None:  # prompts start as anything; the frozen model is the one without
         before = Task(task.clip, ZERO_SHOT, dataset), {}
     logits = np.stack([logits_of(*each, split) for each in (before, (task, model.learnables))], 1)
-    difference = measure(logits, split.labels).samples["accuracy"].contrast(np.array([[-1.0], [1.0]]))
+    difference = sample(outcomes(logits, split.labels)).accuracy.contrast(np.array([[-1.0], [1.0]]))
     gain = estimate(float(difference.mean[0]), difference.draws[:, 0])
     right = [100 * float((logits[:, way].argmax(-1) == split.labels).mean()) for way in range(2)]
     bound = constant_bound(task.clip, split) if spec.of_family.task == MARKED else None
