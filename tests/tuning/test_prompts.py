@@ -19,7 +19,7 @@ from clipbias.explain.results import TEXT_KINDS
 from clipbias.training import loop
 from clipbias.training import mesh as meshes
 from clipbias.training.evaluate import evaluate
-from clipbias.training.job import TrainResult
+from clipbias.training.loop import TrainResult
 from clipbias.tuning import Features, Learnables, Method, Recipe, Task, make_method
 from clipbias.tuning.features import sinkhorn
 from clipbias.tuning.methods.promptsrc import PromptSRC
@@ -29,8 +29,7 @@ from tests.data.batches import train_batches
 from tests.data.pictures import encoded, picture
 from tests.helpers import signal_at
 from tests.reference import numpy_clip, prompts_plot, teachers
-from tests.training.conftest import few_shot_runs, train_runs
-from tests.training.sweeps import TinySweep
+from tests.training.conftest import TinySweep, few_shot_runs, train_runs
 from tests.tuning import weights_common as common
 from tests.tuning.heads_common import COMMON
 from tests.tuning.weights_common import CLASS_NAMES, LABELS

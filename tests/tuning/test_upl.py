@@ -14,7 +14,7 @@ from clipbias.training.run import make_job
 from clipbias.training.spec import make_groups
 from tests.data.pictures import encoded
 from tests.reference import prompts
-from tests.training.sweeps import TinySweep
+from tests.training.conftest import TinySweep
 from tests.tuning import weights_common as common
 from tests.tuning.weights_common import CLASS_NAMES
 
