@@ -41,6 +41,8 @@ def test_error_in_bins_of_equal_width():
     assert calibration.expected_calibration_error(SURE, CORRECT) == pytest.approx(sum(gaps) / len(SURE), rel=1e-12)
     # The ends belong to the first and the last bin.
     assert calibration.expected_calibration_error([0.0, 1.0], [True, True]) == 0.5
+    # An edge between two bins belongs to the lower one.
+    assert calibration.expected_calibration_error([0.5, 0.4], [True, False], bins=2) == pytest.approx(0.05)
 
 
 def test_error_in_bins_of_equally_many():
