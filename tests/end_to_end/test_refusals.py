@@ -174,7 +174,7 @@ def test_mistakes_are_one_sentence(fifteen, tmp_path):
         (explain, {}, "no dataset to explain; give --config.dataset=NAME"),
         (predict, {"classes": "a"}, "no images to classify"),
         (predict, {"images": "pyproject.toml", "classes": "a", "texts": "b"}, "texts stand in place of"),
-        (predict, {"images": "pyproject.toml", "texts": nowhere}, f"there is no file of texts {nowhere}"),
+        (predict, {"images": "pyproject.toml", "texts": "/nowhere.txt"}, "there is no file of texts /nowhere.txt"),
     ):
         workdir = tmp_path / "work" if command in (explain, predict) else ""
         assert message in binaries.refusal_here(command, settings, workdir)
