@@ -28,7 +28,7 @@ from clipbias.explain.uncertainty import Estimate
 from clipbias.export.card import NOTE
 from clipbias.settings import setting
 from clipbias.training.context import SweepContext, make_context
-from clipbias.training.job import Logging
+from clipbias.training.loop import Logging
 from clipbias.training.progress import Progress
 from clipbias.training.students import BATCH_SIZE, FORMS, STEPS, fit_recipe, fit_student, mean_divergence
 from clipbias.training.teacher import Teacher, split_logits

@@ -29,7 +29,7 @@ from clipbias.settings import as_json
 from clipbias.training import mesh as meshes
 from clipbias.training.context import SweepContext
 from clipbias.training.evaluate import fingerprint
-from clipbias.training.job import Logging
+from clipbias.training.loop import Logging
 from clipbias.training.progress import Progress
 from clipbias.training.spec import stable_hash
 from clipbias.training.workdir import ADAPTER, open_workdir
@@ -77,11 +77,7 @@ def main(settings: DistilSettings, workdir: Path) -> None:
                 images,
                 settings.options,
                 context,
-                Logging(
-                    checkpoints=checkpoints,
-                    checkpoint_seconds=settings.compute.checkpoint_seconds,
-                    progress=Progress(0, title="distil"),
-                ),
+                Logging(checkpoints=checkpoints, progress=Progress(0, title="distil")),
             )
             sentences = list(distilled.sentences)
             if hosts.is_first():

@@ -15,6 +15,7 @@ one picture per image into `relevancy/`. An image that cannot be read has a line
 added to a table while images are classified, and the same command continues it.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -38,7 +39,7 @@ from clipbias.sentences import counted
 from clipbias.settings import as_json
 from clipbias.terminal import printable
 from clipbias.training.evaluate import fingerprint
-from clipbias.training.progress import MetricWriter, progress
+from clipbias.training.progress import MetricWriter, Progress
 from clipbias.training.workdir import open_workdir
 from clipbias.tuned_model import make_overlays, predict_batches
 from clipbias.tuning import Task
@@ -148,7 +149,7 @@ def classified(
     """What the models say of pictures, batch by batch, after `done` others; numbers name the maps of `relevancy`."""
     paths = [path for _, path in pictures]
     left = iter(pictures)
-    with progress(done + len(pictures), done=done, unit="image", title="predict") as bar:
+    with contextlib.closing(Progress(done + len(pictures), done=done, unit="image", title="predict")) as bar:
         for results in predict_batches(
             models, paths, settings.answers, batch_size=settings.batch_size, on_image_error=settings.on_image_error
         ):

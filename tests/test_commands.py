@@ -17,7 +17,7 @@ import pytest
 from clipbias.cli import COMMANDS as COMMANDS_OF_THE_PACKAGE
 from clipbias.io import read_json_lines
 from tests.documents import LANGUAGES, PAGES, PROGRAMS, ROOT, Command, blocks, commands, fences, inline
-from tests.end_to_end.binaries import in_forks
+from tests.end_to_end.conftest import in_forks
 
 COMMANDS = [command for page in PAGES for command in commands(page)]
 

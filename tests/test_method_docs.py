@@ -16,7 +16,7 @@ from clipbias.training.device import Compute
 from clipbias.tuning import METHODS, FeatureMethod, Method, Recipe, TestTimeMethod
 from clipbias.tuning.method import Kind, without_constants
 from tests.documents import ROOT, blocks
-from tests.training.sweeps import TinySweep
+from tests.training.conftest import TinySweep
 from tests.tuning.test_task import VIT_B_16
 
 PAGE = ROOT / "docs" / "methods.md"

@@ -11,7 +11,7 @@ import pytest
 from clipbias.data.confusion import class_summary
 from clipbias.training.calibration import Outcome
 from clipbias.training.evaluate import score
-from clipbias.training.select import merge_scores
+from clipbias.training.run import merge_scores
 from tools import recompute
 
 CLASSES = [f"class {number}" for number in range(6)]

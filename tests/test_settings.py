@@ -27,7 +27,7 @@ from clipbias.tuning.adapter import save_adapter
 from experiments import common
 from experiments.command_line import settings_type
 from tests.documents import ROOT
-from tests.end_to_end.binaries import answer_here, sentence
+from tests.end_to_end.conftest import answer_here, sentence
 
 OF_TABLE1 = ("demo", "zoo")
 

@@ -46,7 +46,7 @@ from clipbias.explain.uncertainty import Estimate, cross, estimate, excludes, re
 from clipbias.sentences import counted
 from clipbias.training.context import SweepContext, make_context
 from clipbias.training.evaluate import Predictor
-from clipbias.training.job import Logging
+from clipbias.training.loop import Logging
 from clipbias.training.progress import Progress, say
 from clipbias.training.spec import stable_hash
 from clipbias.training.students import (

@@ -1,6 +1,6 @@
-from .job import Run as Run
-from .job import TrainJob as TrainJob
-from .job import TrainResult as TrainResult
+from .loop import Run as Run
+from .loop import TrainJob as TrainJob
+from .loop import TrainResult as TrainResult
 from .loop import train as train
 from .mesh import make_mesh as make_mesh
 from .spec import RunSpec as RunSpec

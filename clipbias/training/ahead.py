@@ -22,7 +22,7 @@ from clipbias.errors import ClipbiasError
 from clipbias.sentences import counted
 from clipbias.training import mesh as meshes
 from clipbias.training.device import format_bytes
-from clipbias.training.job import TrainJob, plan_stages
+from clipbias.training.loop import TrainJob, plan_stages
 from clipbias.training.memory import (
     Program,
     describe_plan,

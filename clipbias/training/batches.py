@@ -1,20 +1,31 @@
-"""The images of runs that train side by side, decoded, stacked and placed on the mesh ahead of their use."""
+"""The images of runs that train side by side, decoded, stacked and placed on the mesh ahead of their use.
 
+In their place, features of training images by the frozen tower: what closed forms and trainings on features are made
+of. They are computed once, pass by pass, and kept in memory; no tower runs in a step.
+"""
+
+import dataclasses
 import functools
+import statistics
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from clipbias import hosts
+from clipbias.clip import Preprocessing, encode_image
+from clipbias.clip.config import ClipConfig
+from clipbias.clip.params import Params
 from clipbias.data.dataset import Split
 from clipbias.data.images import Ahead, Images, Workers
-from clipbias.data.pipeline import Batch, Batches, Source, test_batches, train_source
+from clipbias.data.pipeline import Batch, Batches, Source, epoch_order, pass_batches, test_batches, train_source
 from clipbias.data.transforms import Resizing
 from clipbias.training import mesh as meshes
-from clipbias.tuning.recipe import Recipe
+from clipbias.tuning import Recipe, Sampling
 
 
 def split_batches(
@@ -160,3 +171,206 @@ def _copies(mesh: Mesh, of_runs: tuple[int, ...]) -> Callable[[Batch], Batch]:
     sources = np.asarray(of_runs)
     sharding = meshes.sharding(mesh, (len(of_runs), 1), meshes.RUN, meshes.DATA)
     return jax.jit(lambda batch: jax.tree.map(lambda leaf: leaf[sources], batch), out_shardings=sharding)
+
+
+# Features in place of images.
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureStatic:
+    """What never changes while features are computed: `[B, d]` if projected, else `[B, Dv]`. Hashable."""
+
+    config: ClipConfig
+    preprocessing: Preprocessing
+    dtype: str
+    projected: bool = True
+
+
+@functools.partial(jax.jit, static_argnames="static")
+def frozen_features(static: FeatureStatic, params: Params, images: jax.Array) -> jax.Array:
+    """Plain CLIP's features of uint8 images."""
+    if not static.projected:
+        vision = params["vision"] | {"projection": jnp.eye(static.config.vision.width)}
+        params = {**params, "vision": vision}
+    return encode_image(params, static.config, static.preprocessing.normalize(images), dtype=static.dtype)[0]
+
+
+class TrainingFeatures:
+    """The features of one run's training images, each pass computed when it is first asked for."""
+
+    def __init__(
+        self,
+        static: FeatureStatic,
+        params: Params,
+        images: Images,
+        *,
+        mesh: Mesh,
+        batch_size: int,
+        seed: int,
+        crop: float,
+        on_error: str = "raise",
+        workers: Workers | None = None,
+    ) -> None:
+        """Prepares nothing yet.
+
+        `params` lie on the mesh; the batch size is that of all devices; the seed keys the augmentations. With "skip",
+        `readable` says which images could be read, and the others' features are those of a black image.
+        """
+        self._batch_size = meshes.rows(mesh, min(batch_size, len(images)))
+        self._images = images
+        self._mesh = mesh
+        self._static = static
+        self._params = params
+        self._seed = seed
+        self._crop = crop
+        self._workers = Workers.of(workers)
+        self._on_error = on_error
+        self.readable = np.ones(len(images), bool)
+        self._passes: np.ndarray | None = None
+        self._plain: np.ndarray | None = None
+        self._seconds: list[float] = []  # of each batch, from files to features
+
+    def passes(self, count: int) -> np.ndarray:
+        """The first `count` augmented passes, `[count, N, d]`."""
+        known = 0 if self._passes is None else len(self._passes)
+        missing = range(known, count)
+        if len(missing):
+            share = meshes.share(self._mesh)
+            batches = pass_batches(
+                self._images,
+                passes=missing,
+                seed=self._seed,
+                crop=self._crop,
+                resizing=self._static.preprocessing.resizing,
+                batch_size=self._batch_size,
+                shard=(share.part, share.parts),
+                workers=self._workers,
+                on_error=self._on_error,
+            )
+            features = self._compute(batches, len(missing))
+            self._passes = features if self._passes is None else np.concatenate([self._passes, features])
+        assert self._passes is not None
+        return self._passes[:count]
+
+    def plain(self) -> np.ndarray:
+        """One pass of the images as they are evaluated, `[1, N, d]`."""
+        if self._plain is None:
+            batches = split_batches(
+                self._images,
+                self._mesh,
+                resizing=self._static.preprocessing.resizing,
+                batch_size=self._batch_size,
+                workers=self._workers,
+                on_error=self._on_error,
+            )
+            self._plain = self._compute(batches, 1)
+        return self._plain
+
+    def seconds(self, images: int) -> float:
+        """What so many images take, whether or not they were computed for another method already."""
+        return images * statistics.median(self._seconds) / self._batch_size if self._seconds else 0.0
+
+    def _compute(self, batches: Batches, passes: int) -> np.ndarray:
+        results = []
+        began = time.monotonic()
+        for batch in batches:
+            features = frozen_features(self._static, self._params, meshes.place_rows(self._mesh, batch["images"]))
+            results.append(meshes.device_get((features, meshes.place_rows(self._mesh, batch["mask"]))))
+            now = time.monotonic()
+            self._seconds.append(now - began)
+            began = now
+        features, mask = (np.concatenate(list(map(np.asarray, parts))) for parts in zip(*results, strict=True))
+        count = len(self._images)  # the rows behind them pad the last batch of a pass
+        self.readable &= mask.reshape(passes, -1)[:, :count].all(0)
+        return features.reshape(passes, -1, features.shape[-1])[:, :count]
+
+
+def support_features(source: TrainingFeatures, sampling: Sampling) -> np.ndarray:
+    """The features of `Method.support`, `[E, N', d]`: of the images that can be read (`source.readable`)."""
+    features = _support(source, sampling)  # it finds out which images can be read
+    return features[:, source.readable]
+
+
+def epoch_features(source: TrainingFeatures, sampling: Sampling, epochs: int) -> np.ndarray:
+    """The passes that so many epochs of training take, `[E, N, d]`: one for each epoch if they are fresh.
+
+    Images that cannot be read are among them; `FeatureBatches` masks these.
+    """
+    if sampling.training == "fresh":
+        return source.passes(sampling.passes + epochs)[sampling.passes :]
+    return _support(source, sampling)
+
+
+def _support(source: TrainingFeatures, sampling: Sampling) -> np.ndarray:
+    return source.passes(sampling.passes) if sampling.passes else source.plain()
+
+
+class FeatureBatches(Iterator[Batch]):
+    """Batches of features in place of images, of all runs side by side on the mesh: `[R, B, d]`."""
+
+    waiting_share = 0.0
+
+    def __init__(
+        self,
+        features: Sequence[np.ndarray],
+        labels: Sequence[np.ndarray],
+        seeds: Sequence[int],
+        recipe: Recipe,
+        mesh: Mesh,
+        *,
+        pooled: bool,
+        start_step: int,
+        readable: Sequence[np.ndarray] | None = None,
+    ) -> None:
+        """Batches from step `start_step` on.
+
+        Features of each run are `[E, N, d]`: epoch `e` takes pass `e mod E`, or rows of all where they are `pooled`.
+        Labels are `[N]`; seeds key the order of an epoch; images that were not `readable`, bool `[N]`, are masked.
+        """
+        self._features = features
+        self._labels = labels
+        self._seeds = seeds
+        self._recipe = recipe
+        self._readable = [np.ones(len(of_run), bool) for of_run in labels] if readable is None else readable
+        self._mesh = mesh
+        self._pooled = pooled
+        self._step = start_step
+
+    def __next__(self) -> Batch:
+        share = meshes.share(self._mesh)
+        runs = share.runs(self._mesh, len(self._seeds))
+        parts = {run: self._rows(run) for run in set(runs)}
+        self._step += 1
+        stacked = {name: np.stack([parts[run][name] for run in runs]) for name in parts[runs[0]]}
+        local = stacked["labels"].shape[1] // share.parts
+        mine = slice(share.part * local, (share.part + 1) * local)
+        return meshes.place_batch(self._mesh, {name: value[:, mine] for name, value in stacked.items()})
+
+    def computes(self, values: jax.Array) -> None:
+        """Nothing is made ahead."""
+
+    def skipped(self) -> tuple[int, ...]:
+        """How many training images of each run could not be read."""
+        return tuple(int((~readable).sum()) for readable in self._readable)
+
+    def close(self) -> None:
+        """Nothing is made ahead."""
+
+    def _rows(self, run: int) -> Batch:
+        features = self._features[run]
+        labels = self._labels[run]
+        readable = self._readable[run]
+        passes, examples = features.shape[:2]
+        epoch, step = divmod(self._step, self._recipe.steps_per_epoch(examples))
+        size = min(self._recipe.batch_size, examples)
+        order = epoch_order(self._seeds[run], epoch, examples * (passes if self._pooled else 1))
+        order_of_step = order[: examples if self._pooled else None][step * size : (step + 1) * size]
+        turn, example = divmod(order_of_step, examples) if self._pooled else (epoch % passes, order_of_step)
+        rows = size + -size % self._mesh.shape[meshes.DATA]
+        more = 0, rows - len(order_of_step)
+        return {
+            # Zeros have no direction, and not even a mask keeps what is not a number out of a gradient.
+            "images": np.pad(features[turn, example], (more, (0, 0)), mode="edge"),
+            "labels": np.pad(labels[example], more),
+            "mask": np.pad(readable[example], more),
+        }

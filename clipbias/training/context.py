@@ -6,6 +6,7 @@ All of it is made when it is first asked for. What belongs to one dataset is dro
 import dataclasses
 import functools
 from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
@@ -17,9 +18,9 @@ from clipbias.data.few_shot import MAX_VAL_SHOTS, most_confident
 from clipbias.data.images import ImageCache, Images, Workers
 from clipbias.data.protocols import validation_outside_test
 from clipbias.training import mesh as meshes
+from clipbias.training.batches import FeatureStatic, TrainingFeatures
 from clipbias.training.device import Compute
 from clipbias.training.evaluate import Budget, Evaluator, make_evaluation
-from clipbias.training.features import FeatureStatic, TrainingFeatures
 from clipbias.training.spec import Group
 from clipbias.tuning import Sampling, Task
 from clipbias.tuning.method import Method
@@ -48,7 +49,6 @@ class SweepContext:
         self.on_image_error = on_image_error
         self.params = meshes.place_weights(mesh, clip.params, dtype, shapes=not meshes.is_there(mesh))
         self.workers = Workers(compute.workers)
-        self._make_evaluator = functools.partial(Evaluator, mesh=mesh, workers=self.workers)
         third = int(compute.cache_gb * 1e9 / 3)
         self._images = ImageCache(2 * third)
         self._budget = Budget(third)
@@ -115,9 +115,10 @@ class SweepContext:
         if split.digest not in self._pseudo_labels:
             task = self.bind(make_method(ZERO_SHOT), source)
             static, inputs = make_evaluation(task, self.params, {}, runs=1, mesh=self.mesh)
-            batch_size = self.compute.eval_batch_size
-            evaluator = self._make_evaluator(split, batch_size=batch_size, on_error=self.on_image_error)
-            self._pseudo_labels[split.digest] = evaluator.pseudo_labels(static, inputs)
+            evaluation = self.evaluator(split, budget=None).evaluate(static, inputs)
+            other_odds = np.full(len(split), np.inf, np.float32)
+            other_odds[evaluation.predicted[0] >= 0] = evaluation.outcomes[0].other_odds
+            self._pseudo_labels[split.digest] = evaluation.predicted[0], other_odds
         predicted, other_odds = self._pseudo_labels[split.digest]
         picks = most_confident(predicted, other_odds, shots=shots)
         return dataclasses.replace(split.subset(picks), labels=predicted[picks])
@@ -138,14 +139,19 @@ class SweepContext:
             )
         return self._features[key]
 
-    def evaluator(self, split: Split) -> Evaluator:
-        """Evaluates runs on a split, and keeps features that all runs share."""
-        key = split.digest
+    def evaluator(self, split: Split, **options: Any) -> Evaluator:
+        """Evaluates runs on a split, and keeps features that all runs share; `options` are those of `Evaluator`."""
+        key = split.digest, *options.items()
         if key not in self._evaluators:
-            batch_size = self.compute.eval_batch_size
-            self._evaluators[key] = self._make_evaluator(
-                split, batch_size=batch_size, on_error=self.on_image_error, budget=self._budget
+            evaluator = functools.partial(
+                Evaluator,
+                mesh=self.mesh,
+                batch_size=self.compute.eval_batch_size,
+                on_error=self.on_image_error,
+                workers=self.workers,
+                budget=self._budget,
             )
+            self._evaluators[key] = evaluator(split, **options)
         return self._evaluators[key]
 
     def temperature_evaluator(
@@ -166,14 +172,9 @@ class SweepContext:
         order = np.random.default_rng(0).permutation(len(split))
         by_class = [order[split.labels[order] == label][:most] for label in np.unique(split.labels)]
         images = split.subset(np.sort(np.concatenate(by_class)))
+        # An image that cannot be read is no reason to lose a result.
         batch_size = self.evaluator(tested).batch_size
-        key = images.digest, batch_size
-        if key not in self._evaluators:
-            # An image that cannot be read is no reason to lose a result.
-            self._evaluators[key] = self._make_evaluator(
-                images, batch_size=batch_size, budget=self._budget, on_error="skip", whole_batches=True
-            )
-        return self._evaluators[key]
+        return self.evaluator(images, batch_size=batch_size, on_error="skip", whole_batches=True)
 
 
 def make_context(

@@ -119,7 +119,7 @@ class BatchOutcome:
 
     `log_probs`, float16 `[R, B, 7]`, has the five largest log-probabilities (-inf beyond the last class), the label's,
     and the log-sum-exp of the logits: logits are log-probabilities plus the log-sum-exp, but half precision keeps
-    differences between sure predictions only in this form.
+    differences between sure predictions only in this form. `logits`, if they are kept, are `[R, B, C]`.
     """
 
     predicted: jax.Array
@@ -127,6 +127,7 @@ class BatchOutcome:
     highest: jax.Array
     other_odds_at: jax.Array
     log_probs: jax.Array
+    logits: jax.Array | None = None
 
 
 @functools.partial(jax.jit, static_argnames="static")
@@ -164,7 +165,7 @@ def correct_and_loss(
     return scores.argmax(-1) == labels, loss
 
 
-@functools.partial(jax.jit, static_argnames="static")
+@functools.partial(jax.jit, static_argnames=("static", "keeps_logits"))
 def outcomes(
     static: EvalStatic,
     inputs: EvalInputs,
@@ -172,28 +173,13 @@ def outcomes(
     mask: jax.Array,
     labels: jax.Array,
     temperatures: jax.Array,
+    keeps_logits: bool = False,
 ) -> BatchOutcome:
     """The most likely class under each run and how sure it is, as is and with logits over `temperatures [R]`.
 
     Arguments as of `logits`; the log-probability of a label -1 means nothing.
     """
-    return _outcomes_of(logits(static, inputs, images, mask), labels, temperatures)
-
-
-@functools.partial(jax.jit, static_argnames="static")
-def outcomes_and_logits(
-    static: EvalStatic,
-    inputs: EvalInputs,
-    images: jax.Array,
-    mask: jax.Array,
-    labels: jax.Array,
-    temperatures: jax.Array,
-) -> tuple[BatchOutcome, jax.Array]:
     scores = logits(static, inputs, images, mask)
-    return _outcomes_of(scores, labels, temperatures), scores
-
-
-def _outcomes_of(scores: jax.Array, labels: jax.Array, temperatures: jax.Array) -> BatchOutcome:
     predicted = scores.argmax(-1)
     highest = scores.max(-1)
     below = (scores - highest[..., None]).astype(jnp.float32)
@@ -210,7 +196,14 @@ def _outcomes_of(scores: jax.Array, labels: jax.Array, temperatures: jax.Array) 
     five = jnp.pad(five, ((0, 0), (0, 0), (0, 5 - five.shape[-1])), constant_values=-jnp.inf)
     highest = highest.astype(jnp.float32)
     log_probs = jnp.concatenate([five - total, of_label - total, highest[..., None] + total], axis=-1)
-    return BatchOutcome(predicted.astype(jnp.int32), plain, highest, other_odds_at, log_probs.astype(jnp.float16))
+    return BatchOutcome(
+        predicted=predicted.astype(jnp.int32),
+        other_odds=plain,
+        highest=highest,
+        other_odds_at=other_odds_at,
+        log_probs=log_probs.astype(jnp.float16),
+        logits=scores if keeps_logits else None,
+    )
 
 
 def check_finite(logits: np.ndarray) -> None:
@@ -220,6 +213,34 @@ def check_finite(logits: np.ndarray) -> None:
             "what is computed for the images is not finite: what was learned is too large; tune again with a lower "
             "--config.learning_rate."
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What `R` runs predict for the `n` images of a split, of which `m` could be read.
+
+    Attributes:
+      outcomes: of each run, for the images that could be read.
+      temperatures: of each run, or `None` (`Evaluator.evaluate`).
+      predicted: the class of every image, int32 `[R, n]`; -1 where it could not be read.
+      log_probs: see `BatchOutcome`, float16 `[R, n, 7]`.
+      logits: of the images that could be read, `[R, m, C]`, if they are kept.
+    """
+
+    outcomes: list[Outcome]
+    temperatures: list[float | None]
+    predicted: np.ndarray
+    log_probs: np.ndarray
+    logits: np.ndarray | None
+
+    @property
+    def skipped(self) -> int:
+        return int((self.predicted[0] < 0).sum())
+
+    @property
+    def scores(self) -> list[Row]:
+        """Of each run `{"accuracy", "correct", "images", "calibration"}`, the accuracy in percent."""
+        return [score(*pair) for pair in zip(self.outcomes, self.temperatures, strict=True)]
 
 
 class Budget:
@@ -242,12 +263,6 @@ class Evaluator:
 
     Image features under a method that leaves images alone are the same for all of them: they are computed once. Decoded
     and resized images, and features, are kept if they fit the budget.
-
-    Attributes:
-      skipped: how many images could not be read.
-      predicted: of the latest evaluation, the class of every image, int32 `[R, n]`; -1 where it could not be read.
-      log_probs: likewise, see `BatchOutcome`, float16 `[R, n, 7]`.
-      logits_read: likewise if kept, the logits of the images that could be read, `[R, m, C]`, and their labels `[m]`.
     """
 
     def __init__(
@@ -271,10 +286,6 @@ class Evaluator:
         self.mesh = mesh
         self.on_error = on_error
         self.batch_size = meshes.rows(mesh, batch_size if whole_batches else min(batch_size, len(split)))
-        self.skipped = 0
-        self.predicted: np.ndarray | None = None
-        self.log_probs: np.ndarray | None = None
-        self.logits_read: tuple[np.ndarray, np.ndarray] | None = None
         self._workers = Workers.of(workers)
         self._budget = budget or Budget(0)
         self._images: list[Batch] | None = None
@@ -341,68 +352,71 @@ class Evaluator:
             self._plain_features[key] = plain
 
     def _each_batch(
-        self, compute: Callable[..., Any], static: EvalStatic, inputs: EvalInputs, *rest: Any, labelled: bool = False
-    ) -> tuple[list[Any], np.ndarray]:
-        """The results of `compute` batch by batch, on the host; and labels `[n]`, -1 in padding and where unreadable.
+        self, static: EvalStatic, inputs: EvalInputs, compute: Callable[[jax.Array, jax.Array, jax.Array], Any]
+    ) -> tuple[Any, np.ndarray]:
+        """The results of `compute(features, mask, labels)` batch by batch, `[R, n, …]` of all images, on the host.
 
-        With `labelled` these are the argument behind the mask.
+        And the labels `[n]`, -1 where an image could not be read.
         """
         results = []
         with explain_exhaustion("lower --config.eval_batch_size."):
             for features, batch in self._features(static, inputs):
                 if hosts.stops():
                     raise hosts.Stopped
-                labels = np.where(batch["mask"], batch["labels"], -1)
                 mask = meshes.place_rows(self.mesh, batch["mask"])
-                placed = meshes.place_rows(self.mesh, labels)
-                of_labels = (placed,) if labelled else ()
-                results.append((compute(static, inputs, features, mask, *of_labels, *rest), placed))
-        fetched = meshes.device_get(results)
-        labels = np.concatenate([labels for _, labels in fetched])
-        self.skipped = int((labels[: len(self.split)] < 0).sum())
-        return [values for values, _ in fetched], labels
+                labels = meshes.place_rows(self.mesh, np.where(batch["mask"], batch["labels"], -1))
+                results.append((compute(features, mask, labels), labels))
+        values, of_batches = zip(*meshes.device_get(results), strict=True)
+        count = len(self.split)  # padding lies behind the images
+        whole = jax.tree.map(lambda *batches: np.concatenate(batches, axis=1)[:, :count], *values)
+        return whole, np.concatenate(of_batches)[:count]
 
-    def outcomes(
+    def evaluate(
         self,
         static: EvalStatic,
         inputs: EvalInputs,
         *,
         validation: "Evaluator | None" = None,
         keeps_logits: bool = False,
-    ) -> tuple[list[Outcome], list[float | None]]:
-        """What each run predicts for every image that could be read, and its temperature.
+    ) -> Evaluation:
+        """What each run predicts for every image, and its temperature.
 
         That is fitted on the images of `validation`, of the same classes; `None` without any that could be read, or
-        where they fit none (`fit_temperature`). With `keeps_logits` `logits_read` is set.
+        where they fit none (`fit_temperature`).
         """
         inputs = encode_texts(static, inputs)
         fitted: list[float | None] = [None] * static.runs
         if validation is not None:
-            fitted = validation._temperatures(static, inputs)
+            scores, labels = validation._logits(static, inputs)
+            read = labels >= 0
+            if read.any():
+                fitted = [fit_temperature(of_run[read], labels[read]) for of_run in scores]
         temperatures = np.asarray([1.0 if value is None else value for value in fitted], np.float32)
-        compute = outcomes_and_logits if keeps_logits else outcomes
-        values, labels = self._each_batch(compute, static, inputs, temperatures, labelled=True)
+
+        def compute(features: jax.Array, mask: jax.Array, labels: jax.Array) -> BatchOutcome:
+            return outcomes(static, inputs, features, mask, labels, temperatures, keeps_logits=keeps_logits)
+
+        values, labels = self._each_batch(static, inputs, compute)
         read = labels >= 0
         if not read.any():
             raise ClipbiasError("none of the images to evaluate on could be read.")
-        whole = jax.tree.map(lambda *batches: np.concatenate(batches, axis=1), *values)
-        whole, scores = whole if keeps_logits else (whole, None)
-        self.logits_read = None if scores is None else (scores[:, read], labels[read])
-        self.predicted = np.where(read, whole.predicted, -1)[:, : len(self.split)].astype(np.int32)
-        self.log_probs = whole.log_probs[:, : len(self.split)]
-        every = jax.tree.map(lambda values: values[:, read], whole)
+        every = jax.tree.map(lambda values: values[:, read], values)
         check_finite(every.highest)
-        correct = every.predicted == labels[read]
-        results = [
-            Outcome(
-                correct[run],
-                every.other_odds[run],
-                every.highest[run],
-                None if fitted[run] is None else every.other_odds_at[run],
-            )
-            for run in range(static.runs)
-        ]
-        return results, fitted
+        return Evaluation(
+            outcomes=[
+                Outcome(
+                    correct=every.predicted[run] == labels[read],
+                    other_odds=every.other_odds[run],
+                    highest=every.highest[run],
+                    other_odds_at=None if temperature is None else every.other_odds_at[run],
+                )
+                for run, temperature in enumerate(fitted)
+            ],
+            temperatures=fitted,
+            predicted=np.where(read, values.predicted, -1).astype(np.int32),
+            log_probs=values.log_probs,
+            logits=every.logits,
+        )
 
     def validate(self, static: EvalStatic, inputs: EvalInputs, *, finite: bool = True) -> list[Row]:
         """Of each run `{"accuracy", "correct", "images", "loss"}`: in percent, counts, and mean cross-entropy in nats.
@@ -410,11 +424,13 @@ class Evaluator:
         Without `finite` a run whose logits are not finite has a loss that is not finite.
         """
         inputs = encode_texts(static, inputs)
-        values, labels = self._each_batch(correct_and_loss, static, inputs, labelled=True)
+        (correct, loss), labels = self._each_batch(
+            static, inputs, lambda *batch: correct_and_loss(static, inputs, *batch)
+        )
         read = labels >= 0
         if not read.any():
             raise ClipbiasError("none of the validation images could be read.")
-        correct, loss = (np.concatenate(batches, axis=1)[:, read] for batches in zip(*values, strict=True))
+        correct, loss = correct[:, read], loss[:, read]
         if finite:
             check_finite(loss)
         images = int(read.sum())
@@ -428,38 +444,19 @@ class Evaluator:
             for run, of_run in enumerate(correct)
         ]
 
-    def pseudo_labels(self, static: EvalStatic, inputs: EvalInputs) -> tuple[np.ndarray, np.ndarray]:
-        """The class that a single run takes each image for, int32 `[n]`, or -1, and the `Outcome.other_odds`."""
-        inputs = encode_texts(static, inputs)
-        values, labels = self._each_batch(outcomes, static, inputs, np.ones(1, np.float32), labelled=True)
-        every = jax.tree.map(lambda *batches: np.concatenate(batches, axis=1)[0], *values)
-        count = len(self.split)
-        return np.where(labels < 0, -1, every.predicted)[:count].astype(np.int32), every.other_odds[:count]
-
-    def _temperatures(self, static: EvalStatic, inputs: EvalInputs) -> list[float | None]:
-        values, labels = self._each_batch(logits, static, inputs)
-        read = labels >= 0
-        if not read.any():
-            return [None] * static.runs
-        scores = np.concatenate(values, axis=1)[:, read]
-        check_finite(scores)
-        return [fit_temperature(of_run, labels[read]) for of_run in scores]
-
     def logits(self, static: EvalStatic, inputs: EvalInputs) -> tuple[np.ndarray, np.ndarray]:
         """The logits of every image under each run, `[R, n, C]`, and which images could be read, bool `[n]`."""
-        values, labels = self._each_batch(logits, static, encode_texts(static, inputs))
-        count = len(self.split)
-        read = (labels >= 0)[:count]
-        if not read.any():
+        scores, labels = self._logits(static, encode_texts(static, inputs))
+        if labels.max() < 0:
             raise ClipbiasError("none of the images could be read.")
-        scores = np.concatenate(values, axis=1)[:, :count]
-        check_finite(scores[:, read])
-        return scores, read
+        return scores, labels >= 0
 
-    def accuracy(self, static: EvalStatic, inputs: EvalInputs, *, validation: "Evaluator | None" = None) -> list[Row]:
-        """Of each run `{"accuracy", "correct", "images", "calibration"}`, the accuracy in percent; see `outcomes`."""
-        results, fitted = self.outcomes(static, inputs, validation=validation)
-        return [score(outcome, temperature) for outcome, temperature in zip(results, fitted, strict=True)]
+    def _logits(self, static: EvalStatic, inputs: EvalInputs) -> tuple[np.ndarray, np.ndarray]:
+        scores, labels = self._each_batch(
+            static, inputs, lambda features, mask, _: logits(static, inputs, features, mask)
+        )
+        check_finite(scores[:, labels >= 0])
+        return scores, labels
 
 
 def first_run(learnables: Learnables) -> Learnables:
@@ -517,28 +514,26 @@ def evaluate(
     def on(images: Split) -> Evaluator:
         return Evaluator(images, mesh=mesh, batch_size=eval_batch_size, on_error=on_image_error, workers=shared)
 
-    evaluator = on(split)
     others = validation_outside_test(split, validation)
-    (inside,), fitted = evaluator.outcomes(
-        static, inputs, validation=None if others is None else on(others), keeps_logits=rule is not None
+    keeps_logits = rule is not None
+    inside = on(split).evaluate(
+        static, inputs, validation=None if others is None else on(others), keeps_logits=keeps_logits
     )
-    assert evaluator.predicted is not None
-    predicted = evaluator.predicted[0]
-    scores = score(inside, fitted[0])
+    predicted = inside.predicted[0]
+    (scores,) = inside.scores
     scores["class_summary"] = class_summary(split.labels, predicted, task.class_names)
     if others is not None:
         scores["validation_images"] = len(others)
-    if evaluator.skipped:
-        scores["skipped_images"] = evaluator.skipped
-    if rule is not None and evaluator.logits_read is not None:
-        logits, labels = evaluator.logits_read
-        scores["answers"] = measure(rule, logits[0], labels)
+    if inside.skipped:
+        scores["skipped_images"] = inside.skipped
+    if rule is not None and inside.logits is not None:
+        scores["answers"] = measure(rule, inside.logits[0], split.labels[predicted >= 0])
     if outside is not None:
-        away = on(outside)
-        (other,), _ = away.outcomes(static, inputs, keeps_logits=rule is not None)
-        scores["ood"] = {"images": len(other.other_odds), **detection(inside, other)}
-        if rule is not None and away.logits_read is not None:
-            scores["ood"]["accepted"] = 100 * float((~rule.rejected(away.logits_read[0][0])).mean())
+        away = on(outside).evaluate(static, inputs, keeps_logits=keeps_logits)
+        (other,) = away.outcomes
+        scores["ood"] = {"images": len(other.other_odds), **detection(inside.outcomes[0], other)}
+        if rule is not None and away.logits is not None:
+            scores["ood"]["accepted"] = 100 * float((~rule.rejected(away.logits[0])).mean())
     return scores, predicted
 
 

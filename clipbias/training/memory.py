@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from clipbias.clip import layers
 from clipbias.errors import ClipbiasError
 from clipbias.training import mesh as meshes
+from clipbias.training.batches import FeatureStatic, frozen_features
 from clipbias.training.device import AUTO, USABLE, Compute, device_limit, needed_bytes
 from clipbias.training.evaluate import (
     EvalInputs,
@@ -31,7 +32,6 @@ from clipbias.training.evaluate import (
     outcomes,
     text_features,
 )
-from clipbias.training.features import FeatureStatic, frozen_features
 from clipbias.training.step import TEACHER, StepScalars, StepStatic, init_state, place_inputs, train_step
 from clipbias.tuning import Recipe, Sampling, Task
 from clipbias.tuning.method import crops_of, mixes_crops, sampling_of

@@ -19,6 +19,7 @@ from clipbias.clip.params import Params
 from clipbias.clip.precision import DATA as DATA
 from clipbias.clip.precision import cast_weights
 from clipbias.errors import ClipbiasError
+from clipbias.sentences import counted
 
 RUN = "run"
 
@@ -47,20 +48,10 @@ def make_mesh(*, run: int | None = 1, data: int | None = None, devices: Sequence
         if rows * columns == total and (shared or whole):
             break
     else:
-        processes = len(by_process)
-        count = each * processes
-        run = count // max(data or 1, 1) if run is None else run
-        data = count // max(run, 1) if data is None else data
-        if run < 1 or data < 1:
-            raise ClipbiasError(
-                f"a mesh of run={run} and data={data} has no devices; give at least 1 each, or None for the rest."
-            )
-        if run * data > count:
-            raise ClipbiasError(f"a mesh of run={run} and data={data} needs {run * data} devices; there are {count}.")
         raise ClipbiasError(
-            f"a mesh of run={run} and data={data} cannot be divided among {processes} processes of {each} devices: "
-            "each must hold as many of them, a part of every run or whole runs or a part of one; give data=None for "
-            "what fits."
+            f"a mesh of run={run} and data={data} cannot be made of {counted(len(by_process), 'process')} with "
+            f"{counted(each, 'device')} each: a process must hold a part of every run, whole runs, or a part of one; "
+            "give at least 1, and data=None for what fits."
         )
     if total < len(devices) and None in (run, data):
         logging.warning("%d of %d devices are left idle by run=%d.", len(devices) - total, len(devices), rows)

@@ -11,7 +11,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -177,15 +177,6 @@ def say(line: str) -> None:
     """Prints a line without breaking any bar."""
     if jax.process_index() == 0:
         tqdm.write(printable(line), file=sys.stderr)
-
-
-@contextlib.contextmanager
-def progress(total: int, *, done: int = 0, unit: str = "step", title: str = "") -> Iterator[Progress]:
-    bar = Progress(total, done=done, unit=unit, title=title)
-    try:
-        yield bar
-    finally:
-        bar.close()
 
 
 # Metrics, and where they go.
@@ -471,17 +462,6 @@ class StepProfile:
         if self._runs:
             self._runs = False
             jax.profiler.stop_trace()
-
-
-class Stopwatch:
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    def __enter__(self) -> None:
-        self._began = time.monotonic()
-
-    def __exit__(self, *_: object) -> None:
-        self.seconds += time.monotonic() - self._began
 
 
 def step_seconds(metrics: Path, steps: Sequence[int]) -> float:

@@ -5,7 +5,7 @@ to the last bit. `fit_task` makes the same job from memory, without files.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -14,23 +14,22 @@ import numpy as np
 from clipbias import hosts
 from clipbias.constants import ZERO_SHOT
 from clipbias.data import Dataset, Split, held_out, protocols
+from clipbias.data.confusion import class_summary
 from clipbias.data.few_shot import images_per_class
 from clipbias.data.held_out import hold_out_of
 from clipbias.data.images import Images
 from clipbias.sentences import counted
 from clipbias.training import mesh as meshes
 from clipbias.training.context import SweepContext
-from clipbias.training.evaluate import predictions_name, save_predictions
-from clipbias.training.job import Logging, Run, TrainJob, TrainResult, check_images, validation_images
-from clipbias.training.loop import train_job
+from clipbias.training.evaluate import Evaluation, predictions_name, save_predictions
+from clipbias.training.loop import Logging, Run, TrainJob, TrainResult, check_images, train_job, validation_images
+from clipbias.training.memory import fit_evaluation
 from clipbias.training.progress import Progress
 from clipbias.training.select import (
     Selection,
     apply,
     cautions_of_fit,
     frozen,
-    merge_scores,
-    score_test,
     score_validation,
     select,
     select_settings,
@@ -41,7 +40,7 @@ from clipbias.training.spec import TEST, UNSELECTED, Group, Row, RunSpec
 from clipbias.training.teacher import Teacher, split_logits
 from clipbias.training.workdir import SweepPaths
 from clipbias.tuning import Recipe, Task, parameter_count
-from clipbias.tuning.adapter import save_adapter
+from clipbias.tuning.adapter import save_adapter, transfer
 from clipbias.tuning.conformal import Calibration
 from clipbias.tuning.method import Learnables, select_run
 
@@ -75,15 +74,7 @@ def run_group(
       The rows. Of a run for which something was selected, the row's spec has the settings that were selected.
     """
     # Job
-    compute = context.compute
-    logging = Logging(
-        checkpoints=paths.checkpoints(group),
-        checkpoint_seconds=compute.checkpoint_seconds,
-        metrics=paths.metrics(group),
-        trackers=compute.trackers,
-        profile=compute.profile == "steps",
-        progress=progress,
-    )
+    logging = Logging(checkpoints=paths.checkpoints(group), metrics=paths.metrics(group), progress=progress)
     logging.at_work("reading images")
     job = make_job(group, context, logging)
     added = [dict((facts or {}).get(spec.key, {})) for spec in group]
@@ -97,14 +88,14 @@ def run_group(
         check_images(job, list({split.digest: split for split in validation_images(job)}.values()))
     if paths.single and group[0].method != ZERO_SHOT:
         logging.at_work("evaluating zero-shot")
-        of_frozen = score_test(frozen(job), {}, job.protocol.evaluations[0])
+        _, _, of_frozen = evaluate_test(frozen(job), {}, job.protocol.evaluations[0])
         added[0]["zero_shot_accuracy"] = of_frozen.scores[0]["accuracy"]
     # Train
     result = train_job(job)
     # Score
     logging.at_work("evaluating")
     if group[0].score_on == TEST:
-        scores = _score_test(group, job, result, paths)
+        scores = _score_test(group, job, result.learnables, paths)
     else:
         scores = score_validation(job, result.learnables)
     rows = []
@@ -156,29 +147,69 @@ def make_job(group: Group, context: SweepContext, logging: Logging | None = None
     )
 
 
-def _score_test(group: Group, job: TrainJob, result: TrainResult, paths: SweepPaths) -> list[Row]:
-    scores: dict[str, Sequence[Row]] = {}
+def evaluate_test(
+    job: TrainJob, learnables: Learnables, evaluation: protocols.Evaluation
+) -> tuple[Task, Learnables, Evaluation]:
+    """Evaluates the runs of a job, and their padding, on test images; `learnables [R, …]` lie on the host.
+
+    A temperature is fitted on the job's validation images.
+
+    Returns:
+      The task of the evaluation's classes, which may differ from those of training; its learnables; the predictions.
+    """
+    context = job.context
+    task = context.bind(job.task.method, evaluation.dataset)
+    task = fit_evaluation(task, runs=job.padded_runs, mesh=context.mesh)
+    learnables = transfer(job.task, task, learnables, evaluation.source_labels, axis=1)
+    evaluator = context.evaluator(evaluation.dataset.split("test"))
+    validation = context.temperature_evaluator(job.protocol, evaluation, job.shots)
+    return task, learnables, evaluator.evaluate(*job.evaluation(task, learnables), validation=validation)
+
+
+def _score_test(group: Group, job: TrainJob, learnables: Learnables, paths: SweepPaths) -> list[Row]:
+    """Scores the runs on all test images, and saves their predictions."""
+    scores: list[dict[str, Row]] = [{} for _ in group]
     fingerprints: list[dict[str, str]] = [{} for _ in group]
     for evaluation in job.protocol.evaluations:
-        tested = score_test(job, result.learnables, evaluation)
-        scores[evaluation.name] = tested.scores
-        for run, spec in enumerate(group if hosts.is_first() else ()):
-            fingerprints[run][evaluation.name] = save_predictions(
-                paths.workdir,
-                paths.predictions(spec, evaluation.name),
-                tested.task,
-                select_run(tested.learnables, run),
-                spec.method,
-                evaluation.dataset.split("test"),
-                tested.predicted[run],
-                tested.log_probs[run],
-            )
+        task, transferred, tested = evaluate_test(job, learnables, evaluation)
+        split = evaluation.dataset.split("test")
+        skipped = {"skipped_images": tested.skipped} if tested.skipped else {}
+        # Padding lies behind the runs.
+        for run, (spec, score) in enumerate(zip(group, tested.scores, strict=False)):
+            predicted = tested.predicted[run]
+            summary = class_summary(split.labels, predicted, task.class_names)
+            scores[run][evaluation.name] = score | {"class_summary": summary} | skipped
+            if hosts.is_first():
+                fingerprints[run][evaluation.name] = save_predictions(
+                    paths.workdir,
+                    paths.predictions(spec, evaluation.name),
+                    task,
+                    select_run(transferred, run),
+                    spec.method,
+                    split,
+                    predicted,
+                    tested.log_probs[run],
+                )
     rows = []
     for run, spec in enumerate(group):
-        names = {name: predictions_name(paths.predictions(spec, name)) for name in scores}
+        names = {name: predictions_name(paths.predictions(spec, name)) for name in scores[run]}
         facts = {"predictions": names, "fingerprints": fingerprints[run]}
-        rows.append(facts | merge_scores({name: of_runs[run] for name, of_runs in scores.items()}))
+        rows.append(facts | merge_scores(scores[run]))
     return rows
+
+
+def merge_scores(scores: Mapping[str, Row]) -> Row:
+    """The scores of one run in its evaluations, as its row has them: by name where it has more than one."""
+    if len(scores) == 1:
+        return dict(next(iter(scores.values())))
+    merged: Row = {
+        "tested_images": {name: score["images"] for name, score in scores.items()},
+        "accuracies": {name: score["accuracy"] for name, score in scores.items()},
+        "calibrations": {name: score["calibration"] for name, score in scores.items()},
+        "class_summaries": {name: score["class_summary"] for name, score in scores.items()},
+    }
+    skipped = sum(score.get("skipped_images", 0) for score in scores.values())
+    return merged | ({"skipped_images": skipped} if skipped else {})
 
 
 def _row(spec: RunSpec, job: TrainJob, result: TrainResult, run: int, common: Recipe, scores: Row) -> Row:
@@ -259,12 +290,9 @@ def fit_task(
 
     Args:
       task: a method bound to classes, which uses training images.
-      recipe: how it is trained.
       dataset: with the task's classes; it trains on "train", and "val" serves methods that select on it.
-      context: the model and the devices.
       shots: images of each class; `None` takes all.
       seed, start_seed: of the few-shot split; of initial learnables and the order of images, `None` for the same.
-      progress: whether to show it.
       compares_rates: whether the learning rate is selected on held-out images (`data.held_out`).
       calibrates: whether images are left to calibrate; `None` where there are enough.
     """

@@ -14,96 +14,30 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import pandas as pd
 
 from clipbias import hosts
 from clipbias.constants import ZERO_SHOT
-from clipbias.data import Split, held_out, protocols
-from clipbias.data.confusion import class_summary
+from clipbias.data import Split, held_out
 from clipbias.data.few_shot import wilson_interval
 from clipbias.data.held_out import FEWEST_OF_CLASS, HeldOut
 from clipbias.errors import ClipbiasError
 from clipbias.io import read_json, write_text
 from clipbias.sentences import counted
-from clipbias.training import mesh as meshes
-from clipbias.training.evaluate import EvalInputs, EvalStatic, make_evaluation
-from clipbias.training.job import (
+from clipbias.training.loop import (
     NotSideBySide,
     TrainJob,
     TrainResult,
     check_images,
     compiled_meanwhile,
+    train_job,
     validation_images,
 )
-from clipbias.training.loop import train_job
 from clipbias.training.memory import fit_evaluation
 from clipbias.training.progress import Progress
 from clipbias.training.spec import Row, RunSpec
-from clipbias.tuning import Task
-from clipbias.tuning.adapter import transfer
 from clipbias.tuning.method import FeatureMethod, Learnables, Method, sampling_of, select_run, stack_runs
 from clipbias.tuning.registry import make_method
-
-
-@dataclasses.dataclass(frozen=True)
-class EvalResult:
-    """The scores of `R` runs in one evaluation, with the task of its classes, which may differ from those of training.
-
-    Learnables lie on the host. `predicted`, int32 `[R, n]`, is -1 where an image could not be read; see
-    `Evaluator.accuracy` and `evaluate.BatchOutcome` for scores and `log_probs`.
-    """
-
-    task: Task
-    learnables: Learnables
-    scores: list[Row]
-    predicted: np.ndarray
-    log_probs: np.ndarray
-
-
-def score_test(job: TrainJob, learnables: Learnables, evaluation: protocols.Evaluation) -> EvalResult:
-    """Scores the runs of a job on the test images of one evaluation; `learnables [R, …]` lie on the host.
-
-    A temperature is fitted on the job's validation images.
-    """
-    context = job.context
-    runs = len(job.runs)
-    task = context.bind(job.task.method, evaluation.dataset)
-    task = fit_evaluation(task, runs=job.padded_runs, mesh=context.mesh)
-    learnables = transfer(job.task, task, learnables, evaluation.source_labels, axis=1)
-    test = evaluation.dataset.split("test")
-    evaluator = context.evaluator(test)
-    static, inputs = _evaluation(job, task, learnables)
-    validation = context.temperature_evaluator(job.protocol, evaluation, job.shots)
-    scores = evaluator.accuracy(static, inputs, validation=validation)
-    skipped = {"skipped_images": evaluator.skipped} if evaluator.skipped else {}
-    assert evaluator.predicted is not None and evaluator.log_probs is not None, "an evaluation predicts"
-    # Runs are padded to a multiple of the mesh with copies of the last run.
-    predicted = evaluator.predicted[:runs]
-    return EvalResult(
-        task=task,
-        learnables=learnables,
-        scores=[
-            score | {"class_summary": class_summary(test.labels, of_run, task.class_names)} | skipped
-            for score, of_run in zip(scores[:runs], predicted, strict=True)
-        ],
-        predicted=predicted,
-        log_probs=evaluator.log_probs[:runs],
-    )
-
-
-def merge_scores(scores: Mapping[str, Row]) -> Row:
-    """The scores of one run in its evaluations, as its row has them: by name where it has more than one."""
-    if len(scores) == 1:
-        return dict(next(iter(scores.values())))
-    merged: Row = {
-        "tested_images": {name: score["images"] for name, score in scores.items()},
-        "accuracies": {name: score["accuracy"] for name, score in scores.items()},
-        "calibrations": {name: score["calibration"] for name, score in scores.items()},
-        "class_summaries": {name: score["class_summary"] for name, score in scores.items()},
-    }
-    skipped = sum(score.get("skipped_images", 0) for score in scores.values())
-    return merged | ({"skipped_images": skipped} if skipped else {})
 
 
 def score_validation(job: TrainJob, learnables: Learnables, *, finite: bool = True) -> list[Row]:
@@ -113,7 +47,7 @@ def score_validation(job: TrainJob, learnables: Learnables, *, finite: bool = Tr
     """
     splits = validation_images(job)
     task = fit_evaluation(job.task, runs=job.padded_runs, mesh=job.context.mesh)
-    static, inputs = _evaluation(job, task, learnables)
+    static, inputs = job.evaluation(task, learnables)
     distinct = {split.digest: split for split in splits}
     scores = {
         digest: job.context.evaluator(split).validate(static, inputs, finite=finite)
@@ -123,11 +57,6 @@ def score_validation(job: TrainJob, learnables: Learnables, *, finite: bool = Tr
         {f"validation_{name}": value for name, value in scores[split.digest][run].items()}
         for run, split in enumerate(splits)
     ]
-
-
-def _evaluation(job: TrainJob, task: Task, learnables: Learnables) -> tuple[EvalStatic, EvalInputs]:
-    padded = meshes.pad(learnables, job.padded_runs)
-    return make_evaluation(task, job.context.params, padded, runs=job.padded_runs, mesh=job.context.mesh)
 
 
 # Selection of a run's settings, before it is trained on all images.
@@ -429,15 +358,12 @@ def cautions_of_fit(
         above_chance(job.task.method, loss, len(job.task.class_names)),
     ]
     if selection is not None and held.from_training:
-        sentences.append(_of_held_out(selection.best, selection.zero_shot, selection.images, "held-out training image"))
+        compared = selection.best, selection.zero_shot, selection.images, "held-out training image"
+        sentences.append(no_better(*compared) or too_few_to_tell(*compared))
     elif held.choose is not None and not held.from_training:
-        tuned, frozen, images = compare(job, result.learnables, held)
-        sentences.append(_of_held_out(tuned, frozen, images, "validation image"))
+        compared = *compare(job, result.learnables, held), "validation image"
+        sentences.append(no_better(*compared) or too_few_to_tell(*compared))
     return tuple(filter(None, sentences))
-
-
-def _of_held_out(tuned: Candidate, frozen: Candidate, images: int, what: str) -> str:
-    return no_better(tuned, frozen, images, what) or too_few_to_tell(tuned, frozen, images, what)
 
 
 def cautions_of_row(row: Row, method: Method, classes: int) -> tuple[str, ...]:

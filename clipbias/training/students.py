@@ -5,14 +5,14 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 import numpy as np
+from scipy.special import log_softmax
 
 from clipbias.clip import Clip
 from clipbias.data import Dataset, Split, protocols
 from clipbias.data.images import Images
 from clipbias.training import mesh as meshes
 from clipbias.training.context import SweepContext
-from clipbias.training.job import Logging, Run, TrainJob
-from clipbias.training.loop import train_job
+from clipbias.training.loop import Logging, Run, TrainJob, train_job
 from clipbias.training.teacher import Teacher, split_logits
 from clipbias.tuning import Recipe, Task
 from clipbias.tuning.method import Learnables, select_run
@@ -86,19 +86,11 @@ def fit_student(
     seed: int,
     logging: Logging,
 ) -> Learnables:
-    """The learnables of a student after its training, on the host.
+    """The learnables of a student, bound to the teacher's classes, after its training; on the host.
 
-    Args:
-      student: bound to the teacher's classes.
-      teacher: whose predictions are learned.
-      images: to learn them on. Labels are not read.
-      recipe: how it is trained.
-      context: the student's frozen model and the devices.
-      seed: of the start and of the order of images.
-      logging: reports and checkpoints, from which a fit that is done is read.
-
-    Raises:
-      ClipbiasError: the method cannot learn from a teacher, the loss is not finite, or an image cannot be read.
+    Labels of the images are not read. The seed is of the start and of the order of images. A fit that is done is read
+    from its checkpoints. Raises `ClipbiasError` where the method cannot learn from a teacher, the loss is not finite,
+    or an image cannot be read.
     """
     splits = {"train": images, "test": images.subset([])}
     dataset = Dataset("unlabelled images", student.class_names, student.template, splits)
@@ -117,10 +109,7 @@ def fit_student(
 def select_rate(divergence: Callable[[float], float], *, first: float = FIRST_RATE, most: int = 8) -> float:
     """The learning rate of the lowest divergence, by going up or down from the first for as long as that falls.
 
-    Args:
-      divergence: after a fit with a rate; NaN where that failed.
-      first: where to start.
-      most: so many rates are tried at most.
+    `divergence` is that after a fit with a rate, NaN where it failed. At most `most` rates are tried.
     """
     tried = {rate: divergence(rate) for rate in (first, first * RATE_FACTOR, first / RATE_FACTOR)}
     while len(tried) < most:
@@ -142,10 +131,5 @@ def mean_divergence(teacher: Teacher, student: Teacher, images: Split, context: 
 
 def divergences(teacher: np.ndarray, student: np.ndarray) -> np.ndarray:
     """`KL(softmax teacher ‖ softmax student)` of logits `[n, C]`, in nats and float64: `[n]`."""
-    log_p, log_q = (_log_softmax(np.asarray(logits, np.float64)) for logits in (teacher, student))
+    log_p, log_q = (log_softmax(np.asarray(logits, np.float64), axis=-1) for logits in (teacher, student))
     return (np.exp(log_p) * (log_p - log_q)).sum(-1)
-
-
-def _log_softmax(logits: np.ndarray) -> np.ndarray:
-    below = logits - logits.max(-1, keepdims=True)
-    return below - np.log(np.exp(below).sum(-1, keepdims=True))

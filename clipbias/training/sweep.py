@@ -5,6 +5,7 @@ that was stopped or killed continues when the same command is given again, and i
 part `i/n` runs every n-th method, dataset and number of shots.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -27,7 +28,7 @@ from clipbias.training.context import SweepContext
 from clipbias.training.device import drop_programs
 from clipbias.training.evaluate import FOLDER as PREDICTIONS
 from clipbias.training.evaluate import stored_fingerprint
-from clipbias.training.progress import Progress, progress
+from clipbias.training.progress import Progress
 from clipbias.training.run import run_group, spec_facts
 from clipbias.training.select import Rates, searches
 from clipbias.training.spec import TEST, UNSELECTED, Group, Row, RunSpec, make_groups, part_of, run_names, stable_hash
@@ -99,15 +100,16 @@ def sweep(
     if done and todo:
         logging.info("%d of %d runs are finished already", len(done), len(specs))
     title = "runs" if all(spec.score_on == TEST for spec in specs) else "runs on validation images"
-    with progress(total, unit="run", title=title) as bar:
-        before: Group | None = None
+    with contextlib.closing(Progress(total, unit="run", title=title)) as bar:
+        before: tuple[str, str] | None = None
         ended = 0
         for group in todo:
             hosts.check()
             # The groups of a method on a dataset, with more and fewer shots, share most of their programs.
-            if before is not None and _owner(before) != _owner(group):
+            owner = group[0].method, group[0].dataset
+            if before not in (None, owner):
                 drop_programs()
-            before = group
+            before = owner
             context.begin(group[0].dataset)
             for attempted, new in _attempt(group, context, paths, common, calibrates, facts or {}, bar):
                 rows = _in_order([*rows, *new], specs)
@@ -122,10 +124,6 @@ def sweep(
     rows = hosts.from_first(lambda: read_rows(workdir, specs))  # other parts may have ended meanwhile
     write_results(workdir, rows)
     return rows
-
-
-def _owner(group: Group) -> tuple[str, str]:
-    return group[0].method, group[0].dataset
 
 
 def _attempt(

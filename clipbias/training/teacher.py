@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -59,12 +59,7 @@ def why_no_student(method: Method) -> str:
 
 
 def split_logits(model: Teacher, images: Images, context: SweepContext) -> tuple[np.ndarray, np.ndarray]:
-    """A tuned model's logits of images as they are evaluated, computed once for each list of images.
-
-    Args:
-      model: with the logits that are known.
-      images: their labels are not read.
-      context: devices, threads and the batch size.
+    """A tuned model's logits of images as they are evaluated, computed once for each list of images; no label is read.
 
     Returns:
       Logits, float32 `[n, C]`, zeros for images that could not be read; and which could be read, bool `[n]`.
@@ -84,8 +79,8 @@ def split_logits(model: Teacher, images: Images, context: SweepContext) -> tuple
     return model.known[key]
 
 
-class TaughtBatches(Iterator[Batch]):
-    """The batches of a training, with the teacher's logits `[R, B, C]` of each image in place of labels.
+class TaughtBatches(RunBatches):
+    """The batches of a training, with the teacher's logits `[R, B, C]` of each image; no label is read.
 
     Logits are computed once for each image where images are prepared as they are evaluated. Where images are augmented
     they are computed for the augmented images of each batch. A teacher of another resolution gets the same crops at its
@@ -103,43 +98,23 @@ class TaughtBatches(Iterator[Batch]):
         resizing: Resizing,
         start_step: int,
     ) -> None:
-        """Computes the logits of all images, unless these are augmented.
+        """Computes the logits of all images, unless these are augmented; other arguments as of `RunBatches`.
 
-        Args:
-          teacher: the teacher.
-          images: of each run. Their labels are not read.
-          seeds: of each run; they key order and augmentation.
-          recipe: size of the batches, and how images are augmented.
-          context: the devices.
-          resizing: of the student's images.
-          start_step: steps already done.
-
-        Raises:
-          ClipbiasError: images are augmented, and the teacher needs crops of each image.
+        Raises `ClipbiasError` where images are augmented, and the teacher needs crops of each image.
         """
-        self._mesh = context.mesh
-        self._table: jax.Array | None = None
-        self._of_teacher: RunBatches | None = None
+        mesh = context.mesh
         numbered = {id(of_run): _numbered(of_run) for of_run in images}
         images = [numbered[id(of_run)] for of_run in images]
-
-        def batches(resizing: Resizing) -> RunBatches:
-            return RunBatches(
-                images,
-                seeds,
-                recipe,
-                self._mesh,
-                resizing=resizing,
-                start_step=start_step,
-                workers=context.workers,
-                on_error=context.on_image_error,
-            )
-
+        options: dict[str, Any] = {"workers": context.workers, "on_error": context.on_image_error}
+        options["start_step"] = start_step
+        super().__init__(images, seeds, recipe, mesh, resizing=resizing, **options)
+        self._table: jax.Array | None = None
+        self._evaluation: tuple[EvalStatic, EvalInputs] | None = None
+        self._of_teacher: RunBatches | None = None
         if not recipe.augment:
             logits = {id(of_run): split_logits(teacher, of_run, context)[0] for of_run in numbered.values()}
             stacked = np.stack([logits[id(of_run)] for of_run in images])
-            count = meshes.padded(self._mesh, len(images))
-            self._table = meshes.device_put(self._mesh, meshes.pad(stacked, count), meshes.RUN)
+            self._table = meshes.device_put(mesh, meshes.pad(stacked, meshes.padded(mesh, len(images))), meshes.RUN)
         elif isinstance(teacher.task.method, TestTimeMethod):
             raise ClipbiasError(
                 f"{teacher.task.method_name!r} learns from crops of each test image, so it teaches without "
@@ -150,36 +125,23 @@ class TaughtBatches(Iterator[Batch]):
             self._evaluation = static, encode_texts(static, inputs)
             resizing_of_teacher = teacher.task.clip.preprocessing.resizing
             if resizing_of_teacher != resizing:
-                self._of_teacher = batches(resizing_of_teacher)
-        self._batches = batches(resizing)
+                self._of_teacher = RunBatches(images, seeds, recipe, mesh, resizing=resizing_of_teacher, **options)
 
     def __next__(self) -> Batch:
-        batch: Any = next(self._batches)
+        batch: Any = super().__next__()
         if self._table is not None:
             logits = _look_up(self._mesh, self._table, batch["labels"])
         else:
+            assert self._evaluation is not None, "the teacher sees the images of the batch"
             images: Any = (batch if self._of_teacher is None else next(self._of_teacher))["images"]
             logits = _batch_logits(*self._evaluation, images, batch["mask"])
         return {**batch, TEACHER: logits}
 
-    def computes(self, values: jax.Array) -> None:
-        """As of `RunBatches`."""
-        self._batches.computes(values)
-
-    def skipped(self) -> tuple[int, ...]:
-        """As of `RunBatches`."""
-        return self._batches.skipped()
-
-    @property
-    def waiting_share(self) -> float:
-        """As of `RunBatches`."""
-        return self._batches.waiting_share
-
     def close(self) -> None:
-        """Drops what is made ahead."""
-        self._batches.close()
+        super().close()
         if self._of_teacher is not None:
             self._of_teacher.close()
+        self._table, self._evaluation = None, None  # large too
 
 
 def _numbered(images: Images) -> Images:

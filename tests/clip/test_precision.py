@@ -16,7 +16,7 @@ from clipbias.training.ahead import traced_for
 from clipbias.training.memory import StepShape, training_program
 from clipbias.tuning import Task, make_method
 from clipbias.tuning.recipe import Recipe
-from tests.end_to_end import binaries
+from tests.end_to_end import conftest as binaries
 
 NAMES = ["cat", "maine coon"]
 

@@ -18,7 +18,7 @@ from clipbias.io import read_json, read_json_lines
 from clipbias.training.evaluate import stored_fingerprint
 from clipbias.tuning.adapter import read_adapter
 from experiments import distil, evaluate, explain, predict, table1, train
-from tests.end_to_end.binaries import refusal_here, succeed_here, without_seconds
+from tests.end_to_end.conftest import refusal_here, succeed_here, without_seconds
 from tests.training.conftest import COLOURS
 
 pytestmark = pytest.mark.ci

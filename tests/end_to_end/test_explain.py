@@ -18,7 +18,7 @@ from clipbias.tuning import Task
 from clipbias.tuning.adapter import save_adapter
 from configs.explain import ExplainSettings
 from experiments.inputs import find_adapter, find_adapters
-from tests.end_to_end.binaries import answer_here, assert_recorded, refusal_here, succeed_here
+from tests.end_to_end.conftest import answer_here, assert_recorded, succeed_here
 
 SETTINGS = {"dataset": "folder", "batch_size": 4, "replacement_steps": 2}
 
@@ -125,15 +125,3 @@ def test_adapters_are_named_apart_and_studied_on_their_own_datasets(model, tmp_p
     assert [model.label for model in every][-1].startswith("Bias tuning trained on demo/fashion")
     groups = same_but_for_seed(every)
     assert [[model.key for model in group] for group in groups] == [["bias", "bias_seed2"], [every[-1].key]]
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"sections": "relevance"}, "unknown section 'relevance'"),
-        ({"adapters": "/nowhere"}, "no adapter file /nowhere"),
-        ({}, "no dataset to explain; give --config.dataset=NAME"),
-    ],
-)
-def test_refusals(settings, message, tmp_path):
-    assert message in refusal_here(experiments.explain, settings, tmp_path)

@@ -14,7 +14,9 @@ import pytest
 
 import clipbias
 import experiments.distil
+import experiments.explain
 import experiments.lab
+import experiments.predict
 import experiments.show
 import experiments.table1
 from clipbias import data
@@ -26,8 +28,8 @@ from clipbias.tuning.adapter import save_adapter
 from configs import lab as lab_config
 from experiments import export, prepare_data
 from tests import helpers
-from tests.end_to_end import binaries
-from tests.end_to_end.binaries import answer_here, refusal_here, succeed_here
+from tests.end_to_end import conftest as binaries
+from tests.end_to_end.conftest import answer_here, refusal_here, succeed_here
 from tests.helpers import signal_at
 from tests.report.test_runs import state, trained
 from tools import recompute
@@ -49,28 +51,6 @@ def test_an_adapter_of_prompts_and_one_of_biases(tmp_path):
     assert clipbias.load(tmp_path / "biases").fingerprint == task.clip.fingerprint  # biases of zero
 
 
-def test_mistakes_are_one_sentence(tmp_path):
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "precious").touch()
-    full, out = str(tmp_path / "full"), str(tmp_path / "out")
-    for settings, message in (
-        ({"adapters": ADAPTER}, "give an adapter and the folder to write"),
-        ({"adapters": ADAPTER, "output": full, "model": BASE}, "exists already"),
-        ({"adapters": ADAPTER, "output": out, "model": "demo"}, "does not fit"),
-    ):
-        assert message in refusal_here(export, settings)
-    assert sorted(path.name for path in tmp_path.rglob("*")) == ["full", "precious"]
-
-
-@pytest.mark.parametrize(("notice", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"])
-def test_a_notice_to_stop_during_the_write_leaves_nothing(notice, status, tmp_path):
-    settings = {"adapters": ADAPTER, "model": BASE, "output": str(tmp_path / "out")}
-    with signal_at(folder, "write_text", 1, notice):
-        code, output = answer_here(export, settings)
-    assert code == status and "stopped" in output and output.count("\n") == 1
-    assert not list(tmp_path.iterdir())
-
-
 # `clipbias prepare_data`
 
 
@@ -90,23 +70,16 @@ def test_build_then_load(fifteen, tmp_path):
 
 
 @pytest.mark.parametrize(("notice", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"])
-def test_a_notice_to_stop_during_a_build_leaves_nothing(fifteen, tmp_path, notice, status):
-    out = tmp_path / "shards"
-    with signal_at(transforms, "check_format", 2, notice):
-        code, output = answer_here(prepare_data, BUILD | {"data_dir": str(fifteen), "output": str(out)})
-    assert code == status and "stopped; the same command" in output
-    assert not out.exists()
-
-
-def test_mistakes_of_prepare_data(fifteen, tmp_path):
-    draw = {"action": "draw", "output": str(tmp_path / "sheet.png")}
-    for settings, message in (
-        ({}, "check needs --config.data_dir"),
-        (BUILD | {"data_dir": str(fifteen)}, "build needs --config.datasets, and --config.output"),
-        (draw, "draw needs --config.datasets with one name"),
-        (draw | {"datasets": ("ucf101",), "data_dir": str(tmp_path / "nowhere")}, "there is no folder"),
-    ):
-        assert message in refusal_here(prepare_data, settings)
+def test_a_notice_to_stop_while_something_is_written_leaves_nothing(fifteen, notice, status, tmp_path):
+    """Of an export, and of a built dataset."""
+    out = {"output": str(tmp_path / "out")}
+    exported, built = {"adapters": ADAPTER, "model": BASE}, BUILD | {"data_dir": str(fifteen)}
+    stops = (export, exported, folder, "write_text", 1), (prepare_data, built, transforms, "check_format", 2)
+    for command, settings, where, name, call in stops:
+        with signal_at(where, name, call, notice):
+            code, output = answer_here(command, settings | out)
+        assert code == status and "stopped" in output and output.count("\n") == 1
+        assert not list(tmp_path.iterdir())
 
 
 # `clipbias distil`, on a tiny model and images of noise

@@ -20,7 +20,7 @@ from clipbias.tuning import Task
 from clipbias.tuning.adapter import read_adapter, save_adapter
 from clipbias.tuning.conformal import Calibration
 from experiments.inputs import find_images
-from tests.end_to_end.binaries import (
+from tests.end_to_end.conftest import (
     CLASS_NAMES,
     answer_here,
     assert_recorded,
@@ -265,15 +265,3 @@ def test_a_table_goes_on_where_it_was_killed(calibrated, photos, cache, tmp_path
     assert f"{table} has lines of other settings (prediction sets); choose another --config.output" in other
     other = refusal_here(experiments.predict, settings | {"classes": "cat,dog", "zero_shot": False}, tmp_path / "out")
     assert "has lines of other settings (adapter, model or classes, prediction sets, columns)" in other
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"classes": "a"}, "no images to classify"),
-        ({"images": "pyproject.toml", "classes": "a", "texts": "b"}, "texts stand in place of class names"),
-        ({"images": "pyproject.toml", "texts": "/nowhere.txt"}, "there is no file of texts /nowhere.txt"),
-    ],
-)
-def test_refusals(settings, message, tmp_path):
-    assert message in refusal_here(experiments.predict, settings, tmp_path)

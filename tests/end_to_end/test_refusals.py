@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import experiments.evaluate
-import experiments.train
+from experiments import evaluate, explain, export, predict, prepare_data, train
 from tests import bad_files, helpers
-from tests.end_to_end import binaries
+from tests.end_to_end import conftest as binaries
+
+DATA = binaries.ROOT / "tests" / "data_files"
+ADAPTER, BASE = str(DATA / "adapter_format_1.safetensors"), str(DATA / "tiny_quick_gelu")
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +37,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def refused(model: Path | str, workdir: Path, **settings: Any) -> str:
     """The sentence of `train`."""
-    return binaries.refusal_here(experiments.train, {"model": str(model), "epochs": 2, **settings}, workdir)
+    return binaries.refusal_here(train, {"model": str(model), "epochs": 2, **settings}, workdir)
 
 
 REFUSED = [
@@ -105,7 +107,7 @@ def test_corrupt_image_is_named_or_skipped_and_few_images_are_all_used(model, pi
     assert "0.png" in refused(model, tmp_path / "refused", **few)
     settings = {"model": str(model), "epochs": 2, "on_image_error": "skip", "method": "taskres", **few}
     settings["method_options"] = {}
-    binaries.succeed_here(experiments.train, settings, tmp_path / "w")
+    binaries.succeed_here(train, settings, tmp_path / "w")
     assert '"skipped_images": 1' in (tmp_path / "w" / "result.json").read_text()
     assert "dog has 1" in caplog.text
 
@@ -118,16 +120,16 @@ def test_an_adapter_of_another_model(trained, tmp_path):
     assert "learning_rate" not in output
     assert json.loads((folder / "config.json").read_text())["workdir"] == str(folder)
     adapter = str(folder / "adapter.safetensors")
-    printed, _ = binaries.succeed_here(experiments.evaluate, {"adapters": adapter}, tmp_path / "e")
+    printed, _ = binaries.succeed_here(evaluate, {"adapters": adapter}, tmp_path / "e")
     assert "bias on demo/digits" in printed
     binaries.assert_recorded(folder, "result.json", "adapter.safetensors")
     binaries.assert_recorded(tmp_path / "e", "result.json")
     helpers.tiny_checkpoint(tmp_path / "other", seed=1)
     other = {"adapters": adapter, "model": str(tmp_path / "other")}
-    assert "does not fit" in binaries.refusal_here(experiments.evaluate, other, tmp_path / "f")
+    assert "does not fit" in binaries.refusal_here(evaluate, other, tmp_path / "f")
     again = {"adapters": adapter, "split": "val"}
     assert "holds the evaluation of another adapter or of other images" in binaries.refusal_here(
-        experiments.evaluate, again, tmp_path / "e"
+        evaluate, again, tmp_path / "e"
     )
 
 
@@ -148,3 +150,32 @@ def test_folders_that_may_not_be_written(model, cache, tmp_path):
     assert f"error: cannot write {closed}: Permission denied; choose another --workdir." in done.stderr
     assert f"compiled programs are not kept: cannot write {closed}" in done.stderr
     assert not list(closed.iterdir())
+
+
+def test_mistakes_are_one_sentence(fifteen, tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "precious").touch()
+    full, out, nowhere = (str(tmp_path / name) for name in ("full", "out", "nowhere"))
+    draw = {"action": "draw", "output": out}
+    for command, settings, message in (
+        (export, {"adapters": ADAPTER}, "give an adapter and the folder to write"),
+        (export, {"adapters": ADAPTER, "output": full, "model": BASE}, "exists already"),
+        (export, {"adapters": ADAPTER, "output": out, "model": "demo"}, "does not fit"),
+        (prepare_data, {}, "check needs --config.data_dir"),
+        (
+            prepare_data,
+            {"action": "build", "datasets": ("ucf101",), "data_dir": str(fifteen)},
+            "build needs --config.datasets, and --config.output",
+        ),
+        (prepare_data, draw, "draw needs --config.datasets with one name"),
+        (prepare_data, draw | {"datasets": ("ucf101",), "data_dir": nowhere}, "there is no folder"),
+        (explain, {"sections": "relevance"}, "unknown section 'relevance'"),
+        (explain, {"adapters": "/nowhere"}, "no adapter file /nowhere"),
+        (explain, {}, "no dataset to explain; give --config.dataset=NAME"),
+        (predict, {"classes": "a"}, "no images to classify"),
+        (predict, {"images": "pyproject.toml", "classes": "a", "texts": "b"}, "texts stand in place of"),
+        (predict, {"images": "pyproject.toml", "texts": "/nowhere.txt"}, "there is no file of texts /nowhere.txt"),
+    ):
+        workdir = tmp_path / "work" if command in (explain, predict) else ""
+        assert message in binaries.refusal_here(command, settings, workdir)
+    assert not Path(out).exists() and [path.name for path in Path(full).iterdir()] == ["precious"]

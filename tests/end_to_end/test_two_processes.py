@@ -24,8 +24,8 @@ from configs import train as config_file
 from configs.table1 import Table1Settings
 from experiments import table1, train
 from tests import bad_files
-from tests.end_to_end import binaries
-from tests.end_to_end.binaries import SHORT_RUN
+from tests.end_to_end import conftest as binaries
+from tests.end_to_end.conftest import SHORT_RUN
 from tests.forks import Fork
 from tests.helpers import signal_at
 
@@ -80,20 +80,29 @@ def assert_same_adapters(first: Path, other: Path) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.ci
-def test_two_processes_train_what_one_does(model, trained, cache, tmp_path):
-    """Each on its half of every batch and of the test images; one speaks for both."""
-    whole = trained[0]
-    steps = SHORT_RUN["epochs"]
-    processes = start_train(model, tmp_path, cache, **SHORT_RUN)
+@pytest.mark.parametrize("method", ["bias", pytest.param("tip_adapter_f", marks=pytest.mark.long)])
+def test_two_processes_train_what_one_does(method, model, trained, cache, tmp_path):
+    """Each on its half of every batch and of the test images; one speaks for both.
+
+    Of features there are a cache of ten passes, fresh ones, and a search on validation images.
+    """
+    whole, two = trained[0], tmp_path / "two"
+    changes = SHORT_RUN
+    if method != "bias":
+        whole, changes = tmp_path / "one", CHANGES
+        here(model, whole, 1, method)
+    steps = changes["epochs"]
+    processes = start_train(model, two, cache, method, **changes)
     for index, (output, errors) in enumerate(ends(processes)):
         assert processes[index].returncode == 0, errors[-3000:]
         assert ("test images" in output) == (f"{steps}/{steps}" in errors) == (index == 0)
-    rows = [json.loads((folder / "result.json").read_text()) for folder in (whole, tmp_path)]
+    rows = [json.loads((folder / "result.json").read_text()) for folder in (whole, two)]
     for name in ("accuracy", "zero_shot_accuracy", "key", "steps", "images"):
         assert rows[0][name] == rows[1][name], name
-    losses = [[line["loss"] for line in read_json_lines(folder / "metrics.jsonl")] for folder in (whole, tmp_path)]
+    losses = [[line["loss"] for line in read_json_lines(folder / "metrics.jsonl")] for folder in (whole, two)]
     np.testing.assert_allclose(*losses, rtol=1e-4)
-    assert_same_adapters(whole, tmp_path)
+    names = assert_same_adapters(whole, two)
+    assert any(name.startswith("constants/") for name in names) == (method == "tip_adapter_f")
 
 
 @pytest.mark.long
@@ -123,22 +132,6 @@ def test_a_run_moves_between_processes_and_devices(model, cache, tmp_path):
     assert [line["step"] for line in read_json_lines(metrics)] == list(range(1, STEPS + 1))
     np.testing.assert_allclose(*losses, rtol=1e-4)
     assert_same_adapters(whole, moved)
-
-
-@pytest.mark.long
-def test_two_processes_share_the_features_of_training_images(model, cache, tmp_path):
-    """A cache of ten passes, training on fresh ones, and a search on validation images: each has its share of all."""
-    first, two = tmp_path / "one", tmp_path / "two"
-    expected = here(model, first, 1, "tip_adapter_f")
-    processes = start_train(model, two, cache, "tip_adapter_f")
-    for index, (output, errors) in enumerate(ends(processes)):
-        assert processes[index].returncode == 0, errors[-3000:]
-        assert ("test images" in output) == (index == 0)  # one process speaks for all
-        assert (f"{STEPS}/{STEPS}" in errors) == (index == 0)
-    result = json.loads((two / "result.json").read_text())
-    assert (result["accuracy"], result["key"]) == (expected["accuracy"], expected["key"])
-    np.testing.assert_allclose(result["loss"], expected["loss"], rtol=1e-4)
-    assert any(name.startswith("constants/") for name in assert_same_adapters(first, two))
 
 
 SWEEP = {"methods": ("taskres",), "datasets": ("demo/digits",), "epochs": 2, "shots": (1,), "seeds": (1, 2)}

@@ -1,8 +1,9 @@
-"""A tiny model and a tiny image set that training tests share."""
+"""A tiny model, a tiny image set, and jobs and sweeps of them that training tests share."""
 
 import dataclasses
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,8 +19,14 @@ from clipbias.training import loop
 from clipbias.training import mesh as meshes
 from clipbias.training.context import SweepContext
 from clipbias.training.device import Compute
-from clipbias.training.job import Logging, Run, TrainJob, TrainResult
+from clipbias.training.evaluate import evaluate
+from clipbias.training.loop import Logging, Run, TrainJob, TrainResult
+from clipbias.training.select import Rates
+from clipbias.training.spec import Row, RunSpec, run_names
+from clipbias.training.sweep import SweepAxes, make_specs, sweep
+from clipbias.training.workdir import SweepPaths
 from clipbias.tuning import Task
+from clipbias.tuning.adapter import Adapter, read_adapter
 from clipbias.tuning.method import stack_runs
 from clipbias.tuning.recipe import Recipe
 
@@ -57,28 +64,32 @@ def few_shot_runs(dataset: Dataset, seeds: tuple[int, ...], shots: int = 4) -> l
     return [Run(Images.of(draw.source.split("train")), seed, draw) for draw, seed in zip(draws, seeds, strict=True)]
 
 
-def group(
-    clip: Clip, dataset: Dataset, method: str, seeds: tuple[int, ...], *, groups: int = 1
-) -> tuple[Task, list[Run]]:
+def group(clip: Clip, dataset: Dataset, method: str, seeds: tuple[int, ...]) -> tuple[Task, list[Run]]:
     """A method bound to a dataset, and a run for each seed."""
-    task = Task(clip, method, dataset.class_names, template=dataset.template).with_memory(class_shards=groups)
-    return task, few_shot_runs(dataset, seeds)
+    return Task(clip, method, dataset.class_names, template=dataset.template), few_shot_runs(dataset, seeds)
 
 
 def make_job(
-    task: Task, runs: Sequence[Run], recipe: Recipe | None, mesh: Mesh | None = None, logging: Logging | None = None
+    task: Task, runs: Sequence[Run], recipe: Recipe | None, mesh: Mesh | None = None, **compute: Any
 ) -> TrainJob:
-    """A job of these runs by itself."""
-    context = SweepContext(task.clip, {}, Compute(), mesh or meshes.single_device(), dtype=task.classifier.dtype)
-    return TrainJob(context, task, recipe, tuple(runs), logging=logging or Logging())
+    """A job of these runs by itself; `compute` are fields of `Compute`."""
+    settings = Compute(trackers=(), **compute)
+    context = SweepContext(task.clip, {}, settings, mesh or meshes.single_device(), dtype=task.classifier.dtype)
+    return TrainJob(context, task, recipe, tuple(runs))
 
 
 def train_runs(
-    task: Task, runs: Sequence[Run], recipe: Recipe, mesh: Mesh | None = None, **logging: Any
+    task: Task,
+    runs: Sequence[Run],
+    recipe: Recipe,
+    mesh: Mesh | None = None,
+    profile: str | None = None,
+    **logging: Any,
 ) -> TrainResult:
     """Trains runs from the learnables of their seeds; `logging` are fields of `Logging`."""
     start = stack_runs([jax.device_get(task.init(run.start_seed)) for run in runs])
-    return loop.train(make_job(task, runs, recipe, mesh, Logging(**logging)), start)
+    job = make_job(task, runs, recipe, mesh, profile=profile)
+    return loop.train(dataclasses.replace(job, logging=Logging(**logging)), start)
 
 
 @pytest.fixture(scope="session")
@@ -98,3 +109,74 @@ def recipe() -> Recipe:
         momentum=0.9,
         weight_decay=5e-4,
     )
+
+
+@dataclasses.dataclass
+class TinySweep:
+    """A sweep over `datasets` (one, or several by name) in `folder`.
+
+    Attributes:
+      options: of methods, by their names.
+      targets: datasets that are tested besides.
+      compute: how it is computed.
+    """
+
+    clip: Clip
+    datasets: Dataset | Mapping[str, Dataset]
+    recipe: Recipe
+    folder: Path
+    mesh: Mesh | None = None
+    protocol: str = "few_shot"
+    options: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    targets: Sequence[str] = ()
+    compute: Compute = Compute(trackers=(), eval_batch_size=8)  # noqa: RUF009 (it is frozen)
+    dtype: str = "float32"
+    on_image_error: str = "raise"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.datasets, Dataset):
+            self.datasets = {self.datasets.name: self.datasets}
+        self.mesh = self.mesh or meshes.single_device()
+        self.context = SweepContext(
+            self.clip, self.datasets, self.compute, self.mesh, dtype=self.dtype, on_image_error=self.on_image_error
+        )
+
+    def specs(
+        self,
+        *methods: str,
+        shots: Sequence[int | None] = (2,),
+        seeds: Sequence[int] = (1, 2),
+        rates: Rates | None = None,
+        **axes: Any,
+    ) -> list[RunSpec]:
+        """The runs of some methods on all datasets that are no targets; `axes` are further ones."""
+        combined = SweepAxes(
+            methods=methods,
+            datasets=tuple(name for name in self.datasets if name not in self.targets),
+            shots=tuple(shots),
+            seeds=tuple(seeds),
+            options=self.options,
+            protocol=self.protocol,
+            targets=tuple(self.targets),
+            **axes,
+        )
+        return make_specs(self.context, self.recipe, combined, rates)
+
+    def run(self, specs: Sequence[RunSpec], **options: Any) -> list[Row]:
+        """Runs specs; returns their rows."""
+        return sweep(specs, self.context, self.folder, self.recipe, **options)
+
+    def rows(self, *methods: str, **options: Any) -> list[Row]:
+        """Runs some methods; options as of `specs`."""
+        return self.run(self.specs(*methods, **options))
+
+    def adapter(self, spec: RunSpec, specs: Sequence[RunSpec] = ()) -> Adapter:
+        """The adapter of a run of a sweep over `specs`, or over `spec` alone."""
+        return read_adapter(SweepPaths(self.folder, run_names(specs or [spec])).adapter(spec))
+
+
+def score_of(adapter: Adapter, clip: Clip, split: Split, own_methods: Sequence[str] = (), **options: Any) -> Row:
+    """What an adapter scores on images."""
+    task, learnables = adapter.bind(clip, own_methods=own_methods)
+    settings = dict(mesh=meshes.single_device(), eval_batch_size=8, on_image_error="raise")
+    return evaluate(task, learnables, split, **settings | options)[0]

@@ -15,8 +15,14 @@ from clipbias.data.transforms import Resizing
 from clipbias.data.transforms import test_image as crop
 from clipbias.errors import UnreadableImage
 from clipbias.training import mesh as meshes
-from clipbias.training.batches import RunBatches
-from clipbias.training.features import FeatureBatches, FeatureStatic, TrainingFeatures, epoch_features, support_features
+from clipbias.training.batches import (
+    FeatureBatches,
+    FeatureStatic,
+    RunBatches,
+    TrainingFeatures,
+    epoch_features,
+    support_features,
+)
 from clipbias.tuning import Sampling
 from clipbias.tuning.recipe import Recipe
 from tests.data.pictures import counted, train_batches

@@ -1,3 +1,6 @@
+"""Evaluations against single images; predictions that are kept are found again, and those of other inputs never."""
+
+import dataclasses
 import io
 
 import jax
@@ -13,13 +16,19 @@ from clipbias.data.protocols import validation_outside_test
 from clipbias.training import calibration
 from clipbias.training import evaluate as evaluation
 from clipbias.training import mesh as meshes
-from clipbias.training.evaluate import Budget, Evaluator, evaluate, image_features, make_evaluation
+from clipbias.training.evaluate import (
+    Budget,
+    Evaluator,
+    KnownPredictions,
+    evaluate,
+    image_features,
+    make_evaluation,
+    save_predictions,
+)
 from clipbias.training.memory import evaluation_programs
 from clipbias.tuning import Task
 from clipbias.tuning.method import Learnables
 from tests.training.conftest import damaged
-
-pytestmark = pytest.mark.ci
 
 
 def logits_by_hand(clip: Clip, task: Task, learnables: Learnables, split: Split) -> np.ndarray:
@@ -42,6 +51,7 @@ def logits_by_hand(clip: Clip, task: Task, learnables: Learnables, split: Split)
     return np.stack(rows)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("method", "devices"),
     [("bias", 8), *(pytest.param(name, 1, marks=pytest.mark.long) for name in ("maple", "taskres"))],
@@ -89,6 +99,7 @@ def test_accuracy_calibration_and_detection_are_those_of_single_images(clip, col
         assert result["ood"][name]["auroc"] == pytest.approx(100 * expected, abs=1e-6)
 
 
+@pytest.mark.ci
 def test_kept_features_change_nothing(clip, colours):
     mesh = meshes.single_device()
     params = meshes.replicate(mesh, clip.params)
@@ -96,7 +107,7 @@ def test_kept_features_change_nothing(clip, colours):
     task = Task(clip, "coop", colours.class_names)
     learnables = jax.tree.map(lambda x: np.stack([x, -x]), task.init())
     static, inputs = make_evaluation(task, params, learnables, runs=2, mesh=mesh)
-    scores = [shared.accuracy(static, inputs) for _ in range(2)]
+    scores = [shared.evaluate(static, inputs).scores for _ in range(2)]
     assert scores[0] == scores[1]
     assert shared._plain_features
     alone, _ = evaluate(task, task.init(), colours.split("test"), mesh=mesh, eval_batch_size=4, on_image_error="raise")
@@ -106,6 +117,7 @@ def test_kept_features_change_nothing(clip, colours):
     assert both | {"calibration": 0} == alone | {"calibration": 0}
 
 
+@pytest.mark.ci
 def test_what_is_planned_is_what_is_called(clip, colours, monkeypatch):
     mesh = meshes.make_mesh(run=2, devices=jax.devices()[:8])
     calls = []
@@ -119,7 +131,7 @@ def test_what_is_planned_is_what_is_called(clip, colours, monkeypatch):
     learnables = jax.tree.map(lambda x: np.stack([x, x]), task.init())
     params = meshes.replicate(mesh, clip.params)
     plain_evaluator = Evaluator(colours.split("test"), mesh=mesh, batch_size=4)
-    plain_evaluator.accuracy(*make_evaluation(task, params, learnables, runs=2, mesh=mesh))
+    plain_evaluator.evaluate(*make_evaluation(task, params, learnables, runs=2, mesh=mesh))
     (planned, *_) = evaluation_programs(task, batch=4, runs=2, mesh=mesh)
     assert calls == 4 * [(planned.arguments[0], meshes.shapes(planned.arguments[1:]))]
 
@@ -131,3 +143,69 @@ def test_no_temperature_is_fitted_on_what_is_evaluated(colours):
     both = Split(test.keys + val.keys, np.concatenate([test.labels, val.labels]), test.read, source="")
     left = validation_outside_test(test, both)
     assert left is not None and left.keys == val.keys and (left.labels == val.labels).all()
+
+
+NAMES = ("red", "green", "blue")
+PREDICTED = np.array([0, 2, -1, 1], np.int32)
+
+
+def read(index):
+    return bytes([index])
+
+
+@pytest.fixture
+def case(clip):
+    task = Task(clip, "taskres", NAMES)
+    split = Split(("a.png", "b.png", "ü/c.png", "d.png"), np.array([0, 1, 2, 1]), read)
+    learnables = {name: np.asarray(value) + 0.25 for name, value in task.init().items()}
+    return {"task": task, "learnables": learnables, "method": "taskres", "split": split}
+
+
+def test_predictions_are_found_again_and_users_can_read_them(case, tmp_path):
+    save_predictions(tmp_path, "a method on demo/digits", **case, predicted=PREDICTED)
+    (path,) = (tmp_path / "predictions").iterdir()
+    assert path.name == "a_method_on_demo_digits.npz"
+    with np.load(path, allow_pickle=False) as stored:
+        assert stored["images"].tolist() == list(case["split"].keys)
+        assert stored["labels"].tolist() == [0, 1, 2, 1]
+        assert stored["class_names"].tolist() == list(NAMES)
+        np.testing.assert_array_equal(stored["predicted"], PREDICTED)
+    known = KnownPredictions([tmp_path / "nowhere", tmp_path]).find(**case)
+    np.testing.assert_array_equal(known, PREDICTED)
+
+
+def test_nothing_is_found_of_another_model_or_other_images(clip, case, tmp_path):
+    save_predictions(tmp_path, "test", **case, predicted=PREDICTED)
+    known = KnownPredictions([tmp_path])
+    split = case["split"]
+    learnables = case["learnables"]
+    nudged = {name: np.nextafter(value, 9) for name, value in learnables.items()}
+    darker = dataclasses.replace(clip, preprocessing=dataclasses.replace(clip.preprocessing, mean=(0.1, 0.1, 0.1)))
+    others = {
+        "learnables": nudged,
+        "type": learnables | {"text_residual": learnables["text_residual"].astype(np.float16)},
+        "method": "another",
+        "weights": Task(dataclasses.replace(clip, fingerprint="0" * 64), "taskres", NAMES),
+        "preprocessing": Task(darker, "taskres", NAMES),
+        "template": Task(clip, "taskres", NAMES, template="a sketch of a {}."),
+        "options": Task(clip, "taskres", NAMES, alpha=1.0),
+        "precision": Task(clip, "taskres", NAMES, dtype="bfloat16"),
+        "classes": Task(clip, "taskres", NAMES[::-1]),
+        "label": Split(split.keys, np.array([0, 1, 2, 2]), read),
+        "image": Split(("a.png", "b.png", "ü/c.png", "e.png"), split.labels, read),
+        "order": split.subset([1, 0, 2, 3]),
+    }
+    places = {"learnables": "learnables", "type": "learnables", "method": "method"}
+    for name, other in others.items():
+        place = places.get(name, "task" if isinstance(other, Task) else "split")
+        assert known.find(**(case | {place: other})) is None, name
+    assert known.find(**case) is not None
+
+
+def test_damaged_files_count_as_not_there(case, tmp_path):
+    save_predictions(tmp_path, "test", **case, predicted=np.array([0, 1, 2, 3]))  # there is no class 3
+    assert KnownPredictions([tmp_path]).find(**case) is None
+    (path,) = (tmp_path / "predictions").iterdir()
+    known = KnownPredictions([tmp_path])
+    path.write_bytes(path.read_bytes()[:-40])
+    assert known.find(**case) is None and KnownPredictions([tmp_path]).find(**case) is None

@@ -23,7 +23,7 @@ from clipbias.tuning import Task
 from clipbias.tuning import task as tasks
 from clipbias.tuning.recipe import Recipe
 from tests import helpers
-from tests.training.sweeps import TinySweep
+from tests.training.conftest import TinySweep
 from tools import benchmark as model
 
 GIB = 1 << 30

@@ -19,8 +19,7 @@ from clipbias.data.held_out import hold_out
 from clipbias.data.images import Images
 from clipbias.training import mesh as meshes
 from clipbias.training import select
-from clipbias.training.job import NotSideBySide, Run, TrainJob, TrainResult
-from clipbias.training.loop import train_job
+from clipbias.training.loop import NotSideBySide, Run, TrainJob, TrainResult, train_job
 from clipbias.tuning import Recipe, Task, make_method
 from clipbias.tuning.method import select_run
 from tests.training.conftest import damaged, make_job, train_runs

@@ -20,7 +20,7 @@ from clipbias.report.sweep_tables import write_tables
 from clipbias.training import calibration, loop
 from clipbias.training import mesh as meshes
 from clipbias.training.evaluate import KnownPredictions
-from clipbias.training.job import validation_images
+from clipbias.training.loop import validation_images
 from clipbias.training.run import make_job
 from clipbias.training.select import CELL, METHOD, Rates, choose
 from clipbias.training.spec import VALIDATION, Row, RunSpec, group_key, make_groups, part_of, run_names
@@ -31,7 +31,7 @@ from clipbias.tuning.adapter import start_seed
 from clipbias.tuning.recipe import Recipe
 from configs.table1 import Table1Settings
 from experiments import table1
-from tests.training.sweeps import TinySweep, score_of
+from tests.training.conftest import TinySweep, score_of
 from tests.tuning.test_registry import CLASS
 
 

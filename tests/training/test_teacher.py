@@ -14,7 +14,7 @@ from clipbias.data import Dataset
 from clipbias.data.images import Images
 from clipbias.training import loop
 from clipbias.training import mesh as meshes
-from clipbias.training.job import Logging, TrainJob, TrainResult
+from clipbias.training.loop import Logging, TrainJob, TrainResult
 from clipbias.training.teacher import Teacher
 from clipbias.tuning import Task
 from clipbias.tuning.method import select_run, stack_runs
@@ -139,8 +139,7 @@ def test_a_student_goes_on_where_it_was_stopped(clip, colours, tmp_path):
         random_teacher(clip, "ivlp"), Task(clip, "bias", NAMES), colours, dataclasses.replace(ADAM, batch_size=4)
     )
     whole = train(job)
-    logging = Logging(checkpoints=tmp_path / "checkpoints", checkpoint_seconds=0)
-    logged = dataclasses.replace(job, logging=logging)
+    logged = dataclasses.replace(job, logging=Logging(checkpoints=tmp_path / "checkpoints"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop.hosts, "stops", iter([False, False, True]).__next__)
         with pytest.raises(loop.hosts.Stopped):

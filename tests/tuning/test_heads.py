@@ -12,7 +12,7 @@ import scipy.optimize
 
 from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError
-from clipbias.training.features import FeatureBatches, FeatureStatic, frozen_features
+from clipbias.training.batches import FeatureBatches, FeatureStatic, frozen_features
 from clipbias.training.mesh import single_device
 from clipbias.tuning import CONSTANTS, Features, Samples, Task, features, make_method
 from clipbias.tuning.adapter import transfer

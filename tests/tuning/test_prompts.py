@@ -23,7 +23,7 @@ from clipbias.training import loop
 from clipbias.training import mesh as meshes
 from clipbias.training.device import Compute
 from clipbias.training.evaluate import evaluate
-from clipbias.training.job import TrainResult
+from clipbias.training.loop import TrainResult
 from clipbias.training.run import make_job
 from clipbias.training.spec import make_groups
 from clipbias.tuning import Features, Learnables, Method, Recipe, Task, make_method
@@ -34,8 +34,7 @@ from clipbias.tuning.registry import resolve_method
 from tests.data.pictures import encoded, picture, train_batches
 from tests.helpers import signal_at
 from tests.reference import numpy_clip, prompts, prompts_plot
-from tests.training.conftest import few_shot_runs, train_runs
-from tests.training.sweeps import TinySweep
+from tests.training.conftest import TinySweep, few_shot_runs, train_runs
 from tests.tuning import weights_common as common
 from tests.tuning.heads_common import COMMON
 from tests.tuning.weights_common import CLASS_NAMES, LABELS

@@ -105,7 +105,7 @@ def test_evaluation_of_runs_and_devices_is_that_of_single_images(pair, start, vi
     other = jax.tree.map(lambda leaf: -leaf, start)
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), start, other)
     static, inputs = make_evaluation(task, meshes.replicate(mesh, clip.params), stacked, runs=2, mesh=mesh)
-    scores = Evaluator(split, mesh=mesh, batch_size=24).accuracy(static, inputs)
+    scores = Evaluator(split, mesh=mesh, batch_size=24).evaluate(static, inputs).scores
     second = prompts.tpt_logits(reference, CLASS_NAMES, other, images, **RULE).argmax(-1)
     assert [score["correct"] for score in scores] == [COUNT, int((second == best).sum())] and (second != best).any()
     assert images_per_step(24, CROPS, meshes.single_device()) == 2

@@ -148,8 +148,8 @@ CASES: list[Case] = [
     combined("of a single shot none is left to train on when one is held out", shots=(1,), **HELD),
     combined("pseudo-labelled images have no label to select by", protocol="pseudo_labels", shots=(2,), **HELD),
     # Devices, and the plan of a step.
-    pure("run=0 and data=8 has no devices; give at least 1 each", meshes.make_mesh, run=0),
-    meshed("run=3 and data=5 cannot be divided among 4 processes of 4 devices", 4, run=3, data=5),
+    pure("run=0 and data=None cannot be made of 1 process with 8 devices each", meshes.make_mesh, run=0),
+    meshed("run=3 and data=5 cannot be made of 4 processes with 4 devices each", 4, run=3, data=5),
     planned("remat is 'all'; choose 'auto', 'products', 'half', 'tokens'", remat="all"),
     planned("class_chunks is 3; give 1 … 2", class_chunks=3),
     *(

@@ -44,8 +44,7 @@ from clipbias.explain.causal_section import outcomes, sample
 from clipbias.explain.uncertainty import estimate, excludes
 from clipbias.training import mesh as meshes
 from clipbias.training.context import make_context
-from clipbias.training.job import Run, TrainJob, plan_stages
-from clipbias.training.loop import train
+from clipbias.training.loop import Run, TrainJob, plan_stages, train
 from clipbias.training.students import fit_recipe
 from clipbias.tuned_model import TunedModel
 from clipbias.tuning import Learnables, Method, Task
