@@ -37,7 +37,8 @@ from tests.tuning.test_registry import CLASS
 
 def test_every_run_once_and_a_failing_one_costs_no_other(clip, colours, recipe, tmp_path):
     file = tmp_path / "broken.py"
-    file.write_text(CLASS.replace("return Adaptation()", "return 1 / 0"))
+    start = CLASS.replace("trains = False", "trains = True").replace("return {}", 'return {"scale": 1.0}')
+    file.write_text(start.replace("return Adaptation()", "return 1 / 0"))
     tiny = TinySweep(clip, colours, recipe, tmp_path)
     specs = tiny.specs(str(file), "zero_shot", "taskres")
     rows = tiny.run(specs)

@@ -337,7 +337,7 @@ def test_the_average_over_epochs_survives_a_kill_in_the_middle(pair, colours, tm
         assert np.abs(whole[name] - epochs[-1][name]).max() > 1e-4 * np.abs(value).max()
 
     for stop in (3, 4):  # in an epoch, and at its end
-        where = {"checkpoints": tmp_path / str(stop), "checkpoint_seconds": 3600.0}
+        where = {"checkpoints": tmp_path / str(stop)}
         stops, refused = signal_at(loop, "train_step", stop), pytest.raises(hosts.Stopped, match=f"step {stop} of 8")
         with stops, hosts.stoppable(), refused:
             train(task, colours, recipe, **where)
