@@ -58,7 +58,6 @@ def test_the_fastest_way_that_fits_is_chosen(deep, monkeypatch):
     assert "4 class chunks" in str(requested) and "of 107 GB" in str(requested)
 
 
-@pytest.mark.ci
 def test_a_plan_says_how_many_of_how_many_gigabytes():
     text = str(memory.MemoryPlan("products", 1, int(2.04e9), int(17.1e9)))
     assert text == "about 2 of 17.1 GB per device (keeping products)"
