@@ -127,7 +127,7 @@ def explain(
         results = run_study(
             study, Path(folder), dataset=data.name, split=split, config=config, sections=tuple(sections)
         )
-    page = write_report(folder, Path(folder) / "report") if hosts.is_first() else None
+        page = write_report(folder, Path(folder) / "report", advance) if hosts.is_first() else None
     return FinishedStudy(results, page)
 
 

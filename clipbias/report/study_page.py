@@ -77,10 +77,15 @@ _DRAWN: dict[str, tuple[str, tuple[_Draw, ...], str]] = {
 }
 
 
-def write_report(results_folder: str | os.PathLike, output_folder: str | os.PathLike) -> Path:
+def write_report(
+    results_folder: str | os.PathLike,
+    output_folder: str | os.PathLike,
+    advance: Callable[[str, int, int], None] = lambda title, done, total: None,
+) -> Path:
     """Draws all of a study, of the folder with its results, as `report.html` and `figures/`; returns the page's path.
 
-    Raises `ClipbiasError` where results are missing or damaged, or the output cannot be written.
+    `advance` is called with a title, a section's number and their count, before each is drawn. Raises `ClipbiasError`
+    where results are missing or damaged, or the output cannot be written.
     """
     study = load_results(results_folder)
     output = Path(output_folder)
@@ -98,7 +103,8 @@ def write_report(results_folder: str | os.PathLike, output_folder: str | os.Path
         section("What the paper observes", "observations", observations_table(study)),
         section("Explore the images", "explore", explorer=explorer_data(study)),
     ]
-    for name, (title, draws, _) in _DRAWN.items():
+    for number, (name, (title, draws, _)) in enumerate(_DRAWN.items(), start=1):
+        advance("drawing the report", number, len(_DRAWN))
         pictures = pages.save_pictures([draw(study) for draw in draws], output / FIGURES)
         areas = area_table(study) if name == "faithfulness" and pictures else None
         sections.append(section(title, name, areas, pictures=pictures))

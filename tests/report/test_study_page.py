@@ -66,6 +66,20 @@ def written(tmp_path):
     return write
 
 
+def test_sections_are_counted_before_they_are_drawn(tmp_path, monkeypatch):
+    drawn = []
+    sections = {
+        name: (title, (lambda study, name=name: drawn.append(name),), rest)
+        for name, (title, _, rest) in study_page._DRAWN.items()
+    }
+    monkeypatch.setattr(study_page, "_DRAWN", sections)
+    monkeypatch.setattr(pages, "save_pictures", lambda figures, folder: [])
+    save_results(tmp_path, synthetic_results(layers=1, heads=1, pictures=1))
+    seen = []
+    write_report(tmp_path, tmp_path / "report", lambda title, done, total: seen.append((len(drawn), done, total)))
+    assert seen == [(number, number + 1, len(sections)) for number in range(len(sections))] and drawn == [*sections]
+
+
 def test_a_number_keeps_its_sign_and_its_interval_on_one_line():
     text = "Of it 88 % stay, or more %. 81 % (72 to 91), 1 to 2; +6.0 (-14.0 to +26.0)"
     shown = "Of it 88\u00a0% stay, or more %. 81\u00a0% (72\u00a0to\u00a091), 1 to 2; +6.0 (-14.0\u00a0to\u00a0+26.0)"
