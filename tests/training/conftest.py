@@ -2,7 +2,7 @@
 
 import dataclasses
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +90,22 @@ def train_runs(
     start = stack_runs([jax.device_get(task.init(run.start_seed)) for run in runs])
     job = make_job(task, runs, recipe, mesh, profile=profile)
     return loop.train(dataclasses.replace(job, logging=Logging(**logging)), start)
+
+
+@pytest.fixture
+def cache_settings() -> Iterator[Callable[[str | None], str | None]]:
+    """Sets JAX's folder of compiled programs and returns what it was; afterwards all is as before."""
+    names = "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"
+    before = [getattr(jax.config, name) for name in names]
+
+    def exchange(folder: str | None) -> str | None:
+        was = getattr(jax.config, names[0])
+        jax.config.update(names[0], folder)
+        return was
+
+    yield exchange
+    for name, value in zip(names, before, strict=True):
+        jax.config.update(name, value)
 
 
 @pytest.fixture(scope="session")

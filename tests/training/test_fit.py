@@ -192,21 +192,14 @@ def test_a_method_that_learns_nothing_needs_nothing(clip, colours):
     assert isinstance(model.predict(images), Prediction) and len(model.predict([])) == 0
 
 
-def test_programs_are_kept_where_commands_keep_them(clip, colours, tmp_path, monkeypatch):
-    settings = "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"
-    before = [getattr(jax.config, name) for name in settings]
+def test_programs_are_kept_where_commands_keep_them(clip, colours, tmp_path, monkeypatch, cache_settings):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("CLIPBIAS_NO_CACHE", raising=False)
-    try:
-        jax.config.update(settings[0], None)
-        model = clipbias.fit(clip, "zero_shot", colours)
-        kept = [getattr(jax.config, settings[0])]
-        jax.config.update(settings[0], None)
-        assert model.predictor.task is model.task
-        kept.append(getattr(jax.config, settings[0]))
-    finally:
-        for name, value in zip(settings, before, strict=True):
-            jax.config.update(name, value)
+    cache_settings(None)
+    model = clipbias.fit(clip, "zero_shot", colours)
+    kept = [cache_settings(None)]
+    assert model.predictor.task is model.task
+    kept.append(cache_settings(None))
     assert kept == [str(tmp_path / "clipbias" / "xla")] * 2
 
 

@@ -191,18 +191,14 @@ def test_the_code_generator_is_chosen_unless_the_user_did(monkeypatch):
     ("configured", "switched_off", "kept_in"),
     [(None, "", "own/clipbias/xla"), (None, "1", None), ("elsewhere", "", "elsewhere")],
 )
-def test_programs_are_kept_unless_told_otherwise(configured, switched_off, kept_in, tmp_path, monkeypatch):
-    settings = "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"
-    before = [getattr(jax.config, name) for name in settings]
+def test_programs_are_kept_unless_told_otherwise(
+    configured, switched_off, kept_in, tmp_path, monkeypatch, cache_settings
+):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "own"))
     monkeypatch.setenv("CLIPBIAS_NO_CACHE", switched_off)
-    try:
-        jax.config.update(settings[0], None if configured is None else str(tmp_path / configured))
-        device.keep_programs()
-        setting = getattr(jax.config, settings[0])
-    finally:
-        for name, value in zip(settings, before, strict=True):
-            jax.config.update(name, value)
+    cache_settings(None if configured is None else str(tmp_path / configured))
+    device.keep_programs()
+    setting = cache_settings(None)
     assert setting == (None if kept_in is None else str(tmp_path / kept_in))
     assert (tmp_path / "own").exists() == bool(kept_in and kept_in.startswith("own"))
 
