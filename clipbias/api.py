@@ -5,13 +5,16 @@ They read files, draw images and show progress, so they are not for `jax.jit`; t
 
 import dataclasses
 import os
+import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from jax.sharding import Mesh
 
 from clipbias.checks import check_int, shown
 from clipbias.clip import Clip
+from clipbias.clip.hub import parse
 from clipbias.data import Dataset, Split
 from clipbias.data import names as dataset_names
 from clipbias.data.few_shot import images_per_class
@@ -21,13 +24,14 @@ from clipbias.data.sources import open_images
 from clipbias.data.user_images import Labels, Pictures, labelled_split, names_of_labels
 from clipbias.errors import ClipbiasError
 from clipbias.explain import bias
-from clipbias.export.upload import upload
+from clipbias.export.card import model_card
+from clipbias.io import reason, shorten, write_text
 from clipbias.training.context import make_context
 from clipbias.training.device import keep_programs
 from clipbias.training.run import FitResult, calibrate_untrained, fit_task
 from clipbias.tuned_model import Images, TunedModel, as_clip, labelled_images
 from clipbias.tuning import METHODS, Method, Recipe, Task, trainer_files
-from clipbias.tuning.adapter import read_adapter
+from clipbias.tuning.adapter import FILE, read_adapter, write_adapter
 from clipbias.tuning.prompts import ClassList
 from clipbias.tuning.recipe import COMMON
 from clipbias.tuning.registry import option_types
@@ -240,7 +244,33 @@ def push_to_hub(repository: str, model: TunedModel, *, private: bool | None = No
       ClipbiasError: the name is none, or the hub refuses or cannot be reached.
     """
     _check_model(model)
-    return upload(repository, model.to_adapter(), private=private)
+    adapter = model.to_adapter()
+    from huggingface_hub import HfApi, constants, errors
+
+    name = parse(repository) if isinstance(repository, str) else None
+    if name is None or name.revision:
+        raise ClipbiasError(f"{shorten(str(repository))!r} is no name of a repository; give 'owner/name'.")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        write_adapter(folder / FILE, adapter)
+        write_text(folder / "README.md", model_card(adapter, None, "adapter"))
+        message = f"Upload a {adapter.method} adapter"
+        try:
+            api = HfApi()
+            api.create_repo(name.repository, private=private, exist_ok=True)
+            commit = api.upload_folder(repo_id=name.repository, folder_path=folder, commit_message=message).oid
+        except Exception as error:  # the client's own, and its transport's
+            status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
+            if status in (401, 403) or isinstance(error, errors.LocalTokenNotFoundError):
+                raise ClipbiasError(
+                    f"{constants.ENDPOINT} does not let you write {name.repository!r}; run `hf auth login` with a "
+                    "token that may."
+                ) from error
+            words = shorten(" ".join(reason(error).split()), 200)
+            raise ClipbiasError(
+                f"{name.repository!r} was not uploaded to {constants.ENDPOINT} ({words}); the same call tries again."
+            ) from error
+    return f"{name.repository}@{commit}"
 
 
 def list_methods() -> tuple[str, ...]:

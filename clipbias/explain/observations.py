@@ -35,9 +35,8 @@ from clipbias.explain.results import (
 )
 from clipbias.explain.statistics import total_variation
 from clipbias.explain.study import Batch, Request, Section, Study, divide
-from clipbias.explain.uncertainty import Estimate, cross, draw_counts, estimate, excludes, weigh
+from clipbias.explain.uncertainty import Estimate, cross, draw_counts, estimate, excludes, in_points, weigh
 from clipbias.explain.verdict import QUARTER
-from clipbias.explain.wording import in_points
 
 FEWEST_SAMPLES = 10
 UNCHANGED = 10.0  # percent

@@ -1,4 +1,4 @@
-"""How sure a mean over images is, and what share it is of another.
+"""How sure a mean over images is, what share it is of another, and both in words.
 
 Intervals are percentiles of the bootstrap (Efron 1979): images are drawn with replacement, all numbers of a study from
 the same draws, so that differences and shares stay paired.
@@ -6,13 +6,16 @@ the same draws, so that differences and shares stay paired.
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
 RESAMPLES = 2000
 LEVEL = 0.95
 LARGEST_SHARE = 10.0
+# Outcomes by name, their units, and digits.
+OUTCOMES = ("accuracy", "log_likelihood")
+UNITS = {"accuracy": ("points", 1), "log_likelihood": ("nats", 3)}
 # Counts of one round of draws, rows by images: bounds the memory, whatever the dataset's size.
 _AT_ONCE = 4_000_000
 
@@ -116,3 +119,44 @@ def excludes(number: Estimate | None, threshold: float = 0.0) -> int:
     if number.low > threshold:
         return 1
     return -1 if number.high < threshold else 0
+
+
+def with_interval(number: Estimate, text: Callable[[float], str]) -> str:
+    """`5.3 (3.1 to 7.5)`: a number with its interval, where it has any."""
+    if number.low is None or number.high is None:
+        return text(number.value)
+    return f"{text(number.value)} ({text(number.low)} to {text(number.high)})"
+
+
+def change(number: Estimate, outcome: str) -> str:
+    """A change with its interval, without its unit."""
+    return with_interval(number, f"{{:+z.{UNITS[outcome][1]}f}}".format)
+
+
+def amount(number: Estimate, outcome: str) -> str:
+    """A change with its unit and interval."""
+    value, _, interval = change(number, outcome).partition(" ")
+    return " ".join(filter(None, [value, UNITS[outcome][0], interval]))
+
+
+def percent(share: Estimate | None) -> str:
+    """A share of a gain with its interval, in whole percent."""
+    if share is None:
+        return "an unknown part"
+    value, _, interval = with_interval(in_points(share), "{:z.0f}".format).partition(" ")
+    return f"{value} % {interval}".rstrip()
+
+
+def in_points(share: Estimate) -> Estimate:
+    """A share of images in percent."""
+    low, high = (None if end is None else 100 * end for end in (share.low, share.high))
+    return Estimate(100 * share.value, low, high)
+
+
+def by_reason(reasons: Iterable[tuple[str, str | None]]) -> list[str]:
+    """`A, B: why`, one line for each reason, of pairs of a label and a reason; without one there is nothing to say."""
+    labels: dict[str, list[str]] = {}
+    for label, reason in reasons:
+        if reason:
+            labels.setdefault(reason, []).append(label)
+    return [f"{', '.join(dict.fromkeys(names))}: {reason}" for reason, names in labels.items()]

@@ -33,8 +33,7 @@ from clipbias.explain.results import (
     Where,
     same_but_for_seed,
 )
-from clipbias.explain.uncertainty import Estimate, excludes
-from clipbias.explain.wording import amount, percent
+from clipbias.explain.uncertainty import Estimate, amount, excludes, percent
 from clipbias.sentences import counted
 
 HALF = 0.5

@@ -18,8 +18,7 @@ from clipbias.explain.results import (
     StudyResults,
     What,
 )
-from clipbias.explain.uncertainty import Estimate, excludes
-from clipbias.explain.wording import OUTCOMES, UNITS, by_reason, change, in_points, percent
+from clipbias.explain.uncertainty import OUTCOMES, UNITS, Estimate, by_reason, change, excludes, in_points, percent
 from clipbias.report import style
 from clipbias.report.names import dataset_name, ordered_datasets, ordered_methods
 from clipbias.report.pages import CaptionedFigure, captioned, words_of

@@ -19,7 +19,7 @@ from clipbias.explain.relevancy import relevancy
 from clipbias.explain.results import StudyResults, present
 from clipbias.explain.run import run_study
 from clipbias.explain.study import Study, StudyOptions
-from clipbias.explain.wording import by_reason
+from clipbias.explain.uncertainty import by_reason
 from clipbias.tuning import Task
 from tests.explain.models import CLASS_NAMES, moved
 from tests.explain.test_study import split
