@@ -112,7 +112,7 @@ def why_no_relevancy(study: Study, model: Model) -> str:
 
 
 def relevancy_totals(study: Study) -> Section[dict[str, dict[str, Any]]]:
-    """By model both sides' relevancy: averages by `{group}/{what}`, and of each image `each/{what} [n, …]`.
+    """By model both sides' relevancy: moments `[groups, …]` by what, and of each image `each/{what} [n, …]`.
 
     An image that was not looked at has NaN.
     """
@@ -136,12 +136,15 @@ def relevancy_totals(study: Study) -> Section[dict[str, dict[str, Any]]]:
         averages: Totals = {}
         each: dict[str, np.ndarray] = {}
         for result in results.values():
-            for name, value in _below(result, f"{model.key}/").items():
+            for name, value in result.items():
+                key, _, what = name.partition("/")
+                if key != model.key:
+                    continue
                 if isinstance(value, Moments):
-                    averages = merge(averages, {name: value})
+                    averages = merge(averages, {what: value})
                 else:
                     empty = np.full((len(study.split), *value.shape[1:]), np.nan, np.float32)
-                    each.setdefault(name, empty)[result["images"]] = value
+                    each.setdefault(what, empty)[result["images"]] = value
         totals[model.key] = averages | each
     return totals
 
@@ -154,14 +157,10 @@ def compute_relevancy(study: Study) -> Section[dict[str, Relevancy | Missing]]:
         if model.key not in every:
             results[model.key] = Missing(why_no_relevancy(study, model))
             continue
-        totals = every[model.key]
-        groups = {group: _relevancy_group(_below(totals, f"{group}/")) for group in GROUPS}
+        totals = {name: value for name, value in every[model.key].items() if isinstance(value, Moments)}
+        groups = {group: _relevancy_group(jax.tree.map(lambda x, i=i: x[i], totals)) for i, group in enumerate(GROUPS)}
         results[model.key] = Relevancy(_relevancy_text(study.worded), _relevancy_text(model), **groups)
     return results
-
-
-def _below(totals: Mapping[str, Any], start: str) -> dict[str, Any]:
-    return {name.removeprefix(start): value for name, value in totals.items() if name.startswith(start)}
 
 
 def _relevancy_text(model: Model) -> RelevancyText:
@@ -182,7 +181,7 @@ def _relevancy_group(totals: Totals) -> RelevancyGroup | None:
 
 
 def _relevancy_step(study: Study, tuned: Sequence[Model], groups: Mapping[str, np.ndarray]) -> Step:
-    """Of every tuned model, and of zero-shot for comparison, averages and rows by `{key}/{group or "each"}/{what}`."""
+    """Of every tuned model and of zero-shot beside it: moments by `{key}/{what}`, rows by `{key}/each/{what}`."""
     patches = study.clip.config.vision.patches
 
     @jax.jit
@@ -206,11 +205,8 @@ def _relevancy_step(study: Study, tuned: Sequence[Model], groups: Mapping[str, n
         values["variation"] = total_variation(*among_patches)[:, None]
         counted = batch["mask"][:, None] & members[batch["numbers"]]
         each = {f"each/{name}": values[name] for name in ("text_kinds/zero_shot", "text_kinds/tuned", "variation")}
-        return each | {
-            f"{group}/{name}": Moments.of(value, counted[:, i])
-            for i, group in enumerate(GROUPS)
-            for name, value in values.items()
-        }
+        # All groups at once, `[groups, …]`: each would be a program of as many parts, which takes seconds to compile.
+        return each | {name: Moments.of(value[:, None], counted) for name, value in values.items()}
 
     models = (study.worded, *tuned)
     kinds = []  # of the tokens of all a class' texts, one after another: `[C, S · N]`

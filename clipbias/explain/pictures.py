@@ -1,5 +1,7 @@
 """Sections of a study that show single pictures: relevancy of examples, Fig. 6's maps, and the explorer's data."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,6 @@ from clipbias.data import Split
 from clipbias.explain.attention import layer_maps, to_image, vision_totals
 from clipbias.explain.dataset_sections import compute_predictions, corrected, relevancy_maps
 from clipbias.explain.model import Model, why_no_maps, why_no_similarity
-from clipbias.explain.relevancy import Relevancy
 from clipbias.explain.results import (
     CHANGES,
     TEXT_KINDS,
@@ -54,26 +55,31 @@ def compute_examples(study: Study) -> Section[Examples]:
     examples = choose_examples(study, predictions)
     pictures = study.pictures(examples)
     labels = study.split.labels[examples]
+
+    def step(batch: Batch, model: Model) -> dict[str, jax.Array]:
+        maps = relevancy_maps(study, model, batch["images"], batch["labels"])
+        logits = study.predictor(model).logits(batch["images"], batch["mask"])
+        return {"vision": maps.vision, "text": maps.text, "logits": logits}
+
+    requests = {
+        model.key: Request(f"examples-{model.key}", "examples", examples, functools.partial(step, model=model))
+        for model in study.models
+        if not why_no_maps(model.task)
+    }
+    results = yield list(requests.values())
     models: dict[str, ExampleMaps | Missing] = {}
-    for number, model in enumerate(study.models, start=1):
-        if reason := why_no_maps(model.task):
-            models[model.key] = Missing(reason)
+    for model in study.models:
+        if model.key not in requests:
+            models[model.key] = Missing(why_no_maps(model.task))
             continue
-
-        def run(
-            pictures: jax.Array, labels: jax.Array, mask: jax.Array, model: Model = model
-        ) -> tuple[Relevancy, jax.Array]:
-            return relevancy_maps(study, model, pictures, labels), study.predictor(model).logits(pictures, mask)
-
-        maps, logits = study.in_passes(run, pictures, labels)
+        rows = results[requests[model.key].name]
         models[model.key] = ExampleMaps(
-            vision=np.asarray(maps.vision, np.float32),
-            text=first_text(maps.text),
-            logits=np.asarray(logits, np.float32),
+            vision=rows["vision"].astype(np.float32),
+            text=first_text(rows["text"]),
+            logits=rows["logits"].astype(np.float32),
             tokens=tuple(tuple(token_labels(model.task, int(label))) for label in labels),
             texts=model.texts,
         )
-        study.advance("examples", number, len(study.models))
     names = tuple(study.split.keys[int(index)] for index in examples)
     return Examples(images=pictures, labels=labels, names=names, models=models)
 
