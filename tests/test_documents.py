@@ -83,6 +83,7 @@ TABLES = {
 
 
 SETS = ("digits", "fashion", "emoji")
+WORDS = {"fashion": "clothes", "emoji": "emoji", "digits": "digits"}
 SHARES = {"value": "share", "low": "share_low", "high": "share_high"}
 
 
@@ -207,7 +208,7 @@ def sentences() -> dict[str, list[str]]:
             f"have most of the gain ({share[0]} %, {share[1]} to {share[2]}) and make"
             f" {float(vectors['moved_value']):.0f} % of the decisions that it moved; IVLP, fitted in the same way,"
             f" makes {float(ceiling['moved_value']):.0f} %. What bias tuning adds is the same for every image.",
-            f"of two classes these are left from {few} pictures each on, of ten from {many}.",
+            f"A folder of two classes needs {few} pictures per class for this, a folder of ten {many}.",
         ],
         "docs/mechanisms.md": [
             f"the models that count ({counted} of {len(models)})",
@@ -242,7 +243,7 @@ def of_prompts(dataset: str) -> str:
     def ends(rows: Iterable[dict[str, str]], name: str, unit: float = 1.0) -> str:
         numbers = [round(unit * float(row[name])) for row in rows]
         assert len(numbers) == 3
-        return f"{min(numbers)} to {max(numbers)} %"
+        return f"{min(numbers)} to {max(numbers)}"
 
     prompts = ("VPT", "IVLP", "MaPLe")
     fitted = fits("replacements.csv")
@@ -258,11 +259,8 @@ def of_prompts(dataset: str) -> str:
         for part in ("attention alone", "another image's", "mean by kind")
     }
     parts = [ends(rows, "share", 100.0) for rows in shares.values()]
-    return (
-        f"attention alone has {parts[0]} of the gain, another image's values are worth {parts[1]} of what is added, the"
-        f" mean by kind {parts[2]}. Two vectors have {ends(vectors, 'value')} of the gain and make"
-        f" {ends(vectors, 'moved_value')} of the moved decisions, the methods themselves {ends(itself, 'moved_value')}."
-    )
+    moved = ends(vectors, "value"), ends(vectors, "moved_value"), ends(itself, "moved_value")
+    return f"| {WORDS[dataset]} | {' | '.join((*parts, *moved))} |"
 
 
 def of_siglip() -> str:
@@ -278,11 +276,9 @@ def of_siglip() -> str:
         }
         for kind in ("fitted", "ceiling")
     )
-    cells = ", ".join(
-        f"{moved[name]} on {word}, themselves {own[name]}"
-        for name, word in (("fashion", "clothes"), ("emoji", "emoji"), ("digits", "digits"))
-    )
-    return f"Two vectors make of the decisions that IVLP and VPT moved {cells}."
+    first, *others = (f"{moved[name]} on {word} ({{}}{own[name]})" for name, word in WORDS.items())
+    cells = ", ".join((first.format("the methods themselves "), *(cell.format("") for cell in others)))
+    return f"Of the decisions that IVLP and VPT moved, two vectors make {cells}."
 
 
 def fewest_pictures(classes: int) -> int:
