@@ -232,19 +232,22 @@ def _known_predictions(folders: Sequence[Path], images: Split) -> Callable[[Mode
 @contextlib.contextmanager
 def _bars(shown: bool) -> Iterator[Callable[[str, int, int], None]]:
     """Shows every step of a study: a bar for each title, one after another."""
-    bars: dict[str, Progress] = {}
+    bar: Progress | None = None
+    last = ("", 0)
 
     def advance(title: str, done: int, total: int) -> None:
+        nonlocal bar, last
         if not shown:
             return
-        if title not in bars:
-            for bar in bars.values():
+        if bar is None or title != last[0] or done < last[1]:  # two passes may have the same title
+            if bar is not None:
                 bar.close()
-            bars[title] = Progress(total, done=done - 1, unit="batch", title=title)
-        bars[title].advance()
+            bar = Progress(total, done=max(0, done - 1), unit="batch", title=title)
+        bar.advance_to(done)
+        last = (title, done)
 
     try:
         yield advance
     finally:
-        for bar in bars.values():
+        if bar is not None:
             bar.close()

@@ -454,7 +454,6 @@ class Fits:
                 return np.nan
 
         def described(student: Teacher, kind: Kind, form: str, words: str) -> Candidate:
-            self.progress.at_work(f"{model.label}: {words}: predicting")
             kl = [mean_divergence(teacher, student, split, self.context) for split in (self.fitted, self.held_back)]
             say(f"{model.label}: {words}, fitted, KL {kl[0]:.3g} nats; on held-back images {kl[1]:.3g}")
             numbers = parameter_count(student.learnables)["total"]
@@ -483,6 +482,7 @@ class Fits:
         progress = self.progress.part(steps, f"{model.label}: {task.method_name} fitted to it")
         logging = Logging(checkpoints=folder, progress=progress)
         learnables = fit_student(task, teacher, self.fitted, recipe, self.context, seed=seed, logging=logging)
+        progress.at_work("predicting")
         return Teacher(task, learnables)
 
 

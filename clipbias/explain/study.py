@@ -204,7 +204,7 @@ class Study:
           training: images of the training set, for equivalent biases; `None` leaves that out.
           unlabelled: images that replacements are fitted on, none of which is in `split`; `None` leaves these out.
           mesh: where to compute; `None` takes this process's first device.
-          advance: called after every batch with a title, batches done, and batches in all.
+          advance: called before the first batch and after every batch with a title, batches done, and batches in all.
           known: the class that a model was already seen to give every image, int32 `[n]`, -1 where one could not be
             read; or `None`. Where all models' are known, `options.image_limit` does not apply to them.
         """
@@ -336,6 +336,9 @@ class Study:
         if len(requests) > 1:
             title = f"{len(requests)} measurements of {counted(len(first.indices), 'image')}"
         size = self._size(first.split, first.crops)
+        before, total = _batches_done(requests[0].done, len(first.indices), size)
+        if before < total:
+            self.advance(title, before, total)  # the first batch may take long, since it compiles
         saved = time.monotonic()
         # Two at a time, since compiling keeps one core busy; several processes in turn, so that all do the same.
         at_once = 1 if hosts.multi_process() else 2
@@ -404,8 +407,7 @@ class Study:
         rest = indices[start:]
         if not len(rest):
             return
-        before = -(-start // size)
-        total = before - (-len(rest) // size)
+        before, total = _batches_done(start, len(indices), size)
         host = split_batches(
             (split or self.split).subset(rest),
             self.mesh,
@@ -429,6 +431,12 @@ class Study:
     def pictures(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """The examples as the model sees them, uint8 `[K, R, R, 3]`, whole on every process."""
         return pictures(self.split, indices, self.clip.preprocessing.resizing)
+
+
+def _batches_done(done: int, count: int, size: int) -> tuple[int, int]:
+    """Batches that the first `done` of `count` examples took, the last perhaps not full, and with those of the rest."""
+    before = -(-done // size)
+    return before, before - (-(count - done) // size)
 
 
 def divide(models: Sequence[Model], why_not: Callable[[Task], str]) -> tuple[list[Model], dict[str, Missing]]:

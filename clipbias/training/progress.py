@@ -7,6 +7,7 @@ go to TensorBoard, Weights & Biases or trackio where these are asked for.
 import contextlib
 import importlib.util
 import json
+import math
 import os
 import statistics
 import sys
@@ -85,7 +86,9 @@ class Progress:
         self._bar = _Bar(disable=jax.process_index() != 0, **shared)
 
     def part(self, units: int, title: str) -> "Progress":
-        """So many of the units as a bar of its own, which may count in steps."""
+        """So many of the units as a bar of its own, which may count in steps. The whole grows if fewer are left."""
+        if self._bar is not None and (needed := math.ceil(self._bar.n + units - 1e-6)) > self._total:
+            self._total = self._bar.total = needed
         return _Part(self, units, title)
 
     def advance(self, count: float = 1, values: Mapping[str, Any] | None = None) -> None:

@@ -95,7 +95,7 @@ def test_an_interrupted_section_may_continue_with_other_batches(clip, tmp_path, 
 
     def stop(title, done, total):
         steps.append((done, total))
-        if len(steps) == 2:
+        if len(steps) == 3:  # a pass begins, and has two batches
             raise KeyboardInterrupt
 
     interrupted = make(clip, tmp_path / "cut", options=StudyOptions(batch_size=2), advance=stop)
@@ -106,7 +106,7 @@ def test_an_interrupted_section_may_continue_with_other_batches(clip, tmp_path, 
             clip, tmp_path / "cut", options=StudyOptions(batch_size=size), advance=lambda *step: steps.append(step)
         )
         moments = totals_of(again)
-    assert len(steps) == 2 + -(-(COUNT - 4) // size)
+    assert len(steps) == 3 + 1 + -(-(COUNT - 4) // size)
     assert moments.samples == whole.samples
     np.testing.assert_allclose(moments.mean, whole.mean, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(moments.squares, whole.squares, rtol=1e-4, atol=1e-5)
@@ -121,15 +121,15 @@ def test_what_is_kept_is_not_computed_again_and_other_models_are_not_mistaken(cl
         return study.run_section(compute_predictions(study))
 
     first = predictions()
-    assert len(steps) == 3  # of both models together
+    assert len(steps) == 1 + 3  # of both models together
     np.testing.assert_array_equal(first.models["vpt"], predictions().models["vpt"])
-    assert len(steps) == 3
+    assert len(steps) == 4
     predictions(scale=2.0)
-    assert len(steps) == 6
+    assert len(steps) == 8
     (path,) = (tmp_path / "parts").glob("predictions-vpt*")
     path.write_bytes(path.read_bytes()[:-30])
     predictions(scale=2.0)  # of the damaged one alone
-    assert len(steps) == 9
+    assert len(steps) == 12
 
 
 def test_sections_share_passes_over_the_images(clip, tmp_path):

@@ -57,13 +57,16 @@ def test_it_shows_the_work_its_values_and_the_time_left(stream, monkeypatch):
     whole.part(1, "coop on digits").at_work("evaluating")
     whole.advance_to(3, {"lr": 0.0025, "images/s": 133512.4})
     whole.say("a line")
+    longer = whole.part(1, "one more")
+    longer.start(2)
+    longer.advance(2)
     whole.close()
     lines = [line.strip() for line in re.split(r"[\r\n]+", shown.getvalue()) if line.strip()]
     assert "left" not in lines[0] and " 0/3" in lines[0]
     assert any(" 1.5/3, about 60 s left" in line for line in lines)
     for words in ("bias on digits: compiling", "coop on digits: evaluating", "a line"):
         assert any(line.startswith(words) for line in lines), words
-    assert "images/s=133,512" in shown.getvalue() and "lr=0.0025" in shown.getvalue() and " 3/3" in lines[-1]
+    assert "images/s=133,512" in shown.getvalue() and "lr=0.0025" in shown.getvalue() and " 4/4" in lines[-1]
     assert "of a part" not in shown.getvalue() and ("\r" in shown.getvalue()) == shown.isatty()
     assert "-" not in shown.getvalue().replace("\x1b", "")  # no negative duration
 
