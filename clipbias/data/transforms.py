@@ -69,11 +69,6 @@ def is_installed() -> bool:
     return importlib.util.find_spec("pillow_heif") is not None
 
 
-def decode(encoded: bytes, path: str, *, upright: bool = False) -> np.ndarray:
-    """Encoded image to uint8 RGB [h, w, 3]; arguments and errors are those of `decode_picture`."""
-    return np.asarray(as_rgb(decode_picture(encoded, path, upright=upright)))
-
-
 def decode_picture(encoded: bytes, path: str, *, upright: bool = False) -> Image.Image:
     """Encoded image to a Pillow image in its own mode, which the functions below turn into RGB in their library's way.
 

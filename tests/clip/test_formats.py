@@ -44,7 +44,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
 def refusal(folder: Path, description: bytes, members: dict[str, bytes] | None = None, **options) -> str:
     """The one sentence with which a file is refused, by whichever step of reading it."""
     torch_files.write(folder / "a.bin", description, {"0": ZEROS} if members is None else members, **options)
-    message = answered(lambda: read(folder / "a.bin"), folder)
+    message = answered(lambda: read(folder / "a.bin"))
     assert message is not None and str(folder / "a.bin") in message and "\n" not in message
     return message
 

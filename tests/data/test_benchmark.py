@@ -226,7 +226,7 @@ def test_contact_sheet_shows_picks_and_crops(tmp_path):
     sheet = contact_sheet.contact_sheet(dataset, shots=2, seed=1)
     first = dataset.splits["train"].subset(data.few_shot(dataset.splits["train"], None, shots=2, seed=1)[0])
     resizing = data.transforms.Resizing(contact_sheet.TILE)
-    expected = data.transforms.test_image(data.transforms.decode(first.read(0), ""), resizing)
+    expected = data.transforms.test_image(first.image(0), resizing)
     shown = np.reshape(sheet.axes, (len(dataset.class_names), 2 + contact_sheet.CROPS))
     np.testing.assert_array_equal(shown[0, 0].images[0].get_array(), expected)
     crops = [np.asarray(axes.images[0].get_array()) for axes in shown[0, 2:]]

@@ -43,7 +43,7 @@ def test_batches_equal_a_plain_loop():
         epoch, step = divmod(number, 2)
         rows = pipeline.epoch_order(1, epoch, 10)[step * 4 : step * 4 + 4]
         for row, index in enumerate(rows):
-            image = transforms.decode(split.read(index), "")
+            image = split.image(int(index))
             rng = pipeline.augmentation_rng(1, epoch, int(index))
             np.testing.assert_array_equal(batch["images"][row], transforms.train_image(image, rng, RESIZING))
         assert batch["labels"].tolist() == split.labels[rows].tolist()
@@ -90,7 +90,7 @@ def test_evaluation_covers_each_image_once(count):
         for batch in batches:
             seen += [image.tobytes() for image in batch["images"][batch["mask"]]]
             assert not batch["images"][~batch["mask"]].any()
-    decoded = [transforms.decode(split.read(index), "") for index in range(10)]
+    decoded = [split.image(int(index)) for index in range(10)]
     assert sorted(seen) == sorted(transforms.test_image(image, RESIZING).tobytes() for image in decoded)
 
 

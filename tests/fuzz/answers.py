@@ -3,7 +3,6 @@
 import copy
 import resource
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from hypothesis import strategies as st
@@ -13,10 +12,10 @@ from clipbias.errors import ClipbiasError
 MOST_BYTES = 3 << 30  # an input may not make the process grow by more
 
 
-def answered(call: Callable[[], Any], folder: Path) -> str | None:
+def answered(call: Callable[[], Any]) -> str | None:
     """Calls `call`, which must succeed or raise `ClipbiasError` with one clear sentence.
 
-    Any other exception and a process that grows by gigabytes fail. `folder` is where the input lies.
+    Any other exception and a process that grows by gigabytes fail.
 
     Returns:
       The message, or `None` for success.

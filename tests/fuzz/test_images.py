@@ -60,19 +60,19 @@ def use(encoded: bytes) -> None:
 
 
 @pytest.mark.parametrize("kind", list(WHOLE))
-def test_whole_files_are_read(kind, tmp_path):
-    assert answered(lambda: use(WHOLE[kind]), tmp_path) is None
+def test_whole_files_are_read(kind):
+    assert answered(lambda: use(WHOLE[kind])) is None
 
 
 @given(st.sampled_from(sorted(WHOLE)).flatmap(lambda kind: corrupted(WHOLE[kind])))
-def test_damaged_files_are_read_or_refused(tmp_path_factory, encoded):
-    message = answered(lambda: use(encoded), tmp_path_factory.getbasetemp())
+def test_damaged_files_are_read_or_refused(encoded):
+    message = answered(lambda: use(encoded))
     assert message is None or message.startswith("the image x.jpg ")
 
 
 @pytest.mark.parametrize("kind", bad_files.PICTURES)
-def test_what_is_no_image_is_refused_by_name(kind, tmp_path):
-    message = answered(lambda: use(bad_files.PICTURES[kind]), tmp_path)
+def test_what_is_no_image_is_refused_by_name(kind):
+    message = answered(lambda: use(bad_files.PICTURES[kind]))
     assert message and message.startswith("the image x.jpg ") and "0x" not in message
 
 

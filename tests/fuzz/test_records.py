@@ -45,10 +45,10 @@ def use_with(folder: Path, name: str, content: bytes | str) -> None:
     shutil.copytree(folder, place)
     try:
         (place / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-        answered(lambda: use(copy), copy)
+        answered(lambda: use(copy))
         for index in place.glob("clipbias_index_*"):
             index.unlink()
-        answered(lambda: use(copy), copy)
+        answered(lambda: use(copy))
     finally:
         shutil.rmtree(copy)
 

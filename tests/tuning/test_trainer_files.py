@@ -181,7 +181,7 @@ def test_every_wrong_shape_is_named(kind, base, tmp_path):
             continue
         for value in (array[None], np.concatenate([array, array], -1), array[..., :0], array[0]):
             torch_files.save(path, state | {name: value})
-            message = answered(lambda: import_adapter(path, base[1], NAMES), tmp_path) or ""
+            message = answered(lambda: import_adapter(path, base[1], NAMES)) or ""
             expected = f"its {name.removeprefix('prompt_learner.')!r} is {[*value.shape]}, and should be ["
             if name == "ctx" and {array.ndim, value.ndim} == {2, 3} and kind != "cocoop":
                 expected = "its 'token_" if value.ndim == 3 else ""  # CoOp's other kind of context
@@ -206,7 +206,7 @@ def test_hostile_files_are_refused_in_a_short_sentence(base, tmp_path):
         ({}, axes, ""),
     ):
         torch_files.save(tmp_path / "a", state, described, {"s": bytes(2 << 18)} if described else {})
-        message = answered(lambda: import_adapter(tmp_path / "a", base[1], NAMES), tmp_path)
+        message = answered(lambda: import_adapter(tmp_path / "a", base[1], NAMES))
         assert message is not None and words in message and len(message) < 500, words
 
 
