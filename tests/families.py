@@ -1,7 +1,7 @@
 """Small models of all families but CLIP in several geometries, with the numbers of their owners' code.
 
-Weights and inputs are drawn by their names. `tools/reference/write_families.py` gives the owners' code the same ones
-and writes what it computes.
+Weights and inputs are drawn by their names. `tools/reference/write_families.py` of commit 4ca177e7 gave the owners'
+code the same ones and wrote what it computes.
 """
 
 import contextlib

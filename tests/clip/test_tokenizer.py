@@ -71,7 +71,7 @@ KINDS: dict[str, tuple[str, str, str | None]] = {
 
 @pytest.fixture(scope="module")
 def owners() -> dict[str, list[list[int]]]:
-    """Ids of `ODD_TEXTS` by the owners' tokenizers (`tools/reference/write_tokens.py`)."""
+    """Ids of `ODD_TEXTS` by the owners' tokenizers (`tools/reference/write_tokens.py` of commit 4ca177e7)."""
     return json.loads((DATA / "tokenizers" / "expected.json").read_text())
 
 
