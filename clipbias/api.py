@@ -243,10 +243,10 @@ def push_to_hub(repository: str, model: TunedModel, *, private: bool | None = No
     Raises:
       ClipbiasError: the name is none, or the hub refuses or cannot be reached.
     """
-    _check_model(model)
-    adapter = model.to_adapter()
     from huggingface_hub import HfApi, constants, errors
 
+    _check_model(model)
+    adapter = model.to_adapter()
     name = parse(repository) if isinstance(repository, str) else None
     if name is None or name.revision:
         raise ClipbiasError(f"{shorten(str(repository))!r} is no name of a repository; give 'owner/name'.")
