@@ -98,7 +98,8 @@ def _resolve(main: Callable[..., int | None], settings: Any, workdir: str | None
         places = f"everything is written to {folder}"
         if output is not None:
             places = f"the result is written to {output}, everything else to {folder}"
-        say(f"{binary_of(main)}: {places}, the settings to {CONFIG} there")
+        begins = "; loading the model" if hasattr(settings, "model") else ""
+        say(f"{binary_of(main)}: {places}, the settings to {CONFIG} there{begins}")
     return settings
 
 

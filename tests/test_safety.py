@@ -102,7 +102,7 @@ def test_no_other_program_decodes_an_image(monkeypatch):
     monkeypatch.setattr(os, "system", refused)
     postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n"
     with pytest.raises(ClipbiasError, match=r"the image x\.jpg cannot be decoded \(cannot identify image file"):
-        transforms.decode(postscript, "x.jpg")
+        transforms.decode_picture(postscript, "x.jpg")
     with pytest.raises(ClipbiasError, match=r"x\.jpg is not an image"):
         transforms.check_format(b"root:x:0:0:root:/root:/bin/bash\n", "x.jpg")
 

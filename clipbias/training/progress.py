@@ -11,6 +11,7 @@ import math
 import os
 import statistics
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from io import StringIO
@@ -58,10 +59,17 @@ class _Bar(tqdm):
         return facts
 
 
+def _tick(bar: tqdm) -> None:
+    """Redraws a bar every second until it is closed: its clock goes on while a program compiles."""
+    while not bar.disable:
+        time.sleep(1.0)
+        bar.refresh()
+
+
 class Progress:
     """Counts units of work, and names the stage that begins, so that nothing is silent for long.
 
-    On a terminal it is a bar with the time left; elsewhere a line every ten seconds, and one for a stage.
+    On a terminal it is a bar with the time left and a clock; elsewhere a line every ten seconds, and one for a stage.
     """
 
     def __init__(self, total: int, *, done: int = 0, unit: str = "step", title: str = "") -> None:
@@ -79,11 +87,13 @@ class Progress:
         shared: dict[str, Any] = {"total": total, "initial": done, "unit": self._unit, "desc": self._title}
         if sys.stderr.isatty():
             shared |= {"file": sys.stderr, "dynamic_ncols": True}
-            shared |= {"bar_format": "{l_bar}{bar}| {done}/{total_fmt}{left}, {rate_fmt}{postfix}"}
+            shared |= {"bar_format": "{l_bar}{bar}| {done}/{total_fmt}{left}, {elapsed}, {rate_fmt}{postfix}"}
         else:
             shared |= {"file": _Lines(), "mininterval": SECONDS_BETWEEN_LINES, "miniters": 0}
             shared |= {"bar_format": "{desc} {done}/{total_fmt}{postfix}{left}"}
         self._bar = _Bar(disable=jax.process_index() != 0, **shared)
+        if sys.stderr.isatty():
+            threading.Thread(target=_tick, args=(self._bar,), daemon=True).start()
 
     def part(self, units: int, title: str) -> "Progress":
         """So many of the units as a bar of its own, which may count in steps. The whole grows if fewer are left."""

@@ -157,7 +157,7 @@ def test_texts_in_place_of_class_names(model, adapters, images, tmp_path):
     picture = images / "test" / "cat" / "0.png"
     (tmp_path / "texts.txt").write_text("\n".join(texts))
     clip = clipbias.load(model)
-    pixels = transforms.test_image(transforms.decode(picture.read_bytes(), ""), clip.preprocessing.resizing)
+    pixels = transforms.test_image(transforms.decode_picture(picture.read_bytes(), ""), clip.preprocessing.resizing)
     normal = clip.preprocessing.normalize(pixels[None])
     zero_shot = clipbias.Task(clip, "zero_shot", texts, free_text=True), {}
     learned = read_adapter(adapters[0]).bind(clip, texts, free_text=True)

@@ -116,7 +116,8 @@ def test_corrupt_image_is_named_or_skipped_and_few_images_are_all_used(model, pi
 def test_an_adapter_of_another_model(trained, tmp_path):
     folder, _, output = trained
     # The start is one line; the whole configuration is in the folder, whose name it has.
-    assert output.startswith(f"train: everything is written to {folder}, the settings to config.json there\n")
+    places = f"everything is written to {folder}, the settings to config.json there"
+    assert output.startswith(f"train: {places}; loading the model\n")
     assert "learning_rate" not in output
     assert json.loads((folder / "config.json").read_text())["workdir"] == str(folder)
     adapter = str(folder / "adapter.safetensors")

@@ -118,7 +118,7 @@ def test_a_study_keeps_every_method_and_says_what_it_leaves_out(clip, tmp_path):
 
 def normalised(clip: Clip) -> np.ndarray:
     images = split().subset(np.arange(IMAGES))
-    raw = np.stack([transforms.test_image(transforms.decode(images.read(i), ""), Resizing(16)) for i in range(IMAGES)])
+    raw = np.stack([transforms.test_image(images.image(i), Resizing(16)) for i in range(IMAGES)])
     return (raw / 255 - np.asarray(clip.preprocessing.mean)) / np.asarray(clip.preprocessing.std)
 
 

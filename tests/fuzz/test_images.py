@@ -53,7 +53,7 @@ WHOLE = whole_images()
 
 def use(encoded: bytes) -> None:
     """An image as training and as evaluation see it."""
-    image = transforms.decode(encoded, "x.jpg")
+    image = np.asarray(transforms.as_rgb(transforms.decode_picture(encoded, "x.jpg")))
     assert image.ndim == 3 and image.shape[2] == 3 and image.dtype == np.uint8
     assert transforms.test_image(image, Resizing(SIZE)).shape == (SIZE, SIZE, 3)
     assert transforms.train_image(image, augmentation_rng(1, 2, 3), Resizing(SIZE)).shape == (SIZE, SIZE, 3)

@@ -71,6 +71,15 @@ def test_it_shows_the_work_its_values_and_the_time_left(stream, monkeypatch):
     assert "-" not in shown.getvalue().replace("\x1b", "")  # no negative duration
 
 
+def test_a_bar_is_drawn_again_while_nothing_is_counted(monkeypatch):
+    monkeypatch.setattr("sys.stderr", shown := Terminal())
+    with contextlib.closing(Progress(3, title="compiling")):
+        began, drawn = time.monotonic(), len(shown.getvalue())
+        while len(shown.getvalue()) == drawn and time.monotonic() < began + 60:
+            time.sleep(0.05)
+        assert re.search(r"compiling.* 0/3, 00:\d\d", shown.getvalue()[drawn:])
+
+
 def test_numbers_and_forecasts_are_round_and_lines_elsewhere_are_few(monkeypatch):
     assert [readable(value) for value in (133500.4, 412.0, 0.0025, 1e-5)] == ["133,500", "412", "0.0025", "1e-05"]
     said = [" ".join(forecast(seconds).split()[1:3]) for seconds in (2.0, 44.0, 89.0, 100.0, 3600.0, 3 * 3600.0)]

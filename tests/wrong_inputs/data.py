@@ -134,7 +134,7 @@ CASES: list[Case] = [
     pure("splits is 'train'; give one of train, val and test", data.from_arrays, [PIXELS], ["a"], splits="train"),
     pure("image 0 holds float64 numbers", data.from_arrays, [PIXELS / 255], ["a"]),
     # Pictures and batches of them.
-    pure(r"(?s)^(?!.*0x).*pets/cat\.jpg", transforms.decode, JPEG[: len(JPEG) // 2], "pets/cat.jpg"),
+    pure(r"(?s)^(?!.*0x).*pets/cat\.jpg", transforms.decode_picture, JPEG[: len(JPEG) // 2], "pets/cat.jpg"),
     pure(
         "choose from raise, skip", pipeline.test_batches, split(), resizing=Resizing(8), batch_size=4, on_error="ignore"
     ),
