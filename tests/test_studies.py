@@ -1,6 +1,7 @@
 """`clipbias.explain`: a study from Python, with its page; `TunedModel.relevancy` and `TunedModel.plot`."""
 
 import json
+import re
 import subprocess
 import sys
 from typing import Any
@@ -31,11 +32,15 @@ def tuned(clip: Clip, method: str, class_names: tuple[str, ...] = CLASS_NAMES, *
 
 
 @pytest.mark.ci
-def test_a_study_and_its_page(clip, pets, tmp_path):
+def test_a_study_and_its_page(clip, pets, tmp_path, capsys):
     model = tuned(clip, "bias", ("horse", "cow"), dataset="farm")
     options = clipbias.explain.StudyOptions(batch_size=4)
     sections = ("text_attention", "observations")
-    study = clipbias.explain(model, pets, tmp_path, sections=sections, options=options, progress=False)
+    study = clipbias.explain(model, pets, tmp_path, sections=sections, options=options)
+    # Each pass has a bar that begins before its first batch and ends with its last one.
+    bars = re.findall(r"^(.+ images) (\d+)/(\d+)", capsys.readouterr().err, re.MULTILINE)
+    begun = [title for title, done, _ in bars if done == "0"]
+    assert begun and begun == [title for title, done, total in bars if done == total]
     assert study.page == tmp_path / "report" / "report.html" and study.page.is_file()
     results = load_results(tmp_path)
     assert results.sections == study.results.sections == ("predictions", *sections)
