@@ -46,7 +46,8 @@ def same(first: Adapter, other: Adapter) -> None:
 
 
 def test_an_adapter_comes_back(hub, tuned, adapter, clip):
-    place = clipbias.push_to_hub("me/pets-bias", tuned)
+    place = clipbias.push_to_hub("me/pets-bias", tuned, private=True)
+    assert hub.created == {"me/pets-bias": True}
     commit = hub.repositories["me/pets-bias"].references["main"]
     assert place == f"me/pets-bias@{commit}"
     hub.requests.clear()
