@@ -41,8 +41,8 @@ class Hub:
 
     Attributes:
       repositories: by "owner/name".
-      gated: names whose terms nobody accepted; private: names that are there for a token alone;
-        created: names that clients made, and whether they said private.
+      gated: names whose terms nobody accepted; private: names that are there for a token alone.
+      created: names that clients made, and whether as private.
       break_at: the file that ends in it breaks off after so many bytes, once.
       requests: "METHOD path" of every request.
       sent: how many bytes of each file were sent, by "owner/name/file".
@@ -52,7 +52,7 @@ class Hub:
         self.repositories: dict[str, Repository] = {}
         self.gated: set[str] = set()
         self.private: set[str] = set()
-        self.created: dict[str, bool | None] = {}
+        self.created: dict[str, bool] = {}
         self.break_at: dict[str, int] = {}
         self.requests: list[str] = []
         self.sent: dict[str, int] = {}
@@ -166,7 +166,8 @@ class _Handler(BaseHTTPRequestHandler):
             if name in self.hub.repositories:
                 return self._answer(409, {"url": f"{self.hub.endpoint}/{name}"})
             self.hub.repositories[name] = Repository({".gitattributes": b""})
-            self.hub.created[name] = request.get("private")
+            # Before and since version 2 of the client.
+            self.hub.created[name] = request.get("private") is True or request.get("visibility") == "private"
             self._answer(200, {"url": f"{self.hub.endpoint}/{name}", "name": name})
         elif path == "/api/validate-yaml":
             self._answer(200, {"errors": [], "warnings": []})
