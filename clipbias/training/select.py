@@ -156,6 +156,7 @@ def select(job: TrainJob, held: HeldOut, *, compares_rates: bool) -> Selection |
     try:
         with compiled_meanwhile(job):
             learnables = train_job(trial).learnables  # all candidates side by side
+            trial.logging.at_work("evaluating")
     except NotSideBySide:  # one after another, since they do not fit the memory
         alone = []
         for number, run in enumerate(trial.runs):
