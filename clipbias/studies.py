@@ -242,7 +242,7 @@ def _bars(shown: bool) -> Iterator[Callable[[str, int, int], None]]:
         if bar is None or title != last[0] or done < last[1]:  # two passes may have the same title
             if bar is not None:
                 bar.close()
-            bar = Progress(total, done=max(0, done - 1), unit="batch", title=title)
+            bar = Progress(total, done=done, unit="batch", title=title)
         bar.advance_to(done)
         last = (title, done)
 

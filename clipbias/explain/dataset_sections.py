@@ -205,7 +205,7 @@ def _relevancy_step(study: Study, tuned: Sequence[Model], groups: Mapping[str, n
         values["variation"] = total_variation(*among_patches)[:, None]
         counted = batch["mask"][:, None] & members[batch["numbers"]]
         each = {f"each/{name}": values[name] for name in ("text_kinds/zero_shot", "text_kinds/tuned", "variation")}
-        # All groups at once, `[groups, …]`: each would be a program of as many parts, which takes seconds to compile.
+        # All groups at once, `[groups, …]`: group by group the program has three times the parts to compile.
         return each | {name: Moments.of(value[:, None], counted) for name, value in values.items()}
 
     models = (study.worded, *tuned)

@@ -61,17 +61,14 @@ def compute_examples(study: Study) -> Section[Examples]:
         logits = study.predictor(model).logits(batch["images"], batch["mask"])
         return {"vision": maps.vision, "text": maps.text, "logits": logits}
 
+    mapped, left_out = divide(study.models, why_no_maps)
     requests = {
         model.key: Request(f"examples-{model.key}", "examples", examples, functools.partial(step, model=model))
-        for model in study.models
-        if not why_no_maps(model.task)
+        for model in mapped
     }
     results = yield list(requests.values())
-    models: dict[str, ExampleMaps | Missing] = {}
-    for model in study.models:
-        if model.key not in requests:
-            models[model.key] = Missing(why_no_maps(model.task))
-            continue
+    models: dict[str, ExampleMaps | Missing] = {**left_out}
+    for model in mapped:
         rows = results[requests[model.key].name]
         models[model.key] = ExampleMaps(
             vision=rows["vision"].astype(np.float32),

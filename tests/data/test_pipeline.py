@@ -90,7 +90,7 @@ def test_evaluation_covers_each_image_once(count):
         for batch in batches:
             seen += [image.tobytes() for image in batch["images"][batch["mask"]]]
             assert not batch["images"][~batch["mask"]].any()
-    decoded = [split.image(int(index)) for index in range(10)]
+    decoded = [split.image(index) for index in range(10)]
     assert sorted(seen) == sorted(transforms.test_image(image, RESIZING).tobytes() for image in decoded)
 
 

@@ -88,7 +88,7 @@ def knows(study, predicted):
     return study
 
 
-@pytest.mark.parametrize("size", [1, 2, 7])
+@pytest.mark.parametrize("size", [1, 2, 5, 7])
 def test_an_interrupted_section_may_continue_with_other_batches(clip, tmp_path, size):
     whole = totals_of(make(clip, tmp_path / "whole"))
     steps = []
