@@ -3,6 +3,7 @@
 They read files, draw images and show progress, so they are not for `jax.jit`; the methods of `Task` are.
 """
 
+import contextlib
 import dataclasses
 import os
 import tempfile
@@ -28,6 +29,7 @@ from clipbias.export.card import model_card
 from clipbias.io import reason, shorten, write_text
 from clipbias.training.context import make_context
 from clipbias.training.device import keep_programs
+from clipbias.training.progress import Progress
 from clipbias.training.run import FitResult, calibrate_untrained, fit_task
 from clipbias.tuned_model import Images, TunedModel, as_clip, labelled_images
 from clipbias.tuning import METHODS, Method, Recipe, Task, trainer_files
@@ -127,18 +129,19 @@ def fit(  # noqa: PLR0913 (a user's options, each by keyword)
     compares_rates = learning_rate is None and not isinstance(recipe, Recipe)
     if not isinstance(recipe, Recipe):
         recipe = task.method.recipe_for(Recipe(), shots)
-    result = fit_task(
-        task,
-        _changed(recipe, learning_rate, epochs, batch_size),
-        dataset,
-        context,
-        shots=shots,
-        seed=seed,
-        start_seed=start_seed,
-        progress=progress,
-        compares_rates=compares_rates,
-        calibrates=calibrate,
-    )
+    with contextlib.closing(Progress(title=f"{task.method_name} on {dataset.name}", shown=progress)) as bar:
+        result = fit_task(
+            task,
+            _changed(recipe, learning_rate, epochs, batch_size),
+            dataset,
+            context,
+            shots=shots,
+            seed=seed,
+            start_seed=start_seed,
+            progress=bar,
+            compares_rates=compares_rates,
+            calibrates=calibrate,
+        )
     for sentence in result.warnings:
         warnings.warn(sentence, stacklevel=2)
     notes = _notes(images, shots, seed, start_seed, result)

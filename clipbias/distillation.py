@@ -4,6 +4,7 @@ No label is read until the certificate. The form is selected on unlabelled image
 certified once, on images that were used nowhere else.
 """
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Sequence
@@ -118,7 +119,7 @@ def distil_model(
     images: DistilImages,
     options: DistilOptions,
     context: SweepContext,
-    logging: Logging | None = None,
+    logging: Logging,
 ) -> Distilled:
     """Fits the forms, selects one and certifies it.
 
@@ -134,7 +135,6 @@ def distil_model(
     """
     if any(leaf.dtype != np.float32 for leaf in jax.tree.leaves(context.clip.params)):
         raise ClipbiasError(f"{context.clip.name} is loaded in half precision; load it in float32 to distil into it.")
-    logging = logging or Logging()
     teacher = Teacher(model.task, model.learnables)
     frozen = Teacher(Task(model.clip, ZERO_SHOT, model.class_names, template=DEFAULT_TEMPLATE), {})
     names = [name for name, form in FORMS.items() if form.folds] if options.form is None else [options.form]
@@ -155,7 +155,7 @@ def distil_model(
         )
         students[name] = student
         candidates[name] = _compare((frozen, teacher, student), facts, images.held_back, context, labelled=False)
-        logging.say(_line(candidates[name], len(fitted)))
+        logging.progress.say(_line(candidates[name], len(fitted)))
     selected = select(tuple(candidates.values()))
     student = students[selected]
     of_three = (frozen, teacher, student)
@@ -227,8 +227,8 @@ def distil(
     divided = divide_images(source)
     student = model.clip if clip is None else as_clip(clip)
     context = make_context(student, mesh, dtype=model.task.classifier.dtype)
-    logging = Logging(progress=Progress(0, title="distil") if progress else None)
-    return distil_model(model, divided, options, context, logging)
+    with contextlib.closing(Progress(title="distil", shown=progress)) as bar:
+        return distil_model(model, divided, options, context, Logging(progress=bar))
 
 
 def select(candidates: Sequence[Comparison]) -> str:

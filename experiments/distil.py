@@ -72,13 +72,9 @@ def main(settings: DistilSettings, workdir: Path) -> None:
         sentences = hosts.from_first(lambda: finished_sentences(output, key))
         words = "already; this command was finished before"
         if not sentences:
-            distilled = distil_model(
-                model,
-                images,
-                settings.options,
-                context,
-                Logging(checkpoints=checkpoints, progress=Progress(0, title="distil")),
-            )
+            with contextlib.closing(Progress(title="distil")) as bar:
+                where = Logging(checkpoints=checkpoints, progress=bar)
+                distilled = distil_model(model, images, settings.options, context, where)
             sentences = list(distilled.sentences)
             if hosts.is_first():
                 form = export(distilled.model.to_adapter({_MADE_OF: key}), student, output)

@@ -7,6 +7,7 @@ Continues where it stopped. Writes `metrics.jsonl`, `results.jsonl`, the same as
 `adapter.safetensors`.
 """
 
+import contextlib
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,15 +56,11 @@ def main(settings: TrainSettings, workdir: Path) -> None:
                 known = rates is not None and rates.of(spec.method, spec.dataset, spec.shots) is not None
                 compares_rates = settings.recipe.learning_rate is None and not known
             began = time.monotonic()
-            (row,) = run_group(
-                (spec,),
-                context,
-                paths,
-                settings.recipe.with_default_rate(),
-                compares_rates=compares_rates,
-                calibrates=calibrates,
-                progress=Progress(0, title=f"{spec.method} on {spec.dataset}"),
-            )
+            common_recipe = settings.recipe.with_default_rate()
+            with contextlib.closing(Progress(title=f"{spec.method} on {spec.dataset}")) as bar:
+                (row,) = run_group(
+                    (spec,), context, paths, common_recipe, bar, compares_rates=compares_rates, calibrates=calibrates
+                )
             row["seconds"] = round(time.monotonic() - began, 2)
         if hosts.is_first():
             write_group((spec,), [row], paths)

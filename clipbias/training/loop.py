@@ -66,18 +66,10 @@ class Logging:
     checkpoints: Path | None = None
     keeps_last: bool = False
     metrics: Path | None = None
-    progress: Progress | None = None
+    progress: Progress = dataclasses.field(default_factory=lambda: Progress(shown=False))
     steps_before: int = 0
     total_steps: int | None = None
     ends_on_failure: bool = True
-
-    def say(self, line: str) -> None:
-        if self.progress is not None:
-            self.progress.say(line)
-
-    def at_work(self, stage: str) -> None:
-        if self.progress is not None:
-            self.progress.at_work(stage)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -94,7 +86,7 @@ class TrainJob:
     runs: tuple[Run, ...]
     shots: int | None = None
     teacher: Teacher | None = None
-    logging: Logging = Logging()
+    logging: Logging = dataclasses.field(default_factory=Logging)
     plan: MemoryPlan | None = None
 
     @property
@@ -174,7 +166,7 @@ def plan_stages(job: TrainJob) -> tuple[TrainJob, ...]:
     recipe = job.recipe.with_epochs(job.examples)
     if recipe != job.recipe:
         epochs = counted(recipe.total_epochs(job.examples), "epoch")
-        job.logging.say(f"{epochs}, {counted(recipe.total_steps(job.examples), 'step')}")
+        job.logging.progress.say(f"{epochs}, {counted(recipe.total_steps(job.examples), 'step')}")
     methods = method.stages(recipe)
     steps = [stage.total_steps(job.examples) for _, stage in methods]
     stages = []
@@ -188,7 +180,7 @@ def plan_stages(job: TrainJob) -> tuple[TrainJob, ...]:
         )
         task = job.task if stage_method is method else job.task.with_method(stage_method)
         stage = dataclasses.replace(job, task=task, recipe=stage_recipe, logging=logging)
-        job.logging.at_work("compiling a step")
+        job.logging.progress.at_work("compiling a step")
         plan = plan_step(task, stage_recipe, stage.step_shape, job.context.compute)
         stages.append(dataclasses.replace(stage, task=plan.apply(task), plan=plan))
     return tuple(stages)
@@ -379,7 +371,7 @@ def train(job: TrainJob, start: Learnables) -> TrainResult:
                 step += 1
                 report.step(logging.steps_before + step, metrics, rates[step - 1])
                 if step == first + 1:  # it was compiled
-                    logging.at_work("training")
+                    logging.progress.at_work("training")
                 stops = hosts.stops()
                 last = step == total
                 if checkpoints is not None and (stops or (last and keeps_last) or interval.is_over(last=last)):
@@ -478,12 +470,9 @@ def _open_report(
     """Progress and metrics of the steps that are left, of so many images each; the metrics of the others stay."""
     logging = job.logging
     total = job.steps
-    progress = job.logging.progress
-    if progress is not None:
-        opened.callback(progress.close)
-        progress.start(logging.total_steps or total, done=logging.steps_before + step)
-        if job.plan is not None:
-            progress.say(f"memory: {job.plan}")
+    logging.progress.start(logging.total_steps or total, done=logging.steps_before + step)
+    if job.plan is not None:
+        logging.progress.say(f"memory: {job.plan}")
     metrics = None
     if logging.metrics is not None and step < total:
         writer = MetricWriter(
@@ -496,7 +485,7 @@ def _open_report(
     return StepReport(
         type(job.task.method).__name__,
         job.start_seeds,
-        progress,
+        logging.progress,
         metrics,
         images=images,
         losses=losses,

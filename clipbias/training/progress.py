@@ -30,6 +30,7 @@ from clipbias.training import mesh as meshes
 
 SECONDS_BETWEEN_LINES = 10.0
 SECONDS_BETWEEN_STAGES = 2.0
+_CLOCK = "{desc}, {elapsed}"
 
 
 class _Lines:
@@ -70,28 +71,32 @@ class Progress:
     """Counts units of work, and names the stage that begins, so that nothing is silent for long.
 
     On a terminal it is a bar with the time left and a clock; elsewhere a line every ten seconds, and one for a stage.
+    Who makes it closes it; it may be begun again. Without `shown` it says nothing.
     """
 
-    def __init__(self, total: int, *, done: int = 0, unit: str = "step", title: str = "") -> None:
+    def __init__(
+        self, total: int = 0, *, done: int = 0, unit: str = "step", title: str = "", shown: bool = True
+    ) -> None:
         self._title = printable(title)
         self._unit = unit
+        self._shown = shown
         self._bar: tqdm | None = None
         self._named = float("-inf")  # when a stage had a line
         if total:
             self.start(total, done=done)
 
     def start(self, total: int, *, done: int = 0) -> None:
-        """Begins (again) with a total that was not known when the object was made."""
+        """Begins (again) with a total that was not known when the object was made; 0 for a clock alone."""
         self.close()
         self._total = total
         shared: dict[str, Any] = {"total": total, "initial": done, "unit": self._unit, "desc": self._title}
         if sys.stderr.isatty():
-            shared |= {"file": sys.stderr, "dynamic_ncols": True}
-            shared |= {"bar_format": "{l_bar}{bar}| {done}/{total_fmt}{left}, {elapsed}, {rate_fmt}{postfix}"}
+            drawn = "{l_bar}{bar}| {done}/{total_fmt}{left}, {elapsed}, {rate_fmt}{postfix}" if total else _CLOCK
+            shared |= {"file": sys.stderr, "dynamic_ncols": True, "bar_format": drawn, "leave": total > 0}
         else:
             shared |= {"file": _Lines(), "mininterval": SECONDS_BETWEEN_LINES, "miniters": 0}
             shared |= {"bar_format": "{desc} {done}/{total_fmt}{postfix}{left}"}
-        self._bar = _Bar(disable=jax.process_index() != 0, **shared)
+        self._bar = _Bar(disable=jax.process_index() != 0 or not self._shown, **shared)
         if sys.stderr.isatty():
             threading.Thread(target=_tick, args=(self._bar,), daemon=True).start()
 
@@ -124,14 +129,17 @@ class Progress:
     def _name(self, stage: str) -> None:
         stage = printable(stage)
         at_once = sys.stderr.isatty()
+        if self._bar is None and at_once:
+            self.start(0)
         if self._bar is not None:
             self._bar.set_description_str(stage, refresh=at_once)
         if (self._bar is None or not at_once) and time.monotonic() - self._named > SECONDS_BETWEEN_STAGES:
             self._named = time.monotonic()
-            say(stage)
+            self.say(stage)
 
     def say(self, line: str) -> None:
-        say(line)
+        if self._shown:
+            say(line)
 
     def close(self) -> None:
         if self._bar is not None:
@@ -168,9 +176,6 @@ class _Part(Progress):
 
     def say(self, line: str) -> None:
         """Details of a part are not said: there may be hundreds."""
-
-    def close(self) -> None:
-        """Its bar stays for the other parts."""
 
 
 def forecast(seconds: float) -> str:
@@ -369,7 +374,7 @@ class StepReport:
         self,
         method: str,
         seeds: Sequence[int],
-        progress: Progress | None,
+        progress: Progress,
         metrics: MetricWriter | None,
         *,
         images: int,
@@ -427,13 +432,12 @@ class StepReport:
             self._since = now
         else:
             self._timed += 1
-        if self._progress is not None:
-            shown: dict[str, Any] = {"loss": float(values["loss"].mean()), "lr": float(rate.max())}
-            if self._timed:
-                shown["images/s"] = self._images * self._timed / max(now - self._since, 1e-9)
-            if self._waiting is not None:
-                shown["waiting"] = f"{self._waiting():.0%}"
-            self._progress.advance(1, shown)
+        shown: dict[str, Any] = {"loss": float(values["loss"].mean()), "lr": float(rate.max())}
+        if self._timed:
+            shown["images/s"] = self._images * self._timed / max(now - self._since, 1e-9)
+        if self._waiting is not None:
+            shown["waiting"] = f"{self._waiting():.0%}"
+        self._progress.advance(1, shown)
         if self._metrics is not None:
             lines = {name: value.tolist() if len(value) > 1 else float(value[0]) for name, value in values.items()}
             rates = rate.tolist() if len(set(rate.tolist())) > 1 else float(rate[0])

@@ -53,29 +53,29 @@ def run_group(
     context: SweepContext,
     paths: SweepPaths,
     common: Recipe,
+    progress: Progress,
     *,
     compares_rates: bool | None = None,
     calibrates: bool = False,
     facts: Mapping[str, Row] | None = None,
-    progress: Progress | None = None,
 ) -> list[Row]:
     """Runs a group, whose specs differ in seed or learning rate alone, from its specs to its rows.
 
     Args:
       group, context, paths: the specs, what the groups of the sweep share, and where to write.
       common: the recipe of methods that have none of their own; rows tell the differences from it.
+      progress: is told stages and steps.
       compares_rates: of a group of one run: whether held-out images select its learning rate, beside what its method
         searches for; `None` selects nothing.
       calibrates: whether images that neither train nor select calibrate the adapters.
       facts: what is added to a row and its adapter, by the key of its spec.
-      progress: is told stages and steps.
 
     Returns:
       The rows. Of a run for which something was selected, the row's spec has the settings that were selected.
     """
     # Job
     logging = Logging(checkpoints=paths.checkpoints(group), metrics=paths.metrics(group), progress=progress)
-    logging.at_work("reading images")
+    progress.at_work("reading images")
     job = make_job(group, context, logging)
     added = [dict((facts or {}).get(spec.key, {})) for spec in group]
     # Select. The spec of the row then has the settings that were selected.
@@ -87,13 +87,13 @@ def run_group(
     if group[0].score_on != TEST:  # a broken image is told before the training
         check_images(job, list({split.digest: split for split in validation_images(job)}.values()))
     if paths.single and group[0].method != ZERO_SHOT:
-        logging.at_work("evaluating zero-shot")
+        progress.at_work("evaluating zero-shot")
         _, _, of_frozen = evaluate_test(frozen(job), {}, job.protocol.evaluations[0])
         added[0]["zero_shot_accuracy"] = of_frozen.scores[0]["accuracy"]
     # Train
     result = train_job(job)
     # Score
-    logging.at_work("evaluating")
+    progress.at_work("evaluating")
     if group[0].score_on == TEST:
         scores = _score_test(group, job, result.learnables, paths)
     else:
@@ -282,7 +282,7 @@ def fit_task(
     shots: int | None,
     seed: int,
     start_seed: int | None = None,
-    progress: bool,
+    progress: Progress,
     compares_rates: bool = False,
     calibrates: bool | None = None,
 ) -> FitResult:
@@ -306,9 +306,9 @@ def fit_task(
         recipe=recipe if task.method.trains else None,
         runs=(Run(images, seed if start_seed is None else start_seed, protocol),),
         shots=shots,
-        logging=Logging(progress=Progress(0, title=f"{task.method_name} on {dataset.name}") if progress else None),
+        logging=Logging(progress=progress),
     )
-    job.logging.at_work("reading images")
+    progress.at_work("reading images")
     selecting = selects(job, compares_rates=compares_rates)
     left = None
     if calibrates is not False:
@@ -319,7 +319,7 @@ def fit_task(
         job = with_validation(job, validation)
     selection = select(job, held, compares_rates=compares_rates)
     if selection is not None:
-        job.logging.say(str(selection))
+        progress.say(str(selection))
         job = apply(job, selection.best.learning_rate, selection.options)
     result = train_job(job)
     learnables = jax.tree.map(jnp.asarray, select_run(result.learnables, 0))

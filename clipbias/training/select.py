@@ -6,6 +6,7 @@ makes its search on the training images that are held out. The training itself f
 that were selected. A sweep: `choose` takes the learning rate of the best rows on validation images.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -153,20 +154,21 @@ def select(job: TrainJob, held: HeldOut, *, compares_rates: bool) -> Selection |
         return None
     check_images(job, () if held.from_training else (held.choose,))
     trial = _trial(job, held, rates)
-    try:
-        with compiled_meanwhile(job):
+    job.logging.progress.close()  # the candidates have a bar
+    with contextlib.closing(trial.logging.progress) as bar, compiled_meanwhile(job):
+        try:
             learnables = train_job(trial).learnables  # all candidates side by side
-            trial.logging.at_work("evaluating")
-    except NotSideBySide:  # one after another, since they do not fit the memory
-        alone = []
-        for number, run in enumerate(trial.runs):
-            logging = trial.logging
-            if logging.checkpoints is not None:
-                logging = dataclasses.replace(logging, checkpoints=logging.checkpoints / str(number))
-            result = train_job(dataclasses.replace(trial, runs=(run,), logging=logging))
-            alone.append(select_run(result.learnables, 0))
-        learnables = stack_runs(alone)
-    scores = score_validation(trial, learnables, finite=False)
+        except NotSideBySide:  # one after another, since they do not fit the memory
+            alone = []
+            for number, run in enumerate(trial.runs):
+                logging = trial.logging
+                if logging.checkpoints is not None:
+                    logging = dataclasses.replace(logging, checkpoints=logging.checkpoints / str(number))
+                result = train_job(dataclasses.replace(trial, runs=(run,), logging=logging))
+                alone.append(select_run(result.learnables, 0))
+            learnables = stack_runs(alone)
+        bar.at_work("evaluating")
+        scores = score_validation(trial, learnables, finite=False)
     candidates = tuple(map(_candidate, rates or (None,), scores))
     if all(candidate.loss is None for candidate in candidates):
         raise ClipbiasError(
@@ -205,7 +207,7 @@ def select_settings(
     """
     held = held_out.hold_out_of(job.protocol, spec.seed, calibrates=True)
     if sentence := nothing_held_out(job, held, compares_rates=compares_rates):
-        job.logging.say(sentence)
+        job.logging.progress.say(sentence)
     if not selects(job, compares_rates=compares_rates):
         return spec, job, {}
     open_key = spec.key
@@ -222,7 +224,7 @@ def select_settings(
         if selection is None:  # the method searches on its validation split while it trains
             return spec, tuned, {}
         stored = {"key": open_key, "learning_rate": selection.best.learning_rate, "choice": selection.note}
-        job.logging.say(str(selection))
+        job.logging.progress.say(str(selection))
         if hosts.is_first():
             write_text(path, json.dumps(stored, indent=2, sort_keys=True) + "\n")
     choice = stored["choice"]
@@ -271,8 +273,7 @@ def _trial(job: TrainJob, held: HeldOut, rates: Sequence[float]) -> TrainJob:
         recipe = job.training.shortened(job.examples)
         if logging.checkpoints is not None:
             logging = dataclasses.replace(logging, checkpoints=logging.checkpoints / "candidates")
-        if logging.progress is not None:
-            logging = dataclasses.replace(logging, progress=Progress(0, title=f"comparing {len(rates)} learning rates"))
+        logging = dataclasses.replace(logging, progress=Progress(title=f"comparing {len(rates)} learning rates"))
     runs = tuple(dataclasses.replace(run, images=images, learning_rate=rate) for rate in rates or (None,))
     return dataclasses.replace(job, recipe=recipe, runs=runs, logging=logging)
 

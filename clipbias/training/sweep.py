@@ -140,7 +140,7 @@ def _attempt(
     title = f"{group[0].method} on {group[0].dataset}, {group[0].shots_words}"
     part = bar.part(len(group), title)
     try:
-        rows = run_group(group, context, paths, common, calibrates=calibrates, facts=facts, progress=part)
+        rows = run_group(group, context, paths, common, part, calibrates=calibrates, facts=facts)
     except Exception as error:
         # Among several processes only what all of them meet alike may be survived: the others would wait for ever.
         alike = isinstance(error, ClipbiasError) and not isinstance(error, UnreadableImage)

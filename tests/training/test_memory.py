@@ -1,5 +1,6 @@
 """The plan of a step: the compiler's account, the ways from the fastest to the smallest, and their equal numbers."""
 
+import contextlib
 import logging
 import subprocess
 import sys
@@ -140,14 +141,11 @@ def test_the_plan_comes_before_the_first_step_and_exhaustion_names_the_settings(
 
     monkeypatch.setattr(loop, "train_step", exhausted)
     tiny = TinySweep(clip, colours, recipe, tmp_path, compute=Compute(trackers=(), eval_batch_size=8, class_chunks=2))
-    with pytest.raises(ClipbiasError, match=r"out of memory; a step needs about .*lower --config.batch_size") as caught:
-        run_group(
-            tuple(tiny.specs("taskres", seeds=(1,))),
-            tiny.context,
-            SweepPaths(tmp_path, {}, single=True),
-            recipe,
-            progress=Progress(0, title="taskres"),
-        )
+    specs = tuple(tiny.specs("taskres", seeds=(1,)))
+    paths = SweepPaths(tmp_path, {}, single=True)
+    said = r"out of memory; a step needs about .*lower --config.batch_size"
+    with pytest.raises(ClipbiasError, match=said) as caught, contextlib.closing(Progress(title="taskres")) as bar:
+        run_group(specs, tiny.context, paths, recipe, bar)
     assert "2 class chunks" in str(caught.value)
     assert "memory: about" in capsys.readouterr().err
 

@@ -40,7 +40,7 @@ def test_it_shows_the_work_its_values_and_the_time_left(stream, monkeypatch):
     monkeypatch.setattr(time, "monotonic", lambda: now)
     monkeypatch.setattr("tqdm.std.time", lambda: now)
     monkeypatch.setattr("sys.stderr", shown := stream())
-    whole = Progress(0, unit="run", title="runs")
+    whole = Progress(unit="run", title="runs")
     whole.advance()
     assert not shown.getvalue()  # nothing is counted before a total is known
     whole.start(3)
@@ -78,6 +78,22 @@ def test_a_bar_is_drawn_again_while_nothing_is_counted(monkeypatch):
         while len(shown.getvalue()) == drawn and time.monotonic() < began + 60:
             time.sleep(0.05)
         assert re.search(r"compiling.* 0/3, 00:\d\d", shown.getvalue()[drawn:])
+
+
+@pytest.mark.parametrize("stream", [Terminal, io.StringIO])
+def test_a_stage_before_the_first_step_has_a_clock_on_a_terminal_and_a_line_elsewhere(stream, monkeypatch):
+    monkeypatch.setattr("sys.stderr", shown := stream())
+    for is_shown in (False, True):
+        with contextlib.closing(Progress(title="bias on digits", shown=is_shown)) as bar:
+            bar.at_work("compiling a step")
+            bar.advance()
+            before = shown.getvalue()
+            bar.start(8)
+            bar.advance(8)
+        assert ("bias on digits: compiling a step" in before) == is_shown
+        assert ("compiling a step, 00:00" in before) == (is_shown and shown.isatty())
+        assert ("8/8" in shown.getvalue()) == is_shown
+    assert shown.getvalue().count("\n") == (1 if shown.isatty() else 3)  # the steps' bar is where the clock was
 
 
 def test_numbers_and_forecasts_are_round_and_lines_elsewhere_are_few(monkeypatch):
