@@ -232,22 +232,17 @@ def _known_predictions(folders: Sequence[Path], images: Split) -> Callable[[Mode
 @contextlib.contextmanager
 def _bars(shown: bool) -> Iterator[Callable[[str, int, int], None]]:
     """Shows every step of a study: a bar for each title, one after another."""
-    bar: Progress | None = None
-    last = ("", 0)
+    bar, last = Progress(), ("", 0)
 
     def advance(title: str, done: int, total: int) -> None:
         nonlocal bar, last
-        if not shown:
-            return
-        if bar is None or title != last[0] or done < last[1]:  # two passes may have the same title
-            if bar is not None:
-                bar.close()
-            bar = Progress(total, done=done, unit="batch", title=title)
+        if title != last[0] or done < last[1]:  # two passes may have the same title
+            bar.close()
+            bar = Progress(total, done=done, unit="batch", title=title, shown=shown)
         bar.advance_to(done)
         last = (title, done)
 
     try:
         yield advance
     finally:
-        if bar is not None:
-            bar.close()
+        bar.close()
