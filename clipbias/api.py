@@ -386,7 +386,7 @@ def _notes(
     if isinstance(images, Dataset):
         notes["dataset"] = images.name
     if result.recipe is not None:
-        notes["learning_rate"] = result.recipe.learning_rate
+        notes |= {"learning_rate": result.recipe.learning_rate, "recipe": result.recipe.facts()}
     if result.selection is not None:
         notes["choice"] = result.selection.note
     if result.warnings:

@@ -2,7 +2,9 @@
 
 import contextlib
 import dataclasses
+import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,11 +27,12 @@ from clipbias.explain.study import Study, StudyOptions
 from clipbias.report import write_report
 from clipbias.report.names import dataset_name, method_name
 from clipbias.report.study_page import method_sentences
+from clipbias.sentences import counted
 from clipbias.training.evaluate import KnownPredictions
 from clipbias.training.progress import Progress, say
 from clipbias.tuned_model import TunedModel
 from clipbias.tuning import Task
-from clipbias.tuning.adapter import start_seed
+from clipbias.tuning.adapter import start_seed, training_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,20 +161,34 @@ def bind_models(
             raise ClipbiasError(f"a model is of {model.clip.name!r} and not of {clip.name!r}; study them apart.")
     task = Task(clip, ZERO_SHOT, dataset, dtype=tuned[0].task.classifier.dtype if tuned else dtype)
     bound = [Model(ZERO_SHOT, method_name(ZERO_SHOT), ZERO_SHOT, task, {}, clip.name)]
-    trainings = [(model.notes.get("dataset"), model.notes.get("data")) for model in tuned]
-    shares_name = len(set(trainings)) > len({name for name, _ in trainings})  # two folders, both called "folder"
+    labels = {each.key: each.label for each in bound}
+    names: dict[str, list[tuple[str, str]]] = {}  # by name: options and trainings
+    seen: Counter[tuple[object, ...]] = Counter()
     for model, source in zip(tuned, sources or [""] * len(tuned), strict=True):
         own = model if model.class_names == tuple(dataset.class_names) else model.with_classes(dataset)
         method = own.task.method_name
         name = method_name(method)
         seed = model.notes.get("seed")
         start = start_seed(model.notes)
-        trained_on = str(model.notes.get("dataset") or "") or None
+        trained_on = str(model.notes.get("dataset") or "")
         if trained_on and trained_on != dataset.name:
             name += f" trained on {dataset_name(trained_on)}"
-        if trained_on and shares_name:
-            trained_on += f" {model.notes.get('data')}"
-        key, label = unique_key(method, name, seed, start, {each.key for each in bound})
+        shots = model.notes.get("shots")
+        others = {each.notes.get("shots") for each in tuned if each.task.method_name == method}
+        if isinstance(shots, int) and others != {shots}:
+            name += f", {counted(shots, 'shot')}"
+        # Models of one name are seeds of one training, or are numbered: the same seed twice is no other seed.
+        training, options = training_of(model.notes), json.dumps(own.task.options(), sort_keys=True)
+        number = seen[facts := (method, options, training, seed, start)]
+        seen[facts] += 1
+        training += f" ({number + 1})" if number else ""
+        alike = names.setdefault(name, [])
+        if (options, training) not in alike:
+            alike.append((options, training))
+        if place := alike.index((options, training)):
+            name += f" ({place + 1})"
+        key, label = unique_key(method, name, seed, start, labels)
+        labels[key] = label
         bound.append(
             Model(
                 key.replace("/", "_"),
@@ -182,7 +199,7 @@ def bind_models(
                 source=source,
                 seed=start,
                 name=name,
-                trained_on=trained_on,
+                training=training,
                 few_shot_split=None if seed is None else few_shot_split(model.notes),
             )
         )
@@ -194,23 +211,22 @@ def few_shot_split(notes: Mapping[str, object]) -> str:
     return " ".join(str(notes.get(name, "")) for name in ("dataset", "data", "shots", "seed"))
 
 
-def unique_key(method: str, name: str, seed: object, start: int, taken: set[str]) -> tuple[str, str]:
-    """A key that no other model of the study has, and the label that goes with it."""
+def unique_key(method: str, name: str, seed: object, start: int, labels: Mapping[str, str]) -> tuple[str, str]:
+    """A key and a label that no other model of the study has; `labels` are those by key."""
     base = Path(method.partition(":")[0]).stem if method.endswith(".py") else method
     is_again = seed is not None and start != seed
-    if base not in taken and not is_again:
+    if base not in labels and not is_again:
         return base, name
     key = f"{base}_seed{seed or 0}"
     words = f"seed {seed or 0}"
     if is_again:
         key += f"_start{start}"
         words += f", start {start}"
-    if key not in taken:
-        return key, f"{name} ({words})"
     number = 2
-    while f"{base}_{number}" in taken:
+    while key in labels:
+        key = f"{base}_{number}"
         number += 1
-    return f"{base}_{number}", f"{name} ({number})"
+    return key, f"{name} ({words})" if is_again or name in labels.values() else name
 
 
 def _known_predictions(folders: Sequence[Path], images: Split) -> Callable[[Model], np.ndarray | None]:

@@ -15,6 +15,7 @@ from clipbias import data
 from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError
 from clipbias.explain import load_results
+from clipbias.explain.results import same_but_for_seed
 from clipbias.report.overlay import heat_map
 from clipbias.studies import bind_models
 
@@ -92,14 +93,37 @@ def test_what_cannot_be_studied(clip, pets, tmp_path):
 def test_models_are_bound_to_the_datasets_classes_and_named_apart(clip, pets):
     first, second = (tuned(clip, "bias", dataset=pets.name, seed=seed, shots=4) for seed in (1, 2))
     zero_shot, *bound = bind_models([first, second, tuned(clip, "vpt")], pets, sources=["a", "b", "c"])
-    assert [(model.key, model.source, model.trained_on) for model in bound] == [
-        ("bias", "a", pets.name),
-        ("bias_seed2", "b", pets.name),
-        ("vpt", "c", None),
-    ]
+    assert [(model.key, model.source) for model in bound] == [("bias", "a"), ("bias_seed2", "b"), ("vpt", "c")]
+    assert [len(group) for group in same_but_for_seed(bound)] == [2, 1]
     assert zero_shot.task.template == pets.template and {m.task.class_names for m in bound} == {CLASS_NAMES}
     assert bound[0].few_shot_split == json.dumps(f"{pets.name}  4 1").strip('"') and bound[2].few_shot_split is None
     assert bind_models([], pets, clip=clip)[0].key == "zero_shot"
+
+
+def test_models_are_judged_together_where_their_trainings_differ_in_the_seed_alone(clip, pets):
+    """Seeds 1 and 2; another number of shots, another rate; a rate selected for each seed; the same model again."""
+
+    def judged(*notes: dict[str, object], method: str = "bias") -> list[list[str]]:
+        models = bind_models([tuned(clip, method, **{"dataset": pets.name, **each}) for each in notes], pets)[1:]
+        groups = same_but_for_seed(models)
+        assert len({models[0].name for models in groups}) == len(groups)
+        return [[model.label for model in group] for group in groups]
+
+    first, second = ({"seed": seed, "shots": 4, "learning_rate": 0.1, "train_images": 12} for seed in (1, 2))
+    assert judged(first, second) == [["Bias tuning", "Bias tuning (seed 2)"]]
+    one_shot = [{**each, "shots": 1} for each in (first, second)]
+    assert judged(first, second, *one_shot) == [
+        ["Bias tuning, 4 shots", "Bias tuning, 4 shots (seed 2)"],
+        ["Bias tuning, 1 shot", "Bias tuning, 1 shot (seed 2)"],
+    ]
+    for other in ({"learning_rate": 0.2}, {"recipe": {"epochs": 7}}, {"data": "b"}, {}, {"equivalent_bias": {}}):
+        same_seed = judged(first, {**first, **other}, second)
+        assert same_seed == [["Bias tuning", "Bias tuning (seed 2)"], ["Bias tuning (2)"]], other
+    selected = [{**each, "choice": {}, "recipe": {"learning_rate": rate}} for each, rate in ((first, 1), (second, 2))]
+    assert judged({**selected[0], "learning_rate": 1.0}, {**selected[1], "learning_rate": 2.0}) == judged(first, second)
+    unnamed = [{**each, "dataset": None, "train_images": images} for each, images in ((first, 12), (second, 9))]
+    assert judged(*unnamed) == [["Bias tuning"], ["Bias tuning (2)"]]
+    assert judged({}, {}) == [["Bias tuning"], ["Bias tuning (2)"]]  # nothing is known of their seeds
 
 
 @pytest.mark.ci

@@ -43,7 +43,7 @@ from clipbias.explain.results import EquivalentBias
 from clipbias.explain.statistics import Moments, Totals, merge
 from clipbias.explain.study import Batch, Request, Section, Step, Study
 from clipbias.tuning import Classifier, Learnables, Task, make_method
-from clipbias.tuning.adapter import Adapter, make_adapter, start_seed
+from clipbias.tuning.adapter import Adapter, make_adapter, start_seed, training_of
 from clipbias.tuning.method import crops_of
 from clipbias.tuning.task import Text
 
@@ -375,7 +375,7 @@ def equivalent_bias(
     method = make_method(METHODS[form], vision_tower="vision" in biases, text_tower="text" in biases)
     bias_task = Task(task.clip, method, task)
     _check_texts(task, initial, bias_task, task.method_name)
-    source = {"method": task.method_name, "options": task.options(), "images": count}
+    source = {"method": task.method_name, "options": task.options(), "images": count, "training": training_of(notes)}
     return make_adapter(
         bias_task,
         {f"{tower}_bias": getattr(bias, form) for tower, bias in biases.items()},

@@ -148,7 +148,7 @@ class Model:
       source: where they come from.
       seed: what its training started from, for what stood in its prompts' places before.
       name: the label of all its seeds together; `None` takes the label.
-      trained_on: its training set, where that is known.
+      training: what its training has in common with that of its other seeds.
       few_shot_split: names its training images, where they are known.
     """
 
@@ -160,7 +160,7 @@ class Model:
     source: str = ""
     seed: int = 0
     name: str | None = None
-    trained_on: str | None = None
+    training: str = ""
     few_shot_split: str | None = None
 
     @functools.cached_property

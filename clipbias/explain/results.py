@@ -99,7 +99,7 @@ class ModelFacts:
     name: str  # of all its seeds together
     method: str
     options: dict[str, object]
-    trained_on: str | None  # its dataset, where that is known
+    training: str  # what all its seeds have in common: images, shots, recipe
     parameters: ParameterCount
     # vision_prompts, text_prompts: learned tokens, `V` and `T`.
     vision_prompts: int
@@ -743,10 +743,10 @@ def present(results: Mapping[str, T | Missing] | None) -> dict[str, T]:
 
 
 def same_but_for_seed(models: Sequence[T]) -> list[list[T]]:
-    """Models by method, options and training set, in the order in which they come."""
-    groups: dict[tuple[str, str, str | None], list[T]] = {}
+    """Models by method, options and training, in the order in which they come."""
+    groups: dict[tuple[str, str, str], list[T]] = {}
     for model in models:
         facts: Any = model  # of a study (`Model`), or of its results (`ModelFacts`)
-        settings = facts.method, json.dumps(facts.options, sort_keys=True), facts.trained_on
+        settings = facts.method, json.dumps(facts.options, sort_keys=True), facts.training
         groups.setdefault(settings, []).append(model)
     return list(groups.values())

@@ -19,7 +19,7 @@ from clipbias.errors import ClipbiasError
 from clipbias.explain.results import StudyResults
 from clipbias.io import atomic_path, check_file, read_json, sha256, write_text
 
-FORMAT = 10
+FORMAT = 11
 ARRAYS = "results.npz"
 SCALARS = "results.json"
 _DIGEST = "sha256"

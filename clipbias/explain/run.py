@@ -119,7 +119,7 @@ def _describe(model: Model, predictions: Predictions) -> ModelFacts:
         name=model.name or model.label,
         method=model.method,
         options=model.options,
-        trained_on=model.trained_on,
+        training=model.training,
         parameters=ParameterCount(**parameter_count(model.learnables)),
         vision_prompts=vision_prompts,
         text_prompts=text_prompts,

@@ -99,6 +99,19 @@ _CALIBRATION = "calibration"
 # What the file is called in a folder or a repository of its own.
 FILE = "adapter.safetensors"
 
+# What models that differ in their seed alone have in common, of the notes of their training.
+_TRAINING = (
+    "dataset",
+    "data",
+    "template",
+    "protocol",
+    "shots",
+    "concentration",
+    "learning_rate",
+    "recipe",
+    "equivalent_bias",
+)
+
 # The header's fields, and of its notes those that cards, tables and figures take.
 _TEXTS = dict[str, list[str]]
 _FIELDS: dict[str, Any] = {
@@ -124,6 +137,7 @@ _NOTES: dict[str, Any] = {
     "accuracy": Annotated[float, Range(0, 100)],
     "accuracies": dict[str, float],
     "choice": dict[str, Any],
+    "recipe": dict[str, Any],
 }
 # Of how a learning rate was selected: its candidates, and the number of held-out images.
 _CHOICE: dict[str, Any] = {"tried": list[dict[str, float | None]], "images": Positive | None}
@@ -217,6 +231,20 @@ def start_seed(notes: Mapping[str, Any]) -> int:
     if number is None:
         number = notes.get("seed")
     return number if isinstance(number, int) else 0
+
+
+def training_of(notes: Mapping[str, Any]) -> str:
+    """What the notes of trainings that differ in their seed alone have in common, as text; "" where they say nothing.
+
+    A learning rate that was selected on each seed's images is none of it.
+    """
+    facts = {name: notes[name] for name in _TRAINING if notes.get(name) is not None}
+    if "choice" in notes:
+        facts.pop("learning_rate", None)
+        facts["recipe"] = {name: value for name, value in facts.get("recipe", {}).items() if name != "learning_rate"}
+    if "dataset" not in facts and "train_images" in notes:
+        facts["train_images"] = notes["train_images"]
+    return json.dumps(facts, sort_keys=True) if facts else ""
 
 
 def save_adapter(

@@ -35,7 +35,7 @@ def model(key, method, vision=2, text=2):
         name=method.upper(),
         method=method,
         options={},
-        trained_on="demo/fashion",
+        training="demo/fashion",
         vision_prompts=vision,
         text_prompts=text,
         has_prompts=bool(vision or text),

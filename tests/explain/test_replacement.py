@@ -251,8 +251,8 @@ def models_of(clip: Clip) -> list[Model]:
     """IVLP, the same with another start, on other images, and the form trained on labels."""
     ivlp, again, elsewhere = (Task(clip, "ivlp", CLASS_NAMES) for _ in range(3))
     kind = Task(clip, "bias_by_kind", CLASS_NAMES)
-    facts: dict[str, Any] = {"trained_on": "colours", "few_shot_split": "1"}
-    others: dict[str, Any] = {"trained_on": "colours", "few_shot_split": "2"}
+    facts: dict[str, Any] = {"training": "colours", "few_shot_split": "1"}
+    others: dict[str, Any] = {"training": "colours", "few_shot_split": "2"}
     return [
         Model("zero_shot", "Zero-shot", "zero_shot", Task(clip, "zero_shot", CLASS_NAMES), {}),
         Model("ivlp", "IVLP", "ivlp", ivlp, moved(ivlp), seed=1, **facts),

@@ -99,7 +99,7 @@ def model(key, method="ivlp"):
         name=key.upper() if key == "zero_shot" else "IVLP",
         method=method,
         options={},
-        trained_on=None,
+        training="",
         parameters=ParameterCount(0, 0, 0, 0),
         vision_prompts=4,
         text_prompts=4,

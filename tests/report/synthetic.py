@@ -178,7 +178,7 @@ class _Builder:
                 key=key,
                 label=label,
                 name=label.partition(" (seed")[0],
-                trained_on=None,
+                training="",
                 method=method,
                 options={},
                 parameters=found.ParameterCount(

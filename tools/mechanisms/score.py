@@ -68,7 +68,7 @@ def study(folder: Path, workdir: Path, spec: Spec, sections: Sequence[str], opti
             tuned.task,
             tuned.learnables,
             seed=spec.seed,
-            trained_on=dataset.name,
+            training=dataset.name,
             few_shot_split=str(spec.seed),
         )
     )
