@@ -36,7 +36,7 @@ from clipbias.training.run import calibrate
 from clipbias.tuning import Descriptions, Learnables, Task
 from clipbias.tuning.adapter import Adapter, make_adapter, transfer, write_adapter
 from clipbias.tuning.conformal import AnswerOptions, AnswerRule, Calibration
-from clipbias.tuning.method import crops_of, flatten, mixes_crops
+from clipbias.tuning.method import crops_of, mixes_crops
 from clipbias.tuning.prompts import ClassList
 from clipbias.tuning.registry import METHODS
 
@@ -75,12 +75,7 @@ class TunedModel:
         """Raises `ClipbiasError` for learnables of another method."""
         if not isinstance(self.task, Task):
             raise ClipbiasError(f"the task is {shown(self.task)}; give a clipbias.Task.")
-        names = flatten(self.task.shapes).keys()
-        if not isinstance(self.learnables, Mapping) or flatten(self.learnables).keys() != names:
-            raise ClipbiasError(
-                f"the learnables are not what {type(self.task.method).__name__} learns "
-                f"({', '.join(names) or 'nothing: {}'}); give those of clipbias.fit or task.init."
-            )
+        self.task.check_learnables(self.learnables)
 
     @classmethod
     def of(
@@ -119,14 +114,17 @@ class TunedModel:
         """The same model for other classes, or those of a dataset; its template stays, and what calibrated it does not.
 
         `descriptions` are texts by class name in place of the template; `free_text` says that class names are texts of
-        any kind (see `Task`). Raises `ClipbiasError` if what the method learned belongs to the classes of training.
+        any kind (see `Task`). Raises `ClipbiasError` if what the method learned belongs to the classes of training, and
+        others are among these.
         """
         task = self.task.with_classes(class_names, descriptions=descriptions, free_text=free_text)
+        seen = set(task.class_names) <= set(self.class_names)
+        labels = [self.class_names.index(name) for name in task.class_names] if seen else None
         same = task.class_names == self.class_names and task.texts == self.task.texts
         return dataclasses.replace(
             self,
             task=task,
-            learnables=transfer(self.task, task, self.learnables),
+            learnables=transfer(self.task, task, self.learnables, labels),
             calibration=self.calibration if same else None,
         )
 

@@ -54,7 +54,6 @@ from clipbias.errors import ClipbiasError
 from clipbias.explain.model import why_no_maps
 from clipbias.tuning import Classifier, Learnables, Task
 from clipbias.tuning.features import unit_length
-from clipbias.tuning.method import check_order
 from clipbias.tuning.task import Text
 
 # What a block is differentiated by: its tokens `[B, N, D]` before prompts are put in, by this name, and what it
@@ -614,7 +613,7 @@ def explanations(
         raise ClipbiasError(f"unknown map {unknown[0]!r}; choose from {', '.join(REDUCTIONS)}.")
     if reason := why_no_maps(task):
         raise ClipbiasError(f"{type(task.method).__name__} has no maps. {reason}")
-    check_order(params, learnables)
+    task.check_arguments(params, learnables)
     check_images(images, task.clip.config.vision.image_size)
     targets = check_targets(task, images, targets)
     if options.chunk is not None:

@@ -393,14 +393,6 @@ SEPARATOR = "/"
 Array = jax.Array | np.ndarray
 
 
-def check_order(params: Params, learnables: Learnables) -> None:
-    """Raises `ClipbiasError` if a caller swapped the two."""
-    if "logit_scale" in learnables:
-        raise ClipbiasError(
-            "params and learnables are swapped: the order is the frozen weights (clip.params), then the learnables."
-        )
-
-
 def without_constants(learnables: Learnables) -> Learnables:
     """The learnables that training steps change."""
     return {name: value for name, value in learnables.items() if name != CONSTANTS}

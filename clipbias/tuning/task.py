@@ -45,8 +45,8 @@ from clipbias.tuning.method import (
     Method,
     TestTimeMethod,
     check_family,
-    check_order,
     crops_of,
+    flatten,
     parameter_count,
     without_constants,
 )
@@ -542,9 +542,9 @@ class Task:
           text: what `text_features` or `text_input` returned, to skip the text tower.
 
         Raises:
-          ClipbiasError: the images are not normalised, or of another shape; or params and learnables are swapped.
+          ClipbiasError: the images are not normalised, or of another shape; or the learnables are another method's.
         """
-        check_order(params, learnables)
+        self.check_arguments(params, learnables)
         self._check_images(images)
         return self.classifier.logits(params, learnables, images, self.text if text is None else text)
 
@@ -562,7 +562,7 @@ class Task:
         Randomness in training, such as dropout, is left out. `reference` is what `teacher_features` returned, to
         compute it once.
         """
-        check_order(params, learnables)
+        self.check_arguments(params, learnables)
         self._check_images(images)
         if np.shape(labels) != np.shape(images)[:1]:
             raise ClipbiasError(
@@ -579,7 +579,7 @@ class Task:
 
     def text_features(self, params: Params, learnables: Learnables) -> jax.Array:
         """Features of all texts, `[n · C, d]`; `logits` and `loss` accept them as `text`."""
-        check_order(params, learnables)
+        self.check_arguments(params, learnables)
         self._check_shared_texts()
         return _text_features(self.classifier, params, learnables, self.text)
 
@@ -592,7 +592,7 @@ class Task:
 
         Templates are averaged as unit vectors, then the residual is added, then the sum is normalised.
         """
-        check_order(params, learnables)
+        self.check_arguments(params, learnables)
         self._check_shared_texts()
         adaptation = self.method.adapt(learnables)
         features = self.classifier.encode_text(params, adaptation, self.text)
@@ -600,7 +600,7 @@ class Task:
 
     def image_features(self, params: Params, learnables: Learnables, images: jax.Array) -> jax.Array:
         """Unit-length features `[B, d]` of normalised images `[B, R, R, 3]`."""
-        check_order(params, learnables)
+        self.check_arguments(params, learnables)
         self._check_images(images)
         features = self.classifier.encode_images(params, self.method.adapt(learnables), images)
         return unit_length(self.classifier.whole_image_features(features))
@@ -608,6 +608,22 @@ class Task:
     def text_input(self, params: Params, learnables: Learnables) -> Text:
         """The `text` of `logits`: features `[n · C, d]` if no learnable changes them, else tokens."""
         return self.text if self.classifier.changes_text(learnables) else self.text_features(params, learnables)
+
+    def check_arguments(self, params: Params, learnables: Learnables) -> None:
+        """Raises `ClipbiasError` if these are no frozen weights, or the learnables are not of this method."""
+        if not isinstance(params, Mapping) or "logit_scale" not in params:
+            raise ClipbiasError(
+                "the first argument is not the frozen weights: the order is clip.params, then the learnables."
+            )
+        self.check_learnables(learnables)
+
+    def check_learnables(self, learnables: Learnables) -> None:
+        names = flatten(self.shapes).keys()
+        if not isinstance(learnables, Mapping) or flatten(learnables).keys() != names:
+            raise ClipbiasError(
+                f"the learnables are not what {type(self.method).__name__} learns "
+                f"({', '.join(names) or 'nothing: {}'}); give those of clipbias.fit or task.init."
+            )
 
     def _check_images(self, images: jax.Array) -> None:
         if jax.numpy.ndim(images) != 2 or not isinstance(self.method, FeatureMethod):

@@ -13,7 +13,7 @@ from clipbias import TunedModel
 from clipbias.clip import Clip
 from clipbias.data import Dataset
 from clipbias.data.images import Images, Workers, check_readable
-from clipbias.errors import UnreadableImage
+from clipbias.errors import ClipbiasError, UnreadableImage
 from clipbias.prediction import Prediction
 from clipbias.training import loop
 from clipbias.training import mesh as meshes
@@ -52,7 +52,7 @@ def test_it_learns_what_the_driver_learns(clip, colours, recipe, fitted, tmp_pat
         jax.tree.map(np.testing.assert_array_equal, model.learnables, dict(adapter.learnables))
         assert model.task.options() == adapter.options
         assert model.notes.keys() - {"warnings"} == {
-            *("seed", "shots", "dataset", "learning_rate", "train_images", "images_per_class")
+            *("seed", "shots", "dataset", "learning_rate", "recipe", "train_images", "images_per_class")
         }
         assert all(adapter.notes[name] == value for name, value in model.notes.items() if name != "warnings")
     assert float(np.abs(fitted["bias"].learnables["vision_bias"]).max()) > 0
@@ -226,3 +226,23 @@ def test_other_classes(clip, colours, fitted):
     assert fitted["bias"].with_classes(colours).class_names == colours.class_names
     texts = fitted["bias"].with_classes(["two dogs"], free_text=True)
     assert [*texts.task.texts] == ["two dogs"]
+
+
+def check_subset(model: TunedModel, images: list[np.ndarray]) -> None:
+    """Fewer of its classes, in another order, have the logits that they had."""
+    names = model.class_names[::-1][:2]
+    with pytest.raises(ClipbiasError, match=r"other classes|the classes of training"):
+        model.with_classes((*names, "a dog"))
+    expected = model.predict(images).logits[:, ::-1][:, :2]
+    np.testing.assert_allclose(model.with_classes(names).predict(images).logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_head_keeps_the_rows_of_its_classes(colours, fitted):
+    check_subset(fitted["clap"], pictures(colours, "test")[0])
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("method", ["taskres", "linear_probe", "lp_plus_plus", "gda"])
+def test_other_heads_do_too(clip, colours, recipe, method):
+    model = clipbias.fit(clip, method, colours, shots=2, recipe=recipe, progress=False, mesh=meshes.single_device())
+    check_subset(model, pictures(colours, "test")[0])

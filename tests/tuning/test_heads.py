@@ -68,7 +68,8 @@ def test_a_task_of_a_head_takes_features_in_place_of_images(clip):
     task = Task(clip, "linear_probe", NAMES)
     logits = jax.jit(task.logits)(clip.params, learnables, features)
     np.testing.assert_allclose(logits, features @ learnables["weight"].T + 1, rtol=1e-4, atol=1e-5)
-    for other, learned, images in ((task, learnables, features[None]), (Task(clip, "bias", ("cat",)), {}, features)):
+    bias = Task(clip, "bias", ("cat",))
+    for other, learned, images in ((task, learnables, features[None]), (bias, bias.init(), features)):
         with pytest.raises(ClipbiasError, match="shape"):
             other.logits(clip.params, learned, images)
 

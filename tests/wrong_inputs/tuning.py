@@ -30,12 +30,12 @@ CONTEXT = CLASS.replace("return {}", 'return {"text_context": clip.params["text"
 )
 OPTIONS = {"mmrl": {"tokens": 3, "blocks": 2}, "mma": {"blocks": 2}, "tcp": {"block": 2}}  # of `adapted`
 NAMED = r"(?s)^(?!.*\n)(?=.*/texts\.json).*"  # in one line, with its place
-SWAPPED = "params and learnables are swapped: the order is the frozen weights"
+SWAPPED = "the first argument is not the frozen weights: the order is clip.params, then the learnables"
 
 made = case(lambda place, name, **options: make_method(name, **options))
 bound = case(lambda place, names, method="zero_shot", **options: place.task(method, names, **options))
 lacking = case(lambda place, family, method: Task(families.load_first(family), method, families.CLASSES))
-crops = case(lambda place, images: place.task("tpt", crops=11).logits(place.clip.params, {}, images))
+crops = case(lambda place, images: (task := place.task("tpt", crops=11)).logits(place.clip.params, task.init(), images))
 swapped = case(lambda place, call: call(*place.learned()))
 
 
@@ -181,6 +181,9 @@ CASES: list[Case] = [
     swapped(SWAPPED, lambda task, params, learnables: task.logits(learnables, params, IMAGES)),
     swapped(SWAPPED, lambda task, params, learnables: jax.jit(task.logits)(learnables, params, IMAGES)),
     swapped(SWAPPED, lambda task, params, learnables: task.class_features(learnables, params)),
+    swapped(SWAPPED, lambda task, params, learnables: task.logits(task.clip, learnables, IMAGES)),
+    swapped("the learnables are not what", lambda task, params, learnables: task.logits(params, {}, IMAGES)),
+    swapped("the learnables are not what", lambda task, params, learnables: task.image_features(params, None, IMAGES)),
     losing(r"there are 2 images and labels of shape \[1\]; give the number of its class for each image", np.array([1])),
     losing("labels go from -1 to 1; there are 2 classes, from 0 to 1", np.array([-1, 1])),
     losing("labels have type float64 and shape", np.array([0.0, 1.0])),
