@@ -254,8 +254,11 @@ def _bars(shown: bool) -> Iterator[Callable[[str, int, int], None]]:
         nonlocal bar, last
         if title != last[0] or done < last[1]:  # two passes may have the same title
             bar.close()
-            bar = Progress(total, done=done, unit="batch", title=title, shown=shown)
-        bar.advance_to(done)
+            bar = Progress(total, done=done, title=title if total else "", shown=shown)
+        if total:
+            bar.advance_to(done)
+        elif title:
+            bar.at_work(title)
         last = (title, done)
 
     try:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from absl import app, flags
 from absl.logging import DEBUG, get_absl_handler, get_verbosity, use_absl_handler
 from ml_collections import ConfigDict
+from tqdm import tqdm
 
 from clipbias import hosts
 from clipbias.errors import ClipbiasError
@@ -147,6 +148,19 @@ def tell(*lines: str) -> None:
         print(printable(line), flush=True)  # at once, also into a pipe
 
 
+class _AboveBars:
+    """A stream for log records that breaks no bar."""
+
+    def write(self, text: str) -> None:
+        tqdm.write(text, file=sys.stderr, end="")
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+    def isatty(self) -> bool:
+        return True  # else it would be closed
+
+
 class _Sentence(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         return f"{record.levelname.lower()}: {printable(record.getMessage())}"
@@ -167,6 +181,7 @@ def quiet() -> None:
     use_absl_handler()  # before the command line is read: configuration files are programs, which may log, too
     get_absl_handler().addFilter(shows)
     get_absl_handler().setFormatter(_Sentence())
+    get_absl_handler().python_handler.setStream(_AboveBars())
     logging.captureWarnings(True)  # of other libraries: lines of their source, which are records now
     # Where an array of a checkpoint could not be written, its storage library reports the others after its event loop.
     report = sys.unraisablehook

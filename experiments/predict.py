@@ -149,7 +149,7 @@ def classified(
     """What the models say of pictures, batch by batch, after `done` others; numbers name the maps of `relevancy`."""
     paths = [path for _, path in pictures]
     left = iter(pictures)
-    with contextlib.closing(Progress(done + len(pictures), done=done, unit="image", title="predict")) as bar:
+    with contextlib.closing(Progress(done + len(pictures), done=done, title="predict")) as bar:
         for results in predict_batches(
             models, paths, settings.answers, batch_size=settings.batch_size, on_image_error=settings.on_image_error
         ):

@@ -54,7 +54,9 @@ def test_each_pass_has_a_bar_that_begins_and_ends(clip, pets, tmp_path, capsys):
     """Two passes in a row may have the same title: here each makes two measurements of four images."""
     sections, options = ("causal", "relevancy", "examples"), clipbias.explain.StudyOptions(batch_size=4, image_limit=4)
     clipbias.explain(tuned(clip, "bias"), pets, tmp_path, sections=sections, options=options)
-    bars = re.findall(r"^(.+ images) (\d+)/(\d+)", capsys.readouterr().err, re.MULTILINE)
+    said = capsys.readouterr().err
+    assert "texts and statistics" in said.splitlines()
+    bars = re.findall(r"^(.+ images) (\d+)/(\d+)", said, re.MULTILINE)
     begun = [title for title, done, _ in bars if done == "0"]
     assert begun == [title for title, done, total in bars if done == total]
     assert any(title == after for title, after in itertools.pairwise(begun))

@@ -436,9 +436,11 @@ class Fits:
             workers=study.options.workers,
         )
         self.steps = study.options.replacement_steps
+        self.done: dict[str, Teacher] = {}  # by what a fit depends on
         ceiling = 3 * min(self.steps, TRIAL_STEPS) + self.steps * (self.steps > TRIAL_STEPS)
         forms = self.steps * len(study.options.replacement_forms)
         total = sum(forms + ceiling * (not no_ceiling(model)) for model in teachers)
+        study.advance("", 0, 0)  # the fits have a bar
         say(f"replacements: {counted(total, 'step')} (--config.replacement_steps; 0 leaves them out)")
         self.progress = Progress(total, title="replacements")
 
@@ -478,12 +480,15 @@ class Fits:
         # What a fit depends on. A study with other models beside this one continues from its fits.
         facts = [model.digest, self.study.clip.fingerprint, self.fitted.stored_digest, task.options()]
         key = stable_hash([*facts, recipe.facts(), seed])
+        if key in self.done:  # a trial that was as long
+            return self.done[key]
         folder = self.study.parts / "replacement" / f"{Path(task.method_name).stem}-{key}"
         progress = self.progress.part(steps, f"{model.label}: {task.method_name} fitted to it")
         logging = Logging(checkpoints=folder, progress=progress)
         learnables = fit_student(task, teacher, self.fitted, recipe, self.context, seed=seed, logging=logging)
         progress.at_work("predicting")
-        return Teacher(task, learnables)
+        self.done[key] = Teacher(task, learnables)
+        return self.done[key]
 
 
 def _means(study: Study, model: Model, towers: Mapping[str, EquivalentBias]) -> list[Candidate]:

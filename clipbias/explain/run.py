@@ -70,7 +70,6 @@ def run_study(
         raise ClipbiasError(f"unknown section {unknown[0]!r}; choose from {', '.join(SECTIONS)}.")
     began = time.monotonic()
     requested = tuple(name for name in SECTIONS if name in sections or name == "predictions")
-    study.advance("texts of all models", 0, 1)  # which sections read before images
     computed = study.run({name: compute(study) for name, compute in COMPUTED.items() if name in requested})
     predictions: Predictions = computed.pop("predictions")
     task, vision = study.zero_shot.task, study.clip.config.vision

@@ -50,6 +50,7 @@ Step = Callable[[Batch], Mapping[str, Any]]
 T = TypeVar("T")
 Program = TypeVar("Program", bound=Callable[..., object])
 SAVE_SECONDS = 60.0
+_STAGE = "texts and statistics"  # before, between and behind passes over images
 _FINGERPRINT = "__fingerprint__"
 _EXAMPLES = "__examples__"
 _FIELDS = ("count", "mean", "squares")  # of `Moments`
@@ -204,7 +205,8 @@ class Study:
           training: images of the training set, for equivalent biases; `None` leaves that out.
           unlabelled: images that replacements are fitted on, none of which is in `split`; `None` leaves these out.
           mesh: where to compute; `None` takes this process's first device.
-          advance: called before the first batch and after every batch with a title, batches done, and batches in all.
+          advance: called before the first batch and after every batch with a title, batches done, and batches in all;
+            with 0 and 0 for a stage without batches, and no title where something else shows its progress.
           known: the class that a model was already seen to give every image, int32 `[n]`, -1 where one could not be
             read; or `None`. Where all models' are known, `options.image_limit` does not apply to them.
         """
@@ -301,6 +303,7 @@ class Study:
                 waiting.pop(name, None)
                 finished[name] = end.value
 
+        self.advance(_STAGE, 0, 0)
         for name, section in sections.items():
             advance(name, section, None)
         while waiting:
@@ -309,6 +312,7 @@ class Study:
             for passed in self._by_images(new_requests.values()):
                 self._pass(passed)
                 results |= {progress.request.name: progress.result for progress in passed}
+            self.advance(_STAGE, 0, 0)
             for name, requests in list(waiting.items()):
                 advance(name, sections[name], {request.name: results[request.name] for request in requests})
         return finished

@@ -30,15 +30,17 @@ from clipbias.training import mesh as meshes
 
 SECONDS_BETWEEN_LINES = 10.0
 SECONDS_BETWEEN_STAGES = 2.0
-_CLOCK = "{desc}, {elapsed}"
 
 
 class _Lines:
-    """Writes what tqdm would draw over the last bar as a line of its own."""
+    """Writes what tqdm would draw over the last bar as a line of its own, once."""
+
+    _last = ""
 
     def write(self, text: str) -> None:
-        if line := text.strip("\r\n "):
+        if (line := text.strip("\r\n ")) and line != self._last:
             print(line, file=sys.stderr, flush=True)
+            self._last = line
 
     def flush(self) -> None:
         pass
@@ -56,7 +58,7 @@ class _Bar(tqdm):
         mean = done / facts["elapsed"] if facts["elapsed"] else 0
         rate = mean if facts["unit"] == "run" else facts.get("rate") or mean
         facts["left"] = f", {forecast(remaining / rate)}" if done > 0 and rate and remaining > 0 else ""
-        facts["done"] = f"{facts['n']:.1f}".removesuffix(".0")
+        facts["done"] = f"{math.floor(10 * facts['n'] + 1e-6) / 10:.1f}".removesuffix(".0")
         return facts
 
 
@@ -91,7 +93,7 @@ class Progress:
         self._total = total
         shared: dict[str, Any] = {"total": total, "initial": done, "unit": self._unit, "desc": self._title}
         if sys.stderr.isatty():
-            drawn = "{l_bar}{bar}| {done}/{total_fmt}{left}, {elapsed}, {rate_fmt}{postfix}" if total else _CLOCK
+            drawn = "{l_bar}{bar:10}| {done}/{total_fmt}{left}, {elapsed}{postfix}" if total else "{desc}, {elapsed}"
             shared |= {"file": sys.stderr, "dynamic_ncols": True, "bar_format": drawn, "leave": total > 0}
         else:
             shared |= {"file": _Lines(), "mininterval": SECONDS_BETWEEN_LINES, "miniters": 0}
@@ -100,7 +102,7 @@ class Progress:
         if sys.stderr.isatty():
             threading.Thread(target=_tick, args=(self._bar,), daemon=True).start()
 
-    def part(self, units: int, title: str) -> "Progress":
+    def part(self, units: float, title: str) -> "Progress":
         """So many of the units as a bar of its own, which may count in steps. The whole grows if fewer are left."""
         if self._bar is not None and (needed := math.ceil(self._bar.n + units - 1e-6)) > self._total:
             self._total = self._bar.total = needed
@@ -123,7 +125,9 @@ class Progress:
             self.advance(done - self._bar.n, values)
 
     def at_work(self, what: str) -> None:
-        """Names the stage that begins, such as "compiling"."""
+        """Names the stage that begins, such as "compiling". It is none of a bar whose units are done."""
+        if self._bar is not None and self._bar.n >= self._total > 0:
+            self.close()
         self._name(f"{self._title}: {what}" if self._title else what)
 
     def _name(self, stage: str) -> None:
@@ -150,7 +154,7 @@ class Progress:
 class _Part(Progress):
     """A share of another bar's units, which moves that bar by what it counts itself."""
 
-    def __init__(self, whole: Progress, units: int, title: str) -> None:
+    def __init__(self, whole: Progress, units: float, title: str) -> None:
         super().__init__(0, title=title)
         self._whole = whole
         self._units = units
@@ -432,11 +436,12 @@ class StepReport:
             self._since = now
         else:
             self._timed += 1
-        shown: dict[str, Any] = {"loss": float(values["loss"].mean()), "lr": float(rate.max())}
-        if self._timed:
-            shown["images/s"] = self._images * self._timed / max(now - self._since, 1e-9)
+        shown: dict[str, Any] = {"loss": float(values["loss"].mean())}  # a narrow terminal cuts off the last
         if self._waiting is not None:
             shown["waiting"] = f"{self._waiting():.0%}"
+        if self._timed:
+            shown["images/s"] = self._images * self._timed / max(now - self._since, 1e-9)
+        shown["lr"] = float(rate.max())
         self._progress.advance(1, shown)
         if self._metrics is not None:
             lines = {name: value.tolist() if len(value) > 1 else float(value[0]) for name, value in values.items()}

@@ -126,6 +126,10 @@ def sweep(
     return rows
 
 
+# The share of a run on the bar that its training is; evaluation is the rest.
+_TRAINED = 0.9
+
+
 def _attempt(
     group: Group,
     context: SweepContext,
@@ -138,7 +142,7 @@ def _attempt(
     """A group and its rows. Where it fails its learning rates are tried one by one, so that none costs another."""
     began = time.monotonic()
     title = f"{group[0].method} on {group[0].dataset}, {group[0].shots_words}"
-    part = bar.part(len(group), title)
+    part = bar.part(_TRAINED * len(group), title)
     try:
         rows = run_group(group, context, paths, common, part, calibrates=calibrates, facts=facts)
     except Exception as error:

@@ -87,13 +87,16 @@ def test_a_stage_before_the_first_step_has_a_clock_on_a_terminal_and_a_line_else
         with contextlib.closing(Progress(title="bias on digits", shown=is_shown)) as bar:
             bar.at_work("compiling a step")
             bar.advance()
-            before = shown.getvalue()
+            assert ("bias on digits: compiling a step" in shown.getvalue()) == is_shown
+            assert ("compiling a step, 00:00" in shown.getvalue()) == (is_shown and shown.isatty())
             bar.start(8)
             bar.advance(8)
-        assert ("bias on digits: compiling a step" in before) == is_shown
-        assert ("compiling a step, 00:00" in before) == (is_shown and shown.isatty())
+            bar.at_work("evaluating")  # which is no step
         assert ("8/8" in shown.getvalue()) == is_shown
-    assert shown.getvalue().count("\n") == (1 if shown.isatty() else 3)  # the steps' bar is where the clock was
+        assert ("evaluating, 00:00" in shown.getvalue()) == (is_shown and shown.isatty())
+    assert not re.search(r"evaluating.*8/8", shown.getvalue())
+    # The steps' bar is where the clock was; elsewhere it is there when it begins and when it ends.
+    assert shown.getvalue().count("\n") == (1 if shown.isatty() else 3)
 
 
 def test_numbers_and_forecasts_are_round_and_lines_elsewhere_are_few(monkeypatch):
@@ -104,8 +107,12 @@ def test_numbers_and_forecasts_are_round_and_lines_elsewhere_are_few(monkeypatch
     with contextlib.closing(Progress(100, title="steps")) as bar:
         for _ in range(100):
             bar.advance()
-    first, last = shown.getvalue().splitlines()
+    Progress(3, done=3, title="all").close()
+    with contextlib.closing(Progress(3, title="runs")) as bar:
+        bar.advance(2.97)
+    first, last, done, none, most = shown.getvalue().splitlines()
     assert first.startswith("steps 0/100") and last.startswith("steps 100/100")
+    assert done == "all 3/3" and none == "runs 0/3" and most.startswith("runs 2.9/3")
 
 
 # metrics.jsonl
