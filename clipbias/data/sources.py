@@ -42,11 +42,12 @@ def load(
     | name | `data_dir` | options |
     | --- | --- | --- |
     | "demo/..." | | |
-    | a catalogue name: "eurosat" | all datasets in CoOp's layout, or their shards | |
+    | a catalogue name: "eurosat" | all datasets in CoOp's layout | |
     | "tfds/..." and a catalogue or builder name | TFDS's data folder | `split`, `split_dir` |
     | "folder" | one folder per class, optionally below train/ val/ test/, or images with metadata.jsonl | |
     | "csv" | a .csv or .jsonl file with path, label and optionally split | `class_names` |
 
+    Where `data_dir` holds shards of the dataset (`clipbias prepare_data`), they and their splits are opened.
     A prompt template has one `{}`; None takes the dataset's own.
 
     Raises:
@@ -57,6 +58,11 @@ def load(
     if "name" in options:
         raise ClipbiasError("a dataset takes no option 'name'; see the table in clipbias.data.load.")
     try:
+        if data_dir is not None and is_name(name):
+            from clipbias.data import tfds
+
+            if (built := tfds.find_shards(name, data_path(data_dir))) is not None:
+                return tfds.load_shards(built, template=template, **options)
         if name == "folder":
             if data_dir is not None and folder.has_metadata(data_path(data_dir)):
                 return folder.load_metadata(data_path(data_dir), template=template, **options)
@@ -68,10 +74,6 @@ def load(
 
             return tfds.load(name, data_dir, template=template, **options)
         if name in catalog.ENTRIES:
-            from clipbias.data import tfds
-
-            if data_dir is not None and (built := tfds.find_shards(name, data_path(data_dir))) is not None:
-                return tfds.load_shards(built, template=template, **options)
             return benchmark.load(catalog.ENTRIES[name], data_dir, template=template, **options)
         if name in demo.NAMES:
             return demo.load(name, template=template, **options)

@@ -328,7 +328,7 @@ def load(
     if entry is not None and stock is None:
         raise ClipbiasError(
             f"tensorflow-datasets has no usable builder for {entry.name}; make shards of its folder with "
-            f"'clipbias prepare_data build {entry.name}' and load it as {entry.name}."
+            f"'clipbias prepare_data --config.action=build --config.datasets={entry.name}' and load it as {entry.name}."
         )
     if split is None:
         split = "coop" if entry is not None and entry.split_file is None else "builder"
@@ -338,6 +338,8 @@ def load(
         if split == "coop":
             raise ClipbiasError(f"{name} is not in the catalogue, so it has no benchmark split; use split='builder'.")
         prepared = find_prepared(data_dir, builder)
+        if "stored_as" in prepared.metadata:  # the project's own shards, whose description has classes and splits
+            return load_shards(prepared.folder, template=template)
         return _with_builder_split(name, None, TfdsBuilder(builder, BUILDER_SPLITS), prepared, template)
     prepared = find_prepared(data_dir, stock.builder, stock.version if split == "coop" else "0.0.0")
     if split == "builder":
@@ -463,7 +465,6 @@ def _fold(path: str, stock: TfdsBuilder) -> str:
 # are those of the image folder.
 
 VERSION = "1.0.0"
-SUFFIX = "_coop"
 FILE_BYTES = 128 << 20  # approximate size of a file of records, which is held in memory while it is written
 SAMPLES = 256  # images whose sizes estimate the sum of all
 
@@ -475,7 +476,7 @@ def build_shards(dataset: Dataset, out_dir: str | os.PathLike) -> epath.Path:
     dataset's order. Memory holds the images of one file of records at a time. Raises `ClipbiasError` if the folder
     exists already, an image cannot be read, or the shards cannot be written.
     """
-    name = dataset.name.replace("/", "_").replace("-", "_") + SUFFIX
+    name = _folder_name(dataset.name)
     out = epath.Path(user_path(out_dir))
     if (out / name / VERSION).exists():
         raise ClipbiasError(f"{out / name / VERSION} exists already; remove it to build it again.")
@@ -500,6 +501,10 @@ def build_shards(dataset: Dataset, out_dir: str | os.PathLike) -> epath.Path:
     return folder
 
 
+def _folder_name(name: str) -> str:
+    return name.replace("/", "_").replace("-", "_") + "_coop"
+
+
 def _write_shards(dataset: Dataset, name: str, stored_as: Mapping[str, str], out: epath.Path) -> epath.Path:
     """Writes every split under its name in `stored_as`, and returns the folder."""
     import tensorflow_datasets as tfds
@@ -510,6 +515,7 @@ def _write_shards(dataset: Dataset, name: str, stored_as: Mapping[str, str], out
         "class_ids": list(dataset.class_ids),
         "template": dataset.template,
         "stored_as": stored_as,
+        "upright": any(split.upright for split in dataset.splits.values()),
     }
 
     class Info(tfds.core.DatasetInfo):
@@ -558,8 +564,8 @@ def _file_ranges(split: Split) -> list[range]:
 
 
 def find_shards(name: str, data_dir: str | os.PathLike) -> epath.Path | None:
-    """The folder of the shards of a catalogue dataset below `data_dir`, or None."""
-    folder = epath.Path(data_dir) / (name + SUFFIX) / VERSION
+    """The folder of a dataset's shards below `data_dir`, or None."""
+    folder = epath.Path(data_dir) / _folder_name(name) / VERSION
     return folder if (folder / "dataset_info.json").exists() else None
 
 
@@ -573,7 +579,12 @@ def load_shards(folder: epath.PathLike, *, template: str | None = None) -> Datas
         for split_name in set(metadata["stored_as"].values()):
             records = prepared.records(split_name, "key")
             stored[split_name] = Split(
-                records.ids, records.labels, records.read, source=str(folder), contents=prepared.sizes
+                records.ids,
+                records.labels,
+                records.read,
+                source=str(folder),
+                upright=metadata.get("upright", False),  # shards without it are the benchmark's
+                contents=prepared.sizes,
             )
         return Dataset(
             check_text("the dataset's name", metadata["name"]),

@@ -17,6 +17,7 @@ from clipbias.data.tfds import PreparedDataset
 from clipbias.errors import ClipbiasError
 from tests.data import miniatures
 from tests.data.miniatures import assert_same, image, prepare
+from tests.data.pictures import write
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -140,13 +141,23 @@ def test_tfrecord_is_explained(tmp_path):
         data.load("tfds/own_set", data_dir=tmp_path)
 
 
-@pytest.mark.parametrize("name", ["imagenet", "ucf101"])
+@pytest.mark.parametrize("name", ["imagenet", "ucf101", "folder", "csv", "demo/digits"])
 def test_shards_equal_their_folder(tmp_path, name):
-    miniatures.make(tmp_path / "folders", name)
-    dataset = data.load(name, data_dir=tmp_path / "folders")
+    place = tmp_path / "folders"
+    if name in catalog.ENTRIES:
+        miniatures.make(place, name)
+    files = [write(place / label / f"{number}.png", seed=number) for label in ("cat", "dog") for number in range(9)]
+    if name == "csv":
+        place /= "a.csv"
+        lines = [f"{file.parts[-2]}/{file.name},{file.parts[-2]}" for file in files]
+        place.write_text("\n".join(["path,label", *lines]))
+    dataset = data.load(name, data_dir=place)
     folder = tfds.build_shards(dataset, tmp_path / "shards")
     again = data.load(name, data_dir=tmp_path / "shards")
-    assert_same(again, dataset)
+    for other in (again, data.load(f"tfds/{folder.parent.name}", data_dir=tmp_path / "shards")):
+        assert_same(other, dataset)
+        assert {split.upright for split in other.splits.values()} == {name in ("folder", "csv")}
+    assert again.splits["test"].source == str(folder)
     assert again.class_ids == dataset.class_ids
     assert same_picks(again, dataset)
     if name == "imagenet":
