@@ -1,5 +1,6 @@
 """Reading a binary's command line: its flags, its configuration file, its help."""
 
+import ast
 import functools
 import glob
 import inspect
@@ -13,7 +14,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 import configs
-from clipbias.checks import check_value
+from clipbias.checks import check_value, plain_type
 from clipbias.errors import ClipbiasError
 from clipbias.io import user_path
 from clipbias.settings import Setting, fields_of, flatten
@@ -42,21 +43,21 @@ def parse(words: Sequence[str], main: Callable, *, default: str) -> list[str]:
     """
     full = "--helpfull" in words
     wants_help = any(word in HELP for word in words)
-    words = _last_of_each([word for word in words if word not in HELP])
+    known = fields_of(settings_type(main))
+    words = _last_of_each(_quote_lists([word for word in words if word not in HELP], known))
     paths = [match[1] for word in words if (match := _SETTING.match(word))]
     unset = [match[1] for word in words if (match := _UNSET.fullmatch(word))]
     try:
         words = _file_first([word for word in words if not _UNSET.fullmatch(word)])
         config_flags.DEFINE_config_file("config", _find(default), lock_config=True, sys_argv=words)
         rest = flags.FLAGS(words)
-        _split_lists(flags.FLAGS.config)
         for name in unset:
             *parents, last = name.split(".")
             place = functools.reduce(getattr, parents, flags.FLAGS.config)
             getattr(place, last)  # which suggests what a misspelt name meant
             place[last] = None
     except Exception as error:  # a configuration file is a program, and parsers of values raise what they like
-        refuse(_sentence(error, paths, fields_of(settings_type(main))))
+        refuse(_sentence(error, paths, known))
     if wants_help:
         file = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
         print(help_page(main, settings_type(main), flags.FLAGS.config, file=file, full=full))
@@ -80,6 +81,23 @@ def split(text: str | None) -> list[str]:
 def matching(path: str) -> list[str]:
     """The path, or where it has a "*" all that it matches, by name."""
     return sorted(glob.glob(str(user_path(path)))) if "*" in path else [path]
+
+
+def _quote_lists(words: Sequence[str], known: Mapping[str, Setting]) -> list[str]:
+    """The words with lists such as `--config.datasets=eurosat,dtd` in Python's notation, which `config_flags` reads."""
+    lists = {f"config.{name}" for name, field in known.items() if plain_type(field.kind) is tuple}
+    quoted: list[str] = []
+    for word in words:
+        if quoted and quoted[-1].lstrip("-") in lists:  # the value is a word of its own
+            word = f"{quoted.pop()}={word}"
+        flag, equals, value = word.partition("=")
+        if equals and flag.lstrip("-") in lists:
+            try:
+                ast.literal_eval(value)
+            except (ValueError, SyntaxError):  # not in Python's notation, as names and paths
+                word = f"{flag}={tuple(split(value))}"
+        quoted.append(word)
+    return quoted
 
 
 def _last_of_each(words: Sequence[str]) -> list[str]:
@@ -107,13 +125,6 @@ def _file_first(words: Sequence[str]) -> list[str]:
     if len(files) > 1:
         raise ClipbiasError(f"give one --config, not {' and '.join(files)}; settings are given as --config.name=value.")
     return [program, *(f"--config={_find(file)}" for file in files), *rest]
-
-
-def _split_lists(config: ConfigDict) -> None:
-    """Lists of texts are separated by commas, as in `--config.datasets=eurosat,dtd`."""
-    for name, value in config.items():
-        if isinstance(value, tuple):
-            config[name] = tuple(part for item in value for part in (split(item) if isinstance(item, str) else [item]))
 
 
 def _find(path: str) -> str:

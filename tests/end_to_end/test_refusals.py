@@ -85,6 +85,14 @@ HELPED = [
         "table1 --config.datasets=dtd,eurosat --config.shots=4,8 --config.shots=2,16 --config.part=None --help",
         ["\n  --config.datasets=\"('dtd', 'eurosat')\" ", '\n  --config.shots="(2, 16)" '],
     ),
+    (
+        "table1 --config.methods=vpt,/a/b.py,../c.py --config.datasets ~/d,folder --config.seeds=1 --helpfull",
+        [
+            "--config.methods=\"('vpt', '/a/b.py', '../c.py')\"",
+            "--config.datasets=\"('~/d', 'folder')\"",
+            '--config.seeds="(1,)"',
+        ],
+    ),
 ]
 
 
