@@ -58,11 +58,9 @@ def open_workdir(
             write_json(place / ENVIRONMENT, environment())
         began = time.monotonic()
         started = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-        earlier = 0.0  # the time that earlier processes spent here without finishing
+        earlier = 0.0  # the time that earlier processes spent here
         with contextlib.suppress(ValueError, KeyError, TypeError):  # none, or damaged
-            state = io.read_json(part_folder / STATE, dict)
-            if state["state"] != "finished":
-                earlier = float(state["seconds"])
+            earlier = float(io.read_json(part_folder / STATE, dict)["seconds"])
 
         def note(state: str, error: str | None = None) -> None:
             seconds = round(earlier + time.monotonic() - began, 2)
