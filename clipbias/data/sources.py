@@ -170,6 +170,8 @@ def from_arrays(
 
     Raises `ClipbiasError` if pictures, labels, classes or splits do not fit, or no picture is for training.
     """
+    if isinstance(class_names, str | set | frozenset):
+        raise ClipbiasError(f"class_names is {shown(class_names)}; give a list of names.")
     names = tuple(names_of_labels(labels) if class_names is None else class_names)
     if len(set(names)) < len(names):
         raise ClipbiasError(f"class_names {shown(list(names))} holds a name twice; give each class a name of its own.")

@@ -289,9 +289,9 @@ class Classes:
 
     @classmethod
     def of(cls, classes: Sequence[str] | ClassList) -> "Classes":
-        """From a list of names or a dataset. Raises `ClipbiasError` for a list that holds a name twice."""
+        """From a list of names or a dataset. Raises `ClipbiasError` for repeated names, or names without order."""
         if not isinstance(classes, ClassList):
-            if isinstance(classes, str | Mapping) or not isinstance(classes, Iterable):
+            if isinstance(classes, str | Mapping | set | frozenset) or not isinstance(classes, Iterable):
                 raise ClipbiasError(f"class_names is {shown(classes)}; give a list of names.")
             try:
                 counts = collections.Counter(classes)

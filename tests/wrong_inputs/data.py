@@ -94,6 +94,7 @@ CASES: list[Case] = [
     table("line 2: no value for 'label'", "path,label\nx.png,\n"),
     table("some images have a split and some have none", "path,label,split\nx.png,a,train\ny.png,a,\n"),
     table("listed twice", "path,label\nx.png,a\nx.png,b\n"),
+    table("class_names is {'a'}; give a list", "path,label\nx.png,0\n", class_names={"a"}),
     table("goes with labels 0 to 1, found '10'", "path,label\nx.png,10\ny.png,1\n", class_names=["a", "b"]),
     # CoOp's layout: missing and broken files.
     made(r"eurosat: there is no folder .*eurosat; put into eurosat/: 2750 from http", load("eurosat")),
@@ -134,6 +135,7 @@ CASES: list[Case] = [
     pure(r"1\.jpg in val has label 5", Dataset, "s", ("a",), "{}", {"val": split("1.jpg", labels=(5,))}),
     pure(r"x\.jpg is listed twice", split, "x.jpg", "x.jpg"),
     pure("has 2 images and|there are 2 images and 3 labels", data.from_arrays, [PIXELS, PIXELS], ["a", "b", "c"]),
+    pure("class_names is {'a'}; give a list", data.from_arrays, [PIXELS], [0], {"a"}),
     pure("splits is 'train'; give one of train, val and test", data.from_arrays, [PIXELS], ["a"], splits="train"),
     pure("image 0 holds float64 numbers", data.from_arrays, [PIXELS / 255], ["a"]),
     # Pictures and batches of them.
