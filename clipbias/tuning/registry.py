@@ -104,7 +104,7 @@ def match_user_method(recorded: str, allowed: Sequence[str]) -> str:
     where, _, attribute = recorded.partition(":")
     # Equal parts of the paths, from their ends; by absolute path, so that naming a file twice is not ambiguous.
     candidates = {}
-    for name in allowed:
+    for name in (allowed,) if isinstance(allowed, str) else allowed:
         path = name.partition(":")[0]
         pairs = zip(reversed(Path(path).parts), reversed(Path(where).parts), strict=False)
         common = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))

@@ -120,7 +120,8 @@ def test_an_adapter_knows_the_name_that_its_method_is_made_by(clip, tmp_path):
         save_adapter(path, task, task.init())
         adapter = read_adapter(path)
         assert adapter.method.partition(":")[0] == str(program)
-        assert type(adapter.task(clip, own_methods=[str(program)]).method).__name__ == "Own"
+        for own_methods in ([str(program)], str(program)):
+            assert type(adapter.task(clip, own_methods=own_methods).method).__name__ == "Own"
 
     @dataclasses.dataclass(frozen=True)
     class Local(IVLP):
