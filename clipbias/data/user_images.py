@@ -198,8 +198,10 @@ def _key(number: int, image: Picture) -> str:
 
 
 def names_of_labels(labels: Labels) -> list[str]:
-    """The classes that labels name, sorted. Raises `ClipbiasError` for labels that are numbers."""
+    """The classes that labels name, sorted. Raises `ClipbiasError` for none, and for numbers."""
     array = np.asarray(as_array(labels))
+    if not array.size:
+        raise ClipbiasError("there are no labels; give images, and a label for each.")
     if array.dtype.kind != "U" or array.ndim != 1:
         raise ClipbiasError("the labels are no names, so the classes have none; give class_names, a name per number.")
     return sorted(set(array.tolist()))

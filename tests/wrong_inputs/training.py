@@ -124,6 +124,7 @@ CASES: list[Case] = [
     ("is .* and no method; the order is the model, the", lambda place: clipbias.fit(place.clip, DATA, "bias")),
     fitted("colours has classes of its own", DATA, class_names=("cat", "dog")),
     fitted("neither images nor class names"),
+    fitted("there are no labels; give images, and a label for each", [], []),
     fitted("a split has no class names; give class_names=dataset", DATA.split("train")),
     fitted("have labels of their own", DATA, LABELS),
     fitted("there is a single class, 'cat'; give images of two classes at least", IMAGES, ["cat"] * 18),
