@@ -43,7 +43,7 @@ BASE = str(DATA / "tiny_quick_gelu")
 @pytest.mark.ci
 def test_an_adapter_of_prompts_and_one_of_biases(tmp_path):
     printed, _ = succeed_here(export, {"adapters": ADAPTER, "model": BASE, "output": str(tmp_path / "prompts")})
-    assert "adapter_format_1.safetensors as a program:" in printed and "classifier.stablehlo" in printed
+    assert "adapter_format_1.safetensors in the form program:" in printed and "classifier.stablehlo" in printed
     task = clipbias.Task(clipbias.load(BASE), "bias", ("cat", "dog"))
     run_folder = tmp_path / "run"  # as experiments.train leaves it
     save_adapter(run_folder / "adapter.safetensors", task, task.init())

@@ -109,7 +109,7 @@ def test_other_commands_work_in_an_empty_folder(programs, tmp_path):
     adapter, base = data / "adapter_format_1.safetensors", data / "tiny_quick_gelu"
     flags = (f"--config.adapters={adapter}", f"--config.model={base}")
     printed = call(programs / "clipbias", "export", *flags, "--config.output=exported", cwd=tmp_path)
-    assert "as a program:" in printed and (tmp_path / "exported" / "classifier.stablehlo").is_file()
+    assert "in the form program:" in printed and (tmp_path / "exported" / "classifier.stablehlo").is_file()
     assert (tmp_path / "sheet.png").is_file()
 
 
