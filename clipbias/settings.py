@@ -140,7 +140,8 @@ def headed_settings(kind: type) -> dict[str, dict[str, Setting]]:
     headed: dict[str, dict[str, Setting]] = {}
     for definer, name in _definers(kind, ""):
         heading = (definer.__doc__ or "").partition("\n")[0]
-        headed.setdefault(heading, {})[name] = known[name]
+        if name in known:  # a group may share it
+            headed.setdefault(heading, {})[name] = known.pop(name)
     return headed
 
 

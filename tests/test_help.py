@@ -24,6 +24,7 @@ def test_a_command_shows_its_own_settings_a_line_each(command):
     text = page(command, full=False)
     lines = [line for line in text.splitlines() if line.startswith("  --config.")]
     named = [re.match(r"  --config\.([a-z_.]+?)(?=[=.])", line)[1] for line in lines]
+    assert len({line.partition("=")[0] for line in lines}) == len(lines)
     assert {name for name in known if name not in named} <= {"method_options", "mesh.run", "mesh.data"}
     assert {name.partition(".")[0] for name in named} == {name.partition(".")[0] for name in known}
     assert max(map(len, text.splitlines())) <= WIDTH
