@@ -94,7 +94,7 @@ def _resolve(main: Callable[..., int | None], settings: Any, workdir: str | None
         settings = dataclasses.replace(settings, dtype=precision.resolve(settings.dtype))
     # Each host may have its own path to the same folder.
     hosts.assert_same("the configuration", {**as_json(settings), "workdir": None})
-    if not dry_run:
+    if not dry_run and not getattr(settings, "compare", False):
         output = getattr(settings, "output", None)
         places = f"everything is written to {folder}"
         if output is not None:

@@ -194,8 +194,8 @@ def test_compare(tmp_path, monkeypatch):
     assert f"no results for {catalog.ELEVEN[0]}" in binaries.refusal_here(experiments.table1, compare, tmp_path)
     (tmp_path / "results.jsonl").write_text(rows(catalog.ELEVEN))
     monkeypatch.setattr(sweep_tables, "accuracy_figure", lambda _: style.new_figure(1, 1))
-    printed, _ = binaries.succeed_here(experiments.table1, compare, tmp_path)
-    assert "ublished" in printed
+    printed, said = binaries.succeed_here(experiments.table1, compare, tmp_path)
+    assert "ublished" in printed and "is written to" not in said
     assert "70.0" in printed
 
 
