@@ -5,12 +5,13 @@
     python -m experiments.table1 --config.compare --workdir=/results/table1
     python -m experiments.table1 --config=configs/table1.py --config.part=2/4 --workdir=/results/table1
 
-Continues where it stopped. Writes `results.jsonl` (a line per run), `table.md`, `table.tex`, `table.html`, the picture
-`accuracy` and the tuned adapters; `costs.md` groups the methods by kind and gives their cost, which the pictures
-`accuracy_by_parameters` and `accuracy_by_time` draw; `classes.csv` has every class's accuracy. `--config.compare` shows
-what is finished beside published results and runs nothing. `--config.part` runs one of several parts, which independent
-jobs may run side by side in one folder. With `--config.learning_rates` each method's rate is chosen on validation
-images first; `rates.json` has the choice (`--config.choose`).
+Continues where it stopped. Writes `results.jsonl` (a line per run), `table.md`, `table.tex`, `table.html`, the tuned
+adapters, the picture `gains` over zero-shot and, of several numbers of shots or without gains, the picture `accuracy`;
+`costs.md` groups the methods by kind and gives their cost, which the pictures `accuracy_by_parameters` and
+`accuracy_by_time` draw; `classes.csv` has every class's accuracy. `--config.compare` shows what is finished beside
+published results and runs nothing. `--config.part` runs one of several parts, which independent jobs may run side by
+side in one folder. With `--config.learning_rates` each method's rate is chosen on validation images first; `rates.json`
+has the choice (`--config.choose`).
 """
 
 import contextlib

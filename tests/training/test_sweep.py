@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -345,6 +346,8 @@ def test_a_work_folder_in_a_bucket(clip, colours, recipe, tmp_path, bucket, monk
     assert tiny.adapter(specs[1]).notes["key"] == specs[1].key
     local = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()} - {".lock"}
     assert {str(path).removeprefix("/bucket/run/") for path in bucket.find("/bucket/run")} == local
+    drawn = {Path(name).stem for name in local if name.endswith(".png")}
+    assert drawn <= set(re.findall(r"`(\w+)`", str(table1.__doc__))), "the help names other pictures"
 
 
 def test_tasks_are_told_apart_by_their_options(clip, colours, recipe, tmp_path):
