@@ -366,6 +366,8 @@ class Evaluator:
                 mask = meshes.place_rows(self.mesh, batch["mask"])
                 labels = meshes.place_rows(self.mesh, np.where(batch["mask"], batch["labels"], -1))
                 results.append((compute(features, mask, labels), labels))
+                # One batch waits behind the one that is computed: with dozens of them, XLA's CPU devices hang.
+                jax.block_until_ready(results[-2:-1])
         values, of_batches = zip(*meshes.device_get(results), strict=True)
         count = len(self.split)  # padding lies behind the images
         whole = jax.tree.map(lambda *batches: np.concatenate(batches, axis=1)[:, :count], *values)

@@ -136,6 +136,30 @@ def test_what_is_planned_is_what_is_called(clip, colours, monkeypatch):
     assert calls == 4 * [(planned.arguments[0], meshes.shapes(planned.arguments[1:]))]
 
 
+def test_a_single_batch_waits_behind_the_one_that_is_computed(clip, colours):
+    pending = set()
+
+    class Result:
+        """Computed as soon as somebody waits for it."""
+
+        def block_until_ready(self) -> None:
+            pending.discard(self)
+
+        def __array__(self, dtype=None, copy=None) -> np.ndarray:
+            return np.zeros((1, 1))
+
+    def compute(*_) -> Result:
+        assert len(pending) < 2
+        pending.add(result := Result())
+        return result
+
+    evaluator = Evaluator(colours.split("test"), mesh=meshes.single_device(), batch_size=1)
+    task = Task(clip, "zero_shot", colours.class_names)
+    static, inputs = make_evaluation(task, clip.params, {}, runs=1, mesh=evaluator.mesh)
+    values, _ = evaluator._each_batch(static, inputs, compute)
+    assert values.shape == (1, 15) and len(pending) == 1
+
+
 def test_no_temperature_is_fitted_on_what_is_evaluated(colours):
     test, val = colours.split("test"), colours.split("val")
     assert validation_outside_test(test, None) is None
