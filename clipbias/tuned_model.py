@@ -242,7 +242,7 @@ class TunedModel:
             self.task,
             self.learnables,
             tested,
-            mesh=meshes.make_mesh() if mesh is None else mesh,
+            mesh=meshes.as_mesh(mesh),
             eval_batch_size=batch_size,
             on_image_error=on_image_error,
             rule=self.rule(AnswerOptions(coverage, rejection, accepted)),

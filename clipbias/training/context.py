@@ -181,5 +181,5 @@ def make_context(
     clip: Clip, mesh: Mesh | None, *, dtype: str, on_image_error: str = "raise", workers: int | None = None
 ) -> SweepContext:
     """A model on devices, without datasets or files; `None` takes all devices, and as many threads as there are."""
-    mesh = meshes.make_mesh() if mesh is None else mesh
-    return SweepContext(clip, {}, Compute(workers=workers), mesh, dtype=dtype, on_image_error=on_image_error)
+    compute = Compute(workers=workers)
+    return SweepContext(clip, {}, compute, meshes.as_mesh(mesh), dtype=dtype, on_image_error=on_image_error)

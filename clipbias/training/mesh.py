@@ -15,6 +15,7 @@ import numpy as np
 from absl import logging
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from clipbias.checks import Positive, check_value, shown
 from clipbias.clip.params import Params
 from clipbias.clip.precision import DATA as DATA
 from clipbias.clip.precision import cast_weights
@@ -34,6 +35,8 @@ def make_mesh(*, run: int | None = 1, data: int | None = None, devices: Sequence
     Every process holds a part of every run where `run` divides its devices: they then share the decoding of images that
     all runs see. Else each holds some of the runs, or some hold a run together.
     """
+    check_value("run", run, Positive | None)
+    check_value("data", data, Positive | None)
     devices = list(jax.devices() if devices is None else devices)
     by_process: dict[int, list[jax.Device]] = {}
     for device in devices:
@@ -41,7 +44,7 @@ def make_mesh(*, run: int | None = 1, data: int | None = None, devices: Sequence
     each = min(map(len, by_process.values()))
     for part in range(each, 0, -1):
         total = part * len(by_process)
-        rows = total // max(data or 1, 1) if run is None else run
+        rows = total // (data or 1) if run is None else run
         columns = total // max(rows, 1) if data is None else data
         shared = rows > 0 and part % rows == 0
         whole = columns > 0 and (part % columns == 0 or columns % part == 0)
@@ -51,7 +54,7 @@ def make_mesh(*, run: int | None = 1, data: int | None = None, devices: Sequence
         raise ClipbiasError(
             f"a mesh of run={run} and data={data} cannot be made of {counted(len(by_process), 'process')} with "
             f"{counted(each, 'device')} each: a process must hold a part of every run, whole runs, or a part of one; "
-            "give at least 1, and data=None for what fits."
+            "give data=None for what fits."
         )
     if total < len(devices) and None in (run, data):
         logging.warning("%d of %d devices are left idle by run=%d.", len(devices) - total, len(devices), rows)
@@ -59,6 +62,17 @@ def make_mesh(*, run: int | None = 1, data: int | None = None, devices: Sequence
     if shared:
         grid = grid.reshape(len(by_process), rows, part // rows).transpose(1, 0, 2)
     return Mesh(grid.reshape(rows, columns), (RUN, DATA), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def as_mesh(mesh: Mesh | None) -> Mesh:
+    """A user's mesh, or all devices for `None`. Raises `ClipbiasError` for anything but what `make_mesh` makes."""
+    if mesh is None:
+        return make_mesh()
+    if not isinstance(mesh, Mesh) or mesh.axis_names != (RUN, DATA):
+        raise ClipbiasError(
+            f"mesh is {shown(mesh)}; give one of clipbias.training.make_mesh, with the axes ('run', 'data')."
+        )
+    return Mesh(mesh.devices, mesh.axis_names)  # whose axes are Auto; those of `jax.make_mesh` are Explicit
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,6 +13,10 @@ def test_axes_take_what_is_left():
     assert dict(meshes.make_mesh(run=None, data=2).shape) == {"run": jax.device_count() // 2, "data": 2}
 
 
+def test_a_mesh_of_jax_is_computed_on_as_those_made_here():
+    assert meshes.as_mesh(jax.make_mesh((1, jax.device_count()), ("run", "data"))) == meshes.as_mesh(None)
+
+
 def test_arrays_come_back_as_they_went():
     mesh = meshes.make_mesh(run=2, data=4)
     values = {"a": np.arange(48.0).reshape(2, 8, 3), "b": np.float32(3)}

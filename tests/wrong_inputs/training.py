@@ -149,7 +149,11 @@ CASES: list[Case] = [
     combined("of a single shot none is left to train on when one is held out", shots=(1,), **HELD),
     combined("pseudo-labelled images have no label to select by", protocol="pseudo_labels", shots=(2,), **HELD),
     # Devices, and the plan of a step.
-    pure("run=0 and data=None cannot be made of 1 process with 8 devices each", meshes.make_mesh, run=0),
+    pure("run is 'a'; it must be a whole number from 1 to .*, or None", meshes.make_mesh, run="a"),
+    pure("data is 0; it must be a whole number from 1 to .*, or None", meshes.make_mesh, data=0),
+    pure("run=9 and data=None cannot be made of 1 process with 8 devices each", meshes.make_mesh, run=9),
+    evaluating("mesh is 3; give one of clipbias.training.make_mesh", IMAGES, LABELS, mesh=3),
+    fitted("mesh is Mesh.*'x'.*; give one of clipbias.training", DATA, mesh=jax.make_mesh((1,), ("x",))),
     meshed("run=3 and data=5 cannot be made of 4 processes with 4 devices each", 4, run=3, data=5),
     planned("remat is 'all'; choose 'auto', 'products', 'half', 'tokens'", remat="all"),
     planned("class_chunks is 3; give 1 … 2", class_chunks=3),
