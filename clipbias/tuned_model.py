@@ -429,6 +429,8 @@ def labelled_images(images: Images, labels: Labels | None, class_names: tuple[st
     if isinstance(source, Dataset | Split):
         if labels is not None:
             raise ClipbiasError("a dataset and its splits have labels of their own; leave `labels` out.")
+        if isinstance(source, Split):
+            label_numbers(source.labels, class_names)  # a split does not say which classes they are of
         return source
     if labels is None:
         raise ClipbiasError("there are images without labels; give a dataset, or labels of the images.")

@@ -108,6 +108,8 @@ CASES: list[Case] = [
     pure("the task is 'bias'; give a clipbias.Task", TunedModel, "bias", {}),
     evaluating("colours has 3 classes, not the model's 2, or .* take model.with_classes", DATA),
     evaluating("have labels of their own", DATA.split("test"), LABELS),
+    evaluating("labels go from 0 to 2; there are 2 classes, from 0 to 1", DATA.split("test")),
+    ("labels go from 0 to 2; there are 2 classes", lambda place: place.tuned().calibrate(DATA.split("test"))),
     predicting("look like levels from 0 to 1 and not like .* normalised=True", np.full((2, 16, 16, 3), 0.5)),
     predicting(r"the images have shape \[1, 8, 8, 3\]", np.zeros((1, 8, 8, 3), np.float32), normalised=True),
     predicting(
