@@ -366,9 +366,12 @@ def _training_dataset(
         splits = dict(source.splits)
     if isinstance(validation, Split):
         splits["val"] = validation
+    elif isinstance(validation, list | tuple) and len(validation) == 2:
+        splits["val"] = labelled_split(*validation, task.class_names)
     elif validation is not None:
-        pictures, classes = validation
-        splits["val"] = labelled_split(pictures, classes, task.class_names)
+        raise ClipbiasError(
+            f"validation is of type {type(validation).__name__}; give a split, or a pair of pictures and their labels."
+        )
     splits.setdefault("test", next(iter(splits.values())).subset([]))
     return Dataset(name, task.class_names, task.template, splits)
 

@@ -132,6 +132,10 @@ CASES: list[Case] = [
     fitted("there is a single class, 'cat'; give images of two classes at least", IMAGES, ["cat"] * 18),
     fitted("learning_rate is -1", DATA, learning_rate=-1),
     *(
+        fitted("validation is of type .*; give a split, or a pair of pictures and their labels", DATA, validation=wrong)
+        for wrong in (DATA, "colours", IMAGES, (IMAGES,), 3)
+    ),
+    *(
         taught(f"^'{name}' cannot learn from a teacher: it {why}", name)
         for name, why in {
             "linear_probe": "is made of features and labels of training images",
