@@ -40,7 +40,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from clipbias.checks import check_int
+from clipbias.checks import check_int, shown
 from clipbias.clip import Adaptation, TextTokens, block, layers, tower
 from clipbias.clip.block import Keep, Record, run_block
 from clipbias.clip.config import ClipConfig, TextConfig, TowerConfig, VisionConfig
@@ -390,8 +390,11 @@ def reduce_backward(
 
 def check_targets(task: Task, images: jax.Array, targets: jax.Array | Sequence[int]) -> jax.Array:
     """Targets as an int array `[B]` or `[B, K]`; what can be checked without their values is."""
-    targets = jnp.asarray(targets)
     last = len(task.class_names) - 1
+    try:
+        targets = jnp.asarray(targets)
+    except (TypeError, ValueError) as error:
+        raise ClipbiasError(f"targets are {shown(targets)}; give class numbers (0 … {last}).") from error
     if not jnp.issubdtype(targets.dtype, jnp.integer):
         raise ClipbiasError(f"targets are {targets.dtype}; give class numbers (0 … {last}).")
     if targets.ndim not in (1, 2) or targets.shape[0] != images.shape[0] or targets.size == 0:

@@ -137,6 +137,7 @@ CASES: list[Case] = [
     # Targets, equivalent biases, studies.
     maps(r"targets have shape \(3,\) for 4 images", np.zeros(3, int)),
     maps("targets are float32; give class numbers", np.zeros(4, np.float32)),
+    maps("targets are .*'cat'.*; give class numbers", ["cat"] * 4),
     maps("targets go from 0 to 1; the task has classes 0 … 0", np.array([0, 0, 1, 0])),
     maps("start_layer 3 is outside the vision tower's 3 layers", np.zeros(4, int), start_layer=3),
     # Adapters.
