@@ -13,7 +13,7 @@ from pathlib import Path
 
 from jax.sharding import Mesh
 
-from clipbias.checks import check_int, shown
+from clipbias.checks import check_int, check_value, shown
 from clipbias.clip import Clip
 from clipbias.clip.hub import parse
 from clipbias.data import Dataset, Split
@@ -103,6 +103,8 @@ def fit(  # noqa: PLR0913 (a user's options, each by keyword)
         ends above that of equal probabilities.
     """
     _check_arguments(clip, method, shots, seed, start_seed)
+    check_value("recipe", recipe, Recipe | str | None)
+    check_value("calibrate", calibrate, bool | None)
     keep_programs()
     clip = as_clip(clip)
     if labels is None or is_hub_dataset(images):

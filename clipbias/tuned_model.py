@@ -4,13 +4,13 @@ import dataclasses
 import functools
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from clipbias.checks import check_int, shown
+from clipbias.checks import check_int, check_value, shown
 from clipbias.clip import Clip, load
 from clipbias.clip.encode import check_normalised, image_batches, is_normalised
 from clipbias.data import Dataset, Split
@@ -306,6 +306,7 @@ class TunedModel:
             targets = self.predict(pictures, normalised=normalised).labels
         classes = label_numbers(targets, self.class_names)
         _check_count(len(images), len(classes), "targets")
+        check_value("titles", titles, list[Any] | None)
         titles = [self.class_names[label] for label in classes] if titles is None else titles
         _check_count(len(images), len(titles), "titles")
         if maps is None:

@@ -341,7 +341,7 @@ class Clip:
 
         Raises `ClipbiasError` if a text is too long, or is none, or there is no such type.
         """
-        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+        if isinstance(texts, str) or not hasattr(texts, "__len__") or not all(isinstance(text, str) for text in texts):
             raise ClipbiasError(f"texts is {checks.shown(texts)}; give a list of texts.")
         ids = self.tokenize(list(texts))
         dtype = resolve(dtype)

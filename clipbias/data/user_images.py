@@ -199,23 +199,17 @@ def _key(number: int, image: Picture) -> str:
 
 def names_of_labels(labels: Labels) -> list[str]:
     """The classes that labels name, sorted. Raises `ClipbiasError` for none, and for numbers."""
-    array = np.asarray(as_array(labels))
+    array = _label_array(labels)
     if not array.size:
         raise ClipbiasError("there are no labels; give images, and a label for each.")
-    if array.dtype.kind != "U" or array.ndim != 1:
+    if array.dtype.kind != "U":
         raise ClipbiasError("the labels are no names, so the classes have none; give class_names, a name per number.")
     return sorted(set(array.tolist()))
 
 
 def label_numbers(labels: Labels, class_names: Sequence[str]) -> np.ndarray:
     """Labels, given by number or by name, as int32 `[n]`. Raises `ClipbiasError` for one that is no class."""
-    if isinstance(labels, str):
-        raise ClipbiasError(f"labels is the text {shown(labels)}; give a list.")
-    array = np.asarray(as_array(labels))
-    if array.ndim != 1 or array.dtype.kind not in "iuU":
-        raise ClipbiasError(
-            f"labels have type {array.dtype} and shape {list(array.shape)}; give numbers or names, [n]."
-        )
+    array = _label_array(labels)
     if array.dtype.kind == "U":
         numbers = {name: number for number, name in enumerate(class_names)}
         unknown = [name for name in array.tolist() if name not in numbers]
@@ -228,3 +222,17 @@ def label_numbers(labels: Labels, class_names: Sequence[str]) -> np.ndarray:
             f"{len(class_names) - 1}."
         )
     return array.astype(np.int32)
+
+
+def _label_array(labels: Labels) -> np.ndarray:
+    if isinstance(labels, str):
+        raise ClipbiasError(f"labels is the text {shown(labels)}; give a list.")
+    try:
+        array = np.asarray(as_array(labels))
+    except ValueError as error:
+        raise ClipbiasError(f"labels are {shown(labels)}; give numbers or names, [n].") from error
+    if array.ndim != 1 or array.dtype.kind not in "iuU":
+        raise ClipbiasError(
+            f"labels have type {array.dtype} and shape {list(array.shape)}; give numbers or names, [n]."
+        )
+    return array

@@ -296,7 +296,7 @@ def make_adapter(
 
 def write_adapter(path: str | os.PathLike, adapter: Adapter) -> None:
     """Writes an adapter's file, atomically. Raises `ClipbiasError` for what `read_adapter` would refuse."""
-    if os.path.splitext(path)[1].lower() != ".safetensors":
+    if user_path(path).suffix.lower() != ".safetensors":
         raise ClipbiasError(f"{path} is no name of an adapter's file; give a path that ends with .safetensors.")
     leaves = dict(adapter.learnables)
     if adapter.calibration is not None:

@@ -178,6 +178,8 @@ CASES: list[Case] = [
     labelled("the label 'cow' is no class", ["cow"]),
     labelled("float64", [0.5]),
     labelled("give a list", "cat"),
+    labelled(r"labels are \[\['a'\], \['a', 'b'\]\]; give numbers or names", [["a"], ["a", "b"]]),
+    ("texts is None; give a list of texts", lambda place: place.clip.encode_texts(None)),
     (f"{NO_TYPE} auto, float32,", lambda place: place.clip.encode_texts(["x"], dtype="float16")),
     pure(f"{NO_TYPE} auto, {', '.join(DTYPES)}", resolve, "float16"),
     pure("dtype is 'tensorfloat32', which only a .* choose 'auto'", resolve, "tensorfloat32", "tpu"),

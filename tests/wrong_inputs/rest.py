@@ -202,6 +202,8 @@ CASES: list[Case] = [
     ("cannot write", lambda place: style.save_figure(style.new_figure(2, 1), place.model / "config.json" / "figure")),
     # Plots, the page, uploads, settings.
     plotted("pictures: 4, maps: 1", LEVELS, maps=np.ones((1, 16))),
+    plotted("titles is 3; it must be a list, or None", LEVELS, titles=3),
+    ("None is no path", lambda place: place.tuned().save(None)),
     bench("there are 0 class names; write from 1 to 1000, one per line", "  \n"),
     ("does not fit 'demo'", lambda place: Bench(clipbias.load("demo"), {"a": place.tuned()})),
     pure("the model is .*; give what clipbias.fit or", clipbias.push_to_hub, "me/task", "bias"),

@@ -131,6 +131,8 @@ CASES: list[Case] = [
     fitted("have labels of their own", DATA, LABELS),
     fitted("there is a single class, 'cat'; give images of two classes at least", IMAGES, ["cat"] * 18),
     fitted("learning_rate is -1", DATA, learning_rate=-1),
+    fitted("recipe is 3; it must be of type .*Recipe", DATA, recipe=3),
+    fitted("calibrate is 1; it must be True or False, or None", DATA, calibrate=1),
     *(
         fitted("validation is of type .*; give a split, or a pair of pictures and their labels", DATA, validation=wrong)
         for wrong in (DATA, "colours", IMAGES, (IMAGES,), 3)
