@@ -208,9 +208,9 @@ def equivalent_bias(
 ) -> TunedModel:
     """The bias that is equivalent to a tuned model, as a model of its own: saved, folded and exported as any other.
 
-    It is the frozen model with `c_l` after every block `l` (see `explain.equivalent_bias`): the mean over images of
-    what the tuned block adds to the frozen one on the same tokens. What a method changes outside the blocks is not in
-    it: pixels, embeddings, the LayerNorms before and after, projections, class features, a head of its own.
+    It is the frozen model with `c_l` after every block `l`: the mean over images of what the tuned block adds to the
+    frozen one on the same tokens. What a method changes outside the blocks is not in it: pixels, embeddings, the
+    LayerNorms before and after, projections, class features, a head of its own.
 
     Args:
       model: of any method that changes tokens or weights inside the blocks.
