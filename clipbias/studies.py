@@ -105,7 +105,7 @@ def explain(
       ClipbiasError: the models are of several CLIPs, or cannot be bound to these classes; there is no such split or
         section, or no image could be read.
     """
-    tuned = [models] if isinstance(models, TunedModel) else list(models)
+    tuned = list(models) if isinstance(models, Sequence) else [models]
     for model in tuned:
         if not isinstance(model, TunedModel):
             raise ClipbiasError(f"a model is {shown(model)}; give what clipbias.fit or clipbias.load_adapter returned.")

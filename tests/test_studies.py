@@ -77,12 +77,15 @@ def test_what_cannot_be_studied(clip, pets, tmp_path):
     model = tuned(clip, "bias")
     for arguments, message in (
         ((["bias"], pets), "a model is 'bias'; give what clipbias.fit or clipbias.load_adapter returned"),
+        ((model.task, pets), "a model is .*; give what clipbias.fit or"),
         (([], pets), "there is no model to explain; give tuned models, or clip="),
         ((model, 7), "the dataset is 7; give what clipbias.data.load returned, or a name"),
         ((model, "nowhere"), "there is no dataset 'nowhere'"),
     ):
         with pytest.raises(ClipbiasError, match=message):
             clipbias.explain(*arguments, tmp_path)
+    with pytest.raises(ClipbiasError, match="mesh is 3; give one of clipbias.training.make_mesh"):
+        clipbias.explain(model, pets, tmp_path, mesh=3)
     with pytest.raises(ClipbiasError, match="unknown section 'relevance'"):
         clipbias.explain(model, pets, tmp_path, sections=["relevance"])
     with pytest.raises(ClipbiasError, match="has no val images"):

@@ -231,7 +231,7 @@ def _label_array(labels: Labels) -> np.ndarray:
         array = np.asarray(as_array(labels))
     except ValueError as error:
         raise ClipbiasError(f"labels are {shown(labels)}; give numbers or names, [n].") from error
-    if array.ndim != 1 or array.dtype.kind not in "iuU":
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "iuU"):
         raise ClipbiasError(
             f"labels have type {array.dtype} and shape {list(array.shape)}; give numbers or names, [n]."
         )

@@ -222,7 +222,7 @@ class Study:
         self.options = options
         self.training = training
         self.unlabelled = unlabelled
-        self.mesh = mesh or meshes.single_device()
+        self.mesh = meshes.single_device() if mesh is None else meshes.as_mesh(mesh)
         self.advance = advance
         self.known = known
         self.parts = Path(folder) / "parts"
@@ -396,6 +396,7 @@ class Study:
             shards = [values[start : start + local] for values in (*rows, np.ones(count, bool))]
             padded = [np.concatenate([x, np.zeros((local - len(x), *x.shape[1:]), x.dtype)]) for x in shards]
             results.append(compute(*(meshes.place_rows(self.mesh, x) for x in padded)))
+            jax.block_until_ready(results[-2:-1])  # as an evaluation does
         return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *meshes.device_get(results))
 
     def batches(
