@@ -21,7 +21,7 @@ from clipbias.clip import Clip, hub
 from clipbias.clip.formats import open_safetensors_file
 from clipbias.data.dataset import Descriptions
 from clipbias.errors import ClipbiasError
-from clipbias.io import parse_json, user_path, write_tensors
+from clipbias.io import data_path, parse_json, user_path, write_tensors
 from clipbias.terminal import printable
 from clipbias.tuning.conformal import Calibration
 from clipbias.tuning.method import (
@@ -296,7 +296,7 @@ def make_adapter(
 
 def write_adapter(path: str | os.PathLike, adapter: Adapter) -> None:
     """Writes an adapter's file, atomically. Raises `ClipbiasError` for what `read_adapter` would refuse."""
-    if user_path(path).suffix.lower() != ".safetensors":
+    if data_path(path).suffix.lower() != ".safetensors":
         raise ClipbiasError(f"{path} is no name of an adapter's file; give a path that ends with .safetensors.")
     leaves = dict(adapter.learnables)
     if adapter.calibration is not None:
