@@ -84,7 +84,7 @@ def test_what_cannot_be_studied(clip, pets, tmp_path):
     ):
         with pytest.raises(ClipbiasError, match=message):
             clipbias.explain(*arguments, tmp_path)
-    with pytest.raises(ClipbiasError, match="mesh is 3; give one of clipbias.training.make_mesh"):
+    with pytest.raises(ClipbiasError, match=r"mesh is 3; give one of clipbias\.training\.make_mesh"):
         clipbias.explain(model, pets, tmp_path, mesh=3)
     with pytest.raises(ClipbiasError, match="unknown section 'relevance'"):
         clipbias.explain(model, pets, tmp_path, sections=["relevance"])
