@@ -35,7 +35,7 @@ from clipbias.clip.params import Params
 from clipbias.clip.precision import resolve
 from clipbias.clip.vision import project_image
 from clipbias.data.dataset import Descriptions, as_descriptions
-from clipbias.data.user_images import label_numbers
+from clipbias.data.user_images import Labels, label_numbers
 from clipbias.errors import ClipbiasError
 from clipbias.terminal import printable
 from clipbias.tuning.features import Features, class_vectors, unit_length
@@ -379,6 +379,8 @@ class Task:
             self.method_name = method
             set_options = {option: value for option, value in options.items() if value is not None}
             self.method = resolve_method(method, set_options, dataset=classes.name, shots=shots)
+        elif not isinstance(method, Method):
+            raise ClipbiasError(f"the method is {shown(method)}; give its name, or an object of its class.")
         elif options:
             raise ClipbiasError(f"options {sorted(options)} go with a method's name; this method already has its own.")
         else:
@@ -553,7 +555,7 @@ class Task:
         params: Params,
         learnables: Learnables,
         images: jax.Array,
-        labels: jax.Array,
+        labels: jax.Array | Labels,
         text: Text | None = None,
         reference: jax.Array | None = None,
     ) -> jax.Array:
@@ -564,13 +566,13 @@ class Task:
         """
         self.check_arguments(params, learnables)
         self._check_images(images)
+        is_traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(labels))
+        labels = jnp.asarray(labels if is_traced else label_numbers(labels, self.class_names))
         if np.shape(labels) != np.shape(images)[:1]:
             raise ClipbiasError(
                 f"there are {len(images)} images and labels of shape {list(np.shape(labels))}; give the number of its "
                 "class for each image, [B]."
             )
-        if not isinstance(labels, jax.core.Tracer):
-            label_numbers(labels, self.class_names)
         text = self.text if text is None else text
         reference = self.teacher_features(params) if reference is None else reference
         texts = TrainingTexts(text, reference, self.template_tokens)

@@ -76,6 +76,14 @@ def test_a_task_says_its_prompt_and_its_teachers(clip, method):
     assert task.with_method(task.method).prompt == clipbias.Task(clip, method, task).prompt == task.prompt
 
 
+def test_the_loss_takes_labels_by_number_and_by_name(clip):
+    task = clipbias.Task(clip, "bias", ("cat", "dog"))
+    arguments = clip.params, task.init(), np.zeros((2, 16, 16, 3), np.float32)
+    expected = task.loss(*arguments, np.asarray([1, 0]))
+    assert expected == task.loss(*arguments, ["dog", "cat"]) == task.loss(*arguments, (1, 0))
+    np.testing.assert_allclose(jax.jit(task.loss)(*arguments, [1, 0]), expected, rtol=1e-6)
+
+
 def test_memory_settings_change_the_program_and_not_the_task(clip):
     task = clipbias.Task(clip, "bias", ("cat", "dog", "bird"))
     smaller = task.with_memory(class_chunks=2)

@@ -157,6 +157,9 @@ CASES: list[Case] = [
     bound("'ivlp' has nothing to learn with these options", ("cat",), "ivlp", text_tokens=0, vision_tokens=0),
     # Classes and their texts.
     bound("no class names", ()),
+    bound(
+        "the method is .*ZeroShot.*; give its name, or an object of its class", ("cat",), type(make_method("zero_shot"))
+    ),
     bound("class_names is 'cat'; give a list of names", "cat"),
     bound("class_names is {'cat'}; give a list of names", {"cat"}),  # whose order differs between processes
     bound("reads the class names 'big cat' and 'big_cat' as the same text", ("big cat", "dog", "big_cat")),
