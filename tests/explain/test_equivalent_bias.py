@@ -1,5 +1,6 @@
 """Equivalent biases: against the float64 reference, put in the method's place, as adapters and in a study."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +157,9 @@ def test_an_adapter_holds_the_constants(clip: Clip, tmp_path: Path) -> None:
         again = read_adapter(tmp_path / "bias.safetensors")
         assert again.method == method and again.template == task.template
         assert again.notes["dataset"] == "demo/digits" and "accuracy" not in again.notes
-        assert again.notes["equivalent_bias"] == {"method": "ivlp", "options": task.options(), "images": len(LABELS)}
+        made_of = {"method": "ivlp", "options": task.options(), "images": len(LABELS)}
+        training = {name: again.notes[name] for name in ("dataset", "shots") if name in again.notes}
+        assert again.notes["equivalent_bias"] == {**made_of, "training": json.dumps(training)}
         bound, bias = again.bind(clip)
         assert bound.class_names == task.class_names and bias.keys() == {f"{tower}_bias" for tower in TOWERS}
         for tower in TOWERS:
