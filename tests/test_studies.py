@@ -121,9 +121,10 @@ def test_models_are_judged_together_where_their_trainings_differ_in_the_seed_alo
         ["Bias tuning, 4 shots", "Bias tuning, 4 shots (seed 2)"],
         ["Bias tuning, 1 shot", "Bias tuning, 1 shot (seed 2)"],
     ]
-    for other in ({"learning_rate": 0.2}, {"recipe": {"epochs": 7}}, {"data": "b"}, {}, {"equivalent_bias": {}}):
-        same_seed = judged(first, {**first, **other}, second)
-        assert same_seed == [["Bias tuning", "Bias tuning (seed 2)"], ["Bias tuning (2)"]], other
+    assert judged(first, first, second) == [["Bias tuning", "Bias tuning (seed 2)"], ["Bias tuning (2)"]]
+    others: list[dict[str, object]] = [{"recipe": {"epochs": 7}}, {"data": "b"}, {"equivalent_bias": {}}]
+    for other in ({"shots": 1}, {"learning_rate": 0.2}, *others):
+        assert len(judged(first, {**second, **other})) == 2, other
     selected = [{**each, "choice": {}, "recipe": {"learning_rate": rate}} for each, rate in ((first, 1), (second, 2))]
     assert judged({**selected[0], "learning_rate": 1.0}, {**selected[1], "learning_rate": 2.0}) == judged(first, second)
     unnamed = [{**each, "dataset": None, "train_images": images} for each, images in ((first, 12), (second, 9))]
