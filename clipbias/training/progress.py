@@ -81,7 +81,7 @@ class Progress:
     ) -> None:
         self._title = printable(title)
         self._unit = unit
-        self._shown = shown
+        self.shown = shown
         self._bar: tqdm | None = None
         self._named = float("-inf")  # when a stage had a line
         if total:
@@ -98,7 +98,7 @@ class Progress:
         else:
             shared |= {"file": _Lines(), "mininterval": SECONDS_BETWEEN_LINES, "miniters": 0}
             shared |= {"bar_format": "{desc} {done}/{total_fmt}{postfix}{left}"}
-        self._bar = _Bar(disable=jax.process_index() != 0 or not self._shown, **shared)
+        self._bar = _Bar(disable=jax.process_index() != 0 or not self.shown, **shared)
         if sys.stderr.isatty():
             threading.Thread(target=_tick, args=(self._bar,), daemon=True).start()
 
@@ -142,7 +142,7 @@ class Progress:
             self.say(stage)
 
     def say(self, line: str) -> None:
-        if self._shown:
+        if self.shown:
             say(line)
 
     def close(self) -> None:

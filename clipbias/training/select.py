@@ -273,7 +273,8 @@ def _trial(job: TrainJob, held: HeldOut, rates: Sequence[float]) -> TrainJob:
         recipe = job.training.shortened(job.examples)
         if logging.checkpoints is not None:
             logging = dataclasses.replace(logging, checkpoints=logging.checkpoints / "candidates")
-        logging = dataclasses.replace(logging, progress=Progress(title=f"comparing {len(rates)} learning rates"))
+        bar = Progress(title=f"comparing {len(rates)} learning rates", shown=logging.progress.shown)
+        logging = dataclasses.replace(logging, progress=bar)
     runs = tuple(dataclasses.replace(run, images=images, learning_rate=rate) for rate in rates or (None,))
     return dataclasses.replace(job, recipe=recipe, runs=runs, logging=logging)
 

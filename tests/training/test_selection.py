@@ -73,7 +73,7 @@ def test_the_best_of_four_rates_trains_on_all_images(clip, colours, fitted):
     assert "choice" not in direct.notes and direct.notes["learning_rate"] == best
 
 
-def test_candidates_that_fail_or_do_not_fit_together(clip, colours, fitted, monkeypatch):
+def test_candidates_that_fail_or_do_not_fit_together(clip, colours, fitted, monkeypatch, capsys):
     """One that is not finite is no reason to stop, and those that do not fit the memory are trained one by one."""
     sizes = []
 
@@ -92,6 +92,7 @@ def test_candidates_that_fail_or_do_not_fit_together(clip, colours, fitted, monk
     held = hold_out(train, None, seed=3)
     selected = select.select(job, held, compares_rates=True)
     assert selected is not None and sizes == [2, 1, 1]
+    assert "comparing" not in capsys.readouterr().err  # as the job, which shows nothing
     known: Any = fitted.notes["choice"]
     assert [candidate.loss for candidate in selected.candidates] == [
         pytest.approx(known["tried"][2]["loss"], rel=1e-4),
