@@ -7,7 +7,7 @@ import numbers
 import sys
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 
 from clipbias.errors import ClipbiasError
@@ -62,6 +62,12 @@ def check_text(name: str, value: object) -> str:
     if not isinstance(value, str):
         raise ClipbiasError(f"{name} is {shown(value)}; it must be a text.")
     return value
+
+
+def check_class_names(value: object) -> None:
+    """Raises `ClipbiasError` for what holds no names, or no order: that of a set differs between processes."""
+    if isinstance(value, str | Mapping | set | frozenset) or not isinstance(value, Iterable):
+        raise ClipbiasError(f"class_names is {shown(value)}; give a list of names.")
 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> str:

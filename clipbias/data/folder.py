@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeGuard
 import numpy as np
 from absl import logging
 
-from clipbias.checks import shown
+from clipbias.checks import check_class_names, shown
 from clipbias.constants import DEFAULT_TEMPLATE
 from clipbias.data import files
 from clipbias.data.dataset import Dataset, Split
@@ -250,8 +250,7 @@ def _dataset(
     labels = sorted(unsorted, key=lambda label: (int(label), label)) if numbers else sorted(unsorted)
     label_of = {label: index for index, label in enumerate(labels)}
     if class_names is not None:
-        if isinstance(class_names, str | set | frozenset):
-            raise ClipbiasError(f"class_names is {shown(class_names)}; give a list of names.")
+        check_class_names(class_names)
         if not numbers or int(labels[-1]) >= len(class_names):
             raise ClipbiasError(
                 f"{place}: class_names goes with labels 0 to {len(class_names) - 1}, found {labels[-1]!r}."

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 from absl import logging
 
-from clipbias.checks import check_text, shown
+from clipbias.checks import check_class_names, check_text, shown
 from clipbias.constants import DEFAULT_TEMPLATE
 from clipbias.data import benchmark, catalog, demo, folder
 from clipbias.data.dataset import Dataset
@@ -170,8 +170,8 @@ def from_arrays(
 
     Raises `ClipbiasError` if pictures, labels, classes or splits do not fit, or no picture is for training.
     """
-    if isinstance(class_names, str | set | frozenset):
-        raise ClipbiasError(f"class_names is {shown(class_names)}; give a list of names.")
+    if class_names is not None:
+        check_class_names(class_names)
     names = tuple(names_of_labels(labels) if class_names is None else class_names)
     if len(set(names)) < len(names):
         raise ClipbiasError(f"class_names {shown(list(names))} holds a name twice; give each class a name of its own.")

@@ -3,14 +3,14 @@
 import collections
 import dataclasses
 import importlib.resources
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from clipbias.checks import Range, check_text, shown
+from clipbias.checks import Range, check_class_names, check_text, shown
 from clipbias.clip import Adaptation, Clip, TextTokens
 from clipbias.clip.text import text_tokens
 from clipbias.clip.tokenizer import encode, framed, pad
@@ -291,8 +291,7 @@ class Classes:
     def of(cls, classes: Sequence[str] | ClassList) -> "Classes":
         """From a list of names or a dataset. Raises `ClipbiasError` for repeated names, or names without order."""
         if not isinstance(classes, ClassList):
-            if isinstance(classes, str | Mapping | set | frozenset) or not isinstance(classes, Iterable):
-                raise ClipbiasError(f"class_names is {shown(classes)}; give a list of names.")
+            check_class_names(classes)
             try:
                 counts = collections.Counter(classes)
             except TypeError as error:  # names that cannot be hashed
