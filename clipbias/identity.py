@@ -1,0 +1,80 @@
+"""Identities: SHA-256 over all that a value is made of, the only keys of what is cached, stored or compared.
+
+An identity is made by walking every field of a value, never from a list of names, which would lack the next field. A
+field that cannot change a prediction is marked where it is declared, with the reason (`no_effect`).
+"""
+
+import dataclasses
+import enum
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+_NO_EFFECT = "no_effect"
+
+
+def no_effect(reason: str, **options: Any) -> Any:
+    """A dataclass field that no prediction depends on, for this reason; `options` are those of `dataclasses.field`."""
+    return dataclasses.field(metadata={_NO_EFFECT: reason}, **options)
+
+
+def parts(value: object) -> dict[str, str]:
+    """The identity of each field of a dataclass, without those marked `no_effect`: tells in which part two differ."""
+    fields = (field for field in dataclasses.fields(value) if _NO_EFFECT not in field.metadata)  # type: ignore[arg-type]
+    return {field.name: identity(getattr(value, field.name)) for field in fields}
+
+
+def identity(value: object) -> str:
+    """SHA-256 over a value's canonical bytes, 64 hex digits: the same in every process and on every machine.
+
+    A value is a dataclass, a mapping with names as keys, a list, an array, or a plain value. An object with an
+    `identity` of its own counts by that. Lists and tuples are alike, as are 1 and 1.0, since JSON and command lines do
+    not keep them apart. Raises `TypeError` for anything else, such as a function, whose content nothing tells.
+    """
+    digest = hashlib.sha256()
+    _feed(digest.update, value)
+    return digest.hexdigest()
+
+
+def _feed(update: Callable[[bytes], None], value: Any) -> None:
+    """Each value is written with a letter for its kind and its length, so that no two read alike."""
+
+    def write(kind: bytes, content: bytes = b"") -> None:
+        update(kind + len(content).to_bytes(8, "little") + content)
+
+    if isinstance(value, enum.Enum):
+        value = value.value
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or isinstance(value, bool):
+        write(b"c", repr(value).encode())
+    elif isinstance(value, str):
+        write(b"s", value.encode("utf-8", "surrogatepass"))
+    elif isinstance(value, bytes):
+        write(b"b", value)
+    elif isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
+        write(b"n", repr(int(value)).encode())
+    elif isinstance(value, float):
+        write(b"f", value.hex().encode())
+    elif isinstance(own := getattr(value, "identity", None), str):
+        write(b"i", own.encode())
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        write(b"d", type(value).__qualname__.encode())
+        _feed(update, parts(value))
+    elif isinstance(value, Mapping):
+        write(b"m", len(value).to_bytes(8, "little"))
+        for name in sorted(value):
+            _feed(update, name)
+            _feed(update, value[name])
+    elif isinstance(value, list | tuple):
+        write(b"l", len(value).to_bytes(8, "little"))
+        for item in value:
+            _feed(update, item)
+    elif hasattr(value, "dtype") and hasattr(value, "shape"):
+        array = np.asarray(value)
+        write(b"a", f"{array.dtype.name} {array.shape}".encode())
+        write(b"v", np.ascontiguousarray(array).tobytes())
+    else:
+        raise TypeError(f"a {type(value).__name__} has no identity: {value!r}")
