@@ -22,7 +22,7 @@ from clipbias.data.few_shot import images_per_class
 from clipbias.data.folder import is_hub_dataset
 from clipbias.data.pipeline import BATCH_SIZE
 from clipbias.data.sources import open_images
-from clipbias.data.user_images import Labels, Pictures, labelled_split, names_of_labels
+from clipbias.data.user_images import Labels, Pictures, image_list, label_array, names_of_labels
 from clipbias.errors import ClipbiasError
 from clipbias.explain import bias
 from clipbias.export.card import model_card
@@ -109,6 +109,7 @@ def fit(  # noqa: PLR0913 (a user's options, each by keyword)
     clip = as_clip(clip)
     if labels is None or is_hub_dataset(images):
         images = open_images(images)
+    labels = None if labels is None else label_array(labels)
     if isinstance(recipe, str):
         options = {"recipe": recipe, **options}
     elif isinstance(method, str):
@@ -369,7 +370,7 @@ def _training_dataset(
     if isinstance(validation, Split):
         splits["val"] = validation
     elif isinstance(validation, list | tuple) and len(validation) == 2:
-        splits["val"] = labelled_split(*validation, task.class_names)
+        splits["val"] = image_list(*validation, task.class_names)
     elif validation is not None:
         raise ClipbiasError(
             f"validation is of type {type(validation).__name__}; give a split, or a pair of pictures and their labels."

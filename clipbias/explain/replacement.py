@@ -478,7 +478,7 @@ class Fits:
         seed = self.study.options.seed
         seed += seed == model.seed  # another start than the teacher's
         # What a fit depends on. A study with other models beside this one continues from its fits.
-        facts = [model.digest, self.study.clip.fingerprint, self.fitted.stored_digest, task.options()]
+        facts = [model.digest, self.study.clip.fingerprint, self.fitted.identity, task.options()]
         key = stable_hash([*facts, recipe.facts(), seed])
         if key in self.done:  # a trial that was as long
             return self.done[key]
@@ -521,9 +521,7 @@ def _classifications(study: Study, model: Model, beside: Sequence[Candidate], fi
             "features": jnp.stack([features for _, features in outputs], axis=1),
         }
 
-    return Request(
-        f"replacement-{model.key}-{fitted.stored_digest}", f"{model.label}: replacements", study.images, step
-    )
+    return Request(f"replacement-{model.key}-{fitted.identity}", f"{model.label}: replacements", study.images, step)
 
 
 def _by_method(study: Study, fitted: Mapping[str, ModelReplacements]) -> tuple[MethodReplacements, ...]:

@@ -275,7 +275,7 @@ class Study:
             digest.update(json.dumps([model.key, model.digest]).encode())
         training = self.training.subset(self.training_images) if self.training else None
         for images in (self.split, training):
-            digest.update(json.dumps(images and images.stored_digest).encode())
+            digest.update(json.dumps(images and images.identity).encode())
         options = {name: value for name, value in dataclasses.asdict(self.options).items() if name not in _HOW}
         digest.update(json.dumps([FORMAT, self.clip.fingerprint, options]).encode())
         return digest.hexdigest()

@@ -550,7 +550,7 @@ def fingerprint(task: Task, learnables: Learnables, method: str, split: Split | 
     Without a split it names the model alone. The program of a user's own method counts.
     """
     facts: list[Any] = [
-        None if split is None else split.stored_digest,
+        None if split is None else split.identity,
         task.clip.fingerprint,
         repr(task.clip.preprocessing),
         method,
