@@ -65,7 +65,7 @@ def _items(values: Any) -> list | None:
     """The elements of what has an order and is no array of numbers; `None` for anything else."""
     if isinstance(values, str | bytes | bytearray | Mapping | set | frozenset) or not isinstance(values, Iterable):
         return None
-    return list(values)
+    return values.tolist() if isinstance(values, np.ndarray) else list(values)
 
 
 def list_images(pictures: Pictures) -> tuple[list[Picture], bool]:
@@ -115,7 +115,7 @@ def _taken(image: Picture, name: str) -> str | bytes | UnreadableImage:
             image.load()
         except Exception as error:  # as of decoders: a damaged file raises nearly anything
             return UnreadableImage(name, f"{name} cannot be decoded ({error})")
-        return _encoded(transforms.in_known_mode(transforms.turned_upright(image), name))
+        return _encoded(transforms.in_known_mode(transforms.turned_upright(image), name, image.format))
     array = as_array(image)
     if not isinstance(array, np.ndarray) or array.dtype.kind in _OBJECTS:
         raise ClipbiasError(f"{name} is {shown(image)}; {_WHAT}.")
@@ -173,7 +173,7 @@ def image_list(images: Pictures | Split, labels: Labels | None = None, class_nam
             key = f"{number:06d}-{identity(item)[:32]}" if isinstance(item, bytes) else f"{number:06d}"
         if (other := keys.setdefault(key, number)) != number:
             if labels is not None:
-                raise ClipbiasError(f"{item} is listed twice, as images {other} and {number}; list it once.")
+                raise ClipbiasError(f"{folder}{key} is listed twice, as images {other} and {number}; list it once.")
             keys[f"{key} ({number})"] = number
 
     def read(index: int) -> bytes:
