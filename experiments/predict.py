@@ -66,7 +66,7 @@ def main(settings: PredictSettings, workdir: Path) -> None:
         # With the classes and the template of the adapter.
         classes = Classes(model.class_names, model.task.template)
         try:
-            frozen = Task(model.clip, ZERO_SHOT, classes, free_text=settings.texts is not None, dtype=settings.dtype)
+            frozen = Task(model.clip, ZERO_SHOT, classes, free_text=settings.texts is not None, dtype=model.task.classifier.dtype)
             models.append(TunedModel(frozen))
         except ClipbiasError as error:  # such as a template that leaves too little room for a name
             common.tell(f"no zero-shot beside it: {error}")
@@ -192,7 +192,7 @@ def open_model(settings: PredictSettings) -> TunedModel:
         template=settings.template,
         descriptions=descriptions,
         free_text=free_text,
-        dtype=settings.dtype,
+        dtype=settings.dtype or "float32",
     )
     return TunedModel(task)
 
