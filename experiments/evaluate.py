@@ -86,7 +86,8 @@ def main(settings: EvaluateSettings, workdir: Path) -> None:
         if settings.ood is not None:
             score["ood"] = {"dataset": settings.ood, **score["ood"]}
         facts = {"method": method, "dataset": name, "split": settings.split, "identity": key}
-        write_text(workdir / RESULT, json.dumps({**facts, "dtype": model.task.classifier.dtype, **score}, indent=2) + "\n")
+        facts["dtype"] = model.task.classifier.dtype
+        write_text(workdir / RESULT, json.dumps({**facts, **score}, indent=2) + "\n")
         words = accuracy_words(score["accuracy"], score["images"], f"{settings.split} image")
         common.tell(f"{method} on {name}: {words}", describe_classes(score["class_summary"]), *describe_score(score))
         if settings.adapters and rule is None:
