@@ -86,6 +86,14 @@ HELPED = [
         ["\n  --config.datasets=\"('dtd', 'eurosat')\" ", '\n  --config.shots="(2, 16)" '],
     ),
     (
+        "table1 --config.learning_rate=0.01 --config.rates_file=None --config.learning_rate 0.02 --helpfull",
+        [
+            "\n  --config.learning_rate=0.02\n",
+            "\n  --config.rates_file=None\n",
+            "--config.given=\"('learning_rate',)\"",
+        ],
+    ),
+    (
         "table1 --config.methods=vpt,/a/b.py,../c.py --config.datasets ~/d,folder --config.seeds=1 --helpfull",
         [
             "--config.methods=\"('vpt', '/a/b.py', '../c.py')\"",

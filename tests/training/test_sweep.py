@@ -248,6 +248,31 @@ def test_rates_of_a_cell_hold_for_its_shots_alone(shots):
     assert choose(rows[:2], METHOD).of("bias", "b", None) == 0.2
 
 
+def test_what_the_command_line_gives_holds_for_methods_with_a_recipe_of_their_own(clip, colours, recipe, tmp_path):
+    """As in Python, where the same arguments of `fit` do; an option of the method itself goes before."""
+    methods = ("clap", "tip_adapter_f", "mmrl")
+    own, given, both = (
+        TinySweep(clip, colours, recipe, tmp_path).specs(*methods, seeds=(1,), given=given)
+        for given in ((), ("epochs", "learning_rate"), ("epochs", "method_options.mmrl.epochs"))
+    )
+    assert [(spec.learning_rate, spec.recipe.epochs) for spec in own] == [(0.1, 300), (1e-3, 20), (1e-3, 50)]
+    assert [(spec.learning_rate, spec.recipe.epochs) for spec in given] == [(0.05, 3)] * 3
+    assert [(spec.learning_rate, spec.recipe.epochs) for spec in both] == [(0.1, 3), (1e-3, 3), (1e-3, 50)]
+    assert given[2].options["epochs"] == 3 and given[2].recipe.warmup_epochs == own[2].recipe.warmup_epochs == 1
+
+
+@pytest.mark.parametrize(
+    ("protocol", "shots", "words"),
+    [
+        ("full", 4, "full trains on all images; give --config.shots=None"),
+        ("base_to_new", None, "draws images of each class; give --"),
+    ],
+)
+def test_a_protocol_does_not_say_other_shots_than_it_trains_on(protocol, shots, words, clip, colours, recipe, tmp_path):
+    with pytest.raises(ClipbiasError, match=words):
+        TinySweep(clip, colours, recipe, tmp_path, protocol=protocol).specs("bias", shots=(shots,))
+
+
 def test_rates_that_were_chosen_are_taken(clip, colours, recipe, tmp_path):
     tiny = TinySweep(clip, colours, recipe, tmp_path)
     rates = Rates(
@@ -259,6 +284,11 @@ def test_rates_that_were_chosen_are_taken(clip, colours, recipe, tmp_path):
     specs = tiny.specs("bias", "taskres", shots=(1, 2), seeds=(1,), rates=rates)
     assert [spec.learning_rate for spec in specs] == [0.25, 0.5, 0.05, 0.05]
     assert [spec.validation for spec in specs] == ["validation split"] * 2 + ["none"] * 2
+    # Authors' recipes keep their rate, whether they are a method's default or were asked for.
+    tiny.options = {"mma": {"recipe": "authors"}}
+    rates = Rates(({"method": "mma", "learning_rate": 0.5}, {"method": "clap", "learning_rate": 0.5}))
+    mma, clap = tiny.specs("mma", "clap", seeds=(1,), rates=rates)
+    assert (mma.learning_rate, clap.learning_rate, mma.validation, clap.validation) == (0.0015, 0.1, "none", "none")
 
 
 def test_only_rates_of_the_common_recipe_are_chosen(clip, colours, recipe, tmp_path, monkeypatch):
