@@ -24,7 +24,7 @@ class InputSettings(WorkdirSettings):
     """How classes and images are given to the model."""
 
     template: str | None = setting(
-        None, "Prompt template with {} for the class name; None takes the dataset's or the adapter's."
+        None, "Prompt template with {} for the class name; None takes the dataset's; an adapter has its own."
     )
     descriptions: str | None = setting(
         None,

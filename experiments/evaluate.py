@@ -45,8 +45,7 @@ from clipbias.tuning.adapter import Adapter
 from clipbias.tuning.conformal import NOT_CALIBRATED, measured_words
 from configs.evaluate import EvaluateSettings
 from experiments import common
-from experiments.command_line import split
-from experiments.inputs import find_adapter
+from experiments.inputs import find_adapter, open_adapter
 
 _CONFIG = "configs/evaluate.py"
 RESULT = "result.json"
@@ -110,7 +109,7 @@ def open_model(settings: EvaluateSettings, adapter: Adapter | None) -> tuple[Tun
     dataset = common.load_dataset(settings, name)
     if adapter is None:
         return TunedModel(Task(clip, ZERO_SHOT, dataset, dtype=settings.dtype), {}), name, dataset
-    model = TunedModel.of(adapter, clip, own_methods=split(settings.own_methods), dtype=settings.dtype)
+    model = open_adapter(adapter, clip, settings)
     return model.with_classes(dataset, descriptions=dataset.descriptions), name, dataset
 
 

@@ -191,6 +191,11 @@ def test_mistakes_are_one_sentence(fifteen, tmp_path):
         (explain, {}, "no dataset to explain; give --config.dataset=NAME"),
         (predict, {"classes": "a"}, "no images to classify"),
         (predict, {"images": "pyproject.toml", "classes": "a", "texts": "b"}, "texts stand in place of"),
+        (
+            predict,
+            {"images": "pyproject.toml", "adapters": ADAPTER, "model": BASE, "template": "{}"},
+            "a photo of a {}, a type of pet.', not '{}'; leave out --config.template",
+        ),
         (predict, {"images": "pyproject.toml", "texts": "/nowhere.txt"}, "there is no file of texts /nowhere.txt"),
     ):
         workdir = tmp_path / "work" if command in (explain, predict) else ""
