@@ -82,8 +82,11 @@ def test_accuracy_calibration_and_detection_are_those_of_single_images(clip, col
     assert result["accuracy"] == pytest.approx(100 * result["correct"] / 15)
     macro_f1 = metrics.f1_score(test.labels, here.argmax(1), average="macro")
     assert result["class_summary"]["macro_f1"] == pytest.approx(100 * macro_f1)
-    temperature = calibration.fit_temperature(held, validation.labels)
+    chosen = calibration.temperature_images(test, validation)
+    assert chosen is not None and np.bincount(chosen.labels).tolist() == [4, 4, 4]
+    temperature = calibration.fit_temperature(held[[validation.keys.index(key) for key in chosen.keys]], chosen.labels)
     errors = result["calibration"]
+    assert errors["validation_images"] == 12
     assert errors["temperature"] == pytest.approx(temperature, rel=1e-3)
     for scale, suffix in ((1.0, ""), (temperature, "_at_temperature")):
         sure = softmax(here / scale, axis=1).max(1)

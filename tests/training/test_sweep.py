@@ -14,6 +14,7 @@ from scipy.special import logsumexp
 
 import clipbias
 from clipbias.data import Dataset
+from clipbias.data.held_out import POLICY
 from clipbias.data.images import pictures
 from clipbias.errors import ClipbiasError
 from clipbias.io import data_path, read_json_lines
@@ -31,8 +32,8 @@ from clipbias.tuning import make_method
 from clipbias.tuning.adapter import start_seed
 from clipbias.tuning.recipe import Recipe
 from configs.table1 import Table1Settings
-from experiments import table1
-from tests.training.conftest import TinySweep, score_of
+from experiments import evaluate, table1
+from tests.training.conftest import TinySweep, colour_split, score_of
 from tests.tuning.test_registry import CLASS
 
 
@@ -98,6 +99,27 @@ def test_validation_images_are_those_of_each_split(clip, colours, recipe, tmp_pa
     assert set(first) != set(second)
 
 
+def test_a_row_and_an_evaluation_fit_one_temperature(clip, colours, recipe, tmp_path):
+    """On the same images, whatever the shots, and not on those that selected a setting; both say on how many."""
+    test, val = colours.split("test"), colour_split(8, 7)
+    dataset = dataclasses.replace(colours, splits={**colours.splits, "val": val})
+    tiny = TinySweep(clip, dataset, recipe, tmp_path)
+    (spec,) = tiny.specs("bias", shots=(1,), seeds=(1,))
+    (row,) = tiny.run([spec])
+    assert row["calibration"]["validation_images"] == 12 and row["calibration"]["temperature"] != 1
+    evaluated = score_of(tiny.adapter(spec), clip, test, validation=val)["calibration"]
+    assert row["calibration"] == pytest.approx(evaluated, abs=1e-3)
+    fitted = []
+    for policy in ("none", POLICY):
+        (protocol,) = tiny.context.protocols_of((dataclasses.replace(spec, validation=policy),)).values()
+        of_row = tiny.context.temperature_evaluator(protocol, protocol.evaluations[0])
+        notes = {"dataset": "colours", "validation": policy, "seed": 1}
+        images = calibration.temperature_images(test, evaluate.validation_images(dataset, "colours", notes))
+        assert of_row is not None and images is not None and of_row.split.keys == images.keys
+        fitted.append(set(images.keys))
+    assert fitted[0] != fitted[1]
+
+
 @pytest.mark.ci
 def test_an_adapter_gives_its_rows_accuracy(clip, colours, recipe, tmp_path, monkeypatch):
     monkeypatch.setattr(calibration, "FEWEST_TO_CALIBRATE", 6)
@@ -127,7 +149,7 @@ def test_an_adapter_gives_its_rows_accuracy(clip, colours, recipe, tmp_path, mon
         # With as many validation images of each class as shots.
         score = score_of(adapter, clip, test, validation=colours.split("val"))
         assert score["correct"] == row["correct"]
-        assert len(score["calibration"]) == 5
+        assert len(score["calibration"]) == 6
         assert row["calibration"] == pytest.approx(score["calibration"], rel=1e-3)
 
 
