@@ -30,7 +30,7 @@ from clipbias.training.context import make_context
 from clipbias.training.device import keep_programs
 from clipbias.training.progress import Progress
 from clipbias.training.run import FitResult, calibrate_untrained, fit_task
-from clipbias.training.spec import as_options, with_given
+from clipbias.training.select import as_options, with_given
 from clipbias.tuned_model import Images, TunedModel, as_clip, labelled_images
 from clipbias.tuning import METHODS, Method, Recipe, Task, trainer_files
 from clipbias.tuning.adapter import FILE, read_adapter, write_adapter

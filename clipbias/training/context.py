@@ -164,7 +164,8 @@ class SweepContext:
         # Where all of the dataset's validation images are tested, no others take their place here.
         if images is not None and evaluation.dataset.class_names == source.class_names:
             images = temperature_images(tested, (protocol.calibration or protocol.validation)())
-            return images and self.evaluator(images, **TEMPERATURE, batch_size=self.evaluator(tested).batch_size)
+            if images is not None:
+                return self.evaluator(images, **TEMPERATURE, batch_size=self.evaluator(tested).batch_size)
         return None
 
 

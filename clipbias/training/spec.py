@@ -17,7 +17,7 @@ from typing import Any
 from clipbias.sentences import counted
 from clipbias.tuning.method import Method
 from clipbias.tuning.recipe import Recipe
-from clipbias.tuning.registry import METHODS, option_types, resolve_method
+from clipbias.tuning.registry import resolve_method
 
 # More runs than this gain nothing side by side and delay the first result.
 MOST_RUNS = 32
@@ -26,17 +26,6 @@ TEST = "test"
 VALIDATION = "validation"
 # The validation policy of a run that selects nothing.
 UNSELECTED = "none"
-
-
-def with_given(recipe: Recipe, given: Mapping[str, Any]) -> Recipe:
-    """The recipe with settings that the user gave; given epochs replace its number of steps."""
-    return dataclasses.replace(recipe, **given, **({"steps": None} if "epochs" in given else {}))
-
-
-def as_options(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Those settings that a built-in method has as options; its authors' recipe follows these, as in its warm-up."""
-    known = option_types(method) if method in METHODS else {}
-    return {name: value for name, value in given.items() if name in known}
 
 
 @dataclasses.dataclass(frozen=True)

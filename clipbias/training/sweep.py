@@ -31,20 +31,8 @@ from clipbias.training.evaluate import FOLDER as PREDICTIONS
 from clipbias.training.evaluate import stored_fingerprint
 from clipbias.training.progress import Progress
 from clipbias.training.run import run_group, spec_facts
-from clipbias.training.select import Rates, searches
-from clipbias.training.spec import (
-    TEST,
-    UNSELECTED,
-    Group,
-    Row,
-    RunSpec,
-    as_options,
-    make_groups,
-    part_of,
-    run_names,
-    stable_hash,
-    with_given,
-)
+from clipbias.training.select import Rates, as_options, searches, with_given
+from clipbias.training.spec import TEST, UNSELECTED, Group, Row, RunSpec, make_groups, part_of, run_names, stable_hash
 from clipbias.training.workdir import SweepPaths, note_runs
 from clipbias.tuning.recipe import Recipe
 from clipbias.tuning.registry import method_options, resolve_method, source_digest
