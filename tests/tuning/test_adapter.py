@@ -87,7 +87,7 @@ def test_damaged_constants(clip, tmp_path, change, message):
     with safetensors.safe_open(path, "numpy") as file:
         metadata = file.metadata()
     damaged = cached(clip, **change)[1]
-    with pytest.raises(ClipbiasError, match=message):
+    with pytest.raises(ClipbiasError, match="are not what Cache learns" if "more" in change else message):
         write_adapter(path, Tuned(task, damaged))
     save_file({name: np.asarray(leaf) for name, leaf in flatten(damaged).items()}, path, metadata=metadata)
     with pytest.raises(ClipbiasError, match=message):
