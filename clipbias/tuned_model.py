@@ -34,11 +34,12 @@ from clipbias.training.device import keep_programs
 from clipbias.training.evaluate import Predictor
 from clipbias.training.run import calibrate
 from clipbias.tuning import Descriptions, Learnables, Task
-from clipbias.tuning.adapter import Adapter, make_adapter, transfer, write_adapter
+from clipbias.tuning.adapter import Adapter, make_adapter, write_adapter
 from clipbias.tuning.conformal import AnswerOptions, AnswerRule, Calibration
 from clipbias.tuning.method import crops_of, mixes_crops
 from clipbias.tuning.prompts import ClassList
 from clipbias.tuning.registry import METHODS
+from clipbias.tuning.transfer import transfer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -40,9 +40,10 @@ from clipbias.training.spec import TEST, UNSELECTED, Group, Row, RunSpec
 from clipbias.training.teacher import Teacher, split_logits
 from clipbias.training.workdir import SweepPaths
 from clipbias.tuning import Recipe, Task, parameter_count
-from clipbias.tuning.adapter import save_adapter, transfer
+from clipbias.tuning.adapter import save_adapter
 from clipbias.tuning.conformal import Calibration
 from clipbias.tuning.method import Learnables, select_run
+from clipbias.tuning.transfer import transfer
 
 # Fields of a row that differ between two equal runs; adapters do not have them.
 VOLATILE = ("seconds", "training_seconds", "waiting_share")
