@@ -115,18 +115,14 @@ class TunedModel:
         """The same model for other classes, or those of a dataset; its template stays, and what calibrated it does not.
 
         `descriptions` are texts by class name in place of the template; `free_text` says that class names are texts of
-        any kind (see `Task`). Raises `ClipbiasError` if what the method learned belongs to the classes of training, and
-        others are among these.
+        any kind (see `Task`). Known classes keep what was learned for them. Raises `ClipbiasError` where the method has
+        nothing for a class that training did not see.
         """
         task = self.task.with_classes(class_names, descriptions=descriptions, free_text=free_text)
-        seen = set(task.class_names) <= set(self.class_names)
-        labels = [self.class_names.index(name) for name in task.class_names] if seen else None
-        same = task.class_names == self.class_names and task.texts == self.task.texts
+        learnables = transfer(self.task, task, self.learnables)
+        same = learnables is self.learnables and task.texts == self.task.texts
         return dataclasses.replace(
-            self,
-            task=task,
-            learnables=transfer(self.task, task, self.learnables, labels),
-            calibration=self.calibration if same else None,
+            self, task=task, learnables=learnables, calibration=self.calibration if same else None
         )
 
     def calibrate(

@@ -38,13 +38,11 @@ def test_other_class_names(clip, tmp_path, method, names):
 
 
 @pytest.mark.parametrize(("method", "options"), [("taskres", {}), ("coop", {"class_specific": True})])
-@pytest.mark.parametrize("names", [("bird", "horse"), ("dog", "cat"), ("cat", "dog", "bird")], ids=" ".join)
-def test_what_belongs_to_classes_is_refused_for_others(clip, tmp_path, method, options, names):
-    """As many other classes, too, and the same ones in another order: rows would be given to the wrong classes."""
+def test_what_belongs_to_classes_is_refused_for_others(clip, tmp_path, method, options):
     adapter = saved(clip, tmp_path / "a.safetensors", method, **options)
     assert adapter.bind(clip, ["cat", "dog"])[0].class_names == ("cat", "dog")
-    with pytest.raises(ClipbiasError, match=f"cannot be used with other classes such as '{names[0]}'; tune it on them"):
-        adapter.bind(clip, names)
+    with pytest.raises(ClipbiasError, match="cannot be used with other classes such as 'bird'; tune it on them"):
+        adapter.bind(clip, ("bird", "horse"))
 
 
 def cached(clip: Clip, **change) -> tuple[clipbias.Task, dict]:
@@ -88,13 +86,14 @@ def test_learnables_for_other_classes(clip, tmp_path):
     path = tmp_path / "a.safetensors"
     method = "tests.own_methods:Probe"
     task = clipbias.Task(clip, method, ("cat", "dog"))
-    save_adapter(path, task, task.init())
+    save_adapter(path, task, jax.tree.map(np.ones_like, task.init()))
     adapter = read_adapter(path)
     names = ("bird", "maine_coon", "cat")
     task, learnables = adapter.bind(clip, names, own_methods=["tests.own_methods"])
     assert task.class_names == names
     plain = clipbias.Task(clip, "zero_shot", names, template="a photo of a {}.")
-    np.testing.assert_allclose(learnables["weight"], jax.jit(plain.class_features)(clip.params, {}), atol=1e-6)
+    np.testing.assert_allclose(learnables["weight"][:2], jax.jit(plain.class_features)(clip.params, {})[:2], atol=1e-6)
+    np.testing.assert_array_equal(learnables["weight"][2], 1)  # what was learned of the cat
     images = helpers.random_images({"vision_config": {"image_size": 16}}, 2)
     assert jax.eval_shape(task.logits, clip.params, learnables, images).shape == (2, 3)
     bound, same = adapter.bind(clip, own_methods=["tests.own_methods"])
