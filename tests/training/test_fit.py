@@ -232,8 +232,8 @@ def test_other_classes(clip, colours, fitted):
 def check_subset(model: TunedModel, images: list[np.ndarray]) -> None:
     """Fewer of its classes, in another order, have the logits that they had."""
     names = model.class_names[::-1][:2]
-    with pytest.raises(ClipbiasError, match=r"other classes|the classes of training"):
-        model.with_classes((*names, "a dog"))
+    with pytest.raises(ClipbiasError, match="cannot be used with other classes"):
+        model.with_classes(("a dog", "a cat"))
     expected = model.predict(images).logits[:, ::-1][:, :2]
     np.testing.assert_allclose(model.with_classes(names).predict(images).logits, expected, rtol=1e-4, atol=1e-4)
 
