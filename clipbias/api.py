@@ -21,7 +21,7 @@ from clipbias.data import names as dataset_names
 from clipbias.data.folder import is_hub_dataset
 from clipbias.data.pipeline import BATCH_SIZE
 from clipbias.data.sources import open_images
-from clipbias.data.user_images import Labels, Pictures, labelled_split, names_of_labels
+from clipbias.data.user_images import Labels, Pictures, image_list, label_array, names_of_labels
 from clipbias.errors import ClipbiasError
 from clipbias.explain import bias
 from clipbias.export.card import model_card
@@ -110,6 +110,7 @@ def fit(  # noqa: PLR0913 (a user's options, each by keyword)
         images = open_images(images)
     settings = {"learning_rate": learning_rate, "epochs": epochs, "batch_size": batch_size}
     given = {name: value for name, value in settings.items() if value is not None}
+    labels = None if labels is None else label_array(labels)
     if isinstance(recipe, str):
         options = {"recipe": recipe, **options}
     elif isinstance(method, str):
@@ -349,7 +350,7 @@ def _training_dataset(
     if isinstance(validation, Split):
         splits["val"] = validation
     elif isinstance(validation, list | tuple) and len(validation) == 2:
-        splits["val"] = labelled_split(*validation, task.class_names)
+        splits["val"] = image_list(*validation, task.class_names)
     elif validation is not None:
         raise ClipbiasError(
             f"validation is of type {type(validation).__name__}; give a split, or a pair of pictures and their labels."

@@ -19,7 +19,7 @@ from etils import epath
 
 import clipbias
 from clipbias import TunedModel, hosts
-from clipbias.data.user_images import labelled_split
+from clipbias.data.user_images import image_list
 from clipbias.distillation import DistilImages, distil_model, divide_images
 from clipbias.errors import ClipbiasError
 from clipbias.export import export
@@ -112,7 +112,7 @@ def find_unlabelled(settings: DistilSettings, model: TunedModel) -> DistilImages
             dataset = None
         if dataset is None or tuple(dataset.class_names) != model.class_names:
             files = find_images(settings.data_dir)
-            return divide_images(labelled_split(files, [0 for _ in files], model.class_names))
+            return divide_images(image_list(files, [0 for _ in files], model.class_names))
     else:
         dataset = common.load_dataset(settings, name)
         if tuple(dataset.class_names) != model.class_names:

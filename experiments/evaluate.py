@@ -61,7 +61,7 @@ def main(settings: EvaluateSettings, workdir: Path) -> None:
         outside = None if settings.ood is None else common.load_dataset(settings, settings.ood).split("test")
         method = model.task.method_name
         rule = model.rule(settings.answers)
-        key = predictions_identity(model, images)
+        key = predictions_identity(model, images.identity)
         hosts.assert_same(f"the images of {name}", key)
         if hosts.is_first():
             keep_evaluation(workdir, key)

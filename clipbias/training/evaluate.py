@@ -557,9 +557,9 @@ def predictions_name(name: str) -> str:
     return re.sub(r"[^\w.-]+", "_", name)
 
 
-def predictions_identity(model: Tuned, split: Split) -> str:
-    """Names predictions by all that they depend on: the tuned model, images and labels."""
-    return identity([model, split])
+def predictions_identity(model: Tuned, images: str) -> str:
+    """Names predictions by all that they depend on: the tuned model, and images and labels by their identity."""
+    return identity([model.identity, images])
 
 
 def save_predictions(
@@ -569,13 +569,15 @@ def save_predictions(
     split: Split,
     predicted: np.ndarray,
     log_probs: np.ndarray | None = None,
+    *,
+    images: str | None = None,
 ) -> str:
     """Writes `predictions/NAME.npz` of a run's folder, atomically, and returns the identity of the predictions.
 
-    It holds "images" (names), "labels", "predicted" (-1 where an image could not be read), "class_names", of a sweep's
+    `images` is that of the split, where it is known. The file holds "images" (names), "labels", "predicted" (-1 where an image could not be read), "class_names", of a sweep's
     runs "log_probs" (`BatchOutcome`), and the "identity", by which predictions are found again.
     """
-    known_by = predictions_identity(model, split)
+    known_by = predictions_identity(model, images or split.identity)
     path = workdir / FOLDER / f"{predictions_name(name)}.npz"
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(
@@ -606,7 +608,7 @@ class KnownPredictions:
 
         `None` where nothing with exactly this model and these images is known.
         """
-        path = self._paths.get(predictions_identity(model, split)) if self._paths else None
+        path = self._paths.get(predictions_identity(model, split.identity)) if self._paths else None
         predicted = None if path is None else _read(path, "predicted")
         if predicted is None or predicted.shape != (len(split),) or predicted.dtype != np.int32:
             return None

@@ -175,6 +175,7 @@ def _score_test(group: Group, job: TrainJob, learnables: Learnables, paths: Swee
     for evaluation in job.protocol.evaluations:
         task, transferred, tested = evaluate_test(job, learnables, evaluation)
         split = evaluation.dataset.split("test")
+        images = split.identity  # which looks at every file
         skipped = {"skipped_images": tested.skipped} if tested.skipped else {}
         # Padding lies behind the runs.
         for run, (spec, score) in enumerate(zip(group, tested.scores, strict=False)):
@@ -189,6 +190,7 @@ def _score_test(group: Group, job: TrainJob, learnables: Learnables, paths: Swee
                     split,
                     predicted,
                     tested.log_probs[run],
+                    images=images,
                 )
     rows = []
     for run, spec in enumerate(group):

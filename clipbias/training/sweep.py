@@ -7,6 +7,7 @@ part `i/n` runs every n-th method, dataset and number of shots.
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import json
 import re
@@ -271,6 +272,10 @@ def make_specs(context: SweepContext, common: Recipe, axes: SweepAxes, rates: Ra
     for name in axes.methods:  # a misspelt option is reported before any dataset is looked at
         resolve_method(name, axes.options.get(name, {}))
     specs = []
+    # Files are looked at once, not for each run.
+    images_of = functools.cache(
+        lambda name: {part: split.identity for part, split in context.datasets[name].splits.items()}
+    )
     datasets = [context.datasets[name] for name in axes.datasets if name in context.datasets]
     for dataset, name in itertools.product(datasets, axes.methods):
         options = {**axes.options.get(name, {}), **axes.options.get(f"{name}@{dataset.name}", {})}
@@ -282,8 +287,9 @@ def make_specs(context: SweepContext, common: Recipe, axes: SweepAxes, rates: Ra
             is_full = shots is None and method.uses_images and axes.protocol != "pseudo_labels"
             protocol = "full" if is_full else axes.protocol
             targets = protocols.targets_of(axes.protocol, dataset.name, axes.targets)
-            tested = [context.datasets[each] for each in (dataset.name, *targets)]
-            data = identity([[Classes.of(each), each.splits] for each in tested])
+            data = identity(
+                [[Classes.of(context.datasets[each]), images_of(each)] for each in (dataset.name, *targets)]
+            )
             # How is it trained, and at which learning rates? Those that are compared are for the common recipe, since a
             # method keeps its authors' rate; else the rate that was selected before, `None` for the recipe's.
             recipe = with_given(method.recipe_for(common, shots), given) if method.trains else None
