@@ -575,8 +575,8 @@ def save_predictions(
     """Writes `predictions/NAME.npz` of a run's folder, atomically, and returns the identity of the predictions.
 
     `images` is the split's identity, where it is known. The file holds "images" (names), "labels", "predicted" (-1
-    where an image could not be read), "class_names", of a sweep's runs "log_probs" (`BatchOutcome`), and the "identity",
-    by which predictions are found again.
+    where an image could not be read), "class_names", of a sweep's runs "log_probs" (`BatchOutcome`), and "identity", by
+    which predictions are found again.
     """
     known_by = predictions_identity(model, images or split.identity)
     path = workdir / FOLDER / f"{predictions_name(name)}.npz"

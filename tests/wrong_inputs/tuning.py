@@ -135,6 +135,7 @@ def calibrated(place: Place, name: str, value: float) -> None:
     arrays("", lambda tensors: tensors | whole)[1](place)
 
 
+BIASES = {f"{tower}_bias": np.zeros((1, 24), np.float32) for tower in ("vision", "text")}  # of other towers
 SIZES: dict[str, Any] = {"nonconformity": 3, "max_logit": 2, "mcm": 2, "energy": 2, "scale": ()}
 CASES: list[Case] = [
     # Methods and their options.
@@ -243,6 +244,7 @@ CASES: list[Case] = [
     ),
     *(damaged(r"a\.safetensors is damaged or incomplete", how) for how in cut(b"")),
     unsaved("are not those of method 'bias'", BIASES),
+    unsaved("the learnables are not what BiasTuning learns", {"vision_bias": BIASES["vision_bias"]}),
     unsaved("'(text|vision)_bias' holds what are not finite numbers", np.float32(np.nan)),
     unsaved("'(text|vision)_bias' holds int64 and not float32, as method 'bias' has it", np.int64(1)),
     unsaved(r"must be JSON values \(Object of type float32 .*\); convert them", notes={"mine": np.float32(3)}),
