@@ -23,7 +23,8 @@ from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError
 from clipbias.settings import as_json, from_config
 from clipbias.tuning import Task
-from clipbias.tuning.adapter import save_adapter
+from clipbias.tuning.adapter import write_adapter
+from clipbias.tuning.tuned import Tuned
 from configs import demo
 from configs.table1 import Table1Settings
 from experiments import common
@@ -81,7 +82,7 @@ def place(clip: Clip, tmp_path_factory: pytest.TempPathFactory) -> Path:
                 pixels = np.random.default_rng([label, index]).integers(0, 255, (18, 20, 3), np.uint8)
                 Image.fromarray(pixels).save(root / "images" / split / name / f"{index}.png")
     task = Task(clip, "bias", ("cat", "dog"))
-    save_adapter(root / "a.safetensors", task, task.init(), notes={"dataset": "folder"})
+    write_adapter(root / "a.safetensors", Tuned(task, task.init(), {"dataset": "folder"}))
     return root
 
 

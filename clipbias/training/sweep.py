@@ -313,6 +313,7 @@ def make_specs(context: SweepContext, common: Recipe, axes: SweepAxes, rates: Ra
                     seed=seed,
                     start_seed=None if axes.start_seed == seed or not method.uses_images else axes.start_seed,
                     recipe=recipe and recipe.with_learning_rate(learning_rate),
+                    dtype=context.dtype,
                     task=task_identity(context.clip, method, Classes.of(dataset), context.dtype),
                     source=source_digest(type(method)),
                     data=data,

@@ -18,7 +18,7 @@ from tests import bad_files, helpers
 from tests.end_to_end import conftest as binaries
 
 DATA = binaries.ROOT / "tests" / "data_files"
-ADAPTER, BASE = str(DATA / "adapter_format_1.safetensors"), str(DATA / "tiny_quick_gelu")
+ADAPTER, BASE = str(DATA / "adapter_format_2.safetensors"), str(DATA / "tiny_quick_gelu")
 
 
 @pytest.fixture(scope="module")
