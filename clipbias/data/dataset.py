@@ -51,6 +51,8 @@ class Descriptions:
             if not texts or not all(text.strip() for text in texts):
                 what = "an empty text" if texts else "no text"
                 raise ClipbiasError(f"{self.source} have {what} for the class {shorten(name)!r}; write one.")
+        # A copy: what its owner changes later changes no task that was made of it.
+        object.__setattr__(self, "texts", {name: tuple(texts) for name, texts in self.texts.items()})
 
     @property
     def digest(self) -> str:

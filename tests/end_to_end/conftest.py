@@ -1,5 +1,6 @@
 """Running the experiment binaries as a user does, on a tiny model."""
 
+import dataclasses
 import hashlib
 import io
 import json

@@ -158,31 +158,37 @@ def test_a_key_names_all_that_numbers_depend_on(clip, colours, recipe, tmp_path)
     file.write_text("from clipbias.tuning.methods.bias import BiasTuning\n\n\nclass Own(BiasTuning):\n    pass\n")
     renamed = dataclasses.replace(colours.split("test"), keys=("new.png", *colours.split("test").keys[1:]))
 
-    def key(method: str = "bias", dataset: Dataset = colours, recipe: Recipe = recipe, **options) -> str:
+    def spec(method: str = "bias", dataset: Dataset = colours, recipe: Recipe = recipe, **options) -> RunSpec:
         fields = {field.name for field in dataclasses.fields(TinySweep)} & options.keys()
         tiny = TinySweep(clip, dataset, recipe, tmp_path, **{name: options.pop(name) for name in fields})
-        (spec,) = tiny.specs(method, **{"seeds": (1,)} | options)
-        return spec.key
+        (made,) = tiny.specs(method, **{"seeds": (1,)} | options)
+        return made
 
-    plain, program = key(), key(str(file))
-    assert key() == plain and key(str(file)) == program
+    plain, program = spec(), spec(str(file))
+    assert spec().key == plain.key and spec(str(file)).key == program.key
     file.write_text("# changed\n" + file.read_text())
-    keys = [
-        key(str(file)),
-        key(seeds=(2,)),
-        key(shots=(1,)),
-        key(protocol="base_to_new"),
-        key(options={"bias": {"text_tower": False}}),
-        key(recipe=dataclasses.replace(recipe, momentum=0.8)),
-        key(learning_rates=(0.5,)),
-        key(dtype="bfloat16"),
-        key(on_image_error="skip"),
-        key(score_on=VALIDATION),
-        key(dataset=dataclasses.replace(colours, template="a {}.")),
-        key(dataset=dataclasses.replace(colours, class_names=("red", "green", "azure"))),
-        key(dataset=dataclasses.replace(colours, splits={**colours.splits, "test": renamed})),
+    others = [
+        spec(str(file)),
+        spec(shots=(1,)),
+        spec(protocol="base_to_new"),
+        spec(options={"bias": {"text_tower": False}}),
+        spec(recipe=dataclasses.replace(recipe, momentum=0.8)),
+        spec(learning_rates=(0.5,)),
+        spec(dtype="bfloat16"),
+        spec(on_image_error="skip"),
+        spec(score_on=VALIDATION),
+        spec(dataset=dataclasses.replace(colours, template="a {}.")),
+        spec(dataset=dataclasses.replace(colours, class_names=("red", "green", "azure"))),
+        spec(dataset=dataclasses.replace(colours, splits={**colours.splits, "test": renamed})),
     ]
-    assert len({plain, program, *keys}) == len(keys) + 2
+    seeds = [spec(seeds=(2,)), spec(start_seed=4)]
+    every = [plain, program, *others]
+    assert len({each.key for each in (*every, *seeds)}) == len(every) + 2
+    # What other seeds have in common with it, of which a rate that was selected is no part.
+    assert {each.training for each in seeds} == {plain.training}
+    assert len({each.training for each in every}) == len(every)
+    selected = [spec(rates=Rates(({"method": "bias", "learning_rate": rate},))) for rate in (0.5, 0.25)]
+    assert selected[0].training == selected[1].training != plain.training and selected[0].key != selected[1].key
 
 
 def test_groups_differ_in_seed_and_rate_alone(clip, colours, recipe, tmp_path):
