@@ -84,7 +84,6 @@ class TrainJob:
     task: Task
     recipe: Recipe | None
     runs: tuple[Run, ...]
-    shots: int | None = None
     teacher: Teacher | None = None
     logging: Logging = dataclasses.field(default_factory=Logging)
     plan: MemoryPlan | None = None
