@@ -144,7 +144,6 @@ def make_job(group: Group, context: SweepContext, logging: Logging | None = None
         task=context.bind(method, by_seed[first.seed].source, first.method),
         recipe=first.recipe if method.trains and method.uses_images else None,
         runs=tuple(runs),
-        shots=first.shots,
         logging=logging or Logging(),
     )
 
@@ -294,7 +293,6 @@ def fit_task(
         task=task.with_memory(class_shards=context.mesh.shape[meshes.DATA]),
         recipe=recipe if task.method.trains else None,
         runs=(Run(images, seed if start_seed is None else start_seed, protocol),),
-        shots=shots,
         logging=Logging(progress=progress),
     )
     progress.at_work("reading images")
