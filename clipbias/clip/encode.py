@@ -72,13 +72,13 @@ def check_normalised(images: np.ndarray, size: int, *, sure: bool) -> None:
     check_images(images, size)
 
 
-def as_images(images: Pictures | Split) -> np.ndarray | Split:
+def as_images(images: Pictures) -> np.ndarray | Split:
     """An array of floating point, which is normalised, as it is; anything else as an image list."""
     array = images if isinstance(images, Split) else as_array(images)
     return array if is_normalised(array) else image_list(array)
 
 
-def preprocess(preprocessing: Preprocessing, images: Pictures | Split) -> np.ndarray:
+def preprocess(preprocessing: Preprocessing, images: Pictures) -> np.ndarray:
     """See `Clip.preprocess`."""
     listed, single = (images, False) if isinstance(images, Split) else list_images(images)
     split = image_list(listed)
@@ -104,7 +104,7 @@ class ImageBatches:
 
 def image_batches(
     preprocessing: Preprocessing,
-    images: Pictures | Split,
+    images: Pictures,
     batch_size: int,
     *,
     normalised: bool = False,

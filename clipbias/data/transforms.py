@@ -92,7 +92,7 @@ def decode_picture(encoded: bytes, path: str, *, upright: bool = False) -> Image
             formats = (FORMAT,)
         with Image.open(io.BytesIO(encoded), formats=formats) as image:
             image.load()
-            return in_known_mode(turned_upright(image) if upright else image, f"the image {path}")
+            return in_known_mode(turned_upright(image) if upright else image, f"the image {path}", image.format)
     except ClipbiasError as error:
         raise UnreadableImage(path, str(error).rstrip(".")) from error
     except ImportError as error:
@@ -116,19 +116,19 @@ MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK")
 _MODE_OF = {"La": "LA", "RGBa": "RGBA", "PA": "RGBA"}
 
 
-def in_known_mode(image: Image.Image, name: str) -> Image.Image:
+def in_known_mode(image: Image.Image, name: str, kind: str | None = None) -> Image.Image:
     """A Pillow image in one of `MODES`: every picture is brought there once, before it is resized or stored.
 
     Pillow would cut levels of more than 8 bits off at 255. Grey levels of 16 bits are divided by 257, so that black and
     white stay what they are, and rounded. Those of 32 bits have no range that a file tells, unless they are whole
-    numbers up to 255. Raises `ClipbiasError` for all others.
+    numbers up to 255. Raises `ClipbiasError` for all others. `kind` is the format of the image's file, if it has one.
     """
     if image.mode in MODES:
         return image
     if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
         return image.convert(_MODE_OF.get(image.mode, "RGB"))
     levels = np.asarray(image)
-    if image.mode.startswith("I;16") or image.format == "PPM":  # whose decoder scales levels to 16 bits
+    if image.mode.startswith("I;16") or kind == "PPM":  # whose levels Pillow brings to 16 bits
         return Image.fromarray(((levels.astype(np.uint32) + 128) // 257).astype(np.uint8))
     with np.errstate(invalid="ignore"):
         whole = levels.astype(np.uint8)
