@@ -46,8 +46,6 @@ from clipbias.io import (
 )
 
 FILE = "clipbias_index_{split}.npz"
-
-
 # The labels of `n` records, int32 [n], and the identifying feature of each, which may repeat; empty without one.
 RecordIndex = tuple[np.ndarray, tuple[str, ...]]
 
@@ -291,7 +289,6 @@ def _key(version: str) -> tuple[int, ...]:
 
 
 DEFAULT_DATA_DIR = "~/tensorflow_datasets"
-BUILDER_SPLITS = {"train": "train", "validation": "val", "test": "test"}  # of builders outside the catalogue
 
 
 def load(
@@ -340,7 +337,7 @@ def load(
         prepared = find_prepared(data_dir, builder)
         if "stored_as" in prepared.metadata:  # the project's own shards, whose description has classes and splits
             return load_shards(prepared.folder, template=template)
-        return _with_builder_split(name, None, TfdsBuilder(builder, BUILDER_SPLITS), prepared, template)
+        return _with_builder_split(name, None, TfdsBuilder(builder), prepared, template)
     prepared = find_prepared(data_dir, stock.builder, stock.version if split == "coop" else "0.0.0")
     if split == "builder":
         return _with_builder_split(name, entry, stock, prepared, template)
