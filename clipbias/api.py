@@ -18,7 +18,6 @@ from clipbias.clip import Clip
 from clipbias.clip.hub import parse
 from clipbias.data import Dataset, Split
 from clipbias.data import names as dataset_names
-from clipbias.data.few_shot import images_per_class
 from clipbias.data.folder import is_hub_dataset
 from clipbias.data.pipeline import BATCH_SIZE
 from clipbias.data.sources import open_images
@@ -30,7 +29,7 @@ from clipbias.io import reason, shorten, write_text
 from clipbias.training.context import make_context
 from clipbias.training.device import keep_programs
 from clipbias.training.progress import Progress
-from clipbias.training.run import FitResult, calibrate_untrained, fit_task
+from clipbias.training.run import calibrate_untrained, fit_task
 from clipbias.tuned_model import Images, TunedModel, as_clip, labelled_images
 from clipbias.tuning import METHODS, Method, Recipe, Task, trainer_files
 from clipbias.tuning.adapter import FILE, read_adapter, write_adapter
@@ -126,13 +125,14 @@ def fit(  # noqa: PLR0913 (a user's options, each by keyword)
     dataset = _training_dataset(task, images, labels, validation)
     context = make_context(task.clip, mesh, dtype=task.classifier.dtype, on_image_error=on_image_error)
     if not task.method.uses_images:
-        calibration = calibrate_untrained(task, learnables, dataset, context, seed=seed, calibrates=calibrate)
-        return TunedModel(task, learnables, calibration=calibration)
+        model = TunedModel(task, learnables)
+        calibration = calibrate_untrained(model, dataset, context, seed=seed, calibrates=calibrate)
+        return dataclasses.replace(model, calibration=calibration)
     compares_rates = learning_rate is None and not isinstance(recipe, Recipe)
     if not isinstance(recipe, Recipe):
         recipe = task.method.recipe_for(Recipe(), shots)
     with contextlib.closing(Progress(title=f"{task.method_name} on {dataset.name}", shown=progress)) as bar:
-        result = fit_task(
+        fitted = fit_task(
             task,
             _changed(recipe, learning_rate, epochs, batch_size),
             dataset,
@@ -144,10 +144,10 @@ def fit(  # noqa: PLR0913 (a user's options, each by keyword)
             compares_rates=compares_rates,
             calibrates=calibrate,
         )
-    for sentence in result.warnings:
+    for sentence in fitted.notes.get("warnings", ()):
         warnings.warn(sentence, stacklevel=2)
-    notes = _notes(images, shots, seed, start_seed, result)
-    return TunedModel(result.task, result.learnables, notes, result.calibration)
+    named = {"dataset": images.name} if isinstance(images, Dataset) else {}
+    return TunedModel.of(dataclasses.replace(fitted, notes={**named, **fitted.notes}))
 
 
 def load_adapter(
@@ -155,17 +155,17 @@ def load_adapter(
     clip: Clip | str | os.PathLike | None = None,
     *,
     own_methods: Sequence[str] = (),
-    dtype: str = "float32",
+    dtype: str | None = None,
 ) -> TunedModel:
-    """Reads a tuned model.
+    """Reads a tuned model, which predicts what it predicted when it was saved.
 
     Args:
       path: an adapter's file, a folder that holds it as `adapter.safetensors` (a work folder, an export), or a
         repository of the Hugging Face hub, "owner/name" or "owner/name@revision", that does.
-      clip: the model that it was trained on; `None` loads it.
+      clip: the model that it was trained on, whose weights and tokenizer count; `None` loads it.
       own_methods: files or modules that a method of your own may be taken from. What a file names is never run unless
         it is named here.
-      dtype: compute type, as for `Task`.
+      dtype: compute type, as for `Task`; `None` takes that of training.
 
     Raises:
       ClipbiasError: no such file, or it is damaged, not an adapter, or of another format; it cannot be downloaded; or
@@ -173,7 +173,7 @@ def load_adapter(
     """
     adapter = read_adapter(path)
     base = as_clip(adapter.base if clip is None else clip)
-    return TunedModel.of(adapter, base, own_methods=own_methods, dtype=dtype)
+    return TunedModel.of(adapter.bind(base, own_methods=own_methods, dtype=dtype))
 
 
 def import_adapter(
@@ -196,7 +196,7 @@ def import_adapter(
         `clip`, or numbers that are not finite; or a context for each class has another number of classes.
     """
     base = as_clip(clip)
-    return TunedModel.of(trainer_files.import_adapter(path, base, classes, position=position), base)
+    return TunedModel.of(trainer_files.import_adapter(path, base, classes, position=position))
 
 
 def equivalent_bias(
@@ -228,8 +228,7 @@ def equivalent_bias(
         starts from are not those of bias tuning, or the images are not what the model takes.
     """
     _check_model(model)
-    adapter = bias.equivalent_bias(model.task, model.learnables, images, form, notes=model.notes, batch_size=batch_size)
-    return TunedModel.of(adapter, model.clip)
+    return TunedModel.of(bias.equivalent_bias(model, images, form, batch_size=batch_size))
 
 
 def push_to_hub(repository: str, model: TunedModel, *, private: bool | None = None) -> str:
@@ -251,15 +250,14 @@ def push_to_hub(repository: str, model: TunedModel, *, private: bool | None = No
     from huggingface_hub import HfApi, constants, errors
 
     _check_model(model)
-    adapter = model.to_adapter()
     name = parse(repository) if isinstance(repository, str) else None
     if name is None or name.revision:
         raise ClipbiasError(f"{shorten(str(repository))!r} is no name of a repository; give 'owner/name'.")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        write_adapter(folder / FILE, adapter)
-        write_text(folder / "README.md", model_card(adapter, None, "adapter"))
-        message = f"Upload a {adapter.method} adapter"
+        write_adapter(folder / FILE, model)
+        write_text(folder / "README.md", model_card(model, "adapter"))
+        message = f"Upload a {model.task.method_name} adapter"
         try:
             api = HfApi()
             api.create_repo(name.repository, private=private, exist_ok=True)
@@ -376,24 +374,3 @@ def _training_dataset(
         )
     splits.setdefault("test", next(iter(splits.values())).subset([]))
     return Dataset(name, task.class_names, task.template, splits)
-
-
-def _notes(
-    images: Images | None, shots: int | None, seed: int, start_seed: int | None, result: FitResult
-) -> dict[str, object]:
-    notes: dict[str, object] = {"seed": seed}
-    if start_seed is not None:
-        notes["start_seed"] = start_seed
-    if shots is not None:
-        notes["shots"] = shots
-    notes["train_images"] = len(result.labels)
-    notes["images_per_class"] = images_per_class(result.labels, len(result.task.class_names))
-    if isinstance(images, Dataset):
-        notes["dataset"] = images.name
-    if result.recipe is not None:
-        notes |= {"learning_rate": result.recipe.learning_rate, "recipe": result.recipe.facts()}
-    if result.selection is not None:
-        notes["choice"] = result.selection.note
-    if result.warnings:
-        notes["warnings"] = list(result.warnings)
-    return notes

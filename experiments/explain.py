@@ -97,7 +97,9 @@ def explain(
     """One dataset's study, written to `folder`."""
     clip = clipbias.load(settings.model or next((adapter.base for adapter, _ in adapters), "demo"), device="host")
     own_methods = split(settings.own_methods)
-    tuned = [TunedModel.of(adapter, clip, own_methods=own_methods, dtype=settings.dtype) for adapter, _ in adapters]
+    tuned = [
+        TunedModel.of(adapter.bind(clip, own_methods=own_methods, dtype=settings.dtype)) for adapter, _ in adapters
+    ]
     with explain_exhaustion("lower --config.batch_size."):
         return studies.explain(
             tuned,
@@ -106,7 +108,7 @@ def explain(
             split=settings.split,
             sections=sections,
             options=settings.study,
-            clip=clip,
+            clip=tuned[0].clip if tuned else clip,  # with the geometry and preprocessing of training
             dtype=settings.dtype,
             sources=[source for _, source in adapters],
             predictions=prediction_folders(settings.predictions, adapters),

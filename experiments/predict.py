@@ -38,7 +38,6 @@ from clipbias.report.overlay import overlay_figure
 from clipbias.sentences import counted
 from clipbias.settings import as_json
 from clipbias.terminal import printable
-from clipbias.training.evaluate import fingerprint
 from clipbias.training.progress import MetricWriter, Progress
 from clipbias.training.workdir import open_workdir
 from clipbias.tuned_model import make_overlays, predict_batches
@@ -68,7 +67,7 @@ def main(settings: PredictSettings, workdir: Path) -> None:
         classes = Classes(model.class_names, model.task.template)
         try:
             frozen = Task(model.clip, ZERO_SHOT, classes, free_text=settings.texts is not None, dtype=settings.dtype)
-            models.append(TunedModel(frozen, {}))
+            models.append(TunedModel(frozen))
         except ClipbiasError as error:  # such as a template that leaves too little room for a name
             common.tell(f"no zero-shot beside it: {error}")
     if settings.adapters and rule is None:
@@ -116,7 +115,7 @@ def write_table(files: Sequence[Path], models: Sequence[TunedModel], settings: P
     model = models[0]
     rule = model.rule(settings.answers)
     facts = {
-        "adapter, model or classes": fingerprint(model.task, model.learnables, model.task.method_name, None),
+        "adapter, model or classes": model.identity,
         "prediction sets": None if rule is None else dataclasses.asdict(rule),
     }
     columns = ["image", "class", "probability"]
@@ -177,7 +176,7 @@ def open_model(settings: PredictSettings) -> TunedModel:
     if (adapter_file := find_adapter(settings.adapters)) is not None:
         adapter, _ = adapter_file
         clip = clipbias.load(settings.model or adapter.base)
-        model = TunedModel.of(adapter, clip, own_methods=split(settings.own_methods), dtype=settings.dtype)
+        model = TunedModel.of(adapter.bind(clip, own_methods=split(settings.own_methods), dtype=settings.dtype))
         if names is None and descriptions is None:
             return model
         classes = model.task if names is None else names
@@ -195,7 +194,7 @@ def open_model(settings: PredictSettings) -> TunedModel:
         free_text=free_text,
         dtype=settings.dtype,
     )
-    return TunedModel(task, {})
+    return TunedModel(task)
 
 
 def picture_entry(path: Path, predictions: Sequence[Prediction], row: int, settings: PredictSettings) -> Entry:

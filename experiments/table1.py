@@ -114,7 +114,7 @@ def prepare(
       ClipbiasError: a dataset cannot be used.
     """
     clip = clipbias.load(settings.model, device="host")
-    hosts.assert_same(f"the model {settings.model}", clip.fingerprint)
+    hosts.assert_same(f"the model {settings.model}", clip.identity)
     draws = any(resolve_method(name, axes.options.get(name, {})).uses_images for name in axes.methods)
     training = dict.fromkeys(axes.datasets, draws)
     targets = [target for name in axes.datasets for target in protocols.targets_of(axes.protocol, name, axes.targets)]
@@ -238,7 +238,7 @@ def _provenance(settings: Table1Settings, context: SweepContext, candidates: lis
         "for": settings.choose,
         "images": sorted({spec.validation for spec in candidates} - {UNSELECTED}),
         "model": clip.name,
-        "fingerprint": clip.fingerprint,
+        "identity": clip.identity,
         "protocol": settings.protocol,
         "datasets": list(dict.fromkeys(spec.dataset for spec in candidates)),
         "shots": sorted({spec.shots for spec in candidates}, key=lambda shots: shots or 0),

@@ -161,8 +161,8 @@ class Split:
         """What tells this list from others while the process lives: a hash of paths, labels and orientation."""
         return self._hash(self.source)
 
-    @functools.cached_property
-    def stored_digest(self) -> str:
+    @property
+    def identity(self) -> str:
         """As `digest`, for what outlives the process: the images' contents count, too."""
         if self.contents is not None:
             return self._hash(self.source, list(self.contents(self.paths)))

@@ -72,7 +72,7 @@ class ClipFacts:
     """The frozen model and its geometry."""
 
     name: str
-    fingerprint: str
+    identity: str
     image_size: int
     grid: int  # patches along one side
     patches: int

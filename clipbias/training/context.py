@@ -24,6 +24,7 @@ from clipbias.training.evaluate import Budget, Evaluator, make_evaluation
 from clipbias.training.spec import Group
 from clipbias.tuning import Sampling, Task
 from clipbias.tuning.method import Method
+from clipbias.tuning.prompts import Classes
 from clipbias.tuning.registry import make_method
 
 
@@ -57,6 +58,8 @@ class SweepContext:
         self._features: dict[Hashable, TrainingFeatures] = {}
         self._pseudo_labels: dict[Hashable, tuple[np.ndarray, np.ndarray]] = {}
         self._tasks: dict[Hashable, Task] = {}
+        # Of teachers and their students, by model and images.
+        self.known_logits: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]] = {}
         self._protocols: dict[Hashable, tuple[protocols.EvalProtocol, ...]] = {}
 
     def begin(self, dataset: str) -> None:
@@ -64,7 +67,14 @@ class SweepContext:
             self._dataset = dataset
             self._images.keep_only()
             self._budget.clear()
-            for cache in (self._evaluators, self._features, self._pseudo_labels, self._tasks, self._protocols):
+            for cache in (
+                self._evaluators,
+                self._features,
+                self._pseudo_labels,
+                self._tasks,
+                self._protocols,
+                self.known_logits,
+            ):
                 cache.clear()
 
     def protocols_of(self, group: Group) -> dict[int, protocols.EvalProtocol]:
@@ -94,12 +104,10 @@ class SweepContext:
 
     def bind(self, method: Method, dataset: Dataset, method_name: str | None = None) -> Task:
         """A task of a method and a dataset's classes, kept: the texts of a thousand classes take seconds."""
-        texts = dataset.descriptions
-        key = method, method_name, dataset.class_names, dataset.template, texts and texts.digest
+        classes = Classes.of(dataset)
+        key = method, method_name, classes.class_names, classes.identity
         if key not in self._tasks:
-            task = Task(
-                self.clip, method, dataset, template=dataset.template, method_name=method_name, dtype=self.dtype
-            )
+            task = Task(self.clip, method, classes, method_name=method_name, dtype=self.dtype)
             self._tasks[key] = task.with_memory(class_shards=self.mesh.shape[meshes.DATA])
         return self._tasks[key]
 

@@ -1,13 +1,11 @@
 """Evaluates tuned models on a split: from towers to predictions, accuracy, scores by class and calibration.
 
 All runs of a job are evaluated at once, as compiled functions; features that they share are kept. Predictions are
-stored in a file beside the results, by a fingerprint of all that they depend on. `Predictor` answers for one model.
+stored in a file beside the results, by their identity. `Predictor` answers for one model.
 """
 
 import dataclasses
 import functools
-import hashlib
-import json
 import re
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from io import BytesIO
@@ -23,7 +21,7 @@ from jax.sharding import Mesh
 from clipbias import hosts
 from clipbias.clip.layers import no_gradient
 from clipbias.clip.params import Params
-from clipbias.clip.precision import cast_weights, named
+from clipbias.clip.precision import cast_weights
 from clipbias.clip.preprocess import Preprocessing
 from clipbias.data import Split
 from clipbias.data.confusion import class_summary
@@ -31,6 +29,7 @@ from clipbias.data.images import Images, Workers
 from clipbias.data.pipeline import Batch
 from clipbias.data.protocols import validation_outside_test
 from clipbias.errors import ClipbiasError
+from clipbias.identity import identity
 from clipbias.io import atomic_path, check_file, read_bytes
 from clipbias.training import mesh as meshes
 from clipbias.training.batches import split_batches
@@ -41,9 +40,9 @@ from clipbias.training.step import over_runs, place_text
 from clipbias.tuning import Task
 from clipbias.tuning.conformal import AnswerRule, measure
 from clipbias.tuning.features import unit_length
-from clipbias.tuning.method import Learnables, crops_of, mixes_crops
-from clipbias.tuning.registry import source_digest
+from clipbias.tuning.method import Learnables, crops_of, mixes_crops, stack_runs
 from clipbias.tuning.task import Classifier, Text
+from clipbias.tuning.tuned import Tuned
 
 
 @dataclasses.dataclass(frozen=True)
@@ -485,8 +484,7 @@ def score(outcome: Outcome, temperature: float | None) -> Row:
 
 
 def evaluate(
-    task: Task,
-    learnables: Learnables,
+    model: Tuned,
     split: Split,
     *,
     mesh: Mesh,
@@ -497,7 +495,7 @@ def evaluate(
     outside: Split | None = None,
     rule: AnswerRule | None = None,
 ) -> tuple[Row, np.ndarray]:
-    """Top-1 accuracy of one set of learnables, its calibration, and how well it tells other images apart.
+    """Top-1 accuracy of a tuned model, its calibration, and how well it tells other images apart.
 
     A temperature is fitted on validation images but those that are evaluated. Labels of images outside are not looked
     at. The rule makes prediction sets and rejections. The batch size is that of all devices.
@@ -508,8 +506,9 @@ def evaluate(
       `ood` (`calibration.detection`), where `accepted` is the share in percent that the rule does not reject. And the
       class that is predicted for every image, int32 `[n]`; -1 where one could not be read.
     """
+    task = model.task.with_memory(class_shards=mesh.shape[meshes.DATA])
     params = meshes.place_weights(mesh, task.clip.params, task.classifier.dtype)
-    single = jax.tree.map(lambda leaf: np.asarray(leaf)[None], learnables)
+    single = stack_runs([jax.device_get(model.learnables)])
     static, inputs = make_evaluation(task, params, single, runs=1, mesh=mesh)
     shared = Workers(workers)
 
@@ -544,46 +543,29 @@ def evaluate(
 FOLDER = "predictions"
 
 
-def fingerprint(task: Task, learnables: Learnables, method: str, split: Split | None) -> str:
-    """Names the predictions of a tuned model: its weights, preprocessing, texts and learnables, the images and labels.
-
-    Without a split it names the model alone. The program of a user's own method counts.
-    """
-    facts: list[Any] = [
-        None if split is None else split.stored_digest,
-        task.clip.fingerprint,
-        repr(task.clip.preprocessing),
-        method,
-        source_digest(method),
-    ]
-    facts += [repr(sorted(task.options().items())), task.class_names, task.texts, named(task.classifier.dtype)]
-    digest = hashlib.sha256(json.dumps(facts).encode())
-    for path, leaf in sorted(jax.tree_util.tree_leaves_with_path(learnables), key=lambda x: str(x[0])):
-        values = np.asarray(leaf)
-        digest.update(f"{jax.tree_util.keystr(path)} {values.dtype} {values.shape}".encode() + values.tobytes())
-    return digest.hexdigest()
-
-
 def predictions_name(name: str) -> str:
     return re.sub(r"[^\w.-]+", "_", name)
+
+
+def predictions_identity(model: Tuned, split: Split) -> str:
+    """Names predictions by all that they depend on: the tuned model, images and labels."""
+    return identity([model, split])
 
 
 def save_predictions(
     workdir: Path,
     name: str,
-    task: Task,
-    learnables: Learnables,
-    method: str,
+    model: Tuned,
     split: Split,
     predicted: np.ndarray,
     log_probs: np.ndarray | None = None,
 ) -> str:
-    """Writes `predictions/NAME.npz` of a run's folder, atomically, and returns the fingerprint of all inputs.
+    """Writes `predictions/NAME.npz` of a run's folder, atomically, and returns the identity of the predictions.
 
     It holds "images" (names), "labels", "predicted" (-1 where an image could not be read), "class_names", of a sweep's
-    runs "log_probs" (`BatchOutcome`), and the "fingerprint", by which predictions are found again.
+    runs "log_probs" (`BatchOutcome`), and the "identity", by which predictions are found again.
     """
-    inputs = fingerprint(task, learnables, method, split)
+    known_by = predictions_identity(model, split)
     path = workdir / FOLDER / f"{predictions_name(name)}.npz"
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(
@@ -592,38 +574,38 @@ def save_predictions(
             images=np.asarray(split.keys),
             labels=np.asarray(split.labels, np.int32),
             predicted=np.asarray(predicted, np.int32),
-            class_names=np.asarray(task.class_names),
-            fingerprint=np.asarray(inputs),
+            class_names=np.asarray(model.class_names),
+            identity=np.asarray(known_by),
             **({} if log_probs is None else {"log_probs": log_probs}),
         )
-    return inputs
+    return known_by
 
 
 class KnownPredictions:
-    """Those in the folders of runs, by fingerprint. What is damaged counts as not there."""
+    """Those in the folders of runs, by identity. What is damaged counts as not there."""
 
     def __init__(self, workdirs: Iterable[Path]) -> None:
         self._paths: dict[str, Path] = {}
         for workdir in workdirs:
             for path in sorted((workdir / FOLDER).glob("*.npz")):
-                if (stored := stored_fingerprint(path)) is not None:
+                if (stored := stored_identity(path)) is not None:
                     self._paths.setdefault(stored, path)
 
-    def find(self, task: Task, learnables: Learnables, method: str, split: Split) -> np.ndarray | None:
+    def find(self, model: Tuned, split: Split) -> np.ndarray | None:
         """The class number that was predicted for every image, int32 `[n]`, -1 where one could not be read.
 
         `None` where nothing with exactly this model and these images is known.
         """
-        path = self._paths.get(fingerprint(task, learnables, method, split)) if self._paths else None
+        path = self._paths.get(predictions_identity(model, split)) if self._paths else None
         predicted = None if path is None else _read(path, "predicted")
         if predicted is None or predicted.shape != (len(split),) or predicted.dtype != np.int32:
             return None
-        return predicted if predicted.min() >= -1 and predicted.max() < len(task.class_names) else None
+        return predicted if predicted.min() >= -1 and predicted.max() < len(model.class_names) else None
 
 
-def stored_fingerprint(path: Path) -> str | None:
-    """The fingerprint of predictions in a file; `None` where there are none, or the file is damaged."""
-    stored = _read(path, "fingerprint")
+def stored_identity(path: Path) -> str | None:
+    """The identity of predictions in a file; `None` where there are none, or the file is damaged."""
+    stored = _read(path, "identity")
     return None if stored is None or stored.ndim else str(stored)
 
 
@@ -638,15 +620,16 @@ def _read(path: Path, name: str) -> np.ndarray | None:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Predictor:
-    """One task with its learnables, ready for batches of images: its texts are encoded once."""
+    """A tuned model on a device, ready for batches of images: its texts are encoded once."""
 
-    task: Task
     static: EvalStatic
     inputs: EvalInputs
 
     @classmethod
-    def of(cls, task: Task, learnables: Learnables, params: Params | None = None) -> "Predictor":
-        """On weights that are placed already; by default on JAX's first device."""
+    def of(cls, model: Tuned, params: Params | None = None, learnables: Learnables | None = None) -> "Predictor":
+        """On weights, and with learnables, that are placed already; by default on JAX's first device."""
+        task = model.task
+        learnables = model.learnables if learnables is None else learnables
         if params is None:
             params = cast_weights(jax.device_put(task.clip.params), task.classifier.dtype)
         text: Text = task.text
@@ -654,7 +637,7 @@ class Predictor:
             text = task.text_features(params, learnables)[None]
         static = EvalStatic(task.classifier, task.clip.preprocessing, mesh=None, runs=1)
         run = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], learnables)
-        return cls(task, static, EvalInputs(params, run, text))
+        return cls(static, EvalInputs(params, run, text))
 
     @property
     def text(self) -> Text:

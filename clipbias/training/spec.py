@@ -7,13 +7,13 @@ learning rate alone form a *group*, which trains side by side in one program.
 
 import dataclasses
 import functools
-import hashlib
 import itertools
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from clipbias.identity import identity
 from clipbias.sentences import counted
 from clipbias.tuning.method import Method
 from clipbias.tuning.recipe import Recipe
@@ -33,14 +33,14 @@ class RunSpec:
     """One run. Equal specs give equal numbers; whatever changes a number changes the spec.
 
     Attributes:
-      method: a name of `tuning.METHODS`, or the path of a user's own file; `source` is its SHA-256, else empty.
-      options: all options of the method, resolved.
+      method, options: a name of `tuning.METHODS`, or the path of a user's own file, and all its options, resolved.
+      dataset, protocol, targets: what it is trained and tested on.
       shots: training images per class; `None` for all, or for a method that takes none.
       seed: of the few-shot split.
       start_seed: of the initial learnables, the order and augmentation of images; `None` for the few-shot split's.
       recipe: optimiser, schedule and learning rate; `None` where nothing is trained.
-      descriptions: digest of the texts that stand in place of the template; empty without any.
-      weights, data: fingerprint of the frozen weights; hash of class names, images and labels of all splits.
+      task: identity of its task: frozen model, method, classes and compute type.
+      data: identity of the images of all splits, and of the images and classes of the targets.
       on_image_error: "raise", or "skip" images that cannot be read.
       score_on: "test", or "validation" for a run that only helps to choose a learning rate.
       validation: the validation policy, which tables show: "none", or the images on which something was selected,
@@ -56,11 +56,7 @@ class RunSpec:
     shots: int | None
     seed: int
     recipe: Recipe | None
-    template: str
-    descriptions: str
-    dtype: str
-    weights: str
-    source: str
+    task: str
     data: str
     on_image_error: str = "raise"
     score_on: str = TEST
@@ -71,7 +67,13 @@ class RunSpec:
     @functools.cached_property
     def key(self) -> str:
         """A short hash of all fields."""
-        return stable_hash(self.facts())
+        return identity(self)[:12]
+
+    @functools.cached_property
+    def training(self) -> str:
+        """What the run has in common with those of other seeds, for which a learning rate may have been selected."""
+        recipe = self.recipe if self.validation == UNSELECTED else self.recipe and self.recipe.with_learning_rate(0.0)
+        return dataclasses.replace(self, seed=0, start_seed=None, recipe=recipe).key
 
     @property
     def learning_rate(self) -> float | None:
@@ -153,7 +155,7 @@ def _batched(values: Sequence[Any], size: int) -> list[Sequence[Any]]:
 
 
 def group_key(group: Iterable[RunSpec]) -> str:
-    return stable_hash([spec.key for spec in group])
+    return identity([spec.key for spec in group])[:12]
 
 
 def group_name(group: Group) -> str:
@@ -173,12 +175,6 @@ def run_names(specs: Iterable[RunSpec]) -> dict[str, str]:
         for name, alike in named.items()
         for spec in alike
     }
-
-
-def stable_hash(value: Any, length: int = 12) -> str:
-    """A short hash of JSON values that does not depend on the order of keys."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:length]
 
 
 def _file_name(name: str) -> str:

@@ -20,21 +20,23 @@ from etils import epath
 
 from clipbias import hosts
 from clipbias.checks import shown
-from clipbias.clip.precision import named
 from clipbias.data import Dataset, held_out, protocols
 from clipbias.errors import ClipbiasError, UnreadableImage, sentence
+from clipbias.identity import identity
 from clipbias.io import read_json, write_text
 from clipbias.training.context import SweepContext
 from clipbias.training.device import drop_programs
 from clipbias.training.evaluate import FOLDER as PREDICTIONS
-from clipbias.training.evaluate import stored_fingerprint
+from clipbias.training.evaluate import stored_identity
 from clipbias.training.progress import Progress
 from clipbias.training.run import run_group, spec_facts
 from clipbias.training.select import Rates, searches
-from clipbias.training.spec import TEST, UNSELECTED, Group, Row, RunSpec, make_groups, part_of, run_names, stable_hash
+from clipbias.training.spec import TEST, UNSELECTED, Group, Row, RunSpec, make_groups, part_of, run_names
 from clipbias.training.workdir import SweepPaths, note_runs
+from clipbias.tuning.prompts import Classes
 from clipbias.tuning.recipe import Recipe
-from clipbias.tuning.registry import method_options, resolve_method, source_digest
+from clipbias.tuning.registry import method_options, resolve_method
+from clipbias.tuning.task import task_identity
 
 FOLDER = "results"
 RESULTS = "results.jsonl"
@@ -76,8 +78,8 @@ def sweep(
     def is_replaced(row: Row) -> bool:
         """Whether a run on other images, or with other settings, wrote its files under the same names later."""
         names: Mapping[str, str] = row.get("predictions", {})
-        stored = {name: stored_fingerprint(workdir / PREDICTIONS / f"{file}.npz") for name, file in names.items()}
-        return any(value not in (None, row["fingerprints"][name]) for name, value in stored.items())
+        stored = {name: stored_identity(workdir / PREDICTIONS / f"{file}.npz") for name, file in names.items()}
+        return any(value not in (None, row["identities"][name]) for name, value in stored.items())
 
     replaced = hosts.from_first(lambda: [row["key"] for row in rows if is_replaced(row)])
     done = {row["key"] for row in rows if row["status"] == "ok" and (not calibrates or "prediction_sets" in row)}
@@ -264,11 +266,8 @@ def make_specs(context: SweepContext, common: Recipe, axes: SweepAxes, rates: Ra
             is_full = shots is None and method.uses_images and axes.protocol != "pseudo_labels"
             protocol = "full" if is_full else axes.protocol
             targets = protocols.targets_of(axes.protocol, dataset.name, axes.targets)
-            contents = []
-            for tested in map(context.datasets.__getitem__, (dataset.name, *targets)):
-                digests = {part: split.stored_digest for part, split in tested.splits.items()}
-                contents.append([tested.class_names, digests])
-            data = stable_hash(contents)
+            tested = [context.datasets[each] for each in (dataset.name, *targets)]
+            data = identity([[Classes.of(each), each.splits] for each in tested])
             # How is it trained, and at which learning rates? Those that are compared are for the common recipe, since a
             # method keeps its authors' rate; else the rate that was selected before, `None` for the recipe's.
             recipe = method.recipe_for(common, shots) if method.trains else None
@@ -293,11 +292,7 @@ def make_specs(context: SweepContext, common: Recipe, axes: SweepAxes, rates: Ra
                     seed=seed,
                     start_seed=None if axes.start_seed == seed or not method.uses_images else axes.start_seed,
                     recipe=recipe and recipe.with_learning_rate(learning_rate),
-                    template=dataset.template,
-                    descriptions=dataset.descriptions.digest if dataset.descriptions else "",
-                    dtype=named(context.dtype),
-                    weights=context.clip.fingerprint,
-                    source=source_digest(name) or "",
+                    task=task_identity(context.clip, method, Classes.of(dataset), context.dtype),
                     data=data,
                     on_image_error=context.on_image_error,
                     score_on=axes.score_on,

@@ -21,9 +21,10 @@ from clipbias.clip.tokenizer import encode
 from clipbias.constants import WORDS
 from clipbias.errors import ClipbiasError
 from clipbias.io import shorten, user_path
-from clipbias.tuning.adapter import Adapter, make_adapter
+from clipbias.tuning.adapter import Adapter
 from clipbias.tuning.prompts import Classes, ClassList, word_ids
 from clipbias.tuning.task import Task
+from clipbias.tuning.tuned import Tuned
 
 # PromptSRC's averages run over the frozen weights in half precision, which moves them by some ten-thousandths.
 FROZEN_TOLERANCE = 0.01
@@ -59,8 +60,8 @@ def import_adapter(
     template: str | None = None,
     position: str = "end",
     notes: Mapping[str, object] | None = None,
-) -> Adapter:
-    """A checkpoint of another trainer as an adapter.
+) -> Tuned:
+    """A checkpoint of another trainer as a tuned model.
 
     Args:
       path: a `model.pth.tar-N`.
@@ -116,7 +117,9 @@ def import_adapter(
                     f"{count} class names; give those of training."
                 )
             task = Task(clip, file.method, named, template=template, **options)
-            return make_adapter(task, file.learnables, notes=dict(notes or {}) | {"imported": path.name})
+            model = Tuned(task, file.learnables, dict(notes or {}) | {"imported": path.name})
+            Adapter.of(model)  # which refuses other shapes
+            return model
         except ClipbiasError as error:
             raise ClipbiasError(f"{path} is not imported: {error}") from error
 
