@@ -16,6 +16,7 @@ from clipbias import TunedModel, data
 from clipbias.clip import Clip
 from clipbias.clip.checkpoint import OTHER_FORMATS
 from clipbias.data import Dataset
+from clipbias.data.user_images import labelled_split
 from clipbias.errors import ClipbiasError
 from clipbias.explain.results import StudyResults
 from clipbias.training import loop
@@ -114,7 +115,7 @@ def _(case: Case, folder: Path) -> None:
     assert abs(result["accuracy"] - expected.accuracy) < 1e-9, f"{result['accuracy']}, not {expected.accuracy}"
     assert abs(result["calibration"]["ece"] - expected.calibration["ece"]) < 2e-3
     with open(folder / "out" / "predictions.csv", newline="", encoding="utf-8") as file:
-        named = [row["predicted"] for row in csv.DictReader(file)]
+        named = [row["answer"] for row in csv.DictReader(file)]
     assert named == [case.texts.classes[label] for label in expected.predicted]
     dataset = data.load("folder", data_dir=place["data_dir"])
     model = case.model.with_classes(dataset, **case.texts.again)
@@ -184,7 +185,9 @@ def _(case: Case, folder: Path) -> None:
             assert abs(result["calibration"][name] - value) < 2e-3, (
                 f"{name}: {result['calibration'][name]}, not {value}"
             )
+    options = settings["method_options"]
     rate = {name: settings[name] for name in ("learning_rate", "epochs", "batch_size") if name in settings}
+    rate = {name: value for name, value in rate.items() if name not in options}
     fitted = clipbias.fit(
         model.clip,
         case.method,
@@ -194,7 +197,7 @@ def _(case: Case, folder: Path) -> None:
         progress=False,
         mesh=one_device(),
         **rate,
-        **settings["method_options"],
+        **options,
     )
     jax.tree.map(close, dict(fitted.learnables), dict(model.learnables))
 
@@ -226,13 +229,11 @@ def _(case: Case, folder: Path) -> None:
     dataset = data.load("folder", data_dir=place["data_dir"])
     files = [[split.path(index) for index in range(len(split))] for split in map(dataset.split, ("test", "val"))]
     labels = [dataset.split(name).labels for name in ("test", "val")]
-    both = data.from_arrays(
-        [*files[1], *files[0]], [*labels[1], *labels[0]], case.texts.classes, splits=["train"] * 2 * COUNT
-    ).split("train")
+    both = labelled_split([*files[1], *files[0]], np.concatenate([labels[1], labels[0]]), case.texts.classes)
     tested = both.subset(np.arange(COUNT, 2 * COUNT))
     settings: dict[str, Any] = {"mesh": one_device(), "eval_batch_size": BATCH, "on_image_error": "raise"}
     found, expected = (
-        evaluate_task(case.task, case.model.learnables, tested, validation=validation, **settings)[0]
+        evaluate_task(case.model, tested, validation=validation, **settings)[0]
         for validation in (both, both.subset(np.arange(COUNT)))
     )
     assert found == expected and found["validation_images"] == COUNT
