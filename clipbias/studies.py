@@ -163,10 +163,16 @@ def bind_models(
                 f"a model is of {model.clip.name!r} and not of {clip.name!r} (another {', another '.join(different)}); "
                 "study them apart."
             )
-    task = Task(clip, ZERO_SHOT, dataset, dtype=tuned[0].task.classifier.dtype if tuned else dtype)
+    dtype = tuned[0].task.classifier.dtype if tuned else dtype
+    for model in tuned:
+        if model.task.classifier.dtype != dtype:
+            raise ClipbiasError(
+                f"models compute in {dtype} and in {model.task.classifier.dtype}; load their adapters with one dtype."
+            )
+    task = Task(clip, ZERO_SHOT, dataset, dtype=dtype)
     bound = [Model(ZERO_SHOT, method_name(ZERO_SHOT), Tuned(task), clip.name)]
     labels = {each.key: each.label for each in bound}
-    names: dict[str, list[tuple[str, str]]] = {}  # by name: options and trainings
+    names: dict[str, list[str]] = {}  # by name: its trainings
     seen: Counter[tuple[object, ...]] = Counter()
     for model, source in zip(tuned, sources or [""] * len(tuned), strict=True):
         own = model if model.class_names == tuple(dataset.class_names) else model.with_classes(dataset)
@@ -182,14 +188,14 @@ def bind_models(
         if isinstance(shots, int) and others != {shots}:
             name += f", {counted(shots, 'shot')}"
         # Models of one name are seeds of one training, or are numbered: the same seed twice is no other seed.
-        training, options = str(model.notes.get("training", "")), identity(own.task.method)
-        number = seen[facts := (method, options, training, seed, start)]
+        training = str(model.notes.get("training") or identity(own.task.method))
+        number = seen[facts := (training, seed, start)]
         seen[facts] += 1
         training += f" ({number + 1})" if number else ""
         alike = names.setdefault(name, [])
-        if (options, training) not in alike:
-            alike.append((options, training))
-        if place := alike.index((options, training)):
+        if training not in alike:
+            alike.append(training)
+        if place := alike.index(training):
             name += f" ({place + 1})"
         key, label = unique_key(method, name, seed, start, labels)
         labels[key] = label

@@ -32,10 +32,11 @@ class InputSettings(WorkdirSettings):
         "{dataset} in its path stands for the dataset's name.",
     )
     on_image_error: OnImageError = setting_of(ImageReading, "on_image_error")
-    dtype: Annotated[str, Choices(CHOICES)] = setting(
-        "float32",
+    dtype: Annotated[str, Choices(CHOICES)] | None = setting(
+        None,
         'Compute type: "float32", "bfloat16", "auto" or others (docs/devices.md); "tensorfloat32" is for GPUs, '
-        '"bfloat16_3x" for TPUs, "auto" the fastest of the device that trains what float32 trains.',
+        '"bfloat16_3x" for TPUs, "auto" the fastest of the device that trains what float32 trains; None takes that of '
+        "the adapter's training, and without one float32.",
     )
 
 

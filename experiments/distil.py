@@ -60,7 +60,7 @@ def main(settings: DistilSettings, workdir: Path) -> None:
             {},
             settings.compute,
             meshes.make_mesh(run=settings.mesh.run, data=settings.mesh.data),
-            dtype=settings.dtype,
+            dtype=model.task.classifier.dtype,
             on_image_error=settings.on_image_error,
         )
         key = identity([model, images, student, settings.options])[:12]

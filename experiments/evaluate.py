@@ -86,7 +86,8 @@ def main(settings: EvaluateSettings, workdir: Path) -> None:
         if settings.ood is not None:
             score["ood"] = {"dataset": settings.ood, **score["ood"]}
         facts = {"method": method, "dataset": name, "split": settings.split, "identity": key}
-        write_text(workdir / RESULT, json.dumps({**facts, "dtype": settings.dtype, **score}, indent=2) + "\n")
+        facts["dtype"] = model.task.classifier.dtype
+        write_text(workdir / RESULT, json.dumps({**facts, **score}, indent=2) + "\n")
         words = accuracy_words(score["accuracy"], score["images"], f"{settings.split} image")
         common.tell(f"{method} on {name}: {words}", describe_classes(score["class_summary"]), *describe_score(score))
         if settings.adapters and rule is None:
@@ -107,7 +108,7 @@ def open_model(settings: EvaluateSettings, adapter: Adapter | None) -> tuple[Tun
         raise ClipbiasError("no dataset; give --config.dataset=NAME, or --config.adapters=FILE to take its own.")
     dataset = common.load_dataset(settings, name)
     if adapter is None:
-        return TunedModel(Task(clip, ZERO_SHOT, dataset, dtype=settings.dtype)), name, dataset
+        return TunedModel(Task(clip, ZERO_SHOT, dataset, dtype=settings.dtype or "float32")), name, dataset
     model = TunedModel.of(adapter.bind(clip, own_methods=split(settings.own_methods), dtype=settings.dtype))
     return model.with_classes(dataset, descriptions=dataset.descriptions), name, dataset
 

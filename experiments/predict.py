@@ -43,7 +43,6 @@ from clipbias.training.workdir import open_workdir
 from clipbias.tuned_model import make_overlays, predict_batches
 from clipbias.tuning import Task
 from clipbias.tuning.conformal import NOT_CALIBRATED
-from clipbias.tuning.prompts import Classes
 from configs.predict import PredictSettings
 from experiments import common
 from experiments.command_line import split
@@ -63,10 +62,10 @@ def main(settings: PredictSettings, workdir: Path) -> None:
     rule = model.rule(settings.answers)
     models = [model]
     if settings.adapters and settings.zero_shot:
-        # With the classes and the template of the adapter.
-        classes = Classes(model.class_names, model.task.template)
+        # With the names and the template of the adapter, or its free texts.
+        classes = dataclasses.replace(model.task.classes, descriptions=None)
         try:
-            frozen = Task(model.clip, ZERO_SHOT, classes, free_text=settings.texts is not None, dtype=settings.dtype)
+            frozen = Task(model.clip, ZERO_SHOT, classes, dtype=model.task.classifier.dtype)
             models.append(TunedModel(frozen))
         except ClipbiasError as error:  # such as a template that leaves too little room for a name
             common.tell(f"no zero-shot beside it: {error}")
@@ -192,7 +191,7 @@ def open_model(settings: PredictSettings) -> TunedModel:
         template=settings.template,
         descriptions=descriptions,
         free_text=free_text,
-        dtype=settings.dtype,
+        dtype=settings.dtype or "float32",
     )
     return TunedModel(task)
 

@@ -127,7 +127,7 @@ def prepare(
         ),
         settings.compute,
         meshes.make_mesh(run=settings.mesh.run, data=settings.mesh.data, devices=devices),
-        dtype=precision.resolve(settings.dtype) if settings.dry_run else settings.dtype,
+        dtype=precision.resolve(settings.dtype or "float32"),
         on_image_error=settings.on_image_error,
     )
     return context, None if settings.rates_file is None else Rates.read(rates_path(settings.rates_file))

@@ -79,7 +79,7 @@ def run_group(
     logging = Logging(checkpoints=paths.checkpoints(group), metrics=paths.metrics(group), progress=progress)
     progress.at_work("reading images")
     job = make_job(group, context, logging)
-    added = [dict((facts or {}).get(spec.key, {})) for spec in group]
+    added = [{"training": spec.training, **(facts or {}).get(spec.key, {})} for spec in group]
     # Select. The spec of the row then has the settings that were selected.
     if compares_rates is not None:
         (spec,) = group
@@ -214,9 +214,7 @@ def merge_scores(scores: Mapping[str, Row]) -> Row:
 
 def _row(spec: RunSpec, job: TrainJob, result: TrainResult, run: int, common: Recipe, scores: Row) -> Row:
     counts = parameter_count(select_run(result.learnables, run))
-    row = (
-        spec_facts(spec, common) | {"model": job.context.clip.name, "training": spec.training, "status": "ok"} | scores
-    )
+    row = spec_facts(spec, common) | {"model": job.context.clip.name, "status": "ok"} | scores
     row |= {f"parameters_{part}": counts[part] for part in ("vision", "text", "shared")}
     row |= {"parameters": counts["total"], "loss": None, "training_seconds": round(result.training_seconds[run], 4)}
     if result.losses:
@@ -313,10 +311,9 @@ def fit_task(
     result = train_job(job)
     model = Tuned(job.task, jax.tree.map(jnp.asarray, select_run(result.learnables, 0)))
     pools = {name: split for name, split in dataset.splits.items() if name != "test"}
-    rated = job.recipe if selection is None else job.recipe and job.recipe.with_learning_rate(0.0)
     start = {} if start_seed is None else {"start_seed": start_seed}
     notes: dict[str, object] = {"seed": seed, **start, "data": identity(pools)}
-    notes |= {"training": identity([job.task, pools, shots, rated and rated.facts()])}
+    notes |= {"training": identity([task, pools, shots, recipe, compares_rates])}
     notes |= {"train_images": len(images)} | ({} if shots is None else {"shots": shots})
     notes["images_per_class"] = images_per_class(images.labels, len(model.class_names))
     if job.recipe is not None:

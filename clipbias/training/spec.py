@@ -13,11 +13,12 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from clipbias.errors import ClipbiasError
 from clipbias.identity import identity
 from clipbias.sentences import counted
 from clipbias.tuning.method import Method
 from clipbias.tuning.recipe import Recipe
-from clipbias.tuning.registry import resolve_method
+from clipbias.tuning.registry import resolve_method, source_digest
 
 # More runs than this gain nothing side by side and delay the first result.
 MOST_RUNS = 32
@@ -40,6 +41,7 @@ class RunSpec:
       start_seed: of the initial learnables, the order and augmentation of images; `None` for the few-shot split's.
       recipe: optimiser, schedule and learning rate; `None` where nothing is trained.
       task: identity of its task: frozen model, method, classes and compute type.
+      source: digest of the program of a user's own method, as it was when the spec was made.
       data: identity of the images of all splits, and of the images and classes of the targets.
       on_image_error: "raise", or "skip" images that cannot be read.
       score_on: "test", or "validation" for a run that only helps to choose a learning rate.
@@ -57,6 +59,7 @@ class RunSpec:
     seed: int
     recipe: Recipe | None
     task: str
+    source: str | None
     data: str
     on_image_error: str = "raise"
     score_on: str = TEST
@@ -71,9 +74,8 @@ class RunSpec:
 
     @functools.cached_property
     def training(self) -> str:
-        """What the run has in common with those of other seeds, for which a learning rate may have been selected."""
-        recipe = self.recipe if self.validation == UNSELECTED else self.recipe and self.recipe.with_learning_rate(0.0)
-        return dataclasses.replace(self, seed=0, start_seed=None, recipe=recipe).key
+        """What the run has in common with those of other seeds, before anything is selected for it."""
+        return dataclasses.replace(self, seed=0, start_seed=None).key
 
     @property
     def learning_rate(self) -> float | None:
@@ -109,7 +111,11 @@ class RunSpec:
         return {**json.loads(json.dumps({**facts, "recipe": recipe})), "learning_rate": self.learning_rate}
 
     def make_method(self) -> Method:
-        return resolve_method(self.method, self.options)
+        """The method with its options. Raises `ClipbiasError` for a program that was changed since."""
+        method = resolve_method(self.method, self.options)
+        if source_digest(type(method)) != self.source:
+            raise ClipbiasError(f"{self.method} or a module that it imports was changed meanwhile; start again.")
+        return method
 
 
 # Runs that train side by side.

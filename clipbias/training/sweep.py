@@ -35,7 +35,7 @@ from clipbias.training.spec import TEST, UNSELECTED, Group, Row, RunSpec, make_g
 from clipbias.training.workdir import SweepPaths, note_runs
 from clipbias.tuning.prompts import Classes
 from clipbias.tuning.recipe import Recipe
-from clipbias.tuning.registry import method_options, resolve_method
+from clipbias.tuning.registry import method_options, resolve_method, source_digest
 from clipbias.tuning.task import task_identity
 
 FOLDER = "results"
@@ -293,6 +293,7 @@ def make_specs(context: SweepContext, common: Recipe, axes: SweepAxes, rates: Ra
                     start_seed=None if axes.start_seed == seed or not method.uses_images else axes.start_seed,
                     recipe=recipe and recipe.with_learning_rate(learning_rate),
                     task=task_identity(context.clip, method, Classes.of(dataset), context.dtype),
+                    source=source_digest(type(method)),
                     data=data,
                     on_image_error=context.on_image_error,
                     score_on=axes.score_on,

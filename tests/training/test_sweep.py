@@ -77,7 +77,7 @@ def test_another_start_on_the_same_images(clip, colours, recipe, tmp_path):
     adapters = [tiny.adapter(spec, specs) for spec in specs]
     assert [start_seed(adapter.notes) for adapter in adapters] == [1, 5, 5]
     prompts = [adapter.learnables["vision_prompts"] for adapter in adapters]
-    starts = [adapters[0].task(clip).init(seed)["vision_prompts"] for seed in (1, 5, 5)]
+    starts = [adapters[0].bind(clip).task.init(seed)["vision_prompts"] for seed in (1, 5, 5)]
     for prompt, start in zip(prompts, starts, strict=True):
         np.testing.assert_allclose(prompt, start, atol=1e-3)
     assert np.abs(prompts[2] - prompts[1]).max() > 1e-7
@@ -106,7 +106,7 @@ def test_an_adapter_gives_its_rows_accuracy(clip, colours, recipe, tmp_path, mon
     test = colours.split("test")
     images = clip.preprocessing.normalize(pictures(test, range(len(test)), clip.preprocessing.resizing))
     rows = tiny.run(specs)
-    compute = jax.jit(tiny.adapter(specs[0]).task(clip).logits)
+    compute = jax.jit(tiny.adapter(specs[0]).bind(clip).task.logits)
     for row, spec in zip(rows, specs, strict=True):
         adapter = tiny.adapter(spec)
         assert adapter.notes["accuracy"] == row["accuracy"] and adapter.notes["key"] == spec.key
@@ -122,7 +122,7 @@ def test_an_adapter_gives_its_rows_accuracy(clip, colours, recipe, tmp_path, mon
         assert log_probs.dtype == np.float16
         assert row["train_images"] == 2 * len(colours.class_names) and row["images_per_class"] == [2, 2]
         assert 100 * np.mean(predicted == labels) == pytest.approx(row["accuracy"])
-        known = KnownPredictions([tmp_path]).find(adapter.task(clip), adapter.learnables, "bias", test)
+        known = KnownPredictions([tmp_path]).find(adapter.bind(clip), test)
         np.testing.assert_array_equal(known, predicted)
         # With as many validation images of each class as shots.
         score = score_of(adapter, clip, test, validation=colours.split("val"))

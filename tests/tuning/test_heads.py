@@ -15,11 +15,11 @@ from clipbias.errors import ClipbiasError
 from clipbias.training.batches import FeatureBatches, FeatureStatic, frozen_features
 from clipbias.training.mesh import single_device
 from clipbias.tuning import CONSTANTS, Features, Samples, Task, features, make_method
-from clipbias.tuning.adapter import transfer
 from clipbias.tuning.features import cosines, text_classifier, validation_features
 from clipbias.tuning.method import sampling_of
 from clipbias.tuning.methods import linear_probe, tip_adapter
 from clipbias.tuning.prompts import IMAGENET_SELECT
+from clipbias.tuning.transfer import transfer
 from tests.reference import heads, optimizers
 from tests.reference.numpy_clip import cross_entropy
 from tests.tuning import weights_common as common

@@ -31,6 +31,7 @@ from clipbias.tuning.methods.plot import sinkhorn
 from clipbias.tuning.methods.promptsrc import PromptSRC
 from clipbias.tuning.methods.taskres import TaskRes
 from clipbias.tuning.registry import resolve_method
+from clipbias.tuning.tuned import Tuned
 from tests.data.pictures import encoded, picture, train_batches
 from tests.helpers import signal_at
 from tests.reference import numpy_clip, prompts, prompts_plot
@@ -75,7 +76,7 @@ def test_an_evaluation_of_plot_ends_rounds_batch_by_batch(pair):
     )
     split = Split(tuple("abcde"), scores.argmax(-1), lambda index: encoded(raw[index]))
     settings = {"mesh": meshes.single_device(), "eval_batch_size": 3, "on_image_error": "raise"}
-    assert evaluate(task, start, split, **settings)[0]["accuracy"] == 100.0
+    assert evaluate(Tuned(task, start), split, **settings)[0]["accuracy"] == 100.0
 
 
 def test_plots_logits_without_the_pooled_feature_and_of_the_images_that_count(pair):

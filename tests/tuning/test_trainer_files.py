@@ -86,7 +86,7 @@ def test_class_names_and_half_precision(kind, tokens, base, tmp_path):
         assert with_names.learnables["vision_prompts"].dtype == np.float32
     else:
         without = import_adapter(path, base[1])
-        assert without.class_names == NAMES and without.options == with_names.options
+        assert without.class_names == NAMES and without.task.options() == with_names.task.options()
 
 
 def state_of(base: tuple[Reference, Clip], kind: str) -> dict[str, np.ndarray]:
@@ -164,7 +164,7 @@ def test_nothing_in_a_file_is_run(base, tmp_path):
         pass
     content = {"state_dict": model.learner_or_self().state_dict(), "scheduler": Hostile(tmp_path / "run")}
     torch.save(content, path)
-    assert import_adapter(path, base[1], NAMES).method == "coop"
+    assert import_adapter(path, base[1], NAMES).task.method_name == "coop"
     assert not (tmp_path / "run").exists()
     with pytest.raises(ClipbiasError):
         torch.save({"state_dict": Hostile(tmp_path / "run")}, path)
@@ -223,4 +223,4 @@ def test_the_output_is_no_other_file(base, tmp_path):
             main(ImportSettings(file=str(source), output=str(output), model="no/model"))
     for output in (adapter, tmp_path / "new.safetensors"):
         main(ImportSettings(file=str(source), output=str(output), model=base[1].source))
-        assert read_adapter(output).class_names == NAMES
+        assert read_adapter(output).classes.class_names == NAMES

@@ -19,9 +19,9 @@ from clipbias.clip.layers import keep_tokens
 from clipbias.training import mesh as meshes
 from clipbias.training.step import place_inputs, place_text
 from clipbias.tuning import CONSTANTS, Learnables, Task, make_method
-from clipbias.tuning.adapter import transfer
 from clipbias.tuning.method import without_constants
 from clipbias.tuning.methods.two_stage import SecondStage, TwoStage
+from clipbias.tuning.transfer import transfer
 from tests import helpers
 from tests.reference import inner_parts, methods, optimizers, weight_tuning
 from tests.tuning import weights_common as common
