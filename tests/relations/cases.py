@@ -166,7 +166,7 @@ def _model(case: Case) -> TunedModel:
 
 
 def tuned(task: Task, images_of_class: int = 4) -> Learnables:
-    """Learnables as after a training: of drawn features where they are made of these, and all of them moved a little."""
+    """Learnables as after a training: of drawn features where they are made of these, and all moved a little."""
     random = np.random.default_rng(0)
     sampling = sampling_of(task.method)
     count = len(task.class_names)

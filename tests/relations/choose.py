@@ -1,7 +1,6 @@
 """Which cases a row of the table is tried on: in the quick suite a part, with the marker `ci` all of them."""
 
 import functools
-import math
 from collections.abc import Iterator
 
 from clipbias.checks import annotations
@@ -11,18 +10,19 @@ from clipbias.tuning.registry import make_method, method_options
 from tests.relations.cases import FAMILIES, FORMS, Case, has_choices, methods, other_values
 from tests.relations.table import ROWS, Relation
 
+FEW = 3
 OTHER_FORMS = [form for form in FORMS if form != "names"]
 OTHER_FAMILIES = [family for family in FAMILIES if family != "clip"]
 
 
 @functools.cache
 def representatives() -> tuple[str, ...]:
-    """Of methods that override the same hooks of use the first."""
+    """Of methods that override the same hooks of use the last."""
     by_hooks: dict[object, str] = {}
     for name in methods():
         method = make_method(name)
         hooks = ("logits", "transfer", "read_classes", "adapt_to", "sampling", "at_test")
-        by_hooks.setdefault((method.kind is Kind.HEAD, *map(method.overrides, hooks)), name)
+        by_hooks[(method.kind is Kind.HEAD, *map(method.overrides, hooks))] = name
     return tuple(by_hooks.values())
 
 
@@ -51,35 +51,33 @@ def names(level: str) -> tuple[str, ...]:
 
 
 def tried(row: Relation, method: str, level: str) -> bool:
-    """Whether a row is tried on a method: the levels are "quick", "ci" and "all", each with more cases.
-
-    A slow row takes a part of the methods, another one than the next row takes.
-    """
-    number, among = ROWS.index(row), names(level)
-    few = row.few
-    if row.slow and level != "all":
-        few = few or (2 if level == "quick" else math.ceil(len(among) / 2))
-    if few is None or few >= len(among):
+    """Whether a row is tried on a method: the levels are "quick", "ci" and "all", each with more cases."""
+    among = names(level)
+    enough = row.few if row.few is not None or level == "all" else getattr(row, level)
+    if enough is None or enough >= len(among):
         return method in among
-    return method in {among[(few * number + step * len(among) // few) % len(among)] for step in range(few)}
+    first = ROWS.index(row) if enough < FEW else 0  # others for each row, or the same, whose programs rows share
+    return method in {among[(first + step * len(among) // enough) % len(among)] for step in range(enough)}
 
 
 def cases(row: Relation, method: str, level: str) -> Iterator[Case]:
     """The cases of a method that a row is tried on."""
     if not tried(row, method, level):
         return
-    number = methods().index(method) + ROWS.index(row)
+    number = names(level).index(method)
+    if level == "quick":  # each method with one form, so that rows share its programs
+        yield Case(method, form=[*FORMS][number % len(FORMS)])
+        return
+    whole = level == "all"
     yield Case(method)
     if "forms" in row.over:
-        one = level == "quick" or (row.slow and level != "all")
-        forms = [OTHER_FORMS[number % len(OTHER_FORMS)]] if one else OTHER_FORMS
-        yield from (Case(method, form=form) for form in forms)
-    families = OTHER_FAMILIES
-    if "every family" not in row.over and level != "all":
-        families = [OTHER_FAMILIES[methods().index(method) % len(OTHER_FAMILIES)]]
-    if {"families", "every family"}.intersection(row.over) and level != "quick":
+        one = [OTHER_FORMS[(number + ROWS.index(row)) % len(OTHER_FORMS)]]
+        yield from (Case(method, form=form) for form in (OTHER_FORMS if whole or row.ci is None else one))
+    if {"families", "every family"}.intersection(row.over):
+        one = [OTHER_FAMILIES[number % len(OTHER_FAMILIES)]]
+        families = OTHER_FAMILIES if whole or "every family" in row.over else one
         yield from (case for family in families if fits(case := Case(method, family=family)))
-    if "options" in row.over and level != "quick":
+    if "options" in row.over:
         yield from options_of(method)
 
 

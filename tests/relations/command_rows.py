@@ -79,7 +79,7 @@ def study(folder: Path, case: Case, *models: TunedModel, **options: Any) -> Stud
     return clipbias.explain(list(models), dataset_of(case), folder, **options).results
 
 
-@relation("A study says of two models of one task what `evaluate` says, and a study of each alone.", slow=True)
+@relation("A study says of two models of one task what `evaluate` says, and a study of each alone.", quick=1, ci=20)
 def _(case: Case, folder: Path) -> None:
     models = case.model, other_model(case)
     together = study(folder / "together", case, *models)
@@ -92,7 +92,7 @@ def _(case: Case, folder: Path) -> None:
             assert abs(facts.accuracy - expected.accuracy) < 1e-9
 
 
-@relation("A study in the folder of another model's says what one in a new folder says.", over=(), few=2, slow=True)
+@relation("A study in the folder of another model's says what one in a new folder says.", over=(), quick=1, ci=20)
 def _(case: Case, folder: Path) -> None:
     for model in (case.model, other_model(case)):
         found = study(folder, case, model)
@@ -102,7 +102,8 @@ def _(case: Case, folder: Path) -> None:
 @relation(
     "The command `evaluate`, its table of predictions and a study that reads them say what Python says.",
     over=("forms",),
-    slow=True,
+    quick=1,
+    ci=20,
     refusals=(OF_ITS_CLASSES,),
 )
 def _(case: Case, folder: Path) -> None:
@@ -130,7 +131,7 @@ def _(case: Case, folder: Path) -> None:
     np.testing.assert_array_equal(known.predictions.models[known.models[1].key], expected.predicted)
 
 
-@relation("The command `predict` writes what Python's `predict` says.", over=("forms",), slow=True)
+@relation("The command `predict` writes what Python's `predict` says.", over=("forms",), quick=1, ci=20)
 def _(case: Case, folder: Path) -> None:
     files = folder / "pictures"
     files.mkdir()
@@ -164,8 +165,8 @@ def training(case: Case, folder: Path, steps: int = 2) -> dict[str, Any]:
 @relation(
     "The row of `train`, its adapter evaluated by Python and by `evaluate`, and a `fit` of the same images agree.",
     over=(),
-    few=4,
-    slow=True,
+    quick=0,
+    ci=6,
 )
 def _(case: Case, folder: Path) -> None:
     settings = training(case, folder)
@@ -209,8 +210,8 @@ def trains_in_steps(case: Case) -> bool:
 @relation(
     "A training that is stopped and continued ends as one that is not.",
     over=(),
-    few=3,
-    slow=True,
+    quick=0,
+    ci=4,
     applies=trains_in_steps,
 )
 def _(case: Case, folder: Path) -> None:

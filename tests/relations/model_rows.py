@@ -72,7 +72,7 @@ def _(case: Case, folder: Path) -> None:
 for dtype in DTYPES[1:]:
 
     @relation(
-        f"Loaded for {dtype}, it predicts nearly the same.", over=(), slow=True, refusals=("which only a .PU has",)
+        f"Loaded for {dtype}, it predicts nearly the same.", over=(), quick=1, ci=20, refusals=("which only a .PU has",)
     )
     def _(case: Case, folder: Path, dtype: str = dtype) -> None:
         loaded = saved(case, folder, dtype=dtype)
@@ -132,13 +132,23 @@ def is_of_each_class(case: Case) -> bool:
     return not isinstance(case.task.method, TestTimeMethod)
 
 
-@relation("Where a class is taken away, the others keep their logits.", applies=is_of_each_class)
+@relation(
+    "Where a class is taken away, the others keep their logits.",
+    quick=4,
+    refusals=(OF_ITS_CLASSES,),
+    applies=is_of_each_class,
+)
 def _(case: Case, folder: Path) -> None:
     names = case.texts.classes[1:]
     close(logits(with_classes(case, names)), answer(case)[:, 1:])
 
 
-@relation("Where a class is added, the others keep their logits.", refusals=(OF_ITS_CLASSES,), applies=is_of_each_class)
+@relation(
+    "Where a class is added, the others keep their logits.",
+    quick=4,
+    refusals=(OF_ITS_CLASSES,),
+    applies=is_of_each_class,
+)
 def _(case: Case, folder: Path) -> None:
     found = logits(with_classes(case, case.texts.names))
     close(found[:, :3], answer(case))
@@ -147,6 +157,7 @@ def _(case: Case, folder: Path) -> None:
 
 @relation(
     "A loaded model to which a class is added keeps the others' logits.",
+    quick=4,
     refusals=(OF_ITS_CLASSES,),
     applies=is_of_each_class,
 )
@@ -190,14 +201,17 @@ def _(case: Case, folder: Path) -> None:
     close(found, answer(case)[:6].repeat(2, axis=0))
 
 
-@relation("Batches of 1, 7 and 64 pictures are predicted the same.", over=(), slow=True)
+@relation("Batches of 1, 7 and 64 pictures are predicted the same.", over=(), quick=1, ci=20)
 def _(case: Case, folder: Path) -> None:
     for size in (1, 64):
         close(logits(case.model, batch_size=size), answer(case))
 
 
 @relation(
-    "Predictions of pictures are those of what `clip.preprocess` makes of them, by `task.logits`.", over=(), slow=True
+    "Predictions of pictures are those of what `clip.preprocess` makes of them, by `task.logits`.",
+    over=(),
+    quick=1,
+    ci=20,
 )
 def _(case: Case, folder: Path) -> None:
     if crops_of(case.task.method):
@@ -208,7 +222,7 @@ def _(case: Case, folder: Path) -> None:
     close(jax.jit(model.task.logits)(model.clip.params, model.learnables, ready[:BATCH]), answer(case)[:BATCH])
 
 
-@relation("Skipping what cannot be read gives what the list without it gives.", over=(), slow=True)
+@relation("Skipping what cannot be read gives what the list without it gives.", over=(), quick=1, ci=20)
 def _(case: Case, folder: Path) -> None:
     (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
     pictures: list[Any] = [*PICTURES[:4], str(folder / "broken.png"), *PICTURES[4:]]
@@ -225,18 +239,18 @@ def _(case: Case, folder: Path) -> None:
 # Ways to an accuracy.
 
 
-@relation("The class that `evaluate` counts is the one that `predict` says.", over=("families",))
+@relation("The class that `evaluate` counts is the one that `predict` says.", over=("families",), quick=4)
 def _(case: Case, folder: Path) -> None:
     np.testing.assert_array_equal(evaluated(case).predicted, answer(case).argmax(-1))
 
 
-@relation("A model that was asked before says the same when it is asked again.", over=())
+@relation("A model that was asked before says the same when it is asked again.", over=(), quick=4)
 def _(case: Case, folder: Path) -> None:
     same(logits(case.model), answer(case))
     same_accuracy(evaluation(case.model), evaluated(case))
 
 
-@relation("Learnables that are changed in place change `predict` and `evaluate` alike, or cannot be.", over=())
+@relation("Learnables that are changed in place change `predict` and `evaluate` alike, or cannot be.", over=(), quick=4)
 def _(case: Case, folder: Path) -> None:
     model = TunedModel(case.task, jax.tree.map(np.array, dict(case.model.learnables)))
     logits(model)
@@ -261,7 +275,7 @@ def _(case: Case, folder: Path) -> None:
     same(logits(model), answer(case))
 
 
-@relation("One device and four compute the same.", over=(), slow=True)
+@relation("One device and four compute the same.", over=(), quick=1, ci=20)
 def _(case: Case, folder: Path) -> None:
     one, four = (
         case.model.calibrate(PICTURES, LABELS, mesh=mesh).calibration for mesh in (one_device(), four_devices())
@@ -308,7 +322,8 @@ for form in EXPORTS:
     @relation(
         f'Exported as "{form}", it has the same logits, and the adapter beside it is the same.',
         over=("forms",),
-        slow=True,
+        quick=1,
+        ci=20,
         refusals=NOT_EXPORTED,
     )
     def _(case: Case, folder: Path, form: str = form) -> None:

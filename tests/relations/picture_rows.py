@@ -143,7 +143,7 @@ for mode in Image.MODES:
     def _(case: Case, folder: Path, mode: str = mode) -> None:
         picture, model = of_mode(mode), case.model
         dataset = data.from_arrays([picture], [0], case.texts.classes, splits=["train"])
-        images = split_images(dataset.split("train"), model.clip.preprocessing.resizing, [0])
+        images = split_images(dataset.split("train"), [0], model.clip.preprocessing.resizing)
         expected = logits(model, images)
         for given in (picture, dataset.split("train").image(0)):
             close(logits(model, [given]), expected)

@@ -33,8 +33,8 @@ class Relation:
       sentence: the relation.
       check: raises `AssertionError` where a case does not hold, `ClipbiasError` where it is refused.
       over: axes of cases beside the methods: "forms", "families", "every family" or "options" (`choose.py`).
-      slow: whether a case takes a large part of a second.
-      few: a number of methods that are enough, others for each row; `None` for all.
+      few: a number of methods that are enough; `None` for all.
+      quick, ci: likewise in these suites, where a case takes a large part of a second.
       refusals: patterns of the sentences that may refuse it.
       applies: whether it says anything of a case.
     """
@@ -42,8 +42,9 @@ class Relation:
     sentence: str
     check: Check
     over: tuple[str, ...] = ("forms", "families")
-    slow: bool = False
     few: int | None = None
+    quick: int | None = None
+    ci: int | None = None
     refusals: tuple[str, ...] = ()
     applies: Callable[[Case], bool] = lambda case: True
 

@@ -38,7 +38,7 @@ def programs_of_one_method(request: pytest.FixtureRequest, before: list[str]) ->
 
 
 @pytest.mark.filterwarnings("ignore:the (tuned model|training loss)", "ignore:.*cannot tell whether tuning helped")
-@pytest.mark.parametrize(("row", "method", "level"), parameters())
+@pytest.mark.parametrize(("row", "method", "level"), [*parameters()])
 def test_relation(row: Relation, method: str, level: str) -> None:
     levels = [*MARKS][: [*MARKS].index(level)]
     known = {case for earlier in levels for case in choose.cases(row, method, earlier)}
