@@ -8,7 +8,7 @@ import dataclasses
 import os
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from jax.sharding import Mesh
@@ -21,7 +21,7 @@ from clipbias.data import names as dataset_names
 from clipbias.data.folder import is_hub_dataset
 from clipbias.data.pipeline import BATCH_SIZE
 from clipbias.data.sources import open_images
-from clipbias.data.user_images import Labels, Pictures, labelled_split, names_of_labels
+from clipbias.data.user_images import Labels, Pictures, image_list, label_array, names_of_labels
 from clipbias.errors import ClipbiasError
 from clipbias.explain import bias
 from clipbias.export.card import model_card
@@ -30,12 +30,12 @@ from clipbias.training.context import make_context
 from clipbias.training.device import keep_programs
 from clipbias.training.progress import Progress
 from clipbias.training.run import calibrate_untrained, fit_task
+from clipbias.training.select import as_options, with_given
 from clipbias.tuned_model import Images, TunedModel, as_clip, labelled_images
 from clipbias.tuning import METHODS, Method, Recipe, Task, trainer_files
 from clipbias.tuning.adapter import FILE, read_adapter, write_adapter
 from clipbias.tuning.prompts import ClassList
 from clipbias.tuning.recipe import COMMON
-from clipbias.tuning.registry import option_types
 
 
 def fit(  # noqa: PLR0913 (a user's options, each by keyword)
@@ -108,11 +108,13 @@ def fit(  # noqa: PLR0913 (a user's options, each by keyword)
     clip = as_clip(clip)
     if labels is None or is_hub_dataset(images):
         images = open_images(images)
+    settings = {"learning_rate": learning_rate, "epochs": epochs, "batch_size": batch_size}
+    given = {name: value for name, value in settings.items() if value is not None}
+    labels = None if labels is None else label_array(labels)
     if isinstance(recipe, str):
         options = {"recipe": recipe, **options}
     elif isinstance(method, str):
-        settings = {"epochs": epochs, "batch_size": batch_size, "recipe": COMMON if recipe is not None else None}
-        options = _with_settings(method, options, settings)
+        options = as_options(method, given | ({} if recipe is None else {"recipe": COMMON})) | options
     classes = _classes(images, labels, class_names)
     task = Task(clip, method, classes, template=template, shots=shots, **options)  # type: ignore[arg-type]
     if not task.method.uses_images:
@@ -134,7 +136,7 @@ def fit(  # noqa: PLR0913 (a user's options, each by keyword)
     with contextlib.closing(Progress(title=f"{task.method_name} on {dataset.name}", shown=progress)) as bar:
         fitted = fit_task(
             task,
-            _changed(recipe, learning_rate, epochs, batch_size),
+            with_given(recipe, given),
             dataset,
             context,
             shots=shots,
@@ -306,25 +308,6 @@ def _check_model(model: TunedModel) -> None:
         raise ClipbiasError(f"the model is {shown(model)}; give what clipbias.fit or clipbias.load_adapter returned.")
 
 
-def _with_settings(method: str, options: dict[str, object], settings: Mapping[str, object]) -> dict[str, object]:
-    """A method's options with those training settings, where given, that the method has as options of its own."""
-    if method not in METHODS:
-        return options
-    known = option_types(method)
-    return {**{name: value for name, value in settings.items() if value is not None and name in known}, **options}
-
-
-def _changed(recipe: Recipe, learning_rate: float | None, epochs: int | None, batch_size: int | None) -> Recipe:
-    """The recipe with settings that are given; with epochs it makes as many as they say, whatever its steps were."""
-    if learning_rate is not None:
-        recipe = recipe.with_learning_rate(learning_rate)
-    if epochs is not None:
-        recipe = dataclasses.replace(recipe, epochs=epochs, steps=None)
-    if batch_size is not None:
-        recipe = dataclasses.replace(recipe, batch_size=batch_size)
-    return recipe
-
-
 def _classes(
     images: Images | None, labels: Labels | None, class_names: Sequence[str] | ClassList | None
 ) -> Sequence[str] | ClassList:
@@ -367,7 +350,7 @@ def _training_dataset(
     if isinstance(validation, Split):
         splits["val"] = validation
     elif isinstance(validation, list | tuple) and len(validation) == 2:
-        splits["val"] = labelled_split(*validation, task.class_names)
+        splits["val"] = image_list(*validation, task.class_names)
     elif validation is not None:
         raise ClipbiasError(
             f"validation is of type {type(validation).__name__}; give a split, or a pair of pictures and their labels."

@@ -17,7 +17,7 @@ from clipbias.api import load_adapter
 from clipbias.clip import Clip
 from clipbias.constants import DEFAULT_TEMPLATE
 from clipbias.data import demo
-from clipbias.data.user_images import Picture, to_picture
+from clipbias.data.user_images import Picture
 from clipbias.errors import ClipbiasError, UnreadableImage
 from clipbias.report import style
 from clipbias.terminal import printable
@@ -98,12 +98,11 @@ class Bench:
         if path is None:
             return *BLANK, *BLANK, gr.skip()
         try:
-            picture = to_picture(path)
             zero_shot = self.bind(ZERO_SHOT, names, template)
             tuned = None if adapter == ZERO_SHOT else self.bind(adapter, names)
             shown: list[object] = []
             for model in (zero_shot, tuned):
-                shares, words, drawn = classify(model, picture, of_class) if model else BLANK
+                shares, words, drawn = classify(model, path, of_class) if model else BLANK
                 shown += [shares, html.escape(words), drawn]
         except ClipbiasError as error:
             _warn(error, path, adapter)

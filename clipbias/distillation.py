@@ -21,7 +21,7 @@ from clipbias.data import Dataset, Split
 from clipbias.data.held_out import divide_unlabelled, unlabelled_images
 from clipbias.data.images import Images
 from clipbias.data.sources import open_images
-from clipbias.data.user_images import labelled_split, list_images
+from clipbias.data.user_images import image_list, list_images
 from clipbias.errors import ClipbiasError
 from clipbias.explain.replacement import by_image, compare
 from clipbias.explain.results import Comparison, Kind, Student
@@ -42,6 +42,7 @@ from clipbias.tuning.tuned import Tuned
 
 # A smaller form is taken if it agrees with the tuned model on so much less of the held-back images.
 TOLERANCE = 0.01
+FEWEST = 5  # unlabelled images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,13 +107,18 @@ def divide_images(source: Dataset | Split) -> DistilImages:
     Raises:
       ClipbiasError: there are too few images.
     """
-    test: Split | None = None
-    if isinstance(source, Dataset):
-        test = source.split("test")
-        source = unlabelled_images(source, test) or source.split("train")
-    if len(source) < 5:
-        raise ClipbiasError(f"there are {len(source)} unlabelled images; give 5 at least, and rather some hundred.")
-    fitted, held_back, certified = divide_unlabelled(source, certified=test is None)
+    test = source.split("test") if isinstance(source, Dataset) else None
+    images = unlabelled_images(source, test) or test.subset([]) if isinstance(source, Dataset) else source
+    fitted, held_back, certified = divide_unlabelled(images, certified=test is None)
+    if len(images) < FEWEST or not all(map(len, (fitted, held_back, certified if test is None else test))):
+        outside, hint = "", ""
+        if test is not None:
+            outside = " that are not among the test images"
+            hint = "; or give a split, such as dataset.split('train'), of which a part certifies without labels"
+        raise ClipbiasError(
+            f"there are {len(images)} unlabelled images{outside}; give {FEWEST} at least, each once, and rather some "
+            f"hundred{hint}."
+        )
     return DistilImages(fitted, held_back, certified if test is None else test, labelled=test is not None)
 
 
@@ -225,7 +231,7 @@ def distil(
         labelled_images(source, None, model.class_names)  # which refuses other classes
     elif not isinstance(source, Split):
         pictures, _ = list_images(source)
-        source = labelled_split(pictures, np.zeros(len(pictures), np.int32), model.class_names)
+        source = image_list(pictures, [0] * len(pictures), model.class_names)
     divided = divide_images(source)
     student = model.clip if clip is None else as_clip(clip)
     context = make_context(student, mesh, dtype=model.task.classifier.dtype)

@@ -11,13 +11,13 @@ from jax.sharding import Mesh
 
 from clipbias.checks import check_int, check_value, shown
 from clipbias.clip import Clip, load
-from clipbias.clip.encode import check_normalised, image_batches, is_normalised
+from clipbias.clip.encode import as_images, check_normalised, image_batches, preprocess
 from clipbias.data import Dataset, Split
 from clipbias.data.folder import HubDataset, is_hub_dataset
 from clipbias.data.held_out import FEWEST_TO_CALIBRATE
 from clipbias.data.pipeline import BATCH_SIZE
 from clipbias.data.sources import open_images
-from clipbias.data.user_images import Labels, Pictures, as_array, label_numbers, labelled_split
+from clipbias.data.user_images import Labels, Pictures, image_list, label_numbers
 from clipbias.errors import ClipbiasError
 from clipbias.explain.pictures import first_text
 from clipbias.explain.relevancy import Relevancy, relevancy
@@ -207,7 +207,7 @@ class TunedModel(Tuned):
         Raises:
           ClipbiasError: there are not as many classes as pictures, or the method has no maps.
         """
-        images = self._preprocessed(pictures, normalised)
+        images = self._preprocessed(as_images(pictures), normalised)
         if classes is None:
             classes = self.predict(images, normalised=True).labels
         numbers = label_numbers(classes, self.class_names)
@@ -241,11 +241,12 @@ class TunedModel(Tuned):
         Raises:
           ClipbiasError: there are not as many maps as pictures, more than 32, or the method has no maps.
         """
-        images = self._preprocessed(pictures, normalised)
+        taken = as_images(pictures)
+        images = self._preprocessed(taken, normalised)
         if not 0 < len(images) <= MOST_MAPS:
             raise ClipbiasError(f"there are {len(images)} pictures; a figure has from 1 to {MOST_MAPS}.")
         if targets is None:
-            targets = self.predict(pictures, normalised=normalised).labels
+            targets = self.predict(taken, normalised=normalised).labels
         classes = label_numbers(targets, self.class_names)
         _check_count(len(images), len(classes), "targets")
         check_value("titles", titles, list[Any] | None)
@@ -257,14 +258,13 @@ class TunedModel(Tuned):
         overlays = make_overlays(self.task, maps, classes, [str(title) for title in titles])
         return overlay_rows([*self.clip.preprocessing.levels(images)], overlays)
 
-    def _preprocessed(self, pictures: Pictures, normalised: bool) -> np.ndarray:
+    def _preprocessed(self, images: np.ndarray | Split, normalised: bool) -> np.ndarray:
         """Normalised images `[B, R, R, 3]`."""
-        images = as_array(pictures)
-        ready = is_normalised(images)
-        images = images if ready else self.clip.preprocess(images)
-        images = np.asarray(images[None] if images.ndim == 3 else images, np.float32)
-        check_normalised(images, self.clip.config.vision.image_size, sure=normalised or not ready)
-        return images
+        ready = not isinstance(images, Split)
+        pixels = images if ready else preprocess(self.clip.preprocessing, images)
+        pixels = np.asarray(pixels[None] if pixels.ndim == 3 else pixels, np.float32)
+        check_normalised(pixels, self.clip.config.vision.image_size, sure=normalised or not ready)
+        return pixels
 
     def save(self, path: str | os.PathLike, *, notes: Mapping[str, object] | None = None) -> None:
         """Writes the adapter's file, which ends with ".safetensors": the learnables, and what is needed to use them.
@@ -370,7 +370,7 @@ def labelled_images(images: Images, labels: Labels | None, class_names: tuple[st
         return source
     if labels is None:
         raise ClipbiasError("there are images without labels; give a dataset, or labels of the images.")
-    return labelled_split(cast("Pictures", source), labels, class_names)
+    return image_list(cast("Pictures", source), labels, class_names)
 
 
 def _check_count(images: int, count: int, name: str) -> None:

@@ -19,7 +19,7 @@ from etils import epath
 
 import clipbias
 from clipbias import TunedModel, hosts
-from clipbias.data.user_images import labelled_split
+from clipbias.data.user_images import image_list
 from clipbias.distillation import DistilImages, distil_model, divide_images
 from clipbias.errors import ClipbiasError
 from clipbias.export import export
@@ -35,8 +35,7 @@ from clipbias.training.workdir import ADAPTER, open_workdir
 from clipbias.tuning.adapter import read_adapter
 from configs.distil import DistilSettings
 from experiments import common
-from experiments.command_line import split
-from experiments.inputs import find_adapter, find_images
+from experiments.inputs import find_adapter, find_images, open_adapter
 
 _CONFIG = "configs/distil.py"
 # The note of an exported adapter that names the teacher, images, student and options that it was made of.
@@ -52,7 +51,7 @@ def main(settings: DistilSettings, workdir: Path) -> None:
     adapter, _ = pair
     with open_workdir(workdir, as_json(settings)):
         base = clipbias.load(settings.model or adapter.base, device="host")
-        model = TunedModel.of(adapter.bind(base, own_methods=split(settings.own_methods), dtype=settings.dtype))
+        model = open_adapter(adapter, base, settings)
         student = base if settings.student is None else clipbias.load(settings.student, device="host")
         images = find_unlabelled(settings, model)
         context = SweepContext(
@@ -113,7 +112,7 @@ def find_unlabelled(settings: DistilSettings, model: TunedModel) -> DistilImages
             dataset = None
         if dataset is None or tuple(dataset.class_names) != model.class_names:
             files = find_images(settings.data_dir)
-            return divide_images(labelled_split(files, [0 for _ in files], model.class_names))
+            return divide_images(image_list(files, [0 for _ in files], model.class_names))
     else:
         dataset = common.load_dataset(settings, name)
         if tuple(dataset.class_names) != model.class_names:

@@ -25,7 +25,7 @@ import numpy as np
 import clipbias
 from clipbias import TunedModel, hosts
 from clipbias.constants import ZERO_SHOT
-from clipbias.data import Dataset
+from clipbias.data import Dataset, Split, held_out, protocols
 from clipbias.data.few_shot import accuracy_words
 from clipbias.data.held_out import FEWEST_TO_CALIBRATE
 from clipbias.errors import ClipbiasError
@@ -45,8 +45,7 @@ from clipbias.tuning.adapter import Adapter
 from clipbias.tuning.conformal import NOT_CALIBRATED, measured_words
 from configs.evaluate import EvaluateSettings
 from experiments import common
-from experiments.command_line import split
-from experiments.inputs import find_adapter
+from experiments.inputs import find_adapter, open_adapter
 
 _CONFIG = "configs/evaluate.py"
 RESULT = "result.json"
@@ -62,7 +61,7 @@ def main(settings: EvaluateSettings, workdir: Path) -> None:
         outside = None if settings.ood is None else common.load_dataset(settings, settings.ood).split("test")
         method = model.task.method_name
         rule = model.rule(settings.answers)
-        key = predictions_identity(model, images)
+        key = predictions_identity(model, images.identity)
         hosts.assert_same(f"the images of {name}", key)
         if hosts.is_first():
             keep_evaluation(workdir, key)
@@ -74,7 +73,7 @@ def main(settings: EvaluateSettings, workdir: Path) -> None:
             eval_batch_size=settings.eval_batch_size,
             on_image_error=settings.on_image_error,
             workers=settings.workers,
-            validation=dataset.splits.get("val"),
+            validation=validation_images(dataset, name, {} if adapter is None else adapter.notes),
             outside=outside,
             rule=rule,
         )
@@ -109,8 +108,16 @@ def open_model(settings: EvaluateSettings, adapter: Adapter | None) -> tuple[Tun
     dataset = common.load_dataset(settings, name)
     if adapter is None:
         return TunedModel(Task(clip, ZERO_SHOT, dataset, dtype=settings.dtype or "float32")), name, dataset
-    model = TunedModel.of(adapter.bind(clip, own_methods=split(settings.own_methods), dtype=settings.dtype))
+    model = open_adapter(adapter, clip, settings)
     return model.with_classes(dataset, descriptions=dataset.descriptions), name, dataset
+
+
+def validation_images(dataset: Dataset, name: str, notes: Mapping[str, Any]) -> Split | None:
+    """The images that a temperature may be fitted on: not those on which `train` selected a setting of the adapter."""
+    if (notes.get("dataset"), notes.get("validation")) != (name, held_out.POLICY) or "train" not in dataset.splits:
+        return dataset.splits.get("val")
+    protocol = held_out.by_the_rule(protocols.full(dataset), notes["seed"])
+    return protocol.calibration and protocol.calibration()
 
 
 def keep_evaluation(workdir: Path, identity: str) -> None:
@@ -141,11 +148,11 @@ def describe_classes(summary: Mapping[str, Any]) -> str:
 def describe_score(score: Mapping[str, Any]) -> list[str]:
     """Calibration and detection in words."""
     calibration = score["calibration"]
-    images = score.get("validation_images", 0)
+    images = calibration.get("validation_images", 0)
     if "temperature" in calibration:
         at = (
             f"{calibration['ece_at_temperature']:.2f} % and {calibration['adaptive_ece_at_temperature']:.2f} % at "
-            f"temperature {calibration['temperature']:.3f}, fitted on validation images"
+            f"temperature {calibration['temperature']:.3f}, fitted on {counted(images, 'validation image')}"
         )
     else:
         reason = (

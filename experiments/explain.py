@@ -98,9 +98,7 @@ def explain(
     clip = clipbias.load(settings.model or next((adapter.base for adapter, _ in adapters), "demo"), device="host")
     own_methods = split(settings.own_methods)
     dtype = settings.dtype or next((adapter.dtype for adapter, _ in adapters), "float32")
-    tuned = [
-        TunedModel.of(adapter.bind(clip, own_methods=own_methods, dtype=dtype)) for adapter, _ in adapters
-    ]
+    tuned = [TunedModel.of(adapter.bind(clip, own_methods=own_methods, dtype=dtype)) for adapter, _ in adapters]
     with explain_exhaustion("lower --config.batch_size."):
         return studies.explain(
             tuned,

@@ -45,8 +45,7 @@ from clipbias.tuning import Task
 from clipbias.tuning.conformal import NOT_CALIBRATED
 from configs.predict import PredictSettings
 from experiments import common
-from experiments.command_line import split
-from experiments.inputs import find_adapter, find_images, listed
+from experiments.inputs import find_adapter, find_images, listed, open_adapter
 from experiments.prediction_table import BETWEEN, key, open_table
 
 _CONFIG = "configs/predict.py"
@@ -175,7 +174,7 @@ def open_model(settings: PredictSettings) -> TunedModel:
     if (adapter_file := find_adapter(settings.adapters)) is not None:
         adapter, _ = adapter_file
         clip = clipbias.load(settings.model or adapter.base)
-        model = TunedModel.of(adapter.bind(clip, own_methods=split(settings.own_methods), dtype=settings.dtype))
+        model = open_adapter(adapter, clip, settings)
         if names is None and descriptions is None:
             return model
         classes = model.task if names is None else names

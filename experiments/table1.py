@@ -92,6 +92,7 @@ def axes_of(settings: Table1Settings) -> SweepAxes:
         targets=settings.targets or (),
         concentration=settings.concentration,
         hold_out_shot=settings.hold_out_shot,
+        given=settings.given,
     )
 
 

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +16,9 @@ from clipbias.clip.preprocess import Preprocessing
 from clipbias.clip.text import as_tokens, encode_text
 from clipbias.clip.vision import encode_image
 from clipbias.data.dataset import Split
-from clipbias.data.images import Images
+from clipbias.data.images import pictures
 from clipbias.data.pipeline import test_batches
-from clipbias.data.transforms import test_image
-from clipbias.data.user_images import Pictures, UserImages, as_array, list_images, to_picture
+from clipbias.data.user_images import Pictures, UserImages, as_array, image_list, list_images
 from clipbias.errors import ClipbiasError
 
 # Texts are padded to a multiple of this number of tokens, so that few compiled programs serve all lengths.
@@ -74,14 +72,17 @@ def check_normalised(images: np.ndarray, size: int, *, sure: bool) -> None:
     check_images(images, size)
 
 
-def preprocess(preprocessing: Preprocessing, images: Pictures) -> np.ndarray:
+def as_images(images: Pictures | Split) -> np.ndarray | Split:
+    """An array of floating point, which is normalised, as it is; anything else as an image list."""
+    array = images if isinstance(images, Split) else as_array(images)
+    return array if is_normalised(array) else image_list(array)
+
+
+def preprocess(preprocessing: Preprocessing, images: Pictures | Split) -> np.ndarray:
     """See `Clip.preprocess`."""
-    pictures, single = list_images(images)
-    side = preprocessing.image_size
-    pixels = np.zeros((len(pictures), side, side, 3), np.uint8)
-    for number, picture in enumerate(pictures):
-        pixels[number] = test_image(to_picture(picture, f"image {number}"), preprocessing.resizing)
-    normalised = np.asarray(preprocessing.normalize(pixels))
+    listed, single = (images, False) if isinstance(images, Split) else list_images(images)
+    split = image_list(listed)
+    normalised = np.asarray(preprocessing.normalize(pictures(split, range(len(split)), preprocessing.resizing)))
     return normalised[0] if single else normalised
 
 
@@ -125,10 +126,10 @@ def image_batches(
     """
     check_int("batch_size", batch_size, lowest=1)
     side = preprocessing.image_size
-    array: Any = images if isinstance(images, Split) else as_array(images)
+    array = as_images(images)
     rows = max(1, batch_size // (1 + crops))
-    if not is_normalised(array):
-        source = Images(array) if isinstance(array, Split) else UserImages(list_images(array)[0])
+    if isinstance(array, Split):
+        source = UserImages(array)
         rows = max(1, min(rows, len(source)))
         decoded = test_batches(
             source,
@@ -139,7 +140,7 @@ def image_batches(
             mixed=mixed,
         )
         batches = ((batch["images"], batch["mask"]) for batch in decoded)
-        return ImageBatches(False, len(source), batches, source.errors if isinstance(source, UserImages) else {})
+        return ImageBatches(False, len(source), batches, source.errors)
     if crops:
         raise ClipbiasError("the method takes crops of whole pictures; give these, not normalised images.")
     array = array[None] if array.shape == (side, side, 3) else array

@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import json
 import os
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -19,6 +20,7 @@ from clipbias.checks import shown
 from clipbias.data import transforms
 from clipbias.data.catalog import name_in_prompt
 from clipbias.errors import ClipbiasError, UnreadableImage
+from clipbias.identity import identity, no_effect, parts
 from clipbias.io import read_json, shorten, user_path
 from clipbias.terminal import printable
 
@@ -93,19 +95,24 @@ class Split:
         list and its subsets have, since nothing tells whether another list has the same images.
       upright: Whether images are turned as their EXIF orientation says: a user's own are, those of the benchmark stay
         as its authors read them.
-      contents: Paths to numbers that differ where images differ, such as the sizes of files; `None` reads the images.
+      contents: Paths to values that differ where images differ, such as the sizes of files; `None` reads the images.
     """
 
     keys: Sequence[str]
     labels: np.ndarray
-    read: Callable[[int], bytes]
-    source: str = dataclasses.field(default_factory=lambda: f"list {next(_LISTS)}")
+    read: Callable[[int], bytes] = dataclasses.field(metadata=no_effect("what it reads is what `contents` tells"))
+    source: str = dataclasses.field(
+        default_factory=lambda: f"list {next(_LISTS)}",
+        metadata=no_effect("data that are moved, or mounted elsewhere, are the same data"),
+    )
     upright: bool = False
-    contents: Callable[[Sequence[str]], Sequence[int]] | None = None
+    contents: Callable[[Sequence[str]], Sequence[int | str]] | None = dataclasses.field(
+        default=None, metadata=no_effect("its answer counts, which `identity` asks for each time")
+    )
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "keys", tuple(self.keys))
-        object.__setattr__(self, "labels", np.asarray(self.labels, dtype=np.int32).reshape(-1))
+        object.__setattr__(self, "labels", np.array(self.labels, dtype=np.int32).reshape(-1))
         self.labels.flags.writeable = False
         if len(self.keys) != len(self.labels):
             raise ValueError(f"{len(self.keys)} keys but {len(self.labels)} labels")
@@ -157,26 +164,31 @@ class Split:
         return self if len(rest) == len(self) else self.subset(rest)
 
     @functools.cached_property
+    def _parts(self) -> dict[str, str]:
+        return parts(self)
+
+    @functools.cached_property
     def digest(self) -> str:
-        """What tells this list from others while the process lives: a hash of paths, labels and orientation."""
-        return self._hash(self.source)
+        """Tells this list from others while the process lives: names, labels and orientation, and the place."""
+        return identity([self._parts, self.source])
 
     @property
     def identity(self) -> str:
-        """As `digest`, for what outlives the process: the images' contents count, too."""
-        if self.contents is not None:
-            return self._hash(self.source, list(self.contents(self.paths)))
-        contents = []
-        for index in range(len(self)):
-            try:
-                contents.append(hashlib.sha256(self.read(index)).hexdigest())
-            except UnreadableImage:
-                contents.append("")
-        return self._hash("", contents)
+        """Tells this list from others wherever it lies: names, labels, orientation, and contents as they are now."""
+        return identity([self._parts, self.marks()])
 
-    def _hash(self, source: str, contents: Sequence[int | str] = ()) -> str:
-        facts = [source, self.keys, self.labels.tolist(), self.upright, contents]
-        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+    def marks(self) -> list[int | str]:
+        """What `contents` tells of the images now; without it the SHA-256 of each, empty for one that is unreadable."""
+        if self.contents is not None:
+            return list(self.contents(self.paths))
+        return [self.content(index) for index in range(len(self))]
+
+    def content(self, index: int) -> str:
+        """SHA-256 of the bytes of image `index`; empty where they cannot be read."""
+        try:
+            return hashlib.sha256(self.read(index)).hexdigest()
+        except UnreadableImage:
+            return ""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -204,6 +216,7 @@ class Dataset:
         for label, name in enumerate(self.class_names):
             if not isinstance(name, str) or not is_unicode(name):
                 raise ClipbiasError(f"{self.name}: class {label} is called {name!r}, which is not a text; correct it.")
+        check_told_apart({name: f"class {label}" for label, name in enumerate(self.class_names)}, self.name)
         for split_name, split in self.splits.items():
             beyond = np.flatnonzero((split.labels < 0) | (split.labels >= len(self.class_names)))
             if beyond.size:
@@ -243,6 +256,25 @@ def is_unicode(text: str) -> bool:
         return text.isascii() or bool(text.encode())
     except UnicodeEncodeError:
         return False
+
+
+def check_told_apart(places: Mapping[str, str], what: str) -> None:
+    """Raises `ClipbiasError` for two class names of `what` that read as one text; `places` says where each name is.
+
+    A model reads names that differ in white space, case or Unicode's normal form alone as the same text, so that it
+    would never predict one of the two classes.
+    """
+    by_text: dict[str, str] = {}
+    for name in places:
+        text = " ".join(name_in_prompt(unicodedata.normalize("NFC", name)).casefold().split())
+        other = by_text.setdefault(text, name)
+        if other != name:
+            # Two normal forms look the same on a screen.
+            write = ascii if len({unicodedata.normalize("NFC", each) for each in (other, name)}) == 1 else repr
+            raise ClipbiasError(
+                f"{what}: the class names {write(other)} ({places[other]}) and {write(name)} ({places[name]}) read as "
+                "the same text; write them alike if they are one class, else rename one."
+            )
 
 
 def check_template(template: str) -> None:

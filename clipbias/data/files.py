@@ -2,8 +2,10 @@
 
 import collections
 import contextlib
+import hashlib
 import itertools
 import os
+import posixpath
 import stat
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +26,8 @@ IMAGE_SUFFIXES = frozenset(
 OTHER_SUFFIXES = frozenset(
     {".jxl", ".jp2", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2", ".psd", ".svg", ".tga"}
 )
+# Formats that do not compress, in which pictures of one size have files of one size.
+PLAIN_SUFFIXES = frozenset({".bmp", ".ppm", ".pgm", ".tif", ".tiff"})
 READERS = 16  # threads that list folders: shared storage and object stores take long to answer
 
 
@@ -137,24 +141,30 @@ def image_files_in_each(root: Path, folders: Sequence[str]) -> Iterator[tuple[li
 
 
 def check_relative(relative: str, *, listed_in: str) -> str:
-    """`relative` if it stays below its folder. Raises `ClipbiasError` for an absolute or climbing path."""
+    """`relative` without "./" if it stays below its folder. Raises `ClipbiasError` for an absolute or climbing path."""
     parts = relative.split("/")
     plain = relative and parts[0] and ".." not in parts and "\\" not in relative and "\0" not in relative
     if not plain or not is_unicode(relative):
         raise ClipbiasError(
             f"{listed_in} lists the path {relative!r}, which is not a plain path below the image folder; correct it."
         )
-    return relative
+    return posixpath.normpath(relative)
 
 
-def read_image(path: Path, *, listed_in: str = "") -> bytes:
+def common_folder(paths: Sequence[str]) -> str:
+    """The folder that holds all files, with "/" at its end; empty where there is none."""
+    prefix = os.path.commonprefix(paths)  # noqa: RUF071 (`commonpath` takes no address of a bucket)
+    return prefix[: prefix.rfind("/") + 1]
+
+
+def read_image(path: str | os.PathLike, *, listed_in: str = "") -> bytes:
     """The content of an image file; `listed_in` names the file that lists it, for the message.
 
     Links are followed, but not to a device or a pipe, which may never end. Raises `UnreadableImage` if it does not
     exist, or is not a readable file.
     """
     try:
-        if not is_remote(path) and not stat.S_ISREG(path.stat().st_mode):
+        if not is_remote(path) and not stat.S_ISREG(os.stat(path).st_mode):
             raise OSError(None, "it is not a file")
         return read_bytes(path)
     except (OSError, ValueError) as error:
@@ -178,8 +188,11 @@ def split_of_files(
     )
 
 
-def file_sizes(paths: Sequence[str]) -> list[int]:
-    """The size of each file in bytes; -1 where there is none. A bucket is asked once for each folder."""
+def file_sizes(paths: Sequence[str]) -> list[int | str]:
+    """The size of each file in bytes, or the SHA-256 of one in `PLAIN_SUFFIXES`; -1 where there is none.
+
+    A bucket is asked once for each folder.
+    """
     folders = list(dict.fromkeys(os.path.dirname(path) for path in paths if is_remote(path)))
 
     def sizes_in(folder: str) -> dict[str, int | None]:
@@ -187,8 +200,10 @@ def file_sizes(paths: Sequence[str]) -> list[int]:
             return entries(folder)
         return {}
 
-    def size(path: str) -> int:
+    def size(path: str) -> int | str:
         with contextlib.suppress(OSError, ValueError):
+            if suffix_of(path) in PLAIN_SUFFIXES:
+                return hashlib.sha256(read_image(path)).hexdigest()
             if not is_remote(path):
                 return os.stat(path).st_size
             found = remote[os.path.dirname(path)].get(os.path.basename(path))

@@ -18,7 +18,8 @@ from absl import logging
 from clipbias.checks import check_class_names, shown
 from clipbias.constants import DEFAULT_TEMPLATE
 from clipbias.data import files
-from clipbias.data.dataset import Dataset, Split
+from clipbias.data.dataset import Dataset, Split, check_told_apart
+from clipbias.data.user_images import is_missing
 from clipbias.errors import ClipbiasError, UnreadableImage
 from clipbias.io import data_path, parse_json, read_text, reason
 
@@ -41,19 +42,34 @@ def load(data_dir: str | os.PathLike | None, *, template: str | None = None) -> 
     depends on the file names alone, and one logged line says so. A single level is divided 50/20/30 per class, and so
     is `train/` without the others. `train/` and `test/` hold out 20 % of `train/` for validation. `train/` and `val/`
     evaluate on `val/`. Raises `ClipbiasError` for no such folder, no class folder, a class without images, unreadable
-    names.
+    names, names of classes that read alike, and images that none of this reads.
     """
     root = files.existing_folder(data_dir, needed_for="dataset folder")
     roots = {}
     for split_name, candidates in SPLIT_FOLDERS.items():
         folders = [root / candidate for candidate in candidates if (root / candidate).is_dir()]
+        if len(folders) > 1:
+            raise ClipbiasError(
+                f"{root} has {folders[0].name}/ and {folders[1].name}/, which both hold {split_name} images; merge or "
+                "remove one."
+            )
         if folders:
             roots[split_name] = folders[0]
-    if "train" not in roots:
-        if len(roots) > 0 and not set(files.sub_folders(root)) - {path.name for path in roots.values()}:
+    if "train" in roots:
+        beside = [name for name in files.sub_folders(root) if root / name not in roots.values()]
+        for name, (images, _) in zip(beside, files.image_files_in_each(root, beside), strict=True):
+            if images:
+                raise ClipbiasError(
+                    f"{root} has images in {name}/ beside {roots['train'].name}/, where they belong to no split; move "
+                    f"them into {roots['train'].name}/{name}/ if that is a class, else out of the folder."
+                )
+    elif roots:
+        beside = set(files.sub_folders(root)) - {path.name for path in roots.values()}
+        if not beside or beside & {name for path in roots.values() for name in files.sub_folders(path)}:
             raise ClipbiasError(f"{root} has {', '.join(sorted(roots))} but no train folder; add one.")
         roots = {}
     class_names = tuple(files.sub_folders(roots.get("train", root)))
+    check_told_apart({name: f"{roots.get('train', root) / name}" for name in class_names}, "the folder")
     if not class_names:
         raise ClipbiasError(
             f"{roots.get('train', root)} has no sub-folder; expected one folder of images per class, "
@@ -138,7 +154,7 @@ METADATA = ("metadata.jsonl", "metadata.csv")
 
 LONGEST_NUMBER = 10  # digits of a label; longer ones are names
 
-TableRow = tuple[str, str, str]  # path, label, split
+TableRow = tuple[str, str, str, str]  # path, label, split, the place of the row
 
 
 def load_table(
@@ -161,8 +177,8 @@ def load_table(
     path = data_path(data_dir)
     if not _is_file(path):
         raise ClipbiasError(f"dataset csv: there is no file {path}; data_dir must name the .csv or .jsonl file.")
-    rows = _rows(path, "path", "")
-    return _dataset("csv", path.parent, list(rows), template, class_names, str(path))
+    rows = list(_rows(path, "path", ""))
+    return _dataset("csv", path.parent, rows, template, class_names, str(path))
 
 
 def has_metadata(folder: Path) -> bool:
@@ -194,22 +210,23 @@ def load_metadata(
         for name in METADATA:
             path = folder / place / name
             if _is_file(path):
-                for image, label, row_split in _rows(path, "file_name", split_name):
-                    rows.append((f"{place}/{image}" if place else image, label, row_split))
+                for image, *others in _rows(path, "file_name", split_name):
+                    rows.append((f"{place}/{image}" if place else image, *others))
     return _dataset("folder", folder, rows, template, class_names, str(folder))
 
 
 def _rows(path: Path, path_column: str, split_name: str) -> Iterator[TableRow]:
     for number, record in _records(path):
+        place = f"{path}, line {number}"
         for column in (path_column, "label"):
-            if record.get(column) in (None, ""):
+            if is_missing(record.get(column)):
                 columns = ", ".join(key for key in record if key)
-                raise ClipbiasError(f"{path}, line {number}: no value for {column!r}; the columns are {columns}.")
-        image = files.check_relative(str(record[path_column]), listed_in=f"{path}, line {number},")
+                raise ClipbiasError(f"{place}: no value for {column!r}; the columns are {columns}.")
+        image = files.check_relative(str(record[path_column]), listed_in=f"{place},")
         split = str(record.get("split") or split_name)
         if split and split not in SPLIT_OF:
-            raise ClipbiasError(f"{path}, line {number}: the split is {split!r}; it must be train, val or test.")
-        yield image, str(record["label"]), SPLIT_OF.get(split, "")
+            raise ClipbiasError(f"{place}: the split is {split!r}; it must be train, val or test.")
+        yield image, str(record["label"]), SPLIT_OF.get(split, ""), place
 
 
 def _records(path: Path) -> Iterator[tuple[int, Mapping]]:
@@ -217,7 +234,15 @@ def _records(path: Path) -> Iterator[tuple[int, Mapping]]:
     if path.suffix.lower() == ".csv":
         reader = csv.DictReader(io.StringIO(text, newline=""))
         try:
+            columns = list(reader.fieldnames or ())
+            if repeated := [column for column in columns if column and columns.count(column) > 1]:
+                raise ClipbiasError(f"{path} has several columns {repeated[0]!r}; keep one.")
             for record in reader:
+                if None in record:
+                    raise ClipbiasError(
+                        f"{path}, line {reader.line_num}: there are more values than columns; put a text with a comma "
+                        "in quotes."
+                    )
                 yield reader.line_num, record
         except csv.Error as error:
             raise ClipbiasError(f"{path}, line {reader.line_num}: not a line of CSV ({error}).") from error
@@ -244,7 +269,14 @@ def _dataset(
 ) -> Dataset:
     if not rows:
         raise ClipbiasError(f"{place} lists no image.")
-    unsorted = {label for _, label, _ in rows}
+    places: dict[str, str] = {}
+    for image, _, _, row in rows:
+        if (other := places.setdefault(image, row)) != row:
+            raise ClipbiasError(f"{image} is listed twice, in {other} and in {row}; list it once.")
+    unsorted: dict[str, str] = {}
+    for _, label, _, row in rows:
+        unsorted.setdefault(label, row)
+    check_told_apart(unsorted, place)
     numbers = all(label.isdecimal() and len(label) < LONGEST_NUMBER for label in unsorted)
     # The text decides between 1 and 01, so that the order never depends on anything else.
     labels = sorted(unsorted, key=lambda label: (int(label), label)) if numbers else sorted(unsorted)
@@ -257,12 +289,12 @@ def _dataset(
             )
         label_of = {label: int(label) for label in labels}
     splits: dict[str, Split] = {}
-    split_names = sorted({split for _, _, split in rows})
+    split_names = sorted({split for _, _, split, _ in rows})
     if "" in split_names and len(split_names) > 1:
         raise ClipbiasError(f"{place}: some images have a split and some have none; give every image one, or none.")
     for split_name in split_names:
-        images = [image for image, _, split in rows if split == split_name]
-        numbered = [label_of[label] for _, label, split in rows if split == split_name]
+        images = [image for image, _, split, _ in rows if split == split_name]
+        numbered = [label_of[label] for _, label, split, _ in rows if split == split_name]
         splits[split_name or "all"] = files.split_of_files(root, images, numbered, listed_in=place, upright=True)
     if not {"all", "train"} & set(splits):
         raise ClipbiasError(f"{place} has {', '.join(split_names)} images but none for train; add some.")
@@ -353,7 +385,7 @@ def _read(table: HubDataset, name: str) -> tuple[Split, tuple[str, ...]]:
 
     split = Split(keys, np.asarray(values, np.int32), read, upright=True)
     if fingerprint := getattr(table, "_fingerprint", None):  # by which the package names what a table holds
-        split = dataclasses.replace(split, source=f"{HUB_NAME} {fingerprint}", contents=lambda paths: [])
+        split = dataclasses.replace(split, source=f"{HUB_NAME} {fingerprint}", contents=lambda paths: [fingerprint])
     return split, class_names
 
 

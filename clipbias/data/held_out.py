@@ -10,6 +10,7 @@ import dataclasses
 import numpy as np
 
 from clipbias.data.dataset import Dataset, Split
+from clipbias.data.files import common_folder
 from clipbias.data.folder import divide
 from clipbias.data.protocols import EvalProtocol, validation_outside_test
 from clipbias.errors import ClipbiasError
@@ -163,12 +164,30 @@ HELD_BACK = 0.2
 
 def unlabelled_images(dataset: Dataset, evaluated: Split) -> Split | None:
     """Training and validation images that are not those of `evaluated`, labels 0; `None` where there are none."""
-    train = dataset.splits.get("train")
-    parts = [None if train is evaluated else train, validation_outside_test(evaluated, dataset.splits.get("val"))]
-    splits = [part for part in parts if part is not None]
+    parts = [dataset.splits.get("train"), dataset.splits.get("val")]
+    splits = [images for part in parts if part is not None and len(images := _without_copies(part, evaluated))]
     if not splits:
         return None
     return without_labels(splits[0] if len(splits) == 1 else _joined(*splits))
+
+
+def _without_copies(images: Split, *others: Split) -> Split:
+    """The images that are not among the others, by path; a user's own not by content either, under whatever path.
+
+    Bytes are read where marks, such as sizes of files, are equal. The benchmark's lists are those of its authors.
+    """
+    for other in others:
+        images = images.without(other)
+        if not images.upright:
+            continue
+        marks, theirs = images.marks(), other.marks()
+        if len(marks) != len(images) or len(theirs) != len(other):  # of a whole table, whose rows are told by name
+            continue
+        shared = set(marks) & set(theirs)
+        contents = {other.content(row) for row, mark in enumerate(theirs) if mark in shared} - {""}
+        rest = [n for n, mark in enumerate(marks) if mark not in shared or images.content(n) not in contents]
+        images = images.subset(rest) if len(rest) < len(images) else images
+    return images
 
 
 def without_labels(images: Split) -> Split:
@@ -177,11 +196,14 @@ def without_labels(images: Split) -> Split:
 
 
 def divide_unlabelled(images: Split, *, certified: bool = False) -> tuple[Split, Split, Split]:
-    """Images to fit on, images that are held back, and with `certified` so many again for a certificate."""
+    """Images to fit on, images that are held back, and with `certified` so many again for a certificate.
+
+    A copy of an image that is in one list already is left out.
+    """
     shares = (HELD_BACK, HELD_BACK if certified else 0.0)
     images = without_labels(images)
     fitted, held_back, rest = (images.subset(part) for part in divide(images, shares))
-    return fitted, held_back, rest
+    return fitted, _without_copies(held_back, fitted), _without_copies(rest, fitted, held_back)
 
 
 def _joined(first: Split, second: Split) -> Split:
@@ -195,5 +217,7 @@ def _joined(first: Split, second: Split) -> Split:
     if first.source == second.source:
         return dataclasses.replace(first, keys=(*first.keys, *second.keys), labels=labels, read=read)
     contents = first.contents if first.contents is second.contents else None
-    keys = (*first.paths, *second.paths)
-    return dataclasses.replace(first, keys=keys, labels=labels, read=read, source="", contents=contents)
+    paths = (*first.paths, *second.paths)
+    folder = common_folder(paths)
+    keys = [path[len(folder) :] for path in paths]
+    return dataclasses.replace(first, keys=keys, labels=labels, read=read, source=folder, contents=contents)

@@ -16,7 +16,7 @@ from clipbias.constants import DEFAULT_TEMPLATE
 from clipbias.data import benchmark, catalog, demo, folder
 from clipbias.data.dataset import Dataset
 from clipbias.data.folder import SPLIT_OF, complete_splits, from_hub_dataset, is_hub_dataset
-from clipbias.data.user_images import Labels, Pictures, labelled_split, names_of_labels
+from clipbias.data.user_images import Labels, Pictures, image_list, label_array, names_of_labels
 from clipbias.errors import ClipbiasError
 from clipbias.io import data_path, shorten
 
@@ -172,10 +172,11 @@ def from_arrays(
     """
     if class_names is not None:
         check_class_names(class_names)
+    labels = label_array(labels)
     names = tuple(names_of_labels(labels) if class_names is None else class_names)
     if len(set(names)) < len(names):
         raise ClipbiasError(f"class_names {shown(list(names))} holds a name twice; give each class a name of its own.")
-    whole = labelled_split(pictures, labels, names)
+    whole = image_list(pictures, labels, names)
     if splits is None:
         return Dataset(name, names, template, complete_splits({"all": whole}, name))
     if isinstance(splits, str) or len(splits) != len(whole):

@@ -92,7 +92,9 @@ def decode_picture(encoded: bytes, path: str, *, upright: bool = False) -> Image
             formats = (FORMAT,)
         with Image.open(io.BytesIO(encoded), formats=formats) as image:
             image.load()
-            return turned_upright(image) if upright else image
+            return in_known_mode(turned_upright(image) if upright else image, f"the image {path}")
+    except ClipbiasError as error:
+        raise UnreadableImage(path, str(error).rstrip(".")) from error
     except ImportError as error:
         raise UnreadableImage(path, f"the image {path} is HEIC; {INSTALL}") from error
     # A damaged file makes Pillow's decoders raise nearly anything, from OSError to struct.error.
@@ -109,27 +111,69 @@ def turned_upright(image: Image.Image) -> Image.Image:
         return image
 
 
-def as_rgb(image: Image.Image) -> Image.Image:
-    """A Pillow image in mode "RGB", by Pillow's conversion, which drops transparency.
+# The modes in which a picture is kept, since libraries differ in how they make RGB of them, and what becomes of others.
+MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK")
+_MODE_OF = {"La": "LA", "RGBa": "RGBA", "PA": "RGBA"}
 
-    Grey levels of 16 bits are an exception: Pillow cuts them off at 255, so that the image is white. Here their upper
-    eight bits count, as Pillow does for colours of 16 bits.
+
+def in_known_mode(image: Image.Image, name: str) -> Image.Image:
+    """A Pillow image in one of `MODES`: every picture is brought there once, before it is resized or stored.
+
+    Pillow would cut levels of more than 8 bits off at 255. Grey levels of 16 bits are divided by 257, so that black and
+    white stay what they are, and rounded. Those of 32 bits have no range that a file tells, unless they are whole
+    numbers up to 255. Raises `ClipbiasError` for all others.
     """
-    if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in MODES:
+        return image
+    if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
+        return image.convert(_MODE_OF.get(image.mode, "RGB"))
+    levels = np.asarray(image)
+    if image.mode.startswith("I;16") or image.format == "PPM":  # whose decoder scales levels to 16 bits
+        return Image.fromarray(((levels.astype(np.uint32) + 128) // 257).astype(np.uint8))
+    with np.errstate(invalid="ignore"):
+        whole = levels.astype(np.uint8)
+    if (whole != levels).any() or levels.max() == 1:  # numbers from 0 to 1 are shares of white
+        check_levels(levels, name)
+    return Image.fromarray(whole)
+
+
+def check_levels(array: np.ndarray, name: str) -> None:
+    """Raises `ClipbiasError` unless an array of pixels holds uint8 levels; its advice keeps the picture as it is."""
+    if array.dtype == np.uint8:
+        return
+    lowest, highest = (float(array.min()), float(array.max())) if array.size else (0.0, 0.0)
+    of_16_bits = "of 16-bit levels (image / 257).round().astype('uint8')"
+    of_16_bits += ", or of a tensor (image.float() / 257).round().byte()"
+    if not (lowest >= 0 and highest < np.inf):
+        how = "the picture itself and not what clip.preprocess made of it"
+    elif highest <= 1:
+        how = "of levels from 0 to 1 (255 * image).round().astype('uint8'), or of a tensor (255 * image).round().byte()"
+    elif array.dtype == np.uint16:  # a dark picture has low levels, too
+        how = f"of 8-bit levels image.astype('uint8'), {of_16_bits}" if highest <= 255 else of_16_bits
+    elif highest <= 255:
+        how = "image.round().astype('uint8'), or of a tensor image.round().byte()"
+    elif array.dtype.kind not in "iu" and highest < 280:  # as resizing leaves the range
+        how = "image.clip(0, 255).round().astype('uint8'), or of a tensor image.clip(0, 255).round().byte()"
+    elif highest <= 65535:
+        how = of_16_bits
+    else:
+        how = "(255 * (image / white).clip(0, 1)).round().astype('uint8') with the number that is to be white"
+    raise ClipbiasError(f"{name} holds {array.dtype} numbers; give uint8 levels from 0 to 255: {how}.")
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """A Pillow image in mode "RGB", by Pillow's conversion, which drops transparency."""
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def is_plain(picture: Picture) -> bool:
     """Whether a picture has levels of red, green and blue or of grey alone: all libraries make the same RGB of them."""
-    if isinstance(picture, np.ndarray):
-        return True
-    return (picture.mode in ("RGB", "L") or picture.mode.startswith("I;16")) and not is_transparent(picture)
+    return isinstance(picture, np.ndarray) or (picture.mode in ("RGB", "L") and not is_transparent(picture))
 
 
 def is_transparent(image: Image.Image) -> bool:
-    """Whether a Pillow image has an alpha channel or a transparent colour."""
-    return "A" in image.getbands() or image.info.get("transparency") is not None
+    """Whether a Pillow image has an alpha channel, or a colour or a palette with transparency."""
+    return image.has_transparency_data
 
 
 def check_format(encoded: bytes, key: str) -> None:
@@ -223,11 +267,11 @@ def test_image(image: Picture, resizing: Resizing) -> np.ndarray:
 
 
 def _before_resizing(picture: Image.Image, resizing: Resizing) -> Image.Image:
-    """A picture in the mode in which its library resizes it; grey levels of 16 bits always as `as_rgb` reads them."""
+    """A picture in the mode in which its library resizes it."""
     if resizing.library == "transformers" and is_transparent(picture):  # which then shows white
         picture = picture.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
-    return as_rgb(picture) if resizing.library == "transformers" or picture.mode.startswith("I;16") else picture
+    return as_rgb(picture) if resizing.library == "transformers" else picture
 
 
 def test_views(image: Picture, resizing: Resizing, crops: int, *, mixed: bool = False) -> np.ndarray:

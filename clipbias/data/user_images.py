@@ -1,25 +1,25 @@
-"""Pictures as people have them (files, PIL images, arrays, lists of these), and labelled ones as a split."""
+"""A user's pictures (files, PIL images, arrays, lists of these) and labels: the door through which all of them come."""
 
-import hashlib
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias, TypeGuard
 
 import numpy as np
 from PIL import Image
 
 from clipbias.checks import shown
-from clipbias.data.dataset import Split
-from clipbias.data.files import file_sizes, read_image
+from clipbias.data import transforms
+from clipbias.data.dataset import Split, check_told_apart
+from clipbias.data.files import common_folder, file_sizes, read_image
 from clipbias.data.images import Images
-from clipbias.data.transforms import as_rgb, decode_picture, turned_upright
 from clipbias.errors import ClipbiasError, UnreadableImage
+from clipbias.identity import identity
 from clipbias.io import data_path, is_remote
 
 
 class HasArray(Protocol):
-    """An array: NumPy's, JAX's, or a tensor of torch."""
+    """An array: NumPy's, JAX's, a tensor of torch, or a column of pandas."""
 
     @property
     def shape(self) -> Sequence[int]: ...
@@ -28,13 +28,14 @@ class HasArray(Protocol):
 
 # What functions for users take: a picture or several; the class of each, by number or by name.
 Picture: TypeAlias = str | os.PathLike | Image.Image | HasArray
-Pictures: TypeAlias = Picture | Sequence[Picture]
-Labels: TypeAlias = Sequence[int] | Sequence[str] | HasArray
+Pictures: TypeAlias = Picture | Iterable[Picture]
+Labels: TypeAlias = Iterable[int] | Iterable[str] | HasArray
 
-PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")
 _WHAT = (
     "give a path, a PIL image, a uint8 array [h, w, 3] (levels 0 to 255), or a list or an array [B, h, w, 3] of them"
 )
+# Arrays that hold Python's objects or texts: lists of these.
+_OBJECTS = "OUT"
 
 
 def is_path(image: object) -> TypeGuard[str | os.PathLike]:
@@ -43,7 +44,7 @@ def is_path(image: object) -> TypeGuard[str | os.PathLike]:
 
 
 def as_array(images: object) -> Any:
-    """Arrays of JAX and tensors of torch as NumPy arrays, anything else as it is.
+    """Arrays of JAX, tensors of torch and columns of pandas as NumPy arrays, anything else as it is.
 
     Raises `ClipbiasError` if NumPy has no such type of numbers.
     """
@@ -60,11 +61,18 @@ def as_array(images: object) -> Any:
         raise ClipbiasError(f"the array holds numbers that NumPy lacks ({error}); give float32 or uint8.") from error
 
 
-def list_images(pictures: Pictures) -> tuple[Sequence[Picture], bool]:
-    """The pictures as a sequence, and whether it was a single one.
+def _items(values: Any) -> list | None:
+    """The elements of what has an order and is no array of numbers; `None` for anything else."""
+    if isinstance(values, str | bytes | bytearray | Mapping | set | frozenset) or not isinstance(values, Iterable):
+        return None
+    return list(values)
+
+
+def list_images(pictures: Pictures) -> tuple[list[Picture], bool]:
+    """The pictures as a list, and whether it was a single one.
 
     An array `[h, w, 3]` (or `[h, w]`, grey) is one picture, `[B, h, w, 3]` (or `[B, h, w]`) are several. Raises
-    `ClipbiasError` if it is nothing of the kind.
+    `ClipbiasError` if it is nothing of the kind, or may be either.
     """
     images = as_array(pictures)
     if is_path(images) and (folder := data_path(images)).is_dir():
@@ -75,74 +83,123 @@ def list_images(pictures: Pictures) -> tuple[Sequence[Picture], bool]:
     if is_path(images) or isinstance(images, Image.Image):
         return [images], True
     shape = getattr(images, "shape", None)
-    if shape is None and isinstance(images, Sequence):
-        return images, False
-    if shape is not None and (len(shape) == 2 or (len(shape) == 3 and shape[-1] in (1, 3, 4))):
+    if shape is None or (images.dtype.kind in _OBJECTS and len(shape) == 1):
+        if (items := _items(images)) is not None:
+            return items, False
+    elif len(shape) == 2 or (len(shape) == 3 and shape[-1] in (1, 3, 4)):
         return [images], True
-    if shape is not None and len(shape) in (3, 4):
-        return images, False
+    elif len(shape) == 3 and shape[0] in (3, 4):
+        raise ClipbiasError(
+            f"the images are an array of shape {list(shape)}, which may be a picture with its channels first, or "
+            f"{shape[0]} grey pictures; give image.transpose(1, 2, 0), of a tensor image.permute(1, 2, 0), of the one, "
+            "list(images) of the others."
+        )
+    elif len(shape) in (3, 4):
+        return list(images), False
     what = shown(images) if shape is None else f"an array of shape {list(shape)}"
     raise ClipbiasError(f"the images are {what}; {_WHAT}.")
 
 
-def to_picture(image: Picture, name: str = "the image") -> Image.Image | np.ndarray:
-    """One picture, upright by its EXIF orientation, as uint8 RGB `[h, w, 3]` or as a Pillow image in its own mode.
+def _taken(image: Picture, name: str) -> str | bytes | UnreadableImage:
+    """The path of a picture's file, or the pixels of one in memory as a file, so that no owner changes them later.
 
-    It is a path, a PIL image, or a uint8 array `[h, w, 3]`, `[h, w, 4]`, `[h, w, 1]` or `[h, w]`. Raises
-    `UnreadableImage` if it cannot be read, `ClipbiasError` if it is no picture.
+    Pixels are upright by EXIF's orientation. Pillow reads a file when its pixels are first used: if it cannot, an error
+    stands in the picture's place. Raises `ClipbiasError` if it is no picture: a path, a PIL image, or a uint8 array
+    `[h, w, 3]`, `[h, w, 4]`, `[h, w, 1]` or `[h, w]`.
     """
     if is_path(image):
-        path = data_path(image)
-        return decode_picture(read_image(path), str(path), upright=True)
+        path = os.fspath(image)
+        return path if "://" in path else os.path.join(os.getcwd(), os.path.expanduser(path))
     if isinstance(image, Image.Image):
         try:
             image.load()
-            return turned_upright(image)
-        except OSError as error:  # Pillow reads a file when its pixels are first used
-            raise UnreadableImage(name, f"{name} cannot be decoded ({error})") from error
-    if not hasattr(image, "shape"):
+        except Exception as error:  # as of decoders: a damaged file raises nearly anything
+            return UnreadableImage(name, f"{name} cannot be decoded ({error})")
+        return _encoded(transforms.in_known_mode(transforms.turned_upright(image), name))
+    array = as_array(image)
+    if not isinstance(array, np.ndarray) or array.dtype.kind in _OBJECTS:
         raise ClipbiasError(f"{name} is {shown(image)}; {_WHAT}.")
-    array = np.asarray(as_array(image))
-    check_levels(array, name)
+    transforms.check_levels(array, name)
     if array.ndim == 3 and array.shape[-1] == 1:
         array = array[..., 0]
     if array.size == 0 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (3, 4))):
-        hint = "; channels come last" if array.ndim == 3 and array.shape[0] in (1, 3, 4) else ""
+        hint = ""
+        if array.ndim == 3 and array.shape[0] in (1, 3, 4):
+            hint = "; channels come last: image.transpose(1, 2, 0), of a tensor image.permute(1, 2, 0)"
         raise ClipbiasError(f"{name} has shape {list(array.shape)}; give [h, w, 3] or, of grey levels, [h, w]{hint}.")
-    return array if array.shape[2:] == (3,) else Image.fromarray(array)
+    return _encoded(Image.fromarray(np.ascontiguousarray(array)))
 
 
-def check_levels(array: np.ndarray, name: str) -> None:
-    """Raises `ClipbiasError` unless an array of pixels holds uint8 levels."""
-    if array.dtype == np.uint8:
-        return
-    how = "image.round().astype('uint8'), or of a tensor image.round().byte()"
-    if array.size and float(array.min()) < 0:
-        how = "the picture itself and not what clip.preprocess made of it"
-    elif array.size and float(array.max()) <= 1:
-        how = "of levels from 0 to 1 (255 * image).round().astype('uint8'), or of a tensor (255 * image).round().byte()"
-    raise ClipbiasError(f"{name} holds {array.dtype} numbers; give uint8 levels from 0 to 255: {how}.")
+def _normal(path: str) -> str:
+    """One name for a file, however its path is written."""
+    if is_remote(path):
+        return path
+    folder, name = os.path.split(path)
+    # Behind a link ".." leads elsewhere.
+    return os.path.join(os.path.realpath(folder), name) if "/../" in path else os.path.normpath(path)
+
+
+def _encoded(picture: Image.Image) -> bytes:
+    """A picture of a known mode as a file without loss: levels alone where they say all, else what has the mode."""
+    file = io.BytesIO()
+    kind = "PPM" if transforms.is_plain(picture) else "TIFF" if picture.mode == "CMYK" else "PNG"
+    picture.save(file, format=kind, **({"compress_level": 1} if kind == "PNG" else {}))  # fast rather than small
+    return file.getvalue()
+
+
+def image_list(images: Pictures | Split, labels: Labels | None = None, class_names: Sequence[str] = ()) -> Split:
+    """Pictures, as `list_images` takes them, as a split: what predicts, trains, is evaluated and explained takes this.
+
+    Files are read when they are used, pictures in memory are copied now. Names are those below the files' common
+    folder. `labels` are classes by number or by name; without them all are 0, and a file may come twice. Raises
+    `ClipbiasError` for what is no picture, a label that is no class, other numbers of images and labels, or none.
+    """
+    if isinstance(images, Split):
+        if labels is not None:
+            raise ClipbiasError("a dataset and its splits have labels of their own; leave `labels` out.")
+        return images
+    items = [_taken(image, f"image {number}") for number, image in enumerate(list_images(images)[0])]
+    numbers = np.zeros(len(items), np.int32) if labels is None else label_numbers(labels, class_names)
+    if len(items) != len(numbers) or (labels is not None and not items):
+        raise ClipbiasError(f"there are {len(items)} images and {len(numbers)} labels; give a label for each image.")
+    paths = [_normal(item) for item in items if isinstance(item, str)]
+    folder = common_folder(paths)
+    left = iter(paths)
+    keys: dict[str, int] = {}
+    for number, item in enumerate(items):
+        if isinstance(item, str):
+            key = next(left)[len(folder) :]
+        else:  # pictures in memory are never taken for others
+            key = f"{number:06d}-{identity(item)[:32]}" if isinstance(item, bytes) else f"{number:06d}"
+        if (other := keys.setdefault(key, number)) != number:
+            if labels is not None:
+                raise ClipbiasError(f"{item} is listed twice, as images {other} and {number}; list it once.")
+            keys[f"{key} ({number})"] = number
+
+    def read(index: int) -> bytes:
+        item = items[index]
+        if isinstance(item, UnreadableImage):
+            raise item
+        return item if isinstance(item, bytes) else read_image(data_path(item))
+
+    source = os.path.realpath(folder) if folder.startswith("/") else folder
+    return Split([*keys], numbers, read, source=source, upright=True, contents=file_sizes)
 
 
 class UserImages(Images):
-    """A user's pictures to be evaluated, without labels and without a cache.
+    """A user's pictures to be evaluated, without a cache.
 
     `errors` has the message by number of each picture that could not be read, for a caller that skips them.
     """
 
-    def __init__(self, pictures: Sequence[Picture]) -> None:
-        self.pictures = pictures
-        self.labels = np.zeros(len(pictures), np.int32)
-        self.unreadable: dict[str, str] = {}
+    def __init__(self, images: Pictures | Split) -> None:
+        super().__init__(image_list(images))
         self.errors: dict[int, str] = {}
 
-    def __len__(self) -> int:
-        return len(self.pictures)
-
-    def decoded(self, index: int) -> Image.Image | np.ndarray:
-        """Picture `index`. Raises `ClipbiasError` where it is none, `UnreadableImage` where it cannot be read."""
+    def decoded(self, index: int) -> transforms.Picture:
+        """Picture `index`. Raises `UnreadableImage` where it cannot be read."""
         try:
-            return to_picture(self.pictures[index], f"image {index}")
+            return super().decoded(index)
         except UnreadableImage as error:
             self.errors[index] = error.reason
             raise
@@ -152,64 +209,23 @@ class UserImages(Images):
         self.unreadable[error.path] = error.reason
 
 
-def labelled_split(images: Pictures, labels: Labels, class_names: Sequence[str]) -> Split:
-    """Pictures, as `list_images` takes them, with their classes, by number or by name, as a split.
-
-    Files are read later. Raises `ClipbiasError` if there are not as many labels as images, or none, or a label is no
-    class.
-    """
-    pictures, _ = list_images(images)
-    for number, picture in enumerate(pictures):
-        if hasattr(picture, "shape"):  # known before the training begins
-            check_levels(as_array(picture), f"image {number}")
-    numbers = label_numbers(labels, class_names)
-    if len(pictures) != len(numbers) or not len(pictures):
-        raise ClipbiasError(f"there are {len(pictures)} images and {len(numbers)} labels; give a label for each image.")
-    keys = [_key(number, image) for number, image in enumerate(pictures)]
-    paths = [str(image) for image in pictures if is_path(image)]
-    relative = any(not is_remote(path) and not os.path.isabs(path) for path in paths)
-
-    def read(index: int) -> bytes:
-        image = pictures[index]
-        if is_path(image):
-            return read_image(data_path(image))
-        picture = to_picture(image, f"image {index}")
-        picture = Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture
-        file = io.BytesIO()  # written fast rather than small, in RGB where PNG lacks the mode
-        (picture if picture.mode in PNG_MODES else as_rgb(picture)).save(file, format="PNG", compress_level=1)
-        return file.getvalue()
-
-    return Split(keys, numbers, read, source=os.getcwd() if relative else "", upright=True, contents=file_sizes)
-
-
-def _key(number: int, image: Picture) -> str:
-    """A picture's path, or its number with a hash of its pixels: pictures in memory are never taken for others."""
-    if is_path(image):
-        return str(image)
-    try:
-        picture = to_picture(image, f"image {number}")
-    except UnreadableImage:  # of PIL, which reads a file when its pixels are first used
-        return f"{number:06d}"
-    facts: list[object] = [picture.shape] if isinstance(picture, np.ndarray) else [picture.mode, picture.size]
-    if isinstance(picture, Image.Image):
-        facts += [picture.getpalette(), picture.info.get("transparency")]
-    digest = hashlib.blake2b(repr(facts).encode() + picture.tobytes(), digest_size=16)
-    return f"{number:06d}-{digest.hexdigest()}"
-
-
 def names_of_labels(labels: Labels) -> list[str]:
-    """The classes that labels name, sorted. Raises `ClipbiasError` for none, and for numbers."""
-    array = _label_array(labels)
+    """The classes that labels name, sorted. Raises `ClipbiasError` for none, for numbers, and for names alike."""
+    array = label_array(labels)
     if not array.size:
         raise ClipbiasError("there are no labels; give images, and a label for each.")
     if array.dtype.kind != "U":
         raise ClipbiasError("the labels are no names, so the classes have none; give class_names, a name per number.")
-    return sorted(set(array.tolist()))
+    first: dict[str, str] = {}
+    for number, name in enumerate(array.tolist()):
+        first.setdefault(name, f"of image {number}")
+    check_told_apart(first, "the labels")
+    return sorted(first)
 
 
 def label_numbers(labels: Labels, class_names: Sequence[str]) -> np.ndarray:
     """Labels, given by number or by name, as int32 `[n]`. Raises `ClipbiasError` for one that is no class."""
-    array = _label_array(labels)
+    array = label_array(labels)
     if array.dtype.kind == "U":
         numbers = {name: number for number, name in enumerate(class_names)}
         unknown = [name for name in array.tolist() if name not in numbers]
@@ -224,13 +240,29 @@ def label_numbers(labels: Labels, class_names: Sequence[str]) -> np.ndarray:
     return array.astype(np.int32)
 
 
-def _label_array(labels: Labels) -> np.ndarray:
-    if isinstance(labels, str):
-        raise ClipbiasError(f"labels is the text {shown(labels)}; give a list.")
-    try:
-        array = np.asarray(as_array(labels))
-    except ValueError as error:
-        raise ClipbiasError(f"labels are {shown(labels)}; give numbers or names, [n].") from error
+def is_missing(label: object) -> bool:
+    """Whether a label is none: empty, NaN, or what pandas and databases have in its place."""
+    if isinstance(label, float | np.floating):
+        return bool(np.isnan(label))
+    return label is None or type(label).__name__ == "NAType" or (isinstance(label, str) and not label.strip())
+
+
+def label_array(labels: Labels) -> np.ndarray:
+    """Labels as an array `[n]` of whole numbers or of names. Raises `ClipbiasError` for a missing or another one."""
+    array = as_array(labels)
+    if not isinstance(array, np.ndarray) or (array.ndim == 1 and array.dtype.kind not in "iu"):
+        if (items := _items(array)) is None:
+            raise ClipbiasError(f"labels is {shown(labels)}; give a list.")
+        for number, item in enumerate(items):
+            if is_missing(item):
+                raise ClipbiasError(f"image {number} has no label ({shown(item)}); give it one, or leave it out.")
+        names = sum(isinstance(item, str) for item in items)
+        if 0 < names < len(items):
+            raise ClipbiasError(f"labels are {shown(items)}; give numbers or names, not both.")
+        try:
+            array = np.asarray(items, str if names == len(items) else None)
+        except ValueError as error:
+            raise ClipbiasError(f"labels are {shown(labels)}; give numbers or names, [n].") from error
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iuU"):
         raise ClipbiasError(
             f"labels have type {array.dtype} and shape {list(array.shape)}; give numbers or names, [n]."

@@ -14,13 +14,13 @@ from jax.sharding import Mesh
 from clipbias.clip import Clip
 from clipbias.constants import ZERO_SHOT
 from clipbias.data import Dataset, Split, held_out, protocols
-from clipbias.data.few_shot import MAX_VAL_SHOTS, most_confident
+from clipbias.data.few_shot import most_confident
 from clipbias.data.images import ImageCache, Images, Workers
-from clipbias.data.protocols import validation_outside_test
 from clipbias.training import mesh as meshes
 from clipbias.training.batches import FeatureStatic, TrainingFeatures
+from clipbias.training.calibration import temperature_images
 from clipbias.training.device import Compute
-from clipbias.training.evaluate import Budget, Evaluator, make_evaluation
+from clipbias.training.evaluate import TEMPERATURE, Budget, Evaluator, make_evaluation
 from clipbias.training.spec import Group
 from clipbias.tuning import Sampling, Task
 from clipbias.tuning.method import Method
@@ -163,26 +163,18 @@ class SweepContext:
         return self._evaluators[key]
 
     def temperature_evaluator(
-        self, protocol: protocols.EvalProtocol, evaluation: protocols.Evaluation, shots: int | None
+        self, protocol: protocols.EvalProtocol, evaluation: protocols.Evaluation
     ) -> Evaluator | None:
-        """Of the validation images that a temperature is fitted on, at most 4 of a class; `None` without any."""
+        """Of the images that a temperature is fitted on (`calibration.temperature_images`); `None` without any."""
         source = protocol.source
-        if "val" not in source.splits or evaluation.dataset.class_names != source.class_names:
-            return None
-        # Where all of the dataset's validation images are tested, no others take their place here.
         tested = evaluation.dataset.split("test")
-        if validation_outside_test(tested, source.split("val")) is None:
-            return None
-        split = (protocol.calibration or protocol.validation)()
-        if split is None:
-            return None
-        most = MAX_VAL_SHOTS if shots is None else min(shots, MAX_VAL_SHOTS)
-        order = np.random.default_rng(0).permutation(len(split))
-        by_class = [order[split.labels[order] == label][:most] for label in np.unique(split.labels)]
-        images = split.subset(np.sort(np.concatenate(by_class)))
-        # An image that cannot be read is no reason to lose a result.
-        batch_size = self.evaluator(tested).batch_size
-        return self.evaluator(images, batch_size=batch_size, on_error="skip", whole_batches=True)
+        images = temperature_images(tested, source.splits.get("val"))
+        # Where all of the dataset's validation images are tested, no others take their place here.
+        if images is not None and evaluation.dataset.class_names == source.class_names:
+            images = temperature_images(tested, (protocol.calibration or protocol.validation)())
+            if images is not None:
+                return self.evaluator(images, **TEMPERATURE, batch_size=self.evaluator(tested).batch_size)
+        return None
 
 
 def make_context(

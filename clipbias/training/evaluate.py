@@ -27,13 +27,12 @@ from clipbias.data import Split
 from clipbias.data.confusion import class_summary
 from clipbias.data.images import Images, Workers
 from clipbias.data.pipeline import Batch
-from clipbias.data.protocols import validation_outside_test
 from clipbias.errors import ClipbiasError
 from clipbias.identity import identity
 from clipbias.io import atomic_path, check_file, read_bytes
 from clipbias.training import mesh as meshes
 from clipbias.training.batches import split_batches
-from clipbias.training.calibration import Outcome, calibration, detection, fit_temperature
+from clipbias.training.calibration import Outcome, calibration, detection, fit_temperature, temperature_images
 from clipbias.training.device import explain_exhaustion
 from clipbias.training.spec import Row
 from clipbias.training.step import over_runs, place_text
@@ -221,6 +220,7 @@ class Evaluation:
     Attributes:
       outcomes: of each run, for the images that could be read.
       temperatures: of each run, or `None` (`Evaluator.evaluate`).
+      validation_images: how many they were fitted on; `None` where none was to be fitted.
       predicted: the class of every image, int32 `[R, n]`; -1 where it could not be read.
       log_probs: see `BatchOutcome`, float16 `[R, n, 7]`.
       logits: of the images that could be read, `[R, m, C]`, if they are kept.
@@ -228,6 +228,7 @@ class Evaluation:
 
     outcomes: list[Outcome]
     temperatures: list[float | None]
+    validation_images: int | None
     predicted: np.ndarray
     log_probs: np.ndarray
     logits: np.ndarray | None
@@ -239,7 +240,10 @@ class Evaluation:
     @property
     def scores(self) -> list[Row]:
         """Of each run `{"accuracy", "correct", "images", "calibration"}`, the accuracy in percent."""
-        return [score(*pair) for pair in zip(self.outcomes, self.temperatures, strict=True)]
+        rows = [score(*pair) for pair in zip(self.outcomes, self.temperatures, strict=True)]
+        for row in rows if self.validation_images is not None else ():
+            row["calibration"]["validation_images"] = self.validation_images
+        return rows
 
 
 class Budget:
@@ -387,11 +391,12 @@ class Evaluator:
         """
         inputs = encode_texts(static, inputs)
         fitted: list[float | None] = [None] * static.runs
+        validation_images = None
         if validation is not None:
             scores, labels = validation._logits(static, inputs)
             read = labels >= 0
-            if read.any():
-                fitted = [fit_temperature(of_run[read], labels[read]) for of_run in scores]
+            validation_images = int(read.sum())
+            fitted = [fit_temperature(of_run[read], labels[read]) for of_run in scores]
         temperatures = np.asarray([1.0 if value is None else value for value in fitted], np.float32)
 
         def compute(features: jax.Array, mask: jax.Array, labels: jax.Array) -> BatchOutcome:
@@ -414,6 +419,7 @@ class Evaluator:
                 for run, temperature in enumerate(fitted)
             ],
             temperatures=fitted,
+            validation_images=validation_images,
             predicted=np.where(read, values.predicted, -1).astype(np.int32),
             log_probs=values.log_probs,
             logits=every.logits,
@@ -460,6 +466,11 @@ class Evaluator:
         return scores, labels
 
 
+# How the images of a temperature are read: one that is broken is no reason to lose a result, and the program is that of
+# the images that are evaluated.
+TEMPERATURE = {"on_error": "skip", "whole_batches": True}
+
+
 def first_run(learnables: Learnables) -> Learnables:
     return jax.tree.map(lambda leaf: leaf[0], learnables)
 
@@ -497,14 +508,14 @@ def evaluate(
 ) -> tuple[Row, np.ndarray]:
     """Top-1 accuracy of a tuned model, its calibration, and how well it tells other images apart.
 
-    A temperature is fitted on validation images but those that are evaluated. Labels of images outside are not looked
-    at. The rule makes prediction sets and rejections. The batch size is that of all devices.
+    A temperature is fitted on some validation images (`calibration.temperature_images`). Labels of images outside are
+    not looked at. The rule makes prediction sets and rejections. The batch size is that of all devices.
 
     Returns:
-      `{"accuracy", "correct", "images", "calibration", "class_summary"}` (`data.confusion`), with `validation_images`,
-      their number, and `skipped_images` if any, with a rule `answers` (`conformal.measure`), and with images outside
-      `ood` (`calibration.detection`), where `accepted` is the share in percent that the rule does not reject. And the
-      class that is predicted for every image, int32 `[n]`; -1 where one could not be read.
+      `{"accuracy", "correct", "images", "calibration", "class_summary"}` (`data.confusion`), with `skipped_images` if
+      any, with a rule `answers` (`conformal.measure`), and with images outside `ood` (`calibration.detection`), where
+      `accepted` is the share in percent that the rule does not reject. And the class that is predicted for every image,
+      int32 `[n]`; -1 where one could not be read.
     """
     task = model.task.with_memory(class_shards=mesh.shape[meshes.DATA])
     params = meshes.place_weights(mesh, task.clip.params, task.classifier.dtype)
@@ -512,19 +523,18 @@ def evaluate(
     static, inputs = make_evaluation(task, params, single, runs=1, mesh=mesh)
     shared = Workers(workers)
 
-    def on(images: Split) -> Evaluator:
-        return Evaluator(images, mesh=mesh, batch_size=eval_batch_size, on_error=on_image_error, workers=shared)
+    def on(images: Split, batch_size: int = eval_batch_size, **options: Any) -> Evaluator:
+        options = {"on_error": on_image_error, **options}
+        return Evaluator(images, mesh=mesh, batch_size=batch_size, workers=shared, **options)
 
-    others = validation_outside_test(split, validation)
+    tested = on(split)
+    others = temperature_images(split, validation)
+    fits = None if others is None else on(others, tested.batch_size, **TEMPERATURE)
     keeps_logits = rule is not None
-    inside = on(split).evaluate(
-        static, inputs, validation=None if others is None else on(others), keeps_logits=keeps_logits
-    )
+    inside = tested.evaluate(static, inputs, validation=fits, keeps_logits=keeps_logits)
     predicted = inside.predicted[0]
     (scores,) = inside.scores
     scores["class_summary"] = class_summary(split.labels, predicted, task.class_names)
-    if others is not None:
-        scores["validation_images"] = len(others)
     if inside.skipped:
         scores["skipped_images"] = inside.skipped
     if rule is not None and inside.logits is not None:
@@ -547,9 +557,9 @@ def predictions_name(name: str) -> str:
     return re.sub(r"[^\w.-]+", "_", name)
 
 
-def predictions_identity(model: Tuned, split: Split) -> str:
-    """Names predictions by all that they depend on: the tuned model, images and labels."""
-    return identity([model, split])
+def predictions_identity(model: Tuned, images: str) -> str:
+    """Names predictions by all that they depend on: the tuned model, and images and labels by their identity."""
+    return identity([model.identity, images])
 
 
 def save_predictions(
@@ -559,13 +569,16 @@ def save_predictions(
     split: Split,
     predicted: np.ndarray,
     log_probs: np.ndarray | None = None,
+    *,
+    images: str | None = None,
 ) -> str:
     """Writes `predictions/NAME.npz` of a run's folder, atomically, and returns the identity of the predictions.
 
-    It holds "images" (names), "labels", "predicted" (-1 where an image could not be read), "class_names", of a sweep's
-    runs "log_probs" (`BatchOutcome`), and the "identity", by which predictions are found again.
+    `images` is the split's identity, where it is known. The file holds "images" (names), "labels", "predicted" (-1
+    where an image could not be read), "class_names", of a sweep's runs "log_probs" (`BatchOutcome`), and "identity", by
+    which predictions are found again.
     """
-    known_by = predictions_identity(model, split)
+    known_by = predictions_identity(model, images or split.identity)
     path = workdir / FOLDER / f"{predictions_name(name)}.npz"
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(
@@ -596,7 +609,7 @@ class KnownPredictions:
 
         `None` where nothing with exactly this model and these images is known.
         """
-        path = self._paths.get(predictions_identity(model, split)) if self._paths else None
+        path = self._paths.get(predictions_identity(model, split.identity)) if self._paths else None
         predicted = None if path is None else _read(path, "predicted")
         if predicted is None or predicted.shape != (len(split),) or predicted.dtype != np.int32:
             return None

@@ -154,7 +154,7 @@ def evaluate_test(
 ) -> tuple[Task, Learnables, Evaluation]:
     """Evaluates the runs of a job, and their padding, on test images; `learnables [R, …]` lie on the host.
 
-    A temperature is fitted on the job's validation images.
+    A temperature is fitted on validation images (`calibration.temperature_images`).
 
     Returns:
       The task of the evaluation's classes, which may differ from those of training; its learnables; the predictions.
@@ -164,7 +164,7 @@ def evaluate_test(
     task = fit_evaluation(task, runs=job.padded_runs, mesh=context.mesh)
     learnables = transfer(job.task, task, learnables, evaluation.source_labels, axis=1)
     evaluator = context.evaluator(evaluation.dataset.split("test"))
-    validation = context.temperature_evaluator(job.protocol, evaluation, job.shots)
+    validation = context.temperature_evaluator(job.protocol, evaluation)
     return task, learnables, evaluator.evaluate(*job.evaluation(task, learnables), validation=validation)
 
 
@@ -175,6 +175,7 @@ def _score_test(group: Group, job: TrainJob, learnables: Learnables, paths: Swee
     for evaluation in job.protocol.evaluations:
         task, transferred, tested = evaluate_test(job, learnables, evaluation)
         split = evaluation.dataset.split("test")
+        images = split.identity  # which looks at every file
         skipped = {"skipped_images": tested.skipped} if tested.skipped else {}
         # Padding lies behind the runs.
         for run, (spec, score) in enumerate(zip(group, tested.scores, strict=False)):
@@ -189,6 +190,7 @@ def _score_test(group: Group, job: TrainJob, learnables: Learnables, paths: Swee
                     split,
                     predicted,
                     tested.log_probs[run],
+                    images=images,
                 )
     rows = []
     for run, spec in enumerate(group):

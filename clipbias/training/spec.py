@@ -40,6 +40,7 @@ class RunSpec:
       seed: of the few-shot split.
       start_seed: of the initial learnables, the order and augmentation of images; `None` for the few-shot split's.
       recipe: optimiser, schedule and learning rate; `None` where nothing is trained.
+      dtype: compute type.
       task: identity of its task: frozen model, method, classes and compute type.
       source: digest of the program of a user's own method, as it was when the spec was made.
       data: identity of the images of all splits, and of the images and classes of the targets.
@@ -58,6 +59,7 @@ class RunSpec:
     shots: int | None
     seed: int
     recipe: Recipe | None
+    dtype: str
     task: str
     source: str | None
     data: str

@@ -50,10 +50,9 @@ def names_in_prompt(names: Sequence[str], text: PromptText) -> list[str]:
     return [name_in_prompt(name, text.spaces) for name in names]
 
 
-def name_tokens(clip: Clip, names: Sequence[str], text: PromptText) -> list[int]:
-    """How many tokens each name has in a prompt, behind a space: some tokenizers cut a text's first word otherwise."""
-    spaced = (f" {name}" if name.strip() else "" for name in names_in_prompt(names, text))
-    return [len(ids) for ids in encode(clip.tokenizer, [*spaced])]
+def name_tokens(clip: Clip, names: Sequence[str], text: PromptText) -> list[list[int]]:
+    """The tokens of each name in a prompt, behind a space: some tokenizers cut a text's first word otherwise."""
+    return encode(clip.tokenizer, [f" {name}" if name.strip() else "" for name in names_in_prompt(names, text)])
 
 
 def without_template(text: PromptText) -> PromptText:
@@ -72,7 +71,7 @@ def template_texts(clip: Clip, class_names: Sequence[str], text: PromptText) -> 
     """
     if not class_names:
         raise ClipbiasError("there are no class names; a task needs at least one.")
-    name_lengths = name_tokens(clip, class_names, text)
+    name_lengths = [len(ids) for ids in name_tokens(clip, class_names, text)]
     if 0 in name_lengths:  # nothing but white space and control characters
         raise ClipbiasError(f"class {name_lengths.index(0)} has an empty name; give every class a name.")
     for template in text.templates:

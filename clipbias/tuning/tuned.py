@@ -25,6 +25,7 @@ OF_TRAINING = (
     "dataset",
     "data",
     "protocol",
+    "validation",
     "shots",
     "seed",
     "start_seed",

@@ -17,7 +17,7 @@ from clipbias.clip.preprocess import of_open_clip, preprocessor_json, read_prepr
 from clipbias.clip.text import as_tokens
 from clipbias.data.files import split_of_files
 from clipbias.data.images import pictures as read_pictures
-from clipbias.data.user_images import label_numbers, list_images, to_picture
+from clipbias.data.user_images import UserImages, label_numbers, list_images
 from clipbias.training import mesh as meshes
 
 # What `tools/reference/write_pixels.py` of commit 879c20d8 stored: pixels by those libraries.
@@ -144,10 +144,10 @@ def test_transformers_makes_the_same_pixels_of_what_is_written(tmp_path):
 
 def test_grey_of_16_bits_keeps_its_levels(tmp_path):
     image = grey_of_16_bits()
-    upper = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    scaled = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
     for name, preprocessing in recipes(tmp_path).items():
         levels = preprocess(preprocessing, image)
-        np.testing.assert_array_equal(levels, preprocess(preprocessing, upper), err_msg=name)
+        np.testing.assert_array_equal(levels, preprocess(preprocessing, scaled), err_msg=name)
         assert np.ptp(levels) > 0.1
 
 
@@ -206,9 +206,9 @@ def test_pictures_of_every_kind_are_the_same_picture(clip, tmp_path):
 def test_grey_and_transparent_pictures():
     grey = PIXELS[0, ..., 0]
     for image in (grey, grey[..., None], Image.fromarray(grey)):
-        np.testing.assert_array_equal(np.asarray(to_picture(image)), grey)
+        np.testing.assert_array_equal(np.asarray(UserImages([image]).decoded(0)), grey)
     clear = np.concatenate([PIXELS[0], np.zeros((30, 22, 1), np.uint8)], -1)
-    np.testing.assert_array_equal(np.asarray(to_picture(clear)), clear)
+    np.testing.assert_array_equal(np.asarray(UserImages([clear]).decoded(0)), clear)
     assert list_images(PIXELS[..., 0])[1] is False and list_images(grey)[1] is True
 
 

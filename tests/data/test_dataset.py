@@ -20,7 +20,7 @@ from clipbias.data.held_out import unlabelled_images
 from clipbias.data.images import ImageCache, Images
 from clipbias.data.protocols import validation_outside_test
 from clipbias.data.sources import describe_missing, open_datasets
-from clipbias.data.user_images import labelled_split
+from clipbias.data.user_images import image_list
 from clipbias.errors import ClipbiasError, UnreadableImage
 from tests.data.pictures import picture, write
 from tests.data.test_own_images import table
@@ -162,14 +162,14 @@ def make_list(top: Path, root: str, numbers: list[int], label: int, kind: str = 
         pictures = [Image.open(path) for path in pictures]
     if kind == "arrays":
         pictures = [np.asarray(image) for image in pictures]
-    return labelled_split(pictures, [label] * len(numbers), ("a", "b"))
+    return image_list(pictures, [label] * len(numbers), ("a", "b"))
 
 
 def content(split: Split) -> list[object]:
     return [split.labels.tolist(), [split.image(index).tobytes() for index in range(len(split))]]
 
 
-@pytest.mark.parametrize("digest", ["digest", "stored_digest"])
+@pytest.mark.parametrize("digest", ["digest", "identity"])
 @pytest.mark.parametrize("kind", ["files", "images", "arrays"])
 def test_digests_are_equal_where_the_lists_are(roots, kind, digest):
     splits = [make_list(roots, *each, kind=kind) for each in 2 * LISTS]
@@ -198,8 +198,8 @@ def test_folders_of_equal_names(roots):
     for split in ("train", "val", "test"):
         assert one.split(split).keys == two.split(split).keys
         assert one.split(split).digest != two.split(split).digest
-        assert one.split(split).stored_digest != two.split(split).stored_digest
-        assert one.split(split).stored_digest == link.split(split).stored_digest
+        assert one.split(split).identity != two.split(split).identity
+        assert one.split(split).identity == link.split(split).identity
     # The validation images of one folder are no test images of the other, and both are trained on without labels.
     assert validation_outside_test(one.split("test"), two.split("test")) is two.split("test")
     both = Dataset("both", one.class_names, "{}", {"train": one.split("train"), "val": two.split("train")})
@@ -211,17 +211,17 @@ def test_folders_of_equal_names(roots):
 def test_a_file_that_is_replaced_is_another_image(tmp_path):
     write(tmp_path / "cat" / "a.png", 1)
     write(tmp_path / "dog" / "a.png", 2)
-    before = data.load("folder", data_dir=tmp_path).split("train").stored_digest
-    assert data.load("folder", data_dir=tmp_path).split("train").stored_digest == before
+    before = data.load("folder", data_dir=tmp_path).split("train").identity
+    assert data.load("folder", data_dir=tmp_path).split("train").identity == before
     write(tmp_path / "cat" / "a.png", 3, height=40)
-    assert data.load("folder", data_dir=tmp_path).split("train").stored_digest != before
+    assert data.load("folder", data_dir=tmp_path).split("train").identity != before
 
 
 def test_the_sets_of_the_demo_differ():
     names = ("demo/emoji", "demo/emoji_outlined", "demo/emoji_glossy", "demo/emoji_black")
     splits = [data.load(name).split("test") for name in names]
     assert len({split.keys for split in splits}) == 1
-    for digest in ("digest", "stored_digest"):
+    for digest in ("digest", "identity"):
         assert len({getattr(split, digest) for split in splits}) == len(names)
         assert getattr(data.load(names[0]).split("test"), digest) == getattr(splits[0], digest)
 
@@ -233,24 +233,24 @@ def lists(*pictures: bytes) -> Split:
 def test_pictures_may_differ_in_their_palettes_alone():
     one, other = (Image.new("P", (4, 4)) for _ in range(2))
     other.putpalette([9, 9, 9])
-    assert labelled_split([one], [0], ["a"]).digest != labelled_split([other], [0], ["a"]).digest
+    assert image_list([one], [0], ["a"]).digest != image_list([other], [0], ["a"]).digest
 
 
 def test_lists_without_a_source_are_told_apart_by_what_is_read():
     one, other = lists(b"a", b"b"), lists(b"a", b"c")
     assert one.digest != other.digest and one.digest == one.subset([0, 1]).digest
-    assert one.stored_digest == lists(b"a", b"b").stored_digest != other.stored_digest
+    assert one.identity == lists(b"a", b"b").identity != other.identity
     assert len(one.without(other)) == 2 and len(one.without(one.subset([1]))) == 1
     labelled = dataclasses.replace(one, labels=[0, 1])
-    assert labelled.digest != one.digest and labelled.stored_digest != one.stored_digest
+    assert labelled.digest != one.digest and labelled.identity != one.identity
 
 
 def test_rows_of_two_tables_are_two_images():
     train, validation = (from_hub_dataset(table(first, first + 5)).split("train") for first in (0, 5))
     assert train.keys == validation.keys
-    assert len(validation.without(train)) == 5 and train.stored_digest != validation.stored_digest
+    assert len(validation.without(train)) == 5 and train.identity != validation.identity
     named = table()
     named._fingerprint = "3f2a"
     again = from_hub_dataset(named).split("train")
     assert again.digest == from_hub_dataset(named).split("train").digest
-    assert again.stored_digest == from_hub_dataset(named).split("train").stored_digest
+    assert again.identity == from_hub_dataset(named).split("train").identity

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,7 +21,7 @@ from clipbias.data.dataset import Dataset, Split
 from clipbias.data.folder import from_hub_dataset
 from clipbias.data.images import ImageCache, Images
 from clipbias.data.sources import open_images
-from clipbias.data.user_images import UserImages, labelled_split, to_picture
+from clipbias.data.user_images import UserImages, image_list
 from clipbias.errors import ClipbiasError, UnreadableImage
 from clipbias.tuning import Task
 from experiments.inputs import find_images
@@ -65,8 +66,8 @@ def test_own_pictures_are_upright_and_those_of_the_benchmark_as_stored(orientati
         folder,
         folder.subset([0]),
         data.load("csv", data_dir=tmp_path / "list.csv").split("train"),
-        labelled_split([path], ["cat"], ["cat"]),
-        labelled_split([Pillow.open(path)], ["cat"], ["cat"]),
+        image_list([path], ["cat"], ["cat"]),
+        image_list([Pillow.open(path)], ["cat"], ["cat"]),
     ):
         np.testing.assert_array_equal(split.image(0), UPRIGHT)
         for cache_bytes in (0, 500, 5000):  # decoded each time, kept as a file, kept as pixels
@@ -74,7 +75,7 @@ def test_own_pictures_are_upright_and_those_of_the_benchmark_as_stored(orientati
             for _ in range(2):
                 np.testing.assert_array_equal(np.asarray(images.decoded(0)), UPRIGHT)
     for image in (path, Pillow.open(path)):
-        np.testing.assert_array_equal(to_picture(image), UPRIGHT)
+        np.testing.assert_array_equal(UserImages([image]).decoded(0), UPRIGHT)
     np.testing.assert_array_equal(
         Split(("a",), np.zeros(1, int), lambda _: path.read_bytes()).image(0), STORED[orientation]
     )
@@ -84,7 +85,7 @@ def test_own_pictures_are_upright_and_those_of_the_benchmark_as_stored(orientati
 @pytest.mark.parametrize("exif", [b"garbage", b"II*\0\xff\xff\xff\xff", b"II*\0\x08\0\0\0\5\0"])
 def test_damaged_exif_data_cost_no_picture(exif, tmp_path):
     (tmp_path / "a.png").write_bytes(turned(1, b"Exif\0\0" + exif))
-    np.testing.assert_array_equal(to_picture(tmp_path / "a.png"), UPRIGHT)
+    np.testing.assert_array_equal(UserImages([tmp_path / "a.png"]).decoded(0), UPRIGHT)
 
 
 def test_pictures_in_formats_that_are_not_read_are_counted_and_named(tmp_path, caplog, monkeypatch):
@@ -115,7 +116,7 @@ def test_heic_is_read(tmp_path):
     smooth = np.asarray(Pillow.fromarray(UPRIGHT).resize((90, 60), Pillow.Resampling.BICUBIC))
     pillow_heif.from_pillow(Pillow.fromarray(smooth)).save(tmp_path / "a.heic", quality=95)
     assert find_images(str(tmp_path)) == [tmp_path / "a.heic"]
-    values = np.asarray(to_picture(tmp_path / "a.heic")).astype(int)
+    values = np.asarray(UserImages([tmp_path / "a.heic"]).decoded(0)).astype(int)
     assert values.shape == smooth.shape and np.abs(values - smooth).mean() < 6
 
 
@@ -166,12 +167,12 @@ def test_training_leaves_out_what_cannot_be_read(clip, tmp_path):
 
 
 def test_images_of_a_batch_are_counted_once():
-    images = UserImages([b"", "nowhere.png"])
     with pytest.raises(ClipbiasError, match="image 0 is b''; give a path"):
-        images.decoded(0)
+        UserImages([b"", "nowhere.png"])
+    images = UserImages([PIXELS[0], "nowhere.png"])
     with pytest.raises(UnreadableImage):
         images.decoded(1)
-    assert images.errors == {1: "cannot read the image nowhere.png: No such file or directory"}
+    assert images.errors == {1: f"cannot read the image {os.path.abspath('nowhere.png')}: No such file or directory"}
 
 
 # Datasets from memory, from paths, and from Hugging Face's `datasets`.
@@ -242,9 +243,9 @@ def test_a_dataset_from_memory_is_divided_as_a_folder_is(tmp_path):
             seen[key] = (split.image(row), dataset.class_names[split.labels[row]])
     assert len(seen) == 10
     for number, (key, (pixels, label)) in enumerate(sorted(seen.items(), key=lambda item: item[0])):
-        expected = picture(7) if key == str(path) else PIXELS[int(key[:6])]
+        expected = picture(7) if key == path.name else PIXELS[int(key[:6])]
         np.testing.assert_array_equal(pixels, expected, err_msg=str(number))
-        assert label == (LABELS[0] if key == str(path) else LABELS[int(key[:6])])
+        assert label == (LABELS[0] if key == path.name else LABELS[int(key[:6])])
     again = data.from_arrays(mixed, [["cat", "dog"].index(label) for label in LABELS], ["cat", "dog"])
     assert again.split("train").digest == dataset.split("train").digest
     others = [path, Pillow.fromarray(PIXELS[1]), *(pixels[::-1] for pixels in PIXELS[2:])]

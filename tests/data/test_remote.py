@@ -68,8 +68,8 @@ def test_pictures(tmp_path, bucket):
         str(tmp_path / "cat")
     ) == local_files
     for address, path in zip(paths, local_files, strict=True):
-        assert user_images.to_picture(address) == user_images.to_picture(path)
-    assert user_images.labelled_split(paths, [0, 1], ["a", "b"]).read(1) == local_files[1].read_bytes()
+        assert user_images.UserImages([address]).decoded(0) == user_images.UserImages([path]).decoded(0)
+    assert user_images.image_list(paths, [0, 1], ["a", "b"]).read(1) == local_files[1].read_bytes()
 
 
 def test_what_is_not_there_or_cannot_be_had_is_one_sentence(tmp_path, bucket, monkeypatch):

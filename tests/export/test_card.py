@@ -65,7 +65,8 @@ EVIL = "x\r\n---\nlicense: evil\n---\n# <script>alert(1)</script> | [a](javascri
 
 
 def test_a_card_says_harmlessly_what_a_hostile_file_holds(clip, tmp_path):
-    tuned = models.tuned(dataclasses.replace(clip, name=EVIL), "bias", tmp_path).with_classes((EVIL, "b"))
+    names = (EVIL.replace("\ud800", ""), "b")  # which no tokenizer reads
+    tuned = models.tuned(dataclasses.replace(clip, name=EVIL), "bias", tmp_path).with_classes(names)
     notes = dict.fromkeys(("dataset", "protocol", "mine"), EVIL) | {EVIL: EVIL}
     text = model_card(dataclasses.replace(tuned, notes=notes), "adapter")
     front, body = text.removeprefix("---\n").split("\n---\n", 1)

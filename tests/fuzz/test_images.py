@@ -30,7 +30,7 @@ def whole_images() -> dict[str, bytes]:
     made = {form: encode(rgb, form) for form in ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM")}
     made |= {f"PNG {mode}": encode(rgb.convert(mode), "PNG") for mode in ("1", "L", "LA", "P", "RGBA")}
     made |= {f"JPEG {mode}": encode(rgb.convert(mode), "JPEG") for mode in ("L", "CMYK")}
-    made |= {f"TIFF {mode}": encode(rgb.convert(mode), "TIFF") for mode in ("1", "CMYK", "F", "I", "YCbCr", "LAB")}
+    made |= {f"TIFF {mode}": encode(rgb.convert(mode), "TIFF") for mode in ("1", "CMYK", "I", "YCbCr", "LAB")}
     deep = Image.fromarray(np.arange(12 * 9, dtype=np.uint16).reshape(9, 12) * 600)
     made |= {"PNG 16 bit": encode(deep, "PNG"), "TIFF 16 bit": encode(deep, "TIFF")}
     frames = [Image.fromarray(np.roll(pixels, i, 0)) for i in range(3)]

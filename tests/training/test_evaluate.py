@@ -83,8 +83,11 @@ def test_accuracy_calibration_and_detection_are_those_of_single_images(clip, col
     assert result["accuracy"] == pytest.approx(100 * result["correct"] / 15)
     macro_f1 = metrics.f1_score(test.labels, here.argmax(1), average="macro")
     assert result["class_summary"]["macro_f1"] == pytest.approx(100 * macro_f1)
-    temperature = calibration.fit_temperature(held, validation.labels)
+    chosen = calibration.temperature_images(test, validation)
+    assert chosen is not None and np.bincount(chosen.labels).tolist() == [4, 4, 4]
+    temperature = calibration.fit_temperature(held[[validation.keys.index(key) for key in chosen.keys]], chosen.labels)
     errors = result["calibration"]
+    assert errors["validation_images"] == 12
     assert errors["temperature"] == pytest.approx(temperature, rel=1e-3)
     for scale, suffix in ((1.0, ""), (temperature, "_at_temperature")):
         sure = softmax(here / scale, axis=1).max(1)
@@ -217,9 +220,7 @@ def test_nothing_is_found_of_another_model_or_other_images(clip, case, tmp_path)
         "type": {"text_residual": learnables["text_residual"].astype(np.float16)},
         "method": Task(clip, Another(), NAMES),
         "weights": Task(dataclasses.replace(clip, published="0" * 64), "taskres", NAMES),
-        "activation": Task(
-            dataclasses.replace(clip, config=dataclasses.replace(clip.config, vision=gelu)), "taskres", NAMES
-        ),
+        "activation": Task(dataclasses.replace(clip, config=gelu), "taskres", NAMES),
         "preprocessing": Task(darker, "taskres", NAMES),
         "template": Task(clip, "taskres", NAMES, template="a sketch of a {}."),
         "options": Task(clip, "taskres", NAMES, alpha=1.0),

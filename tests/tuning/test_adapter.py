@@ -39,13 +39,12 @@ def test_other_class_names(clip, tmp_path, method, names):
 
 
 @pytest.mark.parametrize(("method", "options"), [("taskres", {}), ("coop", {"class_specific": True})])
-@pytest.mark.parametrize("names", [("bird", "horse"), ("cat", "dog", "bird")], ids=" ".join)
-def test_what_belongs_to_classes_is_refused_for_others(clip, tmp_path, method, options, names):
+def test_what_belongs_to_classes_is_refused_for_others(clip, tmp_path, method, options):
     """As many other classes, too: rows would be given to the wrong classes."""
     model = saved(clip, tmp_path / "a.safetensors", method, **options)
     assert model.class_names == ("cat", "dog")
-    with pytest.raises(ClipbiasError, match=r"cannot be used with other classes such as '.*'; tune it on them"):
-        model.with_classes(names)
+    with pytest.raises(ClipbiasError, match=r"cannot be used with other classes such as 'bird'; tune it on them"):
+        model.with_classes(("bird", "horse"))
 
 
 @pytest.mark.parametrize(("method", "options"), [("taskres", {}), ("coop", {"class_specific": True})])
@@ -87,7 +86,7 @@ def test_damaged_constants(clip, tmp_path, change, message):
     with safetensors.safe_open(path, "numpy") as file:
         metadata = file.metadata()
     damaged = cached(clip, **change)[1]
-    with pytest.raises(ClipbiasError, match=message):
+    with pytest.raises(ClipbiasError, match="are not what Cache learns" if "more" in change else message):
         write_adapter(path, Tuned(task, damaged))
     save_file({name: np.asarray(leaf) for name, leaf in flatten(damaged).items()}, path, metadata=metadata)
     with pytest.raises(ClipbiasError, match=message):
@@ -100,14 +99,15 @@ def test_learnables_for_other_classes(clip, tmp_path):
     path = tmp_path / "a.safetensors"
     method = "tests.own_methods:Probe"
     task = clipbias.Task(clip, method, ("cat", "dog"))
-    write_adapter(path, Tuned(task, task.init()))
+    write_adapter(path, Tuned(task, jax.tree.map(np.ones_like, task.init())))
     model = read_adapter(path).bind(clip, own_methods=["tests.own_methods"])
     names = ("bird", "maine_coon", "cat")
     other = model.with_classes(names)
     task, learnables = other.task, other.learnables
     assert task.class_names == names
     plain = clipbias.Task(clip, "zero_shot", names, template="a photo of a {}.")
-    np.testing.assert_allclose(learnables["weight"], jax.jit(plain.class_features)(clip.params, {}), atol=1e-6)
+    np.testing.assert_allclose(learnables["weight"][:2], jax.jit(plain.class_features)(clip.params, {})[:2], atol=1e-6)
+    np.testing.assert_array_equal(learnables["weight"][2], 1)  # what was learned of the cat
     images = helpers.random_images({"vision_config": {"image_size": 16}}, 2)
     assert jax.eval_shape(task.logits, clip.params, learnables, images).shape == (2, 3)
     same = model.with_classes(("cat", "dog"))
