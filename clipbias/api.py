@@ -8,7 +8,7 @@ import dataclasses
 import os
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from jax.sharding import Mesh
@@ -18,7 +18,6 @@ from clipbias.clip import Clip
 from clipbias.clip.hub import parse
 from clipbias.data import Dataset, Split
 from clipbias.data import names as dataset_names
-from clipbias.data.few_shot import images_per_class
 from clipbias.data.folder import is_hub_dataset
 from clipbias.data.pipeline import BATCH_SIZE
 from clipbias.data.sources import open_images
@@ -30,13 +29,13 @@ from clipbias.io import reason, shorten, write_text
 from clipbias.training.context import make_context
 from clipbias.training.device import keep_programs
 from clipbias.training.progress import Progress
-from clipbias.training.run import FitResult, calibrate_untrained, fit_task
+from clipbias.training.run import calibrate_untrained, fit_task
+from clipbias.training.select import as_options, with_given
 from clipbias.tuned_model import Images, TunedModel, as_clip, labelled_images
 from clipbias.tuning import METHODS, Method, Recipe, Task, trainer_files
 from clipbias.tuning.adapter import FILE, read_adapter, write_adapter
 from clipbias.tuning.prompts import ClassList
 from clipbias.tuning.recipe import COMMON
-from clipbias.tuning.registry import option_types
 
 
 def fit(  # noqa: PLR0913 (a user's options, each by keyword)
@@ -109,12 +108,13 @@ def fit(  # noqa: PLR0913 (a user's options, each by keyword)
     clip = as_clip(clip)
     if labels is None or is_hub_dataset(images):
         images = open_images(images)
+    settings = {"learning_rate": learning_rate, "epochs": epochs, "batch_size": batch_size}
+    given = {name: value for name, value in settings.items() if value is not None}
     labels = None if labels is None else label_array(labels)
     if isinstance(recipe, str):
         options = {"recipe": recipe, **options}
     elif isinstance(method, str):
-        settings = {"epochs": epochs, "batch_size": batch_size, "recipe": COMMON if recipe is not None else None}
-        options = _with_settings(method, options, settings)
+        options = as_options(method, given | ({} if recipe is None else {"recipe": COMMON})) | options
     classes = _classes(images, labels, class_names)
     task = Task(clip, method, classes, template=template, shots=shots, **options)  # type: ignore[arg-type]
     if not task.method.uses_images:
@@ -127,15 +127,16 @@ def fit(  # noqa: PLR0913 (a user's options, each by keyword)
     dataset = _training_dataset(task, images, labels, validation)
     context = make_context(task.clip, mesh, dtype=task.classifier.dtype, on_image_error=on_image_error)
     if not task.method.uses_images:
-        calibration = calibrate_untrained(task, learnables, dataset, context, seed=seed, calibrates=calibrate)
-        return TunedModel(task, learnables, calibration=calibration)
+        model = TunedModel(task, learnables)
+        calibration = calibrate_untrained(model, dataset, context, seed=seed, calibrates=calibrate)
+        return dataclasses.replace(model, calibration=calibration)
     compares_rates = learning_rate is None and not isinstance(recipe, Recipe)
     if not isinstance(recipe, Recipe):
         recipe = task.method.recipe_for(Recipe(), shots)
     with contextlib.closing(Progress(title=f"{task.method_name} on {dataset.name}", shown=progress)) as bar:
-        result = fit_task(
+        fitted = fit_task(
             task,
-            _changed(recipe, learning_rate, epochs, batch_size),
+            with_given(recipe, given),
             dataset,
             context,
             shots=shots,
@@ -145,10 +146,10 @@ def fit(  # noqa: PLR0913 (a user's options, each by keyword)
             compares_rates=compares_rates,
             calibrates=calibrate,
         )
-    for sentence in result.warnings:
+    for sentence in fitted.notes.get("warnings", ()):
         warnings.warn(sentence, stacklevel=2)
-    notes = _notes(images, shots, seed, start_seed, result)
-    return TunedModel(result.task, result.learnables, notes, result.calibration)
+    named = {"dataset": images.name} if isinstance(images, Dataset) else {}
+    return TunedModel.of(dataclasses.replace(fitted, notes={**named, **fitted.notes}))
 
 
 def load_adapter(
@@ -156,17 +157,17 @@ def load_adapter(
     clip: Clip | str | os.PathLike | None = None,
     *,
     own_methods: Sequence[str] = (),
-    dtype: str = "float32",
+    dtype: str | None = None,
 ) -> TunedModel:
-    """Reads a tuned model.
+    """Reads a tuned model, which predicts what it predicted when it was saved.
 
     Args:
       path: an adapter's file, a folder that holds it as `adapter.safetensors` (a work folder, an export), or a
         repository of the Hugging Face hub, "owner/name" or "owner/name@revision", that does.
-      clip: the model that it was trained on; `None` loads it.
+      clip: the model that it was trained on, whose weights and tokenizer count; `None` loads it.
       own_methods: files or modules that a method of your own may be taken from. What a file names is never run unless
         it is named here.
-      dtype: compute type, as for `Task`.
+      dtype: compute type, as for `Task`; `None` takes that of training.
 
     Raises:
       ClipbiasError: no such file, or it is damaged, not an adapter, or of another format; it cannot be downloaded; or
@@ -174,7 +175,7 @@ def load_adapter(
     """
     adapter = read_adapter(path)
     base = as_clip(adapter.base if clip is None else clip)
-    return TunedModel.of(adapter, base, own_methods=own_methods, dtype=dtype)
+    return TunedModel.of(adapter.bind(base, own_methods=own_methods, dtype=dtype))
 
 
 def import_adapter(
@@ -194,10 +195,10 @@ def import_adapter(
 
     Raises:
       ClipbiasError: the file is damaged, of another trainer, has a gap in depth, other shapes or frozen weights than
-        `clip`, or numbers that are not finite; or a context for each class has another number of classes.
+        `clip`, or numbers that are not finite; or it has a context for each class, and not for these classes.
     """
     base = as_clip(clip)
-    return TunedModel.of(trainer_files.import_adapter(path, base, classes, position=position), base)
+    return TunedModel.of(trainer_files.import_adapter(path, base, classes, position=position))
 
 
 def equivalent_bias(
@@ -229,8 +230,7 @@ def equivalent_bias(
         starts from are not those of bias tuning, or the images are not what the model takes.
     """
     _check_model(model)
-    adapter = bias.equivalent_bias(model.task, model.learnables, images, form, notes=model.notes, batch_size=batch_size)
-    return TunedModel.of(adapter, model.clip)
+    return TunedModel.of(bias.equivalent_bias(model, images, form, batch_size=batch_size))
 
 
 def push_to_hub(repository: str, model: TunedModel, *, private: bool | None = None) -> str:
@@ -252,15 +252,14 @@ def push_to_hub(repository: str, model: TunedModel, *, private: bool | None = No
     from huggingface_hub import HfApi, constants, errors
 
     _check_model(model)
-    adapter = model.to_adapter()
     name = parse(repository) if isinstance(repository, str) else None
     if name is None or name.revision:
         raise ClipbiasError(f"{shorten(str(repository))!r} is no name of a repository; give 'owner/name'.")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        write_adapter(folder / FILE, adapter)
-        write_text(folder / "README.md", model_card(adapter, None, "adapter"))
-        message = f"Upload a {adapter.method} adapter"
+        write_adapter(folder / FILE, model)
+        write_text(folder / "README.md", model_card(model, "adapter"))
+        message = f"Upload a {model.task.method_name} adapter"
         try:
             api = HfApi()
             api.create_repo(name.repository, private=private, exist_ok=True)
@@ -307,25 +306,6 @@ def _check_arguments(clip: object, method: object, shots: int | None, seed: int,
 def _check_model(model: TunedModel) -> None:
     if not isinstance(model, TunedModel):
         raise ClipbiasError(f"the model is {shown(model)}; give what clipbias.fit or clipbias.load_adapter returned.")
-
-
-def _with_settings(method: str, options: dict[str, object], settings: Mapping[str, object]) -> dict[str, object]:
-    """A method's options with those training settings, where given, that the method has as options of its own."""
-    if method not in METHODS:
-        return options
-    known = option_types(method)
-    return {**{name: value for name, value in settings.items() if value is not None and name in known}, **options}
-
-
-def _changed(recipe: Recipe, learning_rate: float | None, epochs: int | None, batch_size: int | None) -> Recipe:
-    """The recipe with settings that are given; with epochs it makes as many as they say, whatever its steps were."""
-    if learning_rate is not None:
-        recipe = recipe.with_learning_rate(learning_rate)
-    if epochs is not None:
-        recipe = dataclasses.replace(recipe, epochs=epochs, steps=None)
-    if batch_size is not None:
-        recipe = dataclasses.replace(recipe, batch_size=batch_size)
-    return recipe
 
 
 def _classes(
@@ -377,24 +357,3 @@ def _training_dataset(
         )
     splits.setdefault("test", next(iter(splits.values())).subset([]))
     return Dataset(name, task.class_names, task.template, splits)
-
-
-def _notes(
-    images: Images | None, shots: int | None, seed: int, start_seed: int | None, result: FitResult
-) -> dict[str, object]:
-    notes: dict[str, object] = {"seed": seed}
-    if start_seed is not None:
-        notes["start_seed"] = start_seed
-    if shots is not None:
-        notes["shots"] = shots
-    notes["train_images"] = len(result.labels)
-    notes["images_per_class"] = images_per_class(result.labels, len(result.task.class_names))
-    if isinstance(images, Dataset):
-        notes["dataset"] = images.name
-    if result.recipe is not None:
-        notes |= {"learning_rate": result.recipe.learning_rate, "recipe": result.recipe.facts()}
-    if result.selection is not None:
-        notes["choice"] = result.selection.note
-    if result.warnings:
-        notes["warnings"] = list(result.warnings)
-    return notes

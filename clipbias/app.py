@@ -50,7 +50,7 @@ class Bench:
     def __init__(self, clip: Clip, models: Mapping[str, TunedModel], *, own_methods: Sequence[str] = ()) -> None:
         """Raises `ClipbiasError` for a tuned model of another base."""
         for name, model in models.items():
-            if model.clip.fingerprint != clip.fingerprint:
+            if model.clip.identity != clip.identity:
                 raise ClipbiasError(f"{name} is a tuned {model.clip.name!r} and does not fit {clip.name!r}.")
         self.clip = clip
         self.models = dict(models)

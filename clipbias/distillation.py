@@ -27,16 +27,18 @@ from clipbias.explain.replacement import by_image, compare
 from clipbias.explain.results import Comparison, Kind, Student
 from clipbias.explain.uncertainty import Estimate
 from clipbias.export.card import NOTE
+from clipbias.identity import identity
 from clipbias.settings import setting
 from clipbias.training.context import SweepContext, make_context
 from clipbias.training.loop import Logging
 from clipbias.training.progress import Progress
 from clipbias.training.students import BATCH_SIZE, FORMS, STEPS, fit_recipe, fit_student, mean_divergence
-from clipbias.training.teacher import Teacher, split_logits
+from clipbias.training.teacher import split_logits
 from clipbias.tuned_model import Images as UserImages
 from clipbias.tuned_model import TunedModel, as_clip, labelled_images
 from clipbias.tuning import Task
 from clipbias.tuning.method import parameter_count
+from clipbias.tuning.tuned import Tuned
 
 # A smaller form is taken if it agrees with the tuned model on so much less of the held-back images.
 TOLERANCE = 0.01
@@ -143,30 +145,29 @@ def distil_model(
     """
     if any(leaf.dtype != np.float32 for leaf in jax.tree.leaves(context.clip.params)):
         raise ClipbiasError(f"{context.clip.name} is loaded in half precision; load it in float32 to distil into it.")
-    teacher = Teacher(model.task, model.learnables)
-    frozen = Teacher(Task(model.clip, ZERO_SHOT, model.class_names, template=DEFAULT_TEMPLATE), {})
+    frozen = Tuned(Task(model.clip, ZERO_SHOT, model.class_names, template=DEFAULT_TEMPLATE))
     names = [name for name, form in FORMS.items() if form.folds] if options.form is None else [options.form]
     fitted = images.fitted
     if len(fitted) > (most := options.steps * options.batch_size):  # no fit reads more
         fitted = fitted.subset(np.sort(np.random.default_rng(options.seed).choice(len(fitted), most, replace=False)))
-    students: dict[str, Teacher] = {}
+    students: dict[str, Tuned] = {}
     candidates: dict[str, Comparison] = {}
     for name in names:
-        student = _fit(name, teacher, fitted, options, context, logging)
+        student = _fit(name, model, fitted, options, context, logging)
         facts = Student(
             kind=Kind.FITTED,
             form=name,
             words=FORMS[name].words,
             numbers=parameter_count(student.learnables)["total"],
-            fitted_divergence=mean_divergence(teacher, student, fitted, context),
-            held_back_divergence=mean_divergence(teacher, student, images.held_back, context),
+            fitted_divergence=mean_divergence(model, student, fitted, context),
+            held_back_divergence=mean_divergence(model, student, images.held_back, context),
         )
         students[name] = student
-        candidates[name] = _compare((frozen, teacher, student), facts, images.held_back, context, labelled=False)
+        candidates[name] = _compare((frozen, model, student), facts, images.held_back, context, labelled=False)
         logging.progress.say(_line(candidates[name], len(fitted)))
     selected = select(tuple(candidates.values()))
     student = students[selected]
-    of_three = (frozen, teacher, student)
+    of_three = (frozen, model, student)
     certificate = _compare(of_three, candidates[selected].student, images.certified, context, labelled=images.labelled)
     teacher_numbers = sum(np.size(leaf) for leaf in jax.tree.leaves(model.learnables))
     sentences = certificate_sentences(certificate, model.task.method_name, teacher_numbers)
@@ -181,7 +182,8 @@ def distil_model(
     }
     if certificate.accuracy is not None:
         notes["accuracy"] = 100 * certificate.accuracy
-    distilled = TunedModel(student.task, jax.device_get(student.learnables), notes)
+    notes["training"] = identity([model, student.task, fitted, options])
+    distilled = TunedModel(student.task, student.learnables, notes)
     return Distilled(distilled, certificate, sentences, tuple(candidates.values()))
 
 
@@ -298,20 +300,19 @@ def _line(candidate: Comparison, fitted_images: int) -> str:
 
 
 def _fit(
-    name: str, teacher: Teacher, images: Split, options: DistilOptions, context: SweepContext, logging: Logging
-) -> Teacher:
+    name: str, teacher: Tuned, images: Split, options: DistilOptions, context: SweepContext, logging: Logging
+) -> Tuned:
     form = FORMS[name]
     student = form.task(context.clip, teacher.task, context.dtype)
     rate = form.learning_rate if options.learning_rate is None else options.learning_rate
     recipe = fit_recipe(learning_rate=rate, steps=options.steps, batch_size=options.batch_size)
     if logging.checkpoints is not None:
         logging = dataclasses.replace(logging, checkpoints=logging.checkpoints / name)
-    learnables = fit_student(student, teacher, images, recipe, context, seed=options.seed, logging=logging)
-    return Teacher(student, learnables)
+    return fit_student(student, teacher, images, recipe, context, seed=options.seed, logging=logging)
 
 
 def _compare(
-    models: Sequence[Teacher], student: Student, split: Split, context: SweepContext, *, labelled: bool
+    models: Sequence[Tuned], student: Student, split: Split, context: SweepContext, *, labelled: bool
 ) -> Comparison:
     """The last of frozen model, teacher and student beside the second, on the images that all could read."""
     images = Images(split)

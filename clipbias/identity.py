@@ -7,23 +7,36 @@ field that cannot change a prediction is marked where it is declared, with the r
 import dataclasses
 import enum
 import hashlib
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 _NO_EFFECT = "no_effect"
+_COUNTED_BY = "counted_by"
 
 
-def no_effect(reason: str, **options: Any) -> Any:
-    """A dataclass field that no prediction depends on, for this reason; `options` are those of `dataclasses.field`."""
-    return dataclasses.field(metadata={_NO_EFFECT: reason}, **options)
+def no_effect(reason: str) -> dict[str, object]:
+    """Metadata of a dataclass field that no prediction depends on, for this reason."""
+    return {_NO_EFFECT: reason}
 
 
-def parts(value: object) -> dict[str, str]:
+def counted_by(function: Callable[[Any], object]) -> dict[str, object]:
+    """Metadata of a dataclass field that counts by `function` of the whole value.
+
+    For what differs in its form where it means the same: files of a tokenizer, names of which `_` is a space.
+    """
+    return {_COUNTED_BY: function}
+
+
+def parts(value: Any) -> dict[str, str]:
     """The identity of each field of a dataclass, without those marked `no_effect`: tells in which part two differ."""
-    fields = (field for field in dataclasses.fields(value) if _NO_EFFECT not in field.metadata)  # type: ignore[arg-type]
-    return {field.name: identity(getattr(value, field.name)) for field in fields}
+    return {
+        field.name: identity(field.metadata.get(_COUNTED_BY, operator.attrgetter(field.name))(value))
+        for field in dataclasses.fields(value)
+        if _NO_EFFECT not in field.metadata
+    }
 
 
 def identity(value: object) -> str:

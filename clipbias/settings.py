@@ -41,17 +41,17 @@ class Setting:
     help: str
 
 
-def setting(default: object, text: str) -> Any:
-    """A field with a default and the text that `--help` prints for it."""
+def setting(default: object, text: str, **marks: str) -> Any:
+    """A field with a default and the text that `--help` prints for it; `no_effect` as in `clipbias.identity`."""
     if isinstance(default, dict):
-        return dataclasses.field(default_factory=lambda: dict(default), metadata={_HELP: text})
-    return dataclasses.field(default=default, metadata={_HELP: text})
+        return dataclasses.field(default_factory=lambda: dict(default), metadata={_HELP: text, **marks})
+    return dataclasses.field(default=default, metadata={_HELP: text, **marks})
 
 
-def setting_of(kind: type, name: str) -> Any:
+def setting_of(kind: type, name: str, **marks: str) -> Any:
     """A field with the default and the help of another dataclass's field."""
     known = fields_of(kind)[name]
-    return setting(known.default, known.help)
+    return setting(known.default, known.help, **marks)
 
 
 def group(kind: type, *, flat: bool = True) -> Any:

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ from clipbias.explain.model import Model
 from clipbias.explain.results import SECTIONS, Labels, StudyResults
 from clipbias.explain.run import run_study
 from clipbias.explain.study import Study, StudyOptions
+from clipbias.identity import identity
 from clipbias.report import write_report
 from clipbias.report.names import dataset_name, method_name
 from clipbias.report.study_page import method_sentences
@@ -32,7 +32,8 @@ from clipbias.training.evaluate import KnownPredictions
 from clipbias.training.progress import Progress, say
 from clipbias.tuned_model import TunedModel
 from clipbias.tuning import Task
-from clipbias.tuning.adapter import start_seed, training_of
+from clipbias.tuning.adapter import start_seed
+from clipbias.tuning.tuned import Tuned
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +127,7 @@ def explain(
             advance=advance,
             known=_known_predictions([Path(place) for place in predictions], images),
         )
-        hosts.assert_same("what is explained", study.fingerprint)
+        hosts.assert_same("what is explained", study.identity)
         results = run_study(
             study, Path(folder), dataset=data.name, split=split, config=config, sections=tuple(sections)
         )
@@ -157,12 +158,21 @@ def bind_models(
         raise ClipbiasError("there is no model to explain; give tuned models, or clip=….")
     clip = tuned[0].clip if clip is None else clip
     for model in tuned:
-        if model.clip.fingerprint != clip.fingerprint:
-            raise ClipbiasError(f"a model is of {model.clip.name!r} and not of {clip.name!r}; study them apart.")
-    task = Task(clip, ZERO_SHOT, dataset, dtype=tuned[0].task.classifier.dtype if tuned else dtype)
-    bound = [Model(ZERO_SHOT, method_name(ZERO_SHOT), ZERO_SHOT, task, {}, clip.name)]
+        if different := [part for part, value in model.clip.parts.items() if value != clip.parts[part]]:
+            raise ClipbiasError(
+                f"a model is of {model.clip.name!r} and not of {clip.name!r} (another {', another '.join(different)}); "
+                "study them apart."
+            )
+    dtype = tuned[0].task.classifier.dtype if tuned else dtype
+    for model in tuned:
+        if model.task.classifier.dtype != dtype:
+            raise ClipbiasError(
+                f"models compute in {dtype} and in {model.task.classifier.dtype}; load their adapters with one dtype."
+            )
+    task = Task(clip, ZERO_SHOT, dataset, dtype=dtype)
+    bound = [Model(ZERO_SHOT, method_name(ZERO_SHOT), Tuned(task), clip.name)]
     labels = {each.key: each.label for each in bound}
-    names: dict[str, list[tuple[str, str]]] = {}  # by name: options and trainings
+    names: dict[str, list[str]] = {}  # by name: its trainings
     seen: Counter[tuple[object, ...]] = Counter()
     for model, source in zip(tuned, sources or [""] * len(tuned), strict=True):
         own = model if model.class_names == tuple(dataset.class_names) else model.with_classes(dataset)
@@ -178,14 +188,14 @@ def bind_models(
         if isinstance(shots, int) and others != {shots}:
             name += f", {counted(shots, 'shot')}"
         # Models of one name are seeds of one training, or are numbered: the same seed twice is no other seed.
-        training, options = training_of(model.notes), json.dumps(own.task.options(), sort_keys=True)
-        number = seen[facts := (method, options, training, seed, start)]
+        training = str(model.notes.get("training") or identity(own.task.method))
+        number = seen[facts := (training, seed, start)]
         seen[facts] += 1
         training += f" ({number + 1})" if number else ""
         alike = names.setdefault(name, [])
-        if (options, training) not in alike:
-            alike.append((options, training))
-        if place := alike.index((options, training)):
+        if training not in alike:
+            alike.append(training)
+        if place := alike.index(training):
             name += f" ({place + 1})"
         key, label = unique_key(method, name, seed, start, labels)
         labels[key] = label
@@ -193,9 +203,7 @@ def bind_models(
             Model(
                 key.replace("/", "_"),
                 label,
-                method,
-                own.task,
-                own.learnables,
+                own,
                 source=source,
                 seed=start,
                 name=name,
@@ -236,7 +244,7 @@ def _known_predictions(folders: Sequence[Path], images: Split) -> Callable[[Mode
 
     def find(model: Model) -> np.ndarray | None:
         if model.key not in found:
-            found[model.key] = known.find(model.task, model.learnables, model.method, images)
+            found[model.key] = known.find(model.tuned, images)
             if found[model.key] is not None:
                 say(f"{model.label}: predictions read from an evaluation")
         return found[model.key]

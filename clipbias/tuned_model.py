@@ -1,7 +1,6 @@
 """What `clipbias.fit` and `clipbias.load_adapter` return: a model that predicts, is evaluated, drawn and saved."""
 
 import dataclasses
-import functools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
@@ -33,12 +32,11 @@ from clipbias.training.context import make_context
 from clipbias.training.device import keep_programs
 from clipbias.training.evaluate import Predictor
 from clipbias.training.run import calibrate
-from clipbias.tuning import Descriptions, Learnables, Task
-from clipbias.tuning.adapter import Adapter, make_adapter, transfer, write_adapter
-from clipbias.tuning.conformal import AnswerOptions, AnswerRule, Calibration
+from clipbias.tuning import Task
+from clipbias.tuning.adapter import write_adapter
+from clipbias.tuning.conformal import AnswerOptions, AnswerRule
 from clipbias.tuning.method import crops_of, mixes_crops
-from clipbias.tuning.prompts import ClassList
-from clipbias.tuning.registry import METHODS
+from clipbias.tuning.tuned import Tuned
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -51,82 +49,27 @@ Images: TypeAlias = Dataset | Split | Pictures | HubDataset | Mapping[str, HubDa
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class TunedModel:
-    """A frozen CLIP with what a method learned for it.
+class TunedModel(Tuned):
+    """A frozen CLIP with what a method learned for it, and what users do with it.
 
-        model = clipbias.fit(clip, "bias", clothes, shots=16)
-        print(model.evaluate(clothes))
-        model.save("clothes.safetensors")
-
-    Attributes:
-      task: the method bound to the frozen CLIP and the classes, with the pure functions of `params`, `learnables` and
-        `images`.
-      learnables: the trainable parameters, a dictionary of arrays; `{}` for a method that learns nothing (zero-shot).
-      notes: JSON values that its file keeps, such as dataset, shots, seed and accuracy.
-      calibration: scores of calibration images, which prediction sets are made of; `None` of a model that has none.
+    model = clipbias.fit(clip, "bias", clothes, shots=16)
+    print(model.evaluate(clothes))
+    model.save("clothes.safetensors")
     """
 
-    task: Task
-    learnables: Learnables
-    notes: Mapping[str, object] = dataclasses.field(default_factory=dict)
-    calibration: Calibration | None = None
-
-    def __post_init__(self) -> None:
-        """Raises `ClipbiasError` for learnables of another method."""
-        if not isinstance(self.task, Task):
-            raise ClipbiasError(f"the task is {shown(self.task)}; give a clipbias.Task.")
-        self.task.check_learnables(self.learnables)
-
     @classmethod
-    def of(
-        cls, adapter: Adapter, clip: Clip, *, own_methods: Sequence[str] = (), dtype: str = "float32"
-    ) -> "TunedModel":
-        """An adapter on its base model; arguments and errors as for `Adapter.bind`."""
-        task, learnables = adapter.bind(clip, own_methods=own_methods, dtype=dtype)
-        return cls(task, learnables, adapter.notes, adapter.calibration)
+    def of(cls, model: Tuned) -> "TunedModel":
+        """The same model with these verbs."""
+        return cls(model.task, model.learnables, model.notes, model.calibration)
 
     @property
-    def clip(self) -> Clip:
-        """The frozen model."""
-        return self.task.clip
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """The `C` classes."""
-        return self.task.class_names
-
-    @functools.cached_property
     def predictor(self) -> Predictor:
         """The model on JAX's first device, its texts encoded once."""
         keep_programs()
-        return Predictor.of(self.task, self.learnables)
+        return self._of_leaves("predictor", lambda: Predictor.of(self))
 
     def __repr__(self) -> str:
         return f"TunedModel({self.task!r})"
-
-    def with_classes(
-        self,
-        class_names: Sequence[str] | ClassList,
-        *,
-        descriptions: Descriptions | Mapping[str, Sequence[str]] | None = None,
-        free_text: bool = False,
-    ) -> "TunedModel":
-        """The same model for other classes, or those of a dataset; its template stays, and what calibrated it does not.
-
-        `descriptions` are texts by class name in place of the template; `free_text` says that class names are texts of
-        any kind (see `Task`). Raises `ClipbiasError` if what the method learned belongs to the classes of training, and
-        others are among these.
-        """
-        task = self.task.with_classes(class_names, descriptions=descriptions, free_text=free_text)
-        seen = set(task.class_names) <= set(self.class_names)
-        labels = [self.class_names.index(name) for name in task.class_names] if seen else None
-        same = task.class_names == self.class_names and task.texts == self.task.texts
-        return dataclasses.replace(
-            self,
-            task=task,
-            learnables=transfer(self.task, task, self.learnables, labels),
-            calibration=self.calibration if same else None,
-        )
 
     def calibrate(
         self,
@@ -153,7 +96,7 @@ class TunedModel:
         if len(used) < FEWEST_TO_CALIBRATE:
             raise ClipbiasError(f"{counted(len(used), 'image')} cannot calibrate; give {FEWEST_TO_CALIBRATE} at least.")
         context = make_context(self.task.clip, mesh, dtype=self.task.classifier.dtype, on_image_error=on_image_error)
-        return dataclasses.replace(self, calibration=calibrate(self.task, self.learnables, used, context))
+        return dataclasses.replace(self, calibration=calibrate(self, used, context))
 
     def predict(
         self,
@@ -239,8 +182,7 @@ class TunedModel:
         source = labelled_images(images, labels, self.class_names)
         tested = source.split(split) if isinstance(source, Dataset) else source
         score, predicted = evaluation.evaluate(
-            self.task,
-            self.learnables,
+            self,
             tested,
             mesh=meshes.as_mesh(mesh),
             eval_batch_size=batch_size,
@@ -330,20 +272,13 @@ class TunedModel:
         It appears whole. `notes` are JSON values to keep beside the model's. Raises `ClipbiasError` if
         `clipbias.load_adapter` would refuse the file, or it cannot be written.
         """
-        write_adapter(path, self.to_adapter(notes))
+        if notes is not None and not isinstance(notes, Mapping):
+            raise ClipbiasError(f"the adapter's notes is {shown(notes)}; it must hold values by name.")
+        write_adapter(path, dataclasses.replace(self, notes={**self.notes, **(notes or {})}))
 
     def export(self, folder: str | os.PathLike, *, form: str | None = None) -> str:
         """Writes a model that other programs load; arguments, result and errors as for `clipbias.export.export`."""
-        name = self.task.method_name
-        own_methods = () if name in METHODS else (name,)
-        return export(self.to_adapter(), self.clip, folder, form=form, own_methods=own_methods)
-
-    def to_adapter(self, notes: Mapping[str, object] | None = None) -> Adapter:
-        """The content of the adapter's file; arguments and errors as for `save`."""
-        if notes is not None and not isinstance(notes, Mapping):
-            raise ClipbiasError(f"the adapter's notes is {shown(notes)}; it must hold values by name.")
-        notes = {**self.notes, **(notes or {})}
-        return make_adapter(self.task, self.learnables, notes=notes, calibration=self.calibration)
+        return export(self, folder, form=form)
 
 
 def predict_batches(

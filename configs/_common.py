@@ -24,7 +24,7 @@ class InputSettings(WorkdirSettings):
     """How classes and images are given to the model."""
 
     template: str | None = setting(
-        None, "Prompt template with {} for the class name; None takes the dataset's or the adapter's."
+        None, "Prompt template with {} for the class name; None takes the dataset's; an adapter has its own."
     )
     descriptions: str | None = setting(
         None,
@@ -32,10 +32,11 @@ class InputSettings(WorkdirSettings):
         "{dataset} in its path stands for the dataset's name.",
     )
     on_image_error: OnImageError = setting_of(ImageReading, "on_image_error")
-    dtype: Annotated[str, Choices(CHOICES)] = setting(
-        "float32",
+    dtype: Annotated[str, Choices(CHOICES)] | None = setting(
+        None,
         'Compute type: "float32", "bfloat16", "auto" or others (docs/devices.md); "tensorfloat32" is for GPUs, '
-        '"bfloat16_3x" for TPUs, "auto" the fastest of the device that trains what float32 trains.',
+        '"bfloat16_3x" for TPUs, "auto" the fastest of the device that trains what float32 trains; None takes that of '
+        "the adapter's training, and without one float32.",
     )
 
 
@@ -108,8 +109,13 @@ class SweepSettings(DatasetSettings):
     )
     rates_file: str | None = setting(
         None,
-        "JSON file of learning rates by method; they take precedence over `learning_rate`; a selection writes such a "
-        "file (`rates.json` in its work folder, docs/runs.md).",
+        "JSON file of learning rates by method, of those that train by the common recipe; a selection writes such a "
+        "file (`rates.json` in its work folder, docs/runs.md). A `learning_rate` of the command line replaces it.",
+    )
+    given: tuple[str, ...] = setting(
+        (),
+        "Recipe settings and method options that the command line names. The program notes them; such recipe settings "
+        "hold for every method, in place of its authors' recipe.",
     )
     compute: Compute = group(Compute)
     dry_run: bool = setting(False, "Print shapes, parameters and the memory of each program, and stop.")
@@ -120,5 +126,10 @@ class SweepSettings(DatasetSettings):
     )
 
     def __post_init__(self) -> None:
+        if "learning_rate" in self.given and self.rates_file is not None:
+            raise ClipbiasError(
+                f"the learning rate is given, and so are those of {self.rates_file}; leave out --config.learning_rate "
+                "or --config.rates_file."
+            )
         if self.topology is not None and not self.dry_run:
             raise ClipbiasError(f"nothing can be run on {self.topology}; add --config.dry_run, or leave topology out.")

@@ -44,7 +44,8 @@ def main(settings: AppSettings, workdir: Path) -> None:
         clip = clipbias.load(model)
         own_methods = split(settings.own_methods)
         models = {
-            name: TunedModel.of(adapter, clip, own_methods=own_methods) for name, adapter in named(adapters).items()
+            name: TunedModel.of(adapter.bind(clip, own_methods=own_methods))
+            for name, adapter in named(adapters).items()
         }
         bench = Bench(clip, models, own_methods=own_methods)
         page = build(bench, examples=examples, class_names=class_names, template=settings.template or "")

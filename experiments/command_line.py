@@ -56,6 +56,7 @@ def parse(words: Sequence[str], main: Callable, *, default: str) -> list[str]:
             place = functools.reduce(getattr, parents, flags.FLAGS.config)
             getattr(place, last)  # which suggests what a misspelt name meant
             place[last] = None
+        note_given(flags.FLAGS.config, [path for path in dict.fromkeys(paths) if path not in unset])
     except Exception as error:  # a configuration file is a program, and parsers of values raise what they like
         refuse(_sentence(error, paths, known))
     if wants_help:
@@ -63,6 +64,19 @@ def parse(words: Sequence[str], main: Callable, *, default: str) -> list[str]:
         print(help_page(main, settings_type(main), flags.FLAGS.config, file=file, full=full))
         sys.exit(0)
     return rest
+
+
+def note_given(config: ConfigDict, names: Sequence[str]) -> None:
+    """Notes which settings of a training are given, before which a file of learning rates gives way.
+
+    Else a preset's file, or a method's authors, would have the last word on what was asked for.
+    """
+    if "given" in config:
+        from clipbias.tuning.recipe import Recipe  # which such a configuration has imported, and others do without
+
+        config.given = tuple(name for name in names if name in fields_of(Recipe) or name.startswith("method_options."))
+        if "learning_rate" in config.given and "rates_file" not in names:
+            config.rates_file = None
 
 
 def refuse(sentence: str) -> NoReturn:

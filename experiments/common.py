@@ -90,8 +90,11 @@ def _resolve(main: Callable[..., int | None], settings: Any, workdir: str | None
     if folder is None and not dry_run:
         raise ClipbiasError("no folder to write to; give --workdir=FOLDER.")
     settings = dataclasses.replace(settings, workdir=folder)
-    if hasattr(settings, "dtype") and getattr(settings, "topology", None) is None:
-        settings = dataclasses.replace(settings, dtype=precision.resolve(settings.dtype))
+    if hasattr(settings, "dtype"):
+        dtype = settings.dtype or (None if getattr(settings, "adapters", None) else "float32")
+        if dtype is not None and getattr(settings, "topology", None) is None:
+            dtype = precision.resolve(dtype)
+        settings = dataclasses.replace(settings, dtype=dtype)
     # Each host may have its own path to the same folder.
     hosts.assert_same("the configuration", {**as_json(settings), "workdir": None})
     if not dry_run and not getattr(settings, "compare", False):

@@ -24,20 +24,18 @@ from clipbias.distillation import DistilImages, distil_model, divide_images
 from clipbias.errors import ClipbiasError
 from clipbias.export import export
 from clipbias.export.card import certified_sentences
+from clipbias.identity import identity
 from clipbias.io import check_new_folder, data_path
 from clipbias.settings import as_json
 from clipbias.training import mesh as meshes
 from clipbias.training.context import SweepContext
-from clipbias.training.evaluate import fingerprint
 from clipbias.training.loop import Logging
 from clipbias.training.progress import Progress
-from clipbias.training.spec import stable_hash
 from clipbias.training.workdir import ADAPTER, open_workdir
 from clipbias.tuning.adapter import read_adapter
 from configs.distil import DistilSettings
 from experiments import common
-from experiments.command_line import split
-from experiments.inputs import find_adapter, find_images
+from experiments.inputs import find_adapter, find_images, open_adapter
 
 _CONFIG = "configs/distil.py"
 # The note of an exported adapter that names the teacher, images, student and options that it was made of.
@@ -53,7 +51,7 @@ def main(settings: DistilSettings, workdir: Path) -> None:
     adapter, _ = pair
     with open_workdir(workdir, as_json(settings)):
         base = clipbias.load(settings.model or adapter.base, device="host")
-        model = TunedModel.of(adapter, base, own_methods=split(settings.own_methods), dtype=settings.dtype)
+        model = open_adapter(adapter, base, settings)
         student = base if settings.student is None else clipbias.load(settings.student, device="host")
         images = find_unlabelled(settings, model)
         context = SweepContext(
@@ -61,12 +59,10 @@ def main(settings: DistilSettings, workdir: Path) -> None:
             {},
             settings.compute,
             meshes.make_mesh(run=settings.mesh.run, data=settings.mesh.data),
-            dtype=settings.dtype,
+            dtype=model.task.classifier.dtype,
             on_image_error=settings.on_image_error,
         )
-        teacher = fingerprint(model.task, model.learnables, adapter.method, images.fitted)
-        judged = [split.identity for split in (images.held_back, images.certified)]
-        key = stable_hash([teacher, judged, student.fingerprint, dataclasses.asdict(settings.options)])
+        key = identity([model, images, student, settings.options])[:12]
         checkpoints = workdir / "checkpoints" / key
         # Before hours of training, not after them.
         sentences = hosts.from_first(lambda: finished_sentences(output, key))
@@ -77,7 +73,9 @@ def main(settings: DistilSettings, workdir: Path) -> None:
                 distilled = distil_model(model, images, settings.options, context, where)
             sentences = list(distilled.sentences)
             if hosts.is_first():
-                form = export(distilled.model.to_adapter({_MADE_OF: key}), student, output)
+                form = export(
+                    dataclasses.replace(distilled.model, notes={**distilled.model.notes, _MADE_OF: key}), output
+                )
                 words = f"as a {form}"
         if hosts.is_first():
             epath.Path(checkpoints).rmtree(missing_ok=True)

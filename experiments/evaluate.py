@@ -25,7 +25,7 @@ import numpy as np
 import clipbias
 from clipbias import TunedModel, hosts
 from clipbias.constants import ZERO_SHOT
-from clipbias.data import Dataset
+from clipbias.data import Dataset, Split, held_out, protocols
 from clipbias.data.few_shot import accuracy_words
 from clipbias.data.held_out import FEWEST_TO_CALIBRATE
 from clipbias.errors import ClipbiasError
@@ -37,7 +37,7 @@ from clipbias.settings import as_json
 from clipbias.terminal import printable
 from clipbias.training import mesh as meshes
 from clipbias.training.calibration import COLDEST, HOTTEST
-from clipbias.training.evaluate import evaluate, fingerprint, save_predictions
+from clipbias.training.evaluate import evaluate, predictions_identity, save_predictions
 from clipbias.training.progress import MetricWriter
 from clipbias.training.workdir import open_workdir
 from clipbias.tuning import Task
@@ -45,8 +45,7 @@ from clipbias.tuning.adapter import Adapter
 from clipbias.tuning.conformal import NOT_CALIBRATED, measured_words
 from configs.evaluate import EvaluateSettings
 from experiments import common
-from experiments.command_line import split
-from experiments.inputs import find_adapter
+from experiments.inputs import find_adapter, open_adapter
 
 _CONFIG = "configs/evaluate.py"
 RESULT = "result.json"
@@ -60,23 +59,21 @@ def main(settings: EvaluateSettings, workdir: Path) -> None:
         model, name, dataset = open_model(settings, adapter)
         images = dataset.split(settings.split)
         outside = None if settings.ood is None else common.load_dataset(settings, settings.ood).split("test")
-        task = model.task.with_memory(class_shards=mesh.shape[meshes.DATA])
-        method = ZERO_SHOT if adapter is None else adapter.method
+        method = model.task.method_name
         rule = model.rule(settings.answers)
-        key = fingerprint(task, model.learnables, method, images)
+        key = predictions_identity(model, images.identity)
         hosts.assert_same(f"the images of {name}", key)
         if hosts.is_first():
             keep_evaluation(workdir, key)
         began = time.monotonic()
         score, predicted = evaluate(
-            task,
-            model.learnables,
+            model,
             images,
             mesh=mesh,
             eval_batch_size=settings.eval_batch_size,
             on_image_error=settings.on_image_error,
             workers=settings.workers,
-            validation=dataset.splits.get("val"),
+            validation=validation_images(dataset, name, {} if adapter is None else adapter.notes),
             outside=outside,
             rule=rule,
         )
@@ -87,13 +84,14 @@ def main(settings: EvaluateSettings, workdir: Path) -> None:
             return
         if settings.ood is not None:
             score["ood"] = {"dataset": settings.ood, **score["ood"]}
-        facts = {"method": method, "dataset": name, "split": settings.split, "fingerprint": key}
-        write_text(workdir / RESULT, json.dumps({**facts, "dtype": settings.dtype, **score}, indent=2) + "\n")
+        facts = {"method": method, "dataset": name, "split": settings.split, "identity": key}
+        facts["dtype"] = model.task.classifier.dtype
+        write_text(workdir / RESULT, json.dumps({**facts, **score}, indent=2) + "\n")
         words = accuracy_words(score["accuracy"], score["images"], f"{settings.split} image")
         common.tell(f"{method} on {name}: {words}", describe_classes(score["class_summary"]), *describe_score(score))
         if settings.adapters and rule is None:
             common.tell(f"no prediction sets: {NOT_CALIBRATED}")
-        save_predictions(workdir, settings.split, task, model.learnables, method, images, predicted)
+        save_predictions(workdir, settings.split, model, images, predicted)
         answers = Answers(np.asarray(images.labels), predicted, dataset.class_names)
         write_answers(workdir, images.keys, answers, f"{method_name(method)} on {name}, {settings.split} images")
         if words := weakest_classes(answers):
@@ -103,24 +101,32 @@ def main(settings: EvaluateSettings, workdir: Path) -> None:
 def open_model(settings: EvaluateSettings, adapter: Adapter | None) -> tuple[TunedModel, str, Dataset]:
     """An adapter, or zero-shot CLIP, with the classes of the dataset that it is evaluated on; and this by name."""
     clip = clipbias.load(settings.model or (adapter.base if adapter else "demo"), device="host")
-    hosts.assert_same(f"the model {clip.name}", clip.fingerprint)
+    hosts.assert_same(f"the model {clip.name}", clip.identity)
     name = settings.dataset or (adapter.notes.get("dataset", "") if adapter else "")
     if not name:
         raise ClipbiasError("no dataset; give --config.dataset=NAME, or --config.adapters=FILE to take its own.")
     dataset = common.load_dataset(settings, name)
     if adapter is None:
-        return TunedModel(Task(clip, ZERO_SHOT, dataset, dtype=settings.dtype), {}), name, dataset
-    model = TunedModel.of(adapter, clip, own_methods=split(settings.own_methods), dtype=settings.dtype)
+        return TunedModel(Task(clip, ZERO_SHOT, dataset, dtype=settings.dtype or "float32")), name, dataset
+    model = open_adapter(adapter, clip, settings)
     return model.with_classes(dataset, descriptions=dataset.descriptions), name, dataset
 
 
-def keep_evaluation(workdir: Path, fingerprint: str) -> None:
+def validation_images(dataset: Dataset, name: str, notes: Mapping[str, Any]) -> Split | None:
+    """The images that a temperature may be fitted on: not those on which `train` selected a setting of the adapter."""
+    if (notes.get("dataset"), notes.get("validation")) != (name, held_out.POLICY) or "train" not in dataset.splits:
+        return dataset.splits.get("val")
+    protocol = held_out.by_the_rule(protocols.full(dataset), notes["seed"])
+    return protocol.calibration and protocol.calibration()
+
+
+def keep_evaluation(workdir: Path, identity: str) -> None:
     """Refuses a folder that holds the evaluation of an adapter, or of images, that were exchanged since."""
     try:
-        before = read_json(workdir / RESULT, dict).get("fingerprint", fingerprint)
+        before = read_json(workdir / RESULT, dict).get("identity", identity)
     except ClipbiasError:  # none yet, or damaged
         return
-    if before != fingerprint:
+    if before != identity:
         raise ClipbiasError(
             f"{workdir} holds the evaluation of another adapter or of other images, under the same names; choose "
             "another --workdir."
@@ -142,11 +148,11 @@ def describe_classes(summary: Mapping[str, Any]) -> str:
 def describe_score(score: Mapping[str, Any]) -> list[str]:
     """Calibration and detection in words."""
     calibration = score["calibration"]
-    images = score.get("validation_images", 0)
+    images = calibration.get("validation_images", 0)
     if "temperature" in calibration:
         at = (
             f"{calibration['ece_at_temperature']:.2f} % and {calibration['adaptive_ece_at_temperature']:.2f} % at "
-            f"temperature {calibration['temperature']:.3f}, fitted on validation images"
+            f"temperature {calibration['temperature']:.3f}, fitted on {counted(images, 'validation image')}"
         )
     else:
         reason = (

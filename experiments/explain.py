@@ -97,7 +97,8 @@ def explain(
     """One dataset's study, written to `folder`."""
     clip = clipbias.load(settings.model or next((adapter.base for adapter, _ in adapters), "demo"), device="host")
     own_methods = split(settings.own_methods)
-    tuned = [TunedModel.of(adapter, clip, own_methods=own_methods, dtype=settings.dtype) for adapter, _ in adapters]
+    dtype = settings.dtype or next((adapter.dtype for adapter, _ in adapters), "float32")
+    tuned = [TunedModel.of(adapter.bind(clip, own_methods=own_methods, dtype=dtype)) for adapter, _ in adapters]
     with explain_exhaustion("lower --config.batch_size."):
         return studies.explain(
             tuned,
@@ -106,8 +107,8 @@ def explain(
             split=settings.split,
             sections=sections,
             options=settings.study,
-            clip=clip,
-            dtype=settings.dtype,
+            clip=tuned[0].clip if tuned else clip,  # with the geometry and preprocessing of training
+            dtype=dtype,
             sources=[source for _, source in adapters],
             predictions=prediction_folders(settings.predictions, adapters),
             config=as_json(settings),

@@ -30,7 +30,7 @@ def main(settings: ExportSettings) -> None:
     adapter, path = pair
     clip = clipbias.load(settings.model or adapter.base, device="host")
     own_methods = split(settings.own_methods)
-    form = export(adapter, clip, settings.output, form=settings.form, own_methods=own_methods)
+    form = export(adapter.bind(clip, own_methods=own_methods), settings.output, form=settings.form)
     common.tell(f"{path} in the form {form}:")
     for written in sorted(user_path(settings.output).iterdir()):
         common.tell(f"  {written} ({written.stat().st_size / 1000:,.1f} kB)")

@@ -42,13 +42,12 @@ def main(settings: ImportSettings) -> None:
         classes = data.load(settings.dataset, data_dir=settings.data_dir)
         notes["dataset"] = settings.dataset
     clip = clipbias.load(settings.model, device="host")
-    adapter = import_adapter(settings.file, clip, classes, position=settings.position, notes=notes)
-    write_adapter(settings.output, adapter)
-    names = ", ".join(adapter.class_names[:5]) + (", …" if len(adapter.class_names) > 5 else "")
-    count = parameter_count(adapter.learnables)["total"]
+    model = import_adapter(settings.file, clip, classes, position=settings.position, notes=notes)
+    write_adapter(settings.output, model)
+    names = ", ".join(model.class_names[:5]) + (", …" if len(model.class_names) > 5 else "")
+    count, method = parameter_count(model.learnables)["total"], model.task.method_name
     common.tell(
-        f"{settings.output}: {adapter.method} with {count:,} parameters for {len(adapter.class_names)} classes "
-        f"({names})."
+        f"{settings.output}: {method} with {count:,} parameters for {len(model.class_names)} classes ({names})."
     )
 
 

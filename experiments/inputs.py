@@ -3,13 +3,21 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from clipbias import TunedModel
+from clipbias.clip import Clip
 from clipbias.data.files import IMAGE_SUFFIXES, describe_others, image_files, warn_of_others
 from clipbias.errors import ClipbiasError
 from clipbias.io import data_path, read_text, user_path
 from clipbias.training.workdir import ADAPTER
 from clipbias.tuning.adapter import Adapter, read_adapter
 from experiments.command_line import matching, split
+
+if TYPE_CHECKING:
+    from configs.distil import DistilSettings
+    from configs.evaluate import EvaluateSettings
+    from configs.predict import PredictSettings
 
 AdapterFile = tuple[Adapter, str]  # an adapter, and where its file is
 
@@ -52,6 +60,23 @@ def find_adapter(text: str | None) -> AdapterFile | None:
             f"--config.adapters names {len(adapters)} adapters, {adapters[0][1]} and others; this command takes one."
         )
     return adapters[0] if adapters else None
+
+
+def open_adapter(
+    adapter: Adapter, clip: Clip, settings: "PredictSettings | EvaluateSettings | DistilSettings"
+) -> TunedModel:
+    """A tuned model, from the methods of the user's own that the settings name.
+
+    Raises:
+      ClipbiasError: another template than the adapter's is given, which it would not take; or as for `Adapter.bind`.
+    """
+    model = TunedModel.of(adapter.bind(clip, own_methods=split(settings.own_methods), dtype=settings.dtype))
+    if settings.template not in (None, model.task.template):
+        raise ClipbiasError(
+            f"the adapter was trained with the template {model.task.template!r}, not {settings.template!r}; leave out "
+            "--config.template."
+        )
+    return model
 
 
 def by_dataset(adapters: Sequence[AdapterFile], datasets: Sequence[str] | None) -> dict[str, list[AdapterFile]]:

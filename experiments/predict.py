@@ -38,17 +38,14 @@ from clipbias.report.overlay import overlay_figure
 from clipbias.sentences import counted
 from clipbias.settings import as_json
 from clipbias.terminal import printable
-from clipbias.training.evaluate import fingerprint
 from clipbias.training.progress import MetricWriter, Progress
 from clipbias.training.workdir import open_workdir
 from clipbias.tuned_model import make_overlays, predict_batches
 from clipbias.tuning import Task
 from clipbias.tuning.conformal import NOT_CALIBRATED
-from clipbias.tuning.prompts import Classes
 from configs.predict import PredictSettings
 from experiments import common
-from experiments.command_line import split
-from experiments.inputs import find_adapter, find_images, listed
+from experiments.inputs import find_adapter, find_images, listed, open_adapter
 from experiments.prediction_table import BETWEEN, key, open_table
 
 _CONFIG = "configs/predict.py"
@@ -64,11 +61,11 @@ def main(settings: PredictSettings, workdir: Path) -> None:
     rule = model.rule(settings.answers)
     models = [model]
     if settings.adapters and settings.zero_shot:
-        # With the classes and the template of the adapter.
-        classes = Classes(model.class_names, model.task.template)
+        # With the names and the template of the adapter, or its free texts.
+        classes = dataclasses.replace(model.task.classes, descriptions=None)
         try:
-            frozen = Task(model.clip, ZERO_SHOT, classes, free_text=settings.texts is not None, dtype=settings.dtype)
-            models.append(TunedModel(frozen, {}))
+            frozen = Task(model.clip, ZERO_SHOT, classes, dtype=model.task.classifier.dtype)
+            models.append(TunedModel(frozen))
         except ClipbiasError as error:  # such as a template that leaves too little room for a name
             common.tell(f"no zero-shot beside it: {error}")
     if settings.adapters and rule is None:
@@ -116,7 +113,7 @@ def write_table(files: Sequence[Path], models: Sequence[TunedModel], settings: P
     model = models[0]
     rule = model.rule(settings.answers)
     facts = {
-        "adapter, model or classes": fingerprint(model.task, model.learnables, model.task.method_name, None),
+        "adapter, model or classes": model.identity,
         "prediction sets": None if rule is None else dataclasses.asdict(rule),
     }
     columns = ["image", "class", "probability"]
@@ -177,7 +174,7 @@ def open_model(settings: PredictSettings) -> TunedModel:
     if (adapter_file := find_adapter(settings.adapters)) is not None:
         adapter, _ = adapter_file
         clip = clipbias.load(settings.model or adapter.base)
-        model = TunedModel.of(adapter, clip, own_methods=split(settings.own_methods), dtype=settings.dtype)
+        model = open_adapter(adapter, clip, settings)
         if names is None and descriptions is None:
             return model
         classes = model.task if names is None else names
@@ -193,9 +190,9 @@ def open_model(settings: PredictSettings) -> TunedModel:
         template=settings.template,
         descriptions=descriptions,
         free_text=free_text,
-        dtype=settings.dtype,
+        dtype=settings.dtype or "float32",
     )
-    return TunedModel(task, {})
+    return TunedModel(task)
 
 
 def picture_entry(path: Path, predictions: Sequence[Prediction], row: int, settings: PredictSettings) -> Entry:

@@ -92,6 +92,7 @@ def axes_of(settings: Table1Settings) -> SweepAxes:
         targets=settings.targets or (),
         concentration=settings.concentration,
         hold_out_shot=settings.hold_out_shot,
+        given=settings.given,
     )
 
 
@@ -114,7 +115,7 @@ def prepare(
       ClipbiasError: a dataset cannot be used.
     """
     clip = clipbias.load(settings.model, device="host")
-    hosts.assert_same(f"the model {settings.model}", clip.fingerprint)
+    hosts.assert_same(f"the model {settings.model}", clip.identity)
     draws = any(resolve_method(name, axes.options.get(name, {})).uses_images for name in axes.methods)
     training = dict.fromkeys(axes.datasets, draws)
     targets = [target for name in axes.datasets for target in protocols.targets_of(axes.protocol, name, axes.targets)]
@@ -127,7 +128,7 @@ def prepare(
         ),
         settings.compute,
         meshes.make_mesh(run=settings.mesh.run, data=settings.mesh.data, devices=devices),
-        dtype=precision.resolve(settings.dtype) if settings.dry_run else settings.dtype,
+        dtype=precision.resolve(settings.dtype or "float32"),
         on_image_error=settings.on_image_error,
     )
     return context, None if settings.rates_file is None else Rates.read(rates_path(settings.rates_file))
@@ -238,7 +239,7 @@ def _provenance(settings: Table1Settings, context: SweepContext, candidates: lis
         "for": settings.choose,
         "images": sorted({spec.validation for spec in candidates} - {UNSELECTED}),
         "model": clip.name,
-        "fingerprint": clip.fingerprint,
+        "identity": clip.identity,
         "protocol": settings.protocol,
         "datasets": list(dict.fromkeys(spec.dataset for spec in candidates)),
         "shots": sorted({spec.shots for spec in candidates}, key=lambda shots: shots or 0),

@@ -87,6 +87,7 @@ def open_run(
         seeds=(settings.seed,),
         options=given_options({settings.method: settings.method_options}),
         start_seed=settings.start_seed,
+        given=settings.given,
     )
     context, rates = prepare(settings, axes, devices=devices)
     (spec,) = make_specs(context, settings.recipe.with_default_rate(), axes, rates)

@@ -67,9 +67,9 @@ class Cache(FeatureMethod):
         return cosines + held["strength"] * (near @ jax.nn.one_hot(held["labels"], cosines.shape[-1]))
 
     def transfer(
-        self, learnables: Learnables, labels: Sequence[int] | None, source: np.ndarray, target: np.ndarray
+        self, learnables: Learnables, labels: np.ndarray, source: np.ndarray, target: np.ndarray
     ) -> Learnables:
-        if labels is None:
+        if (labels < 0).any():
             raise ClipbiasError("the cache holds images of the classes of training; tune it on these classes.")
         held = learnables[CONSTANTS]
         place = {label: new for new, label in enumerate(labels)}
@@ -112,11 +112,11 @@ class Probe(FeatureMethod):
         return {**super().losses(learnables, features, logits, labels), "away": away}
 
     def transfer(
-        self, learnables: Learnables, labels: Sequence[int] | None, source: np.ndarray, target: np.ndarray
+        self, learnables: Learnables, labels: np.ndarray, source: np.ndarray, target: np.ndarray
     ) -> Learnables:
         """Other classes get their own class features."""
         start = target[0] / np.linalg.norm(target[0], axis=-1, keepdims=True)
-        weight = start if labels is None else learnables["weight"][np.asarray(labels)]
+        weight = np.where(labels[:, None] < 0, start, np.asarray(learnables["weight"])[labels])
         return {"weight": weight, CONSTANTS: {"anchor": start}}
 
 

@@ -19,7 +19,7 @@ Arrays = dict[str, np.ndarray]
 
 
 def _evaluation(folder: Path, name: str, seed: int) -> dict:
-    """Writes random predictions, with their name as fingerprint, and returns their score."""
+    """Writes random predictions, with their name as identity, and returns their score."""
     stream = np.random.default_rng(seed)
     labels = stream.integers(0, len(CLASSES), 200)
     logits = stream.normal(size=(200, len(CLASSES))) + 2 * np.eye(len(CLASSES))[labels]
@@ -29,7 +29,7 @@ def _evaluation(folder: Path, name: str, seed: int) -> dict:
     label = logits[np.arange(200), labels] - total
     arrays = {"images": np.arange(200).astype(str), "labels": labels.astype(np.int32)}
     arrays |= {"predicted": logits.argmax(1).astype(np.int32), "class_names": np.asarray(CLASSES)}
-    arrays["fingerprint"] = np.asarray(name)
+    arrays["identity"] = np.asarray(name)
     np.savez(folder / "predictions" / f"{name}.npz", log_probs=np.c_[five, label, total].astype(np.float16), **arrays)
     scores = score(Outcome(arrays["predicted"] == labels, np.exp(total - highest) - 1, highest), None)
     return scores | {"class_summary": class_summary(labels, arrays["predicted"], CLASSES)}
@@ -44,7 +44,7 @@ def folder(tmp_path: Path) -> Path:
         files = {name: f"bias-{name}-{seed}" for name in names}
         scores = {name: _evaluation(tmp_path, file, seed) for name, file in files.items()}
         facts = {"method": "bias", "dataset": "demo/fashion", "shots": 4, "seed": seed, "status": "ok"}
-        facts |= {"key": f"key {seed}", "predictions": files, "fingerprints": files}
+        facts |= {"key": f"key {seed}", "predictions": files, "identities": files}
         rows.append(facts | merge_scores(scores))
     _write_rows(tmp_path, rows)
     return tmp_path
@@ -80,7 +80,7 @@ def _lines(folder: Path, capsys: pytest.CaptureFixture) -> list[str]:
         (0, lambda row: row["predictions"].update(test="none"), "test: cannot compare with none.npz: FileNotFound"),
         (
             0,
-            lambda row: row["fingerprints"].update(test="a"),
+            lambda row: row["identities"].update(test="a"),
             "test: bias-test-0.npz has the predictions of another run",
         ),
     ],

@@ -23,7 +23,8 @@ from clipbias.report import pages
 from clipbias.terminal import printable
 from clipbias.training.progress import Progress
 from clipbias.tuning import Task
-from clipbias.tuning.adapter import read_adapter, save_adapter
+from clipbias.tuning.adapter import read_adapter, write_adapter
+from clipbias.tuning.tuned import Tuned
 from experiments import common
 from tests import helpers
 from tests.tuning.test_registry import CLASS
@@ -58,19 +59,19 @@ def test_an_adapter_does_not_choose_what_is_run(clip, tmp_path):
     program, ran = tmp_path / "match_user_method.py", tmp_path / "ran"
     program.write_text(OWN)
     task = Task(clip, str(program), ("a", "b"))
-    save_adapter(tmp_path / "own.safetensors", task, {})
+    write_adapter(tmp_path / "own.safetensors", Tuned(task))
     ran.unlink()
     adapter = read_adapter(tmp_path / "own.safetensors")
     with pytest.raises(ClipbiasError, match=r"name it yourself, with --config\.own_methods"):
-        adapter.task(clip)
+        adapter.bind(clip)
     with pytest.raises(ClipbiasError, match="name it yourself"):
-        adapter.task(clip, own_methods=("another.py", "bias"))
+        adapter.bind(clip, own_methods=("another.py", "bias"))
     assert not ran.exists()
     # Where it lies is the user's word, not the file's.
     moved = tmp_path / "mine" / "match_user_method.py"
     moved.parent.mkdir()
     program.rename(moved)
-    assert adapter.task(clip, own_methods=(str(moved),)).class_names == ("a", "b")
+    assert adapter.bind(clip, own_methods=(str(moved),)).class_names == ("a", "b")
     assert (moved.parent / "ran").exists() and not ran.exists()
 
 
@@ -78,13 +79,13 @@ def test_an_adapter_does_not_choose_what_is_run(clip, tmp_path):
 def test_no_module_is_imported_for_an_adapter(clip, tmp_path, method):
     task = Task(clip, "bias", ("a", "b"))
     path = tmp_path / "a.safetensors"
-    save_adapter(path, task, task.init())
+    write_adapter(path, Tuned(task, task.init()))
     with safetensors.safe_open(path, "numpy") as file:
         header = helpers.adapter_header(file.metadata()) | {"method": method}
     safetensors.numpy.save_file(safetensors.numpy.load_file(path), path, {"clipbias": json.dumps(header)})
     before = set(sys.modules)
     with pytest.raises(ClipbiasError, match="not run just because a file names it"):
-        read_adapter(path).task(clip)
+        read_adapter(path).bind(clip)
     assert set(sys.modules) == before
 
 

@@ -23,9 +23,12 @@ from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError
 from clipbias.settings import as_json, from_config
 from clipbias.tuning import Task
-from clipbias.tuning.adapter import save_adapter
+from clipbias.tuning.adapter import write_adapter
+from clipbias.tuning.tuned import Tuned
+from configs import demo
+from configs.table1 import Table1Settings
 from experiments import common
-from experiments.command_line import settings_type
+from experiments.command_line import note_given, settings_type
 from tests.documents import ROOT
 from tests.end_to_end.conftest import answer_here, sentence
 
@@ -42,6 +45,24 @@ def test_every_configuration_and_preset_suits_its_binary(name):
     if hasattr(module, "PRESETS"):
         with pytest.raises(ClipbiasError, match="the preset is 'ful'; choose from"):
             module.get_config("ful")
+
+
+def test_a_learning_rate_of_the_command_line_goes_before_a_file_of_them():
+    """And what is stored says so; of two that are given none is dropped."""
+    config = demo.get_config()
+    note_given(config, ["shots", "learning_rate", "method_options.clap.epochs"])
+    settings = from_config(Table1Settings, config)
+    assert (settings.rates_file, settings.given) == (None, ("learning_rate", "method_options.clap.epochs"))
+    assert table1.axes_of(settings).given == settings.given and as_json(settings)["rates_file"] is None
+    config = demo.get_config()
+    note_given(config, ["epochs"])
+    assert config.rates_file == "demo_rates.json"
+    for given, words in (("rates_file", "so are those of demo_rates.json"), ("learning_rates", "leave out either")):
+        config = demo.get_config()
+        config.learning_rates = (0.1, 0.2) if given == "learning_rates" else ()
+        note_given(config, ["learning_rate", given])
+        with pytest.raises(ClipbiasError, match=words):
+            from_config(Table1Settings, config)
 
 
 def test_every_binary_is_a_command_and_is_listed():
@@ -61,7 +82,7 @@ def place(clip: Clip, tmp_path_factory: pytest.TempPathFactory) -> Path:
                 pixels = np.random.default_rng([label, index]).integers(0, 255, (18, 20, 3), np.uint8)
                 Image.fromarray(pixels).save(root / "images" / split / name / f"{index}.png")
     task = Task(clip, "bias", ("cat", "dog"))
-    save_adapter(root / "a.safetensors", task, task.init(), notes={"dataset": "folder"})
+    write_adapter(root / "a.safetensors", Tuned(task, task.init(), {"dataset": "folder"}))
     return root
 
 

@@ -91,8 +91,11 @@ def test_what_cannot_be_studied(clip, pets, tmp_path):
     with pytest.raises(ClipbiasError, match="has no val images"):
         clipbias.explain(model, data.Dataset("d", CLASS_NAMES, "a {}.", {}), tmp_path, split="val")
     other = tuned(clipbias.load("demo"), "bias")
-    with pytest.raises(ClipbiasError, match=r"a model is of 'demo' and not of .*; study them apart"):
+    with pytest.raises(ClipbiasError, match=r"a model is of 'demo' and not of .* \(another params, .*; study them ap"):
         bind_models([model, other], pets)
+    task = clipbias.Task(clip, "bias", CLASS_NAMES, dtype="bfloat16")
+    with pytest.raises(ClipbiasError, match="models compute in float32 and in bfloat16; load their adapters with one"):
+        bind_models([model, clipbias.TunedModel(task, task.init())], pets)
 
 
 def test_models_are_bound_to_the_datasets_classes_and_named_apart(clip, pets):
@@ -114,21 +117,21 @@ def test_models_are_judged_together_where_their_trainings_differ_in_the_seed_alo
         assert len({models[0].name for models in groups}) == len(groups)
         return [[model.label for model in group] for group in groups]
 
-    first, second = ({"seed": seed, "shots": 4, "learning_rate": 0.1, "train_images": 12} for seed in (1, 2))
+    first, second = ({"seed": seed, "shots": 4, "training": "one"} for seed in (1, 2))
     assert judged(first, second) == [["Bias tuning", "Bias tuning (seed 2)"]]
-    one_shot = [{**each, "shots": 1} for each in (first, second)]
+    one_shot = [{**each, "shots": 1, "training": "another"} for each in (first, second)]
     assert judged(first, second, *one_shot) == [
         ["Bias tuning, 4 shots", "Bias tuning, 4 shots (seed 2)"],
         ["Bias tuning, 1 shot", "Bias tuning, 1 shot (seed 2)"],
     ]
     assert judged(first, first, second) == [["Bias tuning", "Bias tuning (seed 2)"], ["Bias tuning (2)"]]
-    others: list[dict[str, object]] = [{"recipe": {"epochs": 7}}, {"data": "b"}, {"equivalent_bias": {}}]
-    for other in ({"shots": 1}, {"learning_rate": 0.2}, *others):
-        assert len(judged(first, {**second, **other})) == 2, other
-    selected = [{**each, "choice": {}, "recipe": {"learning_rate": rate}} for each, rate in ((first, 1), (second, 2))]
-    assert judged({**selected[0], "learning_rate": 1.0}, {**selected[1], "learning_rate": 2.0}) == judged(first, second)
-    unnamed = [{**each, "dataset": None, "train_images": images} for each, images in ((first, 12), (second, 9))]
-    assert judged(*unnamed) == [["Bias tuning"], ["Bias tuning (2)"]]
+    assert [len(judged(first, {**second, "training": other})) for other in ("another", None)] == [2, 2]
+    # A rate that was selected for each seed is none of what tells them apart, nor is a name.
+    rates = [{**each, "learning_rate": rate, "dataset": None} for each, rate in ((first, 1.0), (second, 2.0))]
+    assert judged(*rates) == judged(first, second)
+    vision = clipbias.Task(clip, "bias", CLASS_NAMES, text_tower=False)
+    unknown = [tuned(clip, "bias", seed=1), clipbias.TunedModel(vision, vision.init(), {"seed": 2})]
+    assert len(same_but_for_seed(bind_models(unknown, pets)[1:])) == 2  # other options
     assert judged({}, {}) == [["Bias tuning"], ["Bias tuning (2)"]]  # nothing is known of their seeds
 
 

@@ -4,7 +4,7 @@
     python -m tools.recompute /results/lab/most_shots /results/lab/few_shot
 
 Prints one line per problem and ends with status 1 if there is any. It shares no code with what wrote the rows, which
-have the fingerprints of their predictions. It trusts neither: whoever can change one can change the other.
+have the identities of their predictions. It trusts neither: whoever can change one can change the other.
 """
 
 from collections import Counter
@@ -123,7 +123,7 @@ def check_row(row: Mapping[str, Any], folder: Path) -> Iterator[str]:
         try:
             arrays = read_predictions(folder / "predictions" / f"{name}.npz")
             problems = list(compare(scores_of(row, evaluation), arrays))
-            if row["fingerprints"][evaluation] != str(arrays["fingerprint"]):
+            if row["identities"][evaluation] != str(arrays["identity"]):
                 problems.append(f"{name}.npz has the predictions of another run")
         except Exception as error:  # a damaged archive, or a row without a number, raises nearly anything
             problems = [f"cannot compare with {name}.npz: {error!r}"]

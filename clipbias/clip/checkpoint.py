@@ -12,6 +12,7 @@ import json
 import os
 import re
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import field
 from importlib import resources
 from pathlib import Path
 from typing import Literal
@@ -46,6 +47,7 @@ from clipbias.clip.preprocess import (
 from clipbias.clip.tables import from_tensors, table_of, table_of_family, to_tensors
 from clipbias.clip.tokenizer import (
     CLIP_VOCABULARY,
+    Tokenizer,
     clip_tokenizer,
     has_tokenizer,
     import_transformers,
@@ -55,6 +57,7 @@ from clipbias.clip.tokenizer import FILES as TOKENIZER_FILES
 from clipbias.data.pipeline import BATCH_SIZE
 from clipbias.data.user_images import Pictures
 from clipbias.errors import ClipbiasError
+from clipbias.identity import counted_by, identity, no_effect, parts
 from clipbias.io import check_file, read_json, shorten, user_path, write_tensors, write_text
 from clipbias.sentences import counted
 
@@ -262,20 +265,39 @@ class Clip:
       params: the parameter tree, passed as an argument to every function that computes with it: on a device, or NumPy
         arrays of `load(device="host")`.
       name: the name or path that it was loaded from.
-      fingerprint: SHA-256 over the weights, the same in every format. It ties an adapter to its model.
+      published: the `fingerprint` of weights that were narrowed since; `None` computes it.
       stored_dtype: NumPy type name of the checkpoint's tensors; `save` writes the same.
       revision: the commit, if the model is from the hub.
     """
 
-    params: Params
+    params: Params = field(metadata=counted_by(lambda clip: [clip.fingerprint, types_of(clip.params)]))
     config: ClipConfig
-    tokenizer: tokenizer.Tokenizer
+    tokenizer: Tokenizer = field(metadata=counted_by(lambda clip: tokenizer.behaviour(clip.tokenizer)))
     preprocessing: Preprocessing
-    name: str
-    fingerprint: str
-    stored_dtype: str = "float32"
-    revision: str | None = None
-    files: tuple[Path, ...] = ()
+    name: str = field(metadata=no_effect("where the same weights are read"))
+    published: dataclasses.InitVar[str | None] = None
+    stored_dtype: str = field(default="float32", metadata=no_effect("the type of files that are written of it"))
+    revision: str | None = field(default=None, metadata=no_effect("as the name"))
+    files: tuple[Path, ...] = field(default=(), metadata=no_effect("as the name"))
+
+    def __post_init__(self, published: str | None) -> None:
+        if published is not None:  # `dataclasses.replace` leaves it out, since it may put other weights here
+            self.__dict__["fingerprint"] = published
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over the weights as they were published, the same in every format."""
+        return weights_digest(self.params)
+
+    @functools.cached_property
+    def parts(self) -> dict[str, str]:
+        """The identities of weights, geometry with its activation, tokenizer and preprocessing, by field."""
+        return parts(self)
+
+    @property
+    def identity(self) -> str:
+        """Tells frozen models apart: equal ones return the same for every picture and text."""
+        return identity(self.parts)
 
     @property
     def source(self) -> str:
@@ -409,6 +431,19 @@ class Clip:
         write_text(folder / "config.json", json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
+def types_of(params: Params) -> list[str]:
+    """The types that weights are held in."""
+    return sorted({leaf.dtype.name for leaf in jax.tree.leaves(params)})
+
+
+def weights_digest(params: Params) -> str:
+    """SHA-256 over the bytes of all weights, in the order of their names."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(params):
+        digest.update(np.ascontiguousarray(leaf).data)
+    return digest.hexdigest()
+
+
 def load(
     source: str | os.PathLike,
     *,
@@ -457,13 +492,11 @@ def load(
             text = dataclasses.replace(text, pad_token_id=text_tokenizer.pad_token_id)
         config = dataclasses.replace(config, text=text)
         params = from_tensors(config, weights.tensors, weights.table, where=weights.where)
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(params):
-        digest.update(leaf.data)
     # The widest type of the weights, in which a mixed checkpoint is written back; at most float32.
     stored = {tensor.dtype for name, tensor in weights.tensors.items() if name not in weights.table.ignored}
     stored &= set(FLOATING)
     numbers = {name: leaf for name, leaf in params.items() if name.startswith("logit_")}  # half precision: 99, not 100
+    published = weights_digest(params)
     params = {**jax.tree.map(lambda leaf: leaf.astype(dtype, copy=False), params), **numbers}
     return Clip(
         params=params if device == "host" else jax.device_put(params, device),
@@ -471,7 +504,7 @@ def load(
         tokenizer=text_tokenizer,
         preprocessing=preprocessing,
         name=location.name,
-        fingerprint=digest.hexdigest(),
+        published=published,
         stored_dtype=stored.pop() if len(stored) == 1 and stored <= {"bfloat16", "float16"} else "float32",
         revision=location.revision,
         files=weights.files,

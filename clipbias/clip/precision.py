@@ -89,11 +89,6 @@ def resolve(dtype: str, platform: str | None = None) -> str:
     return dtype
 
 
-def named(dtype: str) -> str:
-    """What names this arithmetic where equal names promise equal numbers: half precision was another one before."""
-    return "bfloat16 beside float32 tokens" if dtype == "bfloat16" else dtype
-
-
 def with_precision(encode: Encode) -> Encode:
     """Runs a function with products of float32 numbers that are as exact as its `dtype` asks.
 

@@ -6,6 +6,7 @@ A tokenizer comes from the files of a model's folder, or it is CLIP's own.
 import gzip
 import html
 import importlib.util
+import json
 import logging
 import os
 import re
@@ -102,6 +103,32 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
 def is_clips(tokenizer: Tokenizer) -> bool:
     """Whether a tokenizer is CLIP's, whose texts are cleaned here; other tokenizers clean texts themselves."""
     return type(tokenizer).__name__.startswith("CLIPTokenizer")
+
+
+# Texts that tokenizers differ on: case, white space, `_`, entities, letters of two forms or decoded wrongly, scripts.
+_PROBES = (
+    "A Photo of a  cat.",
+    "ice_cream, T-shirt",
+    "Caf&eacute; caf\u00e9 cafe\u0301",
+    "Ï€ ΣΑΣ",
+    "don't <b>",
+    "猫 🐈",
+)
+_PIECES = 4096  # of the vocabulary that are read as texts, evenly spread
+
+
+def behaviour(tokenizer: Tokenizer) -> list[object]:
+    """All that a tokenizer makes of texts, whatever files it was read from: for its identity.
+
+    That is its vocabulary, the token before a text, and the ids of probes and of pieces of the vocabulary as texts,
+    which tell other merges and cleaning apart.
+    """
+    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    pieces = [piece for piece, _ in vocabulary[:: max(1, len(vocabulary) // _PIECES)]]
+    words = [piece.replace("</w>", "").replace("▁", " ").removeprefix("##") for piece in pieces]
+    ids = tokenizer(words, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
+    known = json.dumps([vocabulary, ids, encode(tokenizer, _PROBES)])
+    return [known, tokenizer.bos_token_id, tokenizer([""])["input_ids"]]
 
 
 def check_tokenizer(tokenizer: Tokenizer, config: TextConfig) -> None:

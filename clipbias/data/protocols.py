@@ -28,7 +28,7 @@ class Evaluation:
     """One number of a table: the accuracy on `dataset`'s test images among `dataset`'s classes.
 
     Its `name` is the column: "test", "base", "new", or a dataset's. `source_labels` are the classes' training labels,
-    for learnables that belong to a class; None where training did not see these classes.
+    for learnables that belong to a class; None where their names alone tell whether training saw them.
     """
 
     name: str

@@ -34,20 +34,18 @@ from clipbias.data.dataset import Dataset, Split
 from clipbias.data.folder import complete_splits
 from clipbias.errors import ClipbiasError, UnreadableImage
 from clipbias.io import (
-    atomic_path,
     cache_folder,
     data_path,
     is_remote,
-    read_bytes,
+    load_arrays,
     read_text,
     reason,
+    save_arrays,
     shorten,
     user_path,
 )
 
 FILE = "clipbias_index_{split}.npz"
-
-
 # The labels of `n` records, int32 [n], and the identifying feature of each, which may repeat; empty without one.
 RecordIndex = tuple[np.ndarray, tuple[str, ...]]
 
@@ -63,15 +61,13 @@ def find_or_make(
     cached = _hash([records, str(folder), [stat.mtime for stat in stats]])
     places = (folder / FILE.format(split=split), epath.Path(cache_folder()) / "records" / f"{cached}.npz")
     for path in places:
-        if (index := _read(path, records, count)) is not None:
-            return index
+        if (known := _read(path, records, count)) is not None:
+            return known
     labels, ids = make()
-    content = io.BytesIO()
-    np.savez(content, of=np.array(records), labels=labels, ids=np.frombuffer(json.dumps(ids).encode(), np.uint8))
+    index = {"of": np.array(records), "labels": labels, "ids": np.frombuffer(json.dumps(ids).encode(), np.uint8)}
     for path in places:
         try:
-            with atomic_path(path) as temporary:
-                temporary.write_bytes(content.getvalue())
+            save_arrays(path, index)
             break
         except ClipbiasError as error:
             logging.warning("The index of %s is not kept here: %s", folder, error)
@@ -85,11 +81,11 @@ def _hash(value: object) -> str:
 def _read(path: epath.Path, records: str, count: int) -> RecordIndex | None:
     """The index in a file; `None` without a file, or if it is damaged or of records with another hash."""
     try:
-        with np.load(io.BytesIO(read_bytes(path)), allow_pickle=False) as stored:
-            if str(stored["of"]) != records:
-                return None
-            labels, ids = stored["labels"], tuple(json.loads(stored["ids"].tobytes()))
-    except Exception:  # a damaged archive raises nearly anything
+        stored = load_arrays(path)
+        if str(stored["of"]) != records:
+            return None
+        labels, ids = stored["labels"], tuple(json.loads(stored["ids"].tobytes()))
+    except (ClipbiasError, KeyError, ValueError):
         return None
     return (labels, ids) if len(labels) == count and len(ids) in (0, count) else None
 
@@ -291,7 +287,6 @@ def _key(version: str) -> tuple[int, ...]:
 
 
 DEFAULT_DATA_DIR = "~/tensorflow_datasets"
-BUILDER_SPLITS = {"train": "train", "validation": "val", "test": "test"}  # of builders outside the catalogue
 
 
 def load(
@@ -340,7 +335,7 @@ def load(
         prepared = find_prepared(data_dir, builder)
         if "stored_as" in prepared.metadata:  # the project's own shards, whose description has classes and splits
             return load_shards(prepared.folder, template=template)
-        return _with_builder_split(name, None, TfdsBuilder(builder, BUILDER_SPLITS), prepared, template)
+        return _with_builder_split(name, None, TfdsBuilder(builder), prepared, template)
     prepared = find_prepared(data_dir, stock.builder, stock.version if split == "coop" else "0.0.0")
     if split == "builder":
         return _with_builder_split(name, entry, stock, prepared, template)

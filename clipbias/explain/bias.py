@@ -19,7 +19,7 @@ to it, and has CLIP's own head.
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -42,10 +42,12 @@ from clipbias.explain.model import Model, by_pass, of_texts, sum_over_texts
 from clipbias.explain.results import EquivalentBias
 from clipbias.explain.statistics import Moments, Totals, merge
 from clipbias.explain.study import Batch, Request, Section, Step, Study
+from clipbias.identity import identity
 from clipbias.tuning import Classifier, Learnables, Task, make_method
-from clipbias.tuning.adapter import Adapter, make_adapter, start_seed, training_of
+from clipbias.tuning.adapter import start_seed
 from clipbias.tuning.method import crops_of
 from clipbias.tuning.task import Text
+from clipbias.tuning.tuned import Tuned
 
 # Sums over tokens by name: of one tower ("token", "pooled"), or of both ("vision/token", …).
 BlockSums = dict[str, Moments]
@@ -354,33 +356,24 @@ def _measuring_step(study: Study, model: Model) -> Step:
 
 # What an adapter can hold, and the method that it is then one of.
 METHODS = {"vector": "bias", "kind": "bias_by_kind"}
-# Notes of an adapter that hold for its replacement, too.
-_KEPT = ("dataset", "shots", "train_images", "images_per_class", "seed", "start_seed")
+# Notes of a model that hold for its equivalent bias, too.
+_KEPT = ("dataset", "data", "shots", "train_images", "images_per_class", "seed", "start_seed")
 
 
-def equivalent_bias(
-    task: Task,
-    learnables: Learnables,
-    images: Pictures | Split | None,
-    form: str,
-    *,
-    notes: Mapping[str, object],
-    batch_size: int,
-) -> Adapter:
-    """The equivalent bias of a tuned method as an adapter, see `clipbias.equivalent_bias`."""
+def equivalent_bias(model: Tuned, images: Pictures | Split | None, form: str, *, batch_size: int) -> Tuned:
+    """The equivalent bias of a tuned model, see `clipbias.equivalent_bias`."""
     check_choice("form", form, tuple(METHODS))
+    task, notes = model.task, model.notes
     initial = task.init(start_seed(notes))
     batches = () if images is None else image_batches(task.clip.preprocessing, images, batch_size)
-    biases, count = measure_equivalent_bias(task, task.clip.params, learnables, initial, batches)
+    biases, count = measure_equivalent_bias(task, task.clip.params, model.learnables, initial, batches)
     method = make_method(METHODS[form], vision_tower="vision" in biases, text_tower="text" in biases)
     bias_task = Task(task.clip, method, task)
     _check_texts(task, initial, bias_task, task.method_name)
-    source = {"method": task.method_name, "options": task.options(), "images": count, "training": training_of(notes)}
-    return make_adapter(
-        bias_task,
-        {f"{tower}_bias": getattr(bias, form) for tower, bias in biases.items()},
-        notes={name: notes[name] for name in _KEPT if name in notes} | {"equivalent_bias": source},
-    )
+    source = {"method": task.method_name, "options": task.options(), "images": count}
+    kept = {name: notes[name] for name in _KEPT if name in notes} | {"equivalent_bias": source}
+    kept["training"] = identity(["equivalent bias", form, notes.get("training")])
+    return Tuned(bias_task, {f"{tower}_bias": getattr(bias, form) for tower, bias in biases.items()}, kept)
 
 
 def _check_texts(task: Task, initial: Learnables, bias_task: Task, method: str) -> None:

@@ -4,9 +4,6 @@ Sentences name no method, so that methods with the same reason share a sentence.
 """
 
 import dataclasses
-import functools
-import hashlib
-import json
 from collections.abc import Callable
 
 import jax
@@ -14,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from clipbias.clip import Adaptation, TextTokens
-from clipbias.clip.precision import named
 from clipbias.explain.statistics import Totals, merge
 from clipbias.tuning import Learnables, Task
 from clipbias.tuning.method import crops_of
+from clipbias.tuning.tuned import Tuned
 
 # Why the runs of a method whose towers are CLIP's are not mixed.
 NOTHING_INSIDE = "No token and no weight of the towers is changed, so that attention and values are CLIP's own."
@@ -137,15 +134,13 @@ def why_no_causal_test(task: Task) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """One way to classify.
+    """A tuned model in a study.
 
     Attributes:
       key: a short name without "/", unique in the study; "zero_shot" for the first.
       label: the name in figures.
-      method: the method's name.
-      task: bound to the dataset's classes.
-      learnables: its tuned arrays.
-      source: where they come from.
+      tuned: the model, bound to the dataset's classes.
+      source: where its learnables come from.
       seed: what its training started from, for what stood in its prompts' places before.
       name: the label of all its seeds together; `None` takes the label.
       training: what its training has in common with that of its other seeds.
@@ -154,23 +149,25 @@ class Model:
 
     key: str
     label: str
-    method: str
-    task: Task
-    learnables: Learnables
+    tuned: Tuned
     source: str = ""
     seed: int = 0
     name: str | None = None
     training: str = ""
     few_shot_split: str | None = None
 
-    @functools.cached_property
-    def digest(self) -> str:
-        """Of all that its numbers depend on, but for the frozen weights."""
-        facts = [self.method, repr(self.options), self.task.texts, named(self.task.classifier.dtype), self.seed]
-        digest = hashlib.sha256(json.dumps(facts).encode())
-        for path, leaf in sorted(jax.tree_util.tree_leaves_with_path(self.learnables), key=lambda x: str(x[0])):
-            digest.update(str(path).encode() + np.asarray(leaf).tobytes())
-        return digest.hexdigest()
+    @property
+    def task(self) -> Task:
+        return self.tuned.task
+
+    @property
+    def learnables(self) -> Learnables:
+        return self.tuned.learnables
+
+    @property
+    def method(self) -> str:
+        """The method's name."""
+        return self.task.method_name
 
     @property
     def options(self) -> dict[str, object]:

@@ -43,12 +43,12 @@ from clipbias.explain.results import (
 )
 from clipbias.explain.study import Batch, Request, Section, Study
 from clipbias.explain.uncertainty import Estimate, cross, estimate, excludes, resample, share
+from clipbias.identity import identity
 from clipbias.sentences import counted
 from clipbias.training.context import SweepContext, make_context
 from clipbias.training.evaluate import Predictor
 from clipbias.training.loop import Logging
 from clipbias.training.progress import Progress, say
-from clipbias.training.spec import stable_hash
 from clipbias.training.students import (
     CONSTANTS,
     FORMS,
@@ -59,10 +59,11 @@ from clipbias.training.students import (
     mean_divergence,
     select_rate,
 )
-from clipbias.training.teacher import Teacher, why_no_student
+from clipbias.training.teacher import why_no_student
 from clipbias.tuning import Task
 from clipbias.tuning.method import parameter_count
 from clipbias.tuning.registry import make_method, method_options
+from clipbias.tuning.tuned import Tuned
 
 # A share of the gain above which a student has it, or most of it.
 WHOLE = 0.9
@@ -330,7 +331,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 FEWEST = 10
 # A student's description and the model itself.
-Candidate = tuple[Student, Teacher]
+Candidate = tuple[Student, Tuned]
 
 
 def compute_replacement(study: Study) -> Section[ReplacementResults]:
@@ -436,7 +437,7 @@ class Fits:
             workers=study.options.workers,
         )
         self.steps = study.options.replacement_steps
-        self.done: dict[str, Teacher] = {}  # by what a fit depends on
+        self.done: dict[str, Tuned] = {}  # by what a fit depends on
         ceiling = 3 * min(self.steps, TRIAL_STEPS) + self.steps * (self.steps > TRIAL_STEPS)
         forms = self.steps * len(study.options.replacement_forms)
         total = sum(forms + ceiling * (not no_ceiling(model)) for model in teachers)
@@ -446,48 +447,45 @@ class Fits:
 
     def fit(self, model: Model) -> list[Candidate]:
         """The ceiling, where there is one, then each form."""
-        teacher = Teacher(model.task, model.learnables)  # which computes its logits of a list of images once
 
         def divergence(rate: float) -> float:
             try:
-                trial = self._fit(model, teacher, model.task, rate, min(self.steps, TRIAL_STEPS))
-                return mean_divergence(teacher, trial, self.held_back, self.context)
+                trial = self._fit(model, model.task, rate, min(self.steps, TRIAL_STEPS))
+                return mean_divergence(model.tuned, trial, self.held_back, self.context)
             except ClipbiasError:  # a loss that is not finite: the rate is too high
                 return np.nan
 
-        def described(student: Teacher, kind: Kind, form: str, words: str) -> Candidate:
-            kl = [mean_divergence(teacher, student, split, self.context) for split in (self.fitted, self.held_back)]
+        def described(student: Tuned, kind: Kind, form: str, words: str) -> Candidate:
+            kl = [mean_divergence(model.tuned, student, split, self.context) for split in (self.fitted, self.held_back)]
             say(f"{model.label}: {words}, fitted, KL {kl[0]:.3g} nats; on held-back images {kl[1]:.3g}")
             numbers = parameter_count(student.learnables)["total"]
             return Student(kind, form, words, numbers, fitted_divergence=kl[0], held_back_divergence=kl[1]), student
 
         candidates = []
         if not no_ceiling(model):
-            ceiling = self._fit(model, teacher, model.task, select_rate(divergence), self.steps)
+            ceiling = self._fit(model, model.task, select_rate(divergence), self.steps)
             words = f"{model.name or model.label} itself, from another start"
             candidates.append(described(ceiling, Kind.CEILING, model.method, words))
         for name in self.study.options.replacement_forms:
             form = FORMS[name]
             task = form.task(self.study.clip, model.task, self.context.dtype)
-            student = self._fit(model, teacher, task, form.learning_rate, self.steps)
+            student = self._fit(model, task, form.learning_rate, self.steps)
             candidates.append(described(student, Kind.FITTED, name, form.words))
         return candidates
 
-    def _fit(self, model: Model, teacher: Teacher, task: Task, rate: float, steps: int) -> Teacher:
+    def _fit(self, model: Model, task: Task, rate: float, steps: int) -> Tuned:
         recipe = fit_recipe(learning_rate=rate, steps=steps)
         seed = self.study.options.seed
         seed += seed == model.seed  # another start than the teacher's
         # What a fit depends on. A study with other models beside this one continues from its fits.
-        facts = [model.digest, self.study.clip.fingerprint, self.fitted.identity, task.options()]
-        key = stable_hash([*facts, recipe.facts(), seed])
+        key = identity([model.tuned, task, self.fitted, recipe, seed])[:12]
         if key in self.done:  # a trial that was as long
             return self.done[key]
         folder = self.study.parts / "replacement" / f"{Path(task.method_name).stem}-{key}"
         progress = self.progress.part(steps, f"{model.label}: {task.method_name} fitted to it")
         logging = Logging(checkpoints=folder, progress=progress)
-        learnables = fit_student(task, teacher, self.fitted, recipe, self.context, seed=seed, logging=logging)
+        self.done[key] = fit_student(task, model.tuned, self.fitted, recipe, self.context, seed=seed, logging=logging)
         progress.at_work("predicting")
-        self.done[key] = Teacher(task, learnables)
         return self.done[key]
 
 
@@ -499,16 +497,16 @@ def _means(study: Study, model: Model, towers: Mapping[str, EquivalentBias]) -> 
         task = Task(study.clip, method, model.task, dtype=model.task.classifier.dtype)
         learnables = {f"{tower}_bias": getattr(bias, form) for tower, bias in towers.items()}
         numbers = parameter_count(learnables)["total"]
-        candidates.append((Student(Kind.MEAN, form, FORMS[form].words, numbers), Teacher(task, learnables)))
+        candidates.append((Student(Kind.MEAN, form, FORMS[form].words, numbers), Tuned(task, learnables)))
     return candidates
 
 
 def _classifications(study: Study, model: Model, beside: Sequence[Candidate], fitted: Split) -> Request:
     """For "logits" `[n, K, C]` and "features" `[n, K, d]`: frozen model, tuned model, `beside`, then its controls.
 
-    What is kept of it is named by the images that forms were fitted on, which the study's fingerprint does not cover.
+    What is kept of it is named by the images that forms were fitted on, which the study's identity does not cover.
     """
-    predictors = [Predictor.of(each.task, study.replicate(each.learnables), study.params) for _, each in beside]
+    predictors = [Predictor.of(each, study.params, study.replicate(each.learnables)) for _, each in beside]
     others_of = [other for _, _, other in controls(study, model)]
 
     def step(batch: Batch) -> dict[str, jax.Array]:
@@ -521,7 +519,9 @@ def _classifications(study: Study, model: Model, beside: Sequence[Candidate], fi
             "features": jnp.stack([features for _, features in outputs], axis=1),
         }
 
-    return Request(f"replacement-{model.key}-{fitted.identity}", f"{model.label}: replacements", study.images, step)
+    return Request(
+        f"replacement-{model.key}-{fitted.identity[:16]}", f"{model.label}: replacements", study.images, step
+    )
 
 
 def _by_method(study: Study, fitted: Mapping[str, ModelReplacements]) -> tuple[MethodReplacements, ...]:

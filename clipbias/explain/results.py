@@ -7,7 +7,6 @@ in its place. Letters of shapes: `n` images of the split, `K` pictures or mixtur
 
 import dataclasses
 import enum
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
@@ -72,7 +71,7 @@ class ClipFacts:
     """The frozen model and its geometry."""
 
     name: str
-    fingerprint: str
+    identity: str
     image_size: int
     grid: int  # patches along one side
     patches: int
@@ -743,10 +742,9 @@ def present(results: Mapping[str, T | Missing] | None) -> dict[str, T]:
 
 
 def same_but_for_seed(models: Sequence[T]) -> list[list[T]]:
-    """Models by method, options and training, in the order in which they come."""
-    groups: dict[tuple[str, str, str], list[T]] = {}
+    """Models by method and training, in the order in which they come."""
+    groups: dict[tuple[str, str], list[T]] = {}
     for model in models:
         facts: Any = model  # of a study (`Model`), or of its results (`ModelFacts`)
-        settings = facts.method, json.dumps(facts.options, sort_keys=True), facts.training
-        groups.setdefault(settings, []).append(model)
+        groups.setdefault((facts.method, facts.training), []).append(model)
     return list(groups.values())

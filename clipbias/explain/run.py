@@ -83,7 +83,7 @@ def run_study(
         ),
         clip=ClipFacts(
             name=study.clip.name,
-            fingerprint=study.clip.fingerprint,
+            identity=study.clip.identity,
             image_size=vision.image_size,
             grid=vision.grid,
             patches=vision.patches,

@@ -11,8 +11,6 @@ there.
 
 import dataclasses
 import functools
-import hashlib
-import json
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -34,8 +32,10 @@ from clipbias.data.pipeline import ImageReading, OnImageError, WorkerCount
 from clipbias.errors import ClipbiasError
 from clipbias.explain.model import Model
 from clipbias.explain.results import Missing
-from clipbias.explain.results_file import FORMAT, load_arrays, save_arrays
+from clipbias.explain.results_file import FORMAT
 from clipbias.explain.statistics import Moments, Totals, merge
+from clipbias.identity import identity
+from clipbias.io import load_arrays, save_arrays
 from clipbias.sentences import counted
 from clipbias.settings import setting, setting_of
 from clipbias.training import mesh as meshes
@@ -44,6 +44,7 @@ from clipbias.training.evaluate import Predictor
 from clipbias.training.students import FORMS
 from clipbias.tuning import Task
 from clipbias.tuning.prompts import Classes
+from clipbias.tuning.tuned import Tuned
 
 Batch = Mapping[str, jax.Array]
 Step = Callable[[Batch], Mapping[str, Any]]
@@ -51,7 +52,7 @@ T = TypeVar("T")
 Program = TypeVar("Program", bound=Callable[..., object])
 SAVE_SECONDS = 60.0
 _STAGE = "texts and statistics"  # before, between and behind passes over images
-_FINGERPRINT = "__fingerprint__"
+_IDENTITY = "__identity__"
 _EXAMPLES = "__examples__"
 _FIELDS = ("count", "mean", "squares")  # of `Moments`
 
@@ -59,8 +60,6 @@ _FIELDS = ("count", "mean", "squares")  # of `Moments`
 # Images per batch by default. What a block makes of more of them leaves a CPU's caches.
 _BATCH = 32
 _BATCH_ON_CPU = 8
-# Options that no result depends on.
-_HOW = ("batch_size", "workers")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +67,9 @@ class StudyOptions:
     """The options of a study, all of which are stored with its results."""
 
     batch_size: Positive | None = setting(
-        None, f"Images at a time over all devices; None takes {_BATCH_ON_CPU} on a CPU and {_BATCH} elsewhere."
+        None,
+        f"Images at a time over all devices; None takes {_BATCH_ON_CPU} on a CPU and {_BATCH} elsewhere.",
+        no_effect="sums over images are the same to rounding",
     )
     image_limit: Positive | None = setting(
         None,
@@ -90,7 +91,7 @@ class StudyOptions:
         300, "Steps of each form, and of the adapter's own method fitted to itself; 0 leaves replacements out."
     )
     on_image_error: OnImageError = setting_of(ImageReading, "on_image_error")
-    workers: WorkerCount | None = setting_of(ImageReading, "workers")
+    workers: WorkerCount | None = setting_of(ImageReading, "workers", no_effect="threads that read images")
     seed: Count = setting(0, "Of random orders, of other images in the causal test, and of fits.")
 
     def __post_init__(self) -> None:
@@ -126,18 +127,18 @@ Section = Generator[Sequence[Request], dict[str, Any], T]
 class RequestProgress:
     """How far a request is: sums and rows, and how many of its images are in them, always together."""
 
-    def __init__(self, request: Request, folder: Path, fingerprint: str) -> None:
+    def __init__(self, request: Request, folder: Path, study: str) -> None:
         """Takes up what the folder holds of the same study; nothing where a file is damaged or of another study."""
         self.request = request
         self._path = folder / f"{request.name}.npz"
-        self._fingerprint = fingerprint
+        self._study = study
         self._sums: Totals = {}
         self._rows: dict[str, list[np.ndarray]] = {}
         self.done = 0
         if self._path.exists():
             try:
                 arrays = load_arrays(self._path)
-                if str(arrays.pop(_FINGERPRINT, None)) == fingerprint:
+                if str(arrays.pop(_IDENTITY, None)) == study:
                     done = check_int("the number of examples", arrays.pop(_EXAMPLES).item())
                     names = sorted({name.rpartition("|")[0] for name in arrays if "|" in name})
                     sums = {name: Moments(*(arrays[f"{name}|{field}"] for field in _FIELDS)) for name in names}
@@ -169,7 +170,7 @@ class RequestProgress:
         """Writes sums and rows, whole, if there is anything new."""
         if self.done == self._saved:
             return
-        arrays = {_FINGERPRINT: np.asarray(self._fingerprint), _EXAMPLES: np.asarray(self.done)}
+        arrays = {_IDENTITY: np.asarray(self._study), _EXAMPLES: np.asarray(self.done)}
         for name, value in self.result.items():
             if isinstance(value, Moments):
                 arrays |= {f"{name}|{field}": np.asarray(getattr(value, field), np.float64) for field in _FIELDS}
@@ -233,8 +234,7 @@ class Study:
         self.clip = models[0].task.clip
         self.params: Params = self.replicate(cast_weights(self.clip.params, models[0].task.classifier.dtype))
         self.learnables = {model.key: self.replicate(model.learnables) for model in models}
-        self.shared: dict[tuple[str, Task], Any] = {}  # what several sections use
-        self.fingerprint = self._fingerprint()
+        self.shared: dict[tuple[str, str], Any] = {}  # what several sections use, by the identity of what it is made of
 
     @property
     def zero_shot(self) -> Model:
@@ -248,7 +248,7 @@ class Study:
         """
         model = self.zero_shot
         task = Task(self.clip, ZERO_SHOT, Classes(model.task.class_names), dtype=model.task.classifier.dtype)
-        return model if task.texts == model.task.texts else dataclasses.replace(model, task=task)
+        return model if task.texts == model.task.texts else dataclasses.replace(model, tuned=Tuned(task))
 
     @property
     def tuned(self) -> tuple[Model, ...]:
@@ -260,25 +260,21 @@ class Study:
 
     def predictor(self, model: Model) -> Predictor:
         """The model with its texts encoded, once for all sections."""
-        place = ("predictor", model.task)
+        place = ("predictor", model.tuned.identity)
         if place not in self.shared:
-            self.shared[place] = Predictor.of(model.task, self.learnables[model.key], self.params)
+            self.shared[place] = Predictor.of(model.tuned, self.params, self.learnables[model.key])
         return self.shared[place]
 
     def program(self, name: str, model: Model, function: Program) -> Program:
         """`function` compiled, once for all sections."""
-        return self.shared.setdefault((name, model.task), jax.jit(function))
+        return self.shared.setdefault((name, model.task.identity), jax.jit(function))
 
-    def _fingerprint(self) -> str:
-        digest = hashlib.sha256()
-        for model in self.models:
-            digest.update(json.dumps([model.key, model.digest]).encode())
-        training = self.training.subset(self.training_images) if self.training else None
-        for images in (self.split, training):
-            digest.update(json.dumps(images and images.identity).encode())
-        options = {name: value for name, value in dataclasses.asdict(self.options).items() if name not in _HOW}
-        digest.update(json.dumps([FORMAT, self.clip.fingerprint, options]).encode())
-        return digest.hexdigest()
+    @functools.cached_property
+    def identity(self) -> str:
+        """Names what is kept of an unfinished study: of these models, images and options."""
+        training = self.training and self.training.subset(self.training_images)
+        models = {model.key: [model.tuned, model.seed] for model in self.models}
+        return identity([FORMAT, models, self.split, training, self.options])
 
     @property
     def images(self) -> np.ndarray:
@@ -325,7 +321,7 @@ class Study:
         """Requests for the same images, which share a pass."""
         groups: dict[Any, list[RequestProgress]] = {}
         for request in requests:
-            progress = RequestProgress(request, self.parts, self.fingerprint)
+            progress = RequestProgress(request, self.parts, self.identity)
             hosts.assert_same(f"what is kept in {self.parts}", progress.done)
             # A killed process may have saved some requests later than others, which then have a pass of their own.
             indices = np.asarray(request.indices, np.int64).tobytes()

@@ -39,7 +39,7 @@ def text_kinds(task: Task) -> np.ndarray:
     text = task.prompt
     tokenizer = task.clip.tokenizer
     names = task.class_names
-    lengths = name_tokens(task.clip, names, text)
+    lengths = [len(ids) for ids in name_tokens(task.clip, names, text)]
     ends = np.asarray(task.tokens.end)
     pooled = np.asarray(task.tokens.eos)
     first = task.clip.config.text.first_word

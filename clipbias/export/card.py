@@ -15,8 +15,8 @@ from clipbias.clip.tokenizer import CLEAN, is_clips
 from clipbias.data.few_shot import accuracy_words, range_words
 from clipbias.sentences import counted
 from clipbias.terminal import printable
-from clipbias.tuning import METHODS, Task, make_method, parameter_count
-from clipbias.tuning.adapter import Adapter
+from clipbias.tuning import METHODS, Task, parameter_count
+from clipbias.tuning.tuned import Tuned
 from clipbias.version import __version__
 
 # The note of a distilled adapter that holds its certificate.
@@ -137,33 +137,29 @@ print(model.predict(["image.png"]))
 """
 
 
-def model_card(adapter: Adapter, task: Task | None, form: str) -> str:
+def model_card(model: Tuned, form: str) -> str:
     """The text of a `README.md`: YAML front matter as the Hugging Face hub reads it, then Markdown.
 
     Args:
-      adapter: what the card is about.
-      task: its task, from `Adapter.task`; `None` for the adapter's file alone, whose base model need not be at hand.
+      model: what the card is about.
       form: a form of `export`, or "adapter".
     """
-    dataset, seed = (adapter.notes.get(name) for name in ("dataset", "seed"))
-    title = _plain(
-        f"{adapter.method} on {dataset}" if dataset else f"{adapter.method} for {len(adapter.class_names)} classes"
-    )
-    rows = "\n".join(f"| {name} | {value} |" for name, value in _facts(adapter, task))
-    sentences = certified_sentences(adapter.notes)
+    method, dataset, seed = model.task.method_name, _tested_on(model), model.notes.get("seed")
+    title = _plain(f"{method} on {dataset}" if dataset else f"{method} for {len(model.class_names)} classes")
+    rows = "\n".join(f"| {name} | {value} |" for name, value in _facts(model))
+    sentences = certified_sentences(model.notes)
     made = "The base model stayed frozen; only the learnable parameters above were tuned"
     if sentences:
         made = "The base model learned the predictions of another tuned model on images without labels. " + " ".join(
             map(_plain, sentences)
         ).removesuffix(".")
-    elif per_class := _images_per_class(adapter.notes):
+    elif per_class := _images_per_class(model.notes):
         made += _plain(f", on {per_class}" + (f" drawn with seed {seed}" if seed is not None else ""))
     written = "" if form == "adapter" else " This folder was written by `clipbias export`."
-    family = "clip" if task is None else task.clip.config.family
     return (
-        f"---\n{_front_matter(adapter, form, family, title)}\n---\n\n# {title}\n\n{WHAT[form]}\n\n"
+        f"---\n{_front_matter(model, form, title)}\n---\n\n# {title}\n\n{WHAT[form]}\n\n"
         f"| | |\n| --- | --- |\n{rows}\n\n{made}.{written}\n\n"
-        f"## Use\n\n{_usage(adapter, task, form)}"
+        f"## Use\n\n{_usage(model, form)}"
     )
 
 
@@ -176,24 +172,32 @@ def certified_sentences(notes: Mapping[str, Any]) -> list[str]:
     return [sentence for sentence in sentences if isinstance(sentence, str)]
 
 
-def _facts(adapter: Adapter, task: Task | None) -> list[tuple[str, str]]:
-    notes = adapter.notes
-    counts = parameter_count(adapter.learnables)
+def _tested_on(model: Tuned) -> str | None:
+    """The dataset whose classes the model has; `None` where it is used for others than it was trained for."""
+    return None if "training_classes" in model.notes else model.notes.get("dataset")
+
+
+def _facts(model: Tuned) -> list[tuple[str, str]]:
+    notes, task = model.notes, model.task
+    counts = parameter_count(model.learnables)
     towers = ", ".join(f"{tower} {counts[tower]:,}" for tower in ("vision", "text", "shared") if counts[tower])
-    options = ", ".join(f"{name}={value!r}" for name, value in adapter.options.items())
+    options = ", ".join(f"{name}={value!r}" for name, value in task.options().items())
     facts = [
-        ("method", as_code(adapter.method) + (_plain(f" ({options})") if options else "")),
-        ("which is", _plain(_description(adapter, task))),
+        ("method", as_code(task.method_name) + (_plain(f" ({options})") if options else "")),
+        ("which is", _plain(_description(task))),
     ]
     if notes.get("dataset"):
-        facts.append(("dataset", _plain(f"{notes['dataset']}, {len(adapter.class_names)} classes")))
+        classes = notes.get("training_classes", len(model.class_names))
+        facts.append(("dataset", _plain(f"{notes['dataset']}, {classes} classes")))
+    if "training_classes" in notes:
+        facts.append(("classes", f"{len(model.class_names)}, others than those that it was trained for"))
     facts += [(name, _plain(notes[name])) for name in ("protocol", "shots", "seed") if notes.get(name) is not None]
     if rate := _learning_rate(notes):
         facts.append(("learning rate", _plain(rate)))
     if notes.get("train_images"):
         facts.append(("training images", f"{notes['train_images']:,}, {_images_per_class(notes)}"))
-    if adapter.calibration is not None:
-        count = counted(len(adapter.calibration), "image")
+    if model.calibration is not None:
+        count = counted(len(model.calibration), "image")
         facts.append(("calibration", f"{count}, for prediction sets and rejection in clipbias"))
     for name, accuracy in _accuracies(notes).items():
         images = (notes.get("tested_images") or {}).get(name) if name else notes.get("images")
@@ -201,8 +205,8 @@ def _facts(adapter: Adapter, task: Task | None) -> list[tuple[str, str]]:
         facts.append((_plain(f"top-1 accuracy{name and f' ({name})'}"), words))
     facts += [
         ("learnable parameters", f"{counts['total']:,}" + (f" ({towers})" if towers else "")),
-        ("base model", as_code(adapter.base)),
-        ("its weights", f"SHA-256 {as_code(adapter.base_fingerprint)}, as clipbias reads them"),
+        ("base model", as_code(task.clip.source)),
+        ("its weights", f"SHA-256 {as_code(task.clip.fingerprint)}, as clipbias reads them"),
         ("exported with", f"clipbias {__version__}"),
     ]
     return [(name, value) for name, value in facts if value]
@@ -240,27 +244,24 @@ def _accuracies(notes: Mapping[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in accuracies.items() if value is not None}
 
 
-def _description(adapter: Adapter, task: Task | None) -> str:
+def _description(task: Task) -> str:
     """The first line of the method's file, which says what it is and where it comes from."""
-    if task is None and adapter.method not in METHODS:
-        return ""
-    method = make_method(adapter.method, **adapter.options) if task is None else task.method
-    module = inspect.getmodule(type(method))
+    module = inspect.getmodule(type(task.method))
     return ((module and module.__doc__) or "").strip().partition("\n")[0]
 
 
-def _front_matter(adapter: Adapter, form: str, family: str, title: str) -> str:
+def _front_matter(model: Tuned, form: str, title: str) -> str:
     """What the hub reads: among others the library that loads the folder, and the base model if that is on the hub."""
     from huggingface_hub import EvalResult, ModelCardData
 
     library = form if form in ("open_clip", "peft") else "clipbias"
     if form == "checkpoint":
-        library = "transformers" if family in MODELS else "open_clip"
+        library = "transformers" if model.clip.config.family in MODELS else "open_clip"
     task = "zero-shot-image-classification" if form in ("checkpoint", "open_clip") else "image-classification"
-    base = adapter.base.partition("@")[0]
-    on_the_hub = re.fullmatch(r"\w[\w.-]*/[\w.-]+", base) and not Path(adapter.base).exists()
-    dataset = adapter.notes.get("dataset")
-    accuracy = _accuracies(adapter.notes).get("")
+    base = model.clip.source.partition("@")[0]
+    on_the_hub = re.fullmatch(r"\w[\w.-]*/[\w.-]+", base) and not Path(model.clip.source).exists()
+    dataset = _tested_on(model)
+    accuracy = _accuracies(model.notes).get("")
     results: list[EvalResult] = []
     if dataset and accuracy is not None:
         result = EvalResult(
@@ -329,31 +330,31 @@ def _other_readers(task: Task) -> str:
     return words
 
 
-def _usage(adapter: Adapter, task: Task | None, form: str) -> str:
-    """The code blocks of a card, each with a sentence; only a program and an ONNX file need `task`."""
+def _usage(model: Tuned, form: str) -> str:
+    """The code blocks of a card, each with a sentence."""
+    task, source, family = model.task, model.clip.source, model.clip.config.family
     code = OPEN_CLIP if form == "open_clip" else ""
-    if task is not None and form in ("program", "onnx"):
+    if form in ("program", "onnx"):
         code = (PROGRAM if form == "program" else ONNX).format(picture=_picture_code(task.clip.preprocessing))
-    elif form not in ("adapter", "open_clip") and (task is None or task.clip.config.family in MODELS):
+    elif form not in ("adapter", "open_clip") and family in MODELS:
         on_base = form in ("head", "peft")
-        name = parse(adapter.base) if on_base else None
+        name = parse(source) if on_base else None
         revision = f", revision={json.dumps(name.revision)}" if name and name.revision else ""
         imports = ""
-        base = '"."' if form == "checkpoint" else json.dumps(name.repository if name else adapter.base)
-        if on_base and adapter.base in EMBEDDED:
+        base = '"."' if form == "checkpoint" else json.dumps(name.repository if name else source)
+        if on_base and source in EMBEDDED:
             imports = "from importlib.resources import files\n"
-            base = f'str(files("clipbias") / "assets" / "{adapter.base}")'
-        family = "clip" if task is None else task.clip.config.family
+            base = f'str(files("clipbias") / "assets" / "{source}")'
         feature = "model.vision_model(**pixels).pooler_output"
-        model = f"{MODELS[family]}.from_pretrained(base{revision})"
+        loaded = f"{MODELS[family]}.from_pretrained(base{revision})"
         picture = f"image = {UPRIGHT}"
-        if task is not None and task.clip.preprocessing.resizing.library != "transformers":
+        if task.clip.preprocessing.resizing.library != "transformers":
             picture = _picture_code(task.clip.preprocessing)
         code = TRANSFORMERS.format(
             imports=imports,
             base=base,
             revision=revision,
-            model=f'PeftModel.from_pretrained({model}, ".")' if form == "peft" else model,
+            model=f'PeftModel.from_pretrained({loaded}, ".")' if form == "peft" else loaded,
             peft="from peft import PeftModel\n" if form == "peft" else "",
             model_class=MODELS[family],
             picture=picture,
@@ -361,10 +362,10 @@ def _usage(adapter: Adapter, task: Task | None, form: str) -> str:
         )
     where = ""
     own_methods = ""
-    if adapter.method not in METHODS:  # a program is named by whoever runs it
-        program = Path(adapter.method.partition(":")[0]).name
+    if task.method_name not in METHODS:  # a program is named by whoever runs it
+        program = Path(task.method_name.partition(":")[0]).name
         where = f", where the method's program {as_code(program)} is at hand"
         own_methods = f", own_methods=[{json.dumps(program)}]"
-    blocks = [(NEEDS[form].format(more="" if task is None else _other_readers(task)), code)] if code else []
+    blocks = [(NEEDS[form].format(more=_other_readers(task) if form == "checkpoint" else ""), code)] if code else []
     blocks.append((f"With clipbias, from the adapter file{where}:", CLIPBIAS.format(own_methods=own_methods)))
     return "\n".join(f"{sentence}\n\n```python\n{block}```\n" for sentence, block in blocks)

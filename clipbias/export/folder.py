@@ -2,7 +2,6 @@
 
 import json
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -10,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from clipbias import hosts
-from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError
 from clipbias.export.card import NOTE, model_card
 from clipbias.export.folding import fold
@@ -19,8 +17,9 @@ from clipbias.export.peft import write_peft
 from clipbias.export.program import write_program
 from clipbias.io import atomic_folder, write_tensors, write_text
 from clipbias.tuning import Learnables, Task
-from clipbias.tuning.adapter import Adapter, save_adapter
+from clipbias.tuning.adapter import write_adapter
 from clipbias.tuning.method import TestTimeMethod
+from clipbias.tuning.tuned import Tuned
 
 FORMS = ("checkpoint", "open_clip", "head", "program", "onnx", "peft")
 ADAPTER = "adapter.safetensors"
@@ -43,19 +42,11 @@ def natural_form(task: Task, learnables: Learnables) -> str:
     return "program" if adaptation.changes_vision else "head"
 
 
-def export(
-    adapter: Adapter,
-    clip: Clip,
-    folder: str | os.PathLike,
-    *,
-    form: str | None = None,
-    own_methods: Sequence[str] = (),
-) -> str:
-    """Writes an adapter's folder, which appears when everything is written.
+def export(model: Tuned, folder: str | os.PathLike, *, form: str | None = None) -> str:
+    """Writes a tuned model's folder, which appears when everything is written.
 
     Args:
-      adapter: from `tuning.adapter.read_adapter`, or `TunedModel.to_adapter()`.
-      clip: its base model, from `clipbias.load`.
+      model: what `clipbias.fit` or `clipbias.load_adapter` returned.
       folder: the new folder; it must not exist, or be empty.
       form: one of `FORMS`; `None` takes the natural one.
         "checkpoint": a Hugging Face CLIP checkpoint with the changes folded in, and the head beside it.
@@ -64,30 +55,28 @@ def export(
         "program": images to logits as StableHLO, for any method.
         "onnx": images to logits as one ONNX file, for methods whose texts do not depend on the image.
         "peft": the learnables of CLIP-LoRA as PEFT reads them, and the head beside them.
-      own_methods: the program of a user's method, see `Adapter.bind`.
 
     Returns:
       The form.
 
     Raises:
-      ClipbiasError: the folder is not empty or cannot be written, `clip` is another model or in half precision, or the
-        adapter does not take that form.
+      ClipbiasError: the folder is not empty or cannot be written, the base model is in half precision, or the method
+        does not take that form.
     """
     if form not in (None, *FORMS):
         raise ClipbiasError(f"unknown form {form!r}; choose from {', '.join(FORMS)}.")
+    task, learnables, clip = model.task, model.learnables, model.clip
     if any(leaf.dtype != jnp.float32 for leaf in jax.tree.leaves(clip.params)):
         raise ClipbiasError("the base model is loaded in half precision; load it in float32 to export from it.")
-    task = adapter.task(clip, own_methods=own_methods)
-    learnables = adapter.learnables
     if isinstance(task.method, TestTimeMethod):
         raise ClipbiasError(
-            f"the method {adapter.method!r} learns of each test image, which no exported file does; classify images "
+            f"the method {task.method_name!r} learns of each test image, which no exported file does; classify images "
             "with `TunedModel.predict`."
         )
     natural = natural_form(task, learnables)
     form = form or natural
     if reason := _why_not(task, learnables, form):
-        raise ClipbiasError(f"the method {adapter.method!r} {reason}; export it as a {natural}.")
+        raise ClipbiasError(f"the method {task.method_name!r} {reason}; export it as a {natural}.")
     if form == "onnx":
         check_packages()
     with atomic_folder(folder) as temporary:
@@ -97,17 +86,17 @@ def export(
             folded["logit_scale"] = np.asarray(task.method.logit_scale(clip.params))
             clip.save(temporary, folded, format="safetensors" if form == "checkpoint" else form, exact=True)
         if form == "peft":
-            write_peft(temporary, task, learnables, adapter.base)
+            write_peft(temporary, task, learnables, clip.source)
         if form == "program":
             write_program(temporary, task, learnables)
         elif form == "onnx":
             write_onnx(temporary, task, learnables)
         else:
             _write_head(temporary / HEAD, task, learnables)
-        save_adapter(temporary / ADAPTER, task, learnables, notes=adapter.notes, calibration=adapter.calibration)
-        if NOTE in adapter.notes:
-            write_text(temporary / CERTIFICATE, json.dumps(adapter.notes[NOTE], indent=2) + "\n")
-        write_text(temporary / CARD, model_card(adapter, task, form))
+        write_adapter(temporary / ADAPTER, model)
+        if NOTE in model.notes:
+            write_text(temporary / CERTIFICATE, json.dumps(model.notes[NOTE], indent=2) + "\n")
+        write_text(temporary / CARD, model_card(model, form))
         hosts.check()
     return form
 

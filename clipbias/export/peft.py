@@ -23,8 +23,8 @@ from clipbias.constants import TOWERS
 from clipbias.errors import ClipbiasError
 from clipbias.io import read_json, user_path, write_tensors, write_text
 from clipbias.tuning import CONSTANTS, Learnables, Task
-from clipbias.tuning.adapter import Adapter, make_adapter
 from clipbias.tuning.methods.clip_lora import PRODUCTS, ClipLora
+from clipbias.tuning.tuned import Tuned
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -102,8 +102,8 @@ def write_peft(folder: Path, task: Task, learnables: Learnables, base: str) -> N
 
 def read_peft(
     folder: str | os.PathLike, clip: Clip, class_names: Sequence[str], *, template: str | None = None
-) -> Adapter:
-    """A folder of PEFT's as an adapter of the method CLIP-LoRA, to be saved, evaluated or exported as any other.
+) -> Tuned:
+    """A folder of PEFT's as a model of the method CLIP-LoRA, to be saved, evaluated or exported as any other.
 
     Args:
       folder: with `adapter_config.json` and `adapter_model.safetensors`, for transformers' CLIPModel.
@@ -143,7 +143,7 @@ def read_peft(
                 "damaged, or for another model."
             )
         view[...] = tensor
-    return make_adapter(task, learnables)
+    return Tuned(task, learnables)
 
 
 def _views(method: ClipLora, learnables: Learnables) -> dict[str, np.ndarray]:

@@ -11,7 +11,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from clipbias.data import Split
+from clipbias.data.few_shot import MAX_VAL_SHOTS
 from clipbias.data.held_out import FEWEST_TO_CALIBRATE
+from clipbias.data.protocols import validation_outside_test
 
 BINS = 15
 # Where a temperature is looked for.
@@ -83,6 +86,16 @@ def log_likelihoods(logits: np.ndarray, labels: np.ndarray, at: np.ndarray) -> n
         square = (weights * np.square(scaled)).sum(-1) / total
         results[rows] = np.stack([-highest[..., 0] - np.log(total), -mean, -mean - (square - mean**2)], axis=-1)
     return results
+
+
+def temperature_images(evaluated: Split, validation: Split | None) -> Split | None:
+    """The images that a temperature is fitted on, whoever evaluates: at most 4 of a class, none that is evaluated."""
+    others = validation_outside_test(evaluated, validation)
+    if others is None:
+        return None
+    order = np.random.default_rng(0).permutation(len(others))
+    by_class = [order[others.labels[order] == label][:MAX_VAL_SHOTS] for label in np.unique(others.labels)]
+    return others.subset(np.sort(np.concatenate(by_class)))
 
 
 def fit_temperatures(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:

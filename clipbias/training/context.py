@@ -14,16 +14,17 @@ from jax.sharding import Mesh
 from clipbias.clip import Clip
 from clipbias.constants import ZERO_SHOT
 from clipbias.data import Dataset, Split, held_out, protocols
-from clipbias.data.few_shot import MAX_VAL_SHOTS, most_confident
+from clipbias.data.few_shot import most_confident
 from clipbias.data.images import ImageCache, Images, Workers
-from clipbias.data.protocols import validation_outside_test
 from clipbias.training import mesh as meshes
 from clipbias.training.batches import FeatureStatic, TrainingFeatures
+from clipbias.training.calibration import temperature_images
 from clipbias.training.device import Compute
-from clipbias.training.evaluate import Budget, Evaluator, make_evaluation
+from clipbias.training.evaluate import TEMPERATURE, Budget, Evaluator, make_evaluation
 from clipbias.training.spec import Group
 from clipbias.tuning import Sampling, Task
 from clipbias.tuning.method import Method
+from clipbias.tuning.prompts import Classes
 from clipbias.tuning.registry import make_method
 
 
@@ -57,6 +58,8 @@ class SweepContext:
         self._features: dict[Hashable, TrainingFeatures] = {}
         self._pseudo_labels: dict[Hashable, tuple[np.ndarray, np.ndarray]] = {}
         self._tasks: dict[Hashable, Task] = {}
+        # Of teachers and their students, by model and images.
+        self.known_logits: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]] = {}
         self._protocols: dict[Hashable, tuple[protocols.EvalProtocol, ...]] = {}
 
     def begin(self, dataset: str) -> None:
@@ -64,7 +67,14 @@ class SweepContext:
             self._dataset = dataset
             self._images.keep_only()
             self._budget.clear()
-            for cache in (self._evaluators, self._features, self._pseudo_labels, self._tasks, self._protocols):
+            for cache in (
+                self._evaluators,
+                self._features,
+                self._pseudo_labels,
+                self._tasks,
+                self._protocols,
+                self.known_logits,
+            ):
                 cache.clear()
 
     def protocols_of(self, group: Group) -> dict[int, protocols.EvalProtocol]:
@@ -94,12 +104,10 @@ class SweepContext:
 
     def bind(self, method: Method, dataset: Dataset, method_name: str | None = None) -> Task:
         """A task of a method and a dataset's classes, kept: the texts of a thousand classes take seconds."""
-        texts = dataset.descriptions
-        key = method, method_name, dataset.class_names, dataset.template, texts and texts.digest
+        classes = Classes.of(dataset)
+        key = method, method_name, classes.class_names, classes.identity
         if key not in self._tasks:
-            task = Task(
-                self.clip, method, dataset, template=dataset.template, method_name=method_name, dtype=self.dtype
-            )
+            task = Task(self.clip, method, classes, method_name=method_name, dtype=self.dtype)
             self._tasks[key] = task.with_memory(class_shards=self.mesh.shape[meshes.DATA])
         return self._tasks[key]
 
@@ -108,18 +116,21 @@ class SweepContext:
         self._images.keep_only(splits)
         return [Images(split, self._images) for split in splits]
 
-    def pseudo_labelled(self, protocol: protocols.EvalProtocol, shots: int | None) -> Split:
-        """The images that plain CLIP is most certain of, as many of a class as there are shots, with its labels."""
-        source = protocol.source
+    def pseudo_labelled(self, task: Task, protocol: protocols.EvalProtocol, shots: int | None) -> Split:
+        """The images that plain CLIP is most certain of, as many of a class as there are shots, with its labels.
+
+        It classifies by the texts of the task's classes: their template, descriptions or free text.
+        """
         split = protocol.unlabelled()
-        if split.digest not in self._pseudo_labels:
-            task = self.bind(make_method(ZERO_SHOT), source)
-            static, inputs = make_evaluation(task, self.params, {}, runs=1, mesh=self.mesh)
+        teacher = task.with_method(make_method(ZERO_SHOT)).with_memory(class_shards=self.mesh.shape[meshes.DATA])
+        key = split.digest, teacher.texts
+        if key not in self._pseudo_labels:
+            static, inputs = make_evaluation(teacher, self.params, {}, runs=1, mesh=self.mesh)
             evaluation = self.evaluator(split, budget=None).evaluate(static, inputs)
             other_odds = np.full(len(split), np.inf, np.float32)
             other_odds[evaluation.predicted[0] >= 0] = evaluation.outcomes[0].other_odds
-            self._pseudo_labels[split.digest] = evaluation.predicted[0], other_odds
-        predicted, other_odds = self._pseudo_labels[split.digest]
+            self._pseudo_labels[key] = evaluation.predicted[0], other_odds
+        predicted, other_odds = self._pseudo_labels[key]
         picks = most_confident(predicted, other_odds, shots=shots)
         return dataclasses.replace(split.subset(picks), labels=predicted[picks])
 
@@ -155,26 +166,18 @@ class SweepContext:
         return self._evaluators[key]
 
     def temperature_evaluator(
-        self, protocol: protocols.EvalProtocol, evaluation: protocols.Evaluation, shots: int | None
+        self, protocol: protocols.EvalProtocol, evaluation: protocols.Evaluation
     ) -> Evaluator | None:
-        """Of the validation images that a temperature is fitted on, at most 4 of a class; `None` without any."""
+        """Of the images that a temperature is fitted on (`calibration.temperature_images`); `None` without any."""
         source = protocol.source
-        if "val" not in source.splits or evaluation.dataset.class_names != source.class_names:
-            return None
-        # Where all of the dataset's validation images are tested, no others take their place here.
         tested = evaluation.dataset.split("test")
-        if validation_outside_test(tested, source.split("val")) is None:
-            return None
-        split = (protocol.calibration or protocol.validation)()
-        if split is None:
-            return None
-        most = MAX_VAL_SHOTS if shots is None else min(shots, MAX_VAL_SHOTS)
-        order = np.random.default_rng(0).permutation(len(split))
-        by_class = [order[split.labels[order] == label][:most] for label in np.unique(split.labels)]
-        images = split.subset(np.sort(np.concatenate(by_class)))
-        # An image that cannot be read is no reason to lose a result.
-        batch_size = self.evaluator(tested).batch_size
-        return self.evaluator(images, batch_size=batch_size, on_error="skip", whole_batches=True)
+        images = temperature_images(tested, source.splits.get("val"))
+        # Where all of the dataset's validation images are tested, no others take their place here.
+        if images is not None and evaluation.dataset.class_names == source.class_names:
+            images = temperature_images(tested, (protocol.calibration or protocol.validation)())
+            if images is not None:
+                return self.evaluator(images, **TEMPERATURE, batch_size=self.evaluator(tested).batch_size)
+        return None
 
 
 def make_context(

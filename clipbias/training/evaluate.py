@@ -1,16 +1,13 @@
 """Evaluates tuned models on a split: from towers to predictions, accuracy, scores by class and calibration.
 
 All runs of a job are evaluated at once, as compiled functions; features that they share are kept. Predictions are
-stored in a file beside the results, by a fingerprint of all that they depend on. `Predictor` answers for one model.
+stored in a file beside the results, by their identity. `Predictor` answers for one model.
 """
 
 import dataclasses
 import functools
-import hashlib
-import json
 import re
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -23,27 +20,27 @@ from jax.sharding import Mesh
 from clipbias import hosts
 from clipbias.clip.layers import no_gradient
 from clipbias.clip.params import Params
-from clipbias.clip.precision import cast_weights, named
+from clipbias.clip.precision import cast_weights
 from clipbias.clip.preprocess import Preprocessing
 from clipbias.data import Split
 from clipbias.data.confusion import class_summary
 from clipbias.data.images import Images, Workers
 from clipbias.data.pipeline import Batch
-from clipbias.data.protocols import validation_outside_test
 from clipbias.errors import ClipbiasError
-from clipbias.io import atomic_path, check_file, read_bytes
+from clipbias.identity import identity
+from clipbias.io import load_arrays, save_arrays
 from clipbias.training import mesh as meshes
 from clipbias.training.batches import split_batches
-from clipbias.training.calibration import Outcome, calibration, detection, fit_temperature
+from clipbias.training.calibration import Outcome, calibration, detection, fit_temperature, temperature_images
 from clipbias.training.device import explain_exhaustion
 from clipbias.training.spec import Row
 from clipbias.training.step import over_runs, place_text
 from clipbias.tuning import Task
 from clipbias.tuning.conformal import AnswerRule, measure
 from clipbias.tuning.features import unit_length
-from clipbias.tuning.method import Learnables, crops_of, mixes_crops
-from clipbias.tuning.registry import source_digest
+from clipbias.tuning.method import Learnables, crops_of, mixes_crops, stack_runs
 from clipbias.tuning.task import Classifier, Text
+from clipbias.tuning.tuned import Tuned
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,6 +219,7 @@ class Evaluation:
     Attributes:
       outcomes: of each run, for the images that could be read.
       temperatures: of each run, or `None` (`Evaluator.evaluate`).
+      validation_images: how many they were fitted on; `None` where none was to be fitted.
       predicted: the class of every image, int32 `[R, n]`; -1 where it could not be read.
       log_probs: see `BatchOutcome`, float16 `[R, n, 7]`.
       logits: of the images that could be read, `[R, m, C]`, if they are kept.
@@ -229,6 +227,7 @@ class Evaluation:
 
     outcomes: list[Outcome]
     temperatures: list[float | None]
+    validation_images: int | None
     predicted: np.ndarray
     log_probs: np.ndarray
     logits: np.ndarray | None
@@ -240,7 +239,10 @@ class Evaluation:
     @property
     def scores(self) -> list[Row]:
         """Of each run `{"accuracy", "correct", "images", "calibration"}`, the accuracy in percent."""
-        return [score(*pair) for pair in zip(self.outcomes, self.temperatures, strict=True)]
+        rows = [score(*pair) for pair in zip(self.outcomes, self.temperatures, strict=True)]
+        for row in rows if self.validation_images is not None else ():
+            row["calibration"]["validation_images"] = self.validation_images
+        return rows
 
 
 class Budget:
@@ -388,11 +390,12 @@ class Evaluator:
         """
         inputs = encode_texts(static, inputs)
         fitted: list[float | None] = [None] * static.runs
+        validation_images = None
         if validation is not None:
             scores, labels = validation._logits(static, inputs)
             read = labels >= 0
-            if read.any():
-                fitted = [fit_temperature(of_run[read], labels[read]) for of_run in scores]
+            validation_images = int(read.sum())
+            fitted = [fit_temperature(of_run[read], labels[read]) for of_run in scores]
         temperatures = np.asarray([1.0 if value is None else value for value in fitted], np.float32)
 
         def compute(features: jax.Array, mask: jax.Array, labels: jax.Array) -> BatchOutcome:
@@ -415,6 +418,7 @@ class Evaluator:
                 for run, temperature in enumerate(fitted)
             ],
             temperatures=fitted,
+            validation_images=validation_images,
             predicted=np.where(read, values.predicted, -1).astype(np.int32),
             log_probs=values.log_probs,
             logits=every.logits,
@@ -461,6 +465,11 @@ class Evaluator:
         return scores, labels
 
 
+# How the images of a temperature are read: one that is broken is no reason to lose a result, and the program is that of
+# the images that are evaluated.
+TEMPERATURE = {"on_error": "skip", "whole_batches": True}
+
+
 def first_run(learnables: Learnables) -> Learnables:
     return jax.tree.map(lambda leaf: leaf[0], learnables)
 
@@ -485,8 +494,7 @@ def score(outcome: Outcome, temperature: float | None) -> Row:
 
 
 def evaluate(
-    task: Task,
-    learnables: Learnables,
+    model: Tuned,
     split: Split,
     *,
     mesh: Mesh,
@@ -497,35 +505,35 @@ def evaluate(
     outside: Split | None = None,
     rule: AnswerRule | None = None,
 ) -> tuple[Row, np.ndarray]:
-    """Top-1 accuracy of one set of learnables, its calibration, and how well it tells other images apart.
+    """Top-1 accuracy of a tuned model, its calibration, and how well it tells other images apart.
 
-    A temperature is fitted on validation images but those that are evaluated. Labels of images outside are not looked
-    at. The rule makes prediction sets and rejections. The batch size is that of all devices.
+    A temperature is fitted on some validation images (`calibration.temperature_images`). Labels of images outside are
+    not looked at. The rule makes prediction sets and rejections. The batch size is that of all devices.
 
     Returns:
-      `{"accuracy", "correct", "images", "calibration", "class_summary"}` (`data.confusion`), with `validation_images`,
-      their number, and `skipped_images` if any, with a rule `answers` (`conformal.measure`), and with images outside
-      `ood` (`calibration.detection`), where `accepted` is the share in percent that the rule does not reject. And the
-      class that is predicted for every image, int32 `[n]`; -1 where one could not be read.
+      `{"accuracy", "correct", "images", "calibration", "class_summary"}` (`data.confusion`), with `skipped_images` if
+      any, with a rule `answers` (`conformal.measure`), and with images outside `ood` (`calibration.detection`), where
+      `accepted` is the share in percent that the rule does not reject. And the class that is predicted for every image,
+      int32 `[n]`; -1 where one could not be read.
     """
+    task = model.task.with_memory(class_shards=mesh.shape[meshes.DATA])
     params = meshes.place_weights(mesh, task.clip.params, task.classifier.dtype)
-    single = jax.tree.map(lambda leaf: np.asarray(leaf)[None], learnables)
+    single = stack_runs([jax.device_get(model.learnables)])
     static, inputs = make_evaluation(task, params, single, runs=1, mesh=mesh)
     shared = Workers(workers)
 
-    def on(images: Split) -> Evaluator:
-        return Evaluator(images, mesh=mesh, batch_size=eval_batch_size, on_error=on_image_error, workers=shared)
+    def on(images: Split, batch_size: int = eval_batch_size, **options: Any) -> Evaluator:
+        options = {"on_error": on_image_error, **options}
+        return Evaluator(images, mesh=mesh, batch_size=batch_size, workers=shared, **options)
 
-    others = validation_outside_test(split, validation)
+    tested = on(split)
+    others = temperature_images(split, validation)
+    fits = None if others is None else on(others, tested.batch_size, **TEMPERATURE)
     keeps_logits = rule is not None
-    inside = on(split).evaluate(
-        static, inputs, validation=None if others is None else on(others), keeps_logits=keeps_logits
-    )
+    inside = tested.evaluate(static, inputs, validation=fits, keeps_logits=keeps_logits)
     predicted = inside.predicted[0]
     (scores,) = inside.scores
     scores["class_summary"] = class_summary(split.labels, predicted, task.class_names)
-    if others is not None:
-        scores["validation_images"] = len(others)
     if inside.skipped:
         scores["skipped_images"] = inside.skipped
     if rule is not None and inside.logits is not None:
@@ -544,109 +552,91 @@ def evaluate(
 FOLDER = "predictions"
 
 
-def fingerprint(task: Task, learnables: Learnables, method: str, split: Split | None) -> str:
-    """Names the predictions of a tuned model: its weights, preprocessing, texts and learnables, the images and labels.
-
-    Without a split it names the model alone. The program of a user's own method counts.
-    """
-    facts: list[Any] = [
-        None if split is None else split.identity,
-        task.clip.fingerprint,
-        repr(task.clip.preprocessing),
-        method,
-        source_digest(method),
-    ]
-    facts += [repr(sorted(task.options().items())), task.class_names, task.texts, named(task.classifier.dtype)]
-    digest = hashlib.sha256(json.dumps(facts).encode())
-    for path, leaf in sorted(jax.tree_util.tree_leaves_with_path(learnables), key=lambda x: str(x[0])):
-        values = np.asarray(leaf)
-        digest.update(f"{jax.tree_util.keystr(path)} {values.dtype} {values.shape}".encode() + values.tobytes())
-    return digest.hexdigest()
-
-
 def predictions_name(name: str) -> str:
     return re.sub(r"[^\w.-]+", "_", name)
+
+
+def predictions_identity(model: Tuned, images: str) -> str:
+    """Names predictions by all that they depend on: the tuned model, and images and labels by their identity."""
+    return identity([model.identity, images])
 
 
 def save_predictions(
     workdir: Path,
     name: str,
-    task: Task,
-    learnables: Learnables,
-    method: str,
+    model: Tuned,
     split: Split,
     predicted: np.ndarray,
     log_probs: np.ndarray | None = None,
+    *,
+    images: str | None = None,
 ) -> str:
-    """Writes `predictions/NAME.npz` of a run's folder, atomically, and returns the fingerprint of all inputs.
+    """Writes `predictions/NAME.npz` of a run's folder, atomically, and returns the identity of the predictions.
 
-    It holds "images" (names), "labels", "predicted" (-1 where an image could not be read), "class_names", of a sweep's
-    runs "log_probs" (`BatchOutcome`), and the "fingerprint", by which predictions are found again.
+    `images` is the split's identity, where it is known. The file holds "images" (names), "labels", "predicted" (-1
+    where an image could not be read), "class_names", of a sweep's runs "log_probs" (`BatchOutcome`), and "identity", by
+    which predictions are found again.
     """
-    inputs = fingerprint(task, learnables, method, split)
+    known_by = predictions_identity(model, images or split.identity)
     path = workdir / FOLDER / f"{predictions_name(name)}.npz"
-    with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(
-            file,
-            allow_pickle=False,
-            images=np.asarray(split.keys),
-            labels=np.asarray(split.labels, np.int32),
-            predicted=np.asarray(predicted, np.int32),
-            class_names=np.asarray(task.class_names),
-            fingerprint=np.asarray(inputs),
-            **({} if log_probs is None else {"log_probs": log_probs}),
-        )
-    return inputs
+    arrays = {
+        "images": np.asarray(split.keys),
+        "labels": np.asarray(split.labels, np.int32),
+        "predicted": np.asarray(predicted, np.int32),
+        "class_names": np.asarray(model.class_names),
+        "identity": np.asarray(known_by),
+    }
+    save_arrays(path, arrays if log_probs is None else {**arrays, "log_probs": log_probs})
+    return known_by
 
 
 class KnownPredictions:
-    """Those in the folders of runs, by fingerprint. What is damaged counts as not there."""
+    """Those in the folders of runs, by identity. What is damaged counts as not there."""
 
     def __init__(self, workdirs: Iterable[Path]) -> None:
         self._paths: dict[str, Path] = {}
         for workdir in workdirs:
             for path in sorted((workdir / FOLDER).glob("*.npz")):
-                if (stored := stored_fingerprint(path)) is not None:
+                if (stored := stored_identity(path)) is not None:
                     self._paths.setdefault(stored, path)
 
-    def find(self, task: Task, learnables: Learnables, method: str, split: Split) -> np.ndarray | None:
+    def find(self, model: Tuned, split: Split) -> np.ndarray | None:
         """The class number that was predicted for every image, int32 `[n]`, -1 where one could not be read.
 
         `None` where nothing with exactly this model and these images is known.
         """
-        path = self._paths.get(fingerprint(task, learnables, method, split)) if self._paths else None
+        path = self._paths.get(predictions_identity(model, split.identity)) if self._paths else None
         predicted = None if path is None else _read(path, "predicted")
         if predicted is None or predicted.shape != (len(split),) or predicted.dtype != np.int32:
             return None
-        return predicted if predicted.min() >= -1 and predicted.max() < len(task.class_names) else None
+        return predicted if predicted.min() >= -1 and predicted.max() < len(model.class_names) else None
 
 
-def stored_fingerprint(path: Path) -> str | None:
-    """The fingerprint of predictions in a file; `None` where there are none, or the file is damaged."""
-    stored = _read(path, "fingerprint")
+def stored_identity(path: Path) -> str | None:
+    """The identity of predictions in a file; `None` where there are none, or the file is damaged."""
+    stored = _read(path, "identity")
     return None if stored is None or stored.ndim else str(stored)
 
 
 def _read(path: Path, name: str) -> np.ndarray | None:
     try:
-        check_file(path)
-        with np.load(BytesIO(read_bytes(path)), allow_pickle=False) as stored:
-            return stored[name]
-    except Exception:  # a damaged archive raises nearly anything
+        return load_arrays(path, name)[name]
+    except ClipbiasError:
         return None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Predictor:
-    """One task with its learnables, ready for batches of images: its texts are encoded once."""
+    """A tuned model on a device, ready for batches of images: its texts are encoded once."""
 
-    task: Task
     static: EvalStatic
     inputs: EvalInputs
 
     @classmethod
-    def of(cls, task: Task, learnables: Learnables, params: Params | None = None) -> "Predictor":
-        """On weights that are placed already; by default on JAX's first device."""
+    def of(cls, model: Tuned, params: Params | None = None, learnables: Learnables | None = None) -> "Predictor":
+        """On weights, and with learnables, that are placed already; by default on JAX's first device."""
+        task = model.task
+        learnables = model.learnables if learnables is None else learnables
         if params is None:
             params = cast_weights(jax.device_put(task.clip.params), task.classifier.dtype)
         text: Text = task.text
@@ -654,7 +644,7 @@ class Predictor:
             text = task.text_features(params, learnables)[None]
         static = EvalStatic(task.classifier, task.clip.preprocessing, mesh=None, runs=1)
         run = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], learnables)
-        return cls(task, static, EvalInputs(params, run, text))
+        return cls(static, EvalInputs(params, run, text))
 
     @property
     def text(self) -> Text:

@@ -32,10 +32,11 @@ from clipbias.training.evaluate import EvalInputs, EvalStatic, make_evaluation, 
 from clipbias.training.memory import MemoryPlan, StepShape, plan_step
 from clipbias.training.progress import METRICS, MetricWriter, Progress, StepProfile, StepReport, step_seconds
 from clipbias.training.step import StepScalars, StepStatic, init_state, place_inputs, place_text, train_step
-from clipbias.training.teacher import TaughtBatches, Teacher, check_student
+from clipbias.training.teacher import TaughtBatches, check_student
 from clipbias.tuning import Samples, Task
 from clipbias.tuning.method import FeatureMethod, Learnables, sampling_of, select_run, stack_runs, with_constants
 from clipbias.tuning.recipe import Recipe
+from clipbias.tuning.tuned import Tuned
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -84,8 +85,7 @@ class TrainJob:
     task: Task
     recipe: Recipe | None
     runs: tuple[Run, ...]
-    shots: int | None = None
-    teacher: Teacher | None = None
+    teacher: Tuned | None = None
     logging: Logging = dataclasses.field(default_factory=Logging)
     plan: MemoryPlan | None = None
 

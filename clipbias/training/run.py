@@ -18,6 +18,7 @@ from clipbias.data.confusion import class_summary
 from clipbias.data.few_shot import images_per_class
 from clipbias.data.held_out import hold_out_of
 from clipbias.data.images import Images
+from clipbias.identity import identity
 from clipbias.sentences import counted
 from clipbias.training import mesh as meshes
 from clipbias.training.context import SweepContext
@@ -26,7 +27,6 @@ from clipbias.training.loop import Logging, Run, TrainJob, TrainResult, check_im
 from clipbias.training.memory import fit_evaluation
 from clipbias.training.progress import Progress
 from clipbias.training.select import (
-    Selection,
     apply,
     cautions_of_fit,
     frozen,
@@ -37,12 +37,14 @@ from clipbias.training.select import (
     with_validation,
 )
 from clipbias.training.spec import TEST, UNSELECTED, Group, Row, RunSpec
-from clipbias.training.teacher import Teacher, split_logits
+from clipbias.training.teacher import split_logits
 from clipbias.training.workdir import SweepPaths
 from clipbias.tuning import Recipe, Task, parameter_count
-from clipbias.tuning.adapter import save_adapter, transfer
+from clipbias.tuning.adapter import write_adapter
 from clipbias.tuning.conformal import Calibration
 from clipbias.tuning.method import Learnables, select_run
+from clipbias.tuning.transfer import transfer
+from clipbias.tuning.tuned import Tuned
 
 # Fields of a row that differ between two equal runs; adapters do not have them.
 VOLATILE = ("seconds", "training_seconds", "waiting_share")
@@ -77,7 +79,7 @@ def run_group(
     logging = Logging(checkpoints=paths.checkpoints(group), metrics=paths.metrics(group), progress=progress)
     progress.at_work("reading images")
     job = make_job(group, context, logging)
-    added = [dict((facts or {}).get(spec.key, {})) for spec in group]
+    added = [{"training": spec.training, **(facts or {}).get(spec.key, {})} for spec in group]
     # Select. The spec of the row then has the settings that were selected.
     if compares_rates is not None:
         (spec,) = group
@@ -108,12 +110,12 @@ def run_group(
         if calibrates and has_adapter:
             images, prediction_sets = calibration_images(spec, context)
             if images is not None:
-                calibration = calibrate(job.task, learnables, images, context)
+                calibration = calibrate(Tuned(job.task, learnables), images, context)
                 prediction_sets = f"calibrated on {counted(len(calibration), 'image')}: it has prediction sets"
         # Save
         if has_adapter and hosts.is_first():
             kept = {name: value for name, value in row.items() if name not in VOLATILE}
-            save_adapter(paths.adapter(spec), job.task, learnables, notes=kept, calibration=calibration)
+            write_adapter(paths.adapter(spec), Tuned(job.task, learnables, kept, calibration))
         rows.append(row | {"prediction_sets": prediction_sets} if calibrates else row)
     return rows
 
@@ -126,11 +128,12 @@ def make_job(group: Group, context: SweepContext, logging: Logging | None = None
     first = group[0]
     method = first.make_method()
     by_seed = context.protocols_of(group)
+    task = context.bind(method, by_seed[first.seed].source, first.method)
     if method.uses_images:
         # Where nothing can be run, as many labelled images stand for pseudo-labelled ones.
         unlabelled = (method.unlabelled or first.protocol == "pseudo_labels") and meshes.is_there(context.mesh)
         splits = [
-            context.pseudo_labelled(protocol, first.shots) if unlabelled else protocol.source.split("train")
+            context.pseudo_labelled(task, protocol, first.shots) if unlabelled else protocol.source.split("train")
             for protocol in by_seed.values()
         ]
         images = dict(zip(by_seed, context.training_images(splits), strict=True))
@@ -139,10 +142,9 @@ def make_job(group: Group, context: SweepContext, logging: Logging | None = None
     runs = [Run(images[spec.seed], spec.start, by_seed[spec.seed], spec.learning_rate) for spec in group]
     return TrainJob(
         context=context,
-        task=context.bind(method, by_seed[first.seed].source, first.method),
+        task=task,
         recipe=first.recipe if method.trains and method.uses_images else None,
         runs=tuple(runs),
-        shots=first.shots,
         logging=logging or Logging(),
     )
 
@@ -152,7 +154,7 @@ def evaluate_test(
 ) -> tuple[Task, Learnables, Evaluation]:
     """Evaluates the runs of a job, and their padding, on test images; `learnables [R, …]` lie on the host.
 
-    A temperature is fitted on the job's validation images.
+    A temperature is fitted on validation images (`calibration.temperature_images`).
 
     Returns:
       The task of the evaluation's classes, which may differ from those of training; its learnables; the predictions.
@@ -162,17 +164,18 @@ def evaluate_test(
     task = fit_evaluation(task, runs=job.padded_runs, mesh=context.mesh)
     learnables = transfer(job.task, task, learnables, evaluation.source_labels, axis=1)
     evaluator = context.evaluator(evaluation.dataset.split("test"))
-    validation = context.temperature_evaluator(job.protocol, evaluation, job.shots)
+    validation = context.temperature_evaluator(job.protocol, evaluation)
     return task, learnables, evaluator.evaluate(*job.evaluation(task, learnables), validation=validation)
 
 
 def _score_test(group: Group, job: TrainJob, learnables: Learnables, paths: SweepPaths) -> list[Row]:
     """Scores the runs on all test images, and saves their predictions."""
     scores: list[dict[str, Row]] = [{} for _ in group]
-    fingerprints: list[dict[str, str]] = [{} for _ in group]
+    identities: list[dict[str, str]] = [{} for _ in group]
     for evaluation in job.protocol.evaluations:
         task, transferred, tested = evaluate_test(job, learnables, evaluation)
         split = evaluation.dataset.split("test")
+        images = split.identity  # which looks at every file
         skipped = {"skipped_images": tested.skipped} if tested.skipped else {}
         # Padding lies behind the runs.
         for run, (spec, score) in enumerate(zip(group, tested.scores, strict=False)):
@@ -180,20 +183,19 @@ def _score_test(group: Group, job: TrainJob, learnables: Learnables, paths: Swee
             summary = class_summary(split.labels, predicted, task.class_names)
             scores[run][evaluation.name] = score | {"class_summary": summary} | skipped
             if hosts.is_first():
-                fingerprints[run][evaluation.name] = save_predictions(
+                identities[run][evaluation.name] = save_predictions(
                     paths.workdir,
                     paths.predictions(spec, evaluation.name),
-                    task,
-                    select_run(transferred, run),
-                    spec.method,
+                    Tuned(task, select_run(transferred, run)),
                     split,
                     predicted,
                     tested.log_probs[run],
+                    images=images,
                 )
     rows = []
     for run, spec in enumerate(group):
         names = {name: predictions_name(paths.predictions(spec, name)) for name in scores[run]}
-        facts = {"predictions": names, "fingerprints": fingerprints[run]}
+        facts = {"predictions": names, "identities": identities[run]}
         rows.append(facts | merge_scores(scores[run]))
     return rows
 
@@ -233,10 +235,10 @@ def spec_facts(spec: RunSpec, common: Recipe) -> Row:
     return {"key": spec.key, **spec.facts(), **({"own_recipe": different} if different else {})}
 
 
-def calibrate(task: Task, learnables: Learnables, images: Split, context: SweepContext) -> Calibration:
+def calibrate(model: Tuned, images: Split, context: SweepContext) -> Calibration:
     """A tuned model's scores of images that neither trained it nor selected a setting."""
-    logits, read = split_logits(Teacher(task, learnables), Images(images), context)
-    scale = float(np.exp(np.asarray(task.method.logit_scale(task.clip.params))))
+    logits, read = split_logits(model, Images(images), context)
+    scale = float(np.exp(np.asarray(model.task.method.logit_scale(model.clip.params))))
     return Calibration.of(logits[read], images.labels[read], scale)
 
 
@@ -257,22 +259,6 @@ def calibration_images(spec: RunSpec, context: SweepContext) -> tuple[Split | No
 # A job from memory, for `clipbias.fit`.
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class FitResult:
-    """What `fit_task` returns: the task and the recipe have the settings that were selected.
-
-    The recipe is `None` where no step was made. Labels are those of the training images.
-    """
-
-    task: Task
-    learnables: Learnables
-    recipe: Recipe | None
-    selection: Selection | None
-    labels: np.ndarray
-    warnings: tuple[str, ...]
-    calibration: Calibration | None
-
-
 def fit_task(
     task: Task,
     recipe: Recipe,
@@ -285,7 +271,7 @@ def fit_task(
     progress: Progress,
     compares_rates: bool = False,
     calibrates: bool | None = None,
-) -> FitResult:
+) -> Tuned:
     """Trains a task with the few-shot splits, steps and numbers of `clipbias train`. Nothing is saved.
 
     Args:
@@ -295,17 +281,19 @@ def fit_task(
       seed, start_seed: of the few-shot split; of initial learnables and the order of images, `None` for the same.
       compares_rates: whether the learning rate is selected on held-out images (`data.held_out`).
       calibrates: whether images are left to calibrate; `None` where there are enough.
+
+    Returns:
+      The model, with the settings that were selected. Its notes tell of its training and have sentences of "warnings".
     """
     protocol = protocols.few_shot(dataset, shots=shots, seed=seed) if shots is not None else protocols.full(dataset)
     unlabelled = task.method.unlabelled
-    train = context.pseudo_labelled(protocol, shots) if unlabelled else protocol.source.split("train")
+    train = context.pseudo_labelled(task, protocol, shots) if unlabelled else protocol.source.split("train")
     (images,) = context.training_images([train])
     job = TrainJob(
         context=context,
         task=task.with_memory(class_shards=context.mesh.shape[meshes.DATA]),
         recipe=recipe if task.method.trains else None,
         runs=(Run(images, seed if start_seed is None else start_seed, protocol),),
-        shots=shots,
         logging=Logging(progress=progress),
     )
     progress.at_work("reading images")
@@ -322,21 +310,26 @@ def fit_task(
         progress.say(str(selection))
         job = apply(job, selection.best.learning_rate, selection.options)
     result = train_job(job)
-    learnables = jax.tree.map(jnp.asarray, select_run(result.learnables, 0))
-    return FitResult(
-        task=job.task,
-        learnables=learnables,
-        recipe=job.recipe,
-        selection=selection,
-        labels=images.labels,
-        warnings=cautions_of_fit(job, result, held, selection, compares_rates=compares_rates),
-        calibration=None if left is None else calibrate(job.task, learnables, left, context),
+    model = Tuned(job.task, jax.tree.map(jnp.asarray, select_run(result.learnables, 0)))
+    pools = {name: split for name, split in dataset.splits.items() if name != "test"}
+    start = {} if start_seed is None else {"start_seed": start_seed}
+    notes: dict[str, object] = {"seed": seed, **start, "data": identity(pools)}
+    notes |= {"training": identity([task, pools, shots, recipe, compares_rates])}
+    notes |= {"train_images": len(images)} | ({} if shots is None else {"shots": shots})
+    notes["images_per_class"] = images_per_class(images.labels, len(model.class_names))
+    if job.recipe is not None:
+        notes |= {"learning_rate": job.recipe.learning_rate, "recipe": job.recipe.facts()}
+    if selection is not None:
+        notes["choice"] = selection.note
+    if cautions := cautions_of_fit(job, result, held, selection, compares_rates=compares_rates):
+        notes["warnings"] = list(cautions)
+    return dataclasses.replace(
+        model, notes=notes, calibration=None if left is None else calibrate(model, left, context)
     )
 
 
 def calibrate_untrained(
-    task: Task,
-    learnables: Learnables,
+    model: Tuned,
     dataset: Dataset,
     context: SweepContext,
     *,
@@ -348,4 +341,4 @@ def calibrate_untrained(
         return None
     protocol = protocols.full(dataset)
     left = held_out.left_to_calibrate(protocol, seed, selects=False, trains=False, required=bool(calibrates))
-    return None if left is None else calibrate(task, learnables, left, context)
+    return None if left is None else calibrate(model, left, context)

@@ -38,7 +38,8 @@ from clipbias.training.memory import fit_evaluation
 from clipbias.training.progress import Progress
 from clipbias.training.spec import Row, RunSpec
 from clipbias.tuning.method import FeatureMethod, Learnables, Method, sampling_of, select_run, stack_runs
-from clipbias.tuning.registry import make_method
+from clipbias.tuning.recipe import Recipe
+from clipbias.tuning.registry import METHODS, make_method, option_types
 
 
 def score_validation(job: TrainJob, learnables: Learnables, *, finite: bool = True) -> list[Row]:
@@ -58,6 +59,20 @@ def score_validation(job: TrainJob, learnables: Learnables, *, finite: bool = Tr
         {f"validation_{name}": value for name, value in scores[split.digest][run].items()}
         for run, split in enumerate(splits)
     ]
+
+
+# Settings that the user gave, over those of a method's authors.
+
+
+def with_given(recipe: Recipe, given: Mapping[str, Any]) -> Recipe:
+    """The recipe with settings that the user gave; given epochs replace its number of steps."""
+    return dataclasses.replace(recipe, **{**given, "steps": None} if "epochs" in given else given)
+
+
+def as_options(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Those settings that a built-in method has as options; its authors' recipe follows these, as in its warm-up."""
+    known = option_types(method) if method in METHODS else {}
+    return {name: value for name, value in given.items() if name in known}
 
 
 # Selection of a run's settings, before it is trained on all images.

@@ -7,17 +7,18 @@ learning rate alone form a *group*, which trains side by side in one program.
 
 import dataclasses
 import functools
-import hashlib
 import itertools
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from clipbias.errors import ClipbiasError
+from clipbias.identity import identity
 from clipbias.sentences import counted
 from clipbias.tuning.method import Method
 from clipbias.tuning.recipe import Recipe
-from clipbias.tuning.registry import resolve_method
+from clipbias.tuning.registry import resolve_method, source_digest
 
 # More runs than this gain nothing side by side and delay the first result.
 MOST_RUNS = 32
@@ -33,14 +34,16 @@ class RunSpec:
     """One run. Equal specs give equal numbers; whatever changes a number changes the spec.
 
     Attributes:
-      method: a name of `tuning.METHODS`, or the path of a user's own file; `source` is its SHA-256, else empty.
-      options: all options of the method, resolved.
+      method, options: a name of `tuning.METHODS`, or the path of a user's own file, and all its options, resolved.
+      dataset, protocol, targets: what it is trained and tested on.
       shots: training images per class; `None` for all, or for a method that takes none.
       seed: of the few-shot split.
       start_seed: of the initial learnables, the order and augmentation of images; `None` for the few-shot split's.
       recipe: optimiser, schedule and learning rate; `None` where nothing is trained.
-      descriptions: digest of the texts that stand in place of the template; empty without any.
-      weights, data: fingerprint of the frozen weights; hash of class names, images and labels of all splits.
+      dtype: compute type.
+      task: identity of its task: frozen model, method, classes and compute type.
+      source: digest of the program of a user's own method, as it was when the spec was made.
+      data: identity of the images of all splits, and of the images and classes of the targets.
       on_image_error: "raise", or "skip" images that cannot be read.
       score_on: "test", or "validation" for a run that only helps to choose a learning rate.
       validation: the validation policy, which tables show: "none", or the images on which something was selected,
@@ -56,11 +59,9 @@ class RunSpec:
     shots: int | None
     seed: int
     recipe: Recipe | None
-    template: str
-    descriptions: str
     dtype: str
-    weights: str
-    source: str
+    task: str
+    source: str | None
     data: str
     on_image_error: str = "raise"
     score_on: str = TEST
@@ -71,7 +72,12 @@ class RunSpec:
     @functools.cached_property
     def key(self) -> str:
         """A short hash of all fields."""
-        return stable_hash(self.facts())
+        return identity(self)[:12]
+
+    @functools.cached_property
+    def training(self) -> str:
+        """What the run has in common with those of other seeds, before anything is selected for it."""
+        return dataclasses.replace(self, seed=0, start_seed=None).key
 
     @property
     def learning_rate(self) -> float | None:
@@ -107,7 +113,11 @@ class RunSpec:
         return {**json.loads(json.dumps({**facts, "recipe": recipe})), "learning_rate": self.learning_rate}
 
     def make_method(self) -> Method:
-        return resolve_method(self.method, self.options)
+        """The method with its options. Raises `ClipbiasError` for a program that was changed since."""
+        method = resolve_method(self.method, self.options)
+        if source_digest(type(method)) != self.source:
+            raise ClipbiasError(f"{self.method} or a module that it imports was changed meanwhile; start again.")
+        return method
 
 
 # Runs that train side by side.
@@ -153,7 +163,7 @@ def _batched(values: Sequence[Any], size: int) -> list[Sequence[Any]]:
 
 
 def group_key(group: Iterable[RunSpec]) -> str:
-    return stable_hash([spec.key for spec in group])
+    return identity([spec.key for spec in group])[:12]
 
 
 def group_name(group: Group) -> str:
@@ -173,12 +183,6 @@ def run_names(specs: Iterable[RunSpec]) -> dict[str, str]:
         for name, alike in named.items()
         for spec in alike
     }
-
-
-def stable_hash(value: Any, length: int = 12) -> str:
-    """A short hash of JSON values that does not depend on the order of keys."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:length]
 
 
 def _file_name(name: str) -> str:

@@ -13,10 +13,11 @@ from clipbias.data.images import Images
 from clipbias.training import mesh as meshes
 from clipbias.training.context import SweepContext
 from clipbias.training.loop import Logging, Run, TrainJob, train_job
-from clipbias.training.teacher import Teacher, split_logits
+from clipbias.training.teacher import split_logits
 from clipbias.tuning import Recipe, Task
-from clipbias.tuning.method import Learnables, select_run
+from clipbias.tuning.method import select_run
 from clipbias.tuning.prompts import ClassList
+from clipbias.tuning.tuned import Tuned
 
 STEPS = 1500
 BATCH_SIZE = 16
@@ -40,7 +41,7 @@ class Form:
 
     def task(self, clip: Clip, classes: ClassList, dtype: str = "float32") -> Task:
         """The task of a student for a teacher's classes."""
-        return Task(clip, self.method, tuple(classes.class_names), template=classes.template, dtype=dtype)
+        return Task(clip, self.method, classes, dtype=dtype)
 
 
 # From few numbers to many.
@@ -78,15 +79,15 @@ def fit_recipe(*, learning_rate: float, steps: int = STEPS, batch_size: int = BA
 
 def fit_student(
     student: Task,
-    teacher: Teacher,
+    teacher: Tuned,
     images: Split,
     recipe: Recipe,
     context: SweepContext,
     *,
     seed: int,
     logging: Logging,
-) -> Learnables:
-    """The learnables of a student, bound to the teacher's classes, after its training; on the host.
+) -> Tuned:
+    """A student, bound to the teacher's classes, after its training; its learnables lie on the host.
 
     Labels of the images are not read. The seed is of the start and of the order of images. A fit that is done is read
     from its checkpoints. Raises `ClipbiasError` where the method cannot learn from a teacher, the loss is not finite,
@@ -103,7 +104,7 @@ def fit_student(
         teacher=teacher,
         logging=dataclasses.replace(logging, keeps_last=True),
     )
-    return select_run(train_job(job).learnables, 0)
+    return Tuned(student, select_run(train_job(job).learnables, 0))
 
 
 def select_rate(divergence: Callable[[float], float], *, first: float = FIRST_RATE, most: int = 8) -> float:
@@ -121,7 +122,7 @@ def select_rate(divergence: Callable[[float], float], *, first: float = FIRST_RA
     return min(tried, key=lambda rate: (np.isnan(tried[rate]), tried[rate]))
 
 
-def mean_divergence(teacher: Teacher, student: Teacher, images: Split, context: SweepContext) -> float:
+def mean_divergence(teacher: Tuned, student: Tuned, images: Split, context: SweepContext) -> float:
     """The mean of `divergences` over the images that both could read, in nats."""
     opened = Images(images)
     expected, read = split_logits(teacher, opened, context)

@@ -15,27 +15,30 @@ import time
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import logging
 from etils import epath
 
 from clipbias import hosts
 from clipbias.checks import shown
-from clipbias.clip.precision import named
 from clipbias.data import Dataset, held_out, protocols
 from clipbias.errors import ClipbiasError, UnreadableImage, sentence
+from clipbias.identity import identity
 from clipbias.io import read_json, write_text
 from clipbias.training.context import SweepContext
 from clipbias.training.device import drop_programs
 from clipbias.training.evaluate import FOLDER as PREDICTIONS
-from clipbias.training.evaluate import stored_fingerprint
+from clipbias.training.evaluate import stored_identity
 from clipbias.training.progress import Progress
 from clipbias.training.run import run_group, spec_facts
-from clipbias.training.select import Rates, searches
-from clipbias.training.spec import TEST, UNSELECTED, Group, Row, RunSpec, make_groups, part_of, run_names, stable_hash
+from clipbias.training.select import Rates, as_options, searches, with_given
+from clipbias.training.spec import TEST, UNSELECTED, Group, Row, RunSpec, make_groups, part_of, run_names
 from clipbias.training.workdir import SweepPaths, note_runs
+from clipbias.tuning.prompts import Classes
 from clipbias.tuning.recipe import Recipe
 from clipbias.tuning.registry import method_options, resolve_method, source_digest
+from clipbias.tuning.task import task_identity
 
 FOLDER = "results"
 RESULTS = "results.jsonl"
@@ -77,8 +80,8 @@ def sweep(
     def is_replaced(row: Row) -> bool:
         """Whether a run on other images, or with other settings, wrote its files under the same names later."""
         names: Mapping[str, str] = row.get("predictions", {})
-        stored = {name: stored_fingerprint(workdir / PREDICTIONS / f"{file}.npz") for name, file in names.items()}
-        return any(value not in (None, row["fingerprints"][name]) for name, value in stored.items())
+        stored = {name: stored_identity(workdir / PREDICTIONS / f"{file}.npz") for name, file in names.items()}
+        return any(value not in (None, row["identities"][name]) for name, value in stored.items())
 
     replaced = hosts.from_first(lambda: [row["key"] for row in rows if is_replaced(row)])
     done = {row["key"] for row in rows if row["status"] == "ok" and (not calibrates or "prediction_sets" in row)}
@@ -222,6 +225,8 @@ class SweepAxes:
       concentration: of the protocol "imbalanced".
       hold_out_shot: whether one training image of each class selects settings (`data.held_out.SHOT`).
       start_seed, score_on: see `RunSpec`.
+      given: settings of the recipe, and options of methods as `method_options.NAME`, that the user asked for: methods
+        have them in place of their authors'.
     """
 
     methods: tuple[str, ...]
@@ -236,6 +241,13 @@ class SweepAxes:
     concentration: float = protocols.CONCENTRATION
     hold_out_shot: bool = False
     score_on: str = TEST
+    given: tuple[str, ...] = ()
+
+    def given_recipe(self, common: Recipe, method: str, dataset: str) -> dict[str, Any]:
+        """Given settings that replace a method's own recipe, but those that are given as its options, too."""
+        places = ("method_options", f"method_options.{method}", f"method_options.{method}@{dataset}")
+        names = [name for name in self.given if not {f"{place}.{name}" for place in places} & set(self.given)]
+        return {name: value for name, value in vars(common).items() if name in names}
 
 
 def make_specs(context: SweepContext, common: Recipe, axes: SweepAxes, rates: Rates | None = None) -> list[RunSpec]:
@@ -253,6 +265,10 @@ def make_specs(context: SweepContext, common: Recipe, axes: SweepAxes, rates: Ra
         values = getattr(axes, name)
         if repeated := [value for place, value in enumerate(values) if value in values[:place]]:
             raise ClipbiasError(f"{name} has {shown(repeated[0])} twice; name each once.")
+    if axes.protocol == "full" and axes.shots != (None,):
+        raise ClipbiasError("the protocol full trains on all images; give --config.shots=None.")
+    if axes.protocol not in ("few_shot", "full", "pseudo_labels") and None in axes.shots:
+        raise ClipbiasError(f"the protocol {axes.protocol} draws images of each class; give --config.shots=16.")
     for name in axes.methods:  # a misspelt option is reported before any dataset is looked at
         resolve_method(name, axes.options.get(name, {}))
     specs = []
@@ -263,24 +279,25 @@ def make_specs(context: SweepContext, common: Recipe, axes: SweepAxes, rates: Ra
     datasets = [context.datasets[name] for name in axes.datasets if name in context.datasets]
     for dataset, name in itertools.product(datasets, axes.methods):
         options = {**axes.options.get(name, {}), **axes.options.get(f"{name}@{dataset.name}", {})}
+        given = axes.given_recipe(common, name, dataset.name)
+        options |= as_options(name, given)
         for shots in axes.shots if resolve_method(name, options).uses_images else (None,):
             method = resolve_method(name, options, dataset=dataset.name, shots=shots)
             # On which images is it trained and tested? "full" where all labelled images are used.
             is_full = shots is None and method.uses_images and axes.protocol != "pseudo_labels"
             protocol = "full" if is_full else axes.protocol
             targets = protocols.targets_of(axes.protocol, dataset.name, axes.targets)
-            data = stable_hash(
-                [[context.datasets[tested].class_names, images_of(tested)] for tested in (dataset.name, *targets)]
+            data = identity(
+                [[Classes.of(context.datasets[each]), images_of(each)] for each in (dataset.name, *targets)]
             )
             # How is it trained, and at which learning rates? Those that are compared are for the common recipe, since a
             # method keeps its authors' rate; else the rate that was selected before, `None` for the recipe's.
-            recipe = method.recipe_for(common, shots) if method.trains else None
-            listed = None if rates is None else rates.of(name, dataset.name, shots)
-            learning_rates: Sequence[float | None] = (None if recipe is None else listed,)
-            if recipe is not None and axes.learning_rates and recipe.learning_rate == common.learning_rate:
-                learning_rates = axes.learning_rates
+            recipe = with_given(method.recipe_for(common, shots), given) if method.trains else None
+            takes_rates = recipe is not None and recipe.learning_rate == common.learning_rate
+            listed = rates.of(name, dataset.name, shots) if takes_rates and rates is not None else None
+            learning_rates = axes.learning_rates if takes_rates and axes.learning_rates else (listed,)
             # Which images select its settings?
-            selected = len(learning_rates) > 1 or (listed is not None and learning_rates[0] is not None)
+            selected = len(learning_rates) > 1 or listed is not None
             validation = _policy(axes, dataset, shots) if selected or searches(method) else UNSELECTED
             # With which seeds, of the few-shot split and of the start?
             seeds = axes.seeds if method.uses_images else (0,)
@@ -296,11 +313,9 @@ def make_specs(context: SweepContext, common: Recipe, axes: SweepAxes, rates: Ra
                     seed=seed,
                     start_seed=None if axes.start_seed == seed or not method.uses_images else axes.start_seed,
                     recipe=recipe and recipe.with_learning_rate(learning_rate),
-                    template=dataset.template,
-                    descriptions=dataset.descriptions.digest if dataset.descriptions else "",
-                    dtype=named(context.dtype),
-                    weights=context.clip.fingerprint,
-                    source=source_digest(name) or "",
+                    dtype=context.dtype,
+                    task=task_identity(context.clip, method, Classes.of(dataset), context.dtype),
+                    source=source_digest(type(method)),
                     data=data,
                     on_image_error=context.on_image_error,
                     score_on=axes.score_on,

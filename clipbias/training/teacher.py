@@ -20,25 +20,11 @@ from clipbias.training.evaluate import EvalInputs, EvalStatic, Evaluator, encode
 from clipbias.training.memory import fit_evaluation
 from clipbias.training.step import TEACHER, over_runs
 from clipbias.tuning import Recipe, Task
-from clipbias.tuning.method import FeatureMethod, Learnables, Method, TestTimeMethod, stack_runs
+from clipbias.tuning.method import FeatureMethod, Method, TestTimeMethod, stack_runs
+from clipbias.tuning.tuned import Tuned
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Teacher:
-    """A tuned model whose predictions others learn. Its base model may be another than the student's.
-
-    Attributes:
-      task: bound to the student's classes.
-      learnables: of one run.
-      known: the results of `split_logits`, by the images' digest.
-    """
-
-    task: Task
-    learnables: Learnables
-    known: dict[str, tuple[np.ndarray, np.ndarray]] = dataclasses.field(default_factory=dict, repr=False)
-
-
-def check_student(student: Task, teacher: Teacher) -> None:
+def check_student(student: Task, teacher: Tuned) -> None:
     """Raises `ClipbiasError` where a task cannot learn from a teacher."""
     if student.class_names != teacher.task.class_names:
         raise ClipbiasError(
@@ -58,15 +44,15 @@ def why_no_student(method: Method) -> str:
     return "" if method.trains else "it has no trainable parameters"
 
 
-def split_logits(model: Teacher, images: Images, context: SweepContext) -> tuple[np.ndarray, np.ndarray]:
+def split_logits(model: Tuned, images: Images, context: SweepContext) -> tuple[np.ndarray, np.ndarray]:
     """A tuned model's logits of images as they are evaluated, computed once for each list of images; no label is read.
 
     Returns:
       Logits, float32 `[n, C]`, zeros for images that could not be read; and which could be read, bool `[n]`.
     """
-    key = without_labels(images.split).digest
-    if key in model.known:
-        return model.known[key]
+    key = model.identity, without_labels(images.split).digest
+    if key in context.known_logits:
+        return context.known_logits[key]
     evaluator = Evaluator(
         images,
         mesh=context.mesh,
@@ -75,8 +61,8 @@ def split_logits(model: Teacher, images: Images, context: SweepContext) -> tuple
         workers=context.workers,
     )
     scores, read = evaluator.logits(*_evaluation(model, context))
-    model.known[key] = np.where(read[:, None], scores[0], 0), read
-    return model.known[key]
+    context.known_logits[key] = np.where(read[:, None], scores[0], 0), read
+    return context.known_logits[key]
 
 
 class TaughtBatches(RunBatches):
@@ -89,7 +75,7 @@ class TaughtBatches(RunBatches):
 
     def __init__(
         self,
-        teacher: Teacher,
+        teacher: Tuned,
         images: Sequence[Images],
         seeds: Sequence[int],
         recipe: Recipe,
@@ -149,10 +135,10 @@ def _numbered(images: Images) -> Images:
     return Images(dataclasses.replace(images.split, labels=np.arange(len(images))), images.cache)
 
 
-def _evaluation(model: Teacher, context: SweepContext) -> tuple[EvalStatic, EvalInputs]:
+def _evaluation(model: Tuned, context: SweepContext) -> tuple[EvalStatic, EvalInputs]:
     mesh = context.mesh
     task = fit_evaluation(model.task.with_memory(class_shards=mesh.shape[meshes.DATA]), runs=1, mesh=mesh)
-    if task.clip is context.clip and task.classifier.dtype == context.dtype:
+    if task.clip.identity == context.clip.identity and task.classifier.dtype == context.dtype:
         params = context.params
     else:
         params = meshes.place_weights(mesh, task.clip.params, task.classifier.dtype)

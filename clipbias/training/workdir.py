@@ -99,11 +99,11 @@ def environment() -> dict[str, Any]:
 
 
 def note_model(folder: Path, clip: Clip) -> None:
-    """Adds to `environment.json` the model's name, commit on the hub and resolution, the fingerprint of its weights,
+    """Adds to `environment.json` the model's name, commit on the hub and resolution, its identity,
     and the SHA-256 of their files.
     """
     if hosts.is_first():
-        facts = {"name": clip.name, "revision": clip.revision, "fingerprint": clip.fingerprint}
+        facts = {"name": clip.name, "revision": clip.revision, "identity": clip.identity}
         files = {path.name: io.sha256(path) for path in clip.files}
         _note(folder, model=facts | {"files": files, "resolution": clip.preprocessing.image_size})
 

@@ -1,4 +1,4 @@
-"""Adapter files: the learnables of a tuned method with everything that is needed to use them, also for other classes.
+"""Adapter files: a tuned model, written down with everything that its predictions depend on.
 
 The file is safetensors: tensors named by their path in the learnables, and one metadata entry `clipbias`, a JSON
 object. Nothing in it is executed, and nothing that it names: a method of a user's own is named again by whoever uses
@@ -6,124 +6,40 @@ the file.
 """
 
 import dataclasses
+import functools
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import cattrs
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from clipbias.checks import Count, Positive, Range, check_value
-from clipbias.clip import Clip, hub
+from clipbias.checks import Count, Positive, Range, annotations, check_value
+from clipbias.clip import Clip, ClipConfig, Preprocessing, abstract_params, hub
 from clipbias.clip.formats import open_safetensors_file
 from clipbias.data.dataset import Descriptions
 from clipbias.errors import ClipbiasError
 from clipbias.io import data_path, parse_json, user_path, write_tensors
 from clipbias.terminal import printable
 from clipbias.tuning.conformal import Calibration
-from clipbias.tuning.method import (
-    CONSTANTS,
-    SEPARATOR,
-    Array,
-    Learnables,
-    Options,
-    flatten,
-    select_run,
-    stack_runs,
-    unflatten,
-)
-from clipbias.tuning.prompts import Classes, ClassList
-from clipbias.tuning.registry import METHODS, is_user_method, make_method, match_user_method
+from clipbias.tuning.method import CONSTANTS, SEPARATOR, Array, Learnables, flatten, unflatten
+from clipbias.tuning.prompts import Classes
+from clipbias.tuning.registry import METHODS, is_user_method, make_method, match_user_method, source_digest
 from clipbias.tuning.task import Task
-
-
-def transfer(
-    source: Task, target: Task, learnables: Learnables, labels: Sequence[int] | None = None, *, axis: int = 0
-) -> Learnables:
-    """Learnables of `source` for the classes of `target`, a task of the same method and model.
-
-    Arrays with a row for each class (TaskRes, class-specific contexts) are indexed by `labels`: the label in `source`
-    of each class of `target`, or `None` for classes that `source` lacks. Others are returned unchanged. The class axis
-    is 1 with a leading axis of runs.
-
-    Raises:
-      ClipbiasError: an array has a row for each class, and `labels` is `None`.
-    """
-    method = source.method
-    if source.class_names == target.class_names:
-        return learnables
-    if method.overrides("transfer"):
-        source_text = _plain_texts(source)
-        target_text = _plain_texts(target)
-        return _each_run(lambda run: method.transfer(run, labels, source_text, target_text), learnables, axis)
-    if method.overrides("read_classes"):
-        return _each_run(target.read_classes, learnables, axis)
-    # An array depends on the classes if its shape changes with their number.
-    grown_shapes = jax.eval_shape(
-        lambda rng: method.init(rng, source.clip, (*source.class_names, "another")), jax.random.key(0)
-    )
-
-    def select_rows(leaf: jax.Array, shape: jax.ShapeDtypeStruct, grown: jax.ShapeDtypeStruct) -> jax.Array:
-        if shape.shape == grown.shape:
-            return leaf
-        if labels is None:
-            raise ClipbiasError(
-                f"{type(method).__name__} learned something for each class and cannot be used with other classes such "
-                f"as {target.class_names[0]!r}; tune it on them."
-            )
-        return leaf.take(jnp.asarray(labels), axis=axis)
-
-    return jax.tree.map(select_rows, learnables, source.shapes, grown_shapes)
-
-
-def _plain_texts(task: Task) -> np.ndarray:
-    """Plain CLIP's text features `[S, C, d]` of a task's classes."""
-    features = task.plain_text_features(task.clip.params)
-    return np.asarray(task.classifier.split_by_template(features))
-
-
-def _each_run(change: Callable[[Learnables], Learnables], learnables: Learnables, axis: int) -> Learnables:
-    if not axis:
-        return jax.device_get(change(learnables))
-    runs = range(jax.tree.leaves(learnables)[0].shape[0])
-    return stack_runs([jax.device_get(change(select_run(learnables, run))) for run in runs])
-
+from clipbias.tuning.tuned import Tuned
 
 # Raised when a file changes in a way that earlier code would misread.
-FORMAT = 1
+FORMAT = 2
 # Where the scores of calibration images stand among the tensors.
 _CALIBRATION = "calibration"
 # What the file is called in a folder or a repository of its own.
 FILE = "adapter.safetensors"
 
-# What models that differ in their seed alone have in common, of the notes of their training.
-_TRAINING = (
-    "dataset",
-    "data",
-    "template",
-    "protocol",
-    "shots",
-    "concentration",
-    "learning_rate",
-    "recipe",
-    "equivalent_bias",
-)
-
-# The header's fields, and of its notes those that cards, tables and figures take.
-_TEXTS = dict[str, list[str]]
-_FIELDS: dict[str, Any] = {
-    "method": str,
-    "options": dict[str, Any],
-    "class_names": list[str],
-    "template": str,
-    "base": str,
-    "base_fingerprint": str,
-    "notes": dict[str, Any],
-    "descriptions": _TEXTS | None,
-}
+# The notes that cards, tables and figures take.
 _NOTES: dict[str, Any] = {
     "learning_rate": Annotated[float, Range(0)] | None,
     "dataset": str,
@@ -134,6 +50,7 @@ _NOTES: dict[str, Any] = {
     "images": Count,
     "seed": Count,
     "start_seed": Count | None,
+    "training": str,
     "accuracy": Annotated[float, Range(0, 100)],
     "accuracies": dict[str, float],
     "choice": dict[str, Any],
@@ -145,30 +62,39 @@ _CHOICE: dict[str, Any] = {"tried": list[dict[str, float | None]], "images": Pos
 
 @dataclasses.dataclass(frozen=True)
 class Adapter:
-    """What an adapter file holds.
+    """A tuned model, written down: all that its predictions depend on, but for the frozen weights and the tokenizer.
 
     Attributes:
-      class_names, template: of the dataset it was trained on.
-      descriptions: texts of each class that its classifier is made of in place of the template, if it is.
-      calibration: scores of calibration images of these classes, or `None`.
-      base: what the frozen model is loaded from, a hub model at its commit; base_fingerprint: SHA-256 of its weights.
+      method, options: see `Task`; `source` is the digest of the program of a user's own method.
+      class_names, template, descriptions, free_text: see `tuning.prompts.Classes`.
+      dtype: compute type.
+      base: what the frozen model is loaded from, a hub model at its commit.
+      weights, tokenizer: identities of what is loaded.
+      config, preprocessing: geometry with its activation, and how pictures are prepared, as `Clip` has them.
       notes: anything else worth keeping, such as dataset, shots, seed and accuracy.
+      calibration: scores of calibration images of these classes, or `None`.
     """
 
     learnables: Learnables
     method: str
-    options: Options
-    class_names: tuple[str, ...]
+    options: dict[str, Any]
+    source: str | None
+    class_names: list[str]
     template: str
+    descriptions: dict[str, list[str]] | None
+    free_text: bool
+    dtype: str
     base: str
-    base_fingerprint: str
-    notes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    descriptions: Mapping[str, Sequence[str]] | None = None
+    weights: str
+    tokenizer: str
+    config: dict[str, Any]
+    preprocessing: dict[str, Any]
+    notes: dict[str, Any]
     calibration: Calibration | None = None
 
     def __post_init__(self) -> None:
         """Raises `ClipbiasError` for a field, or a note, that is not what its name says."""
-        for field, kind in _FIELDS.items():
+        for field, kind in _header_types().items():
             check_value(f"the adapter's {field}", getattr(self, field), kind)
         for name, kind in _NOTES.items():
             if self.notes.get(name) is not None:
@@ -176,53 +102,106 @@ class Adapter:
         if (choice := self.notes.get("choice")) is not None:
             for name, kind in _CHOICE.items():
                 check_value(f"choice.{name}", choice.get(name), kind)
+        _ = self.classes
 
-    def task(self, clip: Clip, *, own_methods: Sequence[str] = ()) -> Task:
-        """The task of this adapter's learnables on its base model, for its own classes; see `bind`."""
-        return self.bind(clip, own_methods=own_methods)[0]
+    @functools.cached_property
+    def classes(self) -> Classes:
+        """The classes that it tells apart."""
+        texts = None if self.descriptions is None else Descriptions(self.descriptions, "the adapter's descriptions")
+        if texts is not None:
+            texts.of(self.class_names)
+        return Classes(tuple(self.class_names), self.template, texts, self.free_text)
 
-    def bind(
-        self,
-        clip: Clip,
-        class_names: Sequence[str] | ClassList | None = None,
-        *,
-        own_methods: Sequence[str] = (),
-        descriptions: Descriptions | Mapping[str, Sequence[str]] | None = None,
-        free_text: bool = False,
-        dtype: str = "float32",
-    ) -> tuple[Task, Learnables]:
-        """The task of this adapter on its base model, for its own classes or others, and the learnables for it.
+    @classmethod
+    def of(cls, model: Tuned) -> "Adapter":
+        """Raises `ClipbiasError` for a method that nothing names, and for notes or arrays that cannot be written."""
+        task, learnables = model.task, model.learnables
+        if task.method_name not in METHODS and not is_user_method(task.method_name):
+            raise ClipbiasError(
+                f"cannot save the adapter: the method {task.method_name!r} cannot be made again; put its class in a "
+                "file, and make the task with the file's path."
+            )
+        if _CALIBRATION in learnables:
+            raise ClipbiasError(
+                f"cannot save the adapter: {_CALIBRATION!r} is no name for what is learned; take another."
+            )
+        _check_shapes(flatten(learnables), task, task.method_name)
+        texts = task.classes.descriptions
+        return cls(
+            learnables=learnables,
+            method=task.method_name,
+            options=task.options(),
+            source=source_digest(type(task.method)),
+            class_names=list(task.class_names),
+            template=task.template,
+            descriptions=None if texts is None else texts.of(task.class_names),
+            free_text=task.classes.free_text,
+            dtype=task.classifier.dtype,
+            base=task.clip.source,
+            weights=task.clip.fingerprint,
+            tokenizer=task.clip.parts["tokenizer"],
+            config=_plain(task.clip.config),
+            preprocessing=_plain(task.clip.preprocessing),
+            notes=dict(model.notes),
+            calibration=model.calibration,
+        )
 
-        The learnables are the adapter's own, unless the method makes others of them for other classes.
+    def bind(self, clip: Clip, *, own_methods: Sequence[str] = (), dtype: str | None = None) -> Tuned:
+        """The tuned model as it was written. Its frozen model has the geometry and preprocessing of training.
 
         Args:
-          clip: the model it was trained on.
-          class_names: the classes, or a dataset with them; `None` for those of training.
+          clip: with the weights and the tokenizer that it was trained with.
           own_methods: files or modules that an adapter of a method of one's own may take it from (see
             `tuning.registry.match_user_method`).
-          descriptions: texts by class name in place of those that the adapter holds, such as of other classes.
-          free_text, dtype: see `Task`.
+          dtype: compute type, see `Task`; `None` takes that of training.
 
         Raises:
-          ClipbiasError: `clip` is another model, the learnables belong to the classes of training, or the method is a
-            program that `own_methods` does not name.
+          ClipbiasError: `clip` is another model, or the method is a program that `own_methods` does not name.
+
+        Warns:
+          UserWarning: that program is another than at the training.
         """
-        if clip.fingerprint != self.base_fingerprint:
+        if clip.fingerprint != self.weights:
             raise ClipbiasError(
-                f"this adapter was trained on {self.base!r} (weights {printable(self.base_fingerprint[:12])}) and does "
-                f"not fit {clip.name!r} (weights {clip.fingerprint[:12]}); load its own base model."
+                f"this adapter was trained on {self.base!r} (weights {printable(self.weights[:12])}) and does not fit "
+                f"{clip.name!r} (weights {clip.fingerprint[:12]}); load its own base model."
             )
+        if clip.parts["tokenizer"] != self.tokenizer:
+            raise ClipbiasError(
+                f"this adapter was trained with another tokenizer than that of {clip.name!r}; load the model with it, "
+                f"clipbias.load({self.base!r}, tokenizer=FOLDER)."
+            )
+        if [self.config, self.preprocessing] != [_plain(clip.config), _plain(clip.preprocessing)]:
+            try:
+                config = cattrs.structure(self.config, ClipConfig)
+                preprocessing = cattrs.structure(self.preprocessing, Preprocessing)
+                shapes = [jax.tree.map(np.shape, tree) for tree in (abstract_params(config), clip.params)]
+            except Exception as error:  # cattrs raises groups of errors
+                raise ClipbiasError(f"the adapter's geometry or preprocessing cannot be read ({error!r}).") from error
+            if shapes[0] != shapes[1]:
+                raise ClipbiasError(f"the adapter's geometry is not that of its weights, {clip.name!r}; it is damaged.")
+            clip = dataclasses.replace(clip, config=config, preprocessing=preprocessing, published=clip.fingerprint)
         name = self.method if self.method in METHODS else match_user_method(self.method, own_methods)
         method = make_method(name, **self.options)
-        stored = None if self.descriptions is None else Descriptions(self.descriptions, "the adapter's descriptions")
-        trained = Task(clip, method, self, descriptions=stored, method_name=name, dtype=dtype)
-        _check_shapes(flatten(self.learnables), trained, self.method)
-        if class_names is None:
-            class_names = self
-        if Classes.of(class_names).class_names == self.class_names and descriptions is None and not free_text:
-            return trained, self.learnables
-        task = trained.with_classes(class_names, descriptions=descriptions, free_text=free_text)
-        return task, transfer(trained, task, self.learnables)
+        if self.source != source_digest(type(method)):
+            warnings.warn(
+                f"{name} or a module that it imports was changed since this adapter was trained: its predictions may "
+                "be others.",
+                stacklevel=2,
+            )
+        task = Task(clip, method, self.classes, method_name=name, dtype=dtype or self.dtype)
+        _check_shapes(flatten(self.learnables), task, self.method)
+        return Tuned(task, self.learnables, self.notes, self.calibration)
+
+
+def _header_types() -> dict[str, Any]:
+    """The type of each field of the header by its name."""
+    return {name: kind for name, kind in annotations(Adapter).items() if name not in ("learnables", _CALIBRATION)}
+
+
+def _plain(value: Any) -> dict[str, Any]:
+    """A dataclass as JSON gives it back."""
+    return json.loads(json.dumps(dataclasses.asdict(value)))
 
 
 def start_seed(notes: Mapping[str, Any]) -> int:
@@ -233,79 +212,22 @@ def start_seed(notes: Mapping[str, Any]) -> int:
     return number if isinstance(number, int) else 0
 
 
-def training_of(notes: Mapping[str, Any]) -> str:
-    """What the notes of trainings that differ in their seed alone have in common, as text; "" where they say nothing.
+def write_adapter(path: str | os.PathLike, model: Tuned) -> None:
+    """Writes a tuned model to a `.safetensors` file, atomically.
 
-    A learning rate that was selected on each seed's images is none of it.
+    Raises `ClipbiasError` for what `read_adapter` or `Adapter.bind` would refuse, or if it cannot be written.
     """
-    facts = {name: notes[name] for name in _TRAINING if notes.get(name) is not None}
-    if "choice" in notes:
-        facts.pop("learning_rate", None)
-        facts["recipe"] = {name: value for name, value in facts.get("recipe", {}).items() if name != "learning_rate"}
-    if "dataset" not in facts and "train_images" in notes:
-        facts["train_images"] = notes["train_images"]
-    return json.dumps(facts, sort_keys=True) if facts else ""
-
-
-def save_adapter(
-    path: str | os.PathLike,
-    task: Task,
-    learnables: Learnables,
-    *,
-    notes: Mapping[str, Any] | None = None,
-    calibration: Calibration | None = None,
-) -> None:
-    """Writes an adapter of one run's learnables to a `.safetensors` file, atomically, with notes of JSON values.
-
-    Raises:
-      ClipbiasError: `read_adapter` or `Adapter.task` would refuse the file, or it cannot be written.
-    """
-    write_adapter(path, make_adapter(task, learnables, notes=notes, calibration=calibration))
-
-
-def make_adapter(
-    task: Task,
-    learnables: Learnables,
-    *,
-    notes: Mapping[str, Any] | None = None,
-    calibration: Calibration | None = None,
-) -> Adapter:
-    """An adapter of what a task learned; arguments and errors as for `save_adapter`."""
-    if task.method_name not in METHODS and not is_user_method(task.method_name):
-        raise ClipbiasError(
-            f"cannot save the adapter: the method {task.method_name!r} cannot be made again; put its class in a file, "
-            "and make the task with the file's path."
-        )
-    if _CALIBRATION in learnables:
-        raise ClipbiasError(f"cannot save the adapter: {_CALIBRATION!r} is no name for what is learned; take another.")
-    arrays = {name: np.asarray(leaf) for name, leaf in flatten(learnables).items()}
-    _check_shapes(arrays, task, task.method_name)
-    return Adapter(
-        learnables=learnables,
-        method=task.method_name,
-        options=task.options(),
-        class_names=task.class_names,
-        template=task.template,
-        base=task.clip.source,
-        base_fingerprint=task.clip.fingerprint,
-        notes=notes or {},
-        descriptions=task.descriptions,
-        calibration=calibration,
-    )
-
-
-def write_adapter(path: str | os.PathLike, adapter: Adapter) -> None:
-    """Writes an adapter's file, atomically. Raises `ClipbiasError` for what `read_adapter` would refuse."""
     if data_path(path).suffix.lower() != ".safetensors":
         raise ClipbiasError(f"{path} is no name of an adapter's file; give a path that ends with .safetensors.")
+    adapter = Adapter.of(model)
     leaves = dict(adapter.learnables)
     if adapter.calibration is not None:
         leaves[_CALIBRATION] = adapter.calibration.arrays()
     tensors = {name: np.array(leaf, order="C") for name, leaf in flatten(leaves).items()}
     _check_finite(tensors, "cannot save the adapter")
-    header = {field: getattr(adapter, field) for field in _FIELDS}
+    header = {field: getattr(adapter, field) for field in _header_types()}
     try:
-        text = json.dumps({"format": FORMAT, **header, "notes": dict(adapter.notes)}, allow_nan=False)
+        text = json.dumps({"format": FORMAT, **header}, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise ClipbiasError(
             f"cannot save the adapter: its notes and options must be JSON values ({error}); convert them."
@@ -334,14 +256,10 @@ def read_adapter(path: str | os.PathLike) -> Adapter:
     if header.get("format") != FORMAT:
         raise ClipbiasError(f"{path} has format {header.get('format')!r}; this clipbias reads format {FORMAT}.")
     try:
-        fields = {field: header.get(field) for field in _FIELDS}
-        check_value("its list of classes", fields["class_names"], list[str])
         scores = learnables.pop(_CALIBRATION, None)
-        fields |= {"class_names": tuple(fields["class_names"])}
-        fields |= {"calibration": None if scores is None else Calibration.read(scores)}
-        adapter = Adapter(learnables, **fields)
-        if adapter.descriptions is not None:
-            Descriptions(adapter.descriptions, "its descriptions").of(adapter.class_names)
+        calibration = None if scores is None else Calibration.read(scores)
+        fields = {field: header.get(field) for field in _header_types()}
+        adapter = Adapter(learnables=learnables, calibration=calibration, **fields)
         json.dumps(header, allow_nan=False)  # Python's reader takes numbers that are none
     except ValueError as error:  # `ClipbiasError` among them
         raise ClipbiasError(f"{path} is damaged: {error}") from error

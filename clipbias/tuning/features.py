@@ -170,6 +170,13 @@ def class_means(rows: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarra
     return np.stack([rows[labels == label].mean(0) for label in range(classes)])
 
 
+def class_rows(learned: jax.Array | np.ndarray, labels: np.ndarray, start: np.ndarray | float = 0) -> np.ndarray:
+    """Rows `[C', …]` of other classes: those of `learned [C, …]` by label, and of `start` for the labels of -1."""
+    rows = np.asarray(learned)[labels]
+    rows[labels < 0] = start
+    return rows
+
+
 def validation_features(samples: Samples, per_class: int | None = None) -> tuple[np.ndarray, np.ndarray] | None:
     """Validation features `[n, d]` and labels `[n]`, at most `per_class` images of a class; `None` without any.
 

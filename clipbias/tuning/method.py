@@ -266,11 +266,12 @@ class Method(abc.ABC):
     # Use.
 
     def transfer(
-        self, learnables: Learnables, labels: Sequence[int] | None, source: np.ndarray, target: np.ndarray
+        self, learnables: Learnables, labels: np.ndarray, source: np.ndarray, target: np.ndarray
     ) -> Learnables:
-        """One run's learnables for other classes. By default class-sized arrays are indexed by class, or refused.
+        """One run's learnables for other classes. By default rows of known classes are kept, and new ones are those of
+        `init` (`tuning.transfer`).
 
-        `labels` are the training label of each class, `None` if training did not see these. `source` and `target` are
+        `labels [C']` are the training label of each class, -1 if training did not see it. `source` and `target` are
         plain CLIP's text features `[S, C, d]` of the training classes and of the other classes.
 
         Raises:

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import importlib.resources
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Protocol, runtime_checkable
@@ -16,8 +17,9 @@ from clipbias.clip.text import text_tokens
 from clipbias.clip.tokenizer import encode, framed, pad
 from clipbias.constants import DEFAULT_TEMPLATE
 from clipbias.data.catalog import name_in_prompt
-from clipbias.data.dataset import Descriptions
+from clipbias.data.dataset import Descriptions, as_descriptions
 from clipbias.errors import ClipbiasError
+from clipbias.identity import counted_by, identity, no_effect, parts
 from clipbias.io import shorten
 from clipbias.tuning.method import Kind, Learnables, Method, PromptText, Tokens
 
@@ -48,10 +50,9 @@ def names_in_prompt(names: Sequence[str], text: PromptText) -> list[str]:
     return [name_in_prompt(name, text.spaces) for name in names]
 
 
-def name_tokens(clip: Clip, names: Sequence[str], text: PromptText) -> list[int]:
-    """How many tokens each name has in a prompt, behind a space: some tokenizers cut a text's first word otherwise."""
-    spaced = (f" {name}" if name.strip() else "" for name in names_in_prompt(names, text))
-    return [len(ids) for ids in encode(clip.tokenizer, [*spaced])]
+def name_tokens(clip: Clip, names: Sequence[str], text: PromptText) -> list[list[int]]:
+    """The tokens of each name in a prompt, behind a space: some tokenizers cut a text's first word otherwise."""
+    return encode(clip.tokenizer, [f" {name}" if name.strip() else "" for name in names_in_prompt(names, text)])
 
 
 def without_template(text: PromptText) -> PromptText:
@@ -70,7 +71,7 @@ def template_texts(clip: Clip, class_names: Sequence[str], text: PromptText) -> 
     """
     if not class_names:
         raise ClipbiasError("there are no class names; a task needs at least one.")
-    name_lengths = name_tokens(clip, class_names, text)
+    name_lengths = [len(ids) for ids in name_tokens(clip, class_names, text)]
     if 0 in name_lengths:  # nothing but white space and control characters
         raise ClipbiasError(f"class {name_lengths.index(0)} has an empty name; give every class a name.")
     for template in text.templates:
@@ -265,7 +266,7 @@ class FrozenTowers(Method):
 
 @runtime_checkable
 class ClassList(Protocol):
-    """Classes and their prompt template: a `clipbias.data.Dataset`, an `Adapter` or another `Task`.
+    """Classes and their prompt template: a `clipbias.data.Dataset`, a `Task` or a tuned model.
 
     If it has a `name`, the method takes its authors' options for the dataset of that name.
     """
@@ -278,18 +279,49 @@ class ClassList(Protocol):
     def descriptions(self) -> Descriptions | Mapping[str, Sequence[str]] | None: ...
 
 
+def _names_as_read(classes: "Classes") -> list[str]:
+    return list(classes.class_names) if classes.free_text else [name_in_prompt(name) for name in classes.class_names]
+
+
+def _texts_as_read(classes: "Classes") -> list[list[str]] | None:
+    texts = classes.descriptions
+    return None if texts is None else [*texts.of(classes.class_names).values()]
+
+
 @dataclasses.dataclass(frozen=True)
 class Classes:
-    """Class names and what comes with them of a dataset; a `ClassList` itself."""
+    """The classes of a task: all that its texts are made of, beside the method's own prompt. A `ClassList` itself.
 
-    class_names: tuple[str, ...]
+    Attributes:
+      class_names: in their order; names that differ in `_` and space alone are the same.
+      template: with `{}` for the name.
+      descriptions: texts of each class in place of the template, or `None`.
+      free_text: whether the names are whole texts, without a template.
+      name: of the dataset, whose authors' options a method takes.
+    """
+
+    class_names: tuple[str, ...] = dataclasses.field(metadata=counted_by(_names_as_read))
     template: str = DEFAULT_TEMPLATE
-    descriptions: Descriptions | Mapping[str, Sequence[str]] | None = None
-    name: str | None = None
+    descriptions: Descriptions | None = dataclasses.field(default=None, metadata=counted_by(_texts_as_read))
+    free_text: bool = False
+    name: str | None = dataclasses.field(default=None, metadata=no_effect("a method holds the options that it names"))
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "descriptions", as_descriptions(self.descriptions))
+        if self.free_text and self.descriptions is not None:
+            raise ClipbiasError("descriptions are texts of classes; give them or texts of your own, not both.")
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """Tells lists of classes apart."""
+        return identity(parts(self))
 
     @classmethod
-    def of(cls, classes: Sequence[str] | ClassList) -> "Classes":
-        """From a list of names or a dataset. Raises `ClipbiasError` for repeated names, or names without order."""
+    def of(cls, classes: "Sequence[str] | ClassList") -> "Classes":
+        """From a list of names, a dataset or a task. Raises `ClipbiasError` for repeated names, or without order."""
+        own = classes if isinstance(classes, Classes) else getattr(classes, "classes", None)
+        if isinstance(own, Classes):
+            return own
         if not isinstance(classes, ClassList):
             check_class_names(classes)
             try:
@@ -304,7 +336,7 @@ class Classes:
                     )
             return cls(tuple(classes))
         name = getattr(classes, "name", None)
-        return cls(tuple(classes.class_names), classes.template, classes.descriptions, name)
+        return cls(tuple(classes.class_names), classes.template, as_descriptions(classes.descriptions), name=name)
 
 
 def check_distinct(names: Sequence[str], ids: np.ndarray) -> None:

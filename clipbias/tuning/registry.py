@@ -3,6 +3,8 @@
 A file or module runs only if the user named it. An adapter that names one is matched with those that the user named.
 """
 
+import ast
+import contextlib
 import dataclasses
 import difflib
 import functools
@@ -14,6 +16,7 @@ import itertools
 import os
 import pkgutil
 import sys
+import sysconfig
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +25,7 @@ from typing import Any
 
 from clipbias.checks import annotations, check_value, plain_type
 from clipbias.errors import ClipbiasError
+from clipbias.identity import identity
 from clipbias.tuning import methods
 from clipbias.tuning.method import FeatureMethod, Kind, Method, Options, Preset, TestTimeMethod
 
@@ -57,12 +61,14 @@ def load_user_method(name: str) -> type[Method]:
         kind = getattr(module, attribute, None)
         if not (inspect.isclass(kind) and issubclass(kind, Method)):
             raise ClipbiasError(f"{name!r}: {attribute!r} is not a subclass of clipbias.tuning.Method there.")
+        source_digest(kind)
         return kind
     kinds = classes(module)
     if not kinds:
         raise ClipbiasError(f"{name!r} defines no subclass of clipbias.tuning.Method; write one (docs/methods.md).")
     if len(kinds) > 1:
         raise ClipbiasError(f"{name!r} holds {len(kinds)} subclasses of Method; pick one with '{name}:Class'.")
+    source_digest(kinds[0])  # of what runs now
     return kinds[0]
 
 
@@ -82,17 +88,45 @@ def classes(module: ModuleType) -> list[type[Method]]:
     return [kind for kind in kinds if kind.__module__ == module.__name__]
 
 
-def source_digest(name: str) -> str | None:
-    """SHA-256 of a user's file or module; `None` for a built-in method, or if there is no such file."""
-    where = name.partition(":")[0]
-    if not is_user_method(name):
+@functools.cache
+def source_digest(kind: type[Method]) -> str | None:
+    """SHA-256 of a user's program as it was loaded, with the user's own modules that it imports; `None` of a built-in.
+
+    Kept from the first call, which is when a program is loaded: what is edited later is not what runs.
+    """
+    if kind.__module__.startswith(f"{methods.__name__}."):
         return None
+    module = sys.modules.get(kind.__module__)
+    program: dict[str, bytes] = {}
     try:
-        spec = None if where.endswith(".py") else importlib.util.find_spec(where)
-        path = Path(os.path.expanduser(where)) if spec is None else Path(spec.origin or "")
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except (OSError, ImportError, ValueError):
-        return None
+        if module is not None and getattr(module, "__file__", None):
+            _add_program(str(module.__file__), module.__package__ or "", program)
+        return identity(list(program.values()) or inspect.getsource(kind))
+    except (OSError, TypeError, SyntaxError):  # of a class that was typed in, its compiled code is left
+        codes = [getattr(value, "__code__", None) for value in vars(kind).values()]
+        return identity([repr((code.co_code, code.co_consts)) for code in codes if code is not None])
+
+
+def _add_program(path: str, package: str, program: dict[str, bytes]) -> None:
+    """Adds the content of a Python file of `package`, and of those that it imports but for libraries and this one."""
+    program[path] = Path(path).read_bytes()
+    libraries = (str(Path(methods.__file__).parents[1]), *sysconfig.get_paths().values())
+    for node in ast.walk(ast.parse(program[path])):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = "." * node.level + (node.module or "")
+            with contextlib.suppress(ImportError):
+                base = importlib.util.resolve_name(base, package)
+            names = [base, *(f"{base}.{alias.name}" for alias in node.names)]
+        for name in names:
+            spec = None
+            with contextlib.suppress(ImportError, ValueError, AttributeError):  # a name in a module, not a module
+                spec = importlib.util.find_spec(name)
+            where = str(spec.origin) if spec is not None else ""
+            if where.endswith(".py") and where not in program and not where.startswith(tuple(libraries)):
+                _add_program(where, spec.parent or "" if spec is not None else "", program)
 
 
 def match_user_method(recorded: str, allowed: Sequence[str]) -> str:

@@ -37,6 +37,7 @@ from clipbias.clip.vision import project_image
 from clipbias.data.dataset import Descriptions, as_descriptions
 from clipbias.data.user_images import Labels, label_numbers
 from clipbias.errors import ClipbiasError
+from clipbias.identity import identity
 from clipbias.terminal import printable
 from clipbias.tuning.features import Features, class_vectors, unit_length
 from clipbias.tuning.method import (
@@ -63,7 +64,7 @@ from clipbias.tuning.prompts import (
     without_missing,
     without_template,
 )
-from clipbias.tuning.registry import method_options, name_of, resolve_method
+from clipbias.tuning.registry import method_options, name_of, resolve_method, source_digest
 
 # A policy of `jax.checkpoint_policies`: which results the backward pass keeps.
 RematPolicy = Callable[..., object]
@@ -310,6 +311,11 @@ def mean_loss(term: jax.Array, mask: jax.Array | None = None) -> jax.Array:
 TEXTS_AT_ONCE = 4000
 
 
+def task_identity(clip: Clip, method: Method, classes: Classes, dtype: str) -> str:
+    """What a task's computations depend on beside the learnables: the program of a user's own method, too."""
+    return identity([clip, method, source_digest(type(method)), classes, dtype])
+
+
 class Task:
     """A method bound to a frozen CLIP and classes.
 
@@ -326,7 +332,7 @@ class Task:
 
     Attributes:
       method_name: the method's name in adapter files.
-      template: the dataset's own template, for methods that use it (zero-shot, TaskRes).
+      classes: names, template, descriptions and free text, as they were given.
       descriptions: texts of each class in place of the template; `None` if there are none, or the method has its own
         prompt.
       prompt: the text around each class name. Many methods have their own prompt, whatever the template.
@@ -375,6 +381,12 @@ class Task:
         if not isinstance(clip, Clip):
             raise ClipbiasError(f"the first argument is {shown(clip)} and no model; give what clipbias.load returned.")
         classes = Classes.of(class_names)
+        self.classes = dataclasses.replace(
+            classes,
+            template=classes.template if template is None else template,
+            descriptions=classes.descriptions if descriptions is None else as_descriptions(descriptions),
+            free_text=free_text or classes.free_text,
+        )
         if isinstance(method, str):
             self.method_name = method
             set_options = {option: value for option, value in options.items() if value is not None}
@@ -387,16 +399,9 @@ class Task:
             self.method_name = method_name or name_of(method) or type(method).__name__
             self.method = method
         self.clip = clip
-        self.class_names = classes.class_names
-        self.template = classes.template if template is None else template
         self._dtype = resolve(dtype)
-        self._free_text = free_text
-        self._class_texts = as_descriptions(classes.descriptions if descriptions is None else descriptions)
-        if free_text and self._class_texts is not None:
-            raise ClipbiasError("descriptions are texts of classes; give them or texts of your own, not both.")
-
         prompt = self.method.text(self.template, clip)
-        self.prompt = without_template(prompt) if free_text else prompt
+        self.prompt = without_template(prompt) if self.classes.free_text else prompt
         self.teacher_prompt = self.method.teacher_text(self.template, clip)
         self.shapes = jax.eval_shape(self._init, jax.random.key(0))
         if self.method.trains and not jax.tree.leaves(without_constants(self.shapes)):
@@ -405,6 +410,21 @@ class Task:
         if not isinstance(class_names, ClassList):
             self._check_distinct()
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The `C` classes."""
+        return self.classes.class_names
+
+    @property
+    def template(self) -> str:
+        """The dataset's own template, for methods that use it (zero-shot, TaskRes)."""
+        return self.classes.template
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """Tells tasks apart: equal ones compute the same of equal learnables, whatever their memory settings."""
+        return task_identity(self.clip, self.method, self.classes, self._dtype)
+
     def _check_distinct(self) -> None:
         if self.descriptions is None:
             check_distinct(self.class_names, np.asarray(self.tokens.ids))
@@ -412,7 +432,7 @@ class Task:
     def _bind_texts(self, adaptation: Adaptation) -> None:
         """Tokenizes the texts of all classes. `adaptation` holds shapes only."""
         check_family(self.method, adaptation, self.clip)
-        descriptions = self._class_texts
+        descriptions = self.classes.descriptions
         frozen_text = not adaptation.changes_text
         uses_descriptions = descriptions is not None and frozen_text and take_templates(self.method, self.clip)
         self.descriptions: dict[str, list[str]] | None = None
@@ -476,10 +496,7 @@ class Task:
 
     def with_method(self, method: Method) -> "Task":
         """The same classes, texts and class shards with another method, such as that of a training stage."""
-        task = Task(
-            self.clip, method, self, descriptions=self._class_texts, free_text=self._free_text, dtype=self._dtype
-        )
-        return task.with_memory(class_shards=self._class_shards)
+        return Task(self.clip, method, self.classes, dtype=self._dtype).with_memory(class_shards=self._class_shards)
 
     def with_classes(
         self,
@@ -492,17 +509,12 @@ class Task:
 
         Descriptions are by default those of this task, unless with `free_text`; both as for `Task`.
         """
+        given = Classes.of(class_names)
+        free_text = free_text or given.free_text
         if descriptions is None and not free_text:
-            descriptions = self._class_texts
-        task = Task(
-            self.clip,
-            self.method,
-            Classes(Classes.of(class_names).class_names, self.template),
-            descriptions=descriptions,
-            free_text=free_text,
-            method_name=self.method_name,
-            dtype=self._dtype,
-        )
+            descriptions = self.classes.descriptions
+        classes = Classes(given.class_names, self.template, as_descriptions(descriptions), free_text)
+        task = Task(self.clip, self.method, classes, method_name=self.method_name, dtype=self._dtype)
         if not isinstance(class_names, ClassList):
             task._check_distinct()
         return task.with_memory(class_shards=self._class_shards)
@@ -568,6 +580,8 @@ class Task:
         self._check_images(images)
         is_traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(labels))
         labels = jnp.asarray(labels if is_traced else label_numbers(labels, self.class_names))
+        # A traced label that is no class makes the loss nan; one below 0 would count from the last class.
+        labels = jnp.where(labels < 0, jnp.int32(len(self.class_names)), labels)
         if np.shape(labels) != np.shape(images)[:1]:
             raise ClipbiasError(
                 f"there are {len(images)} images and labels of shape {list(np.shape(labels))}; give the number of its "

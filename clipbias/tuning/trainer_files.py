@@ -21,9 +21,12 @@ from clipbias.clip.tokenizer import encode
 from clipbias.constants import WORDS
 from clipbias.errors import ClipbiasError
 from clipbias.io import shorten, user_path
-from clipbias.tuning.adapter import Adapter, make_adapter
-from clipbias.tuning.prompts import Classes, ClassList, word_ids
+from clipbias.tuning.adapter import Adapter
+from clipbias.tuning.method import Learnables
+from clipbias.tuning.prompts import Classes, ClassList, context_text, template_texts, word_ids
 from clipbias.tuning.task import Task
+from clipbias.tuning.transfer import match_labels
+from clipbias.tuning.tuned import Tuned
 
 # PromptSRC's averages run over the frozen weights in half precision, which moves them by some ten-thousandths.
 FROZEN_TOLERANCE = 0.01
@@ -59,8 +62,8 @@ def import_adapter(
     template: str | None = None,
     position: str = "end",
     notes: Mapping[str, object] | None = None,
-) -> Adapter:
-    """A checkpoint of another trainer as an adapter.
+) -> Tuned:
+    """A checkpoint of another trainer as a tuned model.
 
     Args:
       path: a `model.pth.tar-N`.
@@ -90,7 +93,7 @@ def import_adapter(
             options = dict(file.options)
             if file.tokens:  # the usual words, unless the fixed ones behind the context are others
                 rest = [*word_ids(WORDS, clip)][file.tokens :]
-                is_usual = ids is None or not rest or (ids[:, : len(rest)] == rest).all()
+                is_usual = ids is None or all(row[: len(rest)] == rest for row in ids)
                 options["words"] = WORDS if is_usual else " ".join(["X"] * file.tokens)
             if file.method == "coop":
                 options["position"] = position
@@ -100,23 +103,20 @@ def import_adapter(
                 # Behind the context come the words that stay, the name and a full stop.
                 start = len(word_ids(options["words"], clip)[file.tokens :])
                 stop = encode(clip.tokenizer, ["."])[0]
-                end = clip.config.text.eos_token_id
                 names = []
-                for row in ids.tolist():
-                    text = row[start : row.index(end)] if end in row else row[start:]
-                    text = text[: -len(stop)] if text[-len(stop) :] == stop else text
+                for row in ids:
+                    text = row[start : -len(stop)] if row[-len(stop) :] == stop else row[start:]
                     names.append(clip.tokenizer.decode(text).strip())
                 named = Classes(tuple(names))
             else:
                 raise ClipbiasError("it has no text of the classes; give their names or a dataset.")
-            count = len(named.class_names)
-            if options.get("class_specific") and len(file.learnables["text_context"]) != count:
-                raise ClipbiasError(
-                    f"it has a context for each of {len(file.learnables['text_context'])} classes, and there are "
-                    f"{count} class names; give those of training."
-                )
+            learnables = file.learnables
+            if options.get("class_specific") and classes is not None:
+                learnables = _in_order(file, ids, named.class_names, clip, options["words"])
             task = Task(clip, file.method, named, template=template, **options)
-            return make_adapter(task, file.learnables, notes=dict(notes or {}) | {"imported": path.name})
+            model = Tuned(task, learnables, dict(notes or {}) | {"imported": path.name})
+            Adapter.of(model)  # which refuses other shapes
+            return model
         except ClipbiasError as error:
             raise ClipbiasError(f"{path} is not imported: {error}") from error
 
@@ -273,8 +273,14 @@ def _maple(tensors: Tensors, clip: Clip) -> TrainerFile:
     return TrainerFile("maple", {"tokens": len(context), "depth": len(kernels)}, learnables, len(context))
 
 
-def _text_ids(tensors: Tensors, file: TrainerFile, clip: Clip) -> np.ndarray | None:
-    """The tokens behind the context in the text of each class, `[C, n]`; `None` where the file has no texts."""
+def _until_end(ids: np.ndarray, clip: Clip) -> list[list[int]]:
+    """The tokens `[C, n]` of each text before its EOS."""
+    end = clip.config.text.eos_token_id
+    return [row[: row.index(end)] if end in row else row for row in ids.tolist()]
+
+
+def _text_ids(tensors: Tensors, file: TrainerFile, clip: Clip) -> list[list[int]] | None:
+    """The tokens between the context and EOS in the text of each class; `None` where the file has no texts."""
     config = clip.config.text
     count: int | str = len(file.learnables["text_context"]) if file.options.get("class_specific") else "C"
     ids = {}
@@ -286,7 +292,29 @@ def _text_ids(tensors: Tensors, file: TrainerFile, clip: Clip) -> np.ndarray | N
     (first, *_), *_ = clip.tokenize([WORDS])
     if (ids.get("token_prefix", first) != first).any():
         raise ClipbiasError(f"its texts begin with another token than those of {clip.name}; load their CLIP.")
-    return ids.get("token_suffix")
+    return _until_end(ids["token_suffix"], clip) if "token_suffix" in ids else None
+
+
+def _in_order(
+    file: TrainerFile, ids: list[list[int]] | None, class_names: Sequence[str], clip: Clip, words: str
+) -> Learnables:
+    """CoOp's contexts of single classes in the order of `class_names`, found by the texts of the file if it has any."""
+    contexts = file.learnables["text_context"]
+    if len(contexts) != len(class_names):
+        raise ClipbiasError(
+            f"it has a context for each of {len(contexts)} classes, and there are {len(class_names)} class names; give "
+            "those of training."
+        )
+    if ids is None:
+        return file.learnables
+    texts = template_texts(clip, class_names, context_text(clip, words, file.tokens))
+    start = clip.config.text.first_word + file.tokens
+    wanted = _until_end(np.asarray(texts.tokens.ids)[:, start:], clip)
+    labels = match_labels([*map(tuple, ids)], [*map(tuple, wanted)])
+    if (labels < 0).any():
+        name = class_names[int(labels.argmin())]
+        raise ClipbiasError(f"it has no context for the class {name!r}; give the class names of training.")
+    return {"text_context": contexts[labels]}
 
 
 def _frozen_weights(clip: Clip) -> Iterator[tuple[str, np.ndarray]]:

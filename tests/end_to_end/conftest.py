@@ -1,5 +1,6 @@
 """Running the experiment binaries as a user does, on a tiny model."""
 
+import dataclasses
 import hashlib
 import io
 import itertools
@@ -20,7 +21,8 @@ import clipbias
 from clipbias.clip import Clip
 from clipbias.io import PART, read_json, read_json_lines
 from clipbias.tuning import Task
-from clipbias.tuning.adapter import save_adapter
+from clipbias.tuning.adapter import write_adapter
+from clipbias.tuning.tuned import Tuned
 from experiments import common, train
 from tests.forks import ROOT, Fork
 
@@ -48,13 +50,20 @@ def run(binary: str, *arguments: str, cache: Path) -> subprocess.CompletedProces
 
 
 def save_random(
-    clip: Clip, method: str, class_names: Sequence[str], path: Path, *, seed: int = 0, **options: Any
+    clip: Clip,
+    method: str,
+    class_names: Sequence[str],
+    path: Path,
+    *,
+    seed: int = 0,
+    base: str | None = None,
+    **options: Any,
 ) -> None:
-    """Saves an adapter whose learnables were drawn, not trained."""
-    task = Task(clip, method, class_names)
+    """Saves an adapter whose learnables were drawn, not trained; `base` is what it is to be loaded from."""
+    task = Task(dataclasses.replace(clip, name=base or clip.name), method, class_names)
     draw = np.random.default_rng(seed)
     learnables = {name: draw.normal(0, 0.3, np.shape(x)).astype("f") for name, x in task.init().items()}
-    save_adapter(path, task, learnables, **options)
+    write_adapter(path, Tuned(task, learnables, **options))
 
 
 def assert_recorded(workdir: Path, *results: str, metrics: str = "metrics.jsonl") -> None:

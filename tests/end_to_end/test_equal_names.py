@@ -15,7 +15,7 @@ from clipbias import data
 from clipbias.errors import ClipbiasError
 from clipbias.explain.results_file import ARRAYS, load_arrays, load_results
 from clipbias.io import read_json, read_json_lines
-from clipbias.training.evaluate import stored_fingerprint
+from clipbias.training.evaluate import stored_identity
 from clipbias.tuning.adapter import read_adapter
 from experiments import distil, evaluate, explain, predict, table1, train
 from tests.end_to_end.conftest import refusal_here, succeed_here, without_seconds
@@ -87,7 +87,7 @@ def test_table1(model, folders, tmp_path):
         (adapter,) = (workdir / "adapters").iterdir()
         assert read_adapter(adapter).notes["key"] == rows[1]["key"]
         files = (workdir / "predictions" / f"{row['predictions']['test']}.npz" for row in rows)
-        assert [stored_fingerprint(file) for file in files] == [row["fingerprints"]["test"] for row in rows]
+        assert [stored_identity(file) for file in files] == [row["identities"]["test"] for row in rows]
         return [without_seconds(row) for row in rows]
 
     first = rows_of(folders[0], tmp_path / "both")

@@ -15,8 +15,9 @@ from clipbias.data.transforms import Resizing
 from clipbias.errors import ClipbiasError
 from clipbias.export import export
 from clipbias.tuning import METHODS, Samples, Task
-from clipbias.tuning.adapter import Adapter, read_adapter, save_adapter
+from clipbias.tuning.adapter import read_adapter, write_adapter
 from clipbias.tuning.method import CONSTANTS, Learnables, crops_of, sampling_of
+from clipbias.tuning.tuned import Tuned
 from tests import helpers
 
 pytestmark = pytest.mark.ci
@@ -94,20 +95,20 @@ def test_an_adapter_is_the_same_classifier_and_takes_other_classes(name, clip, t
     task = Task(clip, name, NAMES, **OPTIONS.get(name, {}))
     learnables = tuned(task)
     path = tmp_path / "adapter.safetensors"
-    save_adapter(path, task, learnables)
-    adapter = read_adapter(path)
-    again, loaded = adapter.bind(clip)
-    assert again.classifier == task.classifier
-    jax.tree.map(np.testing.assert_array_equal, loaded, dict(learnables))
+    model = Tuned(task, learnables)
+    write_adapter(path, model)
+    again = read_adapter(path).bind(clip)
+    assert again.task.classifier == task.classifier and again.identity == model.identity
+    jax.tree.map(np.testing.assert_array_equal, again.learnables, dict(learnables))
     if name in CLASS_BOUND:
         with pytest.raises(ClipbiasError, match="classes"):
-            adapter.bind(clip, OTHERS)
+            again.with_classes(OTHERS)
         return
-    other, moved = adapter.bind(clip, OTHERS)
+    other = again.with_classes(OTHERS)
     crops = crops_of(task.method)
     size = clip.config.vision.image_size
     pixels = jax.ShapeDtypeStruct((2, *([1 + crops] if crops else []), size, size, 3), np.float32)
-    assert jax.eval_shape(other.logits, clip.params, moved, pixels).shape == (2, len(OTHERS))
+    assert jax.eval_shape(other.task.logits, clip.params, other.learnables, pixels).shape == (2, len(OTHERS))
 
 
 @pytest.mark.parametrize("name", helpers.short(FIRST.values(), *COVERING))
@@ -120,8 +121,8 @@ def test_an_exported_file_has_the_logits_that_are_explained(name, clip, images, 
     out = tmp_path / "out"
     learnables = tuned(task)
     crops = crops_of(task.method)
-    save_adapter(tmp_path / "adapter.safetensors", task, learnables)
-    adapter = read_adapter(tmp_path / "adapter.safetensors")
+    write_adapter(tmp_path / "adapter.safetensors", Tuned(task, learnables))
+    model = read_adapter(tmp_path / "adapter.safetensors").bind(clip)
     explained = name not in UNEXPLAINED and name not in COMPARED
     if crops:
         images = np.stack([transforms.test_views(image, Resizing(images.shape[1]), crops) for image in images])
@@ -133,9 +134,9 @@ def test_an_exported_file_has_the_logits_that_are_explained(name, clip, images, 
             clipbias.relevancy(task, clip.params, learnables, pixels, targets)
     if crops:
         with pytest.raises(ClipbiasError, match="which no exported file does"):
-            export(adapter, clip, out)
+            export(model, out)
         return
-    exported_logits = exported(adapter, clip, images, out)
+    exported_logits = exported(model, images, out)
     assert exported_logits.shape == (2, len(NAMES)) and np.isfinite(exported_logits).all()
     if explained:
         maps = clipbias.relevancy(task, clip.params, learnables, pixels, targets)
@@ -146,9 +147,10 @@ def test_an_exported_file_has_the_logits_that_are_explained(name, clip, images, 
         np.testing.assert_allclose(exported_logits, logits, rtol=1e-4, atol=1e-4)
 
 
-def exported(adapter: Adapter, clip: Clip, images: np.ndarray, out: Path) -> np.ndarray:
-    """The logits that the files of an exported adapter give, as another program computes them."""
-    form = export(adapter, clip, out)
+def exported(model: Tuned, images: np.ndarray, out: Path) -> np.ndarray:
+    """The logits that the files of an exported model give, as another program computes them."""
+    clip = model.clip
+    form = export(model, out)
     if form == "program":
         program = jax.export.deserialize(bytearray((out / "classifier.stablehlo").read_bytes()))
         return np.asarray(program.call(load_file(out / "weights.safetensors"), images))

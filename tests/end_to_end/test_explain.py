@@ -15,7 +15,8 @@ from clipbias.explain.results import SECTIONS, same_but_for_seed
 from clipbias.explain.results_file import ARRAYS, load_arrays, load_results
 from clipbias.studies import bind_models, few_shot_split
 from clipbias.tuning import Task
-from clipbias.tuning.adapter import save_adapter
+from clipbias.tuning.adapter import write_adapter
+from clipbias.tuning.tuned import Tuned
 from configs.explain import ExplainSettings
 from experiments.inputs import find_adapter, find_adapters
 from tests.end_to_end.conftest import answer_here, assert_recorded, succeed_here
@@ -83,7 +84,8 @@ def test_adapters_are_named_apart_and_studied_on_their_own_datasets(model, tmp_p
     task = Task(clip, "bias", dataset.class_names)
     for name, seed in (("digits", 1), ("digits", 2), ("fashion", 1)):
         path = tmp_path / f"bias-demo_{name}-seed{seed}.safetensors"
-        save_adapter(path, task, task.init(), notes={"seed": seed, "dataset": f"demo/{name}"})
+        notes = {"seed": seed, "dataset": f"demo/{name}", "training": f"identity of that on {name}"}
+        write_adapter(path, Tuned(task, task.init(), notes))
     settings = ExplainSettings()
     adapters_found = find_adapters(f"{tmp_path}/bias-*,{tmp_path}")
     by_dataset = experiments.explain.adapters_by_dataset(settings, adapters_found)
@@ -104,7 +106,7 @@ def test_adapters_are_named_apart_and_studied_on_their_own_datasets(model, tmp_p
         find_adapter(str(tmp_path))
 
     def bound(*adapters):
-        return bind_models([TunedModel.of(adapter, clip) for adapter, _ in adapters], dataset)[1:]
+        return bind_models([TunedModel.of(adapter.bind(clip)) for adapter, _ in adapters], dataset)[1:]
 
     adapters_found = [
         (model.key, model.label, model.seed) for model in bound(*by_dataset[digits], by_dataset[digits][1])

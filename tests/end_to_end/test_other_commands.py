@@ -24,7 +24,8 @@ from clipbias.data import catalog, transforms
 from clipbias.export import folder
 from clipbias.report import style, sweep_tables
 from clipbias.settings import from_config
-from clipbias.tuning.adapter import save_adapter
+from clipbias.tuning.adapter import write_adapter
+from clipbias.tuning.tuned import Tuned
 from configs import lab as lab_config
 from experiments import export, prepare_data
 from tests import helpers
@@ -36,17 +37,23 @@ from tools import recompute
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "tests" / "data_files"
-ADAPTER = str(DATA / "adapter_format_1.safetensors")
+ADAPTER = str(DATA / "adapter_format_2.safetensors")
 BASE = str(DATA / "tiny_quick_gelu")
 
 
 @pytest.mark.ci
 def test_an_adapter_of_prompts_and_one_of_biases(tmp_path):
+    """The first is a stored file, which stays readable. What writes it anew where the format changes:
+
+    python -c "import clipbias; from tests.end_to_end.conftest import save_random; save_random(\
+    clipbias.load('tests/data_files/tiny_quick_gelu'), 'ivlp', ('cat', 'maine_coon'),\
+    'tests/data_files/adapter_format_2.safetensors', base='tests/data_files/tiny_quick_gelu')"
+    """
     printed, _ = succeed_here(export, {"adapters": ADAPTER, "model": BASE, "output": str(tmp_path / "prompts")})
-    assert "adapter_format_1.safetensors in the form program:" in printed and "classifier.stablehlo" in printed
+    assert "adapter_format_2.safetensors in the form program:" in printed and "classifier.stablehlo" in printed
     task = clipbias.Task(clipbias.load(BASE), "bias", ("cat", "dog"))
     run_folder = tmp_path / "run"  # as experiments.train leaves it
-    save_adapter(run_folder / "adapter.safetensors", task, task.init())
+    write_adapter(run_folder / "adapter.safetensors", Tuned(task, task.init()))
     succeed_here(export, {"adapters": str(run_folder), "output": str(tmp_path / "biases")})
     assert clipbias.load(tmp_path / "biases").fingerprint == task.clip.fingerprint  # biases of zero
 

@@ -17,8 +17,9 @@ from clipbias import TunedModel
 from clipbias.data import transforms
 from clipbias.errors import ClipbiasError
 from clipbias.tuning import Task
-from clipbias.tuning.adapter import read_adapter, save_adapter
+from clipbias.tuning.adapter import read_adapter, write_adapter
 from clipbias.tuning.conformal import Calibration
+from clipbias.tuning.tuned import Tuned
 from experiments.inputs import find_images
 from tests.end_to_end.conftest import (
     CLASS_NAMES,
@@ -51,7 +52,7 @@ def test_zero_shot_sees_the_whole_image_and_the_adapters_template(model, tmp_pat
     names = ("cat", "dog", "bird")
     template = "two {} beside a house."
     task = clipbias.Task(clip, "tpt_coop", names, template=template)
-    save_adapter(tmp_path / "a.safetensors", task, task.init(seed=0))
+    write_adapter(tmp_path / "a.safetensors", Tuned(task, task.init(seed=0)))
     files = [tmp_path / "one.png", tmp_path / "other.png"]
     for file in files:
         picture = np.random.default_rng(len(file.stem)).integers(0, 255, (30, 40, 3), np.uint8)
@@ -103,7 +104,8 @@ def test_predictions_with_relevancy(images, adapters, tmp_path, monkeypatch):
     assert sorted(path.name for path in (out / "relevancy").iterdir()) == names
 
     adapter = read_adapter(Path(adapters[1]) / "adapter.safetensors")
-    task, learnables = adapter.bind(clip := clipbias.load(adapter.base))
+    model = adapter.bind(clip := clipbias.load(adapter.base))
+    task, learnables = model.task, model.learnables
     frozen = Task(clip, "zero_shot", CLASS_NAMES, template=adapter.template)
     seen = clip.preprocess(files)
     expected, zero_shot = (
@@ -159,9 +161,9 @@ def test_texts_in_place_of_class_names(model, adapters, images, tmp_path):
     clip = clipbias.load(model)
     pixels = transforms.test_image(transforms.decode_picture(picture.read_bytes(), ""), clip.preprocessing.resizing)
     normal = clip.preprocessing.normalize(pixels[None])
-    zero_shot = clipbias.Task(clip, "zero_shot", texts, free_text=True), {}
-    learned = read_adapter(adapters[0]).bind(clip, texts, free_text=True)
-    for words, adapter, (task, learnables) in (
+    zero_shot = Tuned(clipbias.Task(clip, "zero_shot", texts, free_text=True))
+    learned = read_adapter(adapters[0]).bind(clip).with_classes(texts, free_text=True)
+    for words, adapter, bound in (
         (",".join(texts), None, zero_shot),
         (str(tmp_path / "texts.txt"), str(adapters[0]), learned),
     ):
@@ -169,7 +171,7 @@ def test_texts_in_place_of_class_names(model, adapters, images, tmp_path):
         assert answer_here(experiments.predict, settings, tmp_path / "out")[0] == 0
         (entry,) = json.loads((tmp_path / "out" / "predictions.json").read_text())
         assert "classes" not in entry
-        logits = jax.jit(task.logits)(clip.params, learnables, normal)[0]
+        logits = jax.jit(bound.task.logits)(clip.params, bound.learnables, normal)[0]
         expected = dict(zip(texts, jax.nn.softmax(logits).tolist(), strict=True))
         assert dict(zip(entry["texts"], entry["probabilities"], strict=True)) == pytest.approx(expected, rel=1e-5)
 

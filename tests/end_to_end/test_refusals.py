@@ -18,7 +18,7 @@ from tests import bad_files, helpers
 from tests.end_to_end import conftest as binaries
 
 DATA = binaries.ROOT / "tests" / "data_files"
-ADAPTER, BASE = str(DATA / "adapter_format_1.safetensors"), str(DATA / "tiny_quick_gelu")
+ADAPTER, BASE = str(DATA / "adapter_format_2.safetensors"), str(DATA / "tiny_quick_gelu")
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +84,14 @@ HELPED = [
     (
         "table1 --config.datasets=dtd,eurosat --config.shots=4,8 --config.shots=2,16 --config.part=None --help",
         ["\n  --config.datasets=\"('dtd', 'eurosat')\" ", '\n  --config.shots="(2, 16)" '],
+    ),
+    (
+        "table1 --config.learning_rate=0.01 --config.rates_file=None --config.learning_rate 0.02 --helpfull",
+        [
+            "\n  --config.learning_rate=0.02\n",
+            "\n  --config.rates_file=None\n",
+            "--config.given=\"('learning_rate',)\"",
+        ],
     ),
     (
         "table1 --config.methods=vpt,/a/b.py,../c.py --config.datasets ~/d,folder --config.seeds=1 --helpfull",
@@ -183,6 +191,11 @@ def test_mistakes_are_one_sentence(fifteen, tmp_path):
         (explain, {}, "no dataset to explain; give --config.dataset=NAME"),
         (predict, {"classes": "a"}, "no images to classify"),
         (predict, {"images": "pyproject.toml", "classes": "a", "texts": "b"}, "texts stand in place of"),
+        (
+            predict,
+            {"images": "pyproject.toml", "adapters": ADAPTER, "model": BASE, "template": "{}"},
+            "a photo of a {}, a type of pet.', not '{}'; leave out --config.template",
+        ),
         (predict, {"images": "pyproject.toml", "texts": "/nowhere.txt"}, "there is no file of texts /nowhere.txt"),
     ):
         workdir = tmp_path / "work" if command in (explain, predict) else ""

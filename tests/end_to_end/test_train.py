@@ -152,7 +152,7 @@ def test_the_rate_of_own_pictures_is_selected(model, pictures, tmp_path, monkeyp
     adapter = read_adapter(tmp_path / "own" / "adapter.safetensors")
     assert adapter.notes["choice"] == choice and adapter.notes["zero_shot_accuracy"] == row["zero_shot_accuracy"]
     assert f"| learning rate | {row['learning_rate']:g}, selected from 0.0025, 0.02" in model_card(
-        adapter, None, "adapter"
+        adapter.bind(clipbias.load(model)), "adapter"
     )
     # The same command takes it from the folder; other settings are refused there before anything is trained.
     monkeypatch.setattr(select, "select", lambda *_, **__: pytest.fail("selected again"))

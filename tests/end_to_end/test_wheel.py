@@ -106,7 +106,7 @@ def test_other_commands_work_in_an_empty_folder(programs, tmp_path):
     draw = ("--config.action=draw", "--config.datasets=demo/digits", "--config.shots=1", "--config.output=sheet.png")
     call(programs / "clipbias", "prepare_data", *draw, cwd=tmp_path)
     data = ROOT / "tests" / "data_files"
-    adapter, base = data / "adapter_format_1.safetensors", data / "tiny_quick_gelu"
+    adapter, base = data / "adapter_format_2.safetensors", data / "tiny_quick_gelu"
     flags = (f"--config.adapters={adapter}", f"--config.model={base}")
     printed = call(programs / "clipbias", "export", *flags, "--config.output=exported", cwd=tmp_path)
     assert "in the form program:" in printed and (tmp_path / "exported" / "classifier.stablehlo").is_file()

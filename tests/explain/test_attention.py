@@ -14,6 +14,7 @@ from clipbias.explain.attention import constancy, distance_and_entropy, text_rol
 from clipbias.explain.model import Model
 from clipbias.explain.statistics import Moments
 from clipbias.tuning import Task
+from clipbias.tuning.tuned import Tuned
 
 
 def test_depth_and_count_of_prompts(clip):
@@ -29,7 +30,7 @@ def test_depth_and_count_of_prompts(clip):
         ("bias", {}, (0, 0), (0, 0)),
     ):
         task = Task(clip, method, ["cat"], **options)
-        model = Model(method, method, method, task, task.shapes)
+        model = Model(method, method, Tuned(task, task.shapes))
         assert (model.depths, model.prompts) == (depths, counts), method
 
 

@@ -27,6 +27,7 @@ from clipbias.explain.causal_section import Way, compute_causal, halves, why_no_
 from clipbias.explain.model import Model
 from clipbias.explain.study import Study, StudyOptions
 from clipbias.tuning import Learnables, Task
+from clipbias.tuning.tuned import Tuned
 from tests import helpers, own_methods
 from tests.explain.models import moved
 from tests.explain.test_study import split
@@ -238,8 +239,8 @@ def study(clip, tmp_path_factory) -> Study:
     """Of IVLP, whose both towers have slots."""
     task = Task(clip, "ivlp", CLASS_NAMES)
     models = [
-        Model("zero_shot", "Zero-shot", "zero_shot", Task(clip, "zero_shot", CLASS_NAMES), {}),
-        Model("ivlp", "IVLP", "ivlp", task, moved(task), seed=1),
+        Model("zero_shot", "Zero-shot", Tuned(Task(clip, "zero_shot", CLASS_NAMES))),
+        Model("ivlp", "IVLP", Tuned(task, moved(task)), seed=1),
     ]
     folder = tmp_path_factory.mktemp("causal")
     return Study(
@@ -320,7 +321,7 @@ def test_numbers_of_towers_and_texts_are_differences(tests_of_study):
 
 def test_what_has_no_levels_says_why(clip, study, tmp_path):
     task = Task(clip, "cocoop", CLASS_NAMES)
-    assert "depend on the image" in why_no_levels(study, Model("a", "A", "cocoop", task, task.init()), "text")
+    assert "depend on the image" in why_no_levels(study, Model("a", "A", Tuned(task, task.init())), "text")
     bare = Study(study.models, split(), StudyOptions(), tmp_path)
     ivlp = study.models[1]
     assert "training images" in why_no_levels(bare, ivlp, "vision") and not why_no_levels(bare, ivlp, "text")

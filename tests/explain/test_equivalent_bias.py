@@ -1,6 +1,6 @@
 """Equivalent biases: against the float64 reference, put in the method's place, as adapters and in a study."""
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from clipbias.explain.bias import measure_equivalent_bias, measure_equivalent_bi
 from clipbias.explain.model import Model
 from clipbias.explain.results import EquivalentBias
 from clipbias.tuning import Task
-from clipbias.tuning.adapter import read_adapter, save_adapter
+from clipbias.tuning.adapter import read_adapter, write_adapter
+from clipbias.tuning.tuned import Tuned
 from tests.explain.models import moved
 from tests.explain.test_study import make, split
 from tests.reference import equivalent_bias as plain
@@ -135,11 +136,16 @@ def test_several_contexts_of_a_class_are_averaged(clip: Clip, reference: methods
     assert_forms(measured(task, learnables, initial), {"text": averages})
 
 
-def saved(folder: Path, method: str, clip: Clip, **options: Any) -> tuple[Path, Task, Any]:
+NOTES = {"dataset": "demo/digits", "seed": 3, "accuracy": 50.0, "training": "one"}
+
+
+def saved(
+    folder: Path, method: str, clip: Clip, notes: Mapping[str, Any] | None = None, **options: Any
+) -> tuple[Path, Task, Any]:
     task = Task(clip, method, CLASS_NAMES, **options)
     learnables = moved(task)
     path = folder / f"{method}.safetensors"
-    save_adapter(path, task, learnables, notes={"dataset": "demo/digits", "seed": 3, "accuracy": 50.0})
+    write_adapter(path, Tuned(task, learnables, {**NOTES, **(notes or {})}))
     return path, task, learnables
 
 
@@ -151,6 +157,7 @@ def test_an_adapter_holds_the_constants(clip: Clip, tmp_path: Path) -> None:
     path, task, learnables = saved(tmp_path, "ivlp", clip, depth=2)
     raw = pixels()[0]
     biases = measured(task, learnables, task.init(3))
+    trainings = {}
     for kind, method in ADAPTERS.items():
         model = clipbias.equivalent_bias(clipbias.load_adapter(path, clip), raw, kind, batch_size=5)
         model.save(tmp_path / "bias.safetensors")
@@ -158,12 +165,20 @@ def test_an_adapter_holds_the_constants(clip: Clip, tmp_path: Path) -> None:
         assert again.method == method and again.template == task.template
         assert again.notes["dataset"] == "demo/digits" and "accuracy" not in again.notes
         made_of = {"method": "ivlp", "options": task.options(), "images": len(LABELS)}
-        training = {name: again.notes[name] for name in ("dataset", "shots") if name in again.notes}
-        assert again.notes["equivalent_bias"] == {**made_of, "training": json.dumps(training)}
-        bound, bias = again.bind(clip)
+        assert again.notes["equivalent_bias"] == made_of
+        trainings[kind] = again.notes["training"]
+        bound = again.bind(clip)
+        bias = bound.learnables
         assert bound.class_names == task.class_names and bias.keys() == {f"{tower}_bias" for tower in TOWERS}
         for tower in TOWERS:
             np.testing.assert_allclose(bias[f"{tower}_bias"], getattr(biases[tower], kind), atol=1e-6)
+    # Other seeds of one training are one training again, and those of another are another.
+    for notes in ({"seed": 4}, {"training": "another"}):
+        path, *_ = saved(tmp_path, "ivlp", clip, notes, depth=2)
+        model = clipbias.equivalent_bias(clipbias.load_adapter(path, clip), raw, "kind", batch_size=5)
+        trainings[str(notes)] = model.notes["training"]
+    vector, kind, seed, another = trainings.values()
+    assert seed == kind and len({vector, kind, another, "one"}) == 4
 
 
 def test_images_come_in_several_ways(clip: Clip, tmp_path: Path) -> None:
@@ -199,4 +214,4 @@ def test_a_study_says_what_it_cannot_measure(clip: Clip, tmp_path: Path) -> None
     bare = make(clip, tmp_path)
     assert "training images" in str(missing(bare, bare.tuned[0]))
     task = Task(clip, "taskres", CLASS_NAMES)
-    assert "Neither tokens nor weights" in str(missing(bare, Model("own", "Own", "own", task, task.init())))
+    assert "Neither tokens nor weights" in str(missing(bare, Model("own", "Own", Tuned(task, task.init()))))

@@ -21,6 +21,7 @@ from clipbias.explain.run import run_study
 from clipbias.explain.study import Study, StudyOptions
 from clipbias.explain.uncertainty import by_reason
 from clipbias.tuning import Task
+from clipbias.tuning.tuned import Tuned
 from tests.explain.models import CLASS_NAMES, moved
 from tests.explain.test_study import split
 from tests.reference import (
@@ -50,7 +51,7 @@ IMAGES = 3
 
 def model(clip: Clip, method: str) -> Model:
     task = Task(clip, method, CLASS_NAMES, **OPTIONS.get(method, {}))
-    return Model(method, method.upper(), method, task, moved(task) if method != "zero_shot" else {}, seed=1)
+    return Model(method, method.upper(), Tuned(task, moved(task) if method != "zero_shot" else {}), seed=1)
 
 
 def study(clip: Clip, folder: Path, *names: str, **options: Any) -> Study:

@@ -21,6 +21,7 @@ from clipbias.explain.relevancy import OF_TARGET, REDUCTIONS, MapOptions, Releva
 from clipbias.explain.results import MAPS
 from clipbias.explain.study import Study, StudyOptions
 from clipbias.tuning import Task
+from clipbias.tuning.tuned import Tuned
 from tests.explain import test_study
 from tests.explain.models import CLASS_NAMES
 from tests.helpers import short
@@ -45,7 +46,7 @@ def model(clip, raw):
     features = features - features.mean(0)
     (name,) = task.shapes
     learnables = {name: 1e3 * features / np.linalg.norm(features, axis=-1, keepdims=True)}
-    return Model("zero_shot", "TaskRes", "taskres", task, learnables)
+    return Model("zero_shot", "TaskRes", Tuned(task, learnables))
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,7 @@ from clipbias.training import loop, teacher
 from clipbias.training.calibration import fit_temperatures
 from clipbias.training.students import divergences, mean_divergence, select_rate
 from clipbias.tuning import Task
+from clipbias.tuning.tuned import Tuned
 from tests.explain.models import CLASS_NAMES, moved
 from tests.report.synthetic import STUDENTS, form_outputs, model_replacements
 from tests.training.conftest import colour_split
@@ -254,11 +255,11 @@ def models_of(clip: Clip) -> list[Model]:
     facts: dict[str, Any] = {"training": "colours", "few_shot_split": "1"}
     others: dict[str, Any] = {"training": "colours", "few_shot_split": "2"}
     return [
-        Model("zero_shot", "Zero-shot", "zero_shot", Task(clip, "zero_shot", CLASS_NAMES), {}),
-        Model("ivlp", "IVLP", "ivlp", ivlp, moved(ivlp), seed=1, **facts),
-        Model("again", "IVLP", "ivlp", again, drawn(ivlp.shapes, 0.6, 8), seed=2, **facts),
-        Model("kind", "By kind", "bias_by_kind", kind, drawn(kind.shapes, 0.2), seed=1, **facts),
-        Model("elsewhere", "IVLP", "ivlp", elsewhere, drawn(ivlp.shapes, 0.3, 9), seed=2, **others),
+        Model("zero_shot", "Zero-shot", Tuned(Task(clip, "zero_shot", CLASS_NAMES))),
+        Model("ivlp", "IVLP", Tuned(ivlp, moved(ivlp)), seed=1, **facts),
+        Model("again", "IVLP", Tuned(again, drawn(ivlp.shapes, 0.6, 8)), seed=2, **facts),
+        Model("kind", "By kind", Tuned(kind, drawn(kind.shapes, 0.2)), seed=1, **facts),
+        Model("elsewhere", "IVLP", Tuned(elsewhere, drawn(ivlp.shapes, 0.3, 9)), seed=2, **others),
     ]
 
 
@@ -296,7 +297,8 @@ def test_what_is_not_fitted_and_why(clip: Clip, tmp_path: Path) -> None:
     ],
 )
 def test_methods_without_a_ceiling(clip: Clip, method: str, why: str) -> None:
-    found = replacement.no_ceiling(Model("it", "It", method, Task(clip, method, CLASS_NAMES), {}))
+    task = Task(clip, method, CLASS_NAMES)
+    found = replacement.no_ceiling(Model("it", "It", Tuned(task, task.shapes)))
     assert why in found and found.startswith("It cannot be fitted to outputs, so there is no ceiling" if why else "")
     assert bool(found) == bool(why)
 
@@ -413,12 +415,11 @@ def test_the_section(
 def test_the_ceiling_reaches_a_teacher_of_its_own_form(clip: Clip, tmp_path: Path) -> None:
     """A bias, fitted to itself from another order of images, comes nearer to itself than it was."""
     bias = Task(clip, "bias", CLASS_NAMES)
-    models = [models_of(clip)[0], Model("bias", "Bias", "bias", bias, drawn(bias.shapes, 0.1), seed=1)]
+    models = [models_of(clip)[0], Model("bias", "Bias", Tuned(bias, drawn(bias.shapes, 0.1)), seed=1)]
     images = colour_split(6, 0)
     study = Study(models, colour_split(4, 3), StudyOptions(replacement_steps=60), tmp_path, unlabelled=images)
     fits = replacement.Fits(study, images, images, study.tuned)
-    teacher_model = teacher.Teacher(bias, models[1].learnables)
-    zero = teacher.Teacher(bias, bias.init(0))
+    zero = Tuned(bias, bias.init(0))
     (ceiling, fitted), _ = fits.fit(models[1])
     assert ceiling.kind is Kind.CEILING and fitted.task == bias
-    assert ceiling.fitted_divergence < 0.5 * mean_divergence(teacher_model, zero, images, fits.context)
+    assert ceiling.fitted_divergence < 0.5 * mean_divergence(models[1].tuned, zero, images, fits.context)

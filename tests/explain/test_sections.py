@@ -14,6 +14,7 @@ from clipbias.explain.model import Model
 from clipbias.explain.run import run_study
 from clipbias.explain.study import Study, StudyOptions
 from clipbias.tuning import Task
+from clipbias.tuning.tuned import Tuned
 from tests.explain.conftest import FOLDER
 from tests.reference import methods, relevancy, sections, weights
 from tests.reference.sections import KINDS
@@ -95,12 +96,10 @@ def study_of(reference, clip, tmp_path_factory):
 
     def make(*names):
         sizes = {"ivlp": {"text_tokens": 2, "vision_tokens": 2, "depth": 2}, "bias": {}}
-        models = [
-            Model("zero_shot", "Zero-shot", "zero_shot", Task(clip, "zero_shot", CLASS_NAMES, template=TEMPLATE), {})
-        ]
+        models = [Model("zero_shot", "Zero-shot", Tuned(Task(clip, "zero_shot", CLASS_NAMES, template=TEMPLATE)))]
         for name in names:
             task = Task(clip, name, CLASS_NAMES, template=TEMPLATE, **sizes[name])
-            models.append(Model(name, name, name, task, reference.learnables[name]))
+            models.append(Model(name, name, Tuned(task, reference.learnables[name])))
         split = Split(tuple(f"{i}.png" for i in range(len(LABELS))), LABELS, read)
         options = StudyOptions(batch_size=4, image_limit=len(SPREAD))
         return Study(models, split, options, tmp_path_factory.mktemp("sections"))

@@ -20,6 +20,7 @@ from clipbias.explain.words import (
     token_labels,
 )
 from clipbias.tuning import Task
+from clipbias.tuning.tuned import Tuned
 from tests.explain.models import CLASS_NAMES
 from tests.explain.test_study import split
 
@@ -102,7 +103,7 @@ def test_tokens_in_words(clip: Clip) -> None:
 
 
 def words_of(clip, folder, *models):
-    zero_shot = Model("zero_shot", "Zero-shot", "zero_shot", Task(clip, "zero_shot", CLASS_NAMES), {})
+    zero_shot = Model("zero_shot", "Zero-shot", Tuned(Task(clip, "zero_shot", CLASS_NAMES)))
     study = Study([zero_shot, *models], split(), StudyOptions(), folder)
     return study.run_section(compute_words(study))
 
@@ -114,7 +115,7 @@ def ivlp(clip):
     table = np.asarray(clip.params["text"]["token_embedding"])
     context = np.concatenate(encode(clip.tokenizer, ["photo", "cat"]))
     learnables = {name: np.zeros(shape.shape, np.float32) for name, shape in task.shapes.items()}
-    return Model("ivlp", "IVLP", "ivlp", task, learnables | {"text_context": table[context]})
+    return Model("ivlp", "IVLP", Tuned(task, learnables | {"text_context": table[context]}))
 
 
 def test_a_study_has_the_words_of_contexts(clip, tmp_path, ivlp):
@@ -129,12 +130,12 @@ def test_a_study_has_the_words_of_contexts(clip, tmp_path, ivlp):
 def test_a_context_of_each_class_is_told_by_it(clip, tmp_path):
     task = Task(clip, "coop", CLASS_NAMES, tokens=2, class_specific=True)
     learnables = {name: np.asarray(value) for name, value in task.init(0).items()}
-    result = words_of(clip, tmp_path, Model("coop", "CoOp", "coop", task, learnables))["coop"]
+    result = words_of(clip, tmp_path, Model("coop", "CoOp", Tuned(task, learnables)))["coop"]
     named = [(prompt.class_name, prompt.prompt) for prompt in result.prompts]
     assert named == [(name, number) for name in task.class_names for number in range(2)]
 
 
 def test_without_text_prompts_the_reason_is_given(clip, tmp_path):
     task = Task(clip, "bias", CLASS_NAMES)
-    results = words_of(clip, tmp_path, Model("bias", "Bias tuning", "bias", task, task.init(0)))
+    results = words_of(clip, tmp_path, Model("bias", "Bias tuning", Tuned(task, task.init(0))))
     assert results == {"bias": Missing("There are no learned text prompts.")}

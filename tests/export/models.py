@@ -1,4 +1,4 @@
-"""Adapters with learnables that matter, on a tiny model."""
+"""Tuned models with learnables that matter, on a tiny CLIP."""
 
 import contextlib
 import functools
@@ -13,7 +13,8 @@ from PIL import Image
 import clipbias
 from clipbias.clip import Clip
 from clipbias.tuning import CONSTANTS, Learnables, Task
-from clipbias.tuning.adapter import Adapter, read_adapter, save_adapter
+from clipbias.tuning.adapter import read_adapter, write_adapter
+from clipbias.tuning.tuned import Tuned
 
 CLASS_NAMES = ("cat", "maine_coon", "bird")
 NOTES = {"dataset": "pets", "shots": 4, "seed": 1, "accuracy": 75.0}
@@ -48,12 +49,12 @@ def learned(task: Task, size: float = 0.3, seed: int = 0) -> Learnables:
     return jax.tree_util.tree_map_with_path(one, task.shapes)
 
 
-def adapter(clip: Clip, method: str, folder: Path, *, size: float = 0.3, **options: Any) -> Adapter:
-    """A tuned adapter, written to `folder` and read back."""
+def tuned(clip: Clip, method: str, folder: Path, *, size: float = 0.3, **options: Any) -> Tuned:
+    """A tuned model, written to `folder` and read back."""
     task = Task(clip, method, CLASS_NAMES, template="a {} of a pet.", **options)
     path = folder / "tuned.safetensors"
-    save_adapter(path, task, learned(task, size), notes=NOTES)
-    return read_adapter(path)
+    write_adapter(path, Tuned(task, learned(task, size), NOTES))
+    return read_adapter(path).bind(clip, own_methods=(method,))
 
 
 def pictures(clip: Clip, count: int = 4, seed: int = 0) -> np.ndarray:
@@ -74,9 +75,9 @@ def task_logits(task: Task, learnables: Any, images: np.ndarray) -> np.ndarray:
     return np.asarray(_logits(task.classifier, task.clip.params, learnables, normal, task.text))
 
 
-def logits(clip: Clip, adapter: Adapter, images: np.ndarray) -> np.ndarray:
-    """What the adapter itself says about uint8 images."""
-    return task_logits(adapter.task(clip, own_methods=(adapter.method,)), adapter.learnables, images)
+def logits(model: Tuned, images: np.ndarray) -> np.ndarray:
+    """What the model itself says about uint8 images."""
+    return task_logits(model.task, model.learnables, images)
 
 
 def zero_shot_logits(folder: Path, images: np.ndarray, template: str = "a photo of a {}.") -> np.ndarray:

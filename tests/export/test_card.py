@@ -13,9 +13,8 @@ from tests.export import models
 
 
 def test_the_front_matter_is_what_the_hub_reads(clip, tmp_path):
-    adapter = models.adapter(clip, "bias", tmp_path)
-    task = adapter.task(clip)
-    text = model_card(dataclasses.replace(adapter, base="openai/clip-vit-base-patch16@main"), task, "checkpoint")
+    of_hub = dataclasses.replace(clip, name="openai/clip-vit-base-patch16", revision="main")
+    text = model_card(models.tuned(of_hub, "bias", tmp_path), "checkpoint")
     front = yaml.safe_load(text.split("---\n")[1])
     assert front["base_model"] == "openai/clip-vit-base-patch16"
     assert front["library_name"] == "transformers"
@@ -24,8 +23,8 @@ def test_the_front_matter_is_what_the_hub_reads(clip, tmp_path):
 
 
 def test_the_facts(clip, tmp_path):
-    adapter = models.adapter(clip, "bias", tmp_path)
-    text = model_card(adapter, adapter.task(clip), "checkpoint")
+    tuned = models.tuned(clip, "bias", tmp_path)
+    text = model_card(tuned, "checkpoint")
     assert "base_model" not in text.split("---\n")[1]  # a folder of this machine is no model of the hub
     for fact in (
         "| method | `bias` (vision_tower=True, text_tower=True) |",
@@ -43,20 +42,20 @@ def test_the_facts(clip, tmp_path):
 
 def test_a_card_has_the_true_counts(clip, tmp_path):
     notes = {"shots": 16, "train_images": 38, "images_per_class": [6, 16], "accuracy": 100 * 11 / 12, "images": 12}
-    adapter = models.adapter(clip, "coop", tmp_path)
-    text = model_card(dataclasses.replace(adapter, notes=notes), None, "adapter")
+    tuned = models.tuned(clip, "coop", tmp_path)
+    text = model_card(dataclasses.replace(tuned, notes=notes), "adapter")
     assert "were tuned, on 6 to 16 images per class." in text
     assert "| training images | 38, 6 to 16 images per class |" in text
     assert "| top-1 accuracy | 91.67 % of 12 test images (95 % interval 64.6 to 98.5) |" in text
     notes = {"accuracies": {"base": 80.0, "new": 70.0}, "tested_images": {"base": 500, "new": 50}}
-    text = model_card(dataclasses.replace(adapter, notes=notes), None, "adapter")
+    text = model_card(dataclasses.replace(tuned, notes=notes), "adapter")
     assert "(base) | 80.00 % of 500 test images |" in text and "(new) | 70.00 % of 50 test images (95 % int" in text
 
 
 @pytest.mark.parametrize("notes", [{}, {"accuracies": {"base": 80.0, "new": 70.0}}, {"accuracy": None, "shots": None}])
 def test_whatever_notes_an_adapter_has(clip, tmp_path, notes):
-    adapter = dataclasses.replace(models.adapter(clip, "coop", tmp_path), notes=notes)
-    text = model_card(adapter, adapter.task(clip), "head")
+    tuned = dataclasses.replace(models.tuned(clip, "coop", tmp_path), notes=notes)
+    text = model_card(tuned, "head")
     assert "model-index" not in yaml.safe_load(text.split("---\n")[1])
     assert ("| top-1 accuracy (new) | 70.00 % |" in text) == ("accuracies" in notes)
     assert "coop for 3 classes" in text
@@ -65,10 +64,12 @@ def test_whatever_notes_an_adapter_has(clip, tmp_path, notes):
 EVIL = "x\r\n---\nlicense: evil\n---\n# <script>alert(1)</script> | [a](javascript:b) `c` \x1b[31m \ud800"
 
 
-def test_a_card_says_harmlessly_what_a_hostile_file_holds(clip, tmp_path):
-    adapter = models.adapter(clip, "bias", tmp_path)
+def test_a_card_says_harmlessly_what_a_hostile_file_holds(tiny, tmp_path):
+    names = (EVIL.replace("\ud800", ""), "b")  # which no tokenizer reads
+    clip = dataclasses.replace(tiny(context_length=96)[0], name=EVIL)
+    tuned = models.tuned(clip, "bias", tmp_path).with_classes(names)
     notes = dict.fromkeys(("dataset", "protocol", "mine"), EVIL) | {EVIL: EVIL}
-    text = model_card(dataclasses.replace(adapter, class_names=(EVIL, "b"), base=EVIL, notes=notes), None, "adapter")
+    text = model_card(dataclasses.replace(tuned, notes=notes), "adapter")
     front, body = text.removeprefix("---\n").split("\n---\n", 1)
     assert "license" not in yaml.safe_load(front)
     assert "\x1b" not in text and "\ud800" not in text and not {"---", "license: evil"} & {*body.splitlines()}
@@ -78,9 +79,9 @@ def test_a_card_says_harmlessly_what_a_hostile_file_holds(clip, tmp_path):
 
 @pytest.mark.ci
 def test_the_cards_code_with_clipbias(clip, tmp_path, capsys):
-    adapter = models.adapter(clip, "bias", tmp_path)
-    export(adapter, clip, tmp_path / "out")
+    tuned = models.tuned(clip, "bias", tmp_path)
+    export(tuned, tmp_path / "out")
     (image,) = models.pictures(clip, 1)
     models.run_card(tmp_path / "out", image, block=-1)
-    likely = models.CLASS_NAMES[int(models.logits(clip, adapter, image[None]).argmax())]
+    likely = models.CLASS_NAMES[int(models.logits(tuned, image[None]).argmax())]
     assert capsys.readouterr().out.startswith(f"{likely} ")

@@ -16,6 +16,7 @@ from clipbias.clip import encode_image
 from clipbias.clip.checkpoint import INDEX, WEIGHTS
 from clipbias.export import export, natural_form
 from clipbias.tuning import Task
+from clipbias.tuning.adapter import read_adapter
 from tests import helpers
 from tests.export import models
 
@@ -48,8 +49,8 @@ def test_the_natural_form(clip, method, options, form):
 
 
 def test_the_adapter_file_is_in_the_folder_byte_for_byte(clip, tmp_path):
-    adapter = models.adapter(clip, "taskres", tmp_path)
-    export(adapter, clip, tmp_path / "out")
+    tuned = models.tuned(clip, "taskres", tmp_path)
+    export(tuned, tmp_path / "out")
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == ["README.md", "adapter.safetensors", "classifier.safetensors"]
     assert (tmp_path / "out" / "adapter.safetensors").read_bytes() == (tmp_path / "tuned.safetensors").read_bytes()
@@ -79,15 +80,15 @@ def test_the_head_reproduces_the_logits(clip, tmp_path, method, options, templat
     if method == "own.py":
         method = str(tmp_path / method)
         Path(method).write_text(models.SHIFT)
-    adapter = models.adapter(clip, method, tmp_path, **options)
-    assert export(adapter, clip, tmp_path / "out", own_methods=(method,)) == "head"
+    tuned = models.tuned(clip, method, tmp_path, **options)
+    assert export(tuned, tmp_path / "out") == "head"
     features, scale, shown = read_head(tmp_path / "out")
     assert shown == templates
     np.testing.assert_allclose(np.linalg.norm(features, axis=-1), 1, rtol=1e-6)
     images = models.pictures(clip)
     features_of_images = np.asarray(encode(clip.params, clip.config, clip.preprocessing.normalize(images))[0])
     features_of_images = features_of_images / np.linalg.norm(features_of_images, axis=-1, keepdims=True)
-    models.assert_close(scale * features_of_images @ features.T, models.logits(clip, adapter, images))
+    models.assert_close(scale * features_of_images @ features.T, models.logits(tuned, images))
 
 
 @pytest.mark.ci
@@ -102,12 +103,12 @@ def test_the_head_reproduces_the_logits(clip, tmp_path, method, options, templat
     ],
 )
 def test_tuned_weights_fold_with_the_scale_of_their_cosines(method, template, scale, clip, tmp_path):
-    adapter = models.adapter(clip, method, tmp_path)
-    assert export(adapter, clip, tmp_path / "out") == "checkpoint"
+    tuned = models.tuned(clip, method, tmp_path)
+    assert export(tuned, tmp_path / "out") == "checkpoint"
     images = models.pictures(clip)
-    expected = models.logits(clip, adapter, images)
+    expected = models.logits(tuned, images)
     models.assert_close(models.zero_shot_logits(tmp_path / "out", images, template), expected)
-    plain = models.logits(clip, models.adapter(clip, "zero_shot", tmp_path), images)
+    plain = models.logits(models.tuned(clip, "zero_shot", tmp_path), images)
     assert np.abs(plain - expected).max() > 0.05 * np.abs(expected).max()
     scale_of_clip = float(np.exp(clip.params["logit_scale"]))
     assert abs(scale_of_clip - 100) > 10  # so that it matters whose scale is written
@@ -130,22 +131,22 @@ def test_no_bias_is_rounded_and_no_other_weight_touched(model, tmp_path, dtype):
     base = {name: x.astype(dtype) for name, x in load_file(model / WEIGHTS).items()}
     save_file(base, base_folder / WEIGHTS)
     clip = clipbias.load(base_folder)
-    adapter = models.adapter(clip, "bias", tmp_path, size=1e-3)  # too small to survive in a half's digits
-    export(adapter, clip, tmp_path / "out")
+    tuned = models.tuned(clip, "bias", tmp_path, size=1e-3)  # too small to survive in a half's digits
+    export(tuned, tmp_path / "out")
     folded = load_file(tmp_path / "out" / WEIGHTS)
     assert folded.keys() == base.keys()
     for name in (name for name in base if not name.endswith("mlp.fc2.bias")):
         assert folded[name].dtype == base[name].dtype
         assert folded[name].tobytes() == base[name].tobytes(), name
     for tower in ("vision", "text"):
-        for l, bias in enumerate(adapter.learnables[f"{tower}_bias"]):
+        for l, bias in enumerate(tuned.learnables[f"{tower}_bias"]):
             name = f"{tower}_model.encoder.layers.{l}.mlp.fc2.bias"
             assert folded[name].dtype == np.float32
             np.testing.assert_array_equal(folded[name], base[name].astype(np.float32) + bias)
     # A program that loads in the configured type gets those float32 biases as they are.
     assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "float32"
     images = models.pictures(clip)
-    models.assert_close(models.zero_shot_logits(tmp_path / "out", images), models.logits(clip, adapter, images))
+    models.assert_close(models.zero_shot_logits(tmp_path / "out", images), models.logits(tuned, images))
 
 
 def test_a_sharded_base_makes_the_same_checkpoint(model, clip, tmp_path):
@@ -156,8 +157,8 @@ def test_a_sharded_base_makes_the_same_checkpoint(model, clip, tmp_path):
         save_file({name: tensors[name] for name in owner if owner[name] == file}, folder / file)
     (folder / WEIGHTS).unlink()
     (folder / INDEX).write_text(json.dumps({"weight_map": owner}))
-    adapter = models.adapter(clip, "bias", tmp_path)
-    export(adapter, clip, tmp_path / "whole")
-    export(adapter, clipbias.load(folder), tmp_path / "from_shards")
+    tuned = models.tuned(clip, "bias", tmp_path)
+    export(tuned, tmp_path / "whole")
+    export(read_adapter(tmp_path / "tuned.safetensors").bind(clipbias.load(folder)), tmp_path / "from_shards")
     first, second = ((tmp_path / name / WEIGHTS).read_bytes() for name in ("whole", "from_shards"))
     assert first == second

@@ -42,22 +42,22 @@ METHODS = [
 def exported(clip: Clip, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of IVLP."""
     root = tmp_path_factory.mktemp("onnx")
-    export(models.adapter(clip, "ivlp", root), clip, root / "out", form="onnx")
+    export(models.tuned(clip, "ivlp", root), root / "out", form="onnx")
     return root / "out"
 
 
 def expected(clip: Clip, folder: Path) -> np.ndarray:
-    return models.logits(clip, models.adapter(clip, "ivlp", folder), models.pictures(clip)[:1])[0]
+    return models.logits(models.tuned(clip, "ivlp", folder), models.pictures(clip)[:1])[0]
 
 
 @pytest.mark.ci
 @pytest.mark.parametrize("method", helpers.short(METHODS, METHODS[0]))
 def test_the_file_gives_jaxs_logits_for_any_batch_size(clip, tmp_path, method):
-    adapter = models.adapter(clip, method, tmp_path)
-    assert export(adapter, clip, tmp_path / "out", form="onnx", own_methods=(method,)) == "onnx"
+    tuned = models.tuned(clip, method, tmp_path)
+    assert export(tuned, tmp_path / "out", form="onnx") == "onnx"
     session = onnxruntime.InferenceSession(tmp_path / "out" / "classifier.onnx")
     images = models.pictures(clip)
-    logits = models.logits(clip, adapter, images)
+    logits = models.logits(tuned, images)
     for count in (4, 1, 3):
         models.assert_close(session.run(["logits"], {"images": images[:count]})[0], logits[:count], onnx_file.TOLERANCE)
     labels = json.loads((tmp_path / "out" / "labels.json").read_text())
@@ -83,20 +83,20 @@ def test_other_families_towers(tmp_path, family):
 
 @pytest.mark.ci
 def test_a_file_that_computes_something_else_is_not_left(clip, tmp_path, monkeypatch):
-    adapter = models.adapter(clip, "bias", tmp_path)
+    tuned = models.tuned(clip, "bias", tmp_path)
     original = onnx_file.classify
     monkeypatch.setattr(onnx_file, "classify", lambda *args: original(*args) * 1.001)
     with pytest.raises(ClipbiasError, match=r"logits differ from JAX's by .* Export the adapter as a program"):
-        export(adapter, clip, tmp_path / "out", form="onnx")
+        export(tuned, tmp_path / "out", form="onnx")
     monkeypatch.setattr(onnx_file, "MOST_BYTES", 10)
     with pytest.raises(ClipbiasError, match="an ONNX file holds at most 2; export the adapter as a program"):
-        export(adapter, clip, tmp_path / "out", form="onnx")
+        export(tuned, tmp_path / "out", form="onnx")
     monkeypatch.undo()
 
     monkeypatch.setattr(onnx_file, "classify", lambda *args: jnp.sort(original(*args)))
     refused = "'bias' cannot become an ONNX file: JAX's operation 'sort' has no translation.*; export it as a program"
     with pytest.raises(ClipbiasError, match=refused):
-        export(adapter, clip, tmp_path / "out", form="onnx")
+        export(tuned, tmp_path / "out", form="onnx")
     assert not (tmp_path / "out").exists()
 
 

@@ -15,7 +15,8 @@ import clipbias
 from clipbias.clip.tokenizer import read_tokenizer
 from clipbias.export import export
 from clipbias.export.card import model_card
-from clipbias.tuning.adapter import Adapter, read_adapter, save_adapter
+from clipbias.tuning.adapter import read_adapter, write_adapter
+from clipbias.tuning.tuned import Tuned
 from tests import families
 from tests.export import models
 from tests.families import CLASSES, Reference
@@ -31,10 +32,10 @@ def test_the_folded_checkpoint(base, tmp_path):
     import transformers
 
     clip = clipbias.load(base)
-    adapter = models.adapter(clip, "bias", tmp_path)
-    export(adapter, clip, tmp_path / "out")
+    tuned = models.tuned(clip, "bias", tmp_path)
+    export(tuned, tmp_path / "out")
     images = models.pictures(clip, 3)
-    expected = models.logits(clip, adapter, images)
+    expected = models.logits(tuned, images)
     model = transformers.AutoModel.from_pretrained(tmp_path / "out").eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "out")
@@ -52,14 +53,14 @@ def test_the_folded_checkpoint(base, tmp_path):
 def test_the_cards_code(method, base, tmp_path):
     pytest.importorskip("torch")
     clip = clipbias.load(base)
-    adapter = models.adapter(clip, method, tmp_path)
+    tuned = models.tuned(clip, method, tmp_path)
     out = tmp_path / "out"
-    export(adapter, clip, out)
+    export(tuned, out)
     (image,) = models.pictures(clip, 1)
     turned = Image.Exif()
     turned[ExifTags.Base.Orientation] = 6  # held so that its top is on the left
     namespace = models.run_card(out, np.rot90(image), exif=turned)
-    expected = models.logits(clip, adapter, image[None]) - clip.params.get("logit_bias", 0)
+    expected = models.logits(tuned, image[None]) - clip.params.get("logit_bias", 0)
     models.assert_close(namespace["logits"].numpy(), expected)
     assert namespace["class_names"] == list(models.CLASS_NAMES)
 
@@ -74,9 +75,9 @@ BASES = (DATA / "tiny_quick_gelu", DATA / "tiny_gelu", "demo")
 @pytest.mark.parametrize("base", BASES, ids=lambda base: Path(base).name)
 def test_it_is_the_folded_checkpoint(base, tmp_path):
     clip = clipbias.load(base)
-    adapter = models.adapter(clip, "bias", tmp_path)
-    assert export(adapter, clip, tmp_path / "out", form="open_clip") == "open_clip"
-    export(adapter, clip, tmp_path / "plain")
+    tuned = models.tuned(clip, "bias", tmp_path)
+    assert export(tuned, tmp_path / "out", form="open_clip") == "open_clip"
+    export(tuned, tmp_path / "plain")
     read, plain = clipbias.load(tmp_path / "out"), clipbias.load(tmp_path / "plain")
     jax.tree.map(np.testing.assert_array_equal, read.params, plain.params)
     assert (read.config, read.fingerprint) == (plain.config, plain.fingerprint)
@@ -100,12 +101,12 @@ def test_open_clip_computes_the_same(base, tmp_path):
     torch = pytest.importorskip("torch")
     open_clip = pytest.importorskip("open_clip")
     clip = clipbias.load(base)
-    adapter = models.adapter(clip, "bias", tmp_path)
+    tuned = models.tuned(clip, "bias", tmp_path)
     out = tmp_path / "out"
-    export(adapter, clip, out, form="open_clip")
+    export(tuned, out, form="open_clip")
     (image,) = models.pictures(clip, 1)
     namespace = models.run_card(out, image)
-    expected = models.logits(clip, adapter, image[None])
+    expected = models.logits(tuned, image[None])
     models.assert_close(namespace["logits"].numpy(), expected)
     tokenizer = open_clip.get_tokenizer(f"local-dir:{out}")
     texts = [f"a photo of a {name.replace('_', ' ')}." for name in models.CLASS_NAMES]
@@ -124,23 +125,22 @@ def model(family: str, tmp_path: Path) -> Reference:
     return families.reference(family, 1, tmp_path)
 
 
-def tuned(model: Reference, method: str, folder: Path) -> Adapter:
+def trained(model: Reference, method: str, folder: Path) -> Tuned:
     task = families.task_of(model, method)
-    save_adapter(folder / "tuned.safetensors", task, jax.device_get(families.trained(model, method)))
-    return read_adapter(folder / "tuned.safetensors")
+    write_adapter(folder / "tuned.safetensors", Tuned(task, jax.device_get(families.trained(model, method))))
+    return read_adapter(folder / "tuned.safetensors").bind(model.clip)
 
 
 @pytest.mark.ci
 @pytest.mark.parametrize("family", ["pe", "biomed_clip", "chinese_clip"])
 def test_a_bias_is_exported_as_a_checkpoint(model, tmp_path):
-    adapter = tuned(model, "bias", tmp_path)
+    tuned = trained(model, "bias", tmp_path)
     with families.sizes(model.geometry):
-        assert export(adapter, model.clip, tmp_path / "out") == "checkpoint"
+        assert export(tuned, tmp_path / "out") == "checkpoint"
         plain = clipbias.load(tmp_path / "out")
     task = clipbias.Task(plain, "zero_shot", CLASSES)
     logits = jax.jit(task.logits)(plain.params, task.init(), model.images)
-    bound, learnables = adapter.bind(model.clip)
-    expected = jax.jit(bound.logits)(model.clip.params, learnables, model.images)
+    expected = jax.jit(tuned.task.logits)(model.clip.params, tuned.learnables, model.images)
     assert families.difference(logits, np.asarray(expected)) < 1e-5
     card = (tmp_path / "out" / "README.md").read_text()
     library = "transformers" if model.family == "chinese_clip" else "open_clip"
@@ -151,12 +151,12 @@ def test_a_bias_is_exported_as_a_checkpoint(model, tmp_path):
 def test_transformers_computes_the_same(model, tmp_path):
     """With the code of the card, whose pixels are the model's, too."""
     pytest.importorskip("torch")
-    adapter = tuned(model, "bias", tmp_path)
+    tuned = trained(model, "bias", tmp_path)
     out = tmp_path / "out"
-    export(adapter, model.clip, out)
+    export(tuned, out)
     (image,) = models.pictures(model.clip, 1)
     logits = models.run_card(out, image)["logits"]
-    models.assert_close(logits.numpy(), models.logits(model.clip, adapter, image[None]))
+    models.assert_close(logits.numpy(), models.logits(tuned, image[None]))
 
 
 @pytest.mark.parametrize("family", ["siglip_2"])
@@ -173,8 +173,7 @@ def test_a_siglip_of_open_clip_has_its_ids_in_transformers(model, tmp_path):
     ids = auto(texts, padding="max_length", max_length=length)["input_ids"]
     np.testing.assert_array_equal(ids, clip.tokenize(texts))
     task = clipbias.Task(clip, "bias", CLASSES)
-    adapter = Adapter(task.init(), "bias", {}, CLASSES, "a {}.", clip.name, clip.fingerprint)
-    card = model_card(adapter, task, "checkpoint")
+    card = model_card(Tuned(task, task.init()), "checkpoint")
     assert f'`AutoTokenizer` reads this folder too, with `padding="max_length", max_length={length}`' in card
     assert "of texts with HTML entities, or with letters that were decoded wrongly, it makes other tokens" in card
     assert "CLIPProcessor" not in card

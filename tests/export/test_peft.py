@@ -1,5 +1,6 @@
 """Folders of PEFT's: names and shapes always; PEFT's own logits where it is installed."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -15,7 +16,8 @@ from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError
 from clipbias.export import export, read_peft
 from clipbias.tuning import CONSTANTS
-from clipbias.tuning.adapter import Adapter, read_adapter, save_adapter
+from clipbias.tuning.adapter import read_adapter, write_adapter
+from clipbias.tuning.tuned import Tuned
 from tests.export import models
 
 CONFIG = "adapter_config.json"
@@ -33,19 +35,19 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def tuned(clip: Clip, folder: Path, **options: Any) -> Adapter:
-    adapter = models.adapter(clip, "clip_lora", folder, **options)
-    task = adapter.task(clip)
-    if CONSTANTS in task.shapes:  # which blocks are changed is not drawn at random
-        adapter.learnables[CONSTANTS] = jax.device_get(task.init()[CONSTANTS])
-    return adapter
+def tuned_lora(clip: Clip, folder: Path, **options: Any) -> Tuned:
+    tuned = models.tuned(clip, "clip_lora", folder, **options)
+    if CONSTANTS in tuned.task.shapes:  # which blocks are changed is not drawn at random
+        constants = {CONSTANTS: jax.device_get(tuned.task.init()[CONSTANTS])}
+        return dataclasses.replace(tuned, learnables={**tuned.learnables, **constants})
+    return tuned
 
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_names_shapes_and_the_way_back(name, clip, tmp_path):
     options = OPTIONS[name]
-    adapter = tuned(clip, tmp_path, **options)
-    assert export(adapter, clip, tmp_path / "out", form="peft") == "peft"
+    tuned = tuned_lora(clip, tmp_path, **options)
+    assert export(tuned, tmp_path / "out", form="peft") == "peft"
     tensors = load_file(tmp_path / "out" / WEIGHTS)
     parts = options.get("parts", "qkv")
     rank = options.get("rank", 2)
@@ -59,7 +61,7 @@ def test_names_shapes_and_the_way_back(name, clip, tmp_path):
                     part, (f"self_attn.{part}_proj", "qkv")
                 )
                 module = f"{tower}_model.encoder.layers.{l}.{module}"
-                pair = adapter.learnables[tower][product]
+                pair = tuned.learnables[tower][product]
                 block = 0 if name == "some" else l
                 down, up = (tensors.pop(f"base_model.model.{module}.lora_{x}.weight") for x in "AB")
                 outputs = getattr(clip.config, tower).mlp_width if part == "fc1" else width
@@ -79,27 +81,27 @@ def test_names_shapes_and_the_way_back(name, clip, tmp_path):
         "use_rslora": True,
         "bias": "none",
     }
-    assert config["base_model_name_or_path"] == adapter.base
+    assert config["base_model_name_or_path"] == clip.source
     back = read_peft(tmp_path / "out", clip, models.CLASS_NAMES)
-    assert back.task(clip).options() == adapter.task(clip).options()
-    jax.tree.map(np.testing.assert_array_equal, back.learnables, dict(adapter.learnables))
-    save_adapter(tmp_path / "back.safetensors", back.task(clip), back.learnables)
+    assert back.task.options() == tuned.task.options()
+    jax.tree.map(np.testing.assert_array_equal, back.learnables, dict(tuned.learnables))
+    write_adapter(tmp_path / "back.safetensors", back)
 
 
 def test_plain_lora_is_scaled_by_its_rank(clip, tmp_path):
-    export(tuned(clip, tmp_path, rank=4, alpha=3.0), clip, tmp_path / "out", form="peft")
+    export(tuned_lora(clip, tmp_path, rank=4, alpha=3.0), tmp_path / "out", form="peft")
     path = tmp_path / "out" / CONFIG
     path.write_text(json.dumps(json.loads(path.read_text()) | {"use_rslora": False}))
-    adapter = read_peft(tmp_path / "out", clip, ("cat", "dog"), template="a {}")
-    assert adapter.options["alpha"] / 4**0.5 == pytest.approx(3 / 4)
-    assert adapter.task(clip).texts == ("a cat", "a dog")
+    back = read_peft(tmp_path / "out", clip, ("cat", "dog"), template="a {}")
+    assert back.task.options()["alpha"] / 4**0.5 == pytest.approx(3 / 4)
+    assert back.task.texts == ("a cat", "a dog")
 
 
 @pytest.fixture(scope="module")
 def exported(clip: Clip, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of PEFT's."""
     folder = tmp_path_factory.mktemp("peft")
-    export(tuned(clip, folder), clip, folder / "out", form="peft")
+    export(tuned_lora(clip, folder), folder / "out", form="peft")
     return folder / "out"
 
 
@@ -122,8 +124,8 @@ def test_peft_computes_the_same(name, tmp_path):
 
     base = DATA / "tiny_gelu"
     clip = clipbias.load(base)
-    adapter = tuned(clip, tmp_path, **OPTIONS[name])
-    export(adapter, clip, tmp_path / "out", form="peft")
+    tuned = tuned_lora(clip, tmp_path, **OPTIONS[name])
+    export(tuned, tmp_path / "out", form="peft")
     images = models.pictures(clip, 3)
     pixels = torch.tensor(np.asarray(clip.preprocessing.normalize(images)).transpose(0, 3, 1, 2))
     tokens = transformers.AutoTokenizer.from_pretrained(base)(
@@ -137,7 +139,7 @@ def test_peft_computes_the_same(name, tmp_path):
 
     plain = transformers.CLIPModel.from_pretrained(base)
     model = peft.PeftModel.from_pretrained(plain, tmp_path / "out").eval()
-    models.assert_close(logits(model), models.logits(clip, adapter, images))
+    models.assert_close(logits(model), models.logits(tuned, images))
 
     # And what PEFT itself writes, plain LoRA with another scale.
     fresh = transformers.CLIPModel.from_pretrained(base)
@@ -149,5 +151,5 @@ def test_peft_computes_the_same(name, tmp_path):
     shutil.rmtree(tmp_path / "out")
     tuned_there.save_pretrained(tmp_path / "out")
     back = read_peft(tmp_path / "out", clip, models.CLASS_NAMES)
-    assert back.options["parts"] == ("q", "v", "o")
-    models.assert_close(models.logits(clip, back, images), logits(tuned_there))
+    assert back.task.options()["parts"] == ("q", "v", "o")
+    models.assert_close(models.logits(back, images), logits(tuned_there))

@@ -30,13 +30,13 @@ METHODS = [
 
 @pytest.mark.parametrize("method", helpers.short(METHODS, METHODS[0]))
 def test_the_program_in_this_process(clip, tmp_path, method):
-    adapter = models.adapter(clip, method, tmp_path)
-    export(adapter, clip, tmp_path / "out", form="program", own_methods=(method,))
+    tuned = models.tuned(clip, method, tmp_path)
+    export(tuned, tmp_path / "out", form="program")
     program = jax.export.deserialize(bytearray((tmp_path / "out" / "classifier.stablehlo").read_bytes()))
     weights = load_file(tmp_path / "out" / "weights.safetensors")
     assert not any(name.startswith("text/") for name in weights)
     images = models.pictures(clip)
-    expected = models.logits(clip, adapter, images)
+    expected = models.logits(tuned, images)
     models.assert_close(program.call(weights, images), expected)
     models.assert_close(program.call(weights, images[:1]), expected[:1])
     description = json.loads((tmp_path / "out" / "program.json").read_text())
@@ -60,12 +60,12 @@ def test_the_batch_size_is_open_in_every_family(family):
 
 def test_the_same_adapter_gives_the_same_bytes_wherever_it_is_exported(clip, tmp_path):
     """A program says in no file of this machine where an operation stands, whatever JAX is told to note elsewhere."""
-    adapter = models.adapter(clip, "vpt", tmp_path)
+    tuned = models.tuned(clip, "vpt", tmp_path)
 
     def exported(name: str, depth: int) -> bytes:
         if depth:
             return exported(name, depth - 1)
-        export(adapter, clip, tmp_path / name, form="program")
+        export(tuned, tmp_path / name, form="program")
         return (tmp_path / name / "classifier.stablehlo").read_bytes()
 
     settings = "jax_traceback_in_locations_limit", "jax_include_full_tracebacks_in_locations"
@@ -85,9 +85,9 @@ def test_the_same_adapter_gives_the_same_bytes_wherever_it_is_exported(clip, tmp
 def test_the_cards_code_in_a_fresh_process_without_clipbias(tmp_path):
     """On the embedded model, whose half-precision weights stay half in the file."""
     demo = clipbias.load("demo")
-    adapter = models.adapter(demo, "ivlp", tmp_path)
+    tuned = models.tuned(demo, "ivlp", tmp_path)
     out = tmp_path / "out"
-    assert export(adapter, demo, out) == "program"
+    assert export(tuned, out) == "program"
     assert load_file(out / "weights.safetensors")["vision/layers/fc1/kernel"].dtype == np.float16
     picture = np.random.default_rng(1).integers(0, 256, (71, 50, 3), np.uint8)
     Image.fromarray(picture).save(out / "image.png")
@@ -97,4 +97,4 @@ def test_the_cards_code_in_a_fresh_process_without_clipbias(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.split()[0] in models.CLASS_NAMES
     image = crop(picture, demo.preprocessing.resizing)[None]
-    models.assert_close(np.load(out / "logits.npy"), models.logits(demo, adapter, image))
+    models.assert_close(np.load(out / "logits.npy"), models.logits(tuned, image))

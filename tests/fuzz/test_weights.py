@@ -17,7 +17,8 @@ import clipbias
 from clipbias.clip import Clip
 from clipbias.clip.formats import FLOATING, open_torch, read_flax
 from clipbias.tuning import Task
-from clipbias.tuning.adapter import read_adapter, save_adapter
+from clipbias.tuning.adapter import read_adapter, write_adapter
+from clipbias.tuning.tuned import Tuned
 from tests import helpers, torch_files
 from tests.bad_files import DEEP
 from tests.fuzz.answers import ANYTHING, EXTREME, answered, corrupted, mutated
@@ -183,13 +184,13 @@ def test_damaged_small_files(folder, model, data, name):
 def adapter(clip: Callable[[], Clip], tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("adapter") / "a.safetensors"
     task = Task(clip(), "bias", ("cat", "dog"))
-    save_adapter(path, task, task.init(), notes={"dataset": "demo/digits", "seed": 1})
+    write_adapter(path, Tuned(task, task.init(), {"dataset": "demo/digits", "seed": 1}))
     return path
 
 
 def use(path: Path, clip: Clip) -> None:
     read = read_adapter(path)
-    task = read.task(clip)
+    task = read.bind(clip).task
     assert task.init(0).keys() == read.learnables.keys()
 
 

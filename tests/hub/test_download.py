@@ -169,9 +169,11 @@ def test_the_readmes_training_on_a_machine_with_an_empty_cache(hub, tmp_path, ca
     model = json.loads((workdir / "environment.json").read_text())["model"]
     assert (model["name"], model["revision"]) == (DEFAULT, commit)
     adapter = read_adapter(workdir / "adapter.safetensors")
-    assert (adapter.base, adapter.base_fingerprint) == (f"{DEFAULT}@{commit}", model["fingerprint"])
+    base = clipbias.load(adapter.base)
+    assert (adapter.base, adapter.weights) == (f"{DEFAULT}@{commit}", base.fingerprint)
+    assert model["identity"] == adapter.bind(base).clip.identity
     place = clipbias.push_to_hub("me/eurosat-taskres", clipbias.load_adapter(workdir / "adapter.safetensors"))
     hub.sent.clear()
     again, _ = find_adapter(place)  # as all binaries find what `--config.adapters=` names
-    again.task(clipbias.load(again.base))
+    again.bind(clipbias.load(again.base))
     assert hub.downloaded() == ["adapter.safetensors"]

@@ -205,7 +205,7 @@ class _Builder:
             self.rates.insert(2, 68.5)
         clip = found.ClipFacts(
             name="demo",
-            fingerprint="0123456789abcdef",
+            identity="0123456789abcdef",
             image_size=self.image_size,
             grid=self.grid,
             patches=self.patches,

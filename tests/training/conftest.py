@@ -193,6 +193,5 @@ class TinySweep:
 
 def score_of(adapter: Adapter, clip: Clip, split: Split, own_methods: Sequence[str] = (), **options: Any) -> Row:
     """What an adapter scores on images."""
-    task, learnables = adapter.bind(clip, own_methods=own_methods)
     settings = dict(mesh=meshes.single_device(), eval_batch_size=8, on_image_error="raise")
-    return evaluate(task, learnables, split, **settings | options)[0]
+    return evaluate(adapter.bind(clip, own_methods=own_methods), split, **settings | options)[0]

@@ -28,6 +28,8 @@ from clipbias.training.evaluate import (
 from clipbias.training.memory import evaluation_programs
 from clipbias.tuning import Task
 from clipbias.tuning.method import Learnables
+from clipbias.tuning.methods.taskres import TaskRes
+from clipbias.tuning.tuned import Tuned
 from tests.training.conftest import damaged
 
 
@@ -66,8 +68,7 @@ def test_accuracy_calibration_and_detection_are_those_of_single_images(clip, col
     validation = colours.split("train")
     outside = damaged(colours.split("val"), 1)
     result, _ = evaluate(
-        task,
-        learnables,
+        Tuned(task, learnables),
         test,
         mesh=mesh,
         eval_batch_size=4,
@@ -82,8 +83,11 @@ def test_accuracy_calibration_and_detection_are_those_of_single_images(clip, col
     assert result["accuracy"] == pytest.approx(100 * result["correct"] / 15)
     macro_f1 = metrics.f1_score(test.labels, here.argmax(1), average="macro")
     assert result["class_summary"]["macro_f1"] == pytest.approx(100 * macro_f1)
-    temperature = calibration.fit_temperature(held, validation.labels)
+    chosen = calibration.temperature_images(test, validation)
+    assert chosen is not None and np.bincount(chosen.labels).tolist() == [4, 4, 4]
+    temperature = calibration.fit_temperature(held[[validation.keys.index(key) for key in chosen.keys]], chosen.labels)
     errors = result["calibration"]
+    assert errors["validation_images"] == 12
     assert errors["temperature"] == pytest.approx(temperature, rel=1e-3)
     for scale, suffix in ((1.0, ""), (temperature, "_at_temperature")):
         sure = softmax(here / scale, axis=1).max(1)
@@ -110,7 +114,8 @@ def test_kept_features_change_nothing(clip, colours):
     scores = [shared.evaluate(static, inputs).scores for _ in range(2)]
     assert scores[0] == scores[1]
     assert shared._plain_features
-    alone, _ = evaluate(task, task.init(), colours.split("test"), mesh=mesh, eval_batch_size=4, on_image_error="raise")
+    model = Tuned(task, task.init())
+    alone, _ = evaluate(model, colours.split("test"), mesh=mesh, eval_batch_size=4, on_image_error="raise")
     both = scores[0][0]
     assert both["calibration"] == pytest.approx(alone["calibration"], abs=2e-4)  # another program, rounded to 4 digits
     del alone["class_summary"]
@@ -182,7 +187,7 @@ def case(clip):
     task = Task(clip, "taskres", NAMES)
     split = Split(("a.png", "b.png", "ü/c.png", "d.png"), np.array([0, 1, 2, 1]), read)
     learnables = {name: np.asarray(value) + 0.25 for name, value in task.init().items()}
-    return {"task": task, "learnables": learnables, "method": "taskres", "split": split}
+    return {"model": Tuned(task, learnables), "split": split}
 
 
 def test_predictions_are_found_again_and_users_can_read_them(case, tmp_path):
@@ -198,31 +203,43 @@ def test_predictions_are_found_again_and_users_can_read_them(case, tmp_path):
     np.testing.assert_array_equal(known, PREDICTED)
 
 
+class Another(TaskRes):
+    """A method of one's own, which learns as much."""
+
+
 def test_nothing_is_found_of_another_model_or_other_images(clip, case, tmp_path):
     save_predictions(tmp_path, "test", **case, predicted=PREDICTED)
     known = KnownPredictions([tmp_path])
-    split = case["split"]
-    learnables = case["learnables"]
+    split, model = case["split"], case["model"]
+    learnables = model.learnables
     nudged = {name: np.nextafter(value, 9) for name, value in learnables.items()}
+    gelu = dataclasses.replace(clip.config, vision=dataclasses.replace(clip.config.vision, activation="gelu"))
     darker = dataclasses.replace(clip, preprocessing=dataclasses.replace(clip.preprocessing, mean=(0.1, 0.1, 0.1)))
     others = {
         "learnables": nudged,
-        "type": learnables | {"text_residual": learnables["text_residual"].astype(np.float16)},
-        "method": "another",
-        "weights": Task(dataclasses.replace(clip, fingerprint="0" * 64), "taskres", NAMES),
+        "type": {"text_residual": learnables["text_residual"].astype(np.float16)},
+        "method": Task(clip, Another(), NAMES),
+        "weights": Task(dataclasses.replace(clip, published="0" * 64), "taskres", NAMES),
+        "activation": Task(dataclasses.replace(clip, config=gelu), "taskres", NAMES),
         "preprocessing": Task(darker, "taskres", NAMES),
         "template": Task(clip, "taskres", NAMES, template="a sketch of a {}."),
         "options": Task(clip, "taskres", NAMES, alpha=1.0),
         "precision": Task(clip, "taskres", NAMES, dtype="bfloat16"),
         "classes": Task(clip, "taskres", NAMES[::-1]),
+        "descriptions": Task(clip, "taskres", NAMES, descriptions={name: [f"the {name}"] for name in NAMES}),
+        "free text": Task(clip, "taskres", NAMES, free_text=True),
         "label": Split(split.keys, np.array([0, 1, 2, 2]), read),
         "image": Split(("a.png", "b.png", "ü/c.png", "e.png"), split.labels, read),
+        "content": Split(split.keys, split.labels, lambda index: bytes([index + 1])),
         "order": split.subset([1, 0, 2, 3]),
     }
-    places = {"learnables": "learnables", "type": "learnables", "method": "method"}
     for name, other in others.items():
-        place = places.get(name, "task" if isinstance(other, Task) else "split")
-        assert known.find(**(case | {place: other})) is None, name
+        if isinstance(other, Split):
+            changed = {"split": other}
+        else:
+            part = "task" if isinstance(other, Task) else "learnables"
+            changed = {"model": dataclasses.replace(model, **{part: other})}
+        assert known.find(**(case | changed)) is None, name
     assert known.find(**case) is not None
 
 

@@ -30,8 +30,8 @@ from clipbias.training.spec import VALIDATION, run_names
 from clipbias.training.sweep import RESULTS
 from clipbias.training.workdir import SweepPaths
 from clipbias.tuning import CONSTANTS, Task, make_method
-from clipbias.tuning.adapter import transfer
 from clipbias.tuning.recipe import Recipe
+from clipbias.tuning.transfer import transfer
 from tests import helpers
 from tests.own_methods import Cache, Probe, Projection
 from tests.training.conftest import TinySweep, score_of

@@ -14,6 +14,7 @@ from scipy.special import logsumexp
 
 import clipbias
 from clipbias.data import Dataset
+from clipbias.data.held_out import POLICY
 from clipbias.data.images import pictures
 from clipbias.errors import ClipbiasError
 from clipbias.io import data_path, read_json_lines
@@ -31,8 +32,8 @@ from clipbias.tuning import make_method
 from clipbias.tuning.adapter import start_seed
 from clipbias.tuning.recipe import Recipe
 from configs.table1 import Table1Settings
-from experiments import table1
-from tests.training.conftest import TinySweep, score_of
+from experiments import evaluate, table1
+from tests.training.conftest import TinySweep, colour_split, score_of
 from tests.tuning.test_registry import CLASS
 
 
@@ -77,7 +78,7 @@ def test_another_start_on_the_same_images(clip, colours, recipe, tmp_path):
     adapters = [tiny.adapter(spec, specs) for spec in specs]
     assert [start_seed(adapter.notes) for adapter in adapters] == [1, 5, 5]
     prompts = [adapter.learnables["vision_prompts"] for adapter in adapters]
-    starts = [adapters[0].task(clip).init(seed)["vision_prompts"] for seed in (1, 5, 5)]
+    starts = [adapters[0].bind(clip).task.init(seed)["vision_prompts"] for seed in (1, 5, 5)]
     for prompt, start in zip(prompts, starts, strict=True):
         np.testing.assert_allclose(prompt, start, atol=1e-3)
     assert np.abs(prompts[2] - prompts[1]).max() > 1e-7
@@ -98,6 +99,27 @@ def test_validation_images_are_those_of_each_split(clip, colours, recipe, tmp_pa
     assert set(first) != set(second)
 
 
+def test_a_row_and_an_evaluation_fit_one_temperature(clip, colours, recipe, tmp_path):
+    """On the same images, whatever the shots, and not on those that selected a setting; both say on how many."""
+    test, val = colours.split("test"), colour_split(8, 7)
+    dataset = dataclasses.replace(colours, splits={**colours.splits, "val": val})
+    tiny = TinySweep(clip, dataset, recipe, tmp_path)
+    (spec,) = tiny.specs("bias", shots=(1,), seeds=(1,))
+    (row,) = tiny.run([spec])
+    assert row["calibration"]["validation_images"] == 12 and row["calibration"]["temperature"] != 1
+    evaluated = score_of(tiny.adapter(spec), clip, test, validation=val)["calibration"]
+    assert row["calibration"] == pytest.approx(evaluated, abs=1e-3)
+    fitted = []
+    for policy in ("none", POLICY):
+        (protocol,) = tiny.context.protocols_of((dataclasses.replace(spec, validation=policy),)).values()
+        of_row = tiny.context.temperature_evaluator(protocol, protocol.evaluations[0])
+        notes = {"dataset": "colours", "validation": policy, "seed": 1}
+        images = calibration.temperature_images(test, evaluate.validation_images(dataset, "colours", notes))
+        assert of_row is not None and images is not None and of_row.split.keys == images.keys
+        fitted.append(set(images.keys))
+    assert fitted[0] != fitted[1]
+
+
 @pytest.mark.ci
 def test_an_adapter_gives_its_rows_accuracy(clip, colours, recipe, tmp_path, monkeypatch):
     monkeypatch.setattr(calibration, "FEWEST_TO_CALIBRATE", 6)
@@ -106,7 +128,7 @@ def test_an_adapter_gives_its_rows_accuracy(clip, colours, recipe, tmp_path, mon
     test = colours.split("test")
     images = clip.preprocessing.normalize(pictures(test, range(len(test)), clip.preprocessing.resizing))
     rows = tiny.run(specs)
-    compute = jax.jit(tiny.adapter(specs[0]).task(clip).logits)
+    compute = jax.jit(tiny.adapter(specs[0]).bind(clip).task.logits)
     for row, spec in zip(rows, specs, strict=True):
         adapter = tiny.adapter(spec)
         assert adapter.notes["accuracy"] == row["accuracy"] and adapter.notes["key"] == spec.key
@@ -122,12 +144,12 @@ def test_an_adapter_gives_its_rows_accuracy(clip, colours, recipe, tmp_path, mon
         assert log_probs.dtype == np.float16
         assert row["train_images"] == 2 * len(colours.class_names) and row["images_per_class"] == [2, 2]
         assert 100 * np.mean(predicted == labels) == pytest.approx(row["accuracy"])
-        known = KnownPredictions([tmp_path]).find(adapter.task(clip), adapter.learnables, "bias", test)
+        known = KnownPredictions([tmp_path]).find(adapter.bind(clip), test)
         np.testing.assert_array_equal(known, predicted)
         # With as many validation images of each class as shots.
         score = score_of(adapter, clip, test, validation=colours.split("val"))
         assert score["correct"] == row["correct"]
-        assert len(score["calibration"]) == 5
+        assert len(score["calibration"]) == 6
         assert row["calibration"] == pytest.approx(score["calibration"], rel=1e-3)
 
 
@@ -136,31 +158,35 @@ def test_a_key_names_all_that_numbers_depend_on(clip, colours, recipe, tmp_path)
     file.write_text("from clipbias.tuning.methods.bias import BiasTuning\n\n\nclass Own(BiasTuning):\n    pass\n")
     renamed = dataclasses.replace(colours.split("test"), keys=("new.png", *colours.split("test").keys[1:]))
 
-    def key(method: str = "bias", dataset: Dataset = colours, recipe: Recipe = recipe, **options) -> str:
+    def spec(method: str = "bias", dataset: Dataset = colours, recipe: Recipe = recipe, **options) -> RunSpec:
         fields = {field.name for field in dataclasses.fields(TinySweep)} & options.keys()
         tiny = TinySweep(clip, dataset, recipe, tmp_path, **{name: options.pop(name) for name in fields})
-        (spec,) = tiny.specs(method, **{"seeds": (1,)} | options)
-        return spec.key
+        (made,) = tiny.specs(method, **{"seeds": (1,)} | options)
+        return made
 
-    plain, program = key(), key(str(file))
-    assert key() == plain and key(str(file)) == program
+    plain, program = spec(), spec(str(file))
+    assert spec().key == plain.key and spec(str(file)).key == program.key
     file.write_text("# changed\n" + file.read_text())
-    keys = [
-        key(str(file)),
-        key(seeds=(2,)),
-        key(shots=(1,)),
-        key(protocol="base_to_new"),
-        key(options={"bias": {"text_tower": False}}),
-        key(recipe=dataclasses.replace(recipe, momentum=0.8)),
-        key(learning_rates=(0.5,)),
-        key(dtype="bfloat16"),
-        key(on_image_error="skip"),
-        key(score_on=VALIDATION),
-        key(dataset=dataclasses.replace(colours, template="a {}.")),
-        key(dataset=dataclasses.replace(colours, class_names=("red", "green", "azure"))),
-        key(dataset=dataclasses.replace(colours, splits={**colours.splits, "test": renamed})),
+    others = [
+        spec(str(file)),
+        spec(shots=(1,)),
+        spec(protocol="base_to_new"),
+        spec(options={"bias": {"text_tower": False}}),
+        spec(recipe=dataclasses.replace(recipe, momentum=0.8)),
+        spec(learning_rates=(0.5,)),
+        spec(dtype="bfloat16"),
+        spec(on_image_error="skip"),
+        spec(score_on=VALIDATION),
+        spec(dataset=dataclasses.replace(colours, template="a {}.")),
+        spec(dataset=dataclasses.replace(colours, class_names=("red", "green", "azure"))),
+        spec(dataset=dataclasses.replace(colours, splits={**colours.splits, "test": renamed})),
     ]
-    assert len({plain, program, *keys}) == len(keys) + 2
+    seeds = [spec(seeds=(2,)), spec(start_seed=4)]
+    every = [plain, program, *others]
+    assert len({each.key for each in (*every, *seeds)}) == len(every) + 2
+    # What other seeds have in common with it.
+    assert {each.training for each in seeds} == {plain.training}
+    assert len({each.training for each in every}) == len(every)
 
 
 def test_groups_differ_in_seed_and_rate_alone(clip, colours, recipe, tmp_path):
@@ -248,6 +274,31 @@ def test_rates_of_a_cell_hold_for_its_shots_alone(shots):
     assert choose(rows[:2], METHOD).of("bias", "b", None) == 0.2
 
 
+def test_what_the_command_line_gives_holds_for_methods_with_a_recipe_of_their_own(clip, colours, recipe, tmp_path):
+    """As in Python, where the same arguments of `fit` do; an option of the method itself goes before."""
+    methods = ("clap", "tip_adapter_f", "mmrl")
+    own, given, both = (
+        TinySweep(clip, colours, recipe, tmp_path).specs(*methods, seeds=(1,), given=given)
+        for given in ((), ("epochs", "learning_rate"), ("epochs", "method_options.mmrl.epochs"))
+    )
+    assert [(spec.learning_rate, spec.recipe.epochs) for spec in own] == [(0.1, 300), (1e-3, 20), (1e-3, 50)]
+    assert [(spec.learning_rate, spec.recipe.epochs) for spec in given] == [(0.05, 3)] * 3
+    assert [(spec.learning_rate, spec.recipe.epochs) for spec in both] == [(0.1, 3), (1e-3, 3), (1e-3, 50)]
+    assert given[2].options["epochs"] == 3 and given[2].recipe.warmup_epochs == own[2].recipe.warmup_epochs == 1
+
+
+@pytest.mark.parametrize(
+    ("protocol", "shots", "words"),
+    [
+        ("full", 4, "full trains on all images; give --config.shots=None"),
+        ("base_to_new", None, "draws images of each class; give --"),
+    ],
+)
+def test_a_protocol_does_not_say_other_shots_than_it_trains_on(protocol, shots, words, clip, colours, recipe, tmp_path):
+    with pytest.raises(ClipbiasError, match=words):
+        TinySweep(clip, colours, recipe, tmp_path, protocol=protocol).specs("bias", shots=(shots,))
+
+
 def test_rates_that_were_chosen_are_taken(clip, colours, recipe, tmp_path):
     tiny = TinySweep(clip, colours, recipe, tmp_path)
     rates = Rates(
@@ -259,6 +310,11 @@ def test_rates_that_were_chosen_are_taken(clip, colours, recipe, tmp_path):
     specs = tiny.specs("bias", "taskres", shots=(1, 2), seeds=(1,), rates=rates)
     assert [spec.learning_rate for spec in specs] == [0.25, 0.5, 0.05, 0.05]
     assert [spec.validation for spec in specs] == ["validation split"] * 2 + ["none"] * 2
+    # Authors' recipes keep their rate, whether they are a method's default or were asked for.
+    tiny.options = {"mma": {"recipe": "authors"}}
+    rates = Rates(({"method": "mma", "learning_rate": 0.5}, {"method": "clap", "learning_rate": 0.5}))
+    mma, clap = tiny.specs("mma", "clap", seeds=(1,), rates=rates)
+    assert (mma.learning_rate, clap.learning_rate, mma.validation, clap.validation) == (0.0015, 0.1, "none", "none")
 
 
 def test_only_rates_of_the_common_recipe_are_chosen(clip, colours, recipe, tmp_path, monkeypatch):

@@ -15,10 +15,10 @@ from clipbias.data.images import Images
 from clipbias.training import loop
 from clipbias.training import mesh as meshes
 from clipbias.training.loop import Logging, TrainJob, TrainResult
-from clipbias.training.teacher import Teacher
 from clipbias.tuning import Task
 from clipbias.tuning.method import select_run, stack_runs
 from clipbias.tuning.recipe import Recipe
+from clipbias.tuning.tuned import Tuned
 from tests.reference.methods import task_logits
 from tests.training.conftest import few_shot_runs, make_job
 from tests.tuning.weights_common import drawn
@@ -37,13 +37,13 @@ def other(tiny) -> Clip:
     return tiny(seed=4, vision=(32, 2, 2), projection=20, image_size=24, patch_size=8)[0]
 
 
-def random_teacher(clip: Clip, method: str, names: tuple[str, ...] = NAMES) -> Teacher:
+def random_teacher(clip: Clip, method: str, names: tuple[str, ...] = NAMES) -> Tuned:
     task = Task(clip, method, names)
-    return Teacher(task, drawn(task.shapes, 0.5))
+    return Tuned(task, drawn(task.shapes, 0.5))
 
 
 def job_of(
-    teacher: Teacher, student: Task, dataset: Dataset, recipe: Recipe, seeds: tuple[int, ...] = (1,), **more: Any
+    teacher: Tuned, student: Task, dataset: Dataset, recipe: Recipe, seeds: tuple[int, ...] = (1,), **more: Any
 ) -> TrainJob:
     return dataclasses.replace(make_job(student, few_shot_runs(dataset, seeds), recipe, **more), teacher=teacher)
 

@@ -13,17 +13,18 @@ import clipbias
 from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError
 from clipbias.tuning import CONSTANTS, make_method
-from clipbias.tuning.adapter import Adapter, read_adapter, save_adapter
+from clipbias.tuning.adapter import read_adapter, write_adapter
 from clipbias.tuning.method import flatten
 from clipbias.tuning.methods.ivlp import IVLP
+from clipbias.tuning.tuned import Tuned
 from tests import helpers
 
 
-def saved(clip: Clip, path: Path, method: str, **options) -> Adapter:
-    """An adapter for two classes, written and read back."""
+def saved(clip: Clip, path: Path, method: str, **options) -> Tuned:
+    """A model of two classes, written and read back."""
     task = clipbias.Task(clip, method, ("cat", "dog"), template="a {}.", **options)
-    save_adapter(path, task, task.init(seed=3), notes={"accuracy": 1.5})
-    return read_adapter(path)
+    write_adapter(path, Tuned(task, task.init(seed=3), {"accuracy": 1.5}))
+    return read_adapter(path).bind(clip)
 
 
 # As many other names, and more of them.
@@ -31,20 +32,30 @@ def saved(clip: Clip, path: Path, method: str, **options) -> Adapter:
 @pytest.mark.parametrize("names", [("bird", "cat"), ("bird", "maine_coon", "cat")], ids=len)
 def test_other_class_names(clip, tmp_path, method, names):
     """What one file says about other classes is what a task of those classes says with the same learnables."""
-    task = saved(clip, tmp_path / "a.safetensors", method).bind(clip, names)[0]
+    task = saved(clip, tmp_path / "a.safetensors", method).with_classes(names).task
     fresh = clipbias.Task(clip, method, names, template="a {}.")
     assert task.classifier == fresh.classifier and task.class_names == names
     jax.tree.map(np.testing.assert_array_equal, (task.text, task.tokens), (fresh.text, fresh.tokens))
 
 
 @pytest.mark.parametrize(("method", "options"), [("taskres", {}), ("coop", {"class_specific": True})])
-@pytest.mark.parametrize("names", [("bird", "horse"), ("dog", "cat"), ("cat", "dog", "bird")], ids=" ".join)
-def test_what_belongs_to_classes_is_refused_for_others(clip, tmp_path, method, options, names):
-    """As many other classes, too, and the same ones in another order: rows would be given to the wrong classes."""
-    adapter = saved(clip, tmp_path / "a.safetensors", method, **options)
-    assert adapter.bind(clip, ["cat", "dog"])[0].class_names == ("cat", "dog")
-    with pytest.raises(ClipbiasError, match=f"cannot be used with other classes such as '{names[0]}'; tune it on them"):
-        adapter.bind(clip, names)
+def test_what_belongs_to_classes_is_refused_for_others(clip, tmp_path, method, options):
+    """As many other classes, too: rows would be given to the wrong classes."""
+    model = saved(clip, tmp_path / "a.safetensors", method, **options)
+    assert model.class_names == ("cat", "dog")
+    with pytest.raises(ClipbiasError, match=r"cannot be used with other classes such as 'bird'; tune it on them"):
+        model.with_classes(("bird", "horse"))
+
+
+@pytest.mark.parametrize(("method", "options"), [("taskres", {}), ("coop", {"class_specific": True})])
+def test_what_belongs_to_classes_stays_with_them_in_another_order(clip, tmp_path, method, options):
+    path = tmp_path / "a.safetensors"
+    model = saved(clip, path, method, **options)
+    drawn = jax.tree.map(lambda x: np.random.default_rng(0).normal(size=x.shape).astype("f4"), dict(model.learnables))
+    write_adapter(path, dataclasses.replace(model, learnables=drawn))
+    turned = read_adapter(path).bind(clip).with_classes(("dog", "cat"))
+    assert turned.class_names == ("dog", "cat")
+    jax.tree.map(lambda rows, before: np.testing.assert_array_equal(rows, before[::-1]), dict(turned.learnables), drawn)
 
 
 def cached(clip: Clip, **change) -> tuple[clipbias.Task, dict]:
@@ -69,17 +80,17 @@ def test_damaged_constants(clip, tmp_path, change, message):
     """They are not written, and a file that holds them is refused."""
     path = tmp_path / "a.safetensors"
     task, learnables = cached(clip)
-    save_adapter(path, task, learnables)
+    write_adapter(path, Tuned(task, learnables))
     types = {name: leaf.dtype.name for name, leaf in read_adapter(path).learnables[CONSTANTS].items()}
     assert types == {"keys": "float32", "labels": "int32", "strength": "float32"}
     with safetensors.safe_open(path, "numpy") as file:
         metadata = file.metadata()
     damaged = cached(clip, **change)[1]
-    with pytest.raises(ClipbiasError, match=message):
-        save_adapter(path, task, damaged)
+    with pytest.raises(ClipbiasError, match="are not what Cache learns" if "more" in change else message):
+        write_adapter(path, Tuned(task, damaged))
     save_file({name: np.asarray(leaf) for name, leaf in flatten(damaged).items()}, path, metadata=metadata)
     with pytest.raises(ClipbiasError, match=message):
-        read_adapter(path).task(clip, own_methods=["tests.own_methods"])
+        read_adapter(path).bind(clip, own_methods=["tests.own_methods"])
 
 
 @pytest.mark.ci
@@ -88,20 +99,23 @@ def test_learnables_for_other_classes(clip, tmp_path):
     path = tmp_path / "a.safetensors"
     method = "tests.own_methods:Probe"
     task = clipbias.Task(clip, method, ("cat", "dog"))
-    save_adapter(path, task, task.init())
-    adapter = read_adapter(path)
+    write_adapter(path, Tuned(task, jax.tree.map(np.ones_like, task.init())))
+    model = read_adapter(path).bind(clip, own_methods=["tests.own_methods"])
     names = ("bird", "maine_coon", "cat")
-    task, learnables = adapter.bind(clip, names, own_methods=["tests.own_methods"])
+    other = model.with_classes(names)
+    task, learnables = other.task, other.learnables
     assert task.class_names == names
     plain = clipbias.Task(clip, "zero_shot", names, template="a photo of a {}.")
-    np.testing.assert_allclose(learnables["weight"], jax.jit(plain.class_features)(clip.params, {}), atol=1e-6)
+    np.testing.assert_allclose(learnables["weight"][:2], jax.jit(plain.class_features)(clip.params, {})[:2], atol=1e-6)
+    np.testing.assert_array_equal(learnables["weight"][2], 1)  # what was learned of the cat
     images = helpers.random_images({"vision_config": {"image_size": 16}}, 2)
     assert jax.eval_shape(task.logits, clip.params, learnables, images).shape == (2, 3)
-    bound, same = adapter.bind(clip, own_methods=["tests.own_methods"])
-    assert bound.class_names == ("cat", "dog") and same is adapter.learnables
-    save_adapter(path, *cached(clip))
+    same = model.with_classes(("cat", "dog"))
+    assert same.class_names == ("cat", "dog") and same.identity == model.identity != other.identity
+    write_adapter(path, Tuned(*cached(clip)))
+    cache = read_adapter(path).bind(clip, own_methods=["tests.own_methods"])
     with pytest.raises(ClipbiasError, match="the cache holds images of the classes of training"):
-        read_adapter(path).bind(clip, names, own_methods=["tests.own_methods"])
+        cache.with_classes(names)
 
 
 def test_an_adapter_knows_the_name_that_its_method_is_made_by(clip, tmp_path):
@@ -110,18 +124,18 @@ def test_an_adapter_knows_the_name_that_its_method_is_made_by(clip, tmp_path):
     matched = clipbias.Task(clip, "ivlp_matched", classes)
     for method, name in (("ivlp_matched", "ivlp_matched"), (matched.method, "ivlp_matched"), (IVLP(), "ivlp")):
         task = clipbias.Task(clip, method, classes)
-        save_adapter(path, task, task.init())
+        write_adapter(path, Tuned(task, task.init()))
         adapter = read_adapter(path)
-        assert adapter.method == name and adapter.task(clip).method == task.method
+        assert adapter.method == name and adapter.bind(clip).task.method == task.method
     program = tmp_path / "own.py"
     program.write_text("from clipbias.tuning.methods.bias import BiasTuning\nclass Own(BiasTuning):\n    pass\n")
     for method in (str(program), f"{program}:Own", make_method(str(program))):
         task = clipbias.Task(clip, method, classes)
-        save_adapter(path, task, task.init())
+        write_adapter(path, Tuned(task, task.init()))
         adapter = read_adapter(path)
         assert adapter.method.partition(":")[0] == str(program)
         for own_methods in ([str(program)], str(program)):
-            assert type(adapter.task(clip, own_methods=own_methods).method).__name__ == "Own"
+            assert type(adapter.bind(clip, own_methods=own_methods).task.method).__name__ == "Own"
 
     @dataclasses.dataclass(frozen=True)
     class Local(IVLP):
@@ -129,4 +143,4 @@ def test_an_adapter_knows_the_name_that_its_method_is_made_by(clip, tmp_path):
 
     task = clipbias.Task(clip, Local(), classes)
     with pytest.raises(ClipbiasError, match="the method 'Local' cannot be made again; put its class in a file"):
-        save_adapter(path, task, task.init())
+        write_adapter(path, Tuned(task, task.init()))

@@ -10,7 +10,7 @@ import pytest
 from clipbias import TunedModel
 from clipbias.errors import ClipbiasError
 from clipbias.tuning import Task
-from clipbias.tuning.adapter import read_adapter
+from clipbias.tuning.adapter import Adapter, read_adapter
 from clipbias.tuning.conformal import SCORES, AnswerOptions, AnswerRule, Calibration, measure, measured_words
 
 rng = np.random.default_rng(5)
@@ -97,10 +97,10 @@ def test_scores_are_kept_to_the_last_bit(tmp_path, clip):
     assert stored.calibration is not None and stored.learnables.keys() == model.learnables.keys()
     for name, array in CALIBRATION.arrays().items():
         np.testing.assert_array_equal(stored.calibration.arrays()[name], array)
-    again = TunedModel.of(stored, clip)
+    again = TunedModel.of(stored.bind(clip))
     assert again.rule(AnswerOptions()) == rule()
     # What is calibrated for some classes says nothing of others, or of other texts for them.
     assert again.with_classes(task).rule(AnswerOptions()) == rule()
     for other in (again.with_classes(("x", "y")), again.with_classes(task.class_names, free_text=True)):
         assert other.calibration is None
-    assert dataclasses.replace(again, calibration=None).to_adapter().calibration is None
+    assert Adapter.of(dataclasses.replace(again, calibration=None)).calibration is None

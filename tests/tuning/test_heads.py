@@ -15,11 +15,11 @@ from clipbias.errors import ClipbiasError
 from clipbias.training.batches import FeatureBatches, FeatureStatic, frozen_features
 from clipbias.training.mesh import single_device
 from clipbias.tuning import CONSTANTS, Features, Samples, Task, features, make_method
-from clipbias.tuning.adapter import transfer
 from clipbias.tuning.features import cosines, text_classifier, validation_features
 from clipbias.tuning.method import sampling_of
 from clipbias.tuning.methods import linear_probe, tip_adapter
 from clipbias.tuning.prompts import IMAGENET_SELECT
+from clipbias.tuning.transfer import transfer
 from tests.reference import heads, optimizers
 from tests.reference.numpy_clip import cross_entropy
 from tests.tuning import weights_common as common
@@ -164,10 +164,11 @@ def test_a_cache_for_other_classes(clip, samples, name):
     plain = heads.zero_shot_logits(samples.validation, samples.text)
     cached = np.asarray(scored(method, learnables, samples, samples.validation), np.float64) - plain
     two = dataclasses.replace(samples, text=samples.text[:, [2, 0]])
-    for labels, expected in (((2, 0), plain + cached), (None, plain)):
-        moved = method.transfer(learnables, labels, samples.text, two.text)
-        assert labels is None or jax.tree.map(np.shape, moved) == jax.tree.map(np.shape, learnables)
-        close(scored(method, moved, two, samples.validation), expected[:, [2, 0]], LOGITS)
+    for labels, factor, keys in (((2, 0), [1, 1], 6), ((2, -1), [1, 0], 4), ((-1, -1), [0, 0], 0)):
+        moved = method.transfer(learnables, np.asarray(labels), samples.text, two.text)
+        assert len(moved[CONSTANTS]["labels"]) == keys and (moved[CONSTANTS]["labels"] < 2).all()
+        expected = plain[:, [2, 0]] + factor * cached[:, [2, 0]]
+        close(scored(method, moved, two, samples.validation), expected, LOGITS)
     assert np.abs(cached).max() > 1
 
 
@@ -284,15 +285,25 @@ def test_gda_of_new_classes(clip, samples):
     method = make_method("gda", covariance="classes", keep_rows=True)
     learnables = method.support({}, samples)
     other = heads.arrays(seed=9, width=samples.text.shape[-1], labels=range(4))["text_features"] + 3.0
-    moved = method.transfer(learnables, None, samples.text, other)[CONSTANTS]
+    moved = method.transfer(learnables, np.full(4, -1), samples.text, other)[CONSTANTS]
     weight, bias = heads.gda_new_classes(samples.features, other)
     close(moved["weight"], weight, 1e-5)
     close(moved["bias"], bias, 1e-5)
     assert moved["alpha"] == learnables[CONSTANTS]["alpha"]
-    assert learnables[CONSTANTS]["rows"].shape == (3 * 36, clip.config.projection_width)
+    rows, precision = (np.asarray(learnables[CONSTANTS][name], np.float64) for name in ("rows", "precision"))
+    assert rows.shape == (3 * 36, clip.config.projection_width)
+    # Beside a class of training they have its precision, and are as likely.
+    moved = method.transfer(learnables, np.array([2, -1, -1, -1]), samples.text, other)[CONSTANTS]
+    for place, text in enumerate(heads.zero_shot_classifier(other)[1:], 1):
+        nearest = rows[np.argsort(-(rows @ text))[:64]]
+        mean = (nearest.sum(0) + 16 * text) / 80
+        close(moved["weight"][place], mean @ precision, 1e-5)
+        close(moved["bias"][place], np.log(1 / 3) - 0.5 * mean @ precision @ mean, 1e-5)
+    for name in ("weight", "bias"):
+        np.testing.assert_array_equal(moved[name][0], learnables[CONSTANTS][name][2])
     with pytest.raises(ClipbiasError, match=r"cannot be used with other classes; .* or set its option keep_rows"):
         method = make_method("gda")
-        method.transfer(method.support({}, samples), None, samples.text, samples.text)
+        method.transfer(method.support({}, samples), np.array([0, -1]), samples.text, other[:, :2])
 
 
 # CLAP and LP++
@@ -366,8 +377,8 @@ def test_rows_of_a_part_of_the_classes(clip, samples, name):
     whole = np.asarray(scored(method, learnables, samples, samples.validation))
     close(scored(method, moved, two, samples.validation), whole[:, [2, 0]], LOGITS)
     if name != "gda":
-        with pytest.raises(ClipbiasError, match="cannot be used with other classes such as 'blue'"):
-            transfer(task, part, learnables, None)
+        with pytest.raises(ClipbiasError, match=r"cannot be used with other classes (such as 'blue'|alone); tune it"):
+            transfer(task, part, learnables, (-1, -1))
 
 
 # ProLIP

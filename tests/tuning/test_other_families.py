@@ -8,9 +8,10 @@ import pytest
 
 import clipbias
 from clipbias.export import export
-from clipbias.tuning.adapter import make_adapter, read_adapter, save_adapter
+from clipbias.tuning.adapter import Adapter, read_adapter, write_adapter
 from clipbias.tuning.features import Samples
 from clipbias.tuning.method import FeatureMethod
+from clipbias.tuning.tuned import Tuned
 from tests import families
 from tests.families import CLASSES, Reference
 from tests.reference import heads
@@ -47,17 +48,17 @@ def test_a_bias_is_exported_as_a_checkpoint_and_transferred(siglip, tmp_path):
     clip = siglip.clip
     task = clipbias.Task(clip, "bias_by_kind", CLASSES, text_tower=False)
     learnables = {"vision_bias": families.trained(siglip, "bias_by_kind")["vision_bias"]}
-    save_adapter(tmp_path / "adapter.safetensors", task, learnables)
-    adapter = read_adapter(tmp_path / "adapter.safetensors")
-    assert export(adapter, clip, tmp_path / "model") == "checkpoint"
+    write_adapter(tmp_path / "adapter.safetensors", Tuned(task, learnables))
+    model = read_adapter(tmp_path / "adapter.safetensors").bind(clip)
+    assert export(model, tmp_path / "model") == "checkpoint"
     content = json.loads((tmp_path / "model" / "config.json").read_text())
     assert content["architectures"] == ["SiglipModel"]
     plain = clipbias.load(tmp_path / "model")
     logits = jax.jit(task.logits)(clip.params, learnables, siglip.images)
     again = jax.jit(clipbias.Task(plain, "zero_shot", CLASSES).logits)(plain.params, {}, siglip.images)
     np.testing.assert_allclose(again, logits, rtol=1e-5)
-    other, transferred = make_adapter(task, learnables).bind(clip, ["a tree"])
-    assert other.class_names == ("a tree",) and transferred["vision_bias"].shape == (3, 1, 16)
+    other = Adapter.of(Tuned(task, learnables)).bind(clip).with_classes(["a tree"])
+    assert other.class_names == ("a tree",) and other.learnables["vision_bias"].shape == (3, 1, 16)
 
 
 @pytest.mark.parametrize(("family", "method"), [("chinese_clip", "plot"), ("pe", "mmrl")])

@@ -18,8 +18,9 @@ from clipbias.settings import from_config
 from clipbias.training.spec import RunSpec
 from clipbias.training.sweep import make_specs
 from clipbias.tuning import Task, read_descriptions
-from clipbias.tuning.adapter import read_adapter, save_adapter
+from clipbias.tuning.adapter import read_adapter, write_adapter
 from clipbias.tuning.prompts import CHOICES, choose_templates
+from clipbias.tuning.tuned import Tuned
 from configs import table1 as table1_config
 from experiments import table1
 from tests import helpers
@@ -142,25 +143,25 @@ def test_the_teacher_of_kgcoop(pair, raw, images):
 @pytest.fixture(scope="module")
 def saved(pair, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("adapter") / "adapter.safetensors"
-    save_adapter(path, Task(pair[0], "zero_shot", NAMES, descriptions=TEXTS), {})
+    write_adapter(path, Tuned(Task(pair[0], "zero_shot", NAMES, descriptions=TEXTS)))
     return path
 
 
 def test_an_adapter_for_other_classes(pair, saved):
-    adapter = read_adapter(saved)
-    assert adapter.bind(pair[0], ("a_bird", "cat"))[0].texts[:2] == ("bird", "a cat.")
+    model = read_adapter(saved).bind(pair[0])
+    assert model.with_classes(("a_bird", "cat")).task.texts[:2] == ("bird", "a cat.")
     with pytest.raises(ClipbiasError, match="the adapter's descriptions have no texts for the class 'dog'"):
-        adapter.bind(pair[0], ("cat", "dog"))
-    task, _ = adapter.bind(pair[0], ("dog",), descriptions={"dog": ["a dog"]})
-    assert task.texts == ("a dog",)
+        model.with_classes(("cat", "dog"))
+    assert model.with_classes(("dog",), descriptions={"dog": ["a dog"]}).task.texts == ("a dog",)
 
 
 def test_it_is_exported_as_a_head_and_not_explained(pair, saved, images, tmp_path):
     adapter = read_adapter(saved)
-    assert export(adapter, pair[0], tmp_path / "out") == "head"
+    model = adapter.bind(pair[0])
+    assert export(model, tmp_path / "out") == "head"
     assert read_adapter(tmp_path / "out").descriptions == adapter.descriptions
     with pytest.raises(ClipbiasError, match="are descriptions, and maps follow the tokens of a template"):
-        relevancy(adapter.task(pair[0]), pair[0].params, {}, images, [0, 1])
+        relevancy(model.task, pair[0].params, {}, images, [0, 1])
 
 
 @pytest.fixture
@@ -185,8 +186,13 @@ def test_a_sweep_reads_them(pair, files):
     config.update({"model": pair[0].source, "methods": ("zero_shot",), "datasets": ("demo/digits",)})
     config.update({"descriptions": named, "rates_file": None})
     settings = from_config(table1_config.Table1Settings, config)
+
+    def task_of_file() -> str:
+        classes = clipbias.data.load("demo/digits")
+        return Task(pair[0], "zero_shot", classes, descriptions=read_descriptions(path)).identity
+
     (before,) = specs_of(settings)
-    assert before.descriptions == read_descriptions(path).digest
+    assert before.task == task_of_file()
     path.write_text(json.dumps({name: ["a cat"] for name in json.loads(path.read_text())}))
     (after,) = specs_of(settings)
-    assert after.descriptions == read_descriptions(path).digest != before.descriptions
+    assert after.task == task_of_file() != before.task

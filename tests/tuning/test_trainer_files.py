@@ -75,6 +75,20 @@ def test_logits_are_those_of_their_modules(kind, options, base, tmp_path):
     assert np.abs(logits - expected).max() < 2e-5 * np.exp(reference.state["logit_scale"])
 
 
+@pytest.mark.parametrize("tokens", [2, 4, 6])
+def test_a_context_stays_with_its_class(tokens, base, tmp_path):
+    """The tokens in the file say which class a context is of."""
+    path, model = file(base, "coop_specific", tmp_path, tokens=tokens)
+    contexts = model.prompt_learner.ctx.detach().numpy()
+    names = ("satellite", "cat", "golden_retriever")
+    for classes, order in ((names, (2, 0, 1)), (NAMES, (0, 1, 2)), (None, (0, 1, 2))):
+        adapter = import_adapter(path, base[1], classes)
+        np.testing.assert_array_equal(adapter.learnables["text_context"], contexts[list(order)])
+        assert adapter.class_names == (classes or NAMES)
+    with pytest.raises(ClipbiasError, match="it has no context for the class 'sun'; give the class names of training"):
+        import_adapter(path, base[1], ("sun", "golden retriever", "satellite"))
+
+
 @pytest.mark.parametrize(("kind", "tokens"), [("coop", 6), ("maple", 2), ("promptsrc", 4)])
 def test_class_names_and_half_precision(kind, tokens, base, tmp_path):
     """PromptSRC's averages run over the frozen weights in half precision."""
@@ -86,7 +100,7 @@ def test_class_names_and_half_precision(kind, tokens, base, tmp_path):
         assert with_names.learnables["vision_prompts"].dtype == np.float32
     else:
         without = import_adapter(path, base[1])
-        assert without.class_names == NAMES and without.options == with_names.options
+        assert without.class_names == NAMES and without.task.options() == with_names.task.options()
 
 
 def state_of(base: tuple[Reference, Clip], kind: str) -> dict[str, np.ndarray]:
@@ -164,7 +178,7 @@ def test_nothing_in_a_file_is_run(base, tmp_path):
         pass
     content = {"state_dict": model.learner_or_self().state_dict(), "scheduler": Hostile(tmp_path / "run")}
     torch.save(content, path)
-    assert import_adapter(path, base[1], NAMES).method == "coop"
+    assert import_adapter(path, base[1], NAMES).task.method_name == "coop"
     assert not (tmp_path / "run").exists()
     with pytest.raises(ClipbiasError):
         torch.save({"state_dict": Hostile(tmp_path / "run")}, path)
@@ -223,4 +237,4 @@ def test_the_output_is_no_other_file(base, tmp_path):
             main(ImportSettings(file=str(source), output=str(output), model="no/model"))
     for output in (adapter, tmp_path / "new.safetensors"):
         main(ImportSettings(file=str(source), output=str(output), model=base[1].source))
-        assert read_adapter(output).class_names == NAMES
+        assert read_adapter(output).classes.class_names == NAMES

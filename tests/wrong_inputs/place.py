@@ -12,7 +12,7 @@ import pytest
 from clipbias import TunedModel
 from clipbias.clip import Clip
 from clipbias.tuning import Task
-from clipbias.tuning.adapter import save_adapter
+from clipbias.tuning.adapter import write_adapter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,9 +47,8 @@ class Place:
 
     def adapter(self, method: str = "bias", names: tuple[str, ...] = ("cat", "dog"), **options: Any) -> Path:
         """A file of an adapter of zeros."""
-        task = self.task(method, names, **options)
         path = self.tmp_path / "a.safetensors"
-        save_adapter(path, task, zeros(task))
+        write_adapter(path, self.tuned(method, names, **options))
         return path
 
 

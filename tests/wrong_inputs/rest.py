@@ -19,7 +19,8 @@ from clipbias.explain.study import Study, StudyOptions
 from clipbias.export import export, onnx_file, read_peft
 from clipbias.report import style, write_report
 from clipbias.report.runs import read_workdir
-from clipbias.tuning.adapter import read_adapter, save_adapter
+from clipbias.tuning.adapter import read_adapter, write_adapter
+from clipbias.tuning.tuned import Tuned
 from configs import table1
 from experiments.prediction_table import open_table
 from tests import families
@@ -46,7 +47,7 @@ def equivalent_bias(place: Place, method: str, images: Any, /, *kind: str, **opt
 
 @case
 def study(place: Place, *methods: str, images: int = 1) -> None:
-    models = [Model(name, name, name, place.task(name), {}) for name in methods]
+    models = [Model(name, name, place.tuned(name)) for name in methods]
     study = Study(models, Split(("a",) * images, (0,) * images, lambda _: b""), StudyOptions(), place.tmp_path)
     run_study(study, place.tmp_path, dataset="noise", sections=("fig9",))
 
@@ -62,10 +63,10 @@ def results(place: Place, file: str, damage: Callable[[Path], Any]) -> None:
 @case
 def form(place: Place, method: str, name: str) -> None:
     """A form that an adapter does not take, and nothing is left of it."""
-    adapter = read_adapter(place.adapter(method))
+    model = read_adapter(place.adapter(method)).bind(place.clip, own_methods=(method,))
     folder = place.tmp_path / "out"
     try:
-        export(adapter, place.clip, folder, form=name, own_methods=(method,))
+        export(model, folder, form=name)
     finally:
         assert not folder.exists()
 
@@ -74,19 +75,18 @@ def form(place: Place, method: str, name: str) -> None:
 def of_family(place: Place, family: str, method: str = "clip_lora", name: str = "peft") -> None:
     """A method of a model that folders of a form are not written for."""
     task = clipbias.Task(families.load_first(family), method, families.CLASSES)
-    save_adapter(place.tmp_path / "a.safetensors", task, zeros(task))
-    export(read_adapter(place.tmp_path / "a.safetensors"), task.clip, place.tmp_path / "out", form=name)
+    write_adapter(place.tmp_path / "a.safetensors", Tuned(task, zeros(task)))
+    export(read_adapter(place.tmp_path / "a.safetensors").bind(task.clip), place.tmp_path / "out", form=name)
 
 
 def without_packages(place: Place) -> None:
     place.request.getfixturevalue("monkeypatch").setattr(onnx_file, "PACKAGES", ("numpy", "no_such_package"))
-    export(read_adapter(place.adapter()), place.clip, place.tmp_path / "out", form="onnx")
+    export(place.tuned(), place.tmp_path / "out", form="onnx")
 
 
 def half(place: Place) -> None:
-    adapter = read_adapter(place.adapter())
     clip = clipbias.load(place.model, dtype="bfloat16")
-    export(adapter, clip, place.tmp_path / "out")
+    export(read_adapter(place.adapter()).bind(clip), place.tmp_path / "out")
 
 
 FILES: dict[str, bytes] = {}  # of PEFT's folder of an adapter, exported once
@@ -97,7 +97,7 @@ def peft(place: Place, change: Callable[[Tensors], Tensors] = dict, **settings: 
     """A folder of PEFT's with other settings or tensors."""
     folder = place.tmp_path / "out"
     if not FILES:
-        export(read_adapter(place.adapter("clip_lora")), place.clip, folder, form="peft")
+        export(place.tuned("clip_lora"), folder, form="peft")
         FILES.update({name: (folder / name).read_bytes() for name in (CONFIG, WEIGHTS)})
     folder.mkdir(exist_ok=True)
     (folder / CONFIG).write_text(json.dumps(json.loads(FILES[CONFIG]) | settings))

@@ -19,10 +19,10 @@ from clipbias.training.loop import train_job
 from clipbias.training.memory import StepShape, plan_step
 from clipbias.training.progress import check_trackers
 from clipbias.training.sweep import SweepAxes, make_specs, parse_part
-from clipbias.training.teacher import Teacher
 from clipbias.training.workdir import open_workdir
 from clipbias.tuning import Recipe, Task
 from clipbias.tuning.conformal import Calibration
+from clipbias.tuning.tuned import Tuned
 from tests.training.conftest import COLOURS, colour_dataset, group, make_job, train_runs
 from tests.training.test_mesh import devices
 from tests.wrong_inputs.place import Case, Place, case, pure, zeros
@@ -49,7 +49,7 @@ def evaluated(place: Place, images: slice, **validation: Split) -> None:
     split = DATA.split("test")
     learnables = jax.tree.map(lambda leaf: leaf + np.nan, zeros(task))
     options = {"mesh": meshes.single_device(), "eval_batch_size": 8, "on_image_error": "raise"}
-    evaluate(task, learnables, split.subset(np.arange(len(split))[images]), **options, **validation)
+    evaluate(Tuned(task, learnables), split.subset(np.arange(len(split))[images]), **options, **validation)
 
 
 def of_different_sizes(place: Place) -> None:
@@ -59,16 +59,14 @@ def of_different_sizes(place: Place) -> None:
 
 @case
 def taught(place: Place, student: str, teacher: str = "bias", names: tuple[str, ...] = NAMES) -> None:
-    task = place.task(teacher, names)
     tiny, runs = group(place.clip, DATA, student, (1,))
-    train_job(dataclasses.replace(make_job(tiny, runs, RECIPE), teacher=Teacher(task, zeros(task))))
+    train_job(dataclasses.replace(make_job(tiny, runs, RECIPE), teacher=place.tuned(teacher, names)))
 
 
 def in_the_way(place: Place) -> None:
     (place.tmp_path / "predictions").write_text("")
-    task = place.task("taskres", NAMES)
     split = DATA.split("val")
-    save_predictions(place.tmp_path, "test", task, zeros(task), "taskres", split, split.labels)
+    save_predictions(place.tmp_path, "test", place.tuned("taskres", NAMES), split, split.labels)
 
 
 @case

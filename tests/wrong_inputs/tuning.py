@@ -15,8 +15,9 @@ from safetensors.numpy import load_file, save_file
 import clipbias
 from clipbias.clip import Adaptation, encode_image, encode_text
 from clipbias.tuning import Task, make_method, read_descriptions
-from clipbias.tuning.adapter import read_adapter, save_adapter
+from clipbias.tuning.adapter import read_adapter, write_adapter
 from clipbias.tuning.registry import match_user_method
+from clipbias.tuning.tuned import Tuned
 from tests import families
 from tests.bad_files import NO_OBJECT, cut
 from tests.tuning.heads_common import LABELS, make_samples
@@ -100,7 +101,7 @@ def arrays(place: Place, change: Callable[[dict[str, np.ndarray]], dict[str, np.
     with safetensors.safe_open(path, "numpy") as file:
         metadata = file.metadata()
     save_file(change(load_file(path)), path, metadata=metadata)
-    read_adapter(path).task(place.clip)
+    read_adapter(path).bind(place.clip)
 
 
 @case
@@ -111,7 +112,7 @@ def damaged(place: Place, how: str) -> None:
 
 
 @case
-def unsaved(place: Place, learnables: Any = 0.0, **notes: Any) -> None:
+def unsaved(place: Place, learnables: Any = 0.0, notes: Any = None) -> None:
     """An earlier file stays where these are not written; a number fills arrays of the right shape."""
     task = place.task()
     path = place.tmp_path / "a.safetensors"
@@ -119,7 +120,7 @@ def unsaved(place: Place, learnables: Any = 0.0, **notes: Any) -> None:
         learnables = {name: np.full(leaf.shape, learnables, type(learnables)) for name, leaf in task.shapes.items()}
     path.write_text("earlier")
     try:
-        save_adapter(path, task, learnables, **notes)
+        write_adapter(path, Tuned(task, learnables, notes or {}))
     finally:
         assert path.read_text() == "earlier"
 
@@ -134,6 +135,7 @@ def calibrated(place: Place, name: str, value: float) -> None:
     arrays("", lambda tensors: tensors | whole)[1](place)
 
 
+BIASES = {f"{tower}_bias": np.zeros((1, 24), np.float32) for tower in ("vision", "text")}  # of other towers
 SIZES: dict[str, Any] = {"nonconformity": 3, "max_logit": 2, "mcm": 2, "energy": 2, "scale": ()}
 CASES: list[Case] = [
     # Methods and their options.
@@ -221,9 +223,10 @@ CASES: list[Case] = [
     # Files of adapters.
     ("no adapter file", lambda place: read_adapter(place.tmp_path / "none")),
     *(header("is not a clipbias adapter", text) for text in (None, *NO_OBJECT)),
-    header("a is damaged: the adapter's method is None; it must be a text", '{"format": 1, "class_names": ["a"]}'),
-    header("has format 99; this clipbias reads format 1", '{"format": 99}'),
+    header("a is damaged: the adapter's method is None; it must be a text", '{"format": 2, "class_names": ["a"]}'),
+    *(header(f"has format {old}; this clipbias reads format 2", f'{{"format": {old}}}') for old in (1, 99)),
     arrays("are not those of method 'bias'", lambda tensors: {"vision_bias": np.zeros((1, 24), np.float32)}),
+    arrays("are not those of method 'bias'", lambda tensors: BIASES),
     arrays(
         r"is damaged: the scores of calibration images have shapes \[\(3,\), \(2,\)",
         lambda tensors: tensors | {f"calibration/{name}": np.zeros(size) for name, size in SIZES.items()},
@@ -240,7 +243,8 @@ CASES: list[Case] = [
         )
     ),
     *(damaged(r"a\.safetensors is damaged or incomplete", how) for how in cut(b"")),
-    unsaved("are not those of method 'bias'", {"vision_bias": np.zeros((1, 24), np.float32)}),
+    unsaved("are not those of method 'bias'", BIASES),
+    unsaved("the learnables are not what BiasTuning learns", {"vision_bias": BIASES["vision_bias"]}),
     unsaved("'(text|vision)_bias' holds what are not finite numbers", np.float32(np.nan)),
     unsaved("'(text|vision)_bias' holds int64 and not float32, as method 'bias' has it", np.int64(1)),
     unsaved(r"must be JSON values \(Object of type float32 .*\); convert them", notes={"mine": np.float32(3)}),
@@ -254,10 +258,10 @@ CASES: list[Case] = [
     unsaved("accuracy is 'good'; it must be a finite number", notes={"accuracy": "good"}),
     (
         "learned something for each class and cannot be used with other classes",
-        lambda place: read_adapter(place.adapter("taskres")).bind(place.clip, ("a dog.",), free_text=True),
+        lambda place: place.tuned("taskres").with_classes(("a dog.",), free_text=True),
     ),
     (
         "was trained on .* and does not fit .*open_clip.*; load its own base model",
-        lambda place: read_adapter(place.adapter()).task(clipbias.load(OPEN_CLIP)),
+        lambda place: read_adapter(place.adapter()).bind(clipbias.load(OPEN_CLIP)),
     ),
 ]

@@ -158,7 +158,7 @@ def planted(mechanism: str, strength: float, *, seed: int, exact: bool = False) 
         # Levels of a pixel are 1/32 apart, from −4 to 4, and 0 is one of them.
         preprocessing=Preprocessing(Resizing(SIZE), mean=3 * (128 / 255,), std=3 * (32 / 255,)),
         name="planted",
-        fingerprint=f"planted-{mechanism}-{strength:g}-{seed}{'-exact' if exact else ''}",
+        published=f"planted-{mechanism}-{strength:g}-{seed}{'-exact' if exact else ''}",
     )
 
 

@@ -19,6 +19,7 @@ from clipbias.explain.run import run_study
 from clipbias.explain.study import Study, StudyOptions
 from clipbias.explain.uncertainty import RESAMPLES
 from clipbias.tuning import Task
+from clipbias.tuning.tuned import Tuned
 from tools.mechanisms.labels import FAMILIES, OWN, RULES, UNDECIDED, Answer, Spec, digest, explain, gains
 from tools.mechanisms.train import adapter_path, dataset_of, frozen_model, training_images
 
@@ -58,15 +59,13 @@ def study(folder: Path, workdir: Path, spec: Spec, sections: Sequence[str], opti
             return results
     clip = frozen_model(workdir, spec)
     dataset = dataset_of(workdir, spec)
-    models = [Model(ZERO_SHOT, "Zero-shot", ZERO_SHOT, Task(clip, ZERO_SHOT, dataset), {})]
+    models = [Model(ZERO_SHOT, "Zero-shot", Tuned(Task(clip, ZERO_SHOT, dataset)))]
     tuned = clipbias.load_adapter(adapter_path(workdir, spec), clip, own_methods=[OWN])
     models.append(
         Model(
             MODEL,
             spec.key,
-            tuned.task.method_name,
-            tuned.task,
-            tuned.learnables,
+            tuned,
             seed=spec.seed,
             training=dataset.name,
             few_shot_split=str(spec.seed),

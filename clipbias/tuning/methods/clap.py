@@ -12,12 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from clipbias.clip import Clip
+from clipbias.errors import ClipbiasError
 from clipbias.tuning.features import (
     Features,
     Samples,
     Sampling,
     average_raw_texts,
     class_means,
+    class_rows,
     softmax,
     unit_length,
     unit_passes,
@@ -86,3 +88,16 @@ class CLAP(FrozenTowers, FeatureMethod):
         probabilities = [softmax(samples.scale * x @ classifier)[images, samples.labels] for x in unit_passes(samples)]
         penalties = class_means(np.mean(probabilities, axis=0), samples.labels, len(start))
         return self._learnables(start.astype(np.float32), penalties.astype(np.float32))
+
+    def transfer(
+        self, learnables: Learnables, labels: np.ndarray, source: np.ndarray, target: np.ndarray
+    ) -> Learnables:
+        new = labels < 0
+        if new.all():
+            raise ClipbiasError(
+                f"{type(self).__name__} learned a prototype of each class and cannot be used with other classes alone; "
+                "tune it on them."
+            )
+        start = np.asarray(average_raw_texts(jnp.asarray(target)))[new]
+        penalties = learnables.get(CONSTANTS, {}).get("penalties", np.zeros(source.shape[1], np.float32))
+        return self._learnables(class_rows(learnables["text_prototypes"], labels, start), class_rows(penalties, labels))

@@ -24,6 +24,7 @@ from clipbias.tuning.features import (
     Sampling,
     accuracy,
     class_means,
+    class_rows,
     cosines,
     cross_entropy,
     shortest,
@@ -52,8 +53,8 @@ class GDA(FrozenTowers, FeatureMethod):
     Attributes:
       covariance: "shrunk" as above; "classes" for `P` the pseudo-inverse of the mean of the classes' own covariances.
       alpha: `α` without validation images.
-      keep_rows: whether all rows are kept, so that classes without images can use them. Without the rows, other classes
-        are refused.
+      keep_rows: whether all rows are kept, so that classes without images can use them: with a precision of their own,
+        or beside classes of training with `P`. Without the rows, other classes are refused.
       templates: a choice of `tuning.prompts` ("dataset" for the dataset's own), or templates with `{}`.
     """
 
@@ -70,12 +71,15 @@ class GDA(FrozenTowers, FeatureMethod):
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
         classes = len(class_names)
         width = clip.config.projection_width
-        return self._learnables(np.zeros((classes, width)), np.zeros(classes), self.alpha, np.zeros((0, width)))
+        rows, precision = np.zeros((0, width)), np.zeros((width, width))
+        return self._learnables(np.zeros((classes, width)), np.zeros(classes), self.alpha, rows, precision)
 
-    def _learnables(self, weight: np.ndarray, bias: np.ndarray, alpha: float, rows: np.ndarray) -> Learnables:
+    def _learnables(
+        self, weight: np.ndarray, bias: np.ndarray, alpha: float, rows: np.ndarray, precision: np.ndarray
+    ) -> Learnables:
         arrays = {"weight": weight, "bias": bias, "alpha": np.asarray(alpha)}
         if self.keep_rows:
-            arrays["rows"] = rows
+            arrays |= {"rows": rows, "precision": precision}
         return {CONSTANTS: {name: value.astype(np.float32) for name, value in arrays.items()}}
 
     def logits(self, learnables: Learnables, features: Features) -> jax.Array:
@@ -103,7 +107,7 @@ class GDA(FrozenTowers, FeatureMethod):
         precision = pseudo_inverse(scatter) if by_class else shrunk_precision(scatter, count.sum() - 1)
         weight, bias = gaussian(means, precision)
         rows = unit_rows(samples.features.reshape(-1, means.shape[1]) if self.keep_rows else means[:0])
-        return self._learnables(weight, bias, self._search(weight, bias, samples), rows)
+        return self._learnables(weight, bias, self._search(weight, bias, samples), rows, precision)
 
     def _search(self, weight: np.ndarray, bias: np.ndarray, samples: Samples) -> float:
         """The smallest of the best α on the validation images, the option if no α classifies any image correctly.
@@ -132,20 +136,24 @@ class GDA(FrozenTowers, FeatureMethod):
         return {"alpha": shortest(learnables[CONSTANTS]["alpha"])}
 
     def transfer(
-        self, learnables: Learnables, labels: Sequence[int] | None, source: np.ndarray, target: np.ndarray
+        self, learnables: Learnables, labels: np.ndarray, source: np.ndarray, target: np.ndarray
     ) -> Learnables:
         constants = learnables[CONSTANTS]
-        if labels is not None:
-            classifier = {name: np.asarray(constants[name])[np.asarray(labels)] for name in ("weight", "bias")}
-        elif self.keep_rows:
-            weight, bias = from_neighbours(np.asarray(constants["rows"], np.float64), text_classifier(target))
-            classifier = {"weight": weight.astype(np.float32), "bias": bias.astype(np.float32)}
-        else:
+        new = labels < 0
+        start = dict.fromkeys(("weight", "bias"), np.zeros(()))
+        if new.any() and not self.keep_rows:
             raise ClipbiasError(
                 "GDA made its classifier from images of each class and cannot be used with other classes; tune it on "
                 "them, or set its option keep_rows, which makes other classes from the nearest training images."
             )
-        return {**learnables, CONSTANTS: {**constants, **classifier}}
+        if new.any():
+            means, precision = from_neighbours(np.asarray(constants["rows"], np.float64), text_classifier(target)[new])
+            if not new.all():  # densities of known and new classes compare by one precision alone
+                precision = np.asarray(constants["precision"], np.float64)
+            start["weight"], start["bias"] = gaussian(means, precision)
+            start["bias"] += np.log(len(means) / (len(means) if new.all() else source.shape[1]))
+        rows = {name: class_rows(constants[name], labels, start[name]) for name in start}
+        return {**learnables, CONSTANTS: {**constants, **rows}}
 
 
 def gaussian(means: np.ndarray, precision: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -170,7 +178,7 @@ def pseudo_inverse(matrix: np.ndarray) -> np.ndarray:
 
 
 def from_neighbours(rows: np.ndarray, texts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`W [C, d]` and `b [C]` of classes without images, from unit rows `[n, d]` of others and unit texts `[C, d]`.
+    """Means `[C, d]` and a precision of classes without images, from unit rows `[n, d]` of others and unit texts.
 
     A class with text `w` has the 64 rows nearest to it; its mean is that of these and 16 copies of `w`, its covariance
     is taken around `w`, and the precision is the mean over the classes.
@@ -183,4 +191,4 @@ def from_neighbours(rows: np.ndarray, texts: np.ndarray) -> tuple[np.ndarray, np
         means.append((nearest.sum(0) + COPIES * w) / (count + COPIES))
         centred = nearest - w
         precision += shrunk_precision(centred.T @ centred, count - 1) / len(texts)
-    return gaussian(np.stack(means), precision)
+    return np.stack(means), precision

@@ -11,7 +11,7 @@ import optax
 
 from clipbias.checks import Range
 from clipbias.clip import Adaptation, Clip
-from clipbias.tuning.features import COSINE_SCALE, Features, average_texts, unit_length
+from clipbias.tuning.features import COSINE_SCALE, Features, average_texts, class_rows, unit_length
 from clipbias.tuning.method import (
     CONSTANTS,
     Kind,
@@ -152,9 +152,11 @@ class MMRL(Method):
         }
 
     def transfer(
-        self, learnables: Learnables, labels: Sequence[int] | None, source: np.ndarray, target: np.ndarray
+        self, learnables: Learnables, labels: np.ndarray, source: np.ndarray, target: np.ndarray
     ) -> Learnables:
-        return learnables if labels is not None else {**learnables, CONSTANTS: {"alpha": np.float32(1)}}
+        alpha = np.broadcast_to(learnables[CONSTANTS]["alpha"], source.shape[1])
+        alpha = class_rows(alpha, labels, start=1)
+        return {**learnables, CONSTANTS: {"alpha": alpha if (alpha != alpha[0]).any() else alpha[0]}}
 
     def authors_recipe(self, common: Recipe, shots: int | None) -> Recipe:
         recipe = Recipe(learning_rate=0.001, epochs=self.epochs, batch_size=self.batch_size)

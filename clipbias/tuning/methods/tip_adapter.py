@@ -72,7 +72,7 @@ class TipAdapter(FrozenTowers, FeatureMethod):
 
     A key is the mean of an image's raw features over ten augmentations, then normalised. The search tries 200 values of
     β from 0.1 to `beta_max`, and 20 of α for each; it selects the first of the best pairs. Keys hold no text: classes
-    that training did not see get the zero-shot logit alone.
+    that training did not see get the zero-shot logit alone. Keys of classes that are left out go with them.
 
     Attributes:
       alpha, beta: values without validation images.
@@ -141,14 +141,12 @@ class TipAdapter(FrozenTowers, FeatureMethod):
         return {name: shortest(learnables[CONSTANTS][name]) for name in ("alpha", "beta")}
 
     def transfer(
-        self, learnables: Learnables, labels: Sequence[int] | None, source: np.ndarray, target: np.ndarray
+        self, learnables: Learnables, labels: np.ndarray, source: np.ndarray, target: np.ndarray
     ) -> Learnables:
-        # A label past the last class has a row of zeros in V, so that its keys count for no class.
-        new_labels = np.full(source.shape[1], target.shape[1], np.int32)
-        if labels is not None:
-            new_labels[np.asarray(labels)] = np.arange(target.shape[1])
         constants = learnables[CONSTANTS]
-        return {**learnables, CONSTANTS: {**constants, "labels": new_labels[np.asarray(constants["labels"])]}}
+        entries, places = np.nonzero(np.asarray(constants["labels"])[:, None] == labels)
+        keys = np.asarray(self._keys(learnables))[entries]
+        return self._learnables(keys, places, constants["alpha"], constants["beta"])
 
 
 @dataclasses.dataclass(frozen=True)

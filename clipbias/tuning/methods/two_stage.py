@@ -13,7 +13,7 @@ import numpy as np
 
 from clipbias.checks import Choices, Range
 from clipbias.clip import Adaptation, Clip
-from clipbias.tuning.features import Features, average_texts, unit_length
+from clipbias.tuning.features import Features, average_texts, class_rows, unit_length
 from clipbias.tuning.method import CONSTANTS, Learnables, Method, Preset
 from clipbias.tuning.methods.weight_tuning import BitFit, LayerNormTuning, WeightTuning
 from clipbias.tuning.recipe import AUTHORS, Recipe, RecipeName
@@ -78,12 +78,9 @@ class TwoStage(WeightTuning):
         return {**learnables[CONSTANTS], "classes": learnables["classes"]}
 
     def transfer(
-        self, learnables: Learnables, labels: Sequence[int] | None, source: np.ndarray, target: np.ndarray
+        self, learnables: Learnables, labels: np.ndarray, source: np.ndarray, target: np.ndarray
     ) -> Learnables:
-        classes = np.asarray(learnables["classes"])
-        if labels is None:
-            return {**learnables, "classes": np.zeros((target.shape[1], classes.shape[1]), classes.dtype)}
-        return {**learnables, "classes": classes[np.asarray(labels)]}
+        return {**learnables, "classes": class_rows(learnables["classes"], labels)}
 
 
 @dataclasses.dataclass(frozen=True)

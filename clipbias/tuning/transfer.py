@@ -1,0 +1,98 @@
+"""Learnables for other classes than those of training: known classes keep what was learned, new ones get a start."""
+
+import collections
+from collections.abc import Callable, Hashable, Sequence
+
+import jax
+import numpy as np
+
+from clipbias.errors import ClipbiasError
+from clipbias.tuning.features import class_rows
+from clipbias.tuning.method import FeatureMethod, Learnables, flatten, select_run, stack_runs, unflatten
+from clipbias.tuning.prompts import name_tokens
+from clipbias.tuning.task import Task
+
+
+def transfer(
+    source: Task, target: Task, learnables: Learnables, labels: Sequence[int] | None = None, *, axis: int = 0
+) -> Learnables:
+    """Learnables of `source` for the classes of `target`, a task of the same method and model.
+
+    Known classes keep all that was learned for them. A new class gets the method's start, unless nothing of the classes
+    is known or the start says nothing of a class: it is random, or made of training images. Learnables that do not
+    depend on the classes, or on what is different, are returned as they are.
+
+    Args:
+      labels: `[C']`, the label in `source` of each class of `target`, -1 for classes that training did not see. By
+        default classes are known by their names, as the model reads them.
+      axis: the axis of classes, 1 with a leading axis of runs.
+
+    Raises:
+      ClipbiasError: the method has nothing for a class that training did not see.
+    """
+    method = source.method
+    names = (_names(task.class_names, source) for task in (source, target))
+    places = match_labels(*names) if labels is None else np.asarray(labels, np.int32)
+    if np.array_equal(places, np.arange(len(source.class_names))) and _texts(source) == _texts(target):
+        return learnables
+    if method.overrides("transfer"):
+        source_text = _plain_texts(source)
+        target_text = _plain_texts(target)
+        return _each_run(lambda run: method.transfer(run, places, source_text, target_text), learnables, axis)
+
+    def start(seed: int, *more: str) -> Learnables:
+        return flatten(method.init(jax.random.key(seed), target.clip, (*target.class_names, *more)))
+
+    # An array belongs to the classes if its shape changes with their number.
+    shapes, grown = (jax.eval_shape(lambda more=more: start(0, *more)) for more in ((), ("another",)))
+    belong = [name for name, leaf in shapes.items() if leaf.shape != grown[name].shape]
+    if not belong:
+        return learnables
+    is_new = places < 0
+    first, other = ({name: np.asarray(rows[name])[is_new] for name in belong} for rows in map(start, (0, 1)))
+    is_random = any(not np.array_equal(first[name], other[name]) for name in belong)
+    has_start = not (is_random or is_new.all() or isinstance(method, FeatureMethod)) or method.overrides("read_classes")
+    if is_new.any() and not has_start:
+        raise ClipbiasError(
+            f"{type(method).__name__} learned something for each class and cannot be used with other classes such as "
+            f"{target.class_names[int(places.argmin())]!r}; tune it on them."
+        )
+
+    def change(run: Learnables) -> Learnables:
+        arrays = flatten(run)
+        rows = {name: class_rows(arrays[name], places, first[name]) for name in belong}
+        return target.read_classes(unflatten({**arrays, **rows}))
+
+    return _each_run(change, learnables, axis)
+
+
+def match_labels(known: Sequence[Hashable], wanted: Sequence[Hashable]) -> np.ndarray:
+    """The label `[C']` of each wanted class among the known ones, or -1. Equal ones are matched in their order."""
+    labels: dict[Hashable, collections.deque[int]] = collections.defaultdict(collections.deque)
+    for label, name in enumerate(known):
+        labels[name].append(label)
+    return np.asarray([labels[name].popleft() if labels[name] else -1 for name in wanted], np.int32)
+
+
+def _names(class_names: Sequence[str], task: Task) -> list[tuple[int, ...]]:
+    """Class names as a task's model reads them."""
+    return [tuple(tokens) for tokens in name_tokens(task.clip, class_names, task.prompt)]
+
+
+def _texts(task: Task) -> tuple[str, ...]:
+    """The prompt texts, and those of the teacher where the method makes learnables of them."""
+    read = task._teacher if task.method.overrides("read_classes") else None
+    return task.texts if read is None else task.texts + read.texts
+
+
+def _plain_texts(task: Task) -> np.ndarray:
+    """Plain CLIP's text features `[S, C, d]` of a task's classes."""
+    features = task.plain_text_features(task.clip.params)
+    return np.asarray(task.classifier.split_by_template(features))
+
+
+def _each_run(change: Callable[[Learnables], Learnables], learnables: Learnables, axis: int) -> Learnables:
+    if not axis:
+        return jax.device_get(change(learnables))
+    runs = range(jax.tree.leaves(learnables)[0].shape[0])
+    return stack_runs([jax.device_get(change(select_run(learnables, run))) for run in runs])

@@ -1,0 +1,122 @@
+"""A tuned model: a task and what its method learned. It is evaluated, taught from, explained, exported and stored."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self, TypeVar
+
+import jax
+import numpy as np
+
+from clipbias.checks import shown
+from clipbias.clip import Clip
+from clipbias.data.dataset import Descriptions
+from clipbias.errors import ClipbiasError
+from clipbias.identity import identity
+from clipbias.tuning.conformal import Calibration
+from clipbias.tuning.method import Learnables, flatten
+from clipbias.tuning.prompts import ClassList
+from clipbias.tuning.task import Task
+from clipbias.tuning.transfer import transfer
+
+T = TypeVar("T")
+
+# The notes that tell of a model's training: they hold with whatever classes it is used, and for what is made of it.
+OF_TRAINING = (
+    "dataset",
+    "data",
+    "protocol",
+    "validation",
+    "shots",
+    "seed",
+    "start_seed",
+    "train_images",
+    "images_per_class",
+    "learning_rate",
+    "recipe",
+    "choice",
+    "training",
+    "equivalent_bias",
+    "imported",
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Tuned:
+    """A frozen CLIP with what a method learned for it.
+
+    Attributes:
+      task: the method bound to the frozen CLIP and the classes, with the pure functions of `params`, `learnables` and
+        `images`.
+      learnables: the trainable parameters, a dictionary of arrays; `{}` for a method that learns nothing (zero-shot).
+      notes: JSON values that its file keeps, such as dataset, shots, seed and accuracy.
+      calibration: scores of calibration images, which prediction sets are made of; `None` of a model that has none.
+    """
+
+    task: Task
+    learnables: Learnables = dataclasses.field(default_factory=dict, repr=False)
+    notes: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False)
+    calibration: Calibration | None = dataclasses.field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        """Raises `ClipbiasError` for learnables of another method."""
+        if not isinstance(self.task, Task):
+            raise ClipbiasError(f"the task is {shown(self.task)}; give a clipbias.Task.")
+        self.task.check_learnables(self.learnables)
+        # A copy, whose NumPy arrays nobody writes to: what is told of a model must hold for as long as it lives.
+        object.__setattr__(self, "learnables", jax.tree.map(_read_only, self.learnables))
+
+    @property
+    def clip(self) -> Clip:
+        """The frozen model."""
+        return self.task.clip
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The `C` classes."""
+        return self.task.class_names
+
+    @property
+    def identity(self) -> str:
+        """Tells tuned models apart: equal ones predict the same, wherever they were trained or read."""
+        return self._of_leaves("identity", lambda: identity([self.task, flatten(self.learnables)]))
+
+    def _of_leaves(self, name: str, make: Callable[[], T]) -> T:
+        """What `make()` makes of the learnables, once for as long as these are the same arrays."""
+        leaves = jax.tree.leaves(self.learnables)
+        kept = self.__dict__.get(f"_{name}")
+        if kept is None or len(kept[0]) != len(leaves) or any(a is not b for a, b in zip(kept[0], leaves, strict=True)):
+            kept = (leaves, make())
+            object.__setattr__(self, f"_{name}", kept)
+        return kept[1]
+
+    def with_classes(
+        self,
+        class_names: Sequence[str] | ClassList,
+        *,
+        descriptions: Descriptions | Mapping[str, Sequence[str]] | None = None,
+        free_text: bool = False,
+    ) -> Self:
+        """The same model for other classes, or those of a dataset; its template stays.
+
+        What calibrated it and what it scored do not, unless the classes are the same. `descriptions` are texts by class
+        name in place of the template; `free_text` says that class names are texts of any kind (see `Task`). Raises
+        `ClipbiasError` if what the method learned belongs to the classes of training, and others are among these.
+        """
+        task = self.task.with_classes(class_names, descriptions=descriptions, free_text=free_text)
+        same = task.identity == self.task.identity
+        notes = {name: self.notes[name] for name in OF_TRAINING if name in self.notes}
+        notes |= {"training_classes": self.notes.get("training_classes", len(self.class_names))}
+        return dataclasses.replace(
+            self,
+            task=task,
+            learnables=transfer(self.task, task, self.learnables),
+            notes=self.notes if same else notes,
+            calibration=self.calibration if same else None,
+        )
+
+
+def _read_only(leaf: Any) -> Any:
+    if isinstance(leaf, np.ndarray):
+        leaf = leaf.copy()
+        leaf.flags.writeable = False
+    return leaf

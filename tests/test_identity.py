@@ -1,0 +1,266 @@
+"""Identities: what changes a prediction changes them, what does not leaves them, and files give back the same model."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+import clipbias
+from clipbias import data
+from clipbias.clip import Clip
+from clipbias.errors import ClipbiasError
+from clipbias.identity import counted_by, identity, no_effect, parts
+from clipbias.training import mesh as meshes
+from clipbias.training.context import SweepContext
+from clipbias.training.device import Compute
+from clipbias.training.sweep import SweepAxes, make_specs
+from clipbias.tuning import Descriptions, Recipe
+from clipbias.tuning.adapter import read_adapter, write_adapter
+from clipbias.tuning.prompts import Classes
+from clipbias.tuning.registry import source_digest
+from clipbias.tuning.tuned import Tuned
+from tests import helpers
+
+NAMES = ("cat", "dog", "maine_coon")
+TEXTS = {"cat": ["a cat"], "dog": ["a dog", "a bird"], "maine_coon": ["golden"]}
+
+
+def moved(task: clipbias.Task, seed: int = 0) -> dict[str, Any]:
+    """Learnables that are not the start."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: np.asarray(x) + rng.normal(0, 0.1, np.shape(x)).astype(np.float32), task.init(0))
+
+
+def logits(model: Tuned) -> np.ndarray:
+    size = model.clip.config.vision.image_size
+    images = helpers.random_images({"vision_config": {"image_size": size}}, 2)
+    return np.asarray(jax.jit(model.task.logits)(model.clip.params, model.learnables, images))
+
+
+@dataclasses.dataclass(frozen=True)
+class Value:
+    number: Any = 1
+    name: str = dataclasses.field(default="a", metadata=no_effect("it is a name"))
+    words: str = dataclasses.field(default="A b", metadata=counted_by(lambda value: value.words.lower()))
+
+
+def test_an_identity_walks_all_fields_but_those_that_are_marked():
+    value = Value()
+    same = (Value(1.0), Value(name="b"), Value(words="a B"), Value(np.int64(1)))
+    other = (Value(2), Value(True), Value(None), Value("1"), Value([1]), Value(1.5), Value({"1": 1}), Value(words="c"))
+    assert {identity(each) for each in same} == {identity(value)}
+    assert len({identity(each) for each in (value, *other)}) == 1 + len(other)
+    assert parts(value).keys() == {"number", "words"} and parts(value)["number"] != parts(Value(2))["number"]
+    with pytest.raises(TypeError, match="a function has no identity"):
+        identity(Value(lambda: None))
+
+
+def test_values_that_could_be_read_alike_are_told_apart():
+    values: list[Any] = [["ab", "c"], ["a", "bc"], ["abc"], "abc", b"abc", [["abc"]], {"abc": ""}, {"a": "bc"}]
+    arrays = [np.zeros(4), np.zeros(4, "f4"), np.zeros((2, 2)), np.ones(4), np.zeros(4).tolist()]
+    found = [identity(value) for value in [*values, *arrays]]
+    assert len(set(found)) == len(found)
+    assert identity({"a": 1, "b": 2}) == identity({"b": 2, "a": 1}) and identity((1, 2)) == identity([1, 2])
+
+
+@pytest.mark.parametrize(
+    ("part", "change"),
+    [
+        ("config", {"config": "activation"}),
+        ("preprocessing", {"preprocessing": "mean"}),
+        ("params", {"params": "logit_scale"}),
+    ],
+)
+def test_a_frozen_model_differs_in_the_part_that_was_changed(clip: Clip, part: str, change: dict[str, str]):
+    (name,) = change.values()
+    if name == "activation":
+        vision = dataclasses.replace(clip.config.vision, activation="gelu")
+        other = dataclasses.replace(clip, config=dataclasses.replace(clip.config, vision=vision))
+    elif name == "mean":
+        other = dataclasses.replace(clip, preprocessing=dataclasses.replace(clip.preprocessing, mean=(0.1, 0.1, 0.1)))
+    else:
+        other = dataclasses.replace(clip, params={**clip.params, name: clip.params[name] + 1})
+    assert [each for each in clip.parts if clip.parts[each] != other.parts[each]] == [part]
+    assert other.identity != clip.identity == dataclasses.replace(clip, name="b", revision="c").identity
+
+
+def test_classes_however_their_spaces_are_written_are_the_same():
+    known = Classes(NAMES, "a {}.")
+    assert known.identity == Classes(("cat", "dog", "maine coon"), "a {}.", name="pets").identity
+    texts = {name.replace("_", " "): value for name, value in TEXTS.items()}
+    assert Classes(NAMES, "a {}.", TEXTS).identity == Classes(NAMES, "a {}.", texts | {"more": ["x"]}).identity
+    others = [
+        Classes(NAMES[::-1], "a {}."),
+        Classes(NAMES[:2], "a {}."),
+        Classes(NAMES, "the {}."),
+        Classes(NAMES, "a {}.", TEXTS),
+        Classes(NAMES, "a {}.", TEXTS | {"cat": ["the cat"]}),
+        Classes(NAMES, "a {}.", free_text=True),
+        Classes(("cat", "dog", "maine coon"), "a {}.", free_text=True),  # where `_` is a letter
+    ]
+    assert len({each.identity for each in (known, *others)}) == 1 + len(others)
+
+
+@pytest.mark.parametrize("method", ["zero_shot", "coop", "bias", "tcp", "taskres"])
+@pytest.mark.parametrize("form", ["names", "descriptions", "free_text"])
+def test_what_was_saved_is_the_same_model(clip: Clip, tmp_path: Path, method: str, form: str):
+    """For each form of class texts: free text has no template, and descriptions are what a teacher reads, too."""
+    given: dict[str, Any] = {"descriptions": {"descriptions": TEXTS}, "free_text": {"free_text": True}}.get(form, {})
+    names = ("a cat dog", "the bird") if form == "free_text" else NAMES
+    task = clipbias.Task(clip, method, names, template="the {}.", **given)
+    model = Tuned(task, moved(task), {"seed": 3})
+    write_adapter(tmp_path / "a.safetensors", model)
+    again = read_adapter(tmp_path / "a.safetensors").bind(clip)
+    assert again.identity == model.identity and again.notes == model.notes and again.task.texts == task.texts
+    np.testing.assert_array_equal(logits(again), logits(model))
+    write_adapter(tmp_path / "b.safetensors", again)
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+    plain = dataclasses.replace(model, task=clipbias.Task(clip, method, names, template="the {}."))
+    assert (plain.identity == model.identity) == (form == "names")
+
+
+def test_an_adapter_brings_the_geometry_and_the_pixels_of_its_training(model: Path, clip: Clip, tmp_path: Path):
+    """A model that was loaded with another activation is saved with it; its tokenizer must be at hand."""
+    other = clipbias.load(model, activation="gelu")
+    other = dataclasses.replace(other, preprocessing=dataclasses.replace(other.preprocessing, mean=(0.1, 0.1, 0.1)))
+    task = clipbias.Task(other, "bias", NAMES, dtype="bfloat16")
+    tuned = Tuned(task, moved(task))
+    path = tmp_path / "a.safetensors"
+    write_adapter(path, tuned)
+    again = clipbias.load_adapter(path, clip)
+    assert again.identity == tuned.identity != Tuned(clipbias.Task(clip, "bias", NAMES), tuned.learnables).identity
+    assert again.clip.config == other.config and again.clip.preprocessing == other.preprocessing
+    assert clipbias.load_adapter(path, clip, dtype="float32").identity != tuned.identity
+    words = dataclasses.replace(clip, tokenizer=clipbias.load("demo").tokenizer)
+    with pytest.raises(ClipbiasError, match=r"trained with another tokenizer than that of .*; load the model with it"):
+        clipbias.load_adapter(path, words)
+
+
+def test_learnables_that_change_make_another_model(clip: Clip):
+    """An owner's array may change, and a dictionary may get another array: predictions are those of what is there."""
+    task = clipbias.Task(clip, "bias", NAMES)
+    owned, texts = moved(task), {name: [*each] for name, each in TEXTS.items()}
+    described = clipbias.Task(clip, "zero_shot", NAMES, descriptions=texts)
+    known = described.identity, clipbias.Task(clip, "zero_shot", NAMES, descriptions=TEXTS).identity
+    texts["cat"].append("a golden cat")
+    assert described.with_method(described.method).identity == known[0] == known[1]
+    model = clipbias.TunedModel(task, owned)
+    before, picture = model.identity, np.zeros((30, 30, 3), np.uint8)
+    first = model.predict(picture).probabilities
+    owned["text_bias"] += 1
+    assert model.identity == before
+    with pytest.raises(ValueError, match="read-only"):
+        model.learnables["text_bias"][:] = 0
+    model.learnables["text_bias"] = moved(task, 5)["text_bias"] * 30
+    assert model.identity != before and np.abs(model.predict(picture).probabilities - first).max() > 1e-3
+
+
+def test_two_models_of_one_task_are_studied_each_by_itself(clip: Clip, colours_like: data.Dataset, tmp_path: Path):
+    task = clipbias.Task(clip, "taskres", colours_like)
+    models = [clipbias.TunedModel(task, jax.tree.map(lambda x, k=k: x * k, moved(task, k))) for k in (20, 30)]
+    study = clipbias.explain(models, colours_like, tmp_path, sections=["predictions"], progress=False)
+    pictures = [colours_like.split("test").image(index) for index in range(6)]
+    expected = [model.predict(pictures).labels.tolist() for model in models]
+    assert [study.results.predictions.models[each.key].tolist() for each in study.results.models[1:]] == expected
+    assert expected[0] != expected[1]
+
+
+@pytest.fixture
+def colours_like() -> data.Dataset:
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 256, (24, 20, 20, 3)).astype(np.uint8)
+    return data.from_arrays(pictures, ["cat", "dog", "bird"] * 8)
+
+
+def test_a_run_is_another_where_anything_that_it_computes_with_is(clip: Clip, colours_like: data.Dataset):
+    """Another preprocessing, activation or compute type, and other texts of a dataset that is only tested on."""
+    target = dataclasses.replace(colours_like, name="target")
+    axes = SweepAxes(("taskres",), ("own pictures",), (1,), (1,), protocol="cross_dataset", targets=("target",))
+
+    def key(clip: Clip, target: data.Dataset, **options: Any) -> str:
+        opened = {"own pictures": colours_like, "target": target}
+        context = SweepContext(clip, opened, Compute(), meshes.single_device(), **options)
+        (spec,) = make_specs(context, Recipe(), axes)
+        return spec.key
+
+    darker = dataclasses.replace(clip.preprocessing, mean=(0.1, 0.1, 0.1))
+    text = dataclasses.replace(clip.config.text, activation="gelu")
+    described = {name: ["a " + name] for name in target.class_names}
+    keys = {
+        key(clip, target),
+        key(dataclasses.replace(clip, preprocessing=darker), target),
+        key(dataclasses.replace(clip, config=dataclasses.replace(clip.config, text=text)), target),
+        key(clip, target, dtype="bfloat16"),
+        key(clip, dataclasses.replace(target, template="the {}.")),
+        key(clip, dataclasses.replace(target, descriptions=Descriptions(described))),
+        key(clip, dataclasses.replace(target, descriptions=Descriptions(described | {"cat": ["the cat"]}))),
+    }
+    assert len(keys) == 7 and key(dataclasses.replace(clip, name="elsewhere"), target) in keys
+
+
+@pytest.mark.filterwarnings("ignore:the tuned model is no better")
+def test_seeds_of_one_training_are_known_by_all_that_they_share(clip: Clip, colours_like: data.Dataset):
+    """Not by a name: pictures that are called alike, and another template, are other trainings."""
+
+    def training(dataset: data.Dataset, **options: Any) -> str:
+        model = clipbias.fit(clip, "tip_adapter", dataset, shots=1, calibrate=False, progress=False, **options)
+        return model.notes["training"]
+
+    pictures = np.random.default_rng(1).integers(0, 256, (24, 20, 20, 3)).astype(np.uint8)
+    others = data.from_arrays(pictures, ["cat", "dog", "bird"] * 8)
+    first = training(colours_like, seed=1)
+    assert first == training(colours_like, seed=2) == training(colours_like, seed=1, start_seed=4)
+    different = [training(others), training(colours_like, template="the {}."), training(colours_like, alpha=3.0)]
+    assert len({first, *different}) == 4
+
+
+PROGRAM = """
+import dataclasses
+from helper_of_it import SCALE
+from clipbias.tuning.methods.taskres import TaskRes
+
+@dataclasses.dataclass(frozen=True)
+class Own(TaskRes):
+    presets = {}
+    # FACTOR
+"""
+
+
+def test_the_program_of_a_user_s_method_counts_with_what_it_imports(clip: Clip, tmp_path: Path, monkeypatch):
+    """As it was loaded: a file that is edited later is not what runs."""
+    monkeypatch.syspath_prepend(tmp_path)
+    program, helper = tmp_path / "own.py", tmp_path / "helper_of_it.py"
+    helper.write_text("SCALE = 1\n")
+    program.write_text(PROGRAM)
+    first = clipbias.Task(clip, str(program), NAMES)
+    program.write_text(PROGRAM.replace("FACTOR", "other"))
+    assert clipbias.Task(clip, first.method, NAMES).identity == first.identity
+    second = clipbias.Task(clip, str(program), NAMES)
+    assert second.identity != first.identity
+    helper.write_text("SCALE = 2\n")
+    source_digest.cache_clear()  # as in a later process
+    third = clipbias.Task(clip, str(program), NAMES)
+    assert third.identity not in (first.identity, second.identity)
+    write_adapter(tmp_path / "a.safetensors", Tuned(second, second.init()))
+    helper.write_text("SCALE = 3\n")
+    source_digest.cache_clear()
+    with pytest.warns(UserWarning, match=r"own\.py or a module that it imports was changed since this adapter"):
+        read_adapter(tmp_path / "a.safetensors").bind(clip, own_methods=[str(program)])
+    assert source_digest(type(clipbias.Task(clip, "bias", NAMES).method)) is None
+
+
+def test_scores_are_not_told_of_other_classes(clip: Clip, tmp_path: Path):
+    task = clipbias.Task(clip, "bias", NAMES)
+    scored = {"dataset": "pets", "seed": 1, "accuracy": 67.86, "images": 1120, "training": "x"}
+    model = clipbias.TunedModel(task, moved(task), scored)
+    assert model.with_classes(("cat", "dog", "maine coon")).notes == scored
+    other = model.with_classes(["golden", "bird"])
+    assert other.notes == {"dataset": "pets", "seed": 1, "training": "x", "training_classes": 3}
+    other.export(tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "67.86" not in card and "| dataset | pets, 3 classes |" in card
+    assert json.dumps(read_adapter(tmp_path / "out").notes) == json.dumps(other.notes)

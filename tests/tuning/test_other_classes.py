@@ -1,0 +1,172 @@
+"""Learnables for other classes, of every method: in another order, written in another way, fewer and more."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from clipbias.clip import Clip
+from clipbias.errors import ClipbiasError
+from clipbias.tuned_model import TunedModel
+from clipbias.tuning import CONSTANTS, METHODS, Learnables, Task
+from clipbias.tuning.adapter import Adapter
+from clipbias.tuning.conformal import Calibration
+from clipbias.tuning.method import crops_of, flatten, unflatten
+from clipbias.tuning.transfer import match_labels, transfer
+from tests.tuning.weights_common import close, pictures
+
+NAMES = ("cat", "maine coon", "dog", "bird")
+PERMUTED = (2, 0, 3, 1)
+FEWER = (3, 1, 0)
+# Options that make the methods small.
+OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "proda": {"sets": 4},
+    "upl": {"sets": 2},
+    "tpt": {"crops": 3, "share": 0.6},
+    "tpt_coop": {"crops": 3, "share": 0.6},
+    "promptsrc": {"templates": "dataset"},
+}
+CASES = [(name, {}) for name in METHODS]
+CASES += [("coop", {"class_specific": True}), ("gda", {"keep_rows": True}), ("coop_16", {"class_specific": True})]
+# The rule of a head that compares classes: the set of all of them counts, not each alone.
+TOGETHER = ("plot", "plot_plus_plus", "tpt", "tpt_coop")
+# What training images alone can make of a class, and a start that is random.
+REFUSED = (("linear_probe", {}), ("lp_plus_plus", {}), ("gda", {}), ("coop_16", {"class_specific": True}))
+
+
+def tuned(task: Task) -> Learnables:
+    """Learnables that are no start: with noise, and with eight images where there is a place for any number."""
+    rng = np.random.default_rng(5)
+
+    def changed(leaf: Any) -> np.ndarray:
+        leaf = np.asarray(leaf)
+        shape = [size or 8 for size in leaf.shape]
+        if leaf.dtype.kind == "i":
+            return (np.arange(8) % len(task.class_names)).astype(leaf.dtype)
+        noise = rng.normal(scale=0.3, size=shape)
+        return (noise if 0 in leaf.shape else leaf + noise).astype(np.float32)
+
+    noisy = {name: changed(leaf) for name, leaf in flatten(task.init(seed=1)).items()}
+    return task.read_classes(unflatten(noisy))
+
+
+def views(task: Task) -> np.ndarray:
+    size, crops = task.clip.config.vision.image_size, crops_of(task.method)
+    images = pictures(size, 3 * (1 + crops))[1].astype(np.float32)
+    return images.reshape(3, 1 + crops, *images.shape[1:]) if crops else images
+
+
+@jax.jit(static_argnums=0)
+def _logits(classifier: Any, *arguments: Any) -> jax.Array:
+    return classifier.logits(*arguments)
+
+
+def logits(task: Task, learnables: Learnables) -> np.ndarray:
+    """Of one program for all classes of one number."""
+    return np.asarray(_logits(task.classifier, task.clip.params, learnables, views(task), task.tokens))
+
+
+def bound(clip: Clip, name: str, classes: Any = NAMES, **options: Any) -> Task:
+    return Task(clip, name, tuple(classes), **OPTIONS.get(name, {}), **options)
+
+
+@pytest.fixture(scope="module")
+def small(clips) -> Clip:
+    return clips("smallest")[0]
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize(("name", "options"), CASES, ids=str)
+def test_classes_keep_their_logits(small, name, options):
+    task = bound(small, name, **options)
+    learnables = tuned(task)
+    whole = logits(task, learnables)
+    assert name == "zero_shot" or not np.allclose(whole, logits(task, task.init(seed=1)), atol=1e-3)
+    other = task.with_classes([NAMES[i] for i in PERMUTED])
+    close(logits(other, transfer(task, other, learnables)), whole[:, PERMUTED], 1e-5)
+    other = task.with_classes([name.replace(" ", "_") for name in NAMES])
+    assert transfer(task, other, learnables) is learnables
+    close(logits(other, learnables), whole, 1e-5)
+    part = task.with_classes([NAMES[i] for i in FEWER])
+    kept = transfer(task, part, learnables)
+    fewer = logits(part, kept)
+    if name in TOGETHER:
+        assert kept is learnables
+    else:
+        close(fewer, whole[:, FEWER], 1e-5)
+    if (name, options) in REFUSED:
+        with pytest.raises(ClipbiasError, match="cannot be used with other classes"):
+            transfer(part, task, kept)
+        return
+    more = logits(task, transfer(part, task, kept))
+    if name not in TOGETHER:
+        close(more[:, FEWER], fewer, 1e-5)
+    assert np.isfinite(more).all()
+
+
+def zero_shot_logits(task: Task) -> np.ndarray:
+    """Plain CLIP's, with the factor of a task's method."""
+    clip = task.clip
+    factor = np.exp(np.asarray(task.method.logit_scale(clip.params)) - clip.params["logit_scale"])
+    return np.asarray(factor) * logits(bound(clip, "zero_shot", task.class_names), {})
+
+
+@pytest.mark.parametrize("name", ["taskres", "tip_adapter", "tip_adapter_f", "clap", "zs_lp"])
+def test_a_new_class_has_the_zero_shot_logit(small, name):
+    task = bound(small, name, NAMES[:3])
+    more = task.with_classes(("maine_coon", "bird", "cat", "dog"))
+    moved = logits(more, transfer(task, more, tuned(task)))
+    close(moved[:, 1], zero_shot_logits(more)[:, 1], 1e-5)
+    close(moved[:, [2, 0, 3]], logits(task, tuned(task)), 1e-5)
+
+
+@pytest.mark.parametrize("name", ["tip_adapter", "tip_adapter_f"])
+def test_a_cache_keeps_its_entries_by_any_way(small, name):
+    """A model and its adapter, which names no labels; with more classes, with "_" and in another order."""
+    task = bound(small, name, NAMES[:3])
+    model = TunedModel(task, tuned(task))
+    images = views(task)
+    expected = model.predict(images, normalised=True).logits
+    for names in (("bird", "dog", "maine_coon", "cat"), ("cat", "maine_coon", "dog"), ("dog", "cat", "maine coon")):
+        order = [[name.replace("_", " ") for name in names].index(known) for known in NAMES[:3]]
+        for other in (model.with_classes(names), TunedModel.of(Adapter.of(model).bind(small)).with_classes(names)):
+            close(other.predict(images, normalised=True).logits[:, order], expected, 1e-5)
+            labels = other.learnables[CONSTANTS]["labels"]
+            assert len(labels) == 8 and labels.min() >= 0 and labels.max() < len(names)
+
+
+def test_a_class_is_known_by_its_name_as_the_model_reads_it(small):
+    task = bound(small, "taskres", ("cat", "maine_coon", "dog"))
+    learnables = tuned(task)
+    rows = learnables["text_residual"]
+    other = bound(small, "taskres", ("Maine  coon", "bird", "CAT"))
+    np.testing.assert_array_equal(transfer(task, other, learnables)["text_residual"], [rows[1], 0 * rows[0], rows[0]])
+    np.testing.assert_array_equal(match_labels("abac", "caaba"), [3, 0, 2, 1, -1])
+    # By position, for classes of other names; and for several runs.
+    by_position = transfer(task, other, learnables, (2, 0, -1))["text_residual"]
+    np.testing.assert_array_equal(by_position, [rows[2], rows[0], 0 * rows[0]])
+    runs = transfer(task, other, {"text_residual": np.stack([rows, 2 * rows])}, (2, 0, -1), axis=1)["text_residual"]
+    np.testing.assert_array_equal(runs, [by_position, 2 * by_position])
+
+
+def test_what_was_read_of_texts_is_read_again(small):
+    """A teacher's descriptions are others, and the names are not."""
+    task = bound(small, "tcp")
+    model = TunedModel(task, tuned(task))
+    texts = {name: [f"a painting of a {name}.", f"a {name}"] for name in NAMES}
+    other = model.with_classes(NAMES, descriptions=texts)
+    read = Task(small, "tcp", NAMES, descriptions=texts).init()[CONSTANTS]["classes"]
+    close(other.learnables[CONSTANTS]["classes"], read, 1e-6)
+    assert np.abs(read - model.learnables[CONSTANTS]["classes"]).max() > 1e-2
+    np.testing.assert_array_equal(other.learnables["text_context"], model.learnables["text_context"])
+    assert model.with_classes(NAMES).identity == model.identity
+
+
+def test_calibration_stays_where_nothing_is_different(small):
+    task = bound(small, "mmrl")
+    scores = Calibration.of(np.random.default_rng(0).normal(size=(12, 4)), np.arange(12) % 4, 1.0)
+    model = TunedModel(task, tuned(task), calibration=scores)
+    assert model.with_classes([name.replace(" ", "_") for name in NAMES]).calibration is scores
+    assert model.with_classes(NAMES[::-1]).calibration is None
