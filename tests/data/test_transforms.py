@@ -169,8 +169,9 @@ def test_advice_for_levels_that_are_not_uint8_gives_the_picture():
     levels[0, 0] = (0, 255, 128)
     for image in (
         levels.astype(np.float32),
-        levels + np.linspace(-0.4, 0.4, 60).reshape(5, 4, 3) * (levels > 0),
+        levels + np.linspace(-0.4, 0.4, 60).reshape(5, 4, 3) + 9 * (levels == 255) - 9 * (levels == 0),
         levels / 255,
+        (levels / 255 - 0.001 * (levels == 0) + 0.09 * (levels == 255)).astype(np.float32),
         levels / np.float16(255),
         257 * levels.astype(np.uint16),
         257 * levels.astype(np.int64),
