@@ -178,12 +178,7 @@ def as_rgb(image: Image.Image) -> Image.Image:
 
 def is_plain(picture: Picture) -> bool:
     """Whether a picture has levels of red, green and blue or of grey alone: all libraries make the same RGB of them."""
-    return isinstance(picture, np.ndarray) or (picture.mode in ("RGB", "L") and not is_transparent(picture))
-
-
-def is_transparent(image: Image.Image) -> bool:
-    """Whether a Pillow image has an alpha channel, or a colour or a palette with transparency."""
-    return image.has_transparency_data
+    return isinstance(picture, np.ndarray) or (picture.mode in ("RGB", "L") and not picture.has_transparency_data)
 
 
 def check_format(encoded: bytes, key: str) -> None:
@@ -278,7 +273,7 @@ def test_image(image: Picture, resizing: Resizing) -> np.ndarray:
 
 def _before_resizing(picture: Image.Image, resizing: Resizing) -> Image.Image:
     """A picture in the mode in which its library resizes it."""
-    if resizing.library == "transformers" and is_transparent(picture):  # which then shows white
+    if resizing.library == "transformers" and picture.has_transparency_data:  # which then shows white
         picture = picture.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
     return as_rgb(picture) if resizing.library == "transformers" else picture

@@ -3,7 +3,7 @@
 import io
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol, TypeAlias, TypeGuard
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from PIL import Image
@@ -38,11 +38,6 @@ _WHAT = (
 _OBJECTS = "OUT"
 
 
-def is_path(image: object) -> TypeGuard[str | os.PathLike]:
-    """Whether an image is given as the name of its file."""
-    return isinstance(image, str | os.PathLike)
-
-
 def as_array(images: object) -> Any:
     """Arrays of JAX, tensors of torch and columns of pandas as NumPy arrays, anything else as it is.
 
@@ -75,12 +70,12 @@ def list_images(pictures: Pictures) -> tuple[list[Picture], bool]:
     `ClipbiasError` if it is nothing of the kind, or may be either.
     """
     images = as_array(pictures)
-    if is_path(images) and (folder := data_path(images)).is_dir():
+    if isinstance(images, str | os.PathLike) and (folder := data_path(images)).is_dir():
         raise ClipbiasError(
             f"the images are the folder {folder}; give its files in the order of the results, such as "
             f"sorted(pathlib.Path({str(folder)!r}).glob('*.jpg'))."
         )
-    if is_path(images) or isinstance(images, Image.Image):
+    if isinstance(images, str | os.PathLike | Image.Image):
         return [images], True
     shape = getattr(images, "shape", None)
     if shape is None or (images.dtype.kind in _OBJECTS and len(shape) == 1):
@@ -107,7 +102,7 @@ def _taken(image: Picture, name: str) -> str | bytes | UnreadableImage:
     stands in the picture's place. Raises `ClipbiasError` if it is no picture: a path, a PIL image, or a uint8 array
     `[h, w, 3]`, `[h, w, 4]`, `[h, w, 1]` or `[h, w]`.
     """
-    if is_path(image):
+    if isinstance(image, str | os.PathLike):
         path = os.fspath(image)
         if "://" in path:
             return path
