@@ -505,7 +505,7 @@ class Task:
         descriptions: Descriptions | Mapping[str, Sequence[str]] | None = None,
         free_text: bool = False,
     ) -> "Task":
-        """The same method and template with other classes. Learnables may not fit them: see `tuning.adapter`.
+        """The same method and template with other classes. Learnables may not fit them: see `tuning.transfer`.
 
         Descriptions are by default those of this task, unless with `free_text`; both as for `Task`.
         """

@@ -33,7 +33,8 @@ def transfer(
     method = source.method
     names = (_names(task.class_names, source) for task in (source, target))
     places = match_labels(*names) if labels is None else np.asarray(labels, np.int32)
-    if np.array_equal(places, np.arange(len(source.class_names))) and _texts(source) == _texts(target):
+    in_place = np.array_equal(places, np.arange(len(source.class_names)))
+    if in_place and source.classes.identity == target.classes.identity:
         return learnables
     if method.overrides("transfer"):
         source_text = _plain_texts(source)
@@ -77,12 +78,6 @@ def match_labels(known: Sequence[Hashable], wanted: Sequence[Hashable]) -> np.nd
 def _names(class_names: Sequence[str], task: Task) -> list[tuple[int, ...]]:
     """Class names as a task's model reads them."""
     return [tuple(tokens) for tokens in name_tokens(task.clip, class_names, task.prompt)]
-
-
-def _texts(task: Task) -> tuple[str, ...]:
-    """The prompt texts, and those of the teacher where the method makes learnables of them."""
-    read = task._teacher if task.method.overrides("read_classes") else None
-    return task.texts if read is None else task.texts + read.texts
 
 
 def _plain_texts(task: Task) -> np.ndarray:
