@@ -22,8 +22,7 @@ from clipbias.constants import WORDS
 from clipbias.errors import ClipbiasError
 from clipbias.io import shorten, user_path
 from clipbias.tuning.adapter import Adapter
-from clipbias.tuning.method import Learnables
-from clipbias.tuning.prompts import Classes, ClassList, context_text, template_texts, word_ids
+from clipbias.tuning.prompts import Classes, ClassList, names_in_prompt, word_ids
 from clipbias.tuning.task import Task
 from clipbias.tuning.transfer import match_labels
 from clipbias.tuning.tuned import Tuned
@@ -97,23 +96,32 @@ def import_adapter(
                 options["words"] = WORDS if is_usual else " ".join(["X"] * file.tokens)
             if file.method == "coop":
                 options["position"] = position
+            if ids is not None:  # behind the context come the words that stay, the name and a full stop
+                start = len(word_ids(options.get("words", ""), clip)[file.tokens :])
+                ids = [row[start:] for row in ids]
             if classes is not None:
                 named = Classes.of(classes)
             elif ids is not None:
-                # Behind the context come the words that stay, the name and a full stop.
-                start = len(word_ids(options["words"], clip)[file.tokens :])
                 stop = encode(clip.tokenizer, ["."])[0]
-                names = []
-                for row in ids:
-                    text = row[start : -len(stop)] if row[-len(stop) :] == stop else row[start:]
-                    names.append(clip.tokenizer.decode(text).strip())
-                named = Classes(tuple(names))
+                names = (row[: -len(stop)] if row[-len(stop) :] == stop else row for row in ids)
+                named = Classes(tuple(clip.tokenizer.decode(name).strip() for name in names))
             else:
                 raise ClipbiasError("it has no text of the classes; give their names or a dataset.")
-            learnables = file.learnables
-            if options.get("class_specific") and classes is not None:
-                learnables = _in_order(file, ids, named.class_names, clip, options["words"])
+            count = len(named.class_names)
+            if options.get("class_specific") and len(file.learnables["text_context"]) != count:
+                raise ClipbiasError(
+                    f"it has a context for each of {len(file.learnables['text_context'])} classes, and there are "
+                    f"{count} class names; give those of training."
+                )
             task = Task(clip, file.method, named, template=template, **options)
+            learnables = file.learnables
+            if options.get("class_specific") and classes is not None and ids is not None:
+                texts = [f"{name}." for name in names_in_prompt(named.class_names, task.prompt)]
+                labels = match_labels(ids, encode(clip.tokenizer, texts))
+                if (labels < 0).any():
+                    name = named.class_names[int(labels.argmin())]
+                    raise ClipbiasError(f"it has no context for the class {name!r}; give the class names of training.")
+                learnables = {"text_context": learnables["text_context"][labels]}
             model = Tuned(task, learnables, dict(notes or {}) | {"imported": path.name})
             Adapter.of(model)  # which refuses other shapes
             return model
@@ -273,12 +281,6 @@ def _maple(tensors: Tensors, clip: Clip) -> TrainerFile:
     return TrainerFile("maple", {"tokens": len(context), "depth": len(kernels)}, learnables, len(context))
 
 
-def _until_end(ids: np.ndarray, clip: Clip) -> list[list[int]]:
-    """The tokens `[C, n]` of each text before its EOS."""
-    end = clip.config.text.eos_token_id
-    return [row[: row.index(end)] if end in row else row for row in ids.tolist()]
-
-
 def _text_ids(tensors: Tensors, file: TrainerFile, clip: Clip) -> list[list[int]] | None:
     """The tokens between the context and EOS in the text of each class; `None` where the file has no texts."""
     config = clip.config.text
@@ -292,29 +294,9 @@ def _text_ids(tensors: Tensors, file: TrainerFile, clip: Clip) -> list[list[int]
     (first, *_), *_ = clip.tokenize([WORDS])
     if (ids.get("token_prefix", first) != first).any():
         raise ClipbiasError(f"its texts begin with another token than those of {clip.name}; load their CLIP.")
-    return _until_end(ids["token_suffix"], clip) if "token_suffix" in ids else None
-
-
-def _in_order(
-    file: TrainerFile, ids: list[list[int]] | None, class_names: Sequence[str], clip: Clip, words: str
-) -> Learnables:
-    """CoOp's contexts of single classes in the order of `class_names`, found by the texts of the file if it has any."""
-    contexts = file.learnables["text_context"]
-    if len(contexts) != len(class_names):
-        raise ClipbiasError(
-            f"it has a context for each of {len(contexts)} classes, and there are {len(class_names)} class names; give "
-            "those of training."
-        )
-    if ids is None:
-        return file.learnables
-    texts = template_texts(clip, class_names, context_text(clip, words, file.tokens))
-    start = clip.config.text.first_word + file.tokens
-    wanted = _until_end(np.asarray(texts.tokens.ids)[:, start:], clip)
-    labels = match_labels([*map(tuple, ids)], [*map(tuple, wanted)])
-    if (labels < 0).any():
-        name = class_names[int(labels.argmin())]
-        raise ClipbiasError(f"it has no context for the class {name!r}; give the class names of training.")
-    return {"text_context": contexts[labels]}
+    end = config.eos_token_id
+    rows = ids["token_suffix"].tolist() if "token_suffix" in ids else None
+    return rows and [row[: row.index(end)] if end in row else row for row in rows]
 
 
 def _frozen_weights(clip: Clip) -> Iterator[tuple[str, np.ndarray]]:
