@@ -177,6 +177,10 @@ class PreparedDataset:
         """The sizes of the files of records, whichever of their images are asked for (`Split.contents`)."""
         return [path.stat().length for path in sorted(self.folder.glob("*.array_record*"))]
 
+    def images(self, keys: Sequence[str], labels: np.ndarray, read: Callable[[int], bytes], **options: bool) -> Split:
+        """Some of its records as images, by their keys, labels and a function that reads them."""
+        return Split(keys, labels, read, source=str(self.folder), contents=self.sizes, **options)
+
     def records(self, split: str, id_feature: str | None) -> Records:
         """Identifiers and labels of a split, from its index; without one it is read whole, and leaves one."""
         if not _SPLIT.fullmatch(split) or split not in self.splits:  # the name becomes a part of a file's name
@@ -356,9 +360,7 @@ def _with_builder_split(
             continue
         records = prepared.records(builder_name, None)
         keys = [f"{builder_name}/{number}" for number in records.ids]  # without a feature: numbers
-        whole = Split(
-            keys, new_label[records.labels], records.read, source=str(prepared.folder), contents=prepared.sizes
-        )
+        whole = prepared.images(keys, new_label[records.labels], records.read)
         splits[benchmark_name] = whole.subset(np.flatnonzero(whole.labels >= 0))
     if not splits:
         raise ClipbiasError(f"{name} has the splits {', '.join(prepared.splits)}, none of which is known.")
@@ -412,13 +414,8 @@ def _with_benchmark_split(
         missing.extend(keys[index] for index in np.flatnonzero(numbers < 0).tolist())
         present = np.flatnonzero(numbers >= 0)
         present_keys = [keys[index] for index in present.tolist()]
-        splits[split_name] = Split(
-            present_keys,
-            labels[present],
-            functools.partial(read, numbers=numbers[present]),
-            source=str(prepared.folder),
-            contents=prepared.sizes,
-        )
+        read_present = functools.partial(read, numbers=numbers[present])
+        splits[split_name] = prepared.images(present_keys, labels[present], read_present)
     if len(missing) > stock.may_lack:
         raise ClipbiasError(
             f"{name}: {prepared.folder} lacks {len(missing)} images of the benchmark's split, such as {missing[0]}; "
@@ -569,18 +566,12 @@ def load_shards(folder: epath.PathLike, *, template: str | None = None) -> Datas
     records_path(folder)
     prepared = PreparedDataset(folder)
     metadata = prepared.metadata
+    upright = metadata.get("upright", False)  # shards without it are the benchmark's
     stored = {}
     with prepared.explained("the description"):
         for split_name in set(metadata["stored_as"].values()):
             records = prepared.records(split_name, "key")
-            stored[split_name] = Split(
-                records.ids,
-                records.labels,
-                records.read,
-                source=str(folder),
-                upright=metadata.get("upright", False),  # shards without it are the benchmark's
-                contents=prepared.sizes,
-            )
+            stored[split_name] = prepared.images(records.ids, records.labels, records.read, upright=upright)
         return Dataset(
             check_text("the dataset's name", metadata["name"]),
             tuple(metadata["class_names"]),

@@ -42,11 +42,7 @@ def save_results(folder: str | os.PathLike, results: StudyResults) -> None:
 
 
 def load_results(folder: str | os.PathLike) -> StudyResults:
-    """Reads what `save_results` wrote.
-
-    Raises:
-      ClipbiasError: the folder holds no results, or they are damaged or of another format.
-    """
+    """Reads what `save_results` wrote. Raises `ClipbiasError` for none, or damaged ones, or those of another format."""
     scalars_path = Path(folder) / SCALARS
     arrays_path = Path(folder) / ARRAYS
     for path in (scalars_path, arrays_path):

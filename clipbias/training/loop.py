@@ -488,7 +488,7 @@ def _open_report(
         logging.progress,
         metrics,
         images=images,
-        losses=losses,
+        losses=losses or (),
         waiting=(lambda: batches.waiting_share) if not isinstance(batches, FeatureBatches) else None,
         ends_on_failure=logging.ends_on_failure,
     )
