@@ -32,7 +32,7 @@ def options_of(method: str) -> tuple[Case, ...]:
     made = make_method(method)
     kinds = annotations(type(made))
     found = []
-    for name, value in method_options(made).items():
+    for name, value in (method_options(made) | Case(method).options).items():
         for other in other_values(kinds[name], value):
             case = Case(method, option=(name, other))
             try:

@@ -16,7 +16,7 @@ from clipbias import TunedModel, data
 from clipbias.clip import Clip
 from clipbias.clip.checkpoint import OTHER_FORMATS
 from clipbias.data import Dataset
-from clipbias.data.user_images import labelled_split
+from clipbias.data.user_images import image_list
 from clipbias.errors import ClipbiasError
 from clipbias.explain.results import StudyResults
 from clipbias.training import loop
@@ -230,7 +230,7 @@ def _(case: Case, folder: Path) -> None:
     dataset = data.load("folder", data_dir=place["data_dir"])
     files = [[split.path(index) for index in range(len(split))] for split in map(dataset.split, ("test", "val"))]
     labels = [dataset.split(name).labels for name in ("test", "val")]
-    both = labelled_split([*files[1], *files[0]], np.concatenate([labels[1], labels[0]]), case.texts.classes)
+    both = image_list([*files[1], *files[0]], np.concatenate([labels[1], labels[0]]), case.texts.classes)
     tested = both.subset(np.arange(COUNT, 2 * COUNT))
     settings: dict[str, Any] = {"mesh": one_device(), "eval_batch_size": BATCH, "on_image_error": "raise"}
     found, expected = (
