@@ -132,8 +132,7 @@ def classify(
 def read_names(text: str) -> list[str]:
     """Class names as people write them, each once: one per line, or separated by commas on a single line.
 
-    Raises:
-      ClipbiasError: there are none, or too many for a page.
+    Raises `ClipbiasError` if there are none, or too many for a page.
     """
     lines = [line for line in text.splitlines() if line.strip()]
     parts = lines[0].split(",") if len(lines) == 1 else lines
@@ -166,15 +165,9 @@ def starting_point(
 def build(
     bench: Bench, *, examples: Sequence[str | os.PathLike] = (), class_names: Sequence[str] = (), template: str = ""
 ) -> "gradio.Blocks":
-    """The page.
+    """The page. Files of pictures, class names and a template to start from are by default those of `starting_point`.
 
-    Args:
-      bench: the frozen model and tuned ones.
-      examples: files of pictures to start from; by default see `starting_point`.
-      class_names, template: likewise.
-
-    Raises:
-      ClipbiasError: gradio is not installed.
+    Raises `ClipbiasError` if gradio is not installed.
     """
     gr = _gradio()
     first = next(iter(bench.models), ZERO_SHOT)

@@ -16,6 +16,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterator, Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -266,6 +267,26 @@ def write_tensors(path: str | os.PathLike, tensors: Mapping[str, Any], metadata:
         except safetensors.SafetensorError as error:
             words = str(error).partition("I/O error: ")[2].partition(" (os error")[0]
             raise OSError(words or str(error)) from error
+
+
+def save_arrays(path: str | os.PathLike, arrays: Mapping[str, Any]) -> None:
+    """Writes NumPy arrays as a compressed `.npz`, whole."""
+    import numpy as np
+
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
+
+
+def load_arrays(path: str | os.PathLike, *names: str) -> dict[str, Any]:
+    """The arrays of a `.npz`, or some of them by name, never unpickled. Raises `ClipbiasError` if it is damaged."""
+    import numpy as np
+
+    check_file(path)
+    try:
+        with np.load(BytesIO(read_bytes(path)), allow_pickle=False) as stored:
+            return {name: stored[name] for name in names or stored.files}
+    except Exception as error:  # a truncated archive raises nearly anything, from BadZipFile to zlib's own error
+        raise ClipbiasError(f"{path} is damaged ({error}); delete it and run again.") from error
 
 
 @contextlib.contextmanager

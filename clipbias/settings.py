@@ -98,8 +98,7 @@ def to_config(kind: type, **changes: object) -> ConfigDict:
 def from_config(kind: type[T], config: ConfigDict) -> T:
     """The settings that a configuration holds.
 
-    Raises:
-      ClipbiasError: a setting is missing or unknown, or its value is of another type, out of range or no choice.
+    Raises `ClipbiasError` if one is missing or unknown, or its value is of another type, out of range or no choice.
     """
     known = fields_of(kind)
     values = dict(_values(config, known))

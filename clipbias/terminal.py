@@ -11,11 +11,7 @@ def printable(text: object, *, keep: str = "") -> str:
 
     Names come from folders, lists and files of other people. An escape sequence in one could recolour, overwrite or
     retitle the terminal, a newline could forge a line, a direction mark could reorder what is read, and half a
-    surrogate pair cannot be encoded at all.
-
-    Args:
-      text: any object; its `str` is taken.
-      keep: characters to leave as they are, such as newlines.
+    surrogate pair cannot be encoded at all. Characters to `keep`, such as newlines, stay as they are.
     """
     return "".join(
         letter if letter.isprintable() or letter in keep else letter.encode("unicode_escape").decode("ascii")

@@ -27,7 +27,7 @@ from tests.reference.methods import Reference
 signal.signal(signal.SIGINT, signal.default_int_handler)
 device.choose_code_generator()
 jax.config.update("jax_num_cpu_devices", 8)
-style._RC["savefig.dpi"] = 40  # a picture is the same at any resolution
+style.look()["savefig.dpi"] = 40  # a picture is the same at any resolution
 flags.FLAGS.mark_as_parsed()
 # Tracing makes objects by the million, of which few are garbage that only this collector finds.
 gc.set_threshold(100_000, 50, 50)

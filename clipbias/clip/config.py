@@ -197,6 +197,17 @@ BERT_TEXT: dict[str, Any] = {
     "pooling": "first",
 }
 
+# Names of a tower's settings here and in `transformers`.
+_TOWER = {
+    "width": "hidden_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "mlp_width": "intermediate_size",
+    "activation": "hidden_act",
+    "layer_norm_epsilon": "layer_norm_eps",
+}
+_VISION = {**_TOWER, "image_size": "image_size", "patch_size": "patch_size"}
+_TEXT = {**_TOWER, "vocabulary_size": "vocab_size", "context_length": "max_position_embeddings"}
 # Hugging Face's name of SigLIP's activation; other activations have the same names.
 _GELU_TANH = "gelu_pytorch_tanh"
 # The classes that `transformers` has for a family, by the `model_type` of its `config.json`.
@@ -231,12 +242,13 @@ def from_hugging_face(config: Any) -> ClipConfig:
     if not getattr(vision, "vision_use_head", True):
         raise ClipbiasError("config.json describes a vision tower without its pooling head; clipbias needs that.")
 
-    sizes = _tower_sizes(vision) | {"image_size": vision.image_size, "patch_size": vision.patch_size}
-    text_sizes = _tower_sizes(text) | {
-        "vocabulary_size": text.vocab_size,
-        "context_length": text.max_position_embeddings,
-        "eos_token_id": text.eos_token_id if family == "metaclip_2" else text.vocab_size - 1,
-    }
+    sizes, text_sizes = (
+        {ours: getattr(part, theirs) for ours, theirs in names.items()}
+        for part, names in ((vision, _VISION), (text, _TEXT))
+    )
+    for each in (sizes, text_sizes):
+        each["activation"] = "gelu_tanh" if each["activation"] == _GELU_TANH else each["activation"]
+    text_sizes["eos_token_id"] = text.eos_token_id if family == "metaclip_2" else text.vocab_size - 1
     if family == "siglip":
         tower = VisionConfig(**SIGLIP_VISION | sizes, pool_heads=sizes["heads"])
         return ClipConfig(tower, TextConfig(**SIGLIP_TEXT | text_sizes), text.projection_size, family)
@@ -247,31 +259,16 @@ def from_hugging_face(config: Any) -> ClipConfig:
     return ClipConfig(VisionConfig(**sizes), TextConfig(**text_sizes), config.projection_dim, family)
 
 
-def _tower_sizes(part: Any) -> dict[str, Any]:
-    return {
-        "width": part.hidden_size,
-        "layers": part.num_hidden_layers,
-        "heads": part.num_attention_heads,
-        "mlp_width": part.intermediate_size,
-        "activation": "gelu_tanh" if part.hidden_act == _GELU_TANH else part.hidden_act,
-        "layer_norm_epsilon": part.layer_norm_eps,
-    }
-
-
 def to_hugging_face(config: ClipConfig) -> dict[str, Any]:
     """The inverse of `from_hugging_face`: the content of a `config.json`."""
-    vision = _tower_json(config.vision) | {
-        "model_type": f"{config.family}_vision_model",
-        "num_channels": 3,
-        "image_size": config.vision.image_size,
-        "patch_size": config.vision.patch_size,
-    }
-    text = _tower_json(config.text) | {
-        "model_type": f"{config.family}_text_model",
-        "vocab_size": config.text.vocabulary_size,
-        "max_position_embeddings": config.text.context_length,
-        "eos_token_id": config.text.eos_token_id,
-    }
+    vision, text = (
+        {theirs: getattr(tower, ours) for ours, theirs in names.items()}
+        for tower, names in ((config.vision, _VISION), (config.text, _TEXT))
+    )
+    for each in (vision, text):
+        each["hidden_act"] = _GELU_TANH if each["hidden_act"] == "gelu_tanh" else each["hidden_act"]
+    vision |= {"model_type": f"{config.family}_vision_model", "num_channels": 3}
+    text |= {"model_type": f"{config.family}_text_model", "eos_token_id": config.text.eos_token_id}
     content: dict[str, Any] = {
         "architectures": [MODELS[config.family]],
         "model_type": config.family,
@@ -289,14 +286,3 @@ def to_hugging_face(config: ClipConfig) -> dict[str, Any]:
         for part in (content, vision, text):
             part["projection_dim"] = config.projection_width
     return content
-
-
-def _tower_json(tower: TowerConfig) -> dict[str, Any]:
-    return {
-        "hidden_size": tower.width,
-        "num_hidden_layers": tower.layers,
-        "num_attention_heads": tower.heads,
-        "intermediate_size": tower.mlp_width,
-        "hidden_act": _GELU_TANH if tower.activation == "gelu_tanh" else tower.activation,
-        "layer_norm_eps": tower.layer_norm_epsilon,
-    }

@@ -205,8 +205,8 @@ def fused_attention(
     if visible is not None:
         scores = jnp.where(visible[:, None, None], scores, -jnp.inf)
     (weights,) = exponentials(scores)
-    total = weights.sum(-1, keepdims=True)
-    return normalise(jnp.einsum("BHNM,BHMK->BHNK", weights.astype(v.dtype), v), total).swapaxes(1, 2)
+    values = jnp.einsum("BHNM,BHMK->BHNK", weights.astype(v.dtype), v)
+    return (values / weights.sum(-1, keepdims=True)).astype(values.dtype).swapaxes(1, 2)
 
 
 def read_out_exactly(
@@ -265,11 +265,6 @@ def cudnn_takes(dtype: jnp.dtype, head_width: int) -> bool:
     """Whether cuDNN has a kernel: half precision, heads of a width that it knows, an NVIDIA GPU from Ampere on."""
     known = dtype in (jnp.bfloat16, jnp.float16) and head_width <= 128 and head_width % 8 == 0
     return known and target().capability >= 8
-
-
-def normalise(values: jax.Array, total: jax.Array) -> jax.Array:
-    """Weighted sums of values `[..., K]` over their total weight `[..., 1]`."""
-    return (values / total).astype(values.dtype)
 
 
 def mlp_hidden(x: jax.Array, weights: Weights, config: TowerConfig) -> jax.Array:

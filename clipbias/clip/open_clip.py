@@ -178,24 +178,19 @@ def _timm_network(model: Mapping[str, Any], where: str) -> ClipConfig:
         if text.get(key) != value:
             raise other_network(where, f"text_cfg.{key} = {shown(text.get(key))} where {family} has {shown(value)}")
 
-    width, layers, heads, mlp_width = SIZES[size]
-    trunk: dict[str, Any] = {"image_size": int(image_size), "patch_size": int(patch_size)}
-    trunk |= {"width": width, "layers": layers, "heads": heads, "mlp_width": mlp_width}
+    trunk = dict(zip(("width", "layers", "heads", "mlp_width"), SIZES[size], strict=True))
+    trunk |= {"image_size": int(image_size), "patch_size": int(patch_size)}
     if family == "biomed_clip":
-        width, layers, heads, mlp_width = BERT_BASE
         tower = TextConfig(
-            width,
-            layers,
-            heads,
-            mlp_width,
+            *BERT_BASE,
             **BERT_TEXT,
             vocabulary_size=BERT_VOCABULARY,
             context_length=BERT_POSITIONS,
             eos_token_id=BERT_VOCABULARY - 1,  # its tokenizer has the right one
-            projection_hidden=(width + model["embed_dim"]) // 2,
+            projection_hidden=(BERT_BASE[0] + model["embed_dim"]) // 2,
         )
         return ClipConfig(VisionConfig(**BIOMED_VISION, **trunk), tower, model["embed_dim"], family)
-    settings = {"pool_heads": heads, **SIGLIP_VISION} if is_siglip else PE_VISION
+    settings = {"pool_heads": trunk["heads"], **SIGLIP_VISION} if is_siglip else PE_VISION
     tower = TextConfig(
         width=text["width"],
         layers=text["layers"],

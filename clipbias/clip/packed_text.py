@@ -206,11 +206,9 @@ def with_inserted(tokens: PackedTokens, count: int, first: int) -> PackedTokens:
 
 
 def _attend(q: jax.Array, k: jax.Array, v: jax.Array, tokens: PackedTokens) -> jax.Array:
-    """Attention of every token after the shared ones to those and to its own text.
+    """Attention of all tokens after the shared ones, `q [G, U, H, K]`, to these and to their own text's, `k`, `v`.
 
-    Args:
-      q: `[G, U, H, K]`.
-      k, v: `[G, P + U, H, K]`.
+    Keys and values are `[G, P + U, H, K]`.
     """
     shared = tokens.shared
     tiles = tokens.texts.shape[1:3]

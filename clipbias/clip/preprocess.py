@@ -20,7 +20,7 @@ from clipbias.checks import shown
 from clipbias.clip.config import ClipConfig
 from clipbias.data.transforms import Resizing
 from clipbias.errors import ClipbiasError
-from clipbias.io import check_file, read_json
+from clipbias.io import read_json
 
 HALF = (0.5, 0.5, 0.5)  # SigLIP's mean and standard deviation
 
@@ -85,14 +85,12 @@ def family_preprocessing(config: ClipConfig) -> Preprocessing:
 def read_preprocessor(folder: Path, config: ClipConfig) -> Preprocessing:
     """Reads the files of transformers; a folder without one takes the family's values.
 
-    Raises:
-      ClipbiasError: a file is damaged, asks for what clipbias does not follow, or makes images of another size.
+    Raises `ClipbiasError` for a file that is damaged, asks for what clipbias does not follow, or makes other sizes.
     """
     for name in (PROCESSOR, PREPROCESSOR):
         path = folder / name
         if not path.exists():
             continue
-        check_file(path)
         content = read_json(path, dict, what="a preprocessor configuration")
         if name == PROCESSOR:
             content = content.get("image_processor")

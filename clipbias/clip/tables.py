@@ -33,12 +33,9 @@ class Layout:
     save: Callable[[Array], Array]
 
 
-def _patch_size(kernel: Array) -> int:
-    return math.isqrt(kernel.shape[0] // 3)
-
-
 def _to_squares(kernel: Array) -> Array:
-    return kernel.reshape(_patch_size(kernel), _patch_size(kernel), 3, kernel.shape[-1])
+    side = math.isqrt(kernel.shape[0] // 3)
+    return kernel.reshape(side, side, 3, kernel.shape[-1])
 
 
 SAME = Layout(lambda x: x, lambda x: x)
@@ -161,14 +158,14 @@ FLAX = NameTable(tuple(map(_in_flax, HUGGING_FACE.rows)))
 _ONE_TOKEN = Layout(lambda x: x[0, 0], lambda x: x[None, None])
 
 
-def pool(prefix: str, attention: str, norm2: str, fc1: str, fc2: str) -> list[TensorName]:
+def pool(prefix: str, attention: str, fc1: str, fc2: str) -> list[TensorName]:
     """The rows of a pooling head with PyTorch's `MultiheadAttention`."""
     return [
         TensorName(f"{prefix}.probe", "vision/pool/probe", _ONE_TOKEN),
         TensorName(f"{prefix}.{attention}.in_proj_weight", "vision/pool/qkv/kernel", TRANSPOSED),
         TensorName(f"{prefix}.{attention}.in_proj_bias", "vision/pool/qkv/bias"),
         *linear("vision/pool/out", f"{prefix}.{attention}.out_proj"),
-        *norm("vision/pool/norm2", f"{prefix}.{norm2}"),
+        *norm("vision/pool/norm2", f"{prefix}.layernorm"),
         *linear("vision/pool/fc1", f"{prefix}.{fc1}"),
         *linear("vision/pool/fc2", f"{prefix}.{fc2}"),
     ]
@@ -181,7 +178,7 @@ SIGLIP = NameTable(
     (
         *(row for row in HUGGING_FACE.rows if not any(part in row.path for part in _NOT_SIGLIPS)),
         TensorName("vision_model.embeddings.patch_embedding.bias", "vision/patch_bias"),
-        *pool("vision_model.head", "attention", "layernorm", "mlp.fc1", "mlp.fc2"),
+        *pool("vision_model.head", "attention", "mlp.fc1", "mlp.fc2"),
         TensorName("text_model.head.weight", "text/projection", TRANSPOSED),
         TensorName("text_model.head.bias", "text/projection_bias"),
         TensorName("logit_scale", "logit_scale", _NUMBER),
@@ -323,10 +320,7 @@ OPEN_CLIP_PE = NameTable(
 )
 # Meta's own `.pt` files of Perception Encoder: OpenAI's names and a pooling head.
 META_PE = NameTable(
-    (
-        *OPEN_CLIP.rows,
-        *pool("visual.attn_pool", "attn", "layernorm", "mlp.c_fc", "mlp.c_proj"),
-    ),
+    (*OPEN_CLIP.rows, *pool("visual.attn_pool", "attn", "mlp.c_fc", "mlp.c_proj")),
     families=("pe",),
     ignored=OPEN_CLIP.ignored,
 )
@@ -358,16 +352,8 @@ CN_CLIP = NameTable(
 
 # The first one of a family is that in which its models are written.
 TABLES = (
-    HUGGING_FACE,
-    FLAX,
-    SIGLIP,
-    CHINESE_CLIP,
-    OPEN_CLIP,
-    OPEN_CLIP_PE,
-    META_PE,
-    OPEN_CLIP_SIGLIP,
-    BIOMED_CLIP,
-    CN_CLIP,
+    *(HUGGING_FACE, FLAX, SIGLIP, CHINESE_CLIP),
+    *(OPEN_CLIP, OPEN_CLIP_PE, META_PE, OPEN_CLIP_SIGLIP, BIOMED_CLIP, CN_CLIP),
 )
 
 

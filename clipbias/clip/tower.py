@@ -36,7 +36,6 @@ from clipbias.clip.layers import HALF, INPUT
 from clipbias.errors import ClipbiasError
 
 Carry = TypeVar("Carry", bound=tuple[Any, ...])
-Scanned = TypeVar("Scanned")
 Stacked = TypeVar("Stacked")
 
 
@@ -247,35 +246,28 @@ def run_fused(
 
 def scan_blocks(
     tower: TowerInput,
-    step: Callable[[TowerInput, np.ndarray, Carry, tuple[LayerInput, Scanned]], tuple[Carry, Stacked]],
+    step: Callable[[TowerInput, np.ndarray, Carry, LayerInput], tuple[Carry, Stacked]],
     carry: Carry,
-    scanned: Scanned,
-) -> tuple[TowerInput, Carry, Stacked]:
-    """Scans a step over all layers, also where the later ones have inserted tokens.
+) -> Stacked:
+    """What a step gives of every layer, stacked, also where the later ones have inserted tokens.
 
-    Args:
-      step: from the tower as these blocks have it, the places of its first tokens among those, the carry, and a layer
-        with its part of `scanned`, to the next carry and what is stacked.
-      carry: first the tokens.
-      scanned: a tree with leading axes `L`.
-
-    Returns: the tower as the last block has it, the last carry, and what was stacked over layers.
+    The step goes from the tower as these blocks have it, the places of its first tokens among those, the carry, whose
+    first part are the tokens, and a layer, to the next carry and what is stacked.
     """
     length = tower.tokens.shape[1]
     if tower.inserted is None:
         run = functools.partial(step, tower, np.arange(length))
-        carry, stacked = jax.lax.scan(run, carry, (tower.layers, scanned))
-        return tower, carry, stacked
+        return jax.lax.scan(run, carry, tower.layers)[1]
     start = tower.insert_from
-    before = jax.tree.map(lambda leaf: leaf[:start], (tower.layers, scanned))
+    before = jax.tree.map(lambda leaf: leaf[:start], tower.layers)
     carry, first = jax.lax.scan(functools.partial(step, tower, np.arange(length)), carry, before)
     later = after_insertion(tower, carry[0])
     inserted = later.insert_at + np.arange(later.tokens.shape[1] - length)
     places = np.delete(np.arange(later.tokens.shape[1]), inserted)
-    behind = jax.tree.map(lambda leaf: leaf[start:], (later.layers, scanned))
+    behind = jax.tree.map(lambda leaf: leaf[start:], later.layers)
     carry = cast(Carry, (later.tokens, *carry[1:]))
-    carry, rest = jax.lax.scan(functools.partial(step, later, places), carry, behind)
-    return later, carry, jax.tree.map(lambda *leaves: jnp.concatenate(leaves), first, rest)
+    rest = jax.lax.scan(functools.partial(step, later, places), carry, behind)[1]
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), first, rest)
 
 
 def take_rows(tokens: jax.Array, rows: jax.Array | np.ndarray | None) -> jax.Array:

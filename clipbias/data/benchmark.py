@@ -82,10 +82,10 @@ def dataset_folder(entry: CatalogEntry, root: Path) -> Path | None:
 
 def how_to_fetch(entry: CatalogEntry, *, split_alone: bool = False) -> str:
     """A clause that names the files to fetch and their addresses: all of a dataset, or its split file alone."""
-    downloads = [] if split_alone else list(entry.fetch)
+    downloads = {} if split_alone else dict(entry.fetch)
     if entry.split_file:
-        downloads.append((entry.split_file, entry.split_url))
-    parts = "; ".join(f"{place} from {url}" for place, url in downloads)
+        downloads[entry.split_file] = entry.split_url
+    parts = "; ".join(f"{place} from {url}" for place, url in downloads.items())
     return f"put into {entry.folder}/: {parts}."
 
 
@@ -135,7 +135,7 @@ def read_split_file(path: Path, *, hint: str) -> DatasetListing:
 
 def read_variant_lists(entry: CatalogEntry, root: Path) -> DatasetListing:
     """Reads FGVC-Aircraft's `variants.txt` and its three lists of `<image id> <variant>`."""
-    names = tuple(line.strip() for line in _lines(root / "variants.txt", entry) if line.strip())
+    names = tuple(_lines(root / "variants.txt", entry))
     labels_of = {name: label for label, name in enumerate(names)}
     splits: dict[str, SplitListing] = {}
     for split_name in ("train", "val", "test"):
@@ -143,7 +143,7 @@ def read_variant_lists(entry: CatalogEntry, root: Path) -> DatasetListing:
         paths = []
         labels = []
         for line in _lines(path, entry):
-            image, _, name = line.strip().partition(" ")
+            image, _, name = line.partition(" ")
             if name not in labels_of:
                 raise ClipbiasError(f"{path} names the variant {name!r}, which variants.txt has not.")
             paths.append(files.check_relative(f"{image}.jpg", listed_in=str(path)))
@@ -204,7 +204,7 @@ def from_class_folders(
 
 
 def _lines(path: Path, entry: CatalogEntry) -> list[str]:
-    return [line for line in read_text(_present(path, entry)).splitlines() if line.strip()]
+    return list(filter(None, map(str.strip, read_text(_present(path, entry)).splitlines())))
 
 
 def _present(path: Path, entry: CatalogEntry) -> Path:

@@ -5,6 +5,7 @@ The functions at the head turn label names of an archive or a TFDS builder into 
 """
 
 import dataclasses
+import functools
 import importlib.resources
 import re
 from collections.abc import Callable, Mapping
@@ -13,7 +14,7 @@ from types import MappingProxyType
 from clipbias.constants import DEFAULT_TEMPLATE
 from clipbias.errors import ClipbiasError
 
-_CALTECH101 = {"airplanes": "airplane", "motorbikes": "motorbike"}
+_CALTECH101 = {"airplanes": "airplane", "faces": "face", "leopards": "leopard", "motorbikes": "motorbike"}
 
 EUROSAT_NAMES = {
     "AnnualCrop": "Annual Crop Land",
@@ -29,10 +30,7 @@ EUROSAT_NAMES = {
 
 def caltech101(label: str) -> str:
     """Plural folders to singular, the capitalised ones lowered: "Faces" to "face"."""
-    lowered = label.lower()
-    if lowered in ("faces", "leopards"):
-        return lowered.removesuffix("s")
-    return _CALTECH101.get(lowered, label)
+    return _CALTECH101.get(label.lower(), label)
 
 
 def stanford_cars(label: str) -> str:
@@ -88,8 +86,8 @@ class TfdsBuilder:
     """The stock builder of tensorflow-datasets, and how its records map to the benchmark's files.
 
     Attributes:
-      splits: The builder's split to the benchmark's.
-      id_feature: The feature that identifies a record, or None.
+      splits: The builder's split to the benchmark's; splits that the builder has not are passed over.
+      id_feature: The feature that identifies a record.
       path: The benchmark's path, formed from `{id}`, `{label}` (label name) and `{split}` (the benchmark's split).
       version: The lowest version whose records carry the identifier.
       ignore_case: Whether paths match without regard to case.
@@ -99,8 +97,10 @@ class TfdsBuilder:
     """
 
     builder: str
-    splits: Mapping[str, str]
-    id_feature: str | None = None
+    splits: Mapping[str, str] = dataclasses.field(
+        default_factory=lambda: {"train": "train", "validation": "val", "test": "test"}
+    )
+    id_feature: str = "file_name"
     path: str = "{id}"
     version: str = "0.0.0"
     ignore_case: bool = False
@@ -123,16 +123,16 @@ class CatalogEntry:
       split_file: The frozen split, for the layout "split file", and `split_url`, its address.
       sizes: Images per split, for the splits there are.
       class_name: A label name of the archive or of TFDS to the benchmark's class name.
-      fetch: Further downloads: (place below `folder`, address).
+      fetch: Further downloads: place below `folder` to address.
     """
 
     name: str
     title: str
     folder: str
-    images: str
     classes: int
     sizes: Mapping[str, int]
-    fetch: tuple[tuple[str, str], ...]
+    fetch: Mapping[str, str]
+    images: str = "images"
     layout: str = "split file"
     template: str = DEFAULT_TEMPLATE
     split_file: str | None = None
@@ -147,6 +147,8 @@ class CatalogEntry:
         return (self.folder, *self.other_folders)
 
 
+# A test set of ImageNet's classes, or of some of them.
+_variant = functools.partial(CatalogEntry, layout="class folders", class_name=imagenet)
 DRIVE = "https://drive.google.com/file/d/"
 # Holds copies of all datasets but ImageNet, as the authors of several later papers arranged them.
 MIRROR = "https://huggingface.co/zhengli97/prompt_learning_dataset"
@@ -160,19 +162,17 @@ _ENTRIES = (
         name="imagenet",
         title="ImageNet",
         folder="imagenet",
-        images="images",
         layout="imagenet",
         classes=1000,
         sizes={"train": 1_281_167, "val": 50_000, "test": 50_000},
         class_name=imagenet,
-        fetch=(
-            ("images/train and images/val", "https://image-net.org/download.php"),
-            ("classnames.txt (optional)", "https://drive.google.com/file/d/1-61f_ol79pViBFDG_IDlUQSwoLcn2XXF/view"),
-        ),
+        fetch={
+            "images/train and images/val": "https://image-net.org/download.php",
+            "classnames.txt (optional)": DRIVE + "1-61f_ol79pViBFDG_IDlUQSwoLcn2XXF/view",
+        },
         tfds=TfdsBuilder(
             "imagenet2012",
-            {"train": "train", "validation": "val"},
-            id_feature="file_name",
+            splits={"train": "train", "validation": "val"},
             path="{split}/{label}/{id}",
             difference="same images and labels; the archives must be fetched by hand",
         ),
@@ -187,11 +187,10 @@ _ENTRIES = (
         classes=100,
         sizes={"train": 4128, "val": 1649, "test": 2465},
         class_name=caltech101,
-        fetch=(("101_ObjectCategories", "https://data.caltech.edu/records/mzrjq-6wc02"),),
+        fetch={"101_ObjectCategories": "https://data.caltech.edu/records/mzrjq-6wc02"},
         split_url=DRIVE + "1hyarUivQE36mY6jSomru6Fjd-JzwcCzN/view",
         tfds=TfdsBuilder(
             "caltech101",
-            {"train": "train", "test": "test"},
             id_feature="image/file_name",
             path="{label}/{id}",
             ignore_case=True,
@@ -203,20 +202,14 @@ _ENTRIES = (
         name="oxford_pets",
         title="OxfordPets",
         folder="oxford_pets",
-        images="images",
         split_file="split_zhou_OxfordPets.json",
         template="a photo of a {}, a type of pet.",
         classes=37,
         sizes={"train": 2944, "val": 736, "test": 3669},
         class_name=str.lower,
-        fetch=(("images", "https://www.robots.ox.ac.uk/~vgg/data/pets/data/images.tar.gz"),),
+        fetch={"images": "https://www.robots.ox.ac.uk/~vgg/data/pets/data/images.tar.gz"},
         split_url=DRIVE + "1501r8Ber4nNKvmlFVQZ8SeUHTcdTTEqs/view",
-        tfds=TfdsBuilder(
-            "oxford_iiit_pet",
-            {"train": "train", "test": "test"},
-            id_feature="file_name",
-            difference="no val; train is the benchmark's train and val together",
-        ),
+        tfds=TfdsBuilder("oxford_iiit_pet", difference="no val; train is the benchmark's train and val together"),
     ),
     CatalogEntry(
         name="stanford_cars",
@@ -227,11 +220,10 @@ _ENTRIES = (
         classes=196,
         sizes={"train": 6509, "val": 1635, "test": 8041},
         class_name=stanford_cars,
-        fetch=(("cars_train and cars_test", MIRROR + " (the official addresses have been dead since 2023)"),),
+        fetch={"cars_train and cars_test": MIRROR + " (the official addresses have been dead since 2023)"},
         split_url=DRIVE + "1ObCFbaAgVu0I-k_Au-gIUcefirdAuizT/view",
         tfds=TfdsBuilder(
             "cars196",
-            {"train": "train", "test": "test"},
             id_feature="id",
             path="cars_{split}/{id}.jpg",
             version="2.1.0",
@@ -249,12 +241,10 @@ _ENTRIES = (
         classes=102,
         sizes={"train": 4093, "val": 1633, "test": 2463},
         class_name=lambda label: label.rstrip("?"),  # TFDS writes one name with a question mark
-        fetch=(("jpg", "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/102flowers.tgz"),),
+        fetch={"jpg": "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/102flowers.tgz"},
         split_url=DRIVE + "1Pp0sRXzZFZq15zVOzKjKBu4A9i01nozT/view",
         tfds=TfdsBuilder(
             "oxford_flowers102",
-            {"train": "train", "validation": "val", "test": "test"},
-            id_feature="file_name",
             difference="the official split: numbers on it cannot be compared with the benchmark's",
         ),
     ),
@@ -262,16 +252,15 @@ _ENTRIES = (
         name="food101",
         title="Food101",
         folder="food-101",
-        images="images",
         split_file="split_zhou_Food101.json",
         template="a photo of {}, a type of food.",
         classes=101,
         sizes={"train": 50_500, "val": 20_200, "test": 30_300},
-        fetch=(("images", "https://data.vision.ee.ethz.ch/cvl/food-101.tar.gz"),),
+        fetch={"images": "https://data.vision.ee.ethz.ch/cvl/food-101.tar.gz"},
         split_url=DRIVE + "1QK0tGi096I0Ba6kggatX1ee6dJFIcEJl/view",
         tfds=TfdsBuilder(
             "food101",
-            {"train": "train", "validation": "test"},
+            splits={"train": "train", "validation": "test"},
             id_feature="id",
             path="{id}.jpg",
             version="2.1.0",
@@ -283,18 +272,14 @@ _ENTRIES = (
         name="fgvc_aircraft",
         title="FGVCAircraft",
         folder="fgvc_aircraft",
-        images="images",
         layout="variant lists",
         template="a photo of a {}, a type of aircraft.",
         classes=100,
         sizes={"train": 3334, "val": 3333, "test": 3333},
-        fetch=(
-            (
-                "images, variants.txt and images_variant_{train,val,test}.txt",
-                "https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/archives/fgvc-aircraft-2013b.tar.gz "
-                "(its data/ folder)",
-            ),
-        ),
+        fetch={
+            "images, variants.txt and images_variant_{train,val,test}.txt": "https://www.robots.ox.ac.uk/~vgg/data/"
+            "fgvc-aircraft/archives/fgvc-aircraft-2013b.tar.gz (its data/ folder)"
+        },
     ),
     CatalogEntry(
         name="sun397",
@@ -305,12 +290,10 @@ _ENTRIES = (
         classes=397,
         sizes={"train": 15_880, "val": 3970, "test": 19_850},
         class_name=sun397,
-        fetch=(("SUN397", MIRROR + " (the official addresses are dead)"),),
+        fetch={"SUN397": MIRROR + " (the official addresses are dead)"},
         split_url=DRIVE + "1y2RD81BYuiyvebdN-JymPfyWYcd8_MUq/view",
         tfds=TfdsBuilder(
             "sun397/standard-part1-120k",
-            {"train": "train", "test": "test"},
-            id_feature="file_name",
             may_lack=2,
             difference="images are shrunk to 120,000 pixels and re-encoded; the default configuration is another split",
         ),
@@ -319,19 +302,13 @@ _ENTRIES = (
         name="dtd",
         title="DTD",
         folder="dtd",
-        images="images",
         split_file="split_zhou_DescribableTextures.json",
         template="{} texture.",
         classes=47,
         sizes={"train": 2820, "val": 1128, "test": 1692},
-        fetch=(("images", "https://www.robots.ox.ac.uk/~vgg/data/dtd/download/dtd-r1.0.1.tar.gz"),),
+        fetch={"images": "https://www.robots.ox.ac.uk/~vgg/data/dtd/download/dtd-r1.0.1.tar.gz"},
         split_url=DRIVE + "1u3_QfB467jqHgNXC00UIzbLZRQCg2S7x/view",
-        tfds=TfdsBuilder(
-            "dtd",
-            {"train": "train", "validation": "val", "test": "test"},
-            id_feature="file_name",
-            difference="the first of ten official folds",
-        ),
+        tfds=TfdsBuilder("dtd", difference="the first of ten official folds"),
     ),
     CatalogEntry(
         name="eurosat",
@@ -343,11 +320,11 @@ _ENTRIES = (
         classes=10,
         sizes={"train": 13_500, "val": 5400, "test": 8100},
         class_name=lambda label: EUROSAT_NAMES.get(label, label),
-        fetch=(("2750", "https://zenodo.org/records/7711810 (EuroSAT_RGB.zip; its folder is to be called 2750)"),),
+        fetch={"2750": "https://zenodo.org/records/7711810 (EuroSAT_RGB.zip; its folder is to be called 2750)"},
         split_url=DRIVE + "1Ip7yaCWFi0eaOFUGga0lUdVi_DDQth1o/view",
         tfds=TfdsBuilder(
             "eurosat/rgb",
-            {"train": "all"},
+            splits={"train": "all"},
             id_feature="filename",
             path="{label}/{id}",
             difference="one split only, which is then divided per class",
@@ -366,10 +343,10 @@ _ENTRIES = (
         classes=101,
         sizes={"train": 7639, "val": 1898, "test": 3783},
         class_name=ucf101,
-        fetch=(("UCF-101-midframes", DRIVE + "10Jqome3vtUA2keJkNanAiFpgbyC9Hc2O/view"),),
+        fetch={"UCF-101-midframes": DRIVE + "10Jqome3vtUA2keJkNanAiFpgbyC9Hc2O/view"},
         split_url=DRIVE + "1I0S0q91hJfsV9Gf4xDIjgDq4AqBNJb1y/view",
     ),
-    CatalogEntry(
+    _variant(
         name="imagenet_v2",
         title="ImageNetV2",
         folder="imagenetv2",
@@ -377,52 +354,41 @@ _ENTRIES = (
         layout="numbered folders",
         classes=1000,
         sizes={"test": 10_000},
-        fetch=(
-            (
-                "imagenetv2-matched-frequency-format-val",
-                "https://huggingface.co/datasets/vaishaal/ImageNetV2/resolve/main/imagenetv2-matched-frequency.tar.gz",
-            ),
-        ),
-        tfds=TfdsBuilder("imagenet_v2/matched-frequency", {"test": "test"}, id_feature="file_name", version="3.0.0"),
-        class_name=imagenet,
+        fetch={
+            "imagenetv2-matched-frequency-format-val": "https://huggingface.co/datasets/vaishaal/ImageNetV2/"
+            "resolve/main/imagenetv2-matched-frequency.tar.gz"
+        },
+        tfds=TfdsBuilder("imagenet_v2/matched-frequency", version="3.0.0"),
     ),
-    CatalogEntry(
+    _variant(
         name="imagenet_sketch",
         title="ImageNet-Sketch",
         folder="imagenet-sketch",
-        images="images",
-        layout="class folders",
         classes=1000,
         sizes={"test": 50_889},
-        fetch=(("images", "https://github.com/HaohanWang/ImageNet-Sketch (its sketch/ folder)"),),
-        tfds=TfdsBuilder("imagenet_sketch", {"test": "test"}, id_feature="file_name"),
-        class_name=imagenet,
+        fetch={"images": "https://github.com/HaohanWang/ImageNet-Sketch (its sketch/ folder)"},
+        tfds=TfdsBuilder("imagenet_sketch"),
     ),
-    # Evaluated among its own 200 classes; the label is the rank of the folder.
-    CatalogEntry(
+    # The next two are evaluated among their own 200 classes; the label is the rank of the folder.
+    _variant(
         name="imagenet_a",
         title="ImageNet-A",
         folder="imagenet-adversarial",
         images="imagenet-a",
-        layout="class folders",
         classes=200,
         sizes={"test": 7500},
-        fetch=(("imagenet-a", "https://github.com/hendrycks/natural-adv-examples"),),
-        tfds=TfdsBuilder("imagenet_a", {"test": "test"}, id_feature="file_name", path="{label}/{id}"),
-        class_name=imagenet,
+        fetch={"imagenet-a": "https://github.com/hendrycks/natural-adv-examples"},
+        tfds=TfdsBuilder("imagenet_a", path="{label}/{id}"),
     ),
-    # Evaluated among its own 200 classes; the label is the rank of the folder.
-    CatalogEntry(
+    _variant(
         name="imagenet_r",
         title="ImageNet-R",
         folder="imagenet-rendition",
         images="imagenet-r",
-        layout="class folders",
         classes=200,
         sizes={"test": 30_000},
-        fetch=(("imagenet-r", "https://github.com/hendrycks/imagenet-r"),),
-        tfds=TfdsBuilder("imagenet_r", {"test": "test"}, id_feature="file_name", version="0.2.0"),
-        class_name=imagenet,
+        fetch={"imagenet-r": "https://github.com/hendrycks/imagenet-r"},
+        tfds=TfdsBuilder("imagenet_r", version="0.2.0"),
     ),
 )
 

@@ -258,10 +258,7 @@ def test_batches(
     if batch_size % count:
         raise ClipbiasError(f"batch size {batch_size} is not a multiple of the number of hosts, {count}.")
     local = batch_size // count
-
-    shape: tuple[int, ...] = (local, resizing.side, resizing.side, 3)
-    if crops:
-        shape = (local, 1 + crops, resizing.side, resizing.side, 3)
+    views = (1 + crops,) if crops else ()
 
     def row(number: int, row: int) -> tuple[np.ndarray | None, int]:
         example = number * batch_size + index * local + row
@@ -275,6 +272,7 @@ def test_batches(
         return pixels, int(images.labels[example])
 
     numbers = range(-(-len(images) // batch_size))
+    shape = (local, *views, resizing.side, resizing.side, 3)
     dtype = np.float32 if mixed else np.uint8
     return Batches(Source(images, numbers, shape, row, dtype, _skips(on_error)), workers)
 

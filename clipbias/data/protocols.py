@@ -201,17 +201,11 @@ def make_protocol(
     targets: Sequence[str] | None = None,
     concentration: float = CONCENTRATION,
 ) -> EvalProtocol:
-    """A protocol by name.
+    """A protocol by its name in `PROTOCOLS`, of datasets that `load` opens by name.
 
-    Args:
-      protocol: A key of `PROTOCOLS`.
-      source: The dataset to train on.
-      load: Opens a dataset by name.
-      shots, seed: Training images per class, and the draw's seed; not used by "full".
-      targets: Further datasets to evaluate on; None takes the literature's.
-      concentration: Of "imbalanced".
-
-    Raises `ClipbiasError` for an unknown protocol, or targets for a protocol within one dataset.
+    "full" uses no shots and no seed, and "imbalanced" alone the concentration. Without `targets`, further datasets to
+    evaluate on, these are the literature's. Raises `ClipbiasError` for an unknown protocol, or targets for a protocol
+    within one dataset.
     """
     if protocol not in PROTOCOLS:
         raise ClipbiasError(f"there is no protocol {protocol!r}; there are {', '.join(PROTOCOLS)}.")

@@ -34,20 +34,18 @@ from clipbias.data.dataset import Dataset, Split
 from clipbias.data.folder import complete_splits
 from clipbias.errors import ClipbiasError, UnreadableImage
 from clipbias.io import (
-    atomic_path,
     cache_folder,
     data_path,
     is_remote,
-    read_bytes,
+    load_arrays,
     read_text,
     reason,
+    save_arrays,
     shorten,
     user_path,
 )
 
 FILE = "clipbias_index_{split}.npz"
-
-
 # The labels of `n` records, int32 [n], and the identifying feature of each, which may repeat; empty without one.
 RecordIndex = tuple[np.ndarray, tuple[str, ...]]
 
@@ -63,15 +61,13 @@ def find_or_make(
     cached = _hash([records, str(folder), [stat.mtime for stat in stats]])
     places = (folder / FILE.format(split=split), epath.Path(cache_folder()) / "records" / f"{cached}.npz")
     for path in places:
-        if (index := _read(path, records, count)) is not None:
-            return index
+        if (known := _read(path, records, count)) is not None:
+            return known
     labels, ids = make()
-    content = io.BytesIO()
-    np.savez(content, of=np.array(records), labels=labels, ids=np.frombuffer(json.dumps(ids).encode(), np.uint8))
+    index = {"of": np.array(records), "labels": labels, "ids": np.frombuffer(json.dumps(ids).encode(), np.uint8)}
     for path in places:
         try:
-            with atomic_path(path) as temporary:
-                temporary.write_bytes(content.getvalue())
+            save_arrays(path, index)
             break
         except ClipbiasError as error:
             logging.warning("The index of %s is not kept here: %s", folder, error)
@@ -85,11 +81,11 @@ def _hash(value: object) -> str:
 def _read(path: epath.Path, records: str, count: int) -> RecordIndex | None:
     """The index in a file; `None` without a file, or if it is damaged or of records with another hash."""
     try:
-        with np.load(io.BytesIO(read_bytes(path)), allow_pickle=False) as stored:
-            if str(stored["of"]) != records:
-                return None
-            labels, ids = stored["labels"], tuple(json.loads(stored["ids"].tobytes()))
-    except Exception:  # a damaged archive raises nearly anything
+        stored = load_arrays(path)
+        if str(stored["of"]) != records:
+            return None
+        labels, ids = stored["labels"], tuple(json.loads(stored["ids"].tobytes()))
+    except (ClipbiasError, KeyError, ValueError):
         return None
     return (labels, ids) if len(labels) == count and len(ids) in (0, count) else None
 
@@ -180,6 +176,10 @@ class PreparedDataset:
     def sizes(self, paths: Sequence[str]) -> list[int]:
         """The sizes of the files of records, whichever of their images are asked for (`Split.contents`)."""
         return [path.stat().length for path in sorted(self.folder.glob("*.array_record*"))]
+
+    def images(self, keys: Sequence[str], labels: np.ndarray, read: Callable[[int], bytes], **options: bool) -> Split:
+        """Some of its records as images, by their keys, labels and a function that reads them."""
+        return Split(keys, labels, read, source=str(self.folder), contents=self.sizes, **options)
 
     def records(self, split: str, id_feature: str | None) -> Records:
         """Identifiers and labels of a split, from its index; without one it is read whole, and leaves one."""
@@ -291,7 +291,6 @@ def _key(version: str) -> tuple[int, ...]:
 
 
 DEFAULT_DATA_DIR = "~/tensorflow_datasets"
-BUILDER_SPLITS = {"train": "train", "validation": "val", "test": "test"}  # of builders outside the catalogue
 
 
 def load(
@@ -340,7 +339,7 @@ def load(
         prepared = find_prepared(data_dir, builder)
         if "stored_as" in prepared.metadata:  # the project's own shards, whose description has classes and splits
             return load_shards(prepared.folder, template=template)
-        return _with_builder_split(name, None, TfdsBuilder(builder, BUILDER_SPLITS), prepared, template)
+        return _with_builder_split(name, None, TfdsBuilder(builder), prepared, template)
     prepared = find_prepared(data_dir, stock.builder, stock.version if split == "coop" else "0.0.0")
     if split == "builder":
         return _with_builder_split(name, entry, stock, prepared, template)
@@ -361,9 +360,7 @@ def _with_builder_split(
             continue
         records = prepared.records(builder_name, None)
         keys = [f"{builder_name}/{number}" for number in records.ids]  # without a feature: numbers
-        whole = Split(
-            keys, new_label[records.labels], records.read, source=str(prepared.folder), contents=prepared.sizes
-        )
+        whole = prepared.images(keys, new_label[records.labels], records.read)
         splits[benchmark_name] = whole.subset(np.flatnonzero(whole.labels >= 0))
     if not splits:
         raise ClipbiasError(f"{name} has the splits {', '.join(prepared.splits)}, none of which is known.")
@@ -417,13 +414,8 @@ def _with_benchmark_split(
         missing.extend(keys[index] for index in np.flatnonzero(numbers < 0).tolist())
         present = np.flatnonzero(numbers >= 0)
         present_keys = [keys[index] for index in present.tolist()]
-        splits[split_name] = Split(
-            present_keys,
-            labels[present],
-            functools.partial(read, numbers=numbers[present]),
-            source=str(prepared.folder),
-            contents=prepared.sizes,
-        )
+        read_present = functools.partial(read, numbers=numbers[present])
+        splits[split_name] = prepared.images(present_keys, labels[present], read_present)
     if len(missing) > stock.may_lack:
         raise ClipbiasError(
             f"{name}: {prepared.folder} lacks {len(missing)} images of the benchmark's split, such as {missing[0]}; "
@@ -574,18 +566,12 @@ def load_shards(folder: epath.PathLike, *, template: str | None = None) -> Datas
     records_path(folder)
     prepared = PreparedDataset(folder)
     metadata = prepared.metadata
+    upright = metadata.get("upright", False)  # shards without it are the benchmark's
     stored = {}
     with prepared.explained("the description"):
         for split_name in set(metadata["stored_as"].values()):
             records = prepared.records(split_name, "key")
-            stored[split_name] = Split(
-                records.ids,
-                records.labels,
-                records.read,
-                source=str(folder),
-                upright=metadata.get("upright", False),  # shards without it are the benchmark's
-                contents=prepared.sizes,
-            )
+            stored[split_name] = prepared.images(records.ids, records.labels, records.read, upright=upright)
         return Dataset(
             check_text("the dataset's name", metadata["name"]),
             tuple(metadata["class_names"]),

@@ -179,13 +179,9 @@ def _sum_changes(
     length = counted.shape[1]
 
     def step(
-        stage: tower.TowerInput,
-        places: np.ndarray,
-        carry: tuple[jax.Array, jax.Array | None],
-        scanned: tuple[LayerInput, None],
+        stage: tower.TowerInput, places: np.ndarray, carry: tuple[jax.Array, jax.Array | None], layer: LayerInput
     ) -> tuple[tuple[jax.Array, jax.Array | None], BlockSums]:
         tokens, words = carry
-        layer, _ = scanned
         frozen = dataclasses.replace(layer, prompts=None, bias=None, changes=None, adapters=None)
         seen = Record()
         hooks = stage.hooks(stage.attend_fused)
@@ -201,7 +197,7 @@ def _sum_changes(
             sums["pooled"] = Moments.of(tower.take_rows(change, run.pooled), counted.any(1))
         return (tokens, words), sums
 
-    return tower.scan_blocks(run, step, (run.tokens, words), None)[2]
+    return tower.scan_blocks(run, step, (run.tokens, words))
 
 
 def equivalent_biases(sums: BlockSums) -> dict[str, EquivalentBias]:

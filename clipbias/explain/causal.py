@@ -211,17 +211,10 @@ def mix_images(
 ) -> jax.Array:
     """Image features of both runs and of streams, advanced side by side through one scan over layers.
 
-    Returns `[2 + K, B, d]`, not normalised: of the reference, of the tuned run, of the streams.
-
-    Args:
-      params: the frozen weights.
-      config: geometry.
-      images: `[B, R, R, 3]`, normalised.
-      tuned: what the method adds; its prompts are the slots.
-      streams: `K` of them, at least one, in any order.
-      means: what is added on average, where a stream has such a level.
-      donors: `[d, B, R, R, 3]`: other images, for `Level.OTHER`.
-      dtype: compute type by name.
+    Of normalised `images [B, R, R, 3]`; the prompts of `tuned` are the slots. There are `K` streams, at least one, in
+    any order. `means` are what is added on average, where a stream has such a level, and `donors [d, B, R, R, 3]` other
+    images, for `Level.OTHER`. Returns `[2 + K, B, d]`, not normalised: of the reference, of the tuned run, of the
+    streams.
     """
     pair = image_pair(params, config, images, tuned, dtype)
     others = None

@@ -204,8 +204,10 @@ def compute_explore(study: Study) -> Section[Exploration]:
         ]
     )
     models, left_out = divide(study.models, why_no_maps)
-    pictures_of_pairs = _pairs(study, images[pairs[:, 0]], pairs[:, 1])
-    of_pairs = {model.key: _relevancy_of_pairs(study, model, pictures_of_pairs) for model in models}
+    numbers, split = images[pairs[:, 0]], study.split
+    keys = tuple(f"{split.keys[int(i)]} {label}" for i, label in zip(numbers, pairs[:, 1], strict=True))
+    as_images = Split(keys, pairs[:, 1], lambda pair: split.read(int(numbers[pair])), split.source, split.upright)
+    of_pairs = {model.key: _relevancy_of_pairs(study, model, as_images) for model in models}
     of_images = {model.key: _layers_of_images(study, model, images) for model in models}
     rows = yield list(of_pairs.values()) + list(of_images.values())
     results: dict[str, ExploredModel | Missing] = {**left_out}
@@ -223,14 +225,6 @@ def compute_explore(study: Study) -> Section[Exploration]:
         pairs=pairs.astype(np.int32).reshape(-1, 2),
         names=tuple(study.split.keys[int(index)] for index in images),
         models=results,
-    )
-
-
-def _pairs(study: Study, images: np.ndarray, classes: np.ndarray) -> Split:
-    """Pairs of an image's number and a class, as images with that label."""
-    keys = tuple(f"{study.split.keys[int(i)]} {label}" for i, label in zip(images, classes, strict=True))
-    return Split(
-        keys, classes, lambda pair: study.split.read(int(images[pair])), study.split.source, study.split.upright
     )
 
 

@@ -198,8 +198,9 @@ class Reduction:
     # From the last layer's pooled row and the gradient `[B, H, N]` of its probabilities to a state of any shape that
     # starts with `B`.
     first: Callable[[LastRow, jax.Array], jax.Array]
-    # From the state, and `A` and `G` of the layer below, `[B, H, N, N]` each, to the next state.
-    step: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+    # From the state, and `A` and `G` of the layer below, `[B, H, N, N]` each, to the next state; by default the last
+    # layer counts alone.
+    step: Callable[[jax.Array, jax.Array, jax.Array], jax.Array] = lambda state, attention, gradient: state
     # From the state, the number of layers and the number of tokens that have an influence `[B]`, to a map `[B, N]`.
     finish: Callable[[jax.Array, int, jax.Array], jax.Array] = lambda state, layers, tokens: state
 
@@ -233,24 +234,19 @@ def _grad_eclip(row: LastRow, gradient: jax.Array) -> jax.Array:
     return jnp.where(row.others, jax.nn.relu(weight * gradient.sum(1)), 0)
 
 
-def _of_last_layer(state: jax.Array, attention: jax.Array, gradient: jax.Array) -> jax.Array:
-    """Layers below change nothing."""
-    return state
-
-
 REDUCTIONS = {
     "relevancy": Reduction(
         first=lambda row, gradient: _unit_row(row) + jax.nn.relu(gradient * row.attention).mean(1),
         step=_relevancy_step,
     ),
-    "attention": Reduction(lambda row, gradient: row.attention.mean(1), _of_last_layer),
+    "attention": Reduction(lambda row, gradient: row.attention.mean(1)),
     "rollout": Reduction(_rollout_first, _rollout_step),
     "legrad": Reduction(
         first=lambda row, gradient: jax.nn.relu(gradient).mean(1),
         step=lambda total, attention, gradient: total + jax.nn.relu(gradient).mean(1).sum(1),
         finish=lambda total, layers, tokens: total / (layers * tokens[:, None]),
     ),
-    "grad_eclip": Reduction(_grad_eclip, _of_last_layer),
+    "grad_eclip": Reduction(_grad_eclip),
 }
 # Those that depend on the class that is explained.
 OF_TARGET = ("relevancy", "legrad", "grad_eclip")
@@ -574,9 +570,7 @@ def relevancy(
     several of them per layer.
 
     Args:
-      task: a method bound to classes.
-      params: the frozen weights, `task.clip.params`.
-      learnables: as from `task.init`.
+      task, params, learnables: a method bound to classes, the frozen weights (`task.clip.params`), and what it learned.
       images: `[B, R, R, 3]`, normalised.
       targets: the class to explain in each image, int `[B]`, or `K` classes per image `[B, K]` that share one forward
         pass of the image.
@@ -586,9 +580,6 @@ def relevancy(
         memory for an eighth more time; the maps are the same.
       text: what `task.text_features` returned, to compute it once for many calls; a method without a head of its own
         has no use for it.
-
-    Returns:
-      `Relevancy` with `vision [B, M + V]` and `text [B, N]` (`[B, K, …]` for targets `[B, K]`).
 
     Raises:
       ClipbiasError: targets do not fit the images or the classes, there is no such layer, or `chunk` is no whole number

@@ -17,7 +17,7 @@ import numpy as np
 
 from clipbias.errors import ClipbiasError
 from clipbias.explain.results import StudyResults
-from clipbias.io import atomic_path, check_file, read_json, sha256, write_text
+from clipbias.io import load_arrays, read_json, save_arrays, sha256, write_text
 
 FORMAT = 11
 ARRAYS = "results.npz"
@@ -42,11 +42,7 @@ def save_results(folder: str | os.PathLike, results: StudyResults) -> None:
 
 
 def load_results(folder: str | os.PathLike) -> StudyResults:
-    """Reads what `save_results` wrote.
-
-    Raises:
-      ClipbiasError: the folder holds no results, or they are damaged or of another format.
-    """
+    """Reads what `save_results` wrote. Raises `ClipbiasError` for none, or damaged ones, or those of another format."""
     scalars_path = Path(folder) / SCALARS
     arrays_path = Path(folder) / ARRAYS
     for path in (scalars_path, arrays_path):
@@ -65,23 +61,6 @@ def load_results(folder: str | os.PathLike) -> StudyResults:
         )
     del content["format"]
     return _CODEC.structure(_with_arrays(content, "", load_arrays(arrays_path)), StudyResults)
-
-
-def save_arrays(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes a compressed `.npz` atomically."""
-    with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **arrays)
-
-
-def load_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """Reads a `.npz`, never unpickling. Raises `ClipbiasError` if it is damaged."""
-    check_file(Path(path))
-    try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
-            return {name: stored[name] for name in stored.files}
-    # A truncated archive raises nearly anything, from BadZipFile to EOFError and zlib's own error.
-    except Exception as error:
-        raise ClipbiasError(f"{path} is damaged ({error}); delete it and run again.") from error
 
 
 def _digest(content: Mapping[str, Any]) -> str:

@@ -32,9 +32,10 @@ from clipbias.data.pipeline import ImageReading, OnImageError, WorkerCount
 from clipbias.errors import ClipbiasError
 from clipbias.explain.model import Model
 from clipbias.explain.results import Missing
-from clipbias.explain.results_file import FORMAT, load_arrays, save_arrays
+from clipbias.explain.results_file import FORMAT
 from clipbias.explain.statistics import Moments, Totals, merge
 from clipbias.identity import identity
+from clipbias.io import load_arrays, save_arrays
 from clipbias.sentences import counted
 from clipbias.settings import setting, setting_of
 from clipbias.training import mesh as meshes

@@ -55,12 +55,10 @@ _WHAT = {
 
 
 def label(numbers: CausalNumbers, *, outside: bool = False, images_changed: bool = True) -> Labels:
-    """The labels of a method.
+    """The labels of a method, by numbers in log-likelihood.
 
-    Args:
-      numbers: in log-likelihood.
-      outside: whether it changes nothing inside the towers.
-      images_changed: whether it changes the vision tower; if not, nothing is added to image tokens.
+    One that is `outside` changes nothing inside the towers. Without `images_changed`, which says whether the vision
+    tower is changed, nothing is added to image tokens.
     """
     if excludes(numbers.gain) <= 0:
         return Labels(Where.NO_GAIN, None)
@@ -121,15 +119,7 @@ def judge_method(results: StudyResults, models: Sequence[ModelFacts]) -> MethodR
 def sentence(
     name: str, dataset: str, labels: Labels | None, numbers: ByOutcome[CausalNumbers] | None, images: int
 ) -> str:
-    """The verdict in words.
-
-    Args:
-      name: of the method.
-      dataset: its name.
-      labels: `None` where there is no verdict.
-      numbers: of the causal test; `None` where it was not run.
-      images: how many were tested.
-    """
+    """The verdict in words; without `labels` there were too few images, without `numbers` no causal test."""
     if numbers is None:
         return f"Why {name} differs from CLIP on {dataset} was not tested; --config.sections=causal does."
     if labels is None:

@@ -29,37 +29,12 @@ Rule = Callable[["Graph", Operation, Sequence[Value]], str | Sequence[Value]]
 SAME = {"copy", "name", "stop_gradient"}
 # Operands are broadcast alike in JAX and ONNX where their ranks are equal, or a rank is 0.
 ELEMENTWISE = {
-    "abs": "Abs",
-    "add": "Add",
-    "and": "And",
-    "div": "Div",
-    "eq": "Equal",
-    "erf": "Erf",
-    "exp": "Exp",
-    "ge": "GreaterOrEqual",
-    "gt": "Greater",
-    "le": "LessOrEqual",
-    "log": "Log",
+    **{name: name.capitalize() for name in ("abs", "add", "and", "div", "erf", "exp", "log", "max", "min", "mul")},
+    **{name: name.capitalize() for name in ("neg", "not", "or", "pow", "sqrt", "sub", "tanh")},
+    **{"eq": "Equal", "ge": "GreaterOrEqual", "gt": "Greater", "le": "LessOrEqual", "lt": "Less"},
     "logistic": "Sigmoid",
-    "lt": "Less",
-    "max": "Max",
-    "min": "Min",
-    "mul": "Mul",
-    "neg": "Neg",
-    "not": "Not",
-    "or": "Or",
-    "pow": "Pow",
-    "sqrt": "Sqrt",
-    "sub": "Sub",
-    "tanh": "Tanh",
 }
-REDUCTIONS = {
-    "reduce_max": "ReduceMax",
-    "reduce_min": "ReduceMin",
-    "reduce_prod": "ReduceProd",
-    "reduce_sum": "ReduceSum",
-}
-RULES: dict[str, Rule] = {}
+REDUCTIONS = {f"reduce_{name}": f"Reduce{name.capitalize()}" for name in ("max", "min", "prod", "sum")}
 
 
 def to_onnx(function: Callable[[jax.Array], jax.Array], image_shape: Sequence[int]) -> onnx.ModelProto:
@@ -207,15 +182,6 @@ def element(dtype: Any) -> int:
     return helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
 
 
-def rule(*names: str) -> Callable[[Rule], Rule]:
-    def add(function: Rule) -> Rule:
-        RULES.update(dict.fromkeys(names, function))
-        return function
-
-    return add
-
-
-@rule("broadcast_in_dim")
 def _broadcast_in_dim(graph: Graph, eqn: Operation, values: Sequence[Value]) -> str:
     x, shape, kept = values[0], eqn.params["shape"], eqn.params["broadcast_dimensions"]
     aligned = [1] * len(shape)
@@ -227,25 +193,17 @@ def _broadcast_in_dim(graph: Graph, eqn: Operation, values: Sequence[Value]) -> 
     return graph.node("Expand", x, graph.shape(shape)) if aligned != list(shape) else cast(str, x)
 
 
-@rule("concatenate")
 def _concatenate(graph: Graph, eqn: Operation, values: Sequence[Value]) -> str:
     axis = eqn.params["dimension"]
     filled = [x for x, variable in zip(values, eqn.invars, strict=True) if variable.aval.shape[axis] != 0]
     return graph.node("Concat", *filled, axis=axis)
 
 
-@rule("convert_element_type")
-def _convert(graph: Graph, eqn: Operation, values: Sequence[Value]) -> str:
-    return graph.node("Cast", values[0], to=element(eqn.params["new_dtype"]))
-
-
-@rule("dim_as_value")
 def _dim_as_value(graph: Graph, eqn: Operation, values: Sequence[Value]) -> str:
     size = graph.node("Squeeze", graph.shape([eqn.params["dim"]]))
     return graph.node("Cast", size, to=element(eqn.outvars[0].aval.dtype))
 
 
-@rule("dot_general")
 def _dot_general(graph: Graph, eqn: Operation, values: Sequence[Value]) -> str:
     ((left_summed, right_summed), (left_batch, right_batch)) = eqn.params["dimension_numbers"]
     dtype = eqn.outvars[0].aval.dtype
@@ -265,7 +223,6 @@ def _dot_general(graph: Graph, eqn: Operation, values: Sequence[Value]) -> str:
     return graph.node("Einsum", left, right, equation="{},{}->{}".format(*map("".join, (*axes, batch + free))))
 
 
-@rule("dynamic_slice")
 def _dynamic_slice(graph: Graph, eqn: Operation, values: Sequence[Value]) -> str:
     shape, sizes = eqn.invars[0].aval.shape, eqn.params["slice_sizes"]
     cut = [axis for axis, size in enumerate(sizes) if size != shape[axis]]
@@ -273,12 +230,6 @@ def _dynamic_slice(graph: Graph, eqn: Operation, values: Sequence[Value]) -> str
     return graph.window(values[0], starts, cut, [sizes[axis] for axis in cut], shape)
 
 
-@rule("erfc")
-def _erfc(graph: Graph, eqn: Operation, values: Sequence[Value]) -> str:
-    return graph.node("Sub", np.array(1, eqn.outvars[0].aval.dtype), graph.node("Erf", *values))
-
-
-@rule("gather")
 def _gather(graph: Graph, eqn: Operation, values: Sequence[Value]) -> str:
     """A window, or elements along some axes with all of the other axes. Elements outside are an error in ONNX."""
     x, places = values
@@ -312,12 +263,6 @@ def _gather(graph: Graph, eqn: Operation, values: Sequence[Value]) -> str:
     return graph.node("Unsqueeze", found, np.array(single)) if single else found
 
 
-@rule("integer_pow")
-def _integer_pow(graph: Graph, eqn: Operation, values: Sequence[Value]) -> str:
-    return graph.node("Pow", values[0], np.array(eqn.params["y"], eqn.outvars[0].aval.dtype))
-
-
-@rule("pad")
 def _pad(graph: Graph, eqn: Operation, values: Sequence[Value]) -> str:
     low, high, between = zip(*eqn.params["padding_config"], strict=True)
     if any(between):
@@ -325,17 +270,6 @@ def _pad(graph: Graph, eqn: Operation, values: Sequence[Value]) -> str:
     return graph.node("Pad", values[0], np.array([*low, *high]), values[1])
 
 
-@rule("reshape")
-def _reshape(graph: Graph, eqn: Operation, values: Sequence[Value]) -> str:
-    return graph.reshape(values[0], eqn.params["new_sizes"])
-
-
-@rule("rsqrt")
-def _rsqrt(graph: Graph, eqn: Operation, values: Sequence[Value]) -> str:
-    return graph.node("Reciprocal", graph.node("Sqrt", *values))
-
-
-@rule("scan")
 def _scan(graph: Graph, eqn: Operation, values: Sequence[Value]) -> list[Value]:
     """Every step with its own part of what is scanned, so that each layer's weights are a constant."""
     body = eqn.params["jaxpr"].jaxpr
@@ -362,7 +296,6 @@ def _scan(graph: Graph, eqn: Operation, values: Sequence[Value]) -> list[Value]:
     return [*carry, *(_stacked(graph, stack, 0) for stack in rows)]
 
 
-@rule("select_n")
 def _select_n(graph: Graph, eqn: Operation, values: Sequence[Value]) -> str:
     which, *cases = values
     if eqn.invars[0].aval.dtype != bool or len(cases) != 2:
@@ -370,7 +303,6 @@ def _select_n(graph: Graph, eqn: Operation, values: Sequence[Value]) -> str:
     return graph.node("Where", which, cases[1], cases[0])
 
 
-@rule("slice")
 def _slice(graph: Graph, eqn: Operation, values: Sequence[Value]) -> str:
     shape, starts, ends = eqn.invars[0].aval.shape, eqn.params["start_indices"], eqn.params["limit_indices"]
     steps = eqn.params["strides"] or [1] * len(shape)
@@ -379,38 +311,16 @@ def _slice(graph: Graph, eqn: Operation, values: Sequence[Value]) -> str:
     return graph.node("Slice", values[0], *bounds, np.array(cut), np.array([steps[axis] for axis in cut]))
 
 
-@rule("split")
 def _split(graph: Graph, eqn: Operation, values: Sequence[Value]) -> list[str]:
     names = [next(graph.names) for _ in eqn.outvars]
     graph.node("Split", values[0], np.array(eqn.params["sizes"]), outputs=names, axis=eqn.params["axis"])
     return names
 
 
-@rule("square")
-def _square(graph: Graph, eqn: Operation, values: Sequence[Value]) -> str:
-    return graph.node("Mul", values[0], values[0])
-
-
-@rule("squeeze")
-def _squeeze(graph: Graph, eqn: Operation, values: Sequence[Value]) -> str:
-    return graph.node("Squeeze", values[0], np.array(eqn.params["dimensions"]))
-
-
-@rule("stack")
-def _stack(graph: Graph, eqn: Operation, values: Sequence[Value]) -> str:
-    return _stacked(graph, values, eqn.params["axis"])
-
-
 def _stacked(graph: Graph, values: Sequence[Value], axis: int) -> str:
     return graph.node("Concat", *(graph.node("Unsqueeze", x, np.array([axis])) for x in values), axis=axis)
 
 
-@rule("transpose")
-def _transpose(graph: Graph, eqn: Operation, values: Sequence[Value]) -> str:
-    return graph.node("Transpose", values[0], perm=eqn.params["permutation"])
-
-
-@rule("while")
 def _while(graph: Graph, eqn: Operation, values: Sequence[Value]) -> list[str]:
     test, body = eqn.params["cond_jaxpr"], eqn.params["body_jaxpr"]
     tests, constants = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
@@ -430,3 +340,28 @@ def _while(graph: Graph, eqn: Operation, values: Sequence[Value]) -> list[str]:
     names = [next(graph.names) for _ in state]
     graph.node("Loop", "", goes_on, *state, outputs=names, body=inner)
     return names
+
+
+RULES: dict[str, Rule] = {
+    "broadcast_in_dim": _broadcast_in_dim,
+    "concatenate": _concatenate,
+    "convert_element_type": lambda graph, eqn, x: graph.node("Cast", x[0], to=element(eqn.params["new_dtype"])),
+    "dim_as_value": _dim_as_value,
+    "dot_general": _dot_general,
+    "dynamic_slice": _dynamic_slice,
+    "erfc": lambda graph, eqn, x: graph.node("Sub", np.array(1, eqn.outvars[0].aval.dtype), graph.node("Erf", *x)),
+    "gather": _gather,
+    "integer_pow": lambda graph, eqn, x: graph.node("Pow", x[0], np.array(eqn.params["y"], eqn.outvars[0].aval.dtype)),
+    "pad": _pad,
+    "reshape": lambda graph, eqn, x: graph.reshape(x[0], eqn.params["new_sizes"]),
+    "rsqrt": lambda graph, eqn, x: graph.node("Reciprocal", graph.node("Sqrt", *x)),
+    "scan": _scan,
+    "select_n": _select_n,
+    "slice": _slice,
+    "split": _split,
+    "square": lambda graph, eqn, x: graph.node("Mul", x[0], x[0]),
+    "squeeze": lambda graph, eqn, x: graph.node("Squeeze", x[0], np.array(eqn.params["dimensions"])),
+    "stack": lambda graph, eqn, x: _stacked(graph, x, eqn.params["axis"]),
+    "transpose": lambda graph, eqn, x: graph.node("Transpose", x[0], perm=eqn.params["permutation"]),
+    "while": _while,
+}

@@ -40,9 +40,8 @@ def check_packages() -> None:
 def write_onnx(folder: Path, task: Task, learnables: Learnables) -> None:
     """Writes the classifier, and its class names with a description of what goes in and comes out.
 
-    Raises:
-      ClipbiasError: a package is missing, an operation of the method has no translation, the weights are too large for
-        one file, or ONNX Runtime gives other logits than JAX.
+    Raises `ClipbiasError` if a package is missing, an operation of the method has no translation, the weights are too
+    large for one file, or ONNX Runtime gives other logits than JAX.
     """
     check_packages()
     weights = program_weights(task, learnables)

@@ -14,7 +14,6 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,7 @@ import numpy as np
 import pandas as pd
 
 from clipbias.data.confusion import binomial_error
-from clipbias.errors import ClipbiasError
-from clipbias.io import check_file, read_bytes
+from clipbias.io import load_arrays
 from clipbias.report.names import ordered_datasets, ordered_methods
 from clipbias.sentences import counted
 
@@ -74,7 +72,7 @@ def answers(
         if folder is None or not isinstance(name, str) or not name or Path(name).name != name:
             return None
         try:
-            labels, predicted, images = read_predictions(folder / f"{name}.npz", "images")
+            labels, predicted, images = load_arrays(folder / f"{name}.npz", "labels", "predicted", "images").values()
             right, images = (labels == predicted)[predicted >= 0], images[predicted >= 0]
         except Exception:  # also of arrays that do not fit together
             return None
@@ -83,19 +81,6 @@ def answers(
             return None
         shares.append(right)
     return np.mean(shares, axis=0) if shares else None
-
-
-def read_predictions(path: Path, *others: str) -> tuple[np.ndarray, ...]:
-    """Labels, predictions (-1: not read) and other arrays of a file in `predictions/`.
-
-    Raises `ClipbiasError` where it is missing or damaged.
-    """
-    check_file(path)
-    try:
-        with np.load(BytesIO(read_bytes(path)), allow_pickle=False) as stored:
-            return tuple(stored[name] for name in ("labels", "predicted", *others))
-    except Exception as error:  # a damaged archive raises nearly anything
-        raise ClipbiasError(f"{path} holds no predictions: {error}; evaluate again.") from error
 
 
 Row = Mapping[str, Any]

@@ -14,6 +14,7 @@ from clipbias.errors import ClipbiasError
 from clipbias.explain.results import CHANGES, TEXT_KINDS, StudyResults, present
 from clipbias.report import style
 from clipbias.report.names import KIND_NAMES
+from clipbias.report.pages import data_uri
 from clipbias.terminal import printable
 
 if TYPE_CHECKING:
@@ -240,7 +241,7 @@ def _picture(pixels: np.ndarray) -> str:
     file = io.BytesIO()
     kind = "png" if len(pixels) <= _LOSSLESS else "jpeg"
     Image.fromarray(pixels).save(file, kind, quality=85)  # which PNG does not look at
-    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
+    return data_uri(file.getvalue(), f"image/{kind}")
 
 
 def _packed(array: np.ndarray) -> dict[str, Any]:

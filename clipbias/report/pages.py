@@ -133,6 +133,12 @@ def write_page(path: Path, template: str, *, title: str, **content: Any) -> Path
 _JOINED = re.compile(r"(?<=\d) (?=%)|(?<=\d) (?=to [+−-]?\d[\d.]*\))|(?<=\d to) (?=[+−-]?\d[\d.]*\))")
 
 
+def data_uri(data: bytes | str, kind: str) -> str:
+    """An image of its own, so that an SVG's ids and styles cannot meet those of another."""
+    encoded = base64.b64encode(data.encode("utf-8") if isinstance(data, str) else data).decode("ascii")
+    return f"data:{kind};base64,{encoded}"
+
+
 @functools.cache
 def _environment() -> jinja2.Environment:
     def displayable(value: Any) -> Any:
@@ -140,11 +146,6 @@ def _environment() -> jinja2.Environment:
         if hasattr(value, "__html__"):
             return value
         return _JOINED.sub("\u00a0", printable(value, keep="\n\t\u200c\u200d"))
-
-    def data_uri(data: bytes | str, kind: str) -> str:
-        # An image of its own, so that an SVG's ids and styles cannot meet those of another.
-        encoded = base64.b64encode(data.encode("utf-8") if isinstance(data, str) else data).decode("ascii")
-        return f"data:{kind};base64,{encoded}"
 
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("clipbias.report"),

@@ -17,8 +17,8 @@ from clipbias.data.confusion import (
     most_confused_with,
 )
 from clipbias.errors import ClipbiasError
+from clipbias.io import load_arrays
 from clipbias.report import style
-from clipbias.report.frames import read_predictions
 from clipbias.report.pages import CaptionedFigure, write_csv
 from clipbias.sentences import counted
 from clipbias.terminal import printable
@@ -37,7 +37,7 @@ class Answers:
     @classmethod
     def read(cls, path: Path) -> "Answers":
         """Those of a file that an evaluation left in `predictions/`. Raises `ClipbiasError` where it is damaged."""
-        labels, predicted, class_names = read_predictions(path, "class_names")
+        labels, predicted, class_names = load_arrays(path, "labels", "predicted", "class_names").values()
         return cls(labels, predicted, [str(name) for name in class_names])
 
     def confusion(self) -> np.ndarray:

@@ -5,6 +5,7 @@ The colours are Okabe and Ito's, told apart by colour-blind readers too; no figu
 
 import contextlib
 import functools
+import importlib.resources
 import io
 import warnings
 from collections.abc import Iterator
@@ -29,38 +30,14 @@ TUNED = RED
 LINES: tuple[Any, ...] = ("-", (0, (4, 2)), (0, (1, 1)), (0, (5, 1, 1, 1)))
 SOLID, DASHED = LINES[:2]
 
-_RC: dict[Any, Any] = {
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],  # ships with matplotlib: the same picture on every machine
-    "font.size": 8,
-    "axes.titlesize": 9,
-    "axes.titleweight": "bold",
-    "axes.labelsize": 8,
-    "axes.edgecolor": "#4B5563",
-    "axes.linewidth": 0.7,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "grid.color": "#E5E7EB",
-    "grid.linewidth": 0.6,
-    "xtick.labelsize": 7.5,
-    "ytick.labelsize": 7.5,
-    "xtick.major.width": 0.7,
-    "ytick.major.width": 0.7,
-    "legend.fontsize": 7.5,
-    "legend.frameon": False,
-    "lines.linewidth": 1.4,
-    "lines.markersize": 4.5,
-    "text.parse_math": False,  # a dollar sign in a class name is a dollar sign
-    "text.hinting": "none",  # letters are as wide in a PNG as in a PDF, so that one layout serves both
-    "figure.dpi": 100,
-    "figure.constrained_layout.w_pad": 0.06,
-    "figure.constrained_layout.h_pad": 0.06,
-    "savefig.dpi": 200,
-    "pdf.fonttype": 42,  # real fonts, so that text in the PDF can be searched
-    "svg.hashsalt": "clipbias",  # the same figure gives the same bytes
-}
+
+@functools.cache
+def look() -> Any:
+    """The settings of matplotlib that all figures have, in `templates/figures.mplstyle`."""
+    import matplotlib
+
+    path = importlib.resources.files("clipbias.report") / "templates/figures.mplstyle"
+    return matplotlib.rc_params_from_file(str(path), use_default_template=False)
 
 
 @contextlib.contextmanager
@@ -68,7 +45,7 @@ def styled() -> Iterator[None]:
     """Everything drawn inside has the project's look; the caller's own matplotlib settings are left alone."""
     import matplotlib
 
-    with matplotlib.rc_context(_RC), warnings.catch_warnings():
+    with matplotlib.rc_context(look()), warnings.catch_warnings():
         # A letter that the font has not is drawn as a box; the page beside the figure has the name in full.
         warnings.filterwarnings("ignore", r"Glyph .* missing from font")
         yield

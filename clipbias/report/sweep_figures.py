@@ -84,12 +84,10 @@ def accuracy_figure(results: Sweep | Iterable[Row], *, measure: str | None = Non
 def gain_frame(sweep: Sweep) -> pd.DataFrame:
     """Each method's gain in accuracy over zero-shot in points, with most shots, as it is drawn from the top.
 
-    Methods with the same number of parameters are neighbours; they stand where the best of them does.
-
-    Returns:
-      Columns `method`, `label`, `kind`, `parameters`, `varies` (whether these are a mean over datasets that differ),
-      `value`, `low` and `high` (95 % over test images, compared in pairs, and seeds), and each dataset's own gain.
-      Empty without zero-shot or without another method.
+    Methods with the same number of parameters are neighbours; they stand where the best of them does. Columns are
+    `method`, `label`, `kind`, `parameters`, `varies` (whether these are a mean over datasets that differ), `value`,
+    `low` and `high` (95 % over test images, compared in pairs, and seeds), and each dataset's own gain. Empty without
+    zero-shot or without another method.
     """
     shots = sweep.shots[-1]
     rows = []

@@ -8,6 +8,7 @@ import collections
 import contextlib
 import dataclasses
 import importlib.metadata
+import importlib.resources
 import importlib.util
 import math
 import os
@@ -64,23 +65,6 @@ CHIPS = {
     "h100": Chip("H100 SXM", 60 * GIB, 9.0, form=_THREE, example="1x1x8"),
 }
 
-# The card that the GPU's compiler cannot ask: NVIDIA's figures of the H100 SXM with HBM3.
-_H100 = """
-gpu_device_info {
-  cuda_compute_capability { major: 9 minor: 0 feature_extension: ACCELERATED_FEATURES }
-  threads_per_warp: 32  threads_per_block_limit: 1024  threads_per_core_limit: 2048
-  thread_dim_limit_x: 1024  thread_dim_limit_y: 1024  thread_dim_limit_z: 64
-  block_dim_limit_x: 2147483647  block_dim_limit_y: 65535  block_dim_limit_z: 65535
-  shared_memory_per_block: 49152  shared_memory_per_block_optin: 232448  shared_memory_per_core: 233472
-  registers_per_block_limit: 65536  registers_per_core_limit: 65536
-  core_count: 132  fpus_per_core: 128  clock_rate_ghz: 1.98
-  memory_bandwidth: 3352320000000  device_memory_size: 84942979072  l2_cache_size: 52428800
-  device_vendor: "NVIDIA Corporation"  name: "NVIDIA H100 80GB HBM3"
-}
-platform_name: "CUDA"
-dnn_version_info { major: 9 minor: 12 patch: 0 }
-device_description_str: "NVIDIA H100 80GB HBM3"
-"""
 _CUDNN_VERSION = 91200
 
 
@@ -156,7 +140,9 @@ def open_topology(name: str) -> Topology:
     if chip.capability:
         flags = "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"  # there is no card to try kernels on
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
-        options = {"platform": "cuda", "topology": form, "target_config": _H100}
+        # What the compiler would ask a card: NVIDIA's figures of the H100 SXM with HBM3.
+        card = importlib.resources.files("clipbias").joinpath("assets/h100.pbtxt").read_text("utf-8")
+        options = {"platform": "cuda", "topology": form, "target_config": card}
     else:
         # libtpu would ask the cloud's metadata service for these, and wait. Any number of processes may compile.
         os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")

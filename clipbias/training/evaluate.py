@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import re
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from clipbias.data.images import Images, Workers
 from clipbias.data.pipeline import Batch
 from clipbias.errors import ClipbiasError
 from clipbias.identity import identity
-from clipbias.io import atomic_path, check_file, read_bytes
+from clipbias.io import load_arrays, save_arrays
 from clipbias.training import mesh as meshes
 from clipbias.training.batches import split_batches
 from clipbias.training.calibration import Outcome, calibration, detection, fit_temperature, temperature_images
@@ -580,17 +579,14 @@ def save_predictions(
     """
     known_by = predictions_identity(model, images or split.identity)
     path = workdir / FOLDER / f"{predictions_name(name)}.npz"
-    with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(
-            file,
-            allow_pickle=False,
-            images=np.asarray(split.keys),
-            labels=np.asarray(split.labels, np.int32),
-            predicted=np.asarray(predicted, np.int32),
-            class_names=np.asarray(model.class_names),
-            identity=np.asarray(known_by),
-            **({} if log_probs is None else {"log_probs": log_probs}),
-        )
+    arrays = {
+        "images": np.asarray(split.keys),
+        "labels": np.asarray(split.labels, np.int32),
+        "predicted": np.asarray(predicted, np.int32),
+        "class_names": np.asarray(model.class_names),
+        "identity": np.asarray(known_by),
+    }
+    save_arrays(path, arrays if log_probs is None else {**arrays, "log_probs": log_probs})
     return known_by
 
 
@@ -624,10 +620,8 @@ def stored_identity(path: Path) -> str | None:
 
 def _read(path: Path, name: str) -> np.ndarray | None:
     try:
-        check_file(path)
-        with np.load(BytesIO(read_bytes(path)), allow_pickle=False) as stored:
-            return stored[name]
-    except Exception:  # a damaged archive raises nearly anything
+        return load_arrays(path, name)[name]
+    except ClipbiasError:
         return None
 
 

@@ -85,7 +85,6 @@ class TrainJob:
     task: Task
     recipe: Recipe | None
     runs: tuple[Run, ...]
-    shots: int | None = None
     teacher: Tuned | None = None
     logging: Logging = dataclasses.field(default_factory=Logging)
     plan: MemoryPlan | None = None
@@ -489,7 +488,7 @@ def _open_report(
         logging.progress,
         metrics,
         images=images,
-        losses=losses,
+        losses=losses or (),
         waiting=(lambda: batches.waiting_share) if not isinstance(batches, FeatureBatches) else None,
         ends_on_failure=logging.ends_on_failure,
     )

@@ -5,6 +5,7 @@ go to TensorBoard, Weights & Biases or trackio where these are asked for.
 """
 
 import contextlib
+import dataclasses
 import importlib.util
 import json
 import math
@@ -275,7 +276,7 @@ def _is_installed(module: str) -> bool:
 METRICS = "metrics.jsonl"
 
 
-class MetricWriter:
+class MetricWriter(contextlib.AbstractContextManager["MetricWriter"]):
     """Appends metrics to `metrics.jsonl` in a folder; only process 0 writes. A file in a bucket is written at the end.
 
     A run that continues drops the lines of steps that it will do again, so no step is there twice. Every line has the
@@ -345,9 +346,6 @@ class MetricWriter:
                 logging.warning("%s gets no more metrics (%s); metrics.jsonl has all.", name, sentence(error))
                 del self._trackers[name]
 
-    def __enter__(self) -> "MetricWriter":
-        return self
-
     def __exit__(self, *_: object) -> None:
         self.close()
 
@@ -371,40 +369,28 @@ def is_step(line: Mapping[str, Any]) -> bool:
     return isinstance(line.get("step"), int)
 
 
+@dataclasses.dataclass
 class StepReport:
     """Tells progress and metrics of each training step, one step late, so that the device never waits for the host."""
 
-    def __init__(
-        self,
-        method: str,
-        seeds: Sequence[int],
-        progress: Progress,
-        metrics: MetricWriter | None,
-        *,
-        images: int,
-        losses: Sequence[float] | None = None,
-        waiting: Callable[[], float] | None = None,
-        ends_on_failure: bool = True,
-    ) -> None:
-        """`images` are those of one step in all runs, `losses` those of the step that the runs go on from.
+    method: str  # it and the seeds name the runs where one fails
+    seeds: Sequence[int]
+    progress: Progress
+    metrics: MetricWriter | None
+    _: dataclasses.KW_ONLY
+    images: int  # of one step in all runs
+    losses: Sequence[float] = ()  # of the step that the runs go on from
+    waiting: Callable[[], float] | None = None  # the share of the time that steps wait for images
+    ends_on_failure: bool = True
 
-        Method and seeds name the runs where one fails; `waiting` tells the share of the time that steps wait for
-        images.
-        """
-        self._method = method
-        self._seeds = seeds
-        self._images = images
-        self._progress = progress
-        self._metrics = metrics
-        self._waiting = waiting
-        self._ends_on_failure = ends_on_failure
+    def __post_init__(self) -> None:
+        self.losses = list(self.losses) or [float("nan") for _ in self.seeds]
         self._late: tuple[int, Any, np.ndarray] | None = None
         self._when = time.monotonic()
         # When the first step was told, which may have been compiled, and how many were since: their mean is shown,
         # since steps that wait on the device are told at uneven times.
         self._since: float | None = None
         self._timed = 0
-        self.losses = [float("nan") for _ in seeds] if losses is None else [*losses]
 
     def step(self, step: int, values: Any, rate: np.ndarray) -> None:
         """Takes a step's metrics, which may still be in the making, and tells those of the step before."""
@@ -418,14 +404,14 @@ class StepReport:
         step, values, rate = self._late
         self._late = None
         # Padding lies behind the runs.
-        runs = slice(len(self._seeds))
+        runs = slice(len(self.seeds))
         values = {name: np.asarray(value, np.float64)[runs] for name, value in meshes.device_get(values).items()}
         if "accuracy" in values:
             values["accuracy"] = 100 * values["accuracy"]  # in percent, as everywhere
-        for seed, loss in zip(self._seeds, values["loss"], strict=True):
-            if self._ends_on_failure and not np.isfinite(loss):
+        for seed, loss in zip(self.seeds, values["loss"], strict=True):
+            if self.ends_on_failure and not np.isfinite(loss):
                 raise ClipbiasError(
-                    f"the loss of {self._method} (seed {seed}) is {loss} at step {step}; "
+                    f"the loss of {self.method} (seed {seed}) is {loss} at step {step}; "
                     "what was saved before is kept; lower --config.learning_rate or check the images."
                 )
         self.losses = values["loss"].tolist()
@@ -437,16 +423,16 @@ class StepReport:
         else:
             self._timed += 1
         shown: dict[str, Any] = {"loss": float(values["loss"].mean())}  # a narrow terminal cuts off the last
-        if self._waiting is not None:
-            shown["waiting"] = f"{self._waiting():.0%}"
+        if self.waiting is not None:
+            shown["waiting"] = f"{self.waiting():.0%}"
         if self._timed:
-            shown["images/s"] = self._images * self._timed / max(now - self._since, 1e-9)
+            shown["images/s"] = self.images * self._timed / max(now - self._since, 1e-9)
         shown["lr"] = float(rate.max())
-        self._progress.advance(1, shown)
-        if self._metrics is not None:
+        self.progress.advance(1, shown)
+        if self.metrics is not None:
             lines = {name: value.tolist() if len(value) > 1 else float(value[0]) for name, value in values.items()}
             rates = rate.tolist() if len(set(rate.tolist())) > 1 else float(rate[0])
-            self._metrics.write(step, {**lines, "learning_rate": rates, "seconds": round(seconds, 4)})
+            self.metrics.write(step, {**lines, "learning_rate": rates, "seconds": round(seconds, 4)})
 
 
 # A trace of a few steps, as `--config.profile=steps` asks for.

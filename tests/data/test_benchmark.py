@@ -85,7 +85,7 @@ def test_rank_labels_leave_out_absent_classes(tmp_path):
 def test_entries_are_complete(entry):
     check_template(entry.template)
     assert (entry.layout == "split file") == (entry.split_file is not None) == entry.split_url.startswith("https://")
-    assert all(place and "https://" in url for place, url in entry.fetch)
+    assert all(place and "https://" in url for place, url in entry.fetch.items())
     assert set(entry.sizes) == ({"train", "val", "test"} if entry.name in catalog.ELEVEN else {"test"})
     if entry.tfds:
         assert set(entry.tfds.splits.values()) <= {"train", "val", "test", "all"}

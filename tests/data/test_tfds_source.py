@@ -4,7 +4,6 @@ import contextlib
 import os
 import resource
 import shutil
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -258,14 +257,14 @@ def test_without_one_the_records_are_read_once(built, copied, caplog):
 def test_beside_records_that_cannot_be_written_it_is_in_the_users_cache(built, copied, monkeypatch, caplog):
     root, read = copied
     index_of(root).unlink()
-    original = tfds.atomic_path
+    original = tfds.save_arrays
 
-    def refused(path: epath.Path) -> AbstractContextManager[Path]:
+    def refused(path: epath.Path, arrays: dict[str, np.ndarray]) -> None:
         if str(path).startswith(str(root)):
             raise ClipbiasError(f"cannot write {path}: Read-only file system.")
-        return original(path)
+        original(path, arrays)
 
-    monkeypatch.setattr(tfds, "atomic_path", refused)
+    monkeypatch.setattr(tfds, "save_arrays", refused)
     with caplog.at_level("INFO"):
         assert_opens(root, built[1])
     assert "is not kept here" in caplog.text and "Read-only" in caplog.text

@@ -112,7 +112,7 @@ def test_a_grid_has_a_row_for_each_class_of_each_evaluation(answers, tmp_path):
     assert [(row["run"], row["class"]) for row in rows] == [(run, name) for run in "ab" for name in NAMES]
     assert [int(row["correct"]) for row in rows] == 2 * [*answers.frame().correct]
     (folder / "b.npz").write_bytes(b"damaged")
-    with pytest.raises(ClipbiasError, match=r"b\.npz holds no predictions"):
+    with pytest.raises(ClipbiasError, match=r"b\.npz is damaged"):
         Answers.read(folder / "b.npz")
     write_class_table(tmp_path)
     assert (tmp_path / "classes.csv").read_text().count("\na,") == len(NAMES)
