@@ -1,5 +1,6 @@
 """Rows of the table about ways to one accuracy: Python, commands, rows, tables, studies; and about frozen models."""
 
+import contextlib
 import csv
 import json
 import shutil
@@ -93,7 +94,7 @@ def study(folder: Path, case: Case, *models: TunedModel, **options: Any) -> Stud
 @relation(
     "A study says of two models of one task what `evaluate` says, and a study of each alone.",
     quick=1,
-    ci=20,
+    ci=10,
     applies=has_another,
 )
 def _(case: Case, folder: Path) -> None:
@@ -112,7 +113,7 @@ def _(case: Case, folder: Path) -> None:
     "A study in the folder of another model's says what one in a new folder says.",
     over=(),
     quick=1,
-    ci=20,
+    ci=10,
     applies=has_another,
 )
 def _(case: Case, folder: Path) -> None:
@@ -125,7 +126,7 @@ def _(case: Case, folder: Path) -> None:
     "The command `evaluate`, its table of predictions and a study that reads them say what Python says.",
     over=("forms",),
     quick=1,
-    ci=20,
+    ci=10,
     refusals=(OF_ITS_CLASSES,),
 )
 def _(case: Case, folder: Path) -> None:
@@ -153,7 +154,7 @@ def _(case: Case, folder: Path) -> None:
     np.testing.assert_array_equal(known.predictions.models[known.models[1].key], expected.predicted)
 
 
-@relation("The command `predict` writes what Python's `predict` says.", over=("forms",), quick=1, ci=20)
+@relation("The command `predict` writes what Python's `predict` says.", over=("forms",), quick=1, ci=10)
 def _(case: Case, folder: Path) -> None:
     files = folder / "pictures"
     files.mkdir()
@@ -274,16 +275,17 @@ for form in ("safetensors", *OTHER_FORMATS):
         refusals=("only CLIP has the format",),
     )
     def _(case: Case, folder: Path, form: str = form) -> None:
-        case.model.clip.save(folder / form, format=form)
-        clip = load_as(case, folder / form)
+        with sizes_of(case):
+            case.model.clip.save(folder / form, format=form)
+            clip = clipbias.load(folder / form)
+        assert clip.identity == case.model.clip.identity
         case.model.save(folder / "saved.safetensors")
         close(logits(clipbias.load_adapter(folder / "saved.safetensors", clip)), answer(case))
 
 
-def load_as(case: Case, folder: Path, **options: Any) -> Clip:
-    if case.family == "clip":
-        return clipbias.load(folder, **options)
-    return families.load(folder, families.GEOMETRIES[case.family][0])
+def sizes_of(case: Case) -> contextlib.AbstractContextManager[None]:
+    """Sizes that open_clip's files only name are those of the small models."""
+    return contextlib.nullcontext() if case.family == "clip" else families.sizes(families.GEOMETRIES[case.family][0])
 
 
 def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:

@@ -72,7 +72,7 @@ def _(case: Case, folder: Path) -> None:
 for dtype in DTYPES[1:]:
 
     @relation(
-        f"Loaded for {dtype}, it predicts nearly the same.", over=(), quick=1, ci=20, refusals=("which only a .PU has",)
+        f"Loaded for {dtype}, it predicts nearly the same.", over=(), quick=1, ci=10, refusals=("which only a .PU has",)
     )
     def _(case: Case, folder: Path, dtype: str = dtype) -> None:
         loaded = saved(case, folder, dtype=dtype)
@@ -135,6 +135,7 @@ def is_of_each_class(case: Case) -> bool:
 @relation(
     "Where a class is taken away, the others keep their logits.",
     quick=4,
+    ci=12,
     refusals=(OF_ITS_CLASSES,),
     applies=is_of_each_class,
 )
@@ -146,6 +147,7 @@ def _(case: Case, folder: Path) -> None:
 @relation(
     "Where a class is added, the others keep their logits.",
     quick=4,
+    ci=12,
     refusals=(OF_ITS_CLASSES,),
     applies=is_of_each_class,
 )
@@ -158,6 +160,7 @@ def _(case: Case, folder: Path) -> None:
 @relation(
     "A loaded model to which a class is added keeps the others' logits.",
     quick=4,
+    ci=12,
     refusals=(OF_ITS_CLASSES,),
     applies=is_of_each_class,
 )
@@ -201,7 +204,7 @@ def _(case: Case, folder: Path) -> None:
     close(found, answer(case)[:6].repeat(2, axis=0), case.tolerance)
 
 
-@relation("Batches of 1, 7 and 64 pictures are predicted the same.", over=(), quick=1, ci=20)
+@relation("Batches of 1, 7 and 64 pictures are predicted the same.", over=(), quick=1, ci=10)
 def _(case: Case, folder: Path) -> None:
     for size in (1, 64):
         close(logits(case.model, batch_size=size), answer(case), case.tolerance)
@@ -211,7 +214,7 @@ def _(case: Case, folder: Path) -> None:
     "Predictions of pictures are those of what `clip.preprocess` makes of them, by `task.logits`.",
     over=(),
     quick=1,
-    ci=20,
+    ci=10,
 )
 def _(case: Case, folder: Path) -> None:
     if crops_of(case.task.method):
@@ -226,7 +229,7 @@ def _(case: Case, folder: Path) -> None:
     )
 
 
-@relation("Skipping what cannot be read gives what the list without it gives.", over=(), quick=1, ci=20)
+@relation("Skipping what cannot be read gives what the list without it gives.", over=(), quick=1, ci=10)
 def _(case: Case, folder: Path) -> None:
     (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
     pictures: list[Any] = [*PICTURES[:4], str(folder / "broken.png"), *PICTURES[4:]]
@@ -243,7 +246,7 @@ def _(case: Case, folder: Path) -> None:
 # Ways to an accuracy.
 
 
-@relation("The class that `evaluate` counts is the one that `predict` says.", over=("families",), quick=4)
+@relation("The class that `evaluate` counts is the one that `predict` says.", over=(), quick=4)
 def _(case: Case, folder: Path) -> None:
     np.testing.assert_array_equal(evaluated(case).predicted, answer(case).argmax(-1))
 
@@ -279,7 +282,7 @@ def _(case: Case, folder: Path) -> None:
     same(logits(model), answer(case))
 
 
-@relation("One device and four compute the same.", over=(), quick=1, ci=20)
+@relation("One device and four compute the same.", over=(), quick=1, ci=10)
 def _(case: Case, folder: Path) -> None:
     one, four = (
         case.model.calibrate(PICTURES, LABELS, mesh=mesh).calibration for mesh in (one_device(), four_devices())
@@ -327,7 +330,7 @@ for form in EXPORTS:
         f'Exported as "{form}", it has the same logits, and the adapter beside it is the same.',
         over=("forms",),
         quick=1,
-        ci=20,
+        ci=10,
         refusals=NOT_EXPORTED,
     )
     def _(case: Case, folder: Path, form: str = form) -> None:
