@@ -134,7 +134,7 @@ def is_of_each_class(case: Case) -> bool:
 
 @relation(
     "Where a class is taken away, the others keep their logits.",
-    quick=4,
+    quick=3,
     ci=12,
     refusals=(OF_ITS_CLASSES,),
     applies=is_of_each_class,
@@ -146,7 +146,7 @@ def _(case: Case, folder: Path) -> None:
 
 @relation(
     "Where a class is added, the others keep their logits.",
-    quick=4,
+    quick=3,
     ci=12,
     refusals=(OF_ITS_CLASSES,),
     applies=is_of_each_class,
@@ -159,7 +159,7 @@ def _(case: Case, folder: Path) -> None:
 
 @relation(
     "A loaded model to which a class is added keeps the others' logits.",
-    quick=4,
+    quick=3,
     ci=12,
     refusals=(OF_ITS_CLASSES,),
     applies=is_of_each_class,
@@ -246,18 +246,18 @@ def _(case: Case, folder: Path) -> None:
 # Ways to an accuracy.
 
 
-@relation("The class that `evaluate` counts is the one that `predict` says.", over=(), quick=4)
+@relation("The class that `evaluate` counts is the one that `predict` says.", over=(), quick=3)
 def _(case: Case, folder: Path) -> None:
     np.testing.assert_array_equal(evaluated(case).predicted, answer(case).argmax(-1))
 
 
-@relation("A model that was asked before says the same when it is asked again.", over=(), quick=4)
+@relation("A model that was asked before says the same when it is asked again.", over=(), quick=3)
 def _(case: Case, folder: Path) -> None:
     same(logits(case.model), answer(case))
     same_accuracy(evaluation(case.model), evaluated(case))
 
 
-@relation("Learnables that are changed in place change `predict` and `evaluate` alike, or cannot be.", over=(), quick=4)
+@relation("Learnables that are changed in place change `predict` and `evaluate` alike, or cannot be.", over=(), quick=3)
 def _(case: Case, folder: Path) -> None:
     model = TunedModel(case.task, jax.tree.map(np.array, dict(case.model.learnables)))
     logits(model)
@@ -329,7 +329,7 @@ for form in EXPORTS:
     @relation(
         f'Exported as "{form}", it has the same logits, and the adapter beside it is the same.',
         over=("forms",),
-        quick=1,
+        quick=0,
         ci=10,
         refusals=NOT_EXPORTED,
     )
