@@ -195,7 +195,7 @@ def import_adapter(
 
     Raises:
       ClipbiasError: the file is damaged, of another trainer, has a gap in depth, other shapes or frozen weights than
-        `clip`, or numbers that are not finite; or a context for each class has another number of classes.
+        `clip`, or numbers that are not finite; or it has a context for each class, and not for these classes.
     """
     base = as_clip(clip)
     return TunedModel.of(trainer_files.import_adapter(path, base, classes, position=position))

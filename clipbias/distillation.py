@@ -107,16 +107,18 @@ def divide_images(source: Dataset | Split) -> DistilImages:
     Raises:
       ClipbiasError: there are too few images.
     """
-    test = source.split("test") if isinstance(source, Dataset) else None
-    images = unlabelled_images(source, test) or test.subset([]) if isinstance(source, Dataset) else source
-    fitted, held_back, certified = divide_unlabelled(images, certified=test is None)
-    if len(images) < FEWEST or not all(map(len, (fitted, held_back, certified if test is None else test))):
+    test: Split | None = None
+    if isinstance(source, Dataset):
+        test = source.split("test")
+        source = unlabelled_images(source, test) or test.subset([])
+    fitted, held_back, certified = divide_unlabelled(source, certified=test is None)
+    if len(source) < FEWEST or not all(map(len, (fitted, held_back, certified if test is None else test))):
         outside, hint = "", ""
         if test is not None:
             outside = " that are not among the test images"
             hint = "; or give a split, such as dataset.split('train'), of which a part certifies without labels"
         raise ClipbiasError(
-            f"there are {len(images)} unlabelled images{outside}; give {FEWEST} at least, each once, and rather some "
+            f"there are {len(source)} unlabelled images{outside}; give {FEWEST} at least, each once, and rather some "
             f"hundred{hint}."
         )
     return DistilImages(fitted, held_back, certified if test is None else test, labelled=test is not None)

@@ -260,10 +260,10 @@ class TunedModel(Tuned):
 
     def _preprocessed(self, images: np.ndarray | Split, normalised: bool) -> np.ndarray:
         """Normalised images `[B, R, R, 3]`."""
-        ready = not isinstance(images, Split)
-        pixels = images if ready else preprocess(self.clip.preprocessing, images)
-        pixels = np.asarray(pixels[None] if pixels.ndim == 3 else pixels, np.float32)
-        check_normalised(pixels, self.clip.config.vision.image_size, sure=normalised or not ready)
+        if isinstance(images, Split):
+            return preprocess(self.clip.preprocessing, images)
+        pixels = np.asarray(images[None] if images.ndim == 3 else images, np.float32)
+        check_normalised(pixels, self.clip.config.vision.image_size, sure=normalised)
         return pixels
 
     def save(self, path: str | os.PathLike, *, notes: Mapping[str, object] | None = None) -> None:

@@ -49,12 +49,14 @@ def main(settings: TrainSettings, workdir: Path) -> None:
         calibrates = is_own if settings.calibrate is None else settings.calibrate
         classes = len(context.datasets[spec.dataset].class_names)
         paths = SweepPaths(workdir, {}, single=True)
-        row = hosts.from_first(lambda: finished_row(paths, spec, classes, is_own=is_own, calibrates=calibrates))
+        compares_rates = None  # a benchmark's protocol says which images select
+        if is_own:  # a rate that is given, or was selected before, is not selected again
+            known = rates is not None and rates.of(spec.method, spec.dataset, spec.shots) is not None
+            compares_rates = settings.recipe.learning_rate is None and not known
+        row = hosts.from_first(
+            lambda: finished_row(paths, spec, classes, compares_rates=compares_rates, calibrates=calibrates)
+        )
         if not row:
-            compares_rates = None  # a benchmark's protocol says which images select
-            if is_own:  # a rate that is given, or was selected before, is not selected again
-                known = rates is not None and rates.of(spec.method, spec.dataset, spec.shots) is not None
-                compares_rates = settings.recipe.learning_rate is None and not known
             began = time.monotonic()
             common_recipe = settings.recipe.with_default_rate()
             with contextlib.closing(Progress(title=f"{spec.method} on {spec.dataset}")) as bar:
@@ -100,14 +102,16 @@ def plan(settings: TrainSettings, devices: Sequence[jax.Device] | None) -> tuple
     return context, [(spec,)]
 
 
-def finished_row(paths: SweepPaths, spec: RunSpec, classes: int, *, is_own: bool, calibrates: bool) -> Row:
+def finished_row(
+    paths: SweepPaths, spec: RunSpec, classes: int, *, compares_rates: bool | None, calibrates: bool
+) -> Row:
     """The row of a run that is finished; empty where it is not.
 
     Args:
       paths: of the run.
       spec: of the run.
       classes: of its dataset.
-      is_own: whether the images are the user's, on which settings are selected. A selected setting is no other setting.
+      compares_rates: see `run_group`. A setting that was selected is no other setting, unless it is given now.
       calibrates: whether a run without prediction sets counts as not finished.
 
     Raises:
@@ -121,11 +125,12 @@ def finished_row(paths: SweepPaths, spec: RunSpec, classes: int, *, is_own: bool
     path = paths.workdir / RESULT
     row: Row = read_json(path, dict) if path.exists() else {}
     facts = spec.facts()
-    if is_own and "choice" in row:
-        selected = {name: row[name] for name in ("learning_rate", "options", "validation")}
-        facts |= selected | {"recipe": facts["recipe"] | {"learning_rate": row["learning_rate"]}}
-    elif is_own and row:
-        facts |= {"validation": row["validation"]}
+    if compares_rates is not None and row:
+        selected = row.get("choice", {"options": {}})["options"]
+        facts |= {"validation": row["validation"], "options": facts["options"] | selected}
+    if compares_rates and "choice" in row and row["recipe"]:
+        rate = {"learning_rate": row["learning_rate"]}
+        facts |= rate | {"recipe": facts["recipe"] | rate}
     other_settings = [name for name, value in facts.items() if name in row and row[name] != value]
     if other_settings and not cautions_of_row(row, spec.make_method(), classes):
         raise ClipbiasError(

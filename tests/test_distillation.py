@@ -110,6 +110,14 @@ def test_no_image_is_in_two_lists():
     assert len(images.fitted) + len(images.held_back) == len(SPLITS["train"])
 
 
+def test_a_table_that_is_trained_and_tested_on_is_refused():
+    """As a single table of Hugging Face; a split of it is divided."""
+    single = dataclasses.replace(DATA, splits={"train": SPLITS["train"], "test": SPLITS["train"]})
+    with pytest.raises(clipbias.ClipbiasError, match="there are 0 unlabelled images that are not among the test"):
+        divide_images(single)
+    assert len(divide_images(single.split("train")).certified) == 4
+
+
 def test_pictures_without_labels(clip, capsys):
     pictures = [Image.fromarray(SPLITS["train"].image(index)) for index in range(18)]
     found = clipbias.distil(tuned(clip, "ivlp"), pictures, form="vector", mesh=meshes.single_device(), **QUICK)

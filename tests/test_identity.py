@@ -143,7 +143,11 @@ def test_an_adapter_brings_the_geometry_and_the_pixels_of_its_training(model: Pa
 def test_learnables_that_change_make_another_model(clip: Clip):
     """An owner's array may change, and a dictionary may get another array: predictions are those of what is there."""
     task = clipbias.Task(clip, "bias", NAMES)
-    owned = moved(task)
+    owned, texts = moved(task), {name: [*each] for name, each in TEXTS.items()}
+    described = clipbias.Task(clip, "zero_shot", NAMES, descriptions=texts)
+    known = described.identity, clipbias.Task(clip, "zero_shot", NAMES, descriptions=TEXTS).identity
+    texts["cat"].append("a golden cat")
+    assert described.with_method(described.method).identity == known[0] == known[1]
     model = clipbias.TunedModel(task, owned)
     before, picture = model.identity, np.zeros((30, 30, 3), np.uint8)
     first = model.predict(picture).probabilities

@@ -15,7 +15,6 @@ an hour. Zero-shot accuracy is watched on the demo datasets' validation images; 
 
 import dataclasses
 import functools
-import hashlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -80,14 +79,6 @@ def model_config(width: int, layers: int, family: str = "clip") -> ClipConfig:
         TextConfig(text_width, layers, 3, 4 * text_width, **sizes),
         projection_width=width,
     )
-
-
-def fingerprint(params: Any) -> str:
-    """SHA-256 over the weights."""
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(params):
-        digest.update(np.asarray(leaf).tobytes())
-    return digest.hexdigest()
 
 
 def started_from(start: Any, params: Any) -> Any:
@@ -325,7 +316,7 @@ def main(_: list[str]) -> None:
         params = started_from(clip_lib.load(FLAGS.start).params, params)
     params["logit_scale"] = jnp.asarray(np.log(SIGLIP_SCALE if siglip else FLAGS.logit_scale), jnp.float32)
     text_tokenizer = (vocabulary.siglip_tokenizer if siglip else vocabulary.tokenizer)(VOCABULARY_SIZE)
-    model = Clip(params, config, text_tokenizer, family_preprocessing(config), "demo", fingerprint(params), "float16")
+    model = Clip(params, config, text_tokenizer, family_preprocessing(config), "demo", stored_dtype="float16")
     scenes = corpus.load(
         work,
         seed=FLAGS.seed,

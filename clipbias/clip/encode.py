@@ -18,14 +18,12 @@ from clipbias.clip.vision import encode_image
 from clipbias.data.dataset import Split
 from clipbias.data.images import pictures
 from clipbias.data.pipeline import test_batches
+from clipbias.data.transforms import level_advice
 from clipbias.data.user_images import Pictures, UserImages, as_array, image_list, list_images
 from clipbias.errors import ClipbiasError
 
 # Texts are padded to a multiple of this number of tokens, so that few compiled programs serve all lengths.
 _TOKENS = 8
-# No model's preprocessing makes a number as large, and bicubic resizing leaves the range of levels by about this share.
-_LARGEST_NORMALISED = 3.0
-_OVERSHOOT = 0.1
 
 
 def is_normalised(images: object) -> bool:
@@ -55,30 +53,27 @@ def check_images(images: ArrayLike, size: int) -> None:
 def check_normalised(images: np.ndarray, size: int, *, sure: bool) -> None:
     """Raises `ClipbiasError` for a floating-point array of levels from 0 to 1 or 255, of another shape, or with NaN.
 
-    Levels that were resized may lie a little outside their range. Normalised images nearly always have clearly negative
-    values: of the pixels darker than the mean. With `sure` they are normalised even if they look like levels.
+    With `sure` they are normalised even if they look like levels (`level_advice`).
     """
     lowest, highest = (float(images.min()), float(images.max())) if images.size else (-1.0, 1.0)
     if not np.isfinite([lowest, highest]).all():
         raise ClipbiasError("the images hold NaN or infinite numbers; give those of clip.preprocess.")
-    end = 1 if highest < _LARGEST_NORMALISED else 255
-    overshoot = _OVERSHOOT * end
-    looks_like_levels = lowest >= -overshoot and not 1 + _OVERSHOOT < highest < _LARGEST_NORMALISED
-    if images.ndim > 2 and not sure and looks_like_levels:  # before the shape: pictures of levels may have any size
+    # Before the shape: pictures of levels may have any size.
+    if images.ndim > 2 and not sure and (advice := level_advice(images)):
         raise ClipbiasError(
-            f"the images are numbers from {lowest:g} to {highest:g}, so they look like levels from 0 to {end} and not "
-            "like what clip.preprocess makes; give levels as uint8, or normalised=True if they are normalised."
+            f"the images are numbers from {lowest:g} to {highest:g}, so they look like levels and not like what "
+            f"clip.preprocess makes; give uint8 levels, {advice}; or normalised=True if they are normalised."
         )
     check_images(images, size)
 
 
-def as_images(images: Pictures | Split) -> np.ndarray | Split:
+def as_images(images: Pictures) -> np.ndarray | Split:
     """An array of floating point, which is normalised, as it is; anything else as an image list."""
     array = images if isinstance(images, Split) else as_array(images)
     return array if is_normalised(array) else image_list(array)
 
 
-def preprocess(preprocessing: Preprocessing, images: Pictures | Split) -> np.ndarray:
+def preprocess(preprocessing: Preprocessing, images: Pictures) -> np.ndarray:
     """See `Clip.preprocess`."""
     listed, single = (images, False) if isinstance(images, Split) else list_images(images)
     split = image_list(listed)
@@ -104,7 +99,7 @@ class ImageBatches:
 
 def image_batches(
     preprocessing: Preprocessing,
-    images: Pictures | Split,
+    images: Pictures,
     batch_size: int,
     *,
     normalised: bool = False,

@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import hashlib
 import itertools
-import json
 import os
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
@@ -51,12 +50,8 @@ class Descriptions:
             if not texts or not all(text.strip() for text in texts):
                 what = "an empty text" if texts else "no text"
                 raise ClipbiasError(f"{self.source} have {what} for the class {shorten(name)!r}; write one.")
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of the content, whatever its order of classes."""
-        plain = {name: list(texts) for name, texts in self.texts.items()}
-        return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+        # A copy: what its owner changes later changes no task that was made of it.
+        object.__setattr__(self, "texts", {name: tuple(texts) for name, texts in self.texts.items()})
 
     def of(self, class_names: Sequence[str]) -> dict[str, list[str]]:
         """The texts of some classes, by their names. Raises `ClipbiasError` for a class without any."""

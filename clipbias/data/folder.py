@@ -64,8 +64,8 @@ def load(data_dir: str | os.PathLike | None, *, template: str | None = None) -> 
                     f"them into {roots['train'].name}/{name}/ if that is a class, else out of the folder."
                 )
     elif roots:
-        beside = set(files.sub_folders(root)) - {path.name for path in roots.values()}
-        if not beside or beside & {name for path in roots.values() for name in files.sub_folders(path)}:
+        classes = set(files.sub_folders(root)) - {path.name for path in roots.values()}
+        if not classes or classes & {name for path in roots.values() for name in files.sub_folders(path)}:
             raise ClipbiasError(f"{root} has {', '.join(sorted(roots))} but no train folder; add one.")
         roots = {}
     class_names = tuple(files.sub_folders(roots.get("train", root)))
@@ -210,8 +210,8 @@ def load_metadata(
         for name in METADATA:
             path = folder / place / name
             if _is_file(path):
-                for image, *others in _rows(path, "file_name", split_name):
-                    rows.append((f"{place}/{image}" if place else image, *others))
+                for image, label, row_split, row in _rows(path, "file_name", split_name):
+                    rows.append((f"{place}/{image}" if place else image, label, row_split, row))
     return _dataset("folder", folder, rows, template, class_names, str(folder))
 
 

@@ -209,7 +209,9 @@ class ImageCache:
         """Stores an image if it fits; returns it, as pixels if these are stored."""
         height, width = transforms.height_and_width(picture)
         size = 3 * height * width
-        if isinstance(picture, Image.Image) and self._fits_as_pixels(size, encoded) and transforms.is_plain(picture):
+        # A user's picture in memory (PPM) is there already, as levels.
+        as_pixels = not encoded.startswith(b"P6") and self._fits_as_pixels(size, encoded)
+        if isinstance(picture, Image.Image) and as_pixels and transforms.is_plain(picture):
             picture = np.asarray(transforms.as_rgb(picture))  # before the lock, since decoding takes long
         with self._lock:
             if name not in self._images:

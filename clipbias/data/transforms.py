@@ -92,7 +92,7 @@ def decode_picture(encoded: bytes, path: str, *, upright: bool = False) -> Image
             formats = (FORMAT,)
         with Image.open(io.BytesIO(encoded), formats=formats) as image:
             image.load()
-            return in_known_mode(turned_upright(image) if upright else image, f"the image {path}")
+            return in_known_mode(turned_upright(image) if upright else image, f"the image {path}", image.format)
     except ClipbiasError as error:
         raise UnreadableImage(path, str(error).rstrip(".")) from error
     except ImportError as error:
@@ -116,19 +116,19 @@ MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK")
 _MODE_OF = {"La": "LA", "RGBa": "RGBA", "PA": "RGBA"}
 
 
-def in_known_mode(image: Image.Image, name: str) -> Image.Image:
+def in_known_mode(image: Image.Image, name: str, kind: str | None = None) -> Image.Image:
     """A Pillow image in one of `MODES`: every picture is brought there once, before it is resized or stored.
 
     Pillow would cut levels of more than 8 bits off at 255. Grey levels of 16 bits are divided by 257, so that black and
     white stay what they are, and rounded. Those of 32 bits have no range that a file tells, unless they are whole
-    numbers up to 255. Raises `ClipbiasError` for all others.
+    numbers up to 255. Raises `ClipbiasError` for all others. `kind` is the format of the image's file, if it has one.
     """
     if image.mode in MODES:
         return image
     if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
         return image.convert(_MODE_OF.get(image.mode, "RGB"))
     levels = np.asarray(image)
-    if image.mode.startswith("I;16") or image.format == "PPM":  # whose decoder scales levels to 16 bits
+    if image.mode.startswith("I;16") or kind == "PPM":  # whose levels Pillow brings to 16 bits
         return Image.fromarray(((levels.astype(np.uint32) + 128) // 257).astype(np.uint8))
     with np.errstate(invalid="ignore"):
         whole = levels.astype(np.uint8)
@@ -137,28 +137,38 @@ def in_known_mode(image: Image.Image, name: str) -> Image.Image:
     return Image.fromarray(whole)
 
 
+# No model's preprocessing makes a number as large, and bicubic resizing leaves the range of levels by about this share.
+_LARGEST_NORMALISED = 3.0
+_OVERSHOOT = 0.1
+
+
+def level_advice(array: np.ndarray) -> str | None:
+    """The calls that make uint8 levels of a picture's numbers and keep the picture; `None` where these are no levels.
+
+    Floating-point levels that were resized may lie a little outside their range. Normalised images nearly always have
+    clearly negative values: of the pixels darker than the mean.
+    """
+    lowest, highest = (float(array.min()), float(array.max())) if array.size else (-1.0, 1.0)
+    over = 0.0 if array.dtype.kind in "biu" else _OVERSHOOT
+    ends = "{}.round().astype('uint8'), or of a tensor {}.round().byte()"
+    of_16_bits = f"of 16-bit levels {ends.format('(image / 257)', '(image.float() / 257)')}"
+    if -over <= lowest and highest <= 1 + over:
+        return f"of levels from 0 to 1 {ends.format(*2 * ['(255 * image).clip(0, 255)'])}"
+    if not -255 * over <= lowest or highest == np.inf or (over and highest < _LARGEST_NORMALISED):
+        return None
+    if array.dtype == np.uint16:  # a dark picture has low levels, too
+        return f"of 8-bit levels image.astype('uint8'), {of_16_bits}" if highest <= 255 else of_16_bits
+    if highest <= 255 + 255 * over:
+        return ends.format(*2 * ["image.clip(0, 255)"])
+    white = "(255 * (image / white).clip(0, 1)).round().astype('uint8') with the number that is to be white"
+    return of_16_bits if highest <= 65535 else white
+
+
 def check_levels(array: np.ndarray, name: str) -> None:
-    """Raises `ClipbiasError` unless an array of pixels holds uint8 levels; its advice keeps the picture as it is."""
-    if array.dtype == np.uint8:
-        return
-    lowest, highest = (float(array.min()), float(array.max())) if array.size else (0.0, 0.0)
-    of_16_bits = "of 16-bit levels (image / 257).round().astype('uint8')"
-    of_16_bits += ", or of a tensor (image.float() / 257).round().byte()"
-    if not (lowest >= 0 and highest < np.inf):
-        how = "the picture itself and not what clip.preprocess made of it"
-    elif highest <= 1:
-        how = "of levels from 0 to 1 (255 * image).round().astype('uint8'), or of a tensor (255 * image).round().byte()"
-    elif array.dtype == np.uint16:  # a dark picture has low levels, too
-        how = f"of 8-bit levels image.astype('uint8'), {of_16_bits}" if highest <= 255 else of_16_bits
-    elif highest <= 255:
-        how = "image.round().astype('uint8'), or of a tensor image.round().byte()"
-    elif array.dtype.kind not in "iu" and highest < 280:  # as resizing leaves the range
-        how = "image.clip(0, 255).round().astype('uint8'), or of a tensor image.clip(0, 255).round().byte()"
-    elif highest <= 65535:
-        how = of_16_bits
-    else:
-        how = "(255 * (image / white).clip(0, 1)).round().astype('uint8') with the number that is to be white"
-    raise ClipbiasError(f"{name} holds {array.dtype} numbers; give uint8 levels from 0 to 255: {how}.")
+    """Raises `ClipbiasError` unless an array of pixels holds uint8 levels."""
+    if array.dtype != np.uint8:
+        how = level_advice(array) or "levels of the picture, not normalised numbers as clip.preprocess makes"
+        raise ClipbiasError(f"{name} holds {array.dtype} numbers; give uint8 levels from 0 to 255: {how}.")
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
@@ -168,12 +178,7 @@ def as_rgb(image: Image.Image) -> Image.Image:
 
 def is_plain(picture: Picture) -> bool:
     """Whether a picture has levels of red, green and blue or of grey alone: all libraries make the same RGB of them."""
-    return isinstance(picture, np.ndarray) or (picture.mode in ("RGB", "L") and not is_transparent(picture))
-
-
-def is_transparent(image: Image.Image) -> bool:
-    """Whether a Pillow image has an alpha channel, or a colour or a palette with transparency."""
-    return image.has_transparency_data
+    return isinstance(picture, np.ndarray) or (picture.mode in ("RGB", "L") and not picture.has_transparency_data)
 
 
 def check_format(encoded: bytes, key: str) -> None:
@@ -268,7 +273,7 @@ def test_image(image: Picture, resizing: Resizing) -> np.ndarray:
 
 def _before_resizing(picture: Image.Image, resizing: Resizing) -> Image.Image:
     """A picture in the mode in which its library resizes it."""
-    if resizing.library == "transformers" and is_transparent(picture):  # which then shows white
+    if resizing.library == "transformers" and picture.has_transparency_data:  # which then shows white
         picture = picture.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
     return as_rgb(picture) if resizing.library == "transformers" else picture

@@ -3,7 +3,7 @@
 import io
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol, TypeAlias, TypeGuard
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from PIL import Image
@@ -15,7 +15,7 @@ from clipbias.data.files import common_folder, file_sizes, read_image
 from clipbias.data.images import Images
 from clipbias.errors import ClipbiasError, UnreadableImage
 from clipbias.identity import identity
-from clipbias.io import data_path, is_remote
+from clipbias.io import data_path
 
 
 class HasArray(Protocol):
@@ -28,7 +28,7 @@ class HasArray(Protocol):
 
 # What functions for users take: a picture or several; the class of each, by number or by name.
 Picture: TypeAlias = str | os.PathLike | Image.Image | HasArray
-Pictures: TypeAlias = Picture | Iterable[Picture]
+Pictures: TypeAlias = Picture | Iterable[Picture] | Split
 Labels: TypeAlias = Iterable[int] | Iterable[str] | HasArray
 
 _WHAT = (
@@ -36,11 +36,6 @@ _WHAT = (
 )
 # Arrays that hold Python's objects or texts: lists of these.
 _OBJECTS = "OUT"
-
-
-def is_path(image: object) -> TypeGuard[str | os.PathLike]:
-    """Whether an image is given as the name of its file."""
-    return isinstance(image, str | os.PathLike)
 
 
 def as_array(images: object) -> Any:
@@ -65,7 +60,7 @@ def _items(values: Any) -> list | None:
     """The elements of what has an order and is no array of numbers; `None` for anything else."""
     if isinstance(values, str | bytes | bytearray | Mapping | set | frozenset) or not isinstance(values, Iterable):
         return None
-    return list(values)
+    return values.tolist() if isinstance(values, np.ndarray) else list(values)
 
 
 def list_images(pictures: Pictures) -> tuple[list[Picture], bool]:
@@ -75,12 +70,12 @@ def list_images(pictures: Pictures) -> tuple[list[Picture], bool]:
     `ClipbiasError` if it is nothing of the kind, or may be either.
     """
     images = as_array(pictures)
-    if is_path(images) and (folder := data_path(images)).is_dir():
+    if isinstance(images, str | os.PathLike) and (folder := data_path(images)).is_dir():
         raise ClipbiasError(
             f"the images are the folder {folder}; give its files in the order of the results, such as "
             f"sorted(pathlib.Path({str(folder)!r}).glob('*.jpg'))."
         )
-    if is_path(images) or isinstance(images, Image.Image):
+    if isinstance(images, str | os.PathLike | Image.Image):
         return [images], True
     shape = getattr(images, "shape", None)
     if shape is None or (images.dtype.kind in _OBJECTS and len(shape) == 1):
@@ -107,15 +102,18 @@ def _taken(image: Picture, name: str) -> str | bytes | UnreadableImage:
     stands in the picture's place. Raises `ClipbiasError` if it is no picture: a path, a PIL image, or a uint8 array
     `[h, w, 3]`, `[h, w, 4]`, `[h, w, 1]` or `[h, w]`.
     """
-    if is_path(image):
+    if isinstance(image, str | os.PathLike):
         path = os.fspath(image)
-        return path if "://" in path else os.path.join(os.getcwd(), os.path.expanduser(path))
+        if "://" in path:
+            return path
+        folder, file = os.path.split(os.path.expanduser(path))
+        return os.path.join(os.path.realpath(folder), file)  # one name for a file, however its path is written
     if isinstance(image, Image.Image):
         try:
             image.load()
         except Exception as error:  # as of decoders: a damaged file raises nearly anything
             return UnreadableImage(name, f"{name} cannot be decoded ({error})")
-        return _encoded(transforms.in_known_mode(transforms.turned_upright(image), name))
+        return _encoded(transforms.in_known_mode(transforms.turned_upright(image), name, image.format))
     array = as_array(image)
     if not isinstance(array, np.ndarray) or array.dtype.kind in _OBJECTS:
         raise ClipbiasError(f"{name} is {shown(image)}; {_WHAT}.")
@@ -130,15 +128,6 @@ def _taken(image: Picture, name: str) -> str | bytes | UnreadableImage:
     return _encoded(Image.fromarray(np.ascontiguousarray(array)))
 
 
-def _normal(path: str) -> str:
-    """One name for a file, however its path is written."""
-    if is_remote(path):
-        return path
-    folder, name = os.path.split(path)
-    # Behind a link ".." leads elsewhere.
-    return os.path.join(os.path.realpath(folder), name) if "/../" in path else os.path.normpath(path)
-
-
 def _encoded(picture: Image.Image) -> bytes:
     """A picture of a known mode as a file without loss: levels alone where they say all, else what has the mode."""
     file = io.BytesIO()
@@ -147,7 +136,7 @@ def _encoded(picture: Image.Image) -> bytes:
     return file.getvalue()
 
 
-def image_list(images: Pictures | Split, labels: Labels | None = None, class_names: Sequence[str] = ()) -> Split:
+def image_list(images: Pictures, labels: Labels | None = None, class_names: Sequence[str] = ()) -> Split:
     """Pictures, as `list_images` takes them, as a split: what predicts, trains, is evaluated and explained takes this.
 
     Files are read when they are used, pictures in memory are copied now. Names are those below the files' common
@@ -162,18 +151,16 @@ def image_list(images: Pictures | Split, labels: Labels | None = None, class_nam
     numbers = np.zeros(len(items), np.int32) if labels is None else label_numbers(labels, class_names)
     if len(items) != len(numbers) or (labels is not None and not items):
         raise ClipbiasError(f"there are {len(items)} images and {len(numbers)} labels; give a label for each image.")
-    paths = [_normal(item) for item in items if isinstance(item, str)]
-    folder = common_folder(paths)
-    left = iter(paths)
+    folder = common_folder([item for item in items if isinstance(item, str)])
     keys: dict[str, int] = {}
     for number, item in enumerate(items):
         if isinstance(item, str):
-            key = next(left)[len(folder) :]
+            key = item[len(folder) :]
         else:  # pictures in memory are never taken for others
             key = f"{number:06d}-{identity(item)[:32]}" if isinstance(item, bytes) else f"{number:06d}"
         if (other := keys.setdefault(key, number)) != number:
             if labels is not None:
-                raise ClipbiasError(f"{item} is listed twice, as images {other} and {number}; list it once.")
+                raise ClipbiasError(f"{folder}{key} is listed twice, as images {other} and {number}; list it once.")
             keys[f"{key} ({number})"] = number
 
     def read(index: int) -> bytes:
@@ -182,8 +169,7 @@ def image_list(images: Pictures | Split, labels: Labels | None = None, class_nam
             raise item
         return item if isinstance(item, bytes) else read_image(data_path(item))
 
-    source = os.path.realpath(folder) if folder.startswith("/") else folder
-    return Split([*keys], numbers, read, source=source, upright=True, contents=file_sizes)
+    return Split([*keys], numbers, read, source=folder, upright=True, contents=file_sizes)
 
 
 class UserImages(Images):
@@ -192,7 +178,7 @@ class UserImages(Images):
     `errors` has the message by number of each picture that could not be read, for a caller that skips them.
     """
 
-    def __init__(self, images: Pictures | Split) -> None:
+    def __init__(self, images: Pictures) -> None:
         super().__init__(image_list(images))
         self.errors: dict[int, str] = {}
 

@@ -116,18 +116,21 @@ class SweepContext:
         self._images.keep_only(splits)
         return [Images(split, self._images) for split in splits]
 
-    def pseudo_labelled(self, protocol: protocols.EvalProtocol, shots: int | None) -> Split:
-        """The images that plain CLIP is most certain of, as many of a class as there are shots, with its labels."""
-        source = protocol.source
+    def pseudo_labelled(self, task: Task, protocol: protocols.EvalProtocol, shots: int | None) -> Split:
+        """The images that plain CLIP is most certain of, as many of a class as there are shots, with its labels.
+
+        It classifies by the texts of the task's classes: their template, descriptions or free text.
+        """
         split = protocol.unlabelled()
-        if split.digest not in self._pseudo_labels:
-            task = self.bind(make_method(ZERO_SHOT), source)
-            static, inputs = make_evaluation(task, self.params, {}, runs=1, mesh=self.mesh)
+        teacher = task.with_method(make_method(ZERO_SHOT)).with_memory(class_shards=self.mesh.shape[meshes.DATA])
+        key = split.digest, teacher.texts
+        if key not in self._pseudo_labels:
+            static, inputs = make_evaluation(teacher, self.params, {}, runs=1, mesh=self.mesh)
             evaluation = self.evaluator(split, budget=None).evaluate(static, inputs)
             other_odds = np.full(len(split), np.inf, np.float32)
             other_odds[evaluation.predicted[0] >= 0] = evaluation.outcomes[0].other_odds
-            self._pseudo_labels[split.digest] = evaluation.predicted[0], other_odds
-        predicted, other_odds = self._pseudo_labels[split.digest]
+            self._pseudo_labels[key] = evaluation.predicted[0], other_odds
+        predicted, other_odds = self._pseudo_labels[key]
         picks = most_confident(predicted, other_odds, shots=shots)
         return dataclasses.replace(split.subset(picks), labels=predicted[picks])
 

@@ -85,7 +85,6 @@ class TrainJob:
     task: Task
     recipe: Recipe | None
     runs: tuple[Run, ...]
-    shots: int | None = None
     teacher: Tuned | None = None
     logging: Logging = dataclasses.field(default_factory=Logging)
     plan: MemoryPlan | None = None

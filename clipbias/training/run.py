@@ -128,11 +128,12 @@ def make_job(group: Group, context: SweepContext, logging: Logging | None = None
     first = group[0]
     method = first.make_method()
     by_seed = context.protocols_of(group)
+    task = context.bind(method, by_seed[first.seed].source, first.method)
     if method.uses_images:
         # Where nothing can be run, as many labelled images stand for pseudo-labelled ones.
         unlabelled = (method.unlabelled or first.protocol == "pseudo_labels") and meshes.is_there(context.mesh)
         splits = [
-            context.pseudo_labelled(protocol, first.shots) if unlabelled else protocol.source.split("train")
+            context.pseudo_labelled(task, protocol, first.shots) if unlabelled else protocol.source.split("train")
             for protocol in by_seed.values()
         ]
         images = dict(zip(by_seed, context.training_images(splits), strict=True))
@@ -141,10 +142,9 @@ def make_job(group: Group, context: SweepContext, logging: Logging | None = None
     runs = [Run(images[spec.seed], spec.start, by_seed[spec.seed], spec.learning_rate) for spec in group]
     return TrainJob(
         context=context,
-        task=context.bind(method, by_seed[first.seed].source, first.method),
+        task=task,
         recipe=first.recipe if method.trains and method.uses_images else None,
         runs=tuple(runs),
-        shots=first.shots,
         logging=logging or Logging(),
     )
 
@@ -287,14 +287,13 @@ def fit_task(
     """
     protocol = protocols.few_shot(dataset, shots=shots, seed=seed) if shots is not None else protocols.full(dataset)
     unlabelled = task.method.unlabelled
-    train = context.pseudo_labelled(protocol, shots) if unlabelled else protocol.source.split("train")
+    train = context.pseudo_labelled(task, protocol, shots) if unlabelled else protocol.source.split("train")
     (images,) = context.training_images([train])
     job = TrainJob(
         context=context,
         task=task.with_memory(class_shards=context.mesh.shape[meshes.DATA]),
         recipe=recipe if task.method.trains else None,
         runs=(Run(images, seed if start_seed is None else start_seed, protocol),),
-        shots=shots,
         logging=Logging(progress=progress),
     )
     progress.at_work("reading images")

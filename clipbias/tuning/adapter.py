@@ -288,9 +288,10 @@ def _check_shapes(arrays: Mapping[str, Array], task: Task, method: str) -> None:
     leaves = flatten(task.shapes)
     expected = {name: leaf.shape for name, leaf in leaves.items()}
     shapes = {name: np.shape(leaf) for name, leaf in arrays.items()}
-    # An axis of length 0 stands for one of any length.
+    # An axis of length 0 stands for one of any length, a number for one of each class beside new ones (`transfer`).
     fits = expected.keys() == shapes.keys() and all(
-        len(shape) == len(shapes[name]) and all(a in (0, b) for a, b in zip(shape, shapes[name], strict=True))
+        (len(shape) == len(shapes[name]) and all(a in (0, b) for a, b in zip(shape, shapes[name], strict=True)))
+        or (shape, shapes[name]) == ((), (len(task.class_names),))
         for name, shape in expected.items()
     )
     if not fits:

@@ -505,7 +505,7 @@ class Task:
         descriptions: Descriptions | Mapping[str, Sequence[str]] | None = None,
         free_text: bool = False,
     ) -> "Task":
-        """The same method and template with other classes. Learnables may not fit them: see `tuning.adapter`.
+        """The same method and template with other classes. Learnables may not fit them: see `tuning.transfer`.
 
         Descriptions are by default those of this task, unless with `free_text`; both as for `Task`.
         """
@@ -580,6 +580,8 @@ class Task:
         self._check_images(images)
         is_traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(labels))
         labels = jnp.asarray(labels if is_traced else label_numbers(labels, self.class_names))
+        # A traced label that is no class makes the loss nan; one below 0 would count from the last class.
+        labels = jnp.where(labels < 0, jnp.int32(len(self.class_names)), labels)
         if np.shape(labels) != np.shape(images)[:1]:
             raise ClipbiasError(
                 f"there are {len(images)} images and labels of shape {list(np.shape(labels))}; give the number of its "

@@ -22,8 +22,9 @@ from clipbias.constants import WORDS
 from clipbias.errors import ClipbiasError
 from clipbias.io import shorten, user_path
 from clipbias.tuning.adapter import Adapter
-from clipbias.tuning.prompts import Classes, ClassList, word_ids
+from clipbias.tuning.prompts import Classes, ClassList, names_in_prompt, word_ids
 from clipbias.tuning.task import Task
+from clipbias.tuning.transfer import match_labels
 from clipbias.tuning.tuned import Tuned
 
 # PromptSRC's averages run over the frozen weights in half precision, which moves them by some ten-thousandths.
@@ -91,23 +92,19 @@ def import_adapter(
             options = dict(file.options)
             if file.tokens:  # the usual words, unless the fixed ones behind the context are others
                 rest = [*word_ids(WORDS, clip)][file.tokens :]
-                is_usual = ids is None or not rest or (ids[:, : len(rest)] == rest).all()
+                is_usual = ids is None or all(row[: len(rest)] == rest for row in ids)
                 options["words"] = WORDS if is_usual else " ".join(["X"] * file.tokens)
             if file.method == "coop":
                 options["position"] = position
+            if ids is not None:  # behind the context come the words that stay, the name and a full stop
+                start = len(word_ids(options.get("words", ""), clip)[file.tokens :])
+                ids = [row[start:] for row in ids]
             if classes is not None:
                 named = Classes.of(classes)
             elif ids is not None:
-                # Behind the context come the words that stay, the name and a full stop.
-                start = len(word_ids(options["words"], clip)[file.tokens :])
                 stop = encode(clip.tokenizer, ["."])[0]
-                end = clip.config.text.eos_token_id
-                names = []
-                for row in ids.tolist():
-                    text = row[start : row.index(end)] if end in row else row[start:]
-                    text = text[: -len(stop)] if text[-len(stop) :] == stop else text
-                    names.append(clip.tokenizer.decode(text).strip())
-                named = Classes(tuple(names))
+                names = (row[: -len(stop)] if row[-len(stop) :] == stop else row for row in ids)
+                named = Classes(tuple(clip.tokenizer.decode(name).strip() for name in names))
             else:
                 raise ClipbiasError("it has no text of the classes; give their names or a dataset.")
             count = len(named.class_names)
@@ -117,7 +114,15 @@ def import_adapter(
                     f"{count} class names; give those of training."
                 )
             task = Task(clip, file.method, named, template=template, **options)
-            model = Tuned(task, file.learnables, dict(notes or {}) | {"imported": path.name})
+            learnables = file.learnables
+            if options.get("class_specific") and classes is not None and ids is not None:
+                texts = [f"{name}." for name in names_in_prompt(named.class_names, task.prompt)]
+                labels = match_labels(ids, encode(clip.tokenizer, texts))
+                if (labels < 0).any():
+                    name = named.class_names[int(labels.argmin())]
+                    raise ClipbiasError(f"it has no context for the class {name!r}; give the class names of training.")
+                learnables = {"text_context": learnables["text_context"][labels]}
+            model = Tuned(task, learnables, dict(notes or {}) | {"imported": path.name})
             Adapter.of(model)  # which refuses other shapes
             return model
         except ClipbiasError as error:
@@ -276,8 +281,8 @@ def _maple(tensors: Tensors, clip: Clip) -> TrainerFile:
     return TrainerFile("maple", {"tokens": len(context), "depth": len(kernels)}, learnables, len(context))
 
 
-def _text_ids(tensors: Tensors, file: TrainerFile, clip: Clip) -> np.ndarray | None:
-    """The tokens behind the context in the text of each class, `[C, n]`; `None` where the file has no texts."""
+def _text_ids(tensors: Tensors, file: TrainerFile, clip: Clip) -> list[list[int]] | None:
+    """The tokens between the context and EOS in the text of each class; `None` where the file has no texts."""
     config = clip.config.text
     count: int | str = len(file.learnables["text_context"]) if file.options.get("class_specific") else "C"
     ids = {}
@@ -289,7 +294,9 @@ def _text_ids(tensors: Tensors, file: TrainerFile, clip: Clip) -> np.ndarray | N
     (first, *_), *_ = clip.tokenize([WORDS])
     if (ids.get("token_prefix", first) != first).any():
         raise ClipbiasError(f"its texts begin with another token than those of {clip.name}; load their CLIP.")
-    return ids.get("token_suffix")
+    end = config.eos_token_id
+    rows = ids["token_suffix"].tolist() if "token_suffix" in ids else None
+    return rows and [row[: row.index(end)] if end in row else row for row in rows]
 
 
 def _frozen_weights(clip: Clip) -> Iterator[tuple[str, np.ndarray]]:

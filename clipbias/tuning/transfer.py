@@ -1,7 +1,7 @@
 """Learnables for other classes than those of training: known classes keep what was learned, new ones get a start."""
 
 import collections
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -31,9 +31,10 @@ def transfer(
       ClipbiasError: the method has nothing for a class that training did not see.
     """
     method = source.method
-    names = (_names(task.class_names, source) for task in (source, target))
+    names = (name_tokens(task.clip, task.class_names, source.prompt) for task in (source, target))
     places = match_labels(*names) if labels is None else np.asarray(labels, np.int32)
-    if np.array_equal(places, np.arange(len(source.class_names))) and _texts(source) == _texts(target):
+    in_place = np.array_equal(places, np.arange(len(source.class_names)))
+    if in_place and source.classes.identity == target.classes.identity:
         return learnables
     if method.overrides("transfer"):
         source_text = _plain_texts(source)
@@ -66,23 +67,12 @@ def transfer(
     return _each_run(change, learnables, axis)
 
 
-def match_labels(known: Sequence[Hashable], wanted: Sequence[Hashable]) -> np.ndarray:
-    """The label `[C']` of each wanted class among the known ones, or -1. Equal ones are matched in their order."""
-    labels: dict[Hashable, collections.deque[int]] = collections.defaultdict(collections.deque)
-    for label, name in enumerate(known):
-        labels[name].append(label)
-    return np.asarray([labels[name].popleft() if labels[name] else -1 for name in wanted], np.int32)
-
-
-def _names(class_names: Sequence[str], task: Task) -> list[tuple[int, ...]]:
-    """Class names as a task's model reads them."""
-    return [tuple(tokens) for tokens in name_tokens(task.clip, class_names, task.prompt)]
-
-
-def _texts(task: Task) -> tuple[str, ...]:
-    """The prompt texts, and those of the teacher where the method makes learnables of them."""
-    read = task._teacher if task.method.overrides("read_classes") else None
-    return task.texts if read is None else task.texts + read.texts
+def match_labels(known: Sequence[Sequence[int]], wanted: Sequence[Sequence[int]]) -> np.ndarray:
+    """The label `[C']` of each wanted class among the known ones, by tokens, or -1. Equal ones are matched in order."""
+    labels: dict[tuple[int, ...], list[int]] = collections.defaultdict(list)
+    for label in reversed(range(len(known))):
+        labels[tuple(known[label])].append(label)
+    return np.asarray([labels[tuple(name)].pop() if labels[tuple(name)] else -1 for name in wanted], np.int32)
 
 
 def _plain_texts(task: Task) -> np.ndarray:

@@ -75,7 +75,11 @@ def test_weights_placed_in_half_precision_are_those_that_a_step_would_round(clip
     assert placed["vision"]["projection"].dtype == jnp.float32
     images = np.random.default_rng(0).normal(size=(2, 16, 16, 3)).astype(np.float32)
     encode = jax.jit(lambda params: encode_image(params, clip.config, images, dtype="bfloat16")[0])
-    np.testing.assert_array_equal(encode(clip.params), encode(placed))
+    jax.tree.map(lambda leaf, of: np.testing.assert_array_equal(leaf, of.astype(leaf.dtype)), placed, clip.params)
+    # Two programs, which may round at other places: by a unit in the last place of bfloat16 or two.
+    features = np.asarray(encode(clip.params), np.float32)
+    tolerance = 2 * float(jnp.finfo(jnp.bfloat16).eps) * np.abs(features).max()
+    np.testing.assert_allclose(np.asarray(encode(placed), np.float32), features, rtol=0, atol=tolerance)
     # Weights that were loaded in half precision are computed with in float32 all the same.
     exact = jax.jit(lambda params: encode_image(params, clip.config, images)[0])
     assert not np.array_equal(exact(placed), encode(placed))

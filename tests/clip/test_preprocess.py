@@ -210,6 +210,7 @@ def test_grey_and_transparent_pictures():
     clear = np.concatenate([PIXELS[0], np.zeros((30, 22, 1), np.uint8)], -1)
     np.testing.assert_array_equal(np.asarray(UserImages([clear]).decoded(0)), clear)
     assert list_images(PIXELS[..., 0])[1] is False and list_images(grey)[1] is True
+    np.testing.assert_array_equal(UserImages(grey[None]).decoded(0), grey)  # one picture, wherever its channel is
 
 
 @pytest.mark.ci

@@ -1,13 +1,16 @@
 """Which images are held out: the rule of docs/datasets.md, counted by hand."""
 
 import dataclasses
+import os
 
 import numpy as np
 import pytest
 
-from clipbias.data import Dataset, Split, held_out, protocols
+from clipbias.data import Dataset, Split, from_arrays, held_out, load, protocols
 from clipbias.data.folder import complete_splits
 from clipbias.data.held_out import divide_unlabelled, hold_out, unlabelled_images
+from clipbias.data.user_images import image_list
+from tests.data.pictures import picture, write
 from tests.documents import ROOT
 
 
@@ -166,6 +169,33 @@ def test_no_image_that_is_evaluated():
     assert read(unlabelled_images(DATA, DATA.split("train"))) == [b"c"]
     alone = dataclasses.replace(DATA, splits={"test": letters("d")})
     assert unlabelled_images(alone, alone.split("test")) is None
+
+
+def test_no_copy_of_an_image_that_is_evaluated(tmp_path):
+    """In memory and in files, under whatever path; the same pictures of a benchmark are its authors' choice."""
+    pictures = [picture(number) for number in range(12)]
+    labels, splits = ["a", "b"] * 7, ["train"] * 5 + ["val"] * 4 + ["test"] * 5
+    memory = from_arrays([*pictures, pictures[2], pictures[6]], labels, splits=splits)
+    for number, split in enumerate(splits):
+        place = tmp_path / split / labels[number] / f"{number}.png"
+        write(place, {12: 2, 13: 6}.get(number, number))
+    os.link(tmp_path / "val" / "b" / "7.png", tmp_path / "test" / "b" / "linked.png")
+    files = load("folder", data_dir=tmp_path)
+    for dataset, left in ((memory, [0, 1, 3, 4, 5, 7, 8]), (files, [0, 1, 3, 4, 5, 8])):
+        images = unlabelled_images(dataset, dataset.split("test"))
+        assert images is not None
+        decoded = [np.asarray(images.image(index)).tobytes() for index in range(len(images))]
+        assert sorted(decoded) == sorted(pictures[number].tobytes() for number in left)
+    benchmark = {name: dataclasses.replace(split, upright=False) for name, split in files.splits.items()}
+    kept = unlabelled_images(dataclasses.replace(files, splits=benchmark), benchmark["test"])
+    assert kept is not None and len(kept) == 9
+
+
+def test_copies_are_not_in_two_parts():
+    images = image_list([picture(number % 10) for number in range(40)], [0] * 40, ["a"])
+    parts = divide_unlabelled(images, certified=True)
+    contents = [{part.content(index) for index in range(len(part))} for part in parts]
+    assert sum(map(len, contents)) == 10 == len(set.union(*contents))
 
 
 def test_a_fifth_is_held_back_whatever_the_labels():

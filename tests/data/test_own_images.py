@@ -1,5 +1,6 @@
 """A user's own pictures: on disk, in Python's hands, and in Hugging Face's `datasets`, which a stand-in plays."""
 
+import contextlib
 import dataclasses
 import io
 import os
@@ -7,7 +8,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
+import pandas
 import pillow_heif
 import pytest
 from PIL import Image as Pillow
@@ -252,6 +255,93 @@ def test_a_dataset_from_memory_is_divided_as_a_folder_is(tmp_path):
     assert {split.digest for split in data.from_arrays(others, LABELS).splits.values()}.isdisjoint(
         split.digest for split in dataset.splits.values()
     )
+
+
+def given() -> dict[str, Any]:
+    """The same three pictures as people have them in memory."""
+    columns = [np.empty(3, object), np.empty(3, object)]
+    for number in range(3):
+        columns[0][number] = PIXELS[number]
+        columns[1][number] = Pillow.fromarray(PIXELS[number])
+    return {
+        "list": PIXELS[:3],
+        "tuple": (*PIXELS[:3],),
+        "generator": (pixels for pixels in PIXELS[:3]),
+        "values": {number: PIXELS[number] for number in range(3)}.values(),
+        "jax": [jax.numpy.asarray(pixels) for pixels in PIXELS[:3]],
+        "objects": columns[0],
+        "PIL": [*columns[1]],
+        "PIL objects": columns[1],
+        "series": pandas.Series([*columns[1]]),
+    }
+
+
+@pytest.mark.parametrize("kind", list(given()))
+def test_pictures_in_memory_are_the_same_however_they_are_held(kind):
+    split = image_list(given()[kind])
+    for number in range(3):
+        np.testing.assert_array_equal(split.image(number), PIXELS[number])
+    assert split.identity == image_list(PIXELS[:3]).identity != image_list(PIXELS[:3][::-1]).identity
+
+
+@pytest.mark.parametrize("column", [np.array, pandas.Series, pandas.Categorical, iter])
+def test_paths_and_labels_may_be_columns(column, tmp_path):
+    paths = [str(write(tmp_path / f"{number}.png", number)) for number in range(3)]
+    split = image_list(column(paths), column(["dog", "cat", "dog"]), ("cat", "dog"))
+    assert split.keys == ("0.png", "1.png", "2.png") and split.labels.tolist() == [1, 0, 1]
+    np.testing.assert_array_equal(split.image(2), picture(2))
+    assert image_list(column(paths), column([1, 0, 1]), ("cat", "dog")).identity == split.identity
+
+
+def test_what_its_owner_changes_later_changes_nothing(tmp_path):
+    """Lists, arrays, PIL images, labels, and the current folder that a path starts from."""
+    write(tmp_path / "a.png", 9)
+    array, image, labels = PIXELS[0].copy(), Pillow.fromarray(PIXELS[1]), np.array([0, 1, 1], np.int32)
+    with contextlib.chdir(tmp_path):
+        pictures = [array, image, "a.png"]
+        split = image_list(pictures, labels, ("a", "b"))
+    before = split.identity, split.digest
+    array[:] = 0
+    image.paste((0, 0, 0), (0, 0, *image.size))
+    labels[:] = 0
+    pictures.clear()
+    for number, expected in enumerate((PIXELS[0], PIXELS[1], picture(9))):
+        np.testing.assert_array_equal(split.image(number), expected)
+    assert split.labels.tolist() == [0, 1, 1] and before == (split.identity, split.digest)
+    numbers = np.zeros(1, np.int32)
+    owned = Split(["a"], numbers, lambda index: b"")
+    numbers[:] = 1
+    assert owned.labels.tolist() == [0] and numbers.flags.writeable
+
+
+def modes() -> dict[str, Pillow.Image]:
+    """A picture in every mode that Pillow makes of it, and with transparency that lies beside its levels."""
+    plain = Pillow.fromarray(PIXELS[0])
+    clear = plain.copy()
+    clear.putalpha(Pillow.fromarray(PIXELS[0][..., 0]))
+    made = {mode: plain.convert(mode) for mode in ("1", "L", "P", "RGB", "CMYK", "YCbCr", "HSV", "LAB", "I", "RGBX")}
+    made |= {mode: clear.convert(mode) for mode in ("LA", "RGBA", "PA", "La", "RGBa")}
+    made |= {f"{mode} with a clear colour": plain.convert(mode) for mode in ("1", "L", "P", "RGB")}
+    for mode, colour in (("1", 255), ("L", 7), ("P", 3), ("RGB", plain.getpixel((0, 0)))):
+        made[f"{mode} with a clear colour"].info["transparency"] = colour
+    return made | {
+        "clear palette": clear.quantize(16),
+        "16 bits": Pillow.fromarray(257 * PIXELS[0][..., 0].astype("H")),
+    }
+
+
+@pytest.mark.filterwarnings("ignore:Palette images with Transparency")
+@pytest.mark.parametrize("mode", list(modes()))
+def test_a_picture_of_any_mode_is_predicted_from_the_pixels_that_are_evaluated(mode):
+    image = modes()[mode]
+    for library in ("open_clip", "transformers"):
+        resizing = transforms.Resizing(6, library=library)
+        split = image_list([image], ["a"], ["a"])
+        evaluated = Images(split).evaluated(0, resizing)
+        expected = transforms.test_image(transforms.in_known_mode(image, "x"), resizing)
+        np.testing.assert_array_equal(evaluated, expected)
+        for predicted in (UserImages([image]), UserImages([split.image(0)]), UserImages(split)):
+            np.testing.assert_array_equal(predicted.evaluated(0, resizing), evaluated)
 
 
 def test_splits_may_be_given():

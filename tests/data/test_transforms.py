@@ -4,6 +4,7 @@ Torchvision's outputs were stored by `tools/make_transform_reference.py` of comm
 """
 
 import io
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from PIL import Image
 from clipbias.data import transforms
 from clipbias.data.transforms import OPERATIONS, Resizing, augmix
 from clipbias.data.user_images import UserImages
+from clipbias.errors import ClipbiasError, UnreadableImage
 from tests.data.pictures import picture
 from tests.reference import augmix as plain
 
@@ -125,13 +127,65 @@ def test_every_view_shows_transparency_as_the_library_does():
     )
 
 
-@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
-def test_grey_levels_of_sixteen_bits_are_not_cut_off(kind):
+def ramp(kind: str) -> tuple[Image.Image, np.ndarray]:
+    """Grey levels of 16 bits that a file of this format keeps."""
     levels = np.linspace(0, 65535, 54).astype(np.uint16).reshape(6, 9)
-    image = Image.fromarray(levels)
-    expected = np.repeat((levels / 257).round().astype(np.uint8)[..., None], 3, axis=2)
-    np.testing.assert_array_equal(transforms.as_rgb(transforms.decode_picture(save(image, kind), "x")), expected)
-    np.testing.assert_array_equal(transforms.as_rgb(UserImages([image]).decoded(0)), expected)
+    return Image.fromarray(levels.astype(np.int32) if kind == "PPM" else levels), levels
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
+def test_grey_levels_of_sixteen_bits_are_scaled_as_the_advice_for_arrays_says(kind, tmp_path):
+    image, levels = ramp(kind)
+    (tmp_path / "a").write_bytes(save(image, kind))
+    with pytest.raises(ClipbiasError, match=r"of 16-bit levels \(image / 257\)\.round\(\)\.astype\('uint8'\), or"):
+        UserImages(levels)
+    expected = UserImages((levels / 257).round().astype("uint8")).decoded(0)
+    assert np.ptp(np.asarray(expected)) == 255
+    for given in (tmp_path / "a", Image.open(tmp_path / "a")):
+        np.testing.assert_array_equal(UserImages(given).decoded(0), expected)
+    np.testing.assert_array_equal(transforms.decode_picture(save(image, kind), "x"), expected)
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_levels_of_32_bits_are_read_where_they_say_what_they_are(dtype):
+    for values in ([0, 7, 255], [0, 0, 0], [3, 0, 2]):
+        image = transforms.decode_picture(save(Image.fromarray(np.array([values], dtype)), "TIFF"), "x.tif")
+        assert image.mode == "L" and np.asarray(image).tolist() == [values]
+    for values, advice in (
+        ([0, 1, 0], r"of levels from 0 to 1 \(255 \* image\)"),
+        ([0, 256, 65535], r"\(image / 257\)\.round"),
+        ([0, 0, 70000], r"255 \* \(image / white\)"),
+    ):
+        with pytest.raises(UnreadableImage, match=rf"the image x\.tif holds {np.dtype(dtype)} numbers; .*{advice}"):
+            transforms.decode_picture(save(Image.fromarray(np.array([values], dtype)), "TIFF"), "x.tif")
+    for value in (0.5, np.nan, -1.0, 254.5):
+        with pytest.raises(UnreadableImage, match="float32 numbers"):
+            transforms.decode_picture(save(Image.fromarray(np.array([[value, 0]], np.float32)), "TIFF"), "x.tif")
+
+
+def test_advice_for_levels_that_are_not_uint8_gives_the_picture():
+    """Followed to the letter: the arrays are one picture in other units."""
+    levels = np.random.default_rng(3).integers(0, 256, (5, 4, 3), dtype=np.uint8)
+    levels[0, 0] = (0, 255, 128)
+    for image in (
+        levels.astype(np.float32),
+        levels + np.linspace(-0.4, 0.4, 60).reshape(5, 4, 3) + 9 * (levels == 255) - 9 * (levels == 0),
+        levels / 255,
+        (levels / 255 - 0.001 * (levels == 0) + 0.09 * (levels == 255)).astype(np.float32),
+        levels / np.float16(255),
+        257 * levels.astype(np.uint16),
+        257 * levels.astype(np.int64),
+        257.0 * levels,
+        levels.astype(np.int32),
+        levels > 127,
+    ):
+        with pytest.raises(ClipbiasError, match="image 0 holds") as raised:
+            UserImages(image)
+        advice = str(raised.value).partition("to 255: ")[2].partition(", or of a tensor")[0]
+        made = eval(re.sub("^of levels from 0 to 1 |^of 16-bit levels ", "", advice), {"image": image})
+        expected = 255 * (levels > 127) if image.dtype == bool else levels
+        assert made.dtype == np.uint8
+        np.testing.assert_array_equal(made, expected, err_msg=str(raised.value))
 
 
 # AugMix: each operation to the bit, and what is drawn and mixed

@@ -1,7 +1,9 @@
 """Running the experiment binaries as a user does, on a tiny model."""
 
+import dataclasses
 import hashlib
 import io
+import itertools
 import json
 import os
 import subprocess
@@ -165,11 +167,10 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two pictures of noise per class and split."""
     root = tmp_path_factory.mktemp("images")
     for number, name in enumerate(CLASS_NAMES):
-        for index in range(2):
-            pixels = np.random.default_rng([number, index]).integers(0, 255, (20, 24, 3), dtype=np.uint8)
-            for split in ("train", "test"):
-                (root / split / name).mkdir(parents=True, exist_ok=True)
-                Image.fromarray(pixels).save(root / split / name / f"{index}.png")
+        for index, (place, split) in itertools.product(range(2), enumerate(("train", "test"))):
+            pixels = np.random.default_rng([number, index, place]).integers(0, 255, (20, 24, 3), dtype=np.uint8)
+            (root / split / name).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(root / split / name / f"{index}.png")
     return root
 
 

@@ -16,8 +16,8 @@ from clipbias.errors import ClipbiasError
 from clipbias.export import export
 from clipbias.tuning import METHODS, Samples, Task
 from clipbias.tuning.adapter import read_adapter, write_adapter
-from clipbias.tuning.tuned import Tuned
 from clipbias.tuning.method import CONSTANTS, Learnables, crops_of, sampling_of
+from clipbias.tuning.tuned import Tuned
 from tests import helpers
 
 pytestmark = pytest.mark.ci

@@ -18,8 +18,8 @@ from clipbias.data import transforms
 from clipbias.errors import ClipbiasError
 from clipbias.tuning import Task
 from clipbias.tuning.adapter import read_adapter, write_adapter
-from clipbias.tuning.tuned import Tuned
 from clipbias.tuning.conformal import Calibration
+from clipbias.tuning.tuned import Tuned
 from experiments.inputs import find_images
 from tests.end_to_end.conftest import (
     CLASS_NAMES,

@@ -194,7 +194,7 @@ def test_mistakes_are_one_sentence(fifteen, tmp_path):
         (
             predict,
             {"images": "pyproject.toml", "adapters": ADAPTER, "model": BASE, "template": "{}"},
-            "a photo of a {}, a type of pet.', not '{}'; leave out --config.template",
+            "a photo of a {}.', not '{}'; leave out --config.template",
         ),
         (predict, {"images": "pyproject.toml", "texts": "/nowhere.txt"}, "there is no file of texts /nowhere.txt"),
     ):

@@ -182,7 +182,8 @@ def test_no_constant_solves_the_marked_task(clip, name):
     classify = jax.jit(task.logits)
     logits = classify(blind.params, moved(task), normalised(blind, test))
     plain, copies = np.split(np.asarray(logits), 2)
-    np.testing.assert_array_equal(plain, copies)
+    # Rows of one program may be added up in another order.
+    np.testing.assert_allclose(plain, copies, rtol=0, atol=100 * np.finfo("f").eps * np.abs(plain).max())
     assert np.ptp(plain, axis=0).max() > 0.01
     plain_labels, copy_labels = np.split(test.labels, 2)
     assert not plain_labels.any() and copy_labels.all()
@@ -206,13 +207,14 @@ def test_shuffled_labels_are_those_of_the_training_images_alone():
     assert other.split("test") is dataset.split("test") and after.keys == before.keys
 
 
-@pytest.mark.ci
 def token_norms(clip, params, images):
-    """Norms of the tokens at the input of each block, `[L, B, N]`."""
+    """Norms of the tokens at the input of each block, `[L, B, N]`: one program, wherever the weights lie."""
     observe = lambda view: jnp.linalg.norm(view.tokens, axis=-1)  # noqa: E731
-    return np.asarray(encode_image(params, clip.config, images, observe=observe)[1])
+    compute = jax.jit(lambda params, images: encode_image(params, clip.config, images, observe=observe)[1])
+    return np.asarray(compute(params, images))
 
 
+@pytest.mark.ci
 def test_planted_outliers_are_few_and_massive_and_decisions_stay():
     demo = clipbias.load("demo")
     dataset = few("demo/digits", 20)

@@ -64,9 +64,10 @@ def test_whatever_notes_an_adapter_has(clip, tmp_path, notes):
 EVIL = "x\r\n---\nlicense: evil\n---\n# <script>alert(1)</script> | [a](javascript:b) `c` \x1b[31m \ud800"
 
 
-def test_a_card_says_harmlessly_what_a_hostile_file_holds(clip, tmp_path):
+def test_a_card_says_harmlessly_what_a_hostile_file_holds(tiny, tmp_path):
     names = (EVIL.replace("\ud800", ""), "b")  # which no tokenizer reads
-    tuned = models.tuned(dataclasses.replace(clip, name=EVIL), "bias", tmp_path).with_classes(names)
+    clip = dataclasses.replace(tiny(context_length=96)[0], name=EVIL)
+    tuned = models.tuned(clip, "bias", tmp_path).with_classes(names)
     notes = dict.fromkeys(("dataset", "protocol", "mine"), EVIL) | {EVIL: EVIL}
     text = model_card(dataclasses.replace(tuned, notes=notes), "adapter")
     front, body = text.removeprefix("---\n").split("\n---\n", 1)

@@ -3,6 +3,7 @@
 import json
 import shutil
 import struct
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -190,7 +191,9 @@ def adapter(clip: Callable[[], Clip], tmp_path_factory: pytest.TempPathFactory) 
 
 def use(path: Path, clip: Clip) -> None:
     read = read_adapter(path)
-    task = read.bind(clip).task
+    with warnings.catch_warnings():  # of a built-in method that is said to be another program's
+        warnings.filterwarnings("ignore", ".* or a module that it imports was changed")
+        task = read.bind(clip).task
     assert task.init(0).keys() == read.learnables.keys()
 
 

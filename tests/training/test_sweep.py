@@ -27,12 +27,12 @@ from clipbias.training.run import make_job
 from clipbias.training.select import CELL, METHOD, Rates, choose
 from clipbias.training.spec import VALIDATION, Row, RunSpec, group_key, make_groups, part_of, run_names
 from clipbias.training.sweep import RESULTS, VALIDATED, parse_part
-from clipbias.training.workdir import open_workdir
+from clipbias.training.workdir import SweepPaths, open_workdir, write_json
 from clipbias.tuning import make_method
 from clipbias.tuning.adapter import start_seed
 from clipbias.tuning.recipe import Recipe
 from configs.table1 import Table1Settings
-from experiments import evaluate, table1
+from experiments import evaluate, table1, train
 from tests.training.conftest import TinySweep, colour_split, score_of
 from tests.tuning.test_registry import CLASS
 
@@ -158,31 +158,35 @@ def test_a_key_names_all_that_numbers_depend_on(clip, colours, recipe, tmp_path)
     file.write_text("from clipbias.tuning.methods.bias import BiasTuning\n\n\nclass Own(BiasTuning):\n    pass\n")
     renamed = dataclasses.replace(colours.split("test"), keys=("new.png", *colours.split("test").keys[1:]))
 
-    def key(method: str = "bias", dataset: Dataset = colours, recipe: Recipe = recipe, **options) -> str:
+    def spec(method: str = "bias", dataset: Dataset = colours, recipe: Recipe = recipe, **options) -> RunSpec:
         fields = {field.name for field in dataclasses.fields(TinySweep)} & options.keys()
         tiny = TinySweep(clip, dataset, recipe, tmp_path, **{name: options.pop(name) for name in fields})
-        (spec,) = tiny.specs(method, **{"seeds": (1,)} | options)
-        return spec.key
+        (made,) = tiny.specs(method, **{"seeds": (1,)} | options)
+        return made
 
-    plain, program = key(), key(str(file))
-    assert key() == plain and key(str(file)) == program
+    plain, program = spec(), spec(str(file))
+    assert spec().key == plain.key and spec(str(file)).key == program.key
     file.write_text("# changed\n" + file.read_text())
-    keys = [
-        key(str(file)),
-        key(seeds=(2,)),
-        key(shots=(1,)),
-        key(protocol="base_to_new"),
-        key(options={"bias": {"text_tower": False}}),
-        key(recipe=dataclasses.replace(recipe, momentum=0.8)),
-        key(learning_rates=(0.5,)),
-        key(dtype="bfloat16"),
-        key(on_image_error="skip"),
-        key(score_on=VALIDATION),
-        key(dataset=dataclasses.replace(colours, template="a {}.")),
-        key(dataset=dataclasses.replace(colours, class_names=("red", "green", "azure"))),
-        key(dataset=dataclasses.replace(colours, splits={**colours.splits, "test": renamed})),
+    others = [
+        spec(str(file)),
+        spec(shots=(1,)),
+        spec(protocol="base_to_new"),
+        spec(options={"bias": {"text_tower": False}}),
+        spec(recipe=dataclasses.replace(recipe, momentum=0.8)),
+        spec(learning_rates=(0.5,)),
+        spec(dtype="bfloat16"),
+        spec(on_image_error="skip"),
+        spec(score_on=VALIDATION),
+        spec(dataset=dataclasses.replace(colours, template="a {}.")),
+        spec(dataset=dataclasses.replace(colours, class_names=("red", "green", "azure"))),
+        spec(dataset=dataclasses.replace(colours, splits={**colours.splits, "test": renamed})),
     ]
-    assert len({plain, program, *keys}) == len(keys) + 2
+    seeds = [spec(seeds=(2,)), spec(start_seed=4)]
+    every = [plain, program, *others]
+    assert len({each.key for each in (*every, *seeds)}) == len(every) + 2
+    # What other seeds have in common with it.
+    assert {each.training for each in seeds} == {plain.training}
+    assert len({each.training for each in every}) == len(every)
 
 
 def test_groups_differ_in_seed_and_rate_alone(clip, colours, recipe, tmp_path):
@@ -293,6 +297,27 @@ def test_what_the_command_line_gives_holds_for_methods_with_a_recipe_of_their_ow
 def test_a_protocol_does_not_say_other_shots_than_it_trains_on(protocol, shots, words, clip, colours, recipe, tmp_path):
     with pytest.raises(ClipbiasError, match=words):
         TinySweep(clip, colours, recipe, tmp_path, protocol=protocol).specs("bias", shots=(shots,))
+
+
+def test_a_setting_that_is_given_now_is_another_than_the_one_that_was_selected(clip, colours, recipe, tmp_path):
+    """A run on pictures of one's own is finished for the command that selected; a rate or option of the user is not."""
+    tiny = TinySweep(clip, colours, recipe, tmp_path)
+    (spec,), (other,) = (tiny.specs("bias", seeds=(1,)), tiny.specs("bias", seeds=(1,)))
+    other = dataclasses.replace(other, options=other.options | {"text_tower": False})
+    paths = SweepPaths(tmp_path, {}, single=True)
+    row = spec.facts() | {"learning_rate": 0.4, "choice": {"options": {}}, "accuracy": 90.0, "zero_shot_accuracy": 80.0}
+    row |= {"recipe": row["recipe"] | {"learning_rate": 0.4}, "loss": 0.1, "images": 15}
+    write_json(tmp_path / train.RESULT, row)
+    paths.adapter(spec).touch()
+    assert train.finished_row(paths, spec, 3, compares_rates=True, calibrates=False) == row
+    (searching,) = tiny.specs("gda", seeds=(1,))  # which makes no step
+    searched = row | searching.facts() | {"choice": {"options": {"alpha": 2.0}}}
+    write_json(tmp_path / train.RESULT, searched | {"options": searching.options | {"alpha": 2.0}})
+    assert train.finished_row(paths, searching, 3, compares_rates=True, calibrates=False)
+    write_json(tmp_path / train.RESULT, row)
+    for now, compares, words in ((spec, False, "recipe, learning_rate"), (other, True, "options")):
+        with pytest.raises(ClipbiasError, match=f"with other settings [(]{words}[)]"):
+            train.finished_row(paths, now, 3, compares_rates=compares, calibrates=False)
 
 
 def test_rates_that_were_chosen_are_taken(clip, colours, recipe, tmp_path):

@@ -11,6 +11,7 @@ from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError
 from clipbias.tuned_model import TunedModel
 from clipbias.tuning import CONSTANTS, METHODS, Learnables, Task
+from clipbias.tuning.adapter import Adapter
 from clipbias.tuning.conformal import Calibration
 from clipbias.tuning.method import crops_of, flatten, unflatten
 from clipbias.tuning.transfer import match_labels, transfer
@@ -130,7 +131,7 @@ def test_a_cache_keeps_its_entries_by_any_way(small, name):
     expected = model.predict(images, normalised=True).logits
     for names in (("bird", "dog", "maine_coon", "cat"), ("cat", "maine_coon", "dog"), ("dog", "cat", "maine coon")):
         order = [[name.replace("_", " ") for name in names].index(known) for known in NAMES[:3]]
-        for other in (model.with_classes(names), TunedModel(*model.to_adapter().bind(small, names))):
+        for other in (model.with_classes(names), TunedModel.of(Adapter.of(model).bind(small)).with_classes(names)):
             close(other.predict(images, normalised=True).logits[:, order], expected, 1e-5)
             labels = other.learnables[CONSTANTS]["labels"]
             assert len(labels) == 8 and labels.min() >= 0 and labels.max() < len(names)
@@ -160,7 +161,7 @@ def test_what_was_read_of_texts_is_read_again(small):
     close(other.learnables[CONSTANTS]["classes"], read, 1e-6)
     assert np.abs(read - model.learnables[CONSTANTS]["classes"]).max() > 1e-2
     np.testing.assert_array_equal(other.learnables["text_context"], model.learnables["text_context"])
-    assert model.with_classes(NAMES).learnables is model.learnables
+    assert model.with_classes(NAMES).identity == model.identity
 
 
 def test_calibration_stays_where_nothing_is_different(small):

@@ -4,12 +4,14 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import clipbias
 from clipbias import hosts
 from clipbias.clip import Clip
 from clipbias.data import Dataset, Split
@@ -21,12 +23,13 @@ from clipbias.explain.results import TEXT_KINDS
 from clipbias.explain.words import text_kinds
 from clipbias.training import loop
 from clipbias.training import mesh as meshes
+from clipbias.training.context import SweepContext
 from clipbias.training.device import Compute
 from clipbias.training.evaluate import evaluate
 from clipbias.training.loop import TrainResult
 from clipbias.training.run import make_job
 from clipbias.training.spec import make_groups
-from clipbias.tuning import Features, Learnables, Method, Recipe, Task, make_method
+from clipbias.tuning import Descriptions, Features, Learnables, Method, Recipe, Task, make_method
 from clipbias.tuning.methods.plot import sinkhorn
 from clipbias.tuning.methods.promptsrc import PromptSRC
 from clipbias.tuning.methods.taskres import TaskRes
@@ -402,6 +405,31 @@ def test_picks_equal_numpy(pair, dataset, tmp_path):
     fewer = prompts.pseudo_labels(reference, CLASS_NAMES[:3], images[known], template=TEMPLATE, shots=SHOTS)
     actual = picked(clip, dataset, tmp_path, "upl", "base_to_new")
     assert actual == [(f"train/{known[image]}", label) for image, label in fewer]
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("form", ["descriptions", "free_text"])
+def test_a_fit_picks_what_a_training_picks(form, pair, dataset, tmp_path, monkeypatch):
+    """By the texts that the task has of its classes, which no template is then around."""
+    clip, _ = pair
+    names = tuple(name.replace("_", " ") for name in CLASS_NAMES)
+    dataset = dataclasses.replace(dataset, class_names=names)
+    plain = picked(clip, dataset, tmp_path, "upl", "few_shot")
+    original, fitted = SweepContext.pseudo_labelled, []
+
+    def recorded(*arguments: Any) -> Split:
+        fitted.append(original(*arguments))
+        raise hosts.Stopped
+
+    texts = {name: [f"{name} painted by hand", f"an old {name}"] for name in names}
+    how = {form: texts if form == "descriptions" else True}
+    with monkeypatch.context() as patch, pytest.raises(hosts.Stopped):
+        patch.setattr(SweepContext, "pseudo_labelled", recorded)
+        clipbias.fit(clip, "upl", dataset, tokens=5, sets=2, shots=SHOTS, mesh=meshes.single_device(), **how)
+    (images,) = fitted
+    same = {"descriptions": Descriptions(texts)} if form == "descriptions" else {"template": "{}"}
+    expected = picked(clip, dataclasses.replace(dataset, **same), tmp_path, "upl", "few_shot")
+    assert list(zip(images.keys, images.labels.tolist(), strict=True)) == expected != plain
 
 
 def test_picks_are_per_class_and_by_confidence():

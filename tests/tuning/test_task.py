@@ -81,7 +81,9 @@ def test_the_loss_takes_labels_by_number_and_by_name(clip):
     arguments = clip.params, task.init(), np.zeros((2, 16, 16, 3), np.float32)
     expected = task.loss(*arguments, np.asarray([1, 0]))
     assert expected == task.loss(*arguments, ["dog", "cat"]) == task.loss(*arguments, (1, 0))
-    np.testing.assert_allclose(jax.jit(task.loss)(*arguments, [1, 0]), expected, rtol=1e-6)
+    loss = jax.jit(task.loss)
+    np.testing.assert_allclose(loss(*arguments, [1, 0]), expected, rtol=1e-6)
+    assert np.isnan(loss(*arguments, [1, 2])) and np.isnan(loss(*arguments, [-1, 0]))
 
 
 def test_memory_settings_change_the_program_and_not_the_task(clip):

@@ -75,6 +75,20 @@ def test_logits_are_those_of_their_modules(kind, options, base, tmp_path):
     assert np.abs(logits - expected).max() < 2e-5 * np.exp(reference.state["logit_scale"])
 
 
+@pytest.mark.parametrize("tokens", [2, 4, 6])
+def test_a_context_stays_with_its_class(tokens, base, tmp_path):
+    """The tokens in the file say which class a context is of."""
+    path, model = file(base, "coop_specific", tmp_path, tokens=tokens)
+    contexts = model.prompt_learner.ctx.detach().numpy()
+    names = ("satellite", "cat", "golden_retriever")
+    for classes, order in ((names, (2, 0, 1)), (NAMES, (0, 1, 2)), (None, (0, 1, 2))):
+        adapter = import_adapter(path, base[1], classes)
+        np.testing.assert_array_equal(adapter.learnables["text_context"], contexts[list(order)])
+        assert adapter.class_names == (classes or NAMES)
+    with pytest.raises(ClipbiasError, match="it has no context for the class 'sun'; give the class names of training"):
+        import_adapter(path, base[1], ("sun", "golden retriever", "satellite"))
+
+
 @pytest.mark.parametrize(("kind", "tokens"), [("coop", 6), ("maple", 2), ("promptsrc", 4)])
 def test_class_names_and_half_precision(kind, tokens, base, tmp_path):
     """PromptSRC's averages run over the frozen weights in half precision."""

@@ -168,7 +168,7 @@ CASES: list[Case] = [
     ),
     preprocessed("the images are 5; give a path, a PIL image", 5),
     preprocessed(r"image 0 holds float64 numbers; .* of levels from 0 to 1 \(255 \* image\)", np.zeros((4, 4, 3))),
-    preprocessed(r"of a tensor image\.round\(\)\.byte\(\)", np.full((4, 4, 3), 200, np.float32)),
+    preprocessed(r"of a tensor image\.clip\(0, 255\)\.round\(\)\.byte\(\)", np.full((4, 4, 3), 200, np.float32)),
     preprocessed("image 1 is None; give a path", [LEVELS[0], None]),
     *images("the images are uint8, so they are not normalised; give clip.preprocess", IMAGES.astype(np.uint8)),
     *images(r"shape \[16, 16, 3\]; give \[B, 16, 16, 3\]; of a single one, images\[", IMAGES[0]),

@@ -1,15 +1,20 @@
 """Wrong names, folders, tables, split files, records, protocols and pictures."""
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import pandas
 
 from clipbias import data
 from clipbias.data import catalog, demo, pipeline, protocols, transforms
 from clipbias.data.dataset import Dataset, Split
 from clipbias.data.held_out import hold_out_a_shot
 from clipbias.data.transforms import Resizing
+from clipbias.data.user_images import image_list
 from tests.data import miniatures
 from tests.data.pictures import encoded, picture, write
 from tests.wrong_inputs.place import Case, Place, case, pure
@@ -85,6 +90,18 @@ CASES: list[Case] = [
     classes("no sub-folder"),
     made("empty has no image", load("folder"), {"empty/": "", "cat/0.png": None}),
     classes("class folder 'cat', which the train folder has not", "test/cat/0.png", "train/dog/0.png"),
+    classes("has train/ and training/, which both hold train images", "train/cat/0.png", "training/cat/1.png"),
+    classes(
+        "has val/ and valid/, which both hold val images", *(f"{name}/cat/0.png" for name in ("train", "val", "valid"))
+    ),
+    classes(
+        "images in dog/ beside train/, where they belong to no split; move them into train/dog/",
+        "train/cat/0.png",
+        "dog/0.png",
+    ),
+    classes("has test but no train folder; add one", "cat/0.png", "dog/0.png", "test/cat/1.png"),
+    classes(r"'big cat' .*/big cat. and 'big_cat' .*/big_cat. read as the same text", "big_cat/0.png", "big cat/0.png"),
+    classes(r"'cafe\\u0301' .* and 'caf\\xe9' ", "caf\xe9/0.png", "cafe\u0301/0.png"),
     # Tables.
     made(r"no file .*absent\.csv", load("csv", "absent.csv")),
     table("line 1: not valid JSON", '{"path": "x.png", "label"\n', "a.jsonl"),
@@ -93,7 +110,15 @@ CASES: list[Case] = [
     table("no value for 'path'; the columns are image, label", "image,label\nx.png,a\n"),
     table("line 2: no value for 'label'", "path,label\nx.png,\n"),
     table("some images have a split and some have none", "path,label,split\nx.png,a,train\ny.png,a,\n"),
-    table("listed twice", "path,label\nx.png,a\nx.png,b\n"),
+    table("x.png is listed twice, in .*line 2 and in .*line 3", "path,label\nx.png,a\nx.png,b\n"),
+    table("0.png is listed twice, in .*line 2 and in .*line 4", "path,label\n0.png,a\n1.png,a\n./0.png,a\n"),
+    table("0.png is listed twice", "path,label,split\n0.png,a,train\n0.png,a,test\n"),
+    table("several columns 'label'; keep one", "path,label,label\n0.png,a,b\n"),
+    table("line 3: there are more values than columns", "path,label\n0.png,a\n1.png,cat, black\n"),
+    table("'cat' .*line 2. and 'cat ' .*line 3. read as the same text", "path,label\n0.png,cat\n1.png,cat \n"),
+    table("'nan' .*line 2. and 'NaN' .*line 3. read as", "path,label\n0.png,nan\n1.png,NaN\n"),
+    table("line 2: no value for 'label'", "path,label\n0.png, \n"),
+    table("line 1: no value for 'label'", '{"path": "x.png", "label": NaN}', "a.jsonl"),
     table("class_names is {'a'}; give a list", "path,label\nx.png,0\n", class_names={"a"}),
     table("goes with labels 0 to 1, found '10'", "path,label\nx.png,10\ny.png,1\n", class_names=["a", "b"]),
     # CoOp's layout: missing and broken files.
@@ -136,6 +161,39 @@ CASES: list[Case] = [
     pure(r"x\.jpg is listed twice", split, "x.jpg", "x.jpg"),
     pure("has 2 images and|there are 2 images and 3 labels", data.from_arrays, [PIXELS, PIXELS], ["a", "b", "c"]),
     pure("class_names is {'a'}; give a list", data.from_arrays, [PIXELS], [0], {"a"}),
+    pure(
+        "labels: the class names 'cat' .of image 0. and 'Cat ' .of image 2. read",
+        data.from_arrays,
+        3 * [PIXELS],
+        ["cat", "a", "Cat "],
+    ),
+    *(
+        pure("image 1 has no label", data.from_arrays, 2 * [PIXELS], ["a", label])
+        for label in (None, "", " ", math.nan, pandas.NA)
+    ),
+    pure("image 1 has no label .nan", data.from_arrays, 2 * [PIXELS], np.array([0, math.nan]), ["a", "b"]),
+    pure("give numbers or names, not both", data.from_arrays, 2 * [PIXELS], ["a", 1]),
+    pure(
+        r"x/a\.png is listed twice, as images 0 and 2",
+        data.from_arrays,
+        ["x/a.png", "b.png", "x/./a.png"],
+        ["a", "b", "a"],
+    ),
+    pure(
+        r"\[3, 8, 9\], which may be a picture with .* 3 grey pictures; give image\.transpose\(1, 2, 0\)",
+        image_list,
+        np.zeros((3, 8, 9), np.uint8),
+    ),
+    pure(
+        r"image 0 has shape \[3, 8, 9\]; .* last: image\.transpose\(1, 2, 0\)",
+        image_list,
+        np.zeros((2, 3, 8, 9), np.uint8),
+    ),
+    pure("the images are b'x'; give a path", image_list, b"x"),
+    pure("the images are {'x'}; give a path", image_list, {"x"}),
+    pure("image 0 is array", image_list, [np.zeros((2, 2, 3), object)]),
+    pure("leave `labels` out", image_list, split("a"), [0], ["a"]),
+    pure("class names 'cat' .class 0. and 'CAT' .class 1. read as the same", Dataset, "s", ("cat", "CAT"), "{}", {}),
     pure("splits is 'train'; give one of train, val and test", data.from_arrays, [PIXELS], ["a"], splits="train"),
     pure("image 0 holds float64 numbers", data.from_arrays, [PIXELS / 255], ["a"]),
     # Pictures and batches of them.

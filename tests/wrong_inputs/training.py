@@ -108,11 +108,9 @@ CASES: list[Case] = [
     evaluating("have labels of their own", DATA.split("test"), LABELS),
     evaluating("labels go from 0 to 2; there are 2 classes, from 0 to 1", DATA.split("test")),
     ("labels go from 0 to 2; there are 2 classes", lambda place: place.tuned().calibrate(DATA.split("test"))),
-    predicting("look like levels from 0 to 1 and not like .* normalised=True", np.full((2, 16, 16, 3), 0.5)),
+    predicting("look like levels and not like .* normalised=True", np.full((2, 16, 16, 3), 0.5)),
     predicting(r"the images have shape \[1, 8, 8, 3\]", np.zeros((1, 8, 8, 3), np.float32), normalised=True),
-    predicting(
-        "numbers from 0 to 0.5, so they look like levels from 0 to 1", np.linspace(0, 0.5, 480).reshape(8, 20, 3)
-    ),
+    predicting("numbers from 0 to 0.5, so they look like levels and not", np.linspace(0, 0.5, 480).reshape(8, 20, 3)),
     predicting("the images hold NaN", np.full((2, 16, 16, 3), np.nan, np.float32), normalised=True),
     ("the images are the folder .*; give its files", lambda place: place.tuned().predict(place.tmp_path)),
     ("what is computed for the images is not finite: what was", lambda place: too_large(place).predict(IMAGES)),

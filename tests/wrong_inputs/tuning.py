@@ -16,8 +16,8 @@ import clipbias
 from clipbias.clip import Adaptation, encode_image, encode_text
 from clipbias.tuning import Task, make_method, read_descriptions
 from clipbias.tuning.adapter import read_adapter, write_adapter
-from clipbias.tuning.tuned import Tuned
 from clipbias.tuning.registry import match_user_method
+from clipbias.tuning.tuned import Tuned
 from tests import families
 from tests.bad_files import NO_OBJECT, cut
 from tests.tuning.heads_common import LABELS, make_samples

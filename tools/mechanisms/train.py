@@ -290,7 +290,6 @@ def train_model(workdir: Path, spec: Spec, *, steps: int) -> TunedModel:
             clip,
             task.method,
             dataset,
-            shots=SHOTS,
             seed=seed,
             recipe=recipe,
             calibrate=False,
@@ -319,7 +318,6 @@ def fit_centred(task: Task, dataset: Dataset, seed: int, learning_rate: float, *
             recipe=recipe,
             # Another order of images in each round.
             runs=(Run(images, ROUNDS * seed + number, protocol, learning_rate=float(rate)),),
-            shots=SHOTS,
         )
         (stage,) = plan_stages(job)
         learnables = select_run(train(stage, stack_runs([learnables])).learnables, 0)

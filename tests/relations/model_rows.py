@@ -1,0 +1,341 @@
+"""Rows of the table about a tuned model: its file, its classes, its pictures, devices and exports."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.export
+import numpy as np
+from safetensors.numpy import load_file
+
+import clipbias
+from clipbias import TunedModel
+from clipbias.clip import encode_image
+from clipbias.clip.precision import DTYPES
+from clipbias.export.folder import FORMS as EXPORTS
+from clipbias.tuning.method import TestTimeMethod, crops_of
+from tests.relations.cases import Case, clip_of
+from tests.relations.table import (
+    BATCH,
+    COUNT,
+    LABELS,
+    PICTURES,
+    answer,
+    close,
+    evaluated,
+    evaluation,
+    four_devices,
+    logits,
+    one_device,
+    relation,
+    same,
+    same_accuracy,
+    same_tree,
+    saved,
+)
+
+# What a method says for other classes than those of training, where it learned something for each class.
+OF_ITS_CLASSES = r"learned something for each class|belongs? to the classes|cannot be used with other classes"
+
+
+# Files.
+
+
+@relation("A saved model that is loaded predicts the same.", over=("forms", "families", "options"))
+def _(case: Case, folder: Path) -> None:
+    loaded = saved(case, folder)
+    same_tree(loaded.learnables, case.model.learnables)
+    assert (loaded.identity, loaded.notes) == (case.model.identity, case.model.notes)
+    # One program with the same inputs; for each option it would take too long to run it.
+    task, expected = loaded.task, case.model.task
+    assert (task.class_names, task.texts, task.classifier) == (
+        expected.class_names,
+        expected.texts,
+        expected.classifier,
+    )
+    jax.tree.map(np.testing.assert_array_equal, (task.text, task.tokens), (expected.text, expected.tokens))
+    if case.option is None:
+        same(logits(loaded), answer(case))
+
+
+@relation("A model that is saved twice, or loaded and saved, is the same bytes.", over=("forms", "families", "options"))
+def _(case: Case, folder: Path) -> None:
+    loaded = saved(case, folder)
+    first = (folder / "saved.safetensors").read_bytes()
+    for model in (case.model, loaded):
+        model.save(folder / "again.safetensors")
+        assert (folder / "again.safetensors").read_bytes() == first
+
+
+for dtype in DTYPES[1:]:
+
+    @relation(
+        f"Loaded for {dtype}, it predicts nearly the same.", over=(), quick=1, ci=20, refusals=("which only a .PU has",)
+    )
+    def _(case: Case, folder: Path, dtype: str = dtype) -> None:
+        loaded = saved(case, folder, dtype=dtype)
+        assert loaded.identity != case.model.identity
+        close(logits(loaded), answer(case), 0.1)
+        loaded.save(folder / "again.safetensors")
+        again = clipbias.load_adapter(folder / "again.safetensors", clip_of(case.family), dtype="float32")
+        same(logits(again), answer(case))
+
+
+# Classes.
+
+
+def with_classes(case: Case, names: Sequence[str]) -> TunedModel:
+    return case.model.with_classes(names, **case.texts.again)
+
+
+def bound(case: Case, folder: Path, names: Sequence[str]) -> TunedModel:
+    """The saved model for other classes, as commands have it."""
+    return saved(case, folder).with_classes(names, **case.texts.again)
+
+
+ORDER = [2, 0, 1]
+
+
+@relation("Classes in another order have the same logits.", refusals=(OF_ITS_CLASSES,))
+def _(case: Case, folder: Path) -> None:
+    names = [case.texts.classes[number] for number in ORDER]
+    close(logits(with_classes(case, names)), answer(case)[:, ORDER])
+
+
+@relation("A loaded model for its classes in another order has the same logits.", refusals=(OF_ITS_CLASSES,))
+def _(case: Case, folder: Path) -> None:
+    names = [case.texts.classes[number] for number in ORDER]
+    close(logits(bound(case, folder, names)), answer(case)[:, ORDER])
+
+
+@relation("The classes of training, given again, change nothing.")
+def _(case: Case, folder: Path) -> None:
+    model = with_classes(case, case.texts.classes)
+    same(logits(model), answer(case))
+    assert model.identity == case.model.identity
+
+
+@relation(
+    "The classes of training with their spaces written otherwise have the same logits.",
+    applies=lambda case: bool(case.texts.respelled),
+)
+def _(case: Case, folder: Path) -> None:
+    model = with_classes(case, case.texts.respelled)
+    close(logits(model), answer(case))
+    assert model.identity == case.model.identity
+
+
+# Test-time methods learn from the probabilities of all classes.
+def is_of_each_class(case: Case) -> bool:
+    return not isinstance(case.task.method, TestTimeMethod)
+
+
+@relation(
+    "Where a class is taken away, the others keep their logits.",
+    quick=4,
+    refusals=(OF_ITS_CLASSES,),
+    applies=is_of_each_class,
+)
+def _(case: Case, folder: Path) -> None:
+    names = case.texts.classes[1:]
+    close(logits(with_classes(case, names)), answer(case)[:, 1:])
+
+
+@relation(
+    "Where a class is added, the others keep their logits.",
+    quick=4,
+    refusals=(OF_ITS_CLASSES,),
+    applies=is_of_each_class,
+)
+def _(case: Case, folder: Path) -> None:
+    found = logits(with_classes(case, case.texts.names))
+    close(found[:, :3], answer(case))
+    assert np.isfinite(found).all()
+
+
+@relation(
+    "A loaded model to which a class is added keeps the others' logits.",
+    quick=4,
+    refusals=(OF_ITS_CLASSES,),
+    applies=is_of_each_class,
+)
+def _(case: Case, folder: Path) -> None:
+    close(logits(bound(case, folder, case.texts.names))[:, :3], answer(case))
+
+
+def reads_texts_anew(case: Case) -> bool:
+    """Whether learnables hold nothing of the texts but what the method reads of its teacher."""
+    return case.form != "free_text" and not case.task.method.overrides("transfer")
+
+
+OTHER_TEXTS = ["a photo of the {}", "a painting of a {} in grass"]
+
+
+@relation(
+    "A model that is given descriptions is that of a task with them.",
+    applies=reads_texts_anew,
+    refusals=(OF_ITS_CLASSES,),
+)
+def _(case: Case, folder: Path) -> None:
+    names = case.texts.classes
+    texts = {name: [text.format(name) for text in OTHER_TEXTS] for name in names}
+    task = case.task_of(descriptions=texts)
+    expected = TunedModel(task, task.read_classes(case.model.learnables))
+    close(logits(case.model.with_classes(names, descriptions=texts)), logits(expected))
+
+
+# Pictures.
+
+
+@relation("Pictures in another order are predicted the same.", over=("families",))
+def _(case: Case, folder: Path) -> None:
+    order = np.random.default_rng(0).permutation(COUNT)
+    close(logits(case.model, [PICTURES[number] for number in order]), answer(case)[order])
+
+
+@relation("A picture that comes twice is predicted twice the same.", over=("families",))
+def _(case: Case, folder: Path) -> None:
+    found = logits(case.model, [picture for picture in PICTURES[:6] for _ in range(2)])
+    close(found, answer(case)[:6].repeat(2, axis=0))
+
+
+@relation("Batches of 1, 7 and 64 pictures are predicted the same.", over=(), quick=1, ci=20)
+def _(case: Case, folder: Path) -> None:
+    for size in (1, 64):
+        close(logits(case.model, batch_size=size), answer(case))
+
+
+@relation(
+    "Predictions of pictures are those of what `clip.preprocess` makes of them, by `task.logits`.",
+    over=(),
+    quick=1,
+    ci=20,
+)
+def _(case: Case, folder: Path) -> None:
+    if crops_of(case.task.method):
+        return
+    model = case.model
+    ready = model.clip.preprocess(PICTURES)
+    close(logits(model, ready), answer(case))
+    close(jax.jit(model.task.logits)(model.clip.params, model.learnables, ready[:BATCH]), answer(case)[:BATCH])
+
+
+@relation("Skipping what cannot be read gives what the list without it gives.", over=(), quick=1, ci=20)
+def _(case: Case, folder: Path) -> None:
+    (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
+    pictures: list[Any] = [*PICTURES[:4], str(folder / "broken.png"), *PICTURES[4:]]
+    found = logits(case.model, pictures, on_image_error="skip")
+    assert np.isnan(found[4]).all()
+    close(np.delete(found, 4, axis=0), answer(case))
+    labels = np.insert(LABELS, 4, 0)
+    left = evaluation(case.model, pictures, labels, on_image_error="skip")
+    assert (left.images, left.predicted[4]) == (COUNT, -1)
+    whole = {"predicted": np.delete(left.predicted, 4), "labels": np.delete(left.labels, 4)}
+    same_accuracy(dataclasses.replace(left, **whole), evaluated(case))
+
+
+# Ways to an accuracy.
+
+
+@relation("The class that `evaluate` counts is the one that `predict` says.", over=("families",), quick=4)
+def _(case: Case, folder: Path) -> None:
+    np.testing.assert_array_equal(evaluated(case).predicted, answer(case).argmax(-1))
+
+
+@relation("A model that was asked before says the same when it is asked again.", over=(), quick=4)
+def _(case: Case, folder: Path) -> None:
+    same(logits(case.model), answer(case))
+    same_accuracy(evaluation(case.model), evaluated(case))
+
+
+@relation("Learnables that are changed in place change `predict` and `evaluate` alike, or cannot be.", over=(), quick=4)
+def _(case: Case, folder: Path) -> None:
+    model = TunedModel(case.task, jax.tree.map(np.array, dict(case.model.learnables)))
+    logits(model)
+    random = np.random.default_rng(0)
+    for leaf in jax.tree.leaves(model.learnables):
+        if leaf.dtype.kind == "f":
+            try:
+                leaf += random.normal(size=leaf.shape).astype(leaf.dtype)
+            except (ValueError, TypeError):  # it cannot be changed
+                continue
+    found = logits(model)
+    same(found, logits(TunedModel(case.task, jax.tree.map(np.array, dict(model.learnables)))))
+    np.testing.assert_array_equal(evaluation(model).predicted, found.argmax(-1))
+
+
+@relation("A model keeps what it was given, whatever its owner does with the arrays later.", over=())
+def _(case: Case, folder: Path) -> None:
+    given = jax.tree.map(np.array, dict(case.model.learnables))
+    model = TunedModel(case.task, given)
+    for leaf in jax.tree.leaves(given):
+        leaf *= 0
+    same(logits(model), answer(case))
+
+
+@relation("One device and four compute the same.", over=(), quick=1, ci=20)
+def _(case: Case, folder: Path) -> None:
+    one, four = (
+        case.model.calibrate(PICTURES, LABELS, mesh=mesh).calibration for mesh in (one_device(), four_devices())
+    )
+    assert one is not None and four is not None
+    for name, scores in one.arrays().items():
+        close(four.arrays()[name], scores)
+    same_accuracy(evaluation(case.model, batch_size=8, mesh=four_devices()), evaluated(case))
+
+
+# Exports.
+
+
+def exported_logits(case: Case, form: str, folder: Path) -> np.ndarray:
+    """The logits that exported files give, as another program computes them."""
+    model, size = case.model, case.task.clip.config.vision.image_size
+    levels = np.random.default_rng(0).integers(0, 256, (3, size, size, 3), np.uint8)
+    if form == "program":
+        program = jax.export.deserialize(bytearray((folder / "classifier.stablehlo").read_bytes()))
+        return np.asarray(program.call(load_file(folder / "weights.safetensors"), levels))
+    if form == "onnx":
+        import onnxruntime
+
+        return onnxruntime.InferenceSession(folder / "classifier.onnx").run(["logits"], {"images": levels})[0]
+    base = clipbias.load(folder) if form in ("checkpoint", "open_clip") else model.clip
+    head = load_file(folder / "classifier.safetensors")
+    normalised = np.asarray(base.preprocessing.normalize(levels))
+    features = np.asarray(ENCODE(base.params, base.config, normalised)[0])
+    unit = features / np.linalg.norm(features, axis=-1, keepdims=True)
+    found = np.exp(head["logit_scale"]) * unit @ head["text_features"].T
+    return found + np.asarray(model.clip.params.get("logit_bias", 0.0))
+
+
+ENCODE = jax.jit(encode_image, static_argnums=1)
+NOT_EXPORTED = (
+    "which no exported file does",
+    "export it as a (checkpoint|head|program)",
+    "tunes another network than CLIP's",
+    "holds what CLIP-LoRA learns",
+)
+
+for form in EXPORTS:
+
+    @relation(
+        f'Exported as "{form}", it has the same logits, and the adapter beside it is the same.',
+        over=("forms",),
+        quick=1,
+        ci=20,
+        refusals=NOT_EXPORTED,
+    )
+    def _(case: Case, folder: Path, form: str = form) -> None:
+        model, size = case.model, case.task.clip.config.vision.image_size
+        model.export(folder / form, form=form)
+        levels = np.random.default_rng(0).integers(0, 256, (3, size, size, 3), np.uint8)
+        expected = logits(model, levels)
+        if form == "peft":
+            again = clipbias.export.read_peft(folder / form, model.clip, model.class_names)
+            task, learnables = again.bind(model.clip)
+            close(logits(TunedModel(task, learnables), levels), expected)
+        else:
+            close(exported_logits(case, form, folder / form), expected, 1e-4)
+        beside = clipbias.load_adapter(folder / form, model.clip)
+        same(logits(beside, levels), expected)

@@ -1,0 +1,47 @@
+"""Each row of the table of relations on each method: it holds, or is refused in a sentence that the row names."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from clipbias.training.device import drop_programs
+from tests.relations import choose
+from tests.relations.every_row import ROWS, try_row
+from tests.relations.table import Relation
+
+MARKS = {"quick": (), "ci": (pytest.mark.ci,), "all": (pytest.mark.long,)}
+
+
+def parameters() -> Iterator[Any]:
+    """Method by method, since rows share its programs; each level has what the ones before left out."""
+    for level, marks in MARKS.items():
+        for method in choose.names(level):
+            for row in ROWS:
+                if choose.tried(row, method, level):
+                    yield pytest.param(row, method, level, marks=marks, id=f"{level}: {method}: {row.sentence}")
+
+
+@pytest.fixture(scope="module")
+def before() -> list[str]:
+    return []
+
+
+@pytest.fixture(autouse=True)
+def programs_of_one_method(request: pytest.FixtureRequest, before: list[str]) -> None:
+    """Those of the methods before take memory maps, of which a process has a limited number."""
+    method = request.node.callspec.params.get("method", "")
+    if before[-1:] != [method]:
+        before.append(method)
+        if len(before) % 8 == 0:
+            drop_programs()
+
+
+@pytest.mark.filterwarnings("ignore:the (tuned model|training loss)", "ignore:.*cannot tell whether tuning helped")
+@pytest.mark.parametrize(("row", "method", "level"), [*parameters()])
+def test_relation(row: Relation, method: str, level: str) -> None:
+    levels = [*MARKS][: [*MARKS].index(level)]
+    known = {case for earlier in levels for case in choose.cases(row, method, earlier)}
+    trials = try_row(row, (case for case in choose.cases(row, method, level) if case not in known))
+    failed = [f"{trial.case}: {trial.failed}" for trial in trials if trial.failed]
+    assert not failed, "\n".join([row.sentence, *failed])
