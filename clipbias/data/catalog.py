@@ -17,17 +17,6 @@ from clipbias.errors import ClipbiasError
 
 _CALTECH101 = {"airplanes": "airplane", "faces": "face", "leopards": "leopard", "motorbikes": "motorbike"}
 
-EUROSAT_NAMES = {
-    "AnnualCrop": "Annual Crop Land",
-    "HerbaceousVegetation": "Herbaceous Vegetation Land",
-    "Highway": "Highway or Road",
-    "Industrial": "Industrial Buildings",
-    "Pasture": "Pasture Land",
-    "PermanentCrop": "Permanent Crop Land",
-    "Residential": "Residential Buildings",
-    "SeaLake": "Sea or Lake",
-}
-
 
 def caltech101(label: str) -> str:
     """Plural folders to singular, the capitalised ones lowered: "Faces" to "face"."""
@@ -60,7 +49,6 @@ def imagenet(label: str) -> str:
 
 _CLASS_NAMES: dict[str, Callable[[str], str]] = {
     "caltech101": caltech101,
-    "eurosat": lambda label: EUROSAT_NAMES.get(label, label),
     "imagenet": imagenet,
     "oxford_flowers": lambda label: label.rstrip("?"),  # TFDS writes one name with a question mark
     "oxford_pets": str.lower,
@@ -135,6 +123,8 @@ class CatalogEntry:
         WordNet ids), "class folders" (WordNet ids, test only) or "numbered folders" (ImageNet labels, test only).
       split_file: The frozen split, for the layout "split file", and `split_url`, its address.
       sizes: Images per split, for the splits there are.
+      picks: For the seeds from 1 on the first 16 hex digits of sha256 over the paths of the published 16-shot training
+        picks, and of the 4-shot validation picks, joined by newlines.
       class_name: A label name of the archive or of TFDS to the benchmark's class name.
       fetch: Further downloads: place below `folder` to address.
     """
@@ -151,6 +141,7 @@ class CatalogEntry:
     split_file: str | None = None
     split_url: str = ""
     other_folders: Sequence[str] = ()
+    picks: Sequence[Sequence[str]] = ()
     class_name: Callable[[str], str] = str
     tfds: TfdsBuilder | None = None
 
@@ -161,7 +152,9 @@ class CatalogEntry:
 
 
 def _read(name: str, fields: dict[str, Any]) -> CatalogEntry:
-    class_name = _CLASS_NAMES[fields.pop("class_name")] if "class_name" in fields else str
+    renamed = fields.pop("renamed", {})  # the labels whose class names are others
+    function = fields.pop("class_name", None)
+    class_name = _CLASS_NAMES[function] if function else lambda label: renamed.get(label, label)
     builder = TfdsBuilder(**fields.pop("tfds")) if "tfds" in fields else None
     return CatalogEntry(name, **fields, class_name=class_name, tfds=builder)
 
