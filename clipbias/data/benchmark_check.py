@@ -77,9 +77,8 @@ def check(entry: CatalogEntry, data_dir: str | os.PathLike, *, decode: bool = Fa
     problems += images.problems
     if images.state == "missing":
         problems.append(benchmark.how_to_fetch(entry))
-    return Finding(
-        entry.title, state, images.counts, expected, split_hash, (matched, len(entry.picks)), tuple(problems)
-    )
+    picks = (matched, len(entry.picks))
+    return Finding(entry.title, state, images.counts, expected, split_hash, picks, tuple(problems))
 
 
 def check_images(dataset: Dataset, *, decode: bool = False) -> Finding:
