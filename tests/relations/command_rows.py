@@ -83,7 +83,7 @@ def other_model(case: Case) -> TunedModel:
 
 def has_another(case: Case) -> bool:
     """Whether steps train something that decides its answers."""
-    return case.task.method.trains
+    return case.kind.trains
 
 
 def study(folder: Path, case: Case, *models: TunedModel, **options: Any) -> StudyResults:
@@ -227,7 +227,7 @@ def _(case: Case, folder: Path) -> None:
 
 
 def trains_in_steps(case: Case) -> bool:
-    return case.task.method.trains and not isinstance(case.task.method, FeatureMethod)
+    return case.kind.trains and not isinstance(case.kind, FeatureMethod)
 
 
 @relation(
