@@ -278,7 +278,10 @@ for form in ("safetensors", *OTHER_FORMATS):
         with sizes_of(case):
             case.model.clip.save(folder / form, format=form)
             clip = clipbias.load(folder / form)
-        assert clip.identity == case.model.clip.identity
+        parts, expected = clip.parts, case.model.clip.parts
+        if form == "open_clip":  # whose programs round sizes otherwise than transformers does
+            parts, expected = ({**each, "preprocessing": ""} for each in (parts, expected))
+        assert parts == expected
         case.model.save(folder / "saved.safetensors")
         close(logits(clipbias.load_adapter(folder / "saved.safetensors", clip)), answer(case))
 
