@@ -202,16 +202,9 @@ def build(
                 with gr.Row():
                     for label in ("Zero-shot", "Tuned"):
                         with gr.Column(min_width=280):
-                            results.append(gr.Label(label=label, num_top_classes=SHOWN))
-                            results.append(gr.HTML(elem_classes="words"))
-                            results.append(
-                                gr.Image(
-                                    show_label=False,
-                                    interactive=False,
-                                    buttons=["download", "fullscreen"],
-                                    elem_classes="map",
-                                )
-                            )
+                            results += [gr.Label(label=label, num_top_classes=SHOWN), gr.HTML(elem_classes="words")]
+                            shown = {"show_label": False, "interactive": False, "elem_classes": "map"}
+                            results.append(gr.Image(buttons=["download", "fullscreen"], **shown))
                 of_class = gr.Dropdown([LIKELIEST], value=LIKELIEST, label="Class of the maps")
         uploaded = gr.State([])
         # An event that comes while its function runs waits until that ends, and the last of several counts.

@@ -103,12 +103,7 @@ def embed_image(
 
 
 def project_image(
-    params: Params,
-    config: ClipConfig,
-    rows: jax.Array,
-    adaptation: Adaptation | None = None,
-    *,
-    normed: bool = False,
+    params: Params, config: ClipConfig, rows: jax.Array, adaptation: Adaptation | None = None, *, normed: bool = False
 ) -> jax.Array:
     """`post-LayerNorm(x[:, 0]) @ projection`: `[B, D]` to `[B, d]`, float32, not normalised to unit length.
 

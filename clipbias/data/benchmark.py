@@ -10,7 +10,7 @@ import numpy as np
 from clipbias.checks import check_int
 from clipbias.data import catalog, files
 from clipbias.data.catalog import CatalogEntry
-from clipbias.data.dataset import Dataset, Split
+from clipbias.data.dataset import Dataset
 from clipbias.errors import ClipbiasError
 from clipbias.io import read_json, read_text
 
@@ -51,14 +51,12 @@ def load(entry: CatalogEntry, data_dir: str | os.PathLike | None, *, template: s
             lambda part, folders: (names for names, _ in files.image_files_in_each(images / part, folders)),
             str(images),
         )
-    splits: dict[str, Split] = {}
-    for name, split_listing in listing.splits.items():
-        twin = next((other for other in splits if listing.splits[other] is split_listing), None)
-        if twin is not None:  # one list under two names
-            splits[name] = splits[twin]
-            continue
-        paths, labels = split_listing
-        splits[name] = files.split_of_files(images, paths, labels, listed_in=entry.split_file or "")
+    lists = {id(each): each for each in listing.splits.values()}  # one list may have two names
+    opened = {
+        key: files.split_of_files(images, paths, labels, listed_in=entry.split_file or "")
+        for key, (paths, labels) in lists.items()
+    }
+    splits = {name: opened[id(each)] for name, each in listing.splits.items()}
     template = entry.template if template is None else template
     return Dataset(entry.name, listing.class_names, template, splits, listing.class_ids)
 

@@ -19,22 +19,7 @@ from clipbias.io import is_remote
 from clipbias.sentences import counted
 
 # The published picks are those of 16 shots.
-GOLDEN_SHOTS = 16
-# By dataset, for the seeds 1, 2 and 3: the first 16 hex digits of sha256 over the paths of the 16-shot training and of
-# the 4-shot validation picks, joined by newlines.
-_HASHES = """
-caltech101     e60a836bd33cbba3 53555d3fce94587d 62be9f804c23dea9 0ac3f0ace7d75ed1 8c465c68bff43c6e bf481ac8e217d48d
-oxford_pets    711e62ca7ba4bf69 b75fc02100f37a51 3ecc09fd23ef3845 6d954be12352e3e9 45933e694768aaab fb9f327e6bdd6bb5
-stanford_cars  f7d56096c7921e7a edeb0808f53c4619 c8392ec0f0d4a698 831f6ef98ba7c20d d5d533f8b5c5caf8 38ae4c6127e51931
-oxford_flowers ea366f552e24a82b 3a88b427e7b187eb 3966d8c7701959cc c14f6cff29a850b7 d027071e2f771db1 c05b4617c2ae8656
-dtd            daf3b28e531fbc4b 9ef81bd9b8f31885 a34259006a2af32a 82e7c16834cbe39f d4a9dc52a372cccc 17e14a57620535f1
-eurosat        ad260707da9107f1 f171ab42c4e4c55c 212e6c8813227418 6741b81e637a61cd 9dad8ac018414f09 e428abf9f2933efb
-ucf101         b88bd6d2db741f87 6499ec117e625487 a510bb0001f043a5 6e94bbb892da9b1f 6bfebd6fbe0806ac f08db7c0e2d6981c
-"""
-GOLDEN = {
-    name: dict(enumerate(zip(hashes[::2], hashes[1::2], strict=True), start=1))
-    for name, *hashes in map(str.split, _HASHES.strip().splitlines())
-}
+PICKED_SHOTS = 16
 SHOWN_FILES = 3
 
 
@@ -72,16 +57,15 @@ def check(entry: CatalogEntry, data_dir: str | os.PathLike, *, decode: bool = Fa
     wrong = [name for name, number in expected.items() if images.counts.get(name) != number]
     if wrong:
         problems.append(f"the number of {', '.join(wrong)} is not the catalogue's; this is not the benchmark's split.")
-    golden = GOLDEN.get(entry.name, {})
     matched = 0
-    for seed, published in golden.items() if not wrong else ():
+    for seed, published in enumerate(entry.picks, start=1) if not wrong else ():
         splits = (dataset.split("train"), dataset.split("val"))
-        picks = few_shot(*splits, shots=GOLDEN_SHOTS, seed=seed)
-        names = ("\n".join(split.subset(indices).keys) for split, indices in zip(splits, picks, strict=True))
-        matched += tuple(hashlib.sha256(text.encode()).hexdigest()[:16] for text in names) == published
-    if matched < len(golden) and not wrong:
+        drawn = few_shot(*splits, shots=PICKED_SHOTS, seed=seed)
+        names = ("\n".join(split.subset(indices).keys) for split, indices in zip(splits, drawn, strict=True))
+        matched += [hashlib.sha256(text.encode()).hexdigest()[:16] for text in names] == list(published)
+    if matched < len(entry.picks) and not wrong:
         problems.append(
-            f"the {GOLDEN_SHOTS}-shot picks of {len(golden) - matched} of {len(golden)} seeds are not the "
+            f"the {PICKED_SHOTS}-shot picks of {len(entry.picks) - matched} of {len(entry.picks)} seeds are not the "
             f"published ones; fetch {entry.split_file} again."
         )
     split_hash = ""
@@ -93,7 +77,8 @@ def check(entry: CatalogEntry, data_dir: str | os.PathLike, *, decode: bool = Fa
     problems += images.problems
     if images.state == "missing":
         problems.append(benchmark.how_to_fetch(entry))
-    return Finding(entry.title, state, images.counts, expected, split_hash, (matched, len(golden)), tuple(problems))
+    picks = (matched, len(entry.picks))
+    return Finding(entry.title, state, images.counts, expected, split_hash, picks, tuple(problems))
 
 
 def check_images(dataset: Dataset, *, decode: bool = False) -> Finding:

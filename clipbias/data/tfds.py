@@ -524,9 +524,7 @@ def _write_shards(dataset: Dataset, name: str, stored_as: Mapping[str, str], out
                 "key": tfds.features.Text(),
             }
             return Info(
-                builder=self,
-                features=tfds.features.FeaturesDict(features),
-                metadata=tfds.core.MetadataDict(metadata),
+                builder=self, features=tfds.features.FeaturesDict(features), metadata=tfds.core.MetadataDict(metadata)
             )
 
         def _shard_iterators_per_split(self, dl_manager: object) -> dict[str, list[Callable[[], Iterator]]]:

@@ -238,11 +238,10 @@ def changed_towers(task: Task, learnables: Learnables) -> tuple[str, ...]:
     return tuple(towers)
 
 
-def why_no_equivalent_bias(task: Task, learnables: Learnables) -> str | None:
-    """Why a method has no equivalent bias, in one sentence, or `None` where it does."""
-    if not changed_towers(task, learnables):
-        return "Neither tokens nor weights inside the towers' blocks are changed, so that there is no bias in them."
-    return None
+def why_no_equivalent_bias(task: Task, learnables: Learnables) -> str:
+    """Why a method has no equivalent bias, in one sentence, or ""."""
+    reason = "Neither tokens nor weights inside the towers' blocks are changed, so that there is no bias in them."
+    return "" if changed_towers(task, learnables) else reason
 
 
 def needs_images(task: Task, learnables: Learnables) -> bool:
@@ -307,13 +306,12 @@ def measure_equivalent_bias(
     return equivalent_biases(sums), images
 
 
-def missing(study: Study, model: Model) -> str | None:
-    """One sentence why there is nothing to measure of a study's model, or `None`."""
+def missing(study: Study, model: Model) -> str:
+    """One sentence why there is nothing to measure of a study's model, or ""."""
     if reason := why_no_equivalent_bias(model.task, model.learnables):
         return reason
-    if not study.training and needs_images(model.task, model.learnables):
-        return "The equivalent bias is measured on training images, and there are none."
-    return None
+    is_measured = bool(study.training) or not needs_images(model.task, model.learnables)
+    return "" if is_measured else "The equivalent bias is measured on training images, and there are none."
 
 
 def measure_equivalent_biases(study: Study, models: Sequence[Model]) -> Section[dict[str, dict[str, EquivalentBias]]]:

@@ -385,12 +385,7 @@ def added_to_texts(
 
 @jax.jit(static_argnums=0)
 def _some_texts(
-    config: ClipConfig,
-    params: Params,
-    tokens: TextTokens,
-    tuned: Adaptation,
-    reference: Adaptation,
-    mask: jax.Array,
+    config: ClipConfig, params: Params, tokens: TextTokens, tuned: Adaptation, reference: Adaptation, mask: jax.Array
 ) -> Totals:
     with jax.default_matmul_precision("highest"):
         pair = text_pair(params, config, tokens, tuned, reference, "float32")

@@ -92,13 +92,7 @@ def relevancy_maps(study: Study, model: Model, images: jax.Array, targets: jax.A
         params: Params, learnables: Learnables, text: Text | None, images: jax.Array, targets: jax.Array
     ) -> RelevancyMaps:
         return relevancy(
-            model.task,
-            params,
-            learnables,
-            study.normalize(images),
-            targets,
-            chunk=model.chunk(images),
-            text=text,
+            model.task, params, learnables, study.normalize(images), targets, chunk=model.chunk(images), text=text
         )
 
     text = study.predictor(model).text if model.has_own_head else None

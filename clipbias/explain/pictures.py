@@ -248,11 +248,7 @@ def _layers_of_images(study: Study, model: Model, images: np.ndarray) -> Request
 
 
 def _pack(
-    study: Study,
-    model: Model,
-    classes: list[int],
-    pair_rows: dict[str, np.ndarray],
-    image_rows: dict[str, np.ndarray],
+    study: Study, model: Model, classes: list[int], pair_rows: dict[str, np.ndarray], image_rows: dict[str, np.ndarray]
 ) -> ExploredModel:
     """A model's maps in few bytes, and the text tokens of some classes."""
     patches = study.clip.config.vision.patches

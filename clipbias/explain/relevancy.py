@@ -236,8 +236,7 @@ def _grad_eclip(row: LastRow, gradient: jax.Array) -> jax.Array:
 
 REDUCTIONS = {
     "relevancy": Reduction(
-        first=lambda row, gradient: _unit_row(row) + jax.nn.relu(gradient * row.attention).mean(1),
-        step=_relevancy_step,
+        first=lambda row, gradient: _unit_row(row) + jax.nn.relu(gradient * row.attention).mean(1), step=_relevancy_step
     ),
     "attention": Reduction(lambda row, gradient: row.attention.mean(1)),
     "rollout": Reduction(_rollout_first, _rollout_step),

@@ -16,19 +16,8 @@ from clipbias.data.confusion import binomial_error
 from clipbias.explain.uncertainty import Estimate
 
 SECTIONS = (
-    "predictions",
-    "relevancy",
-    "text_attention",
-    "vision_attention",
-    "similarity",
-    "decomposition",
-    "causal",
-    "faithfulness",
-    "examples",
-    "explore",
-    "words",
-    "replacement",
-    "observations",
+    *("predictions", "relevancy", "text_attention", "vision_attention", "similarity", "decomposition", "causal"),
+    *("faithfulness", "examples", "explore", "words", "replacement", "observations"),
 )
 CHANGES = ("wrong → right", "right → wrong", "both right", "both wrong")
 TEXT_KINDS = ("sos", "prompt", "words", "category", "dot", "eos")
@@ -325,11 +314,6 @@ class AttentionVariant:
     entropy: Average
     cls_entropy: Average | None
 
-    @property
-    def quantities(self) -> dict[str, Average]:
-        """Those that there are, by name."""
-        return {name: quantity for name, quantity in vars(self).items() if isinstance(quantity, Average)}
-
 
 @dataclasses.dataclass(frozen=True)
 class VisionAttention:
@@ -342,9 +326,10 @@ class VisionAttention:
     no_cls_entropy: str | None  # why there is no entropy of the `[cls]` query
 
     @property
-    def variants(self) -> dict[str, AttentionVariant]:
-        """Those that there are, by name."""
-        return {name: variant for name, variant in vars(self).items() if isinstance(variant, AttentionVariant)}
+    def variants(self) -> dict[str, dict[str, Average]]:
+        """The quantities of each variant that there is, by name."""
+        there = {name: vars(each) for name, each in vars(self).items() if isinstance(each, AttentionVariant)}
+        return {variant: {name: x for name, x in each.items() if x is not None} for variant, each in there.items()}
 
 
 @dataclasses.dataclass(frozen=True)

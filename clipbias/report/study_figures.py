@@ -168,7 +168,7 @@ def vision_attention_figure(study: StudyResults) -> CaptionedFigure | None:
         )
         for key, result in results.items()
         for variant, of_variant in result.variants.items()
-        for quantity, number in of_variant.quantities.items()
+        for quantity, number in of_variant.items()
     )
     if frame.empty:
         return None

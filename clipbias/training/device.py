@@ -161,13 +161,6 @@ def choose_code_generator() -> None:
         os.environ["XLA_FLAGS"] = f"{flags} --{_FUSION_EMITTERS}=false".strip()
 
 
-# Parameters of glibc's mallopt(3), from malloc.h.
-_TRIM_THRESHOLD = -1
-_TOP_PAD = -2
-_MMAP_MAX = -4
-_ARENA_MAX = -8
-
-
 def keep_freed_memory() -> bool:
     """Tells glibc to keep freed memory instead of returning it to the system. `False` where there is no glibc.
 
@@ -180,7 +173,8 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
         return False
-    settings = ((_ARENA_MAX, 1), (_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1), (_TOP_PAD, 64 << 20))
+    # M_ARENA_MAX, M_MMAP_MAX, M_TRIM_THRESHOLD and M_TOP_PAD of mallopt(3), from malloc.h.
+    settings = ((-8, 1), (-4, 0), (-1, -1), (-2, 64 << 20))
     return all([mallopt(name, value) for name, value in settings])
 
 

@@ -99,9 +99,7 @@ def environment() -> dict[str, Any]:
 
 
 def note_model(folder: Path, clip: Clip) -> None:
-    """Adds to `environment.json` the model's name, commit on the hub and resolution, its identity,
-    and the SHA-256 of their files.
-    """
+    """Adds to `environment.json` the model's name, commit, identity and resolution, and the SHA-256 of its files."""
     if hosts.is_first():
         facts = {"name": clip.name, "revision": clip.revision, "identity": clip.identity}
         files = {path.name: io.sha256(path) for path in clip.files}

@@ -177,7 +177,7 @@ def test_vision_attention(results, reference):
         for variant in of_variant:
             expected = sections.vision_attention(reference.saved[name], reference.runs[name], variant, GRID, PATCH)
             for quantity, values in expected.items():
-                average = results.vision_attention[name].variants[variant].quantities[quantity]
+                average = results.vision_attention[name].variants[variant][quantity]
                 averages(average, [values[i] for i in SPREAD])
 
 

@@ -13,7 +13,7 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.text import Text
 
-from clipbias.explain.results import GROUPS, MAPS
+from clipbias.explain.results import GROUPS, MAPS, AttentionVariant
 from clipbias.report import study_figures, style
 from clipbias.report.overlay import HEAT, Overlay, heat_map, overlay_figure, overlay_rows
 from tests.report.synthetic import synthetic_results
@@ -324,7 +324,7 @@ def test_models_without_samples_and_towers_without_cls():
     drawing = study_figures.text_relevancy_figure(results)
     assert "Bias tuning: 0 images" in drawing.caption and set(drawing.numbers["model"]) == {"ivlp"}
     for key, attention in results.vision_attention.items():
-        bare = {name: dataclasses.replace(variant, cls_entropy=None) for name, variant in attention.variants.items()}
+        bare = {name: AttentionVariant(**{**each, "cls_entropy": None}) for name, each in attention.variants.items()}
         results.vision_attention[key] = dataclasses.replace(attention, no_cls_entropy="There is no [cls].", **bare)
     clip = dataclasses.replace(results.clip, tokens=results.clip.patches)
     drawing = study_figures.vision_attention_figure(dataclasses.replace(results, clip=clip))
