@@ -41,7 +41,7 @@ def described(error: Exception) -> str:
     return words if isinstance(error, AssertionError) else f"{type(error).__name__}: {words}"
 
 
-def markdown(trials: Iterable[Trial], *, methods: bool = True) -> Iterator[str]:
+def markdown(trials: Iterable[Trial]) -> Iterator[str]:
     """The table: for each row the cases that were tried, held and refused, with the sentences and their methods."""
     by_row: dict[str, list[Trial]] = {row.sentence: [] for row in ROWS}
     for trial in trials:
