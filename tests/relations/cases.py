@@ -136,6 +136,11 @@ class Case:
         return "-".join([*words, *([f"{self.option[0]}={self.option[1]}"] if self.option else [])])
 
     @property
+    def kind(self) -> Method:
+        """The method with its own options, without a task."""
+        return make_method(self.method)
+
+    @property
     def tolerance(self) -> float:
         """Of logits, relative to the largest, where other pictures or classes stand beside."""
         return 5e-3 if self.method in IN_COMMON else 2e-5

@@ -83,7 +83,7 @@ def other_model(case: Case) -> TunedModel:
 
 def has_another(case: Case) -> bool:
     """Whether steps train something that decides its answers."""
-    return case.task.method.trains
+    return case.kind.trains
 
 
 def study(folder: Path, case: Case, *models: TunedModel, **options: Any) -> StudyResults:
@@ -227,7 +227,7 @@ def _(case: Case, folder: Path) -> None:
 
 
 def trains_in_steps(case: Case) -> bool:
-    return case.task.method.trains and not isinstance(case.task.method, FeatureMethod)
+    return case.kind.trains and not isinstance(case.kind, FeatureMethod)
 
 
 @relation(
@@ -278,7 +278,10 @@ for form in ("safetensors", *OTHER_FORMATS):
         with sizes_of(case):
             case.model.clip.save(folder / form, format=form)
             clip = clipbias.load(folder / form)
-        assert clip.identity == case.model.clip.identity
+        parts, expected = clip.parts, case.model.clip.parts
+        if form == "open_clip":  # whose programs round sizes otherwise than transformers does
+            parts, expected = ({**each, "preprocessing": ""} for each in (parts, expected))
+        assert parts == expected
         case.model.save(folder / "saved.safetensors")
         close(logits(clipbias.load_adapter(folder / "saved.safetensors", clip)), answer(case))
 

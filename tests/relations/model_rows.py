@@ -129,7 +129,7 @@ def _(case: Case, folder: Path) -> None:
 
 # Test-time methods learn from the probabilities of all classes.
 def is_of_each_class(case: Case) -> bool:
-    return not isinstance(case.task.method, TestTimeMethod)
+    return not isinstance(case.kind, TestTimeMethod)
 
 
 @relation(
@@ -170,7 +170,7 @@ def _(case: Case, folder: Path) -> None:
 
 def reads_texts_anew(case: Case) -> bool:
     """Whether learnables hold nothing of the texts but what the method reads of its teacher."""
-    return case.form != "free_text" and not case.task.method.overrides("transfer")
+    return case.form != "free_text" and not case.kind.overrides("transfer")
 
 
 OTHER_TEXTS = ["a photo of the {}", "a painting of a {} in grass"]

@@ -139,7 +139,7 @@ for mode in Image.MODES:
         over=(),
         few=1,
         refusals=(OTHER_PIXELS,),
-        applies=lambda case, mode=mode: of_mode(mode) is not None and not crops_of(case.task.method),
+        applies=lambda case, mode=mode: of_mode(mode) is not None and not crops_of(case.kind),
     )
     def _(case: Case, folder: Path, mode: str = mode) -> None:
         picture, model = of_mode(mode), case.model
