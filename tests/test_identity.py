@@ -8,6 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+import safetensors
+from safetensors.numpy import save_file
 
 import clipbias
 from clipbias import data
@@ -264,3 +266,22 @@ def test_scores_are_not_told_of_other_classes(clip: Clip, tmp_path: Path):
     card = (tmp_path / "out" / "README.md").read_text()
     assert "67.86" not in card and "| dataset | pets, 3 classes |" in card
     assert json.dumps(read_adapter(tmp_path / "out").notes) == json.dumps(other.notes)
+
+
+@pytest.mark.parametrize("field", ["template", "config", "learnables"])
+def test_an_adapter_that_was_changed_by_hand_is_refused(clip: Clip, tmp_path: Path, field: str):
+    """What fits and would predict otherwise, such as another number of heads, or another template."""
+    path = tmp_path / "a.safetensors"
+    task = clipbias.Task(clip, "coop", NAMES)
+    write_adapter(path, Tuned(task, moved(task)))
+    with safetensors.safe_open(path, "numpy") as file:
+        header, tensors = json.loads(file.metadata()["clipbias"]), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if field == "config":
+        header["config"]["vision"]["heads"] = 1
+    elif field == "template":
+        header["template"] = "the {}."
+    else:
+        tensors["text_context"][0] += 1
+    save_file(tensors, path, metadata={"clipbias": json.dumps(header)})
+    with pytest.raises(ClipbiasError, match="the adapter is not as it was written; save the model again"):
+        read_adapter(path).bind(clip)

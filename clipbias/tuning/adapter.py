@@ -23,6 +23,7 @@ from clipbias.clip import Clip, ClipConfig, Preprocessing, abstract_params, hub
 from clipbias.clip.formats import open_safetensors_file
 from clipbias.data.dataset import Descriptions
 from clipbias.errors import ClipbiasError
+from clipbias.identity import identity
 from clipbias.io import data_path, parse_json, user_path, write_tensors
 from clipbias.terminal import printable
 from clipbias.tuning.conformal import Calibration
@@ -73,6 +74,7 @@ class Adapter:
       config, preprocessing: geometry with its activation, and how pictures are prepared, as `Clip` has them.
       notes: anything else worth keeping, such as dataset, shots, seed and accuracy.
       calibration: scores of calibration images of these classes, or `None`.
+      sha256: of everything else when it was written.
     """
 
     learnables: Learnables
@@ -91,6 +93,7 @@ class Adapter:
     preprocessing: dict[str, Any]
     notes: dict[str, Any]
     calibration: Calibration | None = None
+    sha256: str = ""
 
     def __post_init__(self) -> None:
         """Raises `ClipbiasError` for a field, or a note, that is not what its name says."""
@@ -112,6 +115,13 @@ class Adapter:
             texts.of(self.class_names)
         return Classes(tuple(self.class_names), self.template, texts, self.free_text)
 
+    @property
+    def content(self) -> str:
+        """What `sha256` is of this content."""
+        scores = None if self.calibration is None else self.calibration.arrays()
+        header = {field: getattr(self, field) for field in _header_types() if field != "sha256"}
+        return identity([header, flatten(self.learnables), scores])
+
     @classmethod
     def of(cls, model: Tuned) -> "Adapter":
         """Raises `ClipbiasError` for a method that nothing names, and for notes or arrays that cannot be written."""
@@ -127,7 +137,7 @@ class Adapter:
             )
         _check_shapes(flatten(learnables), task, task.method_name)
         texts = task.classes.descriptions
-        return cls(
+        adapter = cls(
             learnables=learnables,
             method=task.method_name,
             options=task.options(),
@@ -145,6 +155,7 @@ class Adapter:
             notes=dict(model.notes),
             calibration=model.calibration,
         )
+        return dataclasses.replace(adapter, sha256=adapter.content)
 
     def bind(self, clip: Clip, *, own_methods: Sequence[str] = (), dtype: str | None = None) -> Tuned:
         """The tuned model as it was written. Its frozen model has the geometry and preprocessing of training.
@@ -191,6 +202,8 @@ class Adapter:
             )
         task = Task(clip, method, self.classes, method_name=name, dtype=dtype or self.dtype)
         _check_shapes(flatten(self.learnables), task, self.method)
+        if self.sha256 != self.content:  # what was changed by hand may fit, and predict otherwise
+            raise ClipbiasError("the adapter is not as it was written; save the model again.")
         return Tuned(task, self.learnables, self.notes, self.calibration)
 
 

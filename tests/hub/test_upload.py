@@ -77,7 +77,7 @@ def test_an_adapter_names_its_base_at_the_commit(hub, files, tmp_path):
     assert header["format"] == 2
     assert header.keys() == {
         *("format", "method", "options", "source", "class_names", "template", "descriptions", "free_text", "dtype"),
-        *("base", "weights", "tokenizer", "config", "preprocessing", "notes"),
+        *("base", "weights", "tokenizer", "config", "preprocessing", "notes", "sha256"),
     }
 
 
