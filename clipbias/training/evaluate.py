@@ -114,8 +114,8 @@ def image_features(static: EvalStatic, params: Params, learnables: Learnables, i
 class BatchOutcome:
     """What each run predicts for a batch of images, every leaf `[R, B]`; see `calibration.Outcome`.
 
-    `log_probs`, float16 `[R, B, 7]`, has the five largest log-probabilities (-inf beyond the last class), the label's,
-    and the log-sum-exp of the logits: logits are log-probabilities plus the log-sum-exp, but half precision keeps
+    `log_probs`, `[R, B, 7]`, has the five largest log-probabilities (-inf beyond the last class), the label's, and the
+    log-sum-exp of the logits: logits are log-probabilities plus the log-sum-exp, but the half precision of files keeps
     differences between sure predictions only in this form. `logits`, if they are kept, are `[R, B, C]`.
     """
 
@@ -198,7 +198,7 @@ def outcomes(
         other_odds=plain,
         highest=highest,
         other_odds_at=other_odds_at,
-        log_probs=log_probs.astype(jnp.float16),
+        log_probs=log_probs,
         logits=scores if keeps_logits else None,
     )
 
@@ -407,6 +407,8 @@ class Evaluator:
             raise ClipbiasError("none of the images to evaluate on could be read.")
         every = jax.tree.map(lambda values: values[:, read], values)
         check_finite(every.highest)
+        with np.errstate(over="ignore"):  # on the host: not every CPU has the instruction that XLA takes for it
+            log_probs = values.log_probs.astype(np.float16)
         return Evaluation(
             outcomes=[
                 Outcome(
@@ -420,7 +422,7 @@ class Evaluator:
             temperatures=fitted,
             validation_images=validation_images,
             predicted=np.where(read, values.predicted, -1).astype(np.int32),
-            log_probs=values.log_probs,
+            log_probs=log_probs,
             logits=every.logits,
         )
 

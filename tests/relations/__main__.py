@@ -3,8 +3,9 @@
 import logging
 import sys
 
+import tests.conftest  # before JAX reads its environment
+import tests.fixtures  # noqa: F401 (eight devices)
 from clipbias.training.device import drop_programs
-from tests import conftest, fixtures  # noqa: F401 (a CPU with eight devices, and plain machine code)
 from tests.relations.every_row import ROWS, cases, markdown, names, try_row
 
 

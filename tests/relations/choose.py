@@ -52,7 +52,7 @@ def names(level: str) -> tuple[str, ...]:
 
 def tried(row: Relation, method: str, level: str) -> bool:
     """Whether a row is tried on a method: the levels are "quick", "ci" and "all", each with more cases."""
-    among = names(level)
+    among = [name for name in names(level) if row.applies(Case(name))]
     enough = row.few if row.few is not None or level == "all" else getattr(row, level)
     if enough is None or enough >= len(among):
         return method in among

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import tempfile
+import traceback
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -31,13 +32,16 @@ def try_row(row: Relation, tried: Iterable[Case]) -> Iterator[Trial]:
             try:
                 yield Trial(row, case, refused=outcome(row, case, Path(folder)))
             except Exception as error:  # what a table shows beside the others
-                words = " ".join(str(error).split())
-                yield Trial(
-                    row, case, failed=words if isinstance(error, AssertionError) else f"{type(error).__name__}: {words}"
-                )
+                yield Trial(row, case, failed=described(error))
 
 
-def markdown(trials: Iterable[Trial], *, methods: bool = True) -> Iterator[str]:
+def described(error: Exception) -> str:
+    """What was wrong, on a line; of a comparison without words the comparison."""
+    words = " ".join(str(error).split()) or traceback.extract_tb(error.__traceback__)[-1].line or "it does not hold"
+    return words if isinstance(error, AssertionError) else f"{type(error).__name__}: {words}"
+
+
+def markdown(trials: Iterable[Trial]) -> Iterator[str]:
     """The table: for each row the cases that were tried, held and refused, with the sentences and their methods."""
     by_row: dict[str, list[Trial]] = {row.sentence: [] for row in ROWS}
     for trial in trials:

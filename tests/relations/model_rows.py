@@ -72,7 +72,7 @@ def _(case: Case, folder: Path) -> None:
 for dtype in DTYPES[1:]:
 
     @relation(
-        f"Loaded for {dtype}, it predicts nearly the same.", over=(), quick=1, ci=20, refusals=("which only a .PU has",)
+        f"Loaded for {dtype}, it predicts nearly the same.", over=(), quick=1, ci=10, refusals=("which only a .PU has",)
     )
     def _(case: Case, folder: Path, dtype: str = dtype) -> None:
         loaded = saved(case, folder, dtype=dtype)
@@ -101,13 +101,13 @@ ORDER = [2, 0, 1]
 @relation("Classes in another order have the same logits.", refusals=(OF_ITS_CLASSES,))
 def _(case: Case, folder: Path) -> None:
     names = [case.texts.classes[number] for number in ORDER]
-    close(logits(with_classes(case, names)), answer(case)[:, ORDER])
+    close(logits(with_classes(case, names)), answer(case)[:, ORDER], case.tolerance)
 
 
 @relation("A loaded model for its classes in another order has the same logits.", refusals=(OF_ITS_CLASSES,))
 def _(case: Case, folder: Path) -> None:
     names = [case.texts.classes[number] for number in ORDER]
-    close(logits(bound(case, folder, names)), answer(case)[:, ORDER])
+    close(logits(bound(case, folder, names)), answer(case)[:, ORDER], case.tolerance)
 
 
 @relation("The classes of training, given again, change nothing.")
@@ -123,51 +123,54 @@ def _(case: Case, folder: Path) -> None:
 )
 def _(case: Case, folder: Path) -> None:
     model = with_classes(case, case.texts.respelled)
-    close(logits(model), answer(case))
+    close(logits(model), answer(case), case.tolerance)
     assert model.identity == case.model.identity
 
 
 # Test-time methods learn from the probabilities of all classes.
 def is_of_each_class(case: Case) -> bool:
-    return not isinstance(case.task.method, TestTimeMethod)
+    return not isinstance(case.kind, TestTimeMethod)
 
 
 @relation(
     "Where a class is taken away, the others keep their logits.",
-    quick=4,
+    quick=3,
+    ci=12,
     refusals=(OF_ITS_CLASSES,),
     applies=is_of_each_class,
 )
 def _(case: Case, folder: Path) -> None:
     names = case.texts.classes[1:]
-    close(logits(with_classes(case, names)), answer(case)[:, 1:])
+    close(logits(with_classes(case, names)), answer(case)[:, 1:], case.tolerance)
 
 
 @relation(
     "Where a class is added, the others keep their logits.",
-    quick=4,
+    quick=3,
+    ci=12,
     refusals=(OF_ITS_CLASSES,),
     applies=is_of_each_class,
 )
 def _(case: Case, folder: Path) -> None:
     found = logits(with_classes(case, case.texts.names))
-    close(found[:, :3], answer(case))
+    close(found[:, :3], answer(case), case.tolerance)
     assert np.isfinite(found).all()
 
 
 @relation(
     "A loaded model to which a class is added keeps the others' logits.",
-    quick=4,
+    quick=3,
+    ci=12,
     refusals=(OF_ITS_CLASSES,),
     applies=is_of_each_class,
 )
 def _(case: Case, folder: Path) -> None:
-    close(logits(bound(case, folder, case.texts.names))[:, :3], answer(case))
+    close(logits(bound(case, folder, case.texts.names))[:, :3], answer(case), case.tolerance)
 
 
 def reads_texts_anew(case: Case) -> bool:
     """Whether learnables hold nothing of the texts but what the method reads of its teacher."""
-    return case.form != "free_text" and not case.task.method.overrides("transfer")
+    return case.form != "free_text" and not case.kind.overrides("transfer")
 
 
 OTHER_TEXTS = ["a photo of the {}", "a painting of a {} in grass"]
@@ -192,43 +195,47 @@ def _(case: Case, folder: Path) -> None:
 @relation("Pictures in another order are predicted the same.", over=("families",))
 def _(case: Case, folder: Path) -> None:
     order = np.random.default_rng(0).permutation(COUNT)
-    close(logits(case.model, [PICTURES[number] for number in order]), answer(case)[order])
+    close(logits(case.model, [PICTURES[number] for number in order]), answer(case)[order], case.tolerance)
 
 
 @relation("A picture that comes twice is predicted twice the same.", over=("families",))
 def _(case: Case, folder: Path) -> None:
     found = logits(case.model, [picture for picture in PICTURES[:6] for _ in range(2)])
-    close(found, answer(case)[:6].repeat(2, axis=0))
+    close(found, answer(case)[:6].repeat(2, axis=0), case.tolerance)
 
 
-@relation("Batches of 1, 7 and 64 pictures are predicted the same.", over=(), quick=1, ci=20)
+@relation("Batches of 1, 7 and 64 pictures are predicted the same.", over=(), quick=1, ci=10)
 def _(case: Case, folder: Path) -> None:
     for size in (1, 64):
-        close(logits(case.model, batch_size=size), answer(case))
+        close(logits(case.model, batch_size=size), answer(case), case.tolerance)
 
 
 @relation(
     "Predictions of pictures are those of what `clip.preprocess` makes of them, by `task.logits`.",
     over=(),
     quick=1,
-    ci=20,
+    ci=10,
 )
 def _(case: Case, folder: Path) -> None:
     if crops_of(case.task.method):
         return
     model = case.model
     ready = model.clip.preprocess(PICTURES)
-    close(logits(model, ready), answer(case))
-    close(jax.jit(model.task.logits)(model.clip.params, model.learnables, ready[:BATCH]), answer(case)[:BATCH])
+    close(logits(model, ready), answer(case), case.tolerance)
+    close(
+        jax.jit(model.task.logits)(model.clip.params, model.learnables, ready[:BATCH]),
+        answer(case)[:BATCH],
+        case.tolerance,
+    )
 
 
-@relation("Skipping what cannot be read gives what the list without it gives.", over=(), quick=1, ci=20)
+@relation("Skipping what cannot be read gives what the list without it gives.", over=(), quick=1, ci=10)
 def _(case: Case, folder: Path) -> None:
     (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
     pictures: list[Any] = [*PICTURES[:4], str(folder / "broken.png"), *PICTURES[4:]]
     found = logits(case.model, pictures, on_image_error="skip")
     assert np.isnan(found[4]).all()
-    close(np.delete(found, 4, axis=0), answer(case))
+    close(np.delete(found, 4, axis=0), answer(case), case.tolerance)
     labels = np.insert(LABELS, 4, 0)
     left = evaluation(case.model, pictures, labels, on_image_error="skip")
     assert (left.images, left.predicted[4]) == (COUNT, -1)
@@ -239,18 +246,18 @@ def _(case: Case, folder: Path) -> None:
 # Ways to an accuracy.
 
 
-@relation("The class that `evaluate` counts is the one that `predict` says.", over=("families",), quick=4)
+@relation("The class that `evaluate` counts is the one that `predict` says.", over=(), quick=3)
 def _(case: Case, folder: Path) -> None:
     np.testing.assert_array_equal(evaluated(case).predicted, answer(case).argmax(-1))
 
 
-@relation("A model that was asked before says the same when it is asked again.", over=(), quick=4)
+@relation("A model that was asked before says the same when it is asked again.", over=(), quick=3)
 def _(case: Case, folder: Path) -> None:
     same(logits(case.model), answer(case))
     same_accuracy(evaluation(case.model), evaluated(case))
 
 
-@relation("Learnables that are changed in place change `predict` and `evaluate` alike, or cannot be.", over=(), quick=4)
+@relation("Learnables that are changed in place change `predict` and `evaluate` alike, or cannot be.", over=(), quick=3)
 def _(case: Case, folder: Path) -> None:
     model = TunedModel(case.task, jax.tree.map(np.array, dict(case.model.learnables)))
     logits(model)
@@ -275,14 +282,14 @@ def _(case: Case, folder: Path) -> None:
     same(logits(model), answer(case))
 
 
-@relation("One device and four compute the same.", over=(), quick=1, ci=20)
+@relation("One device and four compute the same.", over=(), quick=1, ci=10)
 def _(case: Case, folder: Path) -> None:
     one, four = (
         case.model.calibrate(PICTURES, LABELS, mesh=mesh).calibration for mesh in (one_device(), four_devices())
     )
     assert one is not None and four is not None
     for name, scores in one.arrays().items():
-        close(four.arrays()[name], scores)
+        close(four.arrays()[name], scores, case.tolerance)
     same_accuracy(evaluation(case.model, batch_size=8, mesh=four_devices()), evaluated(case))
 
 
@@ -322,8 +329,8 @@ for form in EXPORTS:
     @relation(
         f'Exported as "{form}", it has the same logits, and the adapter beside it is the same.',
         over=("forms",),
-        quick=1,
-        ci=20,
+        quick=0,
+        ci=10,
         refusals=NOT_EXPORTED,
     )
     def _(case: Case, folder: Path, form: str = form) -> None:
@@ -333,8 +340,7 @@ for form in EXPORTS:
         expected = logits(model, levels)
         if form == "peft":
             again = clipbias.export.read_peft(folder / form, model.clip, model.class_names)
-            task, learnables = again.bind(model.clip)
-            close(logits(TunedModel(task, learnables), levels), expected)
+            close(logits(TunedModel.of(again), levels), expected, case.tolerance)
         else:
             close(exported_logits(case, form, folder / form), expected, 1e-4)
         beside = clipbias.load_adapter(folder / form, model.clip)

@@ -41,7 +41,7 @@ class Relation:
 
     sentence: str
     check: Check
-    over: tuple[str, ...] = ("forms", "families")
+    over: tuple[str, ...] = ("forms",)
     few: int | None = None
     quick: int | None = None
     ci: int | None = None

@@ -165,6 +165,17 @@ def test_a_single_batch_waits_behind_the_one_that_is_computed(clip, colours):
     assert values.shape == (1, 15) and len(pending) == 1
 
 
+def test_an_evaluation_runs_where_a_cpu_has_no_half_precision(clip, colours):
+    """XLA compiles a conversion to float16 for newer instruction sets than SSE 4.2; files have it all the same."""
+    evaluator = Evaluator(colours.split("test"), mesh=meshes.single_device(), batch_size=4)
+    task = Task(clip, "zero_shot", colours.class_names)
+    static, inputs = make_evaluation(task, clip.params, {}, runs=1, mesh=evaluator.mesh)
+    images = np.zeros((1, 4, clip.config.projection_width), np.float32)
+    arrays = images, np.ones(4, bool), np.zeros(4, np.int32), np.ones(1, np.float32)
+    assert "f16" not in evaluation.outcomes.lower(static, evaluation.encode_texts(static, inputs), *arrays).as_text()
+    assert evaluator.evaluate(static, inputs).log_probs.dtype == np.float16
+
+
 def test_no_temperature_is_fitted_on_what_is_evaluated(colours):
     test, val = colours.split("test"), colours.split("val")
     assert validation_outside_test(test, None) is None
