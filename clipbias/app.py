@@ -54,11 +54,8 @@ class Bench:
                 raise ClipbiasError(f"{name} is a tuned {model.clip.name!r} and does not fit {clip.name!r}.")
         self.clip = clip
         self.models = dict(models)
-
-        def load(path: str) -> TunedModel:
-            return load_adapter(path, clip, own_methods=own_methods)
-
-        self._load = functools.lru_cache(maxsize=16)(load)  # gradio names an uploaded file by its digest
+        # gradio names an uploaded file by its digest.
+        self._load = functools.lru_cache(maxsize=16)(lambda path: load_adapter(path, clip, own_methods=own_methods))
         self.bind = functools.lru_cache(maxsize=8)(self._bind)
 
     def model(self, name: str) -> TunedModel | None:

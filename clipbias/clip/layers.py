@@ -218,16 +218,14 @@ def read_out_exactly(
     """
     row = checkpoint_name(q[:, :1], QKV)
     q, k, v = (checkpoint_name(x.astype(HALF), QKV) for x in (q, k, v))
-    others = cudnn_attention(q, k, v, causal=False, implementation=implementation)[:, 1:]
+    others = cudnn_attention(q, k, v, implementation=implementation)[:, 1:]
     with jax.default_matmul_precision("highest"):
         probabilities = attention_probabilities(row, k.astype(jnp.float32), None)
         row = jnp.einsum("BHNM,BMHK->BNHK", probabilities, v.astype(jnp.float32))
     return jnp.concatenate([row, others.astype(jnp.float32)], axis=1)
 
 
-def cudnn_attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool, implementation: Literal["cudnn", "xla"] = "cudnn"
-) -> jax.Array:
+def cudnn_attention(q: jax.Array, k: jax.Array, v: jax.Array, *, implementation: Literal["cudnn", "xla"]) -> jax.Array:
     """`fused_attention` by cuDNN's kernel, which each device of the mesh in use runs on its own images.
 
     The kernel takes runs that `vmap` puts side by side and their images as one axis. The partitioner would not see how
@@ -237,20 +235,14 @@ def cudnn_attention(
     def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         count = q.shape[1]
         if not count % 2:
-            return jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation=implementation)
+            return jax.nn.dot_product_attention(q, k, v, implementation=implementation)
         # The kernel's gradient takes even numbers of tokens alone. An odd number, as 1 + 196 is, gets one more token
         # that no other sees and whose own result is dropped.
         q, k, v = (jnp.pad(x, [(0, 0), (0, 1), (0, 0), (0, 0)]) for x in (q, k, v))
         # Of the runs that `vmap` puts side by side each has its own, as the kernel's batching asks.
         lengths = count + 0 * jnp.isfinite(q[:, 0, 0, 0])
         padded = jax.nn.dot_product_attention(
-            q,
-            k,
-            v,
-            query_seq_lengths=lengths,
-            key_value_seq_lengths=lengths,
-            is_causal=causal,
-            implementation=implementation,
+            q, k, v, query_seq_lengths=lengths, key_value_seq_lengths=lengths, implementation=implementation
         )
         return padded[:, :count]
 

@@ -178,7 +178,7 @@ def _timm_network(model: Mapping[str, Any], where: str) -> ClipConfig:
         if text.get(key) != value:
             raise other_network(where, f"text_cfg.{key} = {shown(text.get(key))} where {family} has {shown(value)}")
 
-    trunk = dict(zip(("width", "layers", "heads", "mlp_width"), SIZES[size], strict=True))
+    trunk: dict[str, Any] = dict(zip(("width", "layers", "heads", "mlp_width"), SIZES[size], strict=True))
     trunk |= {"image_size": int(image_size), "patch_size": int(patch_size)}
     if family == "biomed_clip":
         tower = TextConfig(

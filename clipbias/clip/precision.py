@@ -29,18 +29,14 @@ class Target:
     memory: int = 0  # bytes that programs may have on each device; 0 where that is unknown
 
 
-# Set by `training.ahead` alone.
+# The device that is not there and that programs are traced for; `None` where they are for this process's own. Set by
+# `training.ahead` alone.
 AWAY: contextvars.ContextVar[Target | None] = contextvars.ContextVar("target", default=None)
-
-
-def away() -> Target | None:
-    """The device that is not there and that programs are traced for; `None` where they are for this process's own."""
-    return AWAY.get()
 
 
 def target() -> Target:
     """The device that programs are traced for."""
-    if (elsewhere := away()) is not None:
+    if (elsewhere := AWAY.get()) is not None:
         return elsewhere
     device = jax.local_devices()[0]
     try:

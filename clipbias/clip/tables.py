@@ -82,12 +82,11 @@ class NameTable:
     def unknown(self, names: Collection[str]) -> list[str]:
         """The names that are not in the table."""
         rows = {row.name for row in self.rows} | self.ignored | {name for name, _ in self.zeros}
-        plain = {name: self.plain(name) for name in names}
-        return [
-            name
-            for name, short in plain.items()
-            if short not in rows and re.sub(r"(?<=[./])\d+(?=[./])", "{}", short) not in rows
-        ]
+
+        def is_known(name: str) -> bool:
+            return name in rows or re.sub(r"(?<=[./])\d+(?=[./])", "{}", name) in rows
+
+        return [name for name in names if not is_known(self.plain(name))]
 
     def plain(self, name: str) -> str:
         """A name without the optional prefix."""

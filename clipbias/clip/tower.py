@@ -245,9 +245,7 @@ def run_fused(
 
 
 def scan_blocks(
-    tower: TowerInput,
-    step: Callable[[TowerInput, np.ndarray, Carry, LayerInput], tuple[Carry, Stacked]],
-    carry: Carry,
+    tower: TowerInput, step: Callable[[TowerInput, np.ndarray, Carry, LayerInput], tuple[Carry, Stacked]], carry: Carry
 ) -> Stacked:
     """What a step gives of every layer, stacked, also where the later ones have inserted tokens.
 

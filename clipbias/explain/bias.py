@@ -250,12 +250,7 @@ def needs_images(task: Task, learnables: Learnables) -> bool:
 
 
 def image_moments(
-    task: Task,
-    params: Params,
-    learnables: Learnables,
-    initial: Learnables,
-    images: jax.Array,
-    mask: jax.Array,
+    task: Task, params: Params, learnables: Learnables, initial: Learnables, images: jax.Array, mask: jax.Array
 ) -> BlockSums:
     """All that depends on normalised images `[B, R, R, 3]`, or on views of them where the method learns of crops."""
     towers = changed_towers(task, learnables)

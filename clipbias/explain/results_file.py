@@ -92,13 +92,8 @@ def _with_arrays(value: Any, place: str, arrays: Mapping[str, np.ndarray]) -> An
     return value
 
 
-def _codec() -> cattrs.Converter:
-    codec = cattrs.Converter(forbid_extra_keys=True)
-    codec.register_unstructure_hook(float, lambda value: float(value) if np.isfinite(value) else None)
-    codec.register_structure_hook(float, lambda value, _: np.nan if value is None else float(value))
-    codec.register_structure_hook(np.ndarray, lambda value, _: value)
-    codec.register_structure_hook_func(lambda kind: kind is object, lambda value, _: value)
-    return codec
-
-
-_CODEC = _codec()
+_CODEC = cattrs.Converter(forbid_extra_keys=True)
+_CODEC.register_unstructure_hook(float, lambda value: float(value) if np.isfinite(value) else None)
+_CODEC.register_structure_hook(float, lambda value, _: np.nan if value is None else float(value))
+_CODEC.register_structure_hook(np.ndarray, lambda value, _: value)
+_CODEC.register_structure_hook_func(lambda kind: kind is object, lambda value, _: value)

@@ -45,7 +45,7 @@ def text_kinds(task: Task) -> np.ndarray:
     first = task.clip.config.text.first_word
     has_dots = bool(encode(tokenizer, ["."])[0])
     kinds = np.full(task.tokens.ids.shape, WORDS, np.int32)
-    if _learns_context(task):
+    if additions(task).text_context is not None:
         kinds[np.asarray(task.tokens.context_rows) >= 0] = PROMPT
     for i, row in enumerate(kinds):
         template = text.templates[i // len(names)]
@@ -81,7 +81,7 @@ def token_labels(task: Task, text: int) -> list[str]:
     tokenizer = task.clip.tokenizer
     end = int(task.tokens.end[text])
     rows = task.tokens.context_rows[text]
-    is_learned = _learns_context(task)
+    is_learned = additions(task).text_context is not None
     words = [int(token) for token in task.tokens.ids[text, :end]]
     labels = ["SOS" for _ in range(task.clip.config.text.first_word)]
     while (position := len(labels)) < end:
@@ -99,10 +99,6 @@ def token_labels(task: Task, text: int) -> list[str]:
         count = stop - position
         labels += [f"{piece} {number}/{count}" for number in range(1, count + 1)] if count > 1 else [piece]
     return labels
-
-
-def _learns_context(task: Task) -> bool:
-    return additions(task).text_context is not None
 
 
 class Nearest(NamedTuple):

@@ -20,7 +20,7 @@ from jax.stages import Lowered
 
 from clipbias import hosts
 from clipbias.checks import Choices, Positive, Range, check_fields
-from clipbias.clip.precision import away
+from clipbias.clip.precision import AWAY
 from clipbias.data.pipeline import BATCH_SIZE, ImageReading, WorkerCount
 from clipbias.errors import ClipbiasError
 from clipbias.io import cache_folder
@@ -92,7 +92,7 @@ def device_limit() -> int:
     On a CPU the simulated devices share the machine's free memory (and a container's limit). Several processes take the
     least of theirs, since they must all compile the same program.
     """
-    if (elsewhere := away()) is not None:
+    if (elsewhere := AWAY.get()) is not None:
         return elsewhere.memory
     device = jax.local_devices()[0]
     limit = int((device.memory_stats() or {}).get("bytes_limit", 0))

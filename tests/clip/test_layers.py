@@ -35,20 +35,20 @@ def test_cudnn_where_it_has_a_kernel(monkeypatch, capability, dtype, width, take
 
 
 @pytest.mark.parametrize("tokens", [6, 7])
-@pytest.mark.parametrize("causal", [False, True])
-def test_what_cudnn_is_given_is_the_same_attention(causal, tokens):
+def test_what_cudnn_is_given_is_the_same_attention(tokens):
     """The arithmetic of the call, by XLA's products: an odd number of tokens, one more added, and its gradient."""
     q, k, v, weight = np.random.default_rng(tokens).normal(size=(4, 2, tokens, 3, 8)).astype(np.float32)
     cudnn = functools.partial(layers.cudnn_attention, implementation="xla")
+    own = functools.partial(layers.fused_attention, causal=False)
 
     def run(attend: Any) -> Any:
         def loss(*inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
-            output = attend(*inputs, causal=causal)
+            output = attend(*inputs)
             return (output * weight).sum(), output
 
         return jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(q, k, v)
 
-    ((_, fused), gradients), ((_, plain), expected) = jax.jit(lambda: (run(cudnn), run(layers.fused_attention)))()
+    ((_, fused), gradients), ((_, plain), expected) = jax.jit(lambda: (run(cudnn), run(own)))()
     np.testing.assert_allclose(fused, plain, rtol=2e-5, atol=2e-6)
     for gradient, other in zip(gradients, expected, strict=True):
         np.testing.assert_allclose(gradient, other, rtol=2e-4, atol=2e-5)
@@ -63,7 +63,7 @@ def test_devices_that_attend_by_themselves_find_the_same(run, runs, images):
 
     def attended(q: jax.Array, k: jax.Array, v: jax.Array, weight: jax.Array) -> Any:
         def loss(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-            return (layers.cudnn_attention(q, k, v, causal=False, implementation="xla") * weight).sum()
+            return (layers.cudnn_attention(q, k, v, implementation="xla") * weight).sum()
 
         return jax.value_and_grad(loss, argnums=(0, 1, 2))(q, k, v)
 

@@ -22,7 +22,7 @@ from jax._src.cudnn import fused_attention_stablehlo as cudnn
 from scipy.spatial import distance
 
 from clipbias.clip import Clip, layers
-from clipbias.clip.precision import Target, away, cast_weights, target
+from clipbias.clip.precision import AWAY, Target, cast_weights, target
 from clipbias.errors import ClipbiasError
 from clipbias.explain.model import additions
 from clipbias.training import memory
@@ -63,12 +63,12 @@ def test_programs_are_planned_for_the_other_device_and_then_again_for_this_one()
     answer = cudnn.check_cudnn_version
     chip = CHIPS["h100"]
     with pytest.raises(KeyboardInterrupt), Topology("h100:1x1x1", chip, []):
-        assert target() == away() == chip.target and target().platform == "gpu"
+        assert target() == AWAY.get() == chip.target and target().platform == "gpu"
         assert device_limit() == chip.memory
         assert cudnn.check_compute_capability("9.0") and not cudnn.check_compute_capability("10.0")
         assert cudnn.check_cudnn_version() > 90000
         raise KeyboardInterrupt
-    assert away() is None and target() == device and device.platform == "cpu"
+    assert AWAY.get() is None and target() == device and device.platform == "cpu"
     assert cudnn.check_cudnn_version is answer
     with Topology("v5e:4x4", CHIPS["v5e"], []):  # a TPU has no cuDNN
         assert target() == Target("tpu", 0.0, CHIPS["v5e"].memory)
