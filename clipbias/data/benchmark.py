@@ -74,8 +74,7 @@ def find_root(entry: CatalogEntry, data_dir: str | os.PathLike | None) -> Path:
 
 def dataset_folder(entry: CatalogEntry, root: Path) -> Path | None:
     """The dataset's folder below `root`: the first of its names that exists, or None."""
-    candidates = (root / name for name in entry.folders)
-    return next((candidate for candidate in candidates if candidate.is_dir()), None)
+    return next((root / name for name in entry.folders if (root / name).is_dir()), None)
 
 
 def how_to_fetch(entry: CatalogEntry, *, split_alone: bool = False) -> str:
@@ -167,7 +166,8 @@ def from_class_folders(
     """
     parts = {"train": "train/", "val": "val/"} if entry.layout == "imagenet" else {"test": ""}
     ids = tuple(names)
-    if entry.layout != "numbered folders":
+    is_numbered = entry.layout == "numbered folders"
+    if not is_numbered:
         ids = tuple(sorted(folders_in(parts.get("train", ""))))
         unknown = [identifier for identifier in ids if identifier not in names]
         if not ids or unknown:
@@ -175,16 +175,13 @@ def from_class_folders(
             raise ClipbiasError(
                 f"{entry.name}: {place} should hold folders named by WordNet ids such as n01440764, found {example}."
             )
-    folder_of = {identifier: identifier for identifier in ids}
-    if entry.layout == "numbered folders":
-        folder_of = {str(label): identifier for label, identifier in enumerate(ids)}
-    labels_of = {identifier: label for label, identifier in enumerate(ids)}
+    labels_of = {str(label) if is_numbered else identifier: label for label, identifier in enumerate(ids)}
     splits: dict[str, SplitListing] = {}
     for split_name, prefix in parts.items():
         # Numbers are ordered as numbers: a string sort would put 10 before 2.
         folders = sorted(folders_in(prefix), key=lambda name: (len(name), name) if name.isdigit() else (0, name))
         for folder in folders:
-            if folder not in folder_of:
+            if folder not in labels_of:
                 raise ClipbiasError(f"{entry.name}: the folder {prefix}{folder} in {place} belongs to no class.")
         images_by_folder = list(images_in(prefix, folders))
         keys = [
@@ -194,7 +191,7 @@ def from_class_folders(
         ]
         if not keys:
             raise ClipbiasError(f"{entry.name}: {place}/{prefix} has no image in class folders; {how_to_fetch(entry)}")
-        folder_labels = np.asarray([labels_of[folder_of[folder]] for folder in folders], np.int32)
+        folder_labels = np.asarray([labels_of[folder] for folder in folders], np.int32)
         splits[split_name] = (keys, np.repeat(folder_labels, [len(images) for images in images_by_folder]))
     if entry.layout == "imagenet":
         splits["test"] = splits["val"]

@@ -76,16 +76,16 @@ class Sample:
         return Sample(self.mean @ matrix, self.draws @ matrix)
 
 
-def outcomes(logits: np.ndarray, labels: np.ndarray, *, seed: int = 0) -> ByOutcome[np.ndarray]:
-    """Of every image `[n, K]` under logits `[n, K, C]`; `seed` draws the halves for temperatures."""
+def outcomes(logits: np.ndarray, labels: np.ndarray) -> ByOutcome[np.ndarray]:
+    """Of every image `[n, K]` under logits `[n, K, C]`."""
     labels = np.asarray(labels)
     right = 100.0 * (np.asarray(logits).argmax(-1) == labels[:, None])
-    return ByOutcome(right, at_fitted_temperature(logits, labels, seed=seed)[0])
+    return ByOutcome(right, at_fitted_temperature(logits, labels)[0])
 
 
-def sample(values: ByOutcome[np.ndarray], *, seed: int = 0) -> ByOutcome[Sample]:
-    """Means of what `outcomes` returns; `seed` draws the resamples."""
-    return ByOutcome(*(Sample(rows.mean(0), resample(rows, seed=seed)) for _, rows in values.items()))
+def sample(values: ByOutcome[np.ndarray]) -> ByOutcome[Sample]:
+    """Means of what `outcomes` returns."""
+    return ByOutcome(*(Sample(rows.mean(0), resample(rows)) for _, rows in values.items()))
 
 
 def halves(labels: np.ndarray, *, seed: int = 0) -> np.ndarray:
@@ -97,14 +97,13 @@ def halves(labels: np.ndarray, *, seed: int = 0) -> np.ndarray:
     return second
 
 
-def at_fitted_temperature(logits: np.ndarray, labels: np.ndarray, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def at_fitted_temperature(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Log-likelihoods `[n, K]` of the true class in nats, each image with the temperature of the other half.
 
-    Of `logits [n, K, C]` and `labels [n]`; `seed` draws the halves. Returns these, and the temperatures `[2, K]` of the
-    first half and of the second.
+    Of `logits [n, K, C]` and `labels [n]`. With them come the temperatures `[2, K]` of the first half and the second.
     """
     labels = np.asarray(labels)
-    second = halves(labels, seed=seed)
+    second = halves(labels)
     temperatures = np.stack([fit_temperatures(logits[part], labels[part]) for part in (~second, second)])
     lowest = temperatures == COLDEST
     if lowest.any():
@@ -113,12 +112,12 @@ def at_fitted_temperature(logits: np.ndarray, labels: np.ndarray, *, seed: int =
     return log_likelihoods(logits, labels, log_scales[:, :, None])[:, :, 0, 0], temperatures
 
 
-def over_seeds(measured: Sequence[ByOutcome[Sample]], *, seed: int = 0) -> ByOutcome[Sample]:
+def over_seeds(measured: Sequence[ByOutcome[Sample]]) -> ByOutcome[Sample]:
     """Models that differ in their seed alone, on the same images: both are resampled, crossed."""
 
     def crossed(samples: Sequence[Sample]) -> Sample:
         means = [sample.mean for sample in samples]
-        return Sample(np.mean(means, axis=0), cross(means, [sample.draws for sample in samples], seed=seed))
+        return Sample(np.mean(means, axis=0), cross(means, [sample.draws for sample in samples]))
 
     return ByOutcome(crossed([each.accuracy for each in measured]), crossed([each.log_likelihood for each in measured]))
 

@@ -178,8 +178,7 @@ class Relevancy:
     @property
     def groups(self) -> dict[str, RelevancyGroup]:
         """Those with images, by name."""
-        groups = {"corrected": self.corrected, "both_right": self.both_right, "all": self.all}
-        return {name: group for name, group in groups.items() if group is not None}
+        return {name: group for name in GROUPS if (group := getattr(self, name)) is not None}
 
     @property
     def corrected_count(self) -> int:

@@ -233,14 +233,12 @@ def describe_plan(plan: MemoryPlan) -> str:
     return ", ".join(settings) + ("" if plan.fits else "; it does not fit")
 
 
-def plan_step(
-    task: Task, recipe: Recipe, size: StepShape, compute: Compute | None = None, *, limit: int | None = None
-) -> MemoryPlan:
+def plan_step(task: Task, recipe: Recipe, size: StepShape, compute: Compute | None = None) -> MemoryPlan:
     """The fastest way to run a training step that fits the device; where none fits, the smallest.
 
-    The task has the class shards of the mesh. A limit of `None`, in bytes, asks the device.
+    The task has the class shards of the mesh.
     """
-    limit = device_limit() if limit is None else limit
+    limit = device_limit()
     compute = compute or Compute()
     if compute.remat != AUTO and compute.remat not in REMATS:
         raise ClipbiasError(f"remat is {compute.remat!r}; choose {AUTO!r}, {', '.join(map(repr, REMATS))}.")
@@ -268,14 +266,11 @@ def plan_step(
     return min(candidates, key=lambda plan: plan.bytes)
 
 
-def fit_evaluation(task: Task, *, runs: int, mesh: Mesh, limit: int | None = None) -> Task:
-    """The task whose class features of all runs fit the memory, computed in as few class chunks as possible.
-
-    A limit of `None`, in bytes of one device, asks the device.
-    """
+def fit_evaluation(task: Task, *, runs: int, mesh: Mesh) -> Task:
+    """The task whose class features of all runs fit the memory, computed in as few class chunks as possible."""
     if not task.classifier.changes_text(task.shapes):
         return task  # the tower ran once, and `Task` limits its memory
-    limit = device_limit() if limit is None else limit
+    limit = device_limit()
     planned = task
     for count in COUNTS:
         if count > 1 and count > len(task.class_names):

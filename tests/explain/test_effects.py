@@ -30,15 +30,15 @@ def test_halves_hold_half_of_every_class():
 
 def test_log_likelihoods_have_the_other_halfs_temperature_which_resamples_keep():
     logits, labels = classified()
-    second = halves(labels, seed=2)
+    second = halves(labels)
     nats = np.stack([calibration.cross_fitted(logits[:, k], labels, second) for k in range(3)], axis=1)
     fitted = [[calibration.temperature(logits[half, k], labels[half]) for k in range(3)] for half in (~second, second)]
-    np.testing.assert_allclose(at_fitted_temperature(logits, labels, seed=2)[1], fitted, rtol=1e-6)
-    measured = outcomes(logits, labels, seed=2)
-    counts = draw_counts(len(labels), seed=2)
+    np.testing.assert_allclose(at_fitted_temperature(logits, labels)[1], fitted, rtol=1e-6)
+    measured = outcomes(logits, labels)
+    counts = draw_counts(len(labels))
     for name, values in (("log_likelihood", nats), ("accuracy", 100.0 * (logits.argmax(-1) == labels[:, None]))):
         np.testing.assert_allclose(measured[name], values, atol=1e-8)
-        of_ways = sample(measured, seed=2)[name]
+        of_ways = sample(measured)[name]
         np.testing.assert_allclose(of_ways.mean, values.mean(0), atol=1e-8)
         for row in (0, 77, 1999):
             np.testing.assert_allclose(of_ways.draws[row], counts[row] @ values / len(labels), atol=1e-8)

@@ -43,8 +43,8 @@ def test_the_fastest_way_that_fits_is_chosen(deep, monkeypatch):
     task = Task(deep, "coop", model.class_names(400))
 
     def choose(limit: float, **options: Any) -> memory.MemoryPlan:
-        mesh = meshes.single_device()
-        return memory.plan_step(task, RECIPE, StepShape(4, 1, mesh), Compute(**options), limit=int(limit))
+        monkeypatch.setattr(memory, "device_limit", lambda: int(limit))
+        return memory.plan_step(task, RECIPE, StepShape(4, 1, meshes.single_device()), Compute(**options))
 
     roomy = choose(100 * GIB)
     assert (roomy.remat, roomy.class_chunks, roomy.fits) == ("products", 1, True) and roomy.is_fastest
@@ -119,16 +119,18 @@ def test_an_ensemble_is_encoded_in_parts(clip, monkeypatch):
 
 
 @pytest.mark.ci
-def test_class_features_are_computed_in_parts_where_they_do_not_fit(deep):
+def test_class_features_are_computed_in_parts_where_they_do_not_fit(deep, monkeypatch):
     task = Task(deep, "coop", model.class_names(100))
     options: dict[str, Any] = dict(runs=3, mesh=meshes.single_device())
 
     def class_bytes(task: Task) -> int:
         return device.needed_bytes(class_program(task, **options).lower())
 
-    whole = memory.fit_evaluation(task, limit=100 * GIB, **options)
+    monkeypatch.setattr(memory, "device_limit", lambda: 100 * GIB)
+    whole = memory.fit_evaluation(task, **options)
     needed = class_bytes(whole)
-    parts = memory.fit_evaluation(task, limit=int(0.7 * needed / device.USABLE), **options)
+    monkeypatch.setattr(memory, "device_limit", lambda: int(0.7 * needed / device.USABLE))
+    parts = memory.fit_evaluation(task, **options)
     assert whole.classifier.class_chunks == 1 and parts.classifier.class_chunks > 1
     assert class_bytes(parts) < 0.7 * needed
 
