@@ -11,11 +11,12 @@ import numpy as np
 from safetensors.numpy import load_file
 
 import clipbias
-from clipbias import TunedModel
+from clipbias import TunedModel, data
 from clipbias.clip import encode_image
 from clipbias.clip.precision import DTYPES
 from clipbias.export.folder import FORMS as EXPORTS
 from clipbias.tuning.method import TestTimeMethod, crops_of
+from clipbias.tuning.prompts import ClassList
 from tests.relations.cases import Case, clip_of
 from tests.relations.table import (
     BATCH,
@@ -115,6 +116,18 @@ def _(case: Case, folder: Path) -> None:
     model = with_classes(case, case.texts.classes)
     same(logits(model), answer(case))
     assert model.identity == case.model.identity
+
+
+@relation("A dataset of the classes of training changes nothing.")
+def _(case: Case, folder: Path) -> None:
+    dataset = data.from_arrays(PICTURES, LABELS, case.texts.classes)
+    assert with_same(case, dataset).identity == case.model.identity
+    assert with_same(case, case.model.task).identity == case.model.identity
+
+
+def with_same(case: Case, classes: ClassList) -> TunedModel:
+    """The model for its own classes, which are not told again to be free texts or what their descriptions are."""
+    return case.model.with_classes(classes)
 
 
 @relation(

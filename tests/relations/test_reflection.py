@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import pytest
+from ml_collections import ConfigDict
 
 import clipbias
 from clipbias import TunedModel, data, studies
@@ -30,10 +31,11 @@ from clipbias.tuning import Recipe, Task
 from clipbias.tuning.prompts import Classes
 from experiments import common
 from experiments.command_line import settings_type
+from tests.end_to_end import conftest as binaries
 from tests.relations import choose, made
 from tests.relations.cases import Case, clip_of, methods, other_values
 from tests.relations.made import CLASSES, MAKERS, Place
-from tests.relations.table import COUNT, LABELS, PICTURES, one_device, picture
+from tests.relations.table import COUNT, LABELS, PICTURES, close, one_device, picture
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:the (tuned model|training loss)"),
@@ -328,11 +330,10 @@ OWN_METHODS = Answer("a.py", without_effect="where a user's own method may be ta
 TFDS = Answer(..., without_effect="of sources that are not tried here")
 # By the setting's name, or by the command's and its own.
 ANSWERS: dict[str, Answer] = {
-    **{
-        name: Answer(without_effect=HOW) for name in ("remat", "class_chunks", "workers", "cache_gb", "eval_batch_size")
-    },
+    **{name: Answer(without_effect=HOW) for name in ("class_chunks", "workers", "cache_gb", "eval_batch_size")},
     **{name: Answer(2, without_effect=HOW) for name in ("mesh.run", "mesh.data")},
     **{name: Answer(lambda place: place.path("x.csv"), without_effect=WHERE) for name in ("workdir", "output")},
+    "remat": Answer("tokens", without_effect=HOW),
     "checkpoint_seconds": Answer(without_effect=WHERE),
     "trackers": Answer((), without_effect=WHERE),
     "profile": Answer("steps", without_effect=WHERE),
@@ -428,6 +429,12 @@ def settings_of(command: str) -> dict[str, Any]:
     return fields_of(settings_type(importlib.import_module(f"experiments.{command}").main))
 
 
+def place_of(config: ConfigDict, name: str) -> ConfigDict:
+    """Where a setting stands, such as "mesh.run"."""
+    above = name.rpartition(".")[0]
+    return config[above] if above else config
+
+
 def makes(command: str, place: Place) -> Callable[..., object]:
     """Makes what a command makes of settings."""
     main = importlib.import_module(f"experiments.{command}").main
@@ -437,9 +444,7 @@ def makes(command: str, place: Place) -> Callable[..., object]:
         with config.ignore_type():
             for name, value in settings.items():
                 if name in settings_of(command):
-                    *above, last = name.split(".")
-                    inner = config[above[0]] if above else config
-                    inner[last] = value
+                    place_of(config, name)[name.rpartition(".")[2]] = value
         return MAKERS[command](from_config(settings_type(main), config), place)
 
     return make
@@ -471,3 +476,35 @@ def test_a_setting_changes_what_a_command_makes(command, place):
         except (AssertionError, ClipbiasError) as error:
             failed.append(f"{name}: {' '.join(str(error).split())[:200]}")
     assert not failed, "\n".join(failed)
+
+
+# Settings that change how something is computed change programs and the order of sums; the others change no bit.
+TO_ROUNDING = ("remat", "class_chunks", "eval_batch_size", "mesh.run", "mesh.data")
+
+
+@pytest.mark.ci
+def test_a_setting_without_effect_changes_no_number_of_a_training(place, tmp_path):
+    steps = {"learning_rate": 0.01, "epochs": 2, "batch_size": 6, "method": "bias", "mesh.data": 1}
+    arguments = made.base("train", place) | steps
+    main = importlib.import_module("experiments.train").main
+
+    def trained(**changes: Any) -> tuple[dict[str, Any], Any]:
+        config = common.own_config(main)
+        folder = tmp_path / str(len([*tmp_path.iterdir()]))
+        with config.ignore_type():
+            for name, value in (arguments | changes).items():
+                place_of(config, name)[name.rpartition(".")[2]] = value
+        assert common.answer(main, config, str(folder)) == 0
+        return binaries.results(folder), clipbias.load_adapter(folder)
+
+    results, model = trained()
+    names = [name for name in settings_of("train") if name in ANSWERS and ANSWERS[name].without_effect in (HOW, WHERE)]
+    assert {*TO_ROUNDING} < {*names}
+    for name in names:
+        value = ANSWERS[name].values(place)[1]
+        kind, default = settings_of("train")[name].kind, settings_of("train")[name].default
+        other = trained(**{name: other_values(kind, default)[0] if value is ... else value})
+        if name in TO_ROUNDING:
+            jax.tree.map(lambda a, b: close(a, b, 1e-4), dict(other[1].learnables), dict(model.learnables))
+        elif name != "workdir":
+            assert other[0] == results, name
