@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import functools
 import importlib.resources
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Protocol, runtime_checkable
 
@@ -279,10 +280,6 @@ class ClassList(Protocol):
     def descriptions(self) -> Descriptions | Mapping[str, Sequence[str]] | None: ...
 
 
-def _names_as_read(classes: "Classes") -> list[str]:
-    return list(classes.class_names) if classes.free_text else [name_in_prompt(name) for name in classes.class_names]
-
-
 def _texts_as_read(classes: "Classes") -> list[list[str]] | None:
     texts = classes.descriptions
     return None if texts is None else [*texts.of(classes.class_names).values()]
@@ -300,7 +297,7 @@ class Classes:
       name: of the dataset, whose authors' options a method takes.
     """
 
-    class_names: tuple[str, ...] = dataclasses.field(metadata=counted_by(_names_as_read))
+    class_names: tuple[str, ...] = dataclasses.field(metadata=counted_by(operator.attrgetter("names_as_read")))
     template: str = DEFAULT_TEMPLATE
     descriptions: Descriptions | None = dataclasses.field(default=None, metadata=counted_by(_texts_as_read))
     free_text: bool = False
@@ -310,6 +307,11 @@ class Classes:
         object.__setattr__(self, "descriptions", as_descriptions(self.descriptions))
         if self.free_text and self.descriptions is not None:
             raise ClipbiasError("descriptions are texts of classes; give them or texts of your own, not both.")
+
+    @property
+    def names_as_read(self) -> list[str]:
+        """The names as they stand in a prompt."""
+        return list(self.class_names) if self.free_text else [name_in_prompt(name) for name in self.class_names]
 
     @functools.cached_property
     def identity(self) -> str:

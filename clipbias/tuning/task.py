@@ -503,17 +503,22 @@ class Task:
         class_names: Sequence[str] | ClassList,
         *,
         descriptions: Descriptions | Mapping[str, Sequence[str]] | None = None,
-        free_text: bool = False,
+        free_text: bool | None = None,
     ) -> "Task":
-        """The same method and template with other classes. Learnables may not fit them: see `tuning.transfer`.
+        """The same method with other classes. Learnables may not fit them: see `tuning.transfer`.
 
-        Descriptions are by default those of this task, unless with `free_text`; both as for `Task`.
+        What is not given is as in this task: template, descriptions and whether names are free text. A dataset has its
+        own, but the template stays if all of its classes are those of this task.
         """
-        given = Classes.of(class_names)
-        free_text = free_text or given.free_text
+        given, own = Classes.of(class_names), self.classes
+        is_dataset = isinstance(class_names, ClassList)
+        if free_text is None:
+            free_text = given.free_text if is_dataset else own.free_text
         if descriptions is None and not free_text:
-            descriptions = self.classes.descriptions
-        classes = Classes(given.class_names, self.template, as_descriptions(descriptions), free_text)
+            descriptions = given.descriptions or own.descriptions
+        stays = not is_dataset or {*given.names_as_read} <= {*own.names_as_read}
+        template = own.template if stays else given.template
+        classes = Classes(given.class_names, template, as_descriptions(descriptions), free_text)
         task = Task(self.clip, self.method, classes, method_name=self.method_name, dtype=self._dtype)
         if not isinstance(class_names, ClassList):
             task._check_distinct()

@@ -94,13 +94,12 @@ class Tuned:
         class_names: Sequence[str] | ClassList,
         *,
         descriptions: Descriptions | Mapping[str, Sequence[str]] | None = None,
-        free_text: bool = False,
+        free_text: bool | None = None,
     ) -> Self:
-        """The same model for other classes, or those of a dataset; its template stays.
+        """The same model for other classes, whose texts are made as `Task.with_classes` says.
 
-        What calibrated it and what it scored do not, unless the classes are the same. `descriptions` are texts by class
-        name in place of the template; `free_text` says that class names are texts of any kind (see `Task`). Raises
-        `ClipbiasError` if what the method learned belongs to the classes of training, and others are among these.
+        What calibrated it and what it scored do not stay, unless the classes are the same. Known classes keep what was
+        learned for them. Raises `ClipbiasError` where the method has nothing for a class that training did not see.
         """
         task = self.task.with_classes(class_names, descriptions=descriptions, free_text=free_text)
         same = task.identity == self.task.identity
