@@ -508,15 +508,15 @@ class Task:
         """The same method with other classes. Learnables may not fit them: see `tuning.transfer`.
 
         What is not given is as in this task: template, descriptions and whether names are free text. A dataset has its
-        own, but the template stays if all of its classes are those of this task.
+        own, unless all of its classes are those of this task.
         """
         given, own = Classes.of(class_names), self.classes
-        is_dataset = isinstance(class_names, ClassList)
+        names = dataclasses.replace(given, descriptions=None, free_text=own.free_text).names_as_read
+        stays = not isinstance(class_names, ClassList) or {*names} <= {*own.names_as_read}
         if free_text is None:
-            free_text = given.free_text if is_dataset else own.free_text
+            free_text = given.free_text or (stays and own.free_text)
         if descriptions is None and not free_text:
             descriptions = given.descriptions or own.descriptions
-        stays = not is_dataset or {*given.names_as_read} <= {*own.names_as_read}
         template = own.template if stays else given.template
         classes = Classes(given.class_names, template, as_descriptions(descriptions), free_text)
         task = Task(self.clip, self.method, classes, method_name=self.method_name, dtype=self._dtype)
