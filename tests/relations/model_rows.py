@@ -253,7 +253,7 @@ def _(case: Case, folder: Path) -> None:
     left = evaluation(case.model, pictures, labels, on_image_error="skip")
     assert (left.images, left.predicted[4]) == (COUNT, -1)
     whole = {"predicted": np.delete(left.predicted, 4), "labels": np.delete(left.labels, 4)}
-    same_accuracy(dataclasses.replace(left, **whole), evaluated(case))
+    same_accuracy(dataclasses.replace(left, **whole), evaluated(case), 100 * case.tolerance)
 
 
 # Ways to an accuracy.
@@ -303,7 +303,7 @@ def _(case: Case, folder: Path) -> None:
     assert one is not None and four is not None
     for name, scores in one.arrays().items():
         close(four.arrays()[name], scores, case.tolerance)
-    same_accuracy(evaluation(case.model, batch_size=8, mesh=four_devices()), evaluated(case))
+    same_accuracy(evaluation(case.model, batch_size=8, mesh=four_devices()), evaluated(case), 100 * case.tolerance)
 
 
 # Exports.

@@ -146,12 +146,12 @@ def evaluated(case: Case) -> Accuracy:
     return evaluation(case.model)
 
 
-def same_accuracy(actual: Accuracy, expected: Accuracy) -> None:
-    """The same class for each image, and the same calibration."""
+def same_accuracy(actual: Accuracy, expected: Accuracy, tolerance: float = 2e-3) -> None:
+    """The same class for each image, and the same calibration, in percent."""
     np.testing.assert_array_equal(actual.predicted, expected.predicted)
     assert actual.accuracy == expected.accuracy
     for name, value in expected.calibration.items():
-        assert abs(actual.calibration[name] - value) < 2e-3, f"{name}: {actual.calibration[name]}, not {value}"
+        assert abs(actual.calibration[name] - value) < tolerance, f"{name}: {actual.calibration[name]}, not {value}"
 
 
 def saved(case: Case, folder: Path, **options: Any) -> TunedModel:
