@@ -29,6 +29,7 @@ import numpy as np
 import clipbias
 from clipbias import TunedModel, hosts
 from clipbias.constants import ZERO_SHOT
+from clipbias.data.files import file_sizes
 from clipbias.errors import ClipbiasError
 from clipbias.explain.relevancy import relevancy
 from clipbias.io import is_remote, write_text
@@ -116,7 +117,8 @@ def write_table(files: Sequence[Path], models: Sequence[TunedModel], settings: P
         "adapter, model or classes": model.identity,
         "prediction sets": None if rule is None else dataclasses.asdict(rule),
     }
-    columns = ["image", "class", "probability"]
+    contents = dict(zip(map(str, files), file_sizes([*map(str, files)]), strict=True))
+    columns = ["image", "content", "class", "probability"]
     if rule is not None:
         columns += ["set", "rejected"]
     if len(models) > 1:
@@ -124,11 +126,17 @@ def write_table(files: Sequence[Path], models: Sequence[TunedModel], settings: P
     broken = 0
     with open_table(settings.output, [*columns, "error"], facts) as table:
         left = [(number, path) for number, path in enumerate(files) if key(path) not in table.images]
+        for name, content in contents.items():
+            if table.images.get(key(name), str(content)) != str(content):
+                raise ClipbiasError(
+                    f"{name} is another picture than when its line was written to {table.path}; take that line out, or "
+                    "choose another --config.output."
+                )
         done = len(files) - len(left)
         if done:
             common.tell(f"{done:,} of {counted(len(files), 'image')} have a line in {table.path} already")
         for entries in classified(left, models, settings, workdir, done=done):
-            table.append([table_row(entry) for entry in entries])
+            table.append([table_row(entry) | {"content": contents[entry["image"]]} for entry in entries])
             broken += sum("error" in entry for entry in entries)
         unread = f"; {broken:,} of them could not be read" if broken else ""
         common.tell(f"{counted(len(left), 'line')} written to {table.path}{unread}")

@@ -27,7 +27,7 @@ _FORMULA = re.compile(r"'*[=+\-@\t]")
 
 
 class PredictionTable:
-    """An open table; `images` are the pictures that have a line, as `key` names them."""
+    """An open table; `images` are the pictures that have a line, as `key` names them, with their second cell."""
 
     def __init__(self, path: Path, columns: Sequence[str], file: BinaryIO) -> None:
         """Takes the lines that are there; of an empty file writes the first one.
@@ -48,7 +48,7 @@ class PredictionTable:
                 f"{path} has a line {wrong[0]} that predict did not write, as when a spreadsheet has saved it; choose "
                 "another --config.output, or remove it."
             )
-        self.images = {row[0] for row in rows[1:]}
+        self.images = {row[0]: row[1] for row in rows[1:]}
         file.seek(end)
         file.truncate()
         if not end:
