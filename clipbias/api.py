@@ -348,6 +348,7 @@ def _training_dataset(
         name = source.name
         splits = dict(source.splits)
     if isinstance(validation, Split):
+        labelled_images(validation, None, task.class_names)  # which refuses other classes
         splits["val"] = validation
     elif isinstance(validation, list | tuple) and len(validation) == 2:
         splits["val"] = image_list(*validation, task.class_names)

@@ -29,6 +29,7 @@ from clipbias.data import Dataset, Split, held_out, protocols
 from clipbias.data.few_shot import accuracy_words
 from clipbias.data.held_out import FEWEST_TO_CALIBRATE
 from clipbias.errors import ClipbiasError
+from clipbias.identity import identity
 from clipbias.io import read_json, write_text
 from clipbias.report.names import method_name
 from clipbias.report.predictions import Answers, weakest_classes, write_answers
@@ -43,6 +44,7 @@ from clipbias.training.workdir import open_workdir
 from clipbias.tuning import Task
 from clipbias.tuning.adapter import Adapter
 from clipbias.tuning.conformal import NOT_CALIBRATED, measured_words
+from clipbias.tuning.prompts import Classes
 from configs.evaluate import EvaluateSettings
 from experiments import common
 from experiments.inputs import find_adapter, open_adapter
@@ -65,6 +67,14 @@ def main(settings: EvaluateSettings, workdir: Path) -> None:
         hosts.assert_same(f"the images of {name}", key)
         if hosts.is_first():
             keep_evaluation(workdir, key)
+            notes = {} if adapter is None else adapter.notes
+            now = identity([[Classes.of(dataset), dataset.splits]])
+            is_same = notes.get("dataset") == name and notes.get("protocol") in ("few_shot", "full")
+            if is_same and notes.get("data") != now:
+                common.tell(
+                    f"the pictures or classes of {name} are not those of the adapter's training: some that trained or "
+                    "calibrated it may be evaluated here."
+                )
         began = time.monotonic()
         score, predicted = evaluate(
             model,

@@ -97,6 +97,10 @@ def explain(
     """One dataset's study, written to `folder`."""
     clip = clipbias.load(settings.model or next((adapter.base for adapter, _ in adapters), "demo"), device="host")
     own_methods = split(settings.own_methods)
+    # Zero-shot has the template that the adapters of this dataset were given, as beside their training.
+    templates = {adapter.template for adapter, _ in adapters if adapter.notes.get("dataset") == dataset.name}
+    if settings.template is None and len(templates) == 1:
+        dataset = dataclasses.replace(dataset, template=templates.pop())
     dtype = settings.dtype or next((adapter.dtype for adapter, _ in adapters), "float32")
     tuned = [TunedModel.of(adapter.bind(clip, own_methods=own_methods, dtype=dtype)) for adapter, _ in adapters]
     with explain_exhaustion("lower --config.batch_size."):

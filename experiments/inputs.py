@@ -73,7 +73,7 @@ def open_adapter(
     model = TunedModel.of(adapter.bind(clip, own_methods=split(settings.own_methods), dtype=settings.dtype))
     if settings.template not in (None, model.task.template):
         raise ClipbiasError(
-            f"the adapter was trained with the template {model.task.template!r}, not {settings.template!r}; leave out "
+            f"the adapter has the template {model.task.template!r}, not {settings.template!r}; leave out "
             "--config.template."
         )
     return model

@@ -9,7 +9,7 @@ stands before them.
 
     python -m experiments.predict --config.images=photos --config.adapters=workdir/own --config.output=answers.csv
 
-An adapter has zero-shot CLIP beside it, with the same class names and the adapter's template. A calibrated adapter says
+An adapter has zero-shot CLIP beside it, with the same class names and their texts. A calibrated adapter says
 which classes its prediction set has, and which images are none of them. Writes `predictions.json`, and with `relevancy`
 one picture per image into `relevancy/`. An image that cannot be read has a line that says why. With `output` lines are
 added to a table while images are classified, and the same command continues it.
@@ -62,10 +62,8 @@ def main(settings: PredictSettings, workdir: Path) -> None:
     rule = model.rule(settings.answers)
     models = [model]
     if settings.adapters and settings.zero_shot:
-        # With the names and the template of the adapter, or its free texts.
-        classes = dataclasses.replace(model.task.classes, descriptions=None)
-        try:
-            frozen = Task(model.clip, ZERO_SHOT, classes, dtype=model.task.classifier.dtype)
+        try:  # with the texts of the adapter's classes
+            frozen = Task(model.clip, ZERO_SHOT, model.task.classes, dtype=model.task.classifier.dtype)
             models.append(TunedModel(frozen))
         except ClipbiasError as error:  # such as a template that leaves too little room for a name
             common.tell(f"no zero-shot beside it: {error}")

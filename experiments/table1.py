@@ -40,6 +40,7 @@ from clipbias.training.select import CELL, FILE, METHOD, NONE, Rates, choose
 from clipbias.training.spec import TEST, UNSELECTED, VALIDATION, Group, Row, RunSpec, make_groups, part_of, run_names
 from clipbias.training.sweep import RESULTS, SweepAxes, make_specs, parse_part, sweep
 from clipbias.training.workdir import note_model, open_workdir
+from clipbias.tuning.prompts import follows_template
 from clipbias.tuning.registry import resolve_method
 from clipbias.version import __version__
 from configs._common import SweepSettings
@@ -116,7 +117,11 @@ def prepare(
     """
     clip = clipbias.load(settings.model, device="host")
     hosts.assert_same(f"the model {settings.model}", clip.identity)
-    draws = any(resolve_method(name, axes.options.get(name, {})).uses_images for name in axes.methods)
+    methods = {name: resolve_method(name, axes.options.get(name, {})) for name in axes.methods}
+    fixed = [name for name, method in methods.items() if settings.template and not follows_template(method, clip)]
+    if fixed:
+        common.tell(f"--config.template is zero-shot's and not that of {', '.join(fixed)}, whose prompt is its own")
+    draws = any(method.uses_images for method in methods.values())
     training = dict.fromkeys(axes.datasets, draws)
     targets = [target for name in axes.datasets for target in protocols.targets_of(axes.protocol, name, axes.targets)]
     context = SweepContext(

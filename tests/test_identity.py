@@ -204,7 +204,7 @@ def test_a_run_is_another_where_anything_that_it_computes_with_is(clip: Clip, co
     assert len(keys) == 7 and key(dataclasses.replace(clip, name="elsewhere"), target) in keys
 
 
-@pytest.mark.filterwarnings("ignore:the tuned model is no better")
+@pytest.mark.filterwarnings("ignore:the tuned model is no better", "ignore:alpha is")
 def test_seeds_of_one_training_are_known_by_all_that_they_share(clip: Clip, colours_like: data.Dataset):
     """Not by a name: pictures that are called alike, and another template, are other trainings."""
 
@@ -216,6 +216,8 @@ def test_seeds_of_one_training_are_known_by_all_that_they_share(clip: Clip, colo
     others = data.from_arrays(pictures, ["cat", "dog", "bird"] * 8)
     first = training(colours_like, seed=1)
     assert first == training(colours_like, seed=2) == training(colours_like, seed=1, start_seed=4)
+    with pytest.warns(UserWarning, match=r"alpha is .*, the best on the validation images, and not 7 as given"):
+        training(colours_like, alpha=7.0)
     different = [training(others), training(colours_like, template="the {}."), training(colours_like, alpha=3.0)]
     assert len({first, *different}) == 4
 

@@ -205,8 +205,9 @@ def fused_attention(
     if visible is not None:
         scores = jnp.where(visible[:, None, None], scores, -jnp.inf)
     (weights,) = exponentials(scores)
+    total = weights.sum(-1, keepdims=True)
     values = jnp.einsum("BHNM,BHMK->BHNK", weights.astype(v.dtype), v)
-    return (values / weights.sum(-1, keepdims=True)).astype(values.dtype).swapaxes(1, 2)
+    return (values / total).astype(values.dtype).swapaxes(1, 2)
 
 
 def read_out_exactly(

@@ -90,6 +90,7 @@ class Split:
         list and its subsets have, since nothing tells whether another list has the same images.
       upright: Whether images are turned as their EXIF orientation says: a user's own are, those of the benchmark stay
         as its authors read them.
+      class_names: What its labels number, where it is of a dataset.
       contents: Paths to values that differ where images differ, such as the sizes of files; `None` reads the images.
     """
 
@@ -101,6 +102,9 @@ class Split:
         metadata=no_effect("data that are moved, or mounted elsewhere, are the same data"),
     )
     upright: bool = False
+    class_names: tuple[str, ...] | None = dataclasses.field(
+        default=None, metadata=no_effect("the classes of a task count by themselves")
+    )
     contents: Callable[[Sequence[str]], Sequence[int | str]] | None = dataclasses.field(
         default=None, metadata=no_effect("its answer counts, which `identity` asks for each time")
     )
@@ -220,6 +224,14 @@ class Dataset:
                     f"{split.labels[beyond[0]]}, but there are {len(self.class_names)} classes; "
                     f"labels start at 0 and leave no gaps."
                 )
+        # A split that is taken out still says what its labels number.
+        named = {
+            name: split
+            if split.class_names == self.class_names
+            else dataclasses.replace(split, class_names=self.class_names)
+            for name, split in self.splits.items()
+        }
+        object.__setattr__(self, "splits", named)
 
     def __repr__(self) -> str:
         splits = ", ".join(f"{len(split)} {name}" for name, split in self.splits.items())

@@ -46,8 +46,11 @@ def load(data_dir: str | os.PathLike | None, *, template: str | None = None) -> 
     """
     root = files.existing_folder(data_dir, needed_for="dataset folder")
     roots = {}
+    present = files.sub_folders(root)
     for split_name, candidates in SPLIT_FOLDERS.items():
-        folders = [root / candidate for candidate in candidates if (root / candidate).is_dir()]
+        # "Train" may also be a class: it is a split where it holds folders.
+        folders = [root / name for name in present if name.lower() in candidates]
+        folders = [place for place in folders if place.name in candidates or files.sub_folders(place)]
         if len(folders) > 1:
             raise ClipbiasError(
                 f"{root} has {folders[0].name}/ and {folders[1].name}/, which both hold {split_name} images; merge or "
@@ -283,11 +286,12 @@ def _dataset(
     label_of = {label: index for index, label in enumerate(labels)}
     if class_names is not None:
         check_class_names(class_names)
-        if not numbers or int(labels[-1]) >= len(class_names):
+        are_names = {*labels} <= {*class_names}  # digits, too, as `from_arrays` takes them
+        if not are_names and (not numbers or int(labels[-1]) >= len(class_names)):
             raise ClipbiasError(
                 f"{place}: class_names goes with labels 0 to {len(class_names) - 1}, found {labels[-1]!r}."
             )
-        label_of = {label: int(label) for label in labels}
+        label_of = {label: [*class_names].index(label) if are_names else int(label) for label in labels}
     splits: dict[str, Split] = {}
     split_names = sorted({split for _, _, split, _ in rows})
     if "" in split_names and len(split_names) > 1:

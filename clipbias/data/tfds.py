@@ -177,7 +177,7 @@ class PreparedDataset:
         """The sizes of the files of records, whichever of their images are asked for (`Split.contents`)."""
         return [path.stat().length for path in sorted(self.folder.glob("*.array_record*"))]
 
-    def images(self, keys: Sequence[str], labels: np.ndarray, read: Callable[[int], bytes], **options: bool) -> Split:
+    def images(self, keys: Sequence[str], labels: np.ndarray, read: Callable[[int], bytes], **options: Any) -> Split:
         """Some of its records as images, by their keys, labels and a function that reads them."""
         return Split(keys, labels, read, source=str(self.folder), contents=self.sizes, **options)
 

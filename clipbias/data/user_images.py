@@ -81,7 +81,7 @@ def list_images(pictures: Pictures) -> tuple[list[Picture], bool]:
     if shape is None or (images.dtype.kind in _OBJECTS and len(shape) == 1):
         if (items := _items(images)) is not None:
             return items, False
-    elif len(shape) == 2 or (len(shape) == 3 and shape[-1] in (1, 3, 4)):
+    elif len(shape) == 2 or (len(shape) == 3 and shape[-1] in (1, 2, 3, 4)):
         return [images], True
     elif len(shape) == 3 and shape[0] in (3, 4):
         raise ClipbiasError(
@@ -215,6 +215,8 @@ def label_numbers(labels: Labels, class_names: Sequence[str]) -> np.ndarray:
     if array.dtype.kind == "U":
         numbers = {name: number for number, name in enumerate(class_names)}
         unknown = [name for name in array.tolist() if name not in numbers]
+        if twice := [name for name in array.tolist() if class_names.count(name) > 1]:
+            raise ClipbiasError(f"several classes are called {twice[0]!r}; give the numbers of classes as labels.")
         if unknown:
             raise ClipbiasError(f"the label {unknown[0]!r} is no class; the classes are {shown(list(class_names))}.")
         return np.asarray([numbers[name] for name in array.tolist()], np.int32)

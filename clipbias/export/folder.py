@@ -129,7 +129,7 @@ def _write_head(path: Path, task: Task, learnables: Learnables) -> None:
     """Writes `text_features [C, d]` (unit length) and `logit_scale` (a logarithm, as in CLIP) as safetensors.
 
     `exp(logit_scale) · f @ text_features.T` with unit-length image features `f [B, d]` are the logits, of SigLIP
-    without `logit_bias`, which a softmax over classes ignores. The metadata holds `class_names` and `templates`, both
+    plus `logit_bias`, which a softmax over classes ignores. The metadata holds `class_names` and `templates`, both
     JSON lists; or `descriptions`, a list of texts by class name.
     """
     features = jax.jit(task.class_features)(task.clip.params, learnables)
@@ -137,6 +137,8 @@ def _write_head(path: Path, task: Task, learnables: Learnables) -> None:
         "text_features": np.asarray(features),
         "logit_scale": np.asarray(task.method.logit_scale(task.clip.params), np.float32),
     }
+    if "logit_bias" in task.clip.params:
+        tensors["logit_bias"] = np.asarray(task.clip.params["logit_bias"], np.float32)
     templates = task.prompt.templates if task.descriptions is None else ()
     metadata = {"class_names": json.dumps(task.class_names), "templates": json.dumps(templates)}
     if task.descriptions is not None:

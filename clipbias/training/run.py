@@ -30,6 +30,7 @@ from clipbias.training.select import (
     apply,
     cautions_of_fit,
     frozen,
+    replaced_options,
     score_validation,
     select,
     select_settings,
@@ -79,6 +80,7 @@ def run_group(
     logging = Logging(checkpoints=paths.checkpoints(group), metrics=paths.metrics(group), progress=progress)
     progress.at_work("reading images")
     job = make_job(group, context, logging)
+    asked = job.task.method
     added = [{"training": spec.training, **(facts or {}).get(spec.key, {})} for spec in group]
     # Select. The spec of the row then has the settings that were selected.
     if compares_rates is not None:
@@ -94,6 +96,8 @@ def run_group(
         added[0]["zero_shot_accuracy"] = of_frozen.scores[0]["accuracy"]
     # Train
     result = train_job(job)
+    for sentence in replaced_options(asked, select_run(result.learnables, 0)):
+        progress.say(sentence)
     # Score
     progress.at_work("evaluating")
     if group[0].score_on == TEST:
@@ -321,8 +325,12 @@ def fit_task(
         notes |= {"learning_rate": job.recipe.learning_rate, "recipe": job.recipe.facts()}
     if selection is not None:
         notes["choice"] = selection.note
-    if cautions := cautions_of_fit(job, result, held, selection, compares_rates=compares_rates):
-        notes["warnings"] = list(cautions)
+    cautions = [
+        *cautions_of_fit(job, result, held, selection, compares_rates=compares_rates),
+        *replaced_options(task.method, model.learnables),
+    ]
+    if cautions:
+        notes["warnings"] = cautions
     return dataclasses.replace(
         model, notes=notes, calibration=None if left is None else calibrate(model, left, context)
     )

@@ -153,6 +153,21 @@ def searches(method: Method) -> bool:
     return sampling is not None and sampling.validation
 
 
+def replaced_options(method: Method, learnables: Learnables) -> list[str]:
+    """A sentence for each option in whose place the method found another value on validation images."""
+    if not (searches(method) and isinstance(method, FeatureMethod)):
+        return []
+    sentences = []
+    for name, used in method.searched_options(learnables).items():
+        given = getattr(method, name)
+        if given not in (used, getattr(type(method)(), name)):
+            sentences.append(
+                f"{name} is {used:g}, the best on the validation images, and not {given:g} as given; without such images "
+                "the given value counts."
+            )
+    return sentences
+
+
 def selects(job: TrainJob, *, compares_rates: bool) -> bool:
     """Whether held-out images select something: a learning rate, or what the method searches for."""
     return searches(job.task.method) or (compares_rates and has_candidates(job))

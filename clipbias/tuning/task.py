@@ -428,6 +428,11 @@ class Task:
     def _check_distinct(self) -> None:
         if self.descriptions is None:
             check_distinct(self.class_names, np.asarray(self.tokens.ids))
+            return
+        first: dict[tuple[str, ...], str] = {}
+        for name, texts in self.descriptions.items():
+            if (other := first.setdefault(tuple(sorted(texts)), name)) != name:
+                raise ClipbiasError(f"the classes {other!r} and {name!r} have the same descriptions; write others.")
 
     def _bind_texts(self, adaptation: Adaptation) -> None:
         """Tokenizes the texts of all classes. `adaptation` holds shapes only."""

@@ -49,6 +49,14 @@ def test_three_splits_are_taken_as_they_are(tmp_path):
     assert dataset.splits["test"].keys[0] == "test/a/0.png"
 
 
+def test_splits_in_capitals_are_splits_where_they_hold_folders(tmp_path):
+    for place, count in (("Train", 4), ("TEST", 3)):
+        make_classes(tmp_path / "splits" / place, ["a", "b"], count)
+    assert data.load("folder", data_dir=tmp_path / "splits").class_names == ("a", "b")
+    make_classes(tmp_path / "vehicles", ["Bus", "Train"])
+    assert data.load("folder", data_dir=tmp_path / "vehicles").class_names == ("Bus", "Train")
+
+
 def test_missing_splits_are_made_up(tmp_path):
     make_classes(tmp_path / "one" / "train", ["a"], 10)
     make_classes(tmp_path / "one" / "test", ["a"], 3)
@@ -175,6 +183,9 @@ def test_integer_labels_sort_as_numbers_and_may_be_named(tmp_path):
     names = [f"class {number}" for number in range(11)]
     dataset = data.load("csv", data_dir=path, class_names=names)
     assert dataset.class_names == tuple(names) and dataset.splits["train"].labels.tolist() == [10, 2, 1]
+    # Digits that are names are taken as names, as labels in Python are.
+    dataset = data.load("csv", data_dir=path, class_names=["1", "2", "10"])
+    assert dataset.splits["train"].labels.tolist() == [2, 1, 0]
 
 
 def test_json_lines(tmp_path):

@@ -117,9 +117,9 @@ def test_adapters_are_named_apart_and_studied_on_their_own_datasets(model, tmp_p
         ("bias_2", "Bias tuning (2)", 2),
     ]
     # The same images with another start are no seed of their own.
-    adapter, source = by_dataset[digits][0]
-    again = dataclasses.replace(adapter, notes={**adapter.notes, "start_seed": 11})
-    (model,) = bound((again, source))
+    adapter, _ = by_dataset[digits][0]
+    again = dataclasses.replace(adapter.bind(clip), notes={**adapter.notes, "start_seed": 11})
+    (model,) = bind_models([TunedModel.of(again)], dataset)[1:]
     facts = model.key, model.label, model.seed, model.few_shot_split
     assert facts == ("bias_seed1_start11", "Bias tuning (seed 1, start 11)", 11, few_shot_split(adapter.notes))
     # Where an adapter of another dataset is studied, its name says so, and it is no seed of the others.

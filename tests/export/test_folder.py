@@ -17,6 +17,7 @@ from clipbias.clip.checkpoint import INDEX, WEIGHTS
 from clipbias.export import export, natural_form
 from clipbias.tuning import Task
 from clipbias.tuning.adapter import read_adapter
+from clipbias.tuning.tuned import Tuned
 from tests import helpers
 from tests.export import models
 
@@ -162,3 +163,16 @@ def test_a_sharded_base_makes_the_same_checkpoint(model, clip, tmp_path):
     export(read_adapter(tmp_path / "tuned.safetensors").bind(clipbias.load(folder)), tmp_path / "from_shards")
     first, second = ((tmp_path / name / WEIGHTS).read_bytes() for name in ("whole", "from_shards"))
     assert first == second
+
+
+def test_a_head_of_siglip_has_its_bias(tmp_path):
+    clip = clipbias.load("demo-siglip")
+    task = clipbias.Task(clip, "zero_shot", ("cat", "dog"))
+    assert export(Tuned(task), tmp_path / "out") == "head"
+    head = load_file(tmp_path / "out" / "classifier.safetensors")
+    size = clip.config.vision.image_size
+    picture = np.random.default_rng(0).integers(0, 256, (1, size, size, 3)).astype(np.uint8)
+    logits = np.exp(head["logit_scale"]) * clip.encode_images(picture, normalize=True) @ head["text_features"].T
+    images = np.asarray(clip.preprocessing.normalize(picture))
+    expected = jax.jit(task.logits)(clip.params, {}, images)
+    np.testing.assert_allclose(logits + head["logit_bias"], expected, rtol=1e-4, atol=1e-4)

@@ -10,6 +10,7 @@ import clipbias
 from clipbias import TunedModel
 from clipbias.data import Split
 from clipbias.data.images import Images
+from clipbias.data.user_images import label_numbers
 from clipbias.training import mesh as meshes
 from clipbias.training.ahead import open_topology
 from clipbias.training.context import SweepContext
@@ -106,8 +107,15 @@ CASES: list[Case] = [
     pure("the task is 'bias'; give a clipbias.Task", TunedModel, "bias", {}),
     evaluating("colours has 3 classes, not the model's 2, or .* take model.with_classes", DATA),
     evaluating("have labels of their own", DATA.split("test"), LABELS),
-    evaluating("labels go from 0 to 2; there are 2 classes, from 0 to 1", DATA.split("test")),
-    ("labels go from 0 to 2; there are 2 classes", lambda place: place.tuned().calibrate(DATA.split("test"))),
+    pure("several classes are called 'cat'; give the numbers", label_numbers, ["dog", "cat"], ("cat", "dog", "cat")),
+    fitted(
+        "the split has 3 classes, not the model's 3, or not in their order",
+        DATA.with_classes([2, 1, 0]).split("train"),
+        class_names=DATA,
+    ),
+    predicting(r"image 0 has shape \[30, 40, 2\]", np.zeros((30, 40, 2), np.uint8)),
+    evaluating("the split has 3 classes, not the model's 2, or not in their order", DATA.split("test")),
+    ("the split has 3 classes, not the model's 2", lambda place: place.tuned().calibrate(DATA.split("test"))),
     predicting("look like levels and not like .* normalised=True", np.full((2, 16, 16, 3), 0.5)),
     predicting(r"the images have shape \[1, 8, 8, 3\]", np.zeros((1, 8, 8, 3), np.float32), normalised=True),
     predicting("numbers from 0 to 0.5, so they look like levels and not", np.linspace(0, 0.5, 480).reshape(8, 20, 3)),

@@ -171,6 +171,11 @@ CASES: list[Case] = [
     bound(
         "give them or texts of your own, not both", ("a dog",), free_text=True, descriptions={"a dog": ["It barks."]}
     ),
+    bound(
+        "the classes 'cat' and 'dog' have the same descriptions",
+        ("cat", "dog"),
+        descriptions={"cat": ["a pet"], "dog": ["a pet"]},
+    ),
     bound("the class name 5 is not a text", ("a dog", 5), free_text=True),
     bound(
         "blocks 4 to 3 are to be tuned, and the vision tower has blocks 1 to 3", ("cat",), "clip_lora", first_block=4
