@@ -162,8 +162,8 @@ def replaced_options(method: Method, learnables: Learnables) -> list[str]:
         given = getattr(method, name)
         if given not in (used, getattr(type(method)(), name)):
             sentences.append(
-                f"{name} is {used:g}, the best on the validation images, and not {given:g} as given; without such images "
-                "the given value counts."
+                f"{name} is {used:g}, the best on the validation images, and not {given:g} as given; without such "
+                "images the given value counts."
             )
     return sentences
 
