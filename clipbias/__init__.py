@@ -8,16 +8,6 @@
 Names are imported when first used, so that `import clipbias` is quick and touches no device.
 """
 
-from typing import Any
-
 import lazy_loader
 
-_of_stub, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
-
-
-def __getattr__(name: str) -> Any:
-    if name != "explain":
-        return _of_stub(name)
-    import clipbias.explain as package  # that may be called: always this object, whatever was imported before
-
-    return package
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -9,7 +9,7 @@ from .clip import load as load
 from .distillation import Distilled as Distilled
 from .distillation import distil as distil
 from .errors import ClipbiasError as ClipbiasError
-from .explain.relevancy import relevancy as relevancy
+from .analysis.relevancy import relevancy as relevancy
 from .prediction import Accuracy as Accuracy
 from .prediction import Prediction as Prediction
 from .studies import FinishedStudy as FinishedStudy

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from jax.sharding import Mesh
 
+from clipbias.analysis import bias
 from clipbias.checks import check_int, check_value, shown
 from clipbias.clip import Clip
 from clipbias.clip.hub import parse
@@ -23,7 +24,6 @@ from clipbias.data.pipeline import BATCH_SIZE
 from clipbias.data.sources import open_images
 from clipbias.data.user_images import Labels, Pictures, image_list, label_array, names_of_labels
 from clipbias.errors import ClipbiasError
-from clipbias.explain import bias
 from clipbias.export.card import model_card
 from clipbias.io import reason, shorten, write_text
 from clipbias.training.context import make_context

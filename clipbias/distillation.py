@@ -14,6 +14,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from clipbias.analysis.replacement import by_image, compare
+from clipbias.analysis.results import Comparison, Kind, Student
+from clipbias.analysis.uncertainty import Estimate
 from clipbias.checks import Choices, Count, Positive, Range, check_fields, shown
 from clipbias.clip import Clip
 from clipbias.constants import DEFAULT_TEMPLATE, ZERO_SHOT
@@ -23,9 +26,6 @@ from clipbias.data.images import Images
 from clipbias.data.sources import open_images
 from clipbias.data.user_images import image_list, list_images
 from clipbias.errors import ClipbiasError
-from clipbias.explain.replacement import by_image, compare
-from clipbias.explain.results import Comparison, Kind, Student
-from clipbias.explain.uncertainty import Estimate
 from clipbias.export.card import NOTE
 from clipbias.identity import identity
 from clipbias.settings import setting

@@ -12,6 +12,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from clipbias import hosts
+from clipbias.analysis.model import Model
+from clipbias.analysis.results import SECTIONS, Labels, StudyResults
+from clipbias.analysis.run import run_study
+from clipbias.analysis.study import Study, StudyOptions
 from clipbias.checks import shown
 from clipbias.clip import Clip
 from clipbias.constants import ZERO_SHOT
@@ -19,10 +23,6 @@ from clipbias.data import Dataset, Split
 from clipbias.data.held_out import unlabelled_images
 from clipbias.data.sources import open_images
 from clipbias.errors import ClipbiasError
-from clipbias.explain.model import Model
-from clipbias.explain.results import SECTIONS, Labels, StudyResults
-from clipbias.explain.run import run_study
-from clipbias.explain.study import Study, StudyOptions
 from clipbias.identity import identity
 from clipbias.report import write_report
 from clipbias.report.names import dataset_name, method_name
@@ -89,7 +89,7 @@ def explain(
         classes, and zero-shot has its template.
       folder: for `results.npz`, `results.json` and `report/report.html`.
       split: the images to explain on: "train", "val" or "test".
-      sections: some of `clipbias.explain.results.SECTIONS`; "replacement" trains.
+      sections: some of `clipbias.analysis.results.SECTIONS`; "replacement" trains.
       options: of the study; `None` takes all defaults.
       clip, dtype: the frozen model and its compute type, where there is no tuned one.
       sources: where the adapters' files are, `[len(models)]`, for the page.

@@ -9,6 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from clipbias.analysis.pictures import first_text
+from clipbias.analysis.relevancy import Relevancy, relevancy
+from clipbias.analysis.words import token_labels
 from clipbias.checks import check_int, check_value, shown
 from clipbias.clip import Clip, load
 from clipbias.clip.encode import as_images, check_normalised, image_batches, preprocess
@@ -19,9 +22,6 @@ from clipbias.data.pipeline import BATCH_SIZE
 from clipbias.data.sources import open_images
 from clipbias.data.user_images import Labels, Pictures, image_list, label_numbers
 from clipbias.errors import ClipbiasError
-from clipbias.explain.pictures import first_text
-from clipbias.explain.relevancy import Relevancy, relevancy
-from clipbias.explain.words import token_labels
 from clipbias.export.folder import export
 from clipbias.prediction import Accuracy, Prediction
 from clipbias.report.overlay import Overlay, overlay_rows

@@ -11,9 +11,9 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
+from clipbias.analysis.results import SECTIONS
+from clipbias.analysis.study import StudyOptions
 from clipbias.checks import check_choice
-from clipbias.explain.results import SECTIONS
-from clipbias.explain.study import StudyOptions
 from clipbias.settings import group, setting, to_config
 from configs._common import AdapterSettings, DatasetSettings
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import clipbias
 from clipbias import data, hosts, studies
+from clipbias.analysis.results import SECTIONS
 from clipbias.errors import ClipbiasError
-from clipbias.explain.results import SECTIONS
 from clipbias.io import user_path
 from clipbias.report import write_overview
 from clipbias.report.study_page import method_sentences

@@ -28,10 +28,10 @@ import numpy as np
 
 import clipbias
 from clipbias import TunedModel, hosts
+from clipbias.analysis.relevancy import relevancy
 from clipbias.constants import ZERO_SHOT
 from clipbias.data.files import file_sizes
 from clipbias.errors import ClipbiasError
-from clipbias.explain.relevancy import relevancy
 from clipbias.io import is_remote, write_text
 from clipbias.prediction import Prediction
 from clipbias.report import style

@@ -27,7 +27,7 @@ SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
     [
         *("tests.forks", "matplotlib.pyplot", "optax", "orbax.checkpoint", "transformers.models.auto"),
-        *("transformers.models.clip.tokenization_clip", "clipbias.training.sweep", "clipbias.explain.run"),
+        *("transformers.models.clip.tokenization_clip", "clipbias.training.sweep", "clipbias.analysis.run"),
         *("clipbias.report", "scipy.optimize"),
     ]
 )

@@ -12,11 +12,11 @@ from scipy.special import log_softmax
 
 import clipbias
 from clipbias import TunedModel
+from clipbias.analysis.results import Comparison, Kind, Student
+from clipbias.analysis.uncertainty import Estimate
 from clipbias.clip import Clip
 from clipbias.data.images import Images
 from clipbias.distillation import divide_images, select
-from clipbias.explain.results import Comparison, Kind, Student
-from clipbias.explain.uncertainty import Estimate
 from clipbias.training import mesh as meshes
 from clipbias.tuning import Task
 from clipbias.tuning.adapter import read_adapter

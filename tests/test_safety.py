@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from clipbias.analysis.results_file import load_arrays
 from clipbias.data import transforms
 from clipbias.data.files import check_relative, read_image
 from clipbias.errors import ClipbiasError
-from clipbias.explain.results_file import load_arrays
 from clipbias.io import read_json, read_json_lines, write_text
 from clipbias.report import pages
 from clipbias.terminal import printable

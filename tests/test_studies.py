@@ -3,8 +3,6 @@
 import itertools
 import json
 import re
-import subprocess
-import sys
 from typing import Any
 
 import numpy as np
@@ -12,10 +10,10 @@ import pytest
 
 import clipbias
 from clipbias import data
+from clipbias.analysis import load_results
+from clipbias.analysis.results import same_but_for_seed
 from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError
-from clipbias.explain import load_results
-from clipbias.explain.results import same_but_for_seed
 from clipbias.report.overlay import heat_map
 from clipbias.studies import bind_models
 
@@ -36,7 +34,7 @@ def tuned(clip: Clip, method: str, class_names: tuple[str, ...] = CLASS_NAMES, *
 @pytest.mark.ci
 def test_a_study_and_its_page(clip, pets, tmp_path):
     model = tuned(clip, "bias", ("horse", "cow"), dataset="farm")
-    options = clipbias.explain.StudyOptions(batch_size=4)
+    options = clipbias.analysis.StudyOptions(batch_size=4)
     sections = ("text_attention", "observations")
     study = clipbias.explain(model, pets, tmp_path, sections=sections, options=options, progress=False)
     assert study.page == tmp_path / "report" / "report.html" and study.page.is_file()
@@ -52,7 +50,7 @@ def test_a_study_and_its_page(clip, pets, tmp_path):
 @pytest.mark.ci
 def test_each_pass_has_a_bar_that_begins_and_ends(clip, pets, tmp_path, capsys):
     """Two passes in a row may have the same title: here each makes two measurements of four images."""
-    sections, options = ("causal", "relevancy", "examples"), clipbias.explain.StudyOptions(batch_size=4, image_limit=4)
+    sections, options = ("causal", "relevancy", "examples"), clipbias.analysis.StudyOptions(batch_size=4, image_limit=4)
     clipbias.explain(tuned(clip, "bias"), pets, tmp_path, sections=sections, options=options)
     said = capsys.readouterr().err
     assert "texts and statistics" in said.splitlines()
@@ -60,17 +58,6 @@ def test_each_pass_has_a_bar_that_begins_and_ends(clip, pets, tmp_path, capsys):
     begun = [title for title, done, _ in bars if done == "0"]
     assert begun == [title for title, done, total in bars if done == total]
     assert any(title == after for title, after in itertools.pairwise(begun))
-
-
-def test_the_package_of_the_same_name_stays():
-    """Whatever is imported first, `clipbias.explain` is called, and its modules are found."""
-    import clipbias.explain.results_file as results
-
-    assert results.load_results is load_results is clipbias.explain.load_results
-    code = "import clipbias; first = clipbias.explain; import clipbias.explain.results\n"
-    code += "print(callable(first), callable(clipbias.explain), clipbias.explain.__name__)"
-    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert printed.split() == ["True", "True", "clipbias.explain"]
 
 
 def test_what_cannot_be_studied(clip, pets, tmp_path):

@@ -32,6 +32,7 @@ import numpy as np
 from jax.extend.core import jaxprs_in_params
 from PIL import Image
 
+from clipbias.analysis.relevancy import relevancy as relevancy_maps
 from clipbias.clip import Clip, encode_image
 from clipbias.clip.config import SIGLIP_TEXT, SIGLIP_VISION, ClipConfig, TextConfig, VisionConfig
 from clipbias.clip.params import Params, empty_params
@@ -42,7 +43,6 @@ from clipbias.data.dataset import Split
 from clipbias.data.images import ImageCache, Images, processors
 from clipbias.data.pipeline import Batches, train_source
 from clipbias.errors import ClipbiasError
-from clipbias.explain.relevancy import relevancy as relevancy_maps
 from clipbias.training import mesh as meshes
 from clipbias.training.device import prepare_cpu
 from clipbias.training.memory import StepShape, training_program

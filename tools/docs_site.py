@@ -15,7 +15,6 @@ from typing import Any
 from mkdocs.structure.files import File, Files
 
 import clipbias
-from clipbias import studies
 from clipbias.tuning import METHODS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -75,9 +74,6 @@ def public(package: str) -> dict[str, Any]:
     """The functions and classes that a package's `__all__` names, and the methods among those of `tuning`."""
     module = importlib.import_module(package)
     objects = {name: getattr(module, name) for name in getattr(module, "__all__", ())}
-    if package == "clipbias":  # its name is that of a package too
-        objects.pop("explain")
-        objects["studies.explain"] = studies.explain
     if package == "clipbias.tuning":
         for kind, _ in METHODS.values():
             objects[f"{kind.__module__}.{kind.__name__}".removeprefix(f"{package}.")] = kind

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from absl import app, flags
 
+from clipbias.analysis.results import StudyResults
+from clipbias.analysis.results_file import SCALARS
 from clipbias.errors import ClipbiasError
-from clipbias.explain.results import StudyResults
-from clipbias.explain.results_file import SCALARS
 from clipbias.report import style
 from clipbias.report.names import dataset_name
 from clipbias.report.pages import CaptionedFigure, write_csv

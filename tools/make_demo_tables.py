@@ -22,8 +22,8 @@ from pathlib import Path
 import pandas as pd
 from absl import app
 
+from clipbias.analysis.results import Kind
 from clipbias.errors import ClipbiasError
-from clipbias.explain.results import Kind
 from clipbias.io import read_text, write_text
 from clipbias.report.names import dataset_name
 from clipbias.report.table import MISSING

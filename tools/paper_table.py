@@ -14,11 +14,11 @@ from pathlib import Path
 import pandas as pd
 from absl import app, flags
 
+from clipbias.analysis.observations import decide
+from clipbias.analysis.results import Observation
+from clipbias.analysis.results_file import load_results
+from clipbias.analysis.uncertainty import Estimate
 from clipbias.errors import ClipbiasError
-from clipbias.explain.observations import decide
-from clipbias.explain.results import Observation
-from clipbias.explain.results_file import load_results
-from clipbias.explain.uncertainty import Estimate
 from clipbias.io import read_json_lines
 from clipbias.report import read_sweep
 from clipbias.report.frames import ACCURACY, WITHIN, Sweep, difference_error

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from clipbias.analysis.results import CHANGES, TEXT_KINDS, StudyResults, present
 from clipbias.constants import ZERO_SHOT
 from clipbias.errors import ClipbiasError
-from clipbias.explain.results import CHANGES, TEXT_KINDS, StudyResults, present
 from clipbias.report import style
 from clipbias.report.names import KIND_NAMES
 from clipbias.report.pages import data_uri

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
-from clipbias.explain.results import Average
+from clipbias.analysis.results import Average
 from clipbias.report import style
 from clipbias.report.frames import WITHIN
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from clipbias.explain.results import (
+from clipbias.analysis.results import (
     GROUPS,
     MAPS,
     TEXT_KINDS,

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from clipbias.analysis.results import MethodResult, StudyResults, present
+from clipbias.analysis.results_file import load_results
+from clipbias.analysis.uncertainty import by_reason, with_interval
 from clipbias.errors import ClipbiasError
-from clipbias.explain.results import MethodResult, StudyResults, present
-from clipbias.explain.results_file import load_results
-from clipbias.explain.uncertainty import by_reason, with_interval
 from clipbias.report import pages
 from clipbias.report.names import dataset_name, ordered_datasets
 from clipbias.report.overlay import explorer_data

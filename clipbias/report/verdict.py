@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from clipbias.errors import ClipbiasError
-from clipbias.explain.results import (
+from clipbias.analysis.results import (
     PLAIN,
     CausalNumbers,
     Kind,
@@ -18,7 +17,8 @@ from clipbias.explain.results import (
     StudyResults,
     What,
 )
-from clipbias.explain.uncertainty import OUTCOMES, UNITS, Estimate, by_reason, change, excludes, in_points, percent
+from clipbias.analysis.uncertainty import OUTCOMES, UNITS, Estimate, by_reason, change, excludes, in_points, percent
+from clipbias.errors import ClipbiasError
 from clipbias.report import style
 from clipbias.report.names import dataset_name, ordered_datasets, ordered_methods
 from clipbias.report.pages import CaptionedFigure, captioned, words_of

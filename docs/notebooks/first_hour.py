@@ -135,7 +135,7 @@ float(maps.vision[0, patches:].sum() / maps.vision[0].sum())
 # writes the whole report into a folder; here it does this test alone.
 
 # %%
-from clipbias.explain import StudyOptions
+from clipbias.analysis import StudyOptions
 
 folder = Path(FOLDER)
 study = clipbias.explain(

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from clipbias.analysis.model import why_no_maps
+from clipbias.analysis.relevancy import relevancy
 from clipbias.clip import Clip
-from clipbias.explain.model import why_no_maps
-from clipbias.explain.relevancy import relevancy
 from clipbias.training import mesh as meshes
 from clipbias.training.ahead import Topology, exchanges
 from clipbias.training.device import USABLE, needed_bytes

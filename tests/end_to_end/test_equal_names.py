@@ -12,8 +12,8 @@ from PIL import Image
 
 import clipbias
 from clipbias import data
+from clipbias.analysis.results_file import ARRAYS, load_arrays, load_results
 from clipbias.errors import ClipbiasError
-from clipbias.explain.results_file import ARRAYS, load_arrays, load_results
 from clipbias.io import read_json, read_json_lines
 from clipbias.training.evaluate import stored_identity
 from clipbias.tuning.adapter import read_adapter

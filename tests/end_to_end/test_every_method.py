@@ -36,7 +36,7 @@ UNEXPLAINED = {
     "plot_plus_plus": "several passes",
     "mmrl": "Tokens are inserted inside the towers",
 }
-# Whose maps `tests/explain/test_relevancy.py` compares number by number.
+# Whose maps `tests/analysis/test_relevancy.py` compares number by number.
 COMPARED = {"zero_shot", "coop", "vpt", "ivlp", "maple", "taskres", "bias", "bias_by_kind"}
 # The model reads 24 tokens.
 OPTIONS = {

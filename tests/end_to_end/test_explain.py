@@ -10,9 +10,9 @@ import clipbias
 import experiments.evaluate
 import experiments.explain
 from clipbias import TunedModel, data
+from clipbias.analysis.results import SECTIONS, same_but_for_seed
+from clipbias.analysis.results_file import ARRAYS, load_arrays, load_results
 from clipbias.errors import ClipbiasError
-from clipbias.explain.results import SECTIONS, same_but_for_seed
-from clipbias.explain.results_file import ARRAYS, load_arrays, load_results
 from clipbias.studies import bind_models, few_shot_split
 from clipbias.tuning import Task
 from clipbias.tuning.adapter import write_adapter
@@ -34,7 +34,7 @@ CAUSAL = ("causal",)
 def test_a_study_with_its_report(sections, images, adapters, tmp_path):
     """Of one tuned model; the command of the documentation explains two.
 
-    Of what answers the report's question, and of everything. The numbers of a section are compared in `tests/explain`,
+    Of what answers the report's question, and of everything. The numbers of a section are compared in `tests/analysis`,
     its figures in `tests/report`.
     """
     whole = sections is SECTIONS

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from clipbias.explain.results_file import ARRAYS, load_arrays, load_results
+from clipbias.analysis.results_file import ARRAYS, load_arrays, load_results
 from clipbias.hosts import Stopped, stoppable
 from clipbias.io import read_json, read_json_lines
 from clipbias.settings import from_config

@@ -14,12 +14,12 @@ from PIL import Image
 
 import clipbias
 from clipbias import TunedModel, data
+from clipbias.analysis.results import StudyResults
 from clipbias.clip import Clip
 from clipbias.clip.checkpoint import OTHER_FORMATS
 from clipbias.data import Dataset
 from clipbias.data.user_images import image_list
 from clipbias.errors import ClipbiasError
-from clipbias.explain.results import StudyResults
 from clipbias.training import loop
 from clipbias.training.evaluate import evaluate as evaluate_task
 from clipbias.tuning.method import CONSTANTS, FeatureMethod

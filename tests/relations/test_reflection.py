@@ -18,12 +18,12 @@ from ml_collections import ConfigDict
 
 import clipbias
 from clipbias import TunedModel, data, studies
+from clipbias.analysis.study import StudyOptions
 from clipbias.cli import COMMANDS
 from clipbias.clip import Clip
 from clipbias.data import folder as folders
 from clipbias.data import sources
 from clipbias.errors import ClipbiasError
-from clipbias.explain.study import StudyOptions
 from clipbias.identity import identity
 from clipbias.settings import fields_of, from_config
 from clipbias.training import mesh as meshes

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from clipbias.explain import results as found
-from clipbias.explain.causal_section import DRAWS, Way, outcomes, over_seeds, sample, summarize
-from clipbias.explain.replacement import by_image, compare, sentence
-from clipbias.explain.uncertainty import Estimate
-from clipbias.explain.verdict import judge
+from clipbias.analysis import results as found
+from clipbias.analysis.causal_section import DRAWS, Way, outcomes, over_seeds, sample, summarize
+from clipbias.analysis.replacement import by_image, compare, sentence
+from clipbias.analysis.uncertainty import Estimate
+from clipbias.analysis.verdict import judge
 
 OBSERVED = found.Observation(
     "Fig. 4", "EOS looks at SOS", "Zero-shot", "a share", "%", Estimate(78.04, 77.0, 79.26), 10, found.Outcome.HOLDS

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipbias.explain.results import CHANGES, Missing
-from clipbias.explain.results_file import save_results
+from clipbias.analysis.results import CHANGES, Missing
+from clipbias.analysis.results_file import save_results
 from clipbias.report import write_report
 from clipbias.report.overlay import explorer_data
 from tests.browser import Browser

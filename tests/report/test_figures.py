@@ -13,7 +13,7 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.text import Text
 
-from clipbias.explain.results import GROUPS, MAPS, AttentionVariant
+from clipbias.analysis.results import GROUPS, MAPS, AttentionVariant
 from clipbias.report import study_figures, style
 from clipbias.report.overlay import HEAT, Overlay, heat_map, overlay_figure, overlay_rows
 from tests.report.synthetic import synthetic_results

@@ -7,11 +7,11 @@ import re
 
 import pytest
 
+from clipbias.analysis.results import Missing, Observation, Observations, Outcome
+from clipbias.analysis.results_file import load_results, save_results
+from clipbias.analysis.uncertainty import Estimate
+from clipbias.analysis.verdict import judge
 from clipbias.errors import ClipbiasError
-from clipbias.explain.results import Missing, Observation, Observations, Outcome
-from clipbias.explain.results_file import load_results, save_results
-from clipbias.explain.uncertainty import Estimate
-from clipbias.explain.verdict import judge
 from clipbias.report import pages, study_page, write_overview, write_report
 from clipbias.report.study_page import class_table, observations_table, word_table
 from tests.documents import ROOT

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from clipbias.explain.results import Average
+from clipbias.analysis.results import Average
 from clipbias.report import panels as small
 from clipbias.report import style
 from clipbias.report.pages import CaptionedFigure, captioned, captions, write_csv

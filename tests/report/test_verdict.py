@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from clipbias.analysis.results import Kind, Labels, ReplacementResults, What, Where
+from clipbias.analysis.results_file import save_results
+from clipbias.analysis.verdict import judge, sentence
 from clipbias.errors import ClipbiasError
-from clipbias.explain.results import Kind, Labels, ReplacementResults, What, Where
-from clipbias.explain.results_file import save_results
-from clipbias.explain.verdict import judge, sentence
 from clipbias.report.study_page import load_studies
 from clipbias.report.verdict import (
     COLUMNS,

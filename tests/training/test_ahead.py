@@ -21,10 +21,10 @@ import pytest
 from jax._src.cudnn import fused_attention_stablehlo as cudnn
 from scipy.spatial import distance
 
+from clipbias.analysis.model import additions
 from clipbias.clip import Clip, layers
 from clipbias.clip.precision import AWAY, Target, cast_weights, target
 from clipbias.errors import ClipbiasError
-from clipbias.explain.model import additions
 from clipbias.training import memory
 from clipbias.training import mesh as meshes
 from clipbias.training.ahead import (

@@ -13,14 +13,14 @@ import pytest
 
 import clipbias
 from clipbias import hosts
+from clipbias.analysis.results import TEXT_KINDS
+from clipbias.analysis.words import text_kinds
 from clipbias.clip import Clip
 from clipbias.data import Dataset, Split
 from clipbias.data.few_shot import most_confident
 from clipbias.data.images import Images
 from clipbias.data.transforms import Resizing
 from clipbias.data.transforms import test_image as evaluated
-from clipbias.explain.results import TEXT_KINDS
-from clipbias.explain.words import text_kinds
 from clipbias.training import loop
 from clipbias.training import mesh as meshes
 from clipbias.training.context import SweepContext

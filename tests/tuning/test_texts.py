@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 import clipbias
+from clipbias.analysis.relevancy import relevancy
+from clipbias.analysis.words import token_labels
 from clipbias.clip.tokenizer import encode
 from clipbias.errors import ClipbiasError
-from clipbias.explain.relevancy import relevancy
-from clipbias.explain.words import token_labels
 from clipbias.export import export
 from clipbias.settings import from_config
 from clipbias.training.spec import RunSpec

@@ -9,13 +9,13 @@ import numpy as np
 from safetensors.numpy import load, save_file
 
 import clipbias
+from clipbias.analysis.model import Model
+from clipbias.analysis.relevancy import relevancy
+from clipbias.analysis.results_file import ARRAYS, SCALARS, load_results, save_arrays, save_results
+from clipbias.analysis.run import run_study
+from clipbias.analysis.study import Study, StudyOptions
 from clipbias.app import ZERO_SHOT, Bench
 from clipbias.data import Split
-from clipbias.explain.model import Model
-from clipbias.explain.relevancy import relevancy
-from clipbias.explain.results_file import ARRAYS, SCALARS, load_results, save_arrays, save_results
-from clipbias.explain.run import run_study
-from clipbias.explain.study import Study, StudyOptions
 from clipbias.export import export, onnx_file, read_peft
 from clipbias.report import style, write_report
 from clipbias.report.runs import read_workdir

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from absl import app, flags
 
+from clipbias.analysis.study import StudyOptions
 from clipbias.errors import ClipbiasError
-from clipbias.explain.study import StudyOptions
 from clipbias.report.pages import write_csv
 from tools.mechanisms import score
 from tools.mechanisms.labels import FAMILIES, FORMS, STEPS, table

@@ -42,10 +42,10 @@ from types import MappingProxyType
 
 import numpy as np
 
-from clipbias.explain import verdict as package_rule
-from clipbias.explain.replacement import MARGIN
-from clipbias.explain.results import Comparison, Kind, Missing, StudyResults, What, Where
-from clipbias.explain.uncertainty import excludes
+from clipbias.analysis import verdict as package_rule
+from clipbias.analysis.replacement import MARGIN
+from clipbias.analysis.results import Comparison, Kind, Missing, StudyResults, What, Where
+from clipbias.analysis.uncertainty import excludes
 
 OWN = "tools.mechanisms.methods"
 LAST = 4  # blocks of both towers of the embedded model

@@ -9,15 +9,15 @@ import pandas as pd
 
 import clipbias
 from clipbias import settings
+from clipbias.analysis.model import Model
+from clipbias.analysis.results import StudyResults, Where
+from clipbias.analysis.results_file import load_results
+from clipbias.analysis.run import run_study
+from clipbias.analysis.study import Study, StudyOptions
+from clipbias.analysis.uncertainty import RESAMPLES
 from clipbias.constants import ZERO_SHOT
 from clipbias.data.held_out import unlabelled_images
 from clipbias.errors import ClipbiasError
-from clipbias.explain.model import Model
-from clipbias.explain.results import StudyResults, Where
-from clipbias.explain.results_file import load_results
-from clipbias.explain.run import run_study
-from clipbias.explain.study import Study, StudyOptions
-from clipbias.explain.uncertainty import RESAMPLES
 from clipbias.tuning import Task
 from clipbias.tuning.tuned import Tuned
 from tools.mechanisms.labels import FAMILIES, OWN, RULES, UNDECIDED, Answer, Spec, digest, explain, gains

@@ -29,6 +29,8 @@ import numpy as np
 
 import clipbias
 from clipbias import data
+from clipbias.analysis.causal_section import outcomes, sample
+from clipbias.analysis.uncertainty import estimate, excludes
 from clipbias.clip import Clip
 from clipbias.clip.block import Record, run_block
 from clipbias.clip.encode import image_batches
@@ -40,8 +42,6 @@ from clipbias.data import Dataset, Split, protocols
 from clipbias.data.few_shot import wilson_interval
 from clipbias.data.images import pictures
 from clipbias.errors import ClipbiasError
-from clipbias.explain.causal_section import outcomes, sample
-from clipbias.explain.uncertainty import estimate, excludes
 from clipbias.training import mesh as meshes
 from clipbias.training.context import make_context
 from clipbias.training.loop import Run, TrainJob, plan_stages, train

@@ -1,0 +1,489 @@
+"""What attention does: shares by kind of token (Fig. 4), distance and entropy (Fig. 5), `[cls]` maps, how near patches
+are to prompts (Fig. 6), and what of its output comes from prompts (Eq. 12, Fig. 1).
+
+    attention_out_i = W_o cat_h(Σ_{j input} A_ij v_j) + W_o cat_h(Σ_{k prompt} A_ik v_k) + b_o
+
+Per head the input part is `(1 − m_ih)` times the output renormalised over the input tokens, where `m_ih` is the
+attention that query `i` spends on prompts. If prompts are a bias, the prompt part is the same for every sample.
+
+An observer reduces one layer's `LayerView` to one small array per sample while the forward pass runs, so that a dataset
+of any size needs the memory of one batch.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from clipbias.analysis.model import Model, by_pass, of_texts, why_no_text_attention, why_no_vision_attention
+from clipbias.analysis.results import (
+    TEXT_KINDS,
+    AttentionVariant,
+    Decomposition,
+    Missing,
+    TextAttention,
+    TowerDecomposition,
+    VisionAttention,
+)
+from clipbias.analysis.statistics import Moments, Totals, merge, rank_correlation, stretched
+from clipbias.analysis.study import Batch, Request, Section, Step, Study, divide
+from clipbias.analysis.words import prompt_text, text_kinds
+from clipbias.clip import Adaptation, LayerView, TextTokens, encode_image, encode_text
+from clipbias.clip.config import VisionConfig
+from clipbias.clip.params import Params
+from clipbias.clip.tower import Observe
+from clipbias.clip.vision import head_attention
+from clipbias.training import mesh as meshes
+from clipbias.tuning import Classifier, Learnables, Task
+
+
+@struct.dataclass
+class Roles:
+    """Roles of a tower's tokens, `[N]` or `[B, N]`."""
+
+    prompts: jax.Array | np.ndarray  # learned prompts and contexts
+    queries: jax.Array | np.ndarray  # input tokens that have an influence and see at least one prompt
+
+
+def vision_roles(config: VisionConfig, prompts: int) -> Roles:
+    """`[cls]`, patches, then `V` prompts: `[N]`."""
+    is_prompt = np.arange(config.tokens + prompts) >= config.tokens
+    return Roles(is_prompt, ~is_prompt)
+
+
+def text_roles(task: Task) -> Roles:
+    """Contexts at their places in every text: `[n · C, N]`."""
+    is_prompt = np.asarray(task.tokens.context_rows) >= 0
+    positions = np.arange(is_prompt.shape[1])
+    first = np.argmax(is_prompt, axis=1)[:, None] if task.clip.config.text.causal else -1
+    return Roles(is_prompt, ~is_prompt & (positions > first) & np.asarray(task.tokens.counted))
+
+
+def entropy(probabilities: jax.Array) -> jax.Array:
+    """`−Σ a ln a` over the last axis, in nats, with `0 ln 0 = 0`."""
+    return jax.scipy.special.entr(probabilities).sum(-1)
+
+
+def renormalise(probabilities: jax.Array) -> jax.Array:
+    """Attention to some of the keys, `[…, N]`, with rows that sum to 1 again; a row of zeros stays as it is."""
+    return probabilities / jnp.maximum(probabilities.sum(-1, keepdims=True), jnp.finfo(probabilities.dtype).tiny)
+
+
+def distance_and_entropy(probabilities: jax.Array, config: VisionConfig) -> dict[str, jax.Array]:
+    """Statistics of attention `[B, H, N, N]` whose first tokens are `[cls]`, if any, and the patches, `[B, H]` each.
+
+    - distance: mean over patch queries of `Σ_j A_ij · pixels` over patch keys; rows are not renormalised, so what they
+      give to `[cls]` and prompts counts 0.
+    - entropy: mean over the `[cls]` and patch queries; cls_entropy: of `[cls]` alone, where there is one.
+    """
+    first = config.first_patch
+    inputs = config.tokens
+    rows, columns = np.divmod(np.arange(config.patches), config.grid)
+    # Between the centres of every two patches, `[M, M]`.
+    pixels = config.patch_size * np.hypot(rows[:, None] - rows, columns[:, None] - columns)
+    pixels = jnp.asarray(pixels, jnp.float32)
+    among_patches = probabilities[..., first:inputs, first:inputs]
+    of_queries = entropy(probabilities[..., :inputs, :])
+    return {
+        "distance": jnp.einsum("BHNM,NM->BHN", among_patches, pixels).mean(-1),  # in two sums: each stays exact longer
+        "entropy": of_queries.mean(-1),
+        **({"cls_entropy": of_queries[..., 0]} if first else {}),
+    }
+
+
+def kind_sums(rows: jax.Array, kinds: jax.Array) -> jax.Array:
+    """Rows `[C, …, N]` summed over the tokens of each kind `[C, N]`: `[C, …, 6]`."""
+    member = jax.nn.one_hot(kinds, len(TEXT_KINDS), dtype=rows.dtype)
+    return jnp.einsum("C...N,CNK->C...K", rows, member, precision="highest")
+
+
+def prompt_distances(tokens: jax.Array, patches: int, first: int = 1) -> jax.Array:
+    """`‖p_k − x_j‖₂` between the prompts and the patch tokens at a block's input: `[B, N, D]` to `[B, V, M]`.
+
+    `first` tokens stand before the patches.
+    """
+    x = tokens[:, first : first + patches]
+    prompts = tokens[:, first + patches :]
+    differences = (prompts[:, :, None] - x[:, None]).astype(jnp.float32)
+    return jnp.sqrt(jnp.square(differences).sum(-1))
+
+
+def to_image(maps: jax.Array, image_size: int) -> jax.Array:
+    """Patch maps `[…, M]` at image size, bilinear with half-pixel centres, scaled to 0 … 1: `[…, R, R]`."""
+    *leading, patches = maps.shape
+    side = round(patches**0.5)
+    shape = (*leading, image_size, image_size)
+    images = jax.image.resize(maps.reshape(*leading, side, side), shape, "bilinear")
+    return stretched(images.reshape(*leading, -1)).reshape(shape)
+
+
+def observe_parts(roles: Roles, pooled: jax.Array | None, mask: jax.Array | None = None) -> Observe:
+    """Statistics of Eq. 12 for every layer.
+
+    Args:
+      roles: of the tokens.
+      pooled: `[B]`, the row of `[cls]` or EOS; `None` in a tower that is read by a pooling head.
+      mask: `[B]`, which samples count in the averages over samples.
+
+    Returns:
+      An observer of a dictionary, per sample: `prompt_mass [B, H]` over queries, `pooled_mass [B, H]` of that row,
+      `norm_share [B]`, the prompt part's norm over the sum of both norms; and averaged over samples, as `Moments`:
+      `part`, the prompt part per token after the output projection `[N, D]`; `total [D]`, its sum over a sample's
+      queries; `tokens`, the number of these.
+    """
+
+    def observe(view: LayerView) -> dict[str, Any]:
+        on_prompts = jnp.where(roles.prompts[..., None, None, :], view.probabilities, 0)
+        mass = on_prompts.sum(-1)
+        projected = view.project(view.heads_output(on_prompts)).astype(jnp.float32)
+        norms = jnp.linalg.norm(projected, axis=-1)
+        of_inputs = view.project(view.heads_output(view.probabilities - on_prompts))
+        both = norms + jnp.linalg.norm(of_inputs.astype(jnp.float32), axis=-1)
+        share = norms / jnp.maximum(both, jnp.finfo(jnp.float32).tiny)
+        batch, length = view.tokens.shape[:2]
+        counted = jnp.broadcast_to(roles.queries, (batch, length))
+        if mask is not None:
+            counted = counted & mask[:, None]
+        rows = None if pooled is None else pooled[:, None, None]
+        return {
+            "prompt_mass": mass.mean(-1, where=roles.queries[..., None, :]),
+            **({} if rows is None else {"pooled_mass": jnp.take_along_axis(mass, rows, axis=2)[..., 0]}),
+            "norm_share": share.mean(-1, where=roles.queries),
+            "part": Moments.of(projected, counted),
+            "total": Moments.of(jnp.where(counted[..., None], projected, 0).sum(1), mask),
+            "tokens": Moments.of(counted.sum(-1), mask),
+        }
+
+    return observe
+
+
+def observe_layers(
+    classifier: Classifier, params: Params, learnables: Learnables, images: jax.Array
+) -> dict[str, jax.Array]:
+    """Attention of `[cls]` and distances between patches and prompts in every layer, of normalised images.
+
+    "attention" is that to patches and prompts, mean over heads, `[B, L, M + V]`; with prompts there is "distance"
+    `[B, L, V, M]`. A tower with a pooling head has the attention of that head, the same in all layers.
+    """
+    adaptation = classifier.method.adapt(learnables)
+    config = classifier.config
+    prompts = 0 if adaptation.vision_prompts is None else adaptation.vision_prompts.shape[-2]
+
+    def observe(view: LayerView) -> dict[str, jax.Array]:
+        seen = {"attention": view.probabilities[:, :, 0, 1:].mean(1)} if is_read_at_cls else {}
+        if prompts:
+            seen["distance"] = prompt_distances(view.tokens, config.vision.patches, config.vision.first_patch)
+        return seen
+
+    is_read_at_cls = config.vision.pooling == "cls"
+    seen = encode_image(params, config, images, adaptation, observe=observe, dtype=classifier.dtype)[1]
+    if not is_read_at_cls:
+        head = head_attention(params, config, images, adaptation, dtype=classifier.dtype)
+        head = jnp.pad(head, [(0, 0), (0, prompts)])
+        seen["attention"] = jnp.broadcast_to(head, (config.vision.layers, *head.shape))
+    return {name: jnp.moveaxis(value, 0, 1) for name, value in seen.items()}
+
+
+def layer_maps(study: Study, model: Model, images: jax.Array) -> dict[str, jax.Array]:
+    """`observe_layers` of raw images `[B, R, R, 3]`."""
+
+    def maps(params: Params, learnables: Learnables, images: jax.Array) -> dict[str, jax.Array]:
+        return observe_layers(model.task.classifier, params, learnables, study.normalize(images))
+
+    return study.program("layers", model, maps)(study.params, study.learnables[model.key], images)
+
+
+# Of the prompts' part alone, as `Moments`: of each pass by itself, since each has its prompts.
+PARTS = ("part", "total", "tokens")
+
+
+def compute_text_attention(study: Study) -> Section[dict[str, TextAttention | Missing]]:
+    """Fig. 4, over the classes, and over all their texts where they have several."""
+    results: dict[str, TextAttention | Missing] = {}
+    for model in (study.worded, *study.tuned):
+        if reason := why_no_text_attention(model.task):
+            results[model.key] = Missing(reason)
+            continue
+        totals: Totals = {}
+        for shares in eos_shares(study, model):
+            totals = merge(totals, {"shares": over_texts(shares)})
+        results[model.key] = TextAttention(
+            shares=totals["shares"].average,
+            count=totals["shares"].samples,
+            texts=model.texts,
+            text=prompt_text(model.task),
+        )
+    yield ()  # a section is a generator, and this one reads no image
+    return results
+
+
+def eos_shares(study: Study, model: Model) -> list[np.ndarray]:
+    """Fig. 4: the attention of the EOS query by kind of token, in the order of `TEXT_KINDS`, which sum to 1.
+
+    `[L, C, H, 6]`, of each of a model's texts per class by itself.
+    """
+
+    def observe(tokens: TextTokens, kinds: jax.Array) -> Observe:
+        rows = jnp.asarray(tokens.eos)[:, None, None, None]
+        return lambda view: kind_sums(jnp.take_along_axis(view.probabilities, rows, axis=2)[:, :, 0], kinds)
+
+    return observe_texts(study, model, observe, text_kinds(model.task))
+
+
+def observe_texts(study: Study, model: Model, observe: Callable[[TextTokens, Any], Observe], facts: Any) -> list[Any]:
+    """What is seen in the text tower, `[L, C, …]`: of each of a model's `S` texts per class by itself.
+
+    `observe` makes an observer of the texts' tokens and their `facts`, arrays with a row per text.
+    """
+    task = model.task
+    texts = np.arange(len(task.tokens.ids))
+
+    @jax.jit
+    def run(params: Params, learnables: Learnables, tokens: TextTokens, facts: Any, rows: jax.Array) -> Any:
+        adaptation = of_texts(task.method.adapt(learnables), rows, len(texts))
+        observer = observe(tokens, facts)
+        dtype = task.classifier.dtype
+        return encode_text(params, study.clip.config, tokens, adaptation, observe=observer, dtype=dtype)[1]
+
+    results = []
+    for rows in np.split(texts, model.texts):
+        tokens, of_rows = jax.tree.map(lambda x, rows=rows: np.asarray(x)[rows], (task.tokens, facts))
+        results.append(meshes.device_get(run(study.params, study.learnables[model.key], tokens, of_rows, rows)))
+    return results
+
+
+def _over_samples(value: Any, mask: jax.Array | None = None) -> Moments:
+    """Of values `[L, B, …]` their moments; averages stay as they are."""
+    return value if isinstance(value, Moments) else Moments.of(jnp.moveaxis(value, 0, 1), mask)
+
+
+over_texts = jax.jit(_over_samples)
+
+
+def vision_totals(study: Study, models: Sequence[Model]) -> Section[dict[str, dict[str, Any]]]:
+    """By model every average over images that one observed forward pass gives: attention, similarity, decomposition.
+
+    What observations are made of has a row for each image as well, `{name}/layers [n, L]`.
+
+    Of several passes over an image it is their mean, but for what `PARTS` tells apart.
+    """
+    requests = {
+        model.key: Request(
+            f"attention-{model.key}", f"{model.label}: attention", study.images, _vision_step(study, model)
+        )
+        for model in models
+    }
+    results = yield list(requests.values())
+    return {key: results[request.name] for key, request in requests.items()}
+
+
+def _vision_step(study: Study, model: Model) -> Step:
+    config = study.clip.config
+    prompts = model.prompts[0]
+    dtype = model.task.classifier.dtype
+    patches, first = config.vision.patches, config.vision.first_patch
+    inputs = slice(config.vision.tokens)
+    is_read_at_cls = config.vision.pooling == "cls"
+
+    @jax.jit
+    def step(params: Params, learnables: Learnables, batch: Batch) -> dict[str, Any]:
+        images = study.normalize(batch["images"])
+        mask = batch["mask"]
+        roles = vision_roles(config.vision, prompts)
+        source = observe_parts(roles, jnp.zeros(images.shape[0], jnp.int32) if is_read_at_cls else None, mask)
+
+        def observe(view: LayerView) -> dict[str, Any]:
+            variants = {"clip": view.probabilities}
+            if prompts:
+                among_inputs = renormalise(view.probabilities[..., inputs, inputs])
+                variants = {"without_prompt": among_inputs, "with_prompt": view.probabilities}
+            seen = {
+                f"attention/{variant}/{quantity}": value
+                for variant, probabilities in variants.items()
+                for quantity, value in distance_and_entropy(probabilities, config.vision).items()
+            }
+            if prompts:
+                distance = prompt_distances(view.tokens, patches, first).mean(1)
+                if is_read_at_cls:
+                    attention = view.probabilities[:, :, 0, 1 : 1 + patches].mean(1)
+                    seen["rank_correlation"] = rank_correlation(attention, -distance)
+                else:
+                    seen["distance"] = distance
+                seen |= source(view)
+            return seen
+
+        def look(adaptation: Adaptation) -> dict[str, Any]:
+            seen = encode_image(params, config, images, adaptation, observe=observe, dtype=dtype)[1]
+            if "distance" in seen:
+                head = head_attention(params, config, images, adaptation, dtype=dtype)
+                seen["rank_correlation"] = jax.vmap(rank_correlation, (None, 0))(head, -seen.pop("distance"))
+            return seen
+
+        each = [look(adaptation) for adaptation in by_pass(model.task.method.adapt(learnables))]
+        apart = {f"{name}/{i}": seen[name] for i, seen in enumerate(each) for name in PARTS if name in seen}
+        means = {name: sum(seen[name] for seen in each) / len(each) for name in each[0] if name not in PARTS}
+        by_layer = {  # of each image, `[n, L]`: what observations are made of
+            f"{name}/layers": value.mean(2).T for name, value in means.items() if name.startswith("attention/")
+        }
+        if "rank_correlation" in means:
+            by_layer["rank_correlation/layers"] = means["rank_correlation"].T
+        averages = {name: _over_samples(value, mask) for name, value in (means | apart).items()}
+        return by_layer | averages
+
+    return lambda batch: step(study.params, study.learnables[model.key], batch)
+
+
+def compute_vision_attention(study: Study) -> Section[dict[str, VisionAttention | Missing]]:
+    """Fig. 5."""
+    models, left_out = divide(study.models, why_no_vision_attention)
+    totals = yield from vision_totals(study, models)
+    return left_out | {model.key: _vision_attention(study, model, totals[model.key]) for model in models}
+
+
+def _vision_attention(study: Study, model: Model, totals: Totals) -> VisionAttention:
+    has_cls = bool(study.clip.config.vision.first_patch)
+
+    def variant(name: str) -> AttentionVariant:
+        distance, entropy = (totals[f"attention/{name}/{quantity}"].average for quantity in ("distance", "entropy"))
+        return AttentionVariant(distance, entropy, totals[f"attention/{name}/cls_entropy"].average if has_cls else None)
+
+    names = ("without_prompt", "with_prompt") if model.prompts[0] else ("clip",)
+    variants = dict.fromkeys(("clip", "without_prompt", "with_prompt")) | {name: variant(name) for name in names}
+    return VisionAttention(
+        count=totals[f"attention/{names[-1]}/distance"].samples,
+        **variants,
+        no_cls_entropy=None if has_cls else "This vision tower has no [cls], so that no query of it has an entropy.",
+    )
+
+
+def compute_decomposition(study: Study) -> Section[dict[str, Decomposition | Missing]]:
+    """Eq. 12 and Fig. 1, for the towers in which a model has prompts."""
+    results: dict[str, Decomposition | Missing] = {}
+    towers: dict[str, list[str]] = {}
+    for model in study.tuned:
+        reasons = {"vision": why_no_vision_attention(model.task), "text": why_no_text_attention(model.task)}
+        counts = dict(zip(reasons, model.prompts, strict=True))
+        towers[model.key] = [tower for tower, reason in reasons.items() if counts[tower] and not reason]
+        if not towers[model.key]:
+            reason = next(filter(None, reasons.values()), "There are no prompts that attention could go to.")
+            results[model.key] = Missing(reason)
+    totals = yield from vision_totals(study, [model for model in study.tuned if "vision" in towers[model.key]])
+    for model in study.tuned:
+        of_model = {}
+        for tower in towers[model.key]:
+            if tower == "vision":
+                means = totals[model.key]
+                runs = [{name: means[f"{name}/{number}"] for name in PARTS} for number in range(model.passes)]
+            else:
+                runs = text_parts(study, model)
+                means = {}
+                for run in runs:  # averages over the samples of all runs together
+                    means = merge(means, run)
+            of_model[tower] = _decompose(study, model, tower, means, runs)
+        if of_model:
+            results[model.key] = Decomposition(of_model)
+    return results
+
+
+def text_parts(study: Study, model: Model) -> list[Totals]:
+    """Eq. 12 in the text tower, with classes for samples: of each of the `S` texts that a class has."""
+
+    def observe(tokens: TextTokens, roles: Roles) -> Observe:
+        return observe_parts(roles, jnp.asarray(tokens.eos))
+
+    return [
+        {name: jax.device_get(over_texts(value)) for name, value in seen.items()}
+        for seen in observe_texts(study, model, observe, text_roles(model.task))
+    ]
+
+
+def _decompose(study: Study, model: Model, tower: str, means: Totals, runs: list[Totals]) -> TowerDecomposition:
+    """One tower of a model, of averages over samples, and of each text of a class, or pass over an image."""
+    biases = learned_biases(study, tower)
+    constancies = [constancy(sums, biases) for sums in runs]
+    return TowerDecomposition(
+        count=means["norm_share"].samples,
+        depth=model.depths[tower == "text"],
+        prompt_mass=means["prompt_mass"].average,
+        pooled_mass=means["pooled_mass"].average if "pooled_mass" in means else None,
+        norm_share=means["norm_share"].average,
+        constancy=np.mean([each["constancy"] for each in constancies], axis=0),
+        bias_likeness=np.mean([each["bias_likeness"] for each in constancies], axis=0),
+        bias_cosine={bias: np.mean([each["bias_cosine"][bias] for each in constancies], axis=0) for bias in biases},
+    )
+
+
+def learned_biases(study: Study, tower: str) -> dict[str, np.ndarray]:
+    """The biases `[L, D]` of the models that learned any in this tower, by model.
+
+    Of a bias by kind it is the vector of all tokens but the pooled one, of one by token the mean: what is compared with
+    them is a mean over tokens too.
+    """
+    biases = {}
+    for model in study.tuned:
+        bias = getattr(model.task.method.adapt(model.learnables), f"{tower}_bias")
+        if bias is not None:
+            values = np.asarray(bias)
+            if values.ndim == 3:
+                values = values[:, 1] if values.shape[1] == 2 else values.mean(1)
+            biases[model.key] = values
+    return biases
+
+
+def constancy(totals: Mapping[str, Moments], bias: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """How much of a bias the prompt part is, per layer, without the share that chance adds.
+
+    A mean of few samples is longer than the true one: `n` samples of pure noise have a mean whose square is `1/n` of
+    theirs. So squares of means are estimated from products of two different samples, which chance does not lengthen.
+    For a token `j` that counts in `n_j` samples `x_ij` with mean `x̄_j`,
+
+        |μ_j|² ≈ |x̄_j|² − Σ_i |x_ij − x̄_j|² / (n_j (n_j − 1)),
+
+    and for one vector for all tokens, from each sample's sum `u_i` over its `m_i` tokens, because tokens of one sample
+    vary together,
+
+        |v|² ≈ (|Σ_i u_i|² − Σ_i |u_i|²) / ((Σ_i m_i)² − Σ_i m_i²).
+
+    Both are divided by the mean square of the part. An estimate can fall a little below 0, and the second a little
+    above the first. `totals` are what `observe_parts` saw, `bias` has learned biases `[L, D]` of that tower by name.
+
+    Returns:
+      - `constancy [L]`: the share of its mean square that its mean over samples, token by token, explains, over the
+        tokens that count in two samples or more; NaN without any;
+      - `bias_likeness [L]`: the share that one vector for all tokens explains; NaN below two samples;
+      - `bias_cosine {name: [L]}`: the cosine between this vector and a learned bias.
+    """
+    part = totals["part"]
+    count = np.asarray(part.count, np.float64)
+    mean = np.asarray(part.mean, np.float64)
+    length = np.square(mean).sum(-1)
+    spread = np.asarray(part.squares, np.float64).sum(-1)
+    square = count * length + spread  # `Σ_i |x_ij|²` of each token
+    repeated = count > 1
+    of_mean = np.where(repeated, count * length - spread / np.maximum(count - 1, 1), 0).sum(-1)
+    tiny = np.finfo(np.float64).tiny
+    of_repeated = np.maximum((repeated * square).sum(-1), tiny)
+    vector = (count[..., None] * mean).sum(1) / np.maximum(count.sum(1), 1)[:, None]
+    pairs = _product_of_two(totals["tokens"])
+    one_vector = _product_of_two(totals["total"]) / np.where(pairs > 0, pairs, np.nan)
+    return {
+        "constancy": of_mean / np.where(repeated.any(-1), of_repeated, np.nan),
+        "bias_likeness": one_vector * count.sum(-1) / np.maximum(square.sum(-1), tiny),
+        "bias_cosine": {name: _cosine(vector, np.asarray(value, np.float64)) for name, value in bias.items()},
+    }
+
+
+def _product_of_two(sums: Moments) -> np.ndarray:
+    """`|Σ_i x_i|² − Σ_i |x_i|²` of samples `x [L, …]`, which is the sum over pairs of different ones: `[L]`."""
+    count = np.asarray(sums.count, np.float64)
+    squares = [np.square(np.asarray(sums.mean, np.float64)), np.asarray(sums.squares, np.float64)]
+    length, spread = (x.reshape(len(x), -1).sum(-1) for x in squares)
+    return count * (count - 1) * length - spread
+
+
+def _cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    scale = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+    return (a * b).sum(-1) / np.maximum(scale, np.finfo(np.float64).tiny)

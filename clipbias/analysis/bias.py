@@ -1,0 +1,386 @@
+"""The equivalent bias of a method: what its blocks add on average, as one constant per layer.
+
+With `F_l` the tuned block `l`, its bias included, and `f_l` the frozen one,
+
+    c_l = mean over images of F_l(x) − f_l(x),
+
+both on the tuned run's own input tokens `x`, which are all but *slots*: the positions that a method fills with learned
+tokens. In the vision tower the frozen block sees input tokens alone. In the text tower it sees in the slots what the
+reference run has there: the frozen model's run with the context that the method starts from, in which nothing is
+replaced; where tokens are inserted, nothing. The mean there is over classes and tokens up to EOS, over all texts where
+a class has several, and over images too where texts depend on them. Where an image has several passes it is over these.
+
+It has two forms: one vector per layer, which bias tuning can learn; and two per layer, one for the pooled token and one
+for all others. Only what acts inside the blocks is in it. A method may also change the pixels, the weights before the
+first block and after the last, or the class features, or have a head of its own: `c_l` knows nothing of these.
+
+As an adapter: the frozen model reads what the method's texts are before training, so that nothing but the bias is added
+to it, and has CLIP's own head.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from clipbias.analysis.model import Model, by_pass, of_texts, sum_over_texts
+from clipbias.analysis.results import EquivalentBias
+from clipbias.analysis.statistics import Moments, Totals, merge
+from clipbias.analysis.study import Batch, Request, Section, Step, Study
+from clipbias.checks import check_choice
+from clipbias.clip import Adaptation, TextTokens, tower
+from clipbias.clip.block import LayerInput, Record, run_block
+from clipbias.clip.config import ClipConfig, TowerConfig
+from clipbias.clip.encode import image_batches
+from clipbias.clip.layers import INPUT, of_layers
+from clipbias.clip.params import Params
+from clipbias.clip.text import embed_text
+from clipbias.clip.vision import embed_image
+from clipbias.constants import TOWERS
+from clipbias.data import Split
+from clipbias.data.user_images import Pictures
+from clipbias.errors import ClipbiasError
+from clipbias.identity import identity
+from clipbias.tuning import Classifier, Learnables, Task, make_method
+from clipbias.tuning.adapter import start_seed
+from clipbias.tuning.method import crops_of
+from clipbias.tuning.task import Text
+from clipbias.tuning.tuned import Tuned
+
+# Sums over tokens by name: of one tower ("token", "pooled"), or of both ("vision/token", …).
+BlockSums = dict[str, Moments]
+# Texts that run at once: a tower's tokens of all layers are held for them.
+_TEXTS_AT_ONCE = 128
+
+
+def reference_adaptation(task: Task, initial: Learnables) -> Adaptation:
+    """What the reference run is given: the context that the method starts from, and nothing else."""
+    return Adaptation(text_context=task.method.adapt(initial).text_context)
+
+
+@jax.jit(static_argnums=0)
+def vision_moments(
+    classifier: Classifier, params: Params, learnables: Learnables, images: jax.Array, mask: jax.Array
+) -> BlockSums:
+    """Of normalised images `[B, R, R, 3]`, counting where `mask [B]` is true; computed in float32 always.
+
+    Returns:
+      "vision/token" (`count [L, 1 + M]`) and "vision/pooled" (`count [L]`), the latter not for a pooling head.
+    """
+    config: ClipConfig = classifier.config
+    with jax.default_matmul_precision("highest"):
+        counted = jnp.broadcast_to(mask[:, None], (images.shape[0], config.vision.tokens))
+        sums = [
+            _sum_changes(embed_image(params, config, images, adaptation), config.vision, counted)
+            for adaptation in by_pass(classifier.method.adapt(learnables))
+        ]
+        return _joined("vision", jax.tree.map(lambda *leaves: jnp.stack(leaves), *sums))
+
+
+def _joined(tower: str, stacked: BlockSums) -> BlockSums:
+    """Sums of several runs, stacked, as one, by the names of a tower."""
+    return {f"{tower}/{name}": sums.joined() for name, sums in stacked.items()}
+
+
+@jax.jit(static_argnums=(0, 1))
+def _text_moments(
+    classifier: Classifier,
+    count: int,
+    params: Params,
+    learnables: Learnables,
+    reference: Adaptation,
+    tokens: TextTokens,
+    texts: jax.Array,
+    mask: jax.Array,
+) -> BlockSums:
+    adaptation = of_texts(classifier.method.adapt(learnables), texts, count)
+    initial = of_texts(reference, texts, count)
+    with jax.default_matmul_precision("highest"):
+        sums = _sum_text_changes(params, classifier.config, adaptation, initial, tokens, mask)
+        return {f"text/{name}": moments for name, moments in sums.items()}
+
+
+@jax.jit(static_argnums=0)
+def text_moments_of_images(
+    classifier: Classifier,
+    params: Params,
+    learnables: Learnables,
+    reference: Adaptation,
+    tokens: TextTokens,
+    text: Text,
+    images: jax.Array,
+    mask: jax.Array,
+) -> BlockSums:
+    """`text_moments` where texts depend on the images, `[B, R, R, 3]` or views of them, of which `mask [B]` count.
+
+    The text tower takes one image after another.
+    """
+    config = classifier.config
+    with jax.default_matmul_precision("highest"):
+        features = classifier.encode_images(params, classifier.method.adapt(learnables), images)
+
+        def sum_of_image(inputs: tuple[jax.Array, jax.Array]) -> BlockSums:
+            feature, is_counted = inputs
+            adaptation = classifier.adaptation_for(params, learnables, feature, text)
+            counted_texts = jnp.broadcast_to(is_counted, tokens.ids.shape[:1])
+            return _sum_text_changes(params, config, adaptation, reference, tokens, counted_texts)
+
+        return _joined("text", jax.lax.map(sum_of_image, (features, mask)))
+
+
+def _sum_text_changes(
+    params: Params,
+    config: ClipConfig,
+    adaptation: Adaptation,
+    reference: Adaptation,
+    tokens: TextTokens,
+    mask: jax.Array,
+) -> BlockSums:
+    """Of texts `[C, N]` whose contexts the adaptations hold, counting where `mask [C]` is true."""
+    run = embed_text(params, config, tokens, adaptation)
+    counted = tokens.counted & mask[:, None]
+    if adaptation.text_context is None and adaptation.text_prompts is None:
+        return _sum_changes(run, config.text, counted)
+    slots = jnp.asarray(tokens.context_rows) >= 0
+    words = embed_text(params, config, tokens, reference).tokens
+    return _sum_changes(run, config.text, counted & ~slots, slots, words)
+
+
+def text_moments(task: Task, params: Params, learnables: Learnables, initial: Learnables) -> BlockSums:
+    """Of all the task's texts: "text/token" (`count [L, N]`, `N` the longest text) and "text/pooled".
+
+    Nothing where the text tower is as it was, or texts depend on images. `initial` are the learnables before training.
+    """
+    if "text" not in changed_towers(task, learnables) or task.method.conditional:
+        return {}
+    reference = reference_adaptation(task, initial)
+    count = len(task.tokens.ids)
+
+    def sums(tokens: TextTokens, texts: np.ndarray, mask: np.ndarray) -> BlockSums:
+        return _text_moments(task.classifier, count, params, learnables, reference, tokens, texts, mask=mask)
+
+    return sum_over_texts(task.tokens, _TEXTS_AT_ONCE, sums)
+
+
+def _sum_changes(
+    run: tower.TowerInput,
+    config: TowerConfig,
+    counted: jax.Array,
+    slots: jax.Array | None = None,
+    words: jax.Array | None = None,
+) -> BlockSums:
+    """Runs the tuned tower, and each frozen block on the same input tokens; sums up their differences layer by layer.
+
+    `counted [B, N']` says which of the first `N'` tokens count: the others are slots, or of no influence. Where slots
+    stand among them (`slots [B, N]`), frozen blocks have `words [B, N, D]` there, tokens of the reference run.
+    """
+    length = counted.shape[1]
+
+    def step(
+        stage: tower.TowerInput, places: np.ndarray, carry: tuple[jax.Array, jax.Array | None], layer: LayerInput
+    ) -> tuple[tuple[jax.Array, jax.Array | None], BlockSums]:
+        tokens, words = carry
+        frozen = dataclasses.replace(layer, prompts=None, bias=None, changes=None, adapters=None)
+        seen = Record()
+        hooks = stage.hooks(stage.attend_fused)
+        tokens = run_block(tokens, layer, config, dataclasses.replace(hooks, keep=seen))
+        inputs = seen[INPUT][:, places[:length]]
+        if words is not None and slots is not None:
+            inputs = jnp.where(slots[..., None], words, inputs)
+        change = tokens[:, places[:length]] - run_block(inputs, frozen, config, hooks)
+        if words is not None:
+            words = run_block(words, frozen, config, hooks)
+        sums: BlockSums = {"token": Moments.of(change, counted)}
+        if run.pooled is not None:
+            sums["pooled"] = Moments.of(tower.take_rows(change, run.pooled), counted.any(1))
+        return (tokens, words), sums
+
+    return tower.scan_blocks(run, step, (run.tokens, words))
+
+
+def equivalent_biases(sums: BlockSums) -> dict[str, EquivalentBias]:
+    """By tower, of the sums that `vision_moments` and `text_moments` give: by position, and at the pooled token."""
+
+    def count_and_mean(moments: Moments) -> tuple[np.ndarray, np.ndarray]:
+        return np.asarray(moments.count, np.float64), np.asarray(moments.mean, np.float64)
+
+    def ratio(total: np.ndarray, count: np.ndarray) -> np.ndarray:
+        """Means of sums `[L, D]` over counts `[L]`, float32; 0 where nothing was counted."""
+        return (total / np.maximum(count, 1)[:, None]).astype(np.float32)
+
+    biases = {}
+    for name in TOWERS:
+        if f"{name}/token" in sums:
+            count, mean = count_and_mean(sums[f"{name}/token"])
+            total, count = (count[..., None] * mean).sum(1), count.sum(1)
+            vector = ratio(total, count)
+            kinds = [vector]  # a pooling head reads all tokens
+            if f"{name}/pooled" in sums:
+                of_pooled, pooled = count_and_mean(sums[f"{name}/pooled"])
+                others = ratio(total - of_pooled[:, None] * pooled, count - of_pooled)
+                kinds = [pooled.astype(np.float32), others]
+            biases[name] = EquivalentBias(vector=vector, kind=np.stack(kinds, axis=1))
+    return biases
+
+
+def changed_towers(task: Task, learnables: Learnables) -> tuple[str, ...]:
+    """The towers in whose blocks a method changes tokens or weights."""
+    adaptation = jax.eval_shape(task.method.adapt, learnables)
+    names = ("context", "prompts", "class_prompts", "tokens", "bias", "adapters")
+    towers = []
+    for tower_name in TOWERS:
+        parts = [getattr(adaptation, f"{tower_name}_{name}", None) for name in names]
+        parts.append(of_layers(getattr(adaptation, f"{tower_name}_weights")))
+        if any(leaf.size for leaf in jax.tree.leaves(parts)):
+            towers.append(tower_name)
+    return tuple(towers)
+
+
+def why_no_equivalent_bias(task: Task, learnables: Learnables) -> str:
+    """Why a method has no equivalent bias, in one sentence, or ""."""
+    reason = "Neither tokens nor weights inside the towers' blocks are changed, so that there is no bias in them."
+    return "" if changed_towers(task, learnables) else reason
+
+
+def needs_images(task: Task, learnables: Learnables) -> bool:
+    """Whether the equivalent bias depends on images: where a method changes their tower, or they change its texts."""
+    return "vision" in changed_towers(task, learnables) or task.method.conditional
+
+
+def image_moments(
+    task: Task, params: Params, learnables: Learnables, initial: Learnables, images: jax.Array, mask: jax.Array
+) -> BlockSums:
+    """All that depends on normalised images `[B, R, R, 3]`, or on views of them where the method learns of crops."""
+    towers = changed_towers(task, learnables)
+    sums: BlockSums = {}
+    if "vision" in towers:
+        whole = images[:, 0] if images.ndim == 5 else images
+        sums |= vision_moments(task.classifier, params, learnables, whole, mask)
+    if "text" in towers and task.method.conditional:
+        reference = reference_adaptation(task, initial)
+        sums |= text_moments_of_images(
+            task.classifier, params, learnables, reference, task.tokens, task.text, images, mask
+        )
+    return sums
+
+
+def measure_equivalent_bias(
+    task: Task,
+    params: Params,
+    learnables: Learnables,
+    initial: Learnables,
+    batches: Iterable[tuple[np.ndarray, np.ndarray]] = (),
+) -> tuple[dict[str, EquivalentBias], int]:
+    """Measures the equivalent bias in the towers that a method changes, in memory that does not grow with the images.
+
+    Of a method bound to classes, the frozen weights, and its learnables as tuned and as before training. Of `batches`,
+    images `[B, R, R, 3]`, raw (uint8) or normalised, come with which of them count `[B]`; they are unused where the
+    vision tower is as it was and no text depends on an image. Returns `EquivalentBias` by tower, and the number of
+    images. Raises `ClipbiasError` where it has no equivalent bias, or there is no image.
+    """
+    if reason := why_no_equivalent_bias(task, learnables):
+        raise ClipbiasError(f"{type(task.method).__name__} has no equivalent bias. {reason}")
+    if crops_of(task.method):
+        raise ClipbiasError(
+            f"{type(task.method).__name__} learns of crops of each image, which are not made here, so its equivalent "
+            "bias is not measured."
+        )
+    sums = text_moments(task, params, learnables, initial)
+    if not needs_images(task, learnables):
+        return equivalent_biases(sums), 0
+    images = 0
+    for batch, mask in batches:
+        pixels = task.clip.preprocessing.normalize(batch) if batch.dtype == np.uint8 else jnp.asarray(batch)
+        moments = image_moments(task, params, learnables, initial, pixels, jnp.asarray(mask))
+        sums = merge(sums, jax.device_get(moments))
+        images += int(np.sum(mask))
+    if not images:
+        raise ClipbiasError("there is no image to measure on; give images of the training set.")
+    return equivalent_biases(sums), images
+
+
+def missing(study: Study, model: Model) -> str:
+    """One sentence why there is nothing to measure of a study's model, or ""."""
+    if reason := why_no_equivalent_bias(model.task, model.learnables):
+        return reason
+    is_measured = bool(study.training) or not needs_images(model.task, model.learnables)
+    return "" if is_measured else "The equivalent bias is measured on training images, and there are none."
+
+
+def measure_equivalent_biases(study: Study, models: Sequence[Model]) -> Section[dict[str, dict[str, EquivalentBias]]]:
+    """By model of a study and by tower the equivalent bias, on the study's training images."""
+    totals: dict[str, Totals] = {}
+    requests: dict[str, Request] = {}
+    for model in models:
+        task = model.task
+        learnables = study.learnables[model.key]
+        totals[model.key] = text_moments(task, study.params, learnables, task.init(model.seed))
+        if needs_images(task, model.learnables):
+            requests[model.key] = Request(
+                f"equivalent-bias-{model.key}",
+                f"{model.label}: equivalent bias",
+                study.training_images,
+                _measuring_step(study, model),
+                split=study.training,
+                crops=model.crops,
+            )
+    sums = yield list(requests.values())
+    for key, request in requests.items():
+        totals[key] |= sums[request.name]
+    return {key: equivalent_biases(of_model) for key, of_model in totals.items()}
+
+
+def _measuring_step(study: Study, model: Model) -> Step:
+    learnables = study.learnables[model.key]
+    initial = model.task.init(model.seed)
+
+    def step(batch: Batch) -> BlockSums:
+        pixels = study.normalize(batch["images"])
+        return image_moments(model.task, study.params, learnables, initial, pixels, batch["mask"])
+
+    return step
+
+
+# What an adapter can hold, and the method that it is then one of.
+METHODS = {"vector": "bias", "kind": "bias_by_kind"}
+# Notes of a model that hold for its equivalent bias, too.
+_KEPT = ("dataset", "data", "shots", "train_images", "images_per_class", "seed", "start_seed")
+
+
+def equivalent_bias(model: Tuned, images: Pictures | Split | None, form: str, *, batch_size: int) -> Tuned:
+    """The equivalent bias of a tuned model, see `clipbias.equivalent_bias`."""
+    check_choice("form", form, tuple(METHODS))
+    task, notes = model.task, model.notes
+    initial = task.init(start_seed(notes))
+    batches = () if images is None else image_batches(task.clip.preprocessing, images, batch_size)
+    biases, count = measure_equivalent_bias(task, task.clip.params, model.learnables, initial, batches)
+    method = make_method(METHODS[form], vision_tower="vision" in biases, text_tower="text" in biases)
+    bias_task = Task(task.clip, method, task)
+    _check_texts(task, initial, bias_task, task.method_name)
+    source = {"method": task.method_name, "options": task.options(), "images": count}
+    kept = {name: notes[name] for name in _KEPT if name in notes} | {"equivalent_bias": source}
+    kept["training"] = identity(["equivalent bias", form, notes.get("training")])
+    return Tuned(bias_task, {f"{tower}_bias": getattr(bias, form) for tower, bias in biases.items()}, kept)
+
+
+def _check_texts(task: Task, initial: Learnables, bias_task: Task, method: str) -> None:
+    """Raises `ClipbiasError` unless the frozen model that the method starts from reads the texts of `bias_task`."""
+    start = reference_adaptation(task, initial).text_context
+    if start is not None:
+        context, ids, rows = (np.asarray(x) for x in (start, task.tokens.ids, task.tokens.context_rows))
+        texts, positions = np.nonzero(rows >= 0)
+        at = rows[texts, positions]
+        start_rows = context[at] if context.ndim == 2 else context[texts // (len(task.texts) // len(context)), at]
+        words = np.asarray(task.clip.params["text"]["token_embedding"], np.float32)[ids[texts, positions]]
+        if not np.array_equal(start_rows, words):
+            raise ClipbiasError(
+                f"{method!r} starts from a random context and not from words, so its equivalent bias cannot be added "
+                "to a plain CLIP that reads words."
+            )
+    if not np.array_equal(task.tokens.ids, bias_task.tokens.ids):
+        raise ClipbiasError(
+            f"{method!r} starts from texts such as {task.texts[0]!r}, and {METHODS['vector']!r} always reads "
+            f"{bias_task.texts[0]!r}, so its equivalent bias cannot be an adapter of that method."
+        )

@@ -1,0 +1,221 @@
+"""Sections of a study that go over a dataset: predictions and relevancy."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from clipbias.analysis.attention import kind_sums
+from clipbias.analysis.model import Model, why_no_maps
+from clipbias.analysis.relevancy import Relevancy as RelevancyMaps
+from clipbias.analysis.relevancy import relevancy
+from clipbias.analysis.results import (
+    CHANGES,
+    GROUPS,
+    TEXT_KINDS,
+    BothModels,
+    Missing,
+    Predictions,
+    Relevancy,
+    RelevancyGroup,
+    RelevancyText,
+)
+from clipbias.analysis.statistics import Moments, Totals, divided_by_sum, merge, rank_correlation, total_variation
+from clipbias.analysis.study import Batch, Request, Section, Step, Study
+from clipbias.analysis.words import index_kinds, prompt_text, text_kinds
+from clipbias.clip.params import Params
+from clipbias.sentences import counted
+from clipbias.tuning import Learnables
+from clipbias.tuning.task import Text
+
+
+def compute_predictions(study: Study) -> Section[Predictions]:
+    """Every model's predicted class of every image; -1 if the image is unreadable or lacks a model's prediction.
+
+    An evaluation predicts the whole split. A study whose options limit images predicts only those.
+    """
+    predicted: dict[str, np.ndarray] = {}
+    requests: dict[str, Request] = {}
+    for model in study.models:
+        known = study.known(model)
+        if known is not None and ((known >= 0).all() or study.options.on_image_error == "skip"):
+            predicted[model.key] = known
+            continue
+
+        def step(batch: Batch, model: Model = model) -> dict[str, jax.Array]:
+            return {"predicted": _largest(study.predictor(model).logits(batch["images"], batch["mask"]))}
+
+        title = f"{model.label}: predictions"
+        requests[model.key] = Request(f"predictions-{model.key}", title, study.images, step, crops=model.crops)
+    results = yield list(requests.values())
+    for key, request in requests.items():
+        rows = results[request.name]
+        predicted[key] = np.full(len(study.split), -1, np.int32)
+        predicted[key][rows["images"]] = rows["predicted"]
+    seen = np.min(list(predicted.values()), axis=0) >= 0
+    return Predictions(
+        labels=np.asarray(study.split.labels, np.int32),
+        models={model.key: np.where(seen, predicted[model.key], -1).astype(np.int32) for model in study.models},
+    )
+
+
+@jax.jit
+def _largest(logits: jax.Array) -> jax.Array:
+    return logits.argmax(-1).astype("int32")
+
+
+def corrected(predictions: Predictions, model: Model) -> np.ndarray:
+    """Numbers of the images that zero-shot gets wrong and the tuned model right."""
+    return np.flatnonzero(predictions.changes(model.key) == CHANGES.index("wrong → right"))
+
+
+def relevancy_groups(study: Study, predictions: Predictions, model: Model) -> np.ndarray:
+    """Which images belong to which of `GROUPS`: bool `[n, 3]`.
+
+    "corrected" has all corrected images of the split. If the options limit images, "both_right" and "all" are sampled
+    evenly from the split.
+    """
+    groups = np.zeros((len(predictions.labels), len(GROUPS)), bool)
+    groups[corrected(predictions, model), GROUPS.index("corrected")] = True
+    both = predictions.changes(model.key) == CHANGES.index("both right")
+    groups[study.images, GROUPS.index("both_right")] = both[study.images]
+    groups[study.images, GROUPS.index("all")] = True
+    return groups
+
+
+def relevancy_maps(study: Study, model: Model, images: jax.Array, targets: jax.Array) -> RelevancyMaps:
+    """Relevancy of raw images `[B, R, R, 3]` for a class of each, `[B]`."""
+
+    def maps(
+        params: Params, learnables: Learnables, text: Text | None, images: jax.Array, targets: jax.Array
+    ) -> RelevancyMaps:
+        return relevancy(
+            model.task, params, learnables, study.normalize(images), targets, chunk=model.chunk(images), text=text
+        )
+
+    text = study.predictor(model).text if model.has_own_head else None
+    run = study.program("relevancy", model, maps)
+    return run(study.params, study.learnables[model.key], text, images, targets)
+
+
+def why_no_relevancy(study: Study, model: Model) -> str:
+    """Why a model's relevancy is not compared with zero-shot's, or ""."""
+    return why_no_maps(study.worded.task) or why_no_maps(model.task)
+
+
+def relevancy_totals(study: Study) -> Section[dict[str, dict[str, Any]]]:
+    """By model both sides' relevancy: moments `[groups, …]` by what, and of each image `each/{what} [n, …]`.
+
+    An image that was not looked at has NaN.
+    """
+    predictions = yield from compute_predictions(study)
+    models = [model for model in study.tuned if not why_no_relevancy(study, model)]
+    if not models:
+        return {}
+    groups = {model.key: relevancy_groups(study, predictions, model) for model in models}
+    # Images that the same models need go together, so that zero-shot's maps are computed once for all.
+    needed = np.stack([members.any(1) for members in groups.values()], axis=1)
+    requests = []
+    for pattern in np.unique(needed[needed.any(1)], axis=0):
+        group = [model for model, is_needed in zip(models, pattern, strict=True) if is_needed]
+        images = np.flatnonzero((needed == pattern).all(1))
+        name = f"relevancy-{''.join(map(str, pattern.astype(int)))}"
+        step = _relevancy_step(study, group, groups)
+        requests.append(Request(name, f"relevancy of {counted(len(group), 'model')}", images, step))
+    results = yield requests
+    totals: dict[str, dict[str, Any]] = {}
+    for model in models:
+        averages: Totals = {}
+        each: dict[str, np.ndarray] = {}
+        for result in results.values():
+            for name, value in result.items():
+                key, _, what = name.partition("/")
+                if key != model.key:
+                    continue
+                if isinstance(value, Moments):
+                    averages = merge(averages, {what: value})
+                else:
+                    empty = np.full((len(study.split), *value.shape[1:]), np.nan, np.float32)
+                    each.setdefault(what, empty)[result["images"]] = value
+        totals[model.key] = averages | each
+    return totals
+
+
+def compute_relevancy(study: Study) -> Section[dict[str, Relevancy | Missing]]:
+    """Fig. 2 and 3: both models' normalised rows for the true class, for every group of images."""
+    every = yield from relevancy_totals(study)
+    results: dict[str, Relevancy | Missing] = {}
+    for model in study.tuned:
+        if model.key not in every:
+            results[model.key] = Missing(why_no_relevancy(study, model))
+            continue
+        totals = {name: value for name, value in every[model.key].items() if isinstance(value, Moments)}
+        groups = {group: _relevancy_group(jax.tree.map(lambda x, i=i: x[i], totals)) for i, group in enumerate(GROUPS)}
+        results[model.key] = Relevancy(_relevancy_text(study.worded), _relevancy_text(model), **groups)
+    return results
+
+
+def _relevancy_text(model: Model) -> RelevancyText:
+    kinds = index_kinds(text_kinds(model.task))
+    return RelevancyText(text=prompt_text(model.task), texts=model.texts, index_kinds=tuple(kinds))
+
+
+def _relevancy_group(totals: Totals) -> RelevancyGroup | None:
+    """The averages over a group of images; `None` where it has none."""
+    if not totals or not totals["order"].samples:
+        return None
+    both = {
+        what: BothModels(zero_shot=totals[f"{what}/zero_shot"].average, tuned=totals[f"{what}/tuned"].average)
+        for what in ("vision", "text", "vision_kinds", "text_kinds")
+    }
+    order, variation = totals["order"], totals["variation"]
+    return RelevancyGroup(count=order.samples, **both, order=order.average, variation=variation.average)
+
+
+def _relevancy_step(study: Study, tuned: Sequence[Model], groups: Mapping[str, np.ndarray]) -> Step:
+    """Of every tuned model and of zero-shot beside it: moments by `{key}/{what}`, rows by `{key}/each/{what}`."""
+    patches = study.clip.config.vision.patches
+
+    @jax.jit
+    def summed(
+        maps: dict[str, RelevancyMaps], kinds: dict[str, jax.Array], members: jax.Array, batch: Batch
+    ) -> dict[str, Any]:
+        values: dict[str, jax.Array] = {}
+        among_patches = []
+        for side, of_side in maps.items():
+            kind = kinds[side][batch["labels"]]
+            vision = divided_by_sum(of_side.vision)
+            # Of several texts of a class the row is that of all their tokens together, added up by token index.
+            text = divided_by_sum(of_side.text.reshape(kind.shape), kind < TEXT_KINDS.index("eos"))
+            among_patches.append(of_side.vision[:, :patches])
+            values[f"vision/{side}"] = vision
+            values[f"text/{side}"] = text.reshape(len(text), -1, of_side.text.shape[-1]).sum(1)
+            by_source = jnp.stack([vision[:, :patches].sum(-1), vision[:, patches:].sum(-1)], axis=-1)
+            values[f"vision_kinds/{side}"] = by_source
+            values[f"text_kinds/{side}"] = kind_sums(text, kind)[:, : TEXT_KINDS.index("eos")]
+        values["order"] = rank_correlation(*among_patches)[:, None]
+        values["variation"] = total_variation(*among_patches)[:, None]
+        counted = batch["mask"][:, None] & members[batch["numbers"]]
+        each = {f"each/{name}": values[name] for name in ("text_kinds/zero_shot", "text_kinds/tuned", "variation")}
+        # All groups at once, `[groups, …]`: group by group the program has three times the parts to compile.
+        return each | {name: Moments.of(value[:, None], counted) for name, value in values.items()}
+
+    models = (study.worded, *tuned)
+    kinds = []  # of the tokens of all a class' texts, one after another: `[C, S · N]`
+    for model in models:
+        by_text = text_kinds(model.task).reshape(model.texts, len(model.task.class_names), -1)
+        kinds.append(study.replicate(by_text.swapaxes(0, 1).reshape(len(model.task.class_names), -1)))
+    members = study.replicate({model.key: groups[model.key] for model in tuned})
+
+    def step(batch: Batch) -> dict[str, Any]:
+        maps = [relevancy_maps(study, model, batch["images"], batch["labels"]) for model in models]
+        seen: dict[str, Any] = {}
+        for model, of_model, kind in zip(tuned, maps[1:], kinds[1:], strict=True):
+            sides = {"zero_shot": maps[0], "tuned": of_model}
+            sums = summed(sides, {"zero_shot": kinds[0], "tuned": kind}, members[model.key], batch)
+            seen |= {f"{model.key}/{name}": value for name, value in sums.items()}
+        return seen
+
+    return step

@@ -1,0 +1,171 @@
+"""Faithfulness: remove the patches that a map calls important, and see how soon the model fails (Chefer et al. 2021).
+
+A patch is removed by making its pixels black before they are normalised. "positive" removes the highest values first: a
+faithful map makes the accuracy fall fast. "negative" removes the lowest first: a faithful map makes it stay.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from clipbias.analysis.model import Model, why_no_maps
+from clipbias.analysis.relevancy import OF_TARGET, REDUCTIONS, MapOptions, explanations
+from clipbias.analysis.results import MAPS, Faithfulness, Missing, ModelFaithfulness, PerturbationCurve
+from clipbias.analysis.statistics import Moments
+from clipbias.analysis.study import Batch, Request, Section, Step, Study, divide, spread
+from clipbias.clip.params import Params
+from clipbias.training import mesh as meshes
+from clipbias.tuning import Learnables
+from clipbias.tuning.task import Text
+
+FRACTIONS = tuple(round(0.1 * step, 1) for step in range(10))
+DIRECTIONS = ("positive", "negative")
+
+
+def ranks_to_remove(maps: jax.Array) -> jax.Array:
+    """The turn in which each patch is removed, from 0, in both `DIRECTIONS`: `[…, B, M]` to `[…, 2, B, M]`.
+
+    Of equal patches the first goes first.
+    """
+    both = jnp.stack([-maps, maps], axis=-3)
+    return jnp.argsort(jnp.argsort(both, axis=-1, stable=True), axis=-1)
+
+
+def black_out(images: jax.Array, patches: jax.Array, patch_size: int) -> jax.Array:
+    """`images [B, R, R, 3]` of raw pixels with the patches `[B, M]` set to 0."""
+    batch, size = images.shape[:2]
+    grid = size // patch_size
+    mask = patches.reshape(batch, grid, grid).repeat(patch_size, axis=1).repeat(patch_size, axis=2)
+    if margin := size - grid * patch_size:
+        mask = jnp.pad(mask, [(0, 0), (0, margin), (0, margin)])
+    return jnp.where(mask[..., None], jnp.zeros((), images.dtype), images)
+
+
+def distinct_rows(gone: np.ndarray, read: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What is to be classified where several tries, each a map, step and class, remove the same patches of an image.
+
+    `gone [K, B, M]` says which patches each of `K` tries removes, `read [B]` which images count. Returns images `[P]`
+    and their removed patches `[P, M]`, every pair once, ordered by image; and which of them each try of each image is,
+    `[K, B]`, 0 for images that do not count.
+    """
+    images = np.flatnonzero(read)
+    which = np.zeros(gone.shape[:2], np.int64)
+    numbers = np.broadcast_to(images[:, None], (len(gone), len(images), 1))
+    rows = np.concatenate([numbers, gone[:, images]], axis=-1, dtype=np.int32)
+    different, inverse = np.unique(rows.reshape(-1, rows.shape[-1]), axis=0, return_inverse=True)
+    which[:, images] = inverse.reshape(len(gone), len(images))
+    return different[:, 0], different[:, 1:].astype(bool), which
+
+
+def area_under_curve(fractions: Sequence[float], accuracy: np.ndarray) -> float:
+    """Mean height of the accuracy curve `[S]` over the removed share, by trapezoids."""
+    x = np.asarray(fractions, np.float64)
+    return float(np.trapezoid(accuracy, x) / (x[-1] - x[0]))
+
+
+TARGETS = ("predicted", "true")
+IMAGES = 40  # at most so many are perturbed, each of which runs over a hundred times
+
+
+def compute_faithfulness(study: Study) -> Section[Faithfulness]:
+    """Accuracy while patches are removed in the order of each map, for the predicted and the true class."""
+    indices = study.images[spread(len(study.images), IMAGES)]
+    models, left_out = divide(study.models, why_no_maps)
+    results: dict[str, ModelFaithfulness | Missing] = {**left_out}
+    requests = {
+        model.key: Request(
+            f"faithfulness-{model.key}", f"{model.label}: faithfulness", indices, _perturbation_step(study, model)
+        )
+        for model in models
+    }
+    sums = yield list(requests.values())
+    for key, request in requests.items():
+        hits = sums[request.name]["hits"]
+        results[key] = ModelFaithfulness(count=hits.samples, maps=_curves(np.asarray(hits.mean)))
+    return Faithfulness(fractions=np.asarray(FRACTIONS, np.float32), models=results)
+
+
+def _curves(accuracy: np.ndarray) -> dict[str, dict[str, dict[str, PerturbationCurve]]]:
+    """By map, direction and target, of accuracies `[targets, maps, directions, steps]`."""
+
+    def curve(*place: int) -> PerturbationCurve:
+        return PerturbationCurve(accuracy[place].astype(np.float32), area_under_curve(FRACTIONS, accuracy[place]))
+
+    return {
+        name: {
+            direction: {target: curve(k, number, way) for k, target in enumerate(TARGETS)}
+            for way, direction in enumerate(DIRECTIONS)
+        }
+        for number, name in enumerate(MAPS)
+    }
+
+
+def _perturbation_step(study: Study, model: Model) -> Step:
+    config = study.clip.config.vision
+    task = model.task
+    of_model = study.predictor(model)
+    key = jax.random.key(study.options.seed)
+    counts = np.asarray([round(fraction * config.patches) for fraction in FRACTIONS[1:]])
+    # Maps that do not depend on the target are tested once.
+    cases = [(name, k) for name in MAPS for k in range(len(TARGETS)) if k == 0 or name in OF_TARGET]
+    position = np.asarray([[cases.index((n, k if (n, k) in cases else 0)) for n in MAPS] for k in range(len(TARGETS))])
+
+    @jax.jit
+    def explain(
+        params: Params, learnables: Learnables, text: Text | None, batch: Batch, logits: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        raw = batch["images"]
+
+        def order(image: jax.Array) -> jax.Array:
+            # The order depends on the image alone, not on its batch.
+            of_image = jax.random.fold_in(key, image.astype(jnp.uint32).sum())
+            return jax.random.uniform(of_image, maps["relevancy"].shape[1:])
+
+        predicted = logits.argmax(-1)
+        explained = explanations(
+            task,
+            params,
+            learnables,
+            study.normalize(raw),
+            targets=jnp.stack([predicted, batch["labels"]], axis=1),
+            options=MapOptions(chunk=model.chunk(raw)),
+            text=text if model.has_own_head else None,
+        )
+        maps = {name: explained[name].vision[..., : config.patches] for name in REDUCTIONS}
+        maps["random"] = jax.vmap(order)(raw)
+        ranks = ranks_to_remove(jnp.stack([maps[name][:, k] for name, k in cases]))
+        # A reversed random order is random, too, so one order serves both directions.
+        at = cases.index(("random", 0))
+        return predicted, ranks.at[at, 1:].set(ranks[at, 0])
+
+    @jax.jit
+    def perturbed(raw: jax.Array, which: jax.Array, gone: jax.Array) -> jax.Array:
+        return black_out(raw[which], gone, config.patch_size)
+
+    def step(batch: Batch) -> dict[str, Moments]:
+        logits = of_model.logits(batch["images"], batch["mask"])
+        ordered = explain(study.params, study.learnables[model.key], of_model.text, batch, logits)
+        facts = {name: batch[name] for name in ("images", "labels", "mask")}
+        (predicted, ranks), host = meshes.device_get((ordered, facts))
+        # An image without the same patches is classified once: if the predicted class is the true one, both targets
+        # share all their images.
+        gone = ranks[:, :, None] < counts[:, None, None]  # [maps, directions, steps, B, M]
+        images, patches, which = distinct_rows(gone.reshape(-1, *gone.shape[-2:]), host["mask"])
+        raw = study.replicate(host["images"])
+        seen = which
+        if len(images):
+            classified = study.in_passes(
+                lambda which, gone, mask: of_model.logits(perturbed(raw, which, gone), mask), images, patches
+            )
+            seen = classified.argmax(-1)[which]
+        hits = (seen == host["labels"]).reshape(gone.shape[:-1])[position]
+        untouched = np.broadcast_to(predicted == host["labels"], (*hits.shape[:3], 1, hits.shape[-1]))
+        hits = np.moveaxis(np.concatenate([untouched, hits], axis=3), -1, 0).astype(np.float32)
+        return {"hits": _moments(*study.replicate((hits, host["mask"])))}
+
+    return step
+
+
+_moments = jax.jit(Moments.of)

@@ -1,0 +1,384 @@
+"""The paper's observations (Ma et al., arXiv 2312.11570), each with a statistic, its interval, and whether it holds.
+
+**The rule.** A claim names a range for its number: *falls* below 0, *rises* above 0, *most of it* above 50 %,
+*unchanged* within 10 %, *identical* within 0.1 %, which leaves room for rounding. It *holds* if the whole 95 % interval
+lies inside the range, it *does not* if the whole interval lies outside, else it is *undecided*. So it is below ten
+images or classes, where there is no interval. The hypotheses of Sec. 4.2.1 are decided by the labels of the verdict
+(`verdict`), and the third one, that both parts are indispensable, by its limit ¼.
+
+Intervals are those of the study: 2,000 seeded resamples over images, of text attention over classes, and seeds crossed
+where there are several (`uncertainty`). Claims about text are made of methods with text prompts, those about images of
+methods with vision prompts. Changes are tuned less zero-shot, attention is a mean over layers and heads, and corrected
+images are those that zero-shot gets wrong and the tuned model right.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from clipbias.analysis.attention import eos_shares, layer_maps, vision_totals
+from clipbias.analysis.dataset_sections import relevancy_totals
+from clipbias.analysis.model import why_no_similarity, why_no_text_attention, why_no_vision_attention
+from clipbias.analysis.results import (
+    TEXT_KINDS,
+    ModelFacts,
+    Observation,
+    Observations,
+    ObservedModel,
+    Outcome,
+    StudyResults,
+    What,
+    Where,
+    same_but_for_seed,
+)
+from clipbias.analysis.statistics import total_variation
+from clipbias.analysis.study import Batch, Request, Section, Study, divide
+from clipbias.analysis.uncertainty import Estimate, cross, draw_counts, estimate, excludes, in_points, weigh
+from clipbias.analysis.verdict import QUARTER
+
+FEWEST_SAMPLES = 10
+UNCHANGED = 10.0  # percent
+IDENTICAL = 0.1
+# Learned prompts take the places of frozen words, so that both together are what stands there.
+PLACES = ("prompt", "words")
+# Labels of the verdict that decide a hypothesis; by others it is undecided.
+_DECIDED: Mapping[object, Outcome] = {
+    Where.ATTENTION: Outcome.HOLDS,
+    Where.NOT_ATTENTION: Outcome.DOES_NOT,
+    Where.OUTSIDE: Outcome.DOES_NOT,
+    What.SAME: Outcome.HOLDS,
+    What.DEPENDS: Outcome.DOES_NOT,
+    What.NOTHING: Outcome.DOES_NOT,
+}
+
+
+def compute_observations(study: Study) -> Section[Observations]:
+    """What the paper's observations are measured on, of every model; their rows come with the verdict (`observe`)."""
+    relevancy = yield from relevancy_totals(study)
+    seen = [
+        model
+        for model in study.models
+        if (model is study.zero_shot or model.prompts[0]) and not why_no_vision_attention(model.task)
+    ]
+    vision = yield from vision_totals(study, seen)
+    maps = yield from _cls_variations(study)
+    models = {}
+
+    def of_images(result: Mapping[str, Any], name: str) -> np.ndarray | None:
+        """Rows of images by their numbers in the split, float32; NaN where there is none."""
+        if name not in result:
+            return None
+        rows = np.full((len(study.split), *result[name].shape[1:]), np.nan, np.float32)
+        rows[result["images"]] = result[name]
+        return rows
+
+    for model in study.models:
+        of_relevancy = relevancy.get(model.key)
+        of_vision = vision.get(model.key, {})
+        among_inputs = "attention/without_prompt" if model.prompts[0] else "attention/clip"
+        text_relevancy = None
+        if of_relevancy:
+            sides = [of_relevancy[f"each/text_kinds/{side}"] for side in ("zero_shot", "tuned")]
+            text_relevancy = np.stack(sides, axis=1)
+        nearness = of_images(of_vision, "rank_correlation/layers")
+        eos_attention = None
+        if not why_no_text_attention(model.task):  # of zero-shot with the text that figures show it with
+            texts = eos_shares(study, study.worded if model is study.zero_shot else model)
+            eos_attention = np.mean([shares.mean((0, 2)) for shares in texts], axis=0)
+        models[model.key] = ObservedModel(
+            text_relevancy=text_relevancy,
+            patch_variation=of_relevancy["each/variation"][:, 0] if of_relevancy else None,
+            eos_attention=eos_attention,
+            distance=of_images(of_vision, f"{among_inputs}/distance/layers"),
+            entropy=of_images(of_vision, f"{among_inputs}/entropy/layers"),
+            nearness=nearness.mean(1) if nearness is not None else None,
+            cls_variation=of_images(maps, f"{model.key}/variation"),
+        )
+    return Observations(models=models, rows=())
+
+
+def _cls_variations(study: Study) -> Section[Mapping[str, np.ndarray]]:
+    """By model how much of each image's attention of `[cls]` lies on other patches than zero-shot's."""
+    models, _ = divide(study.tuned, why_no_similarity)
+    if not models:
+        return {}
+    patches = study.clip.config.vision.patches
+    compare = jax.jit(lambda x, y: total_variation(x[..., :patches], y[..., :patches]).mean(-1))  # over layers
+
+    def step(batch: Batch) -> dict[str, jax.Array]:
+        plain, *tuned = (layer_maps(study, model, batch["images"])["attention"] for model in (study.zero_shot, *models))
+        return {f"{model.key}/variation": compare(plain, maps) for model, maps in zip(models, tuned, strict=True)}
+
+    request = Request("cls-variation", "attention of [cls]", study.images, step)
+    results = yield [request]
+    return results[request.name]
+
+
+def decide(number: Estimate | None, low: float, high: float) -> Outcome:
+    """Whether a claim holds: on which side of its range `low` to `high` the whole interval lies."""
+    if number is None or number.low is None or number.high is None:
+        return Outcome.UNDECIDED
+    if low < number.low and number.high < high:
+        return Outcome.HOLDS
+    return Outcome.DOES_NOT if number.high < low or high < number.low else Outcome.UNDECIDED
+
+
+def estimate_over(
+    samples: Sequence[np.ndarray], statistic: Callable[[np.ndarray], np.ndarray], *, seed: int = 0
+) -> tuple[Estimate, int]:
+    """A function of means over samples, with its interval, and the fewest samples of a seed.
+
+    `samples` are of each seed of a method `[n, q]`, the same images or classes; rows with NaN do not count. `statistic`
+    is of the means `[..., q]`. There is an interval from `FEWEST_SAMPLES` samples of each seed on.
+    """
+    there = np.stack([~np.isnan(rows).any(1) for rows in samples])
+    fewest = int(there.sum(1).min())
+    if not fewest:
+        return Estimate(np.nan), 0
+    counts = draw_counts(int(there.any(0).sum()), seed=seed)  # of the samples that any seed has
+    means, draws = [], []
+    for rows, is_there in zip(samples, there, strict=True):
+        values = np.where(is_there[:, None], rows, 0).astype(np.float64)
+        sums = weigh(counts, np.column_stack([values, is_there])[there.any(0)])
+        mean = statistic(values[is_there].mean(0))
+        # Of several seeds one may have no sample in a resample, which then says nothing of it.
+        is_empty = sums[:, -1] == 0
+        drawn = statistic(sums[:, :-1] / np.maximum(sums[:, -1:], 1))
+        means.append(mean[None])
+        draws.append(np.where(is_empty, mean, drawn)[:, None])
+    middle = float(np.mean(means))
+    if fewest < FEWEST_SAMPLES:
+        return Estimate(middle), fewest
+    return estimate(middle, cross(means, draws, seed=seed)[:, 0]), fewest
+
+
+def columns_of(results: StudyResults, key: str) -> dict[str, np.ndarray]:
+    """What claims about a model are numbers of, by claim: `[n, q]`, NaN where a sample has none.
+
+    What was not measured is left out. Where a claim compares both models, the first half of the columns is the model's
+    and the second zero-shot's.
+    """
+    if results.observations is None:
+        return {}
+    model, plain = (results.observations.models[each] for each in (key, results.zero_shot.key))
+    corrected = results.predictions.changes(key) == 0
+    columns: dict[str, np.ndarray] = {}
+
+    def kinds(shares: np.ndarray, *names: str) -> np.ndarray:
+        return shares[..., [TEXT_KINDS.index(name) for name in names]].sum(-1)
+
+    def of_corrected(values: np.ndarray) -> np.ndarray:
+        return np.where(corrected, values, np.nan)[:, None]
+
+    if model.text_relevancy is not None:
+        for claim, names in (("category", ("category",)), ("sos", ("sos",)), ("prompts", PLACES)):
+            before, after = kinds(model.text_relevancy, *names).T
+            columns[f"relevancy of {claim}"] = of_corrected(100 * (after - before))
+    if model.patch_variation is not None:
+        columns["relevancy of patches"] = of_corrected(100 * model.patch_variation)
+    if model.eos_attention is not None:
+        columns["EOS to SOS"] = 100 * kinds(model.eos_attention, "sos")[:, None]
+    if model.eos_attention is not None and plain.eos_attention is not None:
+        both = [model.eos_attention, plain.eos_attention]
+        moved = kinds(both[0], *PLACES) - kinds(both[1], *PLACES)
+        columns["EOS to prompts"] = 100 * moved[:, None]
+        columns["EOS to category"] = np.stack([kinds(shares, "category") for shares in both], axis=1)
+    pairs = {"distance": (model.distance, plain.distance), "entropy": (model.entropy, plain.entropy)}
+    for quantity, (tuned, before) in pairs.items():
+        if tuned is not None and before is not None:
+            columns[quantity] = np.concatenate([tuned, before], axis=1)
+    if "distance" in columns and "entropy" in columns:  # in layer 1
+        sides = [columns[quantity].reshape(len(columns[quantity]), 2, -1)[..., 0] for quantity in pairs]
+        columns["layer 1"] = np.stack(sides, axis=-1).reshape(len(sides[0]), -1)
+    if model.nearness is not None:
+        columns["nearness"] = model.nearness[:, None]
+    if model.cls_variation is not None:
+        columns["[cls] map"] = 100 * model.cls_variation[:, None]
+    return columns
+
+
+def _relative(means: np.ndarray) -> np.ndarray:
+    """Percent by which the first half of the columns, the model's, differs from the second, zero-shot's."""
+    tuned, plain = np.split(means, 2, axis=-1)
+    return 100 * (tuned / plain - 1)
+
+
+class _Number(NamedTuple):
+    """A number and the range in which a claim about it holds.
+
+    `tower` is "vision" or "text", whose prompts it is about; "" of the frozen model. `columns` names what it is made
+    of (`columns_of`), and `of` takes their means `[..., q]` to the number `[...]`.
+    """
+
+    unit: str
+    range: tuple[float, float]
+    tower: str
+    columns: str
+    of: Callable[[np.ndarray], np.ndarray] = lambda means: means[..., 0]
+
+
+_FALLS = (-np.inf, 0.0)
+_RISES = (0.0, np.inf)
+_KEPT = (-np.inf, UNCHANGED)
+# Where a claim stands, the claim, what is measured of it, in words; and its number.
+_CLAIMS = (
+    (
+        "Fig. 2",
+        "Relevancy of the category falls",
+        "change of the class name's share of relevancy, corrected images",
+        _Number("points", _FALLS, "text", "relevancy of category"),
+    ),
+    (
+        "Fig. 2",
+        "Relevancy of SOS falls",
+        "change of SOS's share of relevancy, corrected images",
+        _Number("points", _FALLS, "text", "relevancy of sos"),
+    ),
+    (
+        "Fig. 2",
+        "Relevancy of prompts rises",
+        "change of the share of relevancy on prompts or words in their places, corrected images",
+        _Number("points", _RISES, "text", "relevancy of prompts"),
+    ),
+    (
+        "Fig. 3",
+        "Patches keep their relative relevancy",
+        "part of the patches' relevancy that moves to other patches, corrected images",
+        _Number("%", _KEPT, "vision", "relevancy of patches"),
+    ),
+    ("Fig. 4", "EOS looks at SOS", "SOS's share of EOS's attention", _Number("%", (50.0, np.inf), "", "EOS to SOS")),
+    (
+        "Fig. 4",
+        "EOS's attention moves to prompts",
+        "change of the share of prompts or words in their places",
+        _Number("points", _RISES, "text", "EOS to prompts"),
+    ),
+    (
+        "Fig. 4",
+        "The category keeps its part of EOS's attention",
+        "relative change of the class name's share",
+        _Number("%", (-UNCHANGED, UNCHANGED), "text", "EOS to category", lambda means: _relative(means)[..., 0]),
+    ),
+    *(
+        (
+            "Fig. 5",
+            f"Attention {quantity} is unchanged",
+            "size of its relative change among input tokens, mean over layers",
+            _Number("%", _KEPT, "vision", quantity, lambda means: np.abs(_relative(means)).mean(-1)),
+        )
+        for quantity in ("distance", "entropy")
+    ),
+    (
+        "Fig. 5",
+        "Layer 1 is identical without prompts",
+        "larger relative change of both among input tokens",
+        _Number("%", (-np.inf, IDENTICAL), "vision", "layer 1", lambda means: np.abs(_relative(means)).max(-1)),
+    ),
+    (
+        "Fig. 6",
+        "Prompts resemble background",
+        "rank correlation of [cls] attention and nearness to prompts",
+        _Number("", _FALLS, "vision", "nearness"),
+    ),
+    (
+        "Fig. 6",
+        "The [cls] map is unchanged",
+        "part of [cls] attention that moves to other patches",
+        _Number("%", _KEPT, "vision", "[cls] map"),
+    ),
+)
+
+
+def observe(results: StudyResults, *, seed: int = 0) -> tuple[Observation, ...]:
+    """A row for each claim of the paper and each method with the prompts that it is about, seeds together.
+
+    Of results with the section `observations`, and for the hypotheses with the causal test; `seed` draws the resamples.
+    """
+    if results.observations is None:
+        return ()
+    methods = [models for models in same_but_for_seed(results.tuned) if models[0].has_prompts]
+    columns = {model.key: columns_of(results, model.key) for model in (results.zero_shot, *results.tuned)}
+    rows = []
+    for source, claim, statistic, about in _CLAIMS:
+        for models in methods if about.tower else [[results.zero_shot]]:
+            if about.tower and not getattr(models[0], f"{about.tower}_prompts"):
+                continue
+            measured = [columns[model.key][about.columns] for model in models if about.columns in columns[model.key]]
+            number, samples = None, 0
+            if len(measured) == len(models):
+                number, samples = estimate_over(measured, about.of, seed=seed)
+            rows.append(
+                Observation(
+                    source=source,
+                    claim=claim,
+                    method=models[0].name if len(models) > 1 else models[0].label,
+                    statistic=statistic,
+                    unit=about.unit,
+                    number=number if samples else None,
+                    samples=samples,
+                    outcome=decide(number, *about.range),
+                )
+            )
+    for models in methods:
+        rows += _hypotheses(results, models)
+    return tuple(rows)
+
+
+def _hypotheses(results: StudyResults, models: Sequence[ModelFacts]) -> list[Observation]:
+    """The three hypotheses of Sec. 4.2.1 on a method, in log-likelihood."""
+    keys = tuple(model.key for model in models)
+    method = next(each for each in results.methods if each.models == keys)
+    where, what = (None, None) if method.labels is None else (method.labels.where, method.labels.what)
+    attention = tokens = exchange = None
+    if method.numbers is not None:
+        numbers = method.numbers.log_likelihood
+        attention, tokens = (None if each is None else each.share for each in (numbers.attention, numbers.tokens))
+        if numbers.image is not None and numbers.image.exchange is not None:
+            exchange = numbers.image.exchange.share
+    rows = [
+        (
+            "Prompts change where input tokens look",
+            "share of the gain that attention alone has",
+            attention,
+            _DECIDED.get(where, Outcome.UNDECIDED),
+        ),
+        (
+            "Prompts add a bias, the same for every image",
+            "cost of exchanging it between images, of all that is added",
+            exchange,
+            _DECIDED.get(what, Outcome.UNDECIDED),
+        ),
+        (
+            "Both are indispensable",
+            "share of the gain that is lost without either, the smaller one",
+            *_smaller_loss(attention, tokens),
+        ),
+    ]
+    if not models[0].vision_prompts:
+        del rows[1]
+    return [
+        Observation(
+            source="Sec. 4.2.1",
+            claim=claim,
+            method=method.name,
+            statistic=statistic,
+            unit="%",
+            number=None if number is None else in_points(number),
+            samples=method.images if number else 0,
+            outcome=outcome,
+        )
+        for claim, statistic, number, outcome in rows
+    ]
+
+
+def _smaller_loss(attention: Estimate | None, tokens: Estimate | None) -> tuple[Estimate | None, Outcome]:
+    """The smaller part of the gain that attention alone or tokens alone lack, and whether both surely lack ¼."""
+    if attention is None or tokens is None:
+        return None, Outcome.UNDECIDED
+    kept = max(attention, tokens, key=lambda share: share.value)
+    low, high = (None if end is None else 1 - end for end in (kept.high, kept.low))
+    loss = Estimate(1 - kept.value, low, high)
+    sides = [excludes(share, 1 - QUARTER) for share in (attention, tokens)]
+    return loss, Outcome.DOES_NOT if 1 in sides else Outcome.HOLDS if sides == [-1, -1] else Outcome.UNDECIDED

@@ -1,0 +1,288 @@
+"""Sections of a study that show single pictures: relevancy of examples, Fig. 6's maps, and the explorer's data."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+from PIL import Image
+
+from clipbias.analysis.attention import layer_maps, to_image, vision_totals
+from clipbias.analysis.dataset_sections import compute_predictions, corrected, relevancy_maps
+from clipbias.analysis.model import Model, why_no_maps, why_no_similarity
+from clipbias.analysis.results import (
+    CHANGES,
+    TEXT_KINDS,
+    ExampleMaps,
+    Examples,
+    Exploration,
+    ExploredModel,
+    Missing,
+    Predictions,
+    Similarity,
+    SimilarityMaps,
+)
+from clipbias.analysis.study import Batch, Request, Section, Study, divide
+from clipbias.analysis.words import text_kinds, token_labels
+from clipbias.data import Split
+
+EXAMPLES = 4
+ROTATIONS = (0, 90, 180, 270)  # degrees counter-clockwise, of Fig. 6
+
+
+def choose_examples(study: Study, predictions: Predictions) -> np.ndarray:
+    """Numbers of the images to show, of different classes if there are enough.
+
+    Images that zero-shot gets wrong and most tuned models get right come first, then other readable images.
+    """
+    labels = predictions.labels
+    corrections = [set(corrected(predictions, model).tolist()) for model in study.tuned]
+    fixed_by = np.asarray([sum(index in fixed for fixed in corrections) for index in range(len(labels))])
+    readable = np.flatnonzero(predictions.zero_shot >= 0)
+    examples: list[int] = []
+    for distinct in (True, False):
+        for index in readable[np.argsort(-fixed_by[readable], kind="stable")].tolist():
+            seen = {int(labels[i]) for i in examples}
+            if len(examples) < EXAMPLES and index not in examples and not (distinct and int(labels[index]) in seen):
+                examples.append(index)
+    return np.asarray(examples, int)
+
+
+def compute_examples(study: Study) -> Section[Examples]:
+    """Relevancy of single pictures for their true class, under every model."""
+    predictions = yield from compute_predictions(study)
+    examples = choose_examples(study, predictions)
+    pictures = study.pictures(examples)
+    labels = study.split.labels[examples]
+
+    def step(batch: Batch, model: Model) -> dict[str, jax.Array]:
+        maps = relevancy_maps(study, model, batch["images"], batch["labels"])
+        logits = study.predictor(model).logits(batch["images"], batch["mask"])
+        return {"vision": maps.vision, "text": maps.text, "logits": logits}
+
+    mapped, left_out = divide(study.models, why_no_maps)
+    requests = {
+        model.key: Request(f"examples-{model.key}", "examples", examples, functools.partial(step, model=model))
+        for model in mapped
+    }
+    results = yield list(requests.values())
+    models: dict[str, ExampleMaps | Missing] = {**left_out}
+    for model in mapped:
+        rows = results[requests[model.key].name]
+        models[model.key] = ExampleMaps(
+            vision=rows["vision"].astype(np.float32),
+            text=first_text(rows["text"]),
+            logits=rows["logits"].astype(np.float32),
+            tokens=tuple(tuple(token_labels(model.task, int(label))) for label in labels),
+            texts=model.texts,
+        )
+    names = tuple(study.split.keys[int(index)] for index in examples)
+    return Examples(images=pictures, labels=labels, names=names, models=models)
+
+
+def first_text(rows: ArrayLike) -> np.ndarray:
+    """The relevancy `[P, N]` of the first text of every class, of `[P, N]` or, with several texts, `[P, S, N]`."""
+    texts = np.asarray(rows, np.float32)
+    return texts if texts.ndim == 2 else texts[:, 0]
+
+
+def compute_prompt_similarity(study: Study) -> Section[Similarity]:
+    """Fig. 6: the attention of `[cls]` without and with prompts, and nearness to prompts, in rotated images."""
+    prompted, left_out = divide(study.tuned, why_no_similarity)
+    models: dict[str, SimilarityMaps | Missing] = {**left_out}
+    if not prompted:
+        return Similarity(images=None, rotations=None, layers=None, models=models)
+    count = study.clip.config.vision.layers
+    layers = np.asarray(sorted({0, count // 2, max(count - 2, 0), count - 1}))
+    totals = yield from vision_totals(study, prompted)
+    predictions = yield from compute_predictions(study)
+    upright = study.pictures(choose_examples(study, predictions))
+    pictures = np.stack([np.rot90(image, angle // 90) for image in upright for angle in ROTATIONS])
+    zero_shot_cls = _layer_maps(study, study.zero_shot, pictures, layers)["cls"]
+    for model in prompted:
+        maps = _layer_maps(study, model, pictures, layers)
+        correlation = totals[model.key]["rank_correlation"]
+        models[model.key] = SimilarityMaps(
+            zero_shot_cls=zero_shot_cls,
+            cls=maps["cls"],
+            prompts=maps["prompts"],
+            rank_correlation=correlation.average,
+            count=correlation.samples,
+        )
+    every_rotation = np.tile(np.asarray(ROTATIONS), len(upright))
+    return Similarity(images=pictures, rotations=every_rotation, layers=layers, models=models)
+
+
+def _layer_maps(study: Study, model: Model, pictures: np.ndarray, layers: np.ndarray) -> dict[str, np.ndarray]:
+    """Maps `[K, S, R, R]` of pictures `[K, R, R, 3]` in some layers, at the pictures' size."""
+    vision = study.clip.config.vision
+    maps = study.in_passes(lambda images, mask: layer_maps(study, model, images), pictures)
+    cls = _enlarged(maps["attention"][:, layers, : vision.patches], vision.image_size)
+    enlarged = {"cls": np.asarray(cls, np.float32)}
+    if "distance" in maps:
+        distance = _enlarged(maps["distance"][:, layers].mean(2), vision.image_size)
+        enlarged["prompts"] = 1 - np.asarray(distance, np.float32)
+    return enlarged
+
+
+_enlarged = jax.jit(to_image, static_argnums=1)
+
+
+LARGEST_BYTES = 15_000_000  # of what there is to explore in a page, where three bytes take four letters
+THUMBNAIL = 224
+
+
+def choose_images(study: Study, predictions: Predictions, count: int) -> np.ndarray:
+    """Numbers of at most `count` images of the causal test, in ascending order.
+
+    Images are taken in turn from every kind of change of every tuned model, and within a kind from every class.
+    """
+    images = study.images
+    candidates = images[np.min([predictions.models[model.key][images] for model in study.models], 0) >= 0]
+    groups = []
+    for model in study.tuned or study.models[:1]:
+        changes = predictions.changes(model.key)[candidates]
+        groups += [_classes_in_turn(candidates[changes == kind], predictions.labels) for kind in range(len(CHANGES))]
+    sample: list[int] = []
+    while len(sample) < count and any(groups):
+        for group in groups:
+            while group and group[0] in sample:
+                group.pop(0)
+            if group and len(sample) < count:
+                sample.append(group.pop(0))
+    return np.sort(np.asarray(sample, int))
+
+
+def _classes_in_turn(numbers: np.ndarray, labels: np.ndarray) -> list[int]:
+    seen: dict[int, int] = {}
+    turn = []
+    for label in labels[numbers].tolist():
+        seen[label] = seen.get(label, -1) + 1
+        turn.append(seen[label])
+    return numbers[np.argsort(turn, kind="stable")].tolist()
+
+
+def bytes_per_image(study: Study) -> int:
+    """About the bytes of one image in a page: its maps by layer, relevancy for two classes, and the image itself."""
+    vision = study.clip.config.vision
+    classes = 2
+    models = [model for model in study.models if not why_no_maps(model.task)]
+    maps = sum(vision.layers * vision.patches * (1 + model.prompts[0]) for model in models)
+    maps += classes * len(models) * (vision.patches + 4 * study.clip.config.text.context_length)
+    return round(4 / 3 * (maps + min(vision.image_size, THUMBNAIL) ** 2 / 3))
+
+
+def quantise(values: np.ndarray, *, low: bool = False) -> tuple[np.ndarray, ...]:
+    """Rows `[…, M]` as uint8 `q`, the largest 255, with a `scale […]`: the values are about `q · scale / 255`.
+
+    None may be below 0. With `low` any may be: the smallest is 0 in `q`, and `lowest […]`, which is added, comes third.
+    """
+    values = np.asarray(values, np.float64)
+    lowest = values.min(-1) if low else np.zeros(values.shape[:-1])
+    scale = values.max(-1) - lowest
+    shares = (values - lowest[..., None]) / np.where(scale > 0, scale, 1)[..., None]
+    steps = np.rint(255 * shares).astype(np.uint8)
+    if low:
+        return steps, scale.astype(np.float32), lowest.astype(np.float32)
+    return steps, scale.astype(np.float32)
+
+
+def compute_explore(study: Study) -> Section[Exploration]:
+    """Relevancy for the true and the predicted classes, `[cls]` attention and distances to prompts, of a few images."""
+    predictions = yield from compute_predictions(study)
+    count = min(study.options.explore_images, max(1, LARGEST_BYTES // bytes_per_image(study)))
+    images = choose_images(study, predictions, count)
+    # Pairs of an image's row and a class: its true one first, then those that models give it.
+    labels = study.split.labels[images]
+    predicted = [predictions.models[model.key][images] for model in study.models]
+    pairs = np.array(
+        [
+            (row, each)
+            for row, label in enumerate(labels)
+            for each in dict.fromkeys([label, *(of_model[row] for of_model in predicted)])
+        ]
+    )
+    models, left_out = divide(study.models, why_no_maps)
+    numbers, split = images[pairs[:, 0]], study.split
+    keys = tuple(f"{split.keys[int(i)]} {label}" for i, label in zip(numbers, pairs[:, 1], strict=True))
+    as_images = Split(keys, pairs[:, 1], lambda pair: split.read(int(numbers[pair])), split.source, split.upright)
+    of_pairs = {model.key: _relevancy_of_pairs(study, model, as_images) for model in models}
+    of_images = {model.key: _layers_of_images(study, model, images) for model in models}
+    rows = yield list(of_pairs.values()) + list(of_images.values())
+    results: dict[str, ExploredModel | Missing] = {**left_out}
+    for model in models:
+        pair_rows = rows[of_pairs[model.key].name]
+        image_rows = rows[of_images[model.key].name]
+        results[model.key] = _pack(study, model, np.unique(pairs[:, 1]).tolist(), pair_rows, image_rows)
+    pictures = study.pictures(images)
+    if pictures.shape[1] > THUMBNAIL:
+        size = (THUMBNAIL, THUMBNAIL)
+        pictures = np.stack([np.asarray(Image.fromarray(x).resize(size, Image.Resampling.BOX)) for x in pictures])
+    return Exploration(
+        images=images.astype(np.int32),
+        pictures=pictures,
+        pairs=pairs.astype(np.int32).reshape(-1, 2),
+        names=tuple(study.split.keys[int(index)] for index in images),
+        models=results,
+    )
+
+
+def _relevancy_of_pairs(study: Study, model: Model, pairs: Split) -> Request:
+    def step(batch: Batch) -> dict[str, jax.Array]:
+        maps = relevancy_maps(study, model, batch["images"], batch["labels"])
+        return {"vision": maps.vision, "text": maps.text}
+
+    title = f"{model.label}: relevancy to explore"
+    return Request(f"explore-relevancy-{model.key}", title, np.arange(len(pairs)), step, split=pairs)
+
+
+def _layers_of_images(study: Study, model: Model, images: np.ndarray) -> Request:
+    """By layer the attention of `[cls]` and distances to prompts; and the true class's margin and log-likelihood."""
+
+    def step(batch: Batch) -> dict[str, jax.Array]:
+        logits = study.predictor(model).logits(batch["images"])
+        return layer_maps(study, model, batch["images"]) | _margin_and_log_likelihood(logits, batch["labels"])
+
+    return Request(f"explore-layers-{model.key}", f"{model.label}: attention to explore", images, step)
+
+
+def _pack(
+    study: Study, model: Model, classes: list[int], pair_rows: dict[str, np.ndarray], image_rows: dict[str, np.ndarray]
+) -> ExploredModel:
+    """A model's maps in few bytes, and the text tokens of some classes."""
+    patches = study.clip.config.vision.patches
+    vision = pair_rows["vision"]
+    relevancy, relevancy_scale = quantise(vision[:, :patches])
+    attention, attention_scale = quantise(image_rows["attention"][..., :patches])
+    distance: tuple[np.ndarray | None, ...] = (None, None, None)
+    if "distance" in image_rows:
+        distance = quantise(image_rows["distance"], low=True)
+    tokens = {label: tuple(token_labels(model.task, label)) for label in classes}
+    kinds = text_kinds(model.task)
+    return ExploredModel(
+        relevancy=relevancy,
+        relevancy_scale=relevancy_scale,
+        relevancy_sum=vision.sum(-1).astype(np.float32),
+        slot_relevancy=vision[:, patches:].astype(np.float32),
+        text=first_text(pair_rows["text"])[:, : int(np.max(model.task.tokens.end))],
+        attention=attention,
+        attention_scale=attention_scale,
+        slot_attention=image_rows["attention"][..., patches:].astype(np.float32),
+        margin=image_rows["margin"].astype(np.float32),
+        log_likelihood=image_rows["log_likelihood"].astype(np.float32),
+        distance=distance[0],
+        distance_scale=distance[1],
+        distance_lowest=distance[2],
+        texts=model.texts,
+        tokens=tokens,
+        kinds={label: tuple(TEXT_KINDS[kind] for kind in kinds[label][: len(tokens[label])]) for label in classes},
+    )
+
+
+@jax.jit
+def _margin_and_log_likelihood(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
+    """Margin and log-likelihood `[B]` of the true class: its logit less the best other's, and nats."""
+    true = jnp.take_along_axis(logits, labels[:, None], axis=-1)[:, 0]
+    others = jnp.where(jax.nn.one_hot(labels, logits.shape[-1], dtype=bool), -jnp.inf, logits).max(-1)
+    return {"margin": true - others, "log_likelihood": true - jax.nn.logsumexp(logits, axis=-1)}

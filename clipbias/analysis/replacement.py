@@ -1,0 +1,537 @@
+"""What a tuned model can be exchanged for: students beside their teacher, from logits to words.
+
+A share of the gain says how well a student does, and not whether it does the same: that is told by the decisions that
+tuning moved. How many of these any student can make is told by the *ceiling*, the teacher's own method, fitted to the
+same outputs from another start with the same images, steps and loss. A fit is a lower bound on what a form can do.
+
+Intervals are 2,000 seeded resamples of the images, with seeds crossed (`uncertainty`); a proportion of one model's
+images has Wilson's. Numbers of images vary by half an image more in each resample: an interval of no width would claim
+certainty where two models differ on no image (Agresti and Min 2005 add as much to each cell of a table).
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from clipbias.analysis.bias import METHODS as MEANS
+from clipbias.analysis.bias import measure_equivalent_biases, missing
+from clipbias.analysis.causal_section import at_fitted_temperature
+from clipbias.analysis.model import Model
+from clipbias.analysis.results import (
+    PLAIN,
+    ByOutcome,
+    Comparison,
+    EquivalentBias,
+    ImageComparisons,
+    Kind,
+    MethodReplacements,
+    Missing,
+    ModelReplacements,
+    ReplacementResults,
+    Student,
+    Word,
+    present,
+    same_but_for_seed,
+)
+from clipbias.analysis.study import Batch, Request, Section, Study
+from clipbias.analysis.uncertainty import Estimate, cross, estimate, excludes, resample, share
+from clipbias.data import Split
+from clipbias.data.few_shot import wilson_interval
+from clipbias.data.held_out import divide_unlabelled
+from clipbias.errors import ClipbiasError
+from clipbias.identity import identity
+from clipbias.sentences import counted
+from clipbias.training.context import SweepContext, make_context
+from clipbias.training.evaluate import Predictor
+from clipbias.training.loop import Logging
+from clipbias.training.progress import Progress, say
+from clipbias.training.students import (
+    CONSTANTS,
+    FORMS,
+    TRIAL_STEPS,
+    divergences,
+    fit_recipe,
+    fit_student,
+    mean_divergence,
+    select_rate,
+)
+from clipbias.training.teacher import why_no_student
+from clipbias.tuning import Task
+from clipbias.tuning.method import parameter_count
+from clipbias.tuning.registry import make_method, method_options
+from clipbias.tuning.tuned import Tuned
+
+# A share of the gain above which a student has it, or most of it.
+WHOLE = 0.9
+HALF = 0.5
+# By how much a share of moved decisions may be below the ceiling's.
+MARGIN = 0.05
+# Two programs that compute the same unit-length feature in float32 differ by less.
+ROUNDING = 1e-5
+_HALF_IMAGE = 0.5
+
+
+def cosines(features: np.ndarray) -> np.ndarray:
+    """Cosines `[n, K]` between what the teacher and what each model changes of unit-length features `[n, K, d]`.
+
+    The frozen model comes first, the teacher second. NaN where one of the two changes them by no more than rounding.
+    """
+    features = np.asarray(features, np.float64)
+    changes = features - features[:, :1]
+    norms = np.linalg.norm(changes, axis=-1)
+    moved = (norms > ROUNDING) & (norms[:, 1:2] > ROUNDING)
+    products = (changes[:, 1:2] * changes).sum(-1)
+    return np.where(moved, products / np.where(moved, norms[:, 1:2] * norms, 1.0), np.nan)
+
+
+def by_image(
+    students: Sequence[Student],
+    logits: np.ndarray,
+    features: np.ndarray | None = None,
+    labels: np.ndarray | None = None,
+) -> ImageComparisons:
+    """Frozen model, teacher, then `students` on each image.
+
+    Of their logits `[n, K, C]`, image features of unit length `[n, K, d]`, if computed, and labels `[n]`.
+    """
+    decisions = logits.argmax(-1)
+    correct = log_likelihood = None
+    if labels is not None:
+        correct = (decisions == labels[:, None]).astype(np.uint8)
+        log_likelihood = at_fitted_temperature(logits, labels)[0].astype(np.float32)
+    of_features = np.full(decisions.shape, np.nan) if features is None else cosines(features)
+    return ImageComparisons(
+        students=tuple(students),
+        decisions=decisions.astype(np.uint16),
+        divergences=divergences(logits[:, 1:2], logits).astype(np.float32),
+        cosines=of_features.astype(np.float32),
+        correct=correct,
+        log_likelihood=log_likelihood,
+    )
+
+
+def compare(models: Sequence[ImageComparisons]) -> tuple[ByOutcome[Estimate] | None, tuple[Comparison, ...]]:
+    """Students beside their teachers: of one model, or of several of one method that differ in their seeds alone.
+
+    Returns the teachers' gain over the frozen model in points and in nats, `None` without labels. And a comparison for
+    each kind and form, a mean where several students of a model are of it, over the models that have it.
+    """
+    places = dict.fromkeys((student.kind, student.form) for model in models for student in model.students)
+    rows = tuple(_compare([model for model in models if _at(model, place)], place) for place in places)
+    whole = _Means.of(models)
+    if "gain" not in whole.mean:
+        return None, rows
+    return ByOutcome(accuracy=whole.number("gain", unit=100.0), log_likelihood=whole.number("nats")), rows
+
+
+def conclude(share: Estimate | None, less_ceiling: Estimate | None) -> Word:
+    """The word for a fitted form.
+
+    Of its `share` of the gain in log-likelihood, `None` where that is not surely above 0; and of the moved
+    decisions that it makes, less the ceiling's, `None` without a ceiling.
+    """
+    if excludes(share, WHOLE) > 0:
+        return Word.REPLACES if excludes(less_ceiling, -MARGIN) > 0 else Word.GAIN
+    if excludes(share, HALF) > 0:
+        return Word.MOST
+    return Word.NOT_MATCHED if excludes(share, HALF) < 0 else Word.UNDECIDED
+
+
+def plain_form(rows: Sequence[Comparison]) -> Comparison | None:
+    """Two vectors per layer, or else the first form that was fitted; `None` without one."""
+    fitted = {row.student.form: row for row in rows if row.student.kind is Kind.FITTED}
+    return fitted.get(PLAIN, next(iter(fitted.values()), None))
+
+
+def sentence(name: str, rows: Sequence[Comparison], no_ceiling: str = "") -> str:
+    """What two vectors per layer, or the first form, are in the place of the method of that name.
+
+    `rows` are of `compare`; `no_ceiling` says why the method was not fitted to itself, in a sentence.
+    """
+    row = plain_form(rows)
+    if row is None:
+        return ""
+    words = row.student.words[:1].upper() + row.student.words[1:]
+    part = ""
+    if row.share is not None and row.share.low is not None and row.share.high is not None:
+        part = f" ({100 * row.share.value:.0f} %, {100 * row.share.low:.0f} to {100 * row.share.high:.0f})"
+    text = {
+        Word.REPLACES: f"{words} can replace {name}: they have the same gain",
+        Word.GAIN: f"{words} have {'more' if excludes(row.share, 1 / WHOLE) > 0 else 'the same'} gain",
+        Word.MOST: f"{words} have most of the gain{part}",
+        Word.NOT_MATCHED: f"{words}, with so many images and steps, have less than half of the gain{part}",
+        Word.UNDECIDED: f"Whether {row.student.words} have the gain of {name} is undecided{part}"
+        if part
+        else f"{name} has no sure gain that {row.student.words} could have",
+    }[row.word or Word.UNDECIDED]
+    if row.moved is None:
+        return f"{text}; no decision was moved."
+    # After a statement of what the form has comes what it does; an undecided one begins again.
+    joined = "; they make" if row.word is Word.UNDECIDED else " and make"
+    text += f"{joined} {100 * row.moved.value:.0f} % of the decisions that {name} moved"
+    ceiling = next((each for each in rows if each.student.kind is Kind.CEILING and each.moved is not None), None)
+    if ceiling is not None and ceiling.moved is not None:
+        return f"{text}; {name} fitted in the same way makes {100 * ceiling.moved.value:.0f} %."
+    return f"{text}. {no_ceiling or f'{name} was not fitted to itself, so there is no ceiling.'}"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Means:
+    """Means over images and models by name, and the same over resamples `[R]`."""
+
+    mean: dict[str, float]
+    draws: dict[str, np.ndarray]
+
+    @classmethod
+    def of(cls, models: Sequence[ImageComparisons], place: tuple[Kind, str] | None = None) -> "_Means":
+        """Of what `_columns` says of each image; seeds and images are crossed.
+
+        Raises:
+          ValueError: the models are of different images.
+        """
+        columns = [_columns(model, place) for model in models]
+        names = [*columns[0][0], *columns[0][1]]
+        arrays = [np.stack([*counts.values(), *values.values()], axis=1) for counts, values in columns]
+        if len({len(rows) for rows in arrays}) > 1:
+            raise ValueError("models that differ in their seeds are compared on the same images")
+        draws = [resample(rows) for rows in arrays]
+        # The same half images for all models, as they have the same images.
+        extra = np.random.default_rng(0).normal(0.0, _HALF_IMAGE / len(arrays[0]), draws[0].shape)
+        extra[:, len(columns[0][0]) :] = 0.0
+        means = [rows.mean(0) for rows in arrays]
+        crossed = cross(means, [of_model + extra for of_model in draws])
+        return cls(
+            dict(zip(names, np.mean(means, axis=0).tolist(), strict=True)), dict(zip(names, crossed.T, strict=True))
+        )
+
+    def number(self, name: str, *, of: str | None = None, unit: float = 1.0) -> Estimate:
+        """A mean times `unit`; with its share of another mean, where that is surely not 0."""
+        mean, draws = unit * self.mean[name], unit * self.draws[name]
+        if of is None:
+            return estimate(mean, draws)
+        return share(mean, draws, unit * self.mean[of], unit * self.draws[of])
+
+    def ratio(self, name: str, of: str) -> Estimate | None:
+        """A mean divided by another one; `None` where that is not surely above 0."""
+        return self.number(name, of=of).share
+
+
+def _columns(
+    model: ImageComparisons, place: tuple[Kind, str] | None
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Of each image `[n]`, float64 by name, what numbers of images are made of, and what other means are.
+
+    Without a place of a student they are of the teacher alone.
+    """
+    frozen, teacher = model.decisions[:, 0], model.decisions[:, 1]
+    at = [] if place is None else _at(model, place)
+    groups = {"every": np.ones(len(frozen), bool), "moved": teacher != frozen}
+    if model.correct is not None:
+        was_right, is_right = model.correct[:, 0] > 0, model.correct[:, 1] > 0
+        groups |= {"fixed": is_right & ~was_right, "broken": was_right & ~is_right}
+    counts: dict[str, np.ndarray] = {name: 1.0 * rows for name, rows in groups.items()}
+    values: dict[str, np.ndarray] = {}
+    if place is not None:
+        same = _same(model, place)
+        counts |= {f"same {name}": rows * same for name, rows in groups.items()}
+        ceilings = [(each.kind, each.form) for each in model.students if each.kind is Kind.CEILING]
+        if ceilings:
+            counts["less ceiling"] = groups["moved"] * (same - _same(model, ceilings[0]))
+    if model.correct is not None:
+        correct = model.correct.astype(np.float64)
+        counts["gain"] = correct[:, 1] - correct[:, 0]
+        if place is not None:
+            counts["accuracy"] = correct[:, at].mean(1)
+            counts["student's gain"] = counts["accuracy"] - correct[:, 0]
+            counts["difference"] = counts["accuracy"] - correct[:, 1]
+    if model.log_likelihood is not None:
+        nats = model.log_likelihood.astype(np.float64)
+        values["nats"] = nats[:, 1] - nats[:, 0]
+        if place is not None:
+            values["student's nats"] = nats[:, at].mean(1) - nats[:, 0]
+    if place is not None:
+        cosine = model.cosines[:, at].astype(np.float64)
+        values["divergence"] = model.divergences[:, at].astype(np.float64).mean(1)
+        values["cosine"], values["moved feature"] = np.nan_to_num(cosine).mean(1), np.isfinite(cosine).mean(1)
+    return counts, values
+
+
+def _compare(models: Sequence[ImageComparisons], place: tuple[Kind, str]) -> Comparison:
+    """What is in one place, over the models that have it."""
+    means = _Means.of(models, place)
+    images = len(models[0].decisions)
+    of_place = [model.students[at - 2] for model in models for at in _at(model, place)]
+
+    def proportion(name: str) -> Estimate | None:
+        if not means.mean.get(name):
+            return None
+        same = means.mean[f"same {name}"] / means.mean[name]
+        if len(models) == 1:
+            low, high = (end / 100 for end in wilson_interval(100 * same, images * means.mean[name]))
+            return Estimate(same, low, high)
+        number = means.ratio(f"same {name}", name)
+        if number is None or number.low is None or number.high is None:
+            return Estimate(same)  # of so few images that there may be none
+        return Estimate(same, max(0.0, number.low), min(1.0, number.high))
+
+    agreement = proportion("every")
+    assert agreement is not None, "there are images"
+    student = dataclasses.replace(
+        of_place[0],
+        numbers=round(np.mean([each.numbers for each in of_place])),
+        fitted_divergence=_mean([each.fitted_divergence for each in of_place]),
+        held_back_divergence=_mean([each.held_back_divergence for each in of_place]),
+    )
+    comparison = Comparison(
+        student=student,
+        models=len(models),
+        images=images,
+        moved_images=round(images * means.mean["moved"]),
+        divergence=means.number("divergence"),
+        agreement=agreement,
+        moved=proportion("moved"),
+        fixed=proportion("fixed"),
+        broken=proportion("broken"),
+        cosine=means.ratio("cosine", "moved feature") if means.mean["moved feature"] else None,
+    )
+    if "gain" in means.mean:
+        comparison = dataclasses.replace(
+            comparison,
+            accuracy=means.mean["accuracy"],
+            difference=means.number("difference"),
+            gain=ByOutcome(
+                accuracy=means.number("student's gain", of="gain", unit=100.0),
+                log_likelihood=means.number("student's nats", of="nats"),
+            ),
+        )
+    if place[0] is not Kind.FITTED:
+        return comparison
+    less = means.ratio("less ceiling", "moved") if "less ceiling" in means.mean else None
+    return dataclasses.replace(comparison, less_ceiling=less, word=conclude(comparison.share, less))
+
+
+def _at(model: ImageComparisons, place: tuple[Kind, str]) -> list[int]:
+    """The columns of what is in a place."""
+    return [at for at, student in enumerate(model.students, start=2) if (student.kind, student.form) == place]
+
+
+def _same(model: ImageComparisons, place: tuple[Kind, str]) -> np.ndarray:
+    """Whether what is in a place decides as the teacher, `[n]`, a mean where several models are there."""
+    return (model.decisions[:, _at(model, place)] == model.decisions[:, [1]]).mean(1)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    present = [value for value in values if value is not None]
+    return float(np.mean(present)) if present else None
+
+
+FEWEST = 10
+# A student's description and the model itself.
+Candidate = tuple[Student, Tuned]
+
+
+def compute_replacement(study: Study) -> Section[ReplacementResults]:
+    """What each tuned model can be exchanged for, and each method over its seeds.
+
+    For every model these are fitted to its outputs on the same images, with as many steps and the same loss: each form,
+    and the model's own method from another start, the ceiling. Beside them stand the mean of what the model's blocks
+    add, and models of the study to which nothing is fitted: the same method trained again on the same few-shot split,
+    and the form's own method trained on the labels of that split.
+    """
+    reasons = {model.key: why_not_fitted(study, model) for model in study.tuned}
+    teachers = [model for model in study.tuned if not reasons[model.key]]
+    models: dict[str, ModelReplacements | Missing] = {key: Missing(reason) for key, reason in reasons.items() if reason}
+    if not teachers:
+        return ReplacementResults(models, ())
+    assert study.unlabelled is not None, "without images nothing is fitted"
+    fitted, held_back, _ = divide_unlabelled(study.unlabelled)
+    biases = yield from measure_equivalent_biases(study, [model for model in teachers if not missing(study, model)])
+    fits = Fits(study, fitted, held_back, teachers)
+    beside: dict[str, list[Candidate]] = {}
+    for model in teachers:
+        beside[model.key] = fits.fit(model)
+        if model.key in biases:
+            beside[model.key] += _means(study, model, biases[model.key])
+    fits.progress.close()
+    requests = {model.key: _classifications(study, model, beside[model.key], fitted) for model in teachers}
+    rows = yield list(requests.values())
+    for model in teachers:
+        of_model = rows[requests[model.key].name]
+        students = [student for student, _ in beside[model.key]]
+        for kind, form, other in controls(study, model):
+            students.append(Student(kind, form, other.label, parameter_count(other.learnables)["total"]))
+        labels = study.split.labels[of_model["images"]]
+        models[model.key] = ModelReplacements(
+            steps=study.options.replacement_steps,
+            fitted_images=len(fitted),
+            held_back_images=len(held_back),
+            images=of_model["images"],
+            by_image=by_image(students, of_model["logits"], of_model["features"], labels),
+            no_ceiling=no_ceiling(model),
+        )
+    ordered = {model.key: models[model.key] for model in study.tuned}
+    return ReplacementResults(ordered, _by_method(study, present(ordered)))
+
+
+def why_not_fitted(study: Study, model: Model) -> str:
+    """One sentence why nothing is fitted to a model, or ""."""
+    if not study.options.replacement_steps:
+        return "Nothing is fitted: --config.replacement_steps is 0."
+    if study.unlabelled is None or len(study.unlabelled) < FEWEST:
+        return "Replacements are fitted on training and validation images, and there are none, or too few."
+    if model.crops:
+        return "The method learns from crops of each image, which a form cannot."
+    if any(_is_of_form(model, form) for form in (*CONSTANTS, *study.options.replacement_forms)):
+        return "It is one of the forms that others are replaced by, trained on labels."
+    earlier = study.tuned[: study.tuned.index(model)]
+    if any(kind is Kind.RETRAINED and other in earlier for kind, _, other in controls(study, model)):
+        return "It is another start of a model that forms are fitted to, and stands beside these."
+    return ""
+
+
+def no_ceiling(model: Model) -> str:
+    """One sentence why a model's method cannot be fitted to its outputs, or ""."""
+    reason = why_no_student(model.task.method)
+    name = model.name or model.label
+    return f"{name} cannot be fitted to outputs, so there is no ceiling: {reason}." if reason else ""
+
+
+def controls(study: Study, model: Model) -> list[tuple[Kind, str, Model]]:
+    """Models of the study trained on the same images as a tuned one, to which nothing is fitted: kind, form, model.
+
+    The same method with another start and order, and the forms' own methods trained on the labels.
+    """
+    if model.few_shot_split is None:
+        return []
+    others = [each for each in study.tuned if each.few_shot_split == model.few_shot_split and each.key != model.key]
+    found = [
+        (Kind.RETRAINED, model.method, other)
+        for other in others
+        if (other.method, other.options) == (model.method, model.options) and other.seed != model.seed
+    ]
+    for form in study.options.replacement_forms:
+        found += [(Kind.LABELS, form, other) for other in others if _is_of_form(other, form)]
+    return found
+
+
+def _is_of_form(model: Model, form: str) -> bool:
+    method = make_method(FORMS[form].method)
+    return model.options == method_options(method) and type(model.task.method) is type(method)
+
+
+class Fits:
+    """The fits of a study, in one bar that says how long all of them still take."""
+
+    def __init__(self, study: Study, fitted: Split, held_back: Split, teachers: Sequence[Model]) -> None:
+        self.study = study
+        self.fitted, self.held_back = fitted, held_back
+        self.context: SweepContext = make_context(
+            study.clip,
+            study.mesh,
+            dtype=study.zero_shot.task.classifier.dtype,
+            on_image_error=study.options.on_image_error,
+            workers=study.options.workers,
+        )
+        self.steps = study.options.replacement_steps
+        self.done: dict[str, Tuned] = {}  # by what a fit depends on
+        ceiling = 3 * min(self.steps, TRIAL_STEPS) + self.steps * (self.steps > TRIAL_STEPS)
+        forms = self.steps * len(study.options.replacement_forms)
+        total = sum(forms + ceiling * (not no_ceiling(model)) for model in teachers)
+        study.advance("", 0, 0)  # the fits have a bar
+        say(f"replacements: {counted(total, 'step')} (--config.replacement_steps; 0 leaves them out)")
+        self.progress = Progress(total, title="replacements")
+
+    def fit(self, model: Model) -> list[Candidate]:
+        """The ceiling, where there is one, then each form."""
+
+        def divergence(rate: float) -> float:
+            try:
+                trial = self._fit(model, model.task, rate, min(self.steps, TRIAL_STEPS))
+                return mean_divergence(model.tuned, trial, self.held_back, self.context)
+            except ClipbiasError:  # a loss that is not finite: the rate is too high
+                return np.nan
+
+        def described(student: Tuned, kind: Kind, form: str, words: str) -> Candidate:
+            kl = [mean_divergence(model.tuned, student, split, self.context) for split in (self.fitted, self.held_back)]
+            say(f"{model.label}: {words}, fitted, KL {kl[0]:.3g} nats; on held-back images {kl[1]:.3g}")
+            numbers = parameter_count(student.learnables)["total"]
+            return Student(kind, form, words, numbers, fitted_divergence=kl[0], held_back_divergence=kl[1]), student
+
+        candidates = []
+        if not no_ceiling(model):
+            ceiling = self._fit(model, model.task, select_rate(divergence), self.steps)
+            words = f"{model.name or model.label} itself, from another start"
+            candidates.append(described(ceiling, Kind.CEILING, model.method, words))
+        for name in self.study.options.replacement_forms:
+            form = FORMS[name]
+            task = form.task(self.study.clip, model.task, self.context.dtype)
+            student = self._fit(model, task, form.learning_rate, self.steps)
+            candidates.append(described(student, Kind.FITTED, name, form.words))
+        return candidates
+
+    def _fit(self, model: Model, task: Task, rate: float, steps: int) -> Tuned:
+        recipe = fit_recipe(learning_rate=rate, steps=steps)
+        seed = self.study.options.seed
+        seed += seed == model.seed  # another start than the teacher's
+        # What a fit depends on. A study with other models beside this one continues from its fits.
+        key = identity([model.tuned, task, self.fitted, recipe, seed])[:12]
+        if key in self.done:  # a trial that was as long
+            return self.done[key]
+        folder = self.study.parts / "replacement" / f"{Path(task.method_name).stem}-{key}"
+        progress = self.progress.part(steps, f"{model.label}: {task.method_name} fitted to it")
+        logging = Logging(checkpoints=folder, progress=progress)
+        self.done[key] = fit_student(task, model.tuned, self.fitted, recipe, self.context, seed=seed, logging=logging)
+        progress.at_work("predicting")
+        return self.done[key]
+
+
+def _means(study: Study, model: Model, towers: Mapping[str, EquivalentBias]) -> list[Candidate]:
+    """The mean of what a model's blocks add, in place of what forms of the same shapes learn."""
+    candidates = []
+    for form, name in MEANS.items():
+        method = make_method(name, vision_tower="vision" in towers, text_tower="text" in towers)
+        task = Task(study.clip, method, model.task, dtype=model.task.classifier.dtype)
+        learnables = {f"{tower}_bias": getattr(bias, form) for tower, bias in towers.items()}
+        numbers = parameter_count(learnables)["total"]
+        candidates.append((Student(Kind.MEAN, form, FORMS[form].words, numbers), Tuned(task, learnables)))
+    return candidates
+
+
+def _classifications(study: Study, model: Model, beside: Sequence[Candidate], fitted: Split) -> Request:
+    """For "logits" `[n, K, C]` and "features" `[n, K, d]`: frozen model, tuned model, `beside`, then its controls.
+
+    What is kept of it is named by the images that forms were fitted on, which the study's identity does not cover.
+    """
+    predictors = [Predictor.of(each, study.params, study.replicate(each.learnables)) for _, each in beside]
+    others_of = [other for _, _, other in controls(study, model)]
+
+    def step(batch: Batch) -> dict[str, jax.Array]:
+        frozen, tuned, *others = (study.predictor(each) for each in (study.worded, model, *others_of))
+        outputs = [
+            each.logits_and_features(batch["images"], batch["mask"]) for each in (frozen, tuned, *predictors, *others)
+        ]
+        return {
+            "logits": jnp.stack([logits for logits, _ in outputs], axis=1),
+            "features": jnp.stack([features for _, features in outputs], axis=1),
+        }
+
+    return Request(
+        f"replacement-{model.key}-{fitted.identity[:16]}", f"{model.label}: replacements", study.images, step
+    )
+
+
+def _by_method(study: Study, fitted: Mapping[str, ModelReplacements]) -> tuple[MethodReplacements, ...]:
+    """What each method can be exchanged for, over the models that something was fitted to."""
+    methods = []
+    for models in same_but_for_seed([model for model in study.tuned if model.key in fitted]):
+        first = models[0]
+        name = (first.name or first.label) if len(models) > 1 else first.label
+        gain, rows = compare([fitted[model.key].by_image for model in models])
+        assert gain is not None, "the images of a study have labels"
+        text = sentence(name, rows, fitted[first.key].no_ceiling)
+        methods.append(MethodReplacements(name, tuple(model.key for model in models), gain, rows, text))
+    return tuple(methods)

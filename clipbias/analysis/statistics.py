@@ -1,0 +1,119 @@
+"""Averages over a dataset in constant memory: mean, standard error, count; mergeable.
+
+A batch is reduced on the device (`Moments.of`, traced, so it is sharded with its input), and batches are merged on the
+host in float64 by Chan's formula. What several devices or hosts hold merges the same way.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax.scipy.stats import rankdata
+
+from clipbias.analysis.results import Average
+
+
+def _widen(x: Any, ndim: int) -> Any:
+    """`x` with axes appended up to `ndim`."""
+    return x.reshape(x.shape + (1,) * (ndim - x.ndim))
+
+
+@struct.dataclass
+class Moments:
+    """Count, mean and sum of squared deviations of samples of any shape (Welford 1962; Chan et al. 1983).
+
+    `count` is a scalar, or an array over the leading axes of `mean` where parts of a sample may be missing.
+    """
+
+    count: Any
+    mean: Any
+    squares: Any
+
+    @classmethod
+    def of(cls, values: jax.Array, mask: jax.Array | None = None) -> "Moments":
+        """Of `values [B, …]`, counting where `mask`, `[B]` or with more of the leading axes of `values`, is true."""
+        mask = jnp.ones(values.shape[:1]) if mask is None else mask.astype(jnp.float32)
+        weight = _widen(mask, values.ndim)
+        count = mask.sum(0)
+        # What is masked may hold anything, NaN included.
+        values = jnp.where(weight > 0, values, 0).astype(jnp.float32)
+        mean = values.sum(0) / jnp.maximum(_widen(count, values.ndim - 1), 1)
+        return cls(count, mean, (weight * jnp.square(values - mean)).sum(0))
+
+    def merge(self, other: "Moments") -> "Moments":
+        """Both together, in float64 on the host."""
+        mine, theirs = (jax.tree.map(lambda x: np.asarray(x, np.float64), m) for m in (self, other))
+        total = mine.count + theirs.count
+        share = _widen(theirs.count / np.maximum(total, 1), mine.mean.ndim)
+        delta = theirs.mean - mine.mean
+        between = np.square(delta) * share * _widen(mine.count, mine.mean.ndim)
+        return Moments(total, mine.mean + delta * share, mine.squares + theirs.squares + between)
+
+    def joined(self) -> "Moments":
+        """Those of several groups, stacked on a leading axis, as one; traced, where `merge` is on the host."""
+        count = self.count.sum(0)
+        weight = _widen(self.count, self.mean.ndim)
+        mean = (weight * self.mean).sum(0) / jnp.maximum(_widen(count, self.mean.ndim - 1), 1)
+        return Moments(count, mean, (self.squares + weight * jnp.square(self.mean - mean)).sum(0))
+
+    @property
+    def standard_error(self) -> np.ndarray:
+        """Of the mean; NaN below two samples."""
+        squares = np.asarray(self.squares, np.float64)
+        count = _widen(np.asarray(self.count, np.float64), squares.ndim)
+        error = np.sqrt(squares / np.maximum(count - 1, 1) / np.maximum(count, 1))
+        return np.where(count < 2, np.nan, error)
+
+    @property
+    def samples(self) -> int:
+        """The number of samples."""
+        return int(np.max(self.count, initial=0))
+
+    @property
+    def average(self) -> Average:
+        """Mean and standard error, float32."""
+        return Average(np.asarray(self.mean, np.float32), np.asarray(self.standard_error, np.float32))
+
+
+Totals = dict[str, Moments]
+
+
+def merge(totals: Mapping[str, Moments], batch: Mapping[str, Moments]) -> Totals:
+    """Adds a batch's moments by name; names may be new."""
+    merged = dict(totals)
+    for name, moments in batch.items():
+        merged[name] = merged[name].merge(moments) if name in merged else moments
+    return merged
+
+
+def divided_by_sum(rows: jax.Array, visible: jax.Array | None = None) -> jax.Array:
+    """Rows `[..., N]`, none below 0, each divided by its sum where it is `visible`; one of zeros stays as it is."""
+    if visible is not None:
+        rows = jnp.where(visible, rows, 0)
+    return _ratio(rows, rows.sum(-1, keepdims=True))
+
+
+def stretched(rows: jax.Array) -> jax.Array:
+    """Rows `[..., N]`, each from 0 at its smallest number to 1 at its largest."""
+    low = rows.min(-1, keepdims=True)
+    return _ratio(rows - low, rows.max(-1, keepdims=True) - low)
+
+
+def _ratio(rows: jax.Array, by: jax.Array) -> jax.Array:
+    return rows / jnp.where(by > 0, by, 1)
+
+
+def rank_correlation(x: jax.Array, y: jax.Array) -> jax.Array:
+    """Spearman's ρ along the last axis, equal values sharing their mean rank; 0 where one side is constant."""
+    a, b = (r - r.mean(-1, keepdims=True) for r in (rankdata(x, axis=-1), rankdata(y, axis=-1)))
+    scale = jnp.sqrt(jnp.square(a).sum(-1) * jnp.square(b).sum(-1))
+    return (a * b).sum(-1) / jnp.where(scale > 0, scale, 1)
+
+
+def total_variation(x: jax.Array, y: jax.Array) -> jax.Array:
+    """Half the sum of absolute differences of two distributions along the last axis, each divided by its sum."""
+    a, b = divided_by_sum(x), divided_by_sum(y)
+    return jnp.abs(a - b).sum(-1) / 2

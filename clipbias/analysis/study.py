@@ -1,0 +1,454 @@
+"""A zero-shot model, tuned ones and a dataset, and one pass over images that serves every section that needs them.
+
+A `Section` is a generator. It yields a `Request` for all that it needs of images, and receives the results by name. Its
+next requests may depend on them: the causal test needs means over images, then runs with these means. `Study.run`
+collects the requests of all sections, and reads each list of images once for all of them. Requests of the same name are
+one request.
+
+Every minute, and whatever ends a pass, each request's state is written to `parts/`. An interrupted study continues from
+there.
+"""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from clipbias import hosts
+from clipbias.analysis.model import Model
+from clipbias.analysis.results import Missing
+from clipbias.analysis.results_file import FORMAT
+from clipbias.analysis.statistics import Moments, Totals, merge
+from clipbias.checks import Choices, Count, Positive, Range, check_fields, check_int
+from clipbias.clip.params import Params
+from clipbias.clip.precision import cast_weights
+from clipbias.constants import ZERO_SHOT
+from clipbias.data import Split
+from clipbias.data.images import Workers, pictures
+from clipbias.data.pipeline import ImageReading, OnImageError, WorkerCount
+from clipbias.errors import ClipbiasError
+from clipbias.identity import identity
+from clipbias.io import load_arrays, save_arrays
+from clipbias.sentences import counted
+from clipbias.settings import setting, setting_of
+from clipbias.training import mesh as meshes
+from clipbias.training.batches import split_batches
+from clipbias.training.evaluate import Predictor
+from clipbias.training.students import FORMS
+from clipbias.tuning import Task
+from clipbias.tuning.prompts import Classes
+from clipbias.tuning.tuned import Tuned
+
+Batch = Mapping[str, jax.Array]
+Step = Callable[[Batch], Mapping[str, Any]]
+T = TypeVar("T")
+Program = TypeVar("Program", bound=Callable[..., object])
+SAVE_SECONDS = 60.0
+_STAGE = "texts and statistics"  # before, between and behind passes over images
+_IDENTITY = "__identity__"
+_EXAMPLES = "__examples__"
+_FIELDS = ("count", "mean", "squares")  # of `Moments`
+
+
+# Images per batch by default. What a block makes of more of them leaves a CPU's caches.
+_BATCH = 32
+_BATCH_ON_CPU = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class StudyOptions:
+    """The options of a study, all of which are stored with its results."""
+
+    batch_size: Positive | None = setting(
+        None,
+        f"Images at a time over all devices; None takes {_BATCH_ON_CPU} on a CPU and {_BATCH} elsewhere.",
+        no_effect="sums over images are the same to rounding",
+    )
+    image_limit: Positive | None = setting(
+        None,
+        "At most so many images are explained, spread evenly; None takes all. Predictions of an evaluation are read "
+        "for all anyway.",
+    )
+    training_images: Positive | None = setting(
+        256, "Means of what is added are measured on so many training images, spread evenly; None takes all."
+    )
+    explore_images: Annotated[int, Range(1, 1000)] = setting(
+        48,
+        "Images that a reader of the report can explore, layer by layer; fewer where their maps "
+        "would take more than 15 MB of the page.",
+    )
+    replacement_forms: tuple[Annotated[str, Choices(tuple(FORMS))], ...] = setting(
+        ("kind",), f"Forms that are fitted to each adapter's outputs; there are {', '.join(FORMS)}."
+    )
+    replacement_steps: Count = setting(
+        300, "Steps of each form, and of the adapter's own method fitted to itself; 0 leaves replacements out."
+    )
+    on_image_error: OnImageError = setting_of(ImageReading, "on_image_error")
+    workers: WorkerCount | None = setting_of(ImageReading, "workers", no_effect="threads that read images")
+    seed: Count = setting(0, "Of random orders, of other images in the causal test, and of fits.")
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    @property
+    def images_at_once(self) -> int:
+        """Images per step over all devices: `batch_size`, or what is fast here."""
+        return self.batch_size or (_BATCH_ON_CPU if jax.default_backend() == "cpu" else _BATCH)
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What a section needs of images.
+
+    Its result has what `step` returns, by name: `Moments` summed over all images; and of arrays `[B, …]` a row for each
+    image that could be read, `[n, …]`. Beside such rows "images" are the numbers of these images.
+    """
+
+    name: str  # unique in a study; a file name
+    title: str  # for a progress bar
+    indices: np.ndarray  # numbers of the images in the split
+    # From a batch (uint8 "images" `[B, R, R, 3]`, "labels", "mask" and "numbers" `[B]`) to arrays or `Moments`.
+    step: Step
+    split: Split | None = None  # the images; `None` takes the study's
+    crops: int = 0  # views of each image besides itself; images are then `[B, 1 + crops, R, R, 3]`
+
+
+# Yields requests, receives their results by name, returns the section's result.
+Section = Generator[Sequence[Request], dict[str, Any], T]
+
+
+class RequestProgress:
+    """How far a request is: sums and rows, and how many of its images are in them, always together."""
+
+    def __init__(self, request: Request, folder: Path, study: str) -> None:
+        """Takes up what the folder holds of the same study; nothing where a file is damaged or of another study."""
+        self.request = request
+        self._path = folder / f"{request.name}.npz"
+        self._study = study
+        self._sums: Totals = {}
+        self._rows: dict[str, list[np.ndarray]] = {}
+        self.done = 0
+        if self._path.exists():
+            try:
+                arrays = load_arrays(self._path)
+                if str(arrays.pop(_IDENTITY, None)) == study:
+                    done = check_int("the number of examples", arrays.pop(_EXAMPLES).item())
+                    names = sorted({name.rpartition("|")[0] for name in arrays if "|" in name})
+                    sums = {name: Moments(*(arrays[f"{name}|{field}"] for field in _FIELDS)) for name in names}
+                    rows = {name: [values] for name, values in arrays.items() if "|" not in name}
+                    self._sums, self._rows, self.done = sums, rows, done
+            except (ClipbiasError, KeyError, ValueError):
+                pass
+        self._saved = self.done
+
+    def add(self, batch: dict[str, Any], count: int, mask: np.ndarray) -> None:
+        """Adds what `step` made of the next `count` images, on the host; `mask [B]` says which could be read."""
+        examples = self.request.indices[self.done : self.done + count]
+        read = mask[: len(examples)]
+        sums = {name: value for name, value in batch.items() if isinstance(value, Moments)}
+        arrays = {name: value for name, value in batch.items() if name not in sums}
+        rows = {name: np.asarray(value)[: len(examples)][read] for name, value in arrays.items()}
+        if rows:
+            rows["images"] = examples[read].astype(np.int32)
+        self._sums = merge(self._sums, sums)
+        self._rows = {name: [*self._rows.get(name, ()), values] for name, values in rows.items()}
+        self.done += len(examples)
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """What the section receives."""
+        return self._sums | {name: np.concatenate(parts) for name, parts in self._rows.items()}
+
+    def save(self) -> None:
+        """Writes sums and rows, whole, if there is anything new."""
+        if self.done == self._saved:
+            return
+        arrays = {_IDENTITY: np.asarray(self._study), _EXAMPLES: np.asarray(self.done)}
+        for name, value in self.result.items():
+            if isinstance(value, Moments):
+                arrays |= {f"{name}|{field}": np.asarray(getattr(value, field), np.float64) for field in _FIELDS}
+            else:
+                arrays[name] = value
+        save_arrays(self._path, arrays)
+        self._saved = self.done
+
+
+class Study:
+    """Models, images, devices, and a folder in which unfinished sums are kept."""
+
+    def __init__(
+        self,
+        models: Sequence[Model],
+        split: Split,
+        options: StudyOptions,
+        folder: Path,
+        *,
+        training: Split | None = None,
+        unlabelled: Split | None = None,
+        mesh: Mesh | None = None,
+        advance: Callable[[str, int, int], None] = lambda title, done, total: None,
+        known: Callable[[Model], np.ndarray | None] = lambda model: None,
+    ) -> None:
+        """Prepares a study.
+
+        Args:
+          models: zero-shot first.
+          split: labelled images.
+          options: settings.
+          folder: for `parts/`; what is there of the same study is not computed again.
+          training: images of the training set, for equivalent biases; `None` leaves that out.
+          unlabelled: images that replacements are fitted on, none of which is in `split`; `None` leaves these out.
+          mesh: where to compute; `None` takes this process's first device.
+          advance: called before the first batch and after every batch with a title, batches done, and batches in all;
+            with 0 and 0 for a stage without batches, and no title where something else shows its progress.
+          known: the class that a model was already seen to give every image, int32 `[n]`, -1 where one could not be
+            read; or `None`. Where all models' are known, `options.image_limit` does not apply to them.
+        """
+        keys = [model.key for model in models]
+        if keys[:1] != [ZERO_SHOT] or len(set(keys)) != len(keys) or any("/" in key for key in keys):
+            raise ClipbiasError(
+                f"the models of a study are {keys}; give 'zero_shot' first, then unique keys without '/'."
+            )
+        if not len(split):
+            raise ClipbiasError("there is no image to explain; check the data folder and the class selection.")
+        self.models = tuple(models)
+        self.split = split
+        self.options = options
+        self.training = training
+        self.unlabelled = unlabelled
+        self.mesh = meshes.single_device() if mesh is None else meshes.as_mesh(mesh)
+        self.advance = advance
+        self.known = known
+        self.parts = Path(folder) / "parts"
+        self._workers = Workers(options.workers)
+        share = meshes.share(self.mesh)
+        self._part = share.part
+        self._parts = share.parts
+        self.clip = models[0].task.clip
+        self.params: Params = self.replicate(cast_weights(self.clip.params, models[0].task.classifier.dtype))
+        self.learnables = {model.key: self.replicate(model.learnables) for model in models}
+        self.shared: dict[tuple[str, str], Any] = {}  # what several sections use, by the identity of what it is made of
+
+    @property
+    def zero_shot(self) -> Model:
+        return self.models[0]
+
+    @functools.cached_property
+    def worded(self) -> Model:
+        """Zero-shot with the text that figures of relevancy and of the text tower show it with.
+
+        That is the paper's, whatever template the dataset has.
+        """
+        model = self.zero_shot
+        task = Task(self.clip, ZERO_SHOT, Classes(model.task.class_names), dtype=model.task.classifier.dtype)
+        return model if task.texts == model.task.texts else dataclasses.replace(model, tuned=Tuned(task))
+
+    @property
+    def tuned(self) -> tuple[Model, ...]:
+        return self.models[1:]
+
+    def replicate(self, tree: Any) -> Any:
+        """A tree of host arrays on every device of the mesh."""
+        return meshes.replicate(self.mesh, tree)
+
+    def predictor(self, model: Model) -> Predictor:
+        """The model with its texts encoded, once for all sections."""
+        place = ("predictor", model.tuned.identity)
+        if place not in self.shared:
+            self.shared[place] = Predictor.of(model.tuned, self.params, self.learnables[model.key])
+        return self.shared[place]
+
+    def program(self, name: str, model: Model, function: Program) -> Program:
+        """`function` compiled, once for all sections."""
+        return self.shared.setdefault((name, model.task.identity), jax.jit(function))
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """Names what is kept of an unfinished study: of these models, images and options."""
+        training = self.training and self.training.subset(self.training_images)
+        models = {model.key: [model.tuned, model.seed] for model in self.models}
+        return identity([FORMAT, models, self.split, training, self.options])
+
+    @property
+    def images(self) -> np.ndarray:
+        """Numbers of the images that most sections look at."""
+        return spread(len(self.split), self.options.image_limit)
+
+    @property
+    def training_images(self) -> np.ndarray:
+        """Numbers of the training images that equivalent biases are measured on."""
+        return spread(len(self.training or ()), self.options.training_images)
+
+    def run(self, sections: Mapping[str, Section[T]]) -> dict[str, T]:
+        """The results of sections by name. Each list of images is read once for all that request it at once."""
+        finished: dict[str, T] = {}
+        results: dict[str, Any] = {}
+        waiting: dict[str, Sequence[Request]] = {}
+
+        def advance(name: str, section: Section[T], received: Any) -> None:
+            try:
+                waiting[name] = section.send(received)
+            except StopIteration as end:
+                waiting.pop(name, None)
+                finished[name] = end.value
+
+        self.advance(_STAGE, 0, 0)
+        for name, section in sections.items():
+            advance(name, section, None)
+        while waiting:
+            open_requests = [request for requests in waiting.values() for request in requests]
+            new_requests = {request.name: request for request in open_requests if request.name not in results}
+            for passed in self._by_images(new_requests.values()):
+                self._pass(passed)
+                results |= {progress.request.name: progress.result for progress in passed}
+            self.advance(_STAGE, 0, 0)
+            for name, requests in list(waiting.items()):
+                advance(name, sections[name], {request.name: results[request.name] for request in requests})
+        return finished
+
+    def run_section(self, section: Section[T]) -> T:
+        """The result of a single section."""
+        return self.run({"section": section})["section"]
+
+    def _by_images(self, requests: Iterable[Request]) -> list[list[RequestProgress]]:
+        """Requests for the same images, which share a pass."""
+        groups: dict[Any, list[RequestProgress]] = {}
+        for request in requests:
+            progress = RequestProgress(request, self.parts, self.identity)
+            hosts.assert_same(f"what is kept in {self.parts}", progress.done)
+            # A killed process may have saved some requests later than others, which then have a pass of their own.
+            indices = np.asarray(request.indices, np.int64).tobytes()
+            images = (id(request.split), request.crops, indices, progress.done)
+            groups.setdefault(images, []).append(progress)
+        return list(groups.values())
+
+    def _pass(self, requests: Sequence[RequestProgress]) -> None:
+        """Brings requests for the same images, as far as each other, to the end in one pass over the images."""
+        first = requests[0].request
+        title = first.title
+        if len(requests) > 1:
+            title = f"{len(requests)} measurements of {counted(len(first.indices), 'image')}"
+        size = self._size(first.split, first.crops)
+        before, total = _batches_done(requests[0].done, len(first.indices), size)
+        if before < total:
+            self.advance(title, before, total)  # the first batch may take long, since it compiles
+        saved = time.monotonic()
+        # Two at a time, since compiling keeps one core busy; several processes in turn, so that all do the same.
+        at_once = 1 if hosts.multi_process() else 2
+        try:
+            with ThreadPoolExecutor(at_once) as threads:
+                for batch, number, total in self.batches(
+                    first.indices, requests[0].done, split=first.split, crops=first.crops
+                ):
+                    mask = meshes.device_get(batch["mask"])
+                    computed = threads.map(
+                        lambda progress, batch=batch: meshes.device_get(dict(progress.request.step(batch))), requests
+                    )
+                    for progress, results in zip(requests, computed, strict=True):
+                        progress.add(results, size, mask)
+                    self.advance(title, number, total)
+                    if number == total or time.monotonic() - saved > SAVE_SECONDS:
+                        saved = time.monotonic()
+                        self._save(requests)
+                    if hosts.stops():  # several processes, which all stop at the same batch
+                        raise hosts.Stopped
+        finally:  # whatever ends it, a notice to stop or an image that cannot be read
+            self._save(requests)
+
+    def _save(self, requests: Sequence[RequestProgress]) -> None:
+        if hosts.is_first():
+            for progress in requests:
+                progress.save()
+
+    def _size(self, split: Split | None = None, crops: int = 0) -> int:
+        """Images per batch: the same for all sections, which so share programs; training images have their own.
+
+        With `crops` of each there are so many fewer.
+        """
+        is_training = split is not None and split is self.training
+        count = len(self.training_images) if is_training else len(self.images)
+        at_once = max(1, self.options.images_at_once // (1 + crops))
+        return meshes.rows(self.mesh, min(at_once, max(count, 1)))
+
+    def in_passes(self, compute: Callable[..., Any], *rows: np.ndarray) -> Any:
+        """`compute(*rows, mask)`, arrays `[B, …]`, over host rows `[n, …]` that all processes have, in batches.
+
+        All passes have the same size, whatever `n > 0` is, so that one program is compiled. The last one is filled up
+        with zeros, where `mask [B]` is false.
+        """
+        size = self._size()
+        local = size // self._parts
+        count = len(rows[0])
+        results = []
+        for start in range(self._part * local, self._part * local + count, size):
+            hosts.check()
+            shards = [values[start : start + local] for values in (*rows, np.ones(count, bool))]
+            padded = [np.concatenate([x, np.zeros((local - len(x), *x.shape[1:]), x.dtype)]) for x in shards]
+            results.append(compute(*(meshes.place_rows(self.mesh, x) for x in padded)))
+            jax.block_until_ready(results[-2:-1])  # as an evaluation does
+        return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *meshes.device_get(results))
+
+    def batches(
+        self, indices: np.ndarray, start: int = 0, *, split: Split | None = None, crops: int = 0
+    ) -> Iterator[tuple[Batch, int, int]]:
+        """Device batches of the examples `indices[start:]`: uint8 images, labels, mask, and their numbers in the split.
+
+        They are those of the study's images, or of `split`, and the last batch is padded. With `crops` there are views
+        of each image, `[B, 1 + crops, R, R, 3]`, itself first. Beside each batch come the number of batches done with
+        it and the number in all, those before `start` included.
+        """
+        size = self._size(split, crops)
+        rest = indices[start:]
+        if not len(rest):
+            return
+        before, total = _batches_done(start, len(indices), size)
+        host = split_batches(
+            (split or self.split).subset(rest),
+            self.mesh,
+            resizing=self.clip.preprocessing.resizing,
+            batch_size=size,
+            on_error=self.options.on_image_error,
+            crops=crops,
+            workers=self._workers,
+        )
+        for number, batch in enumerate(host, before + 1):
+            local = size // self._parts
+            first = (number - before - 1) * size + self._part * local
+            numbers = rest[first : first + local].astype(np.int32)
+            batch["numbers"] = np.pad(numbers, (0, local - len(numbers)))
+            yield {name: meshes.place_rows(self.mesh, values) for name, values in batch.items()}, number, total
+
+    def normalize(self, images: jax.Array) -> jax.Array:
+        """Raw pixels to what the model takes."""
+        return self.clip.preprocessing.normalize(images)
+
+    def pictures(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """The examples as the model sees them, uint8 `[K, R, R, 3]`, whole on every process."""
+        return pictures(self.split, indices, self.clip.preprocessing.resizing)
+
+
+def _batches_done(done: int, count: int, size: int) -> tuple[int, int]:
+    """Batches that the first `done` of `count` examples took, the last perhaps not full, and with those of the rest."""
+    before = -(-done // size)
+    return before, before - (-(count - done) // size)
+
+
+def divide(models: Sequence[Model], why_not: Callable[[Task], str]) -> tuple[list[Model], dict[str, Missing]]:
+    """The models that a section has, and by key why it has not the others."""
+    reasons = {model.key: why_not(model.task) for model in models}
+    kept = [model for model in models if not reasons[model.key]]
+    return kept, {key: Missing(reason) for key, reason in reasons.items() if reason}
+
+
+def spread(total: int, count: int | None) -> np.ndarray:
+    """`count` of the numbers below `total`, spread evenly; all of them for `None`, or where there are no more."""
+    if count is None or count >= total:
+        return np.arange(total)
+    return np.linspace(0, total - 1, count).round().astype(int)

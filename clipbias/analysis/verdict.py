@@ -1,0 +1,146 @@
+"""The verdict on a method: two labels, by one rule, and one sentence.
+
+The paper's hypotheses (Sec. 4.2.1): (a) prompts change where input tokens look; (b) prompts add a bias, the same for
+every image. The labels are decided in log-likelihood at fitted temperatures (`causal_section`), on whole
+95 % intervals:
+
+    gain      not surely above 0: *no gain*
+    where     of the gain, attention alone (the corner PR): surely above ½ *attention*, surely below ¼ *not attention*;
+              a method that changes nothing inside the towers *outside*; else *undecided*
+    what      all that is added to image tokens surely below ¼ of the gain: *nothing*. Of all of it, what exchanging it
+              between images costs: surely below ¼ *the same for every image*, surely above ½ *depends on the image*;
+              else *undecided*
+
+"Both" is no label: what is partly a constant depends on the image. The exchange says whether what is added is the same,
+not whether a constant would do, so the means' shares stand beside it. The two axes are two: a bias of the queries is a
+constant that acts through attention alone.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from clipbias.analysis.model import NOTHING_INSIDE
+from clipbias.analysis.results import (
+    ByOutcome,
+    CausalNumbers,
+    Labels,
+    MethodResult,
+    ModelFacts,
+    StudyResults,
+    What,
+    Where,
+    same_but_for_seed,
+)
+from clipbias.analysis.uncertainty import Estimate, amount, excludes, percent
+from clipbias.sentences import counted
+
+HALF = 0.5
+QUARTER = 0.25
+# Percentiles of a bootstrap say little below.
+FEWEST_IMAGES = 20
+_WHERE = {
+    Where.ATTENTION: "by changing where CLIP looks",
+    Where.NOT_ATTENTION: "not by changing where CLIP looks",
+    Where.OUTSIDE: "outside CLIP's towers, in which nothing changes",
+    Where.UNDECIDED: "undecided whether by changing where CLIP looks",
+}
+_WHAT = {
+    What.NOTHING: "what it adds to image tokens, if anything, matters little",
+    What.SAME: "what it adds to image tokens is the same for every image",
+    What.DEPENDS: "what it adds to image tokens depends on the image",
+    What.UNDECIDED: "whether what it adds to image tokens depends on the image is undecided",
+}
+
+
+def label(numbers: CausalNumbers, *, outside: bool = False, images_changed: bool = True) -> Labels:
+    """The labels of a method, by numbers in log-likelihood.
+
+    One that is `outside` changes nothing inside the towers. Without `images_changed`, which says whether the vision
+    tower is changed, nothing is added to image tokens.
+    """
+    if excludes(numbers.gain) <= 0:
+        return Labels(Where.NO_GAIN, None)
+    what = What.NOTHING if not images_changed else What.UNDECIDED
+    if images_changed and numbers.image is not None:
+        what = _what(numbers.image.all.share, numbers.image.exchange.share if numbers.image.exchange else None)
+    return Labels(Where.OUTSIDE if outside else _where(numbers.attention), what)
+
+
+def _where(attention: Estimate | None) -> Where:
+    share = None if attention is None else attention.share
+    if excludes(share, HALF) > 0:
+        return Where.ATTENTION
+    return Where.NOT_ATTENTION if excludes(share, QUARTER) < 0 else Where.UNDECIDED
+
+
+def _what(added: Estimate | None, exchange: Estimate | None) -> What:
+    """Of what is added as a share of the gain, and of the exchange as a share of that."""
+    if excludes(added, QUARTER) < 0:
+        return What.NOTHING
+    if excludes(exchange, QUARTER) < 0:
+        return What.SAME
+    return What.DEPENDS if excludes(exchange, HALF) > 0 else What.UNDECIDED
+
+
+def judge(results: StudyResults) -> StudyResults:
+    """The results with the verdict on each method, in the order in which the study names them."""
+    groups = same_but_for_seed(results.tuned)
+    return dataclasses.replace(results, methods=tuple(judge_method(results, models) for models in groups))
+
+
+def judge_method(results: StudyResults, models: Sequence[ModelFacts]) -> MethodResult:
+    """The verdict on one tuned model, or on several that differ in their seed alone."""
+    first = models[0]
+    keys = tuple(model.key for model in models)
+    several = len(models) > 1
+    name = first.name if several else first.label
+    test = None if results.causal is None else results.causal.models[first.key]
+    numbers = None if results.causal is None else results.causal.of(keys)
+    images = first.images if test is None else len(test.outcomes.images)
+    labels = None
+    if test is not None and numbers is not None and images >= FEWEST_IMAGES:
+        changed = first.changes_vision and test.why != NOTHING_INSIDE
+        labels = label(numbers.log_likelihood, outside=test.why == NOTHING_INSIDE, images_changed=changed)
+    return MethodResult(
+        label=f"{name}, {counted(len(models), 'seed')}" if several else name,
+        name=name,
+        method=first.method,
+        models=keys,
+        accuracy=float(np.mean([model.accuracy for model in models])),
+        images=images,
+        numbers=numbers,
+        labels=labels,
+        sentence=sentence(name, results.dataset.name, labels, numbers, images),
+    )
+
+
+def sentence(
+    name: str, dataset: str, labels: Labels | None, numbers: ByOutcome[CausalNumbers] | None, images: int
+) -> str:
+    """The verdict in words; without `labels` there were too few images, without `numbers` no causal test."""
+    if numbers is None:
+        return f"Why {name} differs from CLIP on {dataset} was not tested; --config.sections=causal does."
+    if labels is None:
+        return f"{counted(images, 'image')} of {dataset} are too few to judge {name}; {FEWEST_IMAGES} are the least."
+    accuracy, log_likelihood = (amount(numbers[outcome].gain, outcome) for outcome in ("accuracy", "log_likelihood"))
+    if labels.where is Where.NO_GAIN:
+        return (
+            f"{name} has no sure gain on {dataset}: log-likelihood changes by {log_likelihood}, accuracy by {accuracy}."
+        )
+    gains = f"{name} gains {accuracy.removeprefix('+')} on {dataset}"
+    if excludes(numbers.accuracy.gain) <= 0:
+        nats = log_likelihood.removeprefix("+")
+        gains = f"{name} gains {nats} of log-likelihood on {dataset}, with {accuracy} of accuracy"
+    text = f"{gains}, {_WHERE[labels.where]}"
+    if labels.where is Where.OUTSIDE or labels.what is None:
+        return f"{text}."
+    text += f"; {_WHAT[labels.what]}"
+    levels = None if labels.what is What.NOTHING else numbers.log_likelihood.image
+    if levels is not None and levels.other is not None and levels.position is not None and levels.other.share:
+        text += (
+            f" (of all of it, another image's is worth {percent(levels.other.share)}, the mean by kind"
+            f" {percent(levels.kind.share)}, by position {percent(levels.position.share)})"
+        )
+    return f"{text}."

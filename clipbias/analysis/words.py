@@ -1,0 +1,167 @@
+"""Texts in words: kinds and labels of their tokens, and the vocabulary's words nearest to learned prompts.
+
+Words nearest to prompts are what CoOp's authors look at (Zhou et al. 2022). A *context* (`text_context`) stands where
+token embeddings stand, so its words are the rows of the token-embedding table, by Euclidean distance. Deeper prompts
+replace hidden states, and no word is a hidden state.
+
+Nearest is not near: every result carries the mean distance over the whole vocabulary beside it. A prompt that is much
+shorter than the embeddings is nearest to the shortest of them, whatever its direction.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from clipbias.analysis.model import Model, additions
+from clipbias.analysis.results import TEXT_KINDS, Missing, ModelWords, PromptWords
+from clipbias.analysis.study import Section, Study
+from clipbias.clip.tokenizer import Tokenizer, encode
+from clipbias.tuning import Task
+from clipbias.tuning.prompts import name_tokens
+
+SOS, PROMPT, WORDS, CATEGORY, DOT, EOS = range(len(TEXT_KINDS))
+PAD = len(TEXT_KINDS)
+# The most bytes of a character, and what stands for some of them alone.
+_BYTES = 4
+_BROKEN = "\ufffd"
+NEAREST = 5  # words of each prompt
+
+
+def text_kinds(task: Task) -> np.ndarray:
+    """The kind of every text token, an index into `TEXT_KINDS`, `PAD` after EOS: int32 `[n · C, N]`.
+
+    A text that is not read at its EOS has "eos" at the position that is, and `PAD` from its end up to there.
+
+    "prompt" are the `T` learned tokens; "words" the words that stay frozen, those of a context that are left beside
+    fewer prompts and all of a text without prompts; "category" the class name's own tokens; "dot" the token before EOS
+    where the template ends with ".".
+    """
+    text = task.prompt
+    tokenizer = task.clip.tokenizer
+    names = task.class_names
+    lengths = [len(ids) for ids in name_tokens(task.clip, names, text)]
+    ends = np.asarray(task.tokens.end)
+    pooled = np.asarray(task.tokens.eos)
+    first = task.clip.config.text.first_word
+    has_dots = bool(encode(tokenizer, ["."])[0])
+    kinds = np.full(task.tokens.ids.shape, WORDS, np.int32)
+    if additions(task).text_context is not None:
+        kinds[np.asarray(task.tokens.context_rows) >= 0] = PROMPT
+    for i, row in enumerate(kinds):
+        template = text.templates[i // len(names)]
+        before = len(encode(tokenizer, [template.partition("{}")[0].strip()])[0])
+        if (place := text.before[i // len(names)]) < text.context_tokens:
+            before = place
+        end = int(ends[i])
+        row[:first] = SOS
+        row[first + before : min(first + before + lengths[i % len(names)], end)] = CATEGORY
+        if template.endswith(".") and end - 1 > before and has_dots:
+            row[end - 1] = DOT
+        row[end:] = PAD
+        row[pooled[i]] = EOS
+    return kinds
+
+
+def index_kinds(kinds: np.ndarray) -> list[str]:
+    """The kind's name at every token index, "" where texts `[C, N]` differ in it or it lies after the end of all."""
+    names = (*TEXT_KINDS, "")
+    return [names[column[0]] if (column == column[0]).all() else "" for column in np.asarray(kinds).T]
+
+
+def prompt_text(task: Task) -> str:
+    """The text around the class name, with `{}` in its place, as the method writes it before anything is learned."""
+    return task.method.text(task.template, task.clip).templates[0]
+
+
+def token_labels(task: Task, text: int) -> list[str]:
+    """The tokens of one text as readable pieces, up to but without EOS; learned ones as "[1]", "[2]", …
+
+    Tokens that hold parts of one character, of letters with accents and other scripts, are "ü 1/2" and "ü 2/2".
+    """
+    tokenizer = task.clip.tokenizer
+    end = int(task.tokens.end[text])
+    rows = task.tokens.context_rows[text]
+    is_learned = additions(task).text_context is not None
+    words = [int(token) for token in task.tokens.ids[text, :end]]
+    labels = ["SOS" for _ in range(task.clip.config.text.first_word)]
+    while (position := len(labels)) < end:
+        if is_learned and rows[position] >= 0:
+            labels.append(f"[{rows[position] + 1}]")
+            continue
+        most = min(end, position + _BYTES)
+        for stop in range(position + 1, most + 1):
+            piece = tokenizer.decode(words[position:stop]).strip()
+            if _BROKEN not in piece:
+                break
+        else:  # no text
+            stop = position + 1
+            piece = tokenizer.decode(words[position:stop]).strip()
+        count = stop - position
+        labels += [f"{piece} {number}/{count}" for number in range(1, count + 1)] if count > 1 else [piece]
+    return labels
+
+
+class Nearest(NamedTuple):
+    """The nearest words of `n` vectors."""
+
+    ids: np.ndarray  # `[n, k]` token ids, the nearest first; equally near ones by id
+    distances: np.ndarray  # `[n, k]` Euclidean distances, float64
+    mean_distance: np.ndarray  # `[n]`, to the whole vocabulary
+
+
+def context_words(context: np.ndarray, token_embedding: np.ndarray, count: int) -> Nearest:
+    """The `count` words nearest to contexts `[n, D]` in the embedding table `[vocabulary, D]`, both float32."""
+    from sklearn.metrics import pairwise_distances_chunked
+
+    def nearest(distances: np.ndarray, start: int) -> tuple[np.ndarray, np.ndarray]:
+        ids = distances.argsort(axis=1, kind="stable")[:, :count]
+        return ids, distances.mean(axis=1, dtype=np.float64)
+
+    parts = pairwise_distances_chunked(context, token_embedding, reduce_func=nearest)
+    ids, mean_distance = (np.concatenate(each) for each in zip(*parts, strict=True))
+    # Those came from products. From differences a vector's own row is at distance 0.
+    differences = token_embedding[ids].astype(np.float64) - context[:, None]
+    distances = np.linalg.norm(differences, axis=-1)
+    order = np.lexsort((ids, distances))
+    return Nearest(np.take_along_axis(ids, order, 1), np.take_along_axis(distances, order, 1), mean_distance)
+
+
+def readable_token(tokenizer: Tokenizer, token: int) -> str:
+    """A token as readers know it: its word, with a hyphen after it where it is only a word's beginning or middle."""
+    piece = tokenizer.convert_ids_to_tokens(int(token))
+    if token in tokenizer.all_special_ids:
+        return str(piece)
+    text = tokenizer.decode([int(token)]).strip()
+    return text if piece.endswith("</w>") else f"{text}-"
+
+
+def compute_words(study: Study) -> Section[dict[str, ModelWords | Missing]]:
+    """The words nearest to each model's context."""
+    results: dict[str, ModelWords | Missing] = {}
+    for model in study.tuned:
+        prompts = _prompt_words(study, model)
+        results[model.key] = ModelWords(prompts) if prompts else Missing("There are no learned text prompts.")
+    yield ()  # a section is a generator, and this one reads no image
+    return results
+
+
+def _prompt_words(study: Study, model: Model) -> tuple[PromptWords, ...]:
+    context = model.task.method.adapt(model.learnables).text_context
+    if context is None or not context.size:
+        return ()
+    count = context.shape[-2]
+    rows = np.asarray(context).reshape(-1, context.shape[-1])
+    table = np.asarray(study.clip.params["text"]["token_embedding"])
+    near = context_words(rows, table, NEAREST)
+    by_class = context.ndim == 3 and len(context) == len(model.task.texts)
+    names = model.task.class_names
+    return tuple(
+        PromptWords(
+            prompt=row % count,
+            class_name=names[row // count % len(names)] if by_class else None,
+            words=tuple(readable_token(study.clip.tokenizer, token) for token in ids),
+            distances=tuple(near.distances[row].tolist()),
+            mean_distance=float(near.mean_distance[row]),
+        )
+        for row, ids in enumerate(near.ids.tolist())
+    )

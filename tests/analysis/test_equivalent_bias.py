@@ -1,0 +1,217 @@
+"""Equivalent biases: against the float64 reference, put in the method's place, as adapters and in a study."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import clipbias
+from clipbias.analysis.bias import measure_equivalent_bias, measure_equivalent_biases, missing
+from clipbias.analysis.model import Model
+from clipbias.analysis.results import EquivalentBias
+from clipbias.clip import Clip
+from clipbias.clip.encode import image_batches
+from clipbias.constants import TOWERS
+from clipbias.tuning import Task
+from clipbias.tuning.adapter import read_adapter, write_adapter
+from clipbias.tuning.tuned import Tuned
+from tests.analysis.models import moved
+from tests.analysis.test_study import make, split
+from tests.reference import equivalent_bias as plain
+from tests.reference import inner_parts, methods, weight_tuning
+from tests.reference.cases import CASES, CLASS_NAMES
+from tests.tuning import test_weights, weights_common
+
+LABELS = np.array([4, 0, 2, 2, 1])
+FORMS = ("vector", "kind")
+TOLERANCE = 2e-5  # of the largest number, in float32
+
+# In the middle of the text, from random vectors, with a map from one tower to the other.
+PROMPTS: dict[str, dict[str, Any]] = {
+    "ivlp": {},
+    "maple_two_layers": {"tokens": 2, "depth": 2},
+    "coop_placeholders_middle": {"tokens": 7, "position": "middle"},
+    "coop_class_specific_front": {"tokens": 4, "class_specific": True, "words": "", "position": "front"},
+}
+
+
+def pixels(count: int = len(LABELS)) -> tuple[np.ndarray, np.ndarray]:
+    """Raw and normalised, `[B, R, R, 3]`."""
+    return weights_common.pictures(16, count)
+
+
+def measured(task: Task, learnables: Any, initial: Any = None, batch_size: int = 5) -> dict[str, EquivalentBias]:
+    initial = task.init() if initial is None else initial
+    batches = image_batches(task.clip.preprocessing, pixels()[0], batch_size)
+    return measure_equivalent_bias(task, task.clip.params, learnables, initial, batches)[0]
+
+
+def assert_forms(
+    actual: dict[str, EquivalentBias], expected: dict[str, plain.Forms], tolerance: float = TOLERANCE
+) -> None:
+    assert actual.keys() == expected.keys()
+    for tower, forms in expected.items():
+        for form, values in forms.items():
+            weights_common.close(getattr(actual[tower], form), values, tolerance, f"{tower} {form}")
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("name", PROMPTS)
+def test_prompts_have_the_equivalent_bias_of_the_reference(
+    name: str, clip: Clip, reference: methods.Reference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = CASES[name]
+    images = pixels()[1]
+    task = Task(clip, case.method, CLASS_NAMES, **PROMPTS[name])
+    learnables, start = (
+        methods.random_learnables(reference.config, case.method, len(CLASS_NAMES), seed=seed, **case.sizes)
+        for seed in (0, 1)
+    )
+    if case.options.get("worded", True):  # the context starts from the words' own embeddings
+        start = {**start, "text_context": np.asarray(task.init()["text_context"])}
+    inputs, initial = (
+        methods.prepare(reference, case.method, CLASS_NAMES, values, **case.options) for values in (learnables, start)
+    )
+    expected = {"text": plain.of_texts(reference, reference.state, inputs, initial)}
+    if inputs.vision_prompts is not None:
+        expected = {"vision": plain.of_images(reference, reference.state, inputs, images)} | expected
+    if "class_specific" in name:  # a part of the texts at a time
+        monkeypatch.setattr("clipbias.analysis.bias._TEXTS_AT_ONCE", 2)
+    assert_forms(measured(task, learnables, start), expected)
+
+
+@pytest.mark.ci
+def test_tuned_weights_have_the_equivalent_bias_of_the_reference(clip: Clip, reference: methods.Reference) -> None:
+    plain_inputs = methods.prepare(reference, "zero_shot", CLASS_NAMES, {})
+    lora = Task(clip, "clip_lora", CLASS_NAMES)
+    pairs = weights_common.start(lora)
+    norms = Task(clip, "layer_norm", CLASS_NAMES, outer=True)
+    changes = moved(norms)
+    changed = weights_common.named(changes)
+    for task, learnables, state in (
+        (lora, pairs, weight_tuning.fold_lora(reference.state, test_weights.named_pairs(lora, pairs))),
+        (norms, changes, reference.state | {key: reference.state[key] + value for key, value in changed.items()}),
+    ):
+        expected = {
+            "vision": plain.of_images(reference, state, plain_inputs, pixels()[1]),
+            "text": plain.of_texts(reference, state, plain_inputs, plain_inputs),
+        }
+        assert_forms(measured(task, learnables), expected)
+
+
+@pytest.mark.long
+def test_networks_beside_blocks_have_the_equivalent_bias_of_the_reference(
+    clip: Clip, reference: methods.Reference
+) -> None:
+    task = Task(clip, "mma", CLASS_NAMES, blocks=2, width=6, factor=0.05)
+    learnables = weights_common.drawn(task.shapes, 0.4)
+    expected = {}
+    for tower, inputs in inner_parts.towers_of(reference, CLASS_NAMES, methods.WORDED, pixels()[1]).items():
+        beside = inner_parts.adapters(inner_parts.flatten(learnables), tower, 3, 0.05)
+        expected[tower] = plain.of_inserted(
+            reference, tower, inner_parts.forward(reference, tower, inputs, beside=beside)
+        )
+    biases = measured(task, learnables)
+    # What is added is small beside the tokens that it is the difference of.
+    assert_forms(biases, expected, 2e-4)
+    assert not np.abs(biases["vision"].vector[0]).max() > 1e-6
+
+
+def test_several_contexts_of_a_class_are_averaged(clip: Clip, reference: methods.Reference) -> None:
+    names = CLASS_NAMES[:2]
+    task = Task(clip, "plot", names, tokens=4, sets=3)
+    learnables = moved(task)
+    initial = task.init()
+    expected = []
+    for context, start in zip(learnables["text_context"], initial["text_context"], strict=True):
+        inputs, before = (
+            methods.prepare(reference, "coop", names, {"text_context": np.asarray(values)}, worded=False)
+            for values in (context, start)
+        )
+        expected.append(plain.of_texts(reference, reference.state, inputs, before))
+    # The same texts, so that all count alike.
+    averages = {form: np.mean([forms[form] for forms in expected], axis=0) for form in FORMS}
+    assert_forms(measured(task, learnables, initial), {"text": averages})
+
+
+NOTES = {"dataset": "demo/digits", "seed": 3, "accuracy": 50.0, "training": "one"}
+
+
+def saved(
+    folder: Path, method: str, clip: Clip, notes: Mapping[str, Any] | None = None, **options: Any
+) -> tuple[Path, Task, Any]:
+    task = Task(clip, method, CLASS_NAMES, **options)
+    learnables = moved(task)
+    path = folder / f"{method}.safetensors"
+    write_adapter(path, Tuned(task, learnables, {**NOTES, **(notes or {})}))
+    return path, task, learnables
+
+
+ADAPTERS = {"vector": "bias", "kind": "bias_by_kind"}
+
+
+@pytest.mark.ci
+def test_an_adapter_holds_the_constants(clip: Clip, tmp_path: Path) -> None:
+    path, task, learnables = saved(tmp_path, "ivlp", clip, depth=2)
+    raw = pixels()[0]
+    biases = measured(task, learnables, task.init(3))
+    trainings = {}
+    for kind, method in ADAPTERS.items():
+        model = clipbias.equivalent_bias(clipbias.load_adapter(path, clip), raw, kind, batch_size=5)
+        model.save(tmp_path / "bias.safetensors")
+        again = read_adapter(tmp_path / "bias.safetensors")
+        assert again.method == method and again.template == task.template
+        assert again.notes["dataset"] == "demo/digits" and "accuracy" not in again.notes
+        made_of = {"method": "ivlp", "options": task.options(), "images": len(LABELS)}
+        assert again.notes["equivalent_bias"] == made_of
+        trainings[kind] = again.notes["training"]
+        bound = again.bind(clip)
+        bias = bound.learnables
+        assert bound.class_names == task.class_names and bias.keys() == {f"{tower}_bias" for tower in TOWERS}
+        for tower in TOWERS:
+            np.testing.assert_allclose(bias[f"{tower}_bias"], getattr(biases[tower], kind), atol=1e-6)
+    # Other seeds of one training are one training again, and those of another are another.
+    for notes in ({"seed": 4}, {"training": "another"}):
+        path, *_ = saved(tmp_path, "ivlp", clip, notes, depth=2)
+        model = clipbias.equivalent_bias(clipbias.load_adapter(path, clip), raw, "kind", batch_size=5)
+        trainings[str(notes)] = model.notes["training"]
+    vector, kind, seed, another = trainings.values()
+    assert seed == kind and len({vector, kind, another, "one"}) == 4
+
+
+def test_images_come_in_several_ways(clip: Clip, tmp_path: Path) -> None:
+    path, *_ = saved(tmp_path, "vpt", clip)
+    images = split()
+    raw = np.stack([pictures for pictures, _ in image_batches(clip.preprocessing, images, 1)])[:, 0]
+    model = clipbias.load_adapter(path, clip)
+    whole = clipbias.equivalent_bias(model, raw, batch_size=4).learnables["vision_bias"]
+    for source in (images, list(raw), clip.preprocess(raw)):
+        fitted = clipbias.equivalent_bias(model, source, batch_size=4)
+        np.testing.assert_allclose(fitted.learnables["vision_bias"], whole, atol=1e-6)
+        assert fitted.learnables.keys() == {"vision_bias"} and fitted.task.options()["text_tower"] is False
+
+
+@pytest.mark.ci
+def test_a_study_measures_on_training_images(clip: Clip, tmp_path: Path) -> None:
+    made_study = make(clip, tmp_path, training=split().subset([6, 3, 1]))
+    (model,) = made_study.tuned
+    measured_biases = made_study.run_section(measure_equivalent_biases(made_study, [model]))["vpt"]
+    expected, _ = measure_equivalent_bias(
+        model.task,
+        clip.params,
+        model.learnables,
+        model.task.init(),
+        image_batches(clip.preprocessing, split().subset([6, 3, 1]), 3),
+    )
+    for form in FORMS:
+        vector = getattr(measured_biases["vision"], form)
+        np.testing.assert_allclose(vector, getattr(expected["vision"], form), rtol=0, atol=1e-6)
+
+
+def test_a_study_says_what_it_cannot_measure(clip: Clip, tmp_path: Path) -> None:
+    bare = make(clip, tmp_path)
+    assert "training images" in str(missing(bare, bare.tuned[0]))
+    task = Task(clip, "taskres", CLASS_NAMES)
+    assert "Neither tokens nor weights" in str(missing(bare, Model("own", "Own", Tuned(task, task.init()))))

@@ -1,0 +1,301 @@
+"""Models of the benchmark of explanations, trained and planted: every label is exact."""
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import clipbias
+from clipbias import data
+from clipbias.analysis.causal import Corner, Level, Stream, added_to_images, mix_images, mix_texts
+from clipbias.analysis.model import NOTHING_INSIDE, why_no_causal_test
+from clipbias.analysis.results import What, Where
+from clipbias.analysis.study import StudyOptions
+from clipbias.clip import Adaptation, encode_image
+from clipbias.clip.block import run_block
+from clipbias.clip.vision import embed_image
+from clipbias.constants import ZERO_SHOT
+from clipbias.tuning import CONSTANTS, Task
+from clipbias.tuning.registry import resolve_method
+from tests.analysis.models import CLASS_NAMES, moved
+from tests.reference import numpy_clip
+from tools.mechanisms import labels, score, train
+from tools.mechanisms.labels import FAMILIES, Spec
+from tools.mechanisms.methods import BIAS, MEAN, centre, map_inputs
+from tools.mechanisms.planted import CONFIG, prompts_of
+from tools.mechanisms.train import dataset_of, frozen_model, logits_of, normalised, train_model
+
+STREAMS = [*(Stream.corner(corner) for corner in Corner), *(Stream.at(level) for level in (Level.NOTHING, Level.OTHER))]
+
+
+def task_of(clip, family, **options):
+    """A family's task on a tower of three blocks, and learnables far from where they start; masks stay as they are."""
+    chosen = FAMILIES[family]
+    chosen = dataclasses.replace(chosen, options={**chosen.options, **options})
+    task = Task(clip, train.method_of(chosen, clip.config.vision.layers), CLASS_NAMES)
+    learnables = moved(task)
+    return task, {**learnables, **({CONSTANTS: task.init()[CONSTANTS]} if CONSTANTS in learnables else {})}
+
+
+def assert_does_what_labels_say(family, image, *, close, least):
+    """Of image features in `STREAMS`: equal ones to `close`, and what changes by more than `least`."""
+    reference, attention, tokens, tuned, nothing, other = image
+    same = functools.partial(np.testing.assert_allclose, rtol=0, atol=close)
+    assert np.abs(tuned - reference).max() > least
+    if family.where is Where.ATTENTION:
+        same(attention, tuned)
+        same(tokens, reference)
+    elif family.where is Where.NOT_ATTENTION:
+        same(attention, reference)
+        same(tokens, tuned)
+    if family.what is What.NOTHING:
+        same(nothing, tuned)
+    elif family.where is not Where.NO_GAIN:
+        assert np.abs(nothing - tuned).max() > least
+    if family.what is What.SAME:
+        same(other, tuned)
+    elif family.what is What.DEPENDS:
+        assert np.abs(other - tuned).max() > least
+
+
+CORNERS = ("qk_both", "qk_vision", "query_bias", "last_mlp", "last_bias", "projection")
+BIASES = ("late_bias", "bias_by_kind", "bias_by_position")
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("family", CORNERS + BIASES)
+def test_a_model_does_what_its_labels_say(clip, images, family):
+    task, learnables = task_of(clip, family)
+    tuned = task.method.adapt(learnables)
+    seen = mix_images(clip.params, clip.config, images, tuned, STREAMS, donors=images[None, ::-1])
+    texts = mix_texts(clip.params, clip.config, task.tokens, tuned, Adaptation(), STREAMS[:4])
+    for features in (seen, texts):
+        np.testing.assert_allclose(features[2], features[0], atol=1e-5)
+        np.testing.assert_allclose(features[5], features[1], atol=1e-5)
+    assert_does_what_labels_say(FAMILIES[family], seen[2:], close=2e-5, least=0.02)
+    if family in CORNERS:  # the text tower likewise, or CLIP's where images alone are changed
+        reference, attention, tokens, tuned_texts = texts[2:]
+        assert (np.abs(tuned_texts - reference).max() > 0.02) == (family not in ("qk_vision", "projection"))
+        ends = [tuned_texts, reference] if FAMILIES[family].where is Where.ATTENTION else [reference, tuned_texts]
+        np.testing.assert_allclose([attention, tokens], ends, atol=1e-5)
+
+
+def test_a_bias_by_position_has_mean_0_by_kind(clip):
+    task, learnables = task_of(clip, "bias_by_position")
+    bias = np.asarray(task.method.adapt(learnables).vision_bias)
+    assert bias.shape[1] == clip.config.vision.tokens and not bias[:, 0].any()
+    np.testing.assert_allclose(bias[:, 1:].mean(1), 0, atol=1e-7)
+    assert np.abs(bias[:, 1:]).max() > 0.1
+
+
+def test_a_head_has_no_corners(clip):
+    assert why_no_causal_test(task_of(clip, "head")[0]) == NOTHING_INSIDE
+
+
+def added(task, learnables, images, reference):
+    """What each tuned block gives beyond the frozen one, in float64, on the same tokens: `[L, B, N, D]`."""
+    config = task.clip.config
+    inputs = embed_image(task.clip.params, config, images, task.method.adapt(learnables))
+    sizes = reference.config["vision_config"]
+    tokens, changes = inputs.tokens, []
+    for l in range(config.vision.layers):
+        layer = jax.tree.map(lambda leaf, l=l: leaf[l], inputs.layers)
+        output = run_block(tokens, layer, config.vision, inputs.hooks(inputs.attend_fused))
+        name = f"vision_model.encoder.layers.{l}"
+        x = np.asarray(tokens, np.float64)
+        frozen = numpy_clip.block(reference.state, name, sizes, x, np.zeros(()), 0.0).output
+        changes.append(np.asarray(output, np.float64) - frozen)
+        tokens = output
+    return np.stack(changes)
+
+
+@pytest.mark.parametrize("family", ["bias", "bias_by_kind", "last_bias", "late_bias"])
+def test_a_bias_is_the_same_for_every_image(clip, images, reference, family):
+    task, learnables = task_of(clip, family)
+    changes = added(task, learnables, images, reference)
+    kinds = changes[:, :, :1], changes[:, :, 1:]
+    assert max(np.ptp(kind, axis=(1, 2)).max() for kind in kinds) < 2e-5
+    blocks = {"last_bias": 1, "late_bias": 2}.get(family, clip.config.vision.layers)
+    is_changed = np.abs(changes).max((1, 2, 3)) > 0.1
+    assert is_changed.tolist() == [l >= len(changes) - blocks for l in range(len(changes))]
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("family", ["map_2", "map_8", "map_and_bias"])
+def test_a_centred_map_has_mean_zero_by_layer_and_kind(clip, images, reference, family):
+    task, learnables = task_of(clip, family)
+    many = np.concatenate([images, images[:, ::-1], images[:, :, ::-1]])
+    centred = centre(task, learnables, many)
+    changes = added(task, centred, many, reference)
+    bias = centred.get(BIAS, np.zeros((len(changes), 2, 1)))
+    for kind, of_kind in enumerate((changes[:, :, :1], changes[:, :, 1:])):
+        off = of_kind.mean((1, 2)) - bias[:, kind]
+        assert np.abs(off).max() < 2e-5, off
+        # It depends on the image in every layer, but for `[cls]` at the first input, which is the same for all.
+        assert of_kind.std(1).max((1, 2))[1 - kind :].min() > 0.05
+    assert np.abs(added(task, learnables, many, reference).mean((1, 2))).max() > 0.02
+
+
+def test_map_and_bias_have_the_stated_ratio(clip, images, reference):
+    task, learnables = task_of(clip, "map_and_bias")
+    learnables = {**learnables, BIAS: 7 * learnables[BIAS]}
+    centred = centre(task, learnables, images)
+    constants = centred[BIAS]
+    maps = added(task, centred, images, reference)
+    maps[:, :, :1] -= constants[:, None, :1]
+    maps[:, :, 1:] -= constants[:, None, 1:]
+    squares = np.square(maps).sum(-1).mean(1)
+    of_maps = (squares[:, 0] + squares[:, 1:].mean(1)) / 2
+    np.testing.assert_allclose(of_maps, np.square(constants).sum(-1).mean(1), rtol=1e-4)
+
+
+def test_the_map_is_that_of_its_formula(clip, images, reference):
+    task, learnables = task_of(clip, "map_8")
+    centred = centre(task, learnables, images)
+    down, up = (np.asarray(centred[name], np.float64) for name in ("vision_down", "vision_up"))
+    tokens = map_inputs(task, centred, images)
+    mean = np.repeat(centred[CONSTANTS][MEAN], [1, tokens.shape[2] - 1], axis=1)
+    expected = (tokens - mean[:, None]) @ down[:, None] @ up[:, None]
+    np.testing.assert_allclose(added(task, centred, images, reference), expected, atol=2e-5)
+
+
+def few(name, step):
+    dataset = data.load(name)
+    splits = {
+        split: dataset.splits[split].subset(range(0, len(dataset.splits[split]), step)) for split in dataset.splits
+    }
+    return dataclasses.replace(dataset, splits=splits)
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("name", labels.DATASETS)
+def test_no_constant_solves_the_marked_task(clip, name):
+    marked = train.marked(clip, few(name, 15))
+    test = marked.split("test")
+    assert train.constant_bound(clip, test) == 50
+    blind = dataclasses.replace(clip, params=train.blinded(clip))
+    task = Task(blind, "bias_by_kind", marked)
+    classify = jax.jit(task.logits)
+    logits = classify(blind.params, moved(task), normalised(blind, test))
+    plain, copies = np.split(np.asarray(logits), 2)
+    # Rows of one program may be added up in another order.
+    np.testing.assert_allclose(plain, copies, rtol=0, atol=100 * np.finfo("f").eps * np.abs(plain).max())
+    assert np.ptp(plain, axis=0).max() > 0.01
+    plain_labels, copy_labels = np.split(test.labels, 2)
+    assert not plain_labels.any() and copy_labels.all()
+    assert train.constant_bound(clip, test.subset(range(len(test) // 2))) == 100
+    seeing = classify(clip.params, moved(task), normalised(blind, test))
+    assert np.abs(np.subtract(*np.split(np.asarray(seeing), 2))).max() > 1e-4
+
+
+def test_a_reader_of_marks_tells_a_picture_from_its_copy(clip):
+    marked = train.marked(clip, few("demo/digits", 60)).split("test")
+    task, learnables = task_of(dataclasses.replace(clip, params=train.blinded(clip)), "marked")
+    logits = jax.jit(task.logits)(task.clip.params, learnables, normalised(clip, marked))
+    assert np.abs(np.subtract(*np.split(np.asarray(logits), 2))).max() > 0.01
+
+
+def test_shuffled_labels_are_those_of_the_training_images_alone():
+    dataset = data.load("demo/digits")
+    other = train.shuffled(dataset, seed=1)
+    before, after = dataset.split("train"), other.split("train")
+    assert sorted(before.labels) == sorted(after.labels) and np.mean(before.labels == after.labels) < 0.3
+    assert other.split("test") is dataset.split("test") and after.keys == before.keys
+
+
+def token_norms(clip, params, images):
+    """Norms of the tokens at the input of each block, `[L, B, N]`: one program, wherever the weights lie."""
+    observe = lambda view: jnp.linalg.norm(view.tokens, axis=-1)  # noqa: E731
+    compute = jax.jit(lambda params, images: encode_image(params, clip.config, images, observe=observe)[1])
+    return np.asarray(compute(params, images))
+
+
+@pytest.mark.ci
+def test_planted_outliers_are_few_and_massive_and_decisions_stay():
+    demo = clipbias.load("demo")
+    dataset = few("demo/digits", 20)
+    params = train.plant_outliers(demo, normalised(demo, dataset.split("train")))
+    images = normalised(demo, dataset.split("test"))
+    norms = token_norms(demo, params, images)[1:]
+    ratio = norms / np.median(norms, axis=-1, keepdims=True)
+    massive = np.isin(np.arange(norms.shape[-1]), train.outlier_places(demo))
+    assert massive.sum() == 2 and ratio[..., ~massive].max() < 5
+    assert np.mean(ratio[..., massive] > 10) > 0.95
+    task = Task(demo, "zero_shot", dataset)
+    plain, planted = (np.asarray(jax.jit(task.logits)(each, {}, images)).argmax(-1) for each in (demo.params, params))
+    assert np.mean(plain == planted) > 0.95
+    np.testing.assert_array_equal(token_norms(demo, params, images)[0], token_norms(demo, demo.params, images)[0])
+
+
+PROMPTS = {"vision_prompts": prompts_of(1)["vision_prompts"]}
+PLANTED = [name for name, family in FAMILIES.items() if family.mechanism]
+
+
+def planted_task(name):
+    """A planted model as it is stored, and what it is trained and tested on."""
+    spec = Spec(name, labels.PLANTED, outliers=False, seed=1, strength=1.0)
+    family = FAMILIES[name]
+    dataset = dataset_of(Path(), spec)
+    return Task(frozen_model(Path(), spec), resolve_method(family.method, family.options), dataset), dataset
+
+
+@pytest.fixture(scope="module")
+def planted_numbers():
+    """Of planted models: features in `STREAMS`, and what they add."""
+    tuned = Adaptation(vision_prompts=PROMPTS["vision_prompts"])
+
+    @jax.jit
+    def numbers(params, images):
+        mixed = mix_images(params, CONFIG, images, tuned, STREAMS, donors=images[None, ::-1])[2:]
+        return mixed, added_to_images(CONFIG, params, images, np.ones(len(images), bool), tuned)["slots"]
+
+    def of(name):
+        task, dataset = planted_task(name)
+        return jax.device_get(numbers(task.clip.params, normalised(task.clip, dataset.split("train"))))
+
+    return of
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("name", PLANTED)
+def test_planted_prompts_do_what_their_labels_say(name, planted_numbers):
+    family = FAMILIES[name]
+    features, values = planted_numbers(name)
+    assert_does_what_labels_say(family, features, close=2e-3, least=0.1)  # a thousandth, as LayerNorm is
+    spread = np.sqrt(values.squares / values.count[:, None, None]).max()
+    if family.what is What.SAME:
+        assert spread < 2e-3 < 0.1 < np.abs(values.mean).max()
+    elif family.what is What.DEPENDS:
+        assert np.abs(values.mean).max() < 2e-3 < 0.1 < spread
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("name", ["planted_none", "planted_attention"])
+def test_planted_gains(name):
+    """Other evidence that is as good gives no gain in all images together, and better evidence gives one."""
+    task, dataset = planted_task(name)
+    split = dataset.split("val")
+    frozen_task = Task(task.clip, ZERO_SHOT, dataset)
+    logits = logits_of(task, PROMPTS, split), logits_of(frozen_task, {}, split)
+    tuned, frozen = (each.argmax(-1) == split.labels for each in logits)
+    assert (tuned != frozen).mean() > 0.05
+    assert abs(tuned.mean() - frozen.mean()) < 0.01 if name == "planted_none" else tuned.mean() > frozen.mean() + 0.1
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("family", ["planted_constant", "planted_image"])
+def test_planted_prompts_are_explained(family, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "PLANTED_IMAGES", {"train": 16, "val": 200, "test": 300})
+    spec = Spec(family, labels.PLANTED, outliers=False, seed=1, strength=1.0)
+    train_model(tmp_path, spec, steps=1)
+    options = StudyOptions(replacement_forms=("kind",), replacement_steps=2)
+    (scored_model,) = score.score(tmp_path, [spec], options).to_dict("records")
+    assert scored_model["counts"] and scored_model["truth: what"] == FAMILIES[family].what.value
+    assert scored_model["verdict: where"] == Where.NOT_ATTENTION.value
+    assert scored_model["verdict: what"] == FAMILIES[family].what.value
+    (other,) = score.score(tmp_path, [spec], options).to_dict("records")  # the study is read
+    assert other == scored_model
