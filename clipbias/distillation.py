@@ -14,8 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from clipbias.analysis.replacement import by_image, compare
-from clipbias.analysis.results import Comparison, Kind, Student
+from clipbias.analysis.replacement import Comparison, Kind, Student, by_image, compare
 from clipbias.analysis.uncertainty import Estimate
 from clipbias.checks import Choices, Count, Positive, Range, check_fields, shown
 from clipbias.clip import Clip

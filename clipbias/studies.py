@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from clipbias import hosts
 from clipbias.analysis.model import Model
-from clipbias.analysis.results import SECTIONS, Labels, StudyResults
+from clipbias.analysis.results import Labels, StudyResults
 from clipbias.analysis.run import run_study
 from clipbias.analysis.study import Study, StudyOptions
 from clipbias.checks import shown
@@ -24,9 +24,8 @@ from clipbias.data.held_out import unlabelled_images
 from clipbias.data.sources import open_images
 from clipbias.errors import ClipbiasError
 from clipbias.identity import identity
-from clipbias.report import write_report
 from clipbias.report.names import dataset_name, method_name
-from clipbias.report.study_page import method_sentences
+from clipbias.report.study_page import method_sentences, write_report
 from clipbias.sentences import counted
 from clipbias.training.evaluate import KnownPredictions
 from clipbias.training.progress import Progress, say
@@ -66,7 +65,7 @@ def explain(
     folder: str | os.PathLike,
     *,
     split: str = "test",
-    sections: Sequence[str] = SECTIONS,
+    sections: Sequence[str] | None = None,
     options: StudyOptions | None = None,
     clip: Clip | None = None,
     dtype: str = "float32",
@@ -89,7 +88,7 @@ def explain(
         classes, and zero-shot has its template.
       folder: for `results.npz`, `results.json` and `report/report.html`.
       split: the images to explain on: "train", "val" or "test".
-      sections: some of `clipbias.analysis.results.SECTIONS`; "replacement" trains.
+      sections: names of those to compute (`clipbias.analysis.sections`); "replacement" trains. Default: all.
       options: of the study; `None` takes all defaults.
       clip, dtype: the frozen model and its compute type, where there is no tuned one.
       sources: where the adapters' files are, `[len(models)]`, for the page.
@@ -122,15 +121,13 @@ def explain(
             options or StudyOptions(),
             Path(folder),
             training=data.splits.get("train"),
-            unlabelled=unlabelled_images(data, images) if "replacement" in sections else None,
+            unlabelled=unlabelled_images(data, images) if sections is None or "replacement" in sections else None,
             mesh=mesh,
             advance=advance,
             known=_known_predictions([Path(place) for place in predictions], images),
         )
         hosts.assert_same("what is explained", study.identity)
-        results = run_study(
-            study, Path(folder), dataset=data.name, split=split, config=config, sections=tuple(sections)
-        )
+        results = run_study(study, Path(folder), dataset=data.name, split=split, config=config, sections=sections)
         page = write_report(folder, Path(folder) / "report", advance) if hosts.is_first() else None
     return FinishedStudy(results, page)
 

@@ -11,7 +11,7 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
-from clipbias.analysis.results import SECTIONS
+from clipbias.analysis.sections import all_sections
 from clipbias.analysis.study import StudyOptions
 from clipbias.checks import check_choice
 from clipbias.settings import group, setting, to_config
@@ -39,7 +39,7 @@ class ExplainSettings(AdapterSettings, DatasetSettings):
     split: str = setting("test", 'The images to explain on: "train", "val" or "test".')
     sections: str = setting(
         "all",
-        f'"all", or sections separated by commas; there are {", ".join(SECTIONS)}.',
+        f'"all", or sections separated by commas; there are {", ".join(all_sections())}.',
     )
     predictions: str | None = setting(
         None,
@@ -53,7 +53,7 @@ def get_config(size: str = "full") -> ConfigDict:
     check_choice("the preset", size, tuple(PRESETS))
     config = to_config(ExplainSettings, workdir="workdir/explain")
     if size == "quick":
-        config.sections = ",".join(name for name in SECTIONS if name not in ("faithfulness", "replacement"))
+        config.sections = ",".join(name for name in all_sections() if name not in ("faithfulness", "replacement"))
         config.image_limit = 24
         config.training_images = 16
         config.explore_images = 8

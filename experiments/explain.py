@@ -15,7 +15,7 @@ from pathlib import Path
 
 import clipbias
 from clipbias import data, hosts, studies
-from clipbias.analysis.results import SECTIONS
+from clipbias.analysis.run import named_sections
 from clipbias.errors import ClipbiasError
 from clipbias.io import user_path
 from clipbias.report import write_overview
@@ -36,7 +36,8 @@ _CONFIG = "configs/explain.py"
 
 
 def main(settings: ExplainSettings, workdir: Path) -> None:
-    sections = named_sections(settings.sections)
+    sections = None if settings.sections == "all" else split(settings.sections)
+    named_sections(sections)  # before anything is loaded
     groups = adapters_by_dataset(settings, find_adapters(settings.adapters))
     has_overview = settings.datasets is not None or len(groups) > 1
     if has_overview:
@@ -68,14 +69,6 @@ def main(settings: ExplainSettings, workdir: Path) -> None:
             common.tell(*(sentence for each in sentences for sentence in each))
 
 
-def named_sections(text: str) -> list[str]:
-    """The sections that a setting names."""
-    sections = list(SECTIONS) if text == "all" else split(text)
-    if unknown := [section for section in sections if section not in SECTIONS]:
-        raise ClipbiasError(f"unknown section {unknown[0]!r}; choose from {', '.join(SECTIONS)}, or 'all'.")
-    return sections
-
-
 def adapters_by_dataset(settings: ExplainSettings, adapters: Sequence[AdapterFile]) -> dict[str, list[AdapterFile]]:
     """The datasets to explain on, each with its adapters."""
     if settings.dataset is not None and settings.datasets is not None:
@@ -92,7 +85,7 @@ def explain(
     dataset: data.Dataset,
     adapters: Sequence[AdapterFile],
     folder: Path,
-    sections: Sequence[str],
+    sections: Sequence[str] | None,
 ) -> FinishedStudy:
     """One dataset's study, written to `folder`."""
     clip = clipbias.load(settings.model or next((adapter.base for adapter, _ in adapters), "demo"), device="host")

@@ -12,7 +12,7 @@ from scipy.special import log_softmax
 
 import clipbias
 from clipbias import TunedModel
-from clipbias.analysis.results import Comparison, Kind, Student
+from clipbias.analysis.replacement import Comparison, Kind, Student
 from clipbias.analysis.uncertainty import Estimate
 from clipbias.clip import Clip
 from clipbias.data.images import Images

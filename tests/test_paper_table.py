@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 
-from clipbias.analysis.results import Outcome
+from clipbias.analysis.observations import Outcome
 from clipbias.report import read_sweep
 from tests.report.synthetic import OBSERVED
 from tools.paper_table import bias_above_prompts, observation_frame

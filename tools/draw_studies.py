@@ -14,6 +14,7 @@ from pathlib import Path
 
 from absl import app, flags
 
+from clipbias.analysis.replacement import REPLACEMENT
 from clipbias.analysis.results import StudyResults
 from clipbias.analysis.results_file import SCALARS
 from clipbias.errors import ClipbiasError
@@ -67,8 +68,8 @@ def draw_replacements(studies: Sequence[StudyResults]) -> bool:
     if figure is None:
         return False
     for study in studies:
-        if study.replacement is not None:
-            sentences = [method.sentence for method in study.replacement.methods]
+        if (replacement := REPLACEMENT.of(study)) is not None:
+            sentences = [method.sentence for method in replacement.methods]
             common.tell(*(f"{dataset_name(study.dataset.name)}: {sentence}" for sentence in sentences))
     save_picture("replacements", figure)
     return True

@@ -22,7 +22,7 @@ from pathlib import Path
 import pandas as pd
 from absl import app
 
-from clipbias.analysis.results import Kind
+from clipbias.analysis.replacement import Kind
 from clipbias.errors import ClipbiasError
 from clipbias.io import read_text, write_text
 from clipbias.report.names import dataset_name

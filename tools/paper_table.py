@@ -14,8 +14,7 @@ from pathlib import Path
 import pandas as pd
 from absl import app, flags
 
-from clipbias.analysis.observations import decide
-from clipbias.analysis.results import Observation
+from clipbias.analysis.observations import OBSERVATIONS, Observation, decide
 from clipbias.analysis.results_file import load_results
 from clipbias.analysis.uncertainty import Estimate
 from clipbias.errors import ClipbiasError
@@ -91,9 +90,10 @@ def main(studies: Sequence[str]) -> int:
     rows: list[Observation] = []
     for folder in studies:
         study = load_results(Path(folder).expanduser())
-        if study.observations is None:
+        observations = OBSERVATIONS.of(study)
+        if observations is None:
             raise ClipbiasError(f"{folder} has no observations; run the study with --config.sections=all.")
-        rows += study.observations.rows
+        rows += observations.rows
     if SWEEP.value is not None:
         sweep = Path(SWEEP.value).expanduser()
         lines = read_json_lines(sweep / RESULTS)

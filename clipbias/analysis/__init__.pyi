@@ -1,8 +1,8 @@
+from .bias import EquivalentBias as EquivalentBias
 from .model import Model as Model
 from .relevancy import MapOptions as MapOptions
 from .relevancy import Relevancy as Relevancy
 from .relevancy import explanations as explanations
-from .results import EquivalentBias as EquivalentBias
 from .results_file import load_results as load_results
 from .run import run_study as run_study
 from .study import Study as Study

@@ -10,6 +10,7 @@ An observer reduces one layer's `LayerView` to one small array per sample while 
 of any size needs the memory of one batch.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -19,17 +20,10 @@ import numpy as np
 from flax import struct
 
 from clipbias.analysis.model import Model, by_pass, of_texts, why_no_text_attention, why_no_vision_attention
-from clipbias.analysis.results import (
-    TEXT_KINDS,
-    AttentionVariant,
-    Decomposition,
-    Missing,
-    TextAttention,
-    TowerDecomposition,
-    VisionAttention,
-)
+from clipbias.analysis.results import TEXT_KINDS, Average, Missing
+from clipbias.analysis.sections import Section
 from clipbias.analysis.statistics import Moments, Totals, merge, rank_correlation, stretched
-from clipbias.analysis.study import Batch, Request, Section, Step, Study, divide
+from clipbias.analysis.study import Batch, Computation, Request, Step, Study, divide
 from clipbias.analysis.words import prompt_text, text_kinds
 from clipbias.clip import Adaptation, LayerView, TextTokens, encode_image, encode_text
 from clipbias.clip.config import VisionConfig
@@ -38,6 +32,69 @@ from clipbias.clip.tower import Observe
 from clipbias.clip.vision import head_attention
 from clipbias.training import mesh as meshes
 from clipbias.tuning import Classifier, Learnables, Task
+
+
+@dataclasses.dataclass(frozen=True)
+class TextAttention:
+    """Fig. 4: the EOS row's attention by kind of token, averaged over classes."""
+
+    shares: Average  # `[L, H, 6]`, kinds in the order of `TEXT_KINDS`
+    count: int  # of texts
+    texts: int  # of each class
+    text: str  # with {} for the class name
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionVariant:
+    """Attention distance in pixels, and entropies in nats, `[L, H]`.
+
+    A tower without `[cls]` has no entropy of its query.
+    """
+
+    distance: Average
+    entropy: Average
+    cls_entropy: Average | None
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionAttention:
+    """Fig. 5: `clip` of a model without vision prompts, else `without_prompt` and `with_prompt`."""
+
+    count: int
+    clip: AttentionVariant | None
+    without_prompt: AttentionVariant | None
+    with_prompt: AttentionVariant | None
+    no_cls_entropy: str | None  # why there is no entropy of the `[cls]` query
+
+    @property
+    def variants(self) -> dict[str, dict[str, Average]]:
+        """The quantities of each variant that there is, by name."""
+        there = {name: vars(each) for name, each in vars(self).items() if isinstance(each, AttentionVariant)}
+        return {variant: {name: x for name, x in each.items() if x is not None} for variant, each in there.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class TowerDecomposition:
+    """Eq. 12 in one tower; samples are images, or classes for text."""
+
+    count: int
+    depth: int  # layers with prompts of their own
+    prompt_mass: Average  # `[L, H]`, attention on prompts, mean over input queries
+    # `[L, H]`, the same as `prompt_mass` for the query that is pooled; `None` under a pooling head.
+    pooled_mass: Average | None
+    norm_share: Average  # `[L]`, the norm of the prompt part over the sum of both norms
+    # `[L]`, the share of the prompt part's mean square that its average over samples explains, token by token,
+    # corrected for chance: it may fall below 0.
+    constancy: np.ndarray
+    bias_likeness: np.ndarray  # `[L]`, the share that one vector for all tokens explains
+    bias_cosine: dict[str, np.ndarray]  # `[L]` by bias model: between that vector and the learned bias
+
+
+@dataclasses.dataclass(frozen=True)
+class Decomposition:
+    """Eq. 12 and Fig. 1, of the towers in which a model has prompts, by name."""
+
+    towers: dict[str, TowerDecomposition]
 
 
 @struct.dataclass
@@ -200,7 +257,7 @@ def layer_maps(study: Study, model: Model, images: jax.Array) -> dict[str, jax.A
 PARTS = ("part", "total", "tokens")
 
 
-def compute_text_attention(study: Study) -> Section[dict[str, TextAttention | Missing]]:
+def compute_text_attention(study: Study) -> Computation[dict[str, TextAttention | Missing]]:
     """Fig. 4, over the classes, and over all their texts where they have several."""
     results: dict[str, TextAttention | Missing] = {}
     for model in (study.worded, *study.tuned):
@@ -218,6 +275,14 @@ def compute_text_attention(study: Study) -> Section[dict[str, TextAttention | Mi
         )
     yield ()  # a section is a generator, and this one reads no image
     return results
+
+
+TEXT_ATTENTION = Section(
+    name="text_attention",
+    title="Attention of the end-of-text token",
+    result=dict[str, TextAttention | Missing],
+    compute=compute_text_attention,
+)
 
 
 def eos_shares(study: Study, model: Model) -> list[np.ndarray]:
@@ -263,7 +328,7 @@ def _over_samples(value: Any, mask: jax.Array | None = None) -> Moments:
 over_texts = jax.jit(_over_samples)
 
 
-def vision_totals(study: Study, models: Sequence[Model]) -> Section[dict[str, dict[str, Any]]]:
+def vision_totals(study: Study, models: Sequence[Model]) -> Computation[dict[str, dict[str, Any]]]:
     """By model every average over images that one observed forward pass gives: attention, similarity, decomposition.
 
     What observations are made of has a row for each image as well, `{name}/layers [n, L]`.
@@ -336,11 +401,19 @@ def _vision_step(study: Study, model: Model) -> Step:
     return lambda batch: step(study.params, study.learnables[model.key], batch)
 
 
-def compute_vision_attention(study: Study) -> Section[dict[str, VisionAttention | Missing]]:
+def compute_vision_attention(study: Study) -> Computation[dict[str, VisionAttention | Missing]]:
     """Fig. 5."""
     models, left_out = divide(study.models, why_no_vision_attention)
     totals = yield from vision_totals(study, models)
     return left_out | {model.key: _vision_attention(study, model, totals[model.key]) for model in models}
+
+
+VISION_ATTENTION = Section(
+    name="vision_attention",
+    title="Attention distance and entropy",
+    result=dict[str, VisionAttention | Missing],
+    compute=compute_vision_attention,
+)
 
 
 def _vision_attention(study: Study, model: Model, totals: Totals) -> VisionAttention:
@@ -359,7 +432,7 @@ def _vision_attention(study: Study, model: Model, totals: Totals) -> VisionAtten
     )
 
 
-def compute_decomposition(study: Study) -> Section[dict[str, Decomposition | Missing]]:
+def compute_decomposition(study: Study) -> Computation[dict[str, Decomposition | Missing]]:
     """Eq. 12 and Fig. 1, for the towers in which a model has prompts."""
     results: dict[str, Decomposition | Missing] = {}
     towers: dict[str, list[str]] = {}
@@ -386,6 +459,14 @@ def compute_decomposition(study: Study) -> Section[dict[str, Decomposition | Mis
         if of_model:
             results[model.key] = Decomposition(of_model)
     return results
+
+
+DECOMPOSITION = Section(
+    name="decomposition",
+    title="What prompts do to attention",
+    result=dict[str, Decomposition | Missing],
+    compute=compute_decomposition,
+)
 
 
 def text_parts(study: Study, model: Model) -> list[Totals]:

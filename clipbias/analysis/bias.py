@@ -26,9 +26,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from clipbias.analysis.model import Model, by_pass, of_texts, sum_over_texts
-from clipbias.analysis.results import EquivalentBias
 from clipbias.analysis.statistics import Moments, Totals, merge
-from clipbias.analysis.study import Batch, Request, Section, Step, Study
+from clipbias.analysis.study import Batch, Computation, Request, Step, Study
 from clipbias.checks import check_choice
 from clipbias.clip import Adaptation, TextTokens, tower
 from clipbias.clip.block import LayerInput, Record, run_block
@@ -48,6 +47,21 @@ from clipbias.tuning.adapter import start_seed
 from clipbias.tuning.method import crops_of
 from clipbias.tuning.task import Text
 from clipbias.tuning.tuned import Tuned
+
+
+@dataclasses.dataclass(frozen=True)
+class EquivalentBias:
+    """The mean of what a method's blocks add in one tower, in its two forms, float32.
+
+    Attributes:
+      vector: `[L, D]`, over all input tokens.
+      kind: `[L, 2, D]`: of the pooled token (`[cls]`, EOS), then of all other input tokens. `[L, 1, D]` where a pooling
+        head reads all tokens.
+    """
+
+    vector: np.ndarray
+    kind: np.ndarray
+
 
 # Sums over tokens by name: of one tower ("token", "pooled"), or of both ("vision/token", …).
 BlockSums = dict[str, Moments]
@@ -309,7 +323,9 @@ def missing(study: Study, model: Model) -> str:
     return "" if is_measured else "The equivalent bias is measured on training images, and there are none."
 
 
-def measure_equivalent_biases(study: Study, models: Sequence[Model]) -> Section[dict[str, dict[str, EquivalentBias]]]:
+def measure_equivalent_biases(
+    study: Study, models: Sequence[Model]
+) -> Computation[dict[str, dict[str, EquivalentBias]]]:
     """By model of a study and by tower the equivalent bias, on the study's training images."""
     totals: dict[str, Totals] = {}
     requests: dict[str, Request] = {}

@@ -35,22 +35,50 @@ from clipbias.analysis.causal import (
     mix_texts,
 )
 from clipbias.analysis.model import Model, by_pass, of_texts, why_no_causal_test
-from clipbias.analysis.results import (
-    ByOutcome,
-    CausalNumbers,
-    CausalTest,
-    CausalTests,
-    ImageOutcomes,
-    Levels,
-    same_but_for_seed,
-)
+from clipbias.analysis.results import ByOutcome, CausalNumbers, Levels, same_but_for_seed
+from clipbias.analysis.sections import Section
 from clipbias.analysis.statistics import Moments
-from clipbias.analysis.study import Batch, Request, Section, Step, Study, spread
+from clipbias.analysis.study import Batch, Computation, Request, Step, Study, spread
 from clipbias.analysis.uncertainty import Estimate, cross, estimate, resample, shares
 from clipbias.clip import Adaptation, TextTokens
 from clipbias.clip.params import Params
 from clipbias.training.calibration import COLDEST, fit_temperatures, log_likelihoods
 from clipbias.tuning import Learnables
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageOutcomes:
+    """What became of each of `n` images in `K` ways to classify, `[n, K]`."""
+
+    images: np.ndarray  # numbers of the examples in the split, `[n]`
+    correct: np.ndarray  # uint8
+    # Log-likelihood of the true class in nats, each way's logits divided by a temperature of its own that was fitted on
+    # other images.
+    log_likelihood: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class CausalTest:
+    """The causal test of one model."""
+
+    # Names of the `K` ways to classify, members of `causal_section.Way`; three for three other images.
+    ways: tuple[str, ...]
+    outcomes: ImageOutcomes  # of each image
+    why: str  # why the two runs are not mixed, or ""
+    why_no_levels: dict[str, str]  # by tower, why what is added there was not measured
+
+
+@dataclasses.dataclass(frozen=True)
+class CausalTests:
+    """The causal test of every model by key, and its numbers by the keys of a method's models, joined by a space."""
+
+    models: dict[str, CausalTest]
+    numbers: dict[str, ByOutcome[CausalNumbers]]
+
+    def of(self, keys: tuple[str, ...]) -> ByOutcome[CausalNumbers] | None:
+        """The numbers of one model, or of all seeds of a method."""
+        return self.numbers.get(" ".join(keys))
+
 
 # Other images for each image, over whose outcomes the level is averaged.
 DRAWS = 3
@@ -154,7 +182,7 @@ class LevelInputs:
     drawn: jax.Array | None = None  # int32 `[n, DRAWS]`: which of them each image of the split gets
 
 
-def compute_causal(study: Study) -> Section[CausalTests]:
+def compute_causal(study: Study) -> Computation[CausalTests]:
     """The causal test of every model; seeds of a method also together, over seeds and images crossed."""
     reasons = {model.key: why_no_causal_test(model.task) for model in study.tuned}
     mixed = [model for model in study.tuned if not reasons[model.key]]
@@ -198,6 +226,9 @@ def compute_causal(study: Study) -> Section[CausalTests]:
     return CausalTests(models=tests, numbers=numbers)
 
 
+CAUSAL = Section(name="causal", title="All methods", result=CausalTests, compute=compute_causal)
+
+
 def changed_towers(model: Model) -> list[str]:
     """The towers in which a model differs from the frozen one."""
     tuned = model.task.method.adapt(model.learnables)
@@ -214,7 +245,7 @@ def why_no_levels(study: Study, model: Model, tower: str) -> str:
     return ""
 
 
-def measure_levels(study: Study, models: Sequence[Model]) -> Section[dict[str, LevelInputs]]:
+def measure_levels(study: Study, models: Sequence[Model]) -> Computation[dict[str, LevelInputs]]:
     """What levels need, by key of a model."""
     config = study.clip.config
     towers = {

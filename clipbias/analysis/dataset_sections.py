@@ -1,5 +1,6 @@
 """Sections of a study that go over a dataset: predictions and relevancy."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,29 +10,75 @@ import numpy as np
 
 from clipbias.analysis.attention import kind_sums
 from clipbias.analysis.model import Model, why_no_maps
-from clipbias.analysis.relevancy import Relevancy as RelevancyMaps
-from clipbias.analysis.relevancy import relevancy
-from clipbias.analysis.results import (
-    CHANGES,
-    GROUPS,
-    TEXT_KINDS,
-    BothModels,
-    Missing,
-    Predictions,
-    Relevancy,
-    RelevancyGroup,
-    RelevancyText,
-)
+from clipbias.analysis.relevancy import Relevancy, relevancy
+from clipbias.analysis.results import CHANGES, TEXT_KINDS, Average, Missing, Predictions
+from clipbias.analysis.sections import Section
 from clipbias.analysis.statistics import Moments, Totals, divided_by_sum, merge, rank_correlation, total_variation
-from clipbias.analysis.study import Batch, Request, Section, Step, Study
+from clipbias.analysis.study import Batch, Computation, Request, Step, Study
 from clipbias.analysis.words import index_kinds, prompt_text, text_kinds
 from clipbias.clip.params import Params
 from clipbias.sentences import counted
 from clipbias.tuning import Learnables
 from clipbias.tuning.task import Text
 
+GROUPS = ("corrected", "both_right", "all")
+VISION_KINDS = ("patches", "prompts")
 
-def compute_predictions(study: Study) -> Section[Predictions]:
+
+@dataclasses.dataclass(frozen=True)
+class BothModels:
+    """Zero-shot's row and the tuned model's over the same samples."""
+
+    zero_shot: Average
+    tuned: Average
+
+
+@dataclasses.dataclass(frozen=True)
+class RelevancyGroup:
+    """Relevancy for the true class over one group of images."""
+
+    count: int
+    vision: BothModels  # `[M + V]`: patches row by row, then prompts (zero-shot: `V = 0`)
+    # `[N]` by token index, 0 after the text's end; several texts of a class are added up by token index.
+    text: BothModels
+    # vision_kinds, text_kinds: sums by `VISION_KINDS` `[2]`, by `TEXT_KINDS[:5]` `[5]`.
+    vision_kinds: BothModels
+    text_kinds: BothModels
+    # order, variation: `[1]`, rank correlation and total variation between the two models' rows over the patches.
+    order: Average
+    variation: Average
+
+
+@dataclasses.dataclass(frozen=True)
+class RelevancyText:
+    """The text that a model's relevancy was computed with."""
+
+    text: str
+    texts: int  # of each class
+    index_kinds: tuple[str, ...]  # the kind of the token at each index, "" where it differs by class
+
+
+@dataclasses.dataclass(frozen=True)
+class RelevancyGroups:
+    """Relevancy over the groups of `GROUPS`; a group without images is `None`."""
+
+    zero_shot: RelevancyText
+    tuned: RelevancyText
+    corrected: RelevancyGroup | None  # images that zero-shot gets wrong and the tuned model right
+    both_right: RelevancyGroup | None  # the control
+    all: RelevancyGroup | None
+
+    @property
+    def groups(self) -> dict[str, RelevancyGroup]:
+        """Those with images, by name."""
+        return {name: group for name in GROUPS if (group := getattr(self, name)) is not None}
+
+    @property
+    def corrected_count(self) -> int:
+        return 0 if self.corrected is None else self.corrected.count
+
+
+def compute_predictions(study: Study) -> Computation[Predictions]:
     """Every model's predicted class of every image; -1 if the image is unreadable or lacks a model's prediction.
 
     An evaluation predicts the whole split. A study whose options limit images predicts only those.
@@ -61,6 +108,9 @@ def compute_predictions(study: Study) -> Section[Predictions]:
     )
 
 
+PREDICTIONS = Section(name="predictions", title="Class by class", result=Predictions, compute=compute_predictions)
+
+
 @jax.jit
 def _largest(logits: jax.Array) -> jax.Array:
     return logits.argmax(-1).astype("int32")
@@ -85,12 +135,12 @@ def relevancy_groups(study: Study, predictions: Predictions, model: Model) -> np
     return groups
 
 
-def relevancy_maps(study: Study, model: Model, images: jax.Array, targets: jax.Array) -> RelevancyMaps:
+def relevancy_maps(study: Study, model: Model, images: jax.Array, targets: jax.Array) -> Relevancy:
     """Relevancy of raw images `[B, R, R, 3]` for a class of each, `[B]`."""
 
     def maps(
         params: Params, learnables: Learnables, text: Text | None, images: jax.Array, targets: jax.Array
-    ) -> RelevancyMaps:
+    ) -> Relevancy:
         return relevancy(
             model.task, params, learnables, study.normalize(images), targets, chunk=model.chunk(images), text=text
         )
@@ -105,7 +155,7 @@ def why_no_relevancy(study: Study, model: Model) -> str:
     return why_no_maps(study.worded.task) or why_no_maps(model.task)
 
 
-def relevancy_totals(study: Study) -> Section[dict[str, dict[str, Any]]]:
+def relevancy_totals(study: Study) -> Computation[dict[str, dict[str, Any]]]:
     """By model both sides' relevancy: moments `[groups, …]` by what, and of each image `each/{what} [n, …]`.
 
     An image that was not looked at has NaN.
@@ -143,18 +193,26 @@ def relevancy_totals(study: Study) -> Section[dict[str, dict[str, Any]]]:
     return totals
 
 
-def compute_relevancy(study: Study) -> Section[dict[str, Relevancy | Missing]]:
+def compute_relevancy(study: Study) -> Computation[dict[str, RelevancyGroups | Missing]]:
     """Fig. 2 and 3: both models' normalised rows for the true class, for every group of images."""
     every = yield from relevancy_totals(study)
-    results: dict[str, Relevancy | Missing] = {}
+    results: dict[str, RelevancyGroups | Missing] = {}
     for model in study.tuned:
         if model.key not in every:
             results[model.key] = Missing(why_no_relevancy(study, model))
             continue
         totals = {name: value for name, value in every[model.key].items() if isinstance(value, Moments)}
         groups = {group: _relevancy_group(jax.tree.map(lambda x, i=i: x[i], totals)) for i, group in enumerate(GROUPS)}
-        results[model.key] = Relevancy(_relevancy_text(study.worded), _relevancy_text(model), **groups)
+        results[model.key] = RelevancyGroups(_relevancy_text(study.worded), _relevancy_text(model), **groups)
     return results
+
+
+RELEVANCY = Section(
+    name="relevancy",
+    title="Which tokens and patches count",
+    result=dict[str, RelevancyGroups | Missing],
+    compute=compute_relevancy,
+)
 
 
 def _relevancy_text(model: Model) -> RelevancyText:
@@ -180,7 +238,7 @@ def _relevancy_step(study: Study, tuned: Sequence[Model], groups: Mapping[str, n
 
     @jax.jit
     def summed(
-        maps: dict[str, RelevancyMaps], kinds: dict[str, jax.Array], members: jax.Array, batch: Batch
+        maps: dict[str, Relevancy], kinds: dict[str, jax.Array], members: jax.Array, batch: Batch
     ) -> dict[str, Any]:
         values: dict[str, jax.Array] = {}
         among_patches = []

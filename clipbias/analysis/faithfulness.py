@@ -4,6 +4,7 @@ A patch is removed by making its pixels black before they are normalised. "posit
 faithful map makes the accuracy fall fast. "negative" removes the lowest first: a faithful map makes it stay.
 """
 
+import dataclasses
 from collections.abc import Sequence
 
 import jax
@@ -12,13 +13,45 @@ import numpy as np
 
 from clipbias.analysis.model import Model, why_no_maps
 from clipbias.analysis.relevancy import OF_TARGET, REDUCTIONS, MapOptions, explanations
-from clipbias.analysis.results import MAPS, Faithfulness, Missing, ModelFaithfulness, PerturbationCurve
+from clipbias.analysis.results import Missing
+from clipbias.analysis.sections import Section
 from clipbias.analysis.statistics import Moments
-from clipbias.analysis.study import Batch, Request, Section, Step, Study, divide, spread
+from clipbias.analysis.study import Batch, Computation, Request, Step, Study, divide, spread
 from clipbias.clip.params import Params
 from clipbias.training import mesh as meshes
 from clipbias.tuning import Learnables
 from clipbias.tuning.task import Text
+
+MAPS = ("relevancy", "attention", "rollout", "legrad", "grad_eclip", "random")
+
+
+@dataclasses.dataclass(frozen=True)
+class PerturbationCurve:
+    """Accuracy while patches are removed, `[S]`, and the area under it."""
+
+    accuracy: np.ndarray
+    area: float
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelFaithfulness:
+    """The perturbation test of one model, by map of `MAPS`, direction and target.
+
+    `positive`: the most relevant patches go first; `negative`: the least relevant. Maps are of the `predicted` and of
+    the `true` class.
+    """
+
+    count: int
+    maps: dict[str, dict[str, dict[str, PerturbationCurve]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Faithfulness:
+    """The perturbation test (Chefer et al. 2021); `fractions [S]` are shares of the patches removed."""
+
+    fractions: np.ndarray
+    models: dict[str, ModelFaithfulness | Missing]
+
 
 FRACTIONS = tuple(round(0.1 * step, 1) for step in range(10))
 DIRECTIONS = ("positive", "negative")
@@ -69,7 +102,7 @@ TARGETS = ("predicted", "true")
 IMAGES = 40  # at most so many are perturbed, each of which runs over a hundred times
 
 
-def compute_faithfulness(study: Study) -> Section[Faithfulness]:
+def compute_faithfulness(study: Study) -> Computation[Faithfulness]:
     """Accuracy while patches are removed in the order of each map, for the predicted and the true class."""
     indices = study.images[spread(len(study.images), IMAGES)]
     models, left_out = divide(study.models, why_no_maps)
@@ -85,6 +118,14 @@ def compute_faithfulness(study: Study) -> Section[Faithfulness]:
         hits = sums[request.name]["hits"]
         results[key] = ModelFaithfulness(count=hits.samples, maps=_curves(np.asarray(hits.mean)))
     return Faithfulness(fractions=np.asarray(FRACTIONS, np.float32), models=results)
+
+
+FAITHFULNESS = Section(
+    name="faithfulness",
+    title="Whether the maps point at what matters",
+    result=Faithfulness,
+    compute=compute_faithfulness,
+)
 
 
 def _curves(accuracy: np.ndarray) -> dict[str, dict[str, dict[str, PerturbationCurve]]]:

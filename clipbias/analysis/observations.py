@@ -12,6 +12,8 @@ methods with vision prompts. Changes are tuned less zero-shot, attention is a me
 images are those that zero-shot gets wrong and the tuned model right.
 """
 
+import dataclasses
+import enum
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -21,22 +23,61 @@ import numpy as np
 from clipbias.analysis.attention import eos_shares, layer_maps, vision_totals
 from clipbias.analysis.dataset_sections import relevancy_totals
 from clipbias.analysis.model import why_no_similarity, why_no_text_attention, why_no_vision_attention
-from clipbias.analysis.results import (
-    TEXT_KINDS,
-    ModelFacts,
-    Observation,
-    Observations,
-    ObservedModel,
-    Outcome,
-    StudyResults,
-    What,
-    Where,
-    same_but_for_seed,
-)
+from clipbias.analysis.results import TEXT_KINDS, ModelFacts, StudyResults, What, Where, same_but_for_seed
+from clipbias.analysis.sections import Section
 from clipbias.analysis.statistics import total_variation
-from clipbias.analysis.study import Batch, Request, Section, Study, divide
+from clipbias.analysis.study import Batch, Computation, Request, Study, divide
 from clipbias.analysis.uncertainty import Estimate, cross, draw_counts, estimate, excludes, in_points, weigh
 from clipbias.analysis.verdict import QUARTER
+
+
+class Outcome(enum.Enum):
+    """Whether a claim holds: by the whole interval (`explain.observations`)."""
+
+    HOLDS = "holds"
+    DOES_NOT = "does not"
+    UNDECIDED = "undecided"
+
+
+@dataclasses.dataclass(frozen=True)
+class Observation:
+    """A claim of the paper about one method, over all its seeds."""
+
+    source: str  # where it stands in the paper, such as "Fig. 2"
+    claim: str  # in one line
+    method: str  # its label; "Zero-shot" where the claim is about the frozen model
+    statistic: str  # what the number is, in words
+    unit: str  # "points", "%", or "" of a correlation
+    number: Estimate | None  # with its interval; `None` where nothing was measured
+    samples: int  # images or classes that it is a mean over; of several seeds the fewest
+    outcome: Outcome  # by the rule
+
+
+@dataclasses.dataclass(frozen=True)
+class ObservedModel:
+    """What observations are made of: float32, a row for each of `n` images or `C` classes; NaN where none was read."""
+
+    # `[n, 2, 5]`, zero-shot's and the model's shares of the text's relevancy by `TEXT_KINDS[:5]`.
+    text_relevancy: np.ndarray | None = None
+    patch_variation: np.ndarray | None = None  # `[n]`, total variation between both models' relevancy of patches
+    # `[C, 6]`, by `TEXT_KINDS`, a mean over layers, heads and the texts of a class.
+    eos_attention: np.ndarray | None = None
+    # distance, entropy: `[n, L]`, among input tokens, renormalised there, a mean over heads.
+    distance: np.ndarray | None = None
+    entropy: np.ndarray | None = None
+    # `[n]`, rank correlation between attention of `[cls]` and nearness to prompts, a mean over layers.
+    nearness: np.ndarray | None = None
+    # `[n]`, total variation between both models' attention of `[cls]` to patches, a mean over layers.
+    cls_variation: np.ndarray | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Observations:
+    """By model what was measured, and a row for each claim and method."""
+
+    models: dict[str, ObservedModel]
+    rows: tuple[Observation, ...]
+
 
 FEWEST_SAMPLES = 10
 UNCHANGED = 10.0  # percent
@@ -54,7 +95,7 @@ _DECIDED: Mapping[object, Outcome] = {
 }
 
 
-def compute_observations(study: Study) -> Section[Observations]:
+def compute_observations(study: Study) -> Computation[Observations]:
     """What the paper's observations are measured on, of every model; their rows come with the verdict (`observe`)."""
     relevancy = yield from relevancy_totals(study)
     seen = [
@@ -99,7 +140,7 @@ def compute_observations(study: Study) -> Section[Observations]:
     return Observations(models=models, rows=())
 
 
-def _cls_variations(study: Study) -> Section[Mapping[str, np.ndarray]]:
+def _cls_variations(study: Study) -> Computation[Mapping[str, np.ndarray]]:
     """By model how much of each image's attention of `[cls]` lies on other patches than zero-shot's."""
     models, _ = divide(study.tuned, why_no_similarity)
     if not models:
@@ -154,15 +195,13 @@ def estimate_over(
     return estimate(middle, cross(means, draws, seed=seed)[:, 0]), fewest
 
 
-def columns_of(results: StudyResults, key: str) -> dict[str, np.ndarray]:
+def columns_of(results: StudyResults, measured: Mapping[str, ObservedModel], key: str) -> dict[str, np.ndarray]:
     """What claims about a model are numbers of, by claim: `[n, q]`, NaN where a sample has none.
 
     What was not measured is left out. Where a claim compares both models, the first half of the columns is the model's
     and the second zero-shot's.
     """
-    if results.observations is None:
-        return {}
-    model, plain = (results.observations.models[each] for each in (key, results.zero_shot.key))
+    model, plain = (measured[each] for each in (key, results.zero_shot.key))
     corrected = results.predictions.changes(key) == 0
     columns: dict[str, np.ndarray] = {}
 
@@ -291,15 +330,16 @@ _CLAIMS = (
 )
 
 
-def observe(results: StudyResults, *, seed: int = 0) -> tuple[Observation, ...]:
+def observe(results: StudyResults, *, seed: int = 0) -> Observations:
     """A row for each claim of the paper and each method with the prompts that it is about, seeds together.
 
     Of results with the section `observations`, and for the hypotheses with the causal test; `seed` draws the resamples.
     """
-    if results.observations is None:
-        return ()
     methods = [models for models in same_but_for_seed(results.tuned) if models[0].has_prompts]
-    columns = {model.key: columns_of(results, model.key) for model in (results.zero_shot, *results.tuned)}
+    observed: Observations = results.sections["observations"]
+    columns = {
+        model.key: columns_of(results, observed.models, model.key) for model in (results.zero_shot, *results.tuned)
+    }
     rows = []
     for source, claim, statistic, about in _CLAIMS:
         for models in methods if about.tower else [[results.zero_shot]]:
@@ -323,7 +363,7 @@ def observe(results: StudyResults, *, seed: int = 0) -> tuple[Observation, ...]:
             )
     for models in methods:
         rows += _hypotheses(results, models)
-    return tuple(rows)
+    return dataclasses.replace(observed, rows=tuple(rows))
 
 
 def _hypotheses(results: StudyResults, models: Sequence[ModelFacts]) -> list[Observation]:
@@ -382,3 +422,13 @@ def _smaller_loss(attention: Estimate | None, tokens: Estimate | None) -> tuple[
     loss = Estimate(1 - kept.value, low, high)
     sides = [excludes(share, 1 - QUARTER) for share in (attention, tokens)]
     return loss, Outcome.DOES_NOT if 1 in sides else Outcome.HOLDS if sides == [-1, -1] else Outcome.UNDECIDED
+
+
+OBSERVATIONS = Section(
+    name="observations",
+    title="What the paper observes",
+    result=Observations,
+    compute=compute_observations,
+    # Hypotheses are decided by the verdict.
+    finish=lambda study, results: observe(results, seed=study.options.seed),
+)

@@ -1,5 +1,6 @@
 """Sections of a study that show single pictures: relevancy of examples, Fig. 6's maps, and the explorer's data."""
 
+import dataclasses
 import functools
 
 import jax
@@ -11,23 +12,93 @@ from PIL import Image
 from clipbias.analysis.attention import layer_maps, to_image, vision_totals
 from clipbias.analysis.dataset_sections import compute_predictions, corrected, relevancy_maps
 from clipbias.analysis.model import Model, why_no_maps, why_no_similarity
-from clipbias.analysis.results import (
-    CHANGES,
-    TEXT_KINDS,
-    ExampleMaps,
-    Examples,
-    Exploration,
-    ExploredModel,
-    Missing,
-    Predictions,
-    Similarity,
-    SimilarityMaps,
-)
-from clipbias.analysis.study import Batch, Request, Section, Study, divide
+from clipbias.analysis.results import CHANGES, TEXT_KINDS, Average, Missing, Predictions
+from clipbias.analysis.sections import Section
+from clipbias.analysis.study import Batch, Computation, Request, Study, divide
 from clipbias.analysis.words import text_kinds, token_labels
 from clipbias.data import Split
 
-EXAMPLES = 4
+
+@dataclasses.dataclass(frozen=True)
+class SimilarityMaps:
+    """Maps `[K, S, R, R]` in 0 … 1 of one tuned model."""
+
+    zero_shot_cls: np.ndarray
+    cls: np.ndarray
+    prompts: np.ndarray  # 1 minus the min-max of the mean distance to the prompts
+    rank_correlation: Average  # `[L]` between the last two, over the dataset
+    count: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Similarity:
+    """Fig. 6; `K` pictures are every example in every rotation. Pictures are `None` where no model has prompts."""
+
+    images: np.ndarray | None  # uint8 `[K, R, R, 3]`
+    rotations: np.ndarray | None  # `[K]`, degrees
+    layers: np.ndarray | None  # `[S]`
+    models: dict[str, SimilarityMaps | Missing]
+
+
+@dataclasses.dataclass(frozen=True)
+class ExampleMaps:
+    """A model's maps of the examples, for the true class: `vision [K, M + V]`, `text [K, N]`, `logits [K, C]`."""
+
+    vision: np.ndarray
+    text: np.ndarray
+    logits: np.ndarray
+    # Of each picture's text, up to but without EOS; of several texts of a class the first is shown.
+    tokens: tuple[tuple[str, ...], ...]
+    texts: int  # of each class
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """Pictures with their relevancy: uint8 `images [K, R, R, 3]`, `labels [K]`."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    names: tuple[str, ...]
+    models: dict[str, ExampleMaps | Missing]
+
+
+@dataclasses.dataclass(frozen=True)
+class ExploredModel:
+    """A model's maps to explore. A map is uint8 with a scale: value = q · scale / 255 (+ lowest)."""
+
+    relevancy: np.ndarray  # `[P, M]`, over patches, of each pair of an image and a class; its scale `[P]`
+    relevancy_scale: np.ndarray
+    relevancy_sum: np.ndarray  # `[P]`, of the row with its prompts
+    slot_relevancy: np.ndarray  # `[P, V]`
+    text: np.ndarray  # `[P, N]`, over the text's tokens
+    attention: np.ndarray  # `[K, L, M]`, of `[cls]`, mean over heads; its scale `[K, L]`
+    attention_scale: np.ndarray
+    slot_attention: np.ndarray  # `[K, L, V]`
+    # margin, log_likelihood: `[K]`, as in the causal test.
+    margin: np.ndarray
+    log_likelihood: np.ndarray
+    distance: np.ndarray | None  # `[K, L, V, M]`, from every prompt to the patches; scale and lowest `[K, L, V]`
+    distance_scale: np.ndarray | None
+    distance_lowest: np.ndarray | None
+    texts: int  # of each class
+    # tokens, kinds: by class, of the text up to but without EOS.
+    tokens: dict[int, tuple[str, ...]]
+    kinds: dict[int, tuple[str, ...]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Exploration:
+    """Images that a reader of the report chooses among."""
+
+    images: np.ndarray  # `[K]`, numbers of the examples in the split
+    pictures: np.ndarray  # uint8 `[K, S, S, 3]`, at most 224 pixels wide
+    # `[P, 2]`: row of the image, 0 … K − 1, and class; its true one first, then those that models give it.
+    pairs: np.ndarray
+    names: tuple[str, ...]
+    models: dict[str, ExploredModel | Missing]
+
+
+EXAMPLE_COUNT = 4
 ROTATIONS = (0, 90, 180, 270)  # degrees counter-clockwise, of Fig. 6
 
 
@@ -44,12 +115,16 @@ def choose_examples(study: Study, predictions: Predictions) -> np.ndarray:
     for distinct in (True, False):
         for index in readable[np.argsort(-fixed_by[readable], kind="stable")].tolist():
             seen = {int(labels[i]) for i in examples}
-            if len(examples) < EXAMPLES and index not in examples and not (distinct and int(labels[index]) in seen):
+            if (
+                len(examples) < EXAMPLE_COUNT
+                and index not in examples
+                and not (distinct and int(labels[index]) in seen)
+            ):
                 examples.append(index)
     return np.asarray(examples, int)
 
 
-def compute_examples(study: Study) -> Section[Examples]:
+def compute_examples(study: Study) -> Computation[Examples]:
     """Relevancy of single pictures for their true class, under every model."""
     predictions = yield from compute_predictions(study)
     examples = choose_examples(study, predictions)
@@ -81,13 +156,16 @@ def compute_examples(study: Study) -> Section[Examples]:
     return Examples(images=pictures, labels=labels, names=names, models=models)
 
 
+EXAMPLES = Section(name="examples", title="Relevancy on example pictures", result=Examples, compute=compute_examples)
+
+
 def first_text(rows: ArrayLike) -> np.ndarray:
     """The relevancy `[P, N]` of the first text of every class, of `[P, N]` or, with several texts, `[P, S, N]`."""
     texts = np.asarray(rows, np.float32)
     return texts if texts.ndim == 2 else texts[:, 0]
 
 
-def compute_prompt_similarity(study: Study) -> Section[Similarity]:
+def compute_prompt_similarity(study: Study) -> Computation[Similarity]:
     """Fig. 6: the attention of `[cls]` without and with prompts, and nearness to prompts, in rotated images."""
     prompted, left_out = divide(study.tuned, why_no_similarity)
     models: dict[str, SimilarityMaps | Missing] = {**left_out}
@@ -112,6 +190,14 @@ def compute_prompt_similarity(study: Study) -> Section[Similarity]:
         )
     every_rotation = np.tile(np.asarray(ROTATIONS), len(upright))
     return Similarity(images=pictures, rotations=every_rotation, layers=layers, models=models)
+
+
+SIMILARITY = Section(
+    name="similarity",
+    title="Where [cls] looks, and what is like the prompts",
+    result=Similarity,
+    compute=compute_prompt_similarity,
+)
 
 
 def _layer_maps(study: Study, model: Model, pictures: np.ndarray, layers: np.ndarray) -> dict[str, np.ndarray]:
@@ -188,7 +274,7 @@ def quantise(values: np.ndarray, *, low: bool = False) -> tuple[np.ndarray, ...]
     return steps, scale.astype(np.float32)
 
 
-def compute_explore(study: Study) -> Section[Exploration]:
+def compute_explore(study: Study) -> Computation[Exploration]:
     """Relevancy for the true and the predicted classes, `[cls]` attention and distances to prompts, of a few images."""
     predictions = yield from compute_predictions(study)
     count = min(study.options.explore_images, max(1, LARGEST_BYTES // bytes_per_image(study)))
@@ -226,6 +312,9 @@ def compute_explore(study: Study) -> Section[Exploration]:
         names=tuple(study.split.keys[int(index)] for index in images),
         models=results,
     )
+
+
+EXPLORE = Section(name="explore", title="Explore the images", result=Exploration, compute=compute_explore)
 
 
 def _relevancy_of_pairs(study: Study, model: Model, pairs: Split) -> Request:

@@ -10,6 +10,7 @@ certainty where two models differ on no image (Agresti and Min 2005 add as much 
 """
 
 import dataclasses
+import enum
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -18,26 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from clipbias.analysis.bias import METHODS as MEANS
-from clipbias.analysis.bias import measure_equivalent_biases, missing
+from clipbias.analysis.bias import EquivalentBias, measure_equivalent_biases, missing
 from clipbias.analysis.causal_section import at_fitted_temperature
 from clipbias.analysis.model import Model
-from clipbias.analysis.results import (
-    PLAIN,
-    ByOutcome,
-    Comparison,
-    EquivalentBias,
-    ImageComparisons,
-    Kind,
-    MethodReplacements,
-    Missing,
-    ModelReplacements,
-    ReplacementResults,
-    Student,
-    Word,
-    present,
-    same_but_for_seed,
-)
-from clipbias.analysis.study import Batch, Request, Section, Study
+from clipbias.analysis.results import ByOutcome, Missing, present, same_but_for_seed
+from clipbias.analysis.sections import Section
+from clipbias.analysis.study import Batch, Computation, Request, Study
 from clipbias.analysis.uncertainty import Estimate, cross, estimate, excludes, resample, share
 from clipbias.data import Split
 from clipbias.data.few_shot import wilson_interval
@@ -64,6 +51,133 @@ from clipbias.tuning import Task
 from clipbias.tuning.method import parameter_count
 from clipbias.tuning.registry import make_method, method_options
 from clipbias.tuning.tuned import Tuned
+
+# The form of replacements that sentences are about: two vectors per layer.
+PLAIN = "kind"
+
+
+class Kind(enum.StrEnum):
+    """What stands in a teacher's place."""
+
+    FITTED = "fitted"  # a form that learned the teacher's outputs
+    CEILING = "ceiling"  # the teacher's own method that did, from another start
+    MEAN = "mean"  # the mean of what the teacher's blocks add; nothing was fitted
+    LABELS = "on labels"  # the form's method, trained on labels
+    RETRAINED = "retrained"  # the teacher's method, trained again on the same labelled images
+
+
+class Word(enum.StrEnum):
+    """What is concluded of a form that was fitted to a teacher (`explain.replacement.conclude`)."""
+
+    REPLACES = "replaces"
+    GAIN = "has the gain of"
+    MOST = "has most of the gain of"
+    NOT_MATCHED = "not matched with so many images and steps"
+    UNDECIDED = "undecided"
+
+
+@dataclasses.dataclass(frozen=True)
+class Student:
+    """What stands in a teacher's place."""
+
+    kind: Kind  # how it came to be
+    form: str  # the form's name, or the method's
+    words: str  # what it is
+    numbers: int  # how many it stores
+    # fitted_divergence, held_back_divergence: mean KL from the teacher in nats on the images that it was fitted on
+    # (high: the form or the steps do not suffice) and on held-back ones (high beside a low first: the images do not);
+    # `None` where nothing was fitted.
+    fitted_divergence: float | None = None
+    held_back_divergence: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """A student beside its teacher, on images that it was not fitted on. Intervals are over these images, and seeds.
+
+    R is the frozen model, P the teacher, F the student.
+    """
+
+    student: Student  # what it is
+    # models, images, moved_images: how many teachers; images; decisions that tuning moved, `argmax z_R ≠ argmax z_P`, a
+    # mean over the teachers.
+    models: int
+    images: int
+    moved_images: int
+    divergence: Estimate  # mean KL `softmax z_P ‖ softmax z_F` in nats
+    agreement: Estimate  # share of images with the teacher's decision
+    # moved, fixed, broken: the same, of images whose decision tuning moved, made right, and made wrong; `None` where
+    # there is no such image.
+    moved: Estimate | None
+    fixed: Estimate | None
+    broken: Estimate | None
+    # Mean over images of that between `f_F - f_R` and `f_P - f_R`, of unit-length image features. What texts and heads
+    # change is not in it. `None` where one of the two moves no image feature.
+    cosine: Estimate | None
+    accuracy: float | None = None  # of the student
+    difference: Estimate | None = None  # from the teacher's, paired; both a share of images, `None` without labels
+    # Over the frozen model in points and in nats, with the share of the teacher's gain; `None` without labels.
+    gain: ByOutcome[Estimate] | None = None
+    less_ceiling: Estimate | None = None  # `moved` less the ceiling's, paired; `None` of what has no ceiling
+    word: Word | None = None  # what is concluded; `None` of what was not fitted
+
+    @property
+    def margin(self) -> float | None:
+        """The smallest loss of accuracy that the interval rules out, a share; `None` without labels."""
+        if self.difference is None or self.difference.low is None:
+            return None
+        return max(0.0, -self.difference.low)
+
+    @property
+    def share(self) -> Estimate | None:
+        """Of the teacher's gain in log-likelihood; `None` where that is not surely above 0."""
+        return None if self.gain is None else self.gain.log_likelihood.share
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageComparisons:
+    """A teacher and its students on each of `n` images. Columns `K` are frozen model, teacher, then the students."""
+
+    students: tuple[Student, ...]  # `K - 2` of them
+    decisions: np.ndarray  # the class that each gives each image, uint16 `[n, K]`
+    divergences: np.ndarray  # KL from the teacher in nats, float32 `[n, K]`
+    cosines: np.ndarray  # as of `Comparison`, float32 `[n, K]`; NaN where an image's feature does not move
+    correct: np.ndarray | None = None  # uint8 `[n, K]`
+    # Log-likelihood of the true class in nats, float32 `[n, K]`. Both are `None` without labels.
+    log_likelihood: np.ndarray | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelReplacements:
+    """What was fitted to one tuned model."""
+
+    steps: int  # of each fit
+    # fitted_images, held_back_images: how many, without labels.
+    fitted_images: int
+    held_back_images: int
+    images: np.ndarray  # numbers of the study's images in the split, `[n]`
+    by_image: ImageComparisons  # all that follows is from this
+    no_ceiling: str  # why the method was not fitted to itself; "" where it was
+
+
+@dataclasses.dataclass(frozen=True)
+class MethodReplacements:
+    """What one method can be exchanged for, over all its seeds."""
+
+    name: str  # how the method is called
+    models: tuple[str, ...]  # keys of its models
+    gain: ByOutcome[Estimate]  # over the frozen model, by outcome
+    rows: tuple[Comparison, ...]  # what stands in its place
+    sentence: str  # what is concluded of two vectors per layer, or of the first form
+
+
+@dataclasses.dataclass(frozen=True)
+class ReplacementResults:
+    """All replacements of a study: by model, and by method over its seeds."""
+
+    models: dict[str, ModelReplacements | Missing]
+    methods: tuple[MethodReplacements, ...]
+
 
 # A share of the gain above which a student has it, or most of it.
 WHOLE = 0.9
@@ -334,7 +448,7 @@ FEWEST = 10
 Candidate = tuple[Student, Tuned]
 
 
-def compute_replacement(study: Study) -> Section[ReplacementResults]:
+def compute_replacement(study: Study) -> Computation[ReplacementResults]:
     """What each tuned model can be exchanged for, and each method over its seeds.
 
     For every model these are fitted to its outputs on the same images, with as many steps and the same loss: each form,
@@ -375,6 +489,11 @@ def compute_replacement(study: Study) -> Section[ReplacementResults]:
         )
     ordered = {model.key: models[model.key] for model in study.tuned}
     return ReplacementResults(ordered, _by_method(study, present(ordered)))
+
+
+REPLACEMENT = Section(
+    name="replacement", title="What can stand for it", result=ReplacementResults, compute=compute_replacement
+)
 
 
 def why_not_fitted(study: Study, model: Model) -> str:

@@ -15,11 +15,11 @@ from typing import Any
 import cattrs
 import numpy as np
 
-from clipbias.analysis.results import StudyResults
+from clipbias.analysis.results import FORMAT, StudyResults
+from clipbias.analysis.sections import all_sections
 from clipbias.errors import ClipbiasError
 from clipbias.io import load_arrays, read_json, save_arrays, sha256, write_text
 
-FORMAT = 11
 ARRAYS = "results.npz"
 SCALARS = "results.json"
 _DIGEST = "sha256"
@@ -60,7 +60,17 @@ def load_results(folder: str | os.PathLike) -> StudyResults:
             f"{arrays_path} is damaged, or of another study than {scalars_path.name} beside it; run the study again."
         )
     del content["format"]
-    return _CODEC.structure(_with_arrays(content, "", load_arrays(arrays_path)), StudyResults)
+    content = _with_arrays(content, "", load_arrays(arrays_path))
+    known = all_sections()
+    if unknown := content["sections"].keys() - known:
+        raise ClipbiasError(
+            f"{scalars_path} has the sections {', '.join(sorted(unknown))}, unknown to this version; run again."
+        )
+    # The record cannot name the types of its sections' results, since each section defines its own.
+    content["sections"] = {
+        name: _CODEC.structure(value, known[name].result) for name, value in content["sections"].items()
+    }
+    return _CODEC.structure(content, StudyResults)
 
 
 def _digest(content: Mapping[str, Any]) -> str:
@@ -96,4 +106,4 @@ _CODEC = cattrs.Converter(forbid_extra_keys=True)
 _CODEC.register_unstructure_hook(float, lambda value: float(value) if np.isfinite(value) else None)
 _CODEC.register_structure_hook(float, lambda value, _: np.nan if value is None else float(value))
 _CODEC.register_structure_hook(np.ndarray, lambda value, _: value)
-_CODEC.register_structure_hook_func(lambda kind: kind is object, lambda value, _: value)
+_CODEC.register_structure_hook_func(lambda kind: kind in (object, Any), lambda value, _: value)

@@ -2,24 +2,13 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from clipbias import hosts
-from clipbias.analysis import (
-    attention,
-    causal_section,
-    dataset_sections,
-    faithfulness,
-    observations,
-    pictures,
-    replacement,
-    words,
-)
 from clipbias.analysis.model import Model
 from clipbias.analysis.results import (
-    SECTIONS,
     ClipFacts,
     DatasetFacts,
     ModelFacts,
@@ -28,27 +17,11 @@ from clipbias.analysis.results import (
     StudyResults,
 )
 from clipbias.analysis.results_file import save_results
-from clipbias.analysis.study import Section, Study
+from clipbias.analysis.sections import Section, all_sections
+from clipbias.analysis.study import Study
 from clipbias.analysis.verdict import judge
 from clipbias.errors import ClipbiasError
 from clipbias.tuning import parameter_count
-
-# What goes over images, in the order of `SECTIONS`.
-COMPUTED: Mapping[str, Callable[[Study], Section[Any]]] = {
-    "predictions": dataset_sections.compute_predictions,
-    "relevancy": dataset_sections.compute_relevancy,
-    "text_attention": attention.compute_text_attention,
-    "vision_attention": attention.compute_vision_attention,
-    "similarity": pictures.compute_prompt_similarity,
-    "decomposition": attention.compute_decomposition,
-    "causal": causal_section.compute_causal,
-    "faithfulness": faithfulness.compute_faithfulness,
-    "examples": pictures.compute_examples,
-    "explore": pictures.compute_explore,
-    "words": words.compute_words,
-    "observations": observations.compute_observations,
-    "replacement": replacement.compute_replacement,
-}
 
 
 def run_study(
@@ -58,20 +31,17 @@ def run_study(
     dataset: str,
     split: str = "test",
     config: Mapping[str, Any] | None = None,
-    sections: Sequence[str] = SECTIONS,
+    sections: Iterable[str] | None = None,
 ) -> StudyResults:
-    """Computes `sections`, some of `SECTIONS`, and writes `results.npz` and `results.json` into `folder`.
+    """Computes the sections of these names, and writes `results.npz` and `results.json` into `folder`.
 
-    Predictions are always made. `dataset` and `split` name the images, and `config` is stored with the results. Raises
-    `ClipbiasError` for an unknown section, or where no image could be read.
+    Default: all of `all_sections`. Predictions are always made. `dataset` and `split` name the images, and `config` is
+    stored with the results. Raises `ClipbiasError` for an unknown section, or where no image could be read.
     """
-    unknown = [name for name in sections if name not in SECTIONS]
-    if unknown:
-        raise ClipbiasError(f"unknown section {unknown[0]!r}; choose from {', '.join(SECTIONS)}.")
     began = time.monotonic()
-    requested = tuple(name for name in SECTIONS if name in sections or name == "predictions")
-    computed = study.run({name: compute(study) for name, compute in COMPUTED.items() if name in requested})
-    predictions: Predictions = computed.pop("predictions")
+    requested = named_sections(sections)
+    computed = study.run({section.name: section.compute(study) for section in requested})
+    predictions: Predictions = computed["predictions"]
     task, vision = study.zero_shot.task, study.clip.config.vision
     facts = StudyResults(
         dataset=DatasetFacts(
@@ -91,19 +61,26 @@ def run_study(
             vision_layers=vision.layers,
         ),
         models=tuple(_describe(model, predictions) for model in study.models),
-        sections=requested,
+        sections=computed,
         config=dict(config or {}),
         seconds=0.0,
-        predictions=predictions,
     )
-    results = judge(dataclasses.replace(facts, **computed))
-    if results.observations is not None:
-        rows = observations.observe(results, seed=study.options.seed)
-        results = dataclasses.replace(results, observations=dataclasses.replace(results.observations, rows=rows))
+    results = judge(facts)
+    finished = {section.name: section.finish(study, results) for section in requested if section.finish}
+    results = dataclasses.replace(results, sections=computed | finished)
     results = dataclasses.replace(results, seconds=round(time.monotonic() - began, 1))
     if hosts.is_first():
         save_results(folder, results)
     return results
+
+
+def named_sections(names: Iterable[str] | None) -> list[Section[Any]]:
+    """The sections of these names, and predictions. Default: all. Raises `ClipbiasError` for an unknown name."""
+    known = all_sections()
+    asked = list(known) if names is None else list(names)
+    if unknown := [name for name in asked if name not in known]:
+        raise ClipbiasError(f"unknown section {unknown[0]!r}; choose from {', '.join(known)}, or 'all'.")
+    return [section for name, section in known.items() if name in asked or name == "predictions"]
 
 
 def _describe(model: Model, predictions: Predictions) -> ModelFacts:

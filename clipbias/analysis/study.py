@@ -1,9 +1,9 @@
 """A zero-shot model, tuned ones and a dataset, and one pass over images that serves every section that needs them.
 
-A `Section` is a generator. It yields a `Request` for all that it needs of images, and receives the results by name. Its
-next requests may depend on them: the causal test needs means over images, then runs with these means. `Study.run`
-collects the requests of all sections, and reads each list of images once for all of them. Requests of the same name are
-one request.
+A section's `Computation` is a generator. It yields a `Request` for all that it needs of images, and receives the
+results by name. Its next requests may depend on them: the causal test needs means over images, then runs with these
+means. `Study.run` collects the requests of all sections, and reads each list of images once for all of them. Requests
+of the same name are one request.
 
 Every minute, and whatever ends a pass, each request's state is written to `parts/`. An interrupted study continues from
 there.
@@ -23,8 +23,7 @@ from jax.sharding import Mesh
 
 from clipbias import hosts
 from clipbias.analysis.model import Model
-from clipbias.analysis.results import Missing
-from clipbias.analysis.results_file import FORMAT
+from clipbias.analysis.results import FORMAT, Missing
 from clipbias.analysis.statistics import Moments, Totals, merge
 from clipbias.checks import Choices, Count, Positive, Range, check_fields, check_int
 from clipbias.clip.params import Params
@@ -121,7 +120,7 @@ class Request:
 
 
 # Yields requests, receives their results by name, returns the section's result.
-Section = Generator[Sequence[Request], dict[str, Any], T]
+Computation = Generator[Sequence[Request], dict[str, Any], T]
 
 
 class RequestProgress:
@@ -286,13 +285,13 @@ class Study:
         """Numbers of the training images that equivalent biases are measured on."""
         return spread(len(self.training or ()), self.options.training_images)
 
-    def run(self, sections: Mapping[str, Section[T]]) -> dict[str, T]:
+    def run(self, sections: Mapping[str, Computation[T]]) -> dict[str, T]:
         """The results of sections by name. Each list of images is read once for all that request it at once."""
         finished: dict[str, T] = {}
         results: dict[str, Any] = {}
         waiting: dict[str, Sequence[Request]] = {}
 
-        def advance(name: str, section: Section[T], received: Any) -> None:
+        def advance(name: str, section: Computation[T], received: Any) -> None:
             try:
                 waiting[name] = section.send(received)
             except StopIteration as end:
@@ -313,7 +312,7 @@ class Study:
                 advance(name, sections[name], {request.name: results[request.name] for request in requests})
         return finished
 
-    def run_section(self, section: Section[T]) -> T:
+    def run_section(self, section: Computation[T]) -> T:
         """The result of a single section."""
         return self.run({"section": section})["section"]
 

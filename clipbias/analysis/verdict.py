@@ -21,6 +21,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from clipbias.analysis.causal_section import CAUSAL
 from clipbias.analysis.model import NOTHING_INSIDE
 from clipbias.analysis.results import (
     ByOutcome,
@@ -96,8 +97,9 @@ def judge_method(results: StudyResults, models: Sequence[ModelFacts]) -> MethodR
     keys = tuple(model.key for model in models)
     several = len(models) > 1
     name = first.name if several else first.label
-    test = None if results.causal is None else results.causal.models[first.key]
-    numbers = None if results.causal is None else results.causal.of(keys)
+    causal = CAUSAL.of(results)
+    test = None if causal is None else causal.models[first.key]
+    numbers = None if causal is None else causal.of(keys)
     images = first.images if test is None else len(test.outcomes.images)
     labels = None
     if test is not None and numbers is not None and images >= FEWEST_IMAGES:

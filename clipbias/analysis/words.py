@@ -8,16 +8,37 @@ Nearest is not near: every result carries the mean distance over the whole vocab
 shorter than the embeddings is nearest to the shortest of them, whatever its direction.
 """
 
+import dataclasses
 from typing import NamedTuple
 
 import numpy as np
 
 from clipbias.analysis.model import Model, additions
-from clipbias.analysis.results import TEXT_KINDS, Missing, ModelWords, PromptWords
-from clipbias.analysis.study import Section, Study
+from clipbias.analysis.results import TEXT_KINDS, Missing
+from clipbias.analysis.sections import Section
+from clipbias.analysis.study import Computation, Study
 from clipbias.clip.tokenizer import Tokenizer, encode
 from clipbias.tuning import Task
 from clipbias.tuning.prompts import name_tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptWords:
+    """The vocabulary's tokens nearest to a learned text prompt, nearest first."""
+
+    prompt: int
+    class_name: str | None  # of a context of one class
+    words: tuple[str, ...]  # readable tokens
+    distances: tuple[float, ...]  # Euclidean
+    mean_distance: float  # to the whole vocabulary
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelWords:
+    """The words of a model's prompts."""
+
+    prompts: tuple[PromptWords, ...]
+
 
 SOS, PROMPT, WORDS, CATEGORY, DOT, EOS = range(len(TEXT_KINDS))
 PAD = len(TEXT_KINDS)
@@ -135,7 +156,7 @@ def readable_token(tokenizer: Tokenizer, token: int) -> str:
     return text if piece.endswith("</w>") else f"{text}-"
 
 
-def compute_words(study: Study) -> Section[dict[str, ModelWords | Missing]]:
+def compute_words(study: Study) -> Computation[dict[str, ModelWords | Missing]]:
     """The words nearest to each model's context."""
     results: dict[str, ModelWords | Missing] = {}
     for model in study.tuned:
@@ -143,6 +164,11 @@ def compute_words(study: Study) -> Section[dict[str, ModelWords | Missing]]:
         results[model.key] = ModelWords(prompts) if prompts else Missing("There are no learned text prompts.")
     yield ()  # a section is a generator, and this one reads no image
     return results
+
+
+PROMPT_WORDS = Section(
+    name="words", title="Nearest words", result=dict[str, ModelWords | Missing], compute=compute_words
+)
 
 
 def _prompt_words(study: Study, model: Model) -> tuple[PromptWords, ...]:

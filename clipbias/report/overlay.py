@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from clipbias.analysis.pictures import EXPLORE
 from clipbias.analysis.results import CHANGES, TEXT_KINDS, StudyResults, present
 from clipbias.constants import ZERO_SHOT
 from clipbias.errors import ClipbiasError
 from clipbias.report import style
+from clipbias.report.drawings import Drawing
 from clipbias.report.names import KIND_NAMES
 from clipbias.report.pages import data_uri
 from clipbias.terminal import printable
@@ -173,7 +175,7 @@ def explorer_data(study: StudyResults) -> dict[str, Any] | None:
     """All that the page's script reads, in JSON's types, or `None` where the study has no images to explore."""
     from matplotlib import colormaps
 
-    explore = study.explore
+    explore = EXPLORE.of(study)
     if explore is None or not len(explore.images):
         return None
     explored = present(explore.models)
@@ -235,6 +237,9 @@ def explorer_data(study: StudyResults) -> dict[str, Any] | None:
         "images": images,
         "models": described,
     }
+
+
+DRAWING_OF_EXPLORE = Drawing(section=EXPLORE, place=40, explorer=explorer_data, nothing="no image could be read")
 
 
 def _picture(pixels: np.ndarray) -> str:

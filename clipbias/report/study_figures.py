@@ -8,18 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from clipbias.analysis.results import (
-    GROUPS,
-    MAPS,
-    TEXT_KINDS,
-    VISION_KINDS,
-    ModelFacts,
-    Relevancy,
-    Similarity,
-    StudyResults,
-    present,
-)
+from clipbias.analysis.attention import DECOMPOSITION, TEXT_ATTENTION, VISION_ATTENTION
+from clipbias.analysis.dataset_sections import GROUPS, RELEVANCY, VISION_KINDS, RelevancyGroups
+from clipbias.analysis.faithfulness import FAITHFULNESS, MAPS
+from clipbias.analysis.pictures import EXAMPLES, SIMILARITY, Similarity
+from clipbias.analysis.results import TEXT_KINDS, ModelFacts, StudyResults, present
 from clipbias.report import style
+from clipbias.report.drawings import Drawing
 from clipbias.report.names import KIND_NAMES, dataset_name
 from clipbias.report.overlay import Overlay, heat_scale, overlay_grid, show_heat, show_picture
 from clipbias.report.pages import CaptionedFigure, captioned, file_name, words_of
@@ -87,7 +82,7 @@ def decomposition_figure(study: StudyResults) -> CaptionedFigure | None:
     looks = dict(_SERIES)
     frames = []
     counts = []
-    for key, decomposition in present(study.decomposition).items():
+    for key, decomposition in present(DECOMPOSITION.of(study)).items():
         for name, tower in decomposition.towers.items():
             row = f"{labels[key]}, {name}"
             counts.append(f"{row}: {counted(tower.count, 'image' if name == 'vision' else 'class')}")
@@ -129,9 +124,14 @@ def decomposition_figure(study: StudyResults) -> CaptionedFigure | None:
     return captioned("fig1_decomposition", figure, frame.drop(columns="row"), counts="; ".join(counts))
 
 
+DRAWING_OF_DECOMPOSITION = Drawing(
+    section=DECOMPOSITION, place=50, figures=(decomposition_figure,), nothing="no model has prompts"
+)
+
+
 def text_attention_figure(study: StudyResults) -> CaptionedFigure | None:
     """Fig. 4: the EOS row's attention by kind of token."""
-    results = present(study.text_attention)
+    results = present(TEXT_ATTENTION.of(study))
     frame = joined(tidy(result.shares, "layer", "head", "kind", model=key) for key, result in results.items())
     if frame.empty:
         return None
@@ -153,9 +153,14 @@ def text_attention_figure(study: StudyResults) -> CaptionedFigure | None:
     )
 
 
+DRAWING_OF_TEXT_ATTENTION = Drawing(
+    section=TEXT_ATTENTION, place=70, figures=(text_attention_figure,), nothing="no model has a text"
+)
+
+
 def vision_attention_figure(study: StudyResults) -> CaptionedFigure | None:
     """Fig. 5: attention distance and entropies, a row for each model and variant."""
-    results = present(study.vision_attention)
+    results = present(VISION_ATTENTION.of(study))
     labels = labels_of(study.models)
     frame = joined(
         tidy(
@@ -204,9 +209,15 @@ def vision_attention_figure(study: StudyResults) -> CaptionedFigure | None:
     )
 
 
+DRAWING_OF_VISION_ATTENTION = Drawing(
+    section=VISION_ATTENTION, place=80, figures=(vision_attention_figure,), nothing="no model sees an image"
+)
+
+
 def correlation_figure(study: StudyResults) -> CaptionedFigure | None:
     """The rank correlation of `[cls]` attention and similarity to the prompts by layer."""
-    results = present(None if study.similarity is None else study.similarity.models)
+    similarity = SIMILARITY.of(study)
+    results = present(similarity.models if similarity else None)
     frame = joined(tidy(result.rank_correlation, "layer", model=key) for key, result in results.items())
     if frame.empty:
         return None
@@ -224,10 +235,11 @@ def correlation_figure(study: StudyResults) -> CaptionedFigure | None:
 
 def faithfulness_figure(study: StudyResults) -> CaptionedFigure | None:
     """Accuracy while patches are removed in the order of each map: lower is better on the left, higher on the right."""
-    if study.faithfulness is None:
+    faithfulness = FAITHFULNESS.of(study)
+    if faithfulness is None:
         return None
-    removed = 100 * study.faithfulness.fractions
-    results = present(study.faithfulness.models)
+    removed = 100 * faithfulness.fractions
+    results = present(faithfulness.models)
     frames = []
     for key, result in results.items():
         for direction, first in _FIRST.items():
@@ -258,12 +270,22 @@ def area_table(study: StudyResults) -> Table | None:
     labels = labels_of(study.models)
     targets = ("predicted", "true")
     rows = []
-    for key, result in present(study.faithfulness.models if study.faithfulness else None).items():
+    faithfulness = FAITHFULNESS.of(study)
+    for key, result in present(faithfulness.models if faithfulness else None).items():
         for kind, curves in ((kind, result.maps[kind]) for kind in MAPS):
             areas = [curves[direction][target].area for direction in _FIRST for target in targets]
             rows.append((labels[key], MAP_NAMES[kind], *(f"{100 * area:.1f}" for area in areas)))
     heads = [f"{first.capitalize()} first, {target}" for first in _FIRST.values() for target in targets]
     return Table(*words_of("areas_table"), ("Model", "Map", *heads), rows, words={1}) if rows else None
+
+
+DRAWING_OF_FAITHFULNESS = Drawing(
+    section=FAITHFULNESS,
+    place=100,
+    figures=(faithfulness_figure,),
+    tables=(area_table,),
+    nothing="no image could be read",
+)
 
 
 SIDES: dict[str, Any] = {
@@ -292,7 +314,7 @@ _LAYOUTS = {
 
 
 def relevancy_frame(
-    study: StudyResults, key: str, result: Relevancy, part: str, group: str = "corrected"
+    study: StudyResults, key: str, result: RelevancyGroups, part: str, group: str = "corrected"
 ) -> pd.DataFrame:
     """Both models' rows by token and their sums by kind of token; empty without samples.
 
@@ -322,7 +344,7 @@ def relevancy_frame(
 
 def relevancy_figure(study: StudyResults, part: str) -> CaptionedFigure | None:
     """Fig. 2 (of "text") or 3 (of "vision"): relevancy by token, its sums by kind of token, and patches as maps."""
-    results = present(study.relevancy)
+    results = present(RELEVANCY.of(study))
     labels = labels_of(study.tuned)
     frame = joined(relevancy_frame(study, key, result, part) for key, result in results.items())
     if frame.empty:
@@ -380,7 +402,7 @@ def _draw(axes: "Axes", part: pd.DataFrame) -> None:
     axes.set_ylim(bottom=0)
 
 
-def zero_shot_text(results: Iterable[Relevancy]) -> str:
+def zero_shot_text(results: Iterable[RelevancyGroups]) -> str:
     """The text that zero-shot's rows were computed with."""
     texts = {result.zero_shot.text for result in results}
     return " or ".join(f"“{text}”" for text in sorted(texts))
@@ -388,7 +410,7 @@ def zero_shot_text(results: Iterable[Relevancy]) -> str:
 
 def relevancy_groups_figure(study: StudyResults) -> CaptionedFigure | None:
     """Relevancy by kind of token over corrected images, over the control, and over all; and how far patches moved."""
-    results = {key: result for key, result in present(study.relevancy).items() if result.groups}
+    results = {key: result for key, result in present(RELEVANCY.of(study)).items() if result.groups}
     labels = labels_of(study.tuned)
     frames = []
     counts = []
@@ -430,6 +452,14 @@ def relevancy_groups_figure(study: StudyResults) -> CaptionedFigure | None:
     return captioned("relevancy_groups", figure, numbers, counts="; ".join(counts), text=text)
 
 
+DRAWING_OF_RELEVANCY = Drawing(
+    section=RELEVANCY,
+    place=60,
+    figures=(text_relevancy_figure, vision_relevancy_figure, relevancy_groups_figure),
+    nothing="there is no image that zero-shot gets wrong and a tuned model right",
+)
+
+
 def dataset_figures(studies: Sequence[StudyResults], key: str, label: str) -> list[CaptionedFigure]:
     """Fig. 2 and 3 of one model over several datasets: a panel for each."""
     made = []
@@ -437,7 +467,7 @@ def dataset_figures(studies: Sequence[StudyResults], key: str, label: str) -> li
         frames = []
         texts = []
         for study in studies:
-            result = present(study.relevancy).get(key)
+            result = present(RELEVANCY.of(study)).get(key)
             if result is not None and result.corrected_count:
                 title = f"{dataset_name(study.dataset.name)} (n = {result.corrected_count})"
                 frame = relevancy_frame(study, key, result, part)
@@ -479,13 +509,19 @@ _SIDE = 0.82  # inches of a map
 
 def similarity_figures(study: StudyResults) -> list[CaptionedFigure]:
     """Fig. 6: a figure per tuned model, and one of the two maps' rank correlation over the dataset."""
-    if study.similarity is None:
+    similarity = SIMILARITY.of(study)
+    if similarity is None:
         return []
     labels = labels_of(study.tuned)
-    models = present(study.similarity.models)
-    figures = [_similarity_figure(study, study.similarity, key, labels[key]) for key in models]
+    models = present(similarity.models)
+    figures = [_similarity_figure(study, similarity, key, labels[key]) for key in models]
     correlation = correlation_figure(study)
     return figures if correlation is None else [*figures, correlation]
+
+
+DRAWING_OF_SIMILARITY = Drawing(
+    section=SIMILARITY, place=90, figures=(similarity_figures,), nothing="no model has vision prompts"
+)
 
 
 def _similarity_figure(study: StudyResults, similarity: Similarity, key: str, label: str) -> CaptionedFigure:
@@ -538,7 +574,7 @@ def _similarity_figure(study: StudyResults, similarity: Similarity, key: str, la
 
 def examples_figure(study: StudyResults) -> CaptionedFigure | None:
     """Example pictures with every model's relevancy over patches and text."""
-    examples = study.examples
+    examples = EXAMPLES.of(study)
     if examples is None or not len(examples.images):
         return None
     labels = labels_of(study.models)
@@ -566,3 +602,6 @@ def examples_figure(study: StudyResults) -> CaptionedFigure | None:
     figure = overlay_grid(size, (4.2, 1) * count, list(examples.images), titles, overlays, scale=True)
     counts = counted(count, "picture")
     return captioned("examples", figure, joined(frames), dataset=study.dataset.name, counts=counts)
+
+
+DRAWING_OF_EXAMPLES = Drawing(section=EXAMPLES, place=110, figures=(examples_figure,), nothing="no image could be read")

@@ -10,31 +10,25 @@ import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from clipbias.analysis.causal_section import CAUSAL
+from clipbias.analysis.dataset_sections import PREDICTIONS
+from clipbias.analysis.observations import OBSERVATIONS
 from clipbias.analysis.results import MethodResult, StudyResults, present
 from clipbias.analysis.results_file import load_results
+from clipbias.analysis.sections import all_sections
 from clipbias.analysis.uncertainty import by_reason, with_interval
+from clipbias.analysis.words import PROMPT_WORDS
 from clipbias.errors import ClipbiasError
 from clipbias.report import pages
+from clipbias.report.drawings import Drawing, all_drawings
 from clipbias.report.names import dataset_name, ordered_datasets
-from clipbias.report.overlay import explorer_data
 from clipbias.report.study_figures import (
-    area_table,
     dataset_figures,
-    decomposition_figure,
-    examples_figure,
-    faithfulness_figure,
     labels_of,
-    relevancy_groups_figure,
-    similarity_figures,
-    text_attention_figure,
-    text_relevancy_figure,
-    vision_attention_figure,
-    vision_relevancy_figure,
 )
 from clipbias.report.table import MISSING, Table
 from clipbias.report.verdict import (
@@ -42,7 +36,6 @@ from clipbias.report.verdict import (
     overview_figure,
     replaced,
     replacement_figure,
-    replacement_table,
     seed_table,
     shown_methods,
     verdict_figure,
@@ -55,26 +48,6 @@ REPORT = "report.html"
 OVERVIEW = "overview.html"
 FIGURES = "figures"
 MOST_SENTENCES = 3  # of the first page, one for each method
-
-# By section of the study, in reading order: the title, what draws it, and why there may be nothing to draw.
-_Draw = Callable[[StudyResults], Any]
-_DRAWN: dict[str, tuple[str, tuple[_Draw, ...], str]] = {
-    "decomposition": ("What prompts do to attention", (decomposition_figure,), "no model has prompts"),
-    "relevancy": (
-        "Which tokens and patches count",
-        (text_relevancy_figure, vision_relevancy_figure, relevancy_groups_figure),
-        "there is no image that zero-shot gets wrong and a tuned model right",
-    ),
-    "text_attention": ("Attention of the end-of-text token", (text_attention_figure,), "no model has a text"),
-    "vision_attention": ("Attention distance and entropy", (vision_attention_figure,), "no model sees an image"),
-    "similarity": (
-        "Where [cls] looks, and what is like the prompts",
-        (similarity_figures,),
-        "no model has vision prompts",
-    ),
-    "faithfulness": ("Whether the maps point at what matters", (faithfulness_figure,), "no image could be read"),
-    "examples": ("Relevancy on example pictures", (examples_figure,), "no image could be read"),
-}
 
 
 def write_report(
@@ -93,25 +66,26 @@ def write_report(
     first = list(sentences)[:MOST_SENTENCES]
     groups = list(sentences.items()) if len(sentences) > len(first) else []
 
-    def section(title: str, name: str, *tables: Table | None, **content: Any) -> pages.Section:
-        return pages.Section(title, name, tables=[table for table in tables if table], **content)
-
-    sections = [
-        section("All methods", "verdict", seed_table(study), other_levels(study.methods), groups=groups),
-        section("Class by class", "classes", class_table(study)),
-        section("What can stand for it", "replacement", replacement_table(study)),
-        section("What the paper observes", "observations", observations_table(study)),
-        section("Explore the images", "explore", explorer=explorer_data(study)),
-    ]
-    for number, (name, (title, draws, _)) in enumerate(_DRAWN.items(), start=1):
-        advance("drawing the report", number, len(_DRAWN))
-        pictures = pages.save_pictures([draw(study) for draw in draws], output / FIGURES)
-        areas = area_table(study) if name == "faithfulness" and pictures else None
-        sections.append(section(title, name, areas, pictures=pictures))
-    sections.append(section("Nearest words", "nearest", word_table(study)))
+    tables = [table for table in (seed_table(study), other_levels(study.methods)) if table]
+    sections = [pages.Section(CAUSAL.title, CAUSAL.name, tables=tables, groups=groups)]
+    drawings = all_drawings()
+    for number, drawing in enumerate(drawings, start=1):
+        advance("drawing the report", number, len(drawings))
+        if drawing.section.name in study.sections:
+            sections.append(
+                pages.Section(
+                    drawing.section.title,
+                    drawing.section.name,
+                    pictures=pages.save_pictures([draw(study) for draw in drawing.figures], output / FIGURES),
+                    tables=[table for draw in drawing.tables if (table := draw(study))],
+                    explorer=drawing.explorer(study),
+                )
+            )
     sections = [each for each in sections if not each.is_empty]
     missing = _missing(study, {each.identifier for each in sections})
-    sections.append(section("How it was made", "config", _models(study), remarks=missing, code=_config(study)))
+    sections.append(
+        pages.Section("How it was made", "config", tables=[_models(study)], remarks=missing, code=_config(study))
+    )
     pictures = pages.save_pictures([verdict_figure(study)], output / FIGURES)
     return pages.write_page(
         output / REPORT,
@@ -139,11 +113,13 @@ def _missing(study: StudyResults, drawn: set[str]) -> list[str]:
         return section.replace("_", " ").capitalize()
 
     sentences = why_not_mixed(study)
-    for name in ("causal", "explore", *_DRAWN):
+    for name in all_sections():
         if name not in study.sections:
             sentences.append(f"{title(name)}: not computed; --config.sections={name} has it.")
-        elif name in _DRAWN and name not in drawn:
-            sentences.append(f"{title(name)}: {_DRAWN[name][2]}.")
+    for drawing in all_drawings():
+        name = drawing.section.name
+        if name in study.sections and name not in drawn:
+            sentences.append(f"{title(name)}: {drawing.nothing}.")
     labels = labels_of(study.models)
     for name in study.sections:
         reasons = by_reason((labels[key], reason) for key, reason in study.why_missing(name).items())
@@ -169,7 +145,7 @@ def _config(study: StudyResults) -> str:
             {"key": model.key, "method": model.method, "options": model.options, "source": model.source}
             for model in study.models
         ],
-        "sections": study.sections,
+        "sections": list(study.sections),
         "computing seconds": study.seconds,
         "config": study.config,
     }
@@ -260,7 +236,9 @@ CLASS_ROWS = 30  # with more classes, those that gained and lost most
 def word_table(study: StudyResults) -> Table | None:
     """The nearest words, a row per prompt; `None` where there is no learned text prompt."""
     labels = labels_of(study.tuned)
-    prompts = [(labels[key], prompt) for key, result in present(study.words).items() for prompt in result.prompts]
+    prompts = [
+        (labels[key], prompt) for key, result in present(PROMPT_WORDS.of(study)).items() for prompt in result.prompts
+    ]
     rows = []
     for label, prompt in prompts[:WORD_ROWS]:
         words = [f"{word} ({far:.3g})" for word, far in zip(prompt.words, prompt.distances, strict=True)]
@@ -271,6 +249,11 @@ def word_table(study: StudyResults) -> Table | None:
         caption += f" {counted(more, 'more prompt')} in results.json."
     heads = ("Model", "Prompt", "Nearest words (distance)", "Mean")
     return Table(title, caption, heads, rows, words={2}) if rows else None
+
+
+DRAWING_OF_PROMPT_WORDS = Drawing(
+    section=PROMPT_WORDS, place=120, tables=(word_table,), nothing="no model has learned text prompts"
+)
 
 
 def class_table(study: StudyResults) -> Table | None:
@@ -315,12 +298,23 @@ def class_table(study: StudyResults) -> Table | None:
     )
 
 
+DRAWING_OF_PREDICTIONS = Drawing(
+    section=PREDICTIONS, place=10, tables=(class_table,), nothing="there is no tuned model"
+)
+
+
 def observations_table(study: StudyResults) -> Table | None:
     """A row for each claim and method; `None` where no observation was measured."""
+    observations = OBSERVATIONS.of(study)
     forms = {"points": "{:+z.1f}", "%": "{:z.1f}", "": "{:z.2f}"}
     rows = []
-    for row in study.observations.rows if study.observations else ():
+    for row in observations.rows if observations else ():
         number = row.number and f"{with_interval(row.number, forms[row.unit].format)} {row.unit}".rstrip()
         rows.append((f"{row.source}: {row.claim}", row.method, row.statistic, number or MISSING, row.outcome.value))
     heads = ("Claim", "Model", "Statistic", "Value", "It")
     return Table(*pages.words_of("observations_table"), heads, rows, words={1, 2, 4}) if rows else None
+
+
+DRAWING_OF_OBSERVATIONS = Drawing(
+    section=OBSERVATIONS, place=30, tables=(observations_table,), nothing="no claim could be measured"
+)

@@ -7,19 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from clipbias.analysis.results import (
-    PLAIN,
-    CausalNumbers,
-    Kind,
-    Labels,
-    MethodReplacements,
-    MethodResult,
-    StudyResults,
-    What,
-)
+from clipbias.analysis.causal_section import CAUSAL
+from clipbias.analysis.replacement import PLAIN, REPLACEMENT, Kind, MethodReplacements
+from clipbias.analysis.results import CausalNumbers, Labels, MethodResult, StudyResults, What
 from clipbias.analysis.uncertainty import OUTCOMES, UNITS, Estimate, by_reason, change, excludes, in_points, percent
 from clipbias.errors import ClipbiasError
 from clipbias.report import style
+from clipbias.report.drawings import Drawing
 from clipbias.report.names import dataset_name, ordered_datasets, ordered_methods
 from clipbias.report.pages import CaptionedFigure, captioned, words_of
 from clipbias.report.panels import level, panels, points
@@ -79,8 +73,12 @@ def shown_methods(study: StudyResults) -> list[MethodResult]:
 
 def replaced(study: StudyResults, method: MethodResult) -> MethodReplacements | None:
     """What was fitted to a method, or to the first of its seeds; `None` where nothing was."""
-    fitted = study.replacement.methods if study.replacement else ()
-    return next((each for each in fitted if set(each.models) <= set(method.models)), None)
+    return next((each for each in _replacements(study) if set(each.models) <= set(method.models)), None)
+
+
+def _replacements(study: StudyResults) -> Sequence[MethodReplacements]:
+    replacement = REPLACEMENT.of(study)
+    return replacement.methods if replacement else ()
 
 
 def verdict_table(study: StudyResults, methods: Sequence[MethodResult], title: str = "") -> Table | None:
@@ -117,10 +115,9 @@ def verdict_table(study: StudyResults, methods: Sequence[MethodResult], title: s
 def seed_table(study: StudyResults) -> Table | None:
     """The same of each seed of methods that have several."""
     labels = {model.key: model.label for model in study.tuned}
+    causal = CAUSAL.of(study)
     seeds = [
-        dataclasses.replace(
-            method, label=labels[key], models=(key,), numbers=study.causal.of((key,)) if study.causal else None
-        )
+        dataclasses.replace(method, label=labels[key], models=(key,), numbers=causal.of((key,)) if causal else None)
         for method in study.methods
         if len(method.models) > 1
         for key in method.models
@@ -145,7 +142,8 @@ def other_levels(methods: Sequence[MethodResult]) -> Table | None:
 def why_not_mixed(study: StudyResults) -> list[str]:
     """One sentence for each reason why the causal test lacks methods, or levels of what they add."""
     labels = {model.key: model.label for model in study.tuned}
-    tests = study.causal.models.items() if study.causal else ()
+    causal = CAUSAL.of(study)
+    tests = causal.models.items() if causal else ()
     reasons = [(labels[key], test.why) for key, test in tests]
     return by_reason(reasons + [(labels[key], why) for key, test in tests for why in test.why_no_levels.values()])
 
@@ -289,17 +287,22 @@ def replacement_table(study: StudyResults) -> Table | None:
             MISSING if row.cosine is None else f"{row.cosine.value:.2f}",
             row.word.value if row.word else "",
         )
-        for method in (study.replacement.methods if study.replacement else ())
+        for method in _replacements(study)
         for row in method.rows
     ]
     return Table(*words_of("replacement_table"), _REPLACEMENT_COLUMNS, rows, words={1, 10}) if rows else None
+
+
+DRAWING_OF_REPLACEMENT = Drawing(
+    section=REPLACEMENT, place=20, tables=(replacement_table,), nothing="nothing was fitted"
+)
 
 
 def replacement_frame(studies: Sequence[StudyResults]) -> pd.DataFrame:
     """A row for each method, dataset and what stands in its place; shares and differences in percent."""
     rows = []
     for study in studies:
-        for method in study.replacement.methods if study.replacement else ():
+        for method in _replacements(study):
             for row in method.rows:
                 columns: dict[str, object] = {
                     "method": method.name,

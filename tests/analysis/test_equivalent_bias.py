@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 import clipbias
-from clipbias.analysis.bias import measure_equivalent_bias, measure_equivalent_biases, missing
+from clipbias.analysis.bias import EquivalentBias, measure_equivalent_bias, measure_equivalent_biases, missing
 from clipbias.analysis.model import Model
-from clipbias.analysis.results import EquivalentBias
 from clipbias.clip import Clip
 from clipbias.clip.encode import image_batches
 from clipbias.constants import TOWERS

@@ -88,13 +88,13 @@ def test_a_study_keeps_every_method_and_says_what_it_leaves_out(clip, tmp_path):
     inside = {"cocoop": WORDS, "tpt": WORDS, "mmrl": INSERTED}
     assert said(results, "text_attention") == inside
     for key in {*METHODS, "zero_shot"} - set(inside):
-        np.testing.assert_allclose(results.text_attention[key].shares.mean.sum(-1), 1, rtol=1e-5)
+        np.testing.assert_allclose(results.sections["text_attention"][key].shares.mean.sum(-1), 1, rtol=1e-5)
     none = dict.fromkeys(("cocoop", "plot", "tpt", *HEADS), "There are no vision prompts.")
     similar = {**none, "mmrl": INSERTED, "plot_plus_plus": "Every pass over an image has p"}
     assert said(results, "similarity") == similar
     without = inside | dict.fromkeys(HEADS, "There are no prompts that atte")
     assert said(results, "decomposition") == without
-    decomposed = present(results.decomposition)
+    decomposed = present(results.sections["decomposition"])
     towers = {key: sorted(result.towers) for key, result in decomposed.items()}
     assert towers == {"plot": ["text"], "plot_plus_plus": ["text", "vision"]}
     # Every sentence is for the page.

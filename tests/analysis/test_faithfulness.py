@@ -9,6 +9,7 @@ import pytest
 from clipbias.analysis import faithfulness
 from clipbias.analysis.faithfulness import (
     FRACTIONS,
+    MAPS,
     area_under_curve,
     compute_faithfulness,
     distinct_rows,
@@ -16,7 +17,6 @@ from clipbias.analysis.faithfulness import (
 )
 from clipbias.analysis.model import Model
 from clipbias.analysis.relevancy import OF_TARGET, REDUCTIONS, MapOptions, Relevancy
-from clipbias.analysis.results import MAPS
 from clipbias.analysis.study import Study, StudyOptions
 from clipbias.data import Split
 from clipbias.data.images import pictures

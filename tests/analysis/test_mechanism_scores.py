@@ -11,7 +11,8 @@ import pandas as pd
 import pytest
 
 from clipbias.analysis import verdict
-from clipbias.analysis.results import Average, Kind, Labels, What, Where
+from clipbias.analysis.replacement import Kind
+from clipbias.analysis.results import Average, Labels, What, Where
 from clipbias.analysis.study import StudyOptions
 from clipbias.analysis.uncertainty import Estimate
 from clipbias.errors import ClipbiasError
@@ -133,6 +134,8 @@ def number(low, high):
 
 def changed(value, path, new):
     """A tree of dataclasses and dictionaries with one value replaced."""
+    if path and path[0] in getattr(value, "sections", ()):
+        path = ["sections", *path]
     if not path:
         return new
     name, *rest = path
@@ -154,7 +157,7 @@ def test_the_rule_of_patches(order, expected):
 @pytest.mark.parametrize(("factor", "expected"), [(1.04, "not attention"), (1.06, "attention")])
 def test_the_rule_of_distance_and_entropy(factor, expected):
     results = synthetic_results()
-    frozen = results.vision_attention["zero_shot"].clip
+    frozen = results.sections["vision_attention"]["zero_shot"].clip
     scaled = changed(frozen, ["entropy", "mean"], frozen.entropy.mean * factor)
     for name in ("clip", "without_prompt"):
         results = changed(results, ["vision_attention", "ivlp", name], scaled)
@@ -178,7 +181,7 @@ def test_the_verdict_is_the_packages():
 
 def with_forms(results, shares, less):
     """With these ends of both forms' shares of the gain, and of their agreement less the ceiling's."""
-    (method,) = results.replacement.methods
+    (method,) = results.sections["replacement"].methods
     (any_form,) = (row for row in method.rows if row.student.kind is Kind.FITTED)
     forms = []
     for form, of_share, of_less in zip(labels.FORMS, shares, less, strict=True):

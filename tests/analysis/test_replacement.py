@@ -14,8 +14,8 @@ from scipy.special import log_softmax
 from clipbias.analysis import replacement
 from clipbias.analysis.causal_section import halves
 from clipbias.analysis.model import Model
-from clipbias.analysis.replacement import by_image, compare, conclude, plain_form, sentence
-from clipbias.analysis.results import Comparison, Kind, Missing, Word
+from clipbias.analysis.replacement import Comparison, Kind, Word, by_image, compare, conclude, plain_form, sentence
+from clipbias.analysis.results import Missing
 from clipbias.analysis.results_file import load_results
 from clipbias.analysis.run import run_study
 from clipbias.analysis.study import Study, StudyOptions

@@ -141,7 +141,7 @@ def test_predictions(results, reference):
 @pytest.mark.parametrize("group", GROUPS)
 def test_relevancy(results, reference, group):
     members = GROUPS[group]
-    averaged = results.relevancy["ivlp"].groups[group]
+    averaged = results.sections["relevancy"]["ivlp"].groups[group]
     assert averaged.count == len(members)
     rows = {"zero_shot": reference.relevancy["zero_shot"], "tuned": reference.relevancy["ivlp"]}
     for side, rows_of_side in rows.items():
@@ -153,7 +153,7 @@ def test_relevancy(results, reference, group):
 
 
 def test_relevancy_says_which_texts_it_is_of(results):
-    about = results.relevancy["ivlp"]
+    about = results.sections["relevancy"]["ivlp"]
     assert about.zero_shot.text == "a photo of a {}."
     assert about.zero_shot.index_kinds[:6] == ("sos", *["words"] * 4, "category")
     assert about.tuned.index_kinds[:6] == ("sos", "prompt", "prompt", "words", "words", "category")
@@ -162,7 +162,7 @@ def test_relevancy_says_which_texts_it_is_of(results):
 @pytest.mark.parametrize("name", ["zero_shot", "ivlp"])
 def test_text_attention(results, reference, name):
     expected = sections.text_attention(reference.saved[name], reference.runs[name])
-    about = results.text_attention[name]
+    about = results.sections["text_attention"][name]
     close(about.shares.mean, expected)
     facts = (about.count, about.texts, about.text)
     assert facts == (len(CLASS_NAMES), 1, "a photo of a {}.")
@@ -177,15 +177,15 @@ def test_vision_attention(results, reference):
         for variant in of_variant:
             expected = sections.vision_attention(reference.saved[name], reference.runs[name], variant, GRID, PATCH)
             for quantity, values in expected.items():
-                average = results.vision_attention[name].variants[variant][quantity]
+                average = results.sections["vision_attention"][name].variants[variant][quantity]
                 averages(average, [values[i] for i in SPREAD])
 
 
 def test_similarity(results, reference):
-    similarity = results.similarity
-    keys = results.examples.names
+    similarity = results.sections["similarity"]
+    keys = results.sections["examples"].names
     upright = [picture(int(key.removesuffix(".png"))) for key in keys]
-    np.testing.assert_array_equal(results.examples.images, upright)
+    np.testing.assert_array_equal(results.sections["examples"].images, upright)
     # Pillow turns counter-clockwise.
     rotated = [np.asarray(Image.fromarray(image).rotate(angle)) for image in upright for angle in ROTATIONS]
     np.testing.assert_array_equal(similarity.images, rotated)
@@ -207,7 +207,7 @@ def test_rank_correlation_of_attention_and_nearness(results, reference):
     cls = sections.cls_attention(saved, PATCHES)
     distance = sections.distance_to_prompts(saved, PATCHES)
     nearness = [[sections.order(cls[i, l], -distance[i, l]) for l in range(LAYER_COUNT)] for i in SPREAD]
-    maps = results.similarity.models["ivlp"]
+    maps = results.sections["similarity"].models["ivlp"]
     averages(maps.rank_correlation, np.array(nearness))
     assert maps.count == len(SPREAD)
 
@@ -266,15 +266,15 @@ def test_maps_to_explore(results, reference, key):
     classes = np.stack([LABELS, *(reference.saved[name].logits.argmax(-1) for name in RUNS.values())], 1)[SPREAD]
     pairs = [(row, label) for row, labels in enumerate(classes.tolist()) for label in dict.fromkeys(labels)]
     assert len(pairs) > len(SPREAD)
-    np.testing.assert_array_equal(results.explore.images, SPREAD)
-    np.testing.assert_array_equal(results.explore.pictures, [picture(index) for index in SPREAD])
-    np.testing.assert_array_equal(results.explore.pairs, pairs)
-    assert results.explore.names == tuple(f"{index}.png" for index in SPREAD)
+    np.testing.assert_array_equal(results.sections["explore"].images, SPREAD)
+    np.testing.assert_array_equal(results.sections["explore"].pictures, [picture(index) for index in SPREAD])
+    np.testing.assert_array_equal(results.sections["explore"].pairs, pairs)
+    assert results.sections["explore"].names == tuple(f"{index}.png" for index in SPREAD)
     rows = [
         relevancy.relevancy(reference.clip, run.inputs, reference.images[SPREAD[row]], label) for row, label in pairs
     ]
     vision = np.stack([row[0] for row in rows])
-    maps = results.explore.models[key]
+    maps = results.sections["explore"].models[key]
     steps(maps, "relevancy", vision[:, :PATCHES])
     close(maps.relevancy_sum, vision.sum(-1))
     close(maps.slot_relevancy, vision[:, PATCHES:])
@@ -302,11 +302,11 @@ def test_maps_to_explore(results, reference, key):
 
 
 def test_examples(results, reference):
-    numbers = [int(key.removesuffix(".png")) for key in results.examples.names]
+    numbers = [int(key.removesuffix(".png")) for key in results.sections["examples"].names]
     assert set(numbers) <= set(GROUPS["corrected"])
     for key, name in RUNS.items():
         for k, index in enumerate(numbers):
-            maps = results.examples.models[key]
+            maps = results.sections["examples"].models[key]
             vision = maps.vision[k]
             text = maps.text[k]
             close(vision / vision.sum(), reference.relevancy[name]["vision"][index])
@@ -316,7 +316,7 @@ def test_examples(results, reference):
 
 @pytest.mark.parametrize("key", RUNS)
 def test_what_observations_are_made_of(results, reference, key):
-    observed = results.observations.models[key]
+    observed = results.sections["observations"].models[key]
     saved = reference.saved[RUNS[key]]
     variant = "without_prompt" if key == "ivlp" else "clip"
     expected = sections.vision_attention(saved, reference.runs[RUNS[key]], variant, GRID, PATCH)

@@ -345,10 +345,10 @@ def test_heads_of_their_own(clip, tmp_path):
         np.testing.assert_array_equal(results.predictions.models[name], guesses)
         right = guesses == study.split.labels
         assert results.models[number].accuracy == pytest.approx(100 * right.mean())
-        curve = results.faithfulness.models[name].maps["relevancy"]["positive"]["true"].accuracy
+        curve = results.sections["faithfulness"].models[name].maps["relevancy"]["positive"]["true"].accuracy
         assert curve[0] == pytest.approx(right.mean())
     # The other model changes no tower and so has no second run.
-    tests = results.causal.models
+    tests = results.sections["causal"].models
     assert "No token and no weight" in tests["cache"].why and tests["cache"].ways == ("reference", "tuned")
     head = tests["head"]
     np.testing.assert_array_equal(head.outcomes.images, np.arange(COUNT))

@@ -6,16 +6,22 @@ import itertools
 import numpy as np
 import pytest
 
-from clipbias.analysis.causal_section import Way, outcomes, over_seeds, sample, summarize
+from clipbias.analysis.causal_section import (
+    CausalTest,
+    CausalTests,
+    ImageOutcomes,
+    Way,
+    outcomes,
+    over_seeds,
+    sample,
+    summarize,
+)
 from clipbias.analysis.model import NOTHING_INSIDE
 from clipbias.analysis.results import (
     ByOutcome,
     CausalNumbers,
-    CausalTest,
-    CausalTests,
     ClipFacts,
     DatasetFacts,
-    ImageOutcomes,
     Labels,
     Levels,
     ModelFacts,
@@ -138,11 +144,12 @@ def study(moves, *, images=IMAGES, keys=("ivlp",), why="", noise=1.0):
         dataset=DatasetFacts("noise", "test", images, ("a",) * CLASSES, "{}"),
         clip=ClipFacts("tiny", "f", 16, 4, 16, 17, 2),
         models=(model("zero_shot", "zero_shot"), *map(model, keys)),
-        sections=("predictions", "causal"),
+        sections={
+            "predictions": Predictions(labels, dict.fromkeys(("zero_shot", *keys), labels)),
+            "causal": CausalTests(tests, by_keys),
+        },
         config={},
         seconds=0.0,
-        predictions=Predictions(labels, dict.fromkeys(("zero_shot", *keys), labels)),
-        causal=CausalTests(tests, by_keys),
     )
 
 
@@ -172,8 +179,8 @@ def test_seeds_have_one_sentence_together():
     results = judge(study(DEPENDS, keys=("ivlp", "ivlp_seed2")))
     (method,) = results.methods
     assert method.models == ("ivlp", "ivlp_seed2") and method.label == "IVLP, 2 seeds" and method.name == "IVLP"
-    assert method.numbers == results.causal.of(("ivlp", "ivlp_seed2"))
-    single = [results.causal.of((key,)).log_likelihood.gain.value for key in method.models]
+    assert method.numbers == results.sections["causal"].of(("ivlp", "ivlp_seed2"))
+    single = [results.sections["causal"].of((key,)).log_likelihood.gain.value for key in method.models]
     assert method.numbers.log_likelihood.gain.value == pytest.approx(np.mean(single))
     assert results.sentence.count("IVLP gains") == 1
 
@@ -187,7 +194,7 @@ def test_few_images_are_refused(images, judged):
 
 
 def test_what_was_not_tested_or_is_outside_says_so():
-    results = dataclasses.replace(study(SAME), causal=None)
+    results = dataclasses.replace(study(SAME), sections={})
     (method,) = judge(results).methods
     assert method.labels is None and "was not tested" in method.sentence
     (method,) = judge(study(SAME, why=NOTHING_INSIDE)).methods
@@ -212,7 +219,11 @@ def test_outcomes_of_images_are_not_what_decides():
     (method,) = judge(results).methods
     swapped = {
         key: ByOutcome(accuracy=dataclasses.replace(each.accuracy, gain=UNSURE), log_likelihood=each.log_likelihood)
-        for key, each in results.causal.numbers.items()
+        for key, each in results.sections["causal"].numbers.items()
     }
-    again = judge(dataclasses.replace(results, causal=CausalTests(results.causal.models, swapped)))
+    again = judge(
+        dataclasses.replace(
+            results, sections=results.sections | {"causal": CausalTests(results.sections["causal"].models, swapped)}
+        )
+    )
     assert again.methods[0].labels == method.labels

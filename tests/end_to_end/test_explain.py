@@ -10,8 +10,9 @@ import clipbias
 import experiments.evaluate
 import experiments.explain
 from clipbias import TunedModel, data
-from clipbias.analysis.results import SECTIONS, same_but_for_seed
+from clipbias.analysis.results import same_but_for_seed
 from clipbias.analysis.results_file import ARRAYS, load_arrays, load_results
+from clipbias.analysis.sections import all_sections
 from clipbias.errors import ClipbiasError
 from clipbias.studies import bind_models, few_shot_split
 from clipbias.tuning import Task
@@ -29,7 +30,10 @@ CAUSAL = ("causal",)
 
 @pytest.mark.parametrize(
     "sections",
-    [pytest.param(CAUSAL, marks=pytest.mark.ci, id="causal"), pytest.param(SECTIONS, marks=pytest.mark.long, id="all")],
+    [
+        pytest.param(CAUSAL, marks=pytest.mark.ci, id="causal"),
+        pytest.param(tuple(all_sections()), marks=pytest.mark.long, id="all"),
+    ],
 )
 def test_a_study_with_its_report(sections, images, adapters, tmp_path):
     """Of one tuned model; the command of the documentation explains two.
@@ -37,7 +41,7 @@ def test_a_study_with_its_report(sections, images, adapters, tmp_path):
     Of what answers the report's question, and of everything. The numbers of a section are compared in `tests/analysis`,
     its figures in `tests/report`.
     """
-    whole = sections is SECTIONS
+    whole = sections != CAUSAL
     section_names = "all" if whole else ",".join(sections)
     settings = SETTINGS | {"data_dir": str(images), "adapters": adapters[0], "sections": section_names}
     printed, _ = succeed_here(experiments.explain, settings, tmp_path)
@@ -49,17 +53,17 @@ def test_a_study_with_its_report(sections, images, adapters, tmp_path):
     assert_recorded(tmp_path, "results.json", "results.npz")
     results = load_results(tmp_path)
     assert [model.key for model in results.models] == ["zero_shot", "ivlp"]
-    assert results.sections == tuple(name for name in SECTIONS if name in ("predictions", *sections))
+    assert set(results.sections) == {"predictions", *sections}
     assert method.models == ("ivlp",)
-    test = results.causal.models["ivlp"]
+    test = results.sections["causal"].models["ivlp"]
     right = test.outcomes.correct[:, test.ways.index("tuned")]
     assert 100 * right.mean() == pytest.approx(results.models[1].accuracy)
     if whole:
-        before = results.vision_attention["zero_shot"].clip.distance.mean
-        after = results.vision_attention["ivlp"].without_prompt.distance.mean
+        before = results.sections["vision_attention"]["zero_shot"].clip.distance.mean
+        after = results.sections["vision_attention"]["ivlp"].without_prompt.distance.mean
         np.testing.assert_allclose(before[0], after[0], rtol=1e-5)
         assert np.abs(before[1:] - after[1:]).max() > 1e-3
-        assert results.similarity.models["ivlp"].prompts.shape == (16, 3, 16, 16)
+        assert results.sections["similarity"].models["ivlp"].prompts.shape == (16, 3, 16, 16)
     arrays = load_arrays(tmp_path / ARRAYS)
     assert all(np.isfinite(values).all() for name, values in arrays.items() if name.endswith("/mean"))
 

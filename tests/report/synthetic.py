@@ -8,13 +8,51 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from clipbias.analysis import results as found
-from clipbias.analysis.causal_section import DRAWS, Way, outcomes, over_seeds, sample, summarize
-from clipbias.analysis.replacement import by_image, compare, sentence
+from clipbias.analysis.attention import (
+    AttentionVariant,
+    Decomposition,
+    TextAttention,
+    TowerDecomposition,
+    VisionAttention,
+)
+from clipbias.analysis.causal_section import (
+    DRAWS,
+    CausalTest,
+    CausalTests,
+    ImageOutcomes,
+    Way,
+    outcomes,
+    over_seeds,
+    sample,
+    summarize,
+)
+from clipbias.analysis.dataset_sections import GROUPS, BothModels, RelevancyGroup, RelevancyGroups, RelevancyText
+from clipbias.analysis.faithfulness import MAPS, Faithfulness, ModelFaithfulness, PerturbationCurve
+from clipbias.analysis.observations import Observation, Observations, Outcome
+from clipbias.analysis.pictures import ExampleMaps, Examples, Exploration, ExploredModel, Similarity, SimilarityMaps
+from clipbias.analysis.replacement import (
+    Kind,
+    MethodReplacements,
+    ModelReplacements,
+    ReplacementResults,
+    Student,
+    by_image,
+    compare,
+    sentence,
+)
 from clipbias.analysis.uncertainty import Estimate
 from clipbias.analysis.verdict import judge
+from clipbias.analysis.words import ModelWords, PromptWords
 
-OBSERVED = found.Observation(
-    "Fig. 4", "EOS looks at SOS", "Zero-shot", "a share", "%", Estimate(78.04, 77.0, 79.26), 10, found.Outcome.HOLDS
+OBSERVED = Observation(
+    "Fig. 4",
+    "EOS looks at SOS",
+    "Zero-shot",
+    "a share",
+    "%",
+    Estimate(78.04, 77.0, 79.26),
+    10,
+    Outcome.HOLDS,
 )
 WAYS = tuple(way for way in Way for _ in range(DRAWS if way is Way.IMAGE_OTHER else 1))
 # How far each way moves the logit of the true class.
@@ -39,12 +77,10 @@ def synthetic_results(**drawn):
     return copy.deepcopy(_drawn(**drawn))  # which a test may change
 
 
-def only_sections(results, *names, sections=None):
+def only_sections(results, *names):
     """The results without all sections but the named ones, of which everything that follows is drawn anew."""
-    others = {name: None for name in found.SECTIONS if name not in ("predictions", *names)}
-    if sections is None:
-        sections = tuple(name for name in results.sections if name not in others)
-    return judge(dataclasses.replace(results, sections=tuple(sections), methods=(), **others))
+    kept = {name: result for name, result in results.sections.items() if name in ("predictions", *names)}
+    return judge(dataclasses.replace(results, sections=kept, methods=()))
 
 
 @functools.cache
@@ -56,29 +92,31 @@ def _drawn(*, dataset="demo/digits", pictures=2, seed=0, **sizes):
     causal = study.causal()
     results = found.StudyResults(
         **facts,
-        predictions=study.predicted,
-        relevancy=study.relevancy(),
-        text_attention=study.text_attention(),
-        vision_attention=study.vision_attention(),
-        similarity=study.similarity(pictures),
-        decomposition=study.decomposition(),
-        causal=causal,
-        faithfulness=study.faithfulness(),
-        examples=study.examples(pictures),
-        explore=study.explore(4 * pictures),
-        words=study.words(),
-        replacement=synthetic_forms(),
-        observations=found.Observations({}, (OBSERVED,)),
+        sections={
+            "predictions": study.predicted,
+            "relevancy": study.relevancy(),
+            "text_attention": study.text_attention(),
+            "vision_attention": study.vision_attention(),
+            "similarity": study.similarity(pictures),
+            "decomposition": study.decomposition(),
+            "causal": causal,
+            "faithfulness": study.faithfulness(),
+            "examples": study.examples(pictures),
+            "explore": study.explore(4 * pictures),
+            "words": study.words(),
+            "replacement": synthetic_forms(),
+            "observations": Observations({}, (OBSERVED,)),
+        },
     )
     return judge(results)
 
 
 STUDENTS = (
-    found.Student(found.Kind.CEILING, "ivlp", "IVLP itself, from another start", 300, 0.1, 0.2),
-    found.Student(found.Kind.FITTED, "kind", "two vectors per layer", 200, 0.1, 0.2),
-    found.Student(found.Kind.MEAN, "kind", "two vectors per layer", 200),
-    found.Student(found.Kind.RETRAINED, "ivlp", "IVLP (seed 1, start 2)", 300),
-    found.Student(found.Kind.LABELS, "kind", "Bias tuning", 200),
+    Student(Kind.CEILING, "ivlp", "IVLP itself, from another start", 300, 0.1, 0.2),
+    Student(Kind.FITTED, "kind", "two vectors per layer", 200, 0.1, 0.2),
+    Student(Kind.MEAN, "kind", "two vectors per layer", 200),
+    Student(Kind.RETRAINED, "ivlp", "IVLP (seed 1, start 2)", 300),
+    Student(Kind.LABELS, "kind", "Bias tuning", 200),
 )
 
 
@@ -95,13 +133,11 @@ def form_outputs(seed: int = 0, images: int = 300) -> tuple[np.ndarray, np.ndarr
     return np.stack(logits, axis=1), rows / np.linalg.norm(rows, axis=-1, keepdims=True), labels
 
 
-def model_replacements(
-    seed: int = 0, images: int = 300, students: Sequence[found.Student] = STUDENTS
-) -> found.ModelReplacements:
+def model_replacements(seed: int = 0, images: int = 300, students: Sequence[Student] = STUDENTS) -> ModelReplacements:
     """What one tuned model can be exchanged for."""
     logits, features, labels = form_outputs(seed, images)
     count = 2 + len(students)
-    return found.ModelReplacements(
+    return ModelReplacements(
         steps=30,
         fitted_images=80,
         held_back_images=20,
@@ -111,17 +147,17 @@ def model_replacements(
     )
 
 
-def replaced_method(models: Mapping[str, found.ModelReplacements], name: str = "IVLP") -> found.MethodReplacements:
+def replaced_method(models: Mapping[str, ModelReplacements], name: str = "IVLP") -> MethodReplacements:
     """What these models of one method can be exchanged for."""
     gain, rows = compare([model.by_image for model in models.values()])
     assert gain is not None
-    return found.MethodReplacements(name, tuple(models), gain, rows, sentence(name, rows))
+    return MethodReplacements(name, tuple(models), gain, rows, sentence(name, rows))
 
 
-def synthetic_forms() -> found.ReplacementResults:
+def synthetic_forms() -> ReplacementResults:
     """What IVLP can be exchanged for."""
     models = {"ivlp": model_replacements()}
-    return found.ReplacementResults({**models, "bias": found.Missing("No form learns.")}, (replaced_method(models),))
+    return ReplacementResults({**models, "bias": found.Missing("No form learns.")}, (replaced_method(models),))
 
 
 @dataclasses.dataclass
@@ -217,7 +253,6 @@ class _Builder:
             "dataset": found.DatasetFacts(dataset, "test", self.images, names, "a photo of a {}."),
             "clip": clip,
             "models": tuple(self.models),
-            "sections": found.SECTIONS,
             "config": {"dataset": dataset, "adapters": ["runs/ivlp", "runs/bias"], "split": "test"},
             "seconds": 41.5,
         }
@@ -241,24 +276,24 @@ class _Builder:
             values = outcomes(self.logits(np.array([sizes[way] for way in WAYS]), labels), labels)
             measured[model.key] = sample(values)
             correct, nats = (values.accuracy > 0).astype(np.uint8), values.log_likelihood.astype(np.float32)
-            tests[model.key] = found.CausalTest(names, found.ImageOutcomes(images, correct, nats), "", {})
+            tests[model.key] = CausalTest(names, ImageOutcomes(images, correct, nats), "", {})
         numbers = {key: summarize(each, names) for key, each in measured.items()}
         if self.twins:
             keys = ("ivlp", "ivlp_seed2")
             numbers[" ".join(keys)] = summarize(over_seeds([measured[key] for key in keys]), names)
-        return found.CausalTests(tests, numbers)
+        return CausalTests(tests, numbers)
 
     def relevancy(self):
         results = {}
         for model in self.models[1:]:
-            counts = zip(found.GROUPS, (27, 11, self.images), strict=True)
+            counts = zip(GROUPS, (27, 11, self.images), strict=True)
             groups = {group: self.relevancy_of(model, group, count) for group, count in counts}
             texts = {}
             for side, prompts in (("zero_shot", 0), ("tuned", model.text_prompts)):
                 kinds = ["sos", *["prompt"] * prompts, *["words"] * (self.text_prompts - prompts)]
                 kinds += [""] * (self.tokens - len(kinds))
-                texts[side] = found.RelevancyText("a photo of a {}.", 1, tuple(kinds))
-            results[model.key] = found.Relevancy(**texts, **groups)
+                texts[side] = RelevancyText("a photo of a {}.", 1, tuple(kinds))
+            results[model.key] = RelevancyGroups(**texts, **groups)
         return results
 
     def relevancy_of(self, model, group, count):
@@ -274,11 +309,11 @@ class _Builder:
             kinds = self.row(5)
             kinds[2 if model.text_prompts and side == "tuned" else 1] = 0  # no words, or no prompts
             averages["text_kinds"][side] = self.average(kinds, 0.02)
-        return found.RelevancyGroup(
+        return RelevancyGroup(
             count=count,
-            **{name: found.BothModels(**sides) for name, sides in averages.items()},
-            order=self.average([0.71 + 0.05 * found.GROUPS.index(group)]),
-            variation=self.average([0.18 - 0.03 * found.GROUPS.index(group)]),
+            **{name: BothModels(**sides) for name, sides in averages.items()},
+            order=self.average([0.71 + 0.05 * GROUPS.index(group)]),
+            variation=self.average([0.18 - 0.03 * GROUPS.index(group)]),
         )
 
     def text_attention(self):
@@ -287,7 +322,7 @@ class _Builder:
             shares = self.draw.dirichlet([9, 2, 1.5, 0.7, 1.2], (self.layers, self.heads))
             missing = found.TEXT_KINDS.index("words" if model.text_prompts else "prompt")
             average = self.average(np.insert(shares, missing, 0, axis=-1))
-            results[model.key] = found.TextAttention(average, self.classes, 1, "a photo of a {}.")
+            results[model.key] = TextAttention(average, self.classes, 1, "a photo of a {}.")
         return results
 
     def vision_attention(self):
@@ -303,8 +338,8 @@ class _Builder:
                     "entropy": self.average(limit * (0.4 + 0.55 * depth * noise)),
                     "cls_entropy": self.average(limit * (0.3 + 0.6 * depth * noise)),
                 }
-                variants[variant] = found.AttentionVariant(**averages)
-            results[model.key] = found.VisionAttention(count=self.images, **variants, no_cls_entropy=None)
+                variants[variant] = AttentionVariant(**averages)
+            results[model.key] = VisionAttention(count=self.images, **variants, no_cls_entropy=None)
         return results
 
     def similarity(self, pictures):
@@ -315,8 +350,8 @@ class _Builder:
                 continue
             maps = {name: self.maps(4 * pictures, len(shown)) for name in ("zero_shot_cls", "cls", "prompts")}
             correlation = self.average(np.linspace(0.2, -0.45, self.layers))
-            models[model.key] = found.SimilarityMaps(**maps, rank_correlation=correlation, count=self.images)
-        return found.Similarity(
+            models[model.key] = SimilarityMaps(**maps, rank_correlation=correlation, count=self.images)
+        return Similarity(
             images=np.stack([np.rot90(picture, turn) for picture in self.pictures(pictures) for turn in range(4)]),
             rotations=np.array([0, 90, 180, 270] * pictures),
             layers=np.array(shown),
@@ -330,7 +365,7 @@ class _Builder:
             norm_share = self.average(self.draw.uniform(0.05, 0.4, self.layers))
             constancy = self.draw.uniform(0.75, 0.99, self.layers)
             cosine = self.draw.uniform(-0.1, 0.5, self.layers)
-            towers[tower] = found.TowerDecomposition(
+            towers[tower] = TowerDecomposition(
                 count=self.images if tower == "vision" else self.classes,
                 depth=self.models[1].vision_depth if tower == "vision" else self.layers,
                 prompt_mass=self.average(mass),
@@ -340,7 +375,7 @@ class _Builder:
                 bias_likeness=constancy * 0.85,
                 bias_cosine={"bias": cosine},
             )
-        return {"ivlp": found.Decomposition(towers)}
+        return {"ivlp": Decomposition(towers)}
 
     def faithfulness(self):
         fractions = np.linspace(0, 1, 11)
@@ -348,7 +383,7 @@ class _Builder:
         def curve(model, position, direction):
             speed = 3.0 - 0.5 * position if direction == "positive" else 0.6 + 0.5 * position
             accuracy = model.accuracy / 100 * np.exp(-speed * fractions)
-            return found.PerturbationCurve(accuracy, float(np.trapezoid(accuracy, fractions)))
+            return PerturbationCurve(accuracy, float(np.trapezoid(accuracy, fractions)))
 
         def targets(*place):
             return {"predicted": curve(*place), "true": curve(*place)}
@@ -357,10 +392,10 @@ class _Builder:
         for model in self.models:
             maps = {
                 kind: {direction: targets(model, position, direction) for direction in ("positive", "negative")}
-                for position, kind in enumerate(found.MAPS)
+                for position, kind in enumerate(MAPS)
             }
-            results[model.key] = found.ModelFaithfulness(self.images, maps)
-        return found.Faithfulness(fractions, results)
+            results[model.key] = ModelFaithfulness(self.images, maps)
+        return Faithfulness(fractions, results)
 
     def examples(self, pictures):
         images = self.pictures(pictures)
@@ -375,9 +410,9 @@ class _Builder:
             text = np.zeros((pictures, self.tokens))
             text[:, : len(words)] = self.draw.dirichlet(np.full(len(words), 1.5), pictures)
             logits = self.draw.normal(20, 2, (pictures, self.classes))
-            results[model.key] = found.ExampleMaps(np.stack(vision), text, logits, (words,) * pictures, 1)
+            results[model.key] = ExampleMaps(np.stack(vision), text, logits, (words,) * pictures, 1)
         names = tuple(f"test/class_{k}/{k:04d}.png" for k in range(pictures))
-        return found.Examples(images, np.arange(pictures) % self.classes, names, results)
+        return Examples(images, np.arange(pictures) % self.classes, names, results)
 
     def explore(self, count):
         numbers = np.linspace(0, self.images - 1, count).round().astype(np.int32)
@@ -389,7 +424,7 @@ class _Builder:
             pairs += [(i, number) for number in classes]
         pictures = self.pictures(count)
         results = {model.key: self.explored(model, count, len(pairs)) for model in self.models}
-        return found.Exploration(
+        return Exploration(
             images=numbers,
             pictures=pictures,
             pairs=np.array(pairs, np.int32),
@@ -402,7 +437,7 @@ class _Builder:
         words = ("SOS", *(["[1]", "[2]"] if slots else ["a", "photo"]), "of", "a", "class", "1", ".")
         kinds = ("sos", *(2 * ["prompt" if slots else "words"]), *(2 * ["words"]), *(2 * ["category"]), "dot")
         shape = (count, self.layers)
-        return found.ExploredModel(
+        return ExploredModel(
             relevancy=self.steps(pairs),
             relevancy_scale=self.reals(pairs),
             relevancy_sum=5 + self.reals(pairs),
@@ -428,6 +463,6 @@ class _Builder:
             prompts = []
             for number in range(model.text_prompts):
                 distances = tuple(np.sort(self.draw.uniform(0.1, 0.4, 2)).tolist())
-                prompts.append(found.PromptWords(number, None, ("photo", "tex-"), distances, 0.5))
-            results[model.key] = found.ModelWords(tuple(prompts)) if prompts else found.Missing("There are no prompts.")
+                prompts.append(PromptWords(number, None, ("photo", "tex-"), distances, 0.5))
+            results[model.key] = ModelWords(tuple(prompts)) if prompts else found.Missing("There are no prompts.")
         return results

@@ -64,7 +64,7 @@ class Expected:
     """What the page must say, from the results' arrays."""
 
     def __init__(self, results):
-        self.explore = results.explore
+        self.explore = results.sections["explore"]
         self.predictions = results.predictions
 
     def pair(self, image, label):
@@ -119,7 +119,7 @@ def unpacked(packed):
 
 def test_arrays_are_packed_and_images_are_described(explored):
     data = explorer_data(explored)
-    explore = explored.explore
+    explore = explored.sections["explore"]
     assert data["pairs"] == explore.pairs[:, 1].tolist()
     for model in data["models"]:
         maps = vars(explore.models[model["key"]])
@@ -144,10 +144,12 @@ def test_arrays_are_packed_and_images_are_described(explored):
 
 def test_a_model_without_maps_is_left_out_and_names_cannot_end_the_script(tmp_path):
     results = only_explored()
-    results.explore.models["bias"] = Missing("No map follows its logit.")
+    results.sections["explore"].models["bias"] = Missing("No map follows its logit.")
     dataset = dataclasses.replace(results.dataset, class_names=(HOSTILE, *results.dataset.class_names[1:]))
-    explore = dataclasses.replace(results.explore, names=(HOSTILE, *results.explore.names[1:]))
-    save_results(tmp_path, dataclasses.replace(results, dataset=dataset, explore=explore))
+    explore = dataclasses.replace(results.sections["explore"], names=(HOSTILE, *results.sections["explore"].names[1:]))
+    save_results(
+        tmp_path, dataclasses.replace(results, dataset=dataset, sections={**results.sections, "explore": explore})
+    )
     page = Page(write_report(tmp_path, tmp_path / "report").read_text("utf-8"))
     assert "Explore, Bias tuning: No map follows its logit." in page.text and page.tags.count("script") == 2
     data = next(json.loads(words) for words in page.words if words.startswith('{"changes"'))
@@ -180,7 +182,7 @@ def check_patch(text, expected, image, label, layer, slots, row, column):
 
 def test_pointing_and_clicking_reads_the_arrays_numbers(opened, explored):
     expected = Expected(explored)
-    labels = explored.predictions.labels[explored.explore.images]
+    labels = explored.predictions.labels[explored.sections["explore"].images]
     opened.mouse("canvas[data-place='ivlp/attention']", across=0.6, down=0.1)
     check_patch(read(opened), expected, 0, labels[0], LAYERS - 1, (0, 1), 0, 2)
     opened.mouse("#explore-image-5", click=True)
@@ -192,8 +194,8 @@ def test_pointing_and_clicking_reads_the_arrays_numbers(opened, explored):
     pair = expected.pair(5, labels[5])
     text = read(opened)
     relevancy, attention = re.search(r"prompt slot 2: relevancy (\S+), .* attention in layer 3 (\S+),", text).groups()
-    assert near(relevancy, explored.explore.models["ivlp"].slot_relevancy[pair, 1])
-    assert near(attention, explored.explore.models["ivlp"].slot_attention[5, LAYERS - 1, 1])
+    assert near(relevancy, explored.sections["explore"].models["ivlp"].slot_relevancy[pair, 1])
+    assert near(attention, explored.sections["explore"].models["ivlp"].slot_attention[5, LAYERS - 1, 1])
     assert opened.evaluate("document.getElementById('explore-slot').value") == "1"
     opened.mouse("canvas[data-place='ivlp/similarity']", across=0.3, down=0.3)
     check_patch(read(opened), expected, 5, labels[5], LAYERS - 1, (1,), 1, 1)
@@ -202,7 +204,7 @@ def test_pointing_and_clicking_reads_the_arrays_numbers(opened, explored):
 @pytest.mark.long
 def test_the_keyboard_alone_changes_everything(opened, explored):
     expected = Expected(explored)
-    explore = explored.explore
+    explore = explored.sections["explore"]
     numbers = explore.images
     tab_to(opened, "explore-model")
     tab_to(opened, "explore-images")
@@ -230,7 +232,7 @@ def test_the_keyboard_alone_changes_everything(opened, explored):
 
 def test_another_class_and_model_are_shown_where_they_are_chosen(opened, explored):
     expected = Expected(explored)
-    pairs = explored.explore.pairs
+    pairs = explored.sections["explore"].pairs
     counts = np.bincount(pairs[:, 0])
     image = int(counts.argmax())
     pair = int(np.flatnonzero(pairs[:, 0] == image)[-1])
@@ -276,15 +278,15 @@ def test_filters_and_orders(opened, explored):
 def test_maps_are_painted_as_the_static_figures_are(opened, explored):
     """The hottest patch's middle has the colour that its value and the picture beneath it make."""
     opened.wait_for("document.querySelector('canvas').ariaBusy === 'false'")
-    pair = Expected(explored).pair(0, explored.predictions.labels[explored.explore.images[0]])
-    heat = explored.explore.models["ivlp"].relevancy[pair]
+    pair = Expected(explored).pair(0, explored.predictions.labels[explored.sections["explore"].images[0]])
+    heat = explored.sections["explore"].models["ivlp"].relevancy[pair]
     hottest = int(heat.argmax())
     side = 224 // GRID
     place = [(hottest % GRID) * side + side // 2, (hottest // GRID) * side + side // 2]
     rgba = opened.evaluate(
         f"[...document.querySelector('canvas').getContext('2d').getImageData({place[0]}, {place[1]}, 1, 1).data]"
     )
-    picture = explored.explore.pictures[0].astype(float).mean(-1)
+    picture = explored.sections["explore"].pictures[0].astype(float).mean(-1)
     grey = picture[place[1] * 32 // 224, place[0] * 32 // 224]
     from matplotlib import colormaps
 

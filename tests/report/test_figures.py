@@ -13,7 +13,9 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.text import Text
 
-from clipbias.analysis.results import GROUPS, MAPS, AttentionVariant
+from clipbias.analysis.attention import AttentionVariant
+from clipbias.analysis.dataset_sections import GROUPS
+from clipbias.analysis.faithfulness import MAPS
 from clipbias.report import study_figures, style
 from clipbias.report.overlay import HEAT, Overlay, heat_map, overlay_figure, overlay_rows
 from tests.report.synthetic import synthetic_results
@@ -37,7 +39,7 @@ def each(numbers, *axes, **labels):
 
 
 def relevancy_rows(study, part, groups=("corrected",)):
-    for key, result in study.relevancy.items():
+    for key, result in study.sections["relevancy"].items():
         for group in groups:
             averaged = result.groups[group]
             for side in SIDES:
@@ -64,7 +66,7 @@ def group_rows(study):
         for row in relevancy_rows(study, part, GROUPS):
             if row["panel"] == "kinds":
                 yield {**row, "panel": panel}
-    for key, result in study.relevancy.items():
+    for key, result in study.sections["relevancy"].items():
         for group, averaged in result.groups.items():
             place = {"model": key, "group": group, "side": "", "panel": "change of patches"}
             yield from each(averaged.order, "index", kind="rank correlation", **place)
@@ -74,7 +76,7 @@ def group_rows(study):
 def decomposition_rows(study):
     panels = {"a  mass on prompts": ("prompt_mass", "pooled_mass"), "b  relative size": ("norm_share",)}
     panels |= {"c  constancy": ("constancy", "bias_likeness")}
-    for tower, result in study.decomposition["ivlp"].towers.items():
+    for tower, result in study.sections["decomposition"]["ivlp"].towers.items():
         place = {"model": "ivlp", "tower": tower, "depth": result.depth}
         for panel, series in panels.items():
             for name in series:
@@ -85,13 +87,13 @@ def decomposition_rows(study):
 
 
 def text_attention_rows(study):
-    for key, result in study.text_attention.items():
+    for key, result in study.sections["text_attention"].items():
         for row in each(result.shares, "layer", "head", "kind", model=key):
             yield {**row, "kind": KINDS[row["kind"] - 1]}
 
 
 def vision_attention_rows(study):
-    for key, result in study.vision_attention.items():
+    for key, result in study.sections["vision_attention"].items():
         for variant in ("clip", "without_prompt", "with_prompt"):
             for quantity in ("distance", "entropy", "cls_entropy") if getattr(result, variant) else ():
                 place = {"model": key, "variant": variant, "quantity": quantity}
@@ -99,18 +101,18 @@ def vision_attention_rows(study):
 
 
 def correlation_rows(study):
-    for key, result in study.similarity.models.items():
+    for key, result in study.sections["similarity"].models.items():
         yield from each(result.rank_correlation, "layer", model=key)
 
 
 def faithfulness_rows(study):
-    for key, result in study.faithfulness.models.items():
+    for key, result in study.sections["faithfulness"].models.items():
         for direction in ("positive", "negative"):
             for target in ("predicted", "true"):
                 for name in MAPS:
                     place = {"model": key, "direction": direction, "target": target, "map": name}
                     curve = result.maps[name][direction][target].accuracy
-                    for fraction, accuracy in zip(study.faithfulness.fractions, curve, strict=True):
+                    for fraction, accuracy in zip(study.sections["faithfulness"].fractions, curve, strict=True):
                         yield {**place, "removed": 100 * fraction, "value": 100 * accuracy}
 
 
@@ -289,12 +291,12 @@ def test_what_panels_compare_with(study, drawn):
     ]
     for row in panels:
         assert [levels(axes) for axes in row] == [[], [math.log(10)], [math.log(10)]]
-    original = study.vision_attention["zero_shot"].clip.distance.mean.mean(1)
+    original = study.sections["vision_attention"]["zero_shot"].clip.distance.mean.mean(1)
     np.testing.assert_allclose(line_of(panels[2, 0], "zero-shot's again")[0][1], original, rtol=1e-6)
     (drawing,) = drawn("vision_relevancy_figure")
     (patches, prompts, _, before, after), bias = np.reshape(drawing.figure.axes[:10], (2, 5))
     assert patches.get_ylim() == prompts.get_ylim() and not bias[1].axison
-    vision = study.relevancy["ivlp"].corrected.vision
+    vision = study.sections["relevancy"]["ivlp"].corrected.vision
     for axes, side in ((before, vision.zero_shot), (after, vision.tuned)):
         np.testing.assert_allclose(np.asarray(axes.images[0].get_array()).ravel(), side.mean[:9], rtol=1e-6)
     assert before.images[0].norm.vmax == after.images[0].norm.vmax
@@ -320,12 +322,16 @@ def test_captions_state_their_samples(drawn):
 
 def test_models_without_samples_and_towers_without_cls():
     results = synthetic_results()
-    results.relevancy["bias"] = dataclasses.replace(results.relevancy["bias"], **dict.fromkeys(GROUPS))
+    results.sections["relevancy"]["bias"] = dataclasses.replace(
+        results.sections["relevancy"]["bias"], **dict.fromkeys(GROUPS)
+    )
     drawing = study_figures.text_relevancy_figure(results)
     assert "Bias tuning: 0 images" in drawing.caption and set(drawing.numbers["model"]) == {"ivlp"}
-    for key, attention in results.vision_attention.items():
+    for key, attention in results.sections["vision_attention"].items():
         bare = {name: AttentionVariant(**{**each, "cls_entropy": None}) for name, each in attention.variants.items()}
-        results.vision_attention[key] = dataclasses.replace(attention, no_cls_entropy="There is no [cls].", **bare)
+        results.sections["vision_attention"][key] = dataclasses.replace(
+            attention, no_cls_entropy="There is no [cls].", **bare
+        )
     clip = dataclasses.replace(results.clip, tokens=results.clip.patches)
     drawing = study_figures.vision_attention_figure(dataclasses.replace(results, clip=clip))
     assert len(drawing.figure.axes) == 4 * 2
@@ -362,22 +368,22 @@ def test_similarity_draws_three_rows_per_picture(study, drawn):
         assert titles == [f"input, {degrees}°", "layer 1", "layer 2", "layer 3"]
         for row, name in zip(block, ("zero_shot_cls", "cls", "prompts"), strict=True):
             for layer, axes in enumerate(row[1:]):
-                expected = getattr(study.similarity.models["ivlp"], name)[picture, layer]
+                expected = getattr(study.sections["similarity"].models["ivlp"], name)[picture, layer]
                 np.testing.assert_array_equal(np.asarray(axes.images[-1].get_array()), expected)
     # Numbers are means over the pixels of patches, eight along a side.
     row = maps.numbers.query("map == 'cls' and picture == 1 and layer == 3 and row == 2 and column == 3").iloc[0]
-    pixels = study.similarity.models["ivlp"].cls[1, 2, 8:16, 16:24]
+    pixels = study.sections["similarity"].models["ivlp"].cls[1, 2, 8:16, 16:24]
     assert row["value"] == pytest.approx(pixels.mean(), rel=1e-6) and row["rotation"] == 90
 
 
 def test_examples_show_every_model_with_its_prediction(study, drawn):
     (drawing,) = drawn("examples_figure")
     titles = [axes.get_title() for axes in drawing.figure.axes]
-    logits = study.examples.models["ivlp"].logits[0]
+    logits = study.sections["examples"].models["ivlp"].logits[0]
     share = np.exp(logits) / np.exp(logits).sum()
-    mark = "✓" if share.argmax() == study.examples.labels[0] else "✗"
+    mark = "✓" if share.argmax() == study.sections["examples"].labels[0] else "✗"
     assert f"IVLP {mark}\nclass {share.argmax()}, {100 * share.max():.0f} %" in titles
-    for key, maps in study.examples.models.items():  # noqa: B007, PERF102 (a query reads `key`)
+    for key, maps in study.sections["examples"].models.items():  # noqa: B007, PERF102 (a query reads `key`)
         for picture in range(2):
             rows = drawing.numbers.query("model == @key and picture == @picture")
             words = maps.tokens[picture]
@@ -395,7 +401,7 @@ def test_areas_are_those_of_the_results(study):
     expected = []
     for model in study.models:
         for name in MAPS:
-            curves = study.faithfulness.models[model.key].maps[name]
+            curves = study.sections["faithfulness"].models[model.key].maps[name]
             areas = [curves[way][to].area for way in ("positive", "negative") for to in ("predicted", "true")]
             expected.append([model.label, study_figures.MAP_NAMES[name], *(f"{100 * area:.1f}" for area in areas)])
     heads = ("Most first, predicted", "Most first, true", "Least first, predicted", "Least first, true")
@@ -409,9 +415,7 @@ def test_no_text_shows_how_it_is_written_and_what_was_not_computed_is_not_drawn(
         drawing.figure.draw_without_rendering()
         shown = [text.get_text() for text in drawing.figure.findobj(Text)]
         assert shown and not [text for text in shown if "$" in text or "\\" in text]
-    section = name.partition("_figure")[0]
-    section = {"correlation": "similarity"}.get(section, "relevancy" if "relevancy" in section else section)
-    assert not getattr(study_figures, name)(dataclasses.replace(synthetic_results(), **{section: None}))
+    assert not getattr(study_figures, name)(dataclasses.replace(synthetic_results(), sections={}))
 
 
 IMAGE = np.full((12, 12, 3), 128, np.uint8)

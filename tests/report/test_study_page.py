@@ -7,12 +7,15 @@ import re
 
 import pytest
 
-from clipbias.analysis.results import Missing, Observation, Observations, Outcome
+from clipbias.analysis.observations import Observation, Observations, Outcome
+from clipbias.analysis.pictures import Similarity
+from clipbias.analysis.results import Missing
 from clipbias.analysis.results_file import load_results, save_results
 from clipbias.analysis.uncertainty import Estimate
 from clipbias.analysis.verdict import judge
 from clipbias.errors import ClipbiasError
 from clipbias.report import pages, study_page, write_overview, write_report
+from clipbias.report.drawings import all_drawings
 from clipbias.report.study_page import class_table, observations_table, word_table
 from tests.documents import ROOT
 from tests.report.markup import Page
@@ -68,16 +71,17 @@ def written(tmp_path):
 
 def test_sections_are_counted_before_they_are_drawn(tmp_path, monkeypatch):
     drawn = []
-    sections = {
-        name: (title, (lambda study, name=name: drawn.append(name),), rest)
-        for name, (title, _, rest) in study_page._DRAWN.items()
-    }
-    monkeypatch.setattr(study_page, "_DRAWN", sections)
+    drawings = [
+        dataclasses.replace(each, figures=(lambda study, name=each.section.name: drawn.append(name),), tables=())
+        for each in all_drawings()
+    ]
+    monkeypatch.setattr(study_page, "all_drawings", lambda: drawings)
     monkeypatch.setattr(pages, "save_pictures", lambda figures, folder: [])
     save_results(tmp_path, synthetic_results(layers=1, heads=1, pictures=1))
     seen = []
     write_report(tmp_path, tmp_path / "report", lambda title, done, total: seen.append((len(drawn), done, total)))
-    assert seen == [(number, number + 1, len(sections)) for number in range(len(sections))] and drawn == [*sections]
+    assert seen == [(number, number + 1, len(drawings)) for number in range(len(drawings))]
+    assert drawn == [each.section.name for each in drawings]
 
 
 def test_a_number_keeps_its_sign_and_its_interval_on_one_line():
@@ -89,8 +93,8 @@ def test_a_number_keeps_its_sign_and_its_interval_on_one_line():
 def test_everything_after_the_first_page_is_folded(whole):
     page, path, *_ = whole
     assert page.folded == [
-        *("verdict", "classes", "replacement", "observations", "explore", "decomposition", "relevancy"),
-        *("text_attention", "vision_attention", "similarity", "faithfulness", "examples", "nearest", "config"),
+        *("causal", "predictions", "replacement", "observations", "explore", "decomposition", "relevancy"),
+        *("text_attention", "vision_attention", "similarity", "faithfulness", "examples", "words", "config"),
     ]
     assert page.unfolded == []
     shown = re.findall(r"<summary><h2>(.*?)</h2>", path.read_text("utf-8"))
@@ -119,7 +123,7 @@ def test_nothing_comes_from_the_network(whole):
 def test_verdict_models_and_config_are_told(whole):
     page, _, results, _ = whole
     sentences = [method.sentence for method in results.methods]
-    (replaced,) = results.replacement.methods
+    (replaced,) = results.sections["replacement"].methods
     for words in (*sentences, replaced.sentence, "72.0 ± 6.2", "a photo of a {}.", '"split": "test"'):
         assert words in page.text
     assert [page.text.count(sentence) for sentence in sentences] == [1] * len(sentences)
@@ -157,12 +161,14 @@ def test_pictures_are_inlined_and_the_files_lie_beside(written):
 
 def test_what_is_missing_says_why(written, drawn):
     results = only("causal")
-    tests = results.causal.models
+    tests = results.sections["causal"].models
     tests["bias"] = dataclasses.replace(tests["bias"], why="It has no second run.")
     tests["ivlp"] = dataclasses.replace(tests["ivlp"], why_no_levels={"text": "Texts depend."})
-    relevancy = {"bias": Missing("No map follows its logit.")}
-    sections = ("relevancy", "causal", "similarity")
-    _, page = written(judge(dataclasses.replace(results, sections=sections, relevancy=relevancy)))
+    sections = results.sections | {
+        "relevancy": {"bias": Missing("No map follows its logit.")},
+        "similarity": Similarity(None, None, None, {}),
+    }
+    _, page = written(judge(dataclasses.replace(results, sections=sections)))
     assert "Relevancy, Bias tuning: No map follows its logit." in page.text
     assert "Bias tuning: It has no second run." in page.text and "IVLP: Texts depend." in page.text
     assert "Faithfulness: not computed; --config.sections=faithfulness has it." in page.text
@@ -225,7 +231,7 @@ def test_overview_orders_the_datasets_and_averages(drawn, tmp_path):
     assert list(drawn) == ["verdict_overview", *panels, "replacements"]
     for study in map(load_results, made):
         assert all(method.sentence in page.text for method in study.methods)
-    (method,) = study.replacement.methods
+    (method,) = study.sections["replacement"].methods
     assert page.text.count(method.sentence) == 3  # with the verdicts on each dataset
     titles = [panel.get_title(loc="left") for panel in drawn["fig2_text_relevancy_ivlp"].figure.axes[:3]]
     assert titles == ["ImageNet (n = 27)", "DTD (n = 27)", "EuroSAT (n = 27)"]
@@ -273,20 +279,20 @@ def test_classes_by_counting(monkeypatch):
 
 def test_nearest_words_have_a_row_per_prompt_until_there_are_too_many(monkeypatch):
     study = synthetic_results(pictures=1)
-    ivlp = study.words["ivlp"]
+    ivlp = study.sections["words"]["ivlp"]
     first, second = ivlp.prompts[1].distances
     table = word_table(study)
     assert len(table.rows) == 2
     assert list(table.rows[1]) == ["IVLP", "2", f"photo ({first:.3g}), tex- ({second:.3g})", "0.5"]
     named = dataclasses.replace(ivlp, prompts=(dataclasses.replace(ivlp.prompts[0], class_name="a cat"),))
-    study.words["ivlp"] = named
+    study.sections["words"]["ivlp"] = named
     assert list(word_table(study).rows[0][:2]) == ["IVLP, a cat", "1"]
-    study.words["ivlp"] = ivlp
+    study.sections["words"]["ivlp"] = ivlp
     monkeypatch.setattr(study_page, "WORD_ROWS", 1)
     cut = word_table(study)
     assert len(cut.rows) == 1 and "1 more prompt in results.json" in cut.caption
-    del study.words["ivlp"]
-    assert word_table(study) is None and word_table(dataclasses.replace(study, words=None)) is None
+    del study.sections["words"]["ivlp"]
+    assert word_table(study) is None and word_table(only_sections(study)) is None
 
 
 def test_observations_have_a_row_for_each_claim_and_method(written):
@@ -297,7 +303,8 @@ def test_observations_have_a_row_for_each_claim_and_method(written):
     few = dataclasses.replace(change, number=Estimate(2.0))
     nothing = dataclasses.replace(change, number=None, samples=0)
     observations = Observations({}, (OBSERVED, change, correlation, few, nothing))
-    results = dataclasses.replace(only("predictions"), observations=observations)
+    results = only("predictions")
+    results.sections["observations"] = observations
     table = observations_table(results)
     assert [row[0] for row in table.rows[:2]] == ["Fig. 4: EOS looks at SOS", "Fig. 2: SOS falls"]
     numbers = ["78.0 (77.0 to 79.3) %", "+0.0 (-1.3 to +0.2) points", "-0.33 (-0.40 to -0.20)", "+2.0 points", "–"]
@@ -306,4 +313,5 @@ def test_observations_have_a_row_for_each_claim_and_method(written):
     _, page = written(results)
     assert "observations" in page.folded and numbers[0] in page.text.replace("\u00a0", " ")
     for without in (None, Observations({}, ())):
-        assert observations_table(dataclasses.replace(results, observations=without)) is None
+        sections = results.sections | {"observations": without}
+        assert observations_table(dataclasses.replace(results, sections=sections)) is None

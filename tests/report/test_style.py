@@ -130,8 +130,8 @@ def test_logarithmic_ticks_are_numbers() -> None:
         assert expected <= {*texts} and all(not text or float(text.replace(",", "")) > 0 for text in texts)
 
 
-def test_drawing_needs_no_model_and_no_plotting_library_until_something_is_drawn():
-    """Nor do other people's runs, which are read perhaps while they use the device."""
+def test_runs_are_listed_without_a_model_and_a_plotting_library():
+    """They are read perhaps while they use the device."""
     heavy = ("jax", "flax", "transformers", "matplotlib", "clipbias.clip", "clipbias.tuning")
     code = f"import sys, clipbias.report, experiments.show\nprint(*{{*{heavy}}} & {{*sys.modules}})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from clipbias.analysis.results import Kind, Labels, ReplacementResults, What, Where
+from clipbias.analysis.replacement import Kind, ReplacementResults
+from clipbias.analysis.results import Labels, What, Where
 from clipbias.analysis.results_file import save_results
 from clipbias.analysis.verdict import judge, sentence
 from clipbias.errors import ClipbiasError
@@ -50,8 +51,8 @@ PAIRS = {
 def quantities_of(results, keys, outcome):
     """By quantity its numbers of a method's models: values and shares from the images' outcomes, and stored ends."""
     name, unit = SCALES[outcome]
-    tests = [results.causal.models[key] for key in keys]
-    stored = results.causal.of(tuple(keys))[outcome]
+    tests = [results.sections["causal"].models[key] for key in keys]
+    stored = results.sections["causal"].of(tuple(keys))[outcome]
 
     def of_way(way):
         at = [k for k, each in enumerate(tests[0].ways) if each == way]
@@ -87,7 +88,9 @@ def studies(results):
 def numbers(results):
     """By method, outcome and dataset, all quantities computed anew."""
     return {
-        (method, outcome, name): quantities_of(each, [key for key in keys if key in each.causal.models], outcome)
+        (method, outcome, name): quantities_of(
+            each, [key for key in keys if key in each.sections["causal"].models], outcome
+        )
         for name, each in results.items()
         for method, keys in KEYS.items()
         for outcome in ("accuracy", "log_likelihood")
@@ -141,10 +144,10 @@ def test_the_table_has_two_vectors_beside_their_ceiling(results):
     """Moved decisions in the first row, the share of the gain below; dashes where nothing was fitted."""
     study = results["demo/fashion"]
     table = verdict_table(study, study.methods)
-    by_image = study.replacement.models["ivlp"].by_image
+    by_image = study.sections["replacement"].models["ivlp"].by_image
     plain, tuned, *others = by_image.decisions.T
     gains = by_image.log_likelihood.mean(0)
-    (method,) = study.replacement.methods
+    (method,) = study.sections["replacement"].methods
     ivlp, ivlp_below, *bias = (row[-2:] for row in table.rows)
     assert bias == [["–", "–"]] * 2
     for place, kind in enumerate((Kind.FITTED, Kind.CEILING)):
@@ -154,7 +157,7 @@ def test_the_table_has_two_vectors_beside_their_ceiling(results):
         share = 100 * (gains[2 + k] - gains[0]) / (gains[1] - gains[0])
         for text, value, number in ((ivlp[place], moved, row.moved), (ivlp_below[place], share, row.share)):
             assert text == f"{value:.0f} % ({100 * number.low:.0f} to {100 * number.high:.0f})"
-    without = dataclasses.replace(study, replacement=None)
+    without = dataclasses.replace(study, sections={**study.sections, "replacement": None})
     assert verdict_table(without, study.methods).columns == list(COLUMNS[:-2])
     seeds = [row[-2:] for row in seed_table(study).rows]
     assert seeds == [ivlp, ivlp_below, *bias]  # only the first seed was fitted to
@@ -197,17 +200,23 @@ def test_what_is_drawn_is_the_file(results, numbers, studies):
 
 
 def test_a_study_without_a_sure_gain_has_no_picture(results):
-    causal = results["dtd"].causal
+    causal = results["dtd"].sections["causal"]
     unsure = {}
     for key, each in causal.numbers.items():
         numbers = each.log_likelihood
         parts = {name: dataclasses.replace(getattr(numbers, name), share=None) for name in ("attention", "tokens")}
         no_gain = dataclasses.replace(numbers, gain=dataclasses.replace(numbers.gain, low=-1.0), image=None, **parts)
         unsure[key] = dataclasses.replace(each, log_likelihood=no_gain)
-    study = judge(dataclasses.replace(results["dtd"], causal=dataclasses.replace(causal, numbers=unsure)))
+    study = judge(
+        dataclasses.replace(
+            results["dtd"], sections={**results["dtd"].sections, "causal": dataclasses.replace(causal, numbers=unsure)}
+        )
+    )
     assert verdict_figure(study) is None and overview_figure([study]) is None
     assert all(method.labels.where.value == "no gain" for method in study.methods)
-    rows = verdict_table(dataclasses.replace(study, replacement=None), study.methods).rows
+    rows = verdict_table(
+        dataclasses.replace(study, sections={**study.sections, "replacement": None}), study.methods
+    ).rows
     assert {text for row in rows[1::2] for text in row[3:]} == {"–"}
 
 
@@ -220,7 +229,7 @@ def test_the_command_draws_studies_and_prints_their_sentences(results, tmp_path,
     assert draw_studies.main([str(tmp_path / "why")]) == 0
     printed = capsys.readouterr().out
     for name in ("imagenet", "dtd"):
-        for method in (*results[name].methods, *results[name].replacement.methods):
+        for method in (*results[name].methods, *results[name].sections["replacement"].methods):
             assert method.sentence in printed
     for name, lines in {"verdict_two": 2 * 2 * 2 * len(PAIRS), "replacements_two": 2 * 5}.items():
         assert (tmp_path / "images" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
@@ -275,7 +284,11 @@ def exchanged():
         vpt = {"vpt": model_replacements(10 * number + 5)}
         methods = (replaced_method(ivlp), replaced_method(vpt, "VPT"))
         study = only_sections(synthetic_results(pictures=1, dataset=dataset), "replacement")
-        made.append(dataclasses.replace(study, replacement=ReplacementResults(ivlp | vpt, methods)))
+        made.append(
+            dataclasses.replace(
+                study, sections=study.sections | {"replacement": ReplacementResults(ivlp | vpt, methods)}
+            )
+        )
     return made
 
 
@@ -284,7 +297,7 @@ def test_the_numbers_are_the_comparisons_and_the_picture_is_the_numbers(exchange
     numbers = figure.numbers
     assert len(numbers) == 2 * 2 * 5 and list(numbers["dataset"].unique()) == list(PLACES)
     for study in exchanged:
-        for method in study.replacement.methods:
+        for method in study.sections["replacement"].methods:
             own = numbers[(numbers["dataset"] == study.dataset.name) & (numbers["method"] == method.name)]
             for row, stored in zip(method.rows, own.to_dict("records"), strict=True):
                 assert (stored["kind"], stored["form"]) == (row.student.kind, row.student.form)
@@ -311,7 +324,7 @@ def test_the_numbers_are_the_comparisons_and_the_picture_is_the_numbers(exchange
 
 def test_the_message_and_the_caption_have_the_numbers(exchanged):
     figure = replacement_figure(exchanged, ["IVLP"])
-    rows = [study.replacement.methods[0].rows for study in exchanged]
+    rows = [study.sections["replacement"].methods[0].rows for study in exchanged]
 
     def span(values):
         return f"{100 * min(values):.0f} to {100 * max(values):.0f} %"
@@ -331,4 +344,4 @@ def test_the_message_and_the_caption_have_the_numbers(exchanged):
     assert replacement_message(of_form.assign(moved_value=np.nan)) == "No decision was moved."
     with pytest.raises(ClipbiasError, match="nothing was fitted to 'CoOp'; there are IVLP, VPT"):
         replacement_figure(exchanged, ["CoOp"])
-    assert replacement_figure([dataclasses.replace(exchanged[0], replacement=None)]) is None
+    assert replacement_figure([dataclasses.replace(exchanged[0], sections={})]) is None

@@ -43,8 +43,10 @@ from types import MappingProxyType
 import numpy as np
 
 from clipbias.analysis import verdict as package_rule
-from clipbias.analysis.replacement import MARGIN
-from clipbias.analysis.results import Comparison, Kind, Missing, StudyResults, What, Where
+from clipbias.analysis.attention import VISION_ATTENTION
+from clipbias.analysis.dataset_sections import RELEVANCY
+from clipbias.analysis.replacement import MARGIN, REPLACEMENT, Comparison, Kind
+from clipbias.analysis.results import Missing, StudyResults, What, Where
 from clipbias.analysis.uncertainty import excludes
 
 OWN = "tools.mechanisms.methods"
@@ -228,14 +230,14 @@ def fitted_constant(results: StudyResults, key: str, *, against_ceiling: bool) -
 
 def fitted_forms(results: StudyResults, key: str) -> list[Comparison]:
     """The constants that were fitted to a model's predictions."""
-    methods = results.replacement.methods if results.replacement else ()
-    rows = next((method.rows for method in methods if key in method.models), ())
+    replacement = REPLACEMENT.of(results)
+    rows = next((method.rows for method in (replacement.methods if replacement else ()) if key in method.models), ())
     return [row for row in rows if row.student.kind is Kind.FITTED and row.student.form in FORMS]
 
 
 def patch_relevancy(results: StudyResults, key: str) -> Answer:
     """Fig. 3: over corrected images, patches keep their relative relevancy; of models with prompts alone."""
-    relevancy = (results.relevancy or {}).get(key, Missing(""))
+    relevancy = (RELEVANCY.of(results) or {}).get(key, Missing(""))
     if isinstance(relevancy, Missing) or relevancy.corrected is None or not _has_prompts(results, key):
         return Answer()
     order = float(relevancy.corrected.order.mean.item())
@@ -247,7 +249,7 @@ def patch_relevancy(results: StudyResults, key: str) -> Answer:
 
 def attention_statistics(results: StudyResults, key: str) -> Answer:
     """Fig. 5: attention's distance and entropy among input tokens stay; of models with prompts alone."""
-    measured = [(results.vision_attention or {}).get(name, Missing("")) for name in (results.zero_shot.key, key)]
+    measured = [(VISION_ATTENTION.of(results) or {}).get(name, Missing("")) for name in (results.zero_shot.key, key)]
     if not _has_prompts(results, key) or any(isinstance(each, Missing) for each in measured):
         return Answer()
     changes = []

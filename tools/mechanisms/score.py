@@ -39,7 +39,7 @@ def study_model(workdir: Path, spec: Spec, options: StudyOptions) -> StudyResult
         return results
     # Apart, so that the other training is in no other section.
     fitted = study(workdir / "replacements" / spec.key, workdir, spec, ("replacement",), options)
-    return dataclasses.replace(results, replacement=fitted.replacement)
+    return dataclasses.replace(results, sections=results.sections | {"replacement": fitted.sections["replacement"]})
 
 
 def study(folder: Path, workdir: Path, spec: Spec, sections: Sequence[str], options: StudyOptions) -> StudyResults:

@@ -1,0 +1,9 @@
+from .frames import read_sweep as read_sweep
+from .study_page import write_overview as write_overview
+from .study_page import write_report as write_report
+from .sweep_figures import accuracy_figure as accuracy_figure
+from .sweep_figures import cost_figures as cost_figures
+from .sweep_figures import cost_tables as cost_tables
+from .sweep_tables import make_tables as make_tables
+from .sweep_tables import render_tables as render_tables
+from .table import render as render

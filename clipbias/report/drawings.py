@@ -1,0 +1,45 @@
+"""How the page shows a section of a study: every `Drawing` that a module of this package defines is on it."""
+
+import dataclasses
+import functools
+import importlib
+import pkgutil
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from clipbias import report
+from clipbias.analysis.results import StudyResults
+from clipbias.analysis.sections import Section
+from clipbias.report.pages import CaptionedFigure
+from clipbias.report.table import Table
+
+Figures = CaptionedFigure | Sequence[CaptionedFigure] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawing:
+    """A section on the page.
+
+    Attributes:
+      section: whose title stands above.
+      place: orders the page, the smallest number first.
+      figures, tables, explorer: draw parts of it; each may return `None`.
+      nothing: says why nothing is drawn although the section was computed.
+    """
+
+    section: Section[Any]
+    place: int
+    figures: Sequence[Callable[[StudyResults], Figures]] = ()
+    tables: Sequence[Callable[[StudyResults], Table | None]] = ()
+    explorer: Callable[[StudyResults], dict[str, Any] | None] = lambda study: None
+    nothing: str = ""
+
+
+@functools.cache
+def all_drawings() -> tuple[Drawing, ...]:
+    """The drawings of all modules of this package, in the order of the page."""
+    modules = [
+        importlib.import_module(f"{report.__name__}.{module.name}") for module in pkgutil.iter_modules(report.__path__)
+    ]
+    drawings = [value for module in modules for value in vars(module).values() if isinstance(value, Drawing)]
+    return tuple(sorted(dict.fromkeys(drawings), key=lambda drawing: drawing.place))
