@@ -111,7 +111,7 @@ def study_of(reference, clip, tmp_path_factory):
 def results(study_of):
     study = study_of("ivlp")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pictures, "EXAMPLES", 2)
+        patch.setattr(pictures, "EXAMPLE_COUNT", 2)
         return run_study(study, study.parts.parent, dataset="noise", sections=SECTIONS)
 
 

@@ -1,0 +1,61 @@
+"""The code of docs/extend.md works as it stands there."""
+
+import re
+import sys
+
+import numpy as np
+import pytest
+
+import clipbias
+from clipbias import analysis, data, report
+from clipbias.analysis import load_results
+from clipbias.analysis.sections import all_sections
+from clipbias.clip import encode_image
+from clipbias.report.drawings import all_drawings
+from tests.documents import ROOT
+
+PAGE = (ROOT / "docs" / "extend.md").read_text("utf-8")
+FILES = dict(re.findall(r"`(\w[\w/]+\.py)`[^`]*\n```python\n(.*?)```", PAGE.replace("`place`", "place"), re.DOTALL))
+PIXELS = np.random.default_rng(2).integers(0, 256, (9, 20, 16, 3), dtype=np.uint8)
+CLASS_NAMES = ("cat", "dog", "bird")
+
+
+@pytest.fixture
+def section(tmp_path, monkeypatch):
+    """The section of the page, as if its files lay in the package."""
+    for package in (analysis, report):
+        folder = tmp_path / package.__name__.replace(".", "/")
+        folder.mkdir(parents=True)
+        (folder / "to_cls.py").write_text(FILES[f"{package.__name__.replace('.', '/')}/to_cls.py"])
+        monkeypatch.setattr(package, "__path__", [*package.__path__, str(folder)])
+    known = (all_sections, all_drawings)
+    for function in known:
+        function.cache_clear()
+    yield "to_cls"
+    for function in known:
+        function.cache_clear()
+    for name in ("clipbias.analysis.to_cls", "clipbias.report.to_cls"):
+        sys.modules.pop(name)
+
+
+@pytest.mark.ci
+def test_a_section_is_computed_stored_and_shown(clip, section, tmp_path):
+    task = clipbias.Task(clip, "vpt", CLASS_NAMES)
+    model = clipbias.TunedModel(task, task.init())
+    pets = data.from_arrays(PIXELS, np.arange(9) % 3, CLASS_NAMES)
+    options = analysis.StudyOptions(batch_size=4)
+    study = clipbias.explain(model, pets, tmp_path / "why", sections=[section], options=options, progress=False)
+    stored = load_results(tmp_path / "why").sections[section]
+    test = pets.split("test")
+    images = clip.preprocess([test.image(i) for i in range(len(test))])
+    adaptations = {"zero_shot": None, "vpt": task.method.adapt(model.learnables)}
+    patches = clip.config.vision.patches
+    for key, adaptation in adaptations.items():
+        _, rows = encode_image(clip.params, clip.config, images, adaptation, observe=lambda view: view.probabilities)
+        expected = np.asarray(rows, float)[:, :, :, 1 : 1 + patches, 0].mean((2, 3))  # [L, B]
+        np.testing.assert_allclose(stored[key].attention.mean, expected.mean(1), rtol=1e-5)
+        error = expected.std(1, ddof=1) / np.sqrt(len(test))
+        np.testing.assert_allclose(stored[key].attention.standard_error, error, rtol=1e-3)
+        assert stored[key].count == len(test)
+    assert "How much patches look at [cls]" in study.page.read_text("utf-8")
+    assert (study.page.parent / "figures" / "to_cls.csv").is_file()
