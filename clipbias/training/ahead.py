@@ -194,8 +194,8 @@ def describe(job: TrainJob) -> list[str]:
         assert stage.plan is not None, "stages are planned"
         program = training_program(stage.task, stage.training, stage.step_shape)
         lines.append(f"{describe_program(program)}; {describe_plan(stage.plan)}")
-    evaluated = fit_evaluation(task, runs=job.padded_runs, mesh=mesh)
-    programs = evaluation_programs(evaluated, batch=batch, runs=job.padded_runs, mesh=mesh)
+    evaluated = fit_evaluation(task, runs=job.run_axis.padded, mesh=mesh)
+    programs = evaluation_programs(evaluated, batch=batch, runs=job.run_axis.padded, mesh=mesh)
     return lines + [describe_program(program) for program in programs]
 
 

@@ -60,10 +60,8 @@ def split_batches(
 class RunBatches(Iterator[Batch]):
     """The batches of all runs side by side on the mesh: `[R, B, …]`, with a mask where `B` is padded to divide.
 
-    Images that cannot be read are black and masked with `on_error="skip"`; the steps stay the same. `R` is padded
-    too (`mesh.padded`). Each process makes what lies on its devices. Runs with the same images and the same seed, which
-    differ in their learning rates, see the same pixels: these are made, kept and sent to the devices once, and copied
-    there for the step that takes them.
+    With `on_error="skip"` unreadable images are black and masked; the number of steps stays. `R` is padded too
+    (`mesh.RunAxis`). Each process makes the rows of its own devices.
     """
 
     def __init__(
@@ -105,11 +103,12 @@ class RunBatches(Iterator[Batch]):
         self._sources = sources
         self._of_runs = tuple(map(distinct.index, keys))  # which source each run of this process has
         self._multiple = share.multiple
-        # Whether runs that share a source get copies of its batches, and whether the devices make these, each of which
-        # then has the batches of all sources. They do where these are no more than a device's own runs, and where this
-        # process has a part of all runs and so images of all.
+        # Runs with the same images and seed, which differ in their learning rates, see the same pixels: these are
+        # decoded, kept and sent to the devices once. The devices copy them where each device holds the batches of all
+        # sources: these must be no more than its own runs, and this process must have a part of all runs.
         self._copies = len(runs) > len(distinct)
-        there = len(runs) == meshes.padded(mesh, len(images)) and len(distinct) * mesh.shape[meshes.RUN] <= len(runs)
+        has_all = len(runs) == meshes.RunAxis(mesh, len(images)).padded
+        there = has_all and len(distinct) * mesh.shape[meshes.RUN] <= len(runs)
         self._copies_there = self._copies and there
         self._computed: Any = None
         first = sources[0]

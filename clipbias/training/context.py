@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from clipbias.clip import Clip
 from clipbias.constants import ZERO_SHOT
-from clipbias.data import Dataset, Split, held_out, protocols
+from clipbias.data import Dataset, Split, protocols
 from clipbias.data.few_shot import most_confident
 from clipbias.data.images import ImageCache, Images, Workers
 from clipbias.training import mesh as meshes
@@ -21,7 +21,8 @@ from clipbias.training.batches import FeatureStatic, TrainingFeatures
 from clipbias.training.calibration import temperature_images
 from clipbias.training.device import Compute
 from clipbias.training.evaluate import TEMPERATURE, Budget, Evaluator, make_evaluation
-from clipbias.training.spec import Group
+from clipbias.training.run_images import draw
+from clipbias.training.spec import RunSpec
 from clipbias.tuning import Sampling, Task
 from clipbias.tuning.method import Method
 from clipbias.tuning.prompts import Classes
@@ -60,7 +61,7 @@ class SweepContext:
         self._tasks: dict[Hashable, Task] = {}
         # Of teachers and their students, by model and images.
         self.known_logits: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]] = {}
-        self._protocols: dict[Hashable, tuple[protocols.EvalProtocol, ...]] = {}
+        self._drawn: dict[Hashable, protocols.EvalProtocol] = {}
 
     def begin(self, dataset: str) -> None:
         if dataset != self._dataset:
@@ -72,35 +73,17 @@ class SweepContext:
                 self._features,
                 self._pseudo_labels,
                 self._tasks,
-                self._protocols,
+                self._drawn,
                 self.known_logits,
             ):
                 cache.clear()
 
-    def protocols_of(self, group: Group) -> dict[int, protocols.EvalProtocol]:
-        """The few-shot split of each of a group's seeds, by seed, in the order in which they first appear."""
-        first = group[0]
-        seeds = tuple(dict.fromkeys(spec.seed for spec in group))
-        key = first.protocol, first.dataset, first.shots, seeds, first.targets, first.concentration
-        if key not in self._protocols:
-            self._protocols[key] = tuple(
-                protocols.make_protocol(
-                    first.protocol,
-                    first.dataset,
-                    self.datasets.__getitem__,
-                    shots=1 if first.shots is None else first.shots,  # with nothing trained, any has the test images
-                    seed=seed,
-                    targets=first.targets or None,
-                    concentration=protocols.CONCENTRATION if first.concentration is None else first.concentration,
-                )
-                for seed in seeds
-            )
-        by_seed = self._protocols[key]
-        if first.validation == held_out.POLICY:
-            by_seed = tuple(map(held_out.by_the_rule, by_seed, seeds))
-        if first.validation == held_out.SHOT:
-            by_seed = tuple(map(held_out.hold_out_a_shot, by_seed, seeds))
-        return dict(zip(seeds, by_seed, strict=True))
+    def drawn(self, spec: RunSpec) -> protocols.EvalProtocol:
+        """The few-shot split of a run, before its validation policy; runs that share it draw it once."""
+        key = spec.protocol, spec.dataset, spec.shots, spec.seed, spec.targets, spec.concentration
+        if key not in self._drawn:
+            self._drawn[key] = draw(spec, self.datasets.__getitem__)
+        return self._drawn[key]
 
     def bind(self, method: Method, dataset: Dataset, method_name: str | None = None) -> Task:
         """A task of a method and a dataset's classes, kept: the texts of a thousand classes take seconds."""

@@ -104,8 +104,8 @@ class TrainJob:
         return [run.start_seed for run in self.runs]
 
     @property
-    def padded_runs(self) -> int:
-        return meshes.padded(self.context.mesh, len(self.runs))
+    def run_axis(self) -> meshes.RunAxis:
+        return meshes.RunAxis(self.context.mesh, len(self.runs))
 
     @property
     def training(self) -> Recipe:
@@ -129,12 +129,12 @@ class TrainJob:
 
     def evaluation(self, task: Task, learnables: Learnables) -> tuple[EvalStatic, EvalInputs]:
         """The arguments of an evaluation of the runs and their padding; `learnables [R, …]` lie on the host."""
-        padded = meshes.pad(learnables, self.padded_runs)
-        return make_evaluation(task, self.context.params, padded, runs=self.padded_runs, mesh=self.context.mesh)
+        axis = self.run_axis
+        return make_evaluation(task, self.context.params, axis.pad(learnables), runs=axis.padded, mesh=axis.mesh)
 
     @property
     def step_shape(self) -> StepShape:
-        return StepShape(self.rows, self.padded_runs, self.context.mesh, self.examples, self.teacher is not None)
+        return StepShape(self.rows, self.run_axis.padded, self.context.mesh, self.examples, self.teacher is not None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -326,9 +326,9 @@ def train(job: TrainJob, start: Learnables) -> TrainResult:
     """
     began = time.monotonic()
     mesh = job.context.mesh
-    runs = len(job.runs)
+    axis = job.run_axis
     logging = job.logging
-    images = job.rows * runs
+    images = job.rows * axis.count
     total = job.steps
     static = StepStatic.of(job.task, job.training, mesh)
     rates, weights = _step_numbers(job)
@@ -345,9 +345,9 @@ def train(job: TrainJob, start: Learnables) -> TrainResult:
             opened.callback(checkpoints.close)
             if (restored := checkpoints.restore(state)) is not None:
                 step, state, losses = restored
-        state = meshes.device_put(mesh, meshes.pad(state, job.padded_runs), meshes.RUN)
-        seeds = meshes.pad(np.asarray(job.start_seeds, np.int32), job.padded_runs)
-        inputs = place_inputs(mesh, job.task, job.context.params, meshes.pad(start, job.padded_runs), seeds)
+        state = axis.place(state)
+        seeds = axis.pad(np.asarray(job.start_seeds, np.int32))
+        inputs = place_inputs(mesh, job.task, job.context.params, axis.pad(start), seeds)
         batches = _open_batches(opened, job, step)
         report = _open_report(opened, job, step, losses, batches, images=images)
         is_traced = job.context.compute.profile == "steps"
@@ -359,9 +359,8 @@ def train(job: TrainJob, start: Learnables) -> TrainResult:
             while step < total:
                 profile.before(step)
                 batch = next(batches)
-                of_step = meshes.pad(rates[step].astype(np.float32), job.padded_runs)
                 scalars = StepScalars(
-                    learning_rate=meshes.device_put(mesh, of_step, meshes.RUN),
+                    learning_rate=axis.place(rates[step].astype(np.float32)),
                     weight=None if weights is None else meshes.replicate(mesh, weights[step]),
                 )
                 state, metrics = train_step(static, inputs, state, batch, scalars)
@@ -376,7 +375,7 @@ def train(job: TrainJob, start: Learnables) -> TrainResult:
                 last = step == total
                 if checkpoints is not None and (stops or (last and keeps_last) or interval.is_over(last=last)):
                     report.catch_up()  # nothing is saved after a loss that is not finite
-                    checkpoints.save(step, meshes.unpad(mesh, state, runs), report.losses)
+                    checkpoints.save(step, axis.unpad(state), report.losses)
                 if stops:
                     if checkpoints is not None:
                         checkpoints.wait()
@@ -385,7 +384,7 @@ def train(job: TrainJob, start: Learnables) -> TrainResult:
                         "command continues."
                     )
             report.catch_up()
-    learnables = meshes.unpad(mesh, state.learnables if state.average is None else state.average, runs)
+    learnables = axis.unpad(state.learnables if state.average is None else state.average)
     return TrainResult(
         learnables=with_constants(meshes.device_get(learnables), start),
         losses=tuple(report.losses),

@@ -90,7 +90,7 @@ class Share:
 
     def runs(self, mesh: Mesh, count: int) -> list[int]:
         """Which of so many runs this process computes, the last one as often as padding needs."""
-        total = padded(mesh, count)
+        total = RunAxis(mesh, count).padded
         if total % mesh.shape[RUN]:  # every device computes all of them
             return list(range(total))
         each = total // mesh.shape[RUN]
@@ -114,26 +114,39 @@ def rows(mesh: Mesh, count: int) -> int:
     return count + -count % mesh.shape[DATA]
 
 
-def padded(mesh: Mesh, runs: int) -> int:
-    """How many runs are computed for so many: one alone, else padded to a multiple of the `run` axis."""
-    return runs if runs == 1 else runs + -runs % mesh.shape[RUN]
+@dataclasses.dataclass(frozen=True)
+class RunAxis:
+    """The leading axis of arrays `[R, …]` of a job's `count` runs: its padding, and its place on the mesh."""
 
+    mesh: Mesh
+    count: int
 
-def pad(tree: Tree, runs: int) -> Tree:
-    """Host arrays `[R, …]` padded to so many runs with copies of the last one; scalars as they are."""
+    @property
+    def padded(self) -> int:
+        """The number of runs that are computed."""
+        # One run alone is not padded: every device along the axis computes it either way, and without copies it needs
+        # no `vmap`, which would cost a tenth of its step (`step.over_runs`).
+        return self.count if self.count == 1 else self.count + -self.count % self.mesh.shape[RUN]
 
-    def of_leaf(leaf: Leaf) -> np.ndarray:
-        leaf = np.asarray(leaf)
-        return leaf if not leaf.ndim else leaf[np.minimum(np.arange(runs), len(leaf) - 1)]
+    def pad(self, tree: Tree) -> Tree:
+        """Pads host arrays with copies of the last run; scalars stay as they are."""
 
-    return jax.tree.map(of_leaf, tree)
+        def of_leaf(leaf: Leaf) -> np.ndarray:
+            leaf = np.asarray(leaf)
+            # Copies, not zeros: a unit vector of zeros is NaN, which `jax_debug_nans` would report of no real run.
+            return leaf if not leaf.ndim else leaf[np.minimum(np.arange(self.padded), len(leaf) - 1)]
 
+        return jax.tree.map(of_leaf, tree)
 
-def unpad(mesh: Mesh, tree: Tree, runs: int) -> Tree:
-    """Arrays `[R', …]` on the mesh without the padding behind so many runs."""
-    if all(not leaf.ndim or leaf.shape[0] == runs for leaf in jax.tree.leaves(tree)):
-        return tree
-    return _first_runs(mesh, tree, runs)
+    def place(self, tree: Tree) -> Tree:
+        """Pads host arrays and puts them on the mesh, split along `run`."""
+        return device_put(self.mesh, self.pad(tree), RUN)
+
+    def unpad(self, tree: Tree) -> Tree:
+        """Cuts the padding off arrays on the mesh."""
+        if all(not leaf.ndim or leaf.shape[0] == self.count for leaf in jax.tree.leaves(tree)):
+            return tree
+        return _first_runs(self.mesh, tree, self.count)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2))

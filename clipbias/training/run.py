@@ -5,7 +5,8 @@ to the last bit. `fit_task` makes the same job from memory, without files.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from clipbias.constants import ZERO_SHOT
 from clipbias.data import Dataset, Split, held_out, protocols
 from clipbias.data.confusion import class_summary
 from clipbias.data.few_shot import images_per_class
-from clipbias.data.held_out import hold_out_of
+from clipbias.data.held_out import HeldOut
 from clipbias.data.images import Images
 from clipbias.identity import identity
 from clipbias.sentences import counted
@@ -26,18 +27,20 @@ from clipbias.training.evaluate import Evaluation, predictions_name, save_predic
 from clipbias.training.loop import Logging, Run, TrainJob, TrainResult, check_images, train_job, validation_images
 from clipbias.training.memory import fit_evaluation
 from clipbias.training.progress import Progress
+from clipbias.training.run_images import calibration_images, fit_images, held_out_images, under_policy
 from clipbias.training.select import (
-    apply,
+    Selection,
     cautions_of_fit,
     frozen,
+    needs_validation,
+    nothing_held_out,
+    read_selection,
     replaced_options,
     score_validation,
-    select,
     select_settings,
-    selects,
-    with_validation,
+    write_selection,
 )
-from clipbias.training.spec import TEST, UNSELECTED, Group, Row, RunSpec
+from clipbias.training.spec import TEST, Group, Row, RunSpec
 from clipbias.training.teacher import split_logits
 from clipbias.training.workdir import SweepPaths
 from clipbias.tuning import Recipe, Task, parameter_count
@@ -51,6 +54,25 @@ from clipbias.tuning.tuned import Tuned
 VOLATILE = ("seconds", "training_seconds", "waiting_share")
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class PreparedGroup:
+    """A group bound to its job.
+
+    Attributes:
+      asked: the specs as the caller gave them.
+      specs: the specs as they are run and as rows show them: with validation policy and selected settings.
+      job: trains the specs.
+      held: images on which settings are compared; `None` where the specs' own policy names them.
+      selection: the settings that were selected on them; `None` where nothing was.
+    """
+
+    asked: Group
+    specs: Group
+    job: TrainJob
+    held: HeldOut | None = None
+    selection: Selection | None = None
+
+
 def run_group(
     group: Group,
     context: SweepContext,
@@ -62,79 +84,63 @@ def run_group(
     calibrates: bool = False,
     facts: Mapping[str, Row] | None = None,
 ) -> list[Row]:
-    """Runs a group, whose specs differ in seed or learning rate alone, from its specs to its rows.
+    """Runs a group, whose specs differ in seed or learning rate alone, and returns its rows.
 
     Args:
       group, context, paths: the specs, what the groups of the sweep share, and where to write.
       common: the recipe of methods that have none of their own; rows tell the differences from it.
-      progress: is told stages and steps.
-      compares_rates: of a group of one run: whether held-out images select its learning rate, beside what its method
+      progress: shows stages and steps.
+      compares_rates: for a group of one run: whether held-out images select its learning rate, beside what its method
         searches for; `None` selects nothing.
       calibrates: whether images that neither train nor select calibrate the adapters.
-      facts: what is added to a row and its adapter, by the key of its spec.
-
-    Returns:
-      The rows. Of a run for which something was selected, the row's spec has the settings that were selected.
+      facts: entries of rows and adapters, by the key of their spec.
     """
-    # Job
     logging = Logging(checkpoints=paths.checkpoints(group), metrics=paths.metrics(group), progress=progress)
-    progress.at_work("reading images")
-    job = make_job(group, context, logging)
-    asked = job.task.method
-    added = [{"training": spec.training, **(facts or {}).get(spec.key, {})} for spec in group]
-    # Select. The spec of the row then has the settings that were selected.
-    if compares_rates is not None:
-        (spec,) = group
-        spec, job, choice = select_settings(spec, job, paths.workdir, compares_rates=compares_rates)
-        group = (spec,)
-        added[0] |= choice
-    if group[0].score_on != TEST:  # a broken image is told before the training
-        check_images(job, list({split.digest: split for split in validation_images(job)}.values()))
-    if paths.single and group[0].method != ZERO_SHOT:
-        progress.at_work("evaluating zero-shot")
-        _, _, of_frozen = evaluate_test(frozen(job), {}, job.protocol.evaluations[0])
-        added[0]["zero_shot_accuracy"] = of_frozen.scores[0]["accuracy"]
-    # Train
-    result = train_job(job)
-    for sentence in replaced_options(asked, select_run(result.learnables, 0)):
-        progress.say(sentence)
-    # Score
-    progress.at_work("evaluating")
-    if group[0].score_on == TEST:
-        scores = _score_test(group, job, result.learnables, paths)
-    else:
-        scores = score_validation(job, result.learnables)
-    rows = []
-    for run, spec in enumerate(group):
-        row = _row(spec, job, result, run, common, scores[run]) | added[run]
-        learnables = select_run(result.learnables, run)
-        has_adapter = spec.score_on == TEST and (bool(jax.tree.leaves(learnables)) or paths.single)
-        # Calibrate: all processes compute, the first one writes.
-        calibration, prediction_sets = None, "no prediction sets: the method learns nothing"
-        if calibrates and has_adapter:
-            images, prediction_sets = calibration_images(spec, context)
-            if images is not None:
-                calibration = calibrate(Tuned(job.task, learnables), images, context)
-                prediction_sets = f"calibrated on {counted(len(calibration), 'image')}: it has prediction sets"
-        # Save
-        if has_adapter and hosts.is_first():
-            kept = {name: value for name, value in row.items() if name not in VOLATILE}
-            write_adapter(paths.adapter(spec), Tuned(job.task, learnables, kept, calibration))
-        rows.append(row | {"prediction_sets": prediction_sets} if calibrates else row)
-    return rows
+    prepared = prepare(group, context, logging, compares_rates=compares_rates)
+    selected = select(prepared, paths.workdir, compares_rates=bool(compares_rates))
+    # Before the training, since it reads the test images: a broken one must not cost a training.
+    zero_shot = zero_shot_facts(selected, paths)
+    result = train(selected)
+    scores = score(selected, result, paths)
+    choice = {} if selected.selection is None else {"choice": selected.selection.note}
+    added = [{"training": spec.training, **(facts or {}).get(spec.key, {}), **choice, **zero_shot} for spec in group]
+    return save(selected, result, scores, paths, common, added, calibrates=calibrates)
+
+
+def prepare(
+    group: Group, context: SweepContext, logging: Logging, *, compares_rates: bool | None = None
+) -> PreparedGroup:
+    """Decides which images train and select, and makes the job of a group."""
+    logging.progress.at_work("reading images")
+    if compares_rates is None:
+        return PreparedGroup(group, group, make_job(group, context, logging))
+    (spec,) = group
+    drawn = context.drawn(spec)
+    held = held_out_images(drawn, spec)
+    specs = group
+    # The policy is part of the spec before the job is made, so that the job has the images of its row.
+    if needs_validation(bind_task(spec, context), spec.recipe, compares_rates=compares_rates):
+        specs = (dataclasses.replace(spec, validation=held_out.POLICY),)
+    return PreparedGroup(group, specs, make_job(specs, context, logging), held)
+
+
+def bind_task(spec: RunSpec, context: SweepContext) -> Task:
+    """Binds the method of a spec to the model and the classes of training."""
+    return context.bind(spec.make_method(), context.drawn(spec).source, spec.method)
 
 
 def make_job(group: Group, context: SweepContext, logging: Logging | None = None) -> TrainJob:
-    """The job of a group: its task, and its runs with their training images; runs of one seed share them.
+    """Makes the job of a group: its task, and its runs with their training images; runs of one seed share them.
 
     A method that takes no training image has its test images there.
     """
     first = group[0]
-    method = first.make_method()
-    by_seed = context.protocols_of(group)
-    task = context.bind(method, by_seed[first.seed].source, first.method)
+    task = bind_task(first, context)
+    method = task.method
+    # One protocol for all runs of a seed: they differ in their learning rate and share images and validation images.
+    by_seed = {spec.seed: under_policy(context.drawn(spec), spec) for spec in group}
     if method.uses_images:
-        # Where nothing can be run, as many labelled images stand for pseudo-labelled ones.
+        # Programs for absent devices cannot label images; any images of the same number stand in.
         unlabelled = (method.unlabelled or first.protocol == "pseudo_labels") and meshes.is_there(context.mesh)
         splits = [
             context.pseudo_labelled(task, protocol, first.shots) if unlabelled else protocol.source.split("train")
@@ -153,6 +159,91 @@ def make_job(group: Group, context: SweepContext, logging: Logging | None = None
     )
 
 
+def select(prepared: PreparedGroup, workdir: Path, *, compares_rates: bool) -> PreparedGroup:
+    """Selects the settings of a run on held-out images, or reads them from the work folder's `selection.json`."""
+    job = prepared.job
+    held = prepared.held
+    if held is None:
+        return prepared
+    if sentence := nothing_held_out(job, held, compares_rates=compares_rates):
+        job.logging.progress.say(sentence)
+    if not needs_validation(job.task, job.recipe, compares_rates=compares_rates):
+        return prepared
+    (asked,) = prepared.asked
+    selection = read_selection(workdir, asked.key)
+    if selection is None:
+        selection = select_settings(job, held, compares_rates=compares_rates)
+        if selection is None:  # the method searches on its validation split while it trains
+            return prepared
+        job.logging.progress.say(str(selection))
+        if hosts.is_first():
+            write_selection(workdir, asked.key, selection)
+    (spec,) = prepared.specs
+    return dataclasses.replace(
+        prepared, specs=(selection.of_spec(spec),), job=selection.of_job(job), selection=selection
+    )
+
+
+def zero_shot_facts(selected: PreparedGroup, paths: SweepPaths) -> Row:
+    """Returns the frozen model's accuracy on the test images for the row of a single run; empty in a sweep."""
+    if not paths.single or selected.specs[0].method == ZERO_SHOT:
+        return {}
+    selected.job.logging.progress.at_work("evaluating zero-shot")
+    _, _, evaluated = evaluate_test(frozen(selected.job), {}, selected.job.protocol.evaluations[0])
+    return {"zero_shot_accuracy": evaluated.scores[0]["accuracy"]}
+
+
+def train(selected: PreparedGroup) -> TrainResult:
+    """Trains the runs of a group."""
+    job = selected.job
+    if selected.specs[0].score_on != TEST:  # a broken image is told before the training
+        check_images(job, list({split.digest: split for split in validation_images(job)}.values()))
+    result = train_job(job)
+    for sentence in replaced_options(selected.asked[0].make_method(), select_run(result.learnables, 0)):
+        job.logging.progress.say(sentence)
+    return result
+
+
+def score(selected: PreparedGroup, result: TrainResult, paths: SweepPaths) -> list[Row]:
+    """Scores the runs on test images, where their predictions are saved, or on validation images."""
+    job = selected.job
+    job.logging.progress.at_work("evaluating")
+    if selected.specs[0].score_on != TEST:
+        return score_validation(job, result.learnables)
+    return _score_test(selected.specs, job, result.learnables, paths)
+
+
+def save(
+    selected: PreparedGroup,
+    result: TrainResult,
+    scores: Sequence[Row],
+    paths: SweepPaths,
+    common: Recipe,
+    added: Sequence[Row],
+    *,
+    calibrates: bool,
+) -> list[Row]:
+    """Makes the rows of the runs, calibrates the tuned models, and writes these with their rows as adapters."""
+    job = selected.job
+    rows = []
+    for run, spec in enumerate(selected.specs):
+        row = _row(spec, job, result, run, common, scores[run]) | added[run]
+        learnables = select_run(result.learnables, run)
+        has_adapter = spec.score_on == TEST and (bool(jax.tree.leaves(learnables)) or paths.single)
+        calibration, prediction_sets = None, "no prediction sets: the method learns nothing"
+        if calibrates and has_adapter:
+            # All processes compute the logits together; the first one writes.
+            images, prediction_sets = calibration_images(job.context.drawn(spec), spec)
+            if images is not None:
+                calibration = calibrate(Tuned(job.task, learnables), images, job.context)
+                prediction_sets = f"calibrated on {counted(len(calibration), 'image')}: it has prediction sets"
+        if has_adapter and hosts.is_first():
+            kept = {name: value for name, value in row.items() if name not in VOLATILE}
+            write_adapter(paths.adapter(spec), Tuned(job.task, learnables, kept, calibration))
+        rows.append(row | {"prediction_sets": prediction_sets} if calibrates else row)
+    return rows
+
+
 def evaluate_test(
     job: TrainJob, learnables: Learnables, evaluation: protocols.Evaluation
 ) -> tuple[Task, Learnables, Evaluation]:
@@ -165,7 +256,7 @@ def evaluate_test(
     """
     context = job.context
     task = context.bind(job.task.method, evaluation.dataset)
-    task = fit_evaluation(task, runs=job.padded_runs, mesh=context.mesh)
+    task = fit_evaluation(task, runs=job.run_axis.padded, mesh=context.mesh)
     learnables = transfer(job.task, task, learnables, evaluation.source_labels, axis=1)
     evaluator = context.evaluator(evaluation.dataset.split("test"))
     validation = context.temperature_evaluator(job.protocol, evaluation)
@@ -246,20 +337,6 @@ def calibrate(model: Tuned, images: Split, context: SweepContext) -> Calibration
     return Calibration.of(logits[read], images.labels[read], scale)
 
 
-def calibration_images(spec: RunSpec, context: SweepContext) -> tuple[Split | None, str]:
-    """The images that calibrate a run, or `None` and why there are none."""
-    if spec.validation not in (UNSELECTED, held_out.POLICY):
-        return None, f"no prediction sets: its validation images ({spec.validation}) selected a setting"
-    (protocol,) = context.protocols_of((dataclasses.replace(spec, validation=UNSELECTED),)).values()
-    images = held_out.left_to_calibrate(protocol, spec.seed, selects=spec.validation == held_out.POLICY)
-    if images is not None:
-        return images, ""
-    return None, (
-        f"no prediction sets: fewer than {held_out.FEWEST_TO_CALIBRATE} images neither train nor select a setting; "
-        "give (more) validation images"
-    )
-
-
 # A job from memory, for `clipbias.fit`.
 
 
@@ -289,30 +366,26 @@ def fit_task(
     Returns:
       The model, with the settings that were selected. Its notes tell of its training and have sentences of "warnings".
     """
-    protocol = protocols.few_shot(dataset, shots=shots, seed=seed) if shots is not None else protocols.full(dataset)
-    unlabelled = task.method.unlabelled
-    train = context.pseudo_labelled(task, protocol, shots) if unlabelled else protocol.source.split("train")
+    task_on_mesh = task.with_memory(class_shards=context.mesh.shape[meshes.DATA])
+    recipe_of_job = recipe if task.method.trains else None
+    progress.at_work("reading images")
+    selects = needs_validation(task, recipe_of_job, compares_rates=compares_rates)
+    divided = fit_images(dataset, shots=shots, seed=seed, selects=selects, calibrates=calibrates)
+    train = divided.protocol.source.split("train")
+    if task.method.unlabelled:
+        train = context.pseudo_labelled(task, divided.protocol, shots)
     (images,) = context.training_images([train])
     job = TrainJob(
         context=context,
-        task=task.with_memory(class_shards=context.mesh.shape[meshes.DATA]),
-        recipe=recipe if task.method.trains else None,
-        runs=(Run(images, seed if start_seed is None else start_seed, protocol),),
+        task=task_on_mesh,
+        recipe=recipe_of_job,
+        runs=(Run(images, seed if start_seed is None else start_seed, divided.protocol),),
         logging=Logging(progress=progress),
     )
-    progress.at_work("reading images")
-    selecting = selects(job, compares_rates=compares_rates)
-    left = None
-    if calibrates is not False:
-        left = held_out.left_to_calibrate(protocol, seed, selects=selecting, required=bool(calibrates))
-    held = hold_out_of(protocol, seed, calibrates=selecting and left is not None)
-    validation = None if held.from_training else held.choose
-    if validation is None or held.calibrate is not None:
-        job = with_validation(job, validation)
-    selection = select(job, held, compares_rates=compares_rates)
+    selection = select_settings(job, divided.held, compares_rates=compares_rates)
     if selection is not None:
         progress.say(str(selection))
-        job = apply(job, selection.best.learning_rate, selection.options)
+        job = selection.of_job(job)
     result = train_job(job)
     model = Tuned(job.task, jax.tree.map(jnp.asarray, select_run(result.learnables, 0)))
     pools = {name: split for name, split in dataset.splits.items() if name != "test"}
@@ -326,13 +399,15 @@ def fit_task(
     if selection is not None:
         notes["choice"] = selection.note
     cautions = [
-        *cautions_of_fit(job, result, held, selection, compares_rates=compares_rates),
+        *cautions_of_fit(job, result, divided.held, selection, compares_rates=compares_rates),
         *replaced_options(task.method, model.learnables),
     ]
     if cautions:
         notes["warnings"] = cautions
     return dataclasses.replace(
-        model, notes=notes, calibration=None if left is None else calibrate(model, left, context)
+        model,
+        notes=notes,
+        calibration=None if divided.calibration is None else calibrate(model, divided.calibration, context),
     )
 
 

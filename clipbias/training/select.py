@@ -19,7 +19,7 @@ import pandas as pd
 
 from clipbias import hosts
 from clipbias.constants import ZERO_SHOT
-from clipbias.data import Split, held_out
+from clipbias.data import Split
 from clipbias.data.few_shot import wilson_interval
 from clipbias.data.held_out import FEWEST_OF_CLASS, HeldOut
 from clipbias.errors import ClipbiasError
@@ -37,19 +37,25 @@ from clipbias.training.loop import (
 from clipbias.training.memory import fit_evaluation
 from clipbias.training.progress import Progress
 from clipbias.training.spec import Row, RunSpec
+from clipbias.tuning import Task
 from clipbias.tuning.method import FeatureMethod, Learnables, Method, sampling_of, select_run, stack_runs
 from clipbias.tuning.recipe import Recipe
 from clipbias.tuning.registry import METHODS, make_method, option_types
 
 
 def score_validation(job: TrainJob, learnables: Learnables, *, finite: bool = True) -> list[Row]:
-    """Scores the runs of a job on validation images of the classes of training. No test image is looked at.
+    """Scores the runs of a job on their validation images, of the classes of training. No test image is looked at."""
+    return score_images(job, learnables, validation_images(job), finite=finite)
 
-    Returns of each run `validation_accuracy` in percent, the counts behind it, and `validation_loss` in nats.
+
+def score_images(job: TrainJob, learnables: Learnables, splits: Sequence[Split], *, finite: bool = True) -> list[Row]:
+    """Scores the runs of a job, each on its split.
+
+    Returns for each run `validation_accuracy` in percent, the counts behind it, and `validation_loss` in nats.
     """
-    splits = validation_images(job)
-    task = fit_evaluation(job.task, runs=job.padded_runs, mesh=job.context.mesh)
+    task = fit_evaluation(job.task, runs=job.run_axis.padded, mesh=job.context.mesh)
     static, inputs = job.evaluation(task, learnables)
+    # An evaluation computes all runs at once, so runs on the same images share it.
     distinct = {split.digest: split for split in splits}
     scores = {
         digest: job.context.evaluator(split).validate(static, inputs, finite=finite)
@@ -79,6 +85,7 @@ def as_options(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 # What was selected on held-out images, in the folder of a run.
 SELECTION = "selection.json"
+FROM_TRAINING = "training images"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,11 +125,36 @@ class Selection:
             "for": "run",
             "cells": 1,
             "images": self.images,
-            "from": "training images" if self.from_training else "validation split",
+            "from": FROM_TRAINING if self.from_training else "validation split",
             "tried": [dataclasses.asdict(candidate) for candidate in self.candidates],
             ZERO_SHOT: {"accuracy": self.zero_shot.accuracy, "loss": self.zero_shot.loss},
             "options": dict(self.options),
         }
+
+    @classmethod
+    def of_note(cls, note: Row) -> "Selection":
+        """Reads back a `note`; JSON keeps every bit of its numbers."""
+        return cls(
+            candidates=tuple(Candidate(**line) for line in note["tried"]),
+            zero_shot=Candidate(learning_rate=None, **note[ZERO_SHOT]),
+            images=note["images"],
+            from_training=note["from"] == FROM_TRAINING,
+            options=note["options"],
+        )
+
+    def of_job(self, job: TrainJob) -> TrainJob:
+        """Returns the job with these settings."""
+        task = job.task
+        if self.options:
+            task = task.with_method(dataclasses.replace(task.method, **self.options))
+        recipe = job.recipe and job.recipe.with_learning_rate(self.best.learning_rate)
+        runs = tuple(dataclasses.replace(run, learning_rate=self.best.learning_rate) for run in job.runs)
+        return dataclasses.replace(job, task=task, recipe=recipe, runs=runs)
+
+    def of_spec(self, spec: RunSpec) -> RunSpec:
+        """Returns the spec with these settings."""
+        recipe = spec.recipe and spec.recipe.with_learning_rate(self.best.learning_rate)
+        return dataclasses.replace(spec, recipe=recipe, options={**spec.options, **self.options})
 
     def __str__(self) -> str:
         words = [
@@ -142,9 +174,11 @@ class Selection:
         return "; ".join(lines)
 
 
-def has_candidates(job: TrainJob) -> bool:
-    """Whether there is a learning rate to select: steps are made, and the training images have labels."""
-    return job.recipe is not None and bool(jax.tree.leaves(job.task.shapes)) and not job.task.method.unlabelled
+def has_candidates(task: Task, recipe: Recipe | None) -> bool:
+    """Whether there is a learning rate to select: steps are made, on training images with labels."""
+    method = task.method
+    makes_steps = recipe is not None and method.trains and method.uses_images and bool(jax.tree.leaves(task.shapes))
+    return makes_steps and not method.unlabelled
 
 
 def searches(method: Method) -> bool:
@@ -168,18 +202,18 @@ def replaced_options(method: Method, learnables: Learnables) -> list[str]:
     return sentences
 
 
-def selects(job: TrainJob, *, compares_rates: bool) -> bool:
-    """Whether held-out images select something: a learning rate, or what the method searches for."""
-    return searches(job.task.method) or (compares_rates and has_candidates(job))
+def needs_validation(task: Task, recipe: Recipe | None, *, compares_rates: bool) -> bool:
+    """Whether validation images select something: a learning rate, or an option that the method searches for."""
+    return searches(task.method) or (compares_rates and has_candidates(task, recipe))
 
 
-def select(job: TrainJob, held: HeldOut, *, compares_rates: bool) -> Selection | None:
+def select_settings(job: TrainJob, held: HeldOut, *, compares_rates: bool) -> Selection | None:
     """Compares learning rates of a job of one run on held-out images, or makes the method's search on them.
 
     `None` where nothing is to be selected before the training: the rate is given, and the method either searches for
     nothing, or does so on a validation split while it trains.
     """
-    rates = job.training.candidates() if compares_rates and has_candidates(job) else ()
+    rates = job.training.candidates() if compares_rates and has_candidates(job.task, job.recipe) else ()
     if held.choose is None or not (rates or (held.from_training and searches(job.task.method))):
         return None
     check_images(job, () if held.from_training else (held.choose,))
@@ -206,7 +240,7 @@ def select(job: TrainJob, held: HeldOut, *, compares_rates: bool) -> Selection |
         )
     selection = Selection(
         candidates=candidates,
-        zero_shot=zero_shot(trial),
+        zero_shot=score_zero_shot(trial, held.choose),
         images=scores[0]["validation_images"],
         from_training=held.from_training,
         options={},
@@ -218,49 +252,17 @@ def select(job: TrainJob, held: HeldOut, *, compares_rates: bool) -> Selection |
     return selection
 
 
-def apply(job: TrainJob, learning_rate: float | None, options: Mapping[str, float]) -> TrainJob:
-    task = job.task
-    if options:
-        task = task.with_method(dataclasses.replace(task.method, **options))
-    recipe = job.recipe and job.recipe.with_learning_rate(learning_rate)
-    runs = tuple(dataclasses.replace(run, learning_rate=learning_rate) for run in job.runs)
-    return dataclasses.replace(job, task=task, recipe=recipe, runs=runs)
-
-
-def select_settings(
-    spec: RunSpec, job: TrainJob, workdir: Path, *, compares_rates: bool
-) -> tuple[RunSpec, TrainJob, Row]:
-    """Selects the settings of a run on held-out images, or takes them from the work folder's `selection.json`.
-
-    Returns the spec and the job with the settings that were selected, and `choice` for the row. Where nothing was they
-    are as before, and the row is empty. Without `compares_rates` only what the method searches for is selected.
-    """
-    held = held_out.hold_out_of(job.protocol, spec.seed, calibrates=True)
-    if sentence := nothing_held_out(job, held, compares_rates=compares_rates):
-        job.logging.progress.say(sentence)
-    if not selects(job, compares_rates=compares_rates):
-        return spec, job, {}
-    open_key = spec.key
-    spec = dataclasses.replace(spec, validation=held_out.POLICY)
-    protocol = held_out.by_the_rule(job.protocol, spec.seed)
-    tuned = dataclasses.replace(job, runs=tuple(dataclasses.replace(run, protocol=protocol) for run in job.runs))
+def read_selection(workdir: Path, key: str) -> Selection | None:
+    """Reads the selection of a spec of this key, as it was before its settings were selected."""
     path = workdir / SELECTION
-    stored = hosts.from_first(lambda: read_json(path, dict) if path.exists() else {})
-    if stored.get("key") != open_key:
-        logging = job.logging
-        if logging.checkpoints is not None:
-            logging = dataclasses.replace(logging, checkpoints=logging.checkpoints / "selection")
-        selection = select(dataclasses.replace(job, logging=logging), held, compares_rates=compares_rates)
-        if selection is None:  # the method searches on its validation split while it trains
-            return spec, tuned, {}
-        stored = {"key": open_key, "learning_rate": selection.best.learning_rate, "choice": selection.note}
-        job.logging.progress.say(str(selection))
-        if hosts.is_first():
-            write_text(path, json.dumps(stored, indent=2, sort_keys=True) + "\n")
-    choice = stored["choice"]
-    recipe = spec.recipe and spec.recipe.with_learning_rate(stored["learning_rate"])
-    spec = dataclasses.replace(spec, recipe=recipe, options={**spec.options, **choice["options"]})
-    return spec, apply(tuned, stored["learning_rate"], choice["options"]), {"choice": choice}
+    # The first process reads for all, since they must agree on whether candidates are trained.
+    stored: Row = hosts.from_first(lambda: read_json(path, dict) if path.exists() else {})
+    return Selection.of_note(stored["choice"]) if stored.get("key") == key else None
+
+
+def write_selection(workdir: Path, key: str, selection: Selection) -> None:
+    content = {"key": key, "learning_rate": selection.best.learning_rate, "choice": selection.note}
+    write_text(workdir / SELECTION, json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
 def frozen(job: TrainJob) -> TrainJob:
@@ -268,16 +270,15 @@ def frozen(job: TrainJob) -> TrainJob:
     return dataclasses.replace(job, task=job.task.with_method(make_method(ZERO_SHOT)), recipe=None, runs=job.runs[:1])
 
 
-def zero_shot(job: TrainJob) -> Candidate:
-    (score,) = score_validation(frozen(job), {})
-    return _candidate(None, score)
+def score_zero_shot(job: TrainJob, images: Split) -> Candidate:
+    (row,) = score_images(frozen(job), {}, [images])
+    return _candidate(None, row)
 
 
-def compare(job: TrainJob, learnables: Learnables, held: HeldOut) -> tuple[Candidate, Candidate, int]:
-    """The tuned model of a job of one run, and the frozen one, on held-out images; and how many could be read."""
-    on_held = with_validation(job, held.choose)
-    (score,) = score_validation(on_held, learnables, finite=False)
-    return _candidate(job.runs[0].learning_rate, score), zero_shot(on_held), score["validation_images"]
+def compare(job: TrainJob, learnables: Learnables, images: Split) -> tuple[Candidate, Candidate, int]:
+    """Scores the tuned model of a job of one run, and the frozen one; and counts the images that could be read."""
+    (row,) = score_images(job, learnables, [images], finite=False)
+    return _candidate(job.runs[0].learning_rate, row), score_zero_shot(job, images), row["validation_images"]
 
 
 def _candidate(learning_rate: float | None, score: Row) -> Candidate:
@@ -285,28 +286,30 @@ def _candidate(learning_rate: float | None, score: Row) -> Candidate:
     return Candidate(learning_rate, score["validation_accuracy"], loss if math.isfinite(loss) else None)
 
 
-def with_validation(job: TrainJob, images: Split | None) -> TrainJob:
-    runs = [
-        dataclasses.replace(run, protocol=dataclasses.replace(run.protocol, validation=lambda: images))
-        for run in job.runs
-    ]
-    return dataclasses.replace(job, runs=tuple(runs))
-
-
 def _trial(job: TrainJob, held: HeldOut, rates: Sequence[float]) -> TrainJob:
     """The job of the candidates, side by side, or of the method's search."""
-    (run,) = with_validation(job, held.choose).runs
+    (run,) = job.runs
     (images,) = job.context.training_images([held.train])
-    recipe = job.recipe
-    logging = dataclasses.replace(job.logging, metrics=None, ends_on_failure=False)
-    if rates:
-        recipe = job.training.shortened(job.examples)
-        if logging.checkpoints is not None:
-            logging = dataclasses.replace(logging, checkpoints=logging.checkpoints / "candidates")
-        bar = Progress(title=f"comparing {len(rates)} learning rates", shown=logging.progress.shown)
-        logging = dataclasses.replace(logging, progress=bar)
-    runs = tuple(dataclasses.replace(run, images=images, learning_rate=rate) for rate in rates or (None,))
-    return dataclasses.replace(job, recipe=recipe, runs=runs, logging=logging)
+    protocol = dataclasses.replace(run.protocol, validation=lambda: held.choose)
+    runs = tuple(
+        dataclasses.replace(run, images=images, protocol=protocol, learning_rate=rate) for rate in rates or (None,)
+    )
+    checkpoints = job.logging.checkpoints
+    logging = dataclasses.replace(
+        job.logging,
+        checkpoints=None if checkpoints is None else checkpoints / "selection",
+        metrics=None,
+        ends_on_failure=False,
+    )
+    if not rates:
+        return dataclasses.replace(job, runs=runs, logging=logging)
+    bar = Progress(title=f"comparing {len(rates)} learning rates", shown=logging.progress.shown)
+    return dataclasses.replace(
+        job,
+        recipe=job.training.shortened(job.examples),
+        runs=runs,
+        logging=dataclasses.replace(logging, progress=bar),
+    )
 
 
 def nothing_held_out(job: TrainJob, held: HeldOut, *, compares_rates: bool) -> str:
@@ -320,7 +323,7 @@ def nothing_held_out(job: TrainJob, held: HeldOut, *, compares_rates: bool) -> s
     if held.choose is not None:
         return ""
     defaults = []
-    if compares_rates and has_candidates(job):
+    if compares_rates and has_candidates(job.task, job.recipe):
         defaults.append(f"the recipe's learning rate, {job.training.learning_rate:g}, was taken")
     if searches(method):
         defaults.append(f"{job.task.method_name} kept the settings that it has without a search")
@@ -394,7 +397,7 @@ def cautions_of_fit(
         compared = selection.best, selection.zero_shot, selection.images, "held-out training image"
         sentences.append(no_better(*compared) or too_few_to_tell(*compared))
     elif held.choose is not None and not held.from_training:
-        compared = *compare(job, result.learnables, held), "validation image"
+        compared = *compare(job, result.learnables, held.choose), "validation image"
         sentences.append(no_better(*compared) or too_few_to_tell(*compared))
     return tuple(filter(None, sentences))
 

@@ -100,7 +100,7 @@ class TaughtBatches(RunBatches):
         if not recipe.augment:
             logits = {id(of_run): split_logits(teacher, of_run, context)[0] for of_run in numbered.values()}
             stacked = np.stack([logits[id(of_run)] for of_run in images])
-            self._table = meshes.device_put(mesh, meshes.pad(stacked, meshes.padded(mesh, len(images))), meshes.RUN)
+            self._table = meshes.RunAxis(mesh, len(images)).place(stacked)
         elif isinstance(teacher.task.method, TestTimeMethod):
             raise ClipbiasError(
                 f"{teacher.task.method_name!r} learns from crops of each test image, so it teaches without "

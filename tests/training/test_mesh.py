@@ -93,15 +93,16 @@ def test_the_runs_of_a_process(monkeypatch):
 
 def test_runs_are_filled_up_and_cut_again():
     mesh = meshes.make_mesh(run=4, data=2)
-    assert [meshes.padded(mesh, runs) for runs in (1, 3, 4, 9)] == [1, 4, 4, 12]
+    assert [meshes.RunAxis(mesh, runs).padded for runs in (1, 3, 4, 9)] == [1, 4, 4, 12]
     tree = {"a": np.arange(6.0).reshape(3, 2), "count": np.int32(5)}
-    placed = meshes.device_put(mesh, meshes.pad(tree, 4), meshes.RUN)
+    axis = meshes.RunAxis(mesh, 3)
+    placed = axis.place(tree)
     assert placed["a"].sharding.shard_shape(placed["a"].shape) == (1, 2)
     np.testing.assert_array_equal(meshes.device_get(placed["a"])[3], tree["a"][2])
-    jax.tree.map(np.testing.assert_array_equal, meshes.device_get(meshes.unpad(mesh, placed, 3)), tree)
+    jax.tree.map(np.testing.assert_array_equal, meshes.device_get(axis.unpad(placed)), tree)
     compiled = meshes._first_runs._cache_size()
-    again = meshes.unpad(mesh, placed, 3)
+    again = axis.unpad(placed)
     assert meshes._first_runs._cache_size() == compiled  # of later checkpoints, too
     assert again["a"].sharding.is_equivalent_to(meshes.sharding(mesh, (3, 2), meshes.RUN), 2)
-    halves = meshes.unpad(mesh, meshes.device_put(mesh, meshes.pad(tree, 8), meshes.RUN), 4)
+    halves = meshes.RunAxis(mesh, 4).unpad(meshes.RunAxis(mesh, 8).place(tree))
     assert halves["a"].sharding.shard_shape((4, 2)) == (1, 2)

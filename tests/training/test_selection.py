@@ -1,6 +1,7 @@
 """Settings that are selected on held-out images, against trainings one by one and losses in float64."""
 
 import dataclasses
+import json
 import math
 import warnings
 from typing import Any
@@ -90,7 +91,7 @@ def test_candidates_that_fail_or_do_not_fit_together(clip, colours, fitted, monk
     train = dataset.split("train")
     job = make_job(task, [Run(Images.of(train), 3, protocols.full(dataset))], RECIPE)
     held = hold_out(train, None, seed=3)
-    selected = select.select(job, held, compares_rates=True)
+    selected = select.select_settings(job, held, compares_rates=True)
     assert selected is not None and sizes == [2, 1, 1]
     assert "comparing" not in capsys.readouterr().err  # as the job, which shows nothing
     known: Any = fitted.notes["choice"]
@@ -100,11 +101,12 @@ def test_candidates_that_fail_or_do_not_fit_together(clip, colours, fitted, monk
     ]
     assert selected.best.learning_rate == 0.16
     assert str(selected).startswith(f"learning rate 0.16, of 0.16 ({selected.best.loss:.3g}), 1e+38 (failed): cross-e")
-    applied = select.apply(job, selected.best.learning_rate, selected.options)
+    applied = selected.of_job(job)
+    assert select.Selection.of_note(json.loads(json.dumps(selected.note))) == selected
     assert applied.training.learning_rate == applied.runs[0].learning_rate == 0.16
     # Without images to compare on the recipe's rate is kept, with a sentence.
     nothing = hold_out(train.subset([*range(2), *range(6, 18)]), None, seed=3)
-    assert select.select(job, nothing, compares_rates=True) is None
+    assert select.select_settings(job, nothing, compares_rates=True) is None
     words = select.nothing_held_out(job, nothing, compares_rates=True)
     assert words.startswith(
         "there are no validation images, and there is a class with 2 training images, so that nothing could be held "
@@ -113,7 +115,7 @@ def test_candidates_that_fail_or_do_not_fit_together(clip, colours, fitted, monk
     assert select.nothing_held_out(job, nothing, compares_rates=False) == ""
     monkeypatch.setattr(Recipe, "candidates", lambda recipe: (1e37, 1e38))
     with pytest.raises(clipbias.ClipbiasError, match=r"bias fails at every learning rate from 1e.37 to 1e.38"):
-        select.select(job, held, compares_rates=True)
+        select.select_settings(job, held, compares_rates=True)
 
 
 def test_alpha_is_searched_on_images_that_are_held_out(clip, colours):
@@ -150,11 +152,11 @@ def test_held_out_images_that_cannot_be_read_do_not_count(clip, colours):
     task = Task(clip, "gda", colours, template=colours.template)
     job = make_job(task, [Run(Images.of(broken), 3, protocols.full(colours))], None)
     job.context.on_image_error = "skip"
-    selected = select.select(job, hold_out(broken, None, seed=3), compares_rates=False)
+    selected = select.select_settings(job, hold_out(broken, None, seed=3), compares_rates=False)
     assert selected is not None and selected.images == len(held.choose) - 1 == 2
     learnables = train_job(job).learnables
     held = hold_out(broken, damaged(colours.split("val"), 4), seed=3)
-    assert select.compare(job, learnables, held)[2] == 5
+    assert held.choose is not None and select.compare(job, learnables, held.choose)[2] == 5
 
 
 def test_a_model_that_got_worse_says_so(clip, colours):

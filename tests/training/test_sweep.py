@@ -24,6 +24,7 @@ from clipbias.training import mesh as meshes
 from clipbias.training.evaluate import KnownPredictions
 from clipbias.training.loop import validation_images
 from clipbias.training.run import make_job
+from clipbias.training.run_images import under_policy
 from clipbias.training.select import CELL, METHOD, Rates, choose
 from clipbias.training.spec import VALIDATION, Row, RunSpec, group_key, make_groups, part_of, run_names
 from clipbias.training.sweep import RESULTS, VALIDATED, parse_part
@@ -73,7 +74,7 @@ def test_another_start_on_the_same_images(clip, colours, recipe, tmp_path):
     assert len(make_groups(specs)) == 1 and len({spec.key for spec in specs}) == 3
     assert specs[2].name == "vpt-colours-2shots-seed1-start5"
     rows = tiny.run(specs)
-    drawn = [tiny.context.protocols_of((spec,))[spec.seed].source.split("train").digest for spec in specs]
+    drawn = [tiny.context.drawn(spec).source.split("train").digest for spec in specs]
     assert drawn[2] == drawn[0] != drawn[1] and rows[2]["learning_rate"] == rows[0]["learning_rate"]
     adapters = [tiny.adapter(spec, specs) for spec in specs]
     assert [start_seed(adapter.notes) for adapter in adapters] == [1, 5, 5]
@@ -111,7 +112,7 @@ def test_a_row_and_an_evaluation_fit_one_temperature(clip, colours, recipe, tmp_
     assert row["calibration"] == pytest.approx(evaluated, abs=1e-3)
     fitted = []
     for policy in ("none", POLICY):
-        (protocol,) = tiny.context.protocols_of((dataclasses.replace(spec, validation=policy),)).values()
+        protocol = under_policy(tiny.context.drawn(spec), dataclasses.replace(spec, validation=policy))
         of_row = tiny.context.temperature_evaluator(protocol, protocol.evaluations[0])
         notes = {"dataset": "colours", "validation": policy, "seed": 1}
         images = calibration.temperature_images(test, evaluate.validation_images(dataset, "colours", notes))
