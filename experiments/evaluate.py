@@ -38,7 +38,8 @@ from clipbias.settings import as_json
 from clipbias.terminal import printable
 from clipbias.training import mesh as meshes
 from clipbias.training.calibration import COLDEST, HOTTEST
-from clipbias.training.evaluate import evaluate, predictions_identity, save_predictions
+from clipbias.training.predictions import predictions_identity, save_predictions
+from clipbias.training.predictor import evaluate
 from clipbias.training.progress import MetricWriter
 from clipbias.training.workdir import open_workdir
 from clipbias.tuning import Task

@@ -46,8 +46,8 @@ from clipbias.errors import ClipbiasError
 from clipbias.identity import identity
 from clipbias.sentences import counted
 from clipbias.training.context import SweepContext, make_context
-from clipbias.training.evaluate import Predictor
 from clipbias.training.loop import Logging
+from clipbias.training.predictor import Predictor
 from clipbias.training.progress import Progress, say
 from clipbias.training.students import (
     CONSTANTS,

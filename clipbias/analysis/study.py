@@ -40,7 +40,7 @@ from clipbias.sentences import counted
 from clipbias.settings import setting, setting_of
 from clipbias.training import mesh as meshes
 from clipbias.training.batches import split_batches
-from clipbias.training.evaluate import Predictor
+from clipbias.training.predictor import Predictor
 from clipbias.training.students import FORMS
 from clipbias.tuning import Task
 from clipbias.tuning.prompts import Classes

@@ -20,7 +20,8 @@ from clipbias.training import mesh as meshes
 from clipbias.training.batches import FeatureStatic, TrainingFeatures
 from clipbias.training.calibration import temperature_images
 from clipbias.training.device import Compute
-from clipbias.training.evaluate import TEMPERATURE, Budget, Evaluator, make_evaluation
+from clipbias.training.evaluator import TEMPERATURE, Budget, Evaluator
+from clipbias.training.forward import make_evaluation
 from clipbias.training.run_images import draw
 from clipbias.training.spec import RunSpec
 from clipbias.tuning import Sampling, Task

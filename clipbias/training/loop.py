@@ -28,7 +28,7 @@ from clipbias.training import mesh as meshes
 from clipbias.training.batches import FeatureBatches, RunBatches, epoch_features, support_features
 from clipbias.training.context import SweepContext
 from clipbias.training.device import AUTO, explain_exhaustion
-from clipbias.training.evaluate import EvalInputs, EvalStatic, make_evaluation, text_features
+from clipbias.training.forward import EvalInputs, EvalStatic, make_evaluation, text_features
 from clipbias.training.memory import MemoryPlan, StepShape, plan_step
 from clipbias.training.progress import METRICS, MetricWriter, Progress, StepProfile, StepReport, step_seconds
 from clipbias.training.step import StepScalars, StepStatic, init_state, place_inputs, place_text, train_step

@@ -22,7 +22,7 @@ from clipbias.errors import ClipbiasError
 from clipbias.training import mesh as meshes
 from clipbias.training.batches import FeatureStatic, frozen_features
 from clipbias.training.device import AUTO, USABLE, Compute, device_limit, needed_bytes
-from clipbias.training.evaluate import (
+from clipbias.training.forward import (
     EvalInputs,
     EvalStatic,
     image_features,

@@ -23,9 +23,10 @@ from clipbias.identity import identity
 from clipbias.sentences import counted
 from clipbias.training import mesh as meshes
 from clipbias.training.context import SweepContext
-from clipbias.training.evaluate import Evaluation, predictions_name, save_predictions
+from clipbias.training.evaluator import Evaluation
 from clipbias.training.loop import Logging, Run, TrainJob, TrainResult, check_images, train_job, validation_images
 from clipbias.training.memory import fit_evaluation
+from clipbias.training.predictions import predictions_name, save_predictions
 from clipbias.training.progress import Progress
 from clipbias.training.run_images import calibration_images, fit_images, held_out_images, under_policy
 from clipbias.training.select import (
@@ -46,7 +47,7 @@ from clipbias.training.workdir import SweepPaths
 from clipbias.tuning import Recipe, Task, parameter_count
 from clipbias.tuning.adapter import write_adapter
 from clipbias.tuning.conformal import Calibration
-from clipbias.tuning.method import Learnables, select_run
+from clipbias.tuning.method import Learnables, Method, select_run
 from clipbias.tuning.transfer import transfer
 from clipbias.tuning.tuned import Tuned
 
@@ -100,7 +101,7 @@ def run_group(
     selected = select(prepared, paths.workdir, compares_rates=bool(compares_rates))
     # Before the training, since it reads the test images: a broken one must not cost a training.
     zero_shot = zero_shot_facts(selected, paths)
-    result = train(selected)
+    result = train(selected, asked=prepared.job.task.method)
     scores = score(selected, result, paths)
     choice = {} if selected.selection is None else {"choice": selected.selection.note}
     added = [{"training": spec.training, **(facts or {}).get(spec.key, {}), **choice, **zero_shot} for spec in group]
@@ -193,13 +194,13 @@ def zero_shot_facts(selected: PreparedGroup, paths: SweepPaths) -> Row:
     return {"zero_shot_accuracy": evaluated.scores[0]["accuracy"]}
 
 
-def train(selected: PreparedGroup) -> TrainResult:
-    """Trains the runs of a group."""
+def train(selected: PreparedGroup, *, asked: Method) -> TrainResult:
+    """Trains the runs of a group, and says where the method found better options than those that were asked for."""
     job = selected.job
     if selected.specs[0].score_on != TEST:  # a broken image is told before the training
         check_images(job, list({split.digest: split for split in validation_images(job)}.values()))
     result = train_job(job)
-    for sentence in replaced_options(selected.asked[0].make_method(), select_run(result.learnables, 0)):
+    for sentence in replaced_options(asked, select_run(result.learnables, 0)):
         job.logging.progress.say(sentence)
     return result
 

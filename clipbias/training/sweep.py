@@ -28,8 +28,8 @@ from clipbias.identity import identity
 from clipbias.io import read_json, write_text
 from clipbias.training.context import SweepContext
 from clipbias.training.device import drop_programs
-from clipbias.training.evaluate import FOLDER as PREDICTIONS
-from clipbias.training.evaluate import stored_identity
+from clipbias.training.predictions import FOLDER as PREDICTIONS
+from clipbias.training.predictions import stored_identity
 from clipbias.training.progress import Progress
 from clipbias.training.run import run_group, spec_facts
 from clipbias.training.select import Rates, as_options, searches, with_given

@@ -16,7 +16,8 @@ from clipbias.errors import ClipbiasError
 from clipbias.training import mesh as meshes
 from clipbias.training.batches import RunBatches
 from clipbias.training.context import SweepContext
-from clipbias.training.evaluate import EvalInputs, EvalStatic, Evaluator, encode_texts, make_evaluation
+from clipbias.training.evaluator import Evaluator
+from clipbias.training.forward import EvalInputs, EvalStatic, encode_texts, make_evaluation
 from clipbias.training.memory import fit_evaluation
 from clipbias.training.step import TEACHER, over_runs
 from clipbias.tuning import Recipe, Task

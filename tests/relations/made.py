@@ -12,7 +12,7 @@ from PIL import Image
 import clipbias
 from clipbias import TunedModel, studies
 from clipbias.training import select
-from clipbias.training.evaluate import predictions_identity
+from clipbias.training.predictions import predictions_identity
 from clipbias.training.spec import RunSpec
 from experiments import common, distil, evaluate, explain, export, import_adapter, lab, predict, table1, train
 from tests import helpers

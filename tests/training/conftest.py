@@ -19,8 +19,8 @@ from clipbias.training import loop
 from clipbias.training import mesh as meshes
 from clipbias.training.context import SweepContext
 from clipbias.training.device import Compute
-from clipbias.training.evaluate import evaluate
 from clipbias.training.loop import Logging, Run, TrainJob, TrainResult
+from clipbias.training.predictor import evaluate
 from clipbias.training.select import Rates
 from clipbias.training.spec import Row, RunSpec, run_names
 from clipbias.training.sweep import SweepAxes, make_specs, sweep

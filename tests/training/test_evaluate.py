@@ -14,18 +14,12 @@ from clipbias.clip import Clip
 from clipbias.data import Split
 from clipbias.data.protocols import validation_outside_test
 from clipbias.training import calibration
-from clipbias.training import evaluate as evaluation
 from clipbias.training import mesh as meshes
-from clipbias.training.evaluate import (
-    Budget,
-    Evaluator,
-    KnownPredictions,
-    evaluate,
-    image_features,
-    make_evaluation,
-    save_predictions,
-)
+from clipbias.training.evaluator import Budget, Evaluator
+from clipbias.training.forward import encode_texts, image_features, make_evaluation, outcomes
 from clipbias.training.memory import evaluation_programs
+from clipbias.training.predictions import KnownPredictions, save_predictions
+from clipbias.training.predictor import evaluate
 from clipbias.tuning import Task
 from clipbias.tuning.method import Learnables
 from clipbias.tuning.methods.taskres import TaskRes
@@ -131,7 +125,7 @@ def test_what_is_planned_is_what_is_called(clip, colours, monkeypatch):
         calls.append((static, meshes.shapes(arguments)))
         return image_features(static, *arguments)
 
-    monkeypatch.setattr(evaluation, "image_features", called)
+    monkeypatch.setattr("clipbias.training.evaluator.image_features", called)
     task = Task(clip, "bias", colours.class_names).with_memory(class_shards=4)
     learnables = jax.tree.map(lambda x: np.stack([x, x]), task.init())
     params = meshes.replicate(mesh, clip.params)
@@ -172,7 +166,7 @@ def test_an_evaluation_runs_where_a_cpu_has_no_half_precision(clip, colours):
     static, inputs = make_evaluation(task, clip.params, {}, runs=1, mesh=evaluator.mesh)
     images = np.zeros((1, 4, clip.config.projection_width), np.float32)
     arrays = images, np.ones(4, bool), np.zeros(4, np.int32), np.ones(1, np.float32)
-    assert "f16" not in evaluation.outcomes.lower(static, evaluation.encode_texts(static, inputs), *arrays).as_text()
+    assert "f16" not in outcomes.lower(static, encode_texts(static, inputs), *arrays).as_text()
     assert evaluator.evaluate(static, inputs).log_probs.dtype == np.float16
 
 

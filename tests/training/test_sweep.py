@@ -21,8 +21,8 @@ from clipbias.io import data_path, read_json_lines
 from clipbias.report.sweep_tables import write_tables
 from clipbias.training import calibration, loop
 from clipbias.training import mesh as meshes
-from clipbias.training.evaluate import KnownPredictions
 from clipbias.training.loop import validation_images
+from clipbias.training.predictions import KnownPredictions
 from clipbias.training.run import make_job
 from clipbias.training.run_images import under_policy
 from clipbias.training.select import CELL, METHOD, Rates, choose

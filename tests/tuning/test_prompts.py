@@ -25,8 +25,8 @@ from clipbias.training import loop
 from clipbias.training import mesh as meshes
 from clipbias.training.context import SweepContext
 from clipbias.training.device import Compute
-from clipbias.training.evaluate import evaluate
 from clipbias.training.loop import TrainResult
+from clipbias.training.predictor import evaluate
 from clipbias.training.run import make_job
 from clipbias.training.spec import make_groups
 from clipbias.tuning import Descriptions, Features, Learnables, Method, Recipe, Task, make_method

@@ -12,9 +12,9 @@ from clipbias.clip import Clip
 from clipbias.data import Split, catalog, transforms
 from clipbias.data.pipeline import test_batches as evaluated
 from clipbias.data.transforms import Resizing
-from clipbias.training import evaluate as evaluation
 from clipbias.training import mesh as meshes
-from clipbias.training.evaluate import EvalInputs, EvalStatic, Evaluator, images_per_step, make_evaluation
+from clipbias.training.evaluator import Budget, Evaluator
+from clipbias.training.forward import EvalInputs, EvalStatic, images_per_step, make_evaluation
 from clipbias.tuning import Task, make_method
 from tests.data.pictures import encoded, picture
 from tests.reference import methods, prompts
@@ -123,7 +123,7 @@ def test_features_of_views_are_computed_once(pair, start, monkeypatch):
         seen.append(np.asarray(images))
         return images.astype(jnp.float32).mean((-3, -2))[None]
 
-    monkeypatch.setattr(evaluation, "image_features", colours)
+    monkeypatch.setattr("clipbias.training.evaluator.image_features", colours)
 
     def features(evaluator: Evaluator, name: str, **options) -> list:
         task = Task(clip, name, CLASS_NAMES, **OPTIONS, **options)
@@ -133,7 +133,7 @@ def test_features_of_views_are_computed_once(pair, start, monkeypatch):
     def evaluator(**options) -> Evaluator:
         return Evaluator(split, mesh=mesh, batch_size=24, **options)
 
-    shared, narrow = evaluator(budget=evaluation.Budget(1 << 20)), evaluator(budget=evaluation.Budget(1))
+    shared, narrow = evaluator(budget=Budget(1 << 20)), evaluator(budget=Budget(1))
     first, again = features(shared, "tpt"), features(shared, "tpt_coop")
     assert [x.dtype for x in seen] == [np.uint8] * COUNT and len(first) == len(again) == COUNT
     for (rows, batch), (other, copy) in zip(first, again, strict=True):

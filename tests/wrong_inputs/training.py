@@ -15,9 +15,10 @@ from clipbias.training import mesh as meshes
 from clipbias.training.ahead import open_topology
 from clipbias.training.context import SweepContext
 from clipbias.training.device import Compute
-from clipbias.training.evaluate import evaluate, save_predictions
 from clipbias.training.loop import train_job
 from clipbias.training.memory import StepShape, plan_step
+from clipbias.training.predictions import save_predictions
+from clipbias.training.predictor import evaluate
 from clipbias.training.progress import check_trackers
 from clipbias.training.sweep import SweepAxes, make_specs, parse_part
 from clipbias.training.workdir import open_workdir

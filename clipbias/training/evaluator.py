@@ -1,0 +1,301 @@
+"""Passes over the images of a split, for all runs of a job at once. Features that the runs share are kept."""
+
+import dataclasses
+from collections.abc import Callable, Hashable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from clipbias import hosts
+from clipbias.data import Split
+from clipbias.data.images import Images, Workers
+from clipbias.data.pipeline import Batch
+from clipbias.errors import ClipbiasError
+from clipbias.training import mesh as meshes
+from clipbias.training.batches import split_batches
+from clipbias.training.calibration import Outcome, calibration, fit_temperature
+from clipbias.training.device import explain_exhaustion
+from clipbias.training.forward import (
+    BatchOutcome,
+    EvalInputs,
+    EvalStatic,
+    check_finite,
+    correct_and_loss,
+    encode_texts,
+    first_run,
+    image_features,
+    images_per_step,
+    logits,
+    outcomes,
+)
+from clipbias.training.spec import Row
+from clipbias.tuning.method import crops_of, mixes_crops
+
+# How the images of a temperature are read: one that is broken is no reason to lose a result, and the program is that of
+# the images that are evaluated.
+TEMPERATURE = {"on_error": "skip", "whole_batches": True}
+
+
+def score(outcome: Outcome, temperature: float | None) -> Row:
+    correct = int(outcome.correct.sum())
+    images = len(outcome.correct)
+    # A rounding error of a device is no difference between two runs.
+    calibrated = {name: round(value, 4) for name, value in calibration(outcome, temperature).items()}
+    return {"accuracy": 100 * correct / images, "correct": correct, "images": images, "calibration": calibrated}
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What `R` runs predict for the `n` images of a split, of which `m` could be read.
+
+    Attributes:
+      outcomes: of each run, for the images that could be read.
+      temperatures: of each run, or `None` (`Evaluator.evaluate`).
+      validation_images: how many they were fitted on; `None` where none was to be fitted.
+      predicted: the class of every image, int32 `[R, n]`; -1 where it could not be read.
+      log_probs: see `BatchOutcome`, float16 `[R, n, 7]`.
+      logits: of the images that could be read, `[R, m, C]`, if they are kept.
+    """
+
+    outcomes: list[Outcome]
+    temperatures: list[float | None]
+    validation_images: int | None
+    predicted: np.ndarray
+    log_probs: np.ndarray
+    logits: np.ndarray | None
+
+    @property
+    def skipped(self) -> int:
+        return int((self.predicted[0] < 0).sum())
+
+    @property
+    def scores(self) -> list[Row]:
+        """Of each run `{"accuracy", "correct", "images", "calibration"}`, the accuracy in percent."""
+        rows = [score(*pair) for pair in zip(self.outcomes, self.temperatures, strict=True)]
+        for row in rows if self.validation_images is not None else ():
+            row["calibration"]["validation_images"] = self.validation_images
+        return rows
+
+
+class Budget:
+    """Bytes that evaluators may keep together. Requests depend on numbers of images alone: all processes agree."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = self._left = limit
+
+    def take(self, count: int) -> bool:
+        fits = count <= self._left
+        self._left -= count if fits else 0
+        return fits
+
+    def clear(self) -> None:
+        self._left = self._limit
+
+
+class Evaluator:
+    """Evaluates runs on one split, and keeps what does not depend on the run.
+
+    Image features under a method that leaves images alone are the same for all of them: they are computed once. Decoded
+    and resized images, and features, are kept if they fit the budget.
+    """
+
+    def __init__(
+        self,
+        split: Split | Images,
+        *,
+        mesh: Mesh,
+        batch_size: int,
+        on_error: str = "raise",
+        workers: Workers | None = None,
+        budget: Budget | None = None,
+        whole_batches: bool = False,
+    ) -> None:
+        """Batches are of all devices, rounded to a multiple of the `data` axis; nothing is kept without a budget.
+
+        With `whole_batches` fewer images are padded to a batch, so that another split's program serves.
+        """
+        if len(split) == 0:
+            raise ClipbiasError("there is no image to evaluate on; check the data folder and the class selection.")
+        self.split = split
+        self.mesh = mesh
+        self.on_error = on_error
+        self.batch_size = meshes.rows(mesh, batch_size if whole_batches else min(batch_size, len(split)))
+        self._workers = Workers.of(workers)
+        self._budget = budget or Budget(0)
+        self._images: list[Batch] | None = None
+        self._fits: dict[Hashable, bool] = {}
+        # By what they depend on besides the image: patches, number of crops, whether crops are mixed. With batches
+        # without images.
+        self._plain_features: dict[tuple[bool, int, bool], list[tuple[jax.Array, Batch]]] = {}
+
+    def _may_keep(self, name: Hashable, bytes_per_image: int) -> bool:
+        if name not in self._fits:
+            self._fits[name] = self._budget.take(len(self.split) * bytes_per_image)
+        return self._fits[name]
+
+    def _batches(self, static: EvalStatic) -> Iterator[Batch]:
+        assert static.preprocessing is not None, "a split has images that are not normalised"
+        method = static.classifier.method
+        crops = crops_of(method)
+        if self._images is not None and not crops:
+            yield from self._images
+            return
+        batches = split_batches(
+            self.split,
+            self.mesh,
+            resizing=static.preprocessing.resizing,
+            batch_size=images_per_step(self.batch_size, crops, self.mesh),
+            crops=crops,
+            mixed=mixes_crops(method),
+            on_error=self.on_error,
+            workers=self._workers,
+        )
+        images = list[Batch]()
+        keep = not crops and self._may_keep("images", 3 * static.classifier.config.vision.image_size**2)
+        for batch in batches:
+            if keep:
+                images.append(batch)
+            yield batch
+        if keep:
+            self._images = images
+
+    def _features(self, static: EvalStatic, inputs: EvalInputs) -> Iterator[tuple[jax.Array, Batch]]:
+        classifier = static.classifier
+        method = classifier.method
+        learnables = inputs.learnables
+        changes = classifier.changes_vision(first_run(learnables))
+        crops = crops_of(method)
+        config = classifier.config
+        key = method.patches, crops, mixes_crops(method)
+        if not changes and key in self._plain_features:
+            yield from self._plain_features[key]
+            return
+        per_image = 1 + (config.vision.patches if method.patches else crops)
+        keep = not changes and self._may_keep(key, 4 * per_image * config.projection_width)
+        if not changes:  # the features of one run serve all
+            learnables = jax.tree.map(lambda leaf: leaf[:1], learnables)
+            static = dataclasses.replace(static, runs=1)
+        plain = []
+        for batch in self._batches(static):
+            images = meshes.place_rows(self.mesh, batch["images"])
+            features = image_features(static, inputs.params, learnables, images)
+            if keep:
+                plain.append((features, {name: batch[name] for name in ("labels", "mask")}))
+            yield features, batch
+        if plain:
+            self._plain_features[key] = plain
+
+    def _each_batch(
+        self, static: EvalStatic, inputs: EvalInputs, compute: Callable[[jax.Array, jax.Array, jax.Array], Any]
+    ) -> tuple[Any, np.ndarray]:
+        """The results of `compute(features, mask, labels)` batch by batch, `[R, n, …]` of all images, on the host.
+
+        And the labels `[n]`, -1 where an image could not be read.
+        """
+        results = []
+        with explain_exhaustion("lower --config.eval_batch_size."):
+            for features, batch in self._features(static, inputs):
+                if hosts.stops():
+                    raise hosts.Stopped
+                mask = meshes.place_rows(self.mesh, batch["mask"])
+                labels = meshes.place_rows(self.mesh, np.where(batch["mask"], batch["labels"], -1))
+                results.append((compute(features, mask, labels), labels))
+                # One batch waits behind the one that is computed: with dozens of them, XLA's CPU devices hang.
+                jax.block_until_ready(results[-2:-1])
+        values, of_batches = zip(*meshes.device_get(results), strict=True)
+        count = len(self.split)  # padding lies behind the images
+        whole = jax.tree.map(lambda *batches: np.concatenate(batches, axis=1)[:, :count], *values)
+        return whole, np.concatenate(of_batches)[:count]
+
+    def evaluate(
+        self,
+        static: EvalStatic,
+        inputs: EvalInputs,
+        *,
+        validation: "Evaluator | None" = None,
+        keeps_logits: bool = False,
+    ) -> Evaluation:
+        """What each run predicts for every image, and its temperature.
+
+        That is fitted on the images of `validation`, of the same classes; `None` without any that could be read, or
+        where they fit none (`fit_temperature`).
+        """
+        inputs = encode_texts(static, inputs)
+        fitted: list[float | None] = [None] * static.runs
+        validation_images = None
+        if validation is not None:
+            scores, labels = validation._logits(static, inputs)
+            read = labels >= 0
+            validation_images = int(read.sum())
+            fitted = [fit_temperature(of_run[read], labels[read]) for of_run in scores]
+        temperatures = np.asarray([1.0 if value is None else value for value in fitted], np.float32)
+
+        def compute(features: jax.Array, mask: jax.Array, labels: jax.Array) -> BatchOutcome:
+            return outcomes(static, inputs, features, mask, labels, temperatures, keeps_logits=keeps_logits)
+
+        values, labels = self._each_batch(static, inputs, compute)
+        read = labels >= 0
+        if not read.any():
+            raise ClipbiasError("none of the images to evaluate on could be read.")
+        every = jax.tree.map(lambda values: values[:, read], values)
+        check_finite(every.highest)
+        with np.errstate(over="ignore"):  # on the host: not every CPU has the instruction that XLA takes for it
+            log_probs = values.log_probs.astype(np.float16)
+        return Evaluation(
+            outcomes=[
+                Outcome(
+                    correct=every.predicted[run] == labels[read],
+                    other_odds=every.other_odds[run],
+                    highest=every.highest[run],
+                    other_odds_at=None if temperature is None else every.other_odds_at[run],
+                )
+                for run, temperature in enumerate(fitted)
+            ],
+            temperatures=fitted,
+            validation_images=validation_images,
+            predicted=np.where(read, values.predicted, -1).astype(np.int32),
+            log_probs=log_probs,
+            logits=every.logits,
+        )
+
+    def validate(self, static: EvalStatic, inputs: EvalInputs, *, finite: bool = True) -> list[Row]:
+        """Of each run `{"accuracy", "correct", "images", "loss"}`: in percent, counts, and mean cross-entropy in nats.
+
+        Without `finite` a run whose logits are not finite has a loss that is not finite.
+        """
+        inputs = encode_texts(static, inputs)
+        (correct, loss), labels = self._each_batch(
+            static, inputs, lambda *batch: correct_and_loss(static, inputs, *batch)
+        )
+        read = labels >= 0
+        if not read.any():
+            raise ClipbiasError("none of the validation images could be read.")
+        correct, loss = correct[:, read], loss[:, read]
+        if finite:
+            check_finite(loss)
+        images = int(read.sum())
+        return [
+            {
+                "accuracy": 100 * int(of_run.sum()) / images,
+                "correct": int(of_run.sum()),
+                "images": images,
+                "loss": float(loss[run].mean(dtype=np.float64)),
+            }
+            for run, of_run in enumerate(correct)
+        ]
+
+    def logits(self, static: EvalStatic, inputs: EvalInputs) -> tuple[np.ndarray, np.ndarray]:
+        """The logits of every image under each run, `[R, n, C]`, and which images could be read, bool `[n]`."""
+        scores, labels = self._logits(static, encode_texts(static, inputs))
+        if labels.max() < 0:
+            raise ClipbiasError("none of the images could be read.")
+        return scores, labels >= 0
+
+    def _logits(self, static: EvalStatic, inputs: EvalInputs) -> tuple[np.ndarray, np.ndarray]:
+        scores, labels = self._each_batch(
+            static, inputs, lambda features, mask, _: logits(static, inputs, features, mask)
+        )
+        check_finite(scores[:, labels >= 0])
+        return scores, labels

@@ -1,0 +1,140 @@
+"""One tuned model on devices: its predictions for batches of images, and its scores on a split."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from clipbias.clip.params import Params
+from clipbias.clip.precision import cast_weights
+from clipbias.data import Split
+from clipbias.data.confusion import class_summary
+from clipbias.data.images import Workers
+from clipbias.training import mesh as meshes
+from clipbias.training.calibration import detection, temperature_images
+from clipbias.training.evaluator import TEMPERATURE, Evaluator
+from clipbias.training.forward import EvalInputs, EvalStatic, check_finite, image_features, logits, make_evaluation
+from clipbias.training.spec import Row
+from clipbias.tuning.conformal import AnswerRule, measure
+from clipbias.tuning.features import unit_length
+from clipbias.tuning.method import Learnables, stack_runs
+from clipbias.tuning.task import Text
+from clipbias.tuning.tuned import Tuned
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Predictor:
+    """A tuned model on a device, ready for batches of images: its texts are encoded once."""
+
+    static: EvalStatic
+    inputs: EvalInputs
+
+    @classmethod
+    def of(cls, model: Tuned, params: Params | None = None, learnables: Learnables | None = None) -> "Predictor":
+        """On weights, and with learnables, that are placed already; by default on JAX's first device."""
+        task = model.task
+        learnables = model.learnables if learnables is None else learnables
+        if params is None:
+            params = cast_weights(jax.device_put(task.clip.params), task.classifier.dtype)
+        text: Text = task.text
+        if not task.method.conditional:
+            text = task.text_features(params, learnables)[None]
+        static = EvalStatic(task.classifier, task.clip.preprocessing, mesh=None, runs=1)
+        run = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], learnables)
+        return cls(static, EvalInputs(params, run, text))
+
+    @property
+    def text(self) -> Text:
+        """Features of the texts `[S · C, d]`, as `task.logits` takes them; the texts where they depend on the image."""
+        return self.inputs.text[0] if isinstance(self.inputs.text, jax.Array) else self.inputs.text
+
+    def logits(self, images: jax.Array | np.ndarray, mask: jax.Array | np.ndarray | None = None) -> jax.Array:
+        """Logits `[B, C]` of images with levels from 0 to 255, `[B, R, R, 3]`, or views of each `[B, 1 + V, R, R, 3]`.
+
+        `mask [B]` says which of the images count; the others only fill the batch.
+        """
+        return self.logits_and_features(images, mask)[0]
+
+    def logits_and_features(
+        self, images: jax.Array | np.ndarray, mask: jax.Array | np.ndarray | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """`logits`, and the features of the images, of unit length, `[B, d]`."""
+        mask = np.ones(len(images), bool) if mask is None else mask
+        return _logits_and_features(self.static, self.inputs, images, mask)
+
+    def classify(
+        self, images: jax.Array | np.ndarray, mask: np.ndarray, *, normalised: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The softmax of `logits`, and these; images may come normalised. Raises `ClipbiasError` for infinite ones."""
+        static = dataclasses.replace(self.static, preprocessing=None) if normalised else self.static
+        scores, _ = _logits_and_features(static, self.inputs, images, mask)
+        logits = np.asarray(scores)
+        check_finite(logits[mask].max(-1))
+        return np.asarray(jax.nn.softmax(scores, axis=-1)), logits
+
+
+@functools.partial(jax.jit, static_argnames="static")
+def _logits_and_features(
+    static: EvalStatic, inputs: EvalInputs, images: jax.Array, mask: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    features = image_features(static, inputs.params, inputs.learnables, images)
+    whole = unit_length(static.classifier.whole_image_features(features[0]))
+    return logits(static, inputs, features, mask)[0], whole
+
+
+def evaluate(
+    model: Tuned,
+    split: Split,
+    *,
+    mesh: Mesh,
+    eval_batch_size: int,
+    on_image_error: str,
+    workers: int | None = None,
+    validation: Split | None = None,
+    outside: Split | None = None,
+    rule: AnswerRule | None = None,
+) -> tuple[Row, np.ndarray]:
+    """Top-1 accuracy of a tuned model, its calibration, and how well it tells other images apart.
+
+    A temperature is fitted on some validation images (`calibration.temperature_images`). Labels of images outside are
+    not looked at. The rule makes prediction sets and rejections. The batch size is that of all devices.
+
+    Returns:
+      `{"accuracy", "correct", "images", "calibration", "class_summary"}` (`data.confusion`), with `skipped_images` if
+      any, with a rule `answers` (`conformal.measure`), and with images outside `ood` (`calibration.detection`), where
+      `accepted` is the share in percent that the rule does not reject. And the class that is predicted for every image,
+      int32 `[n]`; -1 where one could not be read.
+    """
+    task = model.task.with_memory(class_shards=mesh.shape[meshes.DATA])
+    params = meshes.place_weights(mesh, task.clip.params, task.classifier.dtype)
+    single = stack_runs([jax.device_get(model.learnables)])
+    static, inputs = make_evaluation(task, params, single, runs=1, mesh=mesh)
+    shared = Workers(workers)
+
+    def on(images: Split, batch_size: int = eval_batch_size, **options: Any) -> Evaluator:
+        options = {"on_error": on_image_error, **options}
+        return Evaluator(images, mesh=mesh, batch_size=batch_size, workers=shared, **options)
+
+    tested = on(split)
+    others = temperature_images(split, validation)
+    fits = None if others is None else on(others, tested.batch_size, **TEMPERATURE)
+    keeps_logits = rule is not None
+    inside = tested.evaluate(static, inputs, validation=fits, keeps_logits=keeps_logits)
+    predicted = inside.predicted[0]
+    (scores,) = inside.scores
+    scores["class_summary"] = class_summary(split.labels, predicted, task.class_names)
+    if inside.skipped:
+        scores["skipped_images"] = inside.skipped
+    if rule is not None and inside.logits is not None:
+        scores["answers"] = measure(rule, inside.logits[0], split.labels[predicted >= 0])
+    if outside is not None:
+        away = on(outside).evaluate(static, inputs, keeps_logits=keeps_logits)
+        (other,) = away.outcomes
+        scores["ood"] = {"images": len(other.other_odds), **detection(inside.outcomes[0], other)}
+        if rule is not None and away.logits is not None:
+            scores["ood"]["accepted"] = 100 * float((~rule.rejected(away.logits[0])).mean())
+    return scores, predicted
