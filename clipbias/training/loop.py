@@ -6,13 +6,10 @@ stop.
 
 import contextlib
 import dataclasses
-import os
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +23,7 @@ from clipbias.errors import ClipbiasError
 from clipbias.sentences import counted
 from clipbias.training import mesh as meshes
 from clipbias.training.batches import FeatureBatches, RunBatches, epoch_features, support_features
+from clipbias.training.checkpoints import Checkpoints
 from clipbias.training.context import SweepContext
 from clipbias.training.device import AUTO, explain_exhaustion
 from clipbias.training.forward import EvalInputs, EvalStatic, make_evaluation, text_features
@@ -236,79 +234,6 @@ def validation_images(job: TrainJob) -> list[Split]:
             )
         images.append(split)
     return images
-
-
-class Checkpoints:
-    """The checkpoints of one run in a folder of its own, the latest two kept. All processes call its methods alike.
-
-    Only this class knows orbax: saves are asynchronous, atomic, and restored onto any mesh. States are small: each is
-    fetched whole, the first process writes it, and a restored one lies on the host. Whatever fails is a
-    `ClipbiasError`.
-    """
-
-    def __init__(self, folder: str | os.PathLike) -> None:
-        """Opens or creates the folder. Raises `ClipbiasError` if it cannot be read or written."""
-        from orbax.checkpoint import v1 as ocp
-
-        self._folder = os.fspath(folder)
-        with self._explained("open the checkpoints"):
-            self._checkpointer = ocp.training.Checkpointer(
-                self._folder if "://" in self._folder else Path(self._folder).resolve(),
-                preservation_policy=ocp.training.preservation_policies.LatestN(2),
-                cleanup_tmp_directories=True,
-            )
-            # It would ask JAX for a notice to stop, counting steps by other numbers than `hosts.stops` does.
-            self._checkpointer._manager.reached_preemption = lambda step: False
-
-    def restore(self, like: Any) -> tuple[int, Any, list[float]] | None:
-        """Step, state (on the host) and losses of the latest checkpoint, shaped as `like`; `None` without one."""
-        latest = self._checkpointer.latest
-        step = hosts.from_first(lambda: None if latest is None else latest.step)  # not all hosts may see it yet
-        if step is None:
-            return None
-        shapes = {name: np.empty(leaf.shape, leaf.dtype) for name, leaf in _named(like).items()}
-        with self._explained(f"read the checkpoint of step {step}"):
-            loaded = self._checkpointer.load(step, shapes)
-            losses = self._checkpointer.metadata(step).custom_metadata["losses"]
-            arrays = {name: np.asarray(loaded[name]) for name in shapes}
-            for name, leaf in arrays.items():
-                if (leaf.shape, leaf.dtype) != (shapes[name].shape, shapes[name].dtype):
-                    raise ValueError(f"{name} has the shape {leaf.shape}, not {shapes[name].shape}")
-        return step, jax.tree.unflatten(jax.tree.structure(like), arrays.values()), losses
-
-    def save(self, step: int, state: Any, losses: Sequence[float]) -> None:
-        """Starts saving the state after `step` steps, and each run's loss, once the save before it is on disk."""
-        # Copies: the next step may write into the memory of those on a device.
-        named = {name: np.array(leaf, order="C") for name, leaf in _named(meshes.device_get(state)).items()}
-        metadata = {"losses": [float(loss) for loss in losses]}
-        with self._explained("save a checkpoint"):
-            self._checkpointer.wait()
-            self._checkpointer.save_async(step, named, force=True, custom_metadata=metadata)
-
-    def wait(self) -> None:
-        with self._explained("save a checkpoint"):
-            self._checkpointer.wait()
-
-    def close(self) -> None:
-        with self._explained("save a checkpoint"):
-            self._checkpointer.close()
-
-    @contextlib.contextmanager
-    def _explained(self, what: str) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:  # orbax wraps errors of the disk in its own
-            words = re.search(r": ([^:\[]+?) \[os_error_code", f"{error} {error.__cause__}")
-            reason = words[1] if words else (str(error) or type(error).__name__).splitlines()[0]
-            raise ClipbiasError(
-                f"cannot {what} in {self._folder}: {reason}; see to the disk and run the same command again, or remove "
-                "that folder to start anew."
-            ) from error
-
-
-def _named(state: Any) -> dict[str, Any]:
-    """The leaves of a state by their path, which does not depend on the classes of its containers."""
-    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
 
 
 # Steps whose time decides how often checkpoints are saved. The first one compiles and does not count.

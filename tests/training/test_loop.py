@@ -19,7 +19,8 @@ from clipbias.hosts import Stopped, stoppable
 from clipbias.io import read_json_lines
 from clipbias.training import loop
 from clipbias.training import mesh as meshes
-from clipbias.training.loop import Checkpoints, TrainResult
+from clipbias.training.checkpoints import Checkpoints
+from clipbias.training.loop import TrainResult
 from clipbias.tuning.recipe import Recipe
 from tests.forks import ROOT
 from tests.helpers import signal_at
@@ -139,7 +140,7 @@ def test_a_kill_within_a_save_leaves_the_step_before_it(tmp_path):
     program = """
 import sys
 import numpy as np
-from clipbias.training.loop import Checkpoints
+from clipbias.training.checkpoints import Checkpoints
 checkpoints = Checkpoints(sys.argv[1])
 for step in range(1, 10**6):
     checkpoints.save(step, {"a": np.full(10**6, step)}, [])
