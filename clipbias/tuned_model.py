@@ -26,7 +26,7 @@ from clipbias.export.folder import export
 from clipbias.prediction import Accuracy, Prediction
 from clipbias.report.overlay import Overlay, overlay_rows
 from clipbias.sentences import counted
-from clipbias.training import mesh as meshes
+from clipbias.training import placement
 from clipbias.training.context import make_context
 from clipbias.training.device import keep_programs
 from clipbias.training.predictor import Predictor, evaluate
@@ -183,7 +183,7 @@ class TunedModel(Tuned):
         score, predicted = evaluate(
             self,
             tested,
-            mesh=meshes.as_mesh(mesh),
+            mesh=placement.as_mesh(mesh),
             eval_batch_size=batch_size,
             on_image_error=on_image_error,
             rule=self.rule(AnswerOptions(coverage, rejection, accepted)),

@@ -27,9 +27,9 @@ from clipbias.export.card import certified_sentences
 from clipbias.identity import identity
 from clipbias.io import check_new_folder, data_path
 from clipbias.settings import as_json
-from clipbias.training import mesh as meshes
+from clipbias.training import placement
 from clipbias.training.context import SweepContext
-from clipbias.training.loop import Logging
+from clipbias.training.loop import RunOutputs
 from clipbias.training.progress import Progress
 from clipbias.training.workdir import ADAPTER, open_workdir
 from clipbias.tuning.adapter import read_adapter
@@ -58,7 +58,7 @@ def main(settings: DistilSettings, workdir: Path) -> None:
             student,
             {},
             settings.compute,
-            meshes.make_mesh(run=settings.mesh.run, data=settings.mesh.data),
+            placement.make_mesh(run=settings.mesh.run, data=settings.mesh.data),
             dtype=model.task.classifier.dtype,
             on_image_error=settings.on_image_error,
         )
@@ -69,7 +69,7 @@ def main(settings: DistilSettings, workdir: Path) -> None:
         words = "already; this command was finished before"
         if not sentences:
             with contextlib.closing(Progress(title="distil")) as bar:
-                where = Logging(checkpoints=checkpoints, progress=bar)
+                where = RunOutputs(checkpoints=checkpoints, progress=bar)
                 distilled = distil_model(model, images, settings.options, context, where)
             sentences = list(distilled.sentences)
             if hosts.is_first():

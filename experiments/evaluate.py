@@ -36,7 +36,7 @@ from clipbias.report.predictions import Answers, weakest_classes, write_answers
 from clipbias.sentences import counted
 from clipbias.settings import as_json
 from clipbias.terminal import printable
-from clipbias.training import mesh as meshes
+from clipbias.training import placement
 from clipbias.training.calibration import COLDEST, HOTTEST
 from clipbias.training.predictions import predictions_identity, save_predictions
 from clipbias.training.predictor import evaluate
@@ -55,7 +55,7 @@ RESULT = "result.json"
 
 
 def main(settings: EvaluateSettings, workdir: Path) -> None:
-    mesh = meshes.make_mesh(run=settings.mesh.run, data=settings.mesh.data)
+    mesh = placement.make_mesh(run=settings.mesh.run, data=settings.mesh.data)
     pair = find_adapter(settings.adapters)
     adapter = None if pair is None else pair[0]
     with open_workdir(workdir, as_json(settings)):

@@ -22,7 +22,7 @@ from clipbias.report import write_overview
 from clipbias.report.study_page import method_sentences
 from clipbias.settings import as_json
 from clipbias.studies import FinishedStudy
-from clipbias.training import mesh as meshes
+from clipbias.training import placement
 from clipbias.training.device import explain_exhaustion
 from clipbias.training.progress import MetricWriter
 from clipbias.training.workdir import open_workdir
@@ -116,7 +116,7 @@ def explain(
             sources=[source for _, source in adapters],
             predictions=prediction_folders(settings.predictions, adapters),
             config=as_json(settings),
-            mesh=meshes.make_mesh(run=settings.mesh.run, data=settings.mesh.data),
+            mesh=placement.make_mesh(run=settings.mesh.run, data=settings.mesh.data),
         )
 
 

@@ -32,11 +32,11 @@ from clipbias.errors import ClipbiasError
 from clipbias.io import read_json_lines, user_path
 from clipbias.sentences import counted
 from clipbias.settings import as_json
-from clipbias.training import mesh as meshes
+from clipbias.training import placement
 from clipbias.training.ahead import describe, open_topology
 from clipbias.training.context import SweepContext
+from clipbias.training.rates import PER_CELL, PER_METHOD, RATES, UNSELECTED_RATES, Rates, select_learning_rates
 from clipbias.training.run import make_job
-from clipbias.training.select import CELL, FILE, METHOD, NONE, Rates, choose
 from clipbias.training.spec import TEST, UNSELECTED, VALIDATION, Group, Row, RunSpec, make_groups, part_of, run_names
 from clipbias.training.sweep import RESULTS, SweepAxes, make_specs, parse_part, sweep
 from clipbias.training.workdir import note_model, open_workdir
@@ -132,7 +132,7 @@ def prepare(
             skip=skip_missing,
         ),
         settings.compute,
-        meshes.make_mesh(run=settings.mesh.run, data=settings.mesh.data, devices=devices),
+        placement.make_mesh(run=settings.mesh.run, data=settings.mesh.data, devices=devices),
         dtype=precision.resolve(settings.dtype or "float32"),
         on_image_error=settings.on_image_error,
     )
@@ -164,7 +164,7 @@ def run(
       The specs on test images, and their rows as far as these are there.
     """
     axes = axes_of(settings)
-    if not settings.learning_rates or settings.choose == NONE:
+    if not settings.learning_rates or settings.choose == UNSELECTED_RATES:
         if settings.score_on == VALIDATION:
             raise ClipbiasError(
                 "score_on is validation, but no learning rate is to be chosen; give --config.learning_rates."
@@ -172,22 +172,22 @@ def run(
         axes = dataclasses.replace(axes, learning_rates=settings.learning_rates)
         specs = make_specs(context, settings.recipe, axes, rates)
         return specs, _sweep(settings, context, specs, workdir)
-    selected = select_rates(settings, context, rates, workdir)
+    selected = sweep_rates(settings, context, rates, workdir)
     if selected is None:
         return [], []
     specs = make_specs(context, settings.recipe, axes, selected)
     return specs, _sweep(settings, context, specs, workdir, _choices(specs, selected))
 
 
-def select_rates(settings: Table1Settings, context: SweepContext, rates: Rates | None, workdir: Path) -> Rates | None:
+def sweep_rates(settings: Table1Settings, context: SweepContext, rates: Rates | None, workdir: Path) -> Rates | None:
     """Selects learning rates on validation images; `None` where only these were asked for, or other parts go on."""
     part = parse_part(settings.part)
     validate_only = settings.score_on == VALIDATION
-    if settings.choose == METHOD and part[1] > 1 and not validate_only:
+    if settings.choose == PER_METHOD and part[1] > 1 and not validate_only:
         raise ClipbiasError(
             "a part has not all datasets and shots that a method's learning rate is chosen by; choose first, with "
             "--config.score_on=validation in all parts, and give the result as --config.rates_file; or choose for "
-            f"each dataset and number of shots, --config.choose={CELL}."
+            f"each dataset and number of shots, --config.choose={PER_CELL}."
         )
     # Methods with a rate of their own, or without any, have nothing to select.
     axes = dataclasses.replace(axes_of(settings), learning_rates=settings.learning_rates, score_on=VALIDATION)
@@ -195,14 +195,14 @@ def select_rates(settings: Table1Settings, context: SweepContext, rates: Rates |
     candidates = [spec for spec in specs if spec.learning_rate in settings.learning_rates]
     rows = _sweep(settings, context, candidates, workdir) if candidates else []
     if validate_only and len(rows) < len(candidates):
-        common.tell(f"{len(rows)} of {counted(len(candidates), 'run')} done; the last part to end writes {FILE}.")
+        common.tell(f"{len(rows)} of {counted(len(candidates), 'run')} done; the last part to end writes {RATES}.")
         return None
     scope = {spec.key for spec in (candidates if validate_only else part_of(candidates, part))}
-    selected = choose([row for row in rows if row["key"] in scope], settings.choose)
+    selected = select_learning_rates([row for row in rows if row["key"] in scope], settings.choose)
     if hosts.is_first() and (validate_only or part[1] == 1):
-        selected.write(workdir / FILE, _provenance(settings, context, candidates))
+        selected.write(workdir / RATES, _provenance(settings, context, candidates))
     if validate_only:
-        common.tell(f"Learning rates: {workdir / FILE}")
+        common.tell(f"Learning rates: {workdir / RATES}")
         return None
     return selected
 

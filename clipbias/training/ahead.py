@@ -21,7 +21,7 @@ import jax
 from clipbias.clip.precision import AWAY, Target
 from clipbias.errors import ClipbiasError
 from clipbias.sentences import counted
-from clipbias.training import mesh as meshes
+from clipbias.training import placement
 from clipbias.training.device import format_bytes
 from clipbias.training.loop import TrainJob, plan_stages
 from clipbias.training.memory import (
@@ -174,7 +174,7 @@ def describe(job: TrainJob) -> list[str]:
     steps = sum(stage.steps for stage in stages)
     counts = parameter_count(task.shapes)
     parts = ", ".join(f"{counts[part]:,} {part}" for part in ("vision", "text", "shared") if counts[part])
-    rows, classes, shards = stages[0].rows if stages else batch, len(task.class_names), mesh.shape[meshes.DATA]
+    rows, classes, shards = stages[0].rows if stages else batch, len(task.class_names), mesh.shape[placement.DATA]
     lines = [
         f"{counted(job.examples, 'training image')}, {counted(steps, 'step')}" if steps else "no training steps",
         f"parameters per run: {counts['total']:,} ({parts})" if counts["total"] else "no parameters",
@@ -184,7 +184,7 @@ def describe(job: TrainJob) -> list[str]:
     lines += [
         f"{counted(classes, 'class')}, text tokens {list(task.text.ids.shape)}",
         f"data={shards}: {-(-rows // shards)} of {rows} images and {-(-classes // shards)} of {classes} classes per "
-        f"device; run={mesh.shape[meshes.RUN]}: {counted(len(job.runs), 'run')} side by side",
+        f"device; run={mesh.shape[placement.RUN]}: {counted(len(job.runs), 'run')} side by side",
     ]
     # Programs.
     if (sampling := sampling_of(task.method)) is not None:

@@ -24,7 +24,7 @@ from clipbias.data.dataset import Split
 from clipbias.data.images import Ahead, Images, Workers
 from clipbias.data.pipeline import Batch, Batches, Source, epoch_order, pass_batches, test_batches, train_source
 from clipbias.data.transforms import Resizing
-from clipbias.training import mesh as meshes
+from clipbias.training import placement
 from clipbias.tuning import Recipe, Sampling
 
 
@@ -42,9 +42,9 @@ def split_batches(
     """Every image once, in list order, on the host: this process's rows of batches for a mesh.
 
     Evaluations, features and studies read images through it; arguments are those of `data.test_batches`. The batch size
-    is that of all devices (`mesh.rows`).
+    is that of all devices (`placement.rows`).
     """
-    share = meshes.share(mesh)
+    share = placement.share(mesh)
     return test_batches(
         images,
         resizing=resizing,
@@ -61,7 +61,7 @@ class RunBatches(Iterator[Batch]):
     """The batches of all runs side by side on the mesh: `[R, B, …]`, with a mask where `B` is padded to divide.
 
     With `on_error="skip"` unreadable images are black and masked; the number of steps stays. `R` is padded too
-    (`mesh.RunAxis`). Each process makes the rows of its own devices.
+    (`placement.RunAxis`). Each process makes the rows of its own devices.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class RunBatches(Iterator[Batch]):
         on_error: str = "raise",
     ) -> None:
         """Makes nothing yet. Runs have equally many steps, of which `start_step` are done."""
-        share = meshes.share(mesh)
+        share = placement.share(mesh)
         runs = share.runs(mesh, len(images))
         keys = [(id(images[run]), seeds[run]) for run in runs]
         first_with = {key: run for key, run in zip(reversed(keys), reversed(runs), strict=True)}
@@ -107,8 +107,8 @@ class RunBatches(Iterator[Batch]):
         # decoded, kept and sent to the devices once. The devices copy them where each device holds the batches of all
         # sources: these must be no more than its own runs, and this process must have a part of all runs.
         self._copies = len(runs) > len(distinct)
-        has_all = len(runs) == meshes.RunAxis(mesh, len(images)).padded
-        there = has_all and len(distinct) * mesh.shape[meshes.RUN] <= len(runs)
+        has_all = len(runs) == placement.RunAxis(mesh, len(images)).padded
+        there = has_all and len(distinct) * mesh.shape[placement.RUN] <= len(runs)
         self._copies_there = self._copies and there
         self._computed: Any = None
         first = sources[0]
@@ -136,7 +136,7 @@ class RunBatches(Iterator[Batch]):
             whole = batch
             if self._copies and not self._copies_there:
                 whole = {name: values[list(self._of_runs)] for name, values in batch.items()}
-            return meshes.place_batch(self._mesh, whole, runs=not self._copies_there)
+            return placement.place_batch(self._mesh, whole, runs=not self._copies_there)
 
         return pieces, finish
 
@@ -168,7 +168,7 @@ class RunBatches(Iterator[Batch]):
 def _copies(mesh: Mesh, of_runs: tuple[int, ...]) -> Callable[[Batch], Batch]:
     """The program from `[S, B, …]` on all devices along the `run` axis to `[R, B, …]`, where each has its own runs."""
     sources = np.asarray(of_runs)
-    sharding = meshes.sharding(mesh, (len(of_runs), 1), meshes.RUN, meshes.DATA)
+    sharding = placement.sharding(mesh, (len(of_runs), 1), placement.RUN, placement.DATA)
     return jax.jit(lambda batch: jax.tree.map(lambda leaf: leaf[sources], batch), out_shardings=sharding)
 
 
@@ -215,7 +215,7 @@ class TrainingFeatures:
         `params` lie on the mesh; the batch size is that of all devices; the seed keys the augmentations. With "skip",
         `readable` says which images could be read, and the others' features are those of a black image.
         """
-        self._batch_size = meshes.rows(mesh, min(batch_size, len(images)))
+        self._batch_size = placement.rows(mesh, min(batch_size, len(images)))
         self._images = images
         self._mesh = mesh
         self._static = static
@@ -234,7 +234,7 @@ class TrainingFeatures:
         known = 0 if self._passes is None else len(self._passes)
         missing = range(known, count)
         if len(missing):
-            share = meshes.share(self._mesh)
+            share = placement.share(self._mesh)
             batches = pass_batches(
                 self._images,
                 passes=missing,
@@ -273,8 +273,8 @@ class TrainingFeatures:
         results = []
         began = time.monotonic()
         for batch in batches:
-            features = frozen_features(self._static, self._params, meshes.place_rows(self._mesh, batch["images"]))
-            results.append(meshes.device_get((features, meshes.place_rows(self._mesh, batch["mask"]))))
+            features = frozen_features(self._static, self._params, placement.place_rows(self._mesh, batch["images"]))
+            results.append(placement.device_get((features, placement.place_rows(self._mesh, batch["mask"]))))
             now = time.monotonic()
             self._seconds.append(now - began)
             began = now
@@ -336,14 +336,14 @@ class FeatureBatches(Iterator[Batch]):
         self._step = start_step
 
     def __next__(self) -> Batch:
-        share = meshes.share(self._mesh)
+        share = placement.share(self._mesh)
         runs = share.runs(self._mesh, len(self._seeds))
         parts = {run: self._rows(run) for run in set(runs)}
         self._step += 1
         stacked = {name: np.stack([parts[run][name] for run in runs]) for name in parts[runs[0]]}
         local = stacked["labels"].shape[1] // share.parts
         mine = slice(share.part * local, (share.part + 1) * local)
-        return meshes.place_batch(self._mesh, {name: value[:, mine] for name, value in stacked.items()})
+        return placement.place_batch(self._mesh, {name: value[:, mine] for name, value in stacked.items()})
 
     def computes(self, values: jax.Array) -> None:
         """Nothing is made ahead."""
@@ -365,7 +365,7 @@ class FeatureBatches(Iterator[Batch]):
         order = epoch_order(self._seeds[run], epoch, examples * (passes if self._pooled else 1))
         order_of_step = order[: examples if self._pooled else None][step * size : (step + 1) * size]
         turn, example = divmod(order_of_step, examples) if self._pooled else (epoch % passes, order_of_step)
-        rows = size + -size % self._mesh.shape[meshes.DATA]
+        rows = size + -size % self._mesh.shape[placement.DATA]
         more = 0, rows - len(order_of_step)
         return {
             # Zeros have no direction, and not even a mask keeps what is not a number out of a gradient.

@@ -12,7 +12,7 @@ import numpy as np
 
 from clipbias import hosts
 from clipbias.errors import ClipbiasError
-from clipbias.training import mesh as meshes
+from clipbias.training import placement
 
 
 class Checkpoints:
@@ -60,7 +60,7 @@ class Checkpoints:
     def save(self, step: int, state: Any, losses: Sequence[float]) -> None:
         """Starts saving the state after `step` steps, and each run's loss, once the save before it is on disk."""
         # Copies: the next step may write into the memory of those on a device.
-        named = {name: np.array(leaf, order="C") for name, leaf in _named(meshes.device_get(state)).items()}
+        named = {name: np.array(leaf, order="C") for name, leaf in _named(placement.device_get(state)).items()}
         metadata = {"losses": [float(loss) for loss in losses]}
         with self._explained("save a checkpoint"):
             self._manager.wait_until_finished()

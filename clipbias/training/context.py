@@ -16,7 +16,7 @@ from clipbias.constants import ZERO_SHOT
 from clipbias.data import Dataset, Split, protocols
 from clipbias.data.few_shot import most_confident
 from clipbias.data.images import ImageCache, Images, Workers
-from clipbias.training import mesh as meshes
+from clipbias.training import placement
 from clipbias.training.batches import FeatureStatic, TrainingFeatures
 from clipbias.training.calibration import temperature_images
 from clipbias.training.device import Compute
@@ -50,7 +50,7 @@ class SweepContext:
         self.mesh = mesh
         self.dtype = dtype
         self.on_image_error = on_image_error
-        self.params = meshes.place_weights(mesh, clip.params, dtype, shapes=not meshes.is_there(mesh))
+        self.params = placement.place_weights(mesh, clip.params, dtype, shapes=not placement.is_there(mesh))
         self.workers = Workers(compute.workers)
         third = int(compute.cache_gb * 1e9 / 3)
         self._images = ImageCache(2 * third)
@@ -92,7 +92,7 @@ class SweepContext:
         key = method, method_name, classes.class_names, classes.identity
         if key not in self._tasks:
             task = Task(self.clip, method, classes, method_name=method_name, dtype=self.dtype)
-            self._tasks[key] = task.with_memory(class_shards=self.mesh.shape[meshes.DATA])
+            self._tasks[key] = task.with_memory(class_shards=self.mesh.shape[placement.DATA])
         return self._tasks[key]
 
     def training_images(self, splits: Sequence[Split]) -> list[Images]:
@@ -106,7 +106,7 @@ class SweepContext:
         It classifies by the texts of the task's classes: their template, descriptions or free text.
         """
         split = protocol.unlabelled()
-        teacher = task.with_method(make_method(ZERO_SHOT)).with_memory(class_shards=self.mesh.shape[meshes.DATA])
+        teacher = task.with_method(make_method(ZERO_SHOT)).with_memory(class_shards=self.mesh.shape[placement.DATA])
         key = split.digest, teacher.texts
         if key not in self._pseudo_labels:
             static, inputs = make_evaluation(teacher, self.params, {}, runs=1, mesh=self.mesh)
@@ -169,4 +169,4 @@ def make_context(
 ) -> SweepContext:
     """A model on devices, without datasets or files; `None` takes all devices, and as many threads as there are."""
     compute = Compute(workers=workers)
-    return SweepContext(clip, {}, compute, meshes.as_mesh(mesh), dtype=dtype, on_image_error=on_image_error)
+    return SweepContext(clip, {}, compute, placement.as_mesh(mesh), dtype=dtype, on_image_error=on_image_error)

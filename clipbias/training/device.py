@@ -27,7 +27,7 @@ from clipbias.io import cache_folder
 from clipbias.settings import setting, setting_of
 
 # Remat policies by name are those of `training.memory.REMATS`; this one selects the fastest that fits.
-AUTO = "auto"
+AUTO_REMAT = "auto"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Compute:
 
     eval_batch_size: Positive = setting(BATCH_SIZE, "Images per step of evaluation, over all devices.")
     remat: str = setting(
-        AUTO,
+        AUTO_REMAT,
         'What the backward pass keeps of blocks: "products", "half", "tokens" or "auto"; from the fastest to the '
         'smallest; "auto" is the fastest that fits the device\'s memory.',
     )
@@ -179,7 +179,7 @@ def keep_freed_memory() -> bool:
 
 
 # Shorter compilations are not worth a file.
-SECONDS = 0.3
+LEAST_COMPILE_SECONDS = 0.3
 
 
 def keep_programs() -> None:
@@ -194,4 +194,4 @@ def keep_programs() -> None:
         logging.warning("compiled programs are not kept: cannot write %s; set XDG_CACHE_HOME.", cache)
         return
     jax.config.update("jax_compilation_cache_dir", str(cache))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", SECONDS)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", LEAST_COMPILE_SECONDS)

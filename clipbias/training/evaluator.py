@@ -13,12 +13,12 @@ from clipbias.data import Split
 from clipbias.data.images import Images, Workers
 from clipbias.data.pipeline import Batch
 from clipbias.errors import ClipbiasError
-from clipbias.training import mesh as meshes
+from clipbias.training import placement
 from clipbias.training.batches import split_batches
 from clipbias.training.calibration import Outcome, calibration, fit_temperature
 from clipbias.training.device import explain_exhaustion
 from clipbias.training.forward import (
-    BatchOutcome,
+    BatchPredictions,
     EvalInputs,
     EvalStatic,
     check_finite,
@@ -47,7 +47,7 @@ def score(outcome: Outcome, temperature: float | None) -> Row:
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluation:
+class Predictions:
     """What `R` runs predict for the `n` images of a split, of which `m` could be read.
 
     Attributes:
@@ -55,7 +55,7 @@ class Evaluation:
       temperatures: of each run, or `None` (`Evaluator.evaluate`).
       validation_images: how many they were fitted on; `None` where none was to be fitted.
       predicted: the class of every image, int32 `[R, n]`; -1 where it could not be read.
-      log_probs: see `BatchOutcome`, float16 `[R, n, 7]`.
+      log_probs: see `BatchPredictions`, float16 `[R, n, 7]`.
       logits: of the images that could be read, `[R, m, C]`, if they are kept.
     """
 
@@ -121,7 +121,7 @@ class Evaluator:
         self.split = split
         self.mesh = mesh
         self.on_error = on_error
-        self.batch_size = meshes.rows(mesh, batch_size if whole_batches else min(batch_size, len(split)))
+        self.batch_size = placement.rows(mesh, batch_size if whole_batches else min(batch_size, len(split)))
         self._workers = Workers.of(workers)
         self._budget = budget or Budget(0)
         self._images: list[Batch] | None = None
@@ -179,7 +179,7 @@ class Evaluator:
             static = dataclasses.replace(static, runs=1)
         plain = []
         for batch in self._batches(static):
-            images = meshes.place_rows(self.mesh, batch["images"])
+            images = placement.place_rows(self.mesh, batch["images"])
             features = image_features(static, inputs.params, learnables, images)
             if keep:
                 plain.append((features, {name: batch[name] for name in ("labels", "mask")}))
@@ -199,12 +199,12 @@ class Evaluator:
             for features, batch in self._features(static, inputs):
                 if hosts.stops():
                     raise hosts.Stopped
-                mask = meshes.place_rows(self.mesh, batch["mask"])
-                labels = meshes.place_rows(self.mesh, np.where(batch["mask"], batch["labels"], -1))
+                mask = placement.place_rows(self.mesh, batch["mask"])
+                labels = placement.place_rows(self.mesh, np.where(batch["mask"], batch["labels"], -1))
                 results.append((compute(features, mask, labels), labels))
                 # One batch waits behind the one that is computed: with dozens of them, XLA's CPU devices hang.
                 jax.block_until_ready(results[-2:-1])
-        values, of_batches = zip(*meshes.device_get(results), strict=True)
+        values, of_batches = zip(*placement.device_get(results), strict=True)
         count = len(self.split)  # padding lies behind the images
         whole = jax.tree.map(lambda *batches: np.concatenate(batches, axis=1)[:, :count], *values)
         return whole, np.concatenate(of_batches)[:count]
@@ -216,7 +216,7 @@ class Evaluator:
         *,
         validation: "Evaluator | None" = None,
         keeps_logits: bool = False,
-    ) -> Evaluation:
+    ) -> Predictions:
         """What each run predicts for every image, and its temperature.
 
         That is fitted on the images of `validation`, of the same classes; `None` without any that could be read, or
@@ -232,7 +232,7 @@ class Evaluator:
             fitted = [fit_temperature(of_run[read], labels[read]) for of_run in scores]
         temperatures = np.asarray([1.0 if value is None else value for value in fitted], np.float32)
 
-        def compute(features: jax.Array, mask: jax.Array, labels: jax.Array) -> BatchOutcome:
+        def compute(features: jax.Array, mask: jax.Array, labels: jax.Array) -> BatchPredictions:
             return outcomes(static, inputs, features, mask, labels, temperatures, keeps_logits=keeps_logits)
 
         values, labels = self._each_batch(static, inputs, compute)
@@ -243,7 +243,7 @@ class Evaluator:
         check_finite(every.highest)
         with np.errstate(over="ignore"):  # on the host: not every CPU has the instruction that XLA takes for it
             log_probs = values.log_probs.astype(np.float16)
-        return Evaluation(
+        return Predictions(
             outcomes=[
                 Outcome(
                     correct=every.predicted[run] == labels[read],

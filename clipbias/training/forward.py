@@ -13,7 +13,7 @@ from clipbias.clip.layers import no_gradient
 from clipbias.clip.params import Params
 from clipbias.clip.preprocess import Preprocessing
 from clipbias.errors import ClipbiasError
-from clipbias.training import mesh as meshes
+from clipbias.training import placement
 from clipbias.training.device import explain_exhaustion
 from clipbias.training.step import over_runs, place_text
 from clipbias.tuning import Task
@@ -52,13 +52,13 @@ def make_evaluation(
 ) -> tuple[EvalStatic, EvalInputs]:
     """The arguments of an evaluation of `runs` runs, with weights on the mesh and learnables `[R, …]` on the host."""
     static = EvalStatic(task.classifier, task.clip.preprocessing, mesh, runs)
-    placed = meshes.device_put(mesh, learnables, meshes.RUN)
+    placed = placement.device_put(mesh, learnables, placement.RUN)
     return static, EvalInputs(params, placed, place_text(mesh, task, params))
 
 
 def images_per_step(batch_size: int, crops: int, mesh: Mesh) -> int:
     """Images that an evaluation step takes: with `crops` of each, so many fewer, but one for each device at least."""
-    return meshes.rows(mesh, max(1, batch_size // (1 + crops)))
+    return placement.rows(mesh, max(1, batch_size // (1 + crops)))
 
 
 @functools.partial(jax.jit, static_argnames="static")
@@ -89,7 +89,7 @@ def image_features(static: EvalStatic, params: Params, learnables: Learnables, i
 
 
 @struct.dataclass
-class BatchOutcome:
+class BatchPredictions:
     """What each run predicts for a batch of images, every leaf `[R, B]`; see `calibration.Outcome`.
 
     `log_probs`, `[R, B, 7]`, has the five largest log-probabilities (-inf beyond the last class), the label's, and the
@@ -149,7 +149,7 @@ def outcomes(
     labels: jax.Array,
     temperatures: jax.Array,
     keeps_logits: bool = False,
-) -> BatchOutcome:
+) -> BatchPredictions:
     """The most likely class under each run and how sure it is, as is and with logits over `temperatures [R]`.
 
     Arguments as of `logits`; the log-probability of a label -1 means nothing.
@@ -171,7 +171,7 @@ def outcomes(
     five = jnp.pad(five, ((0, 0), (0, 0), (0, 5 - five.shape[-1])), constant_values=-jnp.inf)
     highest = highest.astype(jnp.float32)
     log_probs = jnp.concatenate([five - total, of_label - total, highest[..., None] + total], axis=-1)
-    return BatchOutcome(
+    return BatchPredictions(
         predicted=predicted.astype(jnp.int32),
         other_odds=plain,
         highest=highest,

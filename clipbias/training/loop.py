@@ -21,11 +21,11 @@ from clipbias.data.images import Images, check_readable
 from clipbias.data.protocols import EvalProtocol
 from clipbias.errors import ClipbiasError
 from clipbias.sentences import counted
-from clipbias.training import mesh as meshes
+from clipbias.training import placement
 from clipbias.training.batches import FeatureBatches, RunBatches, epoch_features, support_features
 from clipbias.training.checkpoints import Checkpoints
 from clipbias.training.context import SweepContext
-from clipbias.training.device import AUTO, explain_exhaustion
+from clipbias.training.device import AUTO_REMAT, explain_exhaustion
 from clipbias.training.forward import EvalInputs, EvalStatic, make_evaluation, text_features
 from clipbias.training.memory import MemoryPlan, StepShape, plan_step
 from clipbias.training.progress import METRICS, MetricWriter, Progress, StepProfile, StepReport, step_seconds
@@ -52,7 +52,7 @@ class Run:
 
 
 @dataclasses.dataclass(frozen=True)
-class Logging:
+class RunOutputs:
     """Where a training is saved and reports. Nothing here changes a number.
 
     Attributes:
@@ -84,7 +84,7 @@ class TrainJob:
     recipe: Recipe | None
     runs: tuple[Run, ...]
     teacher: Tuned | None = None
-    logging: Logging = dataclasses.field(default_factory=Logging)
+    outputs: RunOutputs = dataclasses.field(default_factory=RunOutputs)
     plan: MemoryPlan | None = None
 
     @property
@@ -102,8 +102,8 @@ class TrainJob:
         return [run.start_seed for run in self.runs]
 
     @property
-    def run_axis(self) -> meshes.RunAxis:
-        return meshes.RunAxis(self.context.mesh, len(self.runs))
+    def run_axis(self) -> placement.RunAxis:
+        return placement.RunAxis(self.context.mesh, len(self.runs))
 
     @property
     def training(self) -> Recipe:
@@ -164,21 +164,21 @@ def plan_stages(job: TrainJob) -> tuple[TrainJob, ...]:
     recipe = job.recipe.with_epochs(job.examples)
     if recipe != job.recipe:
         epochs = counted(recipe.total_epochs(job.examples), "epoch")
-        job.logging.progress.say(f"{epochs}, {counted(recipe.total_steps(job.examples), 'step')}")
+        job.outputs.progress.say(f"{epochs}, {counted(recipe.total_steps(job.examples), 'step')}")
     methods = method.stages(recipe)
     steps = [stage.total_steps(job.examples) for _, stage in methods]
     stages = []
     for number, (stage_method, stage_recipe) in enumerate(methods):
-        folder = job.logging.checkpoints
-        logging = dataclasses.replace(
-            job.logging,
+        folder = job.outputs.checkpoints
+        outputs = dataclasses.replace(
+            job.outputs,
             checkpoints=None if folder is None else folder / f"stage{number}",
             steps_before=sum(steps[:number]),
             total_steps=sum(steps),
         )
         task = job.task if stage_method is method else job.task.with_method(stage_method)
-        stage = dataclasses.replace(job, task=task, recipe=stage_recipe, logging=logging)
-        job.logging.progress.at_work("compiling a step")
+        stage = dataclasses.replace(job, task=task, recipe=stage_recipe, outputs=outputs)
+        job.outputs.progress.at_work("compiling a step")
         plan = plan_step(task, stage_recipe, stage.step_shape, job.context.compute)
         stages.append(dataclasses.replace(stage, task=plan.apply(task), plan=plan))
     return tuple(stages)
@@ -188,7 +188,7 @@ def plan_stages(job: TrainJob) -> tuple[TrainJob, ...]:
 def compiled_meanwhile(job: TrainJob) -> Iterator[None]:
     """Compiles the first step of a job in another thread while something else is computed; it is kept for the job."""
     with ThreadPoolExecutor(1) as thread:
-        thread.submit(plan_stages, dataclasses.replace(job, logging=Logging()))  # the job itself meets its errors
+        thread.submit(plan_stages, dataclasses.replace(job, outputs=RunOutputs()))  # the job itself meets its errors
         yield
 
 
@@ -200,7 +200,7 @@ def check_side_by_side(stages: Sequence[TrainJob]) -> None:
     """Raises `NotSideBySide` where fewer learning rates would fit the memory without loss of time."""
     for stage in stages:
         compute = stage.context.compute
-        is_set = (compute.remat, compute.class_chunks) != (AUTO, None)
+        is_set = (compute.remat, compute.class_chunks) != (AUTO_REMAT, None)
         fastest = stage.plan is None or stage.plan.is_fastest
         if not (is_set or fastest) and len({run.learning_rate for run in stage.runs}) > 1:
             raise NotSideBySide("the learning rates do not fit the memory side by side.")
@@ -252,21 +252,21 @@ def train(job: TrainJob, start: Learnables) -> TrainResult:
     began = time.monotonic()
     mesh = job.context.mesh
     axis = job.run_axis
-    logging = job.logging
+    outputs = job.outputs
     images = job.rows * axis.count
     total = job.steps
     static = StepStatic.of(job.task, job.training, mesh)
     rates, weights = _step_numbers(job)
     # The last step is saved where the job is read again: other stages follow, or `keeps_last`.
-    keeps_last = logging.keeps_last or total < (logging.total_steps or 0) - logging.steps_before
+    keeps_last = outputs.keeps_last or total < (outputs.total_steps or 0) - outputs.steps_before
     needs = "" if job.plan is None else f"a step needs {job.plan}: "
     advice = f"{needs}lower --config.batch_size, raise --config.class_chunks, or set --config.remat=tokens."
     with contextlib.ExitStack() as opened:
         # The state before the first step, or of the latest checkpoint.
         step, losses, checkpoints = 0, None, None
         state = init_state(job.task.method, job.training, start)
-        if logging.checkpoints is not None:
-            checkpoints = Checkpoints(logging.checkpoints)
+        if outputs.checkpoints is not None:
+            checkpoints = Checkpoints(outputs.checkpoints)
             opened.callback(checkpoints.close)
             if (restored := checkpoints.restore(state)) is not None:
                 step, state, losses = restored
@@ -276,7 +276,7 @@ def train(job: TrainJob, start: Learnables) -> TrainResult:
         batches = _open_batches(opened, job, step)
         report = _open_report(opened, job, step, losses, batches, images=images)
         is_traced = job.context.compute.profile == "steps"
-        profile = StepProfile(logging.metrics if is_traced else None, first=step, total=total)
+        profile = StepProfile(outputs.metrics if is_traced else None, first=step, total=total)
         opened.callback(profile.close)
         interval = _Interval(job.context.compute.checkpoint_seconds)
         first = step
@@ -286,16 +286,16 @@ def train(job: TrainJob, start: Learnables) -> TrainResult:
                 batch = next(batches)
                 scalars = StepScalars(
                     learning_rate=axis.place(rates[step].astype(np.float32)),
-                    weight=None if weights is None else meshes.replicate(mesh, weights[step]),
+                    weight=None if weights is None else placement.replicate(mesh, weights[step]),
                 )
                 state, metrics = train_step(static, inputs, state, batch, scalars)
                 del batch  # the device keeps what it still computes from, and the next one needs the room
                 batches.computes(metrics["loss"])
                 profile.after(step, metrics)
                 step += 1
-                report.step(logging.steps_before + step, metrics, rates[step - 1])
+                report.step(outputs.steps_before + step, metrics, rates[step - 1])
                 if step == first + 1:  # it was compiled
-                    logging.progress.at_work("training")
+                    outputs.progress.at_work("training")
                 stops = hosts.stops()
                 last = step == total
                 if checkpoints is not None and (stops or (last and keeps_last) or interval.is_over(last=last)):
@@ -305,13 +305,13 @@ def train(job: TrainJob, start: Learnables) -> TrainResult:
                     if checkpoints is not None:
                         checkpoints.wait()
                     raise hosts.Stopped(
-                        f"stopped at step {logging.steps_before + step} of {logging.total_steps or total}; the same "
+                        f"stopped at step {outputs.steps_before + step} of {outputs.total_steps or total}; the same "
                         "command continues."
                     )
             report.catch_up()
     learnables = axis.unpad(state.learnables if state.average is None else state.average)
     return TrainResult(
-        learnables=with_constants(meshes.device_get(learnables), start),
+        learnables=with_constants(placement.device_get(learnables), start),
         losses=tuple(report.losses),
         steps=total,
         seconds=time.monotonic() - began,
@@ -392,29 +392,29 @@ def _open_report(
     images: int,
 ) -> StepReport:
     """Progress and metrics of the steps that are left, of so many images each; the metrics of the others stay."""
-    logging = job.logging
+    outputs = job.outputs
     total = job.steps
-    logging.progress.start(logging.total_steps or total, done=logging.steps_before + step)
+    outputs.progress.start(outputs.total_steps or total, done=outputs.steps_before + step)
     if job.plan is not None:
-        logging.progress.say(f"memory: {job.plan}")
+        outputs.progress.say(f"memory: {job.plan}")
     metrics = None
-    if logging.metrics is not None and step < total:
+    if outputs.metrics is not None and step < total:
         writer = MetricWriter(
-            logging.metrics,
-            start_step=logging.steps_before + step + 1,
-            steps=logging.total_steps or total,
+            outputs.metrics,
+            start_step=outputs.steps_before + step + 1,
+            steps=outputs.total_steps or total,
             trackers=job.context.compute.trackers,
         )
         metrics = opened.enter_context(writer)
     return StepReport(
         type(job.task.method).__name__,
         job.start_seeds,
-        logging.progress,
+        outputs.progress,
         metrics,
         images=images,
         losses=losses or (),
         waiting=(lambda: batches.waiting_share) if not isinstance(batches, FeatureBatches) else None,
-        ends_on_failure=logging.ends_on_failure,
+        ends_on_failure=outputs.ends_on_failure,
     )
 
 
@@ -544,7 +544,7 @@ def _stage_texts(stage: TrainJob, learnables: Learnables) -> np.ndarray:
         features = jnp.broadcast_to(inputs.text, (runs, *inputs.text.shape))
     else:
         features = text_features(static, inputs)
-    return np.asarray(meshes.device_get(stage.task.classifier.split_by_template(features)))
+    return np.asarray(placement.device_get(stage.task.classifier.split_by_template(features)))
 
 
 def _training_seconds(
@@ -555,7 +555,7 @@ def _training_seconds(
     `host` are seconds of the method's own computations.
     """
     runs = len(job.runs)
-    folder = job.logging.metrics
+    folder = job.outputs.metrics
     sampling = sampling_of(job.task.method)
     steps = 0.0 if folder is None else step_seconds(folder / METRICS, [stage.steps for stage in stages])
     if sampling is None:

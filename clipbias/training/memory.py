@@ -19,9 +19,9 @@ from jax.sharding import Mesh
 
 from clipbias.clip import layers
 from clipbias.errors import ClipbiasError
-from clipbias.training import mesh as meshes
+from clipbias.training import placement
 from clipbias.training.batches import FeatureStatic, frozen_features
-from clipbias.training.device import AUTO, USABLE, Compute, device_limit, needed_bytes
+from clipbias.training.device import AUTO_REMAT, USABLE, Compute, device_limit, needed_bytes
 from clipbias.training.forward import (
     EvalInputs,
     EvalStatic,
@@ -83,7 +83,7 @@ def training_program(task: Task, recipe: Recipe, size: StepShape) -> Program:
         lambda leaf: shape((runs, *(axis or each for axis in leaf.shape)), leaf.dtype), task.shapes
     )
     state = jax.eval_shape(lambda start: init_state(method, recipe, start), learnables)
-    rows = size.rows + -size.rows % mesh.shape[meshes.DATA]
+    rows = size.rows + -size.rows % mesh.shape[placement.DATA]
     side = config.vision.image_size
     pixels = shape((runs, rows, side, side, 3), np.uint8)
     if sampling is not None:
@@ -93,16 +93,16 @@ def training_program(task: Task, recipe: Recipe, size: StepShape) -> Program:
     if size.taught:
         batch[TEACHER] = shape((runs, rows, len(task.class_names)), np.float32)
     static = StepStatic.of(task, recipe, mesh)
-    params = meshes.place_weights(mesh, task.clip.params, task.classifier.dtype, shapes=True)
+    params = placement.place_weights(mesh, task.clip.params, task.classifier.dtype, shapes=True)
     scalars = StepScalars(
-        learning_rate=meshes.device_put(mesh, shape((runs,), np.float32), meshes.RUN),
-        weight=None if state.average is None else meshes.replicate(mesh, shape((), np.float32)),
+        learning_rate=placement.device_put(mesh, shape((runs,), np.float32), placement.RUN),
+        weight=None if state.average is None else placement.replicate(mesh, shape((), np.float32)),
     )
     arguments = (
         static,
         place_inputs(mesh, task, params, learnables, range(runs)),
-        meshes.device_put(mesh, state, meshes.RUN),
-        meshes.device_put(mesh, batch, meshes.RUN, meshes.DATA),
+        placement.device_put(mesh, state, placement.RUN),
+        placement.device_put(mesh, batch, placement.RUN, placement.DATA),
         scalars,
     )
     return Program("train_step", train_step, arguments)
@@ -119,8 +119,8 @@ def class_program(task: Task, *, runs: int, mesh: Mesh) -> Program:
     views = (1 + crops,) if crops else ()
     count = runs if task.classifier.changes_vision(task.shapes) else 1
     features = jax.ShapeDtypeStruct((count, batch, *views, width), np.float32)
-    features = meshes.device_put(mesh, features, meshes.RUN if count == runs else None, meshes.DATA)
-    mask = meshes.device_put(mesh, jax.ShapeDtypeStruct((batch,), np.bool_), meshes.DATA)
+    features = placement.device_put(mesh, features, placement.RUN if count == runs else None, placement.DATA)
+    mask = placement.device_put(mesh, jax.ShapeDtypeStruct((batch,), np.bool_), placement.DATA)
     return Program("logits", logits, (static, inputs, features, mask))
 
 
@@ -131,26 +131,28 @@ def evaluation_programs(task: Task, *, batch: int, runs: int, mesh: Mesh) -> lis
     batch = images_per_step(batch, crops, mesh)
     views = (1 + crops,) if crops else ()
     kind = np.float32 if mixes_crops(task.method) else np.uint8
-    pixels = meshes.device_put(mesh, jax.ShapeDtypeStruct((batch, *views, size, size, 3), kind), meshes.DATA)
+    pixels = placement.device_put(mesh, jax.ShapeDtypeStruct((batch, *views, size, size, 3), kind), placement.DATA)
     count = runs if task.classifier.changes_vision(task.shapes) else 1
     static, inputs = _evaluation(task, count, mesh)
     arguments = (static, inputs.params, inputs.learnables, pixels)
     programs = [Program("image_features", image_features, arguments)]
     images = jax.eval_shape(functools.partial(image_features, static), *arguments[1:])
-    images = meshes.device_put(mesh, images, meshes.RUN, meshes.DATA)
+    images = placement.device_put(mesh, images, placement.RUN, placement.DATA)
     static, inputs = _evaluation(task, runs, mesh)
     if not task.method.conditional:
         text: Any = inputs.text
         if task.classifier.changes_text(task.shapes):
             programs.append(class_program(task, runs=runs, mesh=mesh))
             width = task.clip.config.projection_width
-            text = meshes.device_put(mesh, jax.ShapeDtypeStruct((runs, len(task.texts), width), np.float32), meshes.RUN)
+            text = placement.device_put(
+                mesh, jax.ShapeDtypeStruct((runs, len(task.texts), width), np.float32), placement.RUN
+            )
         else:
-            text = meshes.replicate(mesh, jax.ShapeDtypeStruct((1, *text.shape), text.dtype))
+            text = placement.replicate(mesh, jax.ShapeDtypeStruct((1, *text.shape), text.dtype))
         inputs = dataclasses.replace(inputs, text=text)
-    mask = meshes.device_put(mesh, jax.ShapeDtypeStruct((batch,), np.bool_), meshes.DATA)
-    labels = meshes.device_put(mesh, jax.ShapeDtypeStruct((batch,), np.int32), meshes.DATA)
-    temperatures = meshes.replicate(mesh, jax.ShapeDtypeStruct((runs,), np.float32))
+    mask = placement.device_put(mesh, jax.ShapeDtypeStruct((batch,), np.bool_), placement.DATA)
+    labels = placement.device_put(mesh, jax.ShapeDtypeStruct((batch,), np.int32), placement.DATA)
+    temperatures = placement.replicate(mesh, jax.ShapeDtypeStruct((runs,), np.float32))
     return [*programs, Program("outcomes", outcomes, (static, inputs, images, mask, labels, temperatures))]
 
 
@@ -159,15 +161,15 @@ def features_program(task: Task, sampling: Sampling, *, batch: int, mesh: Mesh) 
     clip = task.clip
     size = task.clip.config.vision.image_size
     dtype = task.classifier.dtype
-    images = meshes.device_put(mesh, jax.ShapeDtypeStruct((batch, size, size, 3), np.uint8), meshes.DATA)
-    params = meshes.place_weights(mesh, clip.params, dtype, shapes=True)
+    images = placement.device_put(mesh, jax.ShapeDtypeStruct((batch, size, size, 3), np.uint8), placement.DATA)
+    params = placement.place_weights(mesh, clip.params, dtype, shapes=True)
     static = FeatureStatic(clip.config, clip.preprocessing, dtype, sampling.projected)
     return Program("frozen_features", frozen_features, (static, params, images))
 
 
 def _evaluation(task: Task, runs: int, mesh: Mesh) -> tuple[EvalStatic, EvalInputs]:
     learnables = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((runs, *leaf.shape), leaf.dtype), task.shapes)
-    params = meshes.place_weights(mesh, task.clip.params, task.classifier.dtype, shapes=True)
+    params = placement.place_weights(mesh, task.clip.params, task.classifier.dtype, shapes=True)
     return make_evaluation(task, params, learnables, runs=runs, mesh=mesh)
 
 
@@ -240,8 +242,8 @@ def plan_step(task: Task, recipe: Recipe, size: StepShape, compute: Compute | No
     """
     limit = device_limit()
     compute = compute or Compute()
-    if compute.remat != AUTO and compute.remat not in REMATS:
-        raise ClipbiasError(f"remat is {compute.remat!r}; choose {AUTO!r}, {', '.join(map(repr, REMATS))}.")
+    if compute.remat != AUTO_REMAT and compute.remat not in REMATS:
+        raise ClipbiasError(f"remat is {compute.remat!r}; choose {AUTO_REMAT!r}, {', '.join(map(repr, REMATS))}.")
     classes = len(task.class_names)
     chunks = compute.class_chunks
     if chunks is not None and not 1 <= chunks <= classes:
@@ -254,7 +256,7 @@ def plan_step(task: Task, recipe: Recipe, size: StepShape, compute: Compute | No
         remat, count = settings
         return REMATS[remat].repeated + (count > 1), count
 
-    remats = REMATS if compute.remat == AUTO else (compute.remat,)
+    remats = REMATS if compute.remat == AUTO_REMAT else (compute.remat,)
     candidates = []
     for settings in sorted(itertools.product(remats, counts if chunks is None else (chunks,)), key=cost):
         plan = MemoryPlan(*settings)

@@ -12,7 +12,7 @@ from clipbias.identity import identity
 from clipbias.io import load_arrays, save_arrays
 from clipbias.tuning.tuned import Tuned
 
-FOLDER = "predictions"
+PREDICTIONS = "predictions"
 
 
 def predictions_name(name: str) -> str:
@@ -41,7 +41,7 @@ def save_predictions(
     which predictions are found again.
     """
     known_by = predictions_identity(model, images or split.identity)
-    path = workdir / FOLDER / f"{predictions_name(name)}.npz"
+    path = workdir / PREDICTIONS / f"{predictions_name(name)}.npz"
     arrays = {
         "images": np.asarray(split.keys),
         "labels": np.asarray(split.labels, np.int32),
@@ -59,7 +59,7 @@ class KnownPredictions:
     def __init__(self, workdirs: Iterable[Path]) -> None:
         self._paths: dict[str, Path] = {}
         for workdir in workdirs:
-            for path in sorted((workdir / FOLDER).glob("*.npz")):
+            for path in sorted((workdir / PREDICTIONS).glob("*.npz")):
                 if (stored := stored_identity(path)) is not None:
                     self._paths.setdefault(stored, path)
 

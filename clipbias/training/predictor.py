@@ -14,7 +14,7 @@ from clipbias.clip.precision import cast_weights
 from clipbias.data import Split
 from clipbias.data.confusion import class_summary
 from clipbias.data.images import Workers
-from clipbias.training import mesh as meshes
+from clipbias.training import placement
 from clipbias.training.calibration import detection, temperature_images
 from clipbias.training.evaluator import TEMPERATURE, Evaluator
 from clipbias.training.forward import EvalInputs, EvalStatic, check_finite, image_features, logits, make_evaluation
@@ -109,8 +109,8 @@ def evaluate(
       `accepted` is the share in percent that the rule does not reject. And the class that is predicted for every image,
       int32 `[n]`; -1 where one could not be read.
     """
-    task = model.task.with_memory(class_shards=mesh.shape[meshes.DATA])
-    params = meshes.place_weights(mesh, task.clip.params, task.classifier.dtype)
+    task = model.task.with_memory(class_shards=mesh.shape[placement.DATA])
+    params = placement.place_weights(mesh, task.clip.params, task.classifier.dtype)
     single = stack_runs([jax.device_get(model.learnables)])
     static, inputs = make_evaluation(task, params, single, runs=1, mesh=mesh)
     shared = Workers(workers)

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from clipbias.errors import ClipbiasError, sentence
 from clipbias.io import data_path, is_remote, read_json_lines, write_text
 from clipbias.terminal import printable
-from clipbias.training import mesh as meshes
+from clipbias.training import placement
 
 SECONDS_BETWEEN_LINES = 10.0
 SECONDS_BETWEEN_STAGES = 2.0
@@ -204,7 +204,7 @@ def say(line: str) -> None:
 
 # Metrics, and where they go.
 
-AUTO = "auto"
+AUTO_TRACKER = "auto"
 PROJECT = "clipbias"
 
 # Takes the numbers of one step; and the call that ends the record.
@@ -256,12 +256,12 @@ def check_trackers(names: Sequence[str]) -> list[str]:
     """The trackers of these names. Raises `ClipbiasError` for one that is unknown or not installed."""
     checked = []
     for name in names:
-        if name == AUTO:
+        if name == AUTO_TRACKER:
             if _is_installed("tensorboardX"):
                 checked.append("tensorboard")
             continue
         if name not in TRACKERS:
-            raise ClipbiasError(f"trackers has {name!r}; choose from {AUTO}, {', '.join(TRACKERS)}.")
+            raise ClipbiasError(f"trackers has {name!r}; choose from {AUTO_TRACKER}, {', '.join(TRACKERS)}.")
         module = TRACKERS[name][0]
         if not _is_installed(module):
             raise ClipbiasError(f"trackers has {name!r}, which needs {module}: pip install {module}.")
@@ -289,7 +289,7 @@ class MetricWriter(contextlib.AbstractContextManager["MetricWriter"]):
         *,
         start_step: int = 0,
         steps: int | None = None,
-        trackers: Sequence[str] = (AUTO,),
+        trackers: Sequence[str] = (AUTO_TRACKER,),
     ) -> None:
         """Raises `ClipbiasError` for a tracker that is unknown, not installed, or does not start."""
         self._file: Any = None
@@ -300,7 +300,7 @@ class MetricWriter(contextlib.AbstractContextManager["MetricWriter"]):
         self._path = path = data_path(folder) / METRICS
         earlier = [line for line in read_json_lines(path) if is_step(line) and line["step"] < start_step]
         if is_remote(path):
-            trackers = [name for name in trackers if name not in (AUTO, "tensorboard")]
+            trackers = [name for name in trackers if name not in (AUTO_TRACKER, "tensorboard")]
         text = "".join(json.dumps(line) + "\n" for line in earlier)
         write_text(path, text)  # killed here, nothing is lost
         for name in check_trackers(trackers):
@@ -405,7 +405,7 @@ class StepReport:
         self._late = None
         # Padding lies behind the runs.
         runs = slice(len(self.seeds))
-        values = {name: np.asarray(value, np.float64)[runs] for name, value in meshes.device_get(values).items()}
+        values = {name: np.asarray(value, np.float64)[runs] for name, value in placement.device_get(values).items()}
         if "accuracy" in values:
             values["accuracy"] = 100 * values["accuracy"]  # in percent, as everywhere
         for seed, loss in zip(self.seeds, values["loss"], strict=True):
@@ -440,7 +440,7 @@ class StepReport:
 # Steps before the first that is traced: they compile, and fill what is kept. And how many are traced.
 BEFORE = 2
 TRACED = 5
-FOLDER = "profile"
+PROFILE = "profile"
 
 
 class StepProfile:
@@ -457,7 +457,7 @@ class StepProfile:
         if self._folder is not None and step == self._steps.start and jax.process_index() == 0:
             options = jax.profiler.ProfileOptions()
             options.python_tracer_level = 0  # every call of a function would slow the steps down
-            jax.profiler.start_trace(str(self._folder / FOLDER), profiler_options=options)
+            jax.profiler.start_trace(str(self._folder / PROFILE), profiler_options=options)
             self._runs = True
 
     def after(self, step: int, result: Mapping[str, jax.Array]) -> None:

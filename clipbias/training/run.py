@@ -21,18 +21,18 @@ from clipbias.data.held_out import HeldOut
 from clipbias.data.images import Images
 from clipbias.identity import identity
 from clipbias.sentences import counted
-from clipbias.training import mesh as meshes
+from clipbias.training import placement
+from clipbias.training.cautions import cautions_of_fit
 from clipbias.training.context import SweepContext
-from clipbias.training.evaluator import Evaluation
-from clipbias.training.loop import Logging, Run, TrainJob, TrainResult, check_images, train_job, validation_images
+from clipbias.training.evaluator import Predictions
+from clipbias.training.loop import Run, RunOutputs, TrainJob, TrainResult, check_images, train_job, validation_images
 from clipbias.training.memory import fit_evaluation
 from clipbias.training.predictions import predictions_name, save_predictions
 from clipbias.training.progress import Progress
 from clipbias.training.run_images import calibration_images, fit_images, held_out_images, under_policy
 from clipbias.training.select import (
     Selection,
-    cautions_of_fit,
-    frozen,
+    frozen_job,
     needs_validation,
     nothing_held_out,
     read_selection,
@@ -96,8 +96,8 @@ def run_group(
       calibrates: whether images that neither train nor select calibrate the adapters.
       facts: entries of rows and adapters, by the key of their spec.
     """
-    logging = Logging(checkpoints=paths.checkpoints(group), metrics=paths.metrics(group), progress=progress)
-    prepared = prepare(group, context, logging, compares_rates=compares_rates)
+    outputs = RunOutputs(checkpoints=paths.checkpoints(group), metrics=paths.metrics(group), progress=progress)
+    prepared = prepare(group, context, outputs, compares_rates=compares_rates)
     selected = select(prepared, paths.workdir, compares_rates=bool(compares_rates))
     # Before the training, since it reads the test images: a broken one must not cost a training.
     zero_shot = zero_shot_facts(selected, paths)
@@ -109,12 +109,12 @@ def run_group(
 
 
 def prepare(
-    group: Group, context: SweepContext, logging: Logging, *, compares_rates: bool | None = None
+    group: Group, context: SweepContext, outputs: RunOutputs, *, compares_rates: bool | None = None
 ) -> PreparedGroup:
     """Decides which images train and select, and makes the job of a group."""
-    logging.progress.at_work("reading images")
+    outputs.progress.at_work("reading images")
     if compares_rates is None:
-        return PreparedGroup(group, group, make_job(group, context, logging))
+        return PreparedGroup(group, group, make_job(group, context, outputs))
     (spec,) = group
     drawn = context.drawn(spec)
     held = held_out_images(drawn, spec)
@@ -122,7 +122,7 @@ def prepare(
     # The policy is part of the spec before the job is made, so that the job has the images of its row.
     if needs_validation(bind_task(spec, context), spec.recipe, compares_rates=compares_rates):
         specs = (dataclasses.replace(spec, validation=held_out.POLICY),)
-    return PreparedGroup(group, specs, make_job(specs, context, logging), held)
+    return PreparedGroup(group, specs, make_job(specs, context, outputs), held)
 
 
 def bind_task(spec: RunSpec, context: SweepContext) -> Task:
@@ -130,7 +130,7 @@ def bind_task(spec: RunSpec, context: SweepContext) -> Task:
     return context.bind(spec.make_method(), context.drawn(spec).source, spec.method)
 
 
-def make_job(group: Group, context: SweepContext, logging: Logging | None = None) -> TrainJob:
+def make_job(group: Group, context: SweepContext, outputs: RunOutputs | None = None) -> TrainJob:
     """Makes the job of a group: its task, and its runs with their training images; runs of one seed share them.
 
     A method that takes no training image has its test images there.
@@ -142,7 +142,7 @@ def make_job(group: Group, context: SweepContext, logging: Logging | None = None
     by_seed = {spec.seed: under_policy(context.drawn(spec), spec) for spec in group}
     if method.uses_images:
         # Programs for absent devices cannot label images; any images of the same number stand in.
-        unlabelled = (method.unlabelled or first.protocol == "pseudo_labels") and meshes.is_there(context.mesh)
+        unlabelled = (method.unlabelled or first.protocol == "pseudo_labels") and placement.is_there(context.mesh)
         splits = [
             context.pseudo_labelled(task, protocol, first.shots) if unlabelled else protocol.source.split("train")
             for protocol in by_seed.values()
@@ -156,7 +156,7 @@ def make_job(group: Group, context: SweepContext, logging: Logging | None = None
         task=task,
         recipe=first.recipe if method.trains and method.uses_images else None,
         runs=tuple(runs),
-        logging=logging or Logging(),
+        outputs=outputs or RunOutputs(),
     )
 
 
@@ -167,7 +167,7 @@ def select(prepared: PreparedGroup, workdir: Path, *, compares_rates: bool) -> P
     if held is None:
         return prepared
     if sentence := nothing_held_out(job, held, compares_rates=compares_rates):
-        job.logging.progress.say(sentence)
+        job.outputs.progress.say(sentence)
     if not needs_validation(job.task, job.recipe, compares_rates=compares_rates):
         return prepared
     (asked,) = prepared.asked
@@ -176,7 +176,7 @@ def select(prepared: PreparedGroup, workdir: Path, *, compares_rates: bool) -> P
         selection = select_settings(job, held, compares_rates=compares_rates)
         if selection is None:  # the method searches on its validation split while it trains
             return prepared
-        job.logging.progress.say(str(selection))
+        job.outputs.progress.say(str(selection))
         if hosts.is_first():
             write_selection(workdir, asked.key, selection)
     (spec,) = prepared.specs
@@ -189,8 +189,8 @@ def zero_shot_facts(selected: PreparedGroup, paths: SweepPaths) -> Row:
     """Returns the frozen model's accuracy on the test images for the row of a single run; empty in a sweep."""
     if not paths.single or selected.specs[0].method == ZERO_SHOT:
         return {}
-    selected.job.logging.progress.at_work("evaluating zero-shot")
-    _, _, evaluated = evaluate_test(frozen(selected.job), {}, selected.job.protocol.evaluations[0])
+    selected.job.outputs.progress.at_work("evaluating zero-shot")
+    _, _, evaluated = evaluate_test(frozen_job(selected.job), {}, selected.job.protocol.evaluations[0])
     return {"zero_shot_accuracy": evaluated.scores[0]["accuracy"]}
 
 
@@ -201,14 +201,14 @@ def train(selected: PreparedGroup, *, asked: Method) -> TrainResult:
         check_images(job, list({split.digest: split for split in validation_images(job)}.values()))
     result = train_job(job)
     for sentence in replaced_options(asked, select_run(result.learnables, 0)):
-        job.logging.progress.say(sentence)
+        job.outputs.progress.say(sentence)
     return result
 
 
 def score(selected: PreparedGroup, result: TrainResult, paths: SweepPaths) -> list[Row]:
     """Scores the runs on test images, where their predictions are saved, or on validation images."""
     job = selected.job
-    job.logging.progress.at_work("evaluating")
+    job.outputs.progress.at_work("evaluating")
     if selected.specs[0].score_on != TEST:
         return score_validation(job, result.learnables)
     return _score_test(selected.specs, job, result.learnables, paths)
@@ -247,7 +247,7 @@ def save(
 
 def evaluate_test(
     job: TrainJob, learnables: Learnables, evaluation: protocols.Evaluation
-) -> tuple[Task, Learnables, Evaluation]:
+) -> tuple[Task, Learnables, Predictions]:
     """Evaluates the runs of a job, and their padding, on test images; `learnables [R, …]` lie on the host.
 
     A temperature is fitted on validation images (`calibration.temperature_images`).
@@ -367,7 +367,7 @@ def fit_task(
     Returns:
       The model, with the settings that were selected. Its notes tell of its training and have sentences of "warnings".
     """
-    task_on_mesh = task.with_memory(class_shards=context.mesh.shape[meshes.DATA])
+    task_on_mesh = task.with_memory(class_shards=context.mesh.shape[placement.DATA])
     recipe_of_job = recipe if task.method.trains else None
     progress.at_work("reading images")
     selects = needs_validation(task, recipe_of_job, compares_rates=compares_rates)
@@ -381,7 +381,7 @@ def fit_task(
         task=task_on_mesh,
         recipe=recipe_of_job,
         runs=(Run(images, seed if start_seed is None else start_seed, divided.protocol),),
-        logging=Logging(progress=progress),
+        outputs=RunOutputs(progress=progress),
     )
     selection = select_settings(job, divided.held, compares_rates=compares_rates)
     if selection is not None:

@@ -15,20 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import pandas as pd
 
 from clipbias import hosts
 from clipbias.constants import ZERO_SHOT
 from clipbias.data import Split
-from clipbias.data.few_shot import wilson_interval
 from clipbias.data.held_out import FEWEST_OF_CLASS, HeldOut
 from clipbias.errors import ClipbiasError
 from clipbias.io import read_json, write_text
-from clipbias.sentences import counted
 from clipbias.training.loop import (
     NotSideBySide,
     TrainJob,
-    TrainResult,
     check_images,
     compiled_meanwhile,
     train_job,
@@ -181,7 +177,7 @@ def has_candidates(task: Task, recipe: Recipe | None) -> bool:
     return makes_steps and not method.unlabelled
 
 
-def searches(method: Method) -> bool:
+def searches_options(method: Method) -> bool:
     """Whether the method itself selects something on validation images."""
     sampling = sampling_of(method)
     return sampling is not None and sampling.validation
@@ -189,7 +185,7 @@ def searches(method: Method) -> bool:
 
 def replaced_options(method: Method, learnables: Learnables) -> list[str]:
     """A sentence for each option in whose place the method found another value on validation images."""
-    if not (searches(method) and isinstance(method, FeatureMethod)):
+    if not (searches_options(method) and isinstance(method, FeatureMethod)):
         return []
     sentences = []
     for name, used in method.searched_options(learnables).items():
@@ -204,7 +200,7 @@ def replaced_options(method: Method, learnables: Learnables) -> list[str]:
 
 def needs_validation(task: Task, recipe: Recipe | None, *, compares_rates: bool) -> bool:
     """Whether validation images select something: a learning rate, or an option that the method searches for."""
-    return searches(task.method) or (compares_rates and has_candidates(task, recipe))
+    return searches_options(task.method) or (compares_rates and has_candidates(task, recipe))
 
 
 def select_settings(job: TrainJob, held: HeldOut, *, compares_rates: bool) -> Selection | None:
@@ -214,21 +210,21 @@ def select_settings(job: TrainJob, held: HeldOut, *, compares_rates: bool) -> Se
     nothing, or does so on a validation split while it trains.
     """
     rates = job.training.candidates() if compares_rates and has_candidates(job.task, job.recipe) else ()
-    if held.choose is None or not (rates or (held.from_training and searches(job.task.method))):
+    if held.choose is None or not (rates or (held.from_training and searches_options(job.task.method))):
         return None
     check_images(job, () if held.from_training else (held.choose,))
     trial = _trial(job, held, rates)
-    job.logging.progress.close()  # the candidates have a bar
-    with contextlib.closing(trial.logging.progress) as bar, compiled_meanwhile(job):
+    job.outputs.progress.close()  # the candidates have a bar
+    with contextlib.closing(trial.outputs.progress) as bar, compiled_meanwhile(job):
         try:
             learnables = train_job(trial).learnables  # all candidates side by side
         except NotSideBySide:  # one after another, since they do not fit the memory
             alone = []
             for number, run in enumerate(trial.runs):
-                logging = trial.logging
-                if logging.checkpoints is not None:
-                    logging = dataclasses.replace(logging, checkpoints=logging.checkpoints / str(number))
-                result = train_job(dataclasses.replace(trial, runs=(run,), logging=logging))
+                outputs = trial.outputs
+                if outputs.checkpoints is not None:
+                    outputs = dataclasses.replace(outputs, checkpoints=outputs.checkpoints / str(number))
+                result = train_job(dataclasses.replace(trial, runs=(run,), outputs=outputs))
                 alone.append(select_run(result.learnables, 0))
             learnables = stack_runs(alone)
         bar.at_work("evaluating")
@@ -265,13 +261,13 @@ def write_selection(workdir: Path, key: str, selection: Selection) -> None:
     write_text(workdir / SELECTION, json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
-def frozen(job: TrainJob) -> TrainJob:
+def frozen_job(job: TrainJob) -> TrainJob:
     """The job of the frozen model on the images of a job."""
     return dataclasses.replace(job, task=job.task.with_method(make_method(ZERO_SHOT)), recipe=None, runs=job.runs[:1])
 
 
 def score_zero_shot(job: TrainJob, images: Split) -> Candidate:
-    (row,) = score_images(frozen(job), {}, [images])
+    (row,) = score_images(frozen_job(job), {}, [images])
     return _candidate(None, row)
 
 
@@ -294,21 +290,21 @@ def _trial(job: TrainJob, held: HeldOut, rates: Sequence[float]) -> TrainJob:
     runs = tuple(
         dataclasses.replace(run, images=images, protocol=protocol, learning_rate=rate) for rate in rates or (None,)
     )
-    checkpoints = job.logging.checkpoints
-    logging = dataclasses.replace(
-        job.logging,
+    checkpoints = job.outputs.checkpoints
+    outputs = dataclasses.replace(
+        job.outputs,
         checkpoints=None if checkpoints is None else checkpoints / "selection",
         metrics=None,
         ends_on_failure=False,
     )
     if not rates:
-        return dataclasses.replace(job, runs=runs, logging=logging)
-    bar = Progress(title=f"comparing {len(rates)} learning rates", shown=logging.progress.shown)
+        return dataclasses.replace(job, runs=runs, outputs=outputs)
+    bar = Progress(title=f"comparing {len(rates)} learning rates", shown=outputs.progress.shown)
     return dataclasses.replace(
         job,
         recipe=job.training.shortened(job.examples),
         runs=runs,
-        logging=dataclasses.replace(logging, progress=bar),
+        outputs=dataclasses.replace(outputs, progress=bar),
     )
 
 
@@ -325,7 +321,7 @@ def nothing_held_out(job: TrainJob, held: HeldOut, *, compares_rates: bool) -> s
     defaults = []
     if compares_rates and has_candidates(job.task, job.recipe):
         defaults.append(f"the recipe's learning rate, {job.training.learning_rate:g}, was taken")
-    if searches(method):
+    if searches_options(method):
         defaults.append(f"{job.task.method_name} kept the settings that it has without a search")
     if not defaults:
         return ""
@@ -333,172 +329,3 @@ def nothing_held_out(job: TrainJob, held: HeldOut, *, compares_rates: bool) -> s
         f"{held.reason}, so that nothing could be held out: {' and '.join(defaults)}. Give validation images, or at "
         f"least {FEWEST_OF_CLASS} training images of each class."
     )
-
-
-def above_chance(method: Method, loss: float | None, classes: int) -> str:
-    """Says that the loss of the last step, `None` without one, is above that of equal probabilities.
-
-    Of a method with a loss of its own it says nothing.
-    """
-    if loss is None or method.overrides("losses") or loss <= math.log(classes):
-        return ""
-    return (
-        f"the training loss ended at {loss:.3g}, above ln {classes} = {math.log(classes):.3g}, which equal "
-        "probabilities have: take more epochs or another learning rate."
-    )
-
-
-def no_better(tuned: Candidate, frozen: Candidate, images: int, what: str) -> str:
-    """Says that a tuned model is no better than the frozen one, and whether by more than chance; empty where it is.
-
-    The higher accuracy on the same images is the better one, and of equals the lower cross-entropy.
-    """
-    if tuned.accuracy > frozen.accuracy:
-        return ""
-    lower = tuned.loss is not None and frozen.loss is not None and tuned.loss < frozen.loss
-    if tuned.accuracy == frozen.accuracy and lower:
-        return ""
-    unsure = " The difference is within chance." if within_chance(frozen.accuracy, tuned.accuracy, images) else ""
-    advice = "Take more training images, another method or learning rate, or zero-shot."
-    return (
-        f"the tuned model is no better than zero-shot on {counted(images, what)}: {tuned.accuracy:.1f} % after "
-        f"{frozen.accuracy:.1f} %.{unsure} {advice}"
-    )
-
-
-def too_few_to_tell(tuned: Candidate, frozen: Candidate, images: int, what: str) -> str:
-    """Says that so few images could not show a gain, whatever the tuned model answers; empty where they could."""
-    if not within_chance(100.0, frozen.accuracy, images):
-        return ""
-    return (
-        f"{counted(images, what)} cannot tell whether tuning helped: {tuned.accuracy:.1f} % after "
-        f"{frozen.accuracy:.1f} % is within chance, as any accuracy would be. Evaluate the model on more images before "
-        "you use it."
-    )
-
-
-def within_chance(higher: float, lower: float, images: int) -> bool:
-    """Whether the 95 % interval of a difference of accuracies in percent holds zero (Newcombe 1998, method 10)."""
-    below = higher - wilson_interval(higher, images)[0]
-    above = wilson_interval(lower, images)[1] - lower
-    return higher - lower <= math.hypot(below, above)
-
-
-def cautions_of_fit(
-    job: TrainJob, result: TrainResult, held: HeldOut, selection: Selection | None, *, compares_rates: bool
-) -> tuple[str, ...]:
-    """What there is to say about a model that was trained, without test images."""
-    loss = result.losses[0] if result.losses else None
-    sentences = [
-        nothing_held_out(job, held, compares_rates=compares_rates),
-        above_chance(job.task.method, loss, len(job.task.class_names)),
-    ]
-    if selection is not None and held.from_training:
-        compared = selection.best, selection.zero_shot, selection.images, "held-out training image"
-        sentences.append(no_better(*compared) or too_few_to_tell(*compared))
-    elif held.choose is not None and not held.from_training:
-        compared = *compare(job, result.learnables, held.choose), "validation image"
-        sentences.append(no_better(*compared) or too_few_to_tell(*compared))
-    return tuple(filter(None, sentences))
-
-
-def cautions_of_row(row: Row, method: Method, classes: int) -> tuple[str, ...]:
-    """What there is to say about a run of `train`, which has test images."""
-    tuned = Candidate(row["learning_rate"], row["accuracy"], None)
-    frozen = Candidate(None, row.get("zero_shot_accuracy", -math.inf), None)
-    sentences = above_chance(method, row["loss"], classes), no_better(tuned, frozen, row["images"], "test image")
-    return tuple(filter(None, sentences))
-
-
-# Selection of a sweep's learning rates, and the file that later sweeps take them from.
-
-FILE = "rates.json"
-# A rate is chosen for each method over all datasets and shots, or for each method, dataset and shots by itself.
-METHOD = "method"
-CELL = "cell"
-NONE = "none"
-_CELL = ["method", "dataset", "shots"]
-# All images, in a data frame's column of whole numbers.
-_ALL = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Rates:
-    """Learning rates by method.
-
-    Entries have `method` and `learning_rate`, and where they are particular `dataset` and `shots` (`None` for all).
-    """
-
-    entries: tuple[Mapping[str, Any], ...] = ()
-
-    def entry(self, method: str, dataset: str, shots: int | None) -> Mapping[str, Any]:
-        """The most particular entry; empty where the method has none."""
-        cell = {"method": method, "dataset": dataset, "shots": shots}
-        for names in (_CELL, _CELL[:2], _CELL[:1]):
-            for entry in self.entries:
-                if {name: entry[name] for name in _CELL if name in entry} == {name: cell[name] for name in names}:
-                    return entry
-        return {}
-
-    def of(self, method: str, dataset: str, shots: int | None) -> float | None:
-        return self.entry(method, dataset, shots).get("learning_rate")
-
-    @classmethod
-    def read(cls, path: Path) -> "Rates":
-        """Reads a file that `write` wrote. Raises `ClipbiasError` where there is none, or it holds something else."""
-        if not path.is_file():
-            raise ClipbiasError(f"there is no file of learning rates {path}; check --config.rates_file.")
-        content = read_json(path, dict, what="a file of learning rates")
-        entries = content.get("rates")
-        valid = isinstance(entries, list) and all(
-            isinstance(entry, dict)
-            and isinstance(entry.get("method"), str)
-            and isinstance(entry.get("learning_rate"), int | float)
-            for entry in entries
-        )
-        if not valid:
-            raise ClipbiasError(f"{path} holds no learning rates by method; each needs a method and a learning_rate.")
-        return cls(tuple(entries))
-
-    def write(self, path: Path, facts: Mapping[str, object]) -> None:
-        write_text(path, json.dumps({"rates": list(self.entries), "chosen": dict(facts)}, indent=2) + "\n")
-
-
-def choose(rows: Sequence[Row], scope: str) -> Rates:
-    """The learning rate of the highest accuracy on validation images; of equals the lower loss, then the lower rate.
-
-    Accuracy and loss are means over cells (dataset, shots) of means over seeds. A rate at which a run failed is not
-    chosen. A cell in which every run failed is left out. The scope is `METHOD` or `CELL`.
-    """
-    if not rows:
-        return Rates()
-    names = ["status", "learning_rate", "validation_accuracy", "validation_loss"]
-    lines = [{name: row.get(name) for name in (*_CELL, *names)} for row in rows]
-    frame = pd.DataFrame([line | {"shots": line["shots"] or _ALL} for line in lines])
-    frame = frame.groupby(_CELL, sort=False).filter(lambda cell: (cell.status == "ok").any())
-    entries: list[dict[str, Any]] = []
-    for where, group in frame.groupby(_CELL[:1] if scope == METHOD else _CELL, sort=False):
-        cells = group.groupby([*_CELL, "learning_rate"])[names[2:]].mean()
-        candidates = cells.groupby("learning_rate").mean().round(9)  # the order of additions makes no difference
-        candidates[group.groupby("learning_rate").status.agg(lambda status: (status != "ok").any())] = None
-        best = (
-            candidates.dropna()
-            .reset_index()
-            .sort_values(["validation_accuracy", "validation_loss", "learning_rate"], ascending=[False, True, True])
-        )
-        if best.empty:
-            continue
-        entry = dict(zip(_CELL, where, strict=False)) | {"learning_rate": float(best.learning_rate.iloc[0])}
-        entry |= {"for": scope, "cells": len(group.groupby(_CELL))}
-        entry["tried"] = [
-            {"learning_rate": float(rate), "accuracy": _number(accuracy), "loss": _number(loss)}
-            for rate, accuracy, loss in candidates.itertuples()
-        ]
-        if "shots" in entry:
-            entry["shots"] = None if entry["shots"] == _ALL else int(entry["shots"])
-        entries.append(entry)
-    return Rates(tuple(entries))
-
-
-def _number(value: Any) -> float | None:
-    return None if pd.isna(value) else float(value)

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from clipbias.clip import PackedTokens
 from clipbias.clip.params import Params
 from clipbias.clip.preprocess import Preprocessing
-from clipbias.training import mesh as meshes
+from clipbias.training import placement
 from clipbias.tuning import Recipe, Task
 from clipbias.tuning.method import CONSTANTS, Learnables, Method, without_constants
 from clipbias.tuning.recipe import EPOCHS
@@ -66,7 +66,7 @@ class TrainState:
     """
 
     learnables: Learnables
-    momentum: optax.OptState
+    opt_state: optax.OptState
     step: jax.Array
     average: Learnables | None = None
 
@@ -96,13 +96,13 @@ def place_inputs(mesh: Mesh, task: Task, params: Params, learnables: Learnables,
 
     Where `params`, the weights on the mesh, are shapes, the result is shapes, types and shardings.
     """
-    abstract = meshes.is_abstract(params)
+    abstract = placement.is_abstract(params)
     reference = None
     if task.teacher_text_count and abstract:
         shape = (task.teacher_text_count, task.clip.config.projection_width)
-        reference = meshes.replicate(mesh, jax.ShapeDtypeStruct(shape, np.float32))
+        reference = placement.replicate(mesh, jax.ShapeDtypeStruct(shape, np.float32))
     elif task.teacher_text_count:
-        reference = jax.device_put(task.teacher_features(params), meshes.sharding(mesh))
+        reference = jax.device_put(task.teacher_features(params), placement.sharding(mesh))
     tokens = task.template_tokens
     numbers = jax.ShapeDtypeStruct((len(seeds),), np.int32) if abstract else np.asarray(seeds, np.int32)
     return StepInputs(
@@ -112,8 +112,8 @@ def place_inputs(mesh: Mesh, task: Task, params: Params, learnables: Learnables,
             reference=reference,
             template_tokens=None if tokens is None else _place_packed(mesh, tokens, abstract=abstract),
         ),
-        constants=meshes.device_put(mesh, learnables.get(CONSTANTS, {}), meshes.RUN),
-        seeds=meshes.device_put(mesh, numbers, meshes.RUN),
+        constants=placement.device_put(mesh, learnables.get(CONSTANTS, {}), placement.RUN),
+        seeds=placement.device_put(mesh, numbers, placement.RUN),
     )
 
 
@@ -124,26 +124,26 @@ def place_text(mesh: Mesh, task: Task, params: Params, *, training: bool = False
     devices, and packed; not packed for steps of `training` with dropout in the text tower, which draws for each text.
     Where `params` are shapes, the result is shapes, types and shardings.
     """
-    abstract = meshes.is_abstract(params)
+    abstract = placement.is_abstract(params)
     if not task.classifier.changes_text(task.shapes):
         if abstract:
             shape = (len(task.texts), task.clip.config.projection_width)
-            return meshes.replicate(mesh, jax.ShapeDtypeStruct(shape, np.float32))
+            return placement.replicate(mesh, jax.ShapeDtypeStruct(shape, np.float32))
         features = task.text_input(params, task.init())
-        return jax.device_put(features, meshes.sharding(mesh))
+        return jax.device_put(features, placement.sharding(mesh))
     if training and task.classifier.drops_text(task.shapes):
-        tokens = meshes.shapes(task.tokens) if abstract else task.tokens
-        divides = tokens.ids.shape[0] % mesh.shape[meshes.DATA] == 0
-        return meshes.device_put(mesh, tokens, meshes.DATA if divides else None)
+        tokens = placement.shapes(task.tokens) if abstract else task.tokens
+        divides = tokens.ids.shape[0] % mesh.shape[placement.DATA] == 0
+        return placement.device_put(mesh, tokens, placement.DATA if divides else None)
     return _place_packed(mesh, task.text, abstract=abstract)
 
 
 def _place_packed(mesh: Mesh, text: PackedTokens, *, abstract: bool) -> PackedTokens:
-    text = meshes.shapes(text) if abstract else text
-    split = meshes.DATA if text.ids.shape[0] % mesh.shape[meshes.DATA] == 0 else None
+    text = placement.shapes(text) if abstract else text
+    split = placement.DATA if text.ids.shape[0] % mesh.shape[placement.DATA] == 0 else None
     # All arrays but the order have an axis of shards.
-    placed = meshes.device_put(mesh, dataclasses.replace(text, order=text.ends), split)
-    return dataclasses.replace(placed, order=meshes.replicate(mesh, text.order))
+    placed = placement.device_put(mesh, dataclasses.replace(text, order=text.ends), split)
+    return dataclasses.replace(placed, order=placement.replicate(mesh, text.order))
 
 
 # The loss: a method's, or a student's divergence from its teacher, which reads no label.
@@ -169,13 +169,13 @@ def over_runs(
 ) -> Callable[..., Any]:
     """`jax.vmap` over the runs' leading axis; one run alone is called as it is, which spares a tenth of its step.
 
-    With a mesh, what a device can compute by itself of its own runs and images is left to it (`meshes.traced_on`).
+    With a mesh, what a device can compute by itself of its own runs and images is left to it (`placement.traced_on`).
     """
     if mesh is not None:
-        function = meshes.traced_on(mesh, function)
+        function = placement.traced_on(mesh, function)
     if runs > 1:
-        split = mesh is not None and runs % mesh.shape[meshes.RUN] == 0
-        return jax.vmap(function, tuple(in_axes), axis_size=runs, spmd_axis_name=meshes.RUN if split else None)
+        split = mesh is not None and runs % mesh.shape[placement.RUN] == 0
+        return jax.vmap(function, tuple(in_axes), axis_size=runs, spmd_axis_name=placement.RUN if split else None)
 
     def single(*arguments: Any) -> Any:
         picked = [
@@ -260,7 +260,7 @@ def train_step(
     loss, accuracy, gradient = every_run(state.learnables, inputs.constants, inputs.seeds, batch)
     # The optimiser acts on each number by itself, so the runs' axis needs no care.
     decayed = method.decayed_weights(state.learnables, inputs.params)
-    directions, momentum = method.optimizer(static.recipe).update(gradient, state.momentum, decayed)
+    directions, opt_state = method.optimizer(static.recipe).update(gradient, state.opt_state, decayed)
     rate = scalars.learning_rate
     learnables = jax.tree.map(
         lambda p, v: p - rate.reshape((-1,) + (1,) * (p.ndim - 1)) * v, state.learnables, directions
@@ -269,9 +269,9 @@ def train_step(
     weight = scalars.weight
     if average is not None and weight is not None:
         average = jax.tree.map(lambda a, p: a + weight * p, average, learnables)
-    state = TrainState(learnables, momentum, state.step + 1, average)
+    state = TrainState(learnables, opt_state, state.step + 1, average)
     squares = [jnp.square(g).sum(range(1, g.ndim)) for g in jax.tree.leaves(gradient)]
     metrics = {"loss": loss, "accuracy": accuracy, "gradient_norm": jnp.sqrt(sum(squares))}
     if static.mesh is None:
         return state, metrics
-    return meshes.constrain(static.mesh, state, meshes.RUN), meshes.constrain(static.mesh, metrics)
+    return placement.constrain(static.mesh, state, placement.RUN), placement.constrain(static.mesh, metrics)

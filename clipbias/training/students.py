@@ -10,9 +10,9 @@ from scipy.special import log_softmax
 from clipbias.clip import Clip
 from clipbias.data import Dataset, Split, protocols
 from clipbias.data.images import Images
-from clipbias.training import mesh as meshes
+from clipbias.training import placement
 from clipbias.training.context import SweepContext
-from clipbias.training.loop import Logging, Run, TrainJob, train_job
+from clipbias.training.loop import Run, RunOutputs, TrainJob, train_job
 from clipbias.training.teacher import split_logits
 from clipbias.tuning import Recipe, Task
 from clipbias.tuning.method import select_run
@@ -45,7 +45,7 @@ class Form:
 
 
 # From few numbers to many.
-FORMS: Mapping[str, Form] = MappingProxyType(
+STUDENT_FORMS: Mapping[str, Form] = MappingProxyType(
     {
         "vector": Form("bias", "one vector per layer", 0.08),
         "kind": Form("bias_by_kind", "two vectors per layer", 0.08, folds=False),
@@ -55,7 +55,7 @@ FORMS: Mapping[str, Form] = MappingProxyType(
 )
 
 # Those that are the same for every image.
-CONSTANTS = ("vector", "kind")
+UNIFORM_FORMS = ("vector", "kind")
 # A method that is fitted to its own outputs has the rate of the lowest divergence on held-back images: the first, or
 # further ones by a factor for as long as that falls, each tried with at most so many steps.
 FIRST_RATE = 0.005
@@ -85,7 +85,7 @@ def fit_student(
     context: SweepContext,
     *,
     seed: int,
-    logging: Logging,
+    outputs: RunOutputs,
 ) -> Tuned:
     """A student, bound to the teacher's classes, after its training; its learnables lie on the host.
 
@@ -98,16 +98,16 @@ def fit_student(
     (run_images,) = context.training_images([images])
     job = TrainJob(
         context=context,
-        task=student.with_memory(class_shards=context.mesh.shape[meshes.DATA]),
+        task=student.with_memory(class_shards=context.mesh.shape[placement.DATA]),
         recipe=recipe.with_learning_rate(FIRST_RATE),  # the run's counts, so that all rates share a program
         runs=(Run(run_images, seed, protocols.full(dataset), learning_rate=recipe.learning_rate),),
         teacher=teacher,
-        logging=dataclasses.replace(logging, keeps_last=True),
+        outputs=dataclasses.replace(outputs, keeps_last=True),
     )
     return Tuned(student, select_run(train_job(job).learnables, 0))
 
 
-def select_rate(divergence: Callable[[float], float], *, first: float = FIRST_RATE, most: int = 8) -> float:
+def select_learning_rate(divergence: Callable[[float], float], *, first: float = FIRST_RATE, most: int = 8) -> float:
     """The learning rate of the lowest divergence, by going up or down from the first for as long as that falls.
 
     `divergence` is that after a fit with a rate, NaN where it failed. At most `most` rates are tried.

@@ -28,11 +28,11 @@ from clipbias.identity import identity
 from clipbias.io import read_json, write_text
 from clipbias.training.context import SweepContext
 from clipbias.training.device import drop_programs
-from clipbias.training.predictions import FOLDER as PREDICTIONS
-from clipbias.training.predictions import stored_identity
+from clipbias.training.predictions import PREDICTIONS, stored_identity
 from clipbias.training.progress import Progress
+from clipbias.training.rates import Rates
 from clipbias.training.run import run_group, spec_facts
-from clipbias.training.select import Rates, as_options, searches, with_given
+from clipbias.training.select import as_options, searches_options, with_given
 from clipbias.training.spec import TEST, UNSELECTED, Group, Row, RunSpec, make_groups, part_of, run_names
 from clipbias.training.workdir import SweepPaths, note_runs
 from clipbias.tuning.prompts import Classes
@@ -40,7 +40,7 @@ from clipbias.tuning.recipe import Recipe
 from clipbias.tuning.registry import method_options, resolve_method, source_digest
 from clipbias.tuning.task import task_identity
 
-FOLDER = "results"
+GROUP_RESULTS = "results"
 RESULTS = "results.jsonl"
 VALIDATED = "validation.jsonl"
 
@@ -173,14 +173,14 @@ def write_group(group: Group, rows: Sequence[Row], paths: SweepPaths) -> None:
     """Writes the rows of a group in one go, and removes its checkpoints."""
     if hosts.is_first():
         text = json.dumps(list(rows), indent=1)
-        write_text(paths.workdir / FOLDER / f"{paths.group_file(group)}.json", text + "\n")
+        write_text(paths.workdir / GROUP_RESULTS / f"{paths.group_file(group)}.json", text + "\n")
         if all(row["status"] == "ok" for row in rows):
             epath.Path(paths.checkpoints(group)).rmtree(missing_ok=True)
 
 
 def read_rows(workdir: Path, specs: Sequence[RunSpec]) -> list[Row]:
     rows: list[Row] = []
-    for path in sorted((workdir / FOLDER).glob("*.json")):
+    for path in sorted((workdir / GROUP_RESULTS).glob("*.json")):
         rows += read_json(path, list, what="a file of results")
     return _in_order(rows, specs)
 
@@ -298,7 +298,7 @@ def make_specs(context: SweepContext, common: Recipe, axes: SweepAxes, rates: Ra
             learning_rates = axes.learning_rates if takes_rates and axes.learning_rates else (listed,)
             # Which images select its settings?
             selected = len(learning_rates) > 1 or listed is not None
-            validation = _policy(axes, dataset, shots) if selected or searches(method) else UNSELECTED
+            validation = _policy(axes, dataset, shots) if selected or searches_options(method) else UNSELECTED
             # With which seeds, of the few-shot split and of the start?
             seeds = axes.seeds if method.uses_images else (0,)
             is_imbalanced = protocol == protocols.IMBALANCED and method.uses_images

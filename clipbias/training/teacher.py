@@ -13,7 +13,7 @@ from clipbias.data.images import Images
 from clipbias.data.pipeline import Batch
 from clipbias.data.transforms import Resizing
 from clipbias.errors import ClipbiasError
-from clipbias.training import mesh as meshes
+from clipbias.training import placement
 from clipbias.training.batches import RunBatches
 from clipbias.training.context import SweepContext
 from clipbias.training.evaluator import Evaluator
@@ -101,7 +101,7 @@ class TaughtBatches(RunBatches):
         if not recipe.augment:
             logits = {id(of_run): split_logits(teacher, of_run, context)[0] for of_run in numbered.values()}
             stacked = np.stack([logits[id(of_run)] for of_run in images])
-            self._table = meshes.RunAxis(mesh, len(images)).place(stacked)
+            self._table = placement.RunAxis(mesh, len(images)).place(stacked)
         elif isinstance(teacher.task.method, TestTimeMethod):
             raise ClipbiasError(
                 f"{teacher.task.method_name!r} learns from crops of each test image, so it teaches without "
@@ -138,11 +138,11 @@ def _numbered(images: Images) -> Images:
 
 def _evaluation(model: Tuned, context: SweepContext) -> tuple[EvalStatic, EvalInputs]:
     mesh = context.mesh
-    task = fit_evaluation(model.task.with_memory(class_shards=mesh.shape[meshes.DATA]), runs=1, mesh=mesh)
+    task = fit_evaluation(model.task.with_memory(class_shards=mesh.shape[placement.DATA]), runs=1, mesh=mesh)
     if task.clip.identity == context.clip.identity and task.classifier.dtype == context.dtype:
         params = context.params
     else:
-        params = meshes.place_weights(mesh, task.clip.params, task.classifier.dtype)
+        params = placement.place_weights(mesh, task.clip.params, task.classifier.dtype)
     learnables = stack_runs([jax.device_get(model.learnables)])
     return make_evaluation(task, params, learnables, runs=1, mesh=mesh)
 
@@ -151,7 +151,7 @@ def _evaluation(model: Tuned, context: SweepContext) -> tuple[EvalStatic, EvalIn
 def _look_up(mesh: jax.sharding.Mesh, table: jax.Array, numbers: jax.Array) -> jax.Array:
     """The rows `[R, B, C]` of `table [R, N, C]` that `numbers [R, B]` name."""
     rows = jax.vmap(lambda of_run, places: of_run[places])(table, numbers)
-    return meshes.constrain(mesh, rows, meshes.RUN, meshes.DATA)
+    return placement.constrain(mesh, rows, placement.RUN, placement.DATA)
 
 
 @functools.partial(jax.jit, static_argnames="static")
@@ -170,4 +170,4 @@ def _batch_logits(static: EvalStatic, inputs: EvalInputs, images: jax.Array, mas
 
     every_run = over_runs(of_run, (0, 0), runs=len(images), mesh=static.mesh)
     logits = every_run(static.preprocessing.normalize(images), mask)
-    return meshes.constrain(static.mesh, logits, meshes.RUN, meshes.DATA)
+    return placement.constrain(static.mesh, logits, placement.RUN, placement.DATA)

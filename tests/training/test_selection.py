@@ -18,8 +18,7 @@ from clipbias.constants import ZERO_SHOT
 from clipbias.data import Dataset, Split, protocols
 from clipbias.data.held_out import hold_out
 from clipbias.data.images import Images
-from clipbias.training import mesh as meshes
-from clipbias.training import select
+from clipbias.training import placement, select
 from clipbias.training.loop import NotSideBySide, Run, TrainJob, TrainResult, train_job
 from clipbias.tuning import Recipe, Task, make_method
 from clipbias.tuning.method import select_run
@@ -46,7 +45,7 @@ def score(task: Task, learnables: Any, split: Split) -> tuple[float, float]:
 @pytest.fixture(scope="module")
 def fitted(clip: Clip, colours: Dataset) -> TunedModel:
     """Of six training images of each colour, one of which is held out."""
-    return fit_and_listen(clip, "bias", without_validation(colours), mesh=meshes.single_device(), **GIVEN)[0]
+    return fit_and_listen(clip, "bias", without_validation(colours), mesh=placement.single_device(), **GIVEN)[0]
 
 
 def test_the_best_of_four_rates_trains_on_all_images(clip, colours, fitted):
@@ -69,7 +68,7 @@ def test_the_best_of_four_rates_trains_on_all_images(clip, colours, fitted):
     assert choice[ZERO_SHOT] == pytest.approx({"accuracy": accuracy, "loss": loss}, rel=1e-3)
     best = choice["tried"][int(np.argmin(losses))]["learning_rate"]
     assert fitted.notes["learning_rate"] == best and len({f"{loss:.3f}" for loss in losses}) == 4
-    direct, _ = fit_and_listen(clip, "bias", dataset, learning_rate=best, mesh=meshes.single_device(), **GIVEN)
+    direct, _ = fit_and_listen(clip, "bias", dataset, learning_rate=best, mesh=placement.single_device(), **GIVEN)
     jax.tree.map(np.testing.assert_array_equal, direct.learnables, fitted.learnables)
     assert "choice" not in direct.notes and direct.notes["learning_rate"] == best
 
@@ -123,7 +122,7 @@ def test_alpha_is_searched_on_images_that_are_held_out(clip, colours):
     dataset = without_validation(colours)
     held = hold_out(dataset.split("train"), None, seed=3)
     assert held.choose is not None
-    settings: dict[str, Any] = {"seed": 3, "progress": False, "mesh": meshes.single_device()}
+    settings: dict[str, Any] = {"seed": 3, "progress": False, "mesh": placement.single_device()}
     model, _ = fit_and_listen(clip, "gda", dataset, **settings)
     trial, words = fit_and_listen(clip, "gda", held.train, class_names=dataset, validation=held.choose, **settings)
     choice: Any = model.notes["choice"]
@@ -162,7 +161,7 @@ def test_held_out_images_that_cannot_be_read_do_not_count(clip, colours):
 def test_a_model_that_got_worse_says_so(clip, colours):
     """Of images that zero-shot classifies rightly, after a rate that destroys what the model knows."""
     task = Task(clip, ZERO_SHOT, colours, template=colours.template)
-    right = TunedModel(task, {}).evaluate(colours, mesh=meshes.single_device())
+    right = TunedModel(task, {}).evaluate(colours, mesh=placement.single_device())
     validation = colours.split("test").subset(np.flatnonzero(right.predicted == right.labels))
     model, words = fit_and_listen(
         clip,
@@ -171,7 +170,7 @@ def test_a_model_that_got_worse_says_so(clip, colours):
         class_names=colours,
         validation=validation,
         learning_rate=100.0,
-        mesh=meshes.single_device(),
+        mesh=placement.single_device(),
         **GIVEN | {"epochs": 3},
     )
     tuned, _ = score(model.task, model.learnables, validation)

@@ -11,7 +11,7 @@ from clipbias import TunedModel
 from clipbias.data import Split
 from clipbias.data.images import Images
 from clipbias.data.user_images import label_numbers
-from clipbias.training import mesh as meshes
+from clipbias.training import placement
 from clipbias.training.ahead import open_topology
 from clipbias.training.context import SweepContext
 from clipbias.training.device import Compute
@@ -26,7 +26,7 @@ from clipbias.tuning import Recipe, Task
 from clipbias.tuning.conformal import Calibration
 from clipbias.tuning.tuned import Tuned
 from tests.training.conftest import COLOURS, colour_dataset, group, make_job, train_runs
-from tests.training.test_mesh import devices
+from tests.training.test_placement import devices
 from tests.wrong_inputs.place import Case, Place, case, pure, zeros
 
 NAMES = tuple(COLOURS)
@@ -34,14 +34,14 @@ HELD = {"hold_out_shot": True}
 DATA = colour_dataset()
 RECIPE = Recipe(0.1, 1, 0, 0.1, 4, 0.9, 0.0)
 
-meshed = case(lambda place, count, **more: meshes.make_mesh(devices=devices(count, 4), **more))
+meshed = case(lambda place, count, **more: placement.make_mesh(devices=devices(count, 4), **more))
 fitted = case(lambda place, *args, method="bias", **more: clipbias.fit(place.clip, method, *args, **more))
 
 
 @case
 def planned(place: Place, method: str = "bias", **options: Any) -> None:
     task = Task(place.clip, method, ["a", "b"])
-    plan_step(task, RECIPE, StepShape(8, 1, meshes.single_device()), Compute(**options))
+    plan_step(task, RECIPE, StepShape(8, 1, placement.single_device()), Compute(**options))
 
 
 @case
@@ -50,7 +50,7 @@ def evaluated(place: Place, images: slice, **validation: Split) -> None:
     task = place.task("taskres", NAMES)
     split = DATA.split("test")
     learnables = jax.tree.map(lambda leaf: leaf + np.nan, zeros(task))
-    options = {"mesh": meshes.single_device(), "eval_batch_size": 8, "on_image_error": "raise"}
+    options = {"mesh": placement.single_device(), "eval_batch_size": 8, "on_image_error": "raise"}
     evaluate(Tuned(task, learnables), split.subset(np.arange(len(split))[images]), **options, **validation)
 
 
@@ -74,7 +74,7 @@ def in_the_way(place: Place) -> None:
 @case
 def combined(place: Place, **axes: Any) -> None:
     """A sweep of a method that selects its α."""
-    context = SweepContext(place.clip, {"colours": DATA}, Compute(), meshes.single_device())
+    context = SweepContext(place.clip, {"colours": DATA}, Compute(), placement.single_device())
     make_specs(context, RECIPE, SweepAxes(methods=("gda",), datasets=("colours",), seeds=(1,), **axes))
 
 
@@ -162,9 +162,9 @@ CASES: list[Case] = [
     combined("of a single shot none is left to train on when one is held out", shots=(1,), **HELD),
     combined("pseudo-labelled images have no label to select by", protocol="pseudo_labels", shots=(2,), **HELD),
     # Devices, and the plan of a step.
-    pure("run is 'a'; it must be a whole number from 1 to .*, or None", meshes.make_mesh, run="a"),
-    pure("data is 0; it must be a whole number from 1 to .*, or None", meshes.make_mesh, data=0),
-    pure("run=9 and data=None cannot be made of 1 process with 8 devices each", meshes.make_mesh, run=9),
+    pure("run is 'a'; it must be a whole number from 1 to .*, or None", placement.make_mesh, run="a"),
+    pure("data is 0; it must be a whole number from 1 to .*, or None", placement.make_mesh, data=0),
+    pure("run=9 and data=None cannot be made of 1 process with 8 devices each", placement.make_mesh, run=9),
     evaluating("mesh is 3; give one of clipbias.training.make_mesh", IMAGES, LABELS, mesh=3),
     fitted("mesh is Mesh.*'x'.*; give one of clipbias.training", DATA, mesh=jax.make_mesh((1,), ("x",))),
     meshed("run=3 and data=5 cannot be made of 4 processes with 4 devices each", 4, run=3, data=5),
