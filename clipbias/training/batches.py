@@ -1,7 +1,6 @@
-"""The images of runs that train side by side, decoded, stacked and placed on the mesh ahead of their use.
+"""Batches of runs that train side by side: images, decoded and placed on the mesh ahead of their use, or features.
 
-In their place, features of training images by the frozen tower: what closed forms and trainings on features are made
-of. They are computed once, pass by pass, and kept in memory; no tower runs in a step.
+Features of training images come from the frozen tower. They are computed once, pass by pass, and kept in memory.
 """
 
 import dataclasses
@@ -39,10 +38,9 @@ def split_batches(
     crops: int = 0,
     mixed: bool = False,
 ) -> Batches:
-    """Every image once, in list order, on the host: this process's rows of batches for a mesh.
+    """Opens the images of a split, each once, in list order, on the host: this process's rows of each batch.
 
-    Evaluations, features and studies read images through it; arguments are those of `data.test_batches`. The batch size
-    is that of all devices (`placement.rows`).
+    See `data.test_batches` for the arguments. The batch size is that of all devices (`placement.rows`).
     """
     share = placement.share(mesh)
     return test_batches(
@@ -58,7 +56,7 @@ def split_batches(
 
 
 class RunBatches(Iterator[Batch]):
-    """The batches of all runs side by side on the mesh: `[R, B, …]`, with a mask where `B` is padded to divide.
+    """Batches `[R, B, …]` of all runs on the mesh, with a mask where `B` is padded to a multiple of `data`.
 
     With `on_error="skip"` unreadable images are black and masked; the number of steps stays. `R` is padded too
     (`placement.RunAxis`). Each process makes the rows of its own devices.
@@ -101,7 +99,7 @@ class RunBatches(Iterator[Batch]):
         self._mesh = mesh
         self._images = images
         self._sources = sources
-        self._of_runs = tuple(map(distinct.index, keys))  # which source each run of this process has
+        self._of_runs = tuple(map(distinct.index, keys))  # the source of each run of this process
         self._multiple = share.multiple
         # Runs with the same images and seed, which differ in their learning rates, see the same pixels: these are
         # decoded, kept and sent to the devices once. The devices copy them where each device holds the batches of all
@@ -122,7 +120,8 @@ class RunBatches(Iterator[Batch]):
         )
 
     def _begin(self, number: int) -> tuple[list[Callable[[], None]], Callable[[], Batch]]:
-        """The pieces of a batch, which threads make, and what stacks them and places the batch on the mesh."""
+        """Returns the pieces of a batch, for threads, and the function that places the finished batch on the mesh."""
+        # Threads write into one array of all sources, so that nothing is stacked, and copied, in the end.
         first = self._sources[0]
         pieces = list[Callable[[], None]]()
         batch = first.empty(len(self._sources), more=-first.shape[0] % self._multiple)
@@ -131,6 +130,7 @@ class RunBatches(Iterator[Batch]):
             pieces += [functools.partial(source.fill, of_source, number, rows) for rows in source.pieces]
 
         def finish() -> Batch:
+            # Rows that pad the batch: the arrays came unset, the mask among them.
             for values in batch.values():
                 values[:, first.shape[0] :] = 0
             whole = batch
@@ -142,42 +142,41 @@ class RunBatches(Iterator[Batch]):
 
     def __next__(self) -> Batch:
         batch = next(self._ahead)
-        # Copied by the main thread, so that all processes do it in order.
+        # The main thread copies: all processes must start programs of several devices in the same order.
         return _copies(self._mesh, self._of_runs)(batch) if self._copies_there else batch
 
     def computes(self, values: jax.Array) -> None:
-        """Says what the devices compute from the last batch: until it is there, nobody waits for images."""
+        """Notes the result that devices compute from the last batch; until it is ready, nobody waits for images."""
         self._computed = values
 
     def skipped(self) -> tuple[int, ...]:
-        """How many training images of each run some process could not read and has masked. All must call this."""
+        """Counts each run's training images that some process could not read. All processes must call this."""
+        # Names and not counts: two processes may have read the same broken image.
         by_process = hosts.gather([sorted(images.unreadable) for images in self._images])
         return tuple(len(set().union(*names)) for names in zip(*by_process, strict=True))
 
     @property
     def waiting_share(self) -> float:
-        """Share of the steps' time, without the first's, in which the devices only waited for images."""
+        """Share of the steps' time, without the first, in which devices waited for images."""
         return self._ahead.waiting_share
 
     def close(self) -> None:
         self._ahead.close()
-        self._sources, self._computed = [], None  # `_ahead` calls back here: what is large must not wait for that cycle
+        # `_ahead` holds methods of this object. In that cycle large arrays would wait for the garbage collector.
+        self._sources, self._computed = [], None
 
 
 @functools.lru_cache(maxsize=16)
 def _copies(mesh: Mesh, of_runs: tuple[int, ...]) -> Callable[[Batch], Batch]:
-    """The program from `[S, B, …]` on all devices along the `run` axis to `[R, B, …]`, where each has its own runs."""
+    """Makes the program from `[S, B, …]`, whole along the `run` axis, to `[R, B, …]`, split along it."""
     sources = np.asarray(of_runs)
     sharding = placement.sharding(mesh, (len(of_runs), 1), placement.RUN, placement.DATA)
     return jax.jit(lambda batch: jax.tree.map(lambda leaf: leaf[sources], batch), out_shardings=sharding)
 
 
-# Features in place of images.
-
-
 @dataclasses.dataclass(frozen=True)
 class FeatureStatic:
-    """What never changes while features are computed: `[B, d]` if projected, else `[B, Dv]`. Hashable."""
+    """Static arguments of `frozen_features`. Hashable."""
 
     config: ClipConfig
     preprocessing: Preprocessing
@@ -187,15 +186,16 @@ class FeatureStatic:
 
 @functools.partial(jax.jit, static_argnames="static")
 def frozen_features(static: FeatureStatic, params: Params, images: jax.Array) -> jax.Array:
-    """Plain CLIP's features of uint8 images."""
+    """Computes plain CLIP's features of uint8 images: `[B, d]` if projected, else `[B, Dv]`."""
     if not static.projected:
+        # An identity in place of the projection: the tower has no second way out.
         vision = params["vision"] | {"projection": jnp.eye(static.config.vision.width)}
         params = {**params, "vision": vision}
     return encode_image(params, static.config, static.preprocessing.normalize(images), dtype=static.dtype)[0]
 
 
 class TrainingFeatures:
-    """The features of one run's training images, each pass computed when it is first asked for."""
+    """Features of one run's training images. Each pass is computed when it is first needed."""
 
     def __init__(
         self,
@@ -210,10 +210,10 @@ class TrainingFeatures:
         on_error: str = "raise",
         workers: Workers | None = None,
     ) -> None:
-        """Prepares nothing yet.
+        """Computes nothing yet.
 
         `params` lie on the mesh; the batch size is that of all devices; the seed keys the augmentations. With "skip",
-        `readable` says which images could be read, and the others' features are those of a black image.
+        `readable` is false for unreadable images, whose features are those of a black image.
         """
         self._batch_size = placement.rows(mesh, min(batch_size, len(images)))
         self._images = images
@@ -230,7 +230,8 @@ class TrainingFeatures:
         self._seconds: list[float] = []  # of each batch, from files to features
 
     def passes(self, count: int) -> np.ndarray:
-        """The first `count` augmented passes, `[count, N, d]`."""
+        """Returns the first `count` augmented passes, `[count, N, d]`."""
+        # A pass is a function of seed and number, so later calls compute only the passes that are missing.
         known = 0 if self._passes is None else len(self._passes)
         missing = range(known, count)
         if len(missing):
@@ -252,7 +253,7 @@ class TrainingFeatures:
         return self._passes[:count]
 
     def plain(self) -> np.ndarray:
-        """One pass of the images as they are evaluated, `[1, N, d]`."""
+        """Returns one pass of the images as they are evaluated, `[1, N, d]`."""
         if self._plain is None:
             batches = split_batches(
                 self._images,
@@ -266,7 +267,7 @@ class TrainingFeatures:
         return self._plain
 
     def seconds(self, images: int) -> float:
-        """What so many images take, whether or not they were computed for another method already."""
+        """Estimates the time of so many images, also where another method has computed them."""
         return images * statistics.median(self._seconds) / self._batch_size if self._seconds else 0.0
 
     def _compute(self, batches: Batches, passes: int) -> np.ndarray:
@@ -285,16 +286,17 @@ class TrainingFeatures:
 
 
 def support_features(source: TrainingFeatures, sampling: Sampling) -> np.ndarray:
-    """The features of `Method.support`, `[E, N', d]`: of the images that can be read (`source.readable`)."""
-    features = _support(source, sampling)  # it finds out which images can be read
+    """Returns the features for `Method.support`, `[E, N', d]`, of readable images alone."""
+    features = _support(source, sampling)  # before `readable`, which it updates
     return features[:, source.readable]
 
 
 def epoch_features(source: TrainingFeatures, sampling: Sampling, epochs: int) -> np.ndarray:
-    """The passes that so many epochs of training take, `[E, N, d]`: one for each epoch if they are fresh.
+    """Returns the passes for so many epochs of training, `[E, N, d]`: one for each epoch if they are fresh.
 
-    Images that cannot be read are among them; `FeatureBatches` masks these.
+    Unreadable images are among them; `FeatureBatches` masks these.
     """
+    # Behind the passes of `support`, so that training sees other augmentations.
     if sampling.training == "fresh":
         return source.passes(sampling.passes + epochs)[sampling.passes :]
     return _support(source, sampling)
@@ -305,7 +307,7 @@ def _support(source: TrainingFeatures, sampling: Sampling) -> np.ndarray:
 
 
 class FeatureBatches(Iterator[Batch]):
-    """Batches of features in place of images, of all runs side by side on the mesh: `[R, B, d]`."""
+    """Batches `[R, B, d]` of features of all runs on the mesh."""
 
     waiting_share = 0.0
 
@@ -321,10 +323,10 @@ class FeatureBatches(Iterator[Batch]):
         start_step: int,
         readable: Sequence[np.ndarray] | None = None,
     ) -> None:
-        """Batches from step `start_step` on.
+        """Starts at step `start_step`.
 
         Features of each run are `[E, N, d]`: epoch `e` takes pass `e mod E`, or rows of all where they are `pooled`.
-        Labels are `[N]`; seeds key the order of an epoch; images that were not `readable`, bool `[N]`, are masked.
+        Labels are `[N]`; seeds key the order of an epoch; images that are not `readable`, bool `[N]`, are masked.
         """
         self._features = features
         self._labels = labels
@@ -349,7 +351,7 @@ class FeatureBatches(Iterator[Batch]):
         """Nothing is made ahead."""
 
     def skipped(self) -> tuple[int, ...]:
-        """How many training images of each run could not be read."""
+        """Counts the unreadable training images of each run."""
         return tuple(int((~readable).sum()) for readable in self._readable)
 
     def close(self) -> None:
@@ -368,7 +370,7 @@ class FeatureBatches(Iterator[Batch]):
         rows = size + -size % self._mesh.shape[placement.DATA]
         more = 0, rows - len(order_of_step)
         return {
-            # Zeros have no direction, and not even a mask keeps what is not a number out of a gradient.
+            # Copies of the last row: the unit vector of zeros is NaN, and 0 · NaN in a masked gradient is NaN.
             "images": np.pad(features[turn, example], (more, (0, 0)), mode="edge"),
             "labels": np.pad(labels[example], more),
             "mask": np.pad(readable[example], more),

@@ -12,9 +12,9 @@ from clipbias.tuning.method import Method
 
 
 def above_chance(method: Method, loss: float | None, classes: int) -> str:
-    """Says that the loss of the last step, `None` without one, is above that of equal probabilities.
+    """Warns where the loss of the last step, in nats, is above that of equal probabilities; else returns "".
 
-    Of a method with a loss of its own it says nothing.
+    Losses that a method defines itself have another scale.
     """
     if loss is None or method.overrides("losses") or loss <= math.log(classes):
         return ""
@@ -25,9 +25,9 @@ def above_chance(method: Method, loss: float | None, classes: int) -> str:
 
 
 def no_better(tuned: Candidate, frozen: Candidate, images: int, what: str) -> str:
-    """Says that a tuned model is no better than the frozen one, and whether by more than chance; empty where it is.
+    """Warns where a tuned model is no better than the frozen one on the same images; else returns "".
 
-    The higher accuracy on the same images is the better one, and of equals the lower cross-entropy.
+    The higher accuracy is better; of equal ones the lower cross-entropy.
     """
     if tuned.accuracy > frozen.accuracy:
         return ""
@@ -43,7 +43,7 @@ def no_better(tuned: Candidate, frozen: Candidate, images: int, what: str) -> st
 
 
 def too_few_to_tell(tuned: Candidate, frozen: Candidate, images: int, what: str) -> str:
-    """Says that so few images could not show a gain, whatever the tuned model answers; empty where they could."""
+    """Warns where so few images show no gain even for a perfect model; else returns ""."""
     if not within_chance(100.0, frozen.accuracy, images):
         return ""
     return (
@@ -63,7 +63,7 @@ def within_chance(higher: float, lower: float, images: int) -> bool:
 def cautions_of_fit(
     job: TrainJob, result: TrainResult, held: HeldOut, selection: Selection | None, *, compares_rates: bool
 ) -> tuple[str, ...]:
-    """What there is to say about a model that was trained, without test images."""
+    """Returns warnings about a fitted model, from held-out images."""
     loss = result.losses[0] if result.losses else None
     sentences = [
         nothing_held_out(job, held, compares_rates=compares_rates),
@@ -79,7 +79,7 @@ def cautions_of_fit(
 
 
 def cautions_of_row(row: Row, method: Method, classes: int) -> tuple[str, ...]:
-    """What there is to say about a run of `train`, which has test images."""
+    """Returns warnings about a run of `train`, from its test images."""
     tuned = Candidate(row["learning_rate"], row["accuracy"], None)
     frozen = Candidate(None, row.get("zero_shot_accuracy", -math.inf), None)
     sentences = above_chance(method, row["loss"], classes), no_better(tuned, frozen, row["images"], "test image")

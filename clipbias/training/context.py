@@ -1,6 +1,6 @@
-"""What groups share: the frozen model on the mesh, few-shot splits, decoded images, features, and test images.
+"""Shared objects of a sweep's groups: the frozen model on the mesh, few-shot splits, decoded images, and features.
 
-All of it is made when it is first asked for. What belongs to one dataset is dropped when the next one begins.
+Each is made when it is first needed. Objects of a dataset are dropped when the next dataset begins.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ from clipbias.tuning.registry import make_method
 
 
 class SweepContext:
-    """What the groups of a sweep share: the model with its weights on the mesh, the opened datasets by name, caches."""
+    """Model with its weights on the mesh, opened datasets by name, and caches, for all groups of a sweep."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class SweepContext:
         dtype: str = "float32",
         on_image_error: str = "raise",
     ) -> None:
-        """Places the weights; of a mesh that is not there (`training.ahead`) only their shapes."""
+        """Places the weights; for an absent mesh (`training.ahead`) only their shapes."""
         self.clip = clip
         self.datasets = datasets
         self.compute = compute
@@ -60,11 +60,12 @@ class SweepContext:
         self._features: dict[Hashable, TrainingFeatures] = {}
         self._pseudo_labels: dict[Hashable, tuple[np.ndarray, np.ndarray]] = {}
         self._tasks: dict[Hashable, Task] = {}
-        # Of teachers and their students, by model and images.
+        # Logits of teachers and students, by model and images.
         self.known_logits: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]] = {}
         self._drawn: dict[Hashable, protocols.EvalProtocol] = {}
 
     def begin(self, dataset: str) -> None:
+        """Drops all objects of another dataset."""
         if dataset != self._dataset:
             self._dataset = dataset
             self._images.keep_only()
@@ -80,14 +81,15 @@ class SweepContext:
                 cache.clear()
 
     def drawn(self, spec: RunSpec) -> protocols.EvalProtocol:
-        """The few-shot split of a run, before its validation policy; runs that share it draw it once."""
+        """Returns the few-shot split of a run, before its validation policy; methods share it."""
         key = spec.protocol, spec.dataset, spec.shots, spec.seed, spec.targets, spec.concentration
         if key not in self._drawn:
             self._drawn[key] = draw(spec, self.datasets.__getitem__)
         return self._drawn[key]
 
     def bind(self, method: Method, dataset: Dataset, method_name: str | None = None) -> Task:
-        """A task of a method and a dataset's classes, kept: the texts of a thousand classes take seconds."""
+        """Returns the task of a method and a dataset's classes."""
+        # Kept: tokenizing and packing the texts of a thousand classes takes seconds.
         classes = Classes.of(dataset)
         key = method, method_name, classes.class_names, classes.identity
         if key not in self._tasks:
@@ -96,14 +98,14 @@ class SweepContext:
         return self._tasks[key]
 
     def training_images(self, splits: Sequence[Split]) -> list[Images]:
-        """The images of some splits, in a cache of the sweep; those of other splits are dropped."""
+        """Opens the images of some splits in the cache of the sweep, and drops those of other splits."""
         self._images.keep_only(splits)
         return [Images(split, self._images) for split in splits]
 
     def pseudo_labelled(self, task: Task, protocol: protocols.EvalProtocol, shots: int | None) -> Split:
-        """The images that plain CLIP is most certain of, as many of a class as there are shots, with its labels.
+        """Returns the images that plain CLIP is most certain of, `shots` of each class, with its predictions as labels.
 
-        It classifies by the texts of the task's classes: their template, descriptions or free text.
+        It classifies by the texts of the task's classes: template, descriptions or free text.
         """
         split = protocol.unlabelled()
         teacher = task.with_method(make_method(ZERO_SHOT)).with_memory(class_shards=self.mesh.shape[placement.DATA])
@@ -111,6 +113,7 @@ class SweepContext:
         if key not in self._pseudo_labels:
             static, inputs = make_evaluation(teacher, self.params, {}, runs=1, mesh=self.mesh)
             evaluation = self.evaluator(split, budget=None).evaluate(static, inputs)
+            # Unreadable images are the least certain of all.
             other_odds = np.full(len(split), np.inf, np.float32)
             other_odds[evaluation.predicted[0] >= 0] = evaluation.outcomes[0].other_odds
             self._pseudo_labels[key] = evaluation.predicted[0], other_odds
@@ -119,6 +122,7 @@ class SweepContext:
         return dataclasses.replace(split.subset(picks), labels=predicted[picks])
 
     def features(self, images: Images, seed: int, sampling: Sampling) -> TrainingFeatures:
+        """Returns the features of training images, which methods with the same crops share."""
         key = images.split.digest, seed, sampling.crop, sampling.projected
         if key not in self._features:
             self._features[key] = TrainingFeatures(
@@ -135,7 +139,7 @@ class SweepContext:
         return self._features[key]
 
     def evaluator(self, split: Split, **options: Any) -> Evaluator:
-        """Evaluates runs on a split, and keeps features that all runs share; `options` are those of `Evaluator`."""
+        """Returns the evaluator of a split; `options` are those of `Evaluator`."""
         key = split.digest, *options.items()
         if key not in self._evaluators:
             evaluator = functools.partial(
@@ -152,11 +156,12 @@ class SweepContext:
     def temperature_evaluator(
         self, protocol: protocols.EvalProtocol, evaluation: protocols.Evaluation
     ) -> Evaluator | None:
-        """Of the images that a temperature is fitted on (`calibration.temperature_images`); `None` without any."""
+        """Returns the evaluator of the images that fit a temperature; `None` without such images."""
         source = protocol.source
         tested = evaluation.dataset.split("test")
         images = temperature_images(tested, source.splits.get("val"))
-        # Where all of the dataset's validation images are tested, no others take their place here.
+        # Where a dataset tests all of its validation images, as ImageNet does, no training images take their place:
+        # `evaluate`, which has no few-shot split, must fit the same temperature.
         if images is not None and evaluation.dataset.class_names == source.class_names:
             images = temperature_images(tested, (protocol.calibration or protocol.validation)())
             if images is not None:
@@ -167,6 +172,6 @@ class SweepContext:
 def make_context(
     clip: Clip, mesh: Mesh | None, *, dtype: str, on_image_error: str = "raise", workers: int | None = None
 ) -> SweepContext:
-    """A model on devices, without datasets or files; `None` takes all devices, and as many threads as there are."""
+    """Makes a context without datasets or files. Default: all devices, and a thread for each core."""
     compute = Compute(workers=workers)
     return SweepContext(clip, {}, compute, placement.as_mesh(mesh), dtype=dtype, on_image_error=on_image_error)

@@ -1,4 +1,4 @@
-"""Passes over the images of a split, for all runs of a job at once. Features that the runs share are kept."""
+"""Passes over the images of a split, for all runs of a job at once."""
 
 import dataclasses
 from collections.abc import Callable, Hashable, Iterator
@@ -33,30 +33,30 @@ from clipbias.training.forward import (
 from clipbias.training.spec import Row
 from clipbias.tuning.method import crops_of, mixes_crops
 
-# How the images of a temperature are read: one that is broken is no reason to lose a result, and the program is that of
-# the images that are evaluated.
+# Options for the images of a temperature: a broken image among them must not cost the result, and whole batches use the
+# program of the evaluated images.
 TEMPERATURE = {"on_error": "skip", "whole_batches": True}
 
 
 def score(outcome: Outcome, temperature: float | None) -> Row:
     correct = int(outcome.correct.sum())
     images = len(outcome.correct)
-    # A rounding error of a device is no difference between two runs.
+    # Rounded, so that equal runs on two devices, which differ in their last bits, have equal rows.
     calibrated = {name: round(value, 4) for name, value in calibration(outcome, temperature).items()}
     return {"accuracy": 100 * correct / images, "correct": correct, "images": images, "calibration": calibrated}
 
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-    """What `R` runs predict for the `n` images of a split, of which `m` could be read.
+    """Predictions of `R` runs for the `n` images of a split, of which `m` are readable.
 
     Attributes:
-      outcomes: of each run, for the images that could be read.
-      temperatures: of each run, or `None` (`Evaluator.evaluate`).
-      validation_images: how many they were fitted on; `None` where none was to be fitted.
-      predicted: the class of every image, int32 `[R, n]`; -1 where it could not be read.
+      outcomes: of each run, for readable images.
+      temperatures: of each run; `None` where no temperature fits.
+      validation_images: number of images that fitted them; `None` without such images.
+      predicted: class of every image, int32 `[R, n]`; -1 for an unreadable one.
       log_probs: see `BatchPredictions`, float16 `[R, n, 7]`.
-      logits: of the images that could be read, `[R, m, C]`, if they are kept.
+      logits: of readable images, `[R, m, C]`, if they are kept.
     """
 
     outcomes: list[Outcome]
@@ -72,7 +72,7 @@ class Predictions:
 
     @property
     def scores(self) -> list[Row]:
-        """Of each run `{"accuracy", "correct", "images", "calibration"}`, the accuracy in percent."""
+        """Returns `{"accuracy", "correct", "images", "calibration"}` of each run, the accuracy in percent."""
         rows = [score(*pair) for pair in zip(self.outcomes, self.temperatures, strict=True)]
         for row in rows if self.validation_images is not None else ():
             row["calibration"]["validation_images"] = self.validation_images
@@ -80,7 +80,7 @@ class Predictions:
 
 
 class Budget:
-    """Bytes that evaluators may keep together. Requests depend on numbers of images alone: all processes agree."""
+    """Bytes that evaluators may keep together. Requests depend on numbers of images alone, so all processes agree."""
 
     def __init__(self, limit: int) -> None:
         self._limit = self._left = limit
@@ -95,11 +95,7 @@ class Budget:
 
 
 class Evaluator:
-    """Evaluates runs on one split, and keeps what does not depend on the run.
-
-    Image features under a method that leaves images alone are the same for all of them: they are computed once. Decoded
-    and resized images, and features, are kept if they fit the budget.
-    """
+    """Evaluates runs on one split. Decoded images and features that runs share are kept if they fit the budget."""
 
     def __init__(
         self,
@@ -112,9 +108,9 @@ class Evaluator:
         budget: Budget | None = None,
         whole_batches: bool = False,
     ) -> None:
-        """Batches are of all devices, rounded to a multiple of the `data` axis; nothing is kept without a budget.
+        """Makes nothing yet. The batch size is that of all devices; nothing is kept without a budget.
 
-        With `whole_batches` fewer images are padded to a batch, so that another split's program serves.
+        With `whole_batches` fewer images than a batch are padded to it, so that another split's program serves.
         """
         if len(split) == 0:
             raise ClipbiasError("there is no image to evaluate on; check the data folder and the class selection.")
@@ -126,8 +122,8 @@ class Evaluator:
         self._budget = budget or Budget(0)
         self._images: list[Batch] | None = None
         self._fits: dict[Hashable, bool] = {}
-        # By what they depend on besides the image: patches, number of crops, whether crops are mixed. With batches
-        # without images.
+        # Plain CLIP's features with labels and masks, by all that they depend on besides the image: patches, number of
+        # crops, whether crops are mixed.
         self._plain_features: dict[tuple[bool, int, bool], list[tuple[jax.Array, Batch]]] = {}
 
     def _may_keep(self, name: Hashable, bytes_per_image: int) -> bool:
@@ -174,7 +170,8 @@ class Evaluator:
             return
         per_image = 1 + (config.vision.patches if method.patches else crops)
         keep = not changes and self._may_keep(key, 4 * per_image * config.projection_width)
-        if not changes:  # the features of one run serve all
+        if not changes:
+            # No learnable of the run reaches the vision tower, so the features of the first run serve all.
             learnables = jax.tree.map(lambda leaf: leaf[:1], learnables)
             static = dataclasses.replace(static, runs=1)
         plain = []
@@ -190,9 +187,9 @@ class Evaluator:
     def _each_batch(
         self, static: EvalStatic, inputs: EvalInputs, compute: Callable[[jax.Array, jax.Array, jax.Array], Any]
     ) -> tuple[Any, np.ndarray]:
-        """The results of `compute(features, mask, labels)` batch by batch, `[R, n, …]` of all images, on the host.
+        """Applies `compute(features, mask, labels)` to all batches.
 
-        And the labels `[n]`, -1 where an image could not be read.
+        Returns the results `[R, n, …]` of all images on the host, and labels `[n]`, -1 for unreadable images.
         """
         results = []
         with explain_exhaustion("lower --config.eval_batch_size."):
@@ -217,11 +214,7 @@ class Evaluator:
         validation: "Evaluator | None" = None,
         keeps_logits: bool = False,
     ) -> Predictions:
-        """What each run predicts for every image, and its temperature.
-
-        That is fitted on the images of `validation`, of the same classes; `None` without any that could be read, or
-        where they fit none (`fit_temperature`).
-        """
+        """Predicts all images, and fits each run's temperature on the images of `validation`, of the same classes."""
         inputs = encode_texts(static, inputs)
         fitted: list[float | None] = [None] * static.runs
         validation_images = None
@@ -241,7 +234,8 @@ class Evaluator:
             raise ClipbiasError("none of the images to evaluate on could be read.")
         every = jax.tree.map(lambda values: values[:, read], values)
         check_finite(every.highest)
-        with np.errstate(over="ignore"):  # on the host: not every CPU has the instruction that XLA takes for it
+        # On the host: XLA's conversion to float16 needs an instruction that not every CPU has.
+        with np.errstate(over="ignore"):
             log_probs = values.log_probs.astype(np.float16)
         return Predictions(
             outcomes=[
@@ -261,9 +255,9 @@ class Evaluator:
         )
 
     def validate(self, static: EvalStatic, inputs: EvalInputs, *, finite: bool = True) -> list[Row]:
-        """Of each run `{"accuracy", "correct", "images", "loss"}`: in percent, counts, and mean cross-entropy in nats.
+        """Returns `{"accuracy", "correct", "images", "loss"}` of each run: percent, counts, mean cross-entropy in nats.
 
-        Without `finite` a run whose logits are not finite has a loss that is not finite.
+        With `finite` it raises `ClipbiasError` where a loss is not finite.
         """
         inputs = encode_texts(static, inputs)
         (correct, loss), labels = self._each_batch(
@@ -287,7 +281,7 @@ class Evaluator:
         ]
 
     def logits(self, static: EvalStatic, inputs: EvalInputs) -> tuple[np.ndarray, np.ndarray]:
-        """The logits of every image under each run, `[R, n, C]`, and which images could be read, bool `[n]`."""
+        """Returns the logits of every image in each run, `[R, n, C]`, and which images are readable, bool `[n]`."""
         scores, labels = self._logits(static, encode_texts(static, inputs))
         if labels.max() < 0:
             raise ClipbiasError("none of the images could be read.")

@@ -1,4 +1,4 @@
-"""The jitted forward pass of an evaluation: from images to features, logits and predictions of all runs at once."""
+"""The jitted forward pass of an evaluation: features, logits and predictions of all runs at once."""
 
 import dataclasses
 import functools
@@ -23,9 +23,9 @@ from clipbias.tuning.task import Classifier, Text
 
 @dataclasses.dataclass(frozen=True)
 class EvalStatic:
-    """What never changes in an evaluation of `R = runs` runs. Hashable: those with equal ones share compiled programs.
+    """Static arguments of an evaluation of `R = runs` runs. Hashable: equal ones share compiled programs.
 
-    Images come normalised where `preprocessing` is `None`; `mesh` is `None` for a single device.
+    `preprocessing` is `None` for normalised images, `mesh` for a single device.
     """
 
     classifier: Classifier
@@ -36,10 +36,10 @@ class EvalStatic:
 
 @struct.dataclass
 class EvalInputs:
-    """Inputs that stay constant over an evaluation, on the mesh; learnables have the leading axis `R`.
+    """Inputs on the mesh that no batch changes; learnables have the leading axis `R`.
 
-    `text` stands for the classes. `logits` takes features `[R, S · C, d]`, or `[1, S · C, d]` that runs share, or the
-    texts themselves where they depend on the image.
+    `logits` takes text features `[R, S · C, d]`, or `[1, S · C, d]` that runs share; tokens where prompts depend on the
+    image.
     """
 
     params: Params
@@ -50,20 +50,22 @@ class EvalInputs:
 def make_evaluation(
     task: Task, params: Params, learnables: Learnables, *, runs: int, mesh: Mesh
 ) -> tuple[EvalStatic, EvalInputs]:
-    """The arguments of an evaluation of `runs` runs, with weights on the mesh and learnables `[R, …]` on the host."""
+    """Makes the arguments of an evaluation, from weights on the mesh and learnables `[R, …]` on the host."""
     static = EvalStatic(task.classifier, task.clip.preprocessing, mesh, runs)
     placed = placement.device_put(mesh, learnables, placement.RUN)
     return static, EvalInputs(params, placed, place_text(mesh, task, params))
 
 
 def images_per_step(batch_size: int, crops: int, mesh: Mesh) -> int:
-    """Images that an evaluation step takes: with `crops` of each, so many fewer, but one for each device at least."""
+    """Images of an evaluation step over all devices."""
+    # Each image comes with its crops: the batch size bounds the views, whose activations fill the memory.
     return placement.rows(mesh, max(1, batch_size // (1 + crops)))
 
 
 @functools.partial(jax.jit, static_argnames="static")
 def text_features(static: EvalStatic, inputs: EvalInputs) -> jax.Array:
-    """The text tower's features under `R` runs, `[R, S · C, d]`: computed once per evaluation."""
+    """Computes the text features of `R` runs, `[R, S · C, d]`, once per evaluation."""
+    # The policy of forward-only programs: tasks that differ in the memory plan of their training share this program.
     classifier = dataclasses.replace(static.classifier, remat=no_gradient)
 
     def of_run(learnables: Learnables) -> jax.Array:
@@ -74,9 +76,9 @@ def text_features(static: EvalStatic, inputs: EvalInputs) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames="static")
 def image_features(static: EvalStatic, params: Params, learnables: Learnables, images: jax.Array) -> jax.Array:
-    """Features of images `[B, size, size, 3]` under `R` runs, `[R, B, d]`; of views `[B, 1 + V, …]` `[R, B, 1 + V, d]`.
+    """Computes features `[R, B, d]` of images `[B, size, size, 3]`, or `[R, B, 1 + V, d]` of views `[B, 1 + V, …]`.
 
-    Images have levels from 0 to 255, unless they come normalised.
+    Images have levels from 0 to 255, unless `static` says that they are normalised.
     """
     classifier = dataclasses.replace(static.classifier, remat=no_gradient)
     if static.preprocessing is not None:
@@ -90,12 +92,14 @@ def image_features(static: EvalStatic, params: Params, learnables: Learnables, i
 
 @struct.dataclass
 class BatchPredictions:
-    """What each run predicts for a batch of images, every leaf `[R, B]`; see `calibration.Outcome`.
+    """Predictions of each run for a batch of images, every leaf `[R, B]`; see `calibration.Outcome`.
 
     `log_probs`, `[R, B, 7]`, has the five largest log-probabilities (-inf beyond the last class), the label's, and the
-    log-sum-exp of the logits: logits are log-probabilities plus the log-sum-exp, but the half precision of files keeps
-    differences between sure predictions only in this form. `logits`, if they are kept, are `[R, B, C]`.
+    log-sum-exp of the logits. `logits`, if they are kept, are `[R, B, C]`.
     """
+
+    # Files keep half precision, whose steps are 0.06 at a logit of 100: sure predictions differ only in their
+    # log-probabilities. Log-probabilities plus the log-sum-exp are the logits.
 
     predicted: jax.Array
     other_odds: jax.Array
@@ -107,10 +111,9 @@ class BatchPredictions:
 
 @functools.partial(jax.jit, static_argnames="static")
 def logits(static: EvalStatic, inputs: EvalInputs, images: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """The logits under each run, `[R, B, C]`, from features of the texts in `inputs`.
+    """Computes the logits of each run, `[R, B, C]`, from text features in `inputs`.
 
-    `images` are features `[R, B, d]`, or `[1, B, d]` that are the same for all runs. `mask [B]` is false for rows that
-    only fill the batch.
+    `images` are features `[R, B, d]`, or `[1, B, d]` that runs share. `mask [B]` is false for rows that fill the batch.
     """
     classifier = static.classifier
     conditional = static.classifier.method.conditional
@@ -121,6 +124,7 @@ def logits(static: EvalStatic, inputs: EvalInputs, images: jax.Array, mask: jax.
             text = classifier.encode_text_for(inputs.params, learnables, adaptation, image, inputs.text)
         return classifier.head(inputs.params, learnables, image, text, mask)
 
+    # Broadcast within the program, so that features that runs share lie on the device once.
     features = images if conditional else jnp.asarray(inputs.text)
     images, features = (jnp.broadcast_to(x, (static.runs, *x.shape[1:])) for x in (images, features))
     return over_runs(of_run, (0, 0, 0), runs=static.runs)(inputs.learnables, images, features)
@@ -130,9 +134,9 @@ def logits(static: EvalStatic, inputs: EvalInputs, images: jax.Array, mask: jax.
 def correct_and_loss(
     static: EvalStatic, inputs: EvalInputs, images: jax.Array, mask: jax.Array, labels: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Whether the most likely class of each image is its label, and the label's `-log p`, `[R, B]` each.
+    """Returns whether each image's most likely class is its label, and the label's `-log p`, `[R, B]` each.
 
-    Arguments as of `logits`; the results of a label -1 mean nothing.
+    See `logits` for the arguments. Results of a label -1 mean nothing.
     """
     scores = logits(static, inputs, images, mask).astype(jnp.float32)
     index = jnp.maximum(labels, 0)[None, :, None]
@@ -150,13 +154,15 @@ def outcomes(
     temperatures: jax.Array,
     keeps_logits: bool = False,
 ) -> BatchPredictions:
-    """The most likely class under each run and how sure it is, as is and with logits over `temperatures [R]`.
+    """Predicts the classes of a batch, with confidences for the logits and for logits over `temperatures [R]`.
 
-    Arguments as of `logits`; the log-probability of a label -1 means nothing.
+    See `logits` for the arguments. The log-probability of a label -1 means nothing.
     """
     scores = logits(static, inputs, images, mask)
     predicted = scores.argmax(-1)
     highest = scores.max(-1)
+    # The largest probability is 1 / (1 + odds), with odds = Σ exp(z_j - z_max) over the other classes. A probability
+    # near 1 would be rounded to 1 in float32, where the odds keep their order.
     below = (scores - highest[..., None]).astype(jnp.float32)
     others = predicted[..., None] != jnp.arange(scores.shape[-1])
 
@@ -166,6 +172,7 @@ def outcomes(
     other_odds_at = other_odds(below / temperatures[:, None, None])
     plain = other_odds(below)
     total = jnp.log1p(plain)[..., None]  # log-sum-exp less the largest logit
+    # -1 would take the last class from the end; the caller drops these images.
     of_label = jnp.take_along_axis(below, jnp.maximum(labels, 0)[None, :, None], axis=-1)
     five = jax.lax.top_k(below, min(5, below.shape[-1]))[0]
     five = jnp.pad(five, ((0, 0), (0, 0), (0, 5 - five.shape[-1])), constant_values=-jnp.inf)
@@ -186,7 +193,7 @@ def first_run(learnables: Learnables) -> Learnables:
 
 
 def encode_texts(static: EvalStatic, inputs: EvalInputs) -> EvalInputs:
-    """The inputs with features in place of texts; texts that depend on the image are encoded with each batch."""
+    """Returns the inputs with features in place of tokens, unless prompts depend on the image."""
     if static.classifier.method.conditional:
         return inputs
     if static.classifier.changes_text(first_run(inputs.learnables)):
@@ -197,9 +204,10 @@ def encode_texts(static: EvalStatic, inputs: EvalInputs) -> EvalInputs:
 
 
 def check_finite(logits: np.ndarray) -> None:
-    """Raises `ClipbiasError` where logits are not numbers; the largest would still count as a prediction."""
+    """Raises `ClipbiasError` where logits are not finite."""
+    # `argmax` of NaN is a class, too: the accuracy would be that of chance, without an error.
     if not np.isfinite(logits).all():
         raise ClipbiasError(
-            "what is computed for the images is not finite: what was learned is too large; tune again with a lower "
+            "the logits are not finite: the trained parameters are too large; train again with a lower "
             "--config.learning_rate."
         )

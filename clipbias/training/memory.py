@@ -1,9 +1,7 @@
-"""Memory of a training step and of an evaluation, and the fastest way to run them that fits the device.
+"""Memory of a training step and of an evaluation, and their fastest settings that fit the device.
 
-Two settings trade time for memory and give the same numbers: what the backward pass keeps of each block (`remat`), and
-in how many class chunks the text tower takes the classes. Candidates are compiled from the fastest on, until
-`memory_analysis` of one fits. JAX keeps the program, so that the first step starts at once. A `Program` is a function
-that training or evaluation calls, with shapes in place of arrays.
+Two settings trade time for memory and change no number: the remat policy of the blocks, and the number of class chunks
+in which the text tower takes the classes. Candidates are compiled from the fastest on, until one fits.
 """
 
 import dataclasses
@@ -40,27 +38,26 @@ from clipbias.tuning.task import RematPolicy
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A jitted function with its arguments: shapes, types and shardings in place of arrays."""
+    """A jitted function of training or evaluation, with shapes, types and shardings in place of arrays."""
 
     name: str
     function: stages.Wrapped
     arguments: Sequence[Any]
 
     def trace(self) -> stages.Traced:
-        """As JAX traces it, to be lowered for any platform."""
+        """Traces the function, to be lowered for any platform."""
         return self.function.trace(*self.arguments)
 
     def lower(self) -> stages.Lowered:
-        """For the devices of its shardings."""
+        """Lowers the function for the devices of its shardings."""
         return self.function.lower(*self.arguments)
 
 
 @dataclasses.dataclass(frozen=True)
 class StepShape:
-    """Sizes of a training step: images per step and run over all devices, and runs with their padding.
+    """Sizes of a training step: `rows` images of each run over all devices, and `runs` with their padding.
 
-    A method may learn something for each of so many training images. `taught` says that a teacher's logits stand in
-    place of labels.
+    `images` counts a run's training images; `taught` adds a teacher's logits to the batch.
     """
 
     rows: int
@@ -77,7 +74,7 @@ def training_program(task: Task, recipe: Recipe, size: StepShape) -> Program:
     runs = size.runs
     mesh = size.mesh
     sampling = sampling_of(method)
-    # A method on features may learn something for each image; without images it has an axis of none.
+    # A method on features may learn an array of all training images, whose axis has length 0 in `task.shapes`.
     each = 0 if sampling is None else size.images
     learnables = jax.tree.map(
         lambda leaf: shape((runs, *(axis or each for axis in leaf.shape)), leaf.dtype), task.shapes
@@ -109,7 +106,7 @@ def training_program(task: Task, recipe: Recipe, size: StepShape) -> Program:
 
 
 def class_program(task: Task, *, runs: int, mesh: Mesh) -> Program:
-    """The program that holds the class features of so many runs: for one image where they depend on it."""
+    """Returns the program that holds the class features of all runs; for one image where prompts depend on it."""
     static, inputs = _evaluation(task, runs, mesh)
     if not task.method.conditional:
         return Program("text_features", text_features, (static, inputs))
@@ -125,7 +122,8 @@ def class_program(task: Task, *, runs: int, mesh: Mesh) -> Program:
 
 
 def evaluation_programs(task: Task, *, batch: int, runs: int, mesh: Mesh) -> list[Program]:
-    """The programs of an evaluation: for each batch of `batch` images, and once for all texts where they change."""
+    """Returns the programs of an evaluation: of each batch, and of all texts where learnables change them."""
+    # Shapes and shardings must be those of `evaluator`: JAX finds the compiled program by them.
     size = task.clip.config.vision.image_size
     crops = crops_of(task.method)
     batch = images_per_step(batch, crops, mesh)
@@ -157,7 +155,7 @@ def evaluation_programs(task: Task, *, batch: int, runs: int, mesh: Mesh) -> lis
 
 
 def features_program(task: Task, sampling: Sampling, *, batch: int, mesh: Mesh) -> Program:
-    """Features of training images from the frozen vision tower, for a method that is made of them."""
+    """Returns the program of frozen features of training images."""
     clip = task.clip
     size = task.clip.config.vision.image_size
     dtype = task.classifier.dtype
@@ -173,11 +171,8 @@ def _evaluation(task: Task, runs: int, mesh: Mesh) -> tuple[EvalStatic, EvalInpu
     return make_evaluation(task, params, learnables, runs=runs, mesh=mesh)
 
 
-# The plan: which candidate fits.
-
-
 class Remat(NamedTuple):
-    """A policy: what the backward pass keeps, and the share of the forward pass's products that it computes again."""
+    """Remat policy, and the share of the forward pass's products that the backward pass repeats under it."""
 
     keep: RematPolicy
     repeated: float
@@ -198,10 +193,10 @@ COUNTS = (1, 4, 16)
 
 @dataclasses.dataclass(frozen=True)
 class MemoryPlan:
-    """How a training step runs, and the memory it needs.
+    """Memory settings of a training step, and the memory of one device as the compiler plans it.
 
-    A *class chunk* is the part of its classes that a device encodes at a time. `bytes` of one device are as the
-    compiler plans them, arguments included; a `limit` of 0 is not known.
+    A *class chunk* is the part of its classes that a device encodes at a time. `bytes` include arguments; a `limit` of
+    0 is unknown.
     """
 
     remat: str
@@ -218,7 +213,7 @@ class MemoryPlan:
         return (self.remat, self.class_chunks) == (FASTEST, 1)
 
     def apply(self, task: Task) -> Task:
-        """The task with these settings; as it is for the fastest ones."""
+        """Returns the task with these settings."""
         if self.is_fastest:
             return task.with_memory()
         return task.with_memory(remat=REMATS[self.remat].keep, class_chunks=self.class_chunks)
@@ -236,10 +231,7 @@ def describe_plan(plan: MemoryPlan) -> str:
 
 
 def plan_step(task: Task, recipe: Recipe, size: StepShape, compute: Compute | None = None) -> MemoryPlan:
-    """The fastest way to run a training step that fits the device; where none fits, the smallest.
-
-    The task has the class shards of the mesh.
-    """
+    """Returns the fastest settings of a step that fit the device; the smallest where none fits."""
     limit = device_limit()
     compute = compute or Compute()
     if compute.remat != AUTO_REMAT and compute.remat not in REMATS:
@@ -248,11 +240,12 @@ def plan_step(task: Task, recipe: Recipe, size: StepShape, compute: Compute | No
     chunks = compute.class_chunks
     if chunks is not None and not 1 <= chunks <= classes:
         raise ClipbiasError(f"class_chunks is {chunks}; give 1 … {classes}, the number of classes, or None to select.")
+    # Only packed texts come in chunks: features are no work, and texts with dropout are not packed.
     packed = task.classifier.changes_text(task.shapes) and not task.classifier.drops_text(task.shapes)
     counts = [n for n in COUNTS if n == 1 or (packed and n <= classes)]
 
     def cost(settings: tuple[str, int]) -> tuple[float, int]:
-        # Class chunks cost the text tower's forward pass once more, however many they are.
+        # Chunks repeat the text tower's forward pass in the backward pass, whatever their number; fewer come first.
         remat, count = settings
         return REMATS[remat].repeated + (count > 1), count
 
@@ -263,13 +256,13 @@ def plan_step(task: Task, recipe: Recipe, size: StepShape, compute: Compute | No
         program = training_program(plan.apply(task), recipe, size)
         plan = dataclasses.replace(plan, bytes=needed_bytes(program.lower()), limit=limit)
         if plan.fits:
-            return plan
+            return plan  # JAX keeps its program, so the first step starts at once
         candidates.append(plan)
     return min(candidates, key=lambda plan: plan.bytes)
 
 
 def fit_evaluation(task: Task, *, runs: int, mesh: Mesh) -> Task:
-    """The task whose class features of all runs fit the memory, computed in as few class chunks as possible."""
+    """Returns the task with the fewest class chunks whose text features of all runs fit the device."""
     if not task.classifier.changes_text(task.shapes):
         return task  # the tower ran once, and `Task` limits its memory
     limit = device_limit()

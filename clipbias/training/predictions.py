@@ -20,7 +20,7 @@ def predictions_name(name: str) -> str:
 
 
 def predictions_identity(model: Tuned, images: str) -> str:
-    """Names predictions by all that they depend on: the tuned model, and images and labels by their identity."""
+    """Hashes all that predictions depend on: the tuned model, and the identity of images and labels."""
     return identity([model.identity, images])
 
 
@@ -34,11 +34,10 @@ def save_predictions(
     *,
     images: str | None = None,
 ) -> str:
-    """Writes `predictions/NAME.npz` of a run's folder, atomically, and returns the identity of the predictions.
+    """Writes `predictions/NAME.npz` in a run's folder, atomically, and returns the identity of the predictions.
 
-    `images` is the split's identity, where it is known. The file holds "images" (names), "labels", "predicted" (-1
-    where an image could not be read), "class_names", of a sweep's runs "log_probs" (`BatchOutcome`), and "identity", by
-    which predictions are found again.
+    `images` is the split's identity, where it is known. The file holds "images" (names), "labels", "predicted" (-1 for
+    an unreadable image), "class_names", "identity", and for runs of a sweep "log_probs" (`forward.BatchPredictions`).
     """
     known_by = predictions_identity(model, images or split.identity)
     path = workdir / PREDICTIONS / f"{predictions_name(name)}.npz"
@@ -54,7 +53,7 @@ def save_predictions(
 
 
 class KnownPredictions:
-    """Those in the folders of runs, by identity. What is damaged counts as not there."""
+    """Predictions in the folders of runs, by identity. Damaged files count as missing."""
 
     def __init__(self, workdirs: Iterable[Path]) -> None:
         self._paths: dict[str, Path] = {}
@@ -64,10 +63,11 @@ class KnownPredictions:
                     self._paths.setdefault(stored, path)
 
     def find(self, model: Tuned, split: Split) -> np.ndarray | None:
-        """The class number that was predicted for every image, int32 `[n]`, -1 where one could not be read.
+        """Finds the predicted class of every image, int32 `[n]`, -1 for an unreadable one.
 
-        `None` where nothing with exactly this model and these images is known.
+        `None` without predictions of exactly this model and these images.
         """
+        # The identity needs every file of the split; without prediction files it is not computed.
         path = self._paths.get(predictions_identity(model, split.identity)) if self._paths else None
         predicted = None if path is None else _read(path, "predicted")
         if predicted is None or predicted.shape != (len(split),) or predicted.dtype != np.int32:
@@ -76,7 +76,7 @@ class KnownPredictions:
 
 
 def stored_identity(path: Path) -> str | None:
-    """The identity of predictions in a file; `None` where there are none, or the file is damaged."""
+    """Reads the identity of predictions; `None` where the file is missing or damaged."""
     stored = _read(path, "identity")
     return None if stored is None or stored.ndim else str(stored)
 

@@ -1,4 +1,4 @@
-"""One tuned model on devices: its predictions for batches of images, and its scores on a split."""
+"""A tuned model on devices: its predictions for batches of images, and its scores on a split."""
 
 import dataclasses
 import functools
@@ -28,14 +28,14 @@ from clipbias.tuning.tuned import Tuned
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Predictor:
-    """A tuned model on a device, ready for batches of images: its texts are encoded once."""
+    """A tuned model on a device, with its texts encoded, for batches of images."""
 
     static: EvalStatic
     inputs: EvalInputs
 
     @classmethod
     def of(cls, model: Tuned, params: Params | None = None, learnables: Learnables | None = None) -> "Predictor":
-        """On weights, and with learnables, that are placed already; by default on JAX's first device."""
+        """Takes weights and learnables that lie on devices. Default: the model's own, on JAX's first device."""
         task = model.task
         learnables = model.learnables if learnables is None else learnables
         if params is None:
@@ -49,27 +49,27 @@ class Predictor:
 
     @property
     def text(self) -> Text:
-        """Features of the texts `[S · C, d]`, as `task.logits` takes them; the texts where they depend on the image."""
+        """Text features `[S · C, d]`, as `task.logits` takes them; tokens where prompts depend on the image."""
         return self.inputs.text[0] if isinstance(self.inputs.text, jax.Array) else self.inputs.text
 
     def logits(self, images: jax.Array | np.ndarray, mask: jax.Array | np.ndarray | None = None) -> jax.Array:
-        """Logits `[B, C]` of images with levels from 0 to 255, `[B, R, R, 3]`, or views of each `[B, 1 + V, R, R, 3]`.
+        """Computes logits `[B, C]` of images `[B, R, R, 3]`, levels from 0 to 255, or of views `[B, 1 + V, R, R, 3]`.
 
-        `mask [B]` says which of the images count; the others only fill the batch.
+        `mask [B]` is false for images that fill the batch.
         """
         return self.logits_and_features(images, mask)[0]
 
     def logits_and_features(
         self, images: jax.Array | np.ndarray, mask: jax.Array | np.ndarray | None = None
     ) -> tuple[jax.Array, jax.Array]:
-        """`logits`, and the features of the images, of unit length, `[B, d]`."""
+        """Computes `logits`, and the images' features of unit length, `[B, d]`."""
         mask = np.ones(len(images), bool) if mask is None else mask
         return _logits_and_features(self.static, self.inputs, images, mask)
 
     def classify(
         self, images: jax.Array | np.ndarray, mask: np.ndarray, *, normalised: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The softmax of `logits`, and these; images may come normalised. Raises `ClipbiasError` for infinite ones."""
+        """Computes probabilities and `logits`. Raises `ClipbiasError` where logits are not finite."""
         static = dataclasses.replace(self.static, preprocessing=None) if normalised else self.static
         scores, _ = _logits_and_features(static, self.inputs, images, mask)
         logits = np.asarray(scores)
@@ -98,16 +98,15 @@ def evaluate(
     outside: Split | None = None,
     rule: AnswerRule | None = None,
 ) -> tuple[Row, np.ndarray]:
-    """Top-1 accuracy of a tuned model, its calibration, and how well it tells other images apart.
+    """Measures top-1 accuracy and calibration of a tuned model, and its detection of images `outside` its classes.
 
-    A temperature is fitted on some validation images (`calibration.temperature_images`). Labels of images outside are
-    not looked at. The rule makes prediction sets and rejections. The batch size is that of all devices.
+    A temperature is fitted on validation images (`calibration.temperature_images`). The rule makes prediction sets and
+    rejections. The batch size is that of all devices.
 
     Returns:
-      `{"accuracy", "correct", "images", "calibration", "class_summary"}` (`data.confusion`), with `skipped_images` if
-      any, with a rule `answers` (`conformal.measure`), and with images outside `ood` (`calibration.detection`), where
-      `accepted` is the share in percent that the rule does not reject. And the class that is predicted for every image,
-      int32 `[n]`; -1 where one could not be read.
+      `{"accuracy", "correct", "images", "calibration", "class_summary"}` (`data.confusion`), `skipped_images` if any,
+      `answers` with a rule (`conformal.measure`), and `ood` with images outside (`calibration.detection`), of which the
+      rule accepts `accepted` percent. And the predicted class of every image, int32 `[n]`; -1 for an unreadable one.
     """
     task = model.task.with_memory(class_shards=mesh.shape[placement.DATA])
     params = placement.place_weights(mesh, task.clip.params, task.classifier.dtype)

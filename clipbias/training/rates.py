@@ -13,26 +13,24 @@ from clipbias.io import read_json, write_text
 from clipbias.training.spec import Row
 
 RATES = "rates.json"
-# A rate is chosen for each method over all datasets and shots, or for each method, dataset and shots by itself.
+# Scopes of a selection: a rate for each method over all datasets and shots; a rate for each method, dataset and shots;
+# no selection, so that every rate is tested.
 PER_METHOD = "method"
 PER_CELL = "cell"
 UNSELECTED_RATES = "none"
 _CELL = ["method", "dataset", "shots"]
-# All images, in a data frame's column of whole numbers.
+# "All images" in the frame's column `shots`, where `None` would make floats of all numbers, and no group.
 _ALL = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Rates:
-    """Learning rates by method.
-
-    Entries have `method` and `learning_rate`, and where they are particular `dataset` and `shots` (`None` for all).
-    """
+    """Learning rates by method. Entries for a cell also name its `dataset` and `shots` (`None` for all images)."""
 
     entries: tuple[Mapping[str, Any], ...] = ()
 
     def entry(self, method: str, dataset: str, shots: int | None) -> Mapping[str, Any]:
-        """The most particular entry; empty where the method has none."""
+        """Returns the entry of the cell, else of the dataset, else of the method, else an empty one."""
         cell = {"method": method, "dataset": dataset, "shots": shots}
         for names in (_CELL, _CELL[:2], _CELL[:1]):
             for entry in self.entries:
@@ -45,7 +43,7 @@ class Rates:
 
     @classmethod
     def read(cls, path: Path) -> "Rates":
-        """Reads a file that `write` wrote. Raises `ClipbiasError` where there is none, or it holds something else."""
+        """Reads a file that `write` wrote. Raises `ClipbiasError` where it is missing, or holds something else."""
         if not path.is_file():
             raise ClipbiasError(f"there is no file of learning rates {path}; check --config.rates_file.")
         content = read_json(path, dict, what="a file of learning rates")
@@ -65,10 +63,10 @@ class Rates:
 
 
 def select_learning_rates(rows: Sequence[Row], scope: str) -> Rates:
-    """The learning rate of the highest accuracy on validation images; of equals the lower loss, then the lower rate.
+    """Selects the learning rate of the highest accuracy on validation images; of equals the lower loss, then rate.
 
-    Accuracy and loss are means over cells (dataset, shots) of means over seeds. A rate at which a run failed is not
-    chosen. A cell in which every run failed is left out. The scope is `PER_METHOD` or `PER_CELL`.
+    Accuracy and loss are means over cells (dataset, shots) of means over seeds. A rate at which a run failed loses. A
+    cell in which every run failed does not count. The scope is `PER_METHOD` or `PER_CELL`.
     """
     if not rows:
         return Rates()
@@ -79,7 +77,8 @@ def select_learning_rates(rows: Sequence[Row], scope: str) -> Rates:
     entries: list[dict[str, Any]] = []
     for where, group in frame.groupby(_CELL[:1] if scope == PER_METHOD else _CELL, sort=False):
         cells = group.groupby([*_CELL, "learning_rate"])[names[2:]].mean()
-        candidates = cells.groupby("learning_rate").mean().round(9)  # the order of additions makes no difference
+        # Rounded, so that the order of additions, which follows the order of rows, decides no tie.
+        candidates = cells.groupby("learning_rate").mean().round(9)
         candidates[group.groupby("learning_rate").status.agg(lambda status: (status != "ok").any())] = None
         best = (
             candidates.dropna()

@@ -1,7 +1,7 @@
-"""A group of runs from specs to rows: make its job, train it, score it, calibrate it, save the adapters.
+"""A group of runs from specs to rows in five steps: prepare, select, train, score, save.
 
-How a group runs depends on its specs and on the devices alone, so that an interrupted group ends with the same numbers
-to the last bit. `fit_task` makes the same job from memory, without files.
+A group runs the same way whenever it runs, so an interrupted group ends with the same numbers to the last bit.
+`fit_task` selects and trains a job from memory, without files.
 """
 
 import dataclasses
@@ -57,14 +57,10 @@ VOLATILE = ("seconds", "training_seconds", "waiting_share")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PreparedGroup:
-    """A group bound to its job.
+    """Group with its job: `asked` as the caller gave it, `specs` with the validation policy and selected settings.
 
-    Attributes:
-      asked: the specs as the caller gave them.
-      specs: the specs as they are run and as rows show them: with validation policy and selected settings.
-      job: trains the specs.
-      held: images on which settings are compared; `None` where the specs' own policy names them.
-      selection: the settings that were selected on them; `None` where nothing was.
+    `held` are images on which settings are compared, `None` where the policy of the specs says all; `selection` are
+    the settings that were selected on them, `None` where nothing was.
     """
 
     asked: Group
@@ -88,13 +84,11 @@ def run_group(
     """Runs a group, whose specs differ in seed or learning rate alone, and returns its rows.
 
     Args:
-      group, context, paths: the specs, what the groups of the sweep share, and where to write.
-      common: the recipe of methods that have none of their own; rows tell the differences from it.
-      progress: shows stages and steps.
-      compares_rates: for a group of one run: whether held-out images select its learning rate, beside what its method
-        searches for; `None` selects nothing.
+      common: the recipe of methods without their own recipe; rows show how the run's recipe differs from it.
+      compares_rates: for a group of one run: whether held-out images select its learning rate beside the options that
+        its method searches; `None` selects nothing.
       calibrates: whether images that neither train nor select calibrate the adapters.
-      facts: entries of rows and adapters, by the key of their spec.
+      facts: further entries of rows and adapters, by the key of their spec.
     """
     outputs = RunOutputs(checkpoints=paths.checkpoints(group), metrics=paths.metrics(group), progress=progress)
     prepared = prepare(group, context, outputs, compares_rates=compares_rates)
@@ -131,10 +125,7 @@ def bind_task(spec: RunSpec, context: SweepContext) -> Task:
 
 
 def make_job(group: Group, context: SweepContext, outputs: RunOutputs | None = None) -> TrainJob:
-    """Makes the job of a group: its task, and its runs with their training images; runs of one seed share them.
-
-    A method that takes no training image has its test images there.
-    """
+    """Makes the job of a group. Runs of one seed share their images."""
     first = group[0]
     task = bind_task(first, context)
     method = task.method
@@ -149,6 +140,7 @@ def make_job(group: Group, context: SweepContext, outputs: RunOutputs | None = N
         ]
         images = dict(zip(by_seed, context.training_images(splits), strict=True))
     else:
+        # A method without training images has an empty training; a job still counts its images.
         images = {seed: Images(protocol.evaluations[0].dataset.split("test")) for seed, protocol in by_seed.items()}
     runs = [Run(images[spec.seed], spec.start, by_seed[spec.seed], spec.learning_rate) for spec in group]
     return TrainJob(
@@ -248,12 +240,10 @@ def save(
 def evaluate_test(
     job: TrainJob, learnables: Learnables, evaluation: protocols.Evaluation
 ) -> tuple[Task, Learnables, Predictions]:
-    """Evaluates the runs of a job, and their padding, on test images; `learnables [R, …]` lie on the host.
+    """Evaluates all runs of a job on test images; `learnables [R, …]` lie on the host.
 
-    A temperature is fitted on validation images (`calibration.temperature_images`).
-
-    Returns:
-      The task of the evaluation's classes, which may differ from those of training; its learnables; the predictions.
+    Returns the task of the evaluation's classes, which may differ from those of training, its learnables, and the
+    predictions, also of padding. A temperature is fitted on validation images (`calibration.temperature_images`).
     """
     context = job.context
     task = context.bind(job.task.method, evaluation.dataset)
@@ -271,9 +261,9 @@ def _score_test(group: Group, job: TrainJob, learnables: Learnables, paths: Swee
     for evaluation in job.protocol.evaluations:
         task, transferred, tested = evaluate_test(job, learnables, evaluation)
         split = evaluation.dataset.split("test")
-        images = split.identity  # which looks at every file
+        images = split.identity  # once for all runs, since it looks at every file
         skipped = {"skipped_images": tested.skipped} if tested.skipped else {}
-        # Padding lies behind the runs.
+        # Not strict: padding lies behind the runs.
         for run, (spec, score) in enumerate(zip(group, tested.scores, strict=False)):
             predicted = tested.predicted[run]
             summary = class_summary(split.labels, predicted, task.class_names)
@@ -297,7 +287,7 @@ def _score_test(group: Group, job: TrainJob, learnables: Learnables, paths: Swee
 
 
 def merge_scores(scores: Mapping[str, Row]) -> Row:
-    """The scores of one run in its evaluations, as its row has them: by name where it has more than one."""
+    """Merges the scores of one run in its evaluations for its row: by name where there are several."""
     if len(scores) == 1:
         return dict(next(iter(scores.values())))
     merged: Row = {
@@ -319,26 +309,23 @@ def _row(spec: RunSpec, job: TrainJob, result: TrainResult, run: int, common: Re
         row |= {"loss": result.losses[run], "steps": result.steps, "waiting_share": round(result.waiting_share, 4)}
         if result.skipped[run]:
             row["skipped_training_images"] = result.skipped[run]
-    if job.task.method.uses_images:  # in all, and of the classes with the fewest and the most
+    if job.task.method.uses_images:
         labels = job.runs[run].images.labels
         row |= {"train_images": len(labels), "images_per_class": images_per_class(labels, len(job.task.class_names))}
     return row
 
 
 def spec_facts(spec: RunSpec, common: Recipe) -> Row:
-    """What names a run in its row; `own_recipe` is where its recipe differs from the common one."""
+    """Returns the entries that name a run in its row; `own_recipe` is the difference from the common recipe."""
     different = {} if spec.recipe is None else spec.recipe.differences(common.with_learning_rate(spec.learning_rate))
     return {"key": spec.key, **spec.facts(), **({"own_recipe": different} if different else {})}
 
 
 def calibrate(model: Tuned, images: Split, context: SweepContext) -> Calibration:
-    """A tuned model's scores of images that neither trained it nor selected a setting."""
+    """Calibrates a tuned model on images that neither trained it nor selected a setting."""
     logits, read = split_logits(model, Images(images), context)
     scale = float(np.exp(np.asarray(model.task.method.logit_scale(model.clip.params))))
     return Calibration.of(logits[read], images.labels[read], scale)
-
-
-# A job from memory, for `clipbias.fit`.
 
 
 def fit_task(
@@ -354,20 +341,18 @@ def fit_task(
     compares_rates: bool = False,
     calibrates: bool | None = None,
 ) -> Tuned:
-    """Trains a task with the few-shot splits, steps and numbers of `clipbias train`. Nothing is saved.
+    """Trains a task as `clipbias train` does, with its few-shot splits, steps and numbers. Saves nothing.
 
     Args:
-      task: a method bound to classes, which uses training images.
-      dataset: with the task's classes; it trains on "train", and "val" serves methods that select on it.
+      dataset: has the task's classes; "train" trains, "val" selects and calibrates.
       shots: images of each class; `None` takes all.
-      seed, start_seed: of the few-shot split; of initial learnables and the order of images, `None` for the same.
+      start_seed: seed of initial learnables and order of images; `None` takes that of the few-shot split, `seed`.
       compares_rates: whether the learning rate is selected on held-out images (`data.held_out`).
       calibrates: whether images are left to calibrate; `None` where there are enough.
 
     Returns:
-      The model, with the settings that were selected. Its notes tell of its training and have sentences of "warnings".
+      The model with the selected settings. Its notes describe the training; "warnings" are sentences for the user.
     """
-    task_on_mesh = task.with_memory(class_shards=context.mesh.shape[placement.DATA])
     recipe_of_job = recipe if task.method.trains else None
     progress.at_work("reading images")
     selects = needs_validation(task, recipe_of_job, compares_rates=compares_rates)
@@ -378,7 +363,7 @@ def fit_task(
     (images,) = context.training_images([train])
     job = TrainJob(
         context=context,
-        task=task_on_mesh,
+        task=task.with_memory(class_shards=context.mesh.shape[placement.DATA]),
         recipe=recipe_of_job,
         runs=(Run(images, seed if start_seed is None else start_seed, divided.protocol),),
         outputs=RunOutputs(progress=progress),
@@ -420,7 +405,7 @@ def calibrate_untrained(
     seed: int,
     calibrates: bool | None = None,
 ) -> Calibration | None:
-    """Calibrates a method that learns from no training image; arguments as of `fit_task`."""
+    """Calibrates a method without training images; see `fit_task` for the arguments."""
     if calibrates is False:
         return None
     protocol = protocols.full(dataset)

@@ -1,6 +1,6 @@
-"""The images of a run, each with one use: they train, select settings, calibrate or test. Decided here alone.
+"""Images of a run, each with one use: training, selection of settings, calibration or test. Only this module decides.
 
-A spec says it by its protocol and its validation policy; `clipbias.fit`, which has no spec, by its arguments.
+A spec has a protocol and a validation policy for it; `clipbias.fit` has arguments.
 """
 
 import dataclasses
@@ -17,12 +17,9 @@ Load = Callable[[str], Dataset]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RunImages:
-    """Images of a run of `clipbias.fit`.
+    """Images of `clipbias.fit`: training and validation images, images that compare settings, and calibration images.
 
-    Attributes:
-      protocol: training images, and validation images for methods that search on them.
-      held: images on which settings are compared.
-      calibration: images that neither train nor select; `None` where they are too few, or nothing is calibrated.
+    `calibration` is `None` where too few images are left, or nothing is calibrated.
     """
 
     protocol: EvalProtocol
@@ -75,17 +72,9 @@ def calibration_images(drawn: EvalProtocol, spec: RunSpec) -> tuple[Split | None
 
 
 def fit_images(dataset: Dataset, *, shots: int | None, seed: int, selects: bool, calibrates: bool | None) -> RunImages:
-    """Divides the images of a dataset for `clipbias.fit`.
+    """Divides the images of a dataset for `fit_task`, where held-out images may select a setting.
 
-    Args:
-      dataset: it trains on "train"; "val" selects and calibrates.
-      shots: images of each class; `None` takes all.
-      seed: of the few-shot split, and of the images that are held out.
-      selects: whether a setting is selected on held-out images.
-      calibrates: whether images calibrate; `None` where there are enough.
-
-    Raises:
-      ClipbiasError: too few images are left to calibrate, and they are required.
+    Raises `ClipbiasError` where too few images are left to calibrate, and `calibrates` requires them.
     """
     drawn = protocols.full(dataset) if shots is None else protocols.few_shot(dataset, shots=shots, seed=seed)
     calibration = None

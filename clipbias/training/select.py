@@ -1,9 +1,7 @@
-"""Scores the runs of a job, and selects the settings of a training by scores of images that are held out.
+"""Selects the settings of a run on held-out images (`data.held_out`), before it trains on all images.
 
-`train` and `fit`: four learning rates train side by side in one program for a third of the steps, and the lowest
-cross-entropy on the held-out images wins (`data.held_out`). A method that searches on validation images and has none
-makes its search on the training images that are held out. The training itself follows on all images, with the settings
-that were selected. A sweep: `choose` takes the learning rate of the best rows on validation images.
+Four learning rates train side by side in one program for a third of the steps; the lowest cross-entropy on the held-out
+images wins. A method that searches options on validation images, and has none, searches on held-out training images.
 """
 
 import contextlib
@@ -63,30 +61,25 @@ def score_images(job: TrainJob, learnables: Learnables, splits: Sequence[Split],
     ]
 
 
-# Settings that the user gave, over those of a method's authors.
-
-
 def with_given(recipe: Recipe, given: Mapping[str, Any]) -> Recipe:
-    """The recipe with settings that the user gave; given epochs replace its number of steps."""
+    """Returns the recipe with settings that the user gave; given epochs replace a number of steps."""
     return dataclasses.replace(recipe, **{**given, "steps": None} if "epochs" in given else given)
 
 
 def as_options(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Those settings that a built-in method has as options; its authors' recipe follows these, as in its warm-up."""
+    """Returns the given settings that are options of a built-in method: its own recipe depends on its options."""
     known = option_types(method) if method in METHODS else {}
     return {name: value for name, value in given.items() if name in known}
 
 
-# Selection of a run's settings, before it is trained on all images.
-
-# What was selected on held-out images, in the folder of a run.
+# File of the selection in the folder of a run.
 SELECTION = "selection.json"
 FROM_TRAINING = "training images"
 
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """A training on fewer steps or images, and how it does on the held-out images."""
+    """Training on fewer steps or images, with its scores on the held-out images."""
 
     learning_rate: float | None  # `None` for a method that makes no step
     accuracy: float  # in percent
@@ -94,15 +87,16 @@ class Candidate:
 
     @property
     def order(self) -> tuple[float, float]:
+        # By cross-entropy: accuracies of a few images are often equal. Of equals the lower rate, which diverges later.
         return math.inf if self.loss is None else self.loss, self.learning_rate or 0.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-    """What was selected on held-out images: of candidates by rising learning rate.
+    """Selected settings of a run: the best candidate's learning rate, and options that the method searched.
 
-    `from_training` are training images, which the tuned model learns from in the end. `options` of the method are as
-    its search selected them; `zero_shot` is the frozen model on the same images.
+    Candidates have rising learning rates; `zero_shot` has the frozen model's scores on the same number of images. With
+    `from_training` these are training images, from which the tuned model learns in the end.
     """
 
     candidates: tuple[Candidate, ...]
@@ -129,7 +123,7 @@ class Selection:
 
     @classmethod
     def of_note(cls, note: Row) -> "Selection":
-        """Reads back a `note`; JSON keeps every bit of its numbers."""
+        """Reads back a `note`; JSON keeps every bit of a number."""
         return cls(
             candidates=tuple(Candidate(**line) for line in note["tried"]),
             zero_shot=Candidate(learning_rate=None, **note[ZERO_SHOT]),
@@ -184,7 +178,7 @@ def searches_options(method: Method) -> bool:
 
 
 def replaced_options(method: Method, learnables: Learnables) -> list[str]:
-    """A sentence for each option in whose place the method found another value on validation images."""
+    """Returns a sentence for each given option that the method's search on validation images replaced."""
     if not (searches_options(method) and isinstance(method, FeatureMethod)):
         return []
     sentences = []
@@ -204,21 +198,22 @@ def needs_validation(task: Task, recipe: Recipe | None, *, compares_rates: bool)
 
 
 def select_settings(job: TrainJob, held: HeldOut, *, compares_rates: bool) -> Selection | None:
-    """Compares learning rates of a job of one run on held-out images, or makes the method's search on them.
+    """Compares learning rates of a job of one run on held-out images, or runs the method's search on them.
 
-    `None` where nothing is to be selected before the training: the rate is given, and the method either searches for
-    nothing, or does so on a validation split while it trains.
+    Returns `None` where nothing is selected before the training: the rate is given, and the method either searches
+    nothing, or searches on a validation split while it trains.
     """
     rates = job.training.candidates() if compares_rates and has_candidates(job.task, job.recipe) else ()
     if held.choose is None or not (rates or (held.from_training and searches_options(job.task.method))):
         return None
     check_images(job, () if held.from_training else (held.choose,))
     trial = _trial(job, held, rates)
-    job.outputs.progress.close()  # the candidates have a bar
+    job.outputs.progress.close()  # the candidates have their own bar
+    # The job's program differs from the trial's in its number of runs; it compiles on cores that the trial leaves idle.
     with contextlib.closing(trial.outputs.progress) as bar, compiled_meanwhile(job):
         try:
-            learnables = train_job(trial).learnables  # all candidates side by side
-        except NotSideBySide:  # one after another, since they do not fit the memory
+            learnables = train_job(trial).learnables
+        except NotSideBySide:
             alone = []
             for number, run in enumerate(trial.runs):
                 outputs = trial.outputs
@@ -228,6 +223,7 @@ def select_settings(job: TrainJob, held: HeldOut, *, compares_rates: bool) -> Se
                 alone.append(select_run(result.learnables, 0))
             learnables = stack_runs(alone)
         bar.at_work("evaluating")
+        # A rate that diverges is a lost candidate and no error.
         scores = score_validation(trial, learnables, finite=False)
     candidates = tuple(map(_candidate, rates or (None,), scores))
     if all(candidate.loss is None for candidate in candidates):
@@ -242,6 +238,7 @@ def select_settings(job: TrainJob, held: HeldOut, *, compares_rates: bool) -> Se
         options={},
     )
     method = job.task.method
+    # The final search would see images that it trains on. So the options of this search are kept, as given ones.
     if held.from_training and isinstance(method, FeatureMethod):
         best = select_run(learnables, candidates.index(selection.best))
         selection = dataclasses.replace(selection, options=method.searched_options(best))
@@ -249,9 +246,9 @@ def select_settings(job: TrainJob, held: HeldOut, *, compares_rates: bool) -> Se
 
 
 def read_selection(workdir: Path, key: str) -> Selection | None:
-    """Reads the selection of a spec of this key, as it was before its settings were selected."""
+    """Reads the selection for a spec; its key is that before the selection."""
     path = workdir / SELECTION
-    # The first process reads for all, since they must agree on whether candidates are trained.
+    # The first process reads for all: they must agree on whether candidates train.
     stored: Row = hosts.from_first(lambda: read_json(path, dict) if path.exists() else {})
     return Selection.of_note(stored["choice"]) if stored.get("key") == key else None
 
@@ -262,7 +259,7 @@ def write_selection(workdir: Path, key: str, selection: Selection) -> None:
 
 
 def frozen_job(job: TrainJob) -> TrainJob:
-    """The job of the frozen model on the images of a job."""
+    """Returns a job of the frozen model on the same images."""
     return dataclasses.replace(job, task=job.task.with_method(make_method(ZERO_SHOT)), recipe=None, runs=job.runs[:1])
 
 
@@ -272,7 +269,7 @@ def score_zero_shot(job: TrainJob, images: Split) -> Candidate:
 
 
 def compare(job: TrainJob, learnables: Learnables, images: Split) -> tuple[Candidate, Candidate, int]:
-    """Scores the tuned model of a job of one run, and the frozen one; and counts the images that could be read."""
+    """Scores the tuned model of a job of one run and the frozen one, and counts the readable images."""
     (row,) = score_images(job, learnables, [images], finite=False)
     return _candidate(job.runs[0].learning_rate, row), score_zero_shot(job, images), row["validation_images"]
 
@@ -283,7 +280,9 @@ def _candidate(learning_rate: float | None, score: Row) -> Candidate:
 
 
 def _trial(job: TrainJob, held: HeldOut, rates: Sequence[float]) -> TrainJob:
-    """The job of the candidates, side by side, or of the method's search."""
+    """Makes the job of the candidates, side by side, or of the method's search."""
+    # Candidates share seed and images, so that their rates alone make the difference. They leave no metrics: those of
+    # the folder are the training's.
     (run,) = job.runs
     (images,) = job.context.training_images([held.train])
     protocol = dataclasses.replace(run.protocol, validation=lambda: held.choose)
@@ -309,23 +308,23 @@ def _trial(job: TrainJob, held: HeldOut, rates: Sequence[float]) -> TrainJob:
 
 
 def nothing_held_out(job: TrainJob, held: HeldOut, *, compares_rates: bool) -> str:
-    """Why nothing was selected; empty where something was, or nothing had to be."""
+    """Returns a sentence on why nothing is selected; empty where something is, or nothing has to be."""
     method = job.task.method
     if compares_rates and job.recipe is not None and method.unlabelled:
         return (
-            f"{job.task.method_name} sees no labels, so that no learning rates were compared: that of the recipe was "
-            f"taken, {job.recipe.learning_rate:g}."
+            f"{job.task.method_name} sees no labels, so no learning rates were compared: it trains at the recipe's "
+            f"{job.recipe.learning_rate:g}."
         )
     if held.choose is not None:
         return ""
     defaults = []
     if compares_rates and has_candidates(job.task, job.recipe):
-        defaults.append(f"the recipe's learning rate, {job.training.learning_rate:g}, was taken")
+        defaults.append(f"the run trains at the recipe's learning rate, {job.training.learning_rate:g}")
     if searches_options(method):
-        defaults.append(f"{job.task.method_name} kept the settings that it has without a search")
+        defaults.append(f"{job.task.method_name} keeps its settings without a search")
     if not defaults:
         return ""
     return (
-        f"{held.reason}, so that nothing could be held out: {' and '.join(defaults)}. Give validation images, or at "
+        f"{held.reason}, so no images are held out: {' and '.join(defaults)}. Give validation images, or at "
         f"least {FEWEST_OF_CLASS} training images of each class."
     )

@@ -107,10 +107,8 @@ def test_candidates_that_fail_or_do_not_fit_together(clip, colours, fitted, monk
     nothing = hold_out(train.subset([*range(2), *range(6, 18)]), None, seed=3)
     assert select.select_settings(job, nothing, compares_rates=True) is None
     words = select.nothing_held_out(job, nothing, compares_rates=True)
-    assert words.startswith(
-        "there are no validation images, and there is a class with 2 training images, so that nothing could be held "
-        "out: the recipe's learning rate, 0.0025, was taken. Give validation images, or at least 3"
-    )
+    for part in ("a class with 2 training images", "learning rate, 0.0025", "Give validation images, or at least 3"):
+        assert part in words
     assert select.nothing_held_out(job, nothing, compares_rates=False) == ""
     monkeypatch.setattr(Recipe, "candidates", lambda recipe: (1e37, 1e38))
     with pytest.raises(clipbias.ClipbiasError, match=r"bias fails at every learning rate from 1e.37 to 1e.38"):

@@ -122,7 +122,7 @@ CASES: list[Case] = [
     predicting("numbers from 0 to 0.5, so they look like levels and not", np.linspace(0, 0.5, 480).reshape(8, 20, 3)),
     predicting("the images hold NaN", np.full((2, 16, 16, 3), np.nan, np.float32), normalised=True),
     ("the images are the folder .*; give its files", lambda place: place.tuned().predict(place.tmp_path)),
-    ("what is computed for the images is not finite: what was", lambda place: too_large(place).predict(IMAGES)),
+    ("the logits are not finite", lambda place: too_large(place).predict(IMAGES)),
     predicting("rejection is 'logit'; choose from max_logit, mcm, energy", IMAGES, rejection="logit"),
     ("takes 99 calibration images, and this model has 12", lambda place: scored(place).predict(IMAGES, coverage=0.99)),
     ("9 images cannot calibrate; give 10", lambda place: place.tuned().calibrate(IMAGES[:9], LABELS[:9])),
@@ -159,7 +159,7 @@ CASES: list[Case] = [
     distilled("the model names no dataset; give one, or pictures"),
     distilled("there are 4 unlabelled images; give 5 at least", IMAGES[:4]),
     distilled("form is 'vectors'; choose", IMAGES, form="vectors"),
-    combined("of a single shot none is left to train on when one is held out", shots=(1,), **HELD),
+    combined("a single shot", shots=(1,), **HELD),
     combined("pseudo-labelled images have no label to select by", protocol="pseudo_labels", shots=(2,), **HELD),
     # Devices, and the plan of a step.
     pure("run is 'a'; it must be a whole number from 1 to .*, or None", placement.make_mesh, run="a"),
