@@ -64,7 +64,7 @@ def main(settings: DistilSettings, workdir: Path) -> None:
         )
         key = identity([model, images, student, settings.options])[:12]
         checkpoints = workdir / "checkpoints" / key
-        # Before hours of training, not after them.
+        # Before hours of training: a folder that cannot be written is refused here.
         sentences = hosts.from_first(lambda: finished_sentences(output, key))
         words = "already; this command was finished before"
         if not sentences:
@@ -83,10 +83,9 @@ def main(settings: DistilSettings, workdir: Path) -> None:
 
 
 def finished_sentences(output: str, key: str) -> list[str]:
-    """The certificate of a command that was finished before; empty if there is nothing in the folder to write.
+    """Reads the certificate of a command that was finished before; empty for an empty folder.
 
-    Raises:
-      ClipbiasError: the folder holds something else.
+    Raises `ClipbiasError` where the folder holds something else.
     """
     file = data_path(output) / ADAPTER
     with contextlib.suppress(ClipbiasError):  # something else, which is refused below
@@ -97,11 +96,7 @@ def finished_sentences(output: str, key: str) -> list[str]:
 
 
 def find_unlabelled(settings: DistilSettings, model: TunedModel) -> DistilImages:
-    """The images to fit, select and certify on.
-
-    Raises:
-      ClipbiasError: there is no dataset, or it has other classes than the model.
-    """
+    """Divides images to fit, select and certify. Raises `ClipbiasError` without a dataset of the model's classes."""
     name = settings.dataset or str(model.notes.get("dataset") or "")
     if not name:
         raise ClipbiasError("no dataset; give --config.dataset=NAME, or dataset=folder with --config.data_dir.")

@@ -50,8 +50,10 @@ def main(settings: TrainSettings, workdir: Path) -> None:
         calibrates = is_own if settings.calibrate is None else settings.calibrate
         classes = len(context.datasets[spec.dataset].class_names)
         paths = SweepPaths(workdir, {}, single=True)
-        compares_rates = None  # a benchmark's protocol says which images select
-        if is_own:  # a rate that is given, or was selected before, is not selected again
+        # Only a user's own pictures compare rates: a benchmark's protocol names the images that select. A rate that is
+        # given, or was selected before, is not selected again.
+        compares_rates = None
+        if is_own:
             known = rates is not None and rates.of(spec.method, spec.dataset, spec.shots) is not None
             compares_rates = settings.recipe.learning_rate is None and not known
         row = hosts.from_first(
@@ -82,7 +84,7 @@ def main(settings: TrainSettings, workdir: Path) -> None:
 def open_run(
     settings: TrainSettings, devices: Sequence[jax.Device] | None = None
 ) -> tuple[SweepContext, RunSpec, Rates | None]:
-    """The model, the dataset and the devices; the run; and learning rates that were selected before."""
+    """Opens model, dataset and devices; returns them with the spec, and learning rates selected before."""
     axes = SweepAxes(
         methods=(settings.method,),
         datasets=(settings.dataset,),
@@ -98,7 +100,7 @@ def open_run(
 
 
 def plan(settings: TrainSettings, devices: Sequence[jax.Device] | None) -> tuple[SweepContext, list[Group]]:
-    """The run on some devices, to be compiled for them."""
+    """Makes the group on some devices, for `dry_run`."""
     context, spec, _ = open_run(settings, devices)
     return context, [(spec,)]
 
@@ -106,18 +108,9 @@ def plan(settings: TrainSettings, devices: Sequence[jax.Device] | None) -> tuple
 def finished_row(
     paths: SweepPaths, spec: RunSpec, classes: int, *, compares_rates: bool | None, calibrates: bool
 ) -> Row:
-    """The row of a run that is finished; empty where it is not.
+    """Reads the row of a finished run; empty where it is unfinished. See `run_group` for the arguments.
 
-    Args:
-      paths: of the run.
-      spec: of the run.
-      classes: of its dataset.
-      compares_rates: see `run_group`. A setting that was selected is no other setting, unless it is given now.
-      calibrates: whether a run without prediction sets counts as not finished.
-
-    Raises:
-      ClipbiasError: the folder holds adapters of `table1`, or a run of other settings; one that `cautions_of_row`
-        warns of may be replaced.
+    Raises `ClipbiasError` where the folder holds adapters of `table1`, or a run of other settings without warnings.
     """
     if other := paths.other_kind():
         raise ClipbiasError(
@@ -126,6 +119,7 @@ def finished_row(
     path = paths.workdir / RESULT
     row: Row = read_json(path, dict) if path.exists() else {}
     facts = spec.facts()
+    # The row has selected settings where the spec still has the open ones. These are no difference.
     if compares_rates is not None and row:
         selected = row.get("choice", {"options": {}})["options"]
         facts |= {"validation": row["validation"], "options": facts["options"] | selected}
@@ -133,6 +127,7 @@ def finished_row(
         rate = {"learning_rate": row["learning_rate"]}
         facts |= rate | {"recipe": facts["recipe"] | rate}
     other_settings = [name for name, value in facts.items() if name in row and row[name] != value]
+    # A run that came out badly, such as one at a rate that is too high, may be replaced by the next try.
     if other_settings and not cautions_of_row(row, spec.make_method(), classes):
         raise ClipbiasError(
             f"{paths.workdir} holds the adapter of a run with other settings ({', '.join(other_settings)}); choose "
