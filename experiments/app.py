@@ -58,6 +58,7 @@ def main(settings: AppSettings, workdir: Path) -> None:
         )
         try:
             common.tell(f"the page is at {address}; Ctrl-C ends it")
+            # The server runs in a thread; this one waits for a notice to stop.
             while True:
                 hosts.check()
                 time.sleep(_SECONDS)

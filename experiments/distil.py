@@ -62,6 +62,7 @@ def main(settings: DistilSettings, workdir: Path) -> None:
             dtype=model.task.classifier.dtype,
             on_image_error=settings.on_image_error,
         )
+        # The key holds all that the result depends on, so the same command finds its checkpoints and its result.
         key = identity([model, images, student, settings.options])[:12]
         checkpoints = workdir / "checkpoints" / key
         # Before hours of training: a folder that cannot be written is refused here.

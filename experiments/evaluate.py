@@ -69,6 +69,7 @@ def main(settings: EvaluateSettings, workdir: Path) -> None:
         if hosts.is_first():
             keep_evaluation(workdir, key)
             notes = {} if adapter is None else adapter.notes
+            # The same name may hold other pictures today; those that trained the adapter are then no test.
             now = identity([[Classes.of(dataset), dataset.splits]])
             is_same = notes.get("dataset") == name and notes.get("protocol") in ("few_shot", "full")
             if is_same and notes.get("data") != now:

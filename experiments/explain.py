@@ -125,6 +125,7 @@ def prediction_folders(workdirs: str | None, adapters: Sequence[AdapterFile]) ->
     folders = [user_path(path) for path in split(workdirs)]
     if missing := [folder for folder in folders if not folder.is_dir()]:
         raise ClipbiasError(f"there is no folder {missing[0]}; check --config.predictions.")
+    # A sweep has its adapters one folder below its predictions.
     for _, source in adapters:
         parent = Path(source).parent
         folders += [parent, parent.parent] if parent.name == "adapters" else [parent]

@@ -82,6 +82,7 @@ def causal_tests(settings: LabSettings, workdir: Path) -> list[str]:
         if state.exists() and read_json(state, dict).get("state") == "finished":
             continue
         adapters = adapter_files(settings, dataset, workdir)
+        # Other parts train these adapters; a later call of the command begins the test.
         missing = [path for path in adapters if not path.exists()]
         if missing or not adapters:
             waits.append(

@@ -246,6 +246,7 @@ def draw_maps(
         ]
         columns.append(make_overlays(model.task, maps, labels[: len(batch)], titles))
     images, prediction = results[0]
+    # Of views the first is the whole image; the others are crops.
     wholes = images[:, 0] if images.ndim == 5 else images
     for row, ((number, path), *overlays) in enumerate(zip(batch, *columns, strict=True)):
         if row not in prediction.errors:

@@ -20,8 +20,8 @@ from clipbias.io import lock_file, read_json, reason, user_path, write_text
 
 # Separator of the names of a prediction set.
 BETWEEN = " | "
-# Cells that a spreadsheet would run as a formula get an apostrophe; so do those that begin with apostrophes and would be
-# one without them, so that every cell can be read back.
+# Cells that a spreadsheet would run as a formula get an apostrophe, which reading takes off; so do formulas behind
+# apostrophes.
 _FORMULA = re.compile(r"'*[=+\-@\t]")
 
 
@@ -62,7 +62,7 @@ class PredictionTable:
 
 def key(image: object) -> str:
     """Returns a picture's name in a table."""
-    # Line ends would break the table, and file names may hold half surrogate pairs, which UTF-8 lacks: both are escaped.
+    # Escapes for line ends, which would break the table, and for half surrogate pairs, which UTF-8 lacks.
     text = str(image).encode("utf-8", "backslashreplace").decode()
     return text.replace("\n", "\\n").replace("\r", "\\r")
 

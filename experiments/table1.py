@@ -65,6 +65,7 @@ def main(settings: Table1Settings, workdir: Path) -> None:
         context, rates = prepare(settings, axes_of(settings), skip_missing=settings.on_missing == "skip")
         note_model(workdir, context.clip)
         specs, rows = run(settings, context, rates, workdir)
+        # Tables take the first process alone, and the others' connections would time out meanwhile.
         hosts.leave()
         if settings.calibrate:
             names = run_names(specs)
@@ -75,6 +76,7 @@ def main(settings: Table1Settings, workdir: Path) -> None:
             common.tell(
                 f"{len(rows)} of {counted(len(specs), 'run')} done; the last part to end writes the whole table."
             )
+    # After the tables: the runs that did not fail are worth them.
     failed = [row for row in rows if row["status"] != "ok"]
     if failed:
         raise ClipbiasError(f"{len(failed)} of {counted(len(rows), 'run')} failed; the first one: {failed[0]['error']}")
@@ -109,6 +111,7 @@ def prepare(
     With `skip_missing` unusable datasets are left out, else they raise `ClipbiasError`. `devices` are absent ones to
     compile for; default: the present ones.
     """
+    # In host memory: the context puts the weights on the mesh, and a second copy would take a device's memory.
     clip = clipbias.load(settings.model, device="host")
     hosts.assert_same(f"the model {settings.model}", clip.identity)
     methods = {name: resolve_method(name, axes.options.get(name, {})) for name in axes.methods}
@@ -185,6 +188,7 @@ def sweep_rates(settings: Table1Settings, context: SweepContext, rates: Rates | 
     if validate_only and len(rows) < len(candidates):
         common.tell(f"{len(rows)} of {counted(len(candidates), 'run')} done; the last part to end writes {RATES}.")
         return None
+    # A part selects the rates of its own cells alone; the file for later sweeps needs the rows of all parts.
     scope = {spec.key for spec in (candidates if validate_only else part_of(candidates, part))}
     selected = select_learning_rates([row for row in rows if row["key"] in scope], settings.choose)
     if hosts.is_first() and (validate_only or part[1] == 1):

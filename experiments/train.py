@@ -56,6 +56,7 @@ def main(settings: TrainSettings, workdir: Path) -> None:
         if is_own:
             known = rates is not None and rates.of(spec.method, spec.dataset, spec.shots) is not None
             compares_rates = settings.recipe.learning_rate is None and not known
+        # One process reads for all, so that either all of them train or none.
         row = hosts.from_first(
             lambda: finished_row(paths, spec, classes, compares_rates=compares_rates, calibrates=calibrates)
         )
@@ -67,6 +68,7 @@ def main(settings: TrainSettings, workdir: Path) -> None:
                     (spec,), context, paths, common_recipe, bar, compares_rates=compares_rates, calibrates=calibrates
                 )
             row["seconds"] = round(time.monotonic() - began, 2)
+        # Written again for a finished run: a kill may have come between these files.
         if hosts.is_first():
             write_group((spec,), [row], paths)
             write_results(workdir, [row])

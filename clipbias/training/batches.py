@@ -8,7 +8,7 @@ import functools
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -194,37 +194,28 @@ def frozen_features(static: FeatureStatic, params: Params, images: jax.Array) ->
     return encode_image(params, static.config, static.preprocessing.normalize(images), dtype=static.dtype)[0]
 
 
+@dataclasses.dataclass(eq=False)
 class TrainingFeatures:
-    """Features of one run's training images. Each pass is computed when it is first needed."""
+    """Features of one run's training images. Each pass is computed when it is first needed.
 
-    def __init__(
-        self,
-        static: FeatureStatic,
-        params: Params,
-        images: Images,
-        *,
-        mesh: Mesh,
-        batch_size: int,
-        seed: int,
-        crop: float,
-        on_error: str = "raise",
-        workers: Workers | None = None,
-    ) -> None:
-        """Computes nothing yet.
+    `params` lie on the mesh; the batch size is that of all devices; the seed keys the augmentations. With "skip",
+    `readable` is false for unreadable images, whose features are those of a black image.
+    """
 
-        `params` lie on the mesh; the batch size is that of all devices; the seed keys the augmentations. With "skip",
-        `readable` is false for unreadable images, whose features are those of a black image.
-        """
-        self._batch_size = placement.rows(mesh, min(batch_size, len(images)))
-        self._images = images
-        self._mesh = mesh
-        self._static = static
-        self._params = params
-        self._seed = seed
-        self._crop = crop
-        self._workers = Workers.of(workers)
-        self._on_error = on_error
-        self.readable = np.ones(len(images), bool)
+    static: FeatureStatic
+    params: Params
+    images: Images
+    _: dataclasses.KW_ONLY
+    mesh: Mesh
+    batch_size: int
+    seed: int
+    crop: float
+    on_error: str = "raise"
+    workers: Workers | None = None
+
+    def __post_init__(self) -> None:
+        self.batch_size = placement.rows(self.mesh, min(self.batch_size, len(self.images)))
+        self.readable = np.ones(len(self.images), bool)
         self._passes: np.ndarray | None = None
         self._plain: np.ndarray | None = None
         self._seconds: list[float] = []  # of each batch, from files to features
@@ -235,17 +226,17 @@ class TrainingFeatures:
         known = 0 if self._passes is None else len(self._passes)
         missing = range(known, count)
         if len(missing):
-            share = placement.share(self._mesh)
+            share = placement.share(self.mesh)
             batches = pass_batches(
-                self._images,
+                self.images,
                 passes=missing,
-                seed=self._seed,
-                crop=self._crop,
-                resizing=self._static.preprocessing.resizing,
-                batch_size=self._batch_size,
+                seed=self.seed,
+                crop=self.crop,
+                resizing=self.static.preprocessing.resizing,
+                batch_size=self.batch_size,
                 shard=(share.part, share.parts),
-                workers=self._workers,
-                on_error=self._on_error,
+                workers=Workers.of(self.workers),
+                on_error=self.on_error,
             )
             features = self._compute(batches, len(missing))
             self._passes = features if self._passes is None else np.concatenate([self._passes, features])
@@ -256,31 +247,31 @@ class TrainingFeatures:
         """Returns one pass of the images as they are evaluated, `[1, N, d]`."""
         if self._plain is None:
             batches = split_batches(
-                self._images,
-                self._mesh,
-                resizing=self._static.preprocessing.resizing,
-                batch_size=self._batch_size,
-                workers=self._workers,
-                on_error=self._on_error,
+                self.images,
+                self.mesh,
+                resizing=self.static.preprocessing.resizing,
+                batch_size=self.batch_size,
+                workers=Workers.of(self.workers),
+                on_error=self.on_error,
             )
             self._plain = self._compute(batches, 1)
         return self._plain
 
     def seconds(self, images: int) -> float:
         """Estimates the time of so many images, also where another method has computed them."""
-        return images * statistics.median(self._seconds) / self._batch_size if self._seconds else 0.0
+        return images * statistics.median(self._seconds) / self.batch_size if self._seconds else 0.0
 
     def _compute(self, batches: Batches, passes: int) -> np.ndarray:
         results = []
         began = time.monotonic()
         for batch in batches:
-            features = frozen_features(self._static, self._params, placement.place_rows(self._mesh, batch["images"]))
-            results.append(placement.device_get((features, placement.place_rows(self._mesh, batch["mask"]))))
+            features = frozen_features(self.static, self.params, placement.place_rows(self.mesh, batch["images"]))
+            results.append(placement.device_get((features, placement.place_rows(self.mesh, batch["mask"]))))
             now = time.monotonic()
             self._seconds.append(now - began)
             began = now
         features, mask = (np.concatenate(list(map(np.asarray, parts))) for parts in zip(*results, strict=True))
-        count = len(self._images)  # the rows behind them pad the last batch of a pass
+        count = len(self.images)  # the rows behind them pad the last batch of a pass
         self.readable &= mask.reshape(passes, -1)[:, :count].all(0)
         return features.reshape(passes, -1, features.shape[-1])[:, :count]
 
@@ -306,46 +297,39 @@ def _support(source: TrainingFeatures, sampling: Sampling) -> np.ndarray:
     return source.passes(sampling.passes) if sampling.passes else source.plain()
 
 
+@dataclasses.dataclass(eq=False)
 class FeatureBatches(Iterator[Batch]):
-    """Batches `[R, B, d]` of features of all runs on the mesh."""
+    """Batches `[R, B, d]` of features of all runs on the mesh, from step `start_step` on.
 
-    waiting_share = 0.0
+    Features of each run are `[E, N, d]`: epoch `e` takes pass `e mod E`, or rows of all where they are `pooled`. Labels
+    are `[N]`; seeds key the order of an epoch; images that are not `readable`, bool `[N]`, are masked.
+    """
 
-    def __init__(
-        self,
-        features: Sequence[np.ndarray],
-        labels: Sequence[np.ndarray],
-        seeds: Sequence[int],
-        recipe: Recipe,
-        mesh: Mesh,
-        *,
-        pooled: bool,
-        start_step: int,
-        readable: Sequence[np.ndarray] | None = None,
-    ) -> None:
-        """Starts at step `start_step`.
+    features: Sequence[np.ndarray]
+    labels: Sequence[np.ndarray]
+    seeds: Sequence[int]
+    recipe: Recipe
+    mesh: Mesh
+    _: dataclasses.KW_ONLY
+    pooled: bool
+    start_step: int
+    readable: Sequence[np.ndarray] | None = None
+    waiting_share: ClassVar[float] = 0.0
 
-        Features of each run are `[E, N, d]`: epoch `e` takes pass `e mod E`, or rows of all where they are `pooled`.
-        Labels are `[N]`; seeds key the order of an epoch; images that are not `readable`, bool `[N]`, are masked.
-        """
-        self._features = features
-        self._labels = labels
-        self._seeds = seeds
-        self._recipe = recipe
-        self._readable = [np.ones(len(of_run), bool) for of_run in labels] if readable is None else readable
-        self._mesh = mesh
-        self._pooled = pooled
-        self._step = start_step
+    def __post_init__(self) -> None:
+        self._readable = self.readable or [np.ones(len(of_run), bool) for of_run in self.labels]
+        self._step = self.start_step
 
     def __next__(self) -> Batch:
-        share = placement.share(self._mesh)
-        runs = share.runs(self._mesh, len(self._seeds))
+        share = placement.share(self.mesh)
+        runs = share.runs(self.mesh, len(self.seeds))
+        # Runs that repeat as padding are made once. Every process makes whole batches, which are small.
         parts = {run: self._rows(run) for run in set(runs)}
         self._step += 1
         stacked = {name: np.stack([parts[run][name] for run in runs]) for name in parts[runs[0]]}
         local = stacked["labels"].shape[1] // share.parts
         mine = slice(share.part * local, (share.part + 1) * local)
-        return placement.place_batch(self._mesh, {name: value[:, mine] for name, value in stacked.items()})
+        return placement.place_batch(self.mesh, {name: value[:, mine] for name, value in stacked.items()})
 
     def computes(self, values: jax.Array) -> None:
         """Nothing is made ahead."""
@@ -358,16 +342,17 @@ class FeatureBatches(Iterator[Batch]):
         """Nothing is made ahead."""
 
     def _rows(self, run: int) -> Batch:
-        features = self._features[run]
-        labels = self._labels[run]
+        features = self.features[run]
+        labels = self.labels[run]
         readable = self._readable[run]
         passes, examples = features.shape[:2]
-        epoch, step = divmod(self._step, self._recipe.steps_per_epoch(examples))
-        size = min(self._recipe.batch_size, examples)
-        order = epoch_order(self._seeds[run], epoch, examples * (passes if self._pooled else 1))
-        order_of_step = order[: examples if self._pooled else None][step * size : (step + 1) * size]
-        turn, example = divmod(order_of_step, examples) if self._pooled else (epoch % passes, order_of_step)
-        rows = size + -size % self._mesh.shape[placement.DATA]
+        # Order, pass and rows are functions of seed and step, so that a resumed training draws the same batches.
+        epoch, step = divmod(self._step, self.recipe.steps_per_epoch(examples))
+        size = min(self.recipe.batch_size, examples)
+        order = epoch_order(self.seeds[run], epoch, examples * (passes if self.pooled else 1))
+        order_of_step = order[: examples if self.pooled else None][step * size : (step + 1) * size]
+        turn, example = divmod(order_of_step, examples) if self.pooled else (epoch % passes, order_of_step)
+        rows = size + -size % self.mesh.shape[placement.DATA]
         more = 0, rows - len(order_of_step)
         return {
             # Copies of the last row: the unit vector of zeros is NaN, and 0 · NaN in a masked gradient is NaN.

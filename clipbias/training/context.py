@@ -4,9 +4,7 @@ Each is made when it is first needed. Objects of a dataset are dropped when the 
 """
 
 import dataclasses
-import functools
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
@@ -20,7 +18,7 @@ from clipbias.training import placement
 from clipbias.training.batches import FeatureStatic, TrainingFeatures
 from clipbias.training.calibration import temperature_images
 from clipbias.training.device import Compute
-from clipbias.training.evaluator import TEMPERATURE, Budget, Evaluator
+from clipbias.training.evaluator import Budget, Evaluator
 from clipbias.training.forward import make_evaluation
 from clipbias.training.run_images import draw
 from clipbias.training.spec import RunSpec
@@ -112,7 +110,7 @@ class SweepContext:
         key = split.digest, teacher.texts
         if key not in self._pseudo_labels:
             static, inputs = make_evaluation(teacher, self.params, {}, runs=1, mesh=self.mesh)
-            evaluation = self.evaluator(split, budget=None).evaluate(static, inputs)
+            evaluation = self.evaluator(split, keeps=False).evaluate(static, inputs)
             # Unreadable images are the least certain of all.
             other_odds = np.full(len(split), np.inf, np.float32)
             other_odds[evaluation.predicted[0] >= 0] = evaluation.outcomes[0].other_odds
@@ -138,19 +136,18 @@ class SweepContext:
             )
         return self._features[key]
 
-    def evaluator(self, split: Split, **options: Any) -> Evaluator:
-        """Returns the evaluator of a split; `options` are those of `Evaluator`."""
-        key = split.digest, *options.items()
+    def evaluator(self, split: Split, *, keeps: bool = True) -> Evaluator:
+        """Returns the evaluator of a split; it `keeps` features that runs share, within the budget of the sweep."""
+        key = split.digest, keeps
         if key not in self._evaluators:
-            evaluator = functools.partial(
-                Evaluator,
+            self._evaluators[key] = Evaluator(
+                split,
                 mesh=self.mesh,
                 batch_size=self.compute.eval_batch_size,
                 on_error=self.on_image_error,
                 workers=self.workers,
-                budget=self._budget,
+                budget=self._budget if keeps else None,
             )
-            self._evaluators[key] = evaluator(split, **options)
         return self._evaluators[key]
 
     def temperature_evaluator(
@@ -165,7 +162,11 @@ class SweepContext:
         if images is not None and evaluation.dataset.class_names == source.class_names:
             images = temperature_images(tested, (protocol.calibration or protocol.validation)())
             if images is not None:
-                return self.evaluator(images, **TEMPERATURE, batch_size=self.evaluator(tested).batch_size)
+                evaluator = self.evaluator(tested)
+                key = images.digest, evaluator.batch_size, "temperature"
+                if key not in self._evaluators:
+                    self._evaluators[key] = evaluator.for_temperature(images)
+                return self._evaluators[key]
         return None
 
 

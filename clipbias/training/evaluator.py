@@ -33,10 +33,6 @@ from clipbias.training.forward import (
 from clipbias.training.spec import Row
 from clipbias.tuning.method import crops_of, mixes_crops
 
-# Options for the images of a temperature: a broken image among them must not cost the result, and whole batches use the
-# program of the evaluated images.
-TEMPERATURE = {"on_error": "skip", "whole_batches": True}
-
 
 def score(outcome: Outcome, temperature: float | None) -> Row:
     correct = int(outcome.correct.sum())
@@ -126,6 +122,19 @@ class Evaluator:
         # crops, whether crops are mixed.
         self._plain_features: dict[tuple[bool, int, bool], list[tuple[jax.Array, Batch]]] = {}
 
+    def for_temperature(self, images: Split) -> "Evaluator":
+        """Returns the evaluator of images that fit a temperature for this split."""
+        # A broken image among them must not cost the result. Whole batches of the same size use the same program.
+        return Evaluator(
+            images,
+            mesh=self.mesh,
+            batch_size=self.batch_size,
+            on_error="skip",
+            workers=self._workers,
+            budget=self._budget,
+            whole_batches=True,
+        )
+
     def _may_keep(self, name: Hashable, bytes_per_image: int) -> bool:
         if name not in self._fits:
             self._fits[name] = self._budget.take(len(self.split) * bytes_per_image)
@@ -168,6 +177,7 @@ class Evaluator:
         if not changes and key in self._plain_features:
             yield from self._plain_features[key]
             return
+        # float32 features of the image, and of its patches or crops.
         per_image = 1 + (config.vision.patches if method.patches else crops)
         keep = not changes and self._may_keep(key, 4 * per_image * config.projection_width)
         if not changes:
@@ -201,6 +211,7 @@ class Evaluator:
                 results.append((compute(features, mask, labels), labels))
                 # One batch waits behind the one that is computed: with dozens of them, XLA's CPU devices hang.
                 jax.block_until_ready(results[-2:-1])
+        # Fetched together: a fetch for each batch would be an exchange between processes each time.
         values, of_batches = zip(*placement.device_get(results), strict=True)
         count = len(self.split)  # padding lies behind the images
         whole = jax.tree.map(lambda *batches: np.concatenate(batches, axis=1)[:, :count], *values)
@@ -215,6 +226,7 @@ class Evaluator:
         keeps_logits: bool = False,
     ) -> Predictions:
         """Predicts all images, and fits each run's temperature on the images of `validation`, of the same classes."""
+        # Texts once for all images. Temperatures before the images: the program of a batch takes them as an argument.
         inputs = encode_texts(static, inputs)
         fitted: list[float | None] = [None] * static.runs
         validation_images = None

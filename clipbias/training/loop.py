@@ -167,6 +167,7 @@ def plan_stages(job: TrainJob) -> tuple[TrainJob, ...]:
         epochs = counted(recipe.total_epochs(job.examples), "epoch")
         job.outputs.progress.say(f"{epochs}, {counted(recipe.total_steps(job.examples), 'step')}")
     methods = method.stages(recipe)
+    # Progress and metrics count the steps of all stages in one row.
     steps = [stage.total_steps(job.examples) for _, stage in methods]
     stages = []
     for number, (stage_method, stage_recipe) in enumerate(methods):
@@ -469,6 +470,7 @@ def train_job(job: TrainJob) -> TrainResult:
         text = _stage_texts(stage, learnables) if stage is not stages[-1] else None
         learnables = _next_stage(job, number + 1, learnables, text)
     if isinstance(method, FeatureMethod) and method.overrides("finish"):
+        # Such as Tip-Adapter-F's search of α and β with the trained keys, on the same features.
         began = time.monotonic()
         learnables = _each_run(method.finish, learnables, samples)
         host += time.monotonic() - began
@@ -545,7 +547,8 @@ def _stage_texts(stage: TrainJob, learnables: Learnables) -> np.ndarray:
     context = stage.context
     runs = len(stage.runs)
     static, inputs = make_evaluation(stage.task, context.params, learnables, runs=runs, mesh=context.mesh)
-    if isinstance(inputs.text, jax.Array):  # no learnable changes it
+    # The next stage starts from these features (2SFS): of each run, also where all runs share frozen ones.
+    if isinstance(inputs.text, jax.Array):
         features = jnp.broadcast_to(inputs.text, (runs, *inputs.text.shape))
     else:
         features = text_features(static, inputs)

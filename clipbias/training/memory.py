@@ -79,6 +79,7 @@ def training_program(task: Task, recipe: Recipe, size: StepShape) -> Program:
     learnables = jax.tree.map(
         lambda leaf: shape((runs, *(axis or each for axis in leaf.shape)), leaf.dtype), task.shapes
     )
+    # Shapes alone: planning must not fill the memory that it measures.
     state = jax.eval_shape(lambda start: init_state(method, recipe, start), learnables)
     rows = size.rows + -size.rows % mesh.shape[placement.DATA]
     side = config.vision.image_size
@@ -265,6 +266,7 @@ def fit_evaluation(task: Task, *, runs: int, mesh: Mesh) -> Task:
     """Returns the task with the fewest class chunks whose text features of all runs fit the device."""
     if not task.classifier.changes_text(task.shapes):
         return task  # the tower ran once, and `Task` limits its memory
+    # All runs are evaluated at once, and their text features may need more memory than a step of training.
     limit = device_limit()
     planned = task
     for count in COUNTS:

@@ -16,6 +16,7 @@ PREDICTIONS = "predictions"
 
 
 def predictions_name(name: str) -> str:
+    # Names of datasets have slashes, such as `demo/digits`.
     return re.sub(r"[^\w.-]+", "_", name)
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +15,7 @@ from clipbias.data.confusion import class_summary
 from clipbias.data.images import Workers
 from clipbias.training import placement
 from clipbias.training.calibration import detection, temperature_images
-from clipbias.training.evaluator import TEMPERATURE, Evaluator
+from clipbias.training.evaluator import Evaluator
 from clipbias.training.forward import EvalInputs, EvalStatic, check_finite, image_features, logits, make_evaluation
 from clipbias.training.spec import Row
 from clipbias.tuning.conformal import AnswerRule, measure
@@ -40,6 +39,7 @@ class Predictor:
         learnables = model.learnables if learnables is None else learnables
         if params is None:
             params = cast_weights(jax.device_put(task.clip.params), task.classifier.dtype)
+        # Text features once: batches then run the vision tower and the head alone.
         text: Text = task.text
         if not task.method.conditional:
             text = task.text_features(params, learnables)[None]
@@ -114,13 +114,12 @@ def evaluate(
     static, inputs = make_evaluation(task, params, single, runs=1, mesh=mesh)
     shared = Workers(workers)
 
-    def on(images: Split, batch_size: int = eval_batch_size, **options: Any) -> Evaluator:
-        options = {"on_error": on_image_error, **options}
-        return Evaluator(images, mesh=mesh, batch_size=batch_size, workers=shared, **options)
+    def open_images(images: Split) -> Evaluator:
+        return Evaluator(images, mesh=mesh, batch_size=eval_batch_size, on_error=on_image_error, workers=shared)
 
-    tested = on(split)
+    tested = open_images(split)
     others = temperature_images(split, validation)
-    fits = None if others is None else on(others, tested.batch_size, **TEMPERATURE)
+    fits = None if others is None else tested.for_temperature(others)
     keeps_logits = rule is not None
     inside = tested.evaluate(static, inputs, validation=fits, keeps_logits=keeps_logits)
     predicted = inside.predicted[0]
@@ -131,7 +130,7 @@ def evaluate(
     if rule is not None and inside.logits is not None:
         scores["answers"] = measure(rule, inside.logits[0], split.labels[predicted >= 0])
     if outside is not None:
-        away = on(outside).evaluate(static, inputs, keeps_logits=keeps_logits)
+        away = open_images(outside).evaluate(static, inputs, keeps_logits=keeps_logits)
         (other,) = away.outcomes
         scores["ood"] = {"images": len(other.other_odds), **detection(inside.outcomes[0], other)}
         if rule is not None and away.logits is not None:

@@ -51,7 +51,7 @@ from clipbias.tuning.method import Learnables, Method, select_run
 from clipbias.tuning.transfer import transfer
 from clipbias.tuning.tuned import Tuned
 
-# Fields of a row that differ between two equal runs; adapters do not have them.
+# Fields of a row that differ between equal runs. Adapters leave them out, so that equal runs write equal files.
 VOLATILE = ("seconds", "training_seconds", "waiting_share")
 
 
@@ -97,6 +97,7 @@ def run_group(
     zero_shot = zero_shot_facts(selected, paths)
     result = train(selected, asked=prepared.job.task.method)
     scores = score(selected, result, paths)
+    # `facts` and `training` go by the specs as asked: a selection changes keys.
     choice = {} if selected.selection is None else {"choice": selected.selection.note}
     added = [{"training": spec.training, **(facts or {}).get(spec.key, {}), **choice, **zero_shot} for spec in group]
     return save(selected, result, scores, paths, common, added, calibrates=calibrates)
@@ -248,6 +249,7 @@ def evaluate_test(
     context = job.context
     task = context.bind(job.task.method, evaluation.dataset)
     task = fit_evaluation(task, runs=job.run_axis.padded, mesh=context.mesh)
+    # Learnables of a class follow it to its place among the tested classes; other learnables stay.
     learnables = transfer(job.task, task, learnables, evaluation.source_labels, axis=1)
     evaluator = context.evaluator(evaluation.dataset.split("test"))
     validation = context.temperature_evaluator(job.protocol, evaluation)
@@ -355,6 +357,7 @@ def fit_task(
     """
     recipe_of_job = recipe if task.method.trains else None
     progress.at_work("reading images")
+    # First whether a setting is selected: the images that select it are lost to calibration.
     selects = needs_validation(task, recipe_of_job, compares_rates=compares_rates)
     divided = fit_images(dataset, shots=shots, seed=seed, selects=selects, calibrates=calibrates)
     train = divided.protocol.source.split("train")
@@ -374,6 +377,7 @@ def fit_task(
         job = selection.of_job(job)
     result = train_job(job)
     model = Tuned(job.task, jax.tree.map(jnp.asarray, select_run(result.learnables, 0)))
+    # `data` and `training` name images and settings, by which adapters of one training, and changed data, are known.
     pools = {name: split for name, split in dataset.splits.items() if name != "test"}
     start = {} if start_seed is None else {"start_seed": start_seed}
     notes: dict[str, object] = {"seed": seed, **start, "data": identity(pools)}

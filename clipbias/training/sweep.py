@@ -66,6 +66,7 @@ def sweep(
     Returns:
       The rows of all finished specs, other parts' too, in the order of the specs.
     """
+    # Processes with other specs would wait for one another in the middle of a group, without an error.
     hosts.assert_same("the runs of the sweep", [spec.key for spec in specs])
     paths = SweepPaths(workdir, run_names(specs))
     if other := hosts.from_first(paths.other_kind):
@@ -84,6 +85,7 @@ def sweep(
     done = {row["key"] for row in rows if row["status"] == "ok" and (not calibrates or "prediction_sets" in row)}
     done -= set(replaced)
     groups = make_groups(part_of(specs, part), most_runs)
+    # Groups are made of all specs, finished or not, so that a sweep that continues runs the rest of the same groups.
     left = [tuple(spec for spec in group if spec.key not in done) for group in groups]
     todo = [group for group in left if group]
     folder = workdir / "checkpoints"
@@ -105,7 +107,7 @@ def sweep(
         before: tuple[str, str] | None = None
         ended = 0
         for group in todo:
-            hosts.check()
+            hosts.check()  # between groups nothing is lost
             # Groups of a method on a dataset, which differ in shots, share most programs. Others' programs are dropped,
             # since each holds some fifty memory maps, and a long sweep would reach the kernel's limit.
             owner = group[0].method, group[0].dataset
@@ -115,6 +117,7 @@ def sweep(
             context.begin(group[0].dataset)
             for attempted, new in _attempt(group, context, paths, common, calibrates, facts or {}, bar):
                 rows = _in_order([*rows, *new], specs)
+                # After every group, so that a kill costs one group at most.
                 write_group(attempted, new, paths)
                 write_results(workdir, rows)
                 accuracies = [row.get("accuracy", row.get("validation_accuracy")) for row in new]

@@ -53,6 +53,7 @@ def open_workdir(
         if part_folder != folder:  # a shared lock, so that no process takes the whole folder meanwhile
             locked.enter_context(io.lock(folder, shared=True))
         locked.enter_context(io.lock(part_folder))
+        # Parts share one configuration, which is written the same by all of them.
         write_json(folder / CONFIG, {**config, "part": None} if part[1] > 1 else config)
         for place in {folder, part_folder}:
             write_json(place / ENVIRONMENT, environment())
