@@ -29,9 +29,9 @@ from clipbias.export.card import NOTE
 from clipbias.identity import identity
 from clipbias.settings import setting
 from clipbias.training.context import SweepContext, make_context
-from clipbias.training.loop import Logging
+from clipbias.training.loop import RunOutputs
 from clipbias.training.progress import Progress
-from clipbias.training.students import BATCH_SIZE, FORMS, STEPS, fit_recipe, fit_student, mean_divergence
+from clipbias.training.students import BATCH_SIZE, STEPS, STUDENT_FORMS, fit_recipe, fit_student, mean_divergence
 from clipbias.training.teacher import split_logits
 from clipbias.tuned_model import Images as UserImages
 from clipbias.tuned_model import TunedModel, as_clip, labelled_images
@@ -48,7 +48,7 @@ FEWEST = 5  # unlabelled images
 class DistilOptions:
     """How forms are fitted."""
 
-    form: Annotated[str, Choices(tuple(FORMS))] | None = setting(
+    form: Annotated[str, Choices(tuple(STUDENT_FORMS))] | None = setting(
         None,
         '"vector", "kind", "layer_norm" or "lora" (docs/distil.md); None fits all that make a plain CLIP and takes the '
         "smallest that agrees with the adapter as the best does, within one point.",
@@ -128,7 +128,7 @@ def distil_model(
     images: DistilImages,
     options: DistilOptions,
     context: SweepContext,
-    logging: Logging,
+    outputs: RunOutputs,
 ) -> Distilled:
     """Fits the forms, selects one and certifies it.
 
@@ -137,7 +137,7 @@ def distil_model(
       images: to fit, select and certify on.
       options: forms, steps and rates.
       context: the student's frozen model, the devices and threads.
-      logging: reports and checkpoints; each form has a folder of its own in that of the checkpoints.
+      outputs: reports and checkpoints; each form has a folder of its own in that of the checkpoints.
 
     Raises:
       ClipbiasError: the student's base is in half precision, a loss is not finite, or an image cannot be read.
@@ -145,25 +145,25 @@ def distil_model(
     if any(leaf.dtype != np.float32 for leaf in jax.tree.leaves(context.clip.params)):
         raise ClipbiasError(f"{context.clip.name} is loaded in half precision; load it in float32 to distil into it.")
     frozen = Tuned(Task(model.clip, ZERO_SHOT, model.class_names, template=DEFAULT_TEMPLATE))
-    names = [name for name, form in FORMS.items() if form.folds] if options.form is None else [options.form]
+    names = [name for name, form in STUDENT_FORMS.items() if form.folds] if options.form is None else [options.form]
     fitted = images.fitted
     if len(fitted) > (most := options.steps * options.batch_size):  # no fit reads more
         fitted = fitted.subset(np.sort(np.random.default_rng(options.seed).choice(len(fitted), most, replace=False)))
     students: dict[str, Tuned] = {}
     candidates: dict[str, Comparison] = {}
     for name in names:
-        student = _fit(name, model, fitted, options, context, logging)
+        student = _fit(name, model, fitted, options, context, outputs)
         facts = Student(
             kind=Kind.FITTED,
             form=name,
-            words=FORMS[name].words,
+            words=STUDENT_FORMS[name].words,
             numbers=parameter_count(student.learnables)["total"],
             fitted_divergence=mean_divergence(model, student, fitted, context),
             held_back_divergence=mean_divergence(model, student, images.held_back, context),
         )
         students[name] = student
         candidates[name] = _compare((frozen, model, student), facts, images.held_back, context, labelled=False)
-        logging.progress.say(_line(candidates[name], len(fitted)))
+        outputs.progress.say(_line(candidates[name], len(fitted)))
     selected = select(tuple(candidates.values()))
     student = students[selected]
     of_three = (frozen, model, student)
@@ -237,7 +237,7 @@ def distil(
     student = model.clip if clip is None else as_clip(clip)
     context = make_context(student, mesh, dtype=model.task.classifier.dtype)
     with contextlib.closing(Progress(title="distil", shown=progress)) as bar:
-        return distil_model(model, divided, options, context, Logging(progress=bar))
+        return distil_model(model, divided, options, context, RunOutputs(progress=bar))
 
 
 def select(candidates: Sequence[Comparison]) -> str:
@@ -251,7 +251,7 @@ def certificate_sentences(certificate: Comparison, teacher: str, teacher_numbers
     """A sentence each for accuracy, divergence, agreement and numbers.
 
     Args:
-      certificate: of a model whose form is one of `FORMS`.
+      certificate: of a model whose form is one of `STUDENT_FORMS`.
       teacher: the teacher's method.
       teacher_numbers: how many numbers it stores.
     """
@@ -276,7 +276,7 @@ def certificate_sentences(certificate: Comparison, teacher: str, teacher_numbers
         text += f"{certificate.moved_images:,} whose decision tuning moved"
     lines.append(f"{text}.")
     student = certificate.student
-    cost = "images cost what they cost in plain CLIP" if FORMS[student.form].folds else "it stays an adapter"
+    cost = "images cost what they cost in plain CLIP" if STUDENT_FORMS[student.form].folds else "it stays an adapter"
     lines.append(
         f"It stores {student.numbers:,} numbers, {student.words}, where {teacher} stores {teacher_numbers:,}; {cost}."
     )
@@ -299,15 +299,15 @@ def _line(candidate: Comparison, fitted_images: int) -> str:
 
 
 def _fit(
-    name: str, teacher: Tuned, images: Split, options: DistilOptions, context: SweepContext, logging: Logging
+    name: str, teacher: Tuned, images: Split, options: DistilOptions, context: SweepContext, outputs: RunOutputs
 ) -> Tuned:
-    form = FORMS[name]
+    form = STUDENT_FORMS[name]
     student = form.task(context.clip, teacher.task, context.dtype)
     rate = form.learning_rate if options.learning_rate is None else options.learning_rate
     recipe = fit_recipe(learning_rate=rate, steps=options.steps, batch_size=options.batch_size)
-    if logging.checkpoints is not None:
-        logging = dataclasses.replace(logging, checkpoints=logging.checkpoints / name)
-    return fit_student(student, teacher, images, recipe, context, seed=options.seed, logging=logging)
+    if outputs.checkpoints is not None:
+        outputs = dataclasses.replace(outputs, checkpoints=outputs.checkpoints / name)
+    return fit_student(student, teacher, images, recipe, context, seed=options.seed, outputs=outputs)
 
 
 def _compare(

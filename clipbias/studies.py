@@ -27,7 +27,7 @@ from clipbias.identity import identity
 from clipbias.report.names import dataset_name, method_name
 from clipbias.report.study_page import method_sentences, write_report
 from clipbias.sentences import counted
-from clipbias.training.evaluate import KnownPredictions
+from clipbias.training.predictions import KnownPredictions
 from clipbias.training.progress import Progress, say
 from clipbias.tuned_model import TunedModel
 from clipbias.tuning import Task

@@ -26,11 +26,10 @@ from clipbias.export.folder import export
 from clipbias.prediction import Accuracy, Prediction
 from clipbias.report.overlay import Overlay, overlay_rows
 from clipbias.sentences import counted
-from clipbias.training import evaluate as evaluation
-from clipbias.training import mesh as meshes
+from clipbias.training import placement
 from clipbias.training.context import make_context
 from clipbias.training.device import keep_programs
-from clipbias.training.evaluate import Predictor
+from clipbias.training.predictor import Predictor, evaluate
 from clipbias.training.run import calibrate
 from clipbias.tuning import Task
 from clipbias.tuning.adapter import write_adapter
@@ -181,10 +180,10 @@ class TunedModel(Tuned):
         check_int("batch_size", batch_size, lowest=1)
         source = labelled_images(images, labels, self.class_names)
         tested = source.split(split) if isinstance(source, Dataset) else source
-        score, predicted = evaluation.evaluate(
+        score, predicted = evaluate(
             self,
             tested,
-            mesh=meshes.as_mesh(mesh),
+            mesh=placement.as_mesh(mesh),
             eval_batch_size=batch_size,
             on_image_error=on_image_error,
             rule=self.rule(AnswerOptions(coverage, rejection, accepted)),

@@ -20,7 +20,7 @@ from clipbias.data.confusion import CLASS_MEASURES
 from clipbias.data.protocols import CONCENTRATION, IMBALANCED, PROTOCOLS
 from clipbias.errors import ClipbiasError
 from clipbias.settings import group, setting, to_config
-from clipbias.training.select import CELL, METHOD, NONE
+from clipbias.training.rates import PER_CELL, PER_METHOD, UNSELECTED_RATES
 from clipbias.training.spec import TEST, VALIDATION
 from clipbias.tuning.recipe import Recipe
 from configs._common import SweepSettings
@@ -117,8 +117,8 @@ class Table1Settings(GridSettings):
         "Learning rates that are compared on validation images to select from; () takes `learning_rate` for every "
         "method.",
     )
-    choose: Annotated[str, Choices((METHOD, CELL, NONE))] = setting(
-        METHOD,
+    choose: Annotated[str, Choices((PER_METHOD, PER_CELL, UNSELECTED_RATES))] = setting(
+        PER_METHOD,
         'What a learning rate is selected for: each "method", each "cell", or "none"; a method has one for all '
         'datasets and shots, a cell is a method, dataset and number of shots; with "none" all are tested instead, each '
         "with rows of its own.",

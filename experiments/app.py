@@ -1,4 +1,4 @@
-"""Opens a page to play with: a picture and class names, zero-shot beside tuned, and what both of them look at.
+"""Opens a page to try models: a picture and class names, zero-shot beside tuned, and the relevancy maps of both.
 
     python -m experiments.app
     python -m experiments.app --config.adapters=workdir/demo/adapters
@@ -27,7 +27,7 @@ from experiments.command_line import split
 from experiments.inputs import find_adapters, find_images, listed
 
 _CONFIG = "configs/app.py"
-_SECONDS = 0.2  # between two looks for a notice to stop
+_SECONDS = 0.2  # between two checks for a notice to stop
 
 
 def main(settings: AppSettings, workdir: Path) -> None:
@@ -58,6 +58,7 @@ def main(settings: AppSettings, workdir: Path) -> None:
         )
         try:
             common.tell(f"the page is at {address}; Ctrl-C ends it")
+            # The server runs in a thread; this one waits for a notice to stop.
             while True:
                 hosts.check()
                 time.sleep(_SECONDS)
@@ -67,7 +68,7 @@ def main(settings: AppSettings, workdir: Path) -> None:
 
 
 def named(adapters: Sequence[tuple[Adapter, str]]) -> dict[str, Adapter]:
-    """Adapters by their file's name or that of its folder; by the whole path where several have the same."""
+    """Names adapters by their file or its folder; by the whole path where several have the same name."""
     by_name: dict[str, Adapter] = {}
     for adapter, source in adapters:
         path = Path(source)

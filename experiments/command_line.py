@@ -1,4 +1,4 @@
-"""Reading a binary's command line: its flags, its configuration file, its help."""
+"""Command line of a binary: flags, configuration file, help."""
 
 import ast
 import functools
@@ -24,22 +24,17 @@ from experiments.help_page import help_page
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything that is written.")
 CONFIGS = Path(str(configs.__file__)).parent
 _SETTING = re.compile(r"--?config\.([^=]+)")
-# `config_flags` knows no None.
+# `config_flags` cannot set None.
 _UNSET = re.compile(r"--?config\.([^=]+)=None")
-# What its errors, and Python's, say of a setting below a name that has none.
+# Messages of `config_flags`, and of Python, for a setting below a name that has no settings.
 _NO_SETTING = re.compile(r"^'([\w.]+)'$|lookup: ([\w.]+)|^Override ([\w.]+) can not|object has no attribute '(\w+)'")
 HELP = ("--help", "-help", "-h", "--helpshort", "--helpfull")
 
 
 def parse(words: Sequence[str], main: Callable, *, default: str) -> list[str]:
-    """Defines and reads the flags, or prints the help and ends. Returns the words that are no flags, the program first.
+    """Reads the flags of `main`'s binary, or prints its help and ends; `default` is the configuration file.
 
-    `--config` is defined here, not at import: several binaries can be imported into one process.
-
-    Args:
-      words: the command line.
-      main: of the binary.
-      default: its configuration file.
+    Returns the words that are no flags, the program first.
     """
     full = "--helpfull" in words
     wants_help = any(word in HELP for word in words)
@@ -48,13 +43,14 @@ def parse(words: Sequence[str], main: Callable, *, default: str) -> list[str]:
     paths = [match[1] for word in words if (match := _SETTING.match(word))]
     unset = [match[1] for word in words if (match := _UNSET.fullmatch(word))]
     try:
+        # `--config` is defined here and not at import, so that one process can import several binaries.
         words = _file_first([word for word in words if not _UNSET.fullmatch(word)])
         config_flags.DEFINE_config_file("config", _find(default), lock_config=True, sys_argv=words)
         rest = flags.FLAGS(words)
         for name in unset:
             *parents, last = name.split(".")
             place = functools.reduce(getattr, parents, flags.FLAGS.config)
-            getattr(place, last)  # which suggests what a misspelt name meant
+            getattr(place, last)  # raises for a misspelt name, with a suggestion
             place[last] = None
         note_given(flags.FLAGS.config, [path for path in dict.fromkeys(paths) if path not in unset])
     except Exception as error:  # a configuration file is a program, and parsers of values raise what they like
@@ -67,12 +63,9 @@ def parse(words: Sequence[str], main: Callable, *, default: str) -> list[str]:
 
 
 def note_given(config: ConfigDict, names: Sequence[str]) -> None:
-    """Notes which settings of a training are given, before which a file of learning rates gives way.
-
-    Else a preset's file, or a method's authors, would have the last word on what was asked for.
-    """
+    """Notes the given settings of a training: they go before a preset's file of learning rates and authors' recipes."""
     if "given" in config:
-        from clipbias.tuning.recipe import Recipe  # which such a configuration has imported, and others do without
+        from clipbias.tuning.recipe import Recipe  # imports JAX, as the configurations with this field have done
 
         config.given = tuple(name for name in names if name in fields_of(Recipe) or name.startswith("method_options."))
         if "learning_rate" in config.given and "rates_file" not in names:
@@ -86,19 +79,20 @@ def refuse(sentence: str) -> NoReturn:
 
 
 def split(text: str | None) -> list[str]:
-    """The parts of a list separated by commas; none for `None`."""
+    """Splits a list at its commas; `None` is empty."""
     if text is None:
         return []
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def matching(path: str) -> list[str]:
-    """The path, or where it has a "*" all that it matches, by name."""
+    """Returns the path, or all matches of a path with "*", by name."""
     return sorted(glob.glob(str(user_path(path)))) if "*" in path else [path]
 
 
 def _quote_lists(words: Sequence[str], known: Mapping[str, Setting]) -> list[str]:
-    """The words with lists such as `--config.datasets=eurosat,dtd` in Python's notation, which `config_flags` reads."""
+    """Returns the words with lists in Python's notation."""
+    # `config_flags` reads `('eurosat', 'dtd')`, where people write `eurosat,dtd`.
     lists = {f"config.{name}" for name, field in known.items() if plain_type(field.kind) is tuple}
     quoted: list[str] = []
     for word in words:
@@ -115,17 +109,15 @@ def _quote_lists(words: Sequence[str], known: Mapping[str, Setting]) -> list[str
 
 
 def _last_of_each(words: Sequence[str]) -> list[str]:
-    """The words without settings that come again later: the last value counts, of lists too."""
+    """Returns the words without settings that are given again later."""
+    # The last value counts, also that of a list.
     names = [match[1] if (match := re.match(r"--?(config\.[^=]+)=", word)) else None for word in words]
     return [word for place, word in enumerate(words) if names[place] is None or names[place] not in names[place + 1 :]]
 
 
 def _file_first(words: Sequence[str]) -> list[str]:
-    """The words with the configuration file before the settings, which `config_flags` reads by it alone.
-
-    Raises:
-      ClipbiasError: there is no such file, or there are two.
-    """
+    """Returns the words with the configuration file first. Raises `ClipbiasError` for a missing file, or for two."""
+    # `config_flags` reads settings only behind the file that defines them; people give them in any order.
     program, *others = words
     files: list[str] = []
     rest: list[str] = []
@@ -142,7 +134,7 @@ def _file_first(words: Sequence[str]) -> list[str]:
 
 
 def _find(path: str) -> str:
-    """`FILE` or `FILE:PRESET`, the file in the working folder, or else the package's own."""
+    """Finds `FILE` or `FILE:PRESET` in the working folder, else among the package's configurations."""
     file, colon, preset = path.partition(":")
     packaged = CONFIGS.parent / file
     if Path(file).is_file() or not packaged.is_file():
@@ -154,18 +146,13 @@ def _find(path: str) -> str:
 
 
 def _sentence(error: BaseException, paths: Sequence[str], known: Mapping[str, Setting]) -> str:
-    """What is wrong with a command line, in one line.
-
-    Args:
-      error: of reading it.
-      paths: the settings that it names.
-      known: the binary's settings.
-    """
+    """Describes an error of reading a command line in one line; `paths` are its settings, `known` the binary's."""
     if isinstance(error, flags.UnrecognizedFlagError) and "config" in flags.FLAGS:
         meant = f"config.{error.flagname}"
         config = flags.FLAGS["config"].value  # the flags are not parsed
         if isinstance(config, ConfigDict) and meant in flatten(config.to_dict(), "config"):
             return f"there is no flag --{error.flagname}; did you mean --{meant}?"
+    # The first cause says most: `config_flags` wraps exceptions of configuration files.
     causes = [error]
     while cause := causes[-1].__context__:
         causes.append(cause)
@@ -187,6 +174,7 @@ def _sentence(error: BaseException, paths: Sequence[str], known: Mapping[str, Se
     if isinstance(error, AttributeError | KeyError) and unknown:
         path = unknown[0]
         beginning = path.partition(".")[0]
+        # `lr` for `learning_rate`, and `rate`: the initials of a setting, or its last word.
         alike = [
             setting
             for setting in known
@@ -202,10 +190,10 @@ def _sentence(error: BaseException, paths: Sequence[str], known: Mapping[str, Se
 
 
 def settings_type(main: Callable) -> type:
-    """The dataclass of a binary's settings: the annotation of `settings` in its `main`."""
+    """Returns the dataclass of a binary's settings: the annotation of `settings` in its `main`."""
     return get_type_hints(main)["settings"]
 
 
 def binary_of(main: Callable) -> str:
-    """The name of the binary that a `main` belongs to, such as "train"."""
+    """Returns the name of `main`'s binary, such as "train"."""
     return Path(inspect.getfile(main)).stem

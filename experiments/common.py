@@ -1,4 +1,4 @@
-"""What every binary does before and after its main function: flags, start-up, one sentence for a user's mistake."""
+"""Frame of every binary's main function: flags, start-up, one sentence for a user's mistake, exit status."""
 
 import dataclasses
 import faulthandler
@@ -31,11 +31,9 @@ ACCELERATORS = ("/dev/nvidia0", "/dev/kfd", "/dev/accel0", "/dev/vfio/0")
 
 
 def run(main: Callable[..., int | None], default: str) -> None:
-    """Runs a binary; see `answer`.
+    """Runs `main(settings, workdir)`, or `main(settings)` where settings have no `workdir`; see `answer`.
 
-    Args:
-      main: of the binary: `main(settings, workdir)`, or `main(settings)` where these have no `workdir`.
-      default: the configuration file, such as "configs/train.py", unless `--config=FILE` names another.
+    `default` is the configuration file, such as "configs/train.py", unless `--config=FILE` names another.
     """
 
     def guarded(words: list[str]) -> int:
@@ -57,14 +55,10 @@ def run(main: Callable[..., int | None], default: str) -> None:
 
 
 def answer(main: Callable[..., int | None], config: ConfigDict, workdir: str | None = None) -> int:
-    """Runs `main(settings, workdir)`, or `main(settings)`, and returns the exit status; see `status_of`.
+    """Runs `main` with settings from the configuration, and returns the exit status; see `status_of`.
 
-    A binary without the setting `workdir` writes no work folder and needs no device.
-
-    Args:
-      main: of a binary.
-      config: its configuration, which the settings are taken from.
-      workdir: takes precedence over the configuration's.
+    A binary without the setting `workdir` writes no work folder and needs no device. An argument `workdir` takes
+    precedence over the setting.
     """
 
     def work() -> int | None:
@@ -79,8 +73,8 @@ def answer(main: Callable[..., int | None], config: ConfigDict, workdir: str | N
 
 
 def _resolve(main: Callable[..., int | None], settings: Any, workdir: str | None) -> Any:
-    """The settings with the work folder and the compute type that are used; says where everything is written."""
-    # They import JAX, which showing runs does without.
+    """Completes the settings with work folder and compute type, and prints where everything is written."""
+    # Imported here, since they import JAX, which binaries without a work folder start without.
     from clipbias.clip import precision
     from clipbias.training.progress import say
     from clipbias.training.workdir import CONFIG
@@ -108,16 +102,15 @@ def _resolve(main: Callable[..., int | None], settings: Any, workdir: str | None
 
 
 def status_of(work: Callable[[], int | None]) -> int:
-    """Runs `work()` and turns how it ends into an exit status.
+    """Runs `work()` and returns an exit status.
 
-    A `ClipbiasError` ends it with its message alone and status 1. So does a disk that is full or broken, or another
-    process that is gone. After a notice to stop the status is 130 or 143. Any other exception is a defect and keeps its
-    traceback.
+    A `ClipbiasError`, a full or broken disk, and a lost process print one sentence, with status 1. After a notice to
+    stop the status is 130 or 143. Any other exception is a defect and keeps its traceback.
     """
     try:
         return work() or 0
     except ClipbiasError as error:
-        # Of several processes: a checkpoint that waits for one that is gone is not the disk's fault.
+        # A checkpoint that waits for a lost process fails, too, and would blame the disk.
         print(f"error: {hosts.PEER_ENDED if hosts.lost_peer(error) else error}", file=sys.stderr)
         return 1
     except OSError as error:  # the library's own reads and writes raise `ClipbiasError`; this is for other libraries'
@@ -141,18 +134,18 @@ def status_of(work: Callable[[], int | None]) -> int:
 
 
 def own_config(main: Callable[..., int | None]) -> ConfigDict:
-    """The configuration of `configs/` with the name of the binary that `main` belongs to."""
+    """Returns the configuration in `configs/` with the name of `main`'s binary."""
     return importlib.import_module(f"configs.{binary_of(main)}").get_config()
 
 
 def tell(*lines: str) -> None:
-    """Prints lines to a terminal, which names in them cannot steer."""
+    """Prints lines, without control characters that names in them may have."""
     for line in lines:
         print(printable(line), flush=True)  # at once, also into a pipe
 
 
 class _AboveBars:
-    """A stream for log records that breaks no bar."""
+    """Stream for log records that breaks no progress bar."""
 
     def write(self, text: str) -> None:
         tqdm.write(text, file=sys.stderr, end="")
@@ -161,7 +154,7 @@ class _AboveBars:
         sys.stderr.flush()
 
     def isatty(self) -> bool:
-        return True  # else it would be closed
+        return True  # otherwise absl would close it
 
 
 class _Sentence(logging.Formatter):
@@ -170,14 +163,11 @@ class _Sentence(logging.Formatter):
 
 
 def quiet() -> None:
-    """Shows log records of this package as a sentence, without time and thread, and no others below an error.
-
-    With --verbosity=1 all records are shown.
-    """
+    """Prints log records of this package as sentences, and of others only errors; with --verbosity=1 all records."""
     here = (str(Path(__file__).parent), str(Path(hosts.__file__).parent))
 
     def shows(record: logging.LogRecord) -> bool:
-        # Orbax also raises what it logs with a traceback, and then the sentence is ours.
+        # Orbax logs exceptions with a traceback and then raises them; `checkpoints` makes a sentence of these.
         severe = record.levelno >= logging.ERROR and not record.exc_info
         return severe or record.pathname.startswith(here) or get_verbosity() >= DEBUG
 
@@ -186,7 +176,8 @@ def quiet() -> None:
     get_absl_handler().setFormatter(_Sentence())
     get_absl_handler().python_handler.setStream(_AboveBars())
     logging.captureWarnings(True)  # of other libraries: lines of their source, which are records now
-    # Where an array of a checkpoint could not be written, its storage library reports the others after its event loop.
+    # Where a checkpoint's array cannot be written, the storage library ends its event loop, and then complains of the
+    # other arrays, after our sentence.
     report = sys.unraisablehook
     sys.unraisablehook = lambda lost: None if str(lost.exc_value) == "Event loop is closed" else report(lost)
 
@@ -195,19 +186,19 @@ def start() -> None:
     """Joins a cluster if there is one, and keeps compiled programs in the user's cache folder."""
     from clipbias.training.device import keep_programs, prepare_cpu
 
-    # Before threads start, and only if steps run on the CPU: with an accelerator it is the decoding threads that
-    # allocate, and they are better off with glibc's own settings.
+    # Before threads start, and only if steps run on the CPU: beside an accelerator it is the decoding threads that
+    # allocate, and glibc's own settings suit them better.
     if not any(Path(device).exists() for device in ACCELERATORS):
         prepare_cpu()
     hosts.start()
     if hosts.multi_process():
-        # Where another process dies JAX ends this one in a thread of its own, and says so: no dump of all threads.
+        # Where another process dies, JAX aborts this one with a message, which a dump of all threads would hide.
         faulthandler.disable()
     keep_programs()
 
 
 def load_dataset(settings: "DatasetSettings", name: str) -> "Dataset":
-    """Opens a dataset with the settings that are given; the others are left to the source."""
+    """Opens a dataset with the given settings; its source has defaults for the others."""
     from clipbias import data
 
     source = {"split": settings.split_source, "split_dir": settings.split_dir}
@@ -223,7 +214,7 @@ def load_dataset(settings: "DatasetSettings", name: str) -> "Dataset":
 
 
 def load_descriptions(settings: "InputSettings", name: str) -> "Descriptions | None":
-    """The texts by class name for a dataset, whose name may be part of their path."""
+    """Reads descriptions by class name; `{dataset}` in their path stands for the dataset's name."""
     from clipbias.tuning import read_descriptions
 
     if settings.descriptions is None:

@@ -27,9 +27,9 @@ from clipbias.export.card import certified_sentences
 from clipbias.identity import identity
 from clipbias.io import check_new_folder, data_path
 from clipbias.settings import as_json
-from clipbias.training import mesh as meshes
+from clipbias.training import placement
 from clipbias.training.context import SweepContext
-from clipbias.training.loop import Logging
+from clipbias.training.loop import RunOutputs
 from clipbias.training.progress import Progress
 from clipbias.training.workdir import ADAPTER, open_workdir
 from clipbias.tuning.adapter import read_adapter
@@ -58,18 +58,19 @@ def main(settings: DistilSettings, workdir: Path) -> None:
             student,
             {},
             settings.compute,
-            meshes.make_mesh(run=settings.mesh.run, data=settings.mesh.data),
+            placement.make_mesh(run=settings.mesh.run, data=settings.mesh.data),
             dtype=model.task.classifier.dtype,
             on_image_error=settings.on_image_error,
         )
+        # The key holds all that the result depends on, so the same command finds its checkpoints and its result.
         key = identity([model, images, student, settings.options])[:12]
         checkpoints = workdir / "checkpoints" / key
-        # Before hours of training, not after them.
+        # Before hours of training: a folder that cannot be written is refused here.
         sentences = hosts.from_first(lambda: finished_sentences(output, key))
         words = "already; this command was finished before"
         if not sentences:
             with contextlib.closing(Progress(title="distil")) as bar:
-                where = Logging(checkpoints=checkpoints, progress=bar)
+                where = RunOutputs(checkpoints=checkpoints, progress=bar)
                 distilled = distil_model(model, images, settings.options, context, where)
             sentences = list(distilled.sentences)
             if hosts.is_first():
@@ -83,10 +84,9 @@ def main(settings: DistilSettings, workdir: Path) -> None:
 
 
 def finished_sentences(output: str, key: str) -> list[str]:
-    """The certificate of a command that was finished before; empty if there is nothing in the folder to write.
+    """Reads the certificate of a command that was finished before; empty for an empty folder.
 
-    Raises:
-      ClipbiasError: the folder holds something else.
+    Raises `ClipbiasError` where the folder holds something else.
     """
     file = data_path(output) / ADAPTER
     with contextlib.suppress(ClipbiasError):  # something else, which is refused below
@@ -97,11 +97,7 @@ def finished_sentences(output: str, key: str) -> list[str]:
 
 
 def find_unlabelled(settings: DistilSettings, model: TunedModel) -> DistilImages:
-    """The images to fit, select and certify on.
-
-    Raises:
-      ClipbiasError: there is no dataset, or it has other classes than the model.
-    """
+    """Divides images to fit, select and certify. Raises `ClipbiasError` without a dataset of the model's classes."""
     name = settings.dataset or str(model.notes.get("dataset") or "")
     if not name:
         raise ClipbiasError("no dataset; give --config.dataset=NAME, or dataset=folder with --config.data_dir.")

@@ -4,12 +4,12 @@
     python -m experiments.evaluate --config.model=demo --config.dataset=demo/digits
     python -m experiments.evaluate --config.model=demo --config.dataset=demo/digits --config.ood=demo/fashion
 
-The dataset's classes are used; an adapter with parameters for each class refuses others. Besides the accuracy, balanced
-accuracy, macro-F1 and the worst class are written, and the calibration of the probabilities, as they are and at a
-temperature fitted on the dataset's validation images; with `ood`, how well probabilities and logits separate the
-dataset's images from those of another dataset. Of a calibrated adapter, the coverage and size of its prediction sets,
-and the shares of images that it rejects. `classes.csv` has each class's accuracy, precision and F1, `confusion.png` its
-confusions, `predictions.csv` every image's prediction.
+Uses the dataset's classes; an adapter with parameters for each class refuses others. Writes accuracy, balanced
+accuracy, macro-F1, the worst class, and the calibration of the probabilities, as they are and at a temperature that is
+fitted on the dataset's validation images. With `ood` it measures how well probabilities and logits separate the
+dataset's images from those of another dataset. For a calibrated adapter it also writes coverage and size of the
+prediction sets, and the shares of rejected images. `classes.csv` has each class's accuracy, precision and F1,
+`confusion.png` the confusions, `predictions.csv` every image's prediction.
 
 A folder keeps its evaluation: another adapter, other images or other settings need another --workdir.
 """
@@ -36,9 +36,10 @@ from clipbias.report.predictions import Answers, weakest_classes, write_answers
 from clipbias.sentences import counted
 from clipbias.settings import as_json
 from clipbias.terminal import printable
-from clipbias.training import mesh as meshes
+from clipbias.training import placement
 from clipbias.training.calibration import COLDEST, HOTTEST
-from clipbias.training.evaluate import evaluate, predictions_identity, save_predictions
+from clipbias.training.predictions import predictions_identity, save_predictions
+from clipbias.training.predictor import evaluate
 from clipbias.training.progress import MetricWriter
 from clipbias.training.workdir import open_workdir
 from clipbias.tuning import Task
@@ -54,7 +55,7 @@ RESULT = "result.json"
 
 
 def main(settings: EvaluateSettings, workdir: Path) -> None:
-    mesh = meshes.make_mesh(run=settings.mesh.run, data=settings.mesh.data)
+    mesh = placement.make_mesh(run=settings.mesh.run, data=settings.mesh.data)
     pair = find_adapter(settings.adapters)
     adapter = None if pair is None else pair[0]
     with open_workdir(workdir, as_json(settings)):
@@ -68,12 +69,13 @@ def main(settings: EvaluateSettings, workdir: Path) -> None:
         if hosts.is_first():
             keep_evaluation(workdir, key)
             notes = {} if adapter is None else adapter.notes
+            # The same name may hold other pictures today; those that trained the adapter are then no test.
             now = identity([[Classes.of(dataset), dataset.splits]])
             is_same = notes.get("dataset") == name and notes.get("protocol") in ("few_shot", "full")
             if is_same and notes.get("data") != now:
                 common.tell(
-                    f"the pictures or classes of {name} are not those of the adapter's training: some that trained or "
-                    "calibrated it may be evaluated here."
+                    f"the pictures or classes of {name} have changed since the adapter's training: pictures that "
+                    "trained or calibrated it may be evaluated here."
                 )
         began = time.monotonic()
         score, predicted = evaluate(
@@ -109,7 +111,7 @@ def main(settings: EvaluateSettings, workdir: Path) -> None:
 
 
 def open_model(settings: EvaluateSettings, adapter: Adapter | None) -> tuple[TunedModel, str, Dataset]:
-    """An adapter, or zero-shot CLIP, with the classes of the dataset that it is evaluated on; and this by name."""
+    """Opens an adapter, or zero-shot CLIP, with the dataset's classes; returns model, dataset's name, and dataset."""
     clip = clipbias.load(settings.model or (adapter.base if adapter else "demo"), device="host")
     hosts.assert_same(f"the model {clip.name}", clip.identity)
     name = settings.dataset or (adapter.notes.get("dataset", "") if adapter else "")
@@ -123,7 +125,8 @@ def open_model(settings: EvaluateSettings, adapter: Adapter | None) -> tuple[Tun
 
 
 def validation_images(dataset: Dataset, name: str, notes: Mapping[str, Any]) -> Split | None:
-    """The images that a temperature may be fitted on: not those on which `train` selected a setting of the adapter."""
+    """Returns the images that may fit a temperature."""
+    # Images on which `train` selected a setting of the adapter must not calibrate it: of those the rule leaves others.
     if (notes.get("dataset"), notes.get("validation")) != (name, held_out.POLICY) or "train" not in dataset.splits:
         return dataset.splits.get("val")
     protocol = held_out.by_the_rule(protocols.full(dataset), notes["seed"])
@@ -131,7 +134,7 @@ def validation_images(dataset: Dataset, name: str, notes: Mapping[str, Any]) -> 
 
 
 def keep_evaluation(workdir: Path, identity: str) -> None:
-    """Refuses a folder that holds the evaluation of an adapter, or of images, that were exchanged since."""
+    """Refuses a folder with the evaluation of another adapter, or of other images, under the same names."""
     try:
         before = read_json(workdir / RESULT, dict).get("identity", identity)
     except ClipbiasError:  # none yet, or damaged
@@ -144,7 +147,7 @@ def keep_evaluation(workdir: Path, identity: str) -> None:
 
 
 def describe_classes(summary: Mapping[str, Any]) -> str:
-    """The scores that count each class alike in words (`data.confusion.class_summary`)."""
+    """Describes the scores that weigh classes equally (`data.confusion.class_summary`)."""
     words = (
         f"balanced accuracy {summary['balanced_accuracy']:.2f} %, macro-F1 {summary['macro_f1']:.2f} %, worst class "
         f"{printable(summary['worst_class'])} {summary['worst_accuracy']:.2f} %"
@@ -156,7 +159,7 @@ def describe_classes(summary: Mapping[str, Any]) -> str:
 
 
 def describe_score(score: Mapping[str, Any]) -> list[str]:
-    """Calibration and detection in words."""
+    """Describes calibration, detection and prediction sets."""
     calibration = score["calibration"]
     images = calibration.get("validation_images", 0)
     if "temperature" in calibration:
@@ -166,8 +169,8 @@ def describe_score(score: Mapping[str, Any]) -> list[str]:
         )
     else:
         reason = (
-            f"none between {COLDEST:g} and {HOTTEST:g} suits the {images} validation images best; add images that the "
-            "model gets wrong, or more of them"
+            f"the fit to the {images} validation images has no minimum between {COLDEST:g} and {HOTTEST:g}; add more "
+            "images, or images that the model gets wrong"
         )
         if images < FEWEST_TO_CALIBRATE:
             reason = f"{images} validation images are too few; it takes {FEWEST_TO_CALIBRATE}"

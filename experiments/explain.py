@@ -22,7 +22,7 @@ from clipbias.report import write_overview
 from clipbias.report.study_page import method_sentences
 from clipbias.settings import as_json
 from clipbias.studies import FinishedStudy
-from clipbias.training import mesh as meshes
+from clipbias.training import placement
 from clipbias.training.device import explain_exhaustion
 from clipbias.training.progress import MetricWriter
 from clipbias.training.workdir import open_workdir
@@ -45,7 +45,7 @@ def main(settings: ExplainSettings, workdir: Path) -> None:
     with open_workdir(workdir, as_json(settings)), contextlib.ExitStack() as opened:
         metrics: MetricWriter | None = None
         load = functools.cache(lambda name: common.load_dataset(settings, name))
-        for name in groups:  # all of them before the first study
+        for name in groups:  # before the first study, so that a missing dataset costs no hours
             load(name).split(settings.split)
         folders = {name: workdir / name.replace("/", "_") if has_overview else workdir for name in groups}
         finished: dict[str, FinishedStudy] = {}
@@ -54,7 +54,7 @@ def main(settings: ExplainSettings, workdir: Path) -> None:
             results = finished[name].results
             accuracies = {f"accuracy/{model.key}": model.accuracy for model in results.models}
             about = {"dataset": results.dataset.name, "images": results.dataset.images}
-            # Not before: it replaces what an earlier study left.
+            # Not before the first result: it replaces the metrics of an earlier study.
             metrics = metrics or opened.enter_context(MetricWriter(workdir))
             metrics.write(number, {**about, **accuracies, "seconds": results.seconds})
         hosts.leave()
@@ -70,7 +70,7 @@ def main(settings: ExplainSettings, workdir: Path) -> None:
 
 
 def adapters_by_dataset(settings: ExplainSettings, adapters: Sequence[AdapterFile]) -> dict[str, list[AdapterFile]]:
-    """The datasets to explain on, each with its adapters."""
+    """Returns the datasets of the studies, each with its adapters."""
     if settings.dataset is not None and settings.datasets is not None:
         raise ClipbiasError("give --config.dataset or --config.datasets, not both.")
     if settings.dataset is not None:
@@ -87,10 +87,10 @@ def explain(
     folder: Path,
     sections: Sequence[str] | None,
 ) -> FinishedStudy:
-    """One dataset's study, written to `folder`."""
+    """Runs the study of a dataset in `folder`."""
     clip = clipbias.load(settings.model or next((adapter.base for adapter, _ in adapters), "demo"), device="host")
     own_methods = split(settings.own_methods)
-    # Zero-shot has the template that the adapters of this dataset were given, as beside their training.
+    # Zero-shot gets the template of the adapters, as beside their training: otherwise two changes were compared.
     templates = {adapter.template for adapter, _ in adapters if adapter.notes.get("dataset") == dataset.name}
     if settings.template is None and len(templates) == 1:
         dataset = dataclasses.replace(dataset, template=templates.pop())
@@ -109,15 +109,16 @@ def explain(
             sources=[source for _, source in adapters],
             predictions=prediction_folders(settings.predictions, adapters),
             config=as_json(settings),
-            mesh=meshes.make_mesh(run=settings.mesh.run, data=settings.mesh.data),
+            mesh=placement.make_mesh(run=settings.mesh.run, data=settings.mesh.data),
         )
 
 
 def prediction_folders(workdirs: str | None, adapters: Sequence[AdapterFile]) -> list[Path]:
-    """These folders of runs, and those that the adapters come from."""
+    """Returns the named folders of runs, and the folders of the adapters."""
     folders = [user_path(path) for path in split(workdirs)]
     if missing := [folder for folder in folders if not folder.is_dir()]:
         raise ClipbiasError(f"there is no folder {missing[0]}; check --config.predictions.")
+    # A sweep has its adapters one folder below its predictions.
     for _, source in adapters:
         parent = Path(source).parent
         folders += [parent, parent.parent] if parent.name == "adapters" else [parent]

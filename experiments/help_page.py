@@ -1,7 +1,4 @@
-"""What `--help` prints: what a command does, and its settings, a line each under the class that defines them.
-
-`--helpfull` prints the whole help of each setting.
-"""
+"""Page of `--help`: a command's docstring, and its settings, a line each under the class that defines them."""
 
 import ast
 import inspect
@@ -16,23 +13,18 @@ from ml_collections import ConfigDict
 from clipbias.settings import Setting, flatten, headed_settings, quoted, settings_in
 
 WIDTH = 120
-# Of the column with a setting and its value, and of a setting whose value is long.
+# Widths of the column with a setting and its value: as a rule, and at most.
 _COLUMN = 38
 _LONGEST = 50
-# What is left for the help.
+# Width of the column with the help.
 ROOM = WIDTH - _COLUMN - 2
 USAGE = "[--config=FILE[:PRESET]] [--config.NAME=VALUE …] [--workdir=FOLDER]"
 
 
 def help_page(main: Callable, kind: type, config: ConfigDict, *, file: str, full: bool) -> str:
-    """The docstrings of a binary and of another configuration file, the flags, and each setting with its value.
+    """Renders the docstrings of `main`'s binary and of another configuration file, the flags, and all settings.
 
-    Args:
-      main: of the binary.
-      kind: the dataclass of its settings.
-      config: their values.
-      file: the configuration file.
-      full: whether to print the whole help of a setting, or what fits its line.
+    `kind` is the dataclass of the settings; `full` prints their whole help, else as much as a line holds.
     """
     binary = Path(inspect.getfile(main)).stem
     has_workdir = "workdir" in config
@@ -57,7 +49,7 @@ def help_page(main: Callable, kind: type, config: ConfigDict, *, file: str, full
 
 
 def _lines(name: str, field: Setting, value: object, *, full: bool) -> Iterator[str]:
-    """A line for a setting or for each value within it; in full, paragraphs of its help below."""
+    """Yields a line for a setting or for each value within it; in full, its whole help below."""
     for path, inner in flatten(value, name).items():
         flag = f"  --config.{path}={quoted(inner)}"
         if full:
@@ -71,12 +63,12 @@ def _lines(name: str, field: Setting, value: object, *, full: bool) -> Iterator[
 
 
 def shortened(flag: str) -> str:
-    """A flag with as much of its value as a line has room for."""
+    """Shortens a flag with a long value."""
     return flag if len(flag) <= _LONGEST else f"{flag[: _LONGEST - 1]}…"
 
 
 def summary(text: str, width: int) -> str:
-    """As many of the clauses of a setting's help as fit into a line; of the first one at least its beginning."""
+    """Returns the clauses of a setting's help that fit into a line; at least the beginning of the first."""
     clauses = re.split(r"(?<=[.;]) ", text)
     shown = clauses[0]
     for clause in clauses[1:]:

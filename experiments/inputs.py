@@ -1,4 +1,4 @@
-"""Reading the adapters, images and class names that a user names on a command line."""
+"""Adapters, images and class names that a command line names."""
 
 import os
 from collections.abc import Sequence
@@ -19,17 +19,14 @@ if TYPE_CHECKING:
     from configs.evaluate import EvaluateSettings
     from configs.predict import PredictSettings
 
-AdapterFile = tuple[Adapter, str]  # an adapter, and where its file is
+AdapterFile = tuple[Adapter, str]  # an adapter and the path of its file
 
 
 def find_adapters(text: str | None) -> list[AdapterFile]:
-    """Adapters, from parts separated by commas, each file once; none for `None`.
+    """Reads adapters from parts separated by commas, each file once; `None` is empty.
 
-    A part is an adapter file, a folder of `experiments.train` or `experiments.table1`, a folder of adapter files, or a
-    pattern with `*` that matches such files and folders.
-
-    Raises:
-      ClipbiasError: a part names no adapter, or one is damaged.
+    A part is an adapter file, a folder of `train` or `table1`, a folder of adapter files, or a pattern with `*`. Raises
+    `ClipbiasError` for a part without adapters, or a damaged adapter.
     """
     files: dict[Path, None] = {}
     for part in split(text):
@@ -49,11 +46,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def find_adapter(text: str | None) -> AdapterFile | None:
-    """The adapter for a command that takes one, or `None` where none is named.
-
-    Raises:
-      ClipbiasError: several are named, or as in `find_adapters`.
-    """
+    """Reads the adapter of a command that takes one, or `None`. Raises `ClipbiasError` for several."""
     adapters = find_adapters(text)
     if len(adapters) > 1:
         raise ClipbiasError(
@@ -65,10 +58,9 @@ def find_adapter(text: str | None) -> AdapterFile | None:
 def open_adapter(
     adapter: Adapter, clip: Clip, settings: "PredictSettings | EvaluateSettings | DistilSettings"
 ) -> TunedModel:
-    """A tuned model, from the methods of the user's own that the settings name.
+    """Binds an adapter, with the user's own methods that the settings name.
 
-    Raises:
-      ClipbiasError: another template than the adapter's is given, which it would not take; or as for `Adapter.bind`.
+    Raises `ClipbiasError` for another template than the adapter's, and as `Adapter.bind` does.
     """
     model = TunedModel.of(adapter.bind(clip, own_methods=split(settings.own_methods), dtype=settings.dtype))
     if settings.template not in (None, model.task.template):
@@ -80,14 +72,9 @@ def open_adapter(
 
 
 def by_dataset(adapters: Sequence[AdapterFile], datasets: Sequence[str] | None) -> dict[str, list[AdapterFile]]:
-    """Adapters by the dataset that they were trained on.
+    """Divides adapters by the dataset of their training; `datasets=None` takes all.
 
-    Args:
-      adapters: to be divided.
-      datasets: the adapters of other datasets are left out; `None` takes all.
-
-    Raises:
-      ClipbiasError: an adapter does not say on which dataset it was trained, or a wanted dataset has no adapter.
+    Raises `ClipbiasError` for an adapter without the name of its dataset, or a wanted dataset without adapters.
     """
     groups: dict[str, list[AdapterFile]] = {name: [] for name in datasets or ()}
     for adapter, source in adapters:
@@ -102,9 +89,10 @@ def by_dataset(adapters: Sequence[AdapterFile], datasets: Sequence[str] | None) 
 
 
 def find_images(text: str | None) -> list[Path]:
-    """Image files, and visible ones in folders, in the order given and by name."""
+    """Finds image files, and visible ones in folders, in the given order and by name."""
     files: list[Path] = []
-    whole = data_path(text) if text is not None and "," in text else None  # a name may have a comma
+    # A name may have a comma: a path that exists as it stands is one file.
+    whole = data_path(text) if text is not None and "," in text else None
     parts = split(text)
     if whole is not None and (whole.is_file() or whole.is_dir()):
         parts = [str(whole)]
@@ -130,7 +118,7 @@ def find_images(text: str | None) -> list[Path]:
 
 
 def listed(setting: str | None, what: str) -> tuple[str, ...] | None:
-    """Names or texts separated by commas, or from a file with one per line; `None` for `None`."""
+    """Reads names or texts, separated by commas or from a file with one per line; `None` gives `None`."""
     if setting is None:
         return None
     if os.path.isfile(path := os.path.expanduser(setting)):

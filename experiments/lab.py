@@ -1,4 +1,4 @@
-"""All that the paper asks of one machine: three sweeps, then the causal test of each dataset.
+"""The paper's experiments on one machine: three sweeps, then the causal test of each dataset.
 
     python -m experiments.lab --config.data_dir=/data --workdir=/results/lab
     python -m experiments.lab --config.data_dir=/data --workdir=/results/lab --config.part=2/4
@@ -57,7 +57,7 @@ def _sweep(name: str, stage: Table1Settings, workdir: Path) -> str:
 
 
 def stages(settings: LabSettings) -> dict[str, Table1Settings]:
-    """The settings of `table1` by the folder of their sweep."""
+    """Makes the settings of `table1` for each sweep, by its folder."""
     most = max(settings.shots)
     fewer = tuple(shots for shots in settings.shots if shots < most)
     sweeps: dict[str, Table1Settings] = {}
@@ -82,6 +82,7 @@ def causal_tests(settings: LabSettings, workdir: Path) -> list[str]:
         if state.exists() and read_json(state, dict).get("state") == "finished":
             continue
         adapters = adapter_files(settings, dataset, workdir)
+        # Other parts train these adapters; a later call of the command begins the test.
         missing = [path for path in adapters if not path.exists()]
         if missing or not adapters:
             waits.append(
@@ -93,7 +94,7 @@ def causal_tests(settings: LabSettings, workdir: Path) -> list[str]:
             ExplainSettings,
             adapters=",".join(map(str, adapters)),
             sections="causal",
-            batch_size=None,  # that of training is another one
+            batch_size=None,  # not that of training, which has the same name
             image_limit=settings.causal_images,
             datasets=None,
             template=None,
@@ -103,7 +104,7 @@ def causal_tests(settings: LabSettings, workdir: Path) -> list[str]:
 
 
 def adapter_files(settings: LabSettings, dataset: str, workdir: Path) -> list[Path]:
-    """Where the adapters that the causal test of a dataset needs lie."""
+    """Returns the paths of the adapters that the causal test of a dataset needs."""
     folder = workdir / MOST_SHOTS / "adapters"
     name = f"{dataset.replace('/', '_')}-{max(settings.shots)}shots"
     methods = [name for name in settings.methods if registry.find_kind(name) in (Kind.PROMPTS, Kind.WEIGHTS)]

@@ -1,7 +1,6 @@
-"""Classifies images: the most likely classes with their probabilities, and with `relevancy` what they are based on.
+"""Classifies images: the most likely classes with their probabilities, and with `relevancy` the pixels behind them.
 
-In place of class names any texts will do, to which no template is added; a context that an adapter's method learned
-stands before them.
+Any texts may replace class names; no template is added, but an adapter's learned context stands before them.
 
     python -m experiments.predict --config.images=photos --config.classes=cat,dog,bird
     python -m experiments.predict --config.images=photos --config.adapters=workdir/digits --config.relevancy
@@ -9,10 +8,10 @@ stands before them.
 
     python -m experiments.predict --config.images=photos --config.adapters=workdir/own --config.output=answers.csv
 
-An adapter has zero-shot CLIP beside it, with the same class names and their texts. A calibrated adapter says
-which classes its prediction set has, and which images are none of them. Writes `predictions.json`, and with `relevancy`
-one picture per image into `relevancy/`. An image that cannot be read has a line that says why. With `output` lines are
-added to a table while images are classified, and the same command continues it.
+Zero-shot CLIP with the same class names and texts stands beside an adapter. A calibrated adapter gives prediction
+sets, and rejects images of no class. Writes `predictions.json`, and with `relevancy` a picture per image into
+`relevancy/`. An unreadable image has a line with the reason. With `output` lines are added to a table while images are
+classified, and the same command continues it.
 """
 
 import contextlib
@@ -50,9 +49,9 @@ from experiments.inputs import find_adapter, find_images, listed, open_adapter
 from experiments.prediction_table import BETWEEN, key, open_table
 
 _CONFIG = "configs/predict.py"
-# What is said of an image, see `picture_entry`.
+# Answers for an image, see `picture_entry`.
 Entry = dict[str, Any]
-# Relevancy takes so many images at a time: it needs much more memory than a prediction.
+# Images at a time for relevancy, which needs much more memory than a prediction.
 _MAPS_AT_ONCE = 32
 
 
@@ -62,7 +61,7 @@ def main(settings: PredictSettings, workdir: Path) -> None:
     rule = model.rule(settings.answers)
     models = [model]
     if settings.adapters and settings.zero_shot:
-        try:  # with the texts of the adapter's classes
+        try:
             frozen = Task(model.clip, ZERO_SHOT, model.task.classes, dtype=model.task.classifier.dtype)
             models.append(TunedModel(frozen))
         except ClipbiasError as error:  # such as a template that leaves too little room for a name
@@ -80,7 +79,7 @@ def main(settings: PredictSettings, workdir: Path) -> None:
 
 
 def write_list(files: Sequence[Path], models: Sequence[TunedModel], settings: PredictSettings, workdir: Path) -> int:
-    """Writes `predictions.json` and prints a line per picture; returns the number of those that were read."""
+    """Writes `predictions.json` and prints a line per picture; returns the number of readable pictures."""
     entries = list(itertools.chain.from_iterable(classified(list(enumerate(files)), models, settings, workdir)))
     broken = [entry for entry in entries if "error" in entry]
     if len(broken) == len(files):
@@ -105,9 +104,9 @@ def write_list(files: Sequence[Path], models: Sequence[TunedModel], settings: Pr
 
 
 def write_table(files: Sequence[Path], models: Sequence[TunedModel], settings: PredictSettings, workdir: Path) -> int:
-    """Adds a line to the table for every picture that has none; returns the number of those that were read."""
+    """Adds a line to the table for every picture that has none; returns the number of readable ones."""
     assert settings.output is not None
-    # Of two folders that the command is run in, pictures of equal relative paths are not the same.
+    # Absolute, since equal relative paths from two working folders are different pictures.
     files = [path if is_remote(path) else path.absolute() for path in files]
     model = models[0]
     rule = model.rule(settings.answers)
@@ -127,8 +126,8 @@ def write_table(files: Sequence[Path], models: Sequence[TunedModel], settings: P
         for name, content in contents.items():
             if table.images.get(key(name), str(content)) != str(content):
                 raise ClipbiasError(
-                    f"{name} is another picture than when its line was written to {table.path}; take that line out, or "
-                    "choose another --config.output."
+                    f"{name} has changed since its line was written to {table.path}; delete that line, or choose "
+                    "another --config.output."
                 )
         done = len(files) - len(left)
         if done:
@@ -149,7 +148,7 @@ def classified(
     *,
     done: int = 0,
 ) -> Iterator[list[Entry]]:
-    """What the models say of pictures, batch by batch, after `done` others; numbers name the maps of `relevancy`."""
+    """Classifies pictures batch by batch, after `done` others; their numbers name the maps of `relevancy`."""
     paths = [path for _, path in pictures]
     left = iter(pictures)
     with contextlib.closing(Progress(done + len(pictures), done=done, title="predict")) as bar:
@@ -158,7 +157,8 @@ def classified(
         ):
             predictions = [prediction for _, prediction in results]
             batch = list(itertools.islice(left, len(predictions[0])))
-            if settings.relevancy:  # before the table has a line for the picture: a kill then leaves out no map
+            # Maps first: a kill between a table's line and the map would leave the map out for ever.
+            if settings.relevancy:
                 draw_maps(batch, models, results, settings, workdir)
             yield [picture_entry(path, predictions, row, settings) for row, (_, path) in enumerate(batch)]
             bar.advance(len(batch))
@@ -166,12 +166,12 @@ def classified(
 
 
 def open_model(settings: PredictSettings) -> TunedModel:
-    """The adapter, or zero-shot, with class names or texts from the settings or the adapter."""
+    """Opens the adapter, or zero-shot CLIP, with class names or texts of the settings or the adapter."""
     names = listed(settings.classes, "class names")
     texts = listed(settings.texts, "texts")
     if texts and (names or settings.template or settings.descriptions):
         raise ClipbiasError(
-            "texts stand in place of class names and have no template or descriptions; leave out --config.classes, "
+            "texts replace class names and have no template or descriptions; leave out --config.classes, "
             "--config.template and --config.descriptions."
         )
     names = texts or names
@@ -202,7 +202,7 @@ def open_model(settings: PredictSettings) -> TunedModel:
 
 
 def picture_entry(path: Path, predictions: Sequence[Prediction], row: int, settings: PredictSettings) -> Entry:
-    """The most likely classes of an image with their probabilities, those of zero-shot under its name; or an error."""
+    """Returns an image's most likely classes with probabilities, zero-shot's under its name; or its error."""
     if row in predictions[0].errors:
         return {"image": str(path), "error": predictions[0].errors[row]}
     by_model: list[Entry] = []
@@ -226,10 +226,10 @@ def draw_maps(
     settings: PredictSettings,
     workdir: Path,
 ) -> None:
-    """Draws the relevancy of each image for each model's most likely class, zero-shot's on the left."""
+    """Draws the relevancy of each image for each model's most likely class, with zero-shot on the left."""
     columns = []
     for model, (images, prediction) in reversed(list(zip(models, results, strict=True))):
-        # Of all rows of a batch, so that the last batch needs no program of its own.
+        # All rows, also those that fill the last batch: fewer rows would compile another program.
         labels = np.pad(np.maximum(prediction.labels, 0), (0, len(images) - len(batch)))
         maps = relevancy(
             model.task,
@@ -246,6 +246,7 @@ def draw_maps(
         ]
         columns.append(make_overlays(model.task, maps, labels[: len(batch)], titles))
     images, prediction = results[0]
+    # Of views the first is the whole image; the others are crops.
     wholes = images[:, 0] if images.ndim == 5 else images
     for row, ((number, path), *overlays) in enumerate(zip(batch, *columns, strict=True)):
         if row not in prediction.errors:
@@ -255,7 +256,7 @@ def draw_maps(
 
 
 def table_row(entry: Entry) -> dict[str, object]:
-    """An image's predictions as a line of the table."""
+    """Returns the line of an image in the table."""
     row: dict[str, object] = {"image": key(entry["image"])}
     if "error" in entry:
         return row | {"error": entry["error"]}
@@ -269,7 +270,7 @@ def table_row(entry: Entry) -> dict[str, object]:
 
 
 def _named(entry: Entry) -> list[tuple[str, float]]:
-    """The most likely classes or texts with their probabilities."""
+    """Returns pairs of class or text and probability, the most likely first."""
     return list(zip(entry["classes" if "classes" in entry else "texts"], entry["probabilities"], strict=True))
 
 

@@ -1,9 +1,7 @@
-"""The CSV table of `predict`, which grows while pictures are classified, and is continued after a kill.
+"""The CSV table of `predict`, which grows while pictures are classified, and continues after a kill.
 
-Beside `answers.csv`, `answers.csv.json` says what its lines depend on: lines of another model or of other settings are
-never mixed with them. Lines are written batch by batch; one that a kill cut short is dropped. A cell that a spreadsheet
-would take for a formula has an apostrophe before it, and ends of lines in a cell are escapes. A table that another
-program has saved otherwise since is refused.
+`answers.csv.json` beside `answers.csv` describes model and settings, since lines of others must not mix with its lines.
+A table that another program has rewritten is refused.
 """
 
 import contextlib
@@ -20,27 +18,25 @@ from typing import Any, BinaryIO
 from clipbias.errors import ClipbiasError
 from clipbias.io import lock_file, read_json, reason, user_path, write_text
 
-# Between the names of a prediction set.
+# Separator of the names of a prediction set.
 BETWEEN = " | "
-# A formula of a spreadsheet, and one behind apostrophes, so that every cell can be read back.
+# Cells that a spreadsheet would run as a formula get an apostrophe, which reading takes off; so do formulas behind
+# apostrophes.
 _FORMULA = re.compile(r"'*[=+\-@\t]")
 
 
 class PredictionTable:
-    """An open table; `images` are the pictures that have a line, as `key` names them, with their second cell."""
+    """Open table. `images` has the pictures with a line, as `key` names them, and their second cells."""
 
     def __init__(self, path: Path, columns: Sequence[str], file: BinaryIO) -> None:
-        """Takes the lines that are there; of an empty file writes the first one.
-
-        Raises `ClipbiasError` where a line has other columns than were written.
-        """
+        """Reads the lines of the file, or writes the header. Raises `ClipbiasError` for a line with other columns."""
         self.path = path
         self._columns = columns
         self._file = file
         header = _line(columns)
         content = file.read()
         end = content.rfind(b"\n") + 1
-        # Programs differ in separators, quotes, marks of encoding and ends of lines: the first line's bytes tell.
+        # Another program would write other separators, quotes, byte-order marks or line ends: the header shows it.
         rows = _rows(content[:end]) if content[:end].startswith(header) else []
         widths = [len(row) for row in rows] or [len(columns) if header.startswith(content) else 0]
         if wrong := [number for number, width in enumerate(widths, start=1) if width != len(columns)]:
@@ -49,13 +45,14 @@ class PredictionTable:
                 "another --config.output, or remove it."
             )
         self.images = {row[0]: row[1] for row in rows[1:]}
+        # A kill within a write leaves half a line, which is written again.
         file.seek(end)
         file.truncate()
         if not end:
             self.append([dict(zip(columns, columns, strict=True))])
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Adds finished lines, the values by column; they are on the disk when this returns."""
+        """Adds lines, with values by column; they are on the disk when this returns."""
         lines = [_line([row.get(column, "") for column in self._columns]) for row in rows]
         with _writing(self.path):
             self._file.write(b"".join(lines))
@@ -64,17 +61,18 @@ class PredictionTable:
 
 
 def key(image: object) -> str:
-    """The name of a picture in a table; ends of lines, and half surrogate pairs, which UTF-8 lacks, become escapes."""
+    """Returns a picture's name in a table."""
+    # Escapes for line ends, which would break the table, and for half surrogate pairs, which UTF-8 lacks.
     text = str(image).encode("utf-8", "backslashreplace").decode()
     return text.replace("\n", "\\n").replace("\r", "\\r")
 
 
 @contextlib.contextmanager
 def open_table(name: str, columns: Sequence[str], facts: Mapping[str, Any]) -> Iterator[PredictionTable]:
-    """Opens a table, a new one or one to be continued; its first column names the picture.
+    """Opens a new table, or one to continue; its first column names the picture.
 
-    Lines depend on `facts`, JSON values by what they are called in a message. Raises `ClipbiasError` where the file
-    cannot be written, another process writes it, or it has lines that depend on other facts.
+    `facts` are JSON values on which lines depend, by their names in messages. Raises `ClipbiasError` where the file
+    cannot be written, another process writes it, or its lines depend on other facts.
     """
     path = user_path(name)
     if path.suffix.lower() != ".csv":
@@ -115,7 +113,7 @@ def _writing(path: Path) -> Iterator[None]:
 
 
 def _line(cells: Sequence[object]) -> bytes:
-    """A line of a CSV file."""
+    """Encodes a line."""
     text = io.StringIO(newline="")
     named = map(key, cells)
     csv.writer(text, lineterminator="\n").writerow(f"'{cell}" if _FORMULA.match(cell) else cell for cell in named)
@@ -123,7 +121,7 @@ def _line(cells: Sequence[object]) -> bytes:
 
 
 def _rows(lines: bytes) -> list[list[str]]:
-    """The cells of whole lines."""
+    """Decodes whole lines."""
     csv.field_size_limit(max(csv.field_size_limit(), len(lines)))  # a prediction set of thousands of classes is long
     rows = csv.reader(io.StringIO(lines.decode(errors="replace"), newline=""))
     return [[cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell for cell in row] for row in rows]

@@ -1,4 +1,4 @@
-"""Lists runs, finished or not: how far they are, what came out, and in which settings they differ.
+"""Lists runs, finished or not: progress, results, and the settings in which they differ.
 
     python -m experiments.show --config.runs=workdir/digits,workdir/demo
     python -m experiments.show --config.runs='workdir/*' --config.every_run --config.format=markdown

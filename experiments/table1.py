@@ -32,11 +32,11 @@ from clipbias.errors import ClipbiasError
 from clipbias.io import read_json_lines, user_path
 from clipbias.sentences import counted
 from clipbias.settings import as_json
-from clipbias.training import mesh as meshes
+from clipbias.training import placement
 from clipbias.training.ahead import describe, open_topology
 from clipbias.training.context import SweepContext
+from clipbias.training.rates import PER_CELL, PER_METHOD, RATES, UNSELECTED_RATES, Rates, select_learning_rates
 from clipbias.training.run import make_job
-from clipbias.training.select import CELL, FILE, METHOD, NONE, Rates, choose
 from clipbias.training.spec import TEST, UNSELECTED, VALIDATION, Group, Row, RunSpec, make_groups, part_of, run_names
 from clipbias.training.sweep import RESULTS, SweepAxes, make_specs, parse_part, sweep
 from clipbias.training.workdir import note_model, open_workdir
@@ -65,6 +65,7 @@ def main(settings: Table1Settings, workdir: Path) -> None:
         context, rates = prepare(settings, axes_of(settings), skip_missing=settings.on_missing == "skip")
         note_model(workdir, context.clip)
         specs, rows = run(settings, context, rates, workdir)
+        # Tables take the first process alone, and the others' connections would time out meanwhile.
         hosts.leave()
         if settings.calibrate:
             names = run_names(specs)
@@ -75,13 +76,14 @@ def main(settings: Table1Settings, workdir: Path) -> None:
             common.tell(
                 f"{len(rows)} of {counted(len(specs), 'run')} done; the last part to end writes the whole table."
             )
+    # After the tables: the runs that did not fail are worth them.
     failed = [row for row in rows if row["status"] != "ok"]
     if failed:
         raise ClipbiasError(f"{len(failed)} of {counted(len(rows), 'run')} failed; the first one: {failed[0]['error']}")
 
 
 def axes_of(settings: Table1Settings) -> SweepAxes:
-    """What the sweep combines, at the recipe's learning rate."""
+    """Makes the axes of the sweep, at the recipe's learning rate."""
     return SweepAxes(
         methods=settings.methods,
         datasets=settings.datasets,
@@ -104,23 +106,19 @@ def prepare(
     skip_missing: bool = False,
     devices: Sequence[jax.Device] | None = None,
 ) -> tuple[SweepContext, Rates | None]:
-    """Loads the model and opens the datasets; reads learning rates that were selected before.
+    """Loads the model, opens the datasets, and reads learning rates that were selected before.
 
-    Args:
-      settings: of the command.
-      axes: what is combined.
-      skip_missing: whether datasets that cannot be used are left out.
-      devices: absent ones, to compile for; `None` takes those that are there.
-
-    Raises:
-      ClipbiasError: a dataset cannot be used.
+    With `skip_missing` unusable datasets are left out, else they raise `ClipbiasError`. `devices` are absent ones to
+    compile for; default: the present ones.
     """
+    # In host memory: the context puts the weights on the mesh, and a second copy would take a device's memory.
     clip = clipbias.load(settings.model, device="host")
     hosts.assert_same(f"the model {settings.model}", clip.identity)
     methods = {name: resolve_method(name, axes.options.get(name, {})) for name in axes.methods}
     fixed = [name for name, method in methods.items() if settings.template and not follows_template(method, clip)]
     if fixed:
-        common.tell(f"--config.template is zero-shot's and not that of {', '.join(fixed)}, whose prompt is its own")
+        common.tell(f"--config.template changes zero-shot but not {', '.join(fixed)}, whose prompt is fixed")
+    # Datasets of targets are tested alone and need no training images; a dataset in both roles needs them.
     draws = any(method.uses_images for method in methods.values())
     training = dict.fromkeys(axes.datasets, draws)
     targets = [target for name in axes.datasets for target in protocols.targets_of(axes.protocol, name, axes.targets)]
@@ -132,7 +130,7 @@ def prepare(
             skip=skip_missing,
         ),
         settings.compute,
-        meshes.make_mesh(run=settings.mesh.run, data=settings.mesh.data, devices=devices),
+        placement.make_mesh(run=settings.mesh.run, data=settings.mesh.data, devices=devices),
         dtype=precision.resolve(settings.dtype or "float32"),
         on_image_error=settings.on_image_error,
     )
@@ -140,7 +138,7 @@ def prepare(
 
 
 def given_options(method_options: Mapping[str, object]) -> dict[str, dict[str, object]]:
-    """The methods' options that are given; `train` shows every option, `None` where it is not."""
+    """Returns the given options by method; `train` lists every option, `None` where it is not given."""
     options: dict[str, dict[str, object]] = {}
     for method, values in method_options.items():
         if not isinstance(values, Mapping):
@@ -152,57 +150,51 @@ def given_options(method_options: Mapping[str, object]) -> dict[str, dict[str, o
 def run(
     settings: Table1Settings, context: SweepContext, rates: Rates | None, workdir: Path
 ) -> tuple[list[RunSpec], list[Row]]:
-    """Runs a sweep: first on validation images, if learning rates are to be selected; then on test images.
+    """Runs a sweep: on validation images where learning rates are selected; then on test images.
 
-    Args:
-      settings: of the sweep.
-      context: the model, the datasets and the devices.
-      rates: learning rates that were selected before.
-      workdir: of the sweep.
-
-    Returns:
-      The specs on test images, and their rows as far as these are there.
+    Returns the specs on test images, and the rows that are finished.
     """
     axes = axes_of(settings)
-    if not settings.learning_rates or settings.choose == NONE:
+    if not settings.learning_rates or settings.choose == UNSELECTED_RATES:
         if settings.score_on == VALIDATION:
             raise ClipbiasError(
-                "score_on is validation, but no learning rate is to be chosen; give --config.learning_rates."
+                "score_on is validation, but no learning rate is selected; give --config.learning_rates."
             )
         axes = dataclasses.replace(axes, learning_rates=settings.learning_rates)
         specs = make_specs(context, settings.recipe, axes, rates)
         return specs, _sweep(settings, context, specs, workdir)
-    selected = select_rates(settings, context, rates, workdir)
+    selected = sweep_rates(settings, context, rates, workdir)
     if selected is None:
         return [], []
     specs = make_specs(context, settings.recipe, axes, selected)
     return specs, _sweep(settings, context, specs, workdir, _choices(specs, selected))
 
 
-def select_rates(settings: Table1Settings, context: SweepContext, rates: Rates | None, workdir: Path) -> Rates | None:
-    """Selects learning rates on validation images; `None` where only these were asked for, or other parts go on."""
+def sweep_rates(settings: Table1Settings, context: SweepContext, rates: Rates | None, workdir: Path) -> Rates | None:
+    """Runs the sweep on validation images and selects learning rates; `None` where that was all, or parts remain."""
     part = parse_part(settings.part)
     validate_only = settings.score_on == VALIDATION
-    if settings.choose == METHOD and part[1] > 1 and not validate_only:
+    if settings.choose == PER_METHOD and part[1] > 1 and not validate_only:
         raise ClipbiasError(
-            "a part has not all datasets and shots that a method's learning rate is chosen by; choose first, with "
-            "--config.score_on=validation in all parts, and give the result as --config.rates_file; or choose for "
-            f"each dataset and number of shots, --config.choose={CELL}."
+            "a part lacks datasets and shots by which a method's learning rate is selected; select first, with "
+            "--config.score_on=validation in all parts, and give the result as --config.rates_file; or select for "
+            f"each dataset and number of shots, --config.choose={PER_CELL}."
         )
-    # Methods with a rate of their own, or without any, have nothing to select.
+    # Methods with their own rate, or without a rate, have nothing to select.
     axes = dataclasses.replace(axes_of(settings), learning_rates=settings.learning_rates, score_on=VALIDATION)
     specs = make_specs(context, settings.recipe, axes, rates)
     candidates = [spec for spec in specs if spec.learning_rate in settings.learning_rates]
     rows = _sweep(settings, context, candidates, workdir) if candidates else []
     if validate_only and len(rows) < len(candidates):
-        common.tell(f"{len(rows)} of {counted(len(candidates), 'run')} done; the last part to end writes {FILE}.")
+        common.tell(f"{len(rows)} of {counted(len(candidates), 'run')} done; the last part to end writes {RATES}.")
         return None
+    # A part selects the rates of its own cells alone; the file for later sweeps needs the rows of all parts.
     scope = {spec.key for spec in (candidates if validate_only else part_of(candidates, part))}
-    selected = choose([row for row in rows if row["key"] in scope], settings.choose)
+    selected = select_learning_rates([row for row in rows if row["key"] in scope], settings.choose)
     if hosts.is_first() and (validate_only or part[1] == 1):
-        selected.write(workdir / FILE, _provenance(settings, context, candidates))
+        selected.write(workdir / RATES, _provenance(settings, context, candidates))
     if validate_only:
-        common.tell(f"Learning rates: {workdir / FILE}")
+        common.tell(f"Learning rates: {workdir / RATES}")
         return None
     return selected
 
@@ -227,7 +219,7 @@ def _sweep(
 
 
 def _choices(specs: list[RunSpec], rates: Rates) -> dict[str, Row]:
-    """The facts of each spec's choice of a learning rate, by its key, for its row."""
+    """Returns the selection of each spec's learning rate by its key, for its row."""
     entries = {spec.key: rates.entry(spec.method, spec.dataset, spec.shots) for spec in specs}
     return {
         key: {"choice": {name: entry[name] for name in ("for", "cells", "tried")}}
@@ -237,7 +229,7 @@ def _choices(specs: list[RunSpec], rates: Rates) -> dict[str, Row]:
 
 
 def _provenance(settings: Table1Settings, context: SweepContext, candidates: list[RunSpec]) -> dict[str, object]:
-    """What learning rates were selected with."""
+    """Describes the selection of learning rates for their file."""
     clip = context.clip
     recipe = settings.recipe.facts()
     return {
@@ -256,14 +248,14 @@ def _provenance(settings: Table1Settings, context: SweepContext, candidates: lis
 
 
 def rates_path(name: str) -> Path:
-    """A file of learning rates: where its name says, or among the configurations that come with the program."""
+    """Finds a file of learning rates by its path, or among the program's own configurations."""
     path = user_path(name)
     packaged = Path(configs.__file__).parent / name
     return packaged if packaged.is_file() and not path.exists() else path
 
 
 def plan(settings: Table1Settings, devices: Sequence[jax.Device] | None) -> tuple[SweepContext, list[Group]]:
-    """The groups of a sweep on some devices, to be compiled for them."""
+    """Makes the groups of a sweep on some devices, for `dry_run`."""
     context, rates = prepare(settings, axes_of(settings), skip_missing=settings.on_missing == "skip", devices=devices)
     axes = dataclasses.replace(axes_of(settings), learning_rates=settings.learning_rates)
     specs = part_of(make_specs(context, settings.recipe, axes, rates), parse_part(settings.part))
@@ -273,12 +265,10 @@ def plan(settings: Table1Settings, devices: Sequence[jax.Device] | None) -> tupl
 def dry_run(
     topology_name: str | None, *plans: Callable[[Sequence[jax.Device] | None], tuple[SweepContext, list[Group]]]
 ) -> None:
-    """Prints shapes, parameters, and each program's memory as its compiler says it. Trains nothing, leaves no file.
+    """Prints shapes, parameters, and each program's memory as its compiler reports it. Trains and writes nothing.
 
-    Args:
-      topology_name: absent devices to compile for; then no device may have been touched before. `None` for those that
-        are there.
-      plans: of each sweep, from devices to the model with its groups.
+    `topology_name` names absent devices; JAX must not have touched a device before. Each plan makes the groups of a
+    sweep for given devices.
     """
     topology = None if topology_name is None else open_topology(topology_name)
     with topology or contextlib.nullcontext():
@@ -292,7 +282,7 @@ def dry_run(
 
 
 def _described(group: Group, context: SweepContext) -> list[str]:
-    """A group's lines of a dry run."""
+    """Describes a group in lines."""
     first = group[0]
     job = make_job(group, context)
     tested = sum(len(evaluation.dataset.split("test")) for evaluation in job.protocol.evaluations)

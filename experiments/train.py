@@ -21,10 +21,11 @@ from clipbias.data.sources import OWN
 from clipbias.errors import ClipbiasError
 from clipbias.io import read_json
 from clipbias.settings import as_json
+from clipbias.training.cautions import cautions_of_row
 from clipbias.training.context import SweepContext
 from clipbias.training.progress import Progress
+from clipbias.training.rates import Rates
 from clipbias.training.run import run_group
-from clipbias.training.select import Rates, cautions_of_row
 from clipbias.training.spec import Group, Row, RunSpec
 from clipbias.training.sweep import SweepAxes, make_specs, write_group, write_results
 from clipbias.training.workdir import SweepPaths, note_model, note_runs, open_workdir, write_json
@@ -49,10 +50,13 @@ def main(settings: TrainSettings, workdir: Path) -> None:
         calibrates = is_own if settings.calibrate is None else settings.calibrate
         classes = len(context.datasets[spec.dataset].class_names)
         paths = SweepPaths(workdir, {}, single=True)
-        compares_rates = None  # a benchmark's protocol says which images select
-        if is_own:  # a rate that is given, or was selected before, is not selected again
+        # Only a user's own pictures compare rates: a benchmark's protocol names the images that select. A rate that is
+        # given, or was selected before, is not selected again.
+        compares_rates = None
+        if is_own:
             known = rates is not None and rates.of(spec.method, spec.dataset, spec.shots) is not None
             compares_rates = settings.recipe.learning_rate is None and not known
+        # One process reads for all, so that either all of them train or none.
         row = hosts.from_first(
             lambda: finished_row(paths, spec, classes, compares_rates=compares_rates, calibrates=calibrates)
         )
@@ -64,6 +68,7 @@ def main(settings: TrainSettings, workdir: Path) -> None:
                     (spec,), context, paths, common_recipe, bar, compares_rates=compares_rates, calibrates=calibrates
                 )
             row["seconds"] = round(time.monotonic() - began, 2)
+        # Written again for a finished run: a kill may have come between these files.
         if hosts.is_first():
             write_group((spec,), [row], paths)
             write_results(workdir, [row])
@@ -81,7 +86,7 @@ def main(settings: TrainSettings, workdir: Path) -> None:
 def open_run(
     settings: TrainSettings, devices: Sequence[jax.Device] | None = None
 ) -> tuple[SweepContext, RunSpec, Rates | None]:
-    """The model, the dataset and the devices; the run; and learning rates that were selected before."""
+    """Opens model, dataset and devices; returns them with the spec, and learning rates selected before."""
     axes = SweepAxes(
         methods=(settings.method,),
         datasets=(settings.dataset,),
@@ -97,7 +102,7 @@ def open_run(
 
 
 def plan(settings: TrainSettings, devices: Sequence[jax.Device] | None) -> tuple[SweepContext, list[Group]]:
-    """The run on some devices, to be compiled for them."""
+    """Makes the group on some devices, for `dry_run`."""
     context, spec, _ = open_run(settings, devices)
     return context, [(spec,)]
 
@@ -105,18 +110,9 @@ def plan(settings: TrainSettings, devices: Sequence[jax.Device] | None) -> tuple
 def finished_row(
     paths: SweepPaths, spec: RunSpec, classes: int, *, compares_rates: bool | None, calibrates: bool
 ) -> Row:
-    """The row of a run that is finished; empty where it is not.
+    """Reads the row of a finished run; empty where it is unfinished. See `run_group` for the arguments.
 
-    Args:
-      paths: of the run.
-      spec: of the run.
-      classes: of its dataset.
-      compares_rates: see `run_group`. A setting that was selected is no other setting, unless it is given now.
-      calibrates: whether a run without prediction sets counts as not finished.
-
-    Raises:
-      ClipbiasError: the folder holds adapters of `table1`, or a run of other settings; one that `cautions_of_row`
-        warns of may be replaced.
+    Raises `ClipbiasError` where the folder holds adapters of `table1`, or a run of other settings without warnings.
     """
     if other := paths.other_kind():
         raise ClipbiasError(
@@ -125,6 +121,7 @@ def finished_row(
     path = paths.workdir / RESULT
     row: Row = read_json(path, dict) if path.exists() else {}
     facts = spec.facts()
+    # The row has selected settings where the spec still has the open ones. These are no difference.
     if compares_rates is not None and row:
         selected = row.get("choice", {"options": {}})["options"]
         facts |= {"validation": row["validation"], "options": facts["options"] | selected}
@@ -132,6 +129,7 @@ def finished_row(
         rate = {"learning_rate": row["learning_rate"]}
         facts |= rate | {"recipe": facts["recipe"] | rate}
     other_settings = [name for name, value in facts.items() if name in row and row[name] != value]
+    # A run that came out badly, such as one at a rate that is too high, may be replaced by the next try.
     if other_settings and not cautions_of_row(row, spec.make_method(), classes):
         raise ClipbiasError(
             f"{paths.workdir} holds the adapter of a run with other settings ({', '.join(other_settings)}); choose "

@@ -17,7 +17,7 @@ from clipbias.analysis.uncertainty import Estimate
 from clipbias.clip import Clip
 from clipbias.data.images import Images
 from clipbias.distillation import divide_images, select
-from clipbias.training import mesh as meshes
+from clipbias.training import placement
 from clipbias.tuning import Task
 from clipbias.tuning.adapter import read_adapter
 from tests import helpers
@@ -52,7 +52,7 @@ def distilled(clip: Clip) -> clipbias.Distilled:
 
 
 def distil(clip: Clip, form: str | None) -> clipbias.Distilled:
-    return clipbias.distil(tuned(clip, "ivlp"), DATA, form=form, mesh=meshes.single_device(), **QUICK)
+    return clipbias.distil(tuned(clip, "ivlp"), DATA, form=form, mesh=placement.single_device(), **QUICK)
 
 
 def pixels(clip: Clip) -> np.ndarray:
@@ -120,7 +120,7 @@ def test_a_table_that_is_trained_and_tested_on_is_refused():
 
 def test_pictures_without_labels(clip, capsys):
     pictures = [Image.fromarray(SPLITS["train"].image(index)) for index in range(18)]
-    found = clipbias.distil(tuned(clip, "ivlp"), pictures, form="vector", mesh=meshes.single_device(), **QUICK)
+    found = clipbias.distil(tuned(clip, "ivlp"), pictures, form="vector", mesh=placement.single_device(), **QUICK)
     certificate = found.certificate
     assert certificate.accuracy is None and certificate.margin is None and len(found.sentences) == 3
     assert certificate.images == 4
@@ -149,14 +149,14 @@ def test_the_smallest_form_within_a_point_of_the_best():
 @pytest.mark.parametrize("method", helpers.short(TEACHERS, "cocoop"))
 def test_any_method_teaches(method, long):
     model = tuned(long, method)
-    found = clipbias.distil(model, DATA, form="vector", mesh=meshes.single_device(), **QUICK)
+    found = clipbias.distil(model, DATA, form="vector", mesh=placement.single_device(), **QUICK)
     assert found.model.task.method_name == "bias" and np.isfinite(found.certificate.divergence.value)
 
 
 def test_it_learns_and_into_another_base(clip, long):
     """More steps bring the vector nearer to what it can be: a teacher that is bias tuning itself, small."""
     model = tuned(clip, "bias", 0.1)
-    options: dict[str, Any] = {"form": "vector", "batch_size": 8, "progress": False, "mesh": meshes.single_device()}
+    options: dict[str, Any] = {"form": "vector", "batch_size": 8, "progress": False, "mesh": placement.single_device()}
     few, many = (clipbias.distil(model, DATA, steps=steps, **options) for steps in (1, 40))
     assert many.certificate.divergence.value < 0.3 * few.certificate.divergence.value
     other = clipbias.distil(model, DATA, clip=long, steps=2, **options)

@@ -16,7 +16,7 @@ from clipbias import data
 from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError
 from clipbias.identity import counted_by, identity, no_effect, parts
-from clipbias.training import mesh as meshes
+from clipbias.training import placement
 from clipbias.training.context import SweepContext
 from clipbias.training.device import Compute
 from clipbias.training.sweep import SweepAxes, make_specs
@@ -185,7 +185,7 @@ def test_a_run_is_another_where_anything_that_it_computes_with_is(clip: Clip, co
 
     def key(clip: Clip, target: data.Dataset, **options: Any) -> str:
         opened = {"own pictures": colours_like, "target": target}
-        context = SweepContext(clip, opened, Compute(), meshes.single_device(), **options)
+        context = SweepContext(clip, opened, Compute(), placement.single_device(), **options)
         (spec,) = make_specs(context, Recipe(), axes)
         return spec.key
 

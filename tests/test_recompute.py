@@ -10,7 +10,7 @@ import pytest
 
 from clipbias.data.confusion import class_summary
 from clipbias.training.calibration import Outcome
-from clipbias.training.evaluate import score
+from clipbias.training.evaluator import score
 from clipbias.training.run import merge_scores
 from tools import recompute
 

@@ -43,7 +43,7 @@ from clipbias.data.dataset import Split
 from clipbias.data.images import ImageCache, Images, processors
 from clipbias.data.pipeline import Batches, train_source
 from clipbias.errors import ClipbiasError
-from clipbias.training import mesh as meshes
+from clipbias.training import placement
 from clipbias.training.device import prepare_cpu
 from clipbias.training.memory import StepShape, training_program
 from clipbias.training.step import StepScalars, StepStatic, init_state, place_inputs, train_step
@@ -258,7 +258,7 @@ def train(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 def step(task: Task, arguments: argparse.Namespace) -> dict[str, Any]:
     """A row of a method."""
-    mesh, batch = meshes.single_device(), arguments.batch
+    mesh, batch = placement.single_device(), arguments.batch
     recipe = task.method.recipe_for(Recipe(0.0025, 10, 1, 1e-5, batch, 0.9, 5e-4), 16)
     pixels = training_program(task, recipe, StepShape(batch, 1, mesh)).arguments[3]["images"]
     images: Any = random_images(task.clip.config, 1, batch)

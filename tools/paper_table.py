@@ -23,7 +23,7 @@ from clipbias.report import read_sweep
 from clipbias.report.frames import ACCURACY, WITHIN, Sweep, difference_error
 from clipbias.report.names import dataset_name, method_name
 from clipbias.report.pages import write_csv
-from clipbias.training.evaluate import FOLDER as PREDICTIONS
+from clipbias.training.predictions import PREDICTIONS
 from clipbias.training.sweep import RESULTS
 from experiments import common
 

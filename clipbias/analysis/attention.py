@@ -30,7 +30,7 @@ from clipbias.clip.config import VisionConfig
 from clipbias.clip.params import Params
 from clipbias.clip.tower import Observe
 from clipbias.clip.vision import head_attention
-from clipbias.training import mesh as meshes
+from clipbias.training import placement
 from clipbias.tuning import Classifier, Learnables, Task
 
 
@@ -316,7 +316,7 @@ def observe_texts(study: Study, model: Model, observe: Callable[[TextTokens, Any
     results = []
     for rows in np.split(texts, model.texts):
         tokens, of_rows = jax.tree.map(lambda x, rows=rows: np.asarray(x)[rows], (task.tokens, facts))
-        results.append(meshes.device_get(run(study.params, study.learnables[model.key], tokens, of_rows, rows)))
+        results.append(placement.device_get(run(study.params, study.learnables[model.key], tokens, of_rows, rows)))
     return results
 
 

@@ -18,7 +18,7 @@ from clipbias.analysis.sections import Section
 from clipbias.analysis.statistics import Moments
 from clipbias.analysis.study import Batch, Computation, Request, Step, Study, divide, spread
 from clipbias.clip.params import Params
-from clipbias.training import mesh as meshes
+from clipbias.training import placement
 from clipbias.tuning import Learnables
 from clipbias.tuning.task import Text
 
@@ -189,7 +189,7 @@ def _perturbation_step(study: Study, model: Model) -> Step:
         logits = of_model.logits(batch["images"], batch["mask"])
         ordered = explain(study.params, study.learnables[model.key], of_model.text, batch, logits)
         facts = {name: batch[name] for name in ("images", "labels", "mask")}
-        (predicted, ranks), host = meshes.device_get((ordered, facts))
+        (predicted, ranks), host = placement.device_get((ordered, facts))
         # An image without the same patches is classified once: if the predicted class is the true one, both targets
         # share all their images.
         gone = ranks[:, :, None] < counts[:, None, None]  # [maps, directions, steps, B, M]

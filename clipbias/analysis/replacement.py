@@ -33,18 +33,18 @@ from clipbias.errors import ClipbiasError
 from clipbias.identity import identity
 from clipbias.sentences import counted
 from clipbias.training.context import SweepContext, make_context
-from clipbias.training.evaluate import Predictor
-from clipbias.training.loop import Logging
+from clipbias.training.loop import RunOutputs
+from clipbias.training.predictor import Predictor
 from clipbias.training.progress import Progress, say
 from clipbias.training.students import (
-    CONSTANTS,
-    FORMS,
+    STUDENT_FORMS,
     TRIAL_STEPS,
+    UNIFORM_FORMS,
     divergences,
     fit_recipe,
     fit_student,
     mean_divergence,
-    select_rate,
+    select_learning_rate,
 )
 from clipbias.training.teacher import why_no_student
 from clipbias.tuning import Task
@@ -504,7 +504,7 @@ def why_not_fitted(study: Study, model: Model) -> str:
         return "Replacements are fitted on training and validation images, and there are none, or too few."
     if model.crops:
         return "The method learns from crops of each image, which a form cannot."
-    if any(_is_of_form(model, form) for form in (*CONSTANTS, *study.options.replacement_forms)):
+    if any(_is_of_form(model, form) for form in (*UNIFORM_FORMS, *study.options.replacement_forms)):
         return "It is one of the forms that others are replaced by, trained on labels."
     earlier = study.tuned[: study.tuned.index(model)]
     if any(kind is Kind.RETRAINED and other in earlier for kind, _, other in controls(study, model)):
@@ -538,7 +538,7 @@ def controls(study: Study, model: Model) -> list[tuple[Kind, str, Model]]:
 
 
 def _is_of_form(model: Model, form: str) -> bool:
-    method = make_method(FORMS[form].method)
+    method = make_method(STUDENT_FORMS[form].method)
     return model.options == method_options(method) and type(model.task.method) is type(method)
 
 
@@ -582,11 +582,11 @@ class Fits:
 
         candidates = []
         if not no_ceiling(model):
-            ceiling = self._fit(model, model.task, select_rate(divergence), self.steps)
+            ceiling = self._fit(model, model.task, select_learning_rate(divergence), self.steps)
             words = f"{model.name or model.label} itself, from another start"
             candidates.append(described(ceiling, Kind.CEILING, model.method, words))
         for name in self.study.options.replacement_forms:
-            form = FORMS[name]
+            form = STUDENT_FORMS[name]
             task = form.task(self.study.clip, model.task, self.context.dtype)
             student = self._fit(model, task, form.learning_rate, self.steps)
             candidates.append(described(student, Kind.FITTED, name, form.words))
@@ -602,8 +602,8 @@ class Fits:
             return self.done[key]
         folder = self.study.parts / "replacement" / f"{Path(task.method_name).stem}-{key}"
         progress = self.progress.part(steps, f"{model.label}: {task.method_name} fitted to it")
-        logging = Logging(checkpoints=folder, progress=progress)
-        self.done[key] = fit_student(task, model.tuned, self.fitted, recipe, self.context, seed=seed, logging=logging)
+        outputs = RunOutputs(checkpoints=folder, progress=progress)
+        self.done[key] = fit_student(task, model.tuned, self.fitted, recipe, self.context, seed=seed, outputs=outputs)
         progress.at_work("predicting")
         return self.done[key]
 
@@ -616,7 +616,7 @@ def _means(study: Study, model: Model, towers: Mapping[str, EquivalentBias]) -> 
         task = Task(study.clip, method, model.task, dtype=model.task.classifier.dtype)
         learnables = {f"{tower}_bias": getattr(bias, form) for tower, bias in towers.items()}
         numbers = parameter_count(learnables)["total"]
-        candidates.append((Student(Kind.MEAN, form, FORMS[form].words, numbers), Tuned(task, learnables)))
+        candidates.append((Student(Kind.MEAN, form, STUDENT_FORMS[form].words, numbers), Tuned(task, learnables)))
     return candidates
 
 

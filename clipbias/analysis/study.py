@@ -37,10 +37,10 @@ from clipbias.identity import identity
 from clipbias.io import load_arrays, save_arrays
 from clipbias.sentences import counted
 from clipbias.settings import setting, setting_of
-from clipbias.training import mesh as meshes
+from clipbias.training import placement
 from clipbias.training.batches import split_batches
-from clipbias.training.evaluate import Predictor
-from clipbias.training.students import FORMS
+from clipbias.training.predictor import Predictor
+from clipbias.training.students import STUDENT_FORMS
 from clipbias.tuning import Task
 from clipbias.tuning.prompts import Classes
 from clipbias.tuning.tuned import Tuned
@@ -83,8 +83,8 @@ class StudyOptions:
         "Images that a reader of the report can explore, layer by layer; fewer where their maps "
         "would take more than 15 MB of the page.",
     )
-    replacement_forms: tuple[Annotated[str, Choices(tuple(FORMS))], ...] = setting(
-        ("kind",), f"Forms that are fitted to each adapter's outputs; there are {', '.join(FORMS)}."
+    replacement_forms: tuple[Annotated[str, Choices(tuple(STUDENT_FORMS))], ...] = setting(
+        ("kind",), f"Forms that are fitted to each adapter's outputs; there are {', '.join(STUDENT_FORMS)}."
     )
     replacement_steps: Count = setting(
         300, "Steps of each form, and of the adapter's own method fitted to itself; 0 leaves replacements out."
@@ -222,12 +222,12 @@ class Study:
         self.options = options
         self.training = training
         self.unlabelled = unlabelled
-        self.mesh = meshes.single_device() if mesh is None else meshes.as_mesh(mesh)
+        self.mesh = placement.single_device() if mesh is None else placement.as_mesh(mesh)
         self.advance = advance
         self.known = known
         self.parts = Path(folder) / "parts"
         self._workers = Workers(options.workers)
-        share = meshes.share(self.mesh)
+        share = placement.share(self.mesh)
         self._part = share.part
         self._parts = share.parts
         self.clip = models[0].task.clip
@@ -255,7 +255,7 @@ class Study:
 
     def replicate(self, tree: Any) -> Any:
         """A tree of host arrays on every device of the mesh."""
-        return meshes.replicate(self.mesh, tree)
+        return placement.replicate(self.mesh, tree)
 
     def predictor(self, model: Model) -> Predictor:
         """The model with its texts encoded, once for all sections."""
@@ -346,9 +346,9 @@ class Study:
                 for batch, number, total in self.batches(
                     first.indices, requests[0].done, split=first.split, crops=first.crops
                 ):
-                    mask = meshes.device_get(batch["mask"])
+                    mask = placement.device_get(batch["mask"])
                     computed = threads.map(
-                        lambda progress, batch=batch: meshes.device_get(dict(progress.request.step(batch))), requests
+                        lambda progress, batch=batch: placement.device_get(dict(progress.request.step(batch))), requests
                     )
                     for progress, results in zip(requests, computed, strict=True):
                         progress.add(results, size, mask)
@@ -374,7 +374,7 @@ class Study:
         is_training = split is not None and split is self.training
         count = len(self.training_images) if is_training else len(self.images)
         at_once = max(1, self.options.images_at_once // (1 + crops))
-        return meshes.rows(self.mesh, min(at_once, max(count, 1)))
+        return placement.rows(self.mesh, min(at_once, max(count, 1)))
 
     def in_passes(self, compute: Callable[..., Any], *rows: np.ndarray) -> Any:
         """`compute(*rows, mask)`, arrays `[B, …]`, over host rows `[n, …]` that all processes have, in batches.
@@ -390,9 +390,9 @@ class Study:
             hosts.check()
             shards = [values[start : start + local] for values in (*rows, np.ones(count, bool))]
             padded = [np.concatenate([x, np.zeros((local - len(x), *x.shape[1:]), x.dtype)]) for x in shards]
-            results.append(compute(*(meshes.place_rows(self.mesh, x) for x in padded)))
+            results.append(compute(*(placement.place_rows(self.mesh, x) for x in padded)))
             jax.block_until_ready(results[-2:-1])  # as an evaluation does
-        return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *meshes.device_get(results))
+        return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *placement.device_get(results))
 
     def batches(
         self, indices: np.ndarray, start: int = 0, *, split: Split | None = None, crops: int = 0
@@ -422,7 +422,7 @@ class Study:
             first = (number - before - 1) * size + self._part * local
             numbers = rest[first : first + local].astype(np.int32)
             batch["numbers"] = np.pad(numbers, (0, local - len(numbers)))
-            yield {name: meshes.place_rows(self.mesh, values) for name, values in batch.items()}, number, total
+            yield {name: placement.place_rows(self.mesh, values) for name, values in batch.items()}, number, total
 
     def normalize(self, images: jax.Array) -> jax.Array:
         """Raw pixels to what the model takes."""

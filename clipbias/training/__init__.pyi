@@ -2,7 +2,7 @@ from .loop import Run as Run
 from .loop import TrainJob as TrainJob
 from .loop import TrainResult as TrainResult
 from .loop import train as train
-from .mesh import make_mesh as make_mesh
+from .placement import make_mesh as make_mesh
 from .spec import RunSpec as RunSpec
 from .spec import make_groups as make_groups
 from .sweep import SweepAxes as SweepAxes

@@ -1,7 +1,7 @@
-"""Ahead-of-time compilation for absent accelerators, and what a compiler reports of a job's programs.
+"""Ahead-of-time compilation for absent accelerators, and the compiler's report on a job's programs.
 
-The compilers of TPUs and NVIDIA GPUs run on any machine and report memory and exchanges between devices. Nothing can be
-run or timed. This is the one module that uses private parts of JAX.
+The compilers of TPUs and NVIDIA GPUs run on any machine and report memory and collectives. Nothing can run or be timed.
+Only this module uses private parts of JAX.
 """
 
 import collections
@@ -21,7 +21,7 @@ import jax
 from clipbias.clip.precision import AWAY, Target
 from clipbias.errors import ClipbiasError
 from clipbias.sentences import counted
-from clipbias.training import mesh as meshes
+from clipbias.training import placement
 from clipbias.training.device import format_bytes
 from clipbias.training.loop import TrainJob, plan_stages
 from clipbias.training.memory import (
@@ -40,11 +40,9 @@ GIB = 1 << 30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """A kind of accelerator.
+    """Type of accelerator: a program's bytes on each device, and the pattern (`form`) of a topology's shape."""
 
-    `memory` are the bytes that programs may have on each device by default: a TPU's compiler grants them; of a GPU they
-    are the three quarters that JAX reserves. `form` is the pattern of a topology's name behind the colon.
-    """
+    # A TPU's compiler grants this memory; of a GPU JAX reserves three quarters.
 
     title: str
     memory: int
@@ -70,7 +68,7 @@ _CUDNN_VERSION = 91200
 
 @dataclasses.dataclass
 class Topology:
-    """Absent devices, such as "v5e:4x4". In `with topology:` programs are traced and planned for them."""
+    """Absent devices, such as "v5e:4x4". Within `with topology:` programs are traced and planned for them."""
 
     name: str
     chip: Chip
@@ -99,8 +97,7 @@ class Topology:
 def traced_for(target: Target) -> Iterator[None]:
     """Traces programs as on an absent device; they can be compiled but not run.
 
-    JAX keeps traced programs by shapes and types alone. Programs for two devices in one process must differ in these,
-    or `jax.clear_caches` must be called in between.
+    JAX caches traced programs by shapes and types: call `jax.clear_caches` before equal ones for another device.
     """
     from jax._src.cudnn import fused_attention_stablehlo as checks  # JAX asks these before it traces cuDNN's attention
 
@@ -122,9 +119,9 @@ def traced_for(target: Target) -> Iterator[None]:
 
 
 def open_topology(name: str) -> Topology:
-    """The devices of a name such as "v5e:4x4" or "h100:1x1x8" (slices x hosts x GPUs).
+    """Opens a topology such as "v5e:4x4" or "h100:1x1x8" (slices x hosts x GPUs).
 
-    JAX must not have touched a device before. It keeps to the CPU from then on.
+    JAX must not have touched a device before. It stays on the CPU from then on.
     """
     kind, _, form = name.partition(":")
     chip = CHIPS.get(kind)
@@ -140,7 +137,7 @@ def open_topology(name: str) -> Topology:
     if chip.capability:
         flags = "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"  # there is no card to try kernels on
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
-        # What the compiler would ask a card: NVIDIA's figures of the H100 SXM with HBM3.
+        # The compiler would ask a card for these: NVIDIA's figures of the H100 SXM with HBM3.
         card = importlib.resources.files("clipbias").joinpath("assets/h100.pbtxt").read_text("utf-8")
         options = {"platform": "cuda", "topology": form, "target_config": card}
     else:
@@ -159,22 +156,18 @@ def open_topology(name: str) -> Topology:
         raise ClipbiasError(f"there is no topology {name!r}: {reason}") from error
 
 
-# What the compiler reports of a job.
-
-
 def describe(job: TrainJob) -> list[str]:
-    """Shapes, parameters, plan and compiled programs of a job, as lines. Nothing is run."""
+    """Describes shapes, parameters, plan and compiled programs of a job in lines. Runs nothing."""
     task = job.task
     mesh = job.context.mesh
     compute = job.context.compute
     stages = plan_stages(job)
     tested = [len(evaluation.dataset.split("test")) for evaluation in job.protocol.evaluations]
     batch = min(compute.eval_batch_size, *tested)
-    # Steps, parameters, texts, and how images and classes are shared by the devices.
     steps = sum(stage.steps for stage in stages)
     counts = parameter_count(task.shapes)
     parts = ", ".join(f"{counts[part]:,} {part}" for part in ("vision", "text", "shared") if counts[part])
-    rows, classes, shards = stages[0].rows if stages else batch, len(task.class_names), mesh.shape[meshes.DATA]
+    rows, classes, shards = stages[0].rows if stages else batch, len(task.class_names), mesh.shape[placement.DATA]
     lines = [
         f"{counted(job.examples, 'training image')}, {counted(steps, 'step')}" if steps else "no training steps",
         f"parameters per run: {counts['total']:,} ({parts})" if counts["total"] else "no parameters",
@@ -184,9 +177,8 @@ def describe(job: TrainJob) -> list[str]:
     lines += [
         f"{counted(classes, 'class')}, text tokens {list(task.text.ids.shape)}",
         f"data={shards}: {-(-rows // shards)} of {rows} images and {-(-classes // shards)} of {classes} classes per "
-        f"device; run={mesh.shape[meshes.RUN]}: {counted(len(job.runs), 'run')} side by side",
+        f"device; run={mesh.shape[placement.RUN]}: {counted(len(job.runs), 'run')} side by side",
     ]
-    # Programs.
     if (sampling := sampling_of(task.method)) is not None:
         images = -(-min(batch, job.examples) // shards) * shards
         lines.append(describe_program(features_program(task, sampling, batch=images, mesh=mesh)))
@@ -194,13 +186,13 @@ def describe(job: TrainJob) -> list[str]:
         assert stage.plan is not None, "stages are planned"
         program = training_program(stage.task, stage.training, stage.step_shape)
         lines.append(f"{describe_program(program)}; {describe_plan(stage.plan)}")
-    evaluated = fit_evaluation(task, runs=job.padded_runs, mesh=mesh)
-    programs = evaluation_programs(evaluated, batch=batch, runs=job.padded_runs, mesh=mesh)
+    evaluated = fit_evaluation(task, runs=job.run_axis.padded, mesh=mesh)
+    programs = evaluation_programs(evaluated, batch=batch, runs=job.run_axis.padded, mesh=mesh)
     return lines + [describe_program(program) for program in programs]
 
 
 def describe_program(program: Program) -> str:
-    """Memory of a device and exchanges of a program, as its compiler reports them."""
+    """Describes a program's memory on a device and its exchanges, as the compiler reports them."""
     compiled = program.lower().compile()
     memory = compiled.memory_analysis()
     text = compiled.as_text()
@@ -225,7 +217,7 @@ _SHAPE = re.compile(r"([a-z]+)(\d*)(?:e\dm\d\w*)?\[([\d,]*)\]")
 
 @dataclasses.dataclass(frozen=True)
 class Exchange:
-    """One exchange (collective) of a program: its kind, the bytes of its result on each device, whether in a loop."""
+    """Collective of a program: its kind, the bytes of its result on each device, and whether it is in a loop."""
 
     kind: str
     bytes: int
@@ -233,7 +225,7 @@ class Exchange:
 
 
 def exchanges(program: str) -> list[Exchange]:
-    """The exchanges in the text of a compiled program (`compiled.as_text()`), in its order."""
+    """Finds the exchanges in the text of a compiled program (`compiled.as_text()`), in its order."""
     computations: dict[str, list[str]] = {}
     lines: list[str] = []
     for line in program.splitlines():
@@ -264,7 +256,7 @@ def exchanges(program: str) -> list[Exchange]:
 
 
 def describe_exchanges(exchanges: Sequence[Exchange]) -> str:
-    """Such as "4 all-reduces of 1.2 MB, none in a loop", with the bytes of all of a kind."""
+    """Returns words such as "4 all-reduces of 1.2 MB, none in a loop", with the bytes of each kind."""
     if not exchanges:
         return "nothing exchanged"
     parts = []

@@ -1,7 +1,6 @@
-"""The images of runs that train side by side, decoded, stacked and placed on the mesh ahead of their use.
+"""Batches of runs that train side by side: images, decoded and placed on the mesh ahead of their use, or features.
 
-In their place, features of training images by the frozen tower: what closed forms and trainings on features are made
-of. They are computed once, pass by pass, and kept in memory; no tower runs in a step.
+Features of training images come from the frozen tower. They are computed once, pass by pass, and kept in memory.
 """
 
 import dataclasses
@@ -9,7 +8,7 @@ import functools
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +23,7 @@ from clipbias.data.dataset import Split
 from clipbias.data.images import Ahead, Images, Workers
 from clipbias.data.pipeline import Batch, Batches, Source, epoch_order, pass_batches, test_batches, train_source
 from clipbias.data.transforms import Resizing
-from clipbias.training import mesh as meshes
+from clipbias.training import placement
 from clipbias.tuning import Recipe, Sampling
 
 
@@ -39,12 +38,11 @@ def split_batches(
     crops: int = 0,
     mixed: bool = False,
 ) -> Batches:
-    """Every image once, in list order, on the host: this process's rows of batches for a mesh.
+    """Opens the images of a split, each once, in list order, on the host: this process's rows of each batch.
 
-    Evaluations, features and studies read images through it; arguments are those of `data.test_batches`. The batch size
-    is that of all devices (`mesh.rows`).
+    See `data.test_batches` for the arguments. The batch size is that of all devices (`placement.rows`).
     """
-    share = meshes.share(mesh)
+    share = placement.share(mesh)
     return test_batches(
         images,
         resizing=resizing,
@@ -58,12 +56,10 @@ def split_batches(
 
 
 class RunBatches(Iterator[Batch]):
-    """The batches of all runs side by side on the mesh: `[R, B, …]`, with a mask where `B` is padded to divide.
+    """Batches `[R, B, …]` of all runs on the mesh, with a mask where `B` is padded to a multiple of `data`.
 
-    Images that cannot be read are black and masked with `on_error="skip"`; the steps stay the same. `R` is padded
-    too (`mesh.padded`). Each process makes what lies on its devices. Runs with the same images and the same seed, which
-    differ in their learning rates, see the same pixels: these are made, kept and sent to the devices once, and copied
-    there for the step that takes them.
+    With `on_error="skip"` unreadable images are black and masked; the number of steps stays. `R` is padded too
+    (`placement.RunAxis`). Each process makes the rows of its own devices.
     """
 
     def __init__(
@@ -79,7 +75,7 @@ class RunBatches(Iterator[Batch]):
         on_error: str = "raise",
     ) -> None:
         """Makes nothing yet. Runs have equally many steps, of which `start_step` are done."""
-        share = meshes.share(mesh)
+        share = placement.share(mesh)
         runs = share.runs(mesh, len(images))
         keys = [(id(images[run]), seeds[run]) for run in runs]
         first_with = {key: run for key, run in zip(reversed(keys), reversed(runs), strict=True)}
@@ -103,13 +99,14 @@ class RunBatches(Iterator[Batch]):
         self._mesh = mesh
         self._images = images
         self._sources = sources
-        self._of_runs = tuple(map(distinct.index, keys))  # which source each run of this process has
+        self._of_runs = tuple(map(distinct.index, keys))  # the source of each run of this process
         self._multiple = share.multiple
-        # Whether runs that share a source get copies of its batches, and whether the devices make these, each of which
-        # then has the batches of all sources. They do where these are no more than a device's own runs, and where this
-        # process has a part of all runs and so images of all.
+        # Runs with the same images and seed, which differ in their learning rates, see the same pixels: these are
+        # decoded, kept and sent to the devices once. The devices copy them where each device holds the batches of all
+        # sources: these must be no more than its own runs, and this process must have a part of all runs.
         self._copies = len(runs) > len(distinct)
-        there = len(runs) == meshes.padded(mesh, len(images)) and len(distinct) * mesh.shape[meshes.RUN] <= len(runs)
+        has_all = len(runs) == placement.RunAxis(mesh, len(images)).padded
+        there = has_all and len(distinct) * mesh.shape[placement.RUN] <= len(runs)
         self._copies_there = self._copies and there
         self._computed: Any = None
         first = sources[0]
@@ -123,7 +120,8 @@ class RunBatches(Iterator[Batch]):
         )
 
     def _begin(self, number: int) -> tuple[list[Callable[[], None]], Callable[[], Batch]]:
-        """The pieces of a batch, which threads make, and what stacks them and places the batch on the mesh."""
+        """Returns the pieces of a batch, for threads, and the function that places the finished batch on the mesh."""
+        # Threads write into one array of all sources, so that nothing is stacked, and copied, in the end.
         first = self._sources[0]
         pieces = list[Callable[[], None]]()
         batch = first.empty(len(self._sources), more=-first.shape[0] % self._multiple)
@@ -132,53 +130,53 @@ class RunBatches(Iterator[Batch]):
             pieces += [functools.partial(source.fill, of_source, number, rows) for rows in source.pieces]
 
         def finish() -> Batch:
+            # Rows that pad the batch: the arrays came unset, the mask among them.
             for values in batch.values():
                 values[:, first.shape[0] :] = 0
             whole = batch
             if self._copies and not self._copies_there:
                 whole = {name: values[list(self._of_runs)] for name, values in batch.items()}
-            return meshes.place_batch(self._mesh, whole, runs=not self._copies_there)
+            return placement.place_batch(self._mesh, whole, runs=not self._copies_there)
 
         return pieces, finish
 
     def __next__(self) -> Batch:
         batch = next(self._ahead)
-        # Copied by the main thread, so that all processes do it in order.
+        # The main thread copies: all processes must start programs of several devices in the same order.
         return _copies(self._mesh, self._of_runs)(batch) if self._copies_there else batch
 
     def computes(self, values: jax.Array) -> None:
-        """Says what the devices compute from the last batch: until it is there, nobody waits for images."""
+        """Notes the result that devices compute from the last batch; until it is ready, nobody waits for images."""
         self._computed = values
 
     def skipped(self) -> tuple[int, ...]:
-        """How many training images of each run some process could not read and has masked. All must call this."""
+        """Counts each run's training images that some process could not read. All processes must call this."""
+        # Names and not counts: two processes may have read the same broken image.
         by_process = hosts.gather([sorted(images.unreadable) for images in self._images])
         return tuple(len(set().union(*names)) for names in zip(*by_process, strict=True))
 
     @property
     def waiting_share(self) -> float:
-        """Share of the steps' time, without the first's, in which the devices only waited for images."""
+        """Share of the steps' time, without the first, in which devices waited for images."""
         return self._ahead.waiting_share
 
     def close(self) -> None:
         self._ahead.close()
-        self._sources, self._computed = [], None  # `_ahead` calls back here: what is large must not wait for that cycle
+        # `_ahead` holds methods of this object. In that cycle large arrays would wait for the garbage collector.
+        self._sources, self._computed = [], None
 
 
 @functools.lru_cache(maxsize=16)
 def _copies(mesh: Mesh, of_runs: tuple[int, ...]) -> Callable[[Batch], Batch]:
-    """The program from `[S, B, …]` on all devices along the `run` axis to `[R, B, …]`, where each has its own runs."""
+    """Makes the program from `[S, B, …]`, whole along the `run` axis, to `[R, B, …]`, split along it."""
     sources = np.asarray(of_runs)
-    sharding = meshes.sharding(mesh, (len(of_runs), 1), meshes.RUN, meshes.DATA)
+    sharding = placement.sharding(mesh, (len(of_runs), 1), placement.RUN, placement.DATA)
     return jax.jit(lambda batch: jax.tree.map(lambda leaf: leaf[sources], batch), out_shardings=sharding)
-
-
-# Features in place of images.
 
 
 @dataclasses.dataclass(frozen=True)
 class FeatureStatic:
-    """What never changes while features are computed: `[B, d]` if projected, else `[B, Dv]`. Hashable."""
+    """Static arguments of `frozen_features`. Hashable."""
 
     config: ClipConfig
     preprocessing: Preprocessing
@@ -188,64 +186,57 @@ class FeatureStatic:
 
 @functools.partial(jax.jit, static_argnames="static")
 def frozen_features(static: FeatureStatic, params: Params, images: jax.Array) -> jax.Array:
-    """Plain CLIP's features of uint8 images."""
+    """Computes plain CLIP's features of uint8 images: `[B, d]` if projected, else `[B, Dv]`."""
     if not static.projected:
+        # An identity in place of the projection: the tower has no second way out.
         vision = params["vision"] | {"projection": jnp.eye(static.config.vision.width)}
         params = {**params, "vision": vision}
     return encode_image(params, static.config, static.preprocessing.normalize(images), dtype=static.dtype)[0]
 
 
+@dataclasses.dataclass(eq=False)
 class TrainingFeatures:
-    """The features of one run's training images, each pass computed when it is first asked for."""
+    """Features of one run's training images. Each pass is computed when it is first needed.
 
-    def __init__(
-        self,
-        static: FeatureStatic,
-        params: Params,
-        images: Images,
-        *,
-        mesh: Mesh,
-        batch_size: int,
-        seed: int,
-        crop: float,
-        on_error: str = "raise",
-        workers: Workers | None = None,
-    ) -> None:
-        """Prepares nothing yet.
+    `params` lie on the mesh; the batch size is that of all devices; the seed keys the augmentations. With "skip",
+    `readable` is false for unreadable images, whose features are those of a black image.
+    """
 
-        `params` lie on the mesh; the batch size is that of all devices; the seed keys the augmentations. With "skip",
-        `readable` says which images could be read, and the others' features are those of a black image.
-        """
-        self._batch_size = meshes.rows(mesh, min(batch_size, len(images)))
-        self._images = images
-        self._mesh = mesh
-        self._static = static
-        self._params = params
-        self._seed = seed
-        self._crop = crop
-        self._workers = Workers.of(workers)
-        self._on_error = on_error
-        self.readable = np.ones(len(images), bool)
+    static: FeatureStatic
+    params: Params
+    images: Images
+    _: dataclasses.KW_ONLY
+    mesh: Mesh
+    batch_size: int
+    seed: int
+    crop: float
+    on_error: str = "raise"
+    workers: Workers | None = None
+
+    def __post_init__(self) -> None:
+        self.batch_size = placement.rows(self.mesh, min(self.batch_size, len(self.images)))
+        self.readable = np.ones(len(self.images), bool)
         self._passes: np.ndarray | None = None
         self._plain: np.ndarray | None = None
         self._seconds: list[float] = []  # of each batch, from files to features
 
     def passes(self, count: int) -> np.ndarray:
-        """The first `count` augmented passes, `[count, N, d]`."""
+        """Returns the first `count` augmented passes, `[count, N, d]`."""
+        # A pass is a function of seed and number, so later calls compute only the passes that are missing.
         known = 0 if self._passes is None else len(self._passes)
         missing = range(known, count)
         if len(missing):
-            share = meshes.share(self._mesh)
+            share = placement.share(self.mesh)
             batches = pass_batches(
-                self._images,
+                self.images,
                 passes=missing,
-                seed=self._seed,
-                crop=self._crop,
-                resizing=self._static.preprocessing.resizing,
-                batch_size=self._batch_size,
+                seed=self.seed,
+                crop=self.crop,
+                resizing=self.static.preprocessing.resizing,
+                batch_size=self.batch_size,
                 shard=(share.part, share.parts),
-                workers=self._workers,
-                on_error=self._on_error,
+                workers=Workers.of(self.workers),
+                on_error=self.on_error,
             )
             features = self._compute(batches, len(missing))
             self._passes = features if self._passes is None else np.concatenate([self._passes, features])
@@ -253,49 +244,50 @@ class TrainingFeatures:
         return self._passes[:count]
 
     def plain(self) -> np.ndarray:
-        """One pass of the images as they are evaluated, `[1, N, d]`."""
+        """Returns one pass of the images as they are evaluated, `[1, N, d]`."""
         if self._plain is None:
             batches = split_batches(
-                self._images,
-                self._mesh,
-                resizing=self._static.preprocessing.resizing,
-                batch_size=self._batch_size,
-                workers=self._workers,
-                on_error=self._on_error,
+                self.images,
+                self.mesh,
+                resizing=self.static.preprocessing.resizing,
+                batch_size=self.batch_size,
+                workers=Workers.of(self.workers),
+                on_error=self.on_error,
             )
             self._plain = self._compute(batches, 1)
         return self._plain
 
     def seconds(self, images: int) -> float:
-        """What so many images take, whether or not they were computed for another method already."""
-        return images * statistics.median(self._seconds) / self._batch_size if self._seconds else 0.0
+        """Estimates the time of so many images, also where another method has computed them."""
+        return images * statistics.median(self._seconds) / self.batch_size if self._seconds else 0.0
 
     def _compute(self, batches: Batches, passes: int) -> np.ndarray:
         results = []
         began = time.monotonic()
         for batch in batches:
-            features = frozen_features(self._static, self._params, meshes.place_rows(self._mesh, batch["images"]))
-            results.append(meshes.device_get((features, meshes.place_rows(self._mesh, batch["mask"]))))
+            features = frozen_features(self.static, self.params, placement.place_rows(self.mesh, batch["images"]))
+            results.append(placement.device_get((features, placement.place_rows(self.mesh, batch["mask"]))))
             now = time.monotonic()
             self._seconds.append(now - began)
             began = now
         features, mask = (np.concatenate(list(map(np.asarray, parts))) for parts in zip(*results, strict=True))
-        count = len(self._images)  # the rows behind them pad the last batch of a pass
+        count = len(self.images)  # the rows behind them pad the last batch of a pass
         self.readable &= mask.reshape(passes, -1)[:, :count].all(0)
         return features.reshape(passes, -1, features.shape[-1])[:, :count]
 
 
 def support_features(source: TrainingFeatures, sampling: Sampling) -> np.ndarray:
-    """The features of `Method.support`, `[E, N', d]`: of the images that can be read (`source.readable`)."""
-    features = _support(source, sampling)  # it finds out which images can be read
+    """Returns the features for `Method.support`, `[E, N', d]`, of readable images alone."""
+    features = _support(source, sampling)  # before `readable`, which it updates
     return features[:, source.readable]
 
 
 def epoch_features(source: TrainingFeatures, sampling: Sampling, epochs: int) -> np.ndarray:
-    """The passes that so many epochs of training take, `[E, N, d]`: one for each epoch if they are fresh.
+    """Returns the passes for so many epochs of training, `[E, N, d]`: one for each epoch if they are fresh.
 
-    Images that cannot be read are among them; `FeatureBatches` masks these.
+    Unreadable images are among them; `FeatureBatches` masks these.
     """
+    # Behind the passes of `support`, so that training sees other augmentations.
     if sampling.training == "fresh":
         return source.passes(sampling.passes + epochs)[sampling.passes :]
     return _support(source, sampling)
@@ -305,71 +297,65 @@ def _support(source: TrainingFeatures, sampling: Sampling) -> np.ndarray:
     return source.passes(sampling.passes) if sampling.passes else source.plain()
 
 
+@dataclasses.dataclass(eq=False)
 class FeatureBatches(Iterator[Batch]):
-    """Batches of features in place of images, of all runs side by side on the mesh: `[R, B, d]`."""
+    """Batches `[R, B, d]` of features of all runs on the mesh, from step `start_step` on.
 
-    waiting_share = 0.0
+    Features of each run are `[E, N, d]`: epoch `e` takes pass `e mod E`, or rows of all where they are `pooled`. Labels
+    are `[N]`; seeds key the order of an epoch; images that are not `readable`, bool `[N]`, are masked.
+    """
 
-    def __init__(
-        self,
-        features: Sequence[np.ndarray],
-        labels: Sequence[np.ndarray],
-        seeds: Sequence[int],
-        recipe: Recipe,
-        mesh: Mesh,
-        *,
-        pooled: bool,
-        start_step: int,
-        readable: Sequence[np.ndarray] | None = None,
-    ) -> None:
-        """Batches from step `start_step` on.
+    features: Sequence[np.ndarray]
+    labels: Sequence[np.ndarray]
+    seeds: Sequence[int]
+    recipe: Recipe
+    mesh: Mesh
+    _: dataclasses.KW_ONLY
+    pooled: bool
+    start_step: int
+    readable: Sequence[np.ndarray] | None = None
+    waiting_share: ClassVar[float] = 0.0
 
-        Features of each run are `[E, N, d]`: epoch `e` takes pass `e mod E`, or rows of all where they are `pooled`.
-        Labels are `[N]`; seeds key the order of an epoch; images that were not `readable`, bool `[N]`, are masked.
-        """
-        self._features = features
-        self._labels = labels
-        self._seeds = seeds
-        self._recipe = recipe
-        self._readable = [np.ones(len(of_run), bool) for of_run in labels] if readable is None else readable
-        self._mesh = mesh
-        self._pooled = pooled
-        self._step = start_step
+    def __post_init__(self) -> None:
+        self._readable = self.readable or [np.ones(len(of_run), bool) for of_run in self.labels]
+        self._step = self.start_step
 
     def __next__(self) -> Batch:
-        share = meshes.share(self._mesh)
-        runs = share.runs(self._mesh, len(self._seeds))
+        share = placement.share(self.mesh)
+        runs = share.runs(self.mesh, len(self.seeds))
+        # Runs that repeat as padding are made once. Every process makes whole batches, which are small.
         parts = {run: self._rows(run) for run in set(runs)}
         self._step += 1
         stacked = {name: np.stack([parts[run][name] for run in runs]) for name in parts[runs[0]]}
         local = stacked["labels"].shape[1] // share.parts
         mine = slice(share.part * local, (share.part + 1) * local)
-        return meshes.place_batch(self._mesh, {name: value[:, mine] for name, value in stacked.items()})
+        return placement.place_batch(self.mesh, {name: value[:, mine] for name, value in stacked.items()})
 
     def computes(self, values: jax.Array) -> None:
         """Nothing is made ahead."""
 
     def skipped(self) -> tuple[int, ...]:
-        """How many training images of each run could not be read."""
+        """Counts the unreadable training images of each run."""
         return tuple(int((~readable).sum()) for readable in self._readable)
 
     def close(self) -> None:
         """Nothing is made ahead."""
 
     def _rows(self, run: int) -> Batch:
-        features = self._features[run]
-        labels = self._labels[run]
+        features = self.features[run]
+        labels = self.labels[run]
         readable = self._readable[run]
         passes, examples = features.shape[:2]
-        epoch, step = divmod(self._step, self._recipe.steps_per_epoch(examples))
-        size = min(self._recipe.batch_size, examples)
-        order = epoch_order(self._seeds[run], epoch, examples * (passes if self._pooled else 1))
-        order_of_step = order[: examples if self._pooled else None][step * size : (step + 1) * size]
-        turn, example = divmod(order_of_step, examples) if self._pooled else (epoch % passes, order_of_step)
-        rows = size + -size % self._mesh.shape[meshes.DATA]
+        # Order, pass and rows are functions of seed and step, so that a resumed training draws the same batches.
+        epoch, step = divmod(self._step, self.recipe.steps_per_epoch(examples))
+        size = min(self.recipe.batch_size, examples)
+        order = epoch_order(self.seeds[run], epoch, examples * (passes if self.pooled else 1))
+        order_of_step = order[: examples if self.pooled else None][step * size : (step + 1) * size]
+        turn, example = divmod(order_of_step, examples) if self.pooled else (epoch % passes, order_of_step)
+        rows = size + -size % self.mesh.shape[placement.DATA]
         more = 0, rows - len(order_of_step)
         return {
-            # Zeros have no direction, and not even a mask keeps what is not a number out of a gradient.
+            # Copies of the last row: the unit vector of zeros is NaN, and 0 · NaN in a masked gradient is NaN.
             "images": np.pad(features[turn, example], (more, (0, 0)), mode="edge"),
             "labels": np.pad(labels[example], more),
             "mask": np.pad(readable[example], more),

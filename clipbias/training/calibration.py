@@ -1,4 +1,4 @@
-"""How much a classifier's confidence can be trusted, and how well it tells images of another dataset apart.
+"""Calibration of a classifier's confidence, and detection of images of other datasets.
 
 Calibration: the expected calibration error in 15 bins of equal width (Guo et al. 2017), its adaptive form in 15 bins
 of equally many images (Nixon et al. 2019, of the predicted class), and the temperature that Guo et al. fit on
@@ -17,7 +17,7 @@ from clipbias.data.held_out import FEWEST_TO_CALIBRATE
 from clipbias.data.protocols import validation_outside_test
 
 BINS = 15
-# Where a temperature is looked for.
+# Bounds of a fitted temperature.
 COLDEST = 1e-2
 HOTTEST = 1e2
 # Numbers held at once in float64: images by forms by temperatures by classes.
@@ -26,14 +26,14 @@ _AT_ONCE = 4_000_000
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What a classifier says of `n` images.
+    """Outcome of a classifier for `n` images.
 
     Attributes:
       correct: whether the predicted class is the label, bool `[n]`; meaningless for images of other classes.
-      other_odds: `Σ exp(z_j - z_max)` over the classes that are not predicted, `[n]`: the largest probability is
-        `1 / (1 + other_odds)`, but these odds still differ where that is rounded to 1.
+      other_odds: `Σ exp(z_j - z_max)` over the other classes, `[n]`. The largest probability is `1 / (1 + other_odds)`;
+        the odds still differ where it is rounded to 1.
       highest: the largest logit, `[n]`.
-      other_odds_at: the same with logits over the temperature, or `None` where none was fitted.
+      other_odds_at: the odds of logits over the temperature; `None` without a temperature.
     """
 
     correct: np.ndarray
@@ -56,10 +56,8 @@ def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray, bins
 
 
 def adaptive_calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int = BINS) -> float:
-    """The same over bins of equally many images by rising confidence, the first ones larger by one where it is uneven.
-
-    Equally confident images count as rising from wrong to right, so that their order does not matter.
-    """
+    """Returns the same error over bins of equally many images by rising confidence; 0 … 1."""
+    # Of equally confident images the wrong ones come first, so that the order of the images decides nothing.
     confidence = np.asarray(confidence, np.float64)
     correct = np.asarray(correct, np.float64)
     gaps = (correct - confidence)[np.lexsort((correct, confidence))]
@@ -67,9 +65,9 @@ def adaptive_calibration_error(confidence: np.ndarray, correct: np.ndarray, bins
 
 
 def log_likelihoods(logits: np.ndarray, labels: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """Log-likelihoods of the true class in nats, with their first two derivatives by `s = -log(temperature)`.
+    """Returns log-likelihoods of the labels `[n]` in nats with two derivatives by `s = -log T`, float64 `[n, K, G, 3]`.
 
-    Of logits `[n, K, C]`, labels `[n]` and values of `s` `[n or 1, K or 1, G]` float64 `[n, K, G, 3]`.
+    Logits are `[n, K, C]`, and values of `s` `[n or 1, K or 1, G]`.
     """
     n, forms, classes = logits.shape
     labels = np.asarray(labels)[:, None, None]
@@ -89,7 +87,8 @@ def log_likelihoods(logits: np.ndarray, labels: np.ndarray, at: np.ndarray) -> n
 
 
 def temperature_images(evaluated: Split, validation: Split | None) -> Split | None:
-    """The images that a temperature is fitted on, whoever evaluates: at most 4 of a class, none that is evaluated."""
+    """Returns the images that fit a temperature: at most 4 of a class, and no evaluated one."""
+    # With a constant seed, so that every command fits the same temperature.
     others = validation_outside_test(evaluated, validation)
     if others is None:
         return None
@@ -99,14 +98,13 @@ def temperature_images(evaluated: Split, validation: Split | None) -> Split | No
 
 
 def fit_temperatures(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The temperature `[K]` of greatest likelihood for logits `[n, K, C]`, between `COLDEST` and `HOTTEST`.
-
-    The likelihood has one maximum, since its logarithm is concave in the inverse temperature.
-    """
+    """Fits the temperatures `[K]` of greatest likelihood for logits `[n, K, C]`, between `COLDEST` and `HOTTEST`."""
+    # The log-likelihood is concave in the inverse temperature, so it has one maximum. Newton's method finds it in a few
+    # steps; bisection keeps it within the bounds.
     ends = -np.log([HOTTEST, COLDEST])
     low, high = (np.full(logits.shape[1], end) for end in ends)
     at = np.zeros(logits.shape[1])
-    for _ in range(60):  # Newton's method, and bisection where it leaves the bounds
+    for _ in range(60):
         _, slope, curve = log_likelihoods(logits, labels, at[None, :, None]).sum(0)[:, 0].T
         low = np.where(slope > 0, at, low)
         high = np.where(slope > 0, high, at)
@@ -122,9 +120,10 @@ def fit_temperatures(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float | None:
-    """The temperature of logits `[n, C]` with the smallest mean cross-entropy with labels `[n]` (Guo et al. 2017).
+    """Fits the temperature of logits `[n, C]` to labels `[n]` (Guo et al. 2017).
 
-    `None` where that has no minimum between 0.01 and 100, as when every image is right, and of fewer than ten images.
+    `None` for fewer than ten images, or without a minimum of the cross-entropy in 0.01 … 100, as when every image is
+    right.
     """
     if len(labels) < FEWEST_TO_CALIBRATE:
         return None
@@ -133,7 +132,7 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float | None:
 
 
 def calibration(outcome: Outcome, temperature: float | None = None) -> dict[str, float]:
-    """`ece` and `adaptive_ece` in percent, and where a temperature was fitted it and both at it."""
+    """Returns `ece` and `adaptive_ece` in percent; with a temperature also it and both errors at it."""
 
     def errors(other_odds: np.ndarray, suffix: str) -> dict[str, float]:
         sure = confidence(other_odds)
@@ -149,7 +148,7 @@ def calibration(outcome: Outcome, temperature: float | None = None) -> dict[str,
 
 
 def auroc(inside: Sequence[float] | np.ndarray, outside: Sequence[float] | np.ndarray) -> float:
-    """How often a score of an image inside is above that of one outside, a tie counting half; 0 … 1."""
+    """Returns how often an inside image scores above an outside one; ties count half; 0 … 1."""
     inside = np.asarray(inside)
     outside = np.sort(outside)
     below = np.searchsorted(outside, inside, "left") + np.searchsorted(outside, inside, "right")
@@ -159,14 +158,14 @@ def auroc(inside: Sequence[float] | np.ndarray, outside: Sequence[float] | np.nd
 def false_positive_rate(
     inside: Sequence[float] | np.ndarray, outside: Sequence[float] | np.ndarray, accepted: float = 0.95
 ) -> float:
-    """The share of outside images that pass the highest threshold which a share `accepted` of inside images passes."""
+    """Returns the share of outside images above the highest threshold that `accepted` of the inside images pass."""
     from clipbias.tuning.conformal import lowest_accepted  # who draws results alone loads no model
 
     return float((np.asarray(outside) >= lowest_accepted(np.asarray(inside), accepted)).mean())
 
 
 def detection(inside: Outcome, outside: Outcome) -> dict[str, dict[str, float]]:
-    """AUROC and FPR95 in percent of both scores, images inside counting as positive."""
+    """Returns AUROC and FPR95 in percent for both scores; inside images are the positive ones."""
     scores = {"max_softmax": (-inside.other_odds, -outside.other_odds), "max_logit": (inside.highest, outside.highest)}
     return {
         name: {"auroc": 100 * auroc(*pair), "fpr95": 100 * false_positive_rate(*pair)} for name, pair in scores.items()

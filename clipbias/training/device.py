@@ -1,7 +1,4 @@
-"""How runs are computed: batch sizes, memory and threads as settings, the memory of devices, and the cache of programs.
-
-No setting here changes a number.
-"""
+"""Settings of computation, memory of devices, and the cache of compiled programs. Nothing here changes a number."""
 
 import contextlib
 import ctypes
@@ -26,19 +23,19 @@ from clipbias.errors import ClipbiasError
 from clipbias.io import cache_folder
 from clipbias.settings import setting, setting_of
 
-# Remat policies by name are those of `training.memory.REMATS`; this one selects the fastest that fits.
-AUTO = "auto"
+# Selects the fastest remat policy of `training.memory.REMATS` that fits.
+AUTO_REMAT = "auto"
 
 
 @dataclasses.dataclass(frozen=True)
 class Compute:
-    """How runs are computed. Nothing here changes a number."""
+    """Settings of computation: batch sizes, memory, threads. Nothing here changes a number."""
 
     eval_batch_size: Positive = setting(BATCH_SIZE, "Images per step of evaluation, over all devices.")
     remat: str = setting(
-        AUTO,
-        'What the backward pass keeps of blocks: "products", "half", "tokens" or "auto"; from the fastest to the '
-        'smallest; "auto" is the fastest that fits the device\'s memory.',
+        AUTO_REMAT,
+        'Values of blocks that the backward pass keeps: "products", "half" or "tokens", from fastest to smallest; '
+        '"auto" is the fastest that fits the device\'s memory.',
     )
     class_chunks: Positive | None = setting(
         None, "Parts in which a device takes the classes, one after another, to save memory; None selects."
@@ -54,8 +51,8 @@ class Compute:
     )
     trackers: tuple[str, ...] = setting(
         ("auto",),
-        'Who gets the metrics of training steps besides metrics.jsonl; "tensorboard", "wandb" and "trackio", where '
-        'they are installed; "auto" is TensorBoard where tensorboardX is. () for nobody.',
+        'Trackers of training steps besides metrics.jsonl: "tensorboard", "wandb", "trackio"; "auto" is TensorBoard '
+        "where tensorboardX is installed; () for none.",
     )
     profile: Annotated[str, Choices(("steps",))] | None = setting(
         None, '"steps" writes a trace of a few training steps; for XProf or Perfetto, below the folder of the metrics.'
@@ -65,15 +62,15 @@ class Compute:
         check_fields(self)
 
 
-# Share of a device's memory that a program may fill. The rest is for fragmentation and for other programs.
+# Share of a device's memory for one program. The rest is for fragmentation and for other programs.
 USABLE = 0.85
 
-# Bytes of a program that its compiler refuses for lack of memory.
+# Stands for the bytes of a program that its compiler refuses for lack of memory.
 REFUSED = 1 << 62
 
 
 def needed_bytes(lowered: Lowered) -> int:
-    """Bytes of one device that a lowered function needs, its arguments included. It is compiled, not run."""
+    """Compiles a lowered function and returns the bytes of one device that it needs, its arguments included."""
     try:
         memory = lowered.compile().memory_analysis()
     except jax.errors.JaxRuntimeError as error:
@@ -82,25 +79,25 @@ def needed_bytes(lowered: Lowered) -> int:
         raise
     if memory is None:  # this compiler does not report it
         return 0
+    # Donated arguments lie where outputs do and count once.
     sizes = memory.argument_size_in_bytes, memory.output_size_in_bytes, memory.temp_size_in_bytes
     return int(sum(sizes) - memory.alias_size_in_bytes)
 
 
 def device_limit() -> int:
-    """Bytes of memory that each device offers; 0 where it does not report them.
-
-    On a CPU the simulated devices share the machine's free memory (and a container's limit). Several processes take the
-    least of theirs, since they must all compile the same program.
-    """
+    """Returns the bytes of memory of each device; 0 where it does not report them."""
     if (elsewhere := AWAY.get()) is not None:
         return elsewhere.memory
     device = jax.local_devices()[0]
     limit = int((device.memory_stats() or {}).get("bytes_limit", 0))
     if not limit and device.platform == "cpu":
+        # Simulated devices share the free memory of the machine, or of a container. This process's own memory counts as
+        # free, since its arrays are among the arguments of a program.
         free = psutil.virtual_memory().available + psutil.Process().memory_info().rss
         with contextlib.suppress(OSError, ValueError):  # "max" where a container has no limit of its own
             free = min(free, int(Path("/sys/fs/cgroup/memory.max").read_text()))
         limit = free // jax.local_device_count()
+    # All processes must compile the same program, so the least memory decides.
     return min(hosts.gather(limit))
 
 
@@ -114,7 +111,7 @@ def format_bytes(count: int) -> str:
 
 @contextlib.contextmanager
 def explain_exhaustion(advice: str) -> Iterator[None]:
-    """Turns a device's report that its memory is exhausted into one sentence that ends with `advice`."""
+    """Turns a device's report of exhausted memory into a sentence that ends with `advice`."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
@@ -128,45 +125,38 @@ def _is_exhaustion(error: Exception) -> bool:
 
 
 def drop_programs() -> None:
-    """Drops every compiled program of this process.
-
-    Each holds some fifty memory maps, of which the kernel allows 65,530, so a long sweep calls this between methods.
-    The cache on disk (`keep_programs`) brings back programs that are needed again.
-    """
+    """Drops every compiled program of this process; `keep_programs` brings back from disk those that come again."""
+    # Each holds some fifty memory maps, of which the kernel allows 65,530: a long sweep compiles thousands.
     jax.clear_caches()
     gc.collect()  # programs in reference cycles
 
 
-# XLA aborts the process over a flag that it does not know, so the flag is set only for versions that were tried.
+# XLA aborts the process for an unknown flag, so only versions that were tried get it.
 _TRIED = (0, 10), (0, 11)
 _FUSION_EMITTERS = "xla_cpu_use_fusion_emitters"
 
 
 def prepare_cpu() -> None:
-    """Applies the settings that make training steps fast on CPUs. Call it before JAX starts its devices and threads."""
+    """Makes training steps fast on CPUs. Must be called before JAX starts its devices and threads."""
     choose_code_generator()
     keep_freed_memory()
-    # A call returns once its result is computed. A step that is dispatched while another one runs allocates its
-    # intermediate arrays beside those of the first: much memory for nothing, where host and device are the same cores.
+    # Without asynchronous dispatch a call returns with its result. A step that is dispatched while another one runs
+    # would allocate its intermediate arrays beside the other's, and gain nothing on the same cores.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
 def choose_code_generator() -> None:
-    """Makes XLA compile fusions with its older code generator, unless `XLA_FLAGS` says otherwise.
-
-    A training step then compiles in half the time and a sixth of the memory, and runs as fast or a little faster.
-    """
+    """Makes XLA compile fusions with its older code generator, unless `XLA_FLAGS` says otherwise."""
+    # A training step compiles in half the time and a sixth of the memory, and runs as fast or a little faster.
     flags = os.environ.get("XLA_FLAGS", "")
     if _FUSION_EMITTERS not in flags and _TRIED[0] <= jax.__version_info__[:2] < _TRIED[1]:
         os.environ["XLA_FLAGS"] = f"{flags} --{_FUSION_EMITTERS}=false".strip()
 
 
 def keep_freed_memory() -> bool:
-    """Tells glibc to keep freed memory instead of returning it to the system. `False` where there is no glibc.
-
-    A step's intermediate arrays are one large block. By default glibc returns it after every step, and the next step
-    waits while the system clears it page by page, which takes about a twentieth of its time.
-    """
+    """Makes glibc keep freed memory. Returns `False` without glibc."""
+    # A step's intermediate arrays are one large block. By default glibc returns it to the system after every step, and
+    # the next step waits while the system clears it page by page: a twentieth of its time.
     if not sys.platform.startswith("linux"):
         return False
     try:
@@ -179,11 +169,11 @@ def keep_freed_memory() -> bool:
 
 
 # Shorter compilations are not worth a file.
-SECONDS = 0.3
+LEAST_COMPILE_SECONDS = 0.3
 
 
 def keep_programs() -> None:
-    """Keeps programs in the user's cache folder, unless JAX was told of another or `CLIPBIAS_NO_CACHE` is not empty."""
+    """Keeps programs in the user's cache folder, unless JAX has another one or `CLIPBIAS_NO_CACHE` is not empty."""
     configured = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
     if configured is not None or os.environ.get("CLIPBIAS_NO_CACHE"):
         return
@@ -194,4 +184,4 @@ def keep_programs() -> None:
         logging.warning("compiled programs are not kept: cannot write %s; set XDG_CACHE_HOME.", cache)
         return
     jax.config.update("jax_compilation_cache_dir", str(cache))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", SECONDS)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", LEAST_COMPILE_SECONDS)

@@ -1,9 +1,7 @@
-"""Memory of a training step and of an evaluation, and the fastest way to run them that fits the device.
+"""Memory of a training step and of an evaluation, and their fastest settings that fit the device.
 
-Two settings trade time for memory and give the same numbers: what the backward pass keeps of each block (`remat`), and
-in how many class chunks the text tower takes the classes. Candidates are compiled from the fastest on, until
-`memory_analysis` of one fits. JAX keeps the program, so that the first step starts at once. A `Program` is a function
-that training or evaluation calls, with shapes in place of arrays.
+Two settings trade time for memory and change no number: the remat policy of the blocks, and the number of class chunks
+in which the text tower takes the classes. Candidates are compiled from the fastest on, until one fits.
 """
 
 import dataclasses
@@ -19,10 +17,10 @@ from jax.sharding import Mesh
 
 from clipbias.clip import layers
 from clipbias.errors import ClipbiasError
-from clipbias.training import mesh as meshes
+from clipbias.training import placement
 from clipbias.training.batches import FeatureStatic, frozen_features
-from clipbias.training.device import AUTO, USABLE, Compute, device_limit, needed_bytes
-from clipbias.training.evaluate import (
+from clipbias.training.device import AUTO_REMAT, USABLE, Compute, device_limit, needed_bytes
+from clipbias.training.forward import (
     EvalInputs,
     EvalStatic,
     image_features,
@@ -40,27 +38,26 @@ from clipbias.tuning.task import RematPolicy
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A jitted function with its arguments: shapes, types and shardings in place of arrays."""
+    """A jitted function of training or evaluation, with shapes, types and shardings in place of arrays."""
 
     name: str
     function: stages.Wrapped
     arguments: Sequence[Any]
 
     def trace(self) -> stages.Traced:
-        """As JAX traces it, to be lowered for any platform."""
+        """Traces the function, to be lowered for any platform."""
         return self.function.trace(*self.arguments)
 
     def lower(self) -> stages.Lowered:
-        """For the devices of its shardings."""
+        """Lowers the function for the devices of its shardings."""
         return self.function.lower(*self.arguments)
 
 
 @dataclasses.dataclass(frozen=True)
 class StepShape:
-    """Sizes of a training step: images per step and run over all devices, and runs with their padding.
+    """Sizes of a training step: `rows` images of each run over all devices, and `runs` with their padding.
 
-    A method may learn something for each of so many training images. `taught` says that a teacher's logits stand in
-    place of labels.
+    `images` counts a run's training images; `taught` adds a teacher's logits to the batch.
     """
 
     rows: int
@@ -77,13 +74,14 @@ def training_program(task: Task, recipe: Recipe, size: StepShape) -> Program:
     runs = size.runs
     mesh = size.mesh
     sampling = sampling_of(method)
-    # A method on features may learn something for each image; without images it has an axis of none.
+    # A method on features may learn an array of all training images, whose axis has length 0 in `task.shapes`.
     each = 0 if sampling is None else size.images
     learnables = jax.tree.map(
         lambda leaf: shape((runs, *(axis or each for axis in leaf.shape)), leaf.dtype), task.shapes
     )
+    # Shapes alone: planning must not fill the memory that it measures.
     state = jax.eval_shape(lambda start: init_state(method, recipe, start), learnables)
-    rows = size.rows + -size.rows % mesh.shape[meshes.DATA]
+    rows = size.rows + -size.rows % mesh.shape[placement.DATA]
     side = config.vision.image_size
     pixels = shape((runs, rows, side, side, 3), np.uint8)
     if sampling is not None:
@@ -93,23 +91,23 @@ def training_program(task: Task, recipe: Recipe, size: StepShape) -> Program:
     if size.taught:
         batch[TEACHER] = shape((runs, rows, len(task.class_names)), np.float32)
     static = StepStatic.of(task, recipe, mesh)
-    params = meshes.place_weights(mesh, task.clip.params, task.classifier.dtype, shapes=True)
+    params = placement.place_weights(mesh, task.clip.params, task.classifier.dtype, shapes=True)
     scalars = StepScalars(
-        learning_rate=meshes.device_put(mesh, shape((runs,), np.float32), meshes.RUN),
-        weight=None if state.average is None else meshes.replicate(mesh, shape((), np.float32)),
+        learning_rate=placement.device_put(mesh, shape((runs,), np.float32), placement.RUN),
+        weight=None if state.average is None else placement.replicate(mesh, shape((), np.float32)),
     )
     arguments = (
         static,
         place_inputs(mesh, task, params, learnables, range(runs)),
-        meshes.device_put(mesh, state, meshes.RUN),
-        meshes.device_put(mesh, batch, meshes.RUN, meshes.DATA),
+        placement.device_put(mesh, state, placement.RUN),
+        placement.device_put(mesh, batch, placement.RUN, placement.DATA),
         scalars,
     )
     return Program("train_step", train_step, arguments)
 
 
 def class_program(task: Task, *, runs: int, mesh: Mesh) -> Program:
-    """The program that holds the class features of so many runs: for one image where they depend on it."""
+    """Returns the program that holds the class features of all runs; for one image where prompts depend on it."""
     static, inputs = _evaluation(task, runs, mesh)
     if not task.method.conditional:
         return Program("text_features", text_features, (static, inputs))
@@ -119,63 +117,63 @@ def class_program(task: Task, *, runs: int, mesh: Mesh) -> Program:
     views = (1 + crops,) if crops else ()
     count = runs if task.classifier.changes_vision(task.shapes) else 1
     features = jax.ShapeDtypeStruct((count, batch, *views, width), np.float32)
-    features = meshes.device_put(mesh, features, meshes.RUN if count == runs else None, meshes.DATA)
-    mask = meshes.device_put(mesh, jax.ShapeDtypeStruct((batch,), np.bool_), meshes.DATA)
+    features = placement.device_put(mesh, features, placement.RUN if count == runs else None, placement.DATA)
+    mask = placement.device_put(mesh, jax.ShapeDtypeStruct((batch,), np.bool_), placement.DATA)
     return Program("logits", logits, (static, inputs, features, mask))
 
 
 def evaluation_programs(task: Task, *, batch: int, runs: int, mesh: Mesh) -> list[Program]:
-    """The programs of an evaluation: for each batch of `batch` images, and once for all texts where they change."""
+    """Returns the programs of an evaluation: of each batch, and of all texts where learnables change them."""
+    # Shapes and shardings must be those of `evaluator`: JAX finds the compiled program by them.
     size = task.clip.config.vision.image_size
     crops = crops_of(task.method)
     batch = images_per_step(batch, crops, mesh)
     views = (1 + crops,) if crops else ()
     kind = np.float32 if mixes_crops(task.method) else np.uint8
-    pixels = meshes.device_put(mesh, jax.ShapeDtypeStruct((batch, *views, size, size, 3), kind), meshes.DATA)
+    pixels = placement.device_put(mesh, jax.ShapeDtypeStruct((batch, *views, size, size, 3), kind), placement.DATA)
     count = runs if task.classifier.changes_vision(task.shapes) else 1
     static, inputs = _evaluation(task, count, mesh)
     arguments = (static, inputs.params, inputs.learnables, pixels)
     programs = [Program("image_features", image_features, arguments)]
     images = jax.eval_shape(functools.partial(image_features, static), *arguments[1:])
-    images = meshes.device_put(mesh, images, meshes.RUN, meshes.DATA)
+    images = placement.device_put(mesh, images, placement.RUN, placement.DATA)
     static, inputs = _evaluation(task, runs, mesh)
     if not task.method.conditional:
         text: Any = inputs.text
         if task.classifier.changes_text(task.shapes):
             programs.append(class_program(task, runs=runs, mesh=mesh))
             width = task.clip.config.projection_width
-            text = meshes.device_put(mesh, jax.ShapeDtypeStruct((runs, len(task.texts), width), np.float32), meshes.RUN)
+            text = placement.device_put(
+                mesh, jax.ShapeDtypeStruct((runs, len(task.texts), width), np.float32), placement.RUN
+            )
         else:
-            text = meshes.replicate(mesh, jax.ShapeDtypeStruct((1, *text.shape), text.dtype))
+            text = placement.replicate(mesh, jax.ShapeDtypeStruct((1, *text.shape), text.dtype))
         inputs = dataclasses.replace(inputs, text=text)
-    mask = meshes.device_put(mesh, jax.ShapeDtypeStruct((batch,), np.bool_), meshes.DATA)
-    labels = meshes.device_put(mesh, jax.ShapeDtypeStruct((batch,), np.int32), meshes.DATA)
-    temperatures = meshes.replicate(mesh, jax.ShapeDtypeStruct((runs,), np.float32))
+    mask = placement.device_put(mesh, jax.ShapeDtypeStruct((batch,), np.bool_), placement.DATA)
+    labels = placement.device_put(mesh, jax.ShapeDtypeStruct((batch,), np.int32), placement.DATA)
+    temperatures = placement.replicate(mesh, jax.ShapeDtypeStruct((runs,), np.float32))
     return [*programs, Program("outcomes", outcomes, (static, inputs, images, mask, labels, temperatures))]
 
 
 def features_program(task: Task, sampling: Sampling, *, batch: int, mesh: Mesh) -> Program:
-    """Features of training images from the frozen vision tower, for a method that is made of them."""
+    """Returns the program of frozen features of training images."""
     clip = task.clip
     size = task.clip.config.vision.image_size
     dtype = task.classifier.dtype
-    images = meshes.device_put(mesh, jax.ShapeDtypeStruct((batch, size, size, 3), np.uint8), meshes.DATA)
-    params = meshes.place_weights(mesh, clip.params, dtype, shapes=True)
+    images = placement.device_put(mesh, jax.ShapeDtypeStruct((batch, size, size, 3), np.uint8), placement.DATA)
+    params = placement.place_weights(mesh, clip.params, dtype, shapes=True)
     static = FeatureStatic(clip.config, clip.preprocessing, dtype, sampling.projected)
     return Program("frozen_features", frozen_features, (static, params, images))
 
 
 def _evaluation(task: Task, runs: int, mesh: Mesh) -> tuple[EvalStatic, EvalInputs]:
     learnables = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((runs, *leaf.shape), leaf.dtype), task.shapes)
-    params = meshes.place_weights(mesh, task.clip.params, task.classifier.dtype, shapes=True)
+    params = placement.place_weights(mesh, task.clip.params, task.classifier.dtype, shapes=True)
     return make_evaluation(task, params, learnables, runs=runs, mesh=mesh)
 
 
-# The plan: which candidate fits.
-
-
 class Remat(NamedTuple):
-    """A policy: what the backward pass keeps, and the share of the forward pass's products that it computes again."""
+    """Remat policy, and the share of the forward pass's products that the backward pass repeats under it."""
 
     keep: RematPolicy
     repeated: float
@@ -196,10 +194,10 @@ COUNTS = (1, 4, 16)
 
 @dataclasses.dataclass(frozen=True)
 class MemoryPlan:
-    """How a training step runs, and the memory it needs.
+    """Memory settings of a training step, and the memory of one device as the compiler plans it.
 
-    A *class chunk* is the part of its classes that a device encodes at a time. `bytes` of one device are as the
-    compiler plans them, arguments included; a `limit` of 0 is not known.
+    A *class chunk* is the part of its classes that a device encodes at a time. `bytes` include arguments; a `limit` of
+    0 is unknown.
     """
 
     remat: str
@@ -216,7 +214,7 @@ class MemoryPlan:
         return (self.remat, self.class_chunks) == (FASTEST, 1)
 
     def apply(self, task: Task) -> Task:
-        """The task with these settings; as it is for the fastest ones."""
+        """Returns the task with these settings."""
         if self.is_fastest:
             return task.with_memory()
         return task.with_memory(remat=REMATS[self.remat].keep, class_chunks=self.class_chunks)
@@ -234,42 +232,41 @@ def describe_plan(plan: MemoryPlan) -> str:
 
 
 def plan_step(task: Task, recipe: Recipe, size: StepShape, compute: Compute | None = None) -> MemoryPlan:
-    """The fastest way to run a training step that fits the device; where none fits, the smallest.
-
-    The task has the class shards of the mesh.
-    """
+    """Returns the fastest settings of a step that fit the device; the smallest where none fits."""
     limit = device_limit()
     compute = compute or Compute()
-    if compute.remat != AUTO and compute.remat not in REMATS:
-        raise ClipbiasError(f"remat is {compute.remat!r}; choose {AUTO!r}, {', '.join(map(repr, REMATS))}.")
+    if compute.remat != AUTO_REMAT and compute.remat not in REMATS:
+        raise ClipbiasError(f"remat is {compute.remat!r}; choose {AUTO_REMAT!r}, {', '.join(map(repr, REMATS))}.")
     classes = len(task.class_names)
     chunks = compute.class_chunks
     if chunks is not None and not 1 <= chunks <= classes:
         raise ClipbiasError(f"class_chunks is {chunks}; give 1 … {classes}, the number of classes, or None to select.")
+    # Only packed texts come in chunks: features are no work, and texts with dropout are not packed.
     packed = task.classifier.changes_text(task.shapes) and not task.classifier.drops_text(task.shapes)
     counts = [n for n in COUNTS if n == 1 or (packed and n <= classes)]
 
     def cost(settings: tuple[str, int]) -> tuple[float, int]:
-        # Class chunks cost the text tower's forward pass once more, however many they are.
+        # Chunks repeat the text tower's forward pass in the backward pass, whatever their number; fewer come first.
         remat, count = settings
         return REMATS[remat].repeated + (count > 1), count
 
-    remats = REMATS if compute.remat == AUTO else (compute.remat,)
+    remats = REMATS if compute.remat == AUTO_REMAT else (compute.remat,)
     candidates = []
     for settings in sorted(itertools.product(remats, counts if chunks is None else (chunks,)), key=cost):
         plan = MemoryPlan(*settings)
         program = training_program(plan.apply(task), recipe, size)
         plan = dataclasses.replace(plan, bytes=needed_bytes(program.lower()), limit=limit)
         if plan.fits:
-            return plan
+            return plan  # JAX keeps its program, so the first step starts at once
         candidates.append(plan)
     return min(candidates, key=lambda plan: plan.bytes)
 
 
 def fit_evaluation(task: Task, *, runs: int, mesh: Mesh) -> Task:
-    """The task whose class features of all runs fit the memory, computed in as few class chunks as possible."""
+    """Returns the task with the fewest class chunks whose text features of all runs fit the device."""
     if not task.classifier.changes_text(task.shapes):
         return task  # the tower ran once, and `Task` limits its memory
+    # All runs are evaluated at once, and their text features may need more memory than a step of training.
     limit = device_limit()
     planned = task
     for count in COUNTS:

@@ -1,7 +1,7 @@
-"""What a training reports: progress for people, metrics of its steps, a trace of a few of them, and its seconds.
+"""Reports of a training: progress for people, metrics of steps, a trace of a few steps, and seconds.
 
-Progress is a tqdm bar on a terminal and plain lines elsewhere. Metrics are one JSON object per line on disk always, and
-go to TensorBoard, Weights & Biases or trackio where these are asked for.
+Progress is a tqdm bar on a terminal and plain lines elsewhere. Metrics are JSON lines on disk, and go to TensorBoard,
+Weights & Biases or trackio on demand.
 """
 
 import contextlib
@@ -27,14 +27,14 @@ from tqdm import tqdm
 from clipbias.errors import ClipbiasError, sentence
 from clipbias.io import data_path, is_remote, read_json_lines, write_text
 from clipbias.terminal import printable
-from clipbias.training import mesh as meshes
+from clipbias.training import placement
 
 SECONDS_BETWEEN_LINES = 10.0
 SECONDS_BETWEEN_STAGES = 2.0
 
 
 class _Lines:
-    """Writes what tqdm would draw over the last bar as a line of its own, once."""
+    """Writes each different state of a bar as a line, where tqdm would draw over the last one."""
 
     _last = ""
 
@@ -48,14 +48,14 @@ class _Lines:
 
 
 class _Bar(tqdm):
-    """A bar that says about how long its work still takes, once its first units are done."""
+    """Bar that forecasts the remaining time, once its first units are done."""
 
     @property
     def format_dict(self) -> dict[str, Any]:
         facts: dict[str, Any] = dict(super().format_dict)
         done = facts["n"] - facts.get("initial", 0)
         remaining = (facts["total"] or 0) - facts["n"]
-        # That of the last units: the first one compiles the program. Parts compile programs of their own.
+        # Steps: the rate of the last ones, since the first one compiles. Runs: the mean, since each compiles again.
         mean = done / facts["elapsed"] if facts["elapsed"] else 0
         rate = mean if facts["unit"] == "run" else facts.get("rate") or mean
         facts["left"] = f", {forecast(remaining / rate)}" if done > 0 and rate and remaining > 0 else ""
@@ -64,17 +64,17 @@ class _Bar(tqdm):
 
 
 def _tick(bar: tqdm) -> None:
-    """Redraws a bar every second until it is closed: its clock goes on while a program compiles."""
+    """Redraws a bar every second until it is closed, so that its clock goes on while a program compiles."""
     while not bar.disable:
         time.sleep(1.0)
         bar.refresh()
 
 
 class Progress:
-    """Counts units of work, and names the stage that begins, so that nothing is silent for long.
+    """Progress of units of work, and the name of the current stage, so that nothing is silent for long.
 
-    On a terminal it is a bar with the time left and a clock; elsewhere a line every ten seconds, and one for a stage.
-    Who makes it closes it; it may be begun again. Without `shown` it says nothing.
+    A bar with a clock on a terminal; elsewhere a line every ten seconds, and a line for a stage. Its maker closes it.
+    Without `shown` it prints nothing.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Progress:
             self.start(total, done=done)
 
     def start(self, total: int, *, done: int = 0) -> None:
-        """Begins (again) with a total that was not known when the object was made; 0 for a clock alone."""
+        """Begins anew with this total; 0 shows a clock alone."""
         self.close()
         self._total = total
         shared: dict[str, Any] = {"total": total, "initial": done, "unit": self._unit, "desc": self._title}
@@ -104,7 +104,8 @@ class Progress:
             threading.Thread(target=_tick, args=(self._bar,), daemon=True).start()
 
     def part(self, units: float, title: str) -> "Progress":
-        """So many of the units as a bar of its own, which may count in steps. The whole grows if fewer are left."""
+        """Returns a part of `units`, which may count in steps."""
+        # A group that fails comes again rate by rate: then the whole has more units than it began with.
         if self._bar is not None and (needed := math.ceil(self._bar.n + units - 1e-6)) > self._total:
             self._total = self._bar.total = needed
         return _Part(self, units, title)
@@ -121,12 +122,13 @@ class Progress:
         self._bar.update(min(count, self._total - self._bar.n))
 
     def advance_to(self, done: float, values: Mapping[str, Any] | None = None) -> None:
-        """Counts up to `done`, of which parts may have counted some already."""
+        """Counts up to `done`; parts may have counted some of it."""
         if self._bar is not None:
             self.advance(done - self._bar.n, values)
 
     def at_work(self, what: str) -> None:
-        """Names the stage that begins, such as "compiling". It is none of a bar whose units are done."""
+        """Names the stage that begins, such as "compiling"."""
+        # A finished bar is closed first: the stage belongs to what follows.
         if self._bar is not None and self._bar.n >= self._total > 0:
             self.close()
         self._name(f"{self._title}: {what}" if self._title else what)
@@ -153,7 +155,7 @@ class Progress:
 
 
 class _Part(Progress):
-    """A share of another bar's units, which moves that bar by what it counts itself."""
+    """Part of another bar, which it moves by its share of the units."""
 
     def __init__(self, whole: Progress, units: float, title: str) -> None:
         super().__init__(0, title=title)
@@ -172,6 +174,7 @@ class _Part(Progress):
         self._move(values)
 
     def _move(self, values: Mapping[str, Any] | None = None) -> None:
+        # Never backwards: each stage of a part starts its count anew.
         moved = max(self._moved, self._units * min(self._own / self._steps, 1.0))
         self._whole.advance(moved - self._moved, values)
         self._moved = moved
@@ -180,7 +183,7 @@ class _Part(Progress):
         self._whole._name(stage)
 
     def say(self, line: str) -> None:
-        """Details of a part are not said: there may be hundreds."""
+        """Prints nothing: a sweep has hundreds of parts."""
 
 
 def forecast(seconds: float) -> str:
@@ -202,12 +205,10 @@ def say(line: str) -> None:
         tqdm.write(printable(line), file=sys.stderr)
 
 
-# Metrics, and where they go.
-
-AUTO = "auto"
+AUTO_TRACKER = "auto"
 PROJECT = "clipbias"
 
-# Takes the numbers of one step; and the call that ends the record.
+# A function that takes the numbers of a step, and a function that ends the record.
 Tracker = tuple[Callable[[int, dict[str, float]], Any], Callable[[], Any]]
 
 
@@ -225,7 +226,7 @@ def _tensorboard(folder: Path) -> Tracker:
 
 
 def _wandb(folder: Path) -> Tracker:
-    """A run named after its folder; a training that continues goes on with it."""
+    """Run named after its folder, which a training that continues resumes."""
     import wandb
 
     name = _name(folder)
@@ -244,7 +245,7 @@ def _name(folder: Path) -> str:
     return "-".join(folder.resolve().parts[-2:])
 
 
-# By name: the package that must be installed, and the function that opens the tracker.
+# Trackers by name: the package that must be installed, and the function that opens the tracker.
 TRACKERS: Mapping[str, tuple[str, Callable[[Path], Tracker]]] = {
     "tensorboard": ("tensorboardX", _tensorboard),
     "wandb": ("wandb", _wandb),
@@ -253,15 +254,15 @@ TRACKERS: Mapping[str, tuple[str, Callable[[Path], Tracker]]] = {
 
 
 def check_trackers(names: Sequence[str]) -> list[str]:
-    """The trackers of these names. Raises `ClipbiasError` for one that is unknown or not installed."""
+    """Returns the trackers of these names. Raises `ClipbiasError` for an unknown or missing one."""
     checked = []
     for name in names:
-        if name == AUTO:
+        if name == AUTO_TRACKER:
             if _is_installed("tensorboardX"):
                 checked.append("tensorboard")
             continue
         if name not in TRACKERS:
-            raise ClipbiasError(f"trackers has {name!r}; choose from {AUTO}, {', '.join(TRACKERS)}.")
+            raise ClipbiasError(f"trackers has {name!r}; choose from {AUTO_TRACKER}, {', '.join(TRACKERS)}.")
         module = TRACKERS[name][0]
         if not _is_installed(module):
             raise ClipbiasError(f"trackers has {name!r}, which needs {module}: pip install {module}.")
@@ -277,10 +278,9 @@ METRICS = "metrics.jsonl"
 
 
 class MetricWriter(contextlib.AbstractContextManager["MetricWriter"]):
-    """Appends metrics to `metrics.jsonl` in a folder; only process 0 writes. A file in a bucket is written at the end.
+    """Appends metrics to `metrics.jsonl` in a folder, from process 0 alone.
 
-    A run that continues drops the lines of steps that it will do again, so no step is there twice. Every line has the
-    number of `steps` that the whole run takes, if it is given: the file alone says how far a run is.
+    A run that continues drops the lines of steps that it repeats. Every line has the `steps` of the whole run.
     """
 
     def __init__(
@@ -289,7 +289,7 @@ class MetricWriter(contextlib.AbstractContextManager["MetricWriter"]):
         *,
         start_step: int = 0,
         steps: int | None = None,
-        trackers: Sequence[str] = (AUTO,),
+        trackers: Sequence[str] = (AUTO_TRACKER,),
     ) -> None:
         """Raises `ClipbiasError` for a tracker that is unknown, not installed, or does not start."""
         self._file: Any = None
@@ -300,9 +300,10 @@ class MetricWriter(contextlib.AbstractContextManager["MetricWriter"]):
         self._path = path = data_path(folder) / METRICS
         earlier = [line for line in read_json_lines(path) if is_step(line) and line["step"] < start_step]
         if is_remote(path):
-            trackers = [name for name in trackers if name not in (AUTO, "tensorboard")]
+            trackers = [name for name in trackers if name not in (AUTO_TRACKER, "tensorboard")]
         text = "".join(json.dumps(line) + "\n" for line in earlier)
-        write_text(path, text)  # killed here, nothing is lost
+        # Replaced whole: a kill at this point loses no earlier line.
+        write_text(path, text)
         for name in check_trackers(trackers):
             try:
                 self._trackers[name] = TRACKERS[name][1](path.parent)
@@ -311,18 +312,15 @@ class MetricWriter(contextlib.AbstractContextManager["MetricWriter"]):
                 raise ClipbiasError(
                     f"{name} does not start ({sentence(error)}); mend that, or leave it out of --config.trackers."
                 ) from error
-        if is_remote(path):  # buckets take whole objects alone
+        # Buckets take whole objects alone: lines wait in memory until the end.
+        if is_remote(path):
             self._file = StringIO(text)
             self._file.seek(0, os.SEEK_END)
         else:
             self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed in close)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """Appends one line; the numbers also go to the trackers.
-
-        They tell those of several runs side by side apart by their place, as in `loss/0`. A tracker that fails is left
-        out, and the training goes on.
-        """
+        """Appends one line, and sends its numbers to the trackers, those of several runs as `loss/0`, `loss/1`, …"""
         if self._file is None:
             return
         try:
@@ -342,6 +340,7 @@ class MetricWriter(contextlib.AbstractContextManager["MetricWriter"]):
         for name, (write, _) in list(self._trackers.items()):
             try:
                 write(step, numbers)
+            # A tracker is another program, often on another host. Its failure must not end the training.
             except Exception as error:
                 logging.warning("%s gets no more metrics (%s); metrics.jsonl has all.", name, sentence(error))
                 del self._trackers[name]
@@ -371,41 +370,41 @@ def is_step(line: Mapping[str, Any]) -> bool:
 
 @dataclasses.dataclass
 class StepReport:
-    """Tells progress and metrics of each training step, one step late, so that the device never waits for the host."""
+    """Reports progress and metrics of each step, one step late, so that the device never waits for the host."""
 
-    method: str  # it and the seeds name the runs where one fails
+    method: str  # names the failing run, with its seed
     seeds: Sequence[int]
     progress: Progress
     metrics: MetricWriter | None
     _: dataclasses.KW_ONLY
-    images: int  # of one step in all runs
-    losses: Sequence[float] = ()  # of the step that the runs go on from
-    waiting: Callable[[], float] | None = None  # the share of the time that steps wait for images
+    images: int  # of a step in all runs
+    losses: Sequence[float] = ()  # of the restored step
+    waiting: Callable[[], float] | None = None  # share of the time in which steps wait for images
     ends_on_failure: bool = True
 
     def __post_init__(self) -> None:
         self.losses = list(self.losses) or [float("nan") for _ in self.seeds]
         self._late: tuple[int, Any, np.ndarray] | None = None
         self._when = time.monotonic()
-        # When the first step was told, which may have been compiled, and how many were since: their mean is shown,
-        # since steps that wait on the device are told at uneven times.
+        # Time of the first report, whose step may have been compiled, and number of steps since. Their mean rate is
+        # shown: single steps are reported at uneven times, as the host waits for the device.
         self._since: float | None = None
         self._timed = 0
 
     def step(self, step: int, values: Any, rate: np.ndarray) -> None:
-        """Takes a step's metrics, which may still be in the making, and tells those of the step before."""
+        """Takes a step's metrics, which the device may still compute, and reports those of the step before."""
         self.catch_up()
         self._late = (step, values, rate)
 
     def catch_up(self) -> None:
-        """Tells what is not told yet. Raises `ClipbiasError` where a loss is not finite, unless that ends nothing."""
+        """Reports the last step. Raises `ClipbiasError` for a loss that is not finite, with `ends_on_failure`."""
         if self._late is None:
             return
         step, values, rate = self._late
         self._late = None
         # Padding lies behind the runs.
         runs = slice(len(self.seeds))
-        values = {name: np.asarray(value, np.float64)[runs] for name, value in meshes.device_get(values).items()}
+        values = {name: np.asarray(value, np.float64)[runs] for name, value in placement.device_get(values).items()}
         if "accuracy" in values:
             values["accuracy"] = 100 * values["accuracy"]  # in percent, as everywhere
         for seed, loss in zip(self.seeds, values["loss"], strict=True):
@@ -435,19 +434,17 @@ class StepReport:
             self.metrics.write(step, {**lines, "learning_rate": rates, "seconds": round(seconds, 4)})
 
 
-# A trace of a few steps, as `--config.profile=steps` asks for.
-
-# Steps before the first that is traced: they compile, and fill what is kept. And how many are traced.
+# Steps before the trace, which compile and fill caches, and steps in it.
 BEFORE = 2
 TRACED = 5
-FOLDER = "profile"
+PROFILE = "profile"
 
 
 class StepProfile:
-    """Traces a few steps of process 0 into `profile` below a folder, to be looked at with XProf or Perfetto."""
+    """Traces a few steps of process 0 into `profile` below a folder, for XProf or Perfetto."""
 
     def __init__(self, folder: Path | None, *, first: int, total: int) -> None:
-        # Of a training with few steps the last ones are traced.
+        # A short training is traced in its last steps.
         self._folder = folder
         begin = min(first + BEFORE, max(total - TRACED, first))
         self._steps = range(begin, min(begin + TRACED, total))
@@ -457,11 +454,11 @@ class StepProfile:
         if self._folder is not None and step == self._steps.start and jax.process_index() == 0:
             options = jax.profiler.ProfileOptions()
             options.python_tracer_level = 0  # every call of a function would slow the steps down
-            jax.profiler.start_trace(str(self._folder / FOLDER), profiler_options=options)
+            jax.profiler.start_trace(str(self._folder / PROFILE), profiler_options=options)
             self._runs = True
 
     def after(self, step: int, result: Mapping[str, jax.Array]) -> None:
-        """To be called after each step with its results; the trace ends with those of the last traced step."""
+        """Ends the trace with the results of its last step; must be called after each step."""
         if self._runs and step == self._steps.stop - 1:
             jax.block_until_ready(result)
             self.close()
@@ -473,11 +470,12 @@ class StepProfile:
 
 
 def step_seconds(metrics: Path, steps: Sequence[int]) -> float:
-    """Seconds of a training whose stages have so many steps, from the lines of its `metrics.jsonl`.
+    """Returns the seconds of a training from its `metrics.jsonl`, also those of earlier processes.
 
-    Programs are compiled once however long they run, so the time of it is left out: a stage takes as many times the
-    median of its steps' seconds as it has steps. What was trained before a run was stopped counts like the rest.
+    `steps` are numbers of steps of its stages.
     """
+    # The median of a stage's steps stands for all: compilation, which takes the same time for 10 steps and for 10,000,
+    # and pauses do not count.
     lines = [line for line in read_json_lines(metrics) if is_step(line) and "seconds" in line]
     total = 0.0
     before = 0

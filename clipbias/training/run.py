@@ -1,11 +1,12 @@
-"""A group of runs from specs to rows: make its job, train it, score it, calibrate it, save the adapters.
+"""A group of runs from specs to rows in five steps: prepare, select, train, score, save.
 
-How a group runs depends on its specs and on the devices alone, so that an interrupted group ends with the same numbers
-to the last bit. `fit_task` makes the same job from memory, without files.
+A group runs the same way whenever it runs, so an interrupted group ends with the same numbers to the last bit.
+`fit_task` selects and trains a job from memory, without files.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -16,39 +17,57 @@ from clipbias.constants import ZERO_SHOT
 from clipbias.data import Dataset, Split, held_out, protocols
 from clipbias.data.confusion import class_summary
 from clipbias.data.few_shot import images_per_class
-from clipbias.data.held_out import hold_out_of
+from clipbias.data.held_out import HeldOut
 from clipbias.data.images import Images
 from clipbias.identity import identity
 from clipbias.sentences import counted
-from clipbias.training import mesh as meshes
+from clipbias.training import placement
+from clipbias.training.cautions import cautions_of_fit
 from clipbias.training.context import SweepContext
-from clipbias.training.evaluate import Evaluation, predictions_name, save_predictions
-from clipbias.training.loop import Logging, Run, TrainJob, TrainResult, check_images, train_job, validation_images
+from clipbias.training.evaluator import Predictions
+from clipbias.training.loop import Run, RunOutputs, TrainJob, TrainResult, check_images, train_job, validation_images
 from clipbias.training.memory import fit_evaluation
+from clipbias.training.predictions import predictions_name, save_predictions
 from clipbias.training.progress import Progress
+from clipbias.training.run_images import calibration_images, fit_images, held_out_images, under_policy
 from clipbias.training.select import (
-    apply,
-    cautions_of_fit,
-    frozen,
+    Selection,
+    frozen_job,
+    needs_validation,
+    nothing_held_out,
+    read_selection,
     replaced_options,
     score_validation,
-    select,
     select_settings,
-    selects,
-    with_validation,
+    write_selection,
 )
-from clipbias.training.spec import TEST, UNSELECTED, Group, Row, RunSpec
+from clipbias.training.spec import TEST, Group, Row, RunSpec
 from clipbias.training.teacher import split_logits
 from clipbias.training.workdir import SweepPaths
 from clipbias.tuning import Recipe, Task, parameter_count
 from clipbias.tuning.adapter import write_adapter
 from clipbias.tuning.conformal import Calibration
-from clipbias.tuning.method import Learnables, select_run
+from clipbias.tuning.method import Learnables, Method, select_run
 from clipbias.tuning.transfer import transfer
 from clipbias.tuning.tuned import Tuned
 
-# Fields of a row that differ between two equal runs; adapters do not have them.
+# Fields of a row that differ between equal runs. Adapters leave them out, so that equal runs write equal files.
 VOLATILE = ("seconds", "training_seconds", "waiting_share")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PreparedGroup:
+    """Group with its job: `asked` as the caller gave it, `specs` with the validation policy and selected settings.
+
+    `held` are images on which settings are compared, `None` where the policy of the specs says all; `selection` are
+    the settings that were selected on them, `None` where nothing was.
+    """
+
+    asked: Group
+    specs: Group
+    job: TrainJob
+    held: HeldOut | None = None
+    selection: Selection | None = None
 
 
 def run_group(
@@ -62,86 +81,67 @@ def run_group(
     calibrates: bool = False,
     facts: Mapping[str, Row] | None = None,
 ) -> list[Row]:
-    """Runs a group, whose specs differ in seed or learning rate alone, from its specs to its rows.
+    """Runs a group, whose specs differ in seed or learning rate alone, and returns its rows.
 
     Args:
-      group, context, paths: the specs, what the groups of the sweep share, and where to write.
-      common: the recipe of methods that have none of their own; rows tell the differences from it.
-      progress: is told stages and steps.
-      compares_rates: of a group of one run: whether held-out images select its learning rate, beside what its method
-        searches for; `None` selects nothing.
+      common: the recipe of methods without their own recipe; rows show how the run's recipe differs from it.
+      compares_rates: for a group of one run: whether held-out images select its learning rate beside the options that
+        its method searches; `None` selects nothing.
       calibrates: whether images that neither train nor select calibrate the adapters.
-      facts: what is added to a row and its adapter, by the key of its spec.
-
-    Returns:
-      The rows. Of a run for which something was selected, the row's spec has the settings that were selected.
+      facts: further entries of rows and adapters, by the key of their spec.
     """
-    # Job
-    logging = Logging(checkpoints=paths.checkpoints(group), metrics=paths.metrics(group), progress=progress)
-    progress.at_work("reading images")
-    job = make_job(group, context, logging)
-    asked = job.task.method
-    added = [{"training": spec.training, **(facts or {}).get(spec.key, {})} for spec in group]
-    # Select. The spec of the row then has the settings that were selected.
-    if compares_rates is not None:
-        (spec,) = group
-        spec, job, choice = select_settings(spec, job, paths.workdir, compares_rates=compares_rates)
-        group = (spec,)
-        added[0] |= choice
-    if group[0].score_on != TEST:  # a broken image is told before the training
-        check_images(job, list({split.digest: split for split in validation_images(job)}.values()))
-    if paths.single and group[0].method != ZERO_SHOT:
-        progress.at_work("evaluating zero-shot")
-        _, _, of_frozen = evaluate_test(frozen(job), {}, job.protocol.evaluations[0])
-        added[0]["zero_shot_accuracy"] = of_frozen.scores[0]["accuracy"]
-    # Train
-    result = train_job(job)
-    for sentence in replaced_options(asked, select_run(result.learnables, 0)):
-        progress.say(sentence)
-    # Score
-    progress.at_work("evaluating")
-    if group[0].score_on == TEST:
-        scores = _score_test(group, job, result.learnables, paths)
-    else:
-        scores = score_validation(job, result.learnables)
-    rows = []
-    for run, spec in enumerate(group):
-        row = _row(spec, job, result, run, common, scores[run]) | added[run]
-        learnables = select_run(result.learnables, run)
-        has_adapter = spec.score_on == TEST and (bool(jax.tree.leaves(learnables)) or paths.single)
-        # Calibrate: all processes compute, the first one writes.
-        calibration, prediction_sets = None, "no prediction sets: the method learns nothing"
-        if calibrates and has_adapter:
-            images, prediction_sets = calibration_images(spec, context)
-            if images is not None:
-                calibration = calibrate(Tuned(job.task, learnables), images, context)
-                prediction_sets = f"calibrated on {counted(len(calibration), 'image')}: it has prediction sets"
-        # Save
-        if has_adapter and hosts.is_first():
-            kept = {name: value for name, value in row.items() if name not in VOLATILE}
-            write_adapter(paths.adapter(spec), Tuned(job.task, learnables, kept, calibration))
-        rows.append(row | {"prediction_sets": prediction_sets} if calibrates else row)
-    return rows
+    outputs = RunOutputs(checkpoints=paths.checkpoints(group), metrics=paths.metrics(group), progress=progress)
+    prepared = prepare(group, context, outputs, compares_rates=compares_rates)
+    selected = select(prepared, paths.workdir, compares_rates=bool(compares_rates))
+    # Before the training, since it reads the test images: a broken one must not cost a training.
+    zero_shot = zero_shot_facts(selected, paths)
+    result = train(selected, asked=prepared.job.task.method)
+    scores = score(selected, result, paths)
+    # `facts` and `training` go by the specs as asked: a selection changes keys.
+    choice = {} if selected.selection is None else {"choice": selected.selection.note}
+    added = [{"training": spec.training, **(facts or {}).get(spec.key, {}), **choice, **zero_shot} for spec in group]
+    return save(selected, result, scores, paths, common, added, calibrates=calibrates)
 
 
-def make_job(group: Group, context: SweepContext, logging: Logging | None = None) -> TrainJob:
-    """The job of a group: its task, and its runs with their training images; runs of one seed share them.
+def prepare(
+    group: Group, context: SweepContext, outputs: RunOutputs, *, compares_rates: bool | None = None
+) -> PreparedGroup:
+    """Decides which images train and select, and makes the job of a group."""
+    outputs.progress.at_work("reading images")
+    if compares_rates is None:
+        return PreparedGroup(group, group, make_job(group, context, outputs))
+    (spec,) = group
+    drawn = context.drawn(spec)
+    held = held_out_images(drawn, spec)
+    specs = group
+    # The policy is part of the spec before the job is made, so that the job has the images of its row.
+    if needs_validation(bind_task(spec, context), spec.recipe, compares_rates=compares_rates):
+        specs = (dataclasses.replace(spec, validation=held_out.POLICY),)
+    return PreparedGroup(group, specs, make_job(specs, context, outputs), held)
 
-    A method that takes no training image has its test images there.
-    """
+
+def bind_task(spec: RunSpec, context: SweepContext) -> Task:
+    """Binds the method of a spec to the model and the classes of training."""
+    return context.bind(spec.make_method(), context.drawn(spec).source, spec.method)
+
+
+def make_job(group: Group, context: SweepContext, outputs: RunOutputs | None = None) -> TrainJob:
+    """Makes the job of a group. Runs of one seed share their images."""
     first = group[0]
-    method = first.make_method()
-    by_seed = context.protocols_of(group)
-    task = context.bind(method, by_seed[first.seed].source, first.method)
+    task = bind_task(first, context)
+    method = task.method
+    # One protocol for all runs of a seed: they differ in their learning rate and share images and validation images.
+    by_seed = {spec.seed: under_policy(context.drawn(spec), spec) for spec in group}
     if method.uses_images:
-        # Where nothing can be run, as many labelled images stand for pseudo-labelled ones.
-        unlabelled = (method.unlabelled or first.protocol == "pseudo_labels") and meshes.is_there(context.mesh)
+        # Programs for absent devices cannot label images; any images of the same number stand in.
+        unlabelled = (method.unlabelled or first.protocol == "pseudo_labels") and placement.is_there(context.mesh)
         splits = [
             context.pseudo_labelled(task, protocol, first.shots) if unlabelled else protocol.source.split("train")
             for protocol in by_seed.values()
         ]
         images = dict(zip(by_seed, context.training_images(splits), strict=True))
     else:
+        # A method without training images has an empty training; a job still counts its images.
         images = {seed: Images(protocol.evaluations[0].dataset.split("test")) for seed, protocol in by_seed.items()}
     runs = [Run(images[spec.seed], spec.start, by_seed[spec.seed], spec.learning_rate) for spec in group]
     return TrainJob(
@@ -149,23 +149,107 @@ def make_job(group: Group, context: SweepContext, logging: Logging | None = None
         task=task,
         recipe=first.recipe if method.trains and method.uses_images else None,
         runs=tuple(runs),
-        logging=logging or Logging(),
+        outputs=outputs or RunOutputs(),
     )
+
+
+def select(prepared: PreparedGroup, workdir: Path, *, compares_rates: bool) -> PreparedGroup:
+    """Selects the settings of a run on held-out images, or reads them from the work folder's `selection.json`."""
+    job = prepared.job
+    held = prepared.held
+    if held is None:
+        return prepared
+    if sentence := nothing_held_out(job, held, compares_rates=compares_rates):
+        job.outputs.progress.say(sentence)
+    if not needs_validation(job.task, job.recipe, compares_rates=compares_rates):
+        return prepared
+    (asked,) = prepared.asked
+    selection = read_selection(workdir, asked.key)
+    if selection is None:
+        selection = select_settings(job, held, compares_rates=compares_rates)
+        if selection is None:  # the method searches on its validation split while it trains
+            return prepared
+        job.outputs.progress.say(str(selection))
+        if hosts.is_first():
+            write_selection(workdir, asked.key, selection)
+    (spec,) = prepared.specs
+    return dataclasses.replace(
+        prepared, specs=(selection.of_spec(spec),), job=selection.of_job(job), selection=selection
+    )
+
+
+def zero_shot_facts(selected: PreparedGroup, paths: SweepPaths) -> Row:
+    """Returns the frozen model's accuracy on the test images for the row of a single run; empty in a sweep."""
+    if not paths.single or selected.specs[0].method == ZERO_SHOT:
+        return {}
+    selected.job.outputs.progress.at_work("evaluating zero-shot")
+    _, _, evaluated = evaluate_test(frozen_job(selected.job), {}, selected.job.protocol.evaluations[0])
+    return {"zero_shot_accuracy": evaluated.scores[0]["accuracy"]}
+
+
+def train(selected: PreparedGroup, *, asked: Method) -> TrainResult:
+    """Trains the runs of a group, and says where the method found better options than those that were asked for."""
+    job = selected.job
+    if selected.specs[0].score_on != TEST:  # a broken image is told before the training
+        check_images(job, list({split.digest: split for split in validation_images(job)}.values()))
+    result = train_job(job)
+    for sentence in replaced_options(asked, select_run(result.learnables, 0)):
+        job.outputs.progress.say(sentence)
+    return result
+
+
+def score(selected: PreparedGroup, result: TrainResult, paths: SweepPaths) -> list[Row]:
+    """Scores the runs on test images, where their predictions are saved, or on validation images."""
+    job = selected.job
+    job.outputs.progress.at_work("evaluating")
+    if selected.specs[0].score_on != TEST:
+        return score_validation(job, result.learnables)
+    return _score_test(selected.specs, job, result.learnables, paths)
+
+
+def save(
+    selected: PreparedGroup,
+    result: TrainResult,
+    scores: Sequence[Row],
+    paths: SweepPaths,
+    common: Recipe,
+    added: Sequence[Row],
+    *,
+    calibrates: bool,
+) -> list[Row]:
+    """Makes the rows of the runs, calibrates the tuned models, and writes these with their rows as adapters."""
+    job = selected.job
+    rows = []
+    for run, spec in enumerate(selected.specs):
+        row = _row(spec, job, result, run, common, scores[run]) | added[run]
+        learnables = select_run(result.learnables, run)
+        has_adapter = spec.score_on == TEST and (bool(jax.tree.leaves(learnables)) or paths.single)
+        calibration, prediction_sets = None, "no prediction sets: the method learns nothing"
+        if calibrates and has_adapter:
+            # All processes compute the logits together; the first one writes.
+            images, prediction_sets = calibration_images(job.context.drawn(spec), spec)
+            if images is not None:
+                calibration = calibrate(Tuned(job.task, learnables), images, job.context)
+                prediction_sets = f"calibrated on {counted(len(calibration), 'image')}: it has prediction sets"
+        if has_adapter and hosts.is_first():
+            kept = {name: value for name, value in row.items() if name not in VOLATILE}
+            write_adapter(paths.adapter(spec), Tuned(job.task, learnables, kept, calibration))
+        rows.append(row | {"prediction_sets": prediction_sets} if calibrates else row)
+    return rows
 
 
 def evaluate_test(
     job: TrainJob, learnables: Learnables, evaluation: protocols.Evaluation
-) -> tuple[Task, Learnables, Evaluation]:
-    """Evaluates the runs of a job, and their padding, on test images; `learnables [R, …]` lie on the host.
+) -> tuple[Task, Learnables, Predictions]:
+    """Evaluates all runs of a job on test images; `learnables [R, …]` lie on the host.
 
-    A temperature is fitted on validation images (`calibration.temperature_images`).
-
-    Returns:
-      The task of the evaluation's classes, which may differ from those of training; its learnables; the predictions.
+    Returns the task of the evaluation's classes, which may differ from those of training, its learnables, and the
+    predictions, also of padding. A temperature is fitted on validation images (`calibration.temperature_images`).
     """
     context = job.context
     task = context.bind(job.task.method, evaluation.dataset)
-    task = fit_evaluation(task, runs=job.padded_runs, mesh=context.mesh)
+    task = fit_evaluation(task, runs=job.run_axis.padded, mesh=context.mesh)
+    # Learnables of a class follow it to its place among the tested classes; other learnables stay.
     learnables = transfer(job.task, task, learnables, evaluation.source_labels, axis=1)
     evaluator = context.evaluator(evaluation.dataset.split("test"))
     validation = context.temperature_evaluator(job.protocol, evaluation)
@@ -179,9 +263,9 @@ def _score_test(group: Group, job: TrainJob, learnables: Learnables, paths: Swee
     for evaluation in job.protocol.evaluations:
         task, transferred, tested = evaluate_test(job, learnables, evaluation)
         split = evaluation.dataset.split("test")
-        images = split.identity  # which looks at every file
+        images = split.identity  # once for all runs, since it looks at every file
         skipped = {"skipped_images": tested.skipped} if tested.skipped else {}
-        # Padding lies behind the runs.
+        # Not strict: padding lies behind the runs.
         for run, (spec, score) in enumerate(zip(group, tested.scores, strict=False)):
             predicted = tested.predicted[run]
             summary = class_summary(split.labels, predicted, task.class_names)
@@ -205,7 +289,7 @@ def _score_test(group: Group, job: TrainJob, learnables: Learnables, paths: Swee
 
 
 def merge_scores(scores: Mapping[str, Row]) -> Row:
-    """The scores of one run in its evaluations, as its row has them: by name where it has more than one."""
+    """Merges the scores of one run in its evaluations for its row: by name where there are several."""
     if len(scores) == 1:
         return dict(next(iter(scores.values())))
     merged: Row = {
@@ -227,40 +311,23 @@ def _row(spec: RunSpec, job: TrainJob, result: TrainResult, run: int, common: Re
         row |= {"loss": result.losses[run], "steps": result.steps, "waiting_share": round(result.waiting_share, 4)}
         if result.skipped[run]:
             row["skipped_training_images"] = result.skipped[run]
-    if job.task.method.uses_images:  # in all, and of the classes with the fewest and the most
+    if job.task.method.uses_images:
         labels = job.runs[run].images.labels
         row |= {"train_images": len(labels), "images_per_class": images_per_class(labels, len(job.task.class_names))}
     return row
 
 
 def spec_facts(spec: RunSpec, common: Recipe) -> Row:
-    """What names a run in its row; `own_recipe` is where its recipe differs from the common one."""
+    """Returns the entries that name a run in its row; `own_recipe` is the difference from the common recipe."""
     different = {} if spec.recipe is None else spec.recipe.differences(common.with_learning_rate(spec.learning_rate))
     return {"key": spec.key, **spec.facts(), **({"own_recipe": different} if different else {})}
 
 
 def calibrate(model: Tuned, images: Split, context: SweepContext) -> Calibration:
-    """A tuned model's scores of images that neither trained it nor selected a setting."""
+    """Calibrates a tuned model on images that neither trained it nor selected a setting."""
     logits, read = split_logits(model, Images(images), context)
     scale = float(np.exp(np.asarray(model.task.method.logit_scale(model.clip.params))))
     return Calibration.of(logits[read], images.labels[read], scale)
-
-
-def calibration_images(spec: RunSpec, context: SweepContext) -> tuple[Split | None, str]:
-    """The images that calibrate a run, or `None` and why there are none."""
-    if spec.validation not in (UNSELECTED, held_out.POLICY):
-        return None, f"no prediction sets: its validation images ({spec.validation}) selected a setting"
-    (protocol,) = context.protocols_of((dataclasses.replace(spec, validation=UNSELECTED),)).values()
-    images = held_out.left_to_calibrate(protocol, spec.seed, selects=spec.validation == held_out.POLICY)
-    if images is not None:
-        return images, ""
-    return None, (
-        f"no prediction sets: fewer than {held_out.FEWEST_TO_CALIBRATE} images neither train nor select a setting; "
-        "give (more) validation images"
-    )
-
-
-# A job from memory, for `clipbias.fit`.
 
 
 def fit_task(
@@ -276,45 +343,41 @@ def fit_task(
     compares_rates: bool = False,
     calibrates: bool | None = None,
 ) -> Tuned:
-    """Trains a task with the few-shot splits, steps and numbers of `clipbias train`. Nothing is saved.
+    """Trains a task as `clipbias train` does, with its few-shot splits, steps and numbers. Saves nothing.
 
     Args:
-      task: a method bound to classes, which uses training images.
-      dataset: with the task's classes; it trains on "train", and "val" serves methods that select on it.
+      dataset: has the task's classes; "train" trains, "val" selects and calibrates.
       shots: images of each class; `None` takes all.
-      seed, start_seed: of the few-shot split; of initial learnables and the order of images, `None` for the same.
+      start_seed: seed of initial learnables and order of images; `None` takes that of the few-shot split, `seed`.
       compares_rates: whether the learning rate is selected on held-out images (`data.held_out`).
       calibrates: whether images are left to calibrate; `None` where there are enough.
 
     Returns:
-      The model, with the settings that were selected. Its notes tell of its training and have sentences of "warnings".
+      The model with the selected settings. Its notes describe the training; "warnings" are sentences for the user.
     """
-    protocol = protocols.few_shot(dataset, shots=shots, seed=seed) if shots is not None else protocols.full(dataset)
-    unlabelled = task.method.unlabelled
-    train = context.pseudo_labelled(task, protocol, shots) if unlabelled else protocol.source.split("train")
+    recipe_of_job = recipe if task.method.trains else None
+    progress.at_work("reading images")
+    # First whether a setting is selected: the images that select it are lost to calibration.
+    selects = needs_validation(task, recipe_of_job, compares_rates=compares_rates)
+    divided = fit_images(dataset, shots=shots, seed=seed, selects=selects, calibrates=calibrates)
+    train = divided.protocol.source.split("train")
+    if task.method.unlabelled:
+        train = context.pseudo_labelled(task, divided.protocol, shots)
     (images,) = context.training_images([train])
     job = TrainJob(
         context=context,
-        task=task.with_memory(class_shards=context.mesh.shape[meshes.DATA]),
-        recipe=recipe if task.method.trains else None,
-        runs=(Run(images, seed if start_seed is None else start_seed, protocol),),
-        logging=Logging(progress=progress),
+        task=task.with_memory(class_shards=context.mesh.shape[placement.DATA]),
+        recipe=recipe_of_job,
+        runs=(Run(images, seed if start_seed is None else start_seed, divided.protocol),),
+        outputs=RunOutputs(progress=progress),
     )
-    progress.at_work("reading images")
-    selecting = selects(job, compares_rates=compares_rates)
-    left = None
-    if calibrates is not False:
-        left = held_out.left_to_calibrate(protocol, seed, selects=selecting, required=bool(calibrates))
-    held = hold_out_of(protocol, seed, calibrates=selecting and left is not None)
-    validation = None if held.from_training else held.choose
-    if validation is None or held.calibrate is not None:
-        job = with_validation(job, validation)
-    selection = select(job, held, compares_rates=compares_rates)
+    selection = select_settings(job, divided.held, compares_rates=compares_rates)
     if selection is not None:
         progress.say(str(selection))
-        job = apply(job, selection.best.learning_rate, selection.options)
+        job = selection.of_job(job)
     result = train_job(job)
     model = Tuned(job.task, jax.tree.map(jnp.asarray, select_run(result.learnables, 0)))
+    # `data` and `training` name images and settings, by which adapters of one training, and changed data, are known.
     pools = {name: split for name, split in dataset.splits.items() if name != "test"}
     start = {} if start_seed is None else {"start_seed": start_seed}
     notes: dict[str, object] = {"seed": seed, **start, "data": identity(pools)}
@@ -326,13 +389,15 @@ def fit_task(
     if selection is not None:
         notes["choice"] = selection.note
     cautions = [
-        *cautions_of_fit(job, result, held, selection, compares_rates=compares_rates),
+        *cautions_of_fit(job, result, divided.held, selection, compares_rates=compares_rates),
         *replaced_options(task.method, model.learnables),
     ]
     if cautions:
         notes["warnings"] = cautions
     return dataclasses.replace(
-        model, notes=notes, calibration=None if left is None else calibrate(model, left, context)
+        model,
+        notes=notes,
+        calibration=None if divided.calibration is None else calibrate(model, divided.calibration, context),
     )
 
 
@@ -344,7 +409,7 @@ def calibrate_untrained(
     seed: int,
     calibrates: bool | None = None,
 ) -> Calibration | None:
-    """Calibrates a method that learns from no training image; arguments as of `fit_task`."""
+    """Calibrates a method without training images; see `fit_task` for the arguments."""
     if calibrates is False:
         return None
     protocol = protocols.full(dataset)

@@ -1,8 +1,6 @@
-"""A run as data: all that its numbers depend on, and which runs share a program.
+"""Runs as data: specs, with all that numbers depend on, and groups, which share a program.
 
-A *spec* describes one run: one method on one dataset, with one number of shots, one seed and one learning rate. Its
-hash is the only key of the run, in result rows, checkpoints and when a sweep continues. Specs that differ in seeds or
-learning rate alone form a *group*, which trains side by side in one program.
+A spec's hash is the only key of its run: in rows, for checkpoints, and when a sweep continues.
 """
 
 import dataclasses
@@ -20,9 +18,9 @@ from clipbias.tuning.method import Method
 from clipbias.tuning.recipe import Recipe
 from clipbias.tuning.registry import resolve_method, source_digest
 
-# More runs than this gain nothing side by side and delay the first result.
+# More runs side by side gain nothing and delay the first result.
 MOST_RUNS = 32
-# What a run is scored on: the test images, or validation images to choose a learning rate by.
+# Images that score a run: of the test, or of validation where a sweep selects learning rates.
 TEST = "test"
 VALIDATION = "validation"
 # The validation policy of a run that selects nothing.
@@ -31,23 +29,22 @@ UNSELECTED = "none"
 
 @dataclasses.dataclass(frozen=True)
 class RunSpec:
-    """One run. Equal specs give equal numbers; whatever changes a number changes the spec.
+    """One run: a method on a dataset with one number of shots, seed and learning rate. Equal specs give equal numbers.
 
     Attributes:
-      method, options: a name of `tuning.METHODS`, or the path of a user's own file, and all its options, resolved.
-      dataset, protocol, targets: what it is trained and tested on.
-      shots: training images per class; `None` for all, or for a method that takes none.
-      seed: of the few-shot split.
-      start_seed: of the initial learnables, the order and augmentation of images; `None` for the few-shot split's.
-      recipe: optimiser, schedule and learning rate; `None` where nothing is trained.
-      dtype: compute type.
-      task: identity of its task: frozen model, method, classes and compute type.
-      source: digest of the program of a user's own method, as it was when the spec was made.
-      data: identity of the images of all splits, and of the images and classes of the targets.
-      on_image_error: "raise", or "skip" images that cannot be read.
-      score_on: "test", or "validation" for a run that only helps to choose a learning rate.
-      validation: the validation policy, which tables show: "none", or the images on which something was selected,
-        "few-shot" (at most 4 of a class), "validation split", "held-out images" or "held-out shot" (`data.held_out`).
+      method, options: a name of `tuning.METHODS` or the path of a user's file, and all options, resolved.
+      dataset, protocol, targets: training and test images.
+      shots: training images per class; `None` for all, or for a method without training images.
+      seed: seed of the few-shot split.
+      start_seed: seed of initial learnables, order and augmentation; `None` for that of the few-shot split.
+      recipe: optimiser, schedule and learning rate; `None` without training.
+      task: identity of frozen model, method, classes and compute type.
+      source: digest of a user's own method, as it was when the spec was made.
+      data: identity of the images of all splits, and of images and classes of the targets.
+      on_image_error: "raise", or "skip" for unreadable images.
+      score_on: "test", or "validation" where a sweep selects learning rates.
+      validation: the validation policy, as tables show it: "none", or the images that select a setting, "few-shot" (at
+        most 4 of a class), "validation split", "held-out images" or "held-out shot" (`data.held_out`).
       concentration: of the protocol "imbalanced", else `None`.
     """
 
@@ -71,12 +68,12 @@ class RunSpec:
 
     @functools.cached_property
     def key(self) -> str:
-        """A short hash of all fields."""
+        """Short hash of all fields."""
         return identity(self)[:12]
 
     @functools.cached_property
     def training(self) -> str:
-        """What the run has in common with those of other seeds, before anything is selected for it."""
+        """Key that runs of other seeds share, before a setting is selected."""
         return dataclasses.replace(self, seed=0, start_seed=None).key
 
     @property
@@ -85,17 +82,17 @@ class RunSpec:
 
     @property
     def name(self) -> str:
-        """For files: method, dataset, shots and seed. Specs that differ in other fields share it (`run_names`)."""
+        """File name: method, dataset, shots and seed. Specs that differ in other fields share it (`run_names`)."""
         return f"{group_name((self,))}-{self.seeds}"
 
     @property
     def seeds(self) -> str:
-        """For files: the seed, and that of the start where it is another."""
+        """Part of file names: the seed, and the start seed where it differs."""
         return f"seed{self.seed}" + ("" if self.start_seed is None else f"-start{self.start_seed}")
 
     @property
     def start(self) -> int:
-        """The seed of the initial learnables, the order and augmentation of images."""
+        """Seed of initial learnables, order and augmentation."""
         return self.seed if self.start_seed is None else self.start_seed
 
     @functools.cached_property
@@ -104,7 +101,7 @@ class RunSpec:
 
     @property
     def shots_words(self) -> str:
-        """The training images in words: "16 shots", "all images", or "0 shots" of a method that takes none."""
+        """Training images in words: "16 shots", "all images", or "0 shots" for a method without any."""
         return "all images" if self.takes_all else counted(self.shots or 0, "shot")
 
     def facts(self) -> dict[str, Any]:
@@ -113,10 +110,10 @@ class RunSpec:
         return {**json.loads(json.dumps({**facts, "recipe": recipe})), "learning_rate": self.learning_rate}
 
     def make_method(self) -> Method:
-        """The method with its options. Raises `ClipbiasError` for a program that was changed since."""
+        """Makes the method with its options. Raises `ClipbiasError` where its program has changed since."""
         method = resolve_method(self.method, self.options)
         if source_digest(type(method)) != self.source:
-            raise ClipbiasError(f"{self.method} or a module that it imports was changed meanwhile; start again.")
+            raise ClipbiasError(f"{self.method} or a module that it imports has changed meanwhile; start again.")
         return method
 
 
@@ -127,9 +124,9 @@ Row = dict[str, Any]
 
 
 def make_groups(specs: Sequence[RunSpec], most: int | None = None) -> list[Group]:
-    """The specs in groups, in their order; each group has all seeds of as many learning rates as fit.
+    """Divides specs into groups of at most `most` runs, in their order; a group has all seeds of its learning rates.
 
-    `most` is the number of runs of a group; `None` takes `MOST_RUNS`, or all seeds of one rate where these are more.
+    `most=None` takes `MOST_RUNS`, or all seeds of one rate where these are more.
     """
     alike: dict[str, list[RunSpec]] = {}
     for spec in specs:
@@ -149,7 +146,8 @@ def make_groups(specs: Sequence[RunSpec], most: int | None = None) -> list[Group
 
 
 def part_of(specs: Sequence[RunSpec], part: tuple[int, int]) -> list[RunSpec]:
-    """The specs of part `i` of `n`: every n-th method, dataset and number of shots, with all its seeds and rates."""
+    """Returns part `i` of `n`: every n-th method, dataset and number of shots, with all seeds and rates."""
+    # Whole cells: a table's cell, and the selection of a cell's rate, need all seeds and rates in one part.
     cells = {cell: number for number, cell in enumerate(dict.fromkeys(map(_cell, specs)))}
     return [spec for spec in specs if cells[_cell(spec)] % part[1] == part[0]]
 
@@ -167,14 +165,14 @@ def group_key(group: Iterable[RunSpec]) -> str:
 
 
 def group_name(group: Group) -> str:
-    """For files: what the runs of a group have in common, readable."""
+    """File name of a group: method, dataset and shots."""
     first = group[0]
     shots = "all" if first.takes_all else f"{first.shots or 0}shots"
     return f"{_file_name(first.method)}-{_file_name(first.dataset)}-{shots}"
 
 
 def run_names(specs: Iterable[RunSpec]) -> dict[str, str]:
-    """A readable name for the files of each spec, by its key; with its learning rate where several are compared."""
+    """Returns a file name for each spec by its key; with the learning rate where several are compared."""
     named: dict[str, list[RunSpec]] = {}
     for spec in specs:
         named.setdefault(spec.name, []).append(spec)

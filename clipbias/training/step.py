@@ -1,6 +1,6 @@
-"""One training step of several independent runs in one program: what it takes, its loss, and the update.
+"""The training step: inputs, loss and update of `R` independent runs in one program.
 
-Arrays of the runs have a leading axis `R`, vectorised with `vmap`. They share the frozen weights.
+Arrays of the runs have a leading axis `R`, vectorised with `vmap`. All runs share the frozen weights.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from clipbias.clip import PackedTokens
 from clipbias.clip.params import Params
 from clipbias.clip.preprocess import Preprocessing
-from clipbias.training import mesh as meshes
+from clipbias.training import placement
 from clipbias.tuning import Recipe, Task
 from clipbias.tuning.method import CONSTANTS, Learnables, Method, without_constants
 from clipbias.tuning.recipe import EPOCHS
@@ -27,10 +27,9 @@ from clipbias.tuning.task import Classifier, Text, TrainingTexts, mean_loss
 
 @dataclasses.dataclass(frozen=True)
 class StepStatic:
-    """What never changes in a training. Hashable: trainings with equal ones share one compiled program.
+    """Static arguments of the step. Hashable: trainings with equal ones share one compiled program.
 
-    The new state lies on the mesh as the old one does, so that one program serves all steps, and the metrics lie on
-    every device; a mesh of `None` leaves that to the compiler.
+    With a mesh of `None` the compiler decides where the new state and the metrics lie.
     """
 
     classifier: Classifier
@@ -40,15 +39,17 @@ class StepStatic:
 
     @classmethod
     def of(cls, task: Task, recipe: Recipe, mesh: Mesh | None = None) -> "StepStatic":
-        """Of a task. The learning rate is an argument of the step, so all rates share a program."""
+        """Builds the static arguments from a task."""
+        # The step takes the learning rate as an argument. A constant in its place here makes recipes that differ in
+        # their rate equal, so that they share a program.
         return cls(task.classifier, task.clip.preprocessing, recipe.with_learning_rate(1.0), mesh)
 
 
 @struct.dataclass
 class StepInputs:
-    """Inputs that stay constant over training: weights, without gradients, and texts, which the runs share.
+    """Inputs that no step changes: frozen weights and texts, which the runs share, and arrays of each run.
 
-    `constants` are the learnables that no step changes, leading axis `R`; `seeds`, int32 `[R]`, key what is random.
+    `constants` are learnables without gradient, leading axis `R`; `seeds`, int32 `[R]`, key all random draws.
     """
 
     params: Params
@@ -59,23 +60,22 @@ class StepInputs:
 
 @struct.dataclass
 class TrainState:
-    """What a step changes: learnables `[R, …]` without constants, the number of steps done, and the optimiser's state.
+    """State of a training: learnables `[R, …]` without constants, optimiser state, and the number of steps done.
 
-    `momentum` is named after that of the first optimiser. `average` is the weighted sum of earlier epochs' learnables
-    (`Method.average`), or `None`.
+    `average` is the weighted sum of the learnables at the ends of earlier epochs (`Method.average`), or `None`.
     """
 
     learnables: Learnables
-    momentum: optax.OptState
+    opt_state: optax.OptState
     step: jax.Array
     average: Learnables | None = None
 
 
 @struct.dataclass
 class StepScalars:
-    """Numbers of a step: `learning_rate [R]`, and the weight of the learnables after it in the average.
+    """Numbers of one step: `learning_rate [R]`, and the weight in the average of the learnables after the step.
 
-    That is 0 except at the end of an epoch, and `None` without an average.
+    The weight is 0 except at the end of an epoch, and `None` without an average.
     """
 
     learning_rate: jax.Array
@@ -83,7 +83,8 @@ class StepScalars:
 
 
 def init_state(method: Method, recipe: Recipe, learnables: Learnables) -> TrainState:
-    """The state before the first step; `learnables` have the leading axis `R`."""
+    """Returns the state before the first step; `learnables` have the leading axis `R`."""
+    # Constants get no gradient: in the state they would be checkpointed, donated and decayed for nothing.
     learnables = without_constants(learnables)
     average = None
     if method.average(recipe.epochs or EPOCHS) is not None:
@@ -92,17 +93,18 @@ def init_state(method: Method, recipe: Recipe, learnables: Learnables) -> TrainS
 
 
 def place_inputs(mesh: Mesh, task: Task, params: Params, learnables: Learnables, seeds: Sequence[int]) -> StepInputs:
-    """The inputs of a training that starts from `learnables`, leading axis `R`, on the mesh.
+    """Places the inputs of a training that starts from `learnables`, leading axis `R`, on the mesh.
 
-    Where `params`, the weights on the mesh, are shapes, the result is shapes, types and shardings.
+    Where `params`, the weights on the mesh, are shapes, the result has shapes, types and shardings in place of arrays.
     """
-    abstract = meshes.is_abstract(params)
+    abstract = placement.is_abstract(params)
     reference = None
     if task.teacher_text_count and abstract:
         shape = (task.teacher_text_count, task.clip.config.projection_width)
-        reference = meshes.replicate(mesh, jax.ShapeDtypeStruct(shape, np.float32))
+        reference = placement.replicate(mesh, jax.ShapeDtypeStruct(shape, np.float32))
     elif task.teacher_text_count:
-        reference = jax.device_put(task.teacher_features(params), meshes.sharding(mesh))
+        # The frozen teacher's text features never change: one forward pass here, none in a step.
+        reference = jax.device_put(task.teacher_features(params), placement.sharding(mesh))
     tokens = task.template_tokens
     numbers = jax.ShapeDtypeStruct((len(seeds),), np.int32) if abstract else np.asarray(seeds, np.int32)
     return StepInputs(
@@ -112,49 +114,50 @@ def place_inputs(mesh: Mesh, task: Task, params: Params, learnables: Learnables,
             reference=reference,
             template_tokens=None if tokens is None else _place_packed(mesh, tokens, abstract=abstract),
         ),
-        constants=meshes.device_put(mesh, learnables.get(CONSTANTS, {}), meshes.RUN),
-        seeds=meshes.device_put(mesh, numbers, meshes.RUN),
+        constants=placement.device_put(mesh, learnables.get(CONSTANTS, {}), placement.RUN),
+        seeds=placement.device_put(mesh, numbers, placement.RUN),
     )
 
 
 def place_text(mesh: Mesh, task: Task, params: Params, *, training: bool = False) -> Text:
-    """What stands for a task's classes, on the mesh.
+    """Places the texts of a task's classes on the mesh: features where no learnable changes them, else tokens.
 
-    That is the text tower's features, computed here, where no learnable changes them. Else it is the tokens, split over
-    devices, and packed; not packed for steps of `training` with dropout in the text tower, which draws for each text.
-    Where `params` are shapes, the result is shapes, types and shardings.
+    Where `params` are shapes, the result has shapes, types and shardings in place of arrays.
     """
-    abstract = meshes.is_abstract(params)
+    abstract = placement.is_abstract(params)
+    # The frozen text tower runs once, here, and no step contains it.
     if not task.classifier.changes_text(task.shapes):
         if abstract:
             shape = (len(task.texts), task.clip.config.projection_width)
-            return meshes.replicate(mesh, jax.ShapeDtypeStruct(shape, np.float32))
+            return placement.replicate(mesh, jax.ShapeDtypeStruct(shape, np.float32))
         features = task.text_input(params, task.init())
-        return jax.device_put(features, meshes.sharding(mesh))
+        return jax.device_put(features, placement.sharding(mesh))
+    # Packed texts share the keys and values of their common beginning. Dropout draws anew for each text, so they have
+    # none in common.
     if training and task.classifier.drops_text(task.shapes):
-        tokens = meshes.shapes(task.tokens) if abstract else task.tokens
-        divides = tokens.ids.shape[0] % mesh.shape[meshes.DATA] == 0
-        return meshes.device_put(mesh, tokens, meshes.DATA if divides else None)
+        tokens = placement.shapes(task.tokens) if abstract else task.tokens
+        divides = tokens.ids.shape[0] % mesh.shape[placement.DATA] == 0
+        return placement.device_put(mesh, tokens, placement.DATA if divides else None)
     return _place_packed(mesh, task.text, abstract=abstract)
 
 
 def _place_packed(mesh: Mesh, text: PackedTokens, *, abstract: bool) -> PackedTokens:
-    text = meshes.shapes(text) if abstract else text
-    split = meshes.DATA if text.ids.shape[0] % mesh.shape[meshes.DATA] == 0 else None
-    # All arrays but the order have an axis of shards.
-    placed = meshes.device_put(mesh, dataclasses.replace(text, order=text.ends), split)
-    return dataclasses.replace(placed, order=meshes.replicate(mesh, text.order))
+    # All arrays have a leading axis of shards, one for each device along `data`, except the order of the classes, which
+    # every device needs whole. Texts with another number of shards (templates) are replicated.
+    text = placement.shapes(text) if abstract else text
+    split = placement.DATA if text.ids.shape[0] % mesh.shape[placement.DATA] == 0 else None
+    placed = placement.device_put(mesh, dataclasses.replace(text, order=text.ends), split)
+    return dataclasses.replace(placed, order=placement.replicate(mesh, text.order))
 
 
-# The loss: a method's, or a student's divergence from its teacher, which reads no label.
-
-# `images`, `labels`, `mask`, and for a student `teacher`.
+# `images`, `labels`, `mask`, and for a student `teacher`, the logits of its teacher.
 Batch = Mapping[str, jax.Array]
 TEACHER = "teacher"
 
 
 def divergence(teacher: jax.Array, student: jax.Array) -> jax.Array:
-    """`KL(softmax teacher ‖ softmax student)` of logits `[…, C]`, in nats: `[…]`, float32."""
+    """Returns `KL(softmax teacher ‖ softmax student)` of logits `[…, C]`, in nats: `[…]`, float32."""
+    # Differences of log-softmaxes, since a quotient of small probabilities would be 0/0.
     log_p = jax.nn.log_softmax(teacher.astype(jnp.float32))
     log_q = jax.nn.log_softmax(student.astype(jnp.float32))
     return (jnp.exp(log_p) * (log_p - log_q)).sum(-1)
@@ -167,22 +170,22 @@ Gradient = tuple[jax.Array, jax.Array, Learnables]
 def over_runs(
     function: Callable[..., Any], in_axes: Sequence[int | None], *, runs: int, mesh: Mesh | None = None
 ) -> Callable[..., Any]:
-    """`jax.vmap` over the runs' leading axis; one run alone is called as it is, which spares a tenth of its step.
-
-    With a mesh, what a device can compute by itself of its own runs and images is left to it (`meshes.traced_on`).
-    """
+    """Vectorises a function over the runs' leading axis, where `in_axes` is 0."""
     if mesh is not None:
-        function = meshes.traced_on(mesh, function)
+        # Attention kernels ask for the mesh while they are traced, to run on each device's own images alone.
+        function = placement.traced_on(mesh, function)
     if runs > 1:
-        split = mesh is not None and runs % mesh.shape[meshes.RUN] == 0
-        return jax.vmap(function, tuple(in_axes), axis_size=runs, spmd_axis_name=meshes.RUN if split else None)
+        # `spmd_axis_name` lets sharding constraints within the function keep the runs' axis split.
+        split = mesh is not None and runs % mesh.shape[placement.RUN] == 0
+        return jax.vmap(function, tuple(in_axes), axis_size=runs, spmd_axis_name=placement.RUN if split else None)
 
     def single(*arguments: Any) -> Any:
-        picked = [
+        # Without `vmap`, whose axis of a single run costs a tenth of a step.
+        of_run = [
             argument if axis is None else jax.tree.map(lambda leaf: leaf[0], argument)
             for argument, axis in zip(arguments, in_axes, strict=True)
         ]
-        return jax.tree.map(lambda leaf: leaf[None], function(*picked))
+        return jax.tree.map(lambda leaf: leaf[None], function(*of_run))
 
     return single
 
@@ -190,14 +193,14 @@ def over_runs(
 def loss_and_gradient(
     static: StepStatic, inputs: StepInputs, learnables: Learnables, batch: Batch, rng: jax.Array
 ) -> Gradient:
-    """Loss, share of correct images, and the gradient that a step takes, of one run.
+    """Returns loss, share of correct images, and gradient of one run.
 
-    Constants of `inputs` have no axis of runs here. `batch` has `images`, normalised, `labels` and `mask`; images that
-    the mask drops do not count. With a teacher's logits, `teacher [B, C]`, the loss is the divergence from these, and
-    no label is read.
+    Constants of `inputs` have no axis of runs here. `batch` has `images`, normalised, `labels` and `mask`, which is
+    false for images that do not count. With logits `teacher [B, C]` the loss is the divergence from the teacher.
     """
     classifier = static.classifier
     taught = TEACHER in batch
+    # A student reads no label: its accuracy is agreement with the teacher's predictions.
     labels = batch[TEACHER].argmax(-1) if taught else batch["labels"]
     mask = batch["mask"]
 
@@ -224,7 +227,8 @@ def loss_and_gradient(
 
         (loss, accuracy), gradient = jax.value_and_grad(objective, has_aux=True)(learnables)
         return loss, accuracy, gradient
-    # One forward pass, and a backward pass for each term: its cotangent is 1, that of the others 0.
+    # A method that combines the gradients of its terms (ProGrad) needs each by itself: one forward pass, and a backward
+    # pass for each term, with cotangent 1 for this term and 0 for the others.
     losses, backward, accuracy = jax.vjp(mean_losses, learnables, has_aux=True)
     cotangents = {name: {other: jnp.float32(other == name) for other in losses} for name in losses}
     gradient = classifier.method.combine({name: backward(of_term)[0] for name, of_term in cotangents.items()})
@@ -235,19 +239,21 @@ def loss_and_gradient(
 def train_step(
     static: StepStatic, inputs: StepInputs, state: TrainState, batch: Batch, scalars: StepScalars
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """Forward, backward and update of `R` runs. `static` and `inputs` never change; `state` is donated.
+    """Computes forward pass, gradient and update of `R` runs. The memory of `state` is donated.
 
-    The batch has `images` uint8 `[R, B, size, size, 3]`, or float32 features `[R, B, D]` that stand for them; `labels`
-    int32 `[R, B]`, `mask` bool `[R, B]`, and for students `teacher` float32 `[R, B, C]`.
+    The batch has `images` uint8 `[R, B, size, size, 3]`, or float32 features `[R, B, D]` in their place; `labels` int32
+    `[R, B]`, `mask` bool `[R, B]`, and for students `teacher` float32 `[R, B, C]`.
 
     Returns:
       The new state, and `loss`, `accuracy` and `gradient_norm` of each run, `[R]` each.
     """
     method = static.classifier.method
+    # Images travel to the device as bytes, a quarter of float32, and are normalised there.
     if batch["images"].dtype == jnp.uint8:
         batch = {**batch, "images": static.preprocessing.normalize(batch["images"])}
 
     def of_run(learnables: Learnables, constants: Learnables, seed: jax.Array, batch: Batch) -> Gradient:
+        # A key from seed and step alone: a resumed or re-sharded run draws the same numbers.
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
         texts = inputs.texts
         if method.overrides("templates_in_training"):
@@ -258,20 +264,23 @@ def train_step(
 
     every_run = over_runs(of_run, (0, 0, 0, 0), runs=scalars.learning_rate.shape[0], mesh=static.mesh)
     loss, accuracy, gradient = every_run(state.learnables, inputs.constants, inputs.seeds, batch)
-    # The optimiser acts on each number by itself, so the runs' axis needs no care.
+    # Optimisers act on each number by itself, so they need no `vmap`. They return directions without the learning rate,
+    # which differs between runs: p ← p - rate · v, as torch's SGD scales its velocity.
     decayed = method.decayed_weights(state.learnables, inputs.params)
-    directions, momentum = method.optimizer(static.recipe).update(gradient, state.momentum, decayed)
+    directions, opt_state = method.optimizer(static.recipe).update(gradient, state.opt_state, decayed)
     rate = scalars.learning_rate
     learnables = jax.tree.map(
         lambda p, v: p - rate.reshape((-1,) + (1,) * (p.ndim - 1)) * v, state.learnables, directions
     )
     average = state.average
     weight = scalars.weight
+    # A weight of 0 adds nothing, so that steps within an epoch and at its end are one program.
     if average is not None and weight is not None:
         average = jax.tree.map(lambda a, p: a + weight * p, average, learnables)
-    state = TrainState(learnables, momentum, state.step + 1, average)
+    state = TrainState(learnables, opt_state, state.step + 1, average)
     squares = [jnp.square(g).sum(range(1, g.ndim)) for g in jax.tree.leaves(gradient)]
     metrics = {"loss": loss, "accuracy": accuracy, "gradient_norm": jnp.sqrt(sum(squares))}
     if static.mesh is None:
         return state, metrics
-    return meshes.constrain(static.mesh, state, meshes.RUN), meshes.constrain(static.mesh, metrics)
+    # The new state lies as the old one did. Otherwise the next step would see other shardings and compile again.
+    return placement.constrain(static.mesh, state, placement.RUN), placement.constrain(static.mesh, metrics)

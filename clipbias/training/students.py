@@ -1,4 +1,4 @@
-"""Fits a form to a tuned model: a student on the frozen model learns its predictions on unlabelled images."""
+"""Fits students to a tuned model: simpler forms that learn its predictions on unlabelled images."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -10,9 +10,9 @@ from scipy.special import log_softmax
 from clipbias.clip import Clip
 from clipbias.data import Dataset, Split, protocols
 from clipbias.data.images import Images
-from clipbias.training import mesh as meshes
+from clipbias.training import placement
 from clipbias.training.context import SweepContext
-from clipbias.training.loop import Logging, Run, TrainJob, train_job
+from clipbias.training.loop import Run, RunOutputs, TrainJob, train_job
 from clipbias.training.teacher import split_logits
 from clipbias.tuning import Recipe, Task
 from clipbias.tuning.method import select_run
@@ -25,13 +25,13 @@ BATCH_SIZE = 16
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """What a tuned model can be exchanged for.
+    """Form of a student.
 
     Attributes:
-      method: the method that learns it, with its default options.
+      method: the method that learns it, with default options.
+      words: its description in a sentence.
       learning_rate: of Adam, from a pilot on the embedded model.
-      words: what it is, in a sentence.
-      folds: whether it is a change of weights, so that the result is a plain CLIP.
+      folds: whether it changes weights alone, so that the result is a plain CLIP.
     """
 
     method: str
@@ -40,12 +40,12 @@ class Form:
     folds: bool = True
 
     def task(self, clip: Clip, classes: ClassList, dtype: str = "float32") -> Task:
-        """The task of a student for a teacher's classes."""
+        """Binds the student's method to a teacher's classes."""
         return Task(clip, self.method, classes, dtype=dtype)
 
 
 # From few numbers to many.
-FORMS: Mapping[str, Form] = MappingProxyType(
+STUDENT_FORMS: Mapping[str, Form] = MappingProxyType(
     {
         "vector": Form("bias", "one vector per layer", 0.08),
         "kind": Form("bias_by_kind", "two vectors per layer", 0.08, folds=False),
@@ -54,10 +54,10 @@ FORMS: Mapping[str, Form] = MappingProxyType(
     }
 )
 
-# Those that are the same for every image.
-CONSTANTS = ("vector", "kind")
-# A method that is fitted to its own outputs has the rate of the lowest divergence on held-back images: the first, or
-# further ones by a factor for as long as that falls, each tried with at most so many steps.
+# Forms that add the same vectors to every image.
+UNIFORM_FORMS = ("vector", "kind")
+# `select_learning_rate` fits a method to its own outputs: from the first rate by a factor as long as the divergence on
+# held-back images falls, with at most so many steps each.
 FIRST_RATE = 0.005
 RATE_FACTOR = 4.0
 TRIAL_STEPS = 300
@@ -85,36 +85,37 @@ def fit_student(
     context: SweepContext,
     *,
     seed: int,
-    logging: Logging,
+    outputs: RunOutputs,
 ) -> Tuned:
-    """A student, bound to the teacher's classes, after its training; its learnables lie on the host.
+    """Trains a student, bound to the teacher's classes; its learnables lie on the host.
 
-    Labels of the images are not read. The seed is of the start and of the order of images. A fit that is done is read
-    from its checkpoints. Raises `ClipbiasError` where the method cannot learn from a teacher, the loss is not finite,
-    or an image cannot be read.
+    The seed decides the start and the order of images. A finished fit is read from its checkpoints. Raises
+    `ClipbiasError` where the method cannot learn from a teacher, the loss is not finite, or an image is unreadable.
     """
     splits = {"train": images, "test": images.subset([])}
     dataset = Dataset("unlabelled images", student.class_names, student.template, splits)
     (run_images,) = context.training_images([images])
     job = TrainJob(
         context=context,
-        task=student.with_memory(class_shards=context.mesh.shape[meshes.DATA]),
-        recipe=recipe.with_learning_rate(FIRST_RATE),  # the run's counts, so that all rates share a program
+        task=student.with_memory(class_shards=context.mesh.shape[placement.DATA]),
+        # The rate of the run counts; a constant rate in the recipe lets all fits of a form share one program.
+        recipe=recipe.with_learning_rate(FIRST_RATE),
         runs=(Run(run_images, seed, protocols.full(dataset), learning_rate=recipe.learning_rate),),
         teacher=teacher,
-        logging=dataclasses.replace(logging, keeps_last=True),
+        outputs=dataclasses.replace(outputs, keeps_last=True),
     )
     return Tuned(student, select_run(train_job(job).learnables, 0))
 
 
-def select_rate(divergence: Callable[[float], float], *, first: float = FIRST_RATE, most: int = 8) -> float:
-    """The learning rate of the lowest divergence, by going up or down from the first for as long as that falls.
+def select_learning_rate(divergence: Callable[[float], float], *, first: float = FIRST_RATE, most: int = 8) -> float:
+    """Searches the learning rate of the lowest divergence, up or down from the first, with at most `most` fits.
 
-    `divergence` is that after a fit with a rate, NaN where it failed. At most `most` rates are tried.
+    `divergence(rate)` fits with a rate; NaN where the fit fails.
     """
     tried = {rate: divergence(rate) for rate in (first, first * RATE_FACTOR, first / RATE_FACTOR)}
     while len(tried) < most:
         best = min(tried, key=lambda rate: (np.isnan(tried[rate]), tried[rate]))
+        # The curve has one valley: the search ends where the best rate lies between two others.
         further = {max(tried): best * RATE_FACTOR, min(tried): best / RATE_FACTOR}
         if best not in further:
             return best
@@ -123,7 +124,7 @@ def select_rate(divergence: Callable[[float], float], *, first: float = FIRST_RA
 
 
 def mean_divergence(teacher: Tuned, student: Tuned, images: Split, context: SweepContext) -> float:
-    """The mean of `divergences` over the images that both could read, in nats."""
+    """Returns the mean of `divergences` over images that both models could read, in nats."""
     opened = Images(images)
     expected, read = split_logits(teacher, opened, context)
     actual, also_read = split_logits(student, opened, context)
@@ -131,6 +132,7 @@ def mean_divergence(teacher: Tuned, student: Tuned, images: Split, context: Swee
 
 
 def divergences(teacher: np.ndarray, student: np.ndarray) -> np.ndarray:
-    """`KL(softmax teacher ‖ softmax student)` of logits `[n, C]`, in nats and float64: `[n]`."""
+    """Returns `KL(softmax teacher ‖ softmax student)` of logits `[n, C]`, in nats and float64: `[n]`."""
+    # In float64, since the divergence of a close student is a small difference of large terms.
     log_p, log_q = (log_softmax(np.asarray(logits, np.float64), axis=-1) for logits in (teacher, student))
     return (np.exp(log_p) * (log_p - log_q)).sum(-1)

@@ -1,8 +1,8 @@
 """A sweep: axes to specs, specs to rows.
 
-Every group has one file, `results/NAME.json`, written whole when it ends; `results.jsonl` is made of them. So a sweep
-that was stopped or killed continues when the same command is given again, and independent jobs can share a work folder:
-part `i/n` runs every n-th method, dataset and number of shots.
+Every group has one file, `results/NAME.json`, written whole when it ends; `results.jsonl` is made of them. So the same
+command continues a sweep that was stopped, and independent jobs share a work folder: part `i/n` runs every n-th method,
+dataset and number of shots.
 """
 
 import contextlib
@@ -28,11 +28,11 @@ from clipbias.identity import identity
 from clipbias.io import read_json, write_text
 from clipbias.training.context import SweepContext
 from clipbias.training.device import drop_programs
-from clipbias.training.evaluate import FOLDER as PREDICTIONS
-from clipbias.training.evaluate import stored_identity
+from clipbias.training.predictions import PREDICTIONS, stored_identity
 from clipbias.training.progress import Progress
+from clipbias.training.rates import Rates
 from clipbias.training.run import run_group, spec_facts
-from clipbias.training.select import Rates, as_options, searches, with_given
+from clipbias.training.select import as_options, searches_options, with_given
 from clipbias.training.spec import TEST, UNSELECTED, Group, Row, RunSpec, make_groups, part_of, run_names
 from clipbias.training.workdir import SweepPaths, note_runs
 from clipbias.tuning.prompts import Classes
@@ -40,7 +40,7 @@ from clipbias.tuning.recipe import Recipe
 from clipbias.tuning.registry import method_options, resolve_method, source_digest
 from clipbias.tuning.task import task_identity
 
-FOLDER = "results"
+GROUP_RESULTS = "results"
 RESULTS = "results.jsonl"
 VALIDATED = "validation.jsonl"
 
@@ -56,19 +56,17 @@ def sweep(
     calibrates: bool = False,
     facts: Mapping[str, Row] | None = None,
 ) -> list[Row]:
-    """Runs what is not finished yet. A group that fails is reported in its rows, and the rest goes on.
+    """Runs unfinished specs. A group that fails is reported in its rows, and the others go on.
 
     Args:
-      specs, context, workdir: all runs of the sweep, what they share, and its folder.
-      common: the recipe of methods that have none of their own.
       part: `(i, n)` of jobs that share the work folder.
-      most_runs: runs side by side; `None` for as many as are worth it.
-      calibrates: see `run_group`; a run without prediction sets counts as not finished.
-      facts: what is added to a row and its adapter, by the key of its spec.
+      most_runs: most runs side by side; `None` for as many as are worth it.
+      common, calibrates, facts: see `run_group`; with `calibrates` a run without prediction sets is unfinished.
 
     Returns:
-      The rows of all specs that are there, other parts' too, in the order of the specs.
+      The rows of all finished specs, other parts' too, in the order of the specs.
     """
+    # Processes with other specs would wait for one another in the middle of a group, without an error.
     hosts.assert_same("the runs of the sweep", [spec.key for spec in specs])
     paths = SweepPaths(workdir, run_names(specs))
     if other := hosts.from_first(paths.other_kind):
@@ -78,7 +76,7 @@ def sweep(
     rows = hosts.from_first(lambda: read_rows(workdir, specs))
 
     def is_replaced(row: Row) -> bool:
-        """Whether a run on other images, or with other settings, wrote its files under the same names later."""
+        """Whether a later run, on other images or with other settings, overwrote the files of this row."""
         names: Mapping[str, str] = row.get("predictions", {})
         stored = {name: stored_identity(workdir / PREDICTIONS / f"{file}.npz") for name, file in names.items()}
         return any(value not in (None, row["identities"][name]) for name, value in stored.items())
@@ -87,11 +85,12 @@ def sweep(
     done = {row["key"] for row in rows if row["status"] == "ok" and (not calibrates or "prediction_sets" in row)}
     done -= set(replaced)
     groups = make_groups(part_of(specs, part), most_runs)
+    # Groups are made of all specs, finished or not, so that a sweep that continues runs the rest of the same groups.
     left = [tuple(spec for spec in group if spec.key not in done) for group in groups]
     todo = [group for group in left if group]
     folder = workdir / "checkpoints"
     if hosts.is_first() and folder.is_dir():
-        # Those of finished groups: a process left them that was killed after it wrote their rows.
+        # Checkpoints of finished groups: a process was killed between writing their rows and removing these.
         there = {path.name for path in folder.iterdir()}
         finished = [group for group, specs_left in zip(groups, left, strict=True) if not specs_left]
         for checkpoints in map(paths.checkpoints, finished):
@@ -108,8 +107,9 @@ def sweep(
         before: tuple[str, str] | None = None
         ended = 0
         for group in todo:
-            hosts.check()
-            # The groups of a method on a dataset, with more and fewer shots, share most of their programs.
+            hosts.check()  # between groups nothing is lost
+            # Groups of a method on a dataset, which differ in shots, share most programs. Others' programs are dropped,
+            # since each holds some fifty memory maps, and a long sweep would reach the kernel's limit.
             owner = group[0].method, group[0].dataset
             if before not in (None, owner):
                 drop_programs()
@@ -117,6 +117,7 @@ def sweep(
             context.begin(group[0].dataset)
             for attempted, new in _attempt(group, context, paths, common, calibrates, facts or {}, bar):
                 rows = _in_order([*rows, *new], specs)
+                # After every group, so that a kill costs one group at most.
                 write_group(attempted, new, paths)
                 write_results(workdir, rows)
                 accuracies = [row.get("accuracy", row.get("validation_accuracy")) for row in new]
@@ -125,12 +126,13 @@ def sweep(
                 last = f"{attempted[0].method} on {attempted[0].dataset}{mean}"
                 ended += len(attempted)
                 bar.advance_to(ended, {"last": last})
-    rows = hosts.from_first(lambda: read_rows(workdir, specs))  # other parts may have ended meanwhile
+    # Read again, since other parts may have ended meanwhile: the last part to end writes all rows.
+    rows = hosts.from_first(lambda: read_rows(workdir, specs))
     write_results(workdir, rows)
     return rows
 
 
-# The share of a run on the bar that its training is; evaluation is the rest.
+# Share of a run's training on the bar; evaluation is the rest.
 _TRAINED = 0.9
 
 
@@ -143,19 +145,20 @@ def _attempt(
     facts: Mapping[str, Row],
     bar: Progress,
 ) -> list[tuple[Group, list[Row]]]:
-    """A group and its rows. Where it fails its learning rates are tried one by one, so that none costs another."""
+    """Runs a group; returns pairs of group and rows. After a failure each learning rate runs by itself."""
     began = time.monotonic()
     title = f"{group[0].method} on {group[0].dataset}, {group[0].shots_words}"
     part = bar.part(_TRAINED * len(group), title)
     try:
         rows = run_group(group, context, paths, common, part, calibrates=calibrates, facts=facts)
     except Exception as error:
-        # Among several processes only what all of them meet alike may be survived: the others would wait for ever.
+        # Several processes survive only errors that all of them meet: after any other they would wait for this one.
         alike = isinstance(error, ClipbiasError) and not isinstance(error, UnreadableImage)
         alike = alike and not hosts.lost_peer(error)
         if hosts.multi_process() and not alike:
             raise
         rates = dict.fromkeys(spec.learning_rate for spec in group)
+        # One diverging rate ends the program of all rates: one by one the good ones get their rows.
         if len(rates) > 1:
             by_rate = [tuple(spec for spec in group if spec.learning_rate == rate) for rate in rates]
             attempts = [_attempt(alike, context, paths, common, calibrates, facts, bar) for alike in by_rate]
@@ -170,23 +173,24 @@ def _attempt(
 
 
 def write_group(group: Group, rows: Sequence[Row], paths: SweepPaths) -> None:
-    """Writes the rows of a group in one go, and removes its checkpoints."""
+    """Writes the rows of a group, and removes its checkpoints."""
     if hosts.is_first():
+        # Whole, and before the checkpoints go: killed at any moment, the group is finished or continues.
         text = json.dumps(list(rows), indent=1)
-        write_text(paths.workdir / FOLDER / f"{paths.group_file(group)}.json", text + "\n")
+        write_text(paths.workdir / GROUP_RESULTS / f"{paths.group_file(group)}.json", text + "\n")
         if all(row["status"] == "ok" for row in rows):
             epath.Path(paths.checkpoints(group)).rmtree(missing_ok=True)
 
 
 def read_rows(workdir: Path, specs: Sequence[RunSpec]) -> list[Row]:
     rows: list[Row] = []
-    for path in sorted((workdir / FOLDER).glob("*.json")):
+    for path in sorted((workdir / GROUP_RESULTS).glob("*.json")):
         rows += read_json(path, list, what="a file of results")
     return _in_order(rows, specs)
 
 
 def _in_order(rows: Sequence[Row], specs: Sequence[RunSpec]) -> list[Row]:
-    """The last row of each spec, in the order of the specs. Of a run that failed and ran again, the good row."""
+    """Returns the last row of each spec, in their order; for a run that failed and ran again, the good row."""
     by_key: dict[str, Row] = {}
     for row in rows:
         if row["status"] == "ok" or by_key.get(row["key"], row)["status"] != "ok":
@@ -201,7 +205,7 @@ def write_results(workdir: Path, rows: Sequence[Row]) -> None:
 
 
 def parse_part(text: str | None) -> tuple[int, int]:
-    """`"2/4"` as `(1, 4)`; `None` as all of it, `(0, 1)`. Raises `ClipbiasError` for anything else."""
+    """Reads `"2/4"` as `(1, 4)`, and `None` as the whole, `(0, 1)`. Raises `ClipbiasError` for anything else."""
     if text is None:
         return 0, 1
     match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text.strip())
@@ -210,23 +214,18 @@ def parse_part(text: str | None) -> tuple[int, int]:
     return int(match[1]) - 1, int(match[2])
 
 
-# From the axes of a sweep to its specs.
-
-
 @dataclasses.dataclass(frozen=True)
 class SweepAxes:
-    """What a sweep combines: each method on each dataset, with each number of shots, seed and learning rate.
+    """Axes of a sweep: each method on each dataset, with each number of shots, seed and learning rate.
 
     Attributes:
-      shots: `None` stands for all images. A method that takes no image is one run per dataset.
-      learning_rates: the rates that are compared, for methods trained with the common recipe; empty for one rate.
+      shots: `None` stands for all images. A method without training images is one run per dataset.
+      learning_rates: rates to compare, for methods that train with the common recipe; empty for one rate.
       options: options by method name, or by `method@dataset`.
-      protocol, targets: see `data.protocols`; empty targets are the literature's.
-      concentration: of the protocol "imbalanced".
+      protocol, targets, concentration: see `data.protocols`; empty targets are the literature's.
       hold_out_shot: whether one training image of each class selects settings (`data.held_out.SHOT`).
       start_seed, score_on: see `RunSpec`.
-      given: settings of the recipe, and options of methods as `method_options.NAME`, that the user asked for: methods
-        have them in place of their authors'.
+      given: names of recipe settings, and of options as `method_options.NAME`, that replace those of methods' authors.
     """
 
     methods: tuple[str, ...]
@@ -244,23 +243,21 @@ class SweepAxes:
     given: tuple[str, ...] = ()
 
     def given_recipe(self, common: Recipe, method: str, dataset: str) -> dict[str, Any]:
-        """Given settings that replace a method's own recipe, but those that are given as its options, too."""
+        """Returns given settings that replace those of a method's own recipe, unless they are given as its options."""
         places = ("method_options", f"method_options.{method}", f"method_options.{method}@{dataset}")
         names = [name for name in self.given if not {f"{place}.{name}" for place in places} & set(self.given)]
         return {name: value for name, value in vars(common).items() if name in names}
 
 
 def make_specs(context: SweepContext, common: Recipe, axes: SweepAxes, rates: Rates | None = None) -> list[RunSpec]:
-    """All combinations, dataset by dataset, without datasets that the context lacks (`on_missing=skip`).
+    """Makes the specs of all combinations, dataset by dataset, without datasets that the context lacks.
 
-    `common` is the recipe of all methods that have none of their own; `rates` were selected before.
-
-    Raises:
-      ClipbiasError: there is nothing to combine, an axis has a value twice, or there is no such method or option.
+    `common` is the recipe of methods without their own; `rates` were selected before. Raises `ClipbiasError` where an
+    axis is empty or has a value twice, or for an unknown method or option.
     """
     for name in ("methods", "datasets", "shots", "seeds"):
         if not getattr(axes, name):
-            raise ClipbiasError(f"there are no {name}, so there is nothing to run; give some.")
+            raise ClipbiasError(f"there are no {name}, so nothing can run; give at least one.")
     for name in ("methods", "datasets", "shots", "seeds", "learning_rates"):
         values = getattr(axes, name)
         if repeated := [value for place, value in enumerate(values) if value in values[:place]]:
@@ -272,7 +269,7 @@ def make_specs(context: SweepContext, common: Recipe, axes: SweepAxes, rates: Ra
     for name in axes.methods:  # a misspelt option is reported before any dataset is looked at
         resolve_method(name, axes.options.get(name, {}))
     specs = []
-    # Files are looked at once, not for each run.
+    # Once for each dataset: an identity looks at every file.
     images_of = functools.cache(
         lambda name: {part: split.identity for part, split in context.datasets[name].splits.items()}
     )
@@ -283,23 +280,23 @@ def make_specs(context: SweepContext, common: Recipe, axes: SweepAxes, rates: Ra
         options |= as_options(name, given)
         for shots in axes.shots if resolve_method(name, options).uses_images else (None,):
             method = resolve_method(name, options, dataset=dataset.name, shots=shots)
-            # On which images is it trained and tested? "full" where all labelled images are used.
+            # All labelled images are the protocol "full", whatever the sweep draws elsewhere.
             is_full = shots is None and method.uses_images and axes.protocol != "pseudo_labels"
             protocol = "full" if is_full else axes.protocol
             targets = protocols.targets_of(axes.protocol, dataset.name, axes.targets)
             data = identity(
                 [[Classes.of(context.datasets[each]), images_of(each)] for each in (dataset.name, *targets)]
             )
-            # How is it trained, and at which learning rates? Those that are compared are for the common recipe, since a
-            # method keeps its authors' rate; else the rate that was selected before, `None` for the recipe's.
+            # Learning rates are compared, or taken from a selection, for the common recipe alone: a method with its own
+            # recipe keeps its authors' rate.
             recipe = with_given(method.recipe_for(common, shots), given) if method.trains else None
             takes_rates = recipe is not None and recipe.learning_rate == common.learning_rate
             listed = rates.of(name, dataset.name, shots) if takes_rates and rates is not None else None
             learning_rates = axes.learning_rates if takes_rates and axes.learning_rates else (listed,)
-            # Which images select its settings?
+            # The policy names the images that select something, now or in the sweep that selected the rates.
             selected = len(learning_rates) > 1 or listed is not None
-            validation = _policy(axes, dataset, shots) if selected or searches(method) else UNSELECTED
-            # With which seeds, of the few-shot split and of the start?
+            validation = _policy(axes, dataset, shots) if selected or searches_options(method) else UNSELECTED
+            # Without training images no seed changes anything: one run.
             seeds = axes.seeds if method.uses_images else (0,)
             is_imbalanced = protocol == protocols.IMBALANCED and method.uses_images
             for learning_rate, seed in itertools.product(learning_rates, seeds):
@@ -327,14 +324,14 @@ def make_specs(context: SweepContext, common: Recipe, axes: SweepAxes, rates: Ra
 
 
 def _policy(axes: SweepAxes, dataset: Dataset, shots: int | None) -> str:
-    """The validation policy of a run for which something is selected."""
+    """Returns the validation policy of a run with selected settings."""
     if not axes.hold_out_shot:
         return protocols.validation_policy(dataset)
     if axes.protocol == "pseudo_labels":
         raise ClipbiasError("pseudo-labelled images have no label to select by; leave out --config.hold_out_shot.")
     if shots == 1:
         raise ClipbiasError(
-            "of a single shot none is left to train on when one is held out; take more --config.shots, or leave out "
+            "a single shot cannot both train and be held out; take more --config.shots, or leave out "
             "--config.hold_out_shot."
         )
     return held_out.SHOT

@@ -1,4 +1,4 @@
-"""A tuned model as a teacher: its logits of the training images, which a student learns instead of labels."""
+"""A tuned model as a teacher: a student learns its logits of the training images in place of labels."""
 
 import dataclasses
 import functools
@@ -13,10 +13,11 @@ from clipbias.data.images import Images
 from clipbias.data.pipeline import Batch
 from clipbias.data.transforms import Resizing
 from clipbias.errors import ClipbiasError
-from clipbias.training import mesh as meshes
+from clipbias.training import placement
 from clipbias.training.batches import RunBatches
 from clipbias.training.context import SweepContext
-from clipbias.training.evaluate import EvalInputs, EvalStatic, Evaluator, encode_texts, make_evaluation
+from clipbias.training.evaluator import Evaluator
+from clipbias.training.forward import EvalInputs, EvalStatic, encode_texts, make_evaluation
 from clipbias.training.memory import fit_evaluation
 from clipbias.training.step import TEACHER, over_runs
 from clipbias.tuning import Recipe, Task
@@ -36,7 +37,7 @@ def check_student(student: Task, teacher: Tuned) -> None:
 
 
 def why_no_student(method: Method) -> str:
-    """Why a method cannot learn from a teacher, a clause, or "" if it can."""
+    """Returns a clause on why a method cannot learn from a teacher; "" if it can."""
     if isinstance(method, FeatureMethod):
         return "it is made of features and labels of training images"
     if isinstance(method, TestTimeMethod):
@@ -45,11 +46,11 @@ def why_no_student(method: Method) -> str:
 
 
 def split_logits(model: Tuned, images: Images, context: SweepContext) -> tuple[np.ndarray, np.ndarray]:
-    """A tuned model's logits of images as they are evaluated, computed once for each list of images; no label is read.
+    """Computes a tuned model's logits of images as they are evaluated, once for each list of images.
 
-    Returns:
-      Logits, float32 `[n, C]`, zeros for images that could not be read; and which could be read, bool `[n]`.
+    Returns float32 `[n, C]`, zeros for unreadable images, and which images are readable, bool `[n]`.
     """
+    # No label is read: the same images with other labels have the same logits.
     key = model.identity, without_labels(images.split).digest
     if key in context.known_logits:
         return context.known_logits[key]
@@ -66,11 +67,10 @@ def split_logits(model: Tuned, images: Images, context: SweepContext) -> tuple[n
 
 
 class TaughtBatches(RunBatches):
-    """The batches of a training, with the teacher's logits `[R, B, C]` of each image; no label is read.
+    """Batches with the teacher's logits `[R, B, C]` of each image.
 
-    Logits are computed once for each image where images are prepared as they are evaluated. Where images are augmented
-    they are computed for the augmented images of each batch. A teacher of another resolution gets the same crops at its
-    own.
+    Without augmentation they are computed once for each image, else for the augmented images of each batch. A teacher
+    of another resolution sees the same crops at its own resolution.
     """
 
     def __init__(
@@ -84,12 +84,16 @@ class TaughtBatches(RunBatches):
         resizing: Resizing,
         start_step: int,
     ) -> None:
-        """Computes the logits of all images, unless these are augmented; other arguments as of `RunBatches`.
+        """Computes the logits of all images, unless these are augmented; see `RunBatches` for other arguments.
 
         Raises `ClipbiasError` where images are augmented, and the teacher needs crops of each image.
         """
         mesh = context.mesh
-        numbered = {id(of_run): _numbered(of_run) for of_run in images}
+        # A student reads no label: each image's number in the list takes its place, by which a batch finds its logits.
+        numbered = {
+            id(of_run): Images(dataclasses.replace(of_run.split, labels=np.arange(len(of_run))), of_run.cache)
+            for of_run in images
+        }
         images = [numbered[id(of_run)] for of_run in images]
         options: dict[str, Any] = {"workers": context.workers, "on_error": context.on_image_error}
         options["start_step"] = start_step
@@ -100,7 +104,7 @@ class TaughtBatches(RunBatches):
         if not recipe.augment:
             logits = {id(of_run): split_logits(teacher, of_run, context)[0] for of_run in numbered.values()}
             stacked = np.stack([logits[id(of_run)] for of_run in images])
-            self._table = meshes.device_put(mesh, meshes.pad(stacked, meshes.padded(mesh, len(images))), meshes.RUN)
+            self._table = placement.RunAxis(mesh, len(images)).place(stacked)
         elif isinstance(teacher.task.method, TestTimeMethod):
             raise ClipbiasError(
                 f"{teacher.task.method_name!r} learns from crops of each test image, so it teaches without "
@@ -127,35 +131,32 @@ class TaughtBatches(RunBatches):
         super().close()
         if self._of_teacher is not None:
             self._of_teacher.close()
-        self._table, self._evaluation = None, None  # large too
-
-
-def _numbered(images: Images) -> Images:
-    """The same images, with their numbers in the list in place of labels."""
-    return Images(dataclasses.replace(images.split, labels=np.arange(len(images))), images.cache)
+        self._table, self._evaluation = None, None  # large, as in `RunBatches.close`
 
 
 def _evaluation(model: Tuned, context: SweepContext) -> tuple[EvalStatic, EvalInputs]:
     mesh = context.mesh
-    task = fit_evaluation(model.task.with_memory(class_shards=mesh.shape[meshes.DATA]), runs=1, mesh=mesh)
+    task = fit_evaluation(model.task.with_memory(class_shards=mesh.shape[placement.DATA]), runs=1, mesh=mesh)
+    # A teacher on the student's frozen model shares its weights on the mesh.
     if task.clip.identity == context.clip.identity and task.classifier.dtype == context.dtype:
         params = context.params
     else:
-        params = meshes.place_weights(mesh, task.clip.params, task.classifier.dtype)
+        params = placement.place_weights(mesh, task.clip.params, task.classifier.dtype)
     learnables = stack_runs([jax.device_get(model.learnables)])
     return make_evaluation(task, params, learnables, runs=1, mesh=mesh)
 
 
 @functools.partial(jax.jit, static_argnames="mesh")
 def _look_up(mesh: jax.sharding.Mesh, table: jax.Array, numbers: jax.Array) -> jax.Array:
-    """The rows `[R, B, C]` of `table [R, N, C]` that `numbers [R, B]` name."""
+    """Takes rows `numbers [R, B]` of `table [R, N, C]`: `[R, B, C]`."""
     rows = jax.vmap(lambda of_run, places: of_run[places])(table, numbers)
-    return meshes.constrain(mesh, rows, meshes.RUN, meshes.DATA)
+    return placement.constrain(mesh, rows, placement.RUN, placement.DATA)
 
 
 @functools.partial(jax.jit, static_argnames="static")
 def _batch_logits(static: EvalStatic, inputs: EvalInputs, images: jax.Array, mask: jax.Array) -> jax.Array:
-    """Logits `[R, B, C]` of uint8 images `[R, B, size, size, 3]`; `mask [R, B]` says which of them count."""
+    """Computes logits `[R, B, C]` of uint8 images `[R, B, size, size, 3]`, of which `mask [R, B]` counts."""
+    # One teacher for all runs: its own axis of a single run goes, and the runs' axis is that of the images.
     classifier = static.classifier
     assert static.preprocessing is not None and static.mesh is not None, "batches of a training lie on a mesh"
     learnables = jax.tree.map(lambda leaf: leaf[0], inputs.learnables)
@@ -169,4 +170,4 @@ def _batch_logits(static: EvalStatic, inputs: EvalInputs, images: jax.Array, mas
 
     every_run = over_runs(of_run, (0, 0), runs=len(images), mesh=static.mesh)
     logits = every_run(static.preprocessing.normalize(images), mask)
-    return meshes.constrain(static.mesh, logits, meshes.RUN, meshes.DATA)
+    return placement.constrain(static.mesh, logits, placement.RUN, placement.DATA)

@@ -1,8 +1,8 @@
-"""The folder of a run: what was asked for, what else the result depends on, how it went, and where files lie.
+"""The work folder of a run or a sweep: settings, environment, state, and the places of other files.
 
-`config.json` has the settings, `environment.json` versions and devices, `state.json` how the run stands:
-`{"state", "started", "seconds", "error"}`, the state "running", "finished", "interrupted" or "failed". A killed process
-leaves "running" and a free lock. Jobs that share a sweep lie in `parts/1-of-4` and so on with their own files.
+`config.json` has the settings, `environment.json` versions and devices, `state.json` `{"state", "started", "seconds",
+"error"}`; the state is "running", "finished", "interrupted" or "failed". A killed process leaves "running" and a free
+lock. Jobs that share a sweep have their own files in `parts/1-of-4` and so on.
 """
 
 import contextlib
@@ -39,10 +39,10 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers"
 def open_workdir(
     folder: str | os.PathLike, config: Mapping[str, Any], *, part: tuple[int, int] = (0, 1)
 ) -> Iterator[Path]:
-    """Makes and locks a work folder, and writes what was asked for and how the run stands.
+    """Makes and locks a work folder, and writes settings, environment and state.
 
-    Of a sweep that independent jobs share, job `(i, n)` locks a folder of its part. Raises `ClipbiasError` where the
-    folder cannot be written, or another process works in it.
+    Job `(i, n)` of a shared sweep locks a folder of its part. Raises `ClipbiasError` for a folder that cannot be
+    written, or in which another process works.
     """
     folder = io.data_path(folder)
     if not hosts.is_first():  # the first process keeps the folder for all
@@ -50,9 +50,10 @@ def open_workdir(
         return
     part_folder = folder if part[1] == 1 else folder / "parts" / f"{part[0] + 1}-of-{part[1]}"
     with contextlib.ExitStack() as locked:
-        if part_folder != folder:  # nobody works on the whole meanwhile
+        if part_folder != folder:  # a shared lock, so that no process takes the whole folder meanwhile
             locked.enter_context(io.lock(folder, shared=True))
         locked.enter_context(io.lock(part_folder))
+        # Parts share one configuration, which is written the same by all of them.
         write_json(folder / CONFIG, {**config, "part": None} if part[1] > 1 else config)
         for place in {folder, part_folder}:
             write_json(place / ENVIRONMENT, environment())
@@ -82,7 +83,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def environment() -> dict[str, Any]:
-    """What a result depends on besides its settings: versions, devices, and the commit of the source."""
+    """Describes what a result depends on besides its settings: versions, devices, and the commit of the source."""
     versions = {}
     for name in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -107,7 +108,7 @@ def note_model(folder: Path, clip: Clip) -> None:
 
 
 def note_runs(folder: Path, count: int) -> None:
-    """Adds to `environment.json` how many runs on test images a sweep has, by which `show` says how far it is."""
+    """Adds the number of runs on test images to `environment.json`, for the progress that `show` prints."""
     if (folder / ENVIRONMENT).exists():  # a sweep may run without a work folder's other files
         _note(folder, runs=count)
 
@@ -137,14 +138,14 @@ ADAPTERS = "adapters"
 
 @dataclasses.dataclass(frozen=True)
 class SweepPaths:
-    """Where the files of a sweep lie. Those of a single run lie in the folder itself; `names` are by spec key."""
+    """Places of the files of a sweep, or of a `single` run, in the work folder; `names` are by spec key."""
 
     workdir: Path
     names: dict[str, str]
     single: bool = False
 
     def other_kind(self) -> str:
-        """What the folder holds of the other kind of sweep, of one run or of several; empty if nothing."""
+        """Names files of the other kind in the folder, of a sweep or of a single run; "" if there are none."""
         if self.single and (self.workdir / ADAPTERS).is_dir():
             return f"the adapters of `table1` ({ADAPTERS}/)"
         if not self.single and (self.workdir / ADAPTER).exists():
@@ -155,7 +156,7 @@ class SweepPaths:
         return self.workdir if self.single else self.workdir / "runs" / self.group_file(group)
 
     def checkpoints(self, group: Group) -> Path:
-        """The folder of a group's checkpoints; it is removed when the group is finished."""
+        """Folder of a group's checkpoints, until the group is finished."""
         return self.workdir / "checkpoints" / group_key(group)
 
     def adapter(self, spec: RunSpec) -> Path:

@@ -16,7 +16,7 @@ import pytest
 from clipbias.analysis.model import why_no_maps
 from clipbias.analysis.relevancy import relevancy
 from clipbias.clip import Clip
-from clipbias.training import mesh as meshes
+from clipbias.training import placement
 from clipbias.training.ahead import Topology, exchanges
 from clipbias.training.device import USABLE, needed_bytes
 from clipbias.training.memory import (
@@ -58,7 +58,7 @@ CASES += [(SEVERAL, name, "bfloat16", 3) for name in TRAINED if ALL or name == "
 
 def bind(clip: Clip, method, classes: int, dtype: str, mesh) -> Task:
     task = Task(clip, method, model.class_names(classes), dtype=dtype)
-    return task.with_memory(class_shards=mesh.shape[meshes.DATA])
+    return task.with_memory(class_shards=mesh.shape[placement.DATA])
 
 
 def first_stage(name: str, batch: int) -> tuple[Method, Recipe]:
@@ -86,7 +86,7 @@ def test_training_steps(clip, topologies, topology, name, dtype, runs):
     """The fastest way that the plan finds."""
     where = topologies[topology]
     method, recipe = first_stage(name, BATCH)
-    mesh = meshes.make_mesh(devices=where.devices)
+    mesh = placement.make_mesh(devices=where.devices)
     size = StepShape(recipe.batch_size, runs, mesh, images=SHOTS * CLASSES)
     jax.clear_caches()  # what was traced for another device
     with where:
@@ -103,7 +103,7 @@ def test_training_steps(clip, topologies, topology, name, dtype, runs):
 @pytest.mark.parametrize("name", FIRSTS if ALL else ("ivlp",))
 def test_evaluations(clip, topologies, name):
     where = topologies[TOPOLOGIES[0]]
-    mesh = meshes.make_mesh(devices=where.devices)
+    mesh = placement.make_mesh(devices=where.devices)
     jax.clear_caches()
     with where:
         task = fit_evaluation(bind(clip, name, CLASSES, "bfloat16", mesh), runs=3, mesh=mesh)
@@ -128,12 +128,12 @@ def test_relevancy(clip, topologies, name):
     """On one device, as explanations are computed."""
     where = topologies[TOPOLOGIES[0]]
     size = clip.config.vision.image_size
-    mesh = meshes.make_mesh(data=1, devices=where.devices[:1])
+    mesh = placement.make_mesh(data=1, devices=where.devices[:1])
     task = bind(clip, name, CLASSES, "float32", mesh)
     if reason := why_no_maps(task):
         pytest.skip(reason)
     images = jax.ShapeDtypeStruct((8, size, size, 3), jnp.float32)
-    arguments = meshes.replicate(mesh, (meshes.shapes(clip.params), task.shapes, images))
+    arguments = placement.replicate(mesh, (placement.shapes(clip.params), task.shapes, images))
     jax.clear_caches()
     with where:
         program = Program("relevancy", jax.jit(lambda *args: relevancy(task, *args, np.arange(8))), arguments)
@@ -146,7 +146,7 @@ def test_a_thousand_classes_on_many_devices(clip, topologies):
     method, recipe = first_stage("ivlp", 256)
     runs = len(where.devices) // 4
     for run, count in ((1, 1), (runs, runs)):
-        mesh = meshes.make_mesh(run=run, devices=where.devices)
+        mesh = placement.make_mesh(run=run, devices=where.devices)
         size = StepShape(256, count, mesh, images=SHOTS * 1000)
         jax.clear_caches()
         with where:

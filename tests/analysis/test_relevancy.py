@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec
 
 from clipbias.analysis.relevancy import REDUCTIONS, MapOptions, explanations, relevancy
 from clipbias.clip import Clip
-from clipbias.training import mesh as meshes
+from clipbias.training import placement
 from clipbias.tuning import CONSTANTS, Task
 from tests import helpers, own_methods
 from tests.analysis.models import CLASS_NAMES, moved, tuned
@@ -191,12 +191,12 @@ def test_ways_to_compute_agree(clip, images):
     pairs = np.stack([TARGETS, (TARGETS + 1) % 3], axis=1)
     many = jax.device_get(relevancy(task, clip.params, learnables, images, pairs, recompute=True, chunk=3))
     assert many.vision.shape == (4, 2, 16)
-    mesh = meshes.make_mesh(data=4, devices=jax.devices()[:4])
+    mesh = placement.make_mesh(data=4, devices=jax.devices()[:4])
     run = jax.jit(functools.partial(relevancy, task))
-    params = meshes.replicate(mesh, clip.params)
-    placed = meshes.replicate(mesh, learnables)
+    params = placement.replicate(mesh, clip.params)
+    placed = placement.replicate(mesh, learnables)
     shards = np.asarray(images)
     for k, targets in enumerate(pairs.T):
-        sharded = run(params, placed, meshes.place_rows(mesh, shards), meshes.place_rows(mesh, targets))
+        sharded = run(params, placed, placement.place_rows(mesh, shards), placement.place_rows(mesh, targets))
         assert sharded.vision.sharding.spec[:1] == PartitionSpec("data")[:1]
         assert_close(jax.tree.map(lambda x, k=k: x[:, k], many), sharded)

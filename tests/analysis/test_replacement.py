@@ -23,7 +23,7 @@ from clipbias.analysis.uncertainty import Estimate
 from clipbias.clip import Clip
 from clipbias.training import loop, teacher
 from clipbias.training.calibration import fit_temperatures
-from clipbias.training.students import divergences, mean_divergence, select_rate
+from clipbias.training.students import divergences, mean_divergence, select_learning_rate
 from clipbias.tuning import Task
 from clipbias.tuning.tuned import Tuned
 from tests.analysis.models import CLASS_NAMES, moved
@@ -311,10 +311,10 @@ def test_the_rate_is_the_lowest_that_is_tried(best: float, tried: int) -> None:
         seen.append(rate)
         return abs(np.log(rate / best))
 
-    found = select_rate(divergence)
+    found = select_learning_rate(divergence)
     assert found == min(seen, key=lambda rate: abs(np.log(rate / best))) and len(seen) == len(set(seen)) == tried
     assert found == pytest.approx(best) or best == 1e9
-    assert select_rate(lambda rate: np.nan if rate > 0.004 else 1.0) < 0.004
+    assert select_learning_rate(lambda rate: np.nan if rate > 0.004 else 1.0) < 0.004
 
 
 @pytest.fixture
@@ -354,7 +354,7 @@ def test_the_section(
         assert np.isfinite(divergence(0.02))
         return 0.02
 
-    monkeypatch.setattr(replacement, "select_rate", one_rate)
+    monkeypatch.setattr(replacement, "select_learning_rate", one_rate)
     models = models_of(clip)[:4]
     test = colour_split(4, 3)
     images = colour_split(5, 0)

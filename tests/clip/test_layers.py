@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from clipbias.clip import layers
-from clipbias.training import mesh as meshes
+from clipbias.training import placement
 from clipbias.training.step import over_runs
 
 
@@ -57,7 +57,7 @@ def test_what_cudnn_is_given_is_the_same_attention(tokens):
 @pytest.mark.parametrize(("run", "runs", "images"), [(2, 4, 4), (2, 3, 4), (1, 2, 3)])
 def test_devices_that_attend_by_themselves_find_the_same(run, runs, images):
     """Runs side by side on a mesh, split along its axis `run` or not, and images that `data` does not divide."""
-    mesh = meshes.make_mesh(run=run, devices=jax.devices()[:8])
+    mesh = placement.make_mesh(run=run, devices=jax.devices()[:8])
     values = np.random.default_rng(run).normal(size=(4, runs, images, 7, 3, 8))
     q, k, v, weight = values.astype(np.float32)
 
@@ -68,8 +68,8 @@ def test_devices_that_attend_by_themselves_find_the_same(run, runs, images):
         return jax.value_and_grad(loss, argnums=(0, 1, 2))(q, k, v)
 
     together = jax.jit(over_runs(attended, [0] * 4, runs=runs, mesh=mesh))
-    placed = meshes.device_put(
-        mesh, (q, k, v, weight), meshes.RUN, None if images % mesh.shape[meshes.DATA] else meshes.DATA
+    placed = placement.device_put(
+        mesh, (q, k, v, weight), placement.RUN, None if images % mesh.shape[placement.DATA] else placement.DATA
     )
     program = together.lower(*placed).compile()
     assert "all-gather" not in program.as_text()

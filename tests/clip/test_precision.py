@@ -11,7 +11,7 @@ import experiments.train
 from clipbias.clip import encode_image
 from clipbias.clip.precision import DEFAULT_DTYPES, Target, cast_weights, resolve
 from clipbias.errors import ClipbiasError
-from clipbias.training import mesh as meshes
+from clipbias.training import placement
 from clipbias.training.ahead import traced_for
 from clipbias.training.memory import StepShape, training_program
 from clipbias.tuning import Task, make_method
@@ -51,7 +51,7 @@ def test_no_product_of_a_step_is_left_to_the_device(clip, dtype):
     """Float32 factors are multiplied as the type's name says, or more exactly; half precision has no choice."""
     task = Task(clip, make_method("ivlp"), NAMES, dtype=dtype)
     recipe = Recipe(0.1, 1, 0, 0.1, 4, 0.9, 0.0)
-    text = training_program(task, recipe, StepShape(4, 1, meshes.single_device())).lower().as_text()
+    text = training_program(task, recipe, StepShape(4, 1, placement.single_device())).lower().as_text()
     products = [line for line in text.splitlines() if "dot_general" in line]
     halves = [line for line in products if re.search(r": \(tensor<[^>]*bf16>, tensor<[^>]*bf16>\)", line)]
     precisions = {
@@ -64,9 +64,9 @@ def test_no_product_of_a_step_is_left_to_the_device(clip, dtype):
 
 @pytest.mark.ci
 def test_weights_placed_in_half_precision_are_those_that_a_step_would_round(clip):
-    mesh = meshes.single_device()
-    placed = meshes.place_weights(mesh, clip.params, "bfloat16")
-    shapes = meshes.place_weights(mesh, clip.params, "bfloat16", shapes=True)
+    mesh = placement.single_device()
+    placed = placement.place_weights(mesh, clip.params, "bfloat16")
+    shapes = placement.place_weights(mesh, clip.params, "bfloat16", shapes=True)
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype, leaf.sharding), placed) == jax.tree.map(
         lambda leaf: (leaf.shape, leaf.dtype, leaf.sharding), shapes
     )

@@ -18,7 +18,7 @@ from clipbias.clip.text import as_tokens
 from clipbias.data.files import split_of_files
 from clipbias.data.images import pictures as read_pictures
 from clipbias.data.user_images import UserImages, label_numbers, list_images
-from clipbias.training import mesh as meshes
+from clipbias.training import placement
 
 # What `tools/reference/write_pixels.py` of commit 879c20d8 stored: pixels by those libraries.
 EXPECTED = Path(__file__).parents[1] / "data_files" / "pixels.safetensors"
@@ -246,8 +246,8 @@ def test_weights_are_where_they_are_used():
     learnables = jax.device_put(task.init())
     with jax.transfer_guard_host_to_device("disallow"):
         jax.block_until_ready(jax.jit(task.logits)(clip.params, learnables, images))
-    mesh = meshes.make_mesh(devices=jax.devices()[:1])
-    placed = meshes.place_weights(mesh, clip.params, "float32")
+    mesh = placement.make_mesh(devices=jax.devices()[:1])
+    placed = placement.place_weights(mesh, clip.params, "float32")
     for there, here in zip(jax.tree.leaves(placed), jax.tree.leaves(clip.params), strict=True):
         assert there.unsafe_buffer_pointer() == here.unsafe_buffer_pointer()
     on_host = clipbias.load("demo", device="host")

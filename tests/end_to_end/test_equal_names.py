@@ -15,7 +15,7 @@ from clipbias import data
 from clipbias.analysis.results_file import ARRAYS, load_arrays, load_results
 from clipbias.errors import ClipbiasError
 from clipbias.io import read_json, read_json_lines
-from clipbias.training.evaluate import stored_identity
+from clipbias.training.predictions import stored_identity
 from clipbias.tuning.adapter import read_adapter
 from experiments import distil, evaluate, explain, predict, table1, train
 from tests.end_to_end.conftest import refusal_here, succeed_here, without_seconds

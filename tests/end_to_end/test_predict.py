@@ -265,7 +265,7 @@ def test_a_table_goes_on_where_it_was_killed(calibrated, photos, cache, tmp_path
     assert answer_here(experiments.predict, settings, tmp_path / "out")[0] == 0 and table.read_bytes() == before
     photos[3].write_bytes(photos[3].read_bytes() + b" ")  # another picture
     other = refusal_here(experiments.predict, settings, tmp_path / "out")
-    assert f"{photos[3]} is another picture than when its line was written to {table}" in other
+    assert str(photos[3]) in other and str(table) in other and "--config.output" in other
     other = refusal_here(experiments.predict, settings | {"coverage": 0.8}, tmp_path / "out")
     assert f"{table} has lines of other settings (prediction sets); choose another --config.output" in other
     other = refusal_here(experiments.predict, settings | {"classes": "cat,dog", "zero_shot": False}, tmp_path / "out")

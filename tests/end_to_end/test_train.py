@@ -16,8 +16,7 @@ import configs.demo
 from clipbias import data
 from clipbias.export.card import model_card
 from clipbias.io import PART
-from clipbias.training import evaluate as evaluation
-from clipbias.training import loop, select
+from clipbias.training import evaluator, loop, select
 from clipbias.training.select import Candidate
 from clipbias.tuning.adapter import read_adapter
 from clipbias.tuning.registry import make_method
@@ -223,7 +222,7 @@ def test_a_stopped_run(model, trained, tmp_path):
     [
         # While the last step is awaited, and in an evaluation.
         (loop.StepReport, "catch_up", 3, signal.SIGINT, 130, "stopped"),
-        (evaluation, "image_features", 2, signal.SIGTERM, 143, "stopped; the same command continues."),
+        (evaluator, "image_features", 2, signal.SIGTERM, 143, "stopped; the same command continues."),
     ],
 )
 def test_a_stopped_sweep(where, name, call, number, status, sentence, model, whole, tmp_path, capsys):

@@ -21,7 +21,7 @@ from clipbias.data import Dataset
 from clipbias.data.user_images import image_list
 from clipbias.errors import ClipbiasError
 from clipbias.training import loop
-from clipbias.training.evaluate import evaluate as evaluate_task
+from clipbias.training.predictor import evaluate as evaluate_task
 from clipbias.tuning.method import CONSTANTS, FeatureMethod
 from experiments import evaluate, predict, train
 from tests import families, helpers

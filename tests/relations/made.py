@@ -11,8 +11,8 @@ from PIL import Image
 
 import clipbias
 from clipbias import TunedModel, studies
-from clipbias.training import select
-from clipbias.training.evaluate import predictions_identity
+from clipbias.training.predictions import predictions_identity
+from clipbias.training.rates import Rates
 from clipbias.training.spec import RunSpec
 from experiments import common, distil, evaluate, explain, export, import_adapter, lab, predict, table1, train
 from tests import helpers
@@ -98,13 +98,16 @@ def specs_of(settings: Any, folder: Path) -> list[Any]:
         seen.append([spec.key for spec in specs])
         return []
 
-    def choose(rows: Any, scope: str) -> select.Rates:
+    def select_learning_rates(rows: Any, scope: str) -> Rates:
         seen.append(scope)
-        return select.Rates({})
+        return Rates({})
 
     axes = table1.axes_of(settings)
     context, rates = table1.prepare(settings, axes)
-    with mock.patch.multiple(table1, sweep=note, choose=choose), mock.patch.object(select.Rates, "write"):
+    with (
+        mock.patch.multiple(table1, sweep=note, select_learning_rates=select_learning_rates),
+        mock.patch.object(Rates, "write"),
+    ):
         table1.run(settings, context, rates, folder)
     return seen
 

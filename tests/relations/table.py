@@ -19,7 +19,7 @@ import clipbias
 from clipbias import TunedModel
 from clipbias.errors import ClipbiasError
 from clipbias.prediction import Accuracy
-from clipbias.training import mesh as meshes
+from clipbias.training import placement
 from tests.relations.cases import Case, clip_of
 
 Check = Callable[[Case, Path], None]
@@ -117,11 +117,11 @@ LABELS = np.arange(COUNT) % 3
 
 
 def one_device() -> Mesh:
-    return meshes.single_device()
+    return placement.single_device()
 
 
 def four_devices() -> Mesh:
-    return meshes.make_mesh(run=1, data=4, devices=jax.devices()[:4])
+    return placement.make_mesh(run=1, data=4, devices=jax.devices()[:4])
 
 
 def logits(model: TunedModel, pictures: Any = PICTURES, **options: Any) -> np.ndarray:

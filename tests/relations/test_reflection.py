@@ -26,7 +26,7 @@ from clipbias.data import sources
 from clipbias.errors import ClipbiasError
 from clipbias.identity import identity
 from clipbias.settings import fields_of, from_config
-from clipbias.training import mesh as meshes
+from clipbias.training import placement
 from clipbias.tuning import Recipe, Task
 from clipbias.tuning.prompts import Classes
 from experiments import common
@@ -234,7 +234,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], Callable[..., object], Arguments,
             "calibrate": Answer(
                 True, {"images": dataset_of_arrays, "labels": None, "class_names": None, "calibrate": False}
             ),
-            "mesh": Answer(lambda place: meshes.make_mesh(run=1, data=1, devices=jax.devices()[1:2]), {}, "where"),
+            "mesh": Answer(lambda place: placement.make_mesh(run=1, data=1, devices=jax.devices()[1:2]), {}, "where"),
             "on_image_error": Answer("skip", without_effect="no image is broken here"),
             "progress": Answer(True, without_effect="it is shown, or not"),
             "options": Answer(without_effect="each is tried by itself"),

@@ -15,13 +15,12 @@ from PIL import Image
 from clipbias.clip import Clip
 from clipbias.data import Dataset, Split, protocols
 from clipbias.data.images import Images
-from clipbias.training import loop
-from clipbias.training import mesh as meshes
+from clipbias.training import loop, placement
 from clipbias.training.context import SweepContext
 from clipbias.training.device import Compute
-from clipbias.training.evaluate import evaluate
-from clipbias.training.loop import Logging, Run, TrainJob, TrainResult
-from clipbias.training.select import Rates
+from clipbias.training.loop import Run, RunOutputs, TrainJob, TrainResult
+from clipbias.training.predictor import evaluate
+from clipbias.training.rates import Rates
 from clipbias.training.spec import Row, RunSpec, run_names
 from clipbias.training.sweep import SweepAxes, make_specs, sweep
 from clipbias.training.workdir import SweepPaths
@@ -74,7 +73,7 @@ def make_job(
 ) -> TrainJob:
     """A job of these runs by itself; `compute` are fields of `Compute`."""
     settings = Compute(trackers=(), **compute)
-    context = SweepContext(task.clip, {}, settings, mesh or meshes.single_device(), dtype=task.classifier.dtype)
+    context = SweepContext(task.clip, {}, settings, mesh or placement.single_device(), dtype=task.classifier.dtype)
     return TrainJob(context, task, recipe, tuple(runs))
 
 
@@ -84,12 +83,12 @@ def train_runs(
     recipe: Recipe,
     mesh: Mesh | None = None,
     profile: str | None = None,
-    **logging: Any,
+    **outputs: Any,
 ) -> TrainResult:
-    """Trains runs from the learnables of their seeds; `logging` are fields of `Logging`."""
+    """Trains runs from the learnables of their seeds; `outputs` are fields of `RunOutputs`."""
     start = stack_runs([jax.device_get(task.init(run.start_seed)) for run in runs])
     job = make_job(task, runs, recipe, mesh, profile=profile)
-    return loop.train(dataclasses.replace(job, logging=Logging(**logging)), start)
+    return loop.train(dataclasses.replace(job, outputs=RunOutputs(**outputs)), start)
 
 
 @pytest.fixture
@@ -152,7 +151,7 @@ class TinySweep:
     def __post_init__(self) -> None:
         if isinstance(self.datasets, Dataset):
             self.datasets = {self.datasets.name: self.datasets}
-        self.mesh = self.mesh or meshes.single_device()
+        self.mesh = self.mesh or placement.single_device()
         self.context = SweepContext(
             self.clip, self.datasets, self.compute, self.mesh, dtype=self.dtype, on_image_error=self.on_image_error
         )
@@ -193,5 +192,5 @@ class TinySweep:
 
 def score_of(adapter: Adapter, clip: Clip, split: Split, own_methods: Sequence[str] = (), **options: Any) -> Row:
     """What an adapter scores on images."""
-    settings = dict(mesh=meshes.single_device(), eval_batch_size=8, on_image_error="raise")
+    settings = dict(mesh=placement.single_device(), eval_batch_size=8, on_image_error="raise")
     return evaluate(adapter.bind(clip, own_methods=own_methods), split, **settings | options)[0]

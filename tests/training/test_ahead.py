@@ -25,8 +25,7 @@ from clipbias.analysis.model import additions
 from clipbias.clip import Clip, layers
 from clipbias.clip.precision import AWAY, Target, cast_weights, target
 from clipbias.errors import ClipbiasError
-from clipbias.training import memory
-from clipbias.training import mesh as meshes
+from clipbias.training import memory, placement
 from clipbias.training.ahead import (
     CHIPS,
     Exchange,
@@ -47,7 +46,7 @@ from clipbias.tuning.method import sampling_of
 from clipbias.tuning.recipe import Recipe
 from clipbias.tuning.registry import METHODS
 from tests.training.conftest import TinySweep
-from tests.training.test_mesh import devices
+from tests.training.test_placement import devices
 from tools import benchmark as model
 
 
@@ -131,7 +130,7 @@ ENTRY %main (p: f32[8,4]) -> f32[8,4] {
 )
 def test_every_stage_and_what_is_computed_once_have_their_programs(clip, colours, tmp_path, name, programs):
     """Of a run on twelve images, on all devices."""
-    tiny = TinySweep(clip, colours, RECIPE, tmp_path, mesh=meshes.make_mesh(run=1, data=8))
+    tiny = TinySweep(clip, colours, RECIPE, tmp_path, mesh=placement.make_mesh(run=1, data=8))
     (group,) = make_groups(tiny.specs(name, shots=(4,), seeds=(1,)))
     lines = describe(make_job(group, tiny.context))
     assert [line.split(":")[0] for line in lines if "per device (" in line] == programs
@@ -175,7 +174,7 @@ def on(platform: str | None) -> Iterator[None]:
 
 def steps(clip: Clip, name: str, dtype: str, *, runs: int, rows: int = 4) -> list[memory.Program]:
     """The training step of each of a method's stages."""
-    size = memory.StepShape(rows, runs, meshes.single_device(), images=12)
+    size = memory.StepShape(rows, runs, placement.single_device(), images=12)
     step_programs = []
     for method, recipe in make_method(name).stages(make_method(name).recipe_for(RECIPE, 4)):
         step_programs.append(memory.training_program(Task(clip, method, NAMES, dtype=dtype), recipe, size))
@@ -203,10 +202,10 @@ def test_half_precision_on_an_nvidia_gpu_goes_through_its_kernels(small, names):
 @pytest.mark.parametrize(("run", "runs"), [(2, 4), pytest.param(1, 3, marks=pytest.mark.long)])
 def test_devices_attend_to_their_own_images(small, run, runs):
     """cuDNN's kernel is called with one device's images of its runs, in a step and in an evaluation."""
-    mesh = meshes.make_mesh(run=run, devices=jax.devices()[:8])
+    mesh = placement.make_mesh(run=run, devices=jax.devices()[:8])
     rows = 32
-    images, together = rows // mesh.shape[meshes.DATA], runs // run
-    task = Task(small, "bias", NAMES, dtype="bfloat16").with_memory(class_shards=mesh.shape[meshes.DATA])
+    images, together = rows // mesh.shape[placement.DATA], runs // run
+    task = Task(small, "bias", NAMES, dtype="bfloat16").with_memory(class_shards=mesh.shape[placement.DATA])
     with on("cuda"):
         step = memory.training_program(task, RECIPE, memory.StepShape(rows, runs, mesh, images=64))
         (features, *_) = memory.evaluation_programs(task, batch=rows, runs=runs, mesh=mesh)
@@ -228,7 +227,7 @@ def test_types_in_the_middle_are_lowered_for_the_devices_that_have_them(small, d
     """Steps of runs side by side, and an evaluation: products of float32 numbers, formed as the type says."""
     with on(platform):
         task = Task(small, "ivlp", NAMES, dtype=dtype)
-        lowerings = memory.evaluation_programs(task, batch=4, runs=3, mesh=meshes.single_device())
+        lowerings = memory.evaluation_programs(task, batch=4, runs=3, mesh=placement.single_device())
         lowerings += [program for name in ("ivlp", *FEW[:more]) for program in steps(small, name, dtype, runs=3)]
         for program in lowerings:
             text = lowered(program, platform)
@@ -242,14 +241,14 @@ def test_frozen_features_are_lowered_for_gpus_and_tpus(small):
     for dtype, projected in (("float32", True), ("bfloat16", False)):
         task = Task(small, "zero_shot", NAMES, dtype=dtype)
         sampling = Sampling(projected=projected)
-        program = memory.features_program(task, sampling, batch=4, mesh=meshes.single_device())
+        program = memory.features_program(task, sampling, batch=4, mesh=placement.single_device())
         assert ("bf16" in lowered(program, *BOTH)) == (dtype == "bfloat16")
 
 
 def test_no_block_of_an_evaluation_runs_ahead_of_its_loop(small: Clip) -> None:
     def products(method: str) -> int:
         task = Task(small, method, NAMES)
-        first, *_ = memory.evaluation_programs(task, batch=2, runs=1, mesh=meshes.single_device())
+        first, *_ = memory.evaluation_programs(task, batch=2, runs=1, mesh=placement.single_device())
         return first.lower().as_text().count("dot_general")
 
     assert products("bias") == products("zero_shot")
@@ -328,7 +327,7 @@ def test_a_step_takes_two_products_forward_and_one_back():
     counts = {}
     for dtype in ("float32", "bfloat16"):
         task = Task(clip, "ivlp", ["red", "blue"], dtype=dtype)
-        step = training_program(task, recipe, StepShape(4, 1, meshes.single_device()))
+        step = training_program(task, recipe, StepShape(4, 1, placement.single_device()))
         counts[dtype] = model.traced(step.function, *step.arguments)
     assert 1.3 < counts["bfloat16"] / counts["float32"] < 1.52
 

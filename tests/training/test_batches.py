@@ -14,7 +14,7 @@ from clipbias.data.pipeline import epoch_order
 from clipbias.data.transforms import Resizing
 from clipbias.data.transforms import test_image as crop
 from clipbias.errors import UnreadableImage
-from clipbias.training import mesh as meshes
+from clipbias.training import placement
 from clipbias.training.batches import (
     FeatureBatches,
     FeatureStatic,
@@ -52,7 +52,7 @@ def test_they_are_those_of_each_run(colours, recipe, run, data, seeds, sent):
     cache = ImageCache(1 << 20)
     splits = [run.images.split for run in few_shot_runs(colours, (1, 2, 3))]
     images = [Images(counted(split, reads), cache) for split in splits]
-    mesh = meshes.make_mesh(run=run, data=data, devices=jax.devices()[: run * data])
+    mesh = placement.make_mesh(run=run, data=data, devices=jax.devices()[: run * data])
     options = dict(resizing=RESIZING, batch_size=6, epochs=recipe.epochs, crop=recipe.crop, cache_bytes=0)
     each = [list(train_batches(splits[seed - 1], seed=seed, **options)) for seed in seeds]
     steps = len(each[0])
@@ -67,7 +67,7 @@ def test_they_are_those_of_each_run(colours, recipe, run, data, seeds, sent):
             for name, values in batch.items():
                 expected = np.stack([batch_of_run[name] for batch_of_run in of_runs])
                 filled = 2 if data == 4 else 0
-                assert values.sharding == meshes.sharding(mesh, values.shape, meshes.RUN, meshes.DATA)
+                assert values.sharding == placement.sharding(mesh, values.shape, placement.RUN, placement.DATA)
                 np.testing.assert_array_equal(
                     values, np.pad(expected, [(0, 0), (0, filled)] + [(0, 0)] * (values.ndim - 2))
                 )
@@ -77,10 +77,10 @@ def test_they_are_those_of_each_run(colours, recipe, run, data, seeds, sent):
 def test_images_that_cannot_be_read_are_told_or_masked_and_counted(colours, recipe):
     split = colours.split("train")
     with pytest.raises(UnreadableImage, match=rf"{split.keys[2]} cannot be decoded"):
-        list(run_batches([Images(damaged(split, 2))] * 3, recipe, meshes.single_device()))
+        list(run_batches([Images(damaged(split, 2))] * 3, recipe, placement.single_device()))
     images = [Images(damaged(split, 2)), Images(split), Images(damaged(split, 0, 5))]
-    made = run_batches(images, recipe, meshes.single_device(), on_error="skip")
-    plain = run_batches([Images(split)] * 3, recipe, meshes.single_device())
+    made = run_batches(images, recipe, placement.single_device(), on_error="skip")
+    plain = run_batches([Images(split)] * 3, recipe, placement.single_device())
     for batch, other in zip(made, plain, strict=True):
         mask = np.asarray(batch["mask"])
         for name in ("images", "labels"):
@@ -94,10 +94,10 @@ SEED = 3
 def source(
     clip: Clip, colours: Dataset, *, mesh=None, projected: bool = True, broken: tuple[int, ...] = ()
 ) -> TrainingFeatures:
-    mesh = mesh or meshes.single_device()
+    mesh = mesh or placement.single_device()
     return TrainingFeatures(
         FeatureStatic(clip.config, clip.preprocessing, "float32", projected),
-        meshes.replicate(mesh, clip.params),
+        placement.replicate(mesh, clip.params),
         Images(damaged(colours.split("train"), *broken)),
         mesh=mesh,
         on_error="skip",
@@ -172,7 +172,7 @@ def test_rows_before_the_projection(clip, colours):
 
 
 def test_eight_devices_give_the_features_of_one(clip, colours):
-    sharded = source(clip, colours, mesh=meshes.make_mesh(run=2, data=4))
+    sharded = source(clip, colours, mesh=placement.make_mesh(run=2, data=4))
     single = source(clip, colours)
     assert_close(sharded.passes(2), single.passes(2))
     assert_close(sharded.plain(), single.plain())
@@ -186,7 +186,7 @@ def batches(
         np.stack([[[100 * run + 10 * turn + image, 0] for image in range(10)] for turn in range(2)]).astype(np.float32)
         for run in range(2)
     ]
-    mesh = meshes.make_mesh(run=1, data=devices)
+    mesh = placement.make_mesh(run=1, data=devices)
     labels = [np.arange(10, dtype=np.int32) % 3] * 2
     return FeatureBatches(
         features, labels, [5, 6], recipe, mesh, pooled=pooled, start_step=start_step, readable=readable

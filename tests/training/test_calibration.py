@@ -17,8 +17,7 @@ from clipbias.clip import Clip
 from clipbias.data import Dataset, Split
 from clipbias.data.held_out import hold_out
 from clipbias.errors import ClipbiasError
-from clipbias.training import calibration
-from clipbias.training import mesh as meshes
+from clipbias.training import calibration, placement
 from clipbias.training.calibration import Outcome
 from clipbias.tuning import Recipe, Task
 from tests.training.conftest import colour_split
@@ -145,7 +144,7 @@ def test_odds_of_other_classes_tell_what_rounding_hides():
     assert calibration.detection(surest, other)["max_softmax"] == {"auroc": 100.0, "fpr95": 0.0}
 
 
-SETTINGS: dict[str, Any] = {"seed": 3, "progress": False, "mesh": meshes.single_device()}
+SETTINGS: dict[str, Any] = {"seed": 3, "progress": False, "mesh": placement.single_device()}
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +212,7 @@ def test_every_kind_of_method_has_sets(clip, colours, method):
     if method == "tip_adapter":
         model = clipbias.fit(clip, method, colours, calibrate=False, **SETTINGS)
     test = colours.split("test")
-    calibrated = model.calibrate(colours, split="test", mesh=meshes.single_device())
+    calibrated = model.calibrate(colours, split="test", mesh=placement.single_device())
     assert calibrated.calibration is not None and model.calibration is None
     prediction = calibrated.predict([test.image(index) for index in range(15)], coverage=0.7, accepted=0.8)
     names = [colours.class_names[label] for label in test.labels]
@@ -236,7 +235,7 @@ def test_every_kind_of_method_has_sets(clip, colours, method):
 def test_an_evaluation_says_how_sets_do(validated, fitted):
     test = validated.split("test")
     prediction = fitted.predict([test.image(index) for index in range(len(test))], coverage=0.8, rejection="mcm")
-    accuracy = fitted.evaluate(validated, coverage=0.8, rejection="mcm", mesh=meshes.single_device())
+    accuracy = fitted.evaluate(validated, coverage=0.8, rejection="mcm", mesh=placement.single_device())
     sets = prediction.sets
     names = [validated.class_names[label] for label in test.labels]
     assert accuracy.answers is not None
@@ -253,4 +252,4 @@ def test_an_evaluation_says_how_sets_do(validated, fitted):
     )
     assert repr(accuracy).splitlines()[-1].startswith("prediction sets for 80 % from 24 calibration images: ")
     uncalibrated = dataclasses.replace(fitted, calibration=None)
-    assert uncalibrated.evaluate(validated, mesh=meshes.single_device()).answers is None
+    assert uncalibrated.evaluate(validated, mesh=placement.single_device()).answers is None

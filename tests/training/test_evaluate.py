@@ -13,19 +13,12 @@ from sklearn import metrics
 from clipbias.clip import Clip
 from clipbias.data import Split
 from clipbias.data.protocols import validation_outside_test
-from clipbias.training import calibration
-from clipbias.training import evaluate as evaluation
-from clipbias.training import mesh as meshes
-from clipbias.training.evaluate import (
-    Budget,
-    Evaluator,
-    KnownPredictions,
-    evaluate,
-    image_features,
-    make_evaluation,
-    save_predictions,
-)
+from clipbias.training import calibration, placement
+from clipbias.training.evaluator import Budget, Evaluator
+from clipbias.training.forward import encode_texts, image_features, make_evaluation, outcomes
 from clipbias.training.memory import evaluation_programs
+from clipbias.training.predictions import KnownPredictions, save_predictions
+from clipbias.training.predictor import evaluate
 from clipbias.tuning import Task
 from clipbias.tuning.method import Learnables
 from clipbias.tuning.methods.taskres import TaskRes
@@ -59,7 +52,7 @@ def logits_by_hand(clip: Clip, task: Task, learnables: Learnables, split: Split)
     [("bias", 8), *(pytest.param(name, 1, marks=pytest.mark.long) for name in ("maple", "taskres"))],
 )
 def test_accuracy_calibration_and_detection_are_those_of_single_images(clip, colours, method, devices):
-    mesh = meshes.make_mesh(run=1, data=devices, devices=jax.devices()[:devices])
+    mesh = placement.make_mesh(run=1, data=devices, devices=jax.devices()[:devices])
     task = Task(clip, method, colours.class_names).with_memory(class_shards=devices)
     learnables = jax.tree.map(
         lambda x: x + np.float32(0.3 * np.random.default_rng(x.size).normal(size=x.shape)), jax.device_get(task.init())
@@ -105,8 +98,8 @@ def test_accuracy_calibration_and_detection_are_those_of_single_images(clip, col
 
 @pytest.mark.ci
 def test_kept_features_change_nothing(clip, colours):
-    mesh = meshes.single_device()
-    params = meshes.replicate(mesh, clip.params)
+    mesh = placement.single_device()
+    params = placement.replicate(mesh, clip.params)
     shared = Evaluator(colours.split("test"), mesh=mesh, batch_size=4, budget=Budget(1 << 20))
     task = Task(clip, "coop", colours.class_names)
     learnables = jax.tree.map(lambda x: np.stack([x, -x]), task.init())
@@ -124,21 +117,21 @@ def test_kept_features_change_nothing(clip, colours):
 
 @pytest.mark.ci
 def test_what_is_planned_is_what_is_called(clip, colours, monkeypatch):
-    mesh = meshes.make_mesh(run=2, devices=jax.devices()[:8])
+    mesh = placement.make_mesh(run=2, devices=jax.devices()[:8])
     calls = []
 
     def called(static, *arguments) -> jax.Array:
-        calls.append((static, meshes.shapes(arguments)))
+        calls.append((static, placement.shapes(arguments)))
         return image_features(static, *arguments)
 
-    monkeypatch.setattr(evaluation, "image_features", called)
+    monkeypatch.setattr("clipbias.training.evaluator.image_features", called)
     task = Task(clip, "bias", colours.class_names).with_memory(class_shards=4)
     learnables = jax.tree.map(lambda x: np.stack([x, x]), task.init())
-    params = meshes.replicate(mesh, clip.params)
+    params = placement.replicate(mesh, clip.params)
     plain_evaluator = Evaluator(colours.split("test"), mesh=mesh, batch_size=4)
     plain_evaluator.evaluate(*make_evaluation(task, params, learnables, runs=2, mesh=mesh))
     (planned, *_) = evaluation_programs(task, batch=4, runs=2, mesh=mesh)
-    assert calls == 4 * [(planned.arguments[0], meshes.shapes(planned.arguments[1:]))]
+    assert calls == 4 * [(planned.arguments[0], placement.shapes(planned.arguments[1:]))]
 
 
 def test_a_single_batch_waits_behind_the_one_that_is_computed(clip, colours):
@@ -158,7 +151,7 @@ def test_a_single_batch_waits_behind_the_one_that_is_computed(clip, colours):
         pending.add(result := Result())
         return result
 
-    evaluator = Evaluator(colours.split("test"), mesh=meshes.single_device(), batch_size=1)
+    evaluator = Evaluator(colours.split("test"), mesh=placement.single_device(), batch_size=1)
     task = Task(clip, "zero_shot", colours.class_names)
     static, inputs = make_evaluation(task, clip.params, {}, runs=1, mesh=evaluator.mesh)
     values, _ = evaluator._each_batch(static, inputs, compute)
@@ -167,12 +160,12 @@ def test_a_single_batch_waits_behind_the_one_that_is_computed(clip, colours):
 
 def test_an_evaluation_runs_where_a_cpu_has_no_half_precision(clip, colours):
     """XLA compiles a conversion to float16 for newer instruction sets than SSE 4.2; files have it all the same."""
-    evaluator = Evaluator(colours.split("test"), mesh=meshes.single_device(), batch_size=4)
+    evaluator = Evaluator(colours.split("test"), mesh=placement.single_device(), batch_size=4)
     task = Task(clip, "zero_shot", colours.class_names)
     static, inputs = make_evaluation(task, clip.params, {}, runs=1, mesh=evaluator.mesh)
     images = np.zeros((1, 4, clip.config.projection_width), np.float32)
     arrays = images, np.ones(4, bool), np.zeros(4, np.int32), np.ones(1, np.float32)
-    assert "f16" not in evaluation.outcomes.lower(static, evaluation.encode_texts(static, inputs), *arrays).as_text()
+    assert "f16" not in outcomes.lower(static, encode_texts(static, inputs), *arrays).as_text()
     assert evaluator.evaluate(static, inputs).log_probs.dtype == np.float16
 
 

@@ -15,8 +15,7 @@ from clipbias.data import Dataset
 from clipbias.data.images import Images, Workers, check_readable
 from clipbias.errors import ClipbiasError, UnreadableImage
 from clipbias.prediction import Prediction
-from clipbias.training import loop
-from clipbias.training import mesh as meshes
+from clipbias.training import loop, placement
 from clipbias.training.spec import VALIDATION
 from clipbias.training.step import train_step
 from clipbias.tuning import Recipe
@@ -36,7 +35,7 @@ def pictures(dataset: Dataset, name: str) -> tuple[list[np.ndarray], np.ndarray]
 @pytest.fixture(scope="module")
 def fitted(clip: Clip, colours: Dataset, recipe: Recipe) -> dict[str, TunedModel]:
     """What `fit` learns of a few images of the dataset. Settings take precedence over the recipe's."""
-    settings: dict[str, Any] = dict(shots=2, seed=3, progress=False, mesh=meshes.single_device())
+    settings: dict[str, Any] = dict(shots=2, seed=3, progress=False, mesh=placement.single_device())
     settings["recipe"] = dataclasses.replace(recipe, learning_rate=1.0, epochs=1, batch_size=1)
     settings |= {name: getattr(recipe, name) for name in ("learning_rate", "epochs", "batch_size")}
     return {method: clipbias.fit(clip, method, colours, **settings) for method in OPTIONS}
@@ -63,7 +62,7 @@ def test_it_learns_what_the_driver_learns(clip, colours, recipe, fitted, tmp_pat
 @pytest.mark.ci
 def test_arrays_with_names_for_labels_are_a_dataset_too(clip, colours, recipe, capsys):
     images, labels = pictures(colours, "train")
-    settings: dict[str, Any] = dict(recipe=recipe, mesh=meshes.single_device(), template=colours.template)
+    settings: dict[str, Any] = dict(recipe=recipe, mesh=placement.single_device(), template=colours.template)
     names = [colours.class_names[label] for label in labels]
     model = clipbias.fit(clip, "bias", images, names, class_names=colours.class_names, **settings)
     assert "bias on own images: training 9/9" in capsys.readouterr().err
@@ -77,7 +76,7 @@ def test_arrays_with_names_for_labels_are_a_dataset_too(clip, colours, recipe, c
 
 @pytest.mark.ci
 def test_a_method_is_a_name_an_object_or_a_file(clip, colours, recipe, fitted):
-    settings: dict[str, Any] = dict(shots=2, seed=3, progress=False, mesh=meshes.single_device(), recipe=recipe)
+    settings: dict[str, Any] = dict(shots=2, seed=3, progress=False, mesh=placement.single_device(), recipe=recipe)
     bias = clipbias.fit(clip, fitted["bias"].task.method, colours, **settings)
     jax.tree.map(np.testing.assert_array_equal, bias.learnables, fitted["bias"].learnables)
     assert clipbias.fit(clip, "zero_shot", class_names=("cat", "dog")).task.texts[0] == "a photo of a cat."
@@ -91,14 +90,14 @@ def test_learning_rates_share_a_program(clip: Clip, colours: Dataset, recipe: Re
     programs = set()
     for rate in (0.1, 0.2):
         of_rate = dataclasses.replace(recipe, learning_rate=rate)
-        clipbias.fit(clip, "bias", colours, shots=2, recipe=of_rate, progress=False, mesh=meshes.single_device())
+        clipbias.fit(clip, "bias", colours, shots=2, recipe=of_rate, progress=False, mesh=placement.single_device())
         programs.add(train_step._cache_size())
     assert len(programs) == 1
 
 
 def test_settings_are_a_methods_own_where_it_has_them(clip: Clip, colours: Dataset) -> None:
     """Which a method that trains by a recipe of its authors would not see otherwise."""
-    common: dict[str, Any] = dict(shots=2, progress=False, mesh=meshes.single_device(), learning_rate=0.01)
+    common: dict[str, Any] = dict(shots=2, progress=False, mesh=placement.single_device(), learning_rate=0.01)
     assert clipbias.fit(clip, "tip_adapter_f", colours, epochs=1, **common).task.options()["epochs"] == 1
     assert clipbias.fit(clip, "clap", colours, epochs=1, recipe="common", **common).task.options()["recipe"] == "common"
 
@@ -134,7 +133,7 @@ def test_tensors_are_arrays(clip, colours, fitted):
     np.testing.assert_allclose(said, jax.nn.softmax(logits), atol=1e-5)
     ready = torch.from_numpy(clip.preprocess(images).copy()).requires_grad_()
     np.testing.assert_allclose(fitted["bias"].predict(ready).probabilities, expected, atol=1e-5)
-    settings: dict[str, Any] = dict(mesh=meshes.single_device())
+    settings: dict[str, Any] = dict(mesh=placement.single_device())
     accuracy = fitted["bias"].evaluate(torch.from_numpy(array), torch.from_numpy(labels.copy()), **settings)
     assert accuracy.accuracy == fitted["bias"].evaluate(colours, **settings).accuracy
 
@@ -143,7 +142,7 @@ def test_accuracy_counts_what_is_taken_for_what(clip, colours, fitted):
     model = fitted["bias"]
     images, labels = pictures(colours, "test")
     predicted = model.predict(images, batch_size=4).labels
-    accuracy = model.evaluate(colours, mesh=meshes.single_device(), batch_size=8)
+    accuracy = model.evaluate(colours, mesh=placement.single_device(), batch_size=8)
     np.testing.assert_array_equal(accuracy.predicted, predicted)
     expected = np.zeros((3, 3), int)
     for label, guess in zip(labels, predicted, strict=True):
@@ -166,7 +165,7 @@ def test_broken_images_are_named_together_before_the_first_step(clip, colours, r
     train = colours.split("train")
     splits = {**colours.splits, "train": damaged(train, 0, 4, 9), "val": damaged(colours.split("val"), 3)}
     dataset = dataclasses.replace(colours, splits=splits)
-    settings: dict[str, Any] = {"progress": False, "mesh": meshes.single_device()}
+    settings: dict[str, Any] = {"progress": False, "mesh": placement.single_device()}
     reasons = [f"the image {key} cannot be decoded (cannot identify image file)" for key in train.keys]
     advice = "replace the files, or leave them out: --config.on_image_error=skip, in Python on_image_error='skip'."
     with pytest.raises(UnreadableImage) as error:
@@ -247,5 +246,5 @@ def test_a_head_keeps_the_rows_of_its_classes(colours, fitted):
 @pytest.mark.ci
 @pytest.mark.parametrize("method", ["taskres", "linear_probe", "lp_plus_plus", "gda"])
 def test_other_heads_do_too(clip, colours, recipe, method):
-    model = clipbias.fit(clip, method, colours, shots=2, recipe=recipe, progress=False, mesh=meshes.single_device())
+    model = clipbias.fit(clip, method, colours, shots=2, recipe=recipe, progress=False, mesh=placement.single_device())
     check_subset(model, pictures(colours, "test")[0])

@@ -17,9 +17,9 @@ from clipbias.data import Dataset
 from clipbias.errors import ClipbiasError
 from clipbias.hosts import Stopped, stoppable
 from clipbias.io import read_json_lines
-from clipbias.training import loop
-from clipbias.training import mesh as meshes
-from clipbias.training.loop import Checkpoints, TrainResult
+from clipbias.training import loop, placement
+from clipbias.training.checkpoints import Checkpoints
+from clipbias.training.loop import TrainResult
 from clipbias.tuning.recipe import Recipe
 from tests.forks import ROOT
 from tests.helpers import signal_at
@@ -76,10 +76,10 @@ def test_runs_that_do_not_divide_are_filled_up(clip, colours, recipe, tmp_path, 
     compiled = original._cache_size()
     monkeypatch.setattr(loop, "train_step", watched)
     with stoppable(), pytest.raises(Stopped):
-        train_runs(*runs, recipe, meshes.make_mesh(run=4, data=1), checkpoints=tmp_path)
+        train_runs(*runs, recipe, placement.make_mesh(run=4, data=1), checkpoints=tmp_path)
     assert original._cache_size() == compiled + 1
     assert {shape[0] for shapes in states for shape in shapes} == {1}
-    moved = train_runs(*runs, recipe, meshes.make_mesh(run=2, data=1), checkpoints=tmp_path)
+    moved = train_runs(*runs, recipe, placement.make_mesh(run=2, data=1), checkpoints=tmp_path)
     assert {shape[0] for shapes in states[2:] for shape in shapes} == {2}
     assert len(moved.losses) == 3
     assert_close(moved, three)
@@ -99,7 +99,7 @@ def save(folder: Path, steps: tuple[int, ...]) -> None:
     """Of states that are split over a mesh; they come back on the host."""
     checkpoints = Checkpoints(folder)
     for step in steps:
-        placed = meshes.device_put(meshes.make_mesh(run=2, data=4), state(step), meshes.RUN)
+        placed = placement.device_put(placement.make_mesh(run=2, data=4), state(step), placement.RUN)
         checkpoints.save(step, placed, [step / 7, float("nan")])
     checkpoints.close()
 
@@ -139,7 +139,7 @@ def test_a_kill_within_a_save_leaves_the_step_before_it(tmp_path):
     program = """
 import sys
 import numpy as np
-from clipbias.training.loop import Checkpoints
+from clipbias.training.checkpoints import Checkpoints
 checkpoints = Checkpoints(sys.argv[1])
 for step in range(1, 10**6):
     checkpoints.save(step, {"a": np.full(10**6, step)}, [])

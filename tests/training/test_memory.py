@@ -13,8 +13,7 @@ import pytest
 import clipbias
 from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError
-from clipbias.training import device, loop, memory
-from clipbias.training import mesh as meshes
+from clipbias.training import device, loop, memory, placement
 from clipbias.training.device import Compute
 from clipbias.training.memory import StepShape, class_program, training_program
 from clipbias.training.progress import Progress
@@ -44,7 +43,7 @@ def test_the_fastest_way_that_fits_is_chosen(deep, monkeypatch):
 
     def choose(limit: float, **options: Any) -> memory.MemoryPlan:
         monkeypatch.setattr(memory, "device_limit", lambda: int(limit))
-        return memory.plan_step(task, RECIPE, StepShape(4, 1, meshes.single_device()), Compute(**options))
+        return memory.plan_step(task, RECIPE, StepShape(4, 1, placement.single_device()), Compute(**options))
 
     roomy = choose(100 * GIB)
     assert (roomy.remat, roomy.class_chunks, roomy.fits) == ("products", 1, True) and roomy.is_fastest
@@ -69,7 +68,7 @@ def test_a_plan_counts_what_a_step_holds(deep):
 
     def needed(batch: int, runs: int = 1) -> int:
         task = Task(deep, "vpt", model.class_names(3))
-        size = StepShape(batch, runs, meshes.single_device())
+        size = StepShape(batch, runs, placement.single_device())
         return memory.plan_step(task, RECIPE, size, Compute(remat="products")).bytes
 
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(deep.params))
@@ -85,7 +84,7 @@ def test_a_plan_counts_what_a_step_holds(deep):
 def test_the_first_layer_alone_is_planned_as_it_is_trained(deep, method):
     """An empty set of prompts is no axis of images."""
     task = Task(deep, method, model.class_names(3), depth=1)
-    step = training_program(task, RECIPE, StepShape(4, 1, meshes.single_device(), images=12))
+    step = training_program(task, RECIPE, StepShape(4, 1, placement.single_device(), images=12))
     planned = jax.tree.map(lambda leaf: leaf.shape[1:], step.arguments[2].learnables)
     assert planned == jax.tree.map(lambda leaf: leaf.shape, task.shapes)
     assert planned["text_prompts"][0] == 0
@@ -121,7 +120,7 @@ def test_an_ensemble_is_encoded_in_parts(clip, monkeypatch):
 @pytest.mark.ci
 def test_class_features_are_computed_in_parts_where_they_do_not_fit(deep, monkeypatch):
     task = Task(deep, "coop", model.class_names(100))
-    options: dict[str, Any] = dict(runs=3, mesh=meshes.single_device())
+    options: dict[str, Any] = dict(runs=3, mesh=placement.single_device())
 
     def class_bytes(task: Task) -> int:
         return device.needed_bytes(class_program(task, **options).lower())
@@ -167,7 +166,7 @@ def test_bytes_in_words():
 
 def test_weights_exist_once(clip):
     on_host = jax.tree.map(np.asarray, clip.params)  # as `load(device="host")` returns them
-    placed = meshes.replicate(meshes.single_device(), on_host)
+    placed = placement.replicate(placement.single_device(), on_host)
     for ours, copy in zip(jax.tree.leaves(on_host), jax.tree.leaves(placed), strict=True):
         if ours.ndim > 1:  # small ones are copied
             assert copy.addressable_data(0).unsafe_buffer_pointer() == ours.ctypes.data

@@ -19,13 +19,12 @@ from clipbias.data import Dataset, held_out, protocols
 from clipbias.data.few_shot import few_shot, imbalanced_counts
 from clipbias.data.held_out import SHOT
 from clipbias.io import read_json_lines
-from clipbias.training import loop
-from clipbias.training import mesh as meshes
+from clipbias.training import loop, placement
 from clipbias.training.device import Compute
 from clipbias.training.loop import sample_features
 from clipbias.training.memory import StepShape, training_program
+from clipbias.training.rates import PER_METHOD, select_learning_rates
 from clipbias.training.run import make_job
-from clipbias.training.select import METHOD, choose
 from clipbias.training.spec import VALIDATION, run_names
 from clipbias.training.sweep import RESULTS
 from clipbias.training.workdir import SweepPaths
@@ -129,7 +128,7 @@ def test_no_tower_runs_in_a_step_on_features(clip, colours, recipe):
     on_features = [(make_method(name), 12) for name in ("clip_adapter", "tip_adapter_f", "clap")]
     for method, width in ((Probe(), 12), (Projection(), 24), *on_features):
         task = Task(clip, method, colours.class_names)
-        step = training_program(task, recipe, StepShape(8, 1, meshes.single_device(), images=12))
+        step = training_program(task, recipe, StepShape(8, 1, placement.single_device(), images=12))
         assert step.arguments[3]["images"].shape == (1, 8, width)
         assert 0 < measure.traced(step.function, *step.arguments) < most
 
@@ -144,7 +143,7 @@ def test_base_to_new(clip, colours, recipe, tmp_path):
     tiny = TinySweep(clip, colours, recipe, tmp_path, protocol="base_to_new")
     probe, cache = tiny.rows(PROBE, CACHE, seeds=(1,))
     assert probe["status"] == "ok" and set(probe["accuracies"]) == {"base", "new"}
-    assert probe["accuracies"]["new"] == 100.0  # one new class is left to choose from
+    assert probe["accuracies"]["new"] == 100.0  # one new class is left to select_learning_rates from
     assert cache["status"] == "failed"
     assert cache["error"].startswith("the cache holds images of the classes of training")
 
@@ -180,7 +179,7 @@ def test_a_held_out_shot_selects_and_never_trains(clip, colours, recipe, tmp_pat
     candidates = tiny.specs("taskres", learning_rates=(0.05, 0.01), score_on=VALIDATION, **shots)
     rows = tiny.run(candidates)
     assert {(row["validation"], row["validation_images"], row["train_images"]) for row in rows} == {(SHOT, 3, 6)}
-    rates = choose(rows, METHOD)
+    rates = select_learning_rates(rows, PER_METHOD)
     tuned = tiny.specs("taskres", "gda", rates=rates, **shots)
     for row in TinySweep(clip, colours, recipe, tmp_path / "test").run(tuned):
         assert (row["validation"], row["train_images"], row["images_per_class"]) == (SHOT, 6, [2, 2])

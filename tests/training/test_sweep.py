@@ -19,12 +19,12 @@ from clipbias.data.images import pictures
 from clipbias.errors import ClipbiasError
 from clipbias.io import data_path, read_json_lines
 from clipbias.report.sweep_tables import write_tables
-from clipbias.training import calibration, loop
-from clipbias.training import mesh as meshes
-from clipbias.training.evaluate import KnownPredictions
+from clipbias.training import calibration, loop, placement
 from clipbias.training.loop import validation_images
+from clipbias.training.predictions import KnownPredictions
+from clipbias.training.rates import PER_CELL, PER_METHOD, Rates, select_learning_rates
 from clipbias.training.run import make_job
-from clipbias.training.select import CELL, METHOD, Rates, choose
+from clipbias.training.run_images import under_policy
 from clipbias.training.spec import VALIDATION, Row, RunSpec, group_key, make_groups, part_of, run_names
 from clipbias.training.sweep import RESULTS, VALIDATED, parse_part
 from clipbias.training.workdir import SweepPaths, open_workdir, write_json
@@ -73,7 +73,7 @@ def test_another_start_on_the_same_images(clip, colours, recipe, tmp_path):
     assert len(make_groups(specs)) == 1 and len({spec.key for spec in specs}) == 3
     assert specs[2].name == "vpt-colours-2shots-seed1-start5"
     rows = tiny.run(specs)
-    drawn = [tiny.context.protocols_of((spec,))[spec.seed].source.split("train").digest for spec in specs]
+    drawn = [tiny.context.drawn(spec).source.split("train").digest for spec in specs]
     assert drawn[2] == drawn[0] != drawn[1] and rows[2]["learning_rate"] == rows[0]["learning_rate"]
     adapters = [tiny.adapter(spec, specs) for spec in specs]
     assert [start_seed(adapter.notes) for adapter in adapters] == [1, 5, 5]
@@ -83,7 +83,15 @@ def test_another_start_on_the_same_images(clip, colours, recipe, tmp_path):
         np.testing.assert_allclose(prompt, start, atol=1e-3)
     assert np.abs(prompts[2] - prompts[1]).max() > 1e-7
     fitted = clipbias.fit(
-        clip, "vpt", colours, shots=2, seed=1, start_seed=5, recipe=recipe, mesh=meshes.single_device(), progress=False
+        clip,
+        "vpt",
+        colours,
+        shots=2,
+        seed=1,
+        start_seed=5,
+        recipe=recipe,
+        mesh=placement.single_device(),
+        progress=False,
     )
     np.testing.assert_allclose(fitted.learnables["vision_prompts"], prompts[2], rtol=0, atol=1e-8)
     assert fitted.notes["start_seed"] == 5
@@ -111,7 +119,7 @@ def test_a_row_and_an_evaluation_fit_one_temperature(clip, colours, recipe, tmp_
     assert row["calibration"] == pytest.approx(evaluated, abs=1e-3)
     fitted = []
     for policy in ("none", POLICY):
-        (protocol,) = tiny.context.protocols_of((dataclasses.replace(spec, validation=policy),)).values()
+        protocol = under_policy(tiny.context.drawn(spec), dataclasses.replace(spec, validation=policy))
         of_row = tiny.context.temperature_evaluator(protocol, protocol.evaluations[0])
         notes = {"dataset": "colours", "validation": policy, "seed": 1}
         images = calibration.temperature_images(test, evaluate.validation_images(dataset, "colours", notes))
@@ -268,10 +276,10 @@ def test_rates_of_a_cell_hold_for_its_shots_alone(shots):
         | {"validation_accuracy": accuracy, "validation_loss": 1.0}
         for count, rate, accuracy in ((shots, 0.1, 50.0), (shots, 0.2, 60.0), (4, 0.1, 60.0), (4, 0.2, 50.0))
     ]
-    rates = choose(rows, CELL)
+    rates = select_learning_rates(rows, PER_CELL)
     assert [entry["shots"] for entry in rates.entries] == [shots, 4]
     assert (rates.of("bias", "a", shots), rates.of("bias", "a", 4), rates.of("bias", "a", 8)) == (0.2, 0.1, None)
-    assert choose(rows[:2], METHOD).of("bias", "b", None) == 0.2
+    assert select_learning_rates(rows[:2], PER_METHOD).of("bias", "b", None) == 0.2
 
 
 def test_what_the_command_line_gives_holds_for_methods_with_a_recipe_of_their_own(clip, colours, recipe, tmp_path):

@@ -12,9 +12,8 @@ from scipy.special import log_softmax
 from clipbias.clip import Clip
 from clipbias.data import Dataset
 from clipbias.data.images import Images
-from clipbias.training import loop
-from clipbias.training import mesh as meshes
-from clipbias.training.loop import Logging, TrainJob, TrainResult
+from clipbias.training import loop, placement
+from clipbias.training.loop import RunOutputs, TrainJob, TrainResult
 from clipbias.tuning import Task
 from clipbias.tuning.method import select_run, stack_runs
 from clipbias.tuning.recipe import Recipe
@@ -126,7 +125,7 @@ def test_students_side_by_side_on_devices(clip, colours):
     teacher = random_teacher(clip, "cocoop")
     student = Task(clip, "taskres", NAMES)
     recipe = dataclasses.replace(ADAM, batch_size=5, epsilon=1e-4)
-    mesh = meshes.make_mesh(run=2, data=2, devices=jax.devices()[:4])
+    mesh = placement.make_mesh(run=2, data=2, devices=jax.devices()[:4])
     together = train(job_of(teacher, student.with_memory(class_shards=2), colours, recipe, (1, 2), mesh=mesh))
     alone = train(job_of(teacher, student, colours, recipe, (2,)))
     np.testing.assert_allclose(together.losses[1], alone.losses[0], rtol=1e-4)
@@ -139,7 +138,7 @@ def test_a_student_goes_on_where_it_was_stopped(clip, colours, tmp_path):
         random_teacher(clip, "ivlp"), Task(clip, "bias", NAMES), colours, dataclasses.replace(ADAM, batch_size=4)
     )
     whole = train(job)
-    logged = dataclasses.replace(job, logging=Logging(checkpoints=tmp_path / "checkpoints"))
+    logged = dataclasses.replace(job, outputs=RunOutputs(checkpoints=tmp_path / "checkpoints"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop.hosts, "stops", iter([False, False, True]).__next__)
         with pytest.raises(loop.hosts.Stopped):

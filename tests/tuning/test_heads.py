@@ -13,7 +13,7 @@ import scipy.optimize
 from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError
 from clipbias.training.batches import FeatureBatches, FeatureStatic, frozen_features
-from clipbias.training.mesh import single_device
+from clipbias.training.placement import single_device
 from clipbias.tuning import CONSTANTS, Features, Samples, Task, features, make_method
 from clipbias.tuning.features import cosines, text_classifier, validation_features
 from clipbias.tuning.method import sampling_of

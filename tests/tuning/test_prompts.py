@@ -21,12 +21,11 @@ from clipbias.data.few_shot import most_confident
 from clipbias.data.images import Images
 from clipbias.data.transforms import Resizing
 from clipbias.data.transforms import test_image as evaluated
-from clipbias.training import loop
-from clipbias.training import mesh as meshes
+from clipbias.training import loop, placement
 from clipbias.training.context import SweepContext
 from clipbias.training.device import Compute
-from clipbias.training.evaluate import evaluate
 from clipbias.training.loop import TrainResult
+from clipbias.training.predictor import evaluate
 from clipbias.training.run import make_job
 from clipbias.training.spec import make_groups
 from clipbias.tuning import Descriptions, Features, Learnables, Method, Recipe, Task, make_method
@@ -78,7 +77,7 @@ def test_an_evaluation_of_plot_ends_rounds_batch_by_batch(pair):
         ]
     )
     split = Split(tuple("abcde"), scores.argmax(-1), lambda index: encoded(raw[index]))
-    settings = {"mesh": meshes.single_device(), "eval_batch_size": 3, "on_image_error": "raise"}
+    settings = {"mesh": placement.single_device(), "eval_batch_size": 3, "on_image_error": "raise"}
     assert evaluate(Tuned(task, start), split, **settings)[0]["accuracy"] == 100.0
 
 
@@ -327,7 +326,7 @@ def test_the_average_over_epochs_survives_a_kill_in_the_middle(pair, colours, tm
 
     def watched(*arguments, **options):
         state, values = original(*arguments, **options)
-        states.append(jax.tree.map(np.array, meshes.device_get(state.learnables)))
+        states.append(jax.tree.map(np.array, placement.device_get(state.learnables)))
         return state, values
 
     monkeypatch.setattr(loop, "train_step", watched)
@@ -425,7 +424,7 @@ def test_a_fit_picks_what_a_training_picks(form, pair, dataset, tmp_path, monkey
     how = {form: texts if form == "descriptions" else True}
     with monkeypatch.context() as patch, pytest.raises(hosts.Stopped):
         patch.setattr(SweepContext, "pseudo_labelled", recorded)
-        clipbias.fit(clip, "upl", dataset, tokens=5, sets=2, shots=SHOTS, mesh=meshes.single_device(), **how)
+        clipbias.fit(clip, "upl", dataset, tokens=5, sets=2, shots=SHOTS, mesh=placement.single_device(), **how)
     (images,) = fitted
     same = {"descriptions": Descriptions(texts)} if form == "descriptions" else {"template": "{}"}
     expected = picked(clip, dataclasses.replace(dataset, **same), tmp_path, "upl", "few_shot")

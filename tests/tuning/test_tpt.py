@@ -12,9 +12,9 @@ from clipbias.clip import Clip
 from clipbias.data import Split, catalog, transforms
 from clipbias.data.pipeline import test_batches as evaluated
 from clipbias.data.transforms import Resizing
-from clipbias.training import evaluate as evaluation
-from clipbias.training import mesh as meshes
-from clipbias.training.evaluate import EvalInputs, EvalStatic, Evaluator, images_per_step, make_evaluation
+from clipbias.training import placement
+from clipbias.training.evaluator import Budget, Evaluator
+from clipbias.training.forward import EvalInputs, EvalStatic, images_per_step, make_evaluation
 from clipbias.tuning import Task, make_method
 from tests.data.pictures import encoded, picture
 from tests.reference import methods, prompts
@@ -101,20 +101,20 @@ def test_evaluation_of_runs_and_devices_is_that_of_single_images(pair, start, vi
     task = Task(clip, "tpt", CLASS_NAMES, **OPTIONS)
     best = prompts.tpt_logits(reference, CLASS_NAMES, start, images, **RULE).argmax(-1)
     split = Split(tuple("abcd"), best, lambda index: encoded(picture(index)))
-    mesh = meshes.make_mesh(data=2, devices=jax.devices()[:2])
+    mesh = placement.make_mesh(data=2, devices=jax.devices()[:2])
     other = jax.tree.map(lambda leaf: -leaf, start)
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), start, other)
-    static, inputs = make_evaluation(task, meshes.replicate(mesh, clip.params), stacked, runs=2, mesh=mesh)
+    static, inputs = make_evaluation(task, placement.replicate(mesh, clip.params), stacked, runs=2, mesh=mesh)
     scores = Evaluator(split, mesh=mesh, batch_size=24).evaluate(static, inputs).scores
     second = prompts.tpt_logits(reference, CLASS_NAMES, other, images, **RULE).argmax(-1)
     assert [score["correct"] for score in scores] == [COUNT, int((second == best).sum())] and (second != best).any()
-    assert images_per_step(24, CROPS, meshes.single_device()) == 2
-    assert images_per_step(1, CROPS, meshes.make_mesh(data=2, devices=jax.devices()[:2])) == 2
+    assert images_per_step(24, CROPS, placement.single_device()) == 2
+    assert images_per_step(1, CROPS, placement.make_mesh(data=2, devices=jax.devices()[:2])) == 2
 
 
 def test_features_of_views_are_computed_once(pair, start, monkeypatch):
     clip = pair[0]
-    mesh = meshes.single_device()
+    mesh = placement.single_device()
     seen = []
     split = Split(tuple("abcd"), np.arange(COUNT), lambda index: encoded(picture(index)))
     stacked = jax.tree.map(lambda leaf: leaf[None], start)
@@ -123,7 +123,7 @@ def test_features_of_views_are_computed_once(pair, start, monkeypatch):
         seen.append(np.asarray(images))
         return images.astype(jnp.float32).mean((-3, -2))[None]
 
-    monkeypatch.setattr(evaluation, "image_features", colours)
+    monkeypatch.setattr("clipbias.training.evaluator.image_features", colours)
 
     def features(evaluator: Evaluator, name: str, **options) -> list:
         task = Task(clip, name, CLASS_NAMES, **OPTIONS, **options)
@@ -133,7 +133,7 @@ def test_features_of_views_are_computed_once(pair, start, monkeypatch):
     def evaluator(**options) -> Evaluator:
         return Evaluator(split, mesh=mesh, batch_size=24, **options)
 
-    shared, narrow = evaluator(budget=evaluation.Budget(1 << 20)), evaluator(budget=evaluation.Budget(1))
+    shared, narrow = evaluator(budget=Budget(1 << 20)), evaluator(budget=Budget(1))
     first, again = features(shared, "tpt"), features(shared, "tpt_coop")
     assert [x.dtype for x in seen] == [np.uint8] * COUNT and len(first) == len(again) == COUNT
     for (rows, batch), (other, copy) in zip(first, again, strict=True):

@@ -16,7 +16,7 @@ import pytest
 import clipbias
 from clipbias.clip import Adaptation, Clip, PackedTokens, TextTokens, encode_text, layers
 from clipbias.clip.layers import keep_tokens
-from clipbias.training import mesh as meshes
+from clipbias.training import placement
 from clipbias.training.step import place_inputs, place_text
 from clipbias.tuning import CONSTANTS, Learnables, Task, make_method
 from clipbias.tuning.method import without_constants
@@ -215,11 +215,11 @@ def test_towers_layers_runs_and_products_have_keys_of_their_own(other):
 def test_without_dropout_texts_stay_packed_and_several_devices_share_them(other):
     clip, _ = other
     names = (*common.CLASS_NAMES, "dog")  # six
-    mesh = meshes.make_mesh(data=2, devices=jax.devices()[:2])
+    mesh = placement.make_mesh(data=2, devices=jax.devices()[:2])
     for dropout, kind in ((0.0, PackedTokens), (0.25, TextTokens)):
         task = Task(clip, "clip_lora", names, dropout=dropout)
         learnables = jax.tree.map(lambda x: x[None], task.init())
-        for params in (meshes.shapes(clip.params), clip.params):
+        for params in (placement.shapes(clip.params), clip.params):
             text = place_inputs(mesh, task, params, learnables, [0]).texts.text
             assert isinstance(text, kind)
         if kind is TextTokens:

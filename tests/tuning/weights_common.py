@@ -14,7 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 import clipbias
-from clipbias.training import mesh as meshes
+from clipbias.training import placement
 from clipbias.training.step import StepScalars, StepStatic, TrainState, init_state, place_inputs, train_step
 from clipbias.tuning import CONSTANTS, Learnables, Recipe
 from clipbias.tuning.method import without_constants
@@ -150,7 +150,7 @@ class Steps:
     ) -> None:
         self.recipe = recipe
         self.start = jax.tree.map(np.asarray, start)
-        mesh = meshes.make_mesh(data=1, devices=jax.devices()[:1])
+        mesh = placement.make_mesh(data=1, devices=jax.devices()[:1])
         stacked = jax.tree.map(lambda leaf: leaf[None], self.start)
         self.inputs = place_inputs(mesh, task, task.clip.params, stacked, (seed,))
         self.first = init_state(task.method, recipe, stacked)
@@ -188,7 +188,7 @@ class Steps:
 def taken(recipe: Recipe, before: TrainState, after: TrainState) -> Learnables:
     """The gradient that a step took, by the moving averages that the optimiser holds of it before and after."""
     is_sgd = recipe.optimizer == "sgd"
-    old, new = (optax.tree_utils.tree_get(x.momentum, "trace" if is_sgd else "mu") for x in (before, after))
+    old, new = (optax.tree_utils.tree_get(x.opt_state, "trace" if is_sgd else "mu") for x in (before, after))
     momentum, share = (recipe.momentum, 1.0) if is_sgd else (0.9, 0.1)
     decay = 0.0 if recipe.optimizer == "adamw" else recipe.weight_decay  # AdamW's is not in the gradient
 

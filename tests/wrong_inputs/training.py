@@ -11,13 +11,14 @@ from clipbias import TunedModel
 from clipbias.data import Split
 from clipbias.data.images import Images
 from clipbias.data.user_images import label_numbers
-from clipbias.training import mesh as meshes
+from clipbias.training import placement
 from clipbias.training.ahead import open_topology
 from clipbias.training.context import SweepContext
 from clipbias.training.device import Compute
-from clipbias.training.evaluate import evaluate, save_predictions
 from clipbias.training.loop import train_job
 from clipbias.training.memory import StepShape, plan_step
+from clipbias.training.predictions import save_predictions
+from clipbias.training.predictor import evaluate
 from clipbias.training.progress import check_trackers
 from clipbias.training.sweep import SweepAxes, make_specs, parse_part
 from clipbias.training.workdir import open_workdir
@@ -25,7 +26,7 @@ from clipbias.tuning import Recipe, Task
 from clipbias.tuning.conformal import Calibration
 from clipbias.tuning.tuned import Tuned
 from tests.training.conftest import COLOURS, colour_dataset, group, make_job, train_runs
-from tests.training.test_mesh import devices
+from tests.training.test_placement import devices
 from tests.wrong_inputs.place import Case, Place, case, pure, zeros
 
 NAMES = tuple(COLOURS)
@@ -33,14 +34,14 @@ HELD = {"hold_out_shot": True}
 DATA = colour_dataset()
 RECIPE = Recipe(0.1, 1, 0, 0.1, 4, 0.9, 0.0)
 
-meshed = case(lambda place, count, **more: meshes.make_mesh(devices=devices(count, 4), **more))
+meshed = case(lambda place, count, **more: placement.make_mesh(devices=devices(count, 4), **more))
 fitted = case(lambda place, *args, method="bias", **more: clipbias.fit(place.clip, method, *args, **more))
 
 
 @case
 def planned(place: Place, method: str = "bias", **options: Any) -> None:
     task = Task(place.clip, method, ["a", "b"])
-    plan_step(task, RECIPE, StepShape(8, 1, meshes.single_device()), Compute(**options))
+    plan_step(task, RECIPE, StepShape(8, 1, placement.single_device()), Compute(**options))
 
 
 @case
@@ -49,7 +50,7 @@ def evaluated(place: Place, images: slice, **validation: Split) -> None:
     task = place.task("taskres", NAMES)
     split = DATA.split("test")
     learnables = jax.tree.map(lambda leaf: leaf + np.nan, zeros(task))
-    options = {"mesh": meshes.single_device(), "eval_batch_size": 8, "on_image_error": "raise"}
+    options = {"mesh": placement.single_device(), "eval_batch_size": 8, "on_image_error": "raise"}
     evaluate(Tuned(task, learnables), split.subset(np.arange(len(split))[images]), **options, **validation)
 
 
@@ -73,7 +74,7 @@ def in_the_way(place: Place) -> None:
 @case
 def combined(place: Place, **axes: Any) -> None:
     """A sweep of a method that selects its α."""
-    context = SweepContext(place.clip, {"colours": DATA}, Compute(), meshes.single_device())
+    context = SweepContext(place.clip, {"colours": DATA}, Compute(), placement.single_device())
     make_specs(context, RECIPE, SweepAxes(methods=("gda",), datasets=("colours",), seeds=(1,), **axes))
 
 
@@ -121,7 +122,7 @@ CASES: list[Case] = [
     predicting("numbers from 0 to 0.5, so they look like levels and not", np.linspace(0, 0.5, 480).reshape(8, 20, 3)),
     predicting("the images hold NaN", np.full((2, 16, 16, 3), np.nan, np.float32), normalised=True),
     ("the images are the folder .*; give its files", lambda place: place.tuned().predict(place.tmp_path)),
-    ("what is computed for the images is not finite: what was", lambda place: too_large(place).predict(IMAGES)),
+    ("the logits are not finite", lambda place: too_large(place).predict(IMAGES)),
     predicting("rejection is 'logit'; choose from max_logit, mcm, energy", IMAGES, rejection="logit"),
     ("takes 99 calibration images, and this model has 12", lambda place: scored(place).predict(IMAGES, coverage=0.99)),
     ("9 images cannot calibrate; give 10", lambda place: place.tuned().calibrate(IMAGES[:9], LABELS[:9])),
@@ -158,12 +159,12 @@ CASES: list[Case] = [
     distilled("the model names no dataset; give one, or pictures"),
     distilled("there are 4 unlabelled images; give 5 at least", IMAGES[:4]),
     distilled("form is 'vectors'; choose", IMAGES, form="vectors"),
-    combined("of a single shot none is left to train on when one is held out", shots=(1,), **HELD),
+    combined("a single shot", shots=(1,), **HELD),
     combined("pseudo-labelled images have no label to select by", protocol="pseudo_labels", shots=(2,), **HELD),
     # Devices, and the plan of a step.
-    pure("run is 'a'; it must be a whole number from 1 to .*, or None", meshes.make_mesh, run="a"),
-    pure("data is 0; it must be a whole number from 1 to .*, or None", meshes.make_mesh, data=0),
-    pure("run=9 and data=None cannot be made of 1 process with 8 devices each", meshes.make_mesh, run=9),
+    pure("run is 'a'; it must be a whole number from 1 to .*, or None", placement.make_mesh, run="a"),
+    pure("data is 0; it must be a whole number from 1 to .*, or None", placement.make_mesh, data=0),
+    pure("run=9 and data=None cannot be made of 1 process with 8 devices each", placement.make_mesh, run=9),
     evaluating("mesh is 3; give one of clipbias.training.make_mesh", IMAGES, LABELS, mesh=3),
     fitted("mesh is Mesh.*'x'.*; give one of clipbias.training", DATA, mesh=jax.make_mesh((1,), ("x",))),
     meshed("run=3 and data=5 cannot be made of 4 processes with 4 devices each", 4, run=3, data=5),

@@ -42,7 +42,7 @@ from clipbias.data import Dataset, Split, protocols
 from clipbias.data.few_shot import wilson_interval
 from clipbias.data.images import pictures
 from clipbias.errors import ClipbiasError
-from clipbias.training import mesh as meshes
+from clipbias.training import placement
 from clipbias.training.context import make_context
 from clipbias.training.loop import Run, TrainJob, plan_stages, train
 from clipbias.training.students import fit_recipe
@@ -314,7 +314,7 @@ def fit_centred(task: Task, dataset: Dataset, seed: int, learning_rate: float, *
         rate = recipe.learning_rate * (1 + np.cos(np.pi * number / ROUNDS)) / 2
         job = TrainJob(
             context=context,
-            task=task.with_memory(class_shards=context.mesh.shape[meshes.DATA]),
+            task=task.with_memory(class_shards=context.mesh.shape[placement.DATA]),
             recipe=recipe,
             # Another order of images in each round.
             runs=(Run(images, ROUNDS * seed + number, protocol, learning_rate=float(rate)),),

@@ -4,39 +4,39 @@ import jax
 import numpy as np
 import pytest
 
-from clipbias.training import mesh as meshes
+from clipbias.training import placement
 
 
 def test_axes_take_what_is_left():
-    assert dict(meshes.make_mesh().shape) == {"run": 1, "data": jax.device_count()}
-    assert dict(meshes.make_mesh(run=2).shape) == {"run": 2, "data": jax.device_count() // 2}
-    assert dict(meshes.make_mesh(run=None, data=2).shape) == {"run": jax.device_count() // 2, "data": 2}
+    assert dict(placement.make_mesh().shape) == {"run": 1, "data": jax.device_count()}
+    assert dict(placement.make_mesh(run=2).shape) == {"run": 2, "data": jax.device_count() // 2}
+    assert dict(placement.make_mesh(run=None, data=2).shape) == {"run": jax.device_count() // 2, "data": 2}
 
 
 def test_a_mesh_of_jax_is_computed_on_as_those_made_here():
-    assert meshes.as_mesh(jax.make_mesh((1, jax.device_count()), ("run", "data"))) == meshes.as_mesh(None)
+    assert placement.as_mesh(jax.make_mesh((1, jax.device_count()), ("run", "data"))) == placement.as_mesh(None)
 
 
 def test_arrays_come_back_as_they_went():
-    mesh = meshes.make_mesh(run=2, data=4)
+    mesh = placement.make_mesh(run=2, data=4)
     values = {"a": np.arange(48.0).reshape(2, 8, 3), "b": np.float32(3)}
-    placed = meshes.device_put(mesh, values, meshes.RUN, meshes.DATA)
+    placed = placement.device_put(mesh, values, placement.RUN, placement.DATA)
     assert placed["a"].sharding.shard_shape(placed["a"].shape) == (1, 2, 3)
-    batch = meshes.place_batch(mesh, values["a"])
-    rows = meshes.place_rows(mesh, values["a"][0])
+    batch = placement.place_batch(mesh, values["a"])
+    rows = placement.place_rows(mesh, values["a"][0])
     assert rows.sharding.shard_shape(rows.shape) == (2, 3)
     for got, expected in ((placed["a"], values["a"]), (batch, values["a"]), (rows, values["a"][0])):
-        np.testing.assert_array_equal(meshes.device_get(got), expected)
-    assert meshes.device_get(placed["b"]) == 3
+        np.testing.assert_array_equal(placement.device_get(got), expected)
+    assert placement.device_get(placed["b"]) == 3
     # Runs that cannot be divided are everywhere.
     runs = np.arange(6.0).reshape(3, 2)
     batch = np.arange(24).reshape(3, 8)
-    placed = meshes.device_put(mesh, runs, meshes.RUN)
-    images = meshes.place_batch(mesh, batch)
+    placed = placement.device_put(mesh, runs, placement.RUN)
+    images = placement.place_batch(mesh, batch)
     assert placed.sharding.shard_shape(placed.shape) == (3, 2)
     assert images.sharding.shard_shape(images.shape) == (3, 2)
-    np.testing.assert_array_equal(meshes.device_get(placed), runs)
-    np.testing.assert_array_equal(meshes.device_get(images), batch)
+    np.testing.assert_array_equal(placement.device_get(placed), runs)
+    np.testing.assert_array_equal(placement.device_get(images), batch)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,13 +67,13 @@ def devices(processes: int, each: int) -> list[Device]:
     ],
 )
 def test_processes_hold_equal_parts_that_make_up_the_whole(monkeypatch, processes, each, settings, shape):
-    mesh = meshes.make_mesh(**settings, devices=devices(processes, each))
+    mesh = placement.make_mesh(**settings, devices=devices(processes, each))
     assert mesh.devices.shape == shape
     assert len({device.id for device in mesh.devices.flat}) == shape[0] * shape[1]
     held = np.zeros(shape, int)
     for process in range(processes):
         monkeypatch.setattr(jax, "process_index", lambda process=process: process)
-        share = meshes.share(mesh)
+        share = placement.share(mesh)
         columns = slice(share.part * share.multiple, (share.part + 1) * share.multiple)
         assert share.parts * share.multiple == shape[1]
         part = mesh.devices[share.rows.start : share.rows.stop, columns]
@@ -83,25 +83,26 @@ def test_processes_hold_equal_parts_that_make_up_the_whole(monkeypatch, processe
 
 
 def test_the_runs_of_a_process(monkeypatch):
-    mesh = meshes.make_mesh(run=16, devices=devices(8, 8))
+    mesh = placement.make_mesh(run=16, devices=devices(8, 8))
     monkeypatch.setattr(jax, "process_index", lambda: 7)
-    share = meshes.share(mesh)
+    share = placement.share(mesh)
     assert share.runs(mesh, 33) == [32] * 6  # three for each device along the axis, of which these fill up
     assert share.runs(mesh, 96) == list(range(84, 96))
     assert share.runs(mesh, 1) == [0]
 
 
 def test_runs_are_filled_up_and_cut_again():
-    mesh = meshes.make_mesh(run=4, data=2)
-    assert [meshes.padded(mesh, runs) for runs in (1, 3, 4, 9)] == [1, 4, 4, 12]
+    mesh = placement.make_mesh(run=4, data=2)
+    assert [placement.RunAxis(mesh, runs).padded for runs in (1, 3, 4, 9)] == [1, 4, 4, 12]
     tree = {"a": np.arange(6.0).reshape(3, 2), "count": np.int32(5)}
-    placed = meshes.device_put(mesh, meshes.pad(tree, 4), meshes.RUN)
+    axis = placement.RunAxis(mesh, 3)
+    placed = axis.place(tree)
     assert placed["a"].sharding.shard_shape(placed["a"].shape) == (1, 2)
-    np.testing.assert_array_equal(meshes.device_get(placed["a"])[3], tree["a"][2])
-    jax.tree.map(np.testing.assert_array_equal, meshes.device_get(meshes.unpad(mesh, placed, 3)), tree)
-    compiled = meshes._first_runs._cache_size()
-    again = meshes.unpad(mesh, placed, 3)
-    assert meshes._first_runs._cache_size() == compiled  # of later checkpoints, too
-    assert again["a"].sharding.is_equivalent_to(meshes.sharding(mesh, (3, 2), meshes.RUN), 2)
-    halves = meshes.unpad(mesh, meshes.device_put(mesh, meshes.pad(tree, 8), meshes.RUN), 4)
+    np.testing.assert_array_equal(placement.device_get(placed["a"])[3], tree["a"][2])
+    jax.tree.map(np.testing.assert_array_equal, placement.device_get(axis.unpad(placed)), tree)
+    compiled = placement._first_runs._cache_size()
+    again = axis.unpad(placed)
+    assert placement._first_runs._cache_size() == compiled  # of later checkpoints, too
+    assert again["a"].sharding.is_equivalent_to(placement.sharding(mesh, (3, 2), placement.RUN), 2)
+    halves = placement.RunAxis(mesh, 4).unpad(placement.RunAxis(mesh, 8).place(tree))
     assert halves["a"].sharding.shard_shape((4, 2)) == (1, 2)

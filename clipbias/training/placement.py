@@ -1,8 +1,8 @@
-"""Devices as a mesh with two axes, and where arrays live on it.
+"""Placement of arrays on a mesh of devices with two axes.
 
-`data` splits the images of a batch and the classes of the text tower; `run` splits independent runs. The frozen weights
-are on every device. Runs are padded to a multiple of the mesh with copies of the last run. Results and checkpoints
-leave the copies out, so they have the same shapes on every mesh.
+`data` splits the images of a batch and the classes of the text tower; `run` splits independent runs. Every device has
+the frozen weights. Runs are padded to a multiple of the mesh with copies of the last run. Results and checkpoints have
+no copies, so their shapes are the same on every mesh.
 """
 
 import dataclasses
@@ -30,11 +30,7 @@ Leaf = Any
 
 
 def make_mesh(*, run: int | None = 1, data: int | None = None, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Arranges the devices as `[run, data]`; `None` takes all that are left. Raises `ClipbiasError` where that fails.
-
-    Every process holds a part of every run where `run` divides its devices: they then share the decoding of images that
-    all runs see. Else each holds some of the runs, or some hold a run together.
-    """
+    """Arranges devices as `[run, data]`; `None` takes all remaining devices. Raises `ClipbiasError` if none fit."""
     check_value("run", run, Positive | None)
     check_value("data", data, Positive | None)
     devices = list(jax.devices() if devices is None else devices)
@@ -42,6 +38,9 @@ def make_mesh(*, run: int | None = 1, data: int | None = None, devices: Sequence
     for device in devices:
         by_process.setdefault(device.process_index, []).append(device)
     each = min(map(len, by_process.values()))
+    # A process feeds a rectangle of the mesh (`share`): a part of every run, where `run` divides its devices, so that
+    # processes share the decoding of images that all runs see; else whole runs, or a part of one. The first shape with
+    # the most devices wins.
     for part in range(each, 0, -1):
         total = part * len(by_process)
         rows = total // (data or 1) if run is None else run
@@ -60,12 +59,14 @@ def make_mesh(*, run: int | None = 1, data: int | None = None, devices: Sequence
         logging.warning("%d of %d devices are left idle by run=%d.", len(devices) - total, len(devices), rows)
     grid = np.asarray([row[:part] for _, row in sorted(by_process.items())], dtype=object)
     if shared:
+        # Devices of a process lie along `data` within each run.
         grid = grid.reshape(len(by_process), rows, part // rows).transpose(1, 0, 2)
+    # Auto axes: with Explicit ones, gathering rows and concatenating prompts fail.
     return Mesh(grid.reshape(rows, columns), (RUN, DATA), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
 def as_mesh(mesh: Mesh | None) -> Mesh:
-    """A user's mesh, or all devices for `None`. Raises `ClipbiasError` for anything but what `make_mesh` makes."""
+    """Returns a user's mesh; default: all devices. Raises `ClipbiasError` for other axes than `make_mesh` gives."""
     if mesh is None:
         return make_mesh()
     if not isinstance(mesh, Mesh) or mesh.axis_names != (RUN, DATA):
@@ -77,10 +78,9 @@ def as_mesh(mesh: Mesh | None) -> Mesh:
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-    """Which part of arrays `[run, batch, …]` lies on the devices of this process.
+    """Part of arrays `[run, batch, …]` on the devices of this process.
 
-    That is `rows` along the mesh's `run` axis, and part `part` of `parts` of the batch, a multiple of `multiple`
-    images.
+    It has `rows` along the mesh's `run` axis, and part `part` of `parts` of the batch, a multiple of `multiple` images.
     """
 
     rows: range
@@ -89,8 +89,8 @@ class Share:
     multiple: int
 
     def runs(self, mesh: Mesh, count: int) -> list[int]:
-        """Which of so many runs this process computes, the last one as often as padding needs."""
-        total = padded(mesh, count)
+        """Returns the runs of this process, of `count` runs; the last one repeats as padding."""
+        total = RunAxis(mesh, count).padded
         if total % mesh.shape[RUN]:  # every device computes all of them
             return list(range(total))
         each = total // mesh.shape[RUN]
@@ -98,7 +98,7 @@ class Share:
 
 
 def share(mesh: Mesh) -> Share:
-    """This process's part of a mesh: as `make_mesh` arranges devices, a rectangle of it."""
+    """Returns this process's part of a mesh, which `make_mesh` arranges as a rectangle."""
     held = np.vectorize(lambda device: device.process_index == jax.process_index(), otypes=[bool])(mesh.devices)
     rows, columns = (np.flatnonzero(held.any(axis)) for axis in (1, 0))
     return Share(
@@ -110,30 +110,43 @@ def share(mesh: Mesh) -> Share:
 
 
 def rows(mesh: Mesh, count: int) -> int:
-    """The rows of a batch for at least so many images: a multiple of the `data` axis."""
+    """Rounds a number of images up to a multiple of the `data` axis, as every split array needs."""
     return count + -count % mesh.shape[DATA]
 
 
-def padded(mesh: Mesh, runs: int) -> int:
-    """How many runs are computed for so many: one alone, else padded to a multiple of the `run` axis."""
-    return runs if runs == 1 else runs + -runs % mesh.shape[RUN]
+@dataclasses.dataclass(frozen=True)
+class RunAxis:
+    """The leading axis of arrays `[R, …]` of a job's `count` runs: its padding, and its place on the mesh."""
 
+    mesh: Mesh
+    count: int
 
-def pad(tree: Tree, runs: int) -> Tree:
-    """Host arrays `[R, …]` padded to so many runs with copies of the last one; scalars as they are."""
+    @property
+    def padded(self) -> int:
+        """The number of runs that are computed."""
+        # One run alone is not padded: every device along the axis computes it either way, and without copies it needs
+        # no `vmap`, which would cost a tenth of its step (`step.over_runs`).
+        return self.count if self.count == 1 else self.count + -self.count % self.mesh.shape[RUN]
 
-    def of_leaf(leaf: Leaf) -> np.ndarray:
-        leaf = np.asarray(leaf)
-        return leaf if not leaf.ndim else leaf[np.minimum(np.arange(runs), len(leaf) - 1)]
+    def pad(self, tree: Tree) -> Tree:
+        """Pads host arrays with copies of the last run; scalars stay as they are."""
 
-    return jax.tree.map(of_leaf, tree)
+        def of_leaf(leaf: Leaf) -> np.ndarray:
+            leaf = np.asarray(leaf)
+            # Copies, not zeros: a unit vector of zeros is NaN, which `jax_debug_nans` would report of no real run.
+            return leaf if not leaf.ndim else leaf[np.minimum(np.arange(self.padded), len(leaf) - 1)]
 
+        return jax.tree.map(of_leaf, tree)
 
-def unpad(mesh: Mesh, tree: Tree, runs: int) -> Tree:
-    """Arrays `[R', …]` on the mesh without the padding behind so many runs."""
-    if all(not leaf.ndim or leaf.shape[0] == runs for leaf in jax.tree.leaves(tree)):
-        return tree
-    return _first_runs(mesh, tree, runs)
+    def place(self, tree: Tree) -> Tree:
+        """Pads host arrays and puts them on the mesh, split along `run`."""
+        return device_put(self.mesh, self.pad(tree), RUN)
+
+    def unpad(self, tree: Tree) -> Tree:
+        """Cuts the padding off arrays on the mesh."""
+        if all(not leaf.ndim or leaf.shape[0] == self.count for leaf in jax.tree.leaves(tree)):
+            return tree
+        return _first_runs(self.mesh, tree, self.count)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2))
@@ -146,33 +159,31 @@ def _first_runs(mesh: Mesh, tree: Tree, runs: int) -> Tree:
 
 
 def single_device() -> Mesh:
-    """A mesh of this process's first device."""
+    """Makes a mesh of this process's first device."""
     return make_mesh(run=1, data=1, devices=jax.local_devices()[:1])
 
 
 def is_there(mesh: Mesh) -> bool:
-    """Whether programs can be run on a mesh; for one of `training.ahead` they can only be compiled."""
+    """Whether programs can run on a mesh; for a mesh of `training.ahead` they can only be compiled."""
     return mesh.devices.flat[0] in jax.devices()
 
 
 def replicate(mesh: Mesh, tree: Tree) -> Tree:
-    """Puts a tree of arrays on every device, once; of shapes alone, says that they would lie there."""
+    """Puts a tree of arrays, or of shapes (see `device_put`), on every device."""
     return device_put(mesh, tree)
 
 
 def place_weights(mesh: Mesh, params: Params, dtype: str, *, shapes: bool = False) -> Params:
-    """Puts the frozen weights on every device, once, in the types that a computation of this name takes them in.
-
-    With `shapes` only those, the types and shardings are returned, and `params` may hold no more.
-    """
+    """Puts the frozen weights on every device, in the types of a compute type; with `shapes`, as shapes alone."""
+    # Cast once, here: within the step every product would cast its kernel anew.
     cast = functools.partial(cast_weights, dtype=dtype)
     return replicate(mesh, jax.eval_shape(cast, params) if shapes else cast(params))
 
 
 def device_put(mesh: Mesh, tree: Tree, *axes: str | None) -> Tree:
-    """Puts a tree of arrays, equal on all processes, on the mesh, leading axes split along `axes` (`run` first).
+    """Puts a tree of arrays, equal on all processes, on the mesh, with leading axes split along `axes`.
 
-    Where a leaf is a `jax.ShapeDtypeStruct`, only its sharding is added.
+    A leaf that is a `jax.ShapeDtypeStruct` gets its sharding alone.
     """
 
     def of_leaf(leaf: Leaf) -> Any:
@@ -180,7 +191,8 @@ def device_put(mesh: Mesh, tree: Tree, *axes: str | None) -> Tree:
             return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding(mesh, leaf.shape, *axes))
         where = sharding(mesh, np.shape(leaf), *axes)
         if isinstance(leaf, jax.Array) and leaf.is_fully_addressable and not mesh.is_multi_process:
-            return jax.device_put(leaf, where)  # what lies there already is not copied
+            return jax.device_put(leaf, where)  # copies nothing that lies there already
+        # Several processes: each makes its own shards from its whole copy; `jax.device_put` would compare them first.
         leaf = np.asarray(leaf)
         return jax.make_array_from_callback(leaf.shape, where, lambda index: leaf[index])
 
@@ -188,14 +200,14 @@ def device_put(mesh: Mesh, tree: Tree, *axes: str | None) -> Tree:
 
 
 def constrain(mesh: Mesh, tree: Tree, *axes: str | None) -> Tree:
-    """Within a jitted function: has arrays lie as `device_put` would put them."""
+    """Constrains arrays within a jitted function to lie as `device_put` would put them."""
     return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, sharding(mesh, leaf.shape, *axes)), tree)
 
 
 def place_batch(mesh: Mesh, batch: Tree, *, runs: bool = True) -> Tree:
     """Puts `[run, batch, …]` arrays on the mesh; each process passes its own `share` of both axes.
 
-    Without `runs` the first axis is another, which lies whole on every device, and the same on all processes.
+    Without `runs` the first axis is no axis of runs: it lies whole on every device.
     """
 
     def of_leaf(leaf: Leaf) -> jax.Array:
@@ -207,12 +219,12 @@ def place_batch(mesh: Mesh, batch: Tree, *, runs: bool = True) -> Tree:
 
 
 def place_rows(mesh: Mesh, rows: np.ndarray) -> jax.Array:
-    """Puts `[batch, …]` rows, each process its share, on the mesh, split along `data` and the same for all runs."""
+    """Puts `[batch, …]` rows on the mesh, split along `data`, for all runs; each process passes its own `share`."""
     return jax.make_array_from_process_local_data(NamedSharding(mesh, PartitionSpec(DATA)), np.asarray(rows))
 
 
 def traced_on(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that finds the mesh with `jax.sharding.get_abstract_mesh()` where it is traced."""
+    """Wraps a function so that `jax.sharding.get_abstract_mesh()` returns the mesh while it is traced."""
 
     def traced(*arguments: Any) -> Any:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
@@ -230,21 +242,20 @@ def is_abstract(tree: Tree) -> bool:
 
 
 def sharding(mesh: Mesh, shape: Sequence[int] = (), *axes: str | None) -> NamedSharding:
-    """How an array of this shape lies on the mesh, its leading axes split along `axes`, as far as it has so many.
-
-    Runs whose number is no multiple of the `run` axis are not split: every device along it computes all of them.
-    """
+    """Returns the sharding of an array of this shape, with its leading axes split along `axes`."""
+    # Runs whose number is no multiple of the axis (one run alone) lie whole on all devices along it.
     fitted = [None if axis == RUN and shape[0] % mesh.shape[RUN] else axis for axis in axes[: len(shape)]]
     return NamedSharding(mesh, PartitionSpec(*fitted))
 
 
 def device_get(tree: Tree) -> Tree:
-    """A tree of device arrays as NumPy arrays, whole on every process. All of them must take part."""
+    """Fetches a tree of device arrays, whole on every process. All processes must call this."""
     if jax.process_count() == 1:
         return jax.device_get(tree)
     from jax.experimental import multihost_utils
 
     def of_leaf(leaf: Leaf) -> np.ndarray:
+        # Every process has a replicated array; gathering it would cost an exchange.
         if isinstance(leaf, jax.Array) and leaf.is_fully_replicated:
             return np.asarray(leaf.addressable_data(0))
         return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))

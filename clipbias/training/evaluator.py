@@ -1,0 +1,307 @@
+"""Passes over the images of a split, for all runs of a job at once."""
+
+import dataclasses
+from collections.abc import Callable, Hashable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from clipbias import hosts
+from clipbias.data import Split
+from clipbias.data.images import Images, Workers
+from clipbias.data.pipeline import Batch
+from clipbias.errors import ClipbiasError
+from clipbias.training import placement
+from clipbias.training.batches import split_batches
+from clipbias.training.calibration import Outcome, calibration, fit_temperature
+from clipbias.training.device import explain_exhaustion
+from clipbias.training.forward import (
+    BatchPredictions,
+    EvalInputs,
+    EvalStatic,
+    check_finite,
+    correct_and_loss,
+    encode_texts,
+    first_run,
+    image_features,
+    images_per_step,
+    logits,
+    outcomes,
+)
+from clipbias.training.spec import Row
+from clipbias.tuning.method import crops_of, mixes_crops
+
+
+def score(outcome: Outcome, temperature: float | None) -> Row:
+    correct = int(outcome.correct.sum())
+    images = len(outcome.correct)
+    # Rounded, so that equal runs on two devices, which differ in their last bits, have equal rows.
+    calibrated = {name: round(value, 4) for name, value in calibration(outcome, temperature).items()}
+    return {"accuracy": 100 * correct / images, "correct": correct, "images": images, "calibration": calibrated}
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictions:
+    """Predictions of `R` runs for the `n` images of a split, of which `m` are readable.
+
+    Attributes:
+      outcomes: of each run, for readable images.
+      temperatures: of each run; `None` where no temperature fits.
+      validation_images: number of images that fitted them; `None` without such images.
+      predicted: class of every image, int32 `[R, n]`; -1 for an unreadable one.
+      log_probs: see `BatchPredictions`, float16 `[R, n, 7]`.
+      logits: of readable images, `[R, m, C]`, if they are kept.
+    """
+
+    outcomes: list[Outcome]
+    temperatures: list[float | None]
+    validation_images: int | None
+    predicted: np.ndarray
+    log_probs: np.ndarray
+    logits: np.ndarray | None
+
+    @property
+    def skipped(self) -> int:
+        return int((self.predicted[0] < 0).sum())
+
+    @property
+    def scores(self) -> list[Row]:
+        """Returns `{"accuracy", "correct", "images", "calibration"}` of each run, the accuracy in percent."""
+        rows = [score(*pair) for pair in zip(self.outcomes, self.temperatures, strict=True)]
+        for row in rows if self.validation_images is not None else ():
+            row["calibration"]["validation_images"] = self.validation_images
+        return rows
+
+
+class Budget:
+    """Bytes that evaluators may keep together. Requests depend on numbers of images alone, so all processes agree."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = self._left = limit
+
+    def take(self, count: int) -> bool:
+        fits = count <= self._left
+        self._left -= count if fits else 0
+        return fits
+
+    def clear(self) -> None:
+        self._left = self._limit
+
+
+class Evaluator:
+    """Evaluates runs on one split. Decoded images and features that runs share are kept if they fit the budget."""
+
+    def __init__(
+        self,
+        split: Split | Images,
+        *,
+        mesh: Mesh,
+        batch_size: int,
+        on_error: str = "raise",
+        workers: Workers | None = None,
+        budget: Budget | None = None,
+        whole_batches: bool = False,
+    ) -> None:
+        """Makes nothing yet. The batch size is that of all devices; nothing is kept without a budget.
+
+        With `whole_batches` fewer images than a batch are padded to it, so that another split's program serves.
+        """
+        if len(split) == 0:
+            raise ClipbiasError("there is no image to evaluate on; check the data folder and the class selection.")
+        self.split = split
+        self.mesh = mesh
+        self.on_error = on_error
+        self.batch_size = placement.rows(mesh, batch_size if whole_batches else min(batch_size, len(split)))
+        self._workers = Workers.of(workers)
+        self._budget = budget or Budget(0)
+        self._images: list[Batch] | None = None
+        self._fits: dict[Hashable, bool] = {}
+        # Plain CLIP's features with labels and masks, by all that they depend on besides the image: patches, number of
+        # crops, whether crops are mixed.
+        self._plain_features: dict[tuple[bool, int, bool], list[tuple[jax.Array, Batch]]] = {}
+
+    def for_temperature(self, images: Split) -> "Evaluator":
+        """Returns the evaluator of images that fit a temperature for this split."""
+        # A broken image among them must not cost the result. Whole batches of the same size use the same program.
+        return Evaluator(
+            images,
+            mesh=self.mesh,
+            batch_size=self.batch_size,
+            on_error="skip",
+            workers=self._workers,
+            budget=self._budget,
+            whole_batches=True,
+        )
+
+    def _may_keep(self, name: Hashable, bytes_per_image: int) -> bool:
+        if name not in self._fits:
+            self._fits[name] = self._budget.take(len(self.split) * bytes_per_image)
+        return self._fits[name]
+
+    def _batches(self, static: EvalStatic) -> Iterator[Batch]:
+        assert static.preprocessing is not None, "a split has images that are not normalised"
+        method = static.classifier.method
+        crops = crops_of(method)
+        if self._images is not None and not crops:
+            yield from self._images
+            return
+        batches = split_batches(
+            self.split,
+            self.mesh,
+            resizing=static.preprocessing.resizing,
+            batch_size=images_per_step(self.batch_size, crops, self.mesh),
+            crops=crops,
+            mixed=mixes_crops(method),
+            on_error=self.on_error,
+            workers=self._workers,
+        )
+        images = list[Batch]()
+        keep = not crops and self._may_keep("images", 3 * static.classifier.config.vision.image_size**2)
+        for batch in batches:
+            if keep:
+                images.append(batch)
+            yield batch
+        if keep:
+            self._images = images
+
+    def _features(self, static: EvalStatic, inputs: EvalInputs) -> Iterator[tuple[jax.Array, Batch]]:
+        classifier = static.classifier
+        method = classifier.method
+        learnables = inputs.learnables
+        changes = classifier.changes_vision(first_run(learnables))
+        crops = crops_of(method)
+        config = classifier.config
+        key = method.patches, crops, mixes_crops(method)
+        if not changes and key in self._plain_features:
+            yield from self._plain_features[key]
+            return
+        # float32 features of the image, and of its patches or crops.
+        per_image = 1 + (config.vision.patches if method.patches else crops)
+        keep = not changes and self._may_keep(key, 4 * per_image * config.projection_width)
+        if not changes:
+            # No learnable of the run reaches the vision tower, so the features of the first run serve all.
+            learnables = jax.tree.map(lambda leaf: leaf[:1], learnables)
+            static = dataclasses.replace(static, runs=1)
+        plain = []
+        for batch in self._batches(static):
+            images = placement.place_rows(self.mesh, batch["images"])
+            features = image_features(static, inputs.params, learnables, images)
+            if keep:
+                plain.append((features, {name: batch[name] for name in ("labels", "mask")}))
+            yield features, batch
+        if plain:
+            self._plain_features[key] = plain
+
+    def _each_batch(
+        self, static: EvalStatic, inputs: EvalInputs, compute: Callable[[jax.Array, jax.Array, jax.Array], Any]
+    ) -> tuple[Any, np.ndarray]:
+        """Applies `compute(features, mask, labels)` to all batches.
+
+        Returns the results `[R, n, …]` of all images on the host, and labels `[n]`, -1 for unreadable images.
+        """
+        results = []
+        with explain_exhaustion("lower --config.eval_batch_size."):
+            for features, batch in self._features(static, inputs):
+                if hosts.stops():
+                    raise hosts.Stopped
+                mask = placement.place_rows(self.mesh, batch["mask"])
+                labels = placement.place_rows(self.mesh, np.where(batch["mask"], batch["labels"], -1))
+                results.append((compute(features, mask, labels), labels))
+                # One batch waits behind the one that is computed: with dozens of them, XLA's CPU devices hang.
+                jax.block_until_ready(results[-2:-1])
+        # Fetched together: a fetch for each batch would be an exchange between processes each time.
+        values, of_batches = zip(*placement.device_get(results), strict=True)
+        count = len(self.split)  # padding lies behind the images
+        whole = jax.tree.map(lambda *batches: np.concatenate(batches, axis=1)[:, :count], *values)
+        return whole, np.concatenate(of_batches)[:count]
+
+    def evaluate(
+        self,
+        static: EvalStatic,
+        inputs: EvalInputs,
+        *,
+        validation: "Evaluator | None" = None,
+        keeps_logits: bool = False,
+    ) -> Predictions:
+        """Predicts all images, and fits each run's temperature on the images of `validation`, of the same classes."""
+        # Texts once for all images. Temperatures before the images: the program of a batch takes them as an argument.
+        inputs = encode_texts(static, inputs)
+        fitted: list[float | None] = [None] * static.runs
+        validation_images = None
+        if validation is not None:
+            scores, labels = validation._logits(static, inputs)
+            read = labels >= 0
+            validation_images = int(read.sum())
+            fitted = [fit_temperature(of_run[read], labels[read]) for of_run in scores]
+        temperatures = np.asarray([1.0 if value is None else value for value in fitted], np.float32)
+
+        def compute(features: jax.Array, mask: jax.Array, labels: jax.Array) -> BatchPredictions:
+            return outcomes(static, inputs, features, mask, labels, temperatures, keeps_logits=keeps_logits)
+
+        values, labels = self._each_batch(static, inputs, compute)
+        read = labels >= 0
+        if not read.any():
+            raise ClipbiasError("none of the images to evaluate on could be read.")
+        every = jax.tree.map(lambda values: values[:, read], values)
+        check_finite(every.highest)
+        # On the host: XLA's conversion to float16 needs an instruction that not every CPU has.
+        with np.errstate(over="ignore"):
+            log_probs = values.log_probs.astype(np.float16)
+        return Predictions(
+            outcomes=[
+                Outcome(
+                    correct=every.predicted[run] == labels[read],
+                    other_odds=every.other_odds[run],
+                    highest=every.highest[run],
+                    other_odds_at=None if temperature is None else every.other_odds_at[run],
+                )
+                for run, temperature in enumerate(fitted)
+            ],
+            temperatures=fitted,
+            validation_images=validation_images,
+            predicted=np.where(read, values.predicted, -1).astype(np.int32),
+            log_probs=log_probs,
+            logits=every.logits,
+        )
+
+    def validate(self, static: EvalStatic, inputs: EvalInputs, *, finite: bool = True) -> list[Row]:
+        """Returns `{"accuracy", "correct", "images", "loss"}` of each run: percent, counts, mean cross-entropy in nats.
+
+        With `finite` it raises `ClipbiasError` where a loss is not finite.
+        """
+        inputs = encode_texts(static, inputs)
+        (correct, loss), labels = self._each_batch(
+            static, inputs, lambda *batch: correct_and_loss(static, inputs, *batch)
+        )
+        read = labels >= 0
+        if not read.any():
+            raise ClipbiasError("none of the validation images could be read.")
+        correct, loss = correct[:, read], loss[:, read]
+        if finite:
+            check_finite(loss)
+        images = int(read.sum())
+        return [
+            {
+                "accuracy": 100 * int(of_run.sum()) / images,
+                "correct": int(of_run.sum()),
+                "images": images,
+                "loss": float(loss[run].mean(dtype=np.float64)),
+            }
+            for run, of_run in enumerate(correct)
+        ]
+
+    def logits(self, static: EvalStatic, inputs: EvalInputs) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the logits of every image in each run, `[R, n, C]`, and which images are readable, bool `[n]`."""
+        scores, labels = self._logits(static, encode_texts(static, inputs))
+        if labels.max() < 0:
+            raise ClipbiasError("none of the images could be read.")
+        return scores, labels >= 0
+
+    def _logits(self, static: EvalStatic, inputs: EvalInputs) -> tuple[np.ndarray, np.ndarray]:
+        scores, labels = self._each_batch(
+            static, inputs, lambda features, mask, _: logits(static, inputs, features, mask)
+        )
+        check_finite(scores[:, labels >= 0])
+        return scores, labels

@@ -1,0 +1,138 @@
+"""A tuned model on devices: its predictions for batches of images, and its scores on a split."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from clipbias.clip.params import Params
+from clipbias.clip.precision import cast_weights
+from clipbias.data import Split
+from clipbias.data.confusion import class_summary
+from clipbias.data.images import Workers
+from clipbias.training import placement
+from clipbias.training.calibration import detection, temperature_images
+from clipbias.training.evaluator import Evaluator
+from clipbias.training.forward import EvalInputs, EvalStatic, check_finite, image_features, logits, make_evaluation
+from clipbias.training.spec import Row
+from clipbias.tuning.conformal import AnswerRule, measure
+from clipbias.tuning.features import unit_length
+from clipbias.tuning.method import Learnables, stack_runs
+from clipbias.tuning.task import Text
+from clipbias.tuning.tuned import Tuned
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Predictor:
+    """A tuned model on a device, with its texts encoded, for batches of images."""
+
+    static: EvalStatic
+    inputs: EvalInputs
+
+    @classmethod
+    def of(cls, model: Tuned, params: Params | None = None, learnables: Learnables | None = None) -> "Predictor":
+        """Takes weights and learnables that lie on devices. Default: the model's own, on JAX's first device."""
+        task = model.task
+        learnables = model.learnables if learnables is None else learnables
+        if params is None:
+            params = cast_weights(jax.device_put(task.clip.params), task.classifier.dtype)
+        # Text features once: batches then run the vision tower and the head alone.
+        text: Text = task.text
+        if not task.method.conditional:
+            text = task.text_features(params, learnables)[None]
+        static = EvalStatic(task.classifier, task.clip.preprocessing, mesh=None, runs=1)
+        run = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], learnables)
+        return cls(static, EvalInputs(params, run, text))
+
+    @property
+    def text(self) -> Text:
+        """Text features `[S · C, d]`, as `task.logits` takes them; tokens where prompts depend on the image."""
+        return self.inputs.text[0] if isinstance(self.inputs.text, jax.Array) else self.inputs.text
+
+    def logits(self, images: jax.Array | np.ndarray, mask: jax.Array | np.ndarray | None = None) -> jax.Array:
+        """Computes logits `[B, C]` of images `[B, R, R, 3]`, levels from 0 to 255, or of views `[B, 1 + V, R, R, 3]`.
+
+        `mask [B]` is false for images that fill the batch.
+        """
+        return self.logits_and_features(images, mask)[0]
+
+    def logits_and_features(
+        self, images: jax.Array | np.ndarray, mask: jax.Array | np.ndarray | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Computes `logits`, and the images' features of unit length, `[B, d]`."""
+        mask = np.ones(len(images), bool) if mask is None else mask
+        return _logits_and_features(self.static, self.inputs, images, mask)
+
+    def classify(
+        self, images: jax.Array | np.ndarray, mask: np.ndarray, *, normalised: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Computes probabilities and `logits`. Raises `ClipbiasError` where logits are not finite."""
+        static = dataclasses.replace(self.static, preprocessing=None) if normalised else self.static
+        scores, _ = _logits_and_features(static, self.inputs, images, mask)
+        logits = np.asarray(scores)
+        check_finite(logits[mask].max(-1))
+        return np.asarray(jax.nn.softmax(scores, axis=-1)), logits
+
+
+@functools.partial(jax.jit, static_argnames="static")
+def _logits_and_features(
+    static: EvalStatic, inputs: EvalInputs, images: jax.Array, mask: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    features = image_features(static, inputs.params, inputs.learnables, images)
+    whole = unit_length(static.classifier.whole_image_features(features[0]))
+    return logits(static, inputs, features, mask)[0], whole
+
+
+def evaluate(
+    model: Tuned,
+    split: Split,
+    *,
+    mesh: Mesh,
+    eval_batch_size: int,
+    on_image_error: str,
+    workers: int | None = None,
+    validation: Split | None = None,
+    outside: Split | None = None,
+    rule: AnswerRule | None = None,
+) -> tuple[Row, np.ndarray]:
+    """Measures top-1 accuracy and calibration of a tuned model, and its detection of images `outside` its classes.
+
+    A temperature is fitted on validation images (`calibration.temperature_images`). The rule makes prediction sets and
+    rejections. The batch size is that of all devices.
+
+    Returns:
+      `{"accuracy", "correct", "images", "calibration", "class_summary"}` (`data.confusion`), `skipped_images` if any,
+      `answers` with a rule (`conformal.measure`), and `ood` with images outside (`calibration.detection`), of which the
+      rule accepts `accepted` percent. And the predicted class of every image, int32 `[n]`; -1 for an unreadable one.
+    """
+    task = model.task.with_memory(class_shards=mesh.shape[placement.DATA])
+    params = placement.place_weights(mesh, task.clip.params, task.classifier.dtype)
+    single = stack_runs([jax.device_get(model.learnables)])
+    static, inputs = make_evaluation(task, params, single, runs=1, mesh=mesh)
+    shared = Workers(workers)
+
+    def open_images(images: Split) -> Evaluator:
+        return Evaluator(images, mesh=mesh, batch_size=eval_batch_size, on_error=on_image_error, workers=shared)
+
+    tested = open_images(split)
+    others = temperature_images(split, validation)
+    fits = None if others is None else tested.for_temperature(others)
+    keeps_logits = rule is not None
+    inside = tested.evaluate(static, inputs, validation=fits, keeps_logits=keeps_logits)
+    predicted = inside.predicted[0]
+    (scores,) = inside.scores
+    scores["class_summary"] = class_summary(split.labels, predicted, task.class_names)
+    if inside.skipped:
+        scores["skipped_images"] = inside.skipped
+    if rule is not None and inside.logits is not None:
+        scores["answers"] = measure(rule, inside.logits[0], split.labels[predicted >= 0])
+    if outside is not None:
+        away = open_images(outside).evaluate(static, inputs, keeps_logits=keeps_logits)
+        (other,) = away.outcomes
+        scores["ood"] = {"images": len(other.other_odds), **detection(inside.outcomes[0], other)}
+        if rule is not None and away.logits is not None:
+            scores["ood"]["accepted"] = 100 * float((~rule.rejected(away.logits[0])).mean())
+    return scores, predicted
