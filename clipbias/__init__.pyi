@@ -1,3 +1,4 @@
+from .analysis.relevancy import relevancy as relevancy
 from .api import equivalent_bias as equivalent_bias
 from .api import fit as fit
 from .api import import_adapter as import_adapter
@@ -9,7 +10,6 @@ from .clip import load as load
 from .distillation import Distilled as Distilled
 from .distillation import distil as distil
 from .errors import ClipbiasError as ClipbiasError
-from .analysis.relevancy import relevancy as relevancy
 from .prediction import Accuracy as Accuracy
 from .prediction import Prediction as Prediction
 from .studies import FinishedStudy as FinishedStudy

@@ -35,7 +35,7 @@ def natural_form(task: Task, learnables: Learnables) -> str:
     biases is a checkpoint. One that leaves the vision side unchanged is a head. All others are programs.
     """
     adaptation = jax.eval_shape(task.method.adapt, learnables)
-    if task.method.overrides("logits") or task.method.conditional:
+    if task.method.logits is not None or task.method.conditional:
         return "program"
     if adaptation.only_changes_weights and task.descriptions is None:
         return "checkpoint"
@@ -111,8 +111,8 @@ def _why_not(task: Task, learnables: Learnables, form: str) -> str:
     what = {"checkpoint": "a checkpoint", "open_clip": "a checkpoint", "program": ""}.get(
         form, "a file of class features"
     )
-    if what and (method.overrides("logits") or method.conditional):
-        has = "a head of its own" if method.overrides("logits") else "texts that depend on the image"
+    if what and (method.logits is not None or method.conditional):
+        has = "a head of its own" if method.logits is not None else "texts that depend on the image"
         return f"has {has}, which {what} cannot hold"
     if form == "open_clip" and task.clip.config.family != "clip":
         return "tunes another network than CLIP's, which is not written in open_clip's format"

@@ -11,6 +11,7 @@ from typing import Annotated
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import struct
 
 from clipbias.checks import Choices, Range
@@ -137,6 +138,10 @@ class Samples:
 COSINE_SCALE = 100.0
 
 
+# `-log p` of each image's label, `[B]`, from logits `[B, C]` and labels `[B]`.
+cross_entropy = optax.softmax_cross_entropy_with_integer_labels
+
+
 def cosines(features: Features) -> jax.Array:
     """`x Tᵀ [B, C]`: `x = unit(f)`, `T` the zero-shot classifier, unit vectors averaged over texts."""
     return unit_length(features.image) @ unit_length(average_texts(features.text)).T
@@ -198,7 +203,7 @@ def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
     return float((logits.argmax(-1) == labels).mean())
 
 
-def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
+def mean_cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
     """The mean of `-log p` of the labels, in nats."""
     below = logits - logits.max(-1, keepdims=True)
     return float((np.log(np.exp(below).sum(-1)) - below[np.arange(len(labels)), labels]).mean())

@@ -39,7 +39,7 @@ from clipbias.data.user_images import Labels, label_numbers
 from clipbias.errors import ClipbiasError
 from clipbias.identity import identity
 from clipbias.terminal import printable
-from clipbias.tuning.features import Features, class_vectors, unit_length
+from clipbias.tuning.features import Features, class_vectors, cross_entropy, unit_length
 from clipbias.tuning.method import (
     FeatureMethod,
     Learnables,
@@ -159,7 +159,7 @@ class Classifier:
         of one image. A single image needs no loop.
         """
         tuned_at_test = isinstance(self.method, TestTimeMethod) and image.ndim == 3
-        if not tuned_at_test and not self.method.overrides("adapt_to"):
+        if not tuned_at_test and self.method.adapt_to is None:
             return self.encode_text(params, adaptation, text)
         features = image if tuned_at_test else self.whole_image_features(image)
 
@@ -178,6 +178,7 @@ class Classifier:
         `text` is used only with views, to learn from them.
         """
         if image.ndim == 1:
+            assert self.method.adapt_to is not None, "the texts of other methods do not depend on the image"
             return self.method.adapt_to(learnables, image)
 
         def logits(tuned: Learnables) -> jax.Array:
@@ -223,8 +224,9 @@ class Classifier:
 
         SigLIP's bias is added. It does not change a softmax over classes, nor the loss.
         """
+        logits_of = self.method.logits or self.method.cosine_logits
         with jax.default_matmul_precision("highest"):
-            logits = self.method.logits(learnables, self._features(params, image, self.split_by_template(text), mask))
+            logits = logits_of(learnables, self._features(params, image, self.split_by_template(text), mask))
         return logits + params["logit_bias"] if "logit_bias" in params else logits
 
     def losses(
@@ -267,7 +269,9 @@ class Classifier:
             reference = texts.reference.reshape(-1, features.text.shape[-2], texts.reference.shape[-1])
             features = dataclasses.replace(features, teacher=self._features(params, plain, reference))
         with jax.default_matmul_precision("highest"):
-            logits = method.logits(learnables, features)
+            logits = (method.logits or method.cosine_logits)(learnables, features)
+            if method.losses is None:
+                return {"cross_entropy": cross_entropy(logits, labels)}, logits
             return dict(method.losses(learnables, features, logits, labels)), logits
 
     def _features(self, params: Params, image: jax.Array, text: jax.Array, mask: jax.Array | None = None) -> Features:
@@ -548,7 +552,7 @@ class Task:
 
     def read_classes(self, learnables: Learnables) -> Learnables:
         """Learnables with the arrays that the method makes from its teacher's features of these classes, if any."""
-        if not self.method.overrides("read_classes"):
+        if self.method.read_classes is None:
             return learnables
         reference = self.teacher_features(self.clip.params)
         assert reference is not None, "a method that reads the classes has a teacher"

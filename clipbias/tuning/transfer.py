@@ -36,10 +36,10 @@ def transfer(
     in_place = np.array_equal(places, np.arange(len(source.class_names)))
     if in_place and source.classes.identity == target.classes.identity:
         return learnables
-    if method.overrides("transfer"):
+    if (to_other_classes := method.transfer) is not None:
         source_text = _plain_texts(source)
         target_text = _plain_texts(target)
-        return _each_run(lambda run: method.transfer(run, places, source_text, target_text), learnables, axis)
+        return _each_run(lambda run: to_other_classes(run, places, source_text, target_text), learnables, axis)
 
     def start(seed: int, *more: str) -> Learnables:
         return flatten(method.init(jax.random.key(seed), target.clip, (*target.class_names, *more)))
@@ -52,7 +52,8 @@ def transfer(
     is_new = places < 0
     first, other = ({name: np.asarray(rows[name])[is_new] for name in belong} for rows in map(start, (0, 1)))
     is_random = any(not np.array_equal(first[name], other[name]) for name in belong)
-    has_start = not (is_random or is_new.all() or isinstance(method, FeatureMethod)) or method.overrides("read_classes")
+    says_nothing = is_random or is_new.all() or isinstance(method, FeatureMethod)
+    has_start = method.read_classes is not None or not says_nothing
     if is_new.any() and not has_start:
         raise ClipbiasError(
             f"{type(method).__name__} learned something for each class and cannot be used with other classes such as "

@@ -20,6 +20,7 @@ from clipbias.tuning.features import (
     average_raw_texts,
     class_means,
     class_rows,
+    cross_entropy,
     softmax,
     unit_length,
     unit_passes,
@@ -69,7 +70,7 @@ class CLAP(FrozenTowers, FeatureMethod):
     def losses(
         self, learnables: Learnables, features: Features, logits: jax.Array, labels: jax.Array
     ) -> Mapping[str, jax.Array]:
-        terms = dict(super().losses(learnables, features, logits, labels))
+        terms = {"cross_entropy": cross_entropy(logits, labels)}
         if self.penalised:
             difference = learnables["text_prototypes"] - average_raw_texts(features.text)
             terms["penalty"] = (learnables[CONSTANTS]["penalties"] * jnp.square(difference).sum(-1)).mean()

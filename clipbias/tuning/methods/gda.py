@@ -26,7 +26,7 @@ from clipbias.tuning.features import (
     class_means,
     class_rows,
     cosines,
-    cross_entropy,
+    mean_cross_entropy,
     shortest,
     text_classifier,
     unit_length,
@@ -125,7 +125,7 @@ class GDA(FrozenTowers, FeatureMethod):
         best = (0.0, 0.0)
         for candidate in ALPHAS:
             logits = zero_shot + candidate * densities
-            loss = cross_entropy(logits, labels) if samples.few_validation_images else 0.0
+            loss = mean_cross_entropy(logits, labels) if samples.few_validation_images else 0.0
             score = accuracy(logits, labels), -loss
             if score[0] > 0 and score > best:
                 alpha = candidate

@@ -8,7 +8,7 @@ import jax
 
 from clipbias.checks import Range
 from clipbias.clip import Clip
-from clipbias.tuning.features import Features, average_texts, unit_length
+from clipbias.tuning.features import Features, average_texts, cross_entropy, unit_length
 from clipbias.tuning.method import Learnables, Preset, PromptText
 from clipbias.tuning.methods.coop import CoOp
 from clipbias.tuning.recipe import COMMON, Recipe, RecipeName
@@ -45,7 +45,7 @@ class KgCoOp(CoOp):
         student = unit_length(average_texts(features.text))
         teacher = unit_length(average_texts(features.teacher.text))
         distance = 1 - (student * teacher).sum(-1).mean()
-        return {**super().losses(learnables, features, logits, labels), "distillation": self.weight * distance}
+        return {"cross_entropy": cross_entropy(logits, labels), "distillation": self.weight * distance}
 
     def authors_recipe(self, common: Recipe, shots: int | None) -> Recipe:
         return Recipe(learning_rate=0.002, epochs=100, batch_size=128)

@@ -7,11 +7,10 @@ from typing import Annotated
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from clipbias.checks import Range
 from clipbias.clip import Adaptation, Clip
-from clipbias.tuning.features import COSINE_SCALE, Features, average_texts, class_rows, unit_length
+from clipbias.tuning.features import COSINE_SCALE, Features, average_texts, class_rows, cross_entropy, unit_length
 from clipbias.tuning.method import (
     CONSTANTS,
     Kind,
@@ -141,7 +140,6 @@ class MMRL(Method):
         teacher = features.teacher
         assert teacher is not None
         image, tokens = self._logits(features)
-        cross_entropy = optax.softmax_cross_entropy_with_integer_labels
         text_products = unit_length(average_texts(features.text)) * unit_length(average_texts(teacher.text))
         image_cosines = (unit_length(features.image) * unit_length(teacher.image)).sum(-1)
         return {

@@ -9,12 +9,11 @@ from typing import Annotated
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from clipbias.checks import Range
 from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError
-from clipbias.tuning.features import Features, unit_length
+from clipbias.tuning.features import Features, cross_entropy, unit_length
 from clipbias.tuning.method import Learnables, Preset, PromptText
 from clipbias.tuning.prompts import ContextSets
 from clipbias.tuning.recipe import COMMON, Recipe, RecipeName
@@ -84,7 +83,7 @@ class ProDA(ContextSets):
         different = 1 - jnp.eye(len(contexts))
         overlap = (different * jnp.abs(contexts @ contexts.T)).sum() / max(1, len(contexts) * (len(contexts) - 1))
         return {
-            "bound": optax.softmax_cross_entropy_with_integer_labels(logits + margin, labels),
+            "bound": cross_entropy(logits + margin, labels),
             "orthogonality": self.weight * overlap,
         }
 

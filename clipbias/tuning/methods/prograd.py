@@ -11,7 +11,7 @@ from clipbias.checks import Range
 from clipbias.clip import Adaptation, Clip
 from clipbias.constants import WORDS
 from clipbias.errors import ClipbiasError
-from clipbias.tuning.features import Features, average_texts, unit_length
+from clipbias.tuning.features import Features, average_texts, cross_entropy, unit_length
 from clipbias.tuning.method import Kind, Learnables, Method, Options, Preset, PromptText, Tokens
 from clipbias.tuning.prompts import word_ids
 from clipbias.tuning.recipe import COMMON, Recipe, RecipeName
@@ -101,7 +101,7 @@ class ProGrad(Method):
         temperature = self.temperature
         zero_shot = teacher.scale * (unit_length(teacher.image) @ unit_length(average_texts(teacher.text)).T)
         products = jax.nn.softmax(zero_shot / temperature) * jax.nn.log_softmax(logits / temperature)
-        return {**super().losses(learnables, features, logits, labels), "kl": -(temperature**2) * products.sum(-1)}
+        return {"cross_entropy": cross_entropy(logits, labels), "kl": -(temperature**2) * products.sum(-1)}
 
     def combine(self, gradients: Mapping[str, Learnables]) -> Learnables:
         strength = 1.0 if self.strength is None else self.strength

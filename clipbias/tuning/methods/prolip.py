@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from clipbias.checks import Range
 from clipbias.clip import Adaptation, Clip
-from clipbias.tuning.features import COSINE_SCALE, Features, Samples, Sampling
+from clipbias.tuning.features import COSINE_SCALE, Features, Samples, Sampling, cross_entropy
 from clipbias.tuning.method import CONSTANTS, FeatureMethod, Kind, Learnables, Preset, PromptText
 from clipbias.tuning.prompts import choose_templates
 from clipbias.tuning.recipe import AUTHORS, MOST, Recipe, RecipeName
@@ -66,7 +66,7 @@ class ProLip(FeatureMethod):
         self, learnables: Learnables, features: Features, logits: jax.Array, labels: jax.Array
     ) -> Mapping[str, jax.Array]:
         penalty = learnables[CONSTANTS]["strength"] * jnp.square(learnables[CHANGE]).sum()
-        return {**super().losses(learnables, features, logits, labels), "penalty": penalty}
+        return {"cross_entropy": cross_entropy(logits, labels), "penalty": penalty}
 
     def authors_recipe(self, common: Recipe, shots: int | None) -> Recipe:
         return dataclasses.replace(

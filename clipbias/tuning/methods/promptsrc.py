@@ -10,7 +10,7 @@ import numpy as np
 
 from clipbias.checks import Range
 from clipbias.clip import Clip
-from clipbias.tuning.features import Features, average_raw_texts, average_texts, unit_length
+from clipbias.tuning.features import Features, average_raw_texts, average_texts, cross_entropy, unit_length
 from clipbias.tuning.method import Layers, Learnables, Preset, PromptText
 from clipbias.tuning.methods.ivlp import IVLP
 from clipbias.tuning.prompts import choose_templates
@@ -85,7 +85,7 @@ class PromptSRC(IVLP):
         teacher_image = unit_length(teacher.image)
         log_teacher = jax.nn.log_softmax(teacher.scale * (teacher_image @ teacher_text.T))
         return {
-            **super().losses(learnables, features, logits, labels),
+            "cross_entropy": cross_entropy(logits, labels),
             "text": self.text_weight * jnp.abs(text - teacher_text).mean(),
             "image": self.image_weight * jnp.abs(image - teacher_image).mean(-1),
             "kl": (jnp.exp(log_teacher) * (log_teacher - jax.nn.log_softmax(logits))).mean(-1),

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from clipbias.checks import Range
 from clipbias.clip import Adaptation, Clip
 from clipbias.clip.layers import activate
-from clipbias.tuning.features import Features, average_texts, unit_length
+from clipbias.tuning.features import Features, average_texts, cross_entropy, unit_length
 from clipbias.tuning.method import CONSTANTS, Kind, Learnables, Method, Preset, PromptText, Tokens
 from clipbias.tuning.prompts import initial_linear, random_prompts
 from clipbias.tuning.recipe import COMMON, Recipe, RecipeName
@@ -98,7 +98,7 @@ class TCP(Method):
     ) -> Mapping[str, jax.Array]:
         text = unit_length(average_texts(features.text))
         distance = 1 - (text * learnables[CONSTANTS]["classes"]).sum(-1).mean()
-        return {**super().losses(learnables, features, logits, labels), "distillation": self.weight * distance}
+        return {"cross_entropy": cross_entropy(logits, labels), "distillation": self.weight * distance}
 
     def authors_recipe(self, common: Recipe, shots: int | None) -> Recipe:
         recipe = Recipe(learning_rate=0.002, epochs=50, batch_size=32)

@@ -25,7 +25,7 @@ from clipbias.tuning.features import (
     Samples,
     Sampling,
     cosines,
-    cross_entropy,
+    mean_cross_entropy,
     shortest,
     text_classifier,
     unit_length,
@@ -234,7 +234,7 @@ def pair_losses(
         if beta != latest:
             cached = np.exp(-beta * distances) @ values
             latest = beta
-        losses.append(cross_entropy(zero_shot + alpha * cached, labels))
+        losses.append(mean_cross_entropy(zero_shot + alpha * cached, labels))
     return losses
 
 

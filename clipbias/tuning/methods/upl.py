@@ -9,9 +9,8 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from clipbias.tuning.features import Features, unit_length
+from clipbias.tuning.features import Features, cross_entropy, unit_length
 from clipbias.tuning.method import Learnables, Preset
 from clipbias.tuning.prompts import ContextSets, Sets
 from clipbias.tuning.recipe import COMMON, Recipe, RecipeName
@@ -45,7 +44,7 @@ class UPL(ContextSets):
         image = unit_length(features.image)
         text = unit_length(features.text)
         logits = features.scale * jnp.einsum("bd,scd->sbc", image, text)
-        return {"cross_entropy": optax.softmax_cross_entropy_with_integer_labels(logits, labels[None]).sum(0)}
+        return {"cross_entropy": cross_entropy(logits, labels[None]).sum(0)}
 
     def authors_recipe(self, common: Recipe, shots: int | None) -> Recipe:
         return Recipe(learning_rate=0.002, epochs=50, batch_size=32)
