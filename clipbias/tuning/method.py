@@ -5,11 +5,12 @@ unused hook leaves no trace in the compiled programs.
 """
 
 import abc
+import copy
 import dataclasses
 import enum
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ import optax
 from flax import traverse_util
 
 from clipbias.checks import Range, check_fields
-from clipbias.clip import Adaptation, Clip
+from clipbias.clip import Adaptation, Clip, ClipConfig
 from clipbias.clip.layers import check_changes
 from clipbias.clip.params import Params
 from clipbias.constants import WORDS
@@ -167,6 +168,24 @@ class Method(abc.ABC):
         """Checks the options by their annotations. Raises `ClipbiasError` for a wrong one."""
         check_fields(self)
 
+    def bind(self, config: ClipConfig) -> Self:
+        """The same method with `clip_config` set. A `Task` binds its method to its model."""
+        bound = copy.copy(self)
+        # No field: the geometry is no option, and methods with equal options are equal whatever their model.
+        object.__setattr__(bound, "_clip_config", config)
+        return bound
+
+    @property
+    def clip_config(self) -> ClipConfig:
+        """Geometry of the model, for hooks without an argument `clip`: the depth of prompts that all layers share.
+
+        Raises `ClipbiasError` for a method that no `Task` has bound to a model.
+        """
+        config = self.__dict__.get("_clip_config")
+        if config is None:
+            raise ClipbiasError(f"{type(self).__name__} belongs to no model yet; make a clipbias.Task of it.")
+        return config
+
     # Learnables, and their effect on the model.
 
     @abc.abstractmethod
@@ -178,7 +197,10 @@ class Method(abc.ABC):
 
     @abc.abstractmethod
     def adapt(self, learnables: Learnables) -> Adaptation:
-        """The adaptation made of the learnables. A pure function: it is traced, differentiated and vectorised."""
+        """The adaptation made of the learnables. A pure function: it is traced, differentiated and vectorised.
+
+        `self.clip_config` has the sizes of the model.
+        """
 
     def adapt_in_training(self, learnables: Learnables, rng: jax.Array) -> Adaptation:
         """`adapt` in a training step, with randomness such as dropout. By default `adapt`."""

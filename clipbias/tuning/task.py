@@ -403,6 +403,7 @@ class Task:
             self.method_name = method_name or name_of(method) or type(method).__name__
             self.method = method
         self.clip = clip
+        self.method = self.method.bind(clip.config)
         self._dtype = resolve(dtype)
         prompt = self.method.text(self.template, clip)
         self.prompt = without_template(prompt) if self.classes.free_text else prompt
