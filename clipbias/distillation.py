@@ -40,14 +40,14 @@ from clipbias.tuning import Task
 from clipbias.tuning.method import parameter_count
 from clipbias.tuning.tuned import Tuned
 
-# A smaller form is taken if it agrees with the tuned model on so much less of the held-back images.
+# A smaller form is selected if its agreement on held-back images is lower by at most this share.
 TOLERANCE = 0.01
 FEWEST = 5  # unlabelled images
 
 
 @dataclasses.dataclass(frozen=True)
 class DistilOptions:
-    """How forms are fitted."""
+    """Options of the fits."""
 
     form: Annotated[str, Choices(tuple(FORMS))] | None = setting(
         None,
@@ -56,8 +56,10 @@ class DistilOptions:
     )
     steps: Positive = setting(STEPS, "Steps of Adam for each form.")
     batch_size: Positive = setting(BATCH_SIZE, "Unlabelled images per step, over all devices.")
-    learning_rate: Annotated[float, Range(0, 3e38)] | None = setting(None, "Of Adam; None takes the form's.")
-    seed: Count = setting(1, "Of the start and the order of images.")
+    learning_rate: Annotated[float, Range(0, 3e38)] | None = setting(
+        None, "Learning rate of Adam. Default: the form's."
+    )
+    seed: Count = setting(1, "Seed of the start and the order of images.")
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -65,12 +67,12 @@ class DistilOptions:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class DistilImages:
-    """The images of a distillation, of which none is in two lists.
+    """The images of a distillation, in disjoint lists.
 
     Attributes:
-      fitted: forms are fitted on these, without labels.
-      held_back: a form is selected on these, without labels.
-      certified: for the certificate.
+      fitted: unlabelled images to fit forms on.
+      held_back: unlabelled images to select a form on.
+      certified: images of the certificate.
       labelled: whether the labels of `certified` are classes of the model.
     """
 
@@ -85,10 +87,10 @@ class Distilled:
     """A distilled model.
 
     Attributes:
-      model: of the method of the form, on the student's base. Its notes hold the certificate, which an export writes.
-      certificate: the model beside its teacher, on images that were used nowhere else.
+      model: the student, with the form's method. Its notes hold the certificate, which an export writes.
+      certificate: comparison with the teacher, on images that were used nowhere else.
       sentences: the certificate in words: accuracy, divergence, agreement and numbers.
-      candidates: all forms that were fitted, on the held-back images.
+      candidates: comparisons of all fitted forms, on the held-back images.
     """
 
     model: TunedModel
@@ -101,8 +103,8 @@ def divide_images(source: Dataset | Split) -> DistilImages:
     """The images of a distillation.
 
     Args:
-      source: a dataset, with training and validation images to fit and select on, and test images to certify; or images
-        without labels: by their names, three fifths to fit on, a fifth to select on, a fifth to certify.
+      source: a dataset, with training and validation images to fit and select on, and test images to certify; or
+        unlabelled images: three fifths to fit on, a fifth to select on, a fifth to certify, divided by their names.
 
     Raises:
       ClipbiasError: there are too few images.
@@ -148,7 +150,8 @@ def distil_model(
     frozen = Tuned(Task(model.clip, ZERO_SHOT, model.class_names, template=DEFAULT_TEMPLATE))
     names = [name for name, form in FORMS.items() if form.folds] if options.form is None else [options.form]
     fitted = images.fitted
-    if len(fitted) > (most := options.steps * options.batch_size):  # no fit reads more
+    # No fit reads more images than steps times batch size, and the teacher predicts each image once.
+    if len(fitted) > (most := options.steps * options.batch_size):
         fitted = fitted.subset(np.sort(np.random.default_rng(options.seed).choice(len(fitted), most, replace=False)))
     students: dict[str, Tuned] = {}
     candidates: dict[str, Comparison] = {}
@@ -165,6 +168,7 @@ def distil_model(
         students[name] = student
         candidates[name] = _compare((frozen, model, student), facts, images.held_back, context, labelled=False)
         logging.progress.say(_line(candidates[name], len(fitted)))
+    # Selected on held-back images, then certified once on others: the certificate has no bias of the selection.
     selected = select(tuple(candidates.values()))
     student = students[selected]
     of_three = (frozen, model, student)
@@ -200,24 +204,24 @@ def distil(
     mesh: Mesh | None = None,
     progress: bool = True,
 ) -> Distilled:
-    """Turns a tuned model into a plain CLIP that predicts as it does, and says how well it does.
+    """Turns a tuned model into a plain CLIP with nearly the same predictions, and certifies the difference.
 
         distilled = clipbias.distil(clipbias.load_adapter("maple.safetensors"), dataset)
         distilled.model.export("checkpoint")
         print(*distilled.sentences, sep="\\n")
 
     Args:
-      model: of any method: the teacher.
+      model: the teacher, of any method.
       images: a dataset of the model's classes, or its name, whose training and validation images are learned without
-        labels and whose test images certify the result; or pictures or a split without labels. `None` takes the
+        labels and whose test images certify the result; or pictures or a split without labels. Default: the
         dataset that the model names.
       form: "vector", "kind", "layer_norm" or "lora"; `None` fits all that make a plain CLIP and takes the smallest that
         agrees with the model as the best does, within one point of the held-back images.
-      clip: the model that learns; `None` takes the tuned model's own base.
-      steps, batch_size, learning_rate: of the training of each form.
-      seed: of the start and of the order of images.
-      mesh: where to compute; `None` takes all devices.
-      progress: whether to show it.
+      clip: the student's frozen model. Default: the teacher's.
+      steps, batch_size, learning_rate: training of each form.
+      seed: seed of the start and of the order of images.
+      mesh: devices of the computation. Default: all devices.
+      progress: whether to show progress.
 
     Raises:
       ClipbiasError: the images do not fit or cannot be read, or a loss is not finite.
@@ -290,7 +294,7 @@ def _ends(number: Estimate, unit: float, digits: str) -> str:
 
 
 def _line(candidate: Comparison, fitted_images: int) -> str:
-    """A fitted form on the held-back images, for the screen."""
+    """Comparison of a fitted form on the held-back images, as a line."""
     student = candidate.student
     return (
         f"{student.form} ({student.words}): {student.numbers:,} numbers, decides as the adapter on "
@@ -314,7 +318,8 @@ def _fit(
 def _compare(
     models: Sequence[Tuned], student: Student, split: Split, context: SweepContext, *, labelled: bool
 ) -> Comparison:
-    """The last of frozen model, teacher and student beside the second, on the images that all could read."""
+    """Comparison of the student with its teacher; `models` are frozen model, teacher and student."""
+    # On the images that all three could read, so that differences are paired.
     images = Images(split)
     results = [split_logits(model, images, context) for model in models]
     read = np.all([of_model for _, of_model in results], axis=0)

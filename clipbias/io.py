@@ -59,7 +59,7 @@ def user_path(path: str | os.PathLike) -> Path:
     Raises `ClipbiasError` if it is no path, it is in a bucket or on the web, or nothing can be opened there.
     """
     if not isinstance(path, str | os.PathLike) or path == "":  # which would be the current folder
-        raise ClipbiasError(f"{shorten(repr(path))} is no path; give a text that is not empty.")
+        raise ClipbiasError(f"{shorten(repr(path))} is no path; give a non-empty string.")
     if is_remote(path):
         raise ClipbiasError(
             f"{shorten(str(path), 200)} is in a bucket, where images, lists of them and work folders may lie, but this "

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from clipbias import hosts
+from clipbias.constants import ADAPTER_FILE
 from clipbias.errors import ClipbiasError
 from clipbias.export.card import NOTE, model_card
 from clipbias.export.folding import fold
@@ -22,7 +23,6 @@ from clipbias.tuning.method import TestTimeMethod
 from clipbias.tuning.tuned import Tuned
 
 FORMS = ("checkpoint", "open_clip", "head", "program", "onnx", "peft")
-ADAPTER = "adapter.safetensors"
 HEAD = "classifier.safetensors"
 CARD = "README.md"
 CERTIFICATE = "certificate.json"
@@ -93,7 +93,7 @@ def export(model: Tuned, folder: str | os.PathLike, *, form: str | None = None) 
             write_onnx(temporary, task, learnables)
         else:
             _write_head(temporary / HEAD, task, learnables)
-        write_adapter(temporary / ADAPTER, model)
+        write_adapter(temporary / ADAPTER_FILE, model)
         if NOTE in model.notes:
             write_text(temporary / CERTIFICATE, json.dumps(model.notes[NOTE], indent=2) + "\n")
         write_text(temporary / CARD, model_card(model, form))

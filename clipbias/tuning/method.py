@@ -63,10 +63,10 @@ DatasetOptions = Mapping[str, Options]
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """A name of a method, and the options that it stands for where they differ from the method's defaults.
+    """A name of a method, with the options that differ from the method's defaults.
 
     `order` is the position among the rows of a table: methods that change more of both towers come later. `datasets`
-    are the authors' options for each dataset under this name; `None` for those of the class, `Method.datasets`.
+    are the authors' options for each dataset under this name. Default: `Method.datasets`.
     """
 
     label: str
@@ -76,7 +76,7 @@ class Preset:
 
 
 class Kind(enum.StrEnum):
-    """Groups of methods, by what they change."""
+    """Groups of methods, by the part of CLIP that they change."""
 
     TRAINING_FREE = "training-free"
     HEAD = "head"
@@ -89,6 +89,9 @@ class Kind(enum.StrEnum):
 # but no step changes them: a cache, a closed form, class weights of a loss.
 Learnables = Mapping[str, Any]
 CONSTANTS = "constants"
+
+# The terms of a loss by name: a number, or `[B]`, which is averaged over images.
+Terms = Mapping[str, jax.Array]
 
 # Options of many methods: prompt tokens per layer, and a number of layers (`None`: all). Larger values would only fill
 # the memory.
@@ -108,8 +111,9 @@ class Method(abc.ABC):
 
     Attributes:
       presets: names of a built-in method. The first preset of a user's own method gives its label.
-      kind: what the method changes: "head", "prompts" (words, tokens or pixels) or "weights" (biases, kernels, inserted
-        networks). "training-free" methods have no trained parameter; "test-time" methods learn on each test image.
+      kind: the part that the method changes: "head", "prompts" (words, tokens or pixels) or "weights" (biases, kernels,
+        inserted networks). "training-free" methods have no trained parameter; "test-time" methods learn on each test
+        image.
       trains: whether steps of an optimiser change the learnables. `False` for methods that need none (zero-shot) or
         that `support` completes.
       patches: whether the head and the loss use features of patches. The last block then runs at all tokens.
@@ -156,7 +160,7 @@ class Method(abc.ABC):
     scale: ClassVar[float | None] = None
 
     logits: ClassVar[Callable[..., jax.Array] | None] = None
-    losses: ClassVar[Callable[..., Mapping[str, jax.Array]] | None] = None
+    losses: ClassVar[Callable[..., Terms] | None] = None
     combine: ClassVar[Callable[..., Learnables] | None] = None
     adapt_to: ClassVar[Callable[..., Adaptation] | None] = None
     templates_in_training: ClassVar[Callable[..., jax.Array] | None] = None
@@ -218,8 +222,8 @@ class Method(abc.ABC):
         The texts of a class are averaged as unit vectors. A residual is added to the class features before they are
         normalised.
         """
-        if features.text.ndim == 4:  # texts of each image
-
+        if features.text.ndim == 4:
+            # Each image has texts of its own: the two-dimensional case, vectorised over images.
             def image_logits(image: jax.Array, text: jax.Array) -> jax.Array:
                 return self.cosine_logits(learnables, Features(image[None], text, features.scale))[0]
 
@@ -285,7 +289,7 @@ class Method(abc.ABC):
 
     @property
     def uses_images(self) -> bool:
-        """Whether the method uses training images."""
+        """Whether the method uses training images: to train on, or for features (`FeatureMethod`)."""
         return self.trains
 
 
@@ -331,9 +335,9 @@ class FeatureMethod(Method):
         return learnables
 
     def searched_options(self, learnables: Learnables) -> Mapping[str, float]:
-        """The options that make `support` and `finish` take what a search on validation images selected in one run.
+        """The options that a search on validation images selected in a run. Default: none.
 
-        By default none: without validation images the method's own options count.
+        With them, `support` and `finish` repeat the selection without validation images.
         """
         return {}
 
@@ -418,6 +422,7 @@ def flatten(tree: Learnables) -> dict[str, Array]:
 
 def unflatten(tensors: Mapping[str, Array]) -> Params:
     """The inverse of `flatten`. Raises `ValueError` if one array's path lies inside that of another."""
+    # A file may hold both "a" and "a/b", and no tree can.
     for name in tensors:
         parents = name.split(SEPARATOR)[:-1]
         if any(parent in tensors for parent in itertools.accumulate(parents, "{}/{}".format)):

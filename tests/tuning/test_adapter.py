@@ -69,7 +69,7 @@ def cached(clip: Clip, **change) -> tuple[clipbias.Task, dict]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"keys": np.full((4, 12), np.nan, np.float32)}, "'constants/keys' holds what are not finite numbers"),
+        ({"keys": np.full((4, 12), np.nan, np.float32)}, "'constants/keys' has values that are not finite numbers"),
         ({"labels": np.zeros(4, np.float32)}, "'constants/labels' holds float32 and not int32"),
         ({"strength": np.int32(3)}, "'constants/strength' holds int32 and not float32"),
         ({"keys": np.zeros((4, 11), np.float32)}, r"'constants/keys': \(4, 11\).* are not those of method"),
@@ -86,7 +86,7 @@ def test_damaged_constants(clip, tmp_path, change, message):
     with safetensors.safe_open(path, "numpy") as file:
         metadata = file.metadata()
     damaged = cached(clip, **change)[1]
-    with pytest.raises(ClipbiasError, match="are not what Cache learns" if "more" in change else message):
+    with pytest.raises(ClipbiasError, match="do not belong to Cache" if "more" in change else message):
         write_adapter(path, Tuned(task, damaged))
     save_file({name: np.asarray(leaf) for name, leaf in flatten(damaged).items()}, path, metadata=metadata)
     with pytest.raises(ClipbiasError, match=message):

@@ -1,7 +1,7 @@
 """MMRL (Guo & Gu 2025, arXiv 2503.08497, Multi-Modal Representation Learning for Vision-Language Models)."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated
 
 import jax
@@ -19,6 +19,7 @@ from clipbias.tuning.method import (
     Options,
     Preset,
     PromptText,
+    Terms,
     Tokens,
 )
 from clipbias.tuning.prompts import initial_linear, random_prompts
@@ -89,7 +90,7 @@ class MMRL(Method):
         text = clip.config.text
         count = min(self.blocks, vision.layers, text.layers)
         tokens, text_key, vision_key, readout = jax.random.split(rng, 4)
-        # All maps of a tower start as copies of one.
+        # All maps of a tower start as copies of one, as in the authors' code.
         text_kernel, text_bias = initial_linear(text_key, self.space, text.width)
         vision_kernel, vision_bias = initial_linear(vision_key, self.space, vision.width)
         joint = clip.config.projection_width
@@ -109,6 +110,7 @@ class MMRL(Method):
             bias = learnables[f"{tower}_bias"]
             return jnp.einsum("KS,LSD->LKD", learnables["tokens"], kernel, precision="highest") + bias[:, None]
 
+        # Float32 products (`highest`): all blocks share `R`, so rounding here would enter every gradient.
         return Adaptation(
             text_tokens=project_tokens("text"),
             vision_tokens=project_tokens("vision"),
@@ -134,9 +136,9 @@ class MMRL(Method):
         alpha = learnables[CONSTANTS]["alpha"]
         return alpha * image + (1 - alpha) * tokens
 
-    def losses(
-        self, learnables: Learnables, features: Features, logits: jax.Array, labels: jax.Array
-    ) -> Mapping[str, jax.Array]:
+    def losses(self, learnables: Learnables, features: Features, logits: jax.Array, labels: jax.Array) -> Terms:
+        # α weighs the losses of both logits apart, not the loss of their mean: the option counts, not the constant that
+        # `transfer` changes by class.
         teacher = features.teacher
         assert teacher is not None
         image, tokens = self._logits(features)
@@ -152,6 +154,8 @@ class MMRL(Method):
     def transfer(
         self, learnables: Learnables, labels: np.ndarray, source: np.ndarray, target: np.ndarray
     ) -> Learnables:
+        # New classes get α = 1: the representation tokens learned nothing of them. One number where all are equal,
+        # since a scalar stays valid for any number of classes.
         alpha = np.broadcast_to(learnables[CONSTANTS]["alpha"], source.shape[1])
         alpha = class_rows(alpha, labels, start=1)
         return {**learnables, CONSTANTS: {"alpha": alpha if (alpha != alpha[0]).any() else alpha[0]}}

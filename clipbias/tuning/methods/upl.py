@@ -5,13 +5,12 @@ The training images are those of the whole dataset that plain CLIP is surest of;
 """
 
 import dataclasses
-from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 
 from clipbias.tuning.features import Features, cross_entropy, unit_length
-from clipbias.tuning.method import Learnables, Preset
+from clipbias.tuning.method import Learnables, Preset, Terms
 from clipbias.tuning.prompts import ContextSets, Sets
 from clipbias.tuning.recipe import COMMON, Recipe, RecipeName
 
@@ -36,13 +35,14 @@ class UPL(ContextSets):
     recipe: RecipeName = COMMON
 
     def logits(self, learnables: Learnables, features: Features) -> jax.Array:
+        # The mean of the contexts' logits is the logit of their mean unit feature, which is not normalised again.
         return features.scale * (unit_length(features.image) @ unit_length(features.text).mean(0).T)
 
-    def losses(
-        self, learnables: Learnables, features: Features, logits: jax.Array, labels: jax.Array
-    ) -> Mapping[str, jax.Array]:
+    def losses(self, learnables: Learnables, features: Features, logits: jax.Array, labels: jax.Array) -> Terms:
         image = unit_length(features.image)
         text = unit_length(features.text)
+        # Not the given logits, their mean: each context has a cross-entropy of its own, and the sum keeps them
+        # independent.
         logits = features.scale * jnp.einsum("bd,scd->sbc", image, text)
         return {"cross_entropy": cross_entropy(logits, labels[None]).sum(0)}
 

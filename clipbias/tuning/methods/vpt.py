@@ -29,6 +29,7 @@ class VPT(Method):
     depth: Depth = None
 
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
+        # Row `l` replaces the prompts at the input of layer `l`; layers behind the last row keep their outputs.
         vision = clip.config.vision
         depth = min(self.depth or vision.layers, vision.layers)
         return {"vision_prompts": random_prompts(rng, depth, self.tokens, vision.width)}
