@@ -204,11 +204,7 @@ def import_adapter(
 
 
 def equivalent_bias(
-    model: TunedModel,
-    images: Pictures | Split | None,
-    form: str = "vector",
-    *,
-    batch_size: int = BATCH_SIZE,
+    model: TunedModel, images: Pictures | Split | None, form: str = "vector", *, batch_size: int = BATCH_SIZE
 ) -> TunedModel:
     """Returns the equivalent bias of a tuned model, as a model to save, fold and export.
 
@@ -334,10 +330,7 @@ def _names(class_names: Sequence[str] | ClassList) -> tuple[str, ...]:
 
 
 def _training_dataset(
-    task: Task,
-    images: Images | None,
-    labels: Labels | None,
-    validation: Split | tuple[Pictures, Labels] | None,
+    task: Task, images: Images | None, labels: Labels | None, validation: Split | tuple[Pictures, Labels] | None
 ) -> Dataset:
     """The images of `fit` as a dataset with the task's classes and texts."""
     if images is None:

@@ -127,11 +127,7 @@ def divide_images(source: Dataset | Split) -> DistilImages:
 
 
 def distil_model(
-    model: TunedModel,
-    images: DistilImages,
-    options: DistilOptions,
-    context: SweepContext,
-    logging: Logging,
+    model: TunedModel, images: DistilImages, options: DistilOptions, context: SweepContext, logging: Logging
 ) -> Distilled:
     """Fits the forms, selects one and certifies it.
 

@@ -138,13 +138,7 @@ class Classifier:
         """Features of every text `[S · C, d]`, not normalised, before any residual."""
         if isinstance(text, PackedTokens):
             features = encode_packed_text(
-                params,
-                self.config,
-                text,
-                adaptation,
-                chunks=self.class_chunks,
-                dtype=self.dtype,
-                remat=self.remat,
+                params, self.config, text, adaptation, chunks=self.class_chunks, dtype=self.dtype, remat=self.remat
             )
         elif isinstance(text, TextTokens):
             features, _ = encode_text(params, self.config, text, adaptation, dtype=self.dtype, remat=self.remat)
@@ -215,12 +209,7 @@ class Classifier:
         return self.head(params, learnables, image, texts, mask)
 
     def head(
-        self,
-        params: Params,
-        learnables: Learnables,
-        image: jax.Array,
-        text: jax.Array,
-        mask: jax.Array | None = None,
+        self, params: Params, learnables: Learnables, image: jax.Array, text: jax.Array, mask: jax.Array | None = None
     ) -> jax.Array:
         """Logits `[B, C]` from features that are not normalised: `[B, d]` of images, and those of `encode_text_for`."""
         # Cosines times 100 amplify rounding: in TF32 or bfloat16 products, close classes would swap.

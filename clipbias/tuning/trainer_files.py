@@ -159,17 +159,8 @@ def read_trainer_file(tensors: Tensors, clip: Clip) -> TrainerFile:
         return TrainerFile("vpt", {"tokens": vision_tokens, "depth": depth}, {"vision_prompts": vision_prompts})
     text_prompts = _stacked(tensors, in_text, ("T", text.width), clip)
     text_depth, tokens, _ = text_prompts.shape
-    options = {
-        "text_tokens": tokens,
-        "vision_tokens": vision_tokens,
-        "text_depth": text_depth,
-        "vision_depth": depth,
-    }
-    learnables = {
-        "text_context": text_prompts[0],
-        "text_prompts": text_prompts[1:],
-        "vision_prompts": vision_prompts,
-    }
+    options = {"text_tokens": tokens, "vision_tokens": vision_tokens, "text_depth": text_depth, "vision_depth": depth}
+    learnables = {"text_context": text_prompts[0], "text_prompts": text_prompts[1:], "vision_prompts": vision_prompts}
     is_src = any(name.startswith("ZS_image_encoder.") for name in tensors)
     return TrainerFile("promptsrc" if is_src else "ivlp", options, learnables, tokens)
 

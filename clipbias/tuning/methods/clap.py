@@ -45,10 +45,7 @@ class CLAP(FrozenTowers, FeatureMethod):
       recipe: the "authors'", SGD at 0.1 without decay, 300 epochs in batches of 256; or "common".
     """
 
-    presets = {
-        "clap": Preset("CLAP", order=560),
-        "zs_lp": Preset("ZS-LP", {"penalised": False}, order=561),
-    }
+    presets = {"clap": Preset("CLAP", order=560), "zs_lp": Preset("ZS-LP", {"penalised": False}, order=561)}
     datasets = {"imagenet": {"templates": "imagenet_select_and_dataset"}}
 
     penalised: bool = True

@@ -57,9 +57,7 @@ class ClipLora(Method):
     presets = {
         "clip_lora": Preset("CLIP-LoRA", order=630),
         "lora": Preset(
-            "LoRA (all kernels)",
-            {"parts": ALL_PARTS, "dropout": 0.0, "recipe": COMMON, "clip_scale": True},
-            order=631,
+            "LoRA (all kernels)", {"parts": ALL_PARTS, "dropout": 0.0, "recipe": COMMON, "clip_scale": True}, order=631
         ),
     }
     kind = Kind.WEIGHTS

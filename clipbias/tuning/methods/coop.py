@@ -25,10 +25,7 @@ class CoOp(Method):
       position: where the class name stands: "end", "middle" or "front".
     """
 
-    presets = {
-        "coop": Preset("CoOp", order=100),
-        "coop_16": Preset("CoOp (16 words)", {"tokens": 16}, order=101),
-    }
+    presets = {"coop": Preset("CoOp", order=100), "coop_16": Preset("CoOp (16 words)", {"tokens": 16}, order=101)}
     kind = Kind.PROMPTS
 
     tokens: Tokens = 4

@@ -52,9 +52,7 @@ class MaPLe(Method):
         text = jnp.concatenate([context[None], prompts])
         vision = jnp.einsum("LTD,LDE->LTE", text, learnables["projection_kernel"], precision="highest")
         return Adaptation(
-            text_context=context,
-            text_prompts=prompts,
-            vision_prompts=vision + learnables["projection_bias"][:, None],
+            text_context=context, text_prompts=prompts, vision_prompts=vision + learnables["projection_bias"][:, None]
         )
 
     def text(self, template: str, clip: Clip) -> PromptText:

@@ -11,17 +11,7 @@ import numpy as np
 from clipbias.checks import Range
 from clipbias.clip import Adaptation, Clip
 from clipbias.tuning.features import COSINE_SCALE, Features, average_texts, class_rows, cross_entropy, unit_length
-from clipbias.tuning.method import (
-    CONSTANTS,
-    Kind,
-    Learnables,
-    Method,
-    Options,
-    Preset,
-    PromptText,
-    Terms,
-    Tokens,
-)
+from clipbias.tuning.method import CONSTANTS, Kind, Learnables, Method, Options, Preset, PromptText, Terms, Tokens
 from clipbias.tuning.prompts import initial_linear, random_prompts
 from clipbias.tuning.recipe import AUTHORS, MOST, Recipe, RecipeName
 
@@ -69,10 +59,7 @@ class MMRL(Method):
         "mmrl_cross_dataset": Preset("MMRL (cross-dataset)", {"epochs": 1}, order=412, datasets=_BY_DATASET),
     }
     kind = Kind.PROMPTS
-    datasets = {
-        **_BY_DATASET,
-        "imagenet": {"epochs": 5, "batch_size": 32},
-    }
+    datasets = {**_BY_DATASET, "imagenet": {"epochs": 5, "batch_size": 32}}
     scale = COSINE_SCALE
     first_view = True
 

@@ -16,15 +16,7 @@ from clipbias.checks import Choices
 from clipbias.clip import Adaptation, Clip
 from clipbias.errors import ClipbiasError
 from clipbias.tuning.features import Features, unit_length
-from clipbias.tuning.method import (
-    CONSTANTS,
-    Kind,
-    Learnables,
-    Method,
-    Preset,
-    PromptText,
-    Tokens,
-)
+from clipbias.tuning.method import CONSTANTS, Kind, Learnables, Method, Preset, PromptText, Tokens
 from clipbias.tuning.prompts import ContextSets, random_prompts, word_ids
 from clipbias.tuning.recipe import COMMON, Recipe, RecipeName
 
@@ -123,12 +115,7 @@ JOINT = "joint"
 # The authors' phrases for each dataset.
 PHRASES = {
     "imagenet": ("a photo of a", "this is a photo", "this is a", "one picture of a"),
-    "dtd": (
-        "a photo of a texture",
-        "this is a photo texture",
-        "this is a picture texture",
-        "one picture of a texture",
-    ),
+    "dtd": ("a photo of a texture", "this is a photo texture", "this is a picture texture", "one picture of a texture"),
     "eurosat": (
         "a centered satellite photo of",
         "a centered satellite picture of",

@@ -82,10 +82,7 @@ class ProDA(ContextSets):
         contexts = unit_length(features.templates)
         different = 1 - jnp.eye(len(contexts))
         overlap = (different * jnp.abs(contexts @ contexts.T)).sum() / max(1, len(contexts) * (len(contexts) - 1))
-        return {
-            "bound": cross_entropy(logits + margin, labels),
-            "orthogonality": self.weight * overlap,
-        }
+        return {"bound": cross_entropy(logits + margin, labels), "orthogonality": self.weight * overlap}
 
     def authors_recipe(self, common: Recipe, shots: int | None) -> Recipe:
         return Recipe(learning_rate=0.001, epochs=100, batch_size=4)

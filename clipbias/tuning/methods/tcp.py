@@ -78,9 +78,7 @@ class TCP(Method):
         hidden = activate(dense(learnables[CONSTANTS]["classes"], "hidden"), "quick_gelu")
         prompts = dense(hidden, "output")
         return Adaptation(
-            text_context=context,
-            text_class_prompts=prompts.reshape(-1, *context.shape),
-            text_class_block=self.block,
+            text_context=context, text_class_prompts=prompts.reshape(-1, *context.shape), text_class_block=self.block
         )
 
     def text(self, template: str, clip: Clip) -> PromptText:

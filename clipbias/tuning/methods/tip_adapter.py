@@ -168,10 +168,7 @@ class TipAdapterF(TipAdapter):
     presets = {"tip_adapter_f": Preset("Tip-Adapter-F", order=530)}
     kind = Kind.HEAD
     trains = True
-    datasets = {
-        **DATASETS,
-        "eurosat": {**DATASETS["eurosat"], "epochs": 100},
-    }
+    datasets = {**DATASETS, "eurosat": {**DATASETS["eurosat"], "epochs": 100}}
 
     epochs: Annotated[int, Range(1, MOST)] = 20
     recipe: RecipeName = AUTHORS

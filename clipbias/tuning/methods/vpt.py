@@ -19,10 +19,7 @@ class VPT(Method):
       depth: number of layers with prompts, at most the tower's; 1 for the shallow variant, `None` for all layers.
     """
 
-    presets = {
-        "vpt": Preset("VPT", order=200),
-        "vpt_shallow": Preset("VPT (shallow)", {"depth": 1}, order=201),
-    }
+    presets = {"vpt": Preset("VPT", order=200), "vpt_shallow": Preset("VPT (shallow)", {"depth": 1}, order=201)}
     kind = Kind.PROMPTS
 
     tokens: Tokens = 4
