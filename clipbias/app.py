@@ -70,10 +70,8 @@ class Bench:
         return TunedModel(Task(self.clip, "zero_shot", class_names, template=template.strip() or DEFAULT_TEMPLATE), {})
 
     def select(self, adapter: str, uploaded: list[str]) -> tuple[object, object, object, list[str]]:
-        """The name of an adapter, its class names, its template, and the files that were uploaded.
-
-        A file stays a choice: an answer may wait for it while the next file comes.
-        """
+        """The name of an adapter, its class names, its template, and the uploaded files."""
+        # An uploaded file stays a choice: an answer may wait for it while the next file comes.
         gr = _gradio()
         choice = names = template = gr.skip()
         try:
@@ -144,10 +142,7 @@ def read_names(text: str) -> list[str]:
 def starting_point(
     model: TunedModel | None, class_names: Sequence[str] = (), template: str = ""
 ) -> tuple[list[Image.Image], Sequence[str], str]:
-    """Pictures, their class names and a template: of a tuned model's dataset, or without a model of `DATASET`.
-
-    There is no picture if the model's dataset is not embedded in this package.
-    """
+    """Pictures, class names and a template of a tuned model's dataset or of `DATASET`, if it is embedded."""
     name = str(model.notes.get("dataset")) if model else DATASET
     dataset = demo.load(name) if name in demo.NAMES else None
     if not class_names and (source := model.task if model else dataset):
@@ -164,10 +159,7 @@ def starting_point(
 def build(
     bench: Bench, *, examples: Sequence[str | os.PathLike] = (), class_names: Sequence[str] = (), template: str = ""
 ) -> "gradio.Blocks":
-    """The page. Files of pictures, class names and a template to start from are by default those of `starting_point`.
-
-    Raises `ClipbiasError` if gradio is not installed.
-    """
+    """Builds the page, by default from `starting_point`. Raises `ClipbiasError` without gradio."""
     gr = _gradio()
     first = next(iter(bench.models), ZERO_SHOT)
     pictures, class_names, template = starting_point(bench.models.get(first), class_names, template)

@@ -48,6 +48,7 @@ def check_int(name: str, value: object, *, lowest: float = 0, highest: float = L
 
 def check_number(name: str, value: Any, *, lowest: float = -math.inf, highest: float = math.inf) -> float:
     """A finite number from `lowest` to `highest`. Raises `ClipbiasError` for anything else."""
+    # `bool` is a `Real` in Python, but True is a mistake where a number is expected.
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     # A larger whole number has no finite value in floating point.
     if not is_number or not abs(value) <= sys.float_info.max or not lowest <= value <= highest:

@@ -230,8 +230,10 @@ def distil(
         raise ClipbiasError("the model names no dataset; give one, or pictures.")
     source: Any = open_images(named)
     if isinstance(source, Dataset):
-        labelled_images(source, None, model.class_names)  # which refuses other classes
+        # Called for its error: a dataset of other classes has no labels to certify with.
+        labelled_images(source, None, model.class_names)
     elif not isinstance(source, Split):
+        # Labels are needed for the type alone: no label is read before the certificate, which has none here.
         pictures, _ = list_images(source)
         source = image_list(pictures, [0] * len(pictures), model.class_names)
     divided = divide_images(source)
@@ -252,9 +254,9 @@ def certificate_sentences(certificate: Comparison, teacher: str, teacher_numbers
     """A sentence each for accuracy, divergence, agreement and numbers.
 
     Args:
-      certificate: of a model whose form is one of `FORMS`.
+      certificate: comparison of a student whose form is in `FORMS`.
       teacher: the teacher's method.
-      teacher_numbers: how many numbers it stores.
+      teacher_numbers: number of stored numbers of the teacher.
     """
     lines = []
     difference, accuracy = certificate.difference, certificate.accuracy

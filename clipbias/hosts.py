@@ -145,11 +145,8 @@ def silence() -> None:
 
 
 def leave() -> None:
-    """Ends the joint work. Only the first process goes on, such as with figures, and may take any time.
-
-    Without this call the other processes would wait for a few seconds at their end and then fail. All processes must
-    call it.
-    """
+    """Ends the joint work: only the first process goes on, for any time. All processes must call this."""
+    # Else the others would wait at their end for `SHUTDOWN_SECONDS`, and fail while the first one draws figures.
     global _left
     if multi_process():
         jax = sys.modules["jax"]
@@ -204,11 +201,9 @@ def assert_same(what: str, value: object) -> None:
 
 @contextlib.contextmanager
 def stoppable() -> Iterator[None]:
-    """Within the block, SIGTERM and Ctrl-C set the flag of `check` and `stops`. A second Ctrl-C is Python's own.
-
-    In several processes signals stay with JAX and Python. Only the main thread may set handlers; in another thread,
-    and within another such block, nothing is changed.
-    """
+    """Within the block, SIGTERM and Ctrl-C set the flag of `check` and `stops`. A second Ctrl-C is Python's own."""
+    # In several processes signals stay with JAX's preemption service and Python. Only the main thread may set handlers.
+    # An inner block leaves the flag to the outer one.
     global _signal
     if multi_process() or _signal is not None or threading.current_thread() is not threading.main_thread():
         yield
@@ -247,6 +242,7 @@ def stops() -> bool:
 
     In several processes, SIGTERM to any of them makes this true in all of them at the same call.
     """
+    # JAX's service wants a step number that grows alike in all processes: the number of calls.
     global _calls
     if not multi_process():
         return bool(_signal)

@@ -42,10 +42,10 @@ def parts(value: Any) -> dict[str, str]:
 def identity(value: object) -> str:
     """SHA-256 over a value's canonical bytes, 64 hex digits: the same in every process and on every machine.
 
-    A value is a dataclass, a mapping with names as keys, a list, an array, or a plain value. An object with an
-    attribute `identity` counts by that. Lists and tuples are equal, as are 1 and 1.0, since JSON and command lines do
-    not keep them apart. Raises `TypeError` for anything else, such as a function, whose content cannot be read.
+    A value is a dataclass, a mapping with names as keys, a list, an array, a plain value, or an object with an
+    attribute `identity`. Raises `TypeError` for anything else, such as a function.
     """
+    # Lists and tuples are equal, as are 1 and 1.0: JSON and command lines do not keep them apart.
     digest = hashlib.sha256()
     _feed(digest.update, value)
     return digest.hexdigest()

@@ -189,15 +189,15 @@ def read_json_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """Yields a temporary path, which becomes `path` when the block ends without an error.
 
-    The bytes are on disk before the rename, so a crash at any moment leaves the old file or the new one, whole. Raises
-    `ClipbiasError` if the folder cannot be written, or the disk is full.
+    Raises `ClipbiasError` if the folder cannot be written, or the disk is full.
     """
     with _temporary(path, "the previous file, if any, is intact") as temporary:
         yield temporary
         if is_remote(path):
             write_bytes(path, temporary.read_bytes())
         else:
-            # To disk before the rename: else a power failure could leave the new name with an empty file.
+            # To disk before the rename: a crash at any moment leaves the old file or the new one, whole. Else a power
+            # failure could leave the new name with an empty file.
             _to_disk(temporary)
             os.replace(temporary, path)
 

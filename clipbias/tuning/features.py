@@ -136,7 +136,8 @@ class Samples:
         return int(np.bincount(self.labels).max())
 
 
-# Factor of the cosines in methods whose authors use a fixed number instead of `exp(logit_scale)`.
+# Factor of the cosines in methods whose authors use a fixed number instead of `exp(logit_scale)`, which is
+# nearly 100 in OpenAI's models.
 COSINE_SCALE = 100.0
 
 
@@ -170,6 +171,7 @@ def unit_passes(samples: Samples) -> Iterator[np.ndarray]:
 
 def class_means(rows: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
     """The mean of each class's rows, `[N, d]` to `[C, d]`. Raises `ClipbiasError` for a class without a row."""
+    # `np.mean` of no row would be NaN, with a warning only.
     missing = np.flatnonzero(np.bincount(labels, minlength=classes) == 0)
     if missing.size:
         raise ClipbiasError(
@@ -187,11 +189,8 @@ def class_rows(learned: jax.Array | np.ndarray, labels: np.ndarray, start: np.nd
 
 
 def validation_features(samples: Samples, per_class: int | None = None) -> tuple[np.ndarray, np.ndarray] | None:
-    """Validation features `[n, d]` and labels `[n]`, at most `per_class` images of a class; `None` without any.
-
-    A class with more images gives those that come first in an order drawn with the run's seed.
-    """
-    # The order is drawn over all images, so that the first `per_class` of a class do not depend on other classes.
+    """Validation features `[n, d]` and labels `[n]`, at most `per_class` images of a class; `None` without any."""
+    # A class with more images gives the first ones in an order that the run's seed draws over all images.
     features = samples.validation
     labels = samples.validation_labels
     if features is None or labels is None or not len(labels):
@@ -216,7 +215,7 @@ def mean_cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 def shortest(value: np.ndarray) -> float:
-    """A float32 as the shortest decimal number that it is: 0.1, not 0.10000000149."""
+    """The shortest decimal number of a float32: 0.1, not 0.10000000149."""
     return float(str(np.float32(value)))
 
 

@@ -93,8 +93,8 @@ CONSTANTS = "constants"
 # The terms of a loss by name: a number, or `[B]`, which is averaged over images.
 Terms = Mapping[str, jax.Array]
 
-# Options of many methods: prompt tokens per layer, and a number of layers (`None`: all). Larger values would only fill
-# the memory.
+# Options of many methods: prompt tokens per layer, and a number of layers (`None`: all). Bounds catch typing errors
+# that would only fill the memory.
 Tokens = Annotated[int, Range(1, 1000)]
 TokensOrNone = Annotated[int, Range(0, 1000)]
 Layers = Annotated[int, Range(1, 1000)]
@@ -181,10 +181,7 @@ class Method(abc.ABC):
 
     @property
     def clip_config(self) -> ClipConfig:
-        """Geometry of the model, for hooks without an argument `clip`: the depth of prompts that all layers share.
-
-        Raises `ClipbiasError` for a method that no `Task` has bound to a model.
-        """
+        """Geometry of the model, for hooks without an argument `clip`. Raises `ClipbiasError` outside a `Task`."""
         config = self.__dict__.get("_clip_config")
         if config is None:
             raise ClipbiasError(f"{type(self).__name__} belongs to no model yet; make a clipbias.Task of it.")
@@ -201,10 +198,7 @@ class Method(abc.ABC):
 
     @abc.abstractmethod
     def adapt(self, learnables: Learnables) -> Adaptation:
-        """The adaptation made of the learnables. A pure function: it is traced, differentiated and vectorised.
-
-        `self.clip_config` has the sizes of the model.
-        """
+        """The adaptation from the learnables: a pure function, traced and differentiated; see also `clip_config`."""
 
     def adapt_in_training(self, learnables: Learnables, rng: jax.Array) -> Adaptation:
         """`adapt` in a training step, with randomness such as dropout. By default `adapt`."""
@@ -217,17 +211,15 @@ class Method(abc.ABC):
     # Heads and losses.
 
     def cosine_logits(self, learnables: Learnables, features: Features) -> jax.Array:
-        """`exp(logit_scale) · cos(f, g)`, `[B, C]`: the head of a method without `logits`.
-
-        The texts of a class are averaged as unit vectors. A residual is added to the class features before they are
-        normalised.
-        """
+        """`exp(logit_scale) · cos(f, g)`, `[B, C]`: the head of a method without `logits`."""
         if features.text.ndim == 4:
             # Each image has texts of its own: the two-dimensional case, vectorised over images.
             def image_logits(image: jax.Array, text: jax.Array) -> jax.Array:
                 return self.cosine_logits(learnables, Features(image[None], text, features.scale))[0]
 
             return jax.vmap(image_logits)(features.image, features.text)
+        # The texts of a class are averaged as unit vectors, a residual is added, and the sum is normalised: TaskRes's
+        # order.
         classes = class_vectors(features.text, self.adapt(learnables).text_residual)
         return features.scale * (unit_length(features.image) @ classes.T)
 
@@ -369,9 +361,9 @@ class TestTimeMethod(Method):
     def at_test(self, learnables: Learnables, logits: Callable[[Learnables], jax.Array]) -> Learnables:
         """The learnables for one test image, from those of the run.
 
-        Only learnables of the text tower may change. The function is traced, with the gradient of the text tower if it
-        is used, and runs for one image after another. `logits` returns the logits `[1 + crops, C]` of the image's views
-        for any learnables; the first view is the image. The vision tower has run once, with the learnables of the run.
+        `logits` returns the logits `[1 + crops, C]` of the image's views for any learnables; the first view is the
+        image. The vision tower has run once, with the learnables of the run, so only learnables of the text tower may
+        change. The function is traced, and runs for one image after another.
         """
 
     @property

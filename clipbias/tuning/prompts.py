@@ -84,6 +84,7 @@ def template_texts(clip: Clip, class_names: Sequence[str], text: PromptText) -> 
     texts = [template.replace("{}", name) for template in text.templates for name in in_prompt]
     count = text.context_tokens
     first = clip.config.text.first_word
+    # Each token knows its row of the context, -1 for none: the tower inserts learned rows there before positions.
     rows = framed(clip.tokenizer, texts, clip.config.text)
     contexts = _context_rows(clip, rows, count)
     for i, row in enumerate(rows):
@@ -345,10 +346,8 @@ class Classes:
 
 
 def check_distinct(names: Sequence[str], ids: np.ndarray) -> None:
-    """Raises `ClipbiasError` for two names that the model reads as the same text, as "cat" and "Cat".
-
-    Token ids of their texts are `[C, N]`, or have more rows after these.
-    """
+    """Raises `ClipbiasError` for two names with equal tokens, as "cat" and "Cat"; `ids` are `[C, N]`, or longer."""
+    # Equal texts have equal logits: the second class would never be predicted.
     by_text: dict[bytes, str] = {}
     for name, row in zip(names, ids, strict=False):
         other = by_text.setdefault(row.tobytes(), name)

@@ -12,17 +12,17 @@ from clipbias.settings import fields_of, setting
 # A schedule of more epochs than anyone trains would only fill the memory.
 MOST = 1_000_000
 
-# The epochs of a training that leaves them open, and the steps that are made at least: ten epochs of the paper's
-# smallest training set are 300 steps, of thirty pictures ten.
+# Default epochs, and the least number of steps: ten epochs are 300 steps of the paper's smallest training set, but ten
+# steps of thirty pictures.
 EPOCHS = 10
 STEPS = 300
 
-# Learning rates that are compared: the recipe's own and three larger ones, each so many times the one before. A step of
-# SGD is as long as the gradient, which differs by orders of magnitude from model to model; a step of Adam is not.
+# Compared learning rates: the recipe's and three larger ones, each so many times the rate before. A step of SGD is as
+# long as the gradient, which differs by orders of magnitude between models; a step of Adam is not.
 CANDIDATES = 4
 FACTOR_OF_SGD = 8.0
 FACTOR_OF_ADAM = 4.0
-# The share of the steps that they are compared after: one in three.
+# Rates are compared after a third of the steps.
 SHORTER = 3
 
 # The project's recipe, or that of a method's authors.

@@ -92,10 +92,8 @@ def classes(module: ModuleType) -> list[type[Method]]:
 
 @functools.cache
 def source_digest(kind: type[Method]) -> str | None:
-    """SHA-256 of a user's program as it was loaded, with the user's own modules that it imports; `None` of a built-in.
-
-    Cached from the first call, when the program is loaded.
-    """
+    """SHA-256 of a user's program as it was loaded, with its own modules that it imports; `None` of a built-in."""
+    # Cached from the first call, when the program is loaded: a file that is edited later is not the program that runs.
     if kind.__module__.startswith(f"{methods.__name__}."):
         return None
     module = sys.modules.get(kind.__module__)
@@ -273,6 +271,7 @@ def name_of(method: Method) -> str | None:
             return None
         where = str(module.__file__) if module.__name__.startswith(_PREFIX) else module.__name__
         return f"{where}:{kind.__qualname__}"
+    # The preset with the most options that fit: `ivlp_matched` is also an `ivlp`.
     return max(fitting or names[:1], key=lambda name: len(METHODS[name][1].options))
 
 

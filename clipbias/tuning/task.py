@@ -291,16 +291,15 @@ class Classifier:
 
 
 def cosine_logits(params: Params, images: jax.Array, classes: jax.Array) -> jax.Array:
-    """`exp(logit_scale) · cos(f, g)` of unit-length features `[B, d]` and `[C, d]`: logits `[B, C]`, float32.
-
-    SigLIP's bias, the same for all classes, is left out.
-    """
+    """`exp(logit_scale) · cos(f, g)` of unit-length features `[B, d]` and `[C, d]`: logits `[B, C]`, float32."""
+    # Without SigLIP's bias, which is the same for all classes.
     with jax.default_matmul_precision("highest"):
         return jnp.exp(params["logit_scale"].astype(jnp.float32)) * (images @ classes.T)
 
 
 def mean_loss(term: jax.Array, mask: jax.Array | None = None) -> jax.Array:
     """A loss term as a number: 0 if the mask has no image."""
+    # `where`, not a product: a padded row may be NaN, and `NaN · 0` is NaN. The maximum avoids 0/0.
     if jnp.ndim(term) == 0:
         return term
     return term.mean() if mask is None else jnp.where(mask, term, 0).sum() / jnp.maximum(mask.sum(), 1)
@@ -473,13 +472,14 @@ class Task:
 
     @functools.cached_property
     def text(self) -> PackedTokens:
-        """`tokens` with every distinct token once. Each device has its share of the classes, in `class_chunks`."""
+        """`tokens` with every distinct token once, in groups: one for each device and chunk."""
+        # Behind the shared first tokens each group has its own, so that no device needs another's rows.
         groups = self._class_shards * self.classifier.class_chunks
         return pack(self.tokens, groups=groups, class_specific=self._class_specific, sets=self._text_sets)
 
     @functools.cached_property
     def template_tokens(self) -> PackedTokens | None:
-        """Tokens of the templates without class names, if the method needs them."""
+        """Tokens of the templates without class names, if the method reads them."""
         if not self.method.reads_templates:
             return None
         tokens = template_tokens(self.clip, self.prompt)
@@ -517,8 +517,7 @@ class Task:
     ) -> "Task":
         """The same method with other classes. Learnables may not fit them: see `tuning.transfer`.
 
-        Default: template, descriptions and `free_text` of this task. A dataset has its own, unless all of its classes
-        are classes of this task.
+        Default: template, descriptions and `free_text` of this task, or of a dataset with classes that are new here.
         """
         given, own = Classes.of(class_names), self.classes
         # Names are compared as the model reads them: "maine_coon" is a known class if "maine coon" is.
@@ -621,10 +620,7 @@ class Task:
         return _plain_text_features(self.classifier, params, self.text)
 
     def class_features(self, params: Params, learnables: Learnables) -> jax.Array:
-        """Unit-length class features `[C, d]`, the classifier of a method without a head of its own.
-
-        Templates are averaged as unit vectors, then the residual is added, then the sum is normalised.
-        """
+        """Unit-length class features `[C, d]`, the classifier of a method without a head of its own."""
         self.check_arguments(params, learnables)
         self._check_shared_texts()
         adaptation = self.method.adapt(learnables)
