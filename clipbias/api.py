@@ -30,7 +30,7 @@ from clipbias.training.device import keep_programs
 from clipbias.training.progress import Progress
 from clipbias.training.run import calibrate_untrained, fit_task
 from clipbias.training.select import as_options, with_given
-from clipbias.tuned_model import Images, TunedModel, as_clip, labelled_images
+from clipbias.tuned_model import Images, TunedModel, as_clip, check_model, labelled_images
 from clipbias.tuning import METHODS, Method, Recipe, Task, trainer_files
 from clipbias.tuning.adapter import read_adapter, write_adapter
 from clipbias.tuning.prompts import ClassList
@@ -149,6 +149,7 @@ def fit(  # noqa: PLR0913 (a user's options, each by keyword)
             compares_rates=compares_rates,
             calibrates=calibrate,
         )
+    # Warnings of the training appear at the caller's line; the notes keep them for the model's card.
     for sentence in fitted.notes.get("warnings", ()):
         warnings.warn(sentence, stacklevel=2)
     named = {"dataset": images.name} if isinstance(images, Dataset) else {}
@@ -227,7 +228,7 @@ def equivalent_bias(
       ClipbiasError: the method's texts depend on the image, it changes nothing inside the blocks, its initial texts are
         not those of bias tuning, or the images do not fit the model.
     """
-    _check_model(model)
+    check_model(model)
     return TunedModel.of(bias.equivalent_bias(model, images, form, batch_size=batch_size))
 
 
@@ -249,7 +250,8 @@ def push_to_hub(repository: str, model: TunedModel, *, private: bool | None = No
     """
     from huggingface_hub import HfApi, constants, errors
 
-    _check_model(model)
+    check_model(model)
+    # A revision is refused: the commit goes to the main branch.
     name = parse(repository) if isinstance(repository, str) else None
     if name is None or name.revision:
         raise ClipbiasError(f"{shorten(str(repository))!r} is no name of a repository; give 'owner/name'.")
@@ -260,6 +262,7 @@ def push_to_hub(repository: str, model: TunedModel, *, private: bool | None = No
         message = f"Upload a {model.task.method_name} adapter"
         try:
             api = HfApi()
+            # `exist_ok`: a second upload is a new commit of the same repository.
             api.create_repo(name.repository, private=private, exist_ok=True)
             commit = api.upload_folder(repo_id=name.repository, folder_path=folder, commit_message=message).oid
         except Exception as error:  # the client's own, and its transport's
@@ -299,11 +302,6 @@ def _check_arguments(clip: object, method: object, shots: int | None, seed: int,
         raise ClipbiasError(
             f"the second argument is {shown(method)} and no method; the order is the model, the method, the images."
         )
-
-
-def _check_model(model: TunedModel) -> None:
-    if not isinstance(model, TunedModel):
-        raise ClipbiasError(f"the model is {shown(model)}; give what clipbias.fit or clipbias.load_adapter returned.")
 
 
 def _classes(

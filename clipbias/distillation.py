@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from clipbias.analysis.replacement import by_image, compare
 from clipbias.analysis.results import Comparison, Kind, Student
 from clipbias.analysis.uncertainty import Estimate
-from clipbias.checks import Choices, Count, Positive, Range, check_fields, shown
+from clipbias.checks import Choices, Count, Positive, Range, check_fields
 from clipbias.clip import Clip
 from clipbias.constants import DEFAULT_TEMPLATE, ZERO_SHOT
 from clipbias.data import Dataset, Split
@@ -35,7 +35,7 @@ from clipbias.training.progress import Progress
 from clipbias.training.students import BATCH_SIZE, FORMS, STEPS, fit_recipe, fit_student, mean_divergence
 from clipbias.training.teacher import split_logits
 from clipbias.tuned_model import Images as UserImages
-from clipbias.tuned_model import TunedModel, as_clip, labelled_images
+from clipbias.tuned_model import TunedModel, as_clip, check_model, labelled_images
 from clipbias.tuning import Task
 from clipbias.tuning.method import parameter_count
 from clipbias.tuning.tuned import Tuned
@@ -141,6 +141,7 @@ def distil_model(
     Raises:
       ClipbiasError: the student's base is in half precision, a loss is not finite, or an image cannot be read.
     """
+    # A folded student is stored in the base's type: half precision would round away what was fitted.
     if any(leaf.dtype != np.float32 for leaf in jax.tree.leaves(context.clip.params)):
         raise ClipbiasError(f"{context.clip.name} is loaded in half precision; load it in float32 to distil into it.")
     frozen = Tuned(Task(model.clip, ZERO_SHOT, model.class_names, template=DEFAULT_TEMPLATE))
@@ -222,8 +223,7 @@ def distil(
     Raises:
       ClipbiasError: the images do not fit or cannot be read, or a loss is not finite.
     """
-    if not isinstance(model, TunedModel):
-        raise ClipbiasError(f"the model is {shown(model)}; give what clipbias.fit or clipbias.load_adapter returned.")
+    check_model(model)
     options = DistilOptions(form=form, steps=steps, batch_size=batch_size, learning_rate=learning_rate, seed=seed)
     named = model.notes.get("dataset") if images is None else images
     if named is None:
@@ -308,6 +308,7 @@ def _fit(
     student = form.task(context.clip, teacher.task, context.dtype)
     rate = form.learning_rate if options.learning_rate is None else options.learning_rate
     recipe = fit_recipe(learning_rate=rate, steps=options.steps, batch_size=options.batch_size)
+    # A folder for each form: checkpoints of two forms have the same steps.
     if logging.checkpoints is not None:
         logging = dataclasses.replace(logging, checkpoints=logging.checkpoints / name)
     return fit_student(student, teacher, images, recipe, context, seed=options.seed, logging=logging)

@@ -355,6 +355,7 @@ def lock_file(file: int, how: int) -> bool:
     try:
         fcntl.flock(file, how | fcntl.LOCK_NB)
     except OSError as error:
+        # Network file systems differ in the error by which they refuse locks.
         if error.errno not in NO_LOCKS:
             raise
         return False
@@ -409,7 +410,8 @@ def entries(folder: str | os.PathLike) -> dict[str, int | None]:
         place = os.fspath(folder)
         name = store._strip_protocol(place).rstrip("/")
         content = {entry["name"].rstrip("/"): entry for entry in store.ls(place, detail=True)}
-    content.pop(name, None)  # the folder itself, as an empty object
+    # Some stores list the folder itself, as an empty object.
+    content.pop(name, None)
     return {
         posixpath.basename(name): None if entry["type"] == "directory" else int(entry["size"])
         for name, entry in content.items()
@@ -420,5 +422,6 @@ def below(folder: str | os.PathLike) -> list[str]:
     """All files below a folder of a bucket, as paths relative to it. Raises `OSError`."""
     with remote_errors(folder):
         store = _store(folder)
+        # Listed names are without the scheme: relative paths start behind the folder's own name.
         start = len(store._strip_protocol(os.fspath(folder)).rstrip("/")) + 1
         return [name[start:] for name in store.find(os.fspath(folder)) if name[start:]]

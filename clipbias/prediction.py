@@ -85,6 +85,7 @@ class Prediction:
             if number in self.errors:
                 lines.append(printable(self.errors[number]))
                 continue
+            # A stable sort: equal probabilities stand in the order of the classes, on every machine.
             best = np.argsort(-row, kind="stable")[:3]
             line = ", ".join(f"{printable(self.class_names[label])} {100 * row[label]:.1f} %" for label in best)
             lines.append("; ".join(filter(None, (line, self.answer(number)))))
@@ -129,6 +130,7 @@ class Accuracy:
     @property
     def accuracy(self) -> float:
         """Top-1 accuracy in percent."""
+        # Unread images are -1, which is no label; they are missing from the denominator too.
         return 100 * int((self.labels == self.predicted).sum()) / self.images
 
     @property

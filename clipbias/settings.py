@@ -43,6 +43,7 @@ class Setting:
 
 def setting(default: object, text: str, **marks: str) -> Any:
     """A field with a default and the text that `--help` prints for it; `no_effect` as in `clipbias.identity`."""
+    # Dataclasses refuse mutable defaults: each instance gets a copy.
     if isinstance(default, dict):
         return dataclasses.field(default_factory=lambda: dict(default), metadata={_HELP: text, **marks})
     return dataclasses.field(default=default, metadata={_HELP: text, **marks})
@@ -179,6 +180,7 @@ def flatten(value: object, path: str) -> dict[str, object]:
 
 
 def _values(config: Mapping[str, Any], known: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
+    # A nested configuration is a group if settings stand below its name; else it is a value, such as options by method.
     for name, value in config.items():
         path = prefix + name
         if isinstance(value, ConfigDict) and any(other.startswith(f"{path}.") for other in known):

@@ -126,7 +126,8 @@ def explain(
             advance=advance,
             known=_known_predictions([Path(place) for place in predictions], images),
         )
-        hosts.assert_same("what is explained", study.identity)
+        # Before any computation: processes with other images would wait for each other in collectives.
+        hosts.assert_same("the study", study.identity)
         results = run_study(
             study, Path(folder), dataset=data.name, split=split, config=config, sections=tuple(sections)
         )
@@ -154,6 +155,7 @@ def bind_models(
     if clip is None and not tuned:
         raise ClipbiasError("there is no model to explain; give tuned models, or clip=….")
     clip = tuned[0].clip if clip is None else clip
+    # One frozen model for all: features of images and texts are computed once, and differences come from tuning alone.
     for model in tuned:
         if different := [part for part, value in model.clip.parts.items() if value != clip.parts[part]]:
             raise ClipbiasError(
@@ -218,6 +220,7 @@ def few_shot_split(notes: Mapping[str, object]) -> str:
 
 def unique_key(method: str, name: str, seed: object, start: int, labels: Mapping[str, str]) -> tuple[str, str]:
     """A key and a label that no other model of the study has; `labels` are those by key."""
+    # Keys are names of files and of arrays: the file's stem for a user's method, without its path.
     base = Path(method.partition(":")[0]).stem if method.endswith(".py") else method
     is_again = seed is not None and start != seed
     if base not in labels and not is_again:
@@ -237,7 +240,8 @@ def unique_key(method: str, name: str, seed: object, start: int, labels: Mapping
 def _known_predictions(folders: Sequence[Path], images: Split) -> Callable[[Model], np.ndarray | None]:
     """Finds predictions of a model for the images in the folders of runs."""
     known = KnownPredictions(dict.fromkeys(folders))
-    found: dict[str, np.ndarray | None] = {}  # by model: several sections ask
+    # By the model's key: several sections ask for the same predictions.
+    found: dict[str, np.ndarray | None] = {}
 
     def find(model: Model) -> np.ndarray | None:
         if model.key not in found:
@@ -257,7 +261,8 @@ def _bars(shown: bool) -> Iterator[Callable[[str, int, int], None]]:
 
     def advance(title: str, done: int, total: int) -> None:
         nonlocal bar, last
-        if title != last[0] or done < last[1]:  # two passes may have the same title
+        # A count that falls is a new pass of the same title.
+        if title != last[0] or done < last[1]:
             bar.close()
             bar = Progress(total, done=done, title=title if total else "", shown=shown)
         if total:

@@ -127,6 +127,7 @@ class TunedModel(Tuned):
           ClipbiasError: a picture cannot be read; the coverage needs more calibration images.
         """
         options = AnswerOptions(coverage, rejection, accepted)
+        # An empty first part, so that no pictures give arrays `[0, C]`.
         none = np.zeros((0, len(self.class_names)), np.float32)
         probabilities, logits = [none], [none]
         errors: dict[int, str] = {}
@@ -136,6 +137,7 @@ class TunedModel(Tuned):
         ):
             probabilities.append(batch.probabilities)
             logits.append(batch.logits)
+            # Batches count their pictures from 0.
             errors |= {count + number: error for number, error in batch.errors.items()}
             count += len(batch)
         rule = self.rule(options)
@@ -298,6 +300,7 @@ def predict_batches(
     Yields:
       For each model its images, padded to the size of a batch, and its prediction, without the padding.
     """
+    # Rules first: a coverage that needs more calibration images fails before a picture is read.
     rules = [model.rule(options) for model in models]
     method = models[0].task.method
     batches = image_batches(
@@ -338,6 +341,12 @@ def make_overlays(
             overlay = dataclasses.replace(overlay, tokens=tuple(token_labels(task, int(label))), text=texts[number])
         overlays.append(overlay)
     return overlays
+
+
+def check_model(model: object) -> None:
+    """Raises `ClipbiasError` for anything but a `TunedModel`."""
+    if not isinstance(model, TunedModel):
+        raise ClipbiasError(f"the model is {shown(model)}; give what clipbias.fit or clipbias.load_adapter returned.")
 
 
 def as_clip(clip: Clip | str | os.PathLike) -> Clip:

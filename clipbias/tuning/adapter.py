@@ -233,6 +233,7 @@ def write_adapter(path: str | os.PathLike, model: Tuned) -> None:
     """
     if data_path(path).suffix.lower() != ".safetensors":
         raise ClipbiasError(f"{path} is no name of an adapter's file; give a path that ends with .safetensors.")
+    # Checked as when it is read: a file that `read_adapter` refuses must not be written.
     adapter = Adapter.of(model)
     leaves = dict(adapter.learnables)
     if adapter.calibration is not None:
@@ -241,6 +242,7 @@ def write_adapter(path: str | os.PathLike, model: Tuned) -> None:
     _check_finite(tensors, "cannot save the adapter")
     header = {field: getattr(adapter, field) for field in _header_types()}
     try:
+        # `allow_nan`: a NaN in the notes would make a header that no JSON reader accepts.
         text = json.dumps({"format": FORMAT, **header}, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise ClipbiasError(
@@ -283,6 +285,7 @@ def read_adapter(path: str | os.PathLike) -> Adapter:
 
 
 def _find(source: str | os.PathLike) -> Path:
+    # A folder or file on the disk wins over a repository of the same name.
     path = user_path(source)
     if (path / ADAPTER_FILE).is_file():
         return path / ADAPTER_FILE

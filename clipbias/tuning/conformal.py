@@ -52,7 +52,7 @@ class AnswerOptions:
         0.9, "Share of images whose prediction set holds the true class; see docs/answers.md."
     )
     rejection: Annotated[str, Choices(SCORES)] = setting(
-        "max_logit", 'Score that rejects an image as "none of these": the largest logit, "mcm" or "energy".'
+        "max_logit", 'Score that rejects an image: the largest logit, "mcm" or "energy".'
     )
     accepted: Annotated[float, Range(0.01, 1)] = setting(0.95, "Share of calibration images that is not rejected.")
 

@@ -177,6 +177,7 @@ def choose_templates(choice: str | tuple[str, ...], dataset_template: str) -> tu
         return tuple(choice)
     if "{}" in choice:
         return (choice,)
+    # PromptSRC's authors use the first sixty.
     full = imagenet_full()
     named = {
         "dataset": (dataset_template,),
@@ -203,6 +204,7 @@ def random_prompts(rng: jax.Array, *shape: int) -> jax.Array:
 def initial_linear(rng: jax.Array, inputs: int, outputs: int) -> tuple[jax.Array, jax.Array]:
     """Kernel `[inputs, outputs]` and bias `[outputs]` initialised as in torch.nn.Linear: uniform within ±1/√inputs."""
     kernel, bias = jax.random.split(rng)
+    # torch's `kaiming_uniform_(a=√5)` is this bound for the kernel, and the bias has it too.
     bound = inputs**-0.5
     return (
         jax.random.uniform(kernel, (inputs, outputs), minval=-bound, maxval=bound),
@@ -216,6 +218,7 @@ def word_ids(words: str, clip: Clip) -> Sequence[int]:
 
 def initial_context(rng: jax.Array, clip: Clip, words: str, tokens: int) -> jax.Array:
     """`[T, Dt]`: the embeddings of the first `T` tokens of `words`; N(0, 0.02) if `words` has fewer tokens."""
+    # Fewer words than tokens: random rows for all, as CoOp does, not words that are padded.
     ids = word_ids(words, clip)
     if 0 < tokens <= len(ids):
         return jnp.asarray(clip.params["text"]["token_embedding"][np.asarray(ids[:tokens])], jnp.float32)

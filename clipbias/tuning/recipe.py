@@ -82,7 +82,7 @@ class Recipe:
         check_fields(self)
 
     def facts(self) -> dict[str, Any]:
-        """The settings, and the other fields where they are not as in the common recipe, as JSON values."""
+        """The settings, and the other fields that differ from the common recipe, as JSON values."""
         settings = fields_of(Recipe)
         return {
             field.name: value
@@ -91,7 +91,7 @@ class Recipe:
         }
 
     def differences(self, common: "Recipe") -> dict[str, Any]:
-        """The fields that are not as in another recipe, as JSON values."""
+        """The fields that differ from another recipe, as JSON values."""
         return {
             field.name: value
             for field in dataclasses.fields(self)
@@ -147,6 +147,8 @@ class Recipe:
         """The learning rate of each step of a run with so many training images, float64 `[total_steps]`."""
         total = self.total_steps(examples)
         if self.schedule != "epochs":
+            # Rates by step: the cosine starts at the step behind the warm-up and would reach its end one step after the
+            # last.
             warm = 0 if self.schedule == "steps" else min(total, self.warmup_epochs * self.steps_per_epoch(examples))
             rise = (1 + np.cos(np.pi * np.arange(total - warm) / max(total - warm, 1))) / 2
             cosine = self.final_learning_rate + (self.learning_rate - self.final_learning_rate) * rise

@@ -77,6 +77,7 @@ def load_user_method(name: str) -> type[Method]:
 def loaded_user_method(name: str) -> type[Method] | None:
     """The earlier result of `load_user_method` in this process, or `None`. Runs nothing."""
     where, _, attribute = name.partition(":")
+    # Names of methods come from result files too: nothing is imported for the sake of a label.
     module = sys.modules.get(_module_name(where))
     if module is None:
         return None
@@ -261,6 +262,7 @@ def name_of(method: Method) -> str | None:
 
     `None` for other methods, such as a class that is defined in a notebook.
     """
+    # A preset fits if the method has all of its options.
     options = method_options(method).items()
     names = [name for name, (kind, _) in METHODS.items() if kind is type(method)]
     fitting = [name for name in names if METHODS[name][1].options.items() <= options]
@@ -304,6 +306,8 @@ def _hashable(name: str, option: str, value: Any) -> Any:
 
 def find_methods() -> dict[str, tuple[type[Method], Preset]]:
     """The built-in methods by name, in the order of tables."""
+    # Modules are listed, not named: a file that is added to the folder is a method. Subclasses count by their own
+    # `presets`, so that one without any does not take its base's names.
     names = [module.name for module in pkgutil.iter_modules(methods.__path__)]
     modules = [importlib.import_module(f"{methods.__name__}.{name}") for name in names]
     named = {

@@ -258,6 +258,7 @@ def _cocoop(tensors: Tensors, clip: Clip) -> TrainerFile:
 def _maple(tensors: Tensors, clip: Clip) -> TrainerFile:
     text, vision = clip.config.text, clip.config.vision
     prompts = _blocks(tensors, "text", "ctx", MAPLE_LATER, clip, start=1)
+    # torch stores a linear map as `[outputs, inputs]`; here it is `[inputs, outputs]`.
     kernels = _blocks(tensors, "vision", "proj.weight", MAPLE_MAPS, clip, start=1)
     if len(prompts) != len(kernels):
         raise ClipbiasError(f"it has text prompts in {len(prompts)} blocks and maps of them in {len(kernels)}.")
@@ -293,6 +294,7 @@ def _text_ids(tensors: Tensors, file: TrainerFile, clip: Clip) -> list[list[int]
 
 def _frozen_weights(clip: Clip) -> Iterator[tuple[str, np.ndarray]]:
     """The frozen weights by the names that these trainers give them, one leaf of the tree at a time."""
+    # These trainers wrap OpenAI's model, whose names are open_clip's below `image_encoder` and `text_encoder`.
     for row in OPEN_CLIP.rows:
         tower, _, leaf = row.path.partition("/")
         if tower == "vision":
