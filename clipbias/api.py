@@ -1,7 +1,4 @@
-"""The functions that a user calls besides `load`, `Task` and `relevancy`.
-
-They read files, draw images and show progress, so they are not for `jax.jit`; the methods of `Task` are.
-"""
+"""User functions besides `load`, `Task` and `relevancy`. They read files and show progress: not for `jax.jit`."""
 
 import contextlib
 import dataclasses
@@ -17,6 +14,7 @@ from clipbias.analysis import bias
 from clipbias.checks import check_int, check_value, shown
 from clipbias.clip import Clip
 from clipbias.clip.hub import parse
+from clipbias.constants import ADAPTER_FILE
 from clipbias.data import Dataset, Split
 from clipbias.data import names as dataset_names
 from clipbias.data.folder import is_hub_dataset
@@ -25,15 +23,16 @@ from clipbias.data.sources import open_images
 from clipbias.data.user_images import Labels, Pictures, image_list, label_array, names_of_labels
 from clipbias.errors import ClipbiasError
 from clipbias.export.card import model_card
+from clipbias.export.folder import CARD
 from clipbias.io import reason, shorten, write_text
 from clipbias.training.context import make_context
 from clipbias.training.device import keep_programs
 from clipbias.training.progress import Progress
 from clipbias.training.run import calibrate_untrained, fit_task
 from clipbias.training.select import as_options, with_given
-from clipbias.tuned_model import Images, TunedModel, as_clip, labelled_images
+from clipbias.tuned_model import Images, TunedModel, as_clip, check_model, labelled_images
 from clipbias.tuning import METHODS, Method, Recipe, Task, trainer_files
-from clipbias.tuning.adapter import FILE, read_adapter, write_adapter
+from clipbias.tuning.adapter import read_adapter, write_adapter
 from clipbias.tuning.prompts import ClassList
 from clipbias.tuning.recipe import COMMON
 
@@ -60,39 +59,38 @@ def fit(  # noqa: PLR0913 (a user's options, each by keyword)
     progress: bool = True,
     **options: object,
 ) -> TunedModel:
-    """Tunes a model, with the few-shot splits, steps and numbers of `clipbias train`, and its cache of programs.
+    """Tunes a model, with the few-shot splits, steps and numbers of `clipbias train`.
 
         model = clipbias.fit("demo", "ivlp", pictures, ["cat", "dog", "cat"], depth=9)
 
     Args:
-      clip: from `clipbias.load`, or a name that it takes.
-      method: a name of `clipbias.list_methods()`, a file of a method of your own, or a `Method`.
-      images: a dataset (`clipbias.data.load`, `data.from_arrays`) or its name, a split of one, the path of a folder of
-        classes or of a table, a dataset of Hugging Face with a column of images and one of class labels, or pictures as
-        for `clip.preprocess`. A method that learns of no image (zero-shot) needs none.
+      clip: a model from `clipbias.load`, or its argument.
+      method: a name of `clipbias.list_methods()`, the file of a method of your own, or a `Method`.
+      images: a dataset (`clipbias.data.load`, `data.from_arrays`) or its name, a split of a dataset, the path of a
+        folder of classes or of a table, a dataset of Hugging Face with columns of images and class labels, or pictures
+        as for `clip.preprocess`. A method without training (zero-shot) needs no images.
       labels: the class of each picture, by number or by name, `[n]`; a dataset has its own.
       class_names: the classes, or a dataset with them, where `images` do not say them: for a split, for labels that are
         numbers, and where a class has no picture. Names of labels are sorted.
-      template: the text around a class name, with `{}` for it; `None` takes the dataset's.
-      shots: images drawn of each class; `None` takes all.
-      seed: of the few-shot split.
-      start_seed: of the learnables' start and of the order of images; `None` takes that of the few-shot split.
-      learning_rate: in place of the recipe's; `None` compares four on held-out images (`clipbias.data.held_out`), for a
-        third of the steps each, and takes the best, unless `recipe` is a `Recipe`.
-      epochs, batch_size: in place of the recipe's.
-      recipe: "common" or "authors" for a method that has both; or a `Recipe`. By default the method's own; where it has
-        none, `Recipe()`: the paper's, for 300 steps at least.
-      validation: a split, or a pair of pictures and their labels: what settings are selected on, in place of training
-        images that are held out.
+      template: the text around a class name, with `{}` for it. Default: the dataset's.
+      shots: images drawn of each class. Default: all.
+      seed: seed of the few-shot split.
+      start_seed: seed of the initial learnables and of the order of images. Default: `seed`.
+      learning_rate: replaces the recipe's. `None` compares four on held-out images (`clipbias.data.held_out`), with a
+        third of the steps each, and selects the best, unless `recipe` is a `Recipe`.
+      epochs, batch_size: replace the recipe's.
+      recipe: "common" or "authors" for a method that has both; or a `Recipe`. Default: the method's own, or `Recipe()`,
+        the paper's, with at least 300 steps.
+      validation: a split, or a pair of pictures and labels, to select settings on instead of held-out training images.
       calibrate: whether held-out images that select nothing calibrate the model, for prediction sets and "none of
-        these" (`clipbias.data.held_out`); `None` where there are ten, `True` refuses where there are not.
-      mesh: where to compute; `None` takes all devices.
+        these" (`clipbias.data.held_out`). `None`: if there are ten of them; `True` raises without ten.
+      mesh: devices of the computation. Default: all devices.
       on_image_error: "raise", or "skip" images that cannot be read.
-      progress: whether to show it.
+      progress: whether to show progress.
       **options: the method's options; and `descriptions`, `free_text` or `dtype` as for `Task`.
 
     Returns:
-      A model whose notes have the learning rate, how it was selected, and what there is to warn about.
+      A model whose notes have the learning rate, its selection, and warnings.
 
     Raises:
       ClipbiasError: images, labels, classes or options do not fit, or the loss is not finite.
@@ -101,22 +99,27 @@ def fit(  # noqa: PLR0913 (a user's options, each by keyword)
       UserWarning: nothing can be held out, the tuned model is no better than zero-shot on held-out images, or the loss
         ends above that of equal probabilities.
     """
+    # Cheap checks come before the model is loaded and the images are opened.
     _check_arguments(clip, method, shots, seed, start_seed)
     check_value("recipe", recipe, Recipe | str | None)
     check_value("calibrate", calibrate, bool | None)
     keep_programs()
     clip = as_clip(clip)
+    # Pictures with labels stay as they are; anything else is opened, by name or path.
     if labels is None or is_hub_dataset(images):
         images = open_images(images)
     settings = {"learning_rate": learning_rate, "epochs": epochs, "batch_size": batch_size}
     given = {name: value for name, value in settings.items() if value is not None}
     labels = None if labels is None else label_array(labels)
+    # "common" and "authors" are an option of the method. A `Recipe` replaces both: the method must not bring its
+    # authors'.
     if isinstance(recipe, str):
         options = {"recipe": recipe, **options}
     elif isinstance(method, str):
         options = as_options(method, given | ({} if recipe is None else {"recipe": COMMON})) | options
     classes = _classes(images, labels, class_names)
     task = Task(clip, method, classes, template=template, shots=shots, **options)  # type: ignore[arg-type]
+    # Zero-shot: nothing to train. Labelled images may still calibrate it.
     if not task.method.uses_images:
         learnables = task.init(seed if start_seed is None else start_seed)
         labelled = labels is not None or isinstance(images, Dataset | Split)
@@ -146,6 +149,7 @@ def fit(  # noqa: PLR0913 (a user's options, each by keyword)
             compares_rates=compares_rates,
             calibrates=calibrate,
         )
+    # Warnings of the training appear at the caller's line; the notes keep them for the model's card.
     for sentence in fitted.notes.get("warnings", ()):
         warnings.warn(sentence, stacklevel=2)
     named = {"dataset": images.name} if isinstance(images, Dataset) else {}
@@ -159,18 +163,17 @@ def load_adapter(
     own_methods: Sequence[str] = (),
     dtype: str | None = None,
 ) -> TunedModel:
-    """Reads a tuned model, which predicts what it predicted when it was saved.
+    """Reads a tuned model. It predicts as when it was saved.
 
     Args:
-      path: an adapter's file, a folder that holds it as `adapter.safetensors` (a work folder, an export), or a
-        repository of the Hugging Face hub, "owner/name" or "owner/name@revision", that does.
-      clip: the model that it was trained on, whose weights and tokenizer count; `None` loads it.
-      own_methods: files or modules that a method of your own may be taken from. What a file names is never run unless
-        it is named here.
-      dtype: compute type, as for `Task`; `None` takes that of training.
+      path: an adapter's file; a folder with `adapter.safetensors` (a work folder, an export); or a repository of the
+        Hugging Face hub with this file, "owner/name" or "owner/name@revision".
+      clip: the frozen model of its training, with the same weights and tokenizer. `None` loads it.
+      own_methods: files or modules that may hold a method of your own. No other program of an adapter is run.
+      dtype: compute type, as for `Task`. Default: that of training.
 
     Raises:
-      ClipbiasError: no such file, or it is damaged, not an adapter, or of another format; it cannot be downloaded; or
+      ClipbiasError: the file is missing, damaged, not an adapter, or of another format; it cannot be downloaded; or
         `clip` is another model.
     """
     adapter = read_adapter(path)
@@ -189,47 +192,43 @@ def import_adapter(
 
     Args:
       path: a `model.pth.tar-N`.
-      clip: the CLIP that it was trained on.
-      classes: class names or a dataset; `None` takes the names of training, whose tokens are in the file.
+      clip: the CLIP of its training.
+      classes: class names or a dataset. Default: the names of training, whose tokens are in the file.
       position: of the class name among CoOp's words: "end", "middle" or "front". The file does not say.
 
     Raises:
-      ClipbiasError: the file is damaged, of another trainer, has a gap in depth, other shapes or frozen weights than
-        `clip`, or numbers that are not finite; or it has a context for each class, and not for these classes.
+      ClipbiasError: the file is damaged or of another trainer; has a gap in depth, other shapes or frozen weights than
+        `clip`, or values that are not finite; or has contexts of other classes.
     """
     base = as_clip(clip)
     return TunedModel.of(trainer_files.import_adapter(path, base, classes, position=position))
 
 
 def equivalent_bias(
-    model: TunedModel,
-    images: Pictures | Split | None,
-    form: str = "vector",
-    *,
-    batch_size: int = BATCH_SIZE,
+    model: TunedModel, images: Pictures | Split | None, form: str = "vector", *, batch_size: int = BATCH_SIZE
 ) -> TunedModel:
-    """The bias that is equivalent to a tuned model, as a model of its own: saved, folded and exported as any other.
+    """Returns the equivalent bias of a tuned model, as a model to save, fold and export.
 
-    It is the frozen model with `c_l` after every block `l`: the mean over images of what the tuned block adds to the
-    frozen one on the same tokens. What a method changes outside the blocks is not in it: pixels, embeddings, the
-    LayerNorms before and after, projections, class features, a head of its own.
+    It is the frozen model with `c_l` after every block `l`: the mean over images of the tuned block's output minus the
+    frozen block's, on the same tokens. It leaves out changes outside the blocks: pixels, embeddings, LayerNorms before
+    and after the blocks, projections, class features, heads.
 
     Args:
-      model: of any method that changes tokens or weights inside the blocks.
-      images: to average over, of the training set, never of the test set: a `Split`, or pictures as for `predict`.
-        `None` will do where the method leaves the vision tower as it is.
+      model: a model whose method changes tokens or weights inside the blocks.
+      images: training images to average over, never test images: a `Split`, or pictures as for `predict`. `None` if the
+        method leaves the vision tower unchanged.
       form: "vector", one per layer (method "bias"); "kind", two (method "bias_by_kind"): one for `[cls]` and one for
         patches, one for EOS and one for the other tokens of a text.
       batch_size: images at a time.
 
     Returns:
-      A model of the same classes. Its notes tell what it was made of.
+      A model of the same classes, with its origin in the notes.
 
     Raises:
-      ClipbiasError: the method's texts depend on the image, it changes nothing inside the blocks, the texts that it
-        starts from are not those of bias tuning, or the images are not what the model takes.
+      ClipbiasError: the method's texts depend on the image, it changes nothing inside the blocks, its initial texts are
+        not those of bias tuning, or the images do not fit the model.
     """
-    _check_model(model)
+    check_model(model)
     return TunedModel.of(bias.equivalent_bias(model, images, form, batch_size=batch_size))
 
 
@@ -239,29 +238,31 @@ def push_to_hub(repository: str, model: TunedModel, *, private: bool | None = No
         clipbias.push_to_hub("you/fashion-bias", model)
 
     Args:
-      repository: "owner/name", made if it is not there.
-      model: what `fit` or `load_adapter` returned.
-      private: who may read a repository that is made; `None` takes the owner's default.
+      repository: "owner/name", created if it does not exist.
+      model: the tuned model.
+      private: whether a created repository is private. Default: the owner's default.
 
     Returns:
       "owner/name@commit", which `load_adapter` takes.
 
     Raises:
-      ClipbiasError: the name is none, or the hub refuses or cannot be reached.
+      ClipbiasError: the name is not a repository's, or the hub refuses or cannot be reached.
     """
     from huggingface_hub import HfApi, constants, errors
 
-    _check_model(model)
+    check_model(model)
+    # A revision is refused: the commit goes to the main branch.
     name = parse(repository) if isinstance(repository, str) else None
     if name is None or name.revision:
         raise ClipbiasError(f"{shorten(str(repository))!r} is no name of a repository; give 'owner/name'.")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        write_adapter(folder / FILE, model)
-        write_text(folder / "README.md", model_card(model, "adapter"))
+        write_adapter(folder / ADAPTER_FILE, model)
+        write_text(folder / CARD, model_card(model, "adapter"))
         message = f"Upload a {model.task.method_name} adapter"
         try:
             api = HfApi()
+            # `exist_ok`: a second upload is a new commit of the same repository.
             api.create_repo(name.repository, private=private, exist_ok=True)
             commit = api.upload_folder(repo_id=name.repository, folder_path=folder, commit_message=message).oid
         except Exception as error:  # the client's own, and its transport's
@@ -289,7 +290,7 @@ def list_datasets() -> tuple[str, ...]:
 
 
 def _check_arguments(clip: object, method: object, shots: int | None, seed: int, start_seed: int | None) -> None:
-    """Raises `ClipbiasError` for numbers out of range, and where the first two arguments of `fit` are others."""
+    """Raises `ClipbiasError` for numbers out of range, and for other types of the first two arguments of `fit`."""
     if shots is not None:
         check_int("shots", shots, lowest=1)
     check_int("seed", seed)
@@ -303,15 +304,10 @@ def _check_arguments(clip: object, method: object, shots: int | None, seed: int,
         )
 
 
-def _check_model(model: TunedModel) -> None:
-    if not isinstance(model, TunedModel):
-        raise ClipbiasError(f"the model is {shown(model)}; give what clipbias.fit or clipbias.load_adapter returned.")
-
-
 def _classes(
     images: Images | None, labels: Labels | None, class_names: Sequence[str] | ClassList | None
 ) -> Sequence[str] | ClassList:
-    """The classes of a dataset, those that are given, or those that labels name."""
+    """The classes of a dataset, the given classes, or those of the labels."""
     if isinstance(images, Dataset):
         if class_names is not None and class_names is not images and tuple(images.class_names) != _names(class_names):
             raise ClipbiasError(f"{images.name} has classes of its own; leave `class_names` out.")
@@ -332,12 +328,9 @@ def _names(class_names: Sequence[str] | ClassList) -> tuple[str, ...]:
 
 
 def _training_dataset(
-    task: Task,
-    images: Images | None,
-    labels: Labels | None,
-    validation: Split | tuple[Pictures, Labels] | None,
+    task: Task, images: Images | None, labels: Labels | None, validation: Split | tuple[Pictures, Labels] | None
 ) -> Dataset:
-    """What `fit` trains on as a dataset with the task's classes and texts."""
+    """The images of `fit` as a dataset with the task's classes and texts."""
     if images is None:
         raise ClipbiasError(f"{task.method_name!r} learns of images; give a dataset, or pictures and their labels.")
     source = labelled_images(images, labels, task.class_names)
@@ -348,7 +341,8 @@ def _training_dataset(
         name = source.name
         splits = dict(source.splits)
     if isinstance(validation, Split):
-        labelled_images(validation, None, task.class_names)  # which refuses other classes
+        # Called for its error: a validation split of other classes would score other labels.
+        labelled_images(validation, None, task.class_names)
         splits["val"] = validation
     elif isinstance(validation, list | tuple) and len(validation) == 2:
         splits["val"] = image_list(*validation, task.class_names)
@@ -356,5 +350,6 @@ def _training_dataset(
         raise ClipbiasError(
             f"validation is of type {type(validation).__name__}; give a split, or a pair of pictures and their labels."
         )
+    # The pipeline expects a test split; an empty one tests nothing.
     splits.setdefault("test", next(iter(splits.values())).subset([]))
     return Dataset(name, task.class_names, task.template, splits)

@@ -45,7 +45,7 @@ BLANK = (None, "", None)
 
 
 class Bench:
-    """A frozen model and tuned ones, and what the page asks of them."""
+    """A frozen model and tuned models, with the answers to the page."""
 
     def __init__(self, clip: Clip, models: Mapping[str, TunedModel], *, own_methods: Sequence[str] = ()) -> None:
         """Raises `ClipbiasError` for a tuned model of another base."""
@@ -70,10 +70,8 @@ class Bench:
         return TunedModel(Task(self.clip, "zero_shot", class_names, template=template.strip() or DEFAULT_TEMPLATE), {})
 
     def select(self, adapter: str, uploaded: list[str]) -> tuple[object, object, object, list[str]]:
-        """The name of an adapter, its class names, its template, and the files that were uploaded.
-
-        A file stays a choice: an answer may wait for it while the next file comes.
-        """
+        """The name of an adapter, its class names, its template, and the uploaded files."""
+        # An uploaded file stays a choice: an answer may wait for it while the next file comes.
         gr = _gradio()
         choice = names = template = gr.skip()
         try:
@@ -90,7 +88,8 @@ class Bench:
         return choice, names, template, uploaded
 
     def answer(self, path: str | None, names: str, template: str, adapter: str, of_class: str) -> tuple[object, ...]:
-        """All that depends on the picture, at once: probabilities and maps that stand together belong together."""
+        """Probabilities, words and maps of zero-shot and of the tuned model, and the classes to choose from."""
+        # All at once: results that stand side by side must belong to the same picture and settings.
         gr = _gradio()
         if path is None:
             return *BLANK, *BLANK, gr.skip()
@@ -113,7 +112,7 @@ class Bench:
 def classify(
     model: TunedModel, picture: Picture, of_class: str = LIKELIEST
 ) -> tuple[dict[str, float], str, Image.Image | None]:
-    """Probabilities by class, the prediction set or the reason why there is no map, and the map of a class."""
+    """Probabilities by class, the prediction set or the reason for a missing map, and the map of a class."""
     prediction = model.predict([picture])
     classes = [printable(name) for name in model.class_names]
     label = classes.index(of_class) if of_class in classes else int(prediction.labels[0])
@@ -121,7 +120,8 @@ def classify(
     drawn = None
     try:
         drawn = Image.open(io.BytesIO(style.png_bytes(model.plot([picture], [label]))))
-    except ClipbiasError as error:  # the picture was read above, so that the method has no maps
+    except ClipbiasError as error:
+        # `predict` above read the picture, so the error can only say why the method has no maps.
         words = f"{words} {error}".strip()
     return dict(zip(classes, prediction.probabilities[0].tolist(), strict=True)), words, drawn
 
@@ -142,10 +142,7 @@ def read_names(text: str) -> list[str]:
 def starting_point(
     model: TunedModel | None, class_names: Sequence[str] = (), template: str = ""
 ) -> tuple[list[Image.Image], Sequence[str], str]:
-    """Pictures, their class names and a template: of a tuned model's dataset, or without a model of `DATASET`.
-
-    There is no picture if the model's dataset is not embedded in this package.
-    """
+    """Pictures, class names and a template of a tuned model's dataset or of `DATASET`, if it is embedded."""
     name = str(model.notes.get("dataset")) if model else DATASET
     dataset = demo.load(name) if name in demo.NAMES else None
     if not class_names and (source := model.task if model else dataset):
@@ -162,10 +159,7 @@ def starting_point(
 def build(
     bench: Bench, *, examples: Sequence[str | os.PathLike] = (), class_names: Sequence[str] = (), template: str = ""
 ) -> "gradio.Blocks":
-    """The page. Files of pictures, class names and a template to start from are by default those of `starting_point`.
-
-    Raises `ClipbiasError` if gradio is not installed.
-    """
+    """Builds the page, by default from `starting_point`. Raises `ClipbiasError` without gradio."""
     gr = _gradio()
     first = next(iter(bench.models), ZERO_SHOT)
     pictures, class_names, template = starting_point(bench.models.get(first), class_names, template)
@@ -210,7 +204,7 @@ def build(
             "fn": bench.answer,
             "inputs": [image, names, around, adapter, of_class],
             "outputs": [*results, of_class],
-            "show_progress_on": results,  # covers what is of the picture before
+            "show_progress_on": results,  # hides the results of the last picture
             **last,
         }
         gr.on(upload.upload, lambda path: path, upload, image, **last)
@@ -222,17 +216,17 @@ def build(
 
 
 def serve(page: "gradio.Blocks", **options: Any) -> str:
-    """Starts the server of a page, which runs until `page.close()`; its address. Options as of `page.launch`."""
+    """Starts the server of a page, until `page.close()`. Returns its address. Options are those of `page.launch`."""
     gr = _gradio()
     stack = ["system-ui", "Segoe UI", "Roboto", "Helvetica Neue", "sans-serif"]  # none is fetched
     theme = gr.themes.Soft(primary_hue="orange", font=stack, font_mono=["ui-monospace", "Consolas", "monospace"])
-    # Of a defect the terminal has the traceback (`show_error`), and a visitor no path of the server.
+    # `show_error` off: a defect's traceback goes to the terminal, and no path of the server to a visitor.
     shown = {"theme": theme, "css": CSS, "footer_links": [], "quiet": True, "show_error": False}
     return page.queue(max_size=32).launch(max_file_size="64mb", **shown, **options)[1]
 
 
 def _warn(error: ClipbiasError, *paths: str) -> None:
-    """Shows what is wrong, without the folders of the server."""
+    """Shows an error without the folders of the server."""
     text = error.reason if isinstance(error, UnreadableImage) else str(error)
     for path in paths:
         text = text.replace(path, os.path.basename(path))

@@ -1,4 +1,4 @@
-"""Checks of values that come from a user: each returns the value, or raises one sentence with what it must be."""
+"""Checks of a user's values: each returns the value, or raises a sentence with the allowed values."""
 
 import contextlib
 import dataclasses
@@ -48,8 +48,9 @@ def check_int(name: str, value: object, *, lowest: float = 0, highest: float = L
 
 def check_number(name: str, value: Any, *, lowest: float = -math.inf, highest: float = math.inf) -> float:
     """A finite number from `lowest` to `highest`. Raises `ClipbiasError` for anything else."""
+    # `bool` is a `Real` in Python, but True is a mistake where a number is expected.
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    # Beyond this a whole number has no finite equal among floating-point numbers.
+    # A larger whole number has no finite value in floating point.
     if not is_number or not abs(value) <= sys.float_info.max or not lowest <= value <= highest:
         limits = [f" of at least {lowest:g}"] if lowest > -math.inf else []
         limits += [f" of at most {highest:g}"] if highest < math.inf else []
@@ -58,20 +59,21 @@ def check_number(name: str, value: Any, *, lowest: float = -math.inf, highest: f
 
 
 def check_text(name: str, value: object) -> str:
-    """A text. Raises `ClipbiasError` for anything else."""
+    """A string. Raises `ClipbiasError` for anything else."""
     if not isinstance(value, str):
-        raise ClipbiasError(f"{name} is {shown(value)}; it must be a text.")
+        raise ClipbiasError(f"{name} is {shown(value)}; it must be a string.")
     return value
 
 
 def check_class_names(value: object) -> None:
-    """Raises `ClipbiasError` for what holds no names, or no order: that of a set differs between processes."""
+    """Raises `ClipbiasError` for anything but an ordered collection of names."""
+    # The order of a set of strings differs between processes, and labels count by order.
     if isinstance(value, str | Mapping | set | frozenset) or not isinstance(value, Iterable):
         raise ClipbiasError(f"class_names is {shown(value)}; give a list of names.")
 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> str:
-    """One of `choices`. Raises `ClipbiasError` for anything else."""
+    """A member of `choices`. Raises `ClipbiasError` for anything else."""
     if not isinstance(value, str) or value not in choices:
         raise ClipbiasError(f"{name} is {shown(value)}; choose from {', '.join(choices)}.")
     return value
@@ -84,6 +86,7 @@ def check_value(name: str, value: object, kind: object) -> None:
     one of them with a `Range` or `Choices` beside it. Annotations of other kinds accept every value. Raises
     `ClipbiasError` for a value of another type or out of range.
     """
+    # `Annotated` is unpacked first, so that bounds also apply inside unions and lists, which call this again.
     limits: object = None
     if get_origin(kind) is Annotated:
         kind, limits, *_ = get_args(kind)
@@ -117,7 +120,8 @@ def check_value(name: str, value: object, kind: object) -> None:
 
 
 def _check_union(name: str, value: object, kind: object) -> None:
-    """Where `None` may stand, the message says so, and an empty text is no way to write `None`."""
+    """A value of a union, such as `int | None`."""
+    # Of `X | None` the message is that of X, with "or None". An empty string is refused: some would mean `None` by it.
     parts = get_args(kind)
     others = [part for part in parts if part is not type(None)]
     if len(parts) != 2 or len(others) != 1:
@@ -129,7 +133,7 @@ def _check_union(name: str, value: object, kind: object) -> None:
     if value is None:
         return
     if isinstance(value, str) and not value:
-        raise ClipbiasError(f"{name} is {shown(value)}; it must be a text that is not empty, or None.")
+        raise ClipbiasError(f"{name} is {shown(value)}; it must be a non-empty string, or None.")
     try:
         check_value(name, value, others[0])
     except ClipbiasError as error:
@@ -137,14 +141,14 @@ def _check_union(name: str, value: object, kind: object) -> None:
 
 
 def check_fields(instance: "DataclassInstance") -> None:
-    """Every field of a dataclass against its annotation. Raises `ClipbiasError` for the first that does not fit."""
+    """Checks every field of a dataclass by its annotation. Raises `ClipbiasError` for the first wrong value."""
     kinds = annotations(type(instance))
     for field in dataclasses.fields(instance):
         check_value(field.name, getattr(instance, field.name), kinds.get(field.name))
 
 
 def annotations(kind: type) -> dict[str, Any]:
-    """The annotations of a class; none where one names what only a type checker knows."""
+    """The annotations of a class; empty if a name in them exists only for type checkers."""
     try:
         return typing.get_type_hints(kind, include_extras=True)
     except NameError:
@@ -152,7 +156,7 @@ def annotations(kind: type) -> dict[str, Any]:
 
 
 def plain_type(kind: object) -> type:
-    """`float` of `float | None`, `tuple` of `tuple[str, ...] | None`, `object` of what says nothing."""
+    """`float` of `float | None`, `tuple` of `tuple[str, ...] | None`, `object` if no type is known."""
     parts = get_args(kind) if get_origin(kind) in (types.UnionType, Union) else (kind,)
     for part in parts:
         base = get_args(part)[0] if get_origin(part) is Annotated else part

@@ -3,9 +3,8 @@
     clipbias train --config=configs/train.py:bias --config.model=demo --workdir=workdir/digits
     clipbias train --help
 
-`clipbias NAME …` does what `python -m experiments.NAME …` does in a checkout. The wheel keeps `experiments` and
-`configs` in a folder of its own inside this package, so that packages of these names are not put beside others'; they
-are on the path of this command alone.
+`clipbias NAME …` runs `python -m experiments.NAME …` of a checkout. The wheel keeps `experiments` and `configs` in a
+folder inside this package, on the path of this command only: names so common may belong to other packages.
 """
 
 import difflib
@@ -43,6 +42,7 @@ def main() -> None:
 
             print(__version__)
         elif name in COMMANDS:
+            # As a binary that was started itself: its flags come from `sys.argv`, and its messages bear this name.
             sys.path.insert(0, str(folder()))
             sys.argv = [f"clipbias {name}", *arguments]
             runpy.run_module(f"experiments.{name}", run_name="__main__")

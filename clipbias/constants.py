@@ -1,7 +1,9 @@
-"""Names that every package shares. It imports nothing: drawing from result files loads no model."""
+"""Names that every package shares. This module imports nothing: drawing from result files loads no model."""
 
 # The method that learns nothing: CLIP as it is.
 ZERO_SHOT = "zero_shot"
+# The adapter's file in a work folder, an export or a repository.
+ADAPTER_FILE = "adapter.safetensors"
 TOWERS = ("vision", "text")
 # The words before a class name, and the template of a dataset without its own.
 WORDS = "a photo of a"

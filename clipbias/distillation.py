@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from clipbias.analysis.replacement import Comparison, Kind, Student, by_image, compare
 from clipbias.analysis.uncertainty import Estimate
-from clipbias.checks import Choices, Count, Positive, Range, check_fields, shown
+from clipbias.checks import Choices, Count, Positive, Range, check_fields
 from clipbias.clip import Clip
 from clipbias.constants import DEFAULT_TEMPLATE, ZERO_SHOT
 from clipbias.data import Dataset, Split
@@ -34,19 +34,19 @@ from clipbias.training.progress import Progress
 from clipbias.training.students import BATCH_SIZE, STEPS, STUDENT_FORMS, fit_recipe, fit_student, mean_divergence
 from clipbias.training.teacher import split_logits
 from clipbias.tuned_model import Images as UserImages
-from clipbias.tuned_model import TunedModel, as_clip, labelled_images
+from clipbias.tuned_model import TunedModel, as_clip, check_model, labelled_images
 from clipbias.tuning import Task
 from clipbias.tuning.method import parameter_count
 from clipbias.tuning.tuned import Tuned
 
-# A smaller form is taken if it agrees with the tuned model on so much less of the held-back images.
+# A smaller form is selected if its agreement on held-back images is lower by at most this share.
 TOLERANCE = 0.01
 FEWEST = 5  # unlabelled images
 
 
 @dataclasses.dataclass(frozen=True)
 class DistilOptions:
-    """How forms are fitted."""
+    """Options of the fits."""
 
     form: Annotated[str, Choices(tuple(STUDENT_FORMS))] | None = setting(
         None,
@@ -55,8 +55,10 @@ class DistilOptions:
     )
     steps: Positive = setting(STEPS, "Steps of Adam for each form.")
     batch_size: Positive = setting(BATCH_SIZE, "Unlabelled images per step, over all devices.")
-    learning_rate: Annotated[float, Range(0, 3e38)] | None = setting(None, "Of Adam; None takes the form's.")
-    seed: Count = setting(1, "Of the start and the order of images.")
+    learning_rate: Annotated[float, Range(0, 3e38)] | None = setting(
+        None, "Learning rate of Adam. Default: the form's."
+    )
+    seed: Count = setting(1, "Seed of the start and the order of images.")
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -64,12 +66,12 @@ class DistilOptions:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class DistilImages:
-    """The images of a distillation, of which none is in two lists.
+    """The images of a distillation, in disjoint lists.
 
     Attributes:
-      fitted: forms are fitted on these, without labels.
-      held_back: a form is selected on these, without labels.
-      certified: for the certificate.
+      fitted: unlabelled images to fit forms on.
+      held_back: unlabelled images to select a form on.
+      certified: images of the certificate.
       labelled: whether the labels of `certified` are classes of the model.
     """
 
@@ -84,10 +86,10 @@ class Distilled:
     """A distilled model.
 
     Attributes:
-      model: of the method of the form, on the student's base. Its notes hold the certificate, which an export writes.
-      certificate: the model beside its teacher, on images that were used nowhere else.
+      model: the student, with the form's method. Its notes hold the certificate, which an export writes.
+      certificate: comparison with the teacher, on images that were used nowhere else.
       sentences: the certificate in words: accuracy, divergence, agreement and numbers.
-      candidates: all forms that were fitted, on the held-back images.
+      candidates: comparisons of all fitted forms, on the held-back images.
     """
 
     model: TunedModel
@@ -100,8 +102,8 @@ def divide_images(source: Dataset | Split) -> DistilImages:
     """The images of a distillation.
 
     Args:
-      source: a dataset, with training and validation images to fit and select on, and test images to certify; or images
-        without labels: by their names, three fifths to fit on, a fifth to select on, a fifth to certify.
+      source: a dataset, with training and validation images to fit and select on, and test images to certify; or
+        unlabelled images: three fifths to fit on, a fifth to select on, a fifth to certify, divided by their names.
 
     Raises:
       ClipbiasError: there are too few images.
@@ -124,11 +126,7 @@ def divide_images(source: Dataset | Split) -> DistilImages:
 
 
 def distil_model(
-    model: TunedModel,
-    images: DistilImages,
-    options: DistilOptions,
-    context: SweepContext,
-    outputs: RunOutputs,
+    model: TunedModel, images: DistilImages, options: DistilOptions, context: SweepContext, outputs: RunOutputs
 ) -> Distilled:
     """Fits the forms, selects one and certifies it.
 
@@ -142,12 +140,14 @@ def distil_model(
     Raises:
       ClipbiasError: the student's base is in half precision, a loss is not finite, or an image cannot be read.
     """
+    # A folded student is stored in the base's type: half precision would round away what was fitted.
     if any(leaf.dtype != np.float32 for leaf in jax.tree.leaves(context.clip.params)):
         raise ClipbiasError(f"{context.clip.name} is loaded in half precision; load it in float32 to distil into it.")
     frozen = Tuned(Task(model.clip, ZERO_SHOT, model.class_names, template=DEFAULT_TEMPLATE))
     names = [name for name, form in STUDENT_FORMS.items() if form.folds] if options.form is None else [options.form]
     fitted = images.fitted
-    if len(fitted) > (most := options.steps * options.batch_size):  # no fit reads more
+    # No fit reads more images than steps times batch size, and the teacher predicts each image once.
+    if len(fitted) > (most := options.steps * options.batch_size):
         fitted = fitted.subset(np.sort(np.random.default_rng(options.seed).choice(len(fitted), most, replace=False)))
     students: dict[str, Tuned] = {}
     candidates: dict[str, Comparison] = {}
@@ -164,6 +164,7 @@ def distil_model(
         students[name] = student
         candidates[name] = _compare((frozen, model, student), facts, images.held_back, context, labelled=False)
         outputs.progress.say(_line(candidates[name], len(fitted)))
+    # Selected on held-back images, then certified once on others: the certificate has no bias of the selection.
     selected = select(tuple(candidates.values()))
     student = students[selected]
     of_three = (frozen, model, student)
@@ -199,38 +200,39 @@ def distil(
     mesh: Mesh | None = None,
     progress: bool = True,
 ) -> Distilled:
-    """Turns a tuned model into a plain CLIP that predicts as it does, and says how well it does.
+    """Turns a tuned model into a plain CLIP with nearly the same predictions, and certifies the difference.
 
         distilled = clipbias.distil(clipbias.load_adapter("maple.safetensors"), dataset)
         distilled.model.export("checkpoint")
         print(*distilled.sentences, sep="\\n")
 
     Args:
-      model: of any method: the teacher.
+      model: the teacher, of any method.
       images: a dataset of the model's classes, or its name, whose training and validation images are learned without
-        labels and whose test images certify the result; or pictures or a split without labels. `None` takes the
+        labels and whose test images certify the result; or pictures or a split without labels. Default: the
         dataset that the model names.
       form: "vector", "kind", "layer_norm" or "lora"; `None` fits all that make a plain CLIP and takes the smallest that
         agrees with the model as the best does, within one point of the held-back images.
-      clip: the model that learns; `None` takes the tuned model's own base.
-      steps, batch_size, learning_rate: of the training of each form.
-      seed: of the start and of the order of images.
-      mesh: where to compute; `None` takes all devices.
-      progress: whether to show it.
+      clip: the student's frozen model. Default: the teacher's.
+      steps, batch_size, learning_rate: training of each form.
+      seed: seed of the start and of the order of images.
+      mesh: devices of the computation. Default: all devices.
+      progress: whether to show progress.
 
     Raises:
       ClipbiasError: the images do not fit or cannot be read, or a loss is not finite.
     """
-    if not isinstance(model, TunedModel):
-        raise ClipbiasError(f"the model is {shown(model)}; give what clipbias.fit or clipbias.load_adapter returned.")
+    check_model(model)
     options = DistilOptions(form=form, steps=steps, batch_size=batch_size, learning_rate=learning_rate, seed=seed)
     named = model.notes.get("dataset") if images is None else images
     if named is None:
         raise ClipbiasError("the model names no dataset; give one, or pictures.")
     source: Any = open_images(named)
     if isinstance(source, Dataset):
-        labelled_images(source, None, model.class_names)  # which refuses other classes
+        # Called for its error: a dataset of other classes has no labels to certify with.
+        labelled_images(source, None, model.class_names)
     elif not isinstance(source, Split):
+        # Labels are needed for the type alone: no label is read before the certificate, which has none here.
         pictures, _ = list_images(source)
         source = image_list(pictures, [0] * len(pictures), model.class_names)
     divided = divide_images(source)
@@ -251,9 +253,9 @@ def certificate_sentences(certificate: Comparison, teacher: str, teacher_numbers
     """A sentence each for accuracy, divergence, agreement and numbers.
 
     Args:
-      certificate: of a model whose form is one of `STUDENT_FORMS`.
+      certificate: comparison of a student whose form is in `STUDENT_FORMS`.
       teacher: the teacher's method.
-      teacher_numbers: how many numbers it stores.
+      teacher_numbers: number of stored numbers of the teacher.
     """
     lines = []
     difference, accuracy = certificate.difference, certificate.accuracy
@@ -289,7 +291,7 @@ def _ends(number: Estimate, unit: float, digits: str) -> str:
 
 
 def _line(candidate: Comparison, fitted_images: int) -> str:
-    """A fitted form on the held-back images, for the screen."""
+    """Comparison of a fitted form on the held-back images, as a line."""
     student = candidate.student
     return (
         f"{student.form} ({student.words}): {student.numbers:,} numbers, decides as the adapter on "
@@ -305,6 +307,7 @@ def _fit(
     student = form.task(context.clip, teacher.task, context.dtype)
     rate = form.learning_rate if options.learning_rate is None else options.learning_rate
     recipe = fit_recipe(learning_rate=rate, steps=options.steps, batch_size=options.batch_size)
+    # A folder for each form: checkpoints of two forms have the same steps.
     if outputs.checkpoints is not None:
         outputs = dataclasses.replace(outputs, checkpoints=outputs.checkpoints / name)
     return fit_student(student, teacher, images, recipe, context, seed=options.seed, outputs=outputs)
@@ -313,7 +316,8 @@ def _fit(
 def _compare(
     models: Sequence[Tuned], student: Student, split: Split, context: SweepContext, *, labelled: bool
 ) -> Comparison:
-    """The last of frozen model, teacher and student beside the second, on the images that all could read."""
+    """Comparison of the student with its teacher; `models` are frozen model, teacher and student."""
+    # On the images that all three could read, so that differences are paired.
     images = Images(split)
     results = [split_logits(model, images, context) for model in models]
     read = np.all([of_model for _, of_model in results], axis=0)

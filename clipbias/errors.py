@@ -9,13 +9,14 @@ _NAMED = 2
 
 
 class ClipbiasError(ValueError):
-    """Wrong input, explained in one sentence: what was wrong, where, and what to do.
+    """Wrong input, explained in one sentence: the mistake, its place, and the remedy.
 
-    The experiment binaries print the message alone and exit with status 1; any other exception is a defect of
-    the library and keeps its traceback. A message may quote names of any origin: it is safe to print.
+    The experiment binaries print the message alone and exit with status 1; any other exception is a defect of the
+    library and keeps its traceback.
     """
 
     def __str__(self) -> str:
+        # A message may quote names of any origin: folders, class lists, files of other people.
         return printable(super().__str__(), keep="\n")
 
 
@@ -24,7 +25,7 @@ class UnreadableImage(ClipbiasError):
 
     Attributes:
       path: the path of the image, or its name if it has no file.
-      reason: what is wrong with it, a clause.
+      reason: the defect, a clause.
     """
 
     def __init__(self, path: str, reason: str, others: Sequence[str] = ()) -> None:

@@ -1,10 +1,10 @@
 """Several processes, and a notice to stop, by JAX's own means.
 
-All processes run the same command and the same code. What may differ from host to host is compared (`assert_same`) or
-decided by the first process (`from_first`). Where one process dies, JAX ends the others within about a minute, with
-its own message, and the same command continues from the last checkpoint.
+All processes run the same command and the same code. Values that may differ between hosts are compared (`assert_same`)
+or decided by the first process (`from_first`). If a process dies, JAX ends the others within about a minute, with its
+own message, and the same command continues from the last checkpoint.
 
-In one process SIGTERM and Ctrl-C set a flag, which the program looks at between steps and between batches. In several
+In a single process SIGTERM and Ctrl-C set a flag, which the program checks between steps and batches. In several
 processes JAX's preemption service takes SIGTERM and names a step at which all of them stop; Ctrl-C ends them at once.
 """
 
@@ -30,7 +30,7 @@ _T = TypeVar("_T")
 PEER_ENDED = (
     "another process of this job ended, and its output says why; the same command continues from the last checkpoint."
 )
-# What gloo, gRPC and JAX's coordination service say where another process is gone.
+# Words in errors of gloo, gRPC and JAX's coordination service after the end of another process.
 _GONE = re.compile(r"Connection (reset|closed|refused)|Broken pipe|Socket closed|heartbeat|[Bb]arrier|oordination|Gloo")
 
 # A process without a heartbeat for this time counts as dead.
@@ -65,6 +65,8 @@ def start() -> None:
     SLURM or Open MPI with several tasks, or by a TPU pod. Raises `ClipbiasError` if one of the variables is not a
     number.
     """
+    # JAX detects clusters by itself, but its defaults wait five minutes for a dead process, and an explicit address
+    # must not be overruled by SLURM's variables.
     import jax
 
     join = functools.partial(
@@ -84,7 +86,7 @@ def start() -> None:
     elif "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
         join()
     elif importlib.util.find_spec("libtpu") and any(map(os.path.exists, ("/dev/accel0", "/dev/vfio/0"))):
-        with contextlib.suppress(ValueError):  # a single host
+        with contextlib.suppress(ValueError):  # a TPU of a single host has no cluster to join
             join()
 
 
@@ -96,11 +98,10 @@ def _number(variable: str, default: int) -> int:
 
 
 def _local_devices() -> list[int] | None:
-    """All devices (an empty list) if each node runs one process, else one device for each process (`None`).
-
-    By itself JAX gives each process of SLURM and Open MPI one device, even if no other process takes the rest.
-    """
-    if "JAX_LOCAL_DEVICE_IDS" in os.environ:  # which JAX reads
+    """All devices (an empty list) if each node runs one process, else one device for each process (`None`)."""
+    # By itself JAX gives each process of SLURM and Open MPI one device, even if no other process takes the rest. It
+    # reads JAX_LOCAL_DEVICE_IDS itself.
+    if "JAX_LOCAL_DEVICE_IDS" in os.environ:
         return None
     slurm = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "")  # as in "8", "1(x4)" or "2(x3),1"
     counts = re.findall(r"(\d+)(?:\(x\d+\))?", slurm) or [os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", "")]
@@ -124,6 +125,7 @@ def lost_peer(error: BaseException | None) -> bool:
     """Whether an error, or one that it comes from, is JAX's for another process that is gone."""
     if not multi_process():
         return False
+    # The error may be wrapped by others, such as a checkpointer's: the whole chain is searched.
     runtime_error = sys.modules["jax"].errors.JaxRuntimeError
     while error is not None:
         if isinstance(error, runtime_error) and _GONE.search(str(error)):
@@ -135,6 +137,7 @@ def lost_peer(error: BaseException | None) -> bool:
 def silence() -> None:
     """Hides what JAX writes to stderr while one of several processes ends, so that the cause is the last line."""
     if multi_process():
+        # The C++ runtime writes to the descriptor itself, past `sys.stderr`.
         sys.stderr.flush()
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, 2)
@@ -142,11 +145,8 @@ def silence() -> None:
 
 
 def leave() -> None:
-    """Ends the joint work. Only the first process goes on, such as with figures, and may take any time.
-
-    Without this call the other processes would wait for a few seconds at their end and then fail. All processes must
-    call it.
-    """
+    """Ends the joint work: only the first process goes on, for any time. All processes must call this."""
+    # Else the others would wait at their end for `SHUTDOWN_SECONDS`, and fail while the first one draws figures.
     global _left
     if multi_process():
         jax = sys.modules["jax"]
@@ -160,6 +160,7 @@ def gather(value: _T) -> list[_T]:
         return [value]
     from jax.experimental import multihost_utils
 
+    # Arrays of one shape are all that JAX exchanges: the lengths first, then the texts in the longest one's room.
     encoded = json.dumps(value).encode()
     room = _room(int(np.max(multihost_utils.process_allgather(np.int32(len(encoded))))))
     rows = multihost_utils.process_allgather(np.frombuffer(encoded.ljust(room), np.uint8))
@@ -179,7 +180,8 @@ def from_first(decide: Callable[[], _T]) -> _T:
 
 
 def _room(length: int) -> int:
-    """`length` rounded up to a power of two, since each length is a program. JSON ignores blanks at its end."""
+    """`length` rounded up to a power of two."""
+    # Each length is a compiled program, and JSON ignores blanks at its end.
     return 1 << max(8, (length - 1).bit_length())
 
 
@@ -199,15 +201,14 @@ def assert_same(what: str, value: object) -> None:
 
 @contextlib.contextmanager
 def stoppable() -> Iterator[None]:
-    """Within the block, SIGTERM and Ctrl-C set the flag of `check` and `stops`. A second Ctrl-C is Python's own.
-
-    In several processes signals stay with JAX and Python. Only the main thread may set handlers; in another thread,
-    and within another such block, nothing is changed.
-    """
+    """Within the block, SIGTERM and Ctrl-C set the flag of `check` and `stops`. A second Ctrl-C is Python's own."""
+    # In several processes signals stay with JAX's preemption service and Python. Only the main thread may set handlers.
+    # An inner block leaves the flag to the outer one.
     global _signal
     if multi_process() or _signal is not None or threading.current_thread() is not threading.main_thread():
         yield
         return
+    # A signal that the process ignores (`nohup`) stays ignored.
     _signal = 0
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for number, handler in handlers.items():
@@ -222,6 +223,8 @@ def stoppable() -> Iterator[None]:
 
 
 def _note(number: int, frame: FrameType | None) -> None:
+    # The handler only sets a flag: it may run between any two instructions. After the first notice Ctrl-C is Python's
+    # again, for a user who does not want to wait.
     global _signal
     _signal = _signal or number
     if signal.getsignal(signal.SIGINT) is _note:
@@ -239,6 +242,7 @@ def stops() -> bool:
 
     In several processes, SIGTERM to any of them makes this true in all of them at the same call.
     """
+    # JAX's service wants a step number that grows alike in all processes: the number of calls.
     global _calls
     if not multi_process():
         return bool(_signal)

@@ -1,7 +1,7 @@
-"""Identities: SHA-256 over all that a value is made of, the only keys of what is cached, stored or compared.
+"""Identities: SHA-256 over the content of a value, the only keys of caches, files and comparisons.
 
-An identity is made by walking every field of a value, never from a list of names, which would lack the next field. A
-field that cannot change a prediction is marked where it is declared, with the reason (`no_effect`).
+An identity walks every field of a value: a list of names would lack the next field. A field that cannot change a
+prediction is marked in its declaration, with the reason (`no_effect`).
 """
 
 import dataclasses
@@ -25,13 +25,13 @@ def no_effect(reason: str) -> dict[str, object]:
 def counted_by(function: Callable[[Any], object]) -> dict[str, object]:
     """Metadata of a dataclass field that counts by `function` of the whole value.
 
-    For what differs in its form where it means the same: files of a tokenizer, names of which `_` is a space.
+    For fields with several forms of equal meaning: files of a tokenizer, names with `_` as a space.
     """
     return {_COUNTED_BY: function}
 
 
 def parts(value: Any) -> dict[str, str]:
-    """The identity of each field of a dataclass, without those marked `no_effect`: tells in which part two differ."""
+    """The identity of each field of a dataclass, without those marked `no_effect`: shows where two differ."""
     return {
         field.name: identity(field.metadata.get(_COUNTED_BY, operator.attrgetter(field.name))(value))
         for field in dataclasses.fields(value)
@@ -42,10 +42,10 @@ def parts(value: Any) -> dict[str, str]:
 def identity(value: object) -> str:
     """SHA-256 over a value's canonical bytes, 64 hex digits: the same in every process and on every machine.
 
-    A value is a dataclass, a mapping with names as keys, a list, an array, or a plain value. An object with an
-    `identity` of its own counts by that. Lists and tuples are alike, as are 1 and 1.0, since JSON and command lines do
-    not keep them apart. Raises `TypeError` for anything else, such as a function, whose content nothing tells.
+    A value is a dataclass, a mapping with names as keys, a list, an array, a plain value, or an object with an
+    attribute `identity`. Raises `TypeError` for anything else, such as a function.
     """
+    # Lists and tuples are equal, as are 1 and 1.0: JSON and command lines do not keep them apart.
     digest = hashlib.sha256()
     _feed(digest.update, value)
     return digest.hexdigest()
@@ -57,6 +57,7 @@ def _feed(update: Callable[[bytes], None], value: Any) -> None:
     def write(kind: bytes, content: bytes = b"") -> None:
         update(kind + len(content).to_bytes(8, "little") + content)
 
+    # Order matters: a bool is an int, an enum may be a string, and a whole float must write what the int writes.
     if isinstance(value, enum.Enum):
         value = value.value
     if isinstance(value, np.generic):
@@ -86,6 +87,7 @@ def _feed(update: Callable[[bytes], None], value: Any) -> None:
         for item in value:
             _feed(update, item)
     elif hasattr(value, "dtype") and hasattr(value, "shape"):
+        # Shape and dtype are written too: equal bytes of another shape are another array.
         array = np.asarray(value)
         write(b"a", f"{array.dtype.name} {array.shape}".encode())
         write(b"v", np.ascontiguousarray(array).tobytes())

@@ -58,25 +58,27 @@ def user_path(path: str | os.PathLike) -> Path:
 
     Raises `ClipbiasError` if it is no path, it is in a bucket or on the web, or nothing can be opened there.
     """
-    if not isinstance(path, str | os.PathLike) or path == "":  # which would be the current folder
-        raise ClipbiasError(f"{shorten(repr(path))} is no path; give a text that is not empty.")
+    # `Path("")` is the current folder, which nobody means by an empty setting.
+    if not isinstance(path, str | os.PathLike) or path == "":
+        raise ClipbiasError(f"{shorten(repr(path))} is no path; give a non-empty string.")
     if is_remote(path):
         raise ClipbiasError(
-            f"{shorten(str(path), 200)} is in a bucket, where images, lists of them and work folders may lie, but this "
-            "not; copy it to a disk, or mount the bucket."
+            f"{shorten(str(path), 200)} is in a bucket, which may hold images, lists of them and work folders only; "
+            "copy it to a disk, or mount the bucket."
         )
     if "://" in str(path):
         raise ClipbiasError(
             f"{shorten(str(path), 200)} is an address of the web; download it, and give the path of the file."
         )
     resolved = os.path.expanduser(os.fspath(path))
+    # Looked at once, so that a missing permission is told with the path and not by a library deep below.
     try:
         os.stat(resolved)
         if os.path.isdir(resolved) and not os.access(resolved, os.R_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except (FileNotFoundError, NotADirectoryError):
         pass
-    except (OSError, ValueError) as error:  # ValueError: a zero byte, or what no file name can encode
+    except (OSError, ValueError) as error:  # ValueError: a zero byte, or a character that no file name can encode
         raise ClipbiasError(f"cannot open {shorten(resolved)!r}: {reason(error)}; check the path.") from error
     return Path(resolved)
 
@@ -96,7 +98,8 @@ def data_path(path: str | os.PathLike) -> Path:
 
 
 def check_file(path: str | os.PathLike, *, missing: str | None = None) -> None:
-    """Raises `ClipbiasError` if `path` is not a readable file; reading a pipe might never end."""
+    """Raises `ClipbiasError` if `path` is not a readable file."""
+    # The kind is checked before the content: opening a pipe waits for a writer, possibly for ever.
     missing = missing or f"{path} does not exist; check the path."
     if is_remote(path):
         if not data_path(path).is_file():
@@ -146,7 +149,7 @@ def parse_json(text: str, kind: type | tuple[type, ...] = object) -> Any:
     except ValueError as error:  # a number of thousands of digits
         raise ValueError("not valid JSON: a number is too long") from error
     if not isinstance(value, kind):
-        raise ValueError(f"not the kind of content that belongs there, found {text.strip()[:40]!r}")
+        raise ValueError(f"another kind of content, {text.strip()[:40]!r}")
     return value
 
 
@@ -174,6 +177,7 @@ def read_json_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
         content = read_bytes(path).decode("utf-8", errors="replace")
     except OSError as error:
         raise ClipbiasError(f"cannot read {path}: {reason(error)}.") from error
+    # `split("\n")`, not `splitlines`: JSON strings may hold other line separators of Unicode.
     lines = []
     for line in content.split("\n"):
         with contextlib.suppress(ValueError):
@@ -185,14 +189,15 @@ def read_json_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """Yields a temporary path, which becomes `path` when the block ends without an error.
 
-    The bytes are on disk before the rename, so a crash at any moment leaves the old file or the new one, whole. Raises
-    `ClipbiasError` if the folder cannot be written, or the disk is full.
+    Raises `ClipbiasError` if the folder cannot be written, or the disk is full.
     """
     with _temporary(path, "the previous file, if any, is intact") as temporary:
         yield temporary
         if is_remote(path):
             write_bytes(path, temporary.read_bytes())
         else:
+            # To disk before the rename: a crash at any moment leaves the old file or the new one, whole. Else a power
+            # failure could leave the new name with an empty file.
             _to_disk(temporary)
             os.replace(temporary, path)
 
@@ -216,18 +221,22 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
         temporary.mkdir()
         yield temporary
         files = [file for file in temporary.rglob("*") if file.is_file()]
-        if is_remote(path):  # a bucket shows the files one by one
+        if is_remote(path):
+            # A bucket cannot rename: its files appear one by one, each of them whole.
             for file in files:
                 write_bytes(path / file.relative_to(temporary), file.read_bytes())
         else:
             for file in files:
                 _to_disk(file)
-            os.rename(temporary, path)  # refuses to replace anything but an empty folder
+            # `rename` refuses to replace anything but an empty folder, also one that appeared meanwhile.
+            os.rename(temporary, path)
 
 
 @contextlib.contextmanager
 def _temporary(path: str | os.PathLike, advice: str) -> Iterator[Path]:
-    """`path`'s name in a private folder beside it, so that the new file has its final permissions."""
+    """`path`'s name in a private folder beside it."""
+    # Beside it, since a rename works within a file system only. A folder, not a file of `mkstemp`: the new file gets
+    # the umask's permissions.
     try:
         parent = None if is_remote(path) else Path(path).parent
         if parent is not None:
@@ -265,6 +274,7 @@ def write_tensors(path: str | os.PathLike, tensors: Mapping[str, Any], metadata:
             (example := temporary.with_name("permissions")).touch()
             shutil.copymode(example, temporary)
         except safetensors.SafetensorError as error:
+            # Rust's error has no errno: its words become an `OSError`, which `_temporary` turns into a sentence.
             words = str(error).partition("I/O error: ")[2].partition(" (os error")[0]
             raise OSError(words or str(error)) from error
 
@@ -305,6 +315,7 @@ def lock(folder: Path, *, shared: bool = False) -> Iterator[None]:
         file = open(folder / LOCK, "a")  # noqa: SIM115 (held until the block ends)
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
         raise ClipbiasError(f"cannot write {folder}: {reason(error)}; choose another --workdir.") from error
+    # The kernel drops the lock when the process ends, however it ends: no stale lock is left.
     with file:
         try:
             if not lock_file(file.fileno(), fcntl.LOCK_SH if shared else fcntl.LOCK_EX):
@@ -313,6 +324,7 @@ def lock(folder: Path, *, shared: bool = False) -> Iterator[None]:
             raise ClipbiasError(
                 f"another process works in {folder}; wait for it or choose another --workdir."
             ) from error
+        # Nobody else writes here while the exclusive lock is held: temporary files are those of killed processes.
         if not shared:
             for unfinished in folder.rglob(f"{PART}*"):
                 shutil.rmtree(unfinished, ignore_errors=True)
@@ -322,7 +334,8 @@ def lock(folder: Path, *, shared: bool = False) -> Iterator[None]:
 def is_locked(folder: Path) -> bool:
     """Whether a process has locked a folder; this call itself locks nothing."""
     try:
-        file = os.open(folder / LOCK, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # does not wait for a pipe
+        # O_NONBLOCK: opening a pipe of this name would wait for a writer.
+        file = os.open(folder / LOCK, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return False
     try:
@@ -342,6 +355,7 @@ def lock_file(file: int, how: int) -> bool:
     try:
         fcntl.flock(file, how | fcntl.LOCK_NB)
     except OSError as error:
+        # Network file systems differ in the error by which they refuse locks.
         if error.errno not in NO_LOCKS:
             raise
         return False
@@ -396,7 +410,8 @@ def entries(folder: str | os.PathLike) -> dict[str, int | None]:
         place = os.fspath(folder)
         name = store._strip_protocol(place).rstrip("/")
         content = {entry["name"].rstrip("/"): entry for entry in store.ls(place, detail=True)}
-    content.pop(name, None)  # the folder itself, as an empty object
+    # Some stores list the folder itself, as an empty object.
+    content.pop(name, None)
     return {
         posixpath.basename(name): None if entry["type"] == "directory" else int(entry["size"])
         for name, entry in content.items()
@@ -407,5 +422,6 @@ def below(folder: str | os.PathLike) -> list[str]:
     """All files below a folder of a bucket, as paths relative to it. Raises `OSError`."""
     with remote_errors(folder):
         store = _store(folder)
+        # Listed names are without the scheme: relative paths start behind the folder's own name.
         start = len(store._strip_protocol(os.fspath(folder)).rstrip("/")) + 1
         return [name[start:] for name in store.find(os.fspath(folder)) if name[start:]]

@@ -21,7 +21,7 @@ from clipbias.sentences import counted
 from clipbias.terminal import printable
 from clipbias.tuning.conformal import NOT_CALIBRATED, AnswerRule, measured_words
 
-# What is written out at most.
+# Lines of a printed result.
 _PICTURES = 10
 _CLASSES = 5
 
@@ -33,9 +33,9 @@ class Prediction:
     Attributes:
       class_names: the `C` classes.
       probabilities: float32 `[B, C]`, each row of sum 1; NaN for a picture that could not be read.
-      errors: what was wrong with each picture that could not be read, by its number.
+      errors: reasons of the pictures that could not be read, by their numbers.
       logits: float32 `[B, C]`, NaN likewise.
-      rule: what sets and rejections are made by; `None` of a model that is not calibrated.
+      rule: thresholds of sets and rejection; `None` without calibration.
     """
 
     class_names: tuple[str, ...]
@@ -47,6 +47,7 @@ class Prediction:
     @property
     def labels(self) -> np.ndarray:
         """The number of each picture's most likely class, int64 `[B]`; -1 for a picture that could not be read."""
+        # `argmax` of a row of NaN is 0, which is a class.
         labels = self.probabilities.argmax(-1)
         labels[list(self.errors)] = -1
         return labels
@@ -66,7 +67,7 @@ class Prediction:
 
     @functools.cached_property
     def rejected(self) -> np.ndarray:
-        """Which pictures are none of the classes, bool `[B]`; not those that could not be read. Raises as `sets`."""
+        """Rejected pictures, bool `[B]`; false for pictures that could not be read. Raises as `sets`."""
         return self._rule.rejected(self.logits)
 
     @property
@@ -84,6 +85,7 @@ class Prediction:
             if number in self.errors:
                 lines.append(printable(self.errors[number]))
                 continue
+            # A stable sort: equal probabilities stand in the order of the classes, on every machine.
             best = np.argsort(-row, kind="stable")[:3]
             line = ", ".join(f"{printable(self.class_names[label])} {100 * row[label]:.1f} %" for label in best)
             lines.append("; ".join(filter(None, (line, self.answer(number)))))
@@ -96,7 +98,7 @@ class Prediction:
         return "\n".join(lines) or "no pictures"
 
     def answer(self, number: int) -> str:
-        """A picture's prediction set in words, or that it is none of the classes; "" of a model without sets."""
+        """A picture's prediction set in words, or "none of these"; "" without calibration."""
         if self.rule is None:
             return ""
         return self.rule.words(self.sets[number], bool(self.rejected[number]))
@@ -104,14 +106,14 @@ class Prediction:
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Accuracy:
-    """How well a task recognises labelled images.
+    """Predictions on labelled images, with accuracies overall and by class.
 
     Attributes:
       class_names: the `C` classes.
       labels: int32 `[n]`, the true classes.
       predicted: int32 `[n]`, the most likely classes; -1 for an image that could not be read, which does not count.
       calibration: errors in percent, see `training.calibration`.
-      answers: of a calibrated model, how its sets and rejections do, see `tuning.conformal.measure`.
+      answers: measures of a calibrated model's sets and rejections, see `tuning.conformal.measure`.
     """
 
     class_names: tuple[str, ...]
@@ -128,6 +130,7 @@ class Accuracy:
     @property
     def accuracy(self) -> float:
         """Top-1 accuracy in percent."""
+        # Unread images are -1, which is no label; they are missing from the denominator too.
         return 100 * int((self.labels == self.predicted).sum()) / self.images
 
     @property
@@ -157,7 +160,7 @@ class Accuracy:
 
     @property
     def confusion(self) -> np.ndarray:
-        """How many images of each class (rows) are taken for which class (columns), int64 `[C, C]`."""
+        """Counts of images by true class (rows) and predicted class (columns), int64 `[C, C]`."""
         return confusion(self.labels, self.predicted, len(self.class_names))
 
     @property

@@ -2,16 +2,16 @@
 
     @dataclasses.dataclass(frozen=True)
     class MeshSettings:
-        run: Positive | None = setting(1, "Devices along the axis of independent runs; None takes all that are left.")
+        run: Positive | None = setting(1, "Devices along the axis of independent runs. Default: all that are left.")
 
     @dataclasses.dataclass(frozen=True)
     class TrainSettings:
-        shots: Positive | None = setting(16, "Training images per class; None takes all.")
+        shots: Positive | None = setting(16, "Training images per class. Default: all.")
         recipe: Recipe = group(Recipe)  # its settings stand beside `shots`, as `--config.learning_rate`
         mesh: MeshSettings = group(MeshSettings, flat=False)  # and these below its name, as `--config.mesh.run`
 
-`to_config` makes of such a class the `ConfigDict` that a command line changes, `from_config` makes the settings of it
-again, each value checked by its annotation. `None` in place of a value is written `--config.shots=None`.
+`to_config` turns such a class into the `ConfigDict` that a command line changes; `from_config` turns that into
+settings, with each value checked by its annotation. A command line writes `None` as `--config.shots=None`.
 """
 
 import dataclasses
@@ -43,6 +43,7 @@ class Setting:
 
 def setting(default: object, text: str, **marks: str) -> Any:
     """A field with a default and the text that `--help` prints for it; `no_effect` as in `clipbias.identity`."""
+    # Dataclasses refuse mutable defaults: each instance gets a copy.
     if isinstance(default, dict):
         return dataclasses.field(default_factory=lambda: dict(default), metadata={_HELP: text, **marks})
     return dataclasses.field(default=default, metadata={_HELP: text, **marks})
@@ -88,7 +89,8 @@ def to_config(kind: type, **changes: object) -> ConfigDict:
                 place[parent] = ConfigDict()
             place = place[parent]
         value = as_annotated(changes.get(name, field.default), field.kind)
-        if type(None) in get_args(field.kind):  # its type stays that of the other values while it is None
+        # A placeholder keeps the type of the other values: a command line parses by it while the value is `None`.
+        if type(None) in get_args(field.kind):
             place[last] = placeholder(plain_type(field.kind))
         if value is not None:
             place[last] = ConfigDict(value) if isinstance(value, Mapping) else value
@@ -96,7 +98,7 @@ def to_config(kind: type, **changes: object) -> ConfigDict:
 
 
 def from_config(kind: type[T], config: ConfigDict) -> T:
-    """The settings that a configuration holds.
+    """Settings from a configuration.
 
     Raises `ClipbiasError` if one is missing or unknown, or its value is of another type, out of range or no choice.
     """
@@ -122,12 +124,12 @@ def values_of(settings: object, prefix: str = "") -> dict[str, object]:
 
 
 def as_json(settings: object) -> dict[str, Any]:
-    """Settings as JSON values, as a configuration has them, to be stored beside results."""
+    """Settings as JSON values, as they are stored beside results."""
     return json.loads(to_config(type(settings), **values_of(settings)).to_json_best_effort())
 
 
 def convert(settings: object, kind: type[T], **changes: object) -> T:
-    """Settings of another command: those of the same names, and the defaults of the rest, but for the changes."""
+    """Settings of another command: values of equal names, defaults for the rest, and the changes."""
     known = fields_of(kind)
     values = {name: value for name, value in values_of(settings).items() if name in known}
     return _make(kind, {name: field.default for name, field in known.items()} | values | changes)
@@ -139,13 +141,15 @@ def headed_settings(kind: type) -> dict[str, dict[str, Setting]]:
     headed: dict[str, dict[str, Setting]] = {}
     for definer, name in _definers(kind, ""):
         heading = (definer.__doc__ or "").partition("\n")[0]
-        if name in known:  # a group may share it
+        # Two groups may share a setting; it stands under the first heading.
+        if name in known:
             headed.setdefault(heading, {})[name] = known.pop(name)
     return headed
 
 
 def _definers(kind: type, prefix: str) -> Iterator[tuple[type, str]]:
     """Each setting's name with the class that defines it: of a class, of those it inherits from, then of its groups."""
+    # `__mro__` reversed: a class that defines a setting again overwrites the entry of its base.
     groups = []
     definer_of = {name: base for base in reversed(kind.__mro__) for name in inspect.get_annotations(base)}
     of_class: dict[type, list[str]] = {base: [] for base in kind.__mro__}
@@ -176,6 +180,7 @@ def flatten(value: object, path: str) -> dict[str, object]:
 
 
 def _values(config: Mapping[str, Any], known: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
+    # A nested configuration is a group if settings stand below its name; else it is a value, such as options by method.
     for name, value in config.items():
         path = prefix + name
         if isinstance(value, ConfigDict) and any(other.startswith(f"{path}.") for other in known):

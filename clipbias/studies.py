@@ -37,10 +37,10 @@ from clipbias.tuning.tuned import Tuned
 
 @dataclasses.dataclass(frozen=True)
 class FinishedStudy:
-    """What `clipbias.explain` returns.
+    """Result of `clipbias.explain`.
 
     Attributes:
-      results: all numbers, which lie in the folder too.
+      results: all numbers, which the folder holds too.
       page: the report's file; `None` on all processes but the first.
     """
 
@@ -49,13 +49,13 @@ class FinishedStudy:
 
     @property
     def sentence(self) -> str:
-        """What the report begins with: a sentence for each method."""
+        """The report's first sentences, one for each method."""
         methods = self.results.methods
         return " ".join(sentence for method in methods for sentence in method_sentences(self.results, method))
 
     @property
     def labels(self) -> dict[str, Labels]:
-        """The verdict on each method that was tested, by its label."""
+        """The verdict on each tested method, by its label."""
         return {method.label: method.labels for method in self.results.methods if method.labels is not None}
 
 
@@ -75,35 +75,34 @@ def explain(
     mesh: Mesh | None = None,
     progress: bool = True,
 ) -> FinishedStudy:
-    """Studies why tuned models are better than zero-shot on a dataset, and writes the report.
+    """Studies why tuned models beat zero-shot on a dataset, and writes the report.
 
         study = clipbias.explain([model, other], pets, "why")
         print(study.sentence)
 
-    A study that was interrupted continues from what its folder holds.
+    An interrupted study continues from the content of its folder.
 
     Args:
-      models: one or several on the same CLIP. Those that differ in their training's seed alone are judged together.
-      dataset: from `clipbias.data.load`, or a name or path that `fit` takes; models of other classes are bound to its
-        classes, and zero-shot has its template.
-      folder: for `results.npz`, `results.json` and `report/report.html`.
-      split: the images to explain on: "train", "val" or "test".
+      models: models of the same CLIP. Those that differ only in the seed of their training are judged together.
+      dataset: a dataset, or its name or path as for `fit`. Models of other classes are bound to its classes, and
+        zero-shot has its template.
+      folder: place of `results.npz`, `results.json` and `report/report.html`.
+      split: the images of the study: "train", "val" or "test".
       sections: names of those to compute (`clipbias.analysis.sections`); "replacement" trains. Default: all.
-      options: of the study; `None` takes all defaults.
-      clip, dtype: the frozen model and its compute type, where there is no tuned one.
-      sources: where the adapters' files are, `[len(models)]`, for the page.
-      predictions: folders of runs whose predictions are read, not computed, where they are of the same model and
-        images.
+      options: options of the study.
+      clip, dtype: the frozen model and its compute type, for a study without tuned models.
+      sources: paths of the adapters' files, `[len(models)]`, for the page.
+      predictions: folders of runs with predictions of the same models and images, to read instead of computing.
       config: JSON values that the results keep.
-      mesh: where to compute; `None` takes the first device.
-      progress: whether to show it.
+      mesh: devices of the computation. Default: the first device.
+      progress: whether to show progress.
 
     Returns:
       The results, with the answer as `sentence` and `labels`.
 
     Raises:
-      ClipbiasError: the models are of several CLIPs, or cannot be bound to these classes; there is no such split or
-        section, or no image could be read.
+      ClipbiasError: the models have several CLIPs, or cannot be bound to these classes; the split or section does not
+        exist, or no image could be read.
     """
     tuned = list(models) if isinstance(models, Sequence) else [models]
     for model in tuned:
@@ -126,7 +125,8 @@ def explain(
             advance=advance,
             known=_known_predictions([Path(place) for place in predictions], images),
         )
-        hosts.assert_same("what is explained", study.identity)
+        # Before any computation: processes with other images would wait for each other in collectives.
+        hosts.assert_same("the study", study.identity)
         results = run_study(study, Path(folder), dataset=data.name, split=split, config=config, sections=sections)
         page = write_report(folder, Path(folder) / "report", advance) if hosts.is_first() else None
     return FinishedStudy(results, page)
@@ -140,9 +140,7 @@ def bind_models(
     dtype: str = "float32",
     sources: Sequence[str] | None = None,
 ) -> list[Model]:
-    """Zero-shot with the dataset's own template, then the models; a method that comes again is named by its seed.
-
-    A method that was trained on another dataset is named by that too.
+    """Zero-shot with the dataset's own template, then the models. Labels add seed and training dataset where needed.
 
     Args:
       tuned, dataset, clip, dtype, sources: as for `explain`.
@@ -154,6 +152,7 @@ def bind_models(
     if clip is None and not tuned:
         raise ClipbiasError("there is no model to explain; give tuned models, or clip=….")
     clip = tuned[0].clip if clip is None else clip
+    # One frozen model for all: features of images and texts are computed once, and differences come from tuning alone.
     for model in tuned:
         if different := [part for part, value in model.clip.parts.items() if value != clip.parts[part]]:
             raise ClipbiasError(
@@ -218,6 +217,7 @@ def few_shot_split(notes: Mapping[str, object]) -> str:
 
 def unique_key(method: str, name: str, seed: object, start: int, labels: Mapping[str, str]) -> tuple[str, str]:
     """A key and a label that no other model of the study has; `labels` are those by key."""
+    # Keys are names of files and of arrays: the file's stem for a user's method, without its path.
     base = Path(method.partition(":")[0]).stem if method.endswith(".py") else method
     is_again = seed is not None and start != seed
     if base not in labels and not is_again:
@@ -235,9 +235,10 @@ def unique_key(method: str, name: str, seed: object, start: int, labels: Mapping
 
 
 def _known_predictions(folders: Sequence[Path], images: Split) -> Callable[[Model], np.ndarray | None]:
-    """Predictions for the images by the runs in these folders."""
+    """Finds predictions of a model for the images in the folders of runs."""
     known = KnownPredictions(dict.fromkeys(folders))
-    found: dict[str, np.ndarray | None] = {}  # by model: several sections ask
+    # By the model's key: several sections ask for the same predictions.
+    found: dict[str, np.ndarray | None] = {}
 
     def find(model: Model) -> np.ndarray | None:
         if model.key not in found:
@@ -246,7 +247,7 @@ def _known_predictions(folders: Sequence[Path], images: Split) -> Callable[[Mode
                 say(f"{model.label}: predictions read from an evaluation")
         return found[model.key]
 
-    # All processes do the same, whatever files each of them sees.
+    # Several processes may see different files, and must run the same programs: all of them compute.
     return (lambda model: None) if hosts.multi_process() else find
 
 
@@ -257,7 +258,8 @@ def _bars(shown: bool) -> Iterator[Callable[[str, int, int], None]]:
 
     def advance(title: str, done: int, total: int) -> None:
         nonlocal bar, last
-        if title != last[0] or done < last[1]:  # two passes may have the same title
+        # A count that falls is a new pass of the same title.
+        if title != last[0] or done < last[1]:
             bar.close()
             bar = Progress(total, done=done, title=title if total else "", shown=shown)
         if total:

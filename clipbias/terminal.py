@@ -7,12 +7,10 @@ from collections.abc import Iterator
 
 
 def printable(text: object, *, keep: str = "") -> str:
-    """`text` with control characters and all others that cannot be printed written as their escapes.
-
-    Names come from folders, lists and files of other people. An escape sequence in one could recolour, overwrite or
-    retitle the terminal, a newline could forge a line, a direction mark could reorder what is read, and half a
-    surrogate pair cannot be encoded at all. Characters to `keep`, such as newlines, stay as they are.
-    """
+    """`text` with its control characters and unprintable characters as escapes, except those in `keep`."""
+    # Names come from folders, lists and files of other people. An escape sequence could recolour, overwrite or retitle
+    # the terminal, a newline could forge a line, a direction mark could reorder a line, and half a surrogate pair
+    # cannot be encoded at all.
     return "".join(
         letter if letter.isprintable() or letter in keep else letter.encode("unicode_escape").decode("ascii")
         for letter in str(text)

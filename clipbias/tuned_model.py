@@ -1,4 +1,4 @@
-"""What `clipbias.fit` and `clipbias.load_adapter` return: a model that predicts, is evaluated, drawn and saved."""
+"""The tuned model that `clipbias.fit` and `clipbias.load_adapter` return, with its verbs."""
 
 import dataclasses
 import os
@@ -49,7 +49,7 @@ Images: TypeAlias = Dataset | Split | Pictures | HubDataset | Mapping[str, HubDa
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class TunedModel(Tuned):
-    """A frozen CLIP with what a method learned for it, and what users do with it.
+    """A frozen CLIP with the learnables of a method: it predicts, evaluates, explains and saves.
 
     model = clipbias.fit(clip, "bias", clothes, shots=16)
     print(model.evaluate(clothes))
@@ -58,12 +58,12 @@ class TunedModel(Tuned):
 
     @classmethod
     def of(cls, model: Tuned) -> "TunedModel":
-        """The same model with these verbs."""
+        """The same model as a `TunedModel`."""
         return cls(model.task, model.learnables, model.notes, model.calibration)
 
     @property
     def predictor(self) -> Predictor:
-        """The model on JAX's first device, its texts encoded once."""
+        """Predictor on JAX's first device, which encodes the texts once."""
         keep_programs()
         return self._of_leaves("predictor", lambda: Predictor.of(self))
 
@@ -81,14 +81,14 @@ class TunedModel(Tuned):
     ) -> "TunedModel":
         """The same model with the scores of labelled images, for prediction sets and "none of these".
 
-        The images must have neither trained the model nor selected a setting, and be such as it will see.
+        The images must have neither trained the model nor selected a setting, and be drawn like those to predict.
 
         Args:
           images, labels, mesh, on_image_error: as for `evaluate`.
-          split: of a dataset, the images to take.
+          split: the split of a dataset.
 
         Raises:
-          ClipbiasError: there are fewer than ten, or they do not fit the model.
+          ClipbiasError: there are fewer than ten images, or they do not fit the model.
         """
         source = labelled_images(images, labels, self.class_names)
         used = source.split(split) if isinstance(source, Dataset) else source
@@ -111,21 +111,22 @@ class TunedModel(Tuned):
         """Classifies pictures.
 
         Args:
-          pictures: as for `clip.preprocess` (paths, PIL images, uint8 arrays), or what it returned.
-          normalised: whether an array of floating point is normalised, even if it looks like levels.
+          pictures: as for `clip.preprocess` (paths, PIL images, uint8 arrays), or its result.
+          normalised: whether a floating-point array is normalised, even if it looks like levels.
           on_image_error: "raise", or "skip" pictures that cannot be read: `Prediction.errors` says why.
-          coverage: of the prediction sets of a calibrated model.
-          rejection: the score that it rejects pictures by: "max_logit", "mcm" or "energy".
-          accepted: the share of calibration images that it does not reject.
+          coverage: coverage of the prediction sets of a calibrated model.
+          rejection: score for rejection: "max_logit", "mcm" or "energy".
+          accepted: share of calibration images that are not rejected.
 
         Returns:
-          `Prediction` with `probabilities [B, C]`, `labels [B]` and `classes`; of a calibrated model `sets` and
-          `rejected [B]` too.
+          `Prediction` with `probabilities [B, C]`, `labels [B]` and `classes`; of a calibrated model also `sets` and
+          `rejected [B]`.
 
         Raises:
-          ClipbiasError: a picture cannot be read, or is none; the coverage takes more calibration images.
+          ClipbiasError: a picture cannot be read; the coverage needs more calibration images.
         """
         options = AnswerOptions(coverage, rejection, accepted)
+        # An empty first part, so that no pictures give arrays `[0, C]`.
         none = np.zeros((0, len(self.class_names)), np.float32)
         probabilities, logits = [none], [none]
         errors: dict[int, str] = {}
@@ -135,16 +136,14 @@ class TunedModel(Tuned):
         ):
             probabilities.append(batch.probabilities)
             logits.append(batch.logits)
+            # Batches count their pictures from 0.
             errors |= {count + number: error for number, error in batch.errors.items()}
             count += len(batch)
         rule = self.rule(options)
         return Prediction(self.class_names, np.concatenate(probabilities), errors, np.concatenate(logits), rule)
 
     def rule(self, options: AnswerOptions) -> AnswerRule | None:
-        """What sets and rejections are made by; `None` of a model that is not calibrated.
-
-        Raises `ClipbiasError` if the coverage takes more calibration images.
-        """
+        """Thresholds of sets and rejection; `None` without calibration. Raises `ClipbiasError` with too few images."""
         return None if self.calibration is None else self.calibration.rule(options)
 
     def evaluate(
@@ -160,19 +159,19 @@ class TunedModel(Tuned):
         rejection: str = AnswerOptions.rejection,
         accepted: float = AnswerOptions.accepted,
     ) -> Accuracy:
-        """Compares predictions with labels, in all and by class.
+        """Compares predictions with labels, overall and by class.
 
         Args:
           images: as for `clipbias.fit`.
           labels: the class of each picture, by number or by name, `[n]`; a dataset has its own.
-          split: of a dataset, the images to take: "train", "val" or "test".
-          mesh: where to compute; `None` takes all devices.
+          split: the split of a dataset: "train", "val" or "test".
+          mesh: devices of the computation. Default: all devices.
           on_image_error: "raise", or "skip" images that cannot be read, which then do not count.
           coverage, rejection, accepted: as for `predict`.
 
         Returns:
-          `Accuracy`, in percent, with `per_class [C]` and `confusion [C, C]`; of a calibrated model with `answers`, how
-          its prediction sets and rejections do.
+          `Accuracy`, in percent, with `per_class [C]` and `confusion [C, C]`; of a calibrated model with `answers`, the
+          measures of its prediction sets and rejections.
 
         Raises:
           ClipbiasError: images, labels or classes do not fit.
@@ -191,13 +190,13 @@ class TunedModel(Tuned):
         return Accuracy(self.class_names, tested.labels, predicted, score["calibration"], score.get("answers"))
 
     def relevancy(self, pictures: Pictures, classes: Labels | None = None, *, normalised: bool = False) -> Relevancy:
-        """How much each patch, prompt and text token of pictures counts for a class (Eq. 13 to 16; Chefer et al. 2021).
+        """Relevancy of each patch, prompt and text token for a class (Eq. 13 to 16; Chefer et al. 2021).
 
             model.relevancy(["cat.png"], ["cat"]).vision
 
         Args:
           pictures: as for `predict`.
-          classes: of each picture, by number or by name, `[B]`; `None` takes the most likely class.
+          classes: class of each picture, by number or by name, `[B]`. Default: the most likely class.
           normalised: as for `predict`.
 
         Returns:
@@ -222,23 +221,23 @@ class TunedModel(Tuned):
         titles: Sequence[str] | None = None,
         normalised: bool = False,
     ) -> "Figure":
-        """Draws relevancy: each picture, beside it the map, with the prompts' share, and the words below.
+        """Draws each picture beside its relevancy map, with the prompts' share, and the words below.
 
             model.plot(["cat.png", "dog.png"]).savefig("maps.png")
 
         Args:
           pictures: as for `predict`, at most 32.
-          targets: the class of each map, by number or by name, `[B]`; `None` takes the most likely class.
-          maps: other maps of these pictures: what `clipbias.relevancy` returned, or an array `[B, M + V]` of patches,
-            row by row, then prompts.
-          titles: `[B]`, above the maps, in place of the classes' names.
+          targets: the class of each map, by number or by name, `[B]`. Default: the most likely class.
+          maps: other maps of these pictures: a result of `clipbias.relevancy`, or an array `[B, M + V]` of patches, row
+            by row, then prompts.
+          titles: titles of the maps, `[B]`. Default: the classes' names.
           normalised: as for `predict`.
 
         Returns:
-          A `matplotlib.figure.Figure`, which a notebook shows and `savefig` writes.
+          A `matplotlib.figure.Figure`.
 
         Raises:
-          ClipbiasError: there are not as many maps as pictures, more than 32, or the method has no maps.
+          ClipbiasError: there are more than 32 pictures, another number of maps, or the method has no maps.
         """
         taken = as_images(pictures)
         images = self._preprocessed(taken, normalised)
@@ -259,6 +258,7 @@ class TunedModel(Tuned):
 
     def _preprocessed(self, images: np.ndarray | Split, normalised: bool) -> np.ndarray:
         """Normalised images `[B, R, R, 3]`."""
+        # An array may be levels that somebody forgot to normalise: `check_normalised` refuses these unless `sure`.
         if isinstance(images, Split):
             return preprocess(self.clip.preprocessing, images)
         pixels = np.asarray(images[None] if images.ndim == 3 else images, np.float32)
@@ -266,17 +266,16 @@ class TunedModel(Tuned):
         return pixels
 
     def save(self, path: str | os.PathLike, *, notes: Mapping[str, object] | None = None) -> None:
-        """Writes the adapter's file, which ends with ".safetensors": the learnables, and what is needed to use them.
+        """Writes the adapter's file, `*.safetensors`, atomically. `notes` are JSON values beside the model's.
 
-        It appears whole. `notes` are JSON values to keep beside the model's. Raises `ClipbiasError` if
-        `clipbias.load_adapter` would refuse the file, or it cannot be written.
+        Raises `ClipbiasError` if `clipbias.load_adapter` would refuse the file, or it cannot be written.
         """
         if notes is not None and not isinstance(notes, Mapping):
             raise ClipbiasError(f"the adapter's notes is {shown(notes)}; it must hold values by name.")
         write_adapter(path, dataclasses.replace(self, notes={**self.notes, **(notes or {})}))
 
     def export(self, folder: str | os.PathLike, *, form: str | None = None) -> str:
-        """Writes a model that other programs load; arguments, result and errors as for `clipbias.export.export`."""
+        """Writes a model for other programs, as `clipbias.export.export` does."""
         return export(self, folder, form=form)
 
 
@@ -289,17 +288,18 @@ def predict_batches(
     normalised: bool = False,
     on_image_error: str = "raise",
 ) -> Iterator[list[tuple[np.ndarray, Prediction]]]:
-    """What each model says of pictures, batch by batch, while the next ones are read: the loop of all predictions.
+    """Predictions of each model, batch by batch, while the next pictures are read: the loop of all predictions.
 
     Args:
-      models: those whose frozen model is the same. If the first takes crops of each picture, the others take them, or
-        the picture alone.
+      models: models of the same frozen CLIP. If the first takes crops of each picture, the others take crops or the
+        picture alone.
       pictures, batch_size, normalised, on_image_error: as for `TunedModel.predict`.
-      options: of prediction sets and rejections.
+      options: options of prediction sets and rejection.
 
     Yields:
-      For each model the images as it took them, filled up to the size of a batch, and its prediction, which is not.
+      For each model its images, padded to the size of a batch, and its prediction, without the padding.
     """
+    # Rules first: a coverage that needs more calibration images fails before a picture is read.
     rules = [model.rule(options) for model in models]
     method = models[0].task.method
     batches = image_batches(
@@ -314,13 +314,14 @@ def predict_batches(
     start = 0
     for images, mask in batches:
         count = min(len(mask), batches.count - start)
-        # Later ones are read ahead.
+        # The reader is ahead: `batches.errors` may already have pictures of later batches.
         errors = {n: batches.errors[start + n] for n in range(count) if start + n in batches.errors}
         start += count
         results = []
         for model, rule in zip(models, rules, strict=True):
             taken = images[:, 0] if images.ndim == 5 and not crops_of(model.task.method) else images
             values = model.predictor.classify(taken, mask, normalised=batches.normalised)
+            # NaN, not zeros: a picture that could not be read has no likely class.
             probabilities, logits = (np.where(mask[:, None], x, np.nan)[:count].astype(np.float32) for x in values)
             results.append((taken, Prediction(model.class_names, probabilities, errors, logits, rule)))
         yield results
@@ -329,10 +330,7 @@ def predict_batches(
 def make_overlays(
     task: Task, maps: Relevancy | np.ndarray, labels: Sequence[int] | np.ndarray, titles: Sequence[str]
 ) -> list[Overlay]:
-    """How maps of pictures are drawn, each with its title `[B]`, and of relevancy with the text of its class `[B]`.
-
-    There may be more maps than pictures, behind theirs; see `TunedModel.plot`.
-    """
+    """Overlays of maps with their titles `[B]`, and with the text of each class for a `Relevancy`."""
     rows = np.asarray(maps.vision if isinstance(maps, Relevancy) else maps, np.float32)
     texts = first_text(maps.text) if isinstance(maps, Relevancy) else None
     overlays = []
@@ -344,8 +342,14 @@ def make_overlays(
     return overlays
 
 
+def check_model(model: object) -> None:
+    """Raises `ClipbiasError` for anything but a `TunedModel`."""
+    if not isinstance(model, TunedModel):
+        raise ClipbiasError(f"the model is {shown(model)}; give what clipbias.fit or clipbias.load_adapter returned.")
+
+
 def as_clip(clip: Clip | str | os.PathLike) -> Clip:
-    """A model, loaded where it is named. Raises `ClipbiasError` for anything else."""
+    """A model, loaded by its name if needed. Raises `ClipbiasError` for anything else."""
     if isinstance(clip, Clip):
         return clip
     if isinstance(clip, str | os.PathLike):
@@ -366,7 +370,8 @@ def labelled_images(images: Images, labels: Labels | None, class_names: tuple[st
         if labels is not None:
             raise ClipbiasError("a dataset and its splits have labels of their own; leave `labels` out.")
         if isinstance(source, Split):
-            label_numbers(source.labels, class_names)  # a split does not say which classes they are of
+            # Called for its error: a split's labels are numbers that may exceed the model's classes.
+            label_numbers(source.labels, class_names)
         return source
     if labels is None:
         raise ClipbiasError("there are images without labels; give a dataset, or labels of the images.")

@@ -16,6 +16,7 @@ from typing import Annotated
 from ml_collections import ConfigDict
 
 from clipbias.checks import Choices, Count, Positive, Range, check_choice
+from clipbias.data import catalog
 from clipbias.data.confusion import CLASS_MEASURES
 from clipbias.data.protocols import CONCENTRATION, IMBALANCED, PROTOCOLS
 from clipbias.errors import ClipbiasError
@@ -46,19 +47,6 @@ METHODS = (
     "bias",
     "bias_by_kind",
 )
-DATASETS = (
-    "imagenet",
-    "caltech101",
-    "oxford_pets",
-    "stanford_cars",
-    "oxford_flowers",
-    "food101",
-    "fgvc_aircraft",
-    "sun397",
-    "dtd",
-    "eurosat",
-    "ucf101",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +60,7 @@ class GridSettings(SweepSettings):
     method_options: Mapping[str, object] = setting(
         {}, "Options by method name, or by method@dataset for one dataset only."
     )
-    datasets: tuple[str, ...] = setting(DATASETS, "The datasets, by name (docs/datasets.md).")
+    datasets: tuple[str, ...] = setting(catalog.ELEVEN, "The datasets, by name (docs/datasets.md).")
     seeds: tuple[Count, ...] = setting(
         (1, 2, 3),
         "Of the few-shot split, and of the start (`start_seed`); tables average over them.",

@@ -16,11 +16,12 @@ from pathlib import Path
 import clipbias
 from clipbias import hosts
 from clipbias.app import Bench, build, serve
+from clipbias.constants import ADAPTER_FILE
 from clipbias.errors import ClipbiasError
 from clipbias.settings import as_json
 from clipbias.training.workdir import open_workdir
 from clipbias.tuned_model import TunedModel
-from clipbias.tuning.adapter import FILE, Adapter
+from clipbias.tuning.adapter import Adapter
 from configs.app import AppSettings
 from experiments import common
 from experiments.command_line import split
@@ -72,7 +73,7 @@ def named(adapters: Sequence[tuple[Adapter, str]]) -> dict[str, Adapter]:
     by_name: dict[str, Adapter] = {}
     for adapter, source in adapters:
         path = Path(source)
-        name = path.parent.name if path.name == FILE else path.stem
+        name = path.parent.name if path.name == ADAPTER_FILE else path.stem
         by_name[source if name in by_name or not name else name] = adapter
     return by_name
 

@@ -19,6 +19,7 @@ from etils import epath
 
 import clipbias
 from clipbias import TunedModel, hosts
+from clipbias.constants import ADAPTER_FILE
 from clipbias.data.user_images import image_list
 from clipbias.distillation import DistilImages, distil_model, divide_images
 from clipbias.errors import ClipbiasError
@@ -31,7 +32,7 @@ from clipbias.training import placement
 from clipbias.training.context import SweepContext
 from clipbias.training.loop import RunOutputs
 from clipbias.training.progress import Progress
-from clipbias.training.workdir import ADAPTER, open_workdir
+from clipbias.training.workdir import open_workdir
 from clipbias.tuning.adapter import read_adapter
 from configs.distil import DistilSettings
 from experiments import common
@@ -88,7 +89,7 @@ def finished_sentences(output: str, key: str) -> list[str]:
 
     Raises `ClipbiasError` where the folder holds something else.
     """
-    file = data_path(output) / ADAPTER
+    file = data_path(output) / ADAPTER_FILE
     with contextlib.suppress(ClipbiasError):  # something else, which is refused below
         if file.is_file() and (notes := read_adapter(file).notes).get(_MADE_OF) == key:
             return certified_sentences(notes)

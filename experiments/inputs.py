@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from clipbias import TunedModel
 from clipbias.clip import Clip
+from clipbias.constants import ADAPTER_FILE
 from clipbias.data.files import IMAGE_SUFFIXES, describe_others, image_files, warn_of_others
 from clipbias.errors import ClipbiasError
 from clipbias.io import data_path, read_text, user_path
-from clipbias.training.workdir import ADAPTER
 from clipbias.tuning.adapter import Adapter, read_adapter
 from experiments.command_line import matching, split
 
@@ -40,8 +40,8 @@ def find_adapters(text: str | None) -> list[AdapterFile]:
 def _files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
-    if (path / ADAPTER).exists():
-        return [path / ADAPTER]
+    if (path / ADAPTER_FILE).exists():
+        return [path / ADAPTER_FILE]
     return sorted(file for pattern in ("adapters/*.safetensors", "*.safetensors") for file in path.glob(pattern))
 
 

@@ -20,6 +20,7 @@ from clipbias.tuning import (
     Samples,
     Sampling,
     average_texts,
+    cross_entropy,
     unit_length,
 )
 
@@ -61,7 +62,7 @@ class Cache(FeatureMethod):
         return {CONSTANTS: held}
 
     def logits(self, learnables: Learnables, features: Features) -> jax.Array:
-        cosines = super().logits(learnables, features)
+        cosines = self.cosine_logits(learnables, features)
         held = learnables[CONSTANTS]
         near = jnp.exp(-self.sharpness * (1 - unit_length(features.image) @ held["keys"].T))
         return cosines + held["strength"] * (near @ jax.nn.one_hot(held["labels"], cosines.shape[-1]))
@@ -109,7 +110,7 @@ class Probe(FeatureMethod):
 
     def losses(self, learnables: Learnables, features: Features, logits: jax.Array, labels: jax.Array) -> Any:
         away = jnp.square(learnables["weight"] - learnables[CONSTANTS]["anchor"]).sum()
-        return {**super().losses(learnables, features, logits, labels), "away": away}
+        return {"cross_entropy": cross_entropy(logits, labels), "away": away}
 
     def transfer(
         self, learnables: Learnables, labels: np.ndarray, source: np.ndarray, target: np.ndarray

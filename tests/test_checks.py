@@ -23,7 +23,7 @@ CHOICE = Annotated[str, Choices(("sum", "mean"))]
         (float, [1, -0.5, np.float64(2)], [True, float("inf"), float("nan"), 10**400, "1"], r"a finite number\."),
         (Annotated[float, Range(0)], [0, 1e300], [-1e-9, float("nan")], "a finite number of at least 0"),
         (Annotated[float, Range(0, 1)], [0, 1], [-0.1, 1.1], "of at least 0 and of at most 1"),
-        (str, ["", "a"], [1, None, ("a",)], "it must be a text"),
+        (str, ["", "a"], [1, None, ("a",)], "it must be a string"),
         (CHOICE, ["sum"], ["max", 1], "choose from sum, mean"),
         (tuple[int, ...], [(), (1, 2), [3]], [1, "12"], "it must be a list"),
         (tuple[COUNT, ...], [(1,)], [(1, 0), ("a",)], "a whole number from 1 to 1,000"),

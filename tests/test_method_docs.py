@@ -97,8 +97,9 @@ def test_the_hooks_are_those_of_the_class():
         for name, value in vars(kind).items()
         if (callable(value) or isinstance(value, classmethod)) and not name.startswith("_")
     }
-    assert named == (hooks - {"overrides", "logit_scale", "recipe_for"}) | {
-        *("datasets", "reads_templates", "patches", "scale", "unlabelled")
+    optional = {name for kind in (Method, FeatureMethod) for name, value in vars(kind).items() if value is None}
+    assert named == (hooks - {"bind", "cosine_logits", "logit_scale", "recipe_for"}) | (optional - {"kind"}) | {
+        *("datasets", "reads_templates", "patches", "unlabelled")
     }
     bases = Method, FeatureMethod, TestTimeMethod
     for hooks_of_row, example in rows:

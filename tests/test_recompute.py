@@ -78,11 +78,7 @@ def _lines(folder: Path, capsys: pytest.CaptureFixture) -> list[str]:
         (1, lambda row: row["tested_images"].update(base=7), "base: images is 7 in the row, 200 by the predictions"),
         (0, lambda row: row.pop("calibration"), "test: cannot compare with bias-test-0.npz: KeyError('calibrations')"),
         (0, lambda row: row["predictions"].update(test="none"), "test: cannot compare with none.npz: FileNotFound"),
-        (
-            0,
-            lambda row: row["identities"].update(test="a"),
-            "test: bias-test-0.npz has the predictions of another run",
-        ),
+        (0, lambda row: row["identities"].update(test="a"), "test: bias-test-0.npz has the predictions of another run"),
     ],
 )
 def test_what_a_row_says_is_recomputed(folder, capsys, number, change, words):

@@ -72,10 +72,11 @@ def why_no_maps(task: Task) -> str:
         return "The classes' texts are descriptions, and maps follow the tokens of a template."
     if crops_of(task.method):
         return "The context is learned anew from crops of each test image, and maps follow one image."
-    shifts_more = task.method.conditional and task.method.overrides("logits")
-    if task.method.conditional and not shifts_more:
+    adapt_to = task.method.adapt_to
+    shifts_more = adapt_to is not None and task.method.logits is not None
+    if adapt_to is not None and not shifts_more:
         image = jax.ShapeDtypeStruct((task.clip.config.projection_width,), "float32")
-        adaptations = jax.eval_shape(task.method.adapt_to, task.shapes, image), additions(task)
+        adaptations = jax.eval_shape(adapt_to, task.shapes, image), additions(task)
         fields = [field.name for field in dataclasses.fields(Adaptation) if field.name.startswith("text_")]
         others = [name for name in fields if name not in ("text_context", "text_class_block")]
         changed = any(getattr(each, name) is not None for each in adaptations for name in others)
@@ -215,4 +216,4 @@ class Model:
     @property
     def has_own_head(self) -> bool:
         """Whether its logits are something else than scaled cosines."""
-        return self.task.method.overrides("logits")
+        return self.task.method.logits is not None

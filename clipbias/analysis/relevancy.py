@@ -509,11 +509,9 @@ def compute_maps(
         project=lambda rows: project_image(params, config, rows, adaptation),
         head=lambda tokens, tap: pooling_row(tokens, tap, params, config, adaptation),
     )
-    if classifier.method.overrides("adapt_to"):
+    if (adapt_to := classifier.method.adapt_to) is not None:
         # The contexts that images give their targets' texts, `[B · K · n, T, Dt]`: the images are held fixed.
-        contexts = jax.vmap(lambda image: classifier.method.adapt_to(learnables, image).text_context)(
-            vision_pass.features
-        )
+        contexts = jax.vmap(lambda image: adapt_to(learnables, image).text_context)(vision_pass.features)
         assert contexts is not None
         if contexts.ndim == 3:
             contexts = jnp.repeat(contexts[:, None], templates, axis=1)
@@ -614,7 +612,7 @@ def explanations(
     pairs = targets[:, None] if targets.ndim == 1 else targets
     tokens = jax.tree.map(jnp.asarray, task.tokens)
     class_texts: Text | None = None
-    if task.method.overrides("logits"):
+    if task.method.logits is not None:
         class_texts = task.text if text is None else text
     maps = _explanations(task.classifier, options, params, learnables, images, pairs, tokens, class_texts)
     return jax.tree.map(lambda x: x[:, 0], maps) if targets.ndim == 1 else maps

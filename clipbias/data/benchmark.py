@@ -39,7 +39,8 @@ def load(entry: CatalogEntry, data_dir: str | os.PathLike | None, *, template: s
     root = find_root(entry, data_dir)
     images = root / entry.images
     if entry.split_file is not None:
-        listing = read_split_file(root / entry.split_file, hint=how_to_fetch(entry, split_alone=True))
+        hint = how_to_fetch(entry, split_alone=True)
+        listing = read_split_file(root / entry.split_file, hint=hint, split_names=tuple(entry.sizes))
     elif entry.layout == "variant lists":
         listing = read_variant_lists(entry, root)
     else:
@@ -92,7 +93,7 @@ def imagenet_names(root: Path) -> dict[str, str]:
     return catalog.parse_classes(read_text(path), str(path)) if path.exists() else catalog.imagenet_classes()
 
 
-def read_split_file(path: Path, *, hint: str) -> DatasetListing:
+def read_split_file(path: Path, *, hint: str, split_names: Sequence[str] = ("train", "val", "test")) -> DatasetListing:
     """Reads `split_zhou_*.json`: {"train": [[path, label, class name], ...], "val": ..., "test": ...}.
 
     Raises `ClipbiasError` if the file is missing or not of this form, a path leaves the image folder, labels leave
@@ -104,7 +105,7 @@ def read_split_file(path: Path, *, hint: str) -> DatasetListing:
     splits: dict[str, SplitListing] = {}
     names: dict[int, str] = {}
     try:
-        for split_name in ("train", "val", "test"):
+        for split_name in split_names:
             paths = []
             labels = []
             for image, label, name in content[split_name]:
@@ -119,7 +120,7 @@ def read_split_file(path: Path, *, hint: str) -> DatasetListing:
         raise
     except (KeyError, TypeError, ValueError) as error:
         raise ClipbiasError(
-            f"{path} is not a split file: expected train, val and test lists of [path, label, class name]; "
+            f"{path} is not a split file: expected {', '.join(split_names)} lists of [path, label, class name]; "
             f"fetch it again ({hint})"
         ) from error
     if not names:

@@ -1,6 +1,6 @@
-"""The fifteen datasets of the CoOp benchmark. To add a dataset, add an entry to `assets/datasets.toml`.
+"""The catalogue of datasets. To add a dataset, add an entry to `assets/datasets.toml` and its name to docs/datasets.md.
 
-Splits, templates and class names are those of Zhou et al. 2022 (arXiv 2109.01134), as everyone after them uses them.
+Its first fifteen are the CoOp benchmark: splits, templates and class names of Zhou et al. 2022 (arXiv 2109.01134).
 The functions here turn label names of an archive or a TFDS builder into these class names.
 """
 
@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+from clipbias.checks import check_choice
 from clipbias.constants import DEFAULT_TEMPLATE
 from clipbias.errors import ClipbiasError
 
@@ -117,6 +118,8 @@ class CatalogEntry:
     Attributes:
       name: The name in commands and `data.load`.
       title: Its name in papers' tables.
+      group: The comparison that it belongs to: "eleven" (few-shot and cross-dataset tables), "imagenet variants"
+        (domain generalisation from ImageNet) or "other" (none).
       folder: Folder below the data root; `other_folders` are names that forks use.
       images: Folder of the images below `folder`, "" for `folder` itself; paths in split files start here.
       layout: How splits and labels are found: "split file", "variant lists", "imagenet" (train and val folders of
@@ -131,6 +134,7 @@ class CatalogEntry:
 
     name: str
     title: str
+    group: str
     folder: str
     classes: int
     sizes: Mapping[str, int]
@@ -151,8 +155,12 @@ class CatalogEntry:
         return (self.folder, *self.other_folders)
 
 
+ELEVEN_DATASETS, IMAGENET_VARIANTS, OTHER = GROUPS = ("eleven", "imagenet variants", "other")
+
+
 def _read(name: str, fields: dict[str, Any]) -> CatalogEntry:
     renamed = fields.pop("renamed", {})  # the labels whose class names are others
+    check_choice(f"the group of {name} in datasets.toml", fields.get("group"), GROUPS)
     function = fields.pop("class_name", None)
     class_name = _CLASS_NAMES[function] if function else lambda label: renamed.get(label, label)
     builder = TfdsBuilder(**fields.pop("tfds")) if "tfds" in fields else None
@@ -163,5 +171,6 @@ _DATASETS = importlib.resources.files("clipbias").joinpath("assets", "datasets.t
 ENTRIES: Mapping[str, CatalogEntry] = MappingProxyType(
     {name: _read(name, fields) for name, fields in tomllib.loads(_DATASETS).items()}
 )
-ELEVEN = tuple(ENTRIES)[:11]
-VARIANTS = tuple(name for name, entry in ENTRIES.items() if set(entry.sizes) == {"test"})
+# The names of both comparisons, in the order of the literature's tables.
+ELEVEN = tuple(name for name, entry in ENTRIES.items() if entry.group == ELEVEN_DATASETS)
+VARIANTS = tuple(name for name, entry in ENTRIES.items() if entry.group == IMAGENET_VARIANTS)

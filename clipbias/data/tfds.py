@@ -434,7 +434,7 @@ def _listing(
     root = benchmark.dataset_folder(entry, root) or root
     if entry.split_file is not None:
         hint = f"say where it is with split_dir, or {benchmark.how_to_fetch(entry, split_alone=True)}"
-        return benchmark.read_split_file(root / entry.split_file, hint=hint)
+        return benchmark.read_split_file(root / entry.split_file, hint=hint, split_names=tuple(entry.sizes))
     names = benchmark.imagenet_names(root)
     tree: dict[str, list[str]] = {}
     for path in available:

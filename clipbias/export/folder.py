@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from clipbias import hosts
+from clipbias.constants import ADAPTER_FILE
 from clipbias.errors import ClipbiasError
 from clipbias.export.card import NOTE, model_card
 from clipbias.export.folding import fold
@@ -22,7 +23,6 @@ from clipbias.tuning.method import TestTimeMethod
 from clipbias.tuning.tuned import Tuned
 
 FORMS = ("checkpoint", "open_clip", "head", "program", "onnx", "peft")
-ADAPTER = "adapter.safetensors"
 HEAD = "classifier.safetensors"
 CARD = "README.md"
 CERTIFICATE = "certificate.json"
@@ -35,7 +35,7 @@ def natural_form(task: Task, learnables: Learnables) -> str:
     biases is a checkpoint. One that leaves the vision side unchanged is a head. All others are programs.
     """
     adaptation = jax.eval_shape(task.method.adapt, learnables)
-    if task.method.overrides("logits") or task.method.conditional:
+    if task.method.logits is not None or task.method.conditional:
         return "program"
     if adaptation.only_changes_weights and task.descriptions is None:
         return "checkpoint"
@@ -93,7 +93,7 @@ def export(model: Tuned, folder: str | os.PathLike, *, form: str | None = None) 
             write_onnx(temporary, task, learnables)
         else:
             _write_head(temporary / HEAD, task, learnables)
-        write_adapter(temporary / ADAPTER, model)
+        write_adapter(temporary / ADAPTER_FILE, model)
         if NOTE in model.notes:
             write_text(temporary / CERTIFICATE, json.dumps(model.notes[NOTE], indent=2) + "\n")
         write_text(temporary / CARD, model_card(model, form))
@@ -111,8 +111,8 @@ def _why_not(task: Task, learnables: Learnables, form: str) -> str:
     what = {"checkpoint": "a checkpoint", "open_clip": "a checkpoint", "program": ""}.get(
         form, "a file of class features"
     )
-    if what and (method.overrides("logits") or method.conditional):
-        has = "a head of its own" if method.overrides("logits") else "texts that depend on the image"
+    if what and (method.logits is not None or method.conditional):
+        has = "a head of its own" if method.logits is not None else "texts that depend on the image"
         return f"has {has}, which {what} cannot hold"
     if form == "open_clip" and task.clip.config.family != "clip":
         return "tunes another network than CLIP's, which is not written in open_clip's format"

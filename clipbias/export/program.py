@@ -44,7 +44,7 @@ def program_weights(task: Task, learnables: Learnables) -> dict[str, np.ndarray]
     """
     method = task.method
     params = task.clip.params
-    overrides_head = method.overrides("logits")
+    overrides_head = method.logits is not None
     others: dict[str, Any] = {"logit_scale": method.logit_scale(params)}
     if "logit_bias" in params:  # SigLIP's
         others["logit_bias"] = params["logit_bias"]

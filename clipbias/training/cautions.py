@@ -16,7 +16,7 @@ def above_chance(method: Method, loss: float | None, classes: int) -> str:
 
     Losses that a method defines itself have another scale.
     """
-    if loss is None or method.overrides("losses") or loss <= math.log(classes):
+    if loss is None or method.losses is not None or loss <= math.log(classes):
         return ""
     return (
         f"the training loss ended at {loss:.3g}, above ln {classes} = {math.log(classes):.3g}, which equal "

@@ -469,7 +469,7 @@ def train_job(job: TrainJob) -> TrainResult:
         learnables = results[-1].learnables
         text = _stage_texts(stage, learnables) if stage is not stages[-1] else None
         learnables = _next_stage(job, number + 1, learnables, text)
-    if isinstance(method, FeatureMethod) and method.overrides("finish"):
+    if isinstance(method, FeatureMethod) and method.finish is not None:
         # Such as Tip-Adapter-F's search of α and β with the trained keys, on the same features.
         began = time.monotonic()
         learnables = _each_run(method.finish, learnables, samples)
@@ -533,7 +533,7 @@ def _each_run(
 
 def _next_stage(job: TrainJob, stage: int, learnables: Learnables, text: np.ndarray | None) -> Learnables:
     method = job.task.method
-    if not method.overrides("next_stage"):
+    if method.next_stage is None:
         return learnables
     starts = [
         method.next_stage(stage, select_run(learnables, run), None if text is None else text[run])

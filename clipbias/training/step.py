@@ -219,7 +219,7 @@ def loss_and_gradient(
         correct = (logits.argmax(-1) == labels) & mask
         return {name: mean_loss(term, mask) for name, term in terms.items()}, correct.sum() / jnp.maximum(mask.sum(), 1)
 
-    if taught or not classifier.method.overrides("combine"):
+    if taught or classifier.method.combine is None:
 
         def objective(learnables: Learnables) -> tuple[jax.Array, jax.Array]:
             losses, accuracy = mean_losses(learnables)
@@ -256,7 +256,7 @@ def train_step(
         # A key from seed and step alone: a resumed or re-sharded run draws the same numbers.
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
         texts = inputs.texts
-        if method.overrides("templates_in_training"):
+        if method.templates_in_training is not None:
             selected = method.templates_in_training(jax.random.key(seed), state.step)
             texts = dataclasses.replace(texts, selected=selected)
         run_inputs = dataclasses.replace(inputs, texts=texts, constants=constants)

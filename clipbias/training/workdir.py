@@ -23,6 +23,7 @@ import jax
 
 from clipbias import hosts, io
 from clipbias.clip import Clip
+from clipbias.constants import ADAPTER_FILE
 from clipbias.errors import sentence
 from clipbias.training.spec import Group, RunSpec, group_key, group_name
 from clipbias.version import ROOT, __version__
@@ -30,8 +31,6 @@ from clipbias.version import ROOT, __version__
 CONFIG = "config.json"
 ENVIRONMENT = "environment.json"
 STATE = "state.json"
-# The adapter in a folder of `train`.
-ADAPTER = "adapter.safetensors"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy", "pillow")
 
 
@@ -148,8 +147,8 @@ class SweepPaths:
         """Names files of the other kind in the folder, of a sweep or of a single run; "" if there are none."""
         if self.single and (self.workdir / ADAPTERS).is_dir():
             return f"the adapters of `table1` ({ADAPTERS}/)"
-        if not self.single and (self.workdir / ADAPTER).exists():
-            return f"the adapter of a `train` run ({ADAPTER})"
+        if not self.single and (self.workdir / ADAPTER_FILE).exists():
+            return f"the adapter of a `train` run ({ADAPTER_FILE})"
         return ""
 
     def metrics(self, group: Group) -> Path:
@@ -160,7 +159,7 @@ class SweepPaths:
         return self.workdir / "checkpoints" / group_key(group)
 
     def adapter(self, spec: RunSpec) -> Path:
-        return self.workdir / (ADAPTER if self.single else f"{ADAPTERS}/{self.names[spec.key]}.safetensors")
+        return self.workdir / (ADAPTER_FILE if self.single else f"{ADAPTERS}/{self.names[spec.key]}.safetensors")
 
     def predictions(self, spec: RunSpec, evaluation: str) -> str:
         return evaluation if self.single else f"{self.names[spec.key]}-{evaluation}"

@@ -2,7 +2,7 @@
 
 from clipbias.clip.adaptation import Adaptation
 from clipbias.data.dataset import Descriptions, read_descriptions
-from clipbias.tuning.features import Features, Samples, Sampling, average_texts, unit_length
+from clipbias.tuning.features import Features, Samples, Sampling, average_texts, cross_entropy, unit_length
 from clipbias.tuning.method import (
     CONSTANTS,
     FeatureMethod,
@@ -37,6 +37,7 @@ __all__ = [
     "Task",
     "TestTimeMethod",
     "average_texts",
+    "cross_entropy",
     "make_method",
     "parameter_count",
     "read_descriptions",

@@ -1,8 +1,7 @@
-"""Adapter files: a tuned model, written down with everything that its predictions depend on.
+"""Adapter files: a tuned model with everything that its predictions depend on.
 
-The file is safetensors: tensors named by their path in the learnables, and one metadata entry `clipbias`, a JSON
-object. Nothing in it is executed, and nothing that it names: a method of a user's own is named again by whoever uses
-the file.
+The file is safetensors: tensors named by their path in the learnables, and the metadata entry `clipbias`, a JSON
+object. Nothing in it is executed. The user of a file names the program of a user's own method again.
 """
 
 import dataclasses
@@ -21,6 +20,7 @@ import numpy as np
 from clipbias.checks import Count, Positive, Range, annotations, check_value
 from clipbias.clip import Clip, ClipConfig, Preprocessing, abstract_params, hub
 from clipbias.clip.formats import open_safetensors_file
+from clipbias.constants import ADAPTER_FILE
 from clipbias.data.dataset import Descriptions
 from clipbias.errors import ClipbiasError
 from clipbias.identity import identity
@@ -33,14 +33,12 @@ from clipbias.tuning.registry import METHODS, is_user_method, make_method, match
 from clipbias.tuning.task import Task
 from clipbias.tuning.tuned import Tuned
 
-# Raised when a file changes in a way that earlier code would misread.
+# Version of the file's form; a new number where earlier code would misread the file.
 FORMAT = 2
-# Where the scores of calibration images stand among the tensors.
+# Key of the scores of calibration images among the tensors.
 _CALIBRATION = "calibration"
-# What the file is called in a folder or a repository of its own.
-FILE = "adapter.safetensors"
 
-# The notes that cards, tables and figures take.
+# Types of the notes that cards, tables and figures use.
 _NOTES: dict[str, Any] = {
     "learning_rate": Annotated[float, Range(0)] | None,
     "dataset": str,
@@ -57,24 +55,24 @@ _NOTES: dict[str, Any] = {
     "choice": dict[str, Any],
     "recipe": dict[str, Any],
 }
-# Of how a learning rate was selected: its candidates, and the number of held-out images.
+# Types of the note `choice`: the compared learning rates, and the number of held-out images.
 _CHOICE: dict[str, Any] = {"tried": list[dict[str, float | None]], "images": Positive | None}
 
 
 @dataclasses.dataclass(frozen=True)
 class Adapter:
-    """A tuned model, written down: all that its predictions depend on, but for the frozen weights and the tokenizer.
+    """The content of an adapter file: all that predictions depend on, except the frozen weights and the tokenizer.
 
     Attributes:
       method, options: see `Task`; `source` is the digest of the program of a user's own method.
       class_names, template, descriptions, free_text: see `tuning.prompts.Classes`.
       dtype: compute type.
-      base: what the frozen model is loaded from, a hub model at its commit.
-      weights, tokenizer: identities of what is loaded.
-      config, preprocessing: geometry with its activation, and how pictures are prepared, as `Clip` has them.
-      notes: anything else worth keeping, such as dataset, shots, seed and accuracy.
+      base: name of the frozen model for `clipbias.load`, a hub model at its commit.
+      weights, tokenizer: identities of the frozen weights and the tokenizer.
+      config, preprocessing: geometry with its activation, and preparation of pictures, as `Clip` has them.
+      notes: further JSON values, such as dataset, shots, seed and accuracy.
       calibration: scores of calibration images of these classes, or `None`.
-      sha256: of everything else when it was written.
+      sha256: digest of everything else, from the time of writing.
     """
 
     learnables: Learnables
@@ -96,7 +94,7 @@ class Adapter:
     sha256: str = ""
 
     def __post_init__(self) -> None:
-        """Raises `ClipbiasError` for a field, or a note, that is not what its name says."""
+        """Checks fields and notes by their types. Raises `ClipbiasError` for a wrong one."""
         for field, kind in _header_types().items():
             check_value(f"the adapter's {field}", getattr(self, field), kind)
         for name, kind in _NOTES.items():
@@ -109,7 +107,7 @@ class Adapter:
 
     @functools.cached_property
     def classes(self) -> Classes:
-        """The classes that it tells apart."""
+        """The classes as a task takes them."""
         texts = None if self.descriptions is None else Descriptions(self.descriptions, "the adapter's descriptions")
         if texts is not None:
             texts.of(self.class_names)
@@ -117,14 +115,14 @@ class Adapter:
 
     @property
     def content(self) -> str:
-        """What `sha256` is of this content."""
+        """SHA-256 of the content, without `sha256` itself."""
         scores = None if self.calibration is None else self.calibration.arrays()
         header = {field: getattr(self, field) for field in _header_types() if field != "sha256"}
         return identity([header, flatten(self.learnables), scores])
 
     @classmethod
     def of(cls, model: Tuned) -> "Adapter":
-        """Raises `ClipbiasError` for a method that nothing names, and for notes or arrays that cannot be written."""
+        """From a tuned model. Raises `ClipbiasError` for a method without a name, or values that cannot be written."""
         task, learnables = model.task, model.learnables
         if task.method_name not in METHODS and not is_user_method(task.method_name):
             raise ClipbiasError(
@@ -133,7 +131,7 @@ class Adapter:
             )
         if _CALIBRATION in learnables:
             raise ClipbiasError(
-                f"cannot save the adapter: {_CALIBRATION!r} is no name for what is learned; take another."
+                f"cannot save the adapter: the name {_CALIBRATION!r} is reserved; rename that learnable."
             )
         _check_shapes(flatten(learnables), task, task.method_name)
         texts = task.classes.descriptions
@@ -162,9 +160,8 @@ class Adapter:
 
         Args:
           clip: with the weights and the tokenizer that it was trained with.
-          own_methods: files or modules that an adapter of a method of one's own may take it from (see
-            `tuning.registry.match_user_method`).
-          dtype: compute type, see `Task`; `None` takes that of training.
+          own_methods: files or modules that may hold a user's own method (`tuning.registry.match_user_method`).
+          dtype: compute type, see `Task`. Default: that of training.
 
         Raises:
           ClipbiasError: `clip` is another model, or the method is a program that `own_methods` does not name.
@@ -182,6 +179,8 @@ class Adapter:
                 f"this adapter was trained with another tokenizer than that of {clip.name!r}; load the model with it, "
                 f"clipbias.load({self.base!r}, tokenizer=FOLDER)."
             )
+        # The adapter's geometry and preprocessing win over those of the loaded model: the activation and the pixels
+        # that it was trained with. Their shapes must still be those of the weights.
         if [self.config, self.preprocessing] != [_plain(clip.config), _plain(clip.preprocessing)]:
             try:
                 config = cattrs.structure(self.config, ClipConfig)
@@ -194,6 +193,7 @@ class Adapter:
             clip = dataclasses.replace(clip, config=config, preprocessing=preprocessing, published=clip.fingerprint)
         name = self.method if self.method in METHODS else match_user_method(self.method, own_methods)
         method = make_method(name, **self.options)
+        # A warning, not an error: an edited program may still predict the same.
         if self.source != source_digest(type(method)):
             warnings.warn(
                 f"{name} or a module that it imports was changed since this adapter was trained: its predictions may "
@@ -202,7 +202,8 @@ class Adapter:
             )
         task = Task(clip, method, self.classes, method_name=name, dtype=dtype or self.dtype)
         _check_shapes(flatten(self.learnables), task, self.method)
-        if self.sha256 != self.content:  # what was changed by hand may fit, and predict otherwise
+        # Last, behind the checks with a more precise message. A header that was edited by hand may fit all of them.
+        if self.sha256 != self.content:
             raise ClipbiasError("the adapter is not as it was written; save the model again.")
         return Tuned(task, self.learnables, self.notes, self.calibration)
 
@@ -213,7 +214,7 @@ def _header_types() -> dict[str, Any]:
 
 
 def _plain(value: Any) -> dict[str, Any]:
-    """A dataclass as JSON gives it back."""
+    """A dataclass as JSON values."""
     return json.loads(json.dumps(dataclasses.asdict(value)))
 
 
@@ -232,6 +233,7 @@ def write_adapter(path: str | os.PathLike, model: Tuned) -> None:
     """
     if data_path(path).suffix.lower() != ".safetensors":
         raise ClipbiasError(f"{path} is no name of an adapter's file; give a path that ends with .safetensors.")
+    # Checked as when it is read: a file that `read_adapter` refuses must not be written.
     adapter = Adapter.of(model)
     leaves = dict(adapter.learnables)
     if adapter.calibration is not None:
@@ -240,6 +242,7 @@ def write_adapter(path: str | os.PathLike, model: Tuned) -> None:
     _check_finite(tensors, "cannot save the adapter")
     header = {field: getattr(adapter, field) for field in _header_types()}
     try:
+        # `allow_nan`: a NaN in the notes would make a header that no JSON reader accepts.
         text = json.dumps({"format": FORMAT, **header}, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise ClipbiasError(
@@ -273,7 +276,8 @@ def read_adapter(path: str | os.PathLike) -> Adapter:
         calibration = None if scores is None else Calibration.read(scores)
         fields = {field: header.get(field) for field in _header_types()}
         adapter = Adapter(learnables=learnables, calibration=calibration, **fields)
-        json.dumps(header, allow_nan=False)  # Python's reader takes numbers that are none
+        # Python's JSON reader accepts NaN and Infinity, which are no JSON.
+        json.dumps(header, allow_nan=False)
     except ValueError as error:  # `ClipbiasError` among them
         raise ClipbiasError(f"{path} is damaged: {error}") from error
     _check_finite(tensors, f"{path} is damaged")
@@ -281,9 +285,10 @@ def read_adapter(path: str | os.PathLike) -> Adapter:
 
 
 def _find(source: str | os.PathLike) -> Path:
+    # A folder or file on the disk wins over a repository of the same name.
     path = user_path(source)
-    if (path / FILE).is_file():
-        return path / FILE
+    if (path / ADAPTER_FILE).is_file():
+        return path / ADAPTER_FILE
     name = None if path.exists() or path.suffix == ".safetensors" else hub.parse(str(source))
     if name is None:
         if (path / "adapter_config.json").is_file():
@@ -294,14 +299,15 @@ def _find(source: str | os.PathLike) -> Path:
         if not path.is_file():
             raise ClipbiasError(f"no adapter file {path}.")
         return path
-    return hub.download(name, FILE)
+    return hub.download(name, ADAPTER_FILE)
 
 
 def _check_shapes(arrays: Mapping[str, Array], task: Task, method: str) -> None:
     leaves = flatten(task.shapes)
     expected = {name: leaf.shape for name, leaf in leaves.items()}
     shapes = {name: np.shape(leaf) for name, leaf in arrays.items()}
-    # An axis of length 0 stands for one of any length, a number for one of each class beside new ones (`transfer`).
+    # An axis of length 0 in the task's shapes stands for any length (a cache of training images). A scalar may have
+    # become a number for each class (`MMRL.transfer`).
     fits = expected.keys() == shapes.keys() and all(
         (len(shape) == len(shapes[name]) and all(a in (0, b) for a, b in zip(shape, shapes[name], strict=True)))
         or (shape, shapes[name]) == ((), (len(task.class_names),))
@@ -322,7 +328,7 @@ def _check_finite(arrays: Mapping[str, np.ndarray], message: str) -> None:
     for name, values in arrays.items():
         whole = name.split(SEPARATOR)[0] == CONSTANTS and values.dtype.kind in "biu"
         if not whole and not (_is_floating(values) and np.isfinite(values).all()):
-            raise ClipbiasError(f"{message}: {name!r} holds what are not finite numbers.")
+            raise ClipbiasError(f"{message}: {name!r} has values that are not finite numbers.")
 
 
 def _is_floating(array: Array | jax.ShapeDtypeStruct) -> bool:

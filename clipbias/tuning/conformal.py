@@ -1,12 +1,11 @@
-"""Prediction sets and "none of these", from a model's scores of calibration images.
+"""Prediction sets and rejection ("none of these"), from a model's scores of calibration images.
 
-A prediction set is that of split conformal prediction (Vovk et al. 2005; Sadinle et al. 2019): the classes whose
-`1 - p` is at most the `⌈(n + 1) · coverage⌉`-th smallest of `1 - p` of the true classes of `n` calibration images. The
-true class of an image that is drawn as these are is in its set with at least that probability, whatever the model. An
-image is rejected where its score is below what a share of the calibration images reaches. The scores are the largest
-logit (Hendrycks et al. 2022), the largest probability of the unscaled cosines (MCM, Ming et al. 2022), and the energy's
-negative, the log-sum-exp of the logits (Liu et al. 2020). Probabilities are those of the logits as they are, without a
-temperature.
+Split conformal prediction (Vovk et al. 2005; Sadinle et al. 2019): a set holds the classes whose `1 - p` is at most the
+`⌈(n + 1) · coverage⌉`-th smallest `1 - p` of the true classes of `n` calibration images. The set of an exchangeable
+image holds its true class with at least this probability, whatever the model. An image is rejected if its score is
+below the threshold that a share of the calibration images reaches. Scores: the largest logit (Hendrycks et al. 2022),
+the largest probability of the unscaled cosines (MCM, Ming et al. 2022), and the negative energy, the log-sum-exp of the
+logits (Liu et al. 2020). Probabilities have no temperature.
 """
 
 import dataclasses
@@ -33,7 +32,7 @@ NOT_CALIBRATED = (
     "that neither train nor select a setting; tune with (more) validation images (--config.calibrate), or take "
     "model.calibrate(images, labels)"
 )
-# Bounds of a calibration's arrays. No model has a factor of the cosines near the last ones: most have 100.
+# Bounds of a calibration's arrays. Most models have a factor of the cosines of 100, far inside the last bounds.
 _BOUNDS = {
     "nonconformity": Range(0, 1),
     "max_logit": Range(-sys.float_info.max, sys.float_info.max),
@@ -41,7 +40,7 @@ _BOUNDS = {
     "energy": Range(-sys.float_info.max, sys.float_info.max),
     "scale": Range(1e-6, 1e6),
 }
-# Shares of images are compared with whole numbers of them up to a rounding error.
+# Shares times numbers of images are whole numbers up to this rounding error.
 _ROUNDING = 1e-9
 
 
@@ -53,7 +52,7 @@ class AnswerOptions:
         0.9, "Share of images whose prediction set holds the true class; see docs/answers.md."
     )
     rejection: Annotated[str, Choices(SCORES)] = setting(
-        "max_logit", 'What an image is rejected by: the largest logit, "mcm" or "energy"; as "none of these".'
+        "max_logit", 'Score that rejects an image: the largest logit, "mcm" or "energy".'
     )
     accepted: Annotated[float, Range(0.01, 1)] = setting(0.95, "Share of calibration images that is not rejected.")
 
@@ -63,10 +62,13 @@ class AnswerOptions:
 
 @dataclasses.dataclass(frozen=True)
 class AnswerRule:
-    """What prediction sets and rejections are made by.
+    """Thresholds of prediction sets and rejection.
 
-    That is the largest `1 - p` of a class in a set, and the lowest score of an image that is not rejected; `images` is
-    how many calibrated, and `scale` that of `Calibration`.
+    Attributes:
+      nonconformity: largest `1 - p` of a class in a set.
+      lowest: lowest score of an image that is not rejected.
+      scale: factor of the cosines, as in `Calibration`.
+      images: number of calibration images.
     """
 
     options: AnswerOptions
@@ -76,7 +78,7 @@ class AnswerRule:
     images: int
 
     def sets(self, logits: np.ndarray) -> np.ndarray:
-        """Which classes are in the set of each image, bool `[B, C]`, from logits `[B, C]`; none where they are NaN."""
+        """Members of each image's set, bool `[B, C]`, from logits `[B, C]`; an empty set for NaN."""
         return nonconformity(logits) <= self.nonconformity
 
     def names(self, logits: np.ndarray, class_names: Sequence[str]) -> list[tuple[str, ...]]:
@@ -86,14 +88,14 @@ class AnswerRule:
         ]
 
     def rejected(self, logits: np.ndarray) -> np.ndarray:
-        """Which images are none of the classes, bool `[B]`; not those whose logits are NaN."""
+        """Rejected images, bool `[B]`; false for NaN."""
         return scores_of(logits, self.scale)[self.options.rejection] < self.lowest
 
     @property
     def caution(self) -> str:
-        """Says that rejections mean little with so few calibration images; empty where there are enough."""
-        # Of n + 1 such images in any order, the last is the lowest with probability 1 / (n + 1): no threshold among the
-        # scores of n rejects fewer.
+        """Warning that rejection means little with so few calibration images; empty with enough images."""
+        # Among n + 1 exchangeable images, a new one has the lowest score with probability 1 / (n + 1): no threshold
+        # among the scores of n images rejects fewer.
         fewest = _fewest_images(self.options.accepted) if self.options.accepted < 1 else 0
         if self.images >= fewest:
             return ""
@@ -104,7 +106,7 @@ class AnswerRule:
         )
 
     def words(self, names: Sequence[str], rejected: bool) -> str:
-        """The prediction set of an image as it is printed, or that it is none of the classes."""
+        """The prediction set of an image in words, or "none of these"."""
         members = ", ".join(map(printable, names))
         return NONE_OF_THESE if rejected else f"{100 * self.options.coverage:g} % set: {members or 'empty'}"
 
@@ -131,7 +133,7 @@ class Calibration:
             raise ClipbiasError(f"the scores of calibration images have shapes {shapes}; they must be alike, [n].")
         for name, bounds in _BOUNDS.items():
             values = np.asarray(getattr(self, name))
-            # NaN is within no bounds. Scores may lie outside by a rounding error.
+            # Written as "not all inside", since NaN is inside no bounds. Rounding may move a score just outside.
             if not ((values >= bounds.lowest - _ROUNDING) & (values <= bounds.highest + _ROUNDING)).all():
                 raise ClipbiasError(
                     f"the {name} of calibration images goes from {values.min():g} to {values.max():g}; it must lie "
@@ -146,7 +148,7 @@ class Calibration:
 
     @classmethod
     def read(cls, arrays: object) -> "Calibration":
-        """Of arrays by name. Raises `ClipbiasError` where one is missing or there are others."""
+        """From arrays by name. Raises `ClipbiasError` for a missing or an unknown array."""
         names = [field.name for field in dataclasses.fields(cls)]
         if not isinstance(arrays, Mapping) or arrays.keys() != set(names):
             raise ClipbiasError(f"its scores of calibration images are not {', '.join(names)}.")
@@ -159,7 +161,8 @@ class Calibration:
         return len(self.nonconformity)
 
     def rule(self, options: AnswerOptions) -> AnswerRule:
-        """What sets and rejections are made by. Raises `ClipbiasError` for a coverage that takes more images."""
+        """Thresholds for these options. Raises `ClipbiasError` for a coverage that needs more images."""
+        # The (n + 1) makes the guarantee hold for finite n: the new image counts as one of n + 1 exchangeable ones.
         images = len(self)
         place = math.ceil((images + 1) * options.coverage - _ROUNDING)
         if place > images:
@@ -184,6 +187,7 @@ def _fewest_images(share: float) -> int:
 
 def nonconformity(logits: np.ndarray) -> np.ndarray:
     """`1 - p` of every class, float64 `[B, C]`, of logits `[B, C]`."""
+    # `-expm1(log p)`: `1 - exp(log p)` would round small values to 0, and thresholds are made of these.
     return -np.expm1(log_softmax(np.asarray(logits, np.float64), axis=-1))
 
 
@@ -204,7 +208,7 @@ def lowest_accepted(scores: np.ndarray, accepted: float) -> float:
 
 
 def measure(rule: AnswerRule, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """How sets and rejections do on images with logits `[n, C]` and labels `[n]`.
+    """Measures sets and rejections on images with logits `[n, C]` and labels `[n]`.
 
     Returns:
       In percent `coverage` and `target_coverage`, the share of `empty` sets and of images that are `rejected`; the mean

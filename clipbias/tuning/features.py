@@ -1,6 +1,6 @@
-"""Features of images and texts: the inputs of heads, losses and closed forms, and what these compute of them.
+"""Features of images and texts, and functions that heads, losses and closed forms share.
 
-Functions on NumPy arrays compute in float64 on the host. A search compares accuracies, which one image can change:
+Functions on NumPy arrays compute in float64 on the host. A search compares accuracies, which a single image changes:
 float64 makes the result independent of the order of sums.
 """
 
@@ -11,12 +11,13 @@ from typing import Annotated
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import struct
 
 from clipbias.checks import Choices, Range
 from clipbias.errors import ClipbiasError
 
-# Of fewer images many settings classify the same number rightly.
+# Below this number of validation images many settings have the same accuracy.
 FEW_IMAGES = 100
 
 
@@ -28,10 +29,12 @@ def unit_length(x: jax.Array) -> jax.Array:
 def average_texts(text: jax.Array) -> jax.Array:
     """The classifier of `S` texts per class, `[S, C, d]` to `[C, d]`: the mean of unit vectors, not normalised again.
 
-    A single text is returned unchanged. Rows of zeros are padding for classes with fewer texts (`tuning.prompts`).
+    Rows of zeros are padding for classes with fewer texts (`tuning.prompts`).
     """
+    # A single text stays raw: TaskRes adds its residual to the raw feature, and cosines do not see the length.
     if text.shape[0] == 1:
         return text[0]
+    # `where` inside the division: 0/0 of the padding would make NaN, also in gradients of the other rows.
     length = jnp.linalg.norm(text, axis=-1, keepdims=True)
     return (text / jnp.where(length > 0, length, 1)).sum(0) / (length > 0).sum(0)
 
@@ -124,7 +127,7 @@ class Samples:
 
     @property
     def few_validation_images(self) -> bool:
-        """Whether validation images are too few for accuracies to differ: the lower loss decides between equal ones."""
+        """Whether the lower loss decides between equal accuracies, which are common among few validation images."""
         return self.validation_labels is not None and len(self.validation_labels) < FEW_IMAGES
 
     @property
@@ -133,8 +136,13 @@ class Samples:
         return int(np.bincount(self.labels).max())
 
 
-# Factor of the cosines in methods whose authors use a fixed number instead of `exp(logit_scale)`.
+# Factor of the cosines in methods whose authors use a fixed number instead of `exp(logit_scale)`, which is
+# nearly 100 in OpenAI's models.
 COSINE_SCALE = 100.0
+
+
+# `-log p` of each image's label, `[B]`, from logits `[B, C]` and labels `[B]`.
+cross_entropy = optax.softmax_cross_entropy_with_integer_labels
 
 
 def cosines(features: Features) -> jax.Array:
@@ -156,12 +164,14 @@ def text_classifier(text: np.ndarray) -> np.ndarray:
 
 
 def unit_passes(samples: Samples) -> Iterator[np.ndarray]:
-    """`unit(f) [N, d]` of the training images, pass by pass. All passes at once would take gigabytes on ImageNet."""
+    """`unit(f) [N, d]` of the training images, pass by pass."""
+    # Lazily: float64 rows of all passes at once would take gigabytes on ImageNet.
     return map(unit_rows, samples.features)
 
 
 def class_means(rows: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
     """The mean of each class's rows, `[N, d]` to `[C, d]`. Raises `ClipbiasError` for a class without a row."""
+    # `np.mean` of no row would be NaN, with a warning only.
     missing = np.flatnonzero(np.bincount(labels, minlength=classes) == 0)
     if missing.size:
         raise ClipbiasError(
@@ -172,16 +182,15 @@ def class_means(rows: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarra
 
 def class_rows(learned: jax.Array | np.ndarray, labels: np.ndarray, start: np.ndarray | float = 0) -> np.ndarray:
     """Rows `[C', …]` of other classes: those of `learned [C, …]` by label, and of `start` for the labels of -1."""
+    # Indexing with -1 takes the last row; the next line replaces it. A fancy index copies, so `learned` stays as it is.
     rows = np.asarray(learned)[labels]
     rows[labels < 0] = start
     return rows
 
 
 def validation_features(samples: Samples, per_class: int | None = None) -> tuple[np.ndarray, np.ndarray] | None:
-    """Validation features `[n, d]` and labels `[n]`, at most `per_class` images of a class; `None` without any.
-
-    A class with more images gives those that come first in an order drawn with the run's seed.
-    """
+    """Validation features `[n, d]` and labels `[n]`, at most `per_class` images of a class; `None` without any."""
+    # A class with more images gives the first ones in an order that the run's seed draws over all images.
     features = samples.validation
     labels = samples.validation_labels
     if features is None or labels is None or not len(labels):
@@ -198,19 +207,21 @@ def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
     return float((logits.argmax(-1) == labels).mean())
 
 
-def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
+def mean_cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
     """The mean of `-log p` of the labels, in nats."""
+    # Minus the largest logit: `exp` of a scaled cosine of 100 overflows float32, and cached terms may be larger still.
     below = logits - logits.max(-1, keepdims=True)
     return float((np.log(np.exp(below).sum(-1)) - below[np.arange(len(labels)), labels]).mean())
 
 
 def shortest(value: np.ndarray) -> float:
-    """A float32 as the shortest decimal number that it is: 0.1, not 0.10000000149."""
+    """The shortest decimal number of a float32: 0.1, not 0.10000000149."""
     return float(str(np.float32(value)))
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Over the last axis, in place: a copy would take 128 MB on ImageNet."""
+    """Softmax over the last axis, in place."""
+    # In place: a copy would take 128 MB on ImageNet.
     logits -= logits.max(-1, keepdims=True)
     np.exp(logits, out=logits)
     logits /= logits.sum(-1, keepdims=True)

@@ -1,15 +1,16 @@
 """The protocol of adaptation methods: presets, options, hooks, and operations on learnables.
 
-A method needs `init` and `adapt`. Every other hook has a default that costs nothing: a hook that is not overridden
-leaves no trace in the compiled programs.
+A method needs `init` and `adapt`. Every other hook has a default, or is optional: `None` where a method lacks it. An
+unused hook leaves no trace in the compiled programs.
 """
 
 import abc
+import copy
 import dataclasses
 import enum
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ import optax
 from flax import traverse_util
 
 from clipbias.checks import Range, check_fields
-from clipbias.clip import Adaptation, Clip
+from clipbias.clip import Adaptation, Clip, ClipConfig
 from clipbias.clip.layers import check_changes
 from clipbias.clip.params import Params
 from clipbias.constants import WORDS
@@ -62,10 +63,10 @@ DatasetOptions = Mapping[str, Options]
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """A name of a method, and the options that it stands for where they differ from the method's defaults.
+    """A name of a method, with the options that differ from the method's defaults.
 
     `order` is the position among the rows of a table: methods that change more of both towers come later. `datasets`
-    are the authors' options for each dataset under this name; `None` for those of the class, `Method.datasets`.
+    are the authors' options for each dataset under this name. Default: `Method.datasets`.
     """
 
     label: str
@@ -75,7 +76,7 @@ class Preset:
 
 
 class Kind(enum.StrEnum):
-    """Groups of methods, by what they change."""
+    """Groups of methods, by the part of CLIP that they change."""
 
     TRAINING_FREE = "training-free"
     HEAD = "head"
@@ -89,8 +90,11 @@ class Kind(enum.StrEnum):
 Learnables = Mapping[str, Any]
 CONSTANTS = "constants"
 
-# Options of many methods: prompt tokens per layer, and a number of layers (`None`: all). Larger values would only fill
-# the memory.
+# The terms of a loss by name: a number, or `[B]`, which is averaged over images.
+Terms = Mapping[str, jax.Array]
+
+# Options of many methods: prompt tokens per layer, and a number of layers (`None`: all). Bounds catch typing errors
+# that would only fill the memory.
 Tokens = Annotated[int, Range(1, 1000)]
 TokensOrNone = Annotated[int, Range(0, 1000)]
 Layers = Annotated[int, Range(1, 1000)]
@@ -107,8 +111,9 @@ class Method(abc.ABC):
 
     Attributes:
       presets: names of a built-in method. The first preset of a user's own method gives its label.
-      kind: what the method changes: "head", "prompts" (words, tokens or pixels) or "weights" (biases, kernels, inserted
-        networks). "training-free" methods have no trained parameter; "test-time" methods learn on each test image.
+      kind: the part that the method changes: "head", "prompts" (words, tokens or pixels) or "weights" (biases, kernels,
+        inserted networks). "training-free" methods have no trained parameter; "test-time" methods learn on each test
+        image.
       trains: whether steps of an optimiser change the learnables. `False` for methods that need none (zero-shot) or
         that `support` completes.
       patches: whether the head and the loss use features of patches. The last block then runs at all tokens.
@@ -119,6 +124,29 @@ class Method(abc.ABC):
         (`data.few_shot.most_confident`), instead of a few-shot split.
       datasets: the authors' options for each dataset (`options_for`).
       scale: the authors' factor of the cosines; `None` for CLIP's own `exp(logit_scale)`.
+
+    Optional hooks, `None` unless a method defines them:
+      logits(learnables, features): logits `[B, C]` of a head of the method's own. Without it they are
+        `cosine_logits`.
+      losses(learnables, features, logits, labels): terms of the loss by name: a number, or `[B]`, which is averaged
+        over images. Without it the only term is `cross_entropy`.
+      combine(gradients): the gradient of a step from the gradients of the loss terms, by name, each with a backward
+        pass of its own. Without it one backward pass computes the gradient of their sum.
+      adapt_to(learnables, image): the adaptation for one image, from its feature `[d]` before normalisation. Only the
+        text tower uses it. It runs once for each image, and the loss and the head get texts `[B, S, C, d]`.
+      templates_in_training(rng, step): indices of the templates of `text` that a training step uses, int32 `[Q]`, with
+        the same `Q` in all steps. The text tower encodes only their texts, with their contexts of `text_context [S, T,
+        Dt]`. The key is the run's, the same in all steps, which are counted from 0.
+      read_classes(learnables, text): the learnables with arrays made from the teacher's text features `[S', C, d]` of
+        the classes. It is called after `init`, and again for other classes.
+      next_stage(stage, learnables, text): initial learnables of a stage, on the host, from one run's final learnables
+        of the previous stage. Stage 0 starts from the method's own learnables; after the last stage this hook returns
+        the method's own. Between two stages `text [S, C, d]` are the text features under `learnables`.
+      transfer(learnables, labels, source, target): one run's learnables for other classes. `labels [C']` are the
+        training label of each class, -1 if training did not see it. `source` and `target` are plain CLIP's text
+        features `[S, C, d]` of the training classes and of the other classes. It raises `ClipbiasError` if the
+        learnables cannot be used for these classes. Without it rows of known classes are kept, and new rows are those
+        of `init` (`tuning.transfer`).
     """
 
     presets: ClassVar[Mapping[str, Preset]] = {}
@@ -131,9 +159,33 @@ class Method(abc.ABC):
     datasets: ClassVar[DatasetOptions] = {}
     scale: ClassVar[float | None] = None
 
+    logits: ClassVar[Callable[..., jax.Array] | None] = None
+    losses: ClassVar[Callable[..., Terms] | None] = None
+    combine: ClassVar[Callable[..., Learnables] | None] = None
+    adapt_to: ClassVar[Callable[..., Adaptation] | None] = None
+    templates_in_training: ClassVar[Callable[..., jax.Array] | None] = None
+    read_classes: ClassVar[Callable[..., Learnables] | None] = None
+    next_stage: ClassVar[Callable[..., Learnables] | None] = None
+    transfer: ClassVar[Callable[..., Learnables] | None] = None
+
     def __post_init__(self) -> None:
         """Checks the options by their annotations. Raises `ClipbiasError` for a wrong one."""
         check_fields(self)
+
+    def bind(self, config: ClipConfig) -> Self:
+        """The same method with `clip_config` set. A `Task` binds its method to its model."""
+        bound = copy.copy(self)
+        # No field: the geometry is no option, and methods with equal options are equal whatever their model.
+        object.__setattr__(bound, "_clip_config", config)
+        return bound
+
+    @property
+    def clip_config(self) -> ClipConfig:
+        """Geometry of the model, for hooks without an argument `clip`. Raises `ClipbiasError` outside a `Task`."""
+        config = self.__dict__.get("_clip_config")
+        if config is None:
+            raise ClipbiasError(f"{type(self).__name__} belongs to no model yet; make a clipbias.Task of it.")
+        return config
 
     # Learnables, and their effect on the model.
 
@@ -146,27 +198,11 @@ class Method(abc.ABC):
 
     @abc.abstractmethod
     def adapt(self, learnables: Learnables) -> Adaptation:
-        """The adaptation made of the learnables. A pure function: it is traced, differentiated and vectorised."""
-
-    def adapt_to(self, learnables: Learnables, image: jax.Array) -> Adaptation:
-        """The adaptation for one image, from its feature `[d]` before normalisation.
-
-        Only the text tower uses it. It runs once for each image, and the loss and the head get texts `[B, S, C, d]`. By
-        default `adapt`, once for all images.
-        """
-        return self.adapt(learnables)
+        """The adaptation from the learnables: a pure function, traced and differentiated; see also `clip_config`."""
 
     def adapt_in_training(self, learnables: Learnables, rng: jax.Array) -> Adaptation:
         """`adapt` in a training step, with randomness such as dropout. By default `adapt`."""
         return self.adapt(learnables)
-
-    def templates_in_training(self, rng: jax.Array, step: jax.Array) -> jax.Array:
-        """Indices of the templates of `text` that a training step uses, int32 `[Q]`, with the same `Q` in all steps.
-
-        The text tower encodes only their texts, with their contexts of `text_context [S, T, Dt]`. By default all. The
-        key is the run's, the same in all steps, which are counted from 0.
-        """
-        raise NotImplementedError
 
     def text(self, template: str, clip: Clip) -> PromptText:
         """The prompt text. By default "a photo of a {}.", whatever the dataset's own `template`."""
@@ -174,18 +210,16 @@ class Method(abc.ABC):
 
     # Heads and losses.
 
-    def logits(self, learnables: Learnables, features: Features) -> jax.Array:
-        """Logits `[B, C]`. By default `exp(logit_scale) · cos(f, g)`, with the texts of a class averaged as unit
-        vectors.
-
-        A residual is added to the class features before they are normalised.
-        """
-        if features.text.ndim == 4:  # texts of each image
-
+    def cosine_logits(self, learnables: Learnables, features: Features) -> jax.Array:
+        """`exp(logit_scale) · cos(f, g)`, `[B, C]`: the head of a method without `logits`."""
+        if features.text.ndim == 4:
+            # Each image has texts of its own: the two-dimensional case, vectorised over images.
             def image_logits(image: jax.Array, text: jax.Array) -> jax.Array:
-                return self.logits(learnables, Features(image[None], text, features.scale))[0]
+                return self.cosine_logits(learnables, Features(image[None], text, features.scale))[0]
 
             return jax.vmap(image_logits)(features.image, features.text)
+        # The texts of a class are averaged as unit vectors, a residual is added, and the sum is normalised: TaskRes's
+        # order.
         classes = class_vectors(features.text, self.adapt(learnables).text_residual)
         return features.scale * (unit_length(features.image) @ classes.T)
 
@@ -193,22 +227,9 @@ class Method(abc.ABC):
         """The logarithm of the factor of the cosines, float32: CLIP's own, or that of the method's `scale`."""
         return params["logit_scale"].astype(jnp.float32) if self.scale is None else jnp.log(jnp.float32(self.scale))
 
-    def losses(
-        self, learnables: Learnables, features: Features, logits: jax.Array, labels: jax.Array
-    ) -> Mapping[str, jax.Array]:
-        """Terms of the loss by name: a number, or `[B]`, which is averaged over images. By default cross-entropy."""
-        return {"cross_entropy": optax.softmax_cross_entropy_with_integer_labels(logits, labels)}
-
     def teacher_text(self, template: str, clip: Clip) -> PromptText | None:
         """The prompt text of a frozen teacher, whose features are `Features.teacher` in `losses`. By default none."""
         return None
-
-    def read_classes(self, learnables: Learnables, text: jax.Array) -> Learnables:
-        """The learnables with arrays made from the teacher's text features `[S', C, d]` of the classes.
-
-        It is called after `init`, and again for other classes. By default it changes nothing.
-        """
-        return learnables
 
     # Training.
 
@@ -236,14 +257,6 @@ class Method(abc.ABC):
         """
         return ((self, recipe),)
 
-    def next_stage(self, stage: int, learnables: Learnables, text: np.ndarray | None) -> Learnables:
-        """Initial learnables of a stage, from one run's final learnables of the previous stage. On the host.
-
-        Stage 0 starts from the method's own learnables; after the last stage this hook returns the method's own.
-        Between two stages `text [S, C, d]` are the text features under `learnables`.
-        """
-        return learnables
-
     def optimizer(self, recipe: Recipe) -> optax.GradientTransformation:
         """The optimiser without the learning rate, by default the recipe's. It must act elementwise."""
         return recipe.transformation()
@@ -251,10 +264,6 @@ class Method(abc.ABC):
     def decayed_weights(self, learnables: Learnables, params: Params) -> Learnables:
         """Arrays that weight decay pulls towards zero, of several runs. By default the learnables."""
         return learnables
-
-    def combine(self, gradients: Mapping[str, Learnables]) -> Learnables:
-        """The gradient of a step, from the gradients of the loss terms. By default their sum, in one backward pass."""
-        raise NotImplementedError
 
     def average(self, epochs: int) -> np.ndarray | None:
         """Weights `[epochs]`, with sum 1, of each epoch's learnables in the average that is evaluated.
@@ -265,32 +274,14 @@ class Method(abc.ABC):
 
     # Use.
 
-    def transfer(
-        self, learnables: Learnables, labels: np.ndarray, source: np.ndarray, target: np.ndarray
-    ) -> Learnables:
-        """One run's learnables for other classes. By default rows of known classes are kept, and new ones are those of
-        `init` (`tuning.transfer`).
-
-        `labels [C']` are the training label of each class, -1 if training did not see it. `source` and `target` are
-        plain CLIP's text features `[S, C, d]` of the training classes and of the other classes.
-
-        Raises:
-          ClipbiasError: the learnables cannot be used for these classes.
-        """
-        raise NotImplementedError
-
-    def overrides(self, hook: str) -> bool:
-        """Whether the method overrides a hook of this class, or has one that this class lacks."""
-        return getattr(type(self), hook, None) is not getattr(Method, hook, None)
-
     @property
     def conditional(self) -> bool:
         """Whether the text features depend on the image."""
-        return self.overrides("adapt_to")
+        return self.adapt_to is not None
 
     @property
     def uses_images(self) -> bool:
-        """Whether the method uses training images."""
+        """Whether the method uses training images: to train on, or for features (`FeatureMethod`)."""
         return self.trains
 
 
@@ -319,7 +310,13 @@ class FeatureMethod(Method):
     """A method that uses features of the training images instead of the images: Tip-Adapter, GDA, a linear probe.
 
     With `trains = False` the method needs only `support`. Otherwise its training steps use features and run no tower.
+
+    Optional hook, `None` unless a method defines it:
+      finish(learnables, samples): one run's learnables after training, for example after a search on validation images.
+        On the host.
     """
+
+    finish: ClassVar[Callable[..., Learnables] | None] = None
 
     @abc.abstractmethod
     def sampling(self) -> Sampling:
@@ -329,14 +326,10 @@ class FeatureMethod(Method):
         """The learnables before training, from those of `init` and the features of `sampling`. On the host."""
         return learnables
 
-    def finish(self, learnables: Learnables, samples: Samples) -> Learnables:
-        """The learnables after training, for example after a search on validation images. On the host."""
-        return learnables
-
     def searched_options(self, learnables: Learnables) -> Mapping[str, float]:
-        """The options that make `support` and `finish` take what a search on validation images selected in one run.
+        """The options that a search on validation images selected in a run. Default: none.
 
-        By default none: without validation images the method's own options count.
+        With them, `support` and `finish` repeat the selection without validation images.
         """
         return {}
 
@@ -368,9 +361,9 @@ class TestTimeMethod(Method):
     def at_test(self, learnables: Learnables, logits: Callable[[Learnables], jax.Array]) -> Learnables:
         """The learnables for one test image, from those of the run.
 
-        Only learnables of the text tower may change. The function is traced, with the gradient of the text tower if it
-        is used, and runs for one image after another. `logits` returns the logits `[1 + crops, C]` of the image's views
-        for any learnables; the first view is the image. The vision tower has run once, with the learnables of the run.
+        `logits` returns the logits `[1 + crops, C]` of the image's views for any learnables; the first view is the
+        image. The vision tower has run once, with the learnables of the run, so only learnables of the text tower may
+        change. The function is traced, and runs for one image after another.
         """
 
     @property
@@ -421,6 +414,7 @@ def flatten(tree: Learnables) -> dict[str, Array]:
 
 def unflatten(tensors: Mapping[str, Array]) -> Params:
     """The inverse of `flatten`. Raises `ValueError` if one array's path lies inside that of another."""
+    # A file may hold both "a" and "a/b", and no tree can.
     for name in tensors:
         parents = name.split(SEPARATOR)[:-1]
         if any(parent in tensors for parent in itertools.accumulate(parents, "{}/{}".format)):

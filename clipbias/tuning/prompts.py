@@ -27,10 +27,10 @@ from clipbias.tuning.method import Kind, Learnables, Method, PromptText, Tokens
 
 @dataclasses.dataclass(frozen=True)
 class ClassTexts:
-    """The texts of some classes, as many places for each as the class with the most has texts.
+    """Class texts, padded to the longest list: `n` texts for each of `C` classes.
 
-    `texts`, with tokens `[n · C, N]`, are the first of every class, then the second, …; a class with fewer texts than
-    `n` repeats its first. `counts [C]` says how many texts each has; the features of the others count as zeros.
+    `texts`, with tokens `[n · C, N]`, are the first text of every class, then the second, …; a class with fewer than
+    `n` texts repeats its first. `counts [C]` are the numbers of texts; features of repeated texts count as zeros.
     """
 
     texts: tuple[str, ...]
@@ -52,12 +52,13 @@ def names_in_prompt(names: Sequence[str], text: PromptText) -> list[str]:
 
 
 def name_tokens(clip: Clip, names: Sequence[str], text: PromptText) -> list[list[int]]:
-    """The tokens of each name in a prompt, behind a space: some tokenizers cut a text's first word otherwise."""
+    """Tokens of each name as it stands in a prompt."""
+    # Behind a space: some tokenizers split the first word of a text differently.
     return encode(clip.tokenizer, [f" {name}" if name.strip() else "" for name in names_in_prompt(names, text)])
 
 
 def without_template(text: PromptText) -> PromptText:
-    """The prompt that texts of a user's own stand in: alone, or after the context where a method learns one."""
+    """The prompt for free text: the text alone, or after the learned context."""
     if not text.context_tokens:
         return PromptText(("{}",), spaces="")
     before = (template.partition("{}")[0] + "{}" for template in text.templates)
@@ -67,8 +68,7 @@ def without_template(text: PromptText) -> PromptText:
 def template_texts(clip: Clip, class_names: Sequence[str], text: PromptText) -> ClassTexts:
     """Every template's texts, template after template, and their tokens `[n · C, N]` with `N` the longest text.
 
-    A class name in the middle or front moves the tokens of the text whose name is at the end, as CoOp's code does, so
-    that the name's own tokens stay the same.
+    Raises `ClipbiasError` for an empty name, a template without `{}`, or a text that is too long.
     """
     if not class_names:
         raise ClipbiasError("there are no class names; a task needs at least one.")
@@ -78,10 +78,13 @@ def template_texts(clip: Clip, class_names: Sequence[str], text: PromptText) -> 
     for template in text.templates:
         if check_text("the template", template).count("{}") != 1:
             raise ClipbiasError(f"the template {template!r} must contain '{{}}' exactly once, for the class name.")
+    # A class name in the middle or front moves tokens of the text whose name is at the end, as CoOp's code does: the
+    # tokens of the name stay the same, wherever it stands. Context rows move with their tokens.
     in_prompt = names_in_prompt(class_names, text)
     texts = [template.replace("{}", name) for template in text.templates for name in in_prompt]
     count = text.context_tokens
     first = clip.config.text.first_word
+    # Each token knows its row of the context, -1 for none: the tower inserts learned rows there before positions.
     rows = framed(clip.tokenizer, texts, clip.config.text)
     contexts = _context_rows(clip, rows, count)
     for i, row in enumerate(rows):
@@ -98,7 +101,7 @@ def template_texts(clip: Clip, class_names: Sequence[str], text: PromptText) -> 
 
 
 def text_layout(adaptation: Adaptation, prompt: PromptText, templates: int, texts: int) -> tuple[int, bool]:
-    """How texts share tokens (`clip.pack`): in how many sets with a context each, and whether each has its own."""
+    """Layout of shared tokens (`clip.pack`): number of sets with a context each, and whether each text has its own."""
     for name in ("text_context", "text_prompts", "text_class_prompts"):
         learned = getattr(adaptation, name)
         if learned is not None and learned.shape[-2] != prompt.context_tokens:
@@ -115,7 +118,8 @@ def text_layout(adaptation: Adaptation, prompt: PromptText, templates: int, text
             f"the method's text_context holds {context.shape[0]} contexts, but its task has {texts} texts of "
             f"{templates} templates; give one for each of these or of those."
         )
-    # Contexts of templates are sets of texts; others are of single texts.
+    # A context per template is shared by the classes of that template; any other context belongs to a single text, and
+    # no two texts share a token behind it.
     return (templates, specific) if context.shape[0] == templates else (1, True)
 
 
@@ -173,6 +177,7 @@ def choose_templates(choice: str | tuple[str, ...], dataset_template: str) -> tu
         return tuple(choice)
     if "{}" in choice:
         return (choice,)
+    # PromptSRC's authors use the first sixty.
     full = imagenet_full()
     named = {
         "dataset": (dataset_template,),
@@ -199,6 +204,7 @@ def random_prompts(rng: jax.Array, *shape: int) -> jax.Array:
 def initial_linear(rng: jax.Array, inputs: int, outputs: int) -> tuple[jax.Array, jax.Array]:
     """Kernel `[inputs, outputs]` and bias `[outputs]` initialised as in torch.nn.Linear: uniform within ±1/√inputs."""
     kernel, bias = jax.random.split(rng)
+    # torch's `kaiming_uniform_(a=√5)` is this bound for the kernel, and the bias has it too.
     bound = inputs**-0.5
     return (
         jax.random.uniform(kernel, (inputs, outputs), minval=-bound, maxval=bound),
@@ -212,6 +218,7 @@ def word_ids(words: str, clip: Clip) -> Sequence[int]:
 
 def initial_context(rng: jax.Array, clip: Clip, words: str, tokens: int) -> jax.Array:
     """`[T, Dt]`: the embeddings of the first `T` tokens of `words`; N(0, 0.02) if `words` has fewer tokens."""
+    # Fewer words than tokens: random rows for all, as CoOp does, not words that are padded.
     ids = word_ids(words, clip)
     if 0 < tokens <= len(ids):
         return jnp.asarray(clip.params["text"]["token_embedding"][np.asarray(ids[:tokens])], jnp.float32)
@@ -221,7 +228,7 @@ def initial_context(rng: jax.Array, clip: Clip, words: str, tokens: int) -> jax.
 def context_text(clip: Clip, words: str, tokens: int, position: str = "end") -> PromptText:
     """The prompt text around a context of `T` tokens: the words themselves, or as many placeholders "X"."""
     count = len(word_ids(words, clip))
-    # Placeholders only: words after the context would stay there when the class name moves to the middle or front.
+    # Placeholders: words that are not learned would stay in place when the class name moves to the middle or front.
     if tokens > count or (position != "end" and tokens < count):
         words = " ".join(["X"] * tokens)
     return PromptText((f"{words} {{}}.",), context_tokens=tokens, position=position)
@@ -269,7 +276,7 @@ class FrozenTowers(Method):
 class ClassList(Protocol):
     """Classes and their prompt template: a `clipbias.data.Dataset`, a `Task` or a tuned model.
 
-    If it has a `name`, the method takes its authors' options for the dataset of that name.
+    With a `name`, a method takes its authors' options for the dataset of that name.
     """
 
     @property
@@ -287,14 +294,14 @@ def _texts_as_read(classes: "Classes") -> list[list[str]] | None:
 
 @dataclasses.dataclass(frozen=True)
 class Classes:
-    """The classes of a task: all that its texts are made of, beside the method's own prompt. A `ClassList` itself.
+    """The classes of a task, with all that makes their texts except the method's own prompt. A `ClassList` itself.
 
     Attributes:
-      class_names: in their order; names that differ in `_` and space alone are the same.
-      template: with `{}` for the name.
+      class_names: names in order; `_` and space are the same.
+      template: prompt with `{}` for the name.
       descriptions: texts of each class in place of the template, or `None`.
       free_text: whether the names are whole texts, without a template.
-      name: of the dataset, whose authors' options a method takes.
+      name: dataset whose authors' options a method takes.
     """
 
     class_names: tuple[str, ...] = dataclasses.field(metadata=counted_by(operator.attrgetter("names_as_read")))
@@ -315,7 +322,7 @@ class Classes:
 
     @functools.cached_property
     def identity(self) -> str:
-        """Tells lists of classes apart."""
+        """Identity of the classes: all that changes their texts."""
         return identity(parts(self))
 
     @classmethod
@@ -342,10 +349,8 @@ class Classes:
 
 
 def check_distinct(names: Sequence[str], ids: np.ndarray) -> None:
-    """Raises `ClipbiasError` for two names that the model reads as the same text, as "cat" and "Cat".
-
-    Token ids of their texts are `[C, N]`, or have more rows after these.
-    """
+    """Raises `ClipbiasError` for two names with equal tokens, as "cat" and "Cat"; `ids` are `[C, N]`, or longer."""
+    # Equal texts have equal logits: the second class would never be predicted.
     by_text: dict[bytes, str] = {}
     for name, row in zip(names, ids, strict=False):
         other = by_text.setdefault(row.tobytes(), name)
@@ -360,7 +365,8 @@ def check_distinct(names: Sequence[str], ids: np.ndarray) -> None:
 
 
 def take_templates(method: Method, clip: Clip) -> bool:
-    """Whether a method's text is the dataset's own template, or an ensemble: descriptions then take its place."""
+    """Whether descriptions take the place of a method's text: it is the dataset's own template, or an ensemble."""
+    # A template that nobody writes shows whether the method passes it on.
     marker = "something whose template is {}."
     text: PromptText = method.text(marker, clip)
     return text.context_tokens == 0 and (len(text.templates) > 1 or marker in text.templates)
@@ -374,16 +380,13 @@ def follows_template(method: Method, clip: Clip) -> bool:
 
 
 def described_texts(clip: Clip, descriptions: Descriptions, class_names: Sequence[str]) -> ClassTexts:
-    """The texts of a task's classes. Raises `ClipbiasError` for a class without one, or a text that is too long.
-
-    Classes may have different numbers of texts: where a class has fewer than another, rows of zeros stand for the rest,
-    which `features.average_texts` leaves out.
-    """
+    """The descriptions of classes as texts. Raises `ClipbiasError` for a class without a text, or a text too long."""
     if not class_names:
         raise ClipbiasError("there are no class names; a task needs at least one.")
     by_class = [descriptions.of([name])[name] for name in class_names]
     counts = tuple(map(len, by_class))
-    # A class with fewer texts repeats its first one; `without_missing` removes the copies.
+    # Arrays need as many texts for each class: a class with fewer repeats its first, and `without_missing` replaces the
+    # copies' features by zeros, which `features.average_texts` leaves out.
     texts = [
         class_texts[i] if i < len(class_texts) else class_texts[0]
         for i in range(max(counts))

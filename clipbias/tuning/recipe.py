@@ -1,4 +1,4 @@
-"""How learnables are trained: optimiser, schedule, batches."""
+"""Training recipe: optimiser, schedule, batches."""
 
 import dataclasses
 from typing import Annotated, Any
@@ -12,17 +12,17 @@ from clipbias.settings import fields_of, setting
 # A schedule of more epochs than anyone trains would only fill the memory.
 MOST = 1_000_000
 
-# The epochs of a training that leaves them open, and the steps that are made at least: ten epochs of the paper's
-# smallest training set are 300 steps, of thirty pictures ten.
+# Default epochs, and the least number of steps: ten epochs are 300 steps of the paper's smallest training set, but ten
+# steps of thirty pictures.
 EPOCHS = 10
 STEPS = 300
 
-# Learning rates that are compared: the recipe's own and three larger ones, each so many times the one before. A step of
-# SGD is as long as the gradient, which differs by orders of magnitude from model to model; a step of Adam is not.
+# Compared learning rates: the recipe's and three larger ones, each so many times the rate before. A step of SGD is as
+# long as the gradient, which differs by orders of magnitude between models; a step of Adam is not.
 CANDIDATES = 4
 FACTOR_OF_SGD = 8.0
 FACTOR_OF_ADAM = 4.0
-# The share of the steps that they are compared after: one in three.
+# Rates are compared after a third of the steps.
 SHORTER = 3
 
 # The project's recipe, or that of a method's authors.
@@ -31,16 +31,16 @@ AUTHORS = "authors"
 RecipeName = Annotated[str, Choices((COMMON, AUTHORS))]
 
 _Count = Annotated[int, Range(1, MOST)]
-# What float32 can hold.
+# Range of float32.
 _Number = Annotated[float, Range(0, 3e38)]
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How learnables are trained, by default as in the paper.
+    """Recipe of a training. Default: the paper's.
 
-    The fields up to `weight_decay` are settings. The others are what the authors of some methods do otherwise; their
-    defaults are the common recipe.
+    The fields up to `weight_decay` are settings. The others serve recipes of some methods' authors; their defaults are
+    the common recipe.
 
     Attributes:
       optimizer: "sgd", "adam" (the decay is added to the gradient) or "adamw" (the decay is apart), as torch has them.
@@ -49,7 +49,7 @@ class Recipe:
         η)(1 + cos(π k / K)) / 2` for k = 0 … K - 1, without warm-up; "warmed_steps" for that cosine after `W` steps of
         `lr (k + 1) / W`, those of the warm-up epochs.
       final_learning_rate: η of that cosine.
-      steps: steps in all, whatever the epochs; `None` takes the epochs.
+      steps: steps in all, whatever the epochs. Default: the epochs.
       keep_last: whether an epoch ends with its incomplete batch.
       crop: smallest share of an image that a training crop covers.
       augment: whether images are cropped and flipped at random, or prepared as they are evaluated.
@@ -68,7 +68,7 @@ class Recipe:
     warmup_learning_rate: _Number = setting(1e-5, "Learning rate of the warm-up's epochs.")
     batch_size: _Count = setting(32, "Training images per step of each run, over all devices.")
     momentum: _Number = setting(0.9, "Momentum of SGD.")
-    weight_decay: _Number = setting(5e-4, "Weight decay, of what is learned alone.")
+    weight_decay: _Number = setting(5e-4, "Weight decay, of learnables alone.")
     optimizer: Annotated[str, Choices(("sgd", "adam", "adamw"))] = "sgd"
     epsilon: _Number = 1e-8
     schedule: Annotated[str, Choices(("epochs", "steps", "warmed_steps"))] = "epochs"
@@ -82,7 +82,7 @@ class Recipe:
         check_fields(self)
 
     def facts(self) -> dict[str, Any]:
-        """The settings, and the other fields where they are not as in the common recipe, as JSON values."""
+        """The settings, and the other fields that differ from the common recipe, as JSON values."""
         settings = fields_of(Recipe)
         return {
             field.name: value
@@ -91,7 +91,7 @@ class Recipe:
         }
 
     def differences(self, common: "Recipe") -> dict[str, Any]:
-        """The fields that are not as in another recipe, as JSON values."""
+        """The fields that differ from another recipe, as JSON values."""
         return {
             field.name: value
             for field in dataclasses.fields(self)
@@ -102,7 +102,7 @@ class Recipe:
         return self if learning_rate is None else dataclasses.replace(self, learning_rate=learning_rate)
 
     def with_epochs(self, examples: int) -> "Recipe":
-        """The same with the number of epochs that a training with so many images makes."""
+        """The recipe with its number of epochs for `examples` training images."""
         return self if self.epochs else dataclasses.replace(self, epochs=self.total_epochs(examples))
 
     def candidates(self) -> tuple[float, ...]:
@@ -111,7 +111,8 @@ class Recipe:
         return tuple(self.learning_rate * factor**power for power in range(CANDIDATES))
 
     def shortened(self, examples: int) -> "Recipe":
-        """The same with a third of the steps of a training with so many images, and of its warm-up."""
+        """The recipe with a third of its steps, and of its warm-up, for `examples` training images."""
+        # The schedule shrinks with it, so that rates are compared at the end of a cosine and not in its middle.
         steps = max(1, self.total_steps(examples) // SHORTER)
         return dataclasses.replace(self, epochs=None, steps=steps, warmup_epochs=self.warmup_epochs // SHORTER)
 
@@ -121,6 +122,7 @@ class Recipe:
 
     def total_steps(self, examples: int) -> int:
         per_epoch = self.steps_per_epoch(examples)
+        # Ten epochs of a few pictures would be a handful of steps: at least 300, in whole epochs.
         return self.steps or (self.epochs or max(EPOCHS, -(-STEPS // per_epoch))) * per_epoch
 
     def total_epochs(self, examples: int) -> int:
@@ -130,13 +132,14 @@ class Recipe:
     def learning_rates(self) -> np.ndarray:
         """The learning rate of each epoch, float64 `[epochs]`, where their number is given.
 
-        A constant warm-up, then epoch `e` at `lr (1 + cos(π (e - warmup_epochs) / epochs)) / 2`: per epoch, not per
-        step, and a cosine over all epochs that the run ends before it reaches zero, as the compared methods' code does.
-        A warm-up that would be the whole training is left out.
+        A constant warm-up, then epoch `e` at `lr (1 + cos(π (e - warmup_epochs) / epochs)) / 2`: the run ends before
+        the cosine reaches zero, as in the compared methods' code. A warm-up as long as the training is left out.
         """
         assert self.epochs is not None, "the number of epochs is that of a training set: see `with_epochs`"
         epoch = np.arange(self.epochs)
         warmup = self.warmup_epochs if self.warmup_epochs < self.epochs else 0
+        # The period is the whole training, `/ epochs`, and starts behind the warm-up: torch's schedulers in CoOp's
+        # code.
         cosine = self.learning_rate * (1 + np.cos(np.pi * (epoch - warmup) / self.epochs)) / 2
         return np.where(epoch < warmup, self.warmup_learning_rate, cosine)
 
@@ -144,6 +147,8 @@ class Recipe:
         """The learning rate of each step of a run with so many training images, float64 `[total_steps]`."""
         total = self.total_steps(examples)
         if self.schedule != "epochs":
+            # Rates by step: the cosine starts at the step behind the warm-up and would reach its end one step after the
+            # last.
             warm = 0 if self.schedule == "steps" else min(total, self.warmup_epochs * self.steps_per_epoch(examples))
             rise = (1 + np.cos(np.pi * np.arange(total - warm) / max(total - warm, 1))) / 2
             cosine = self.final_learning_rate + (self.learning_rate - self.final_learning_rate) * rise
@@ -153,6 +158,8 @@ class Recipe:
 
     def transformation(self) -> optax.GradientTransformation:
         """The optimiser without the learning rate, as torch computes it: a step is `p -= lr · direction`."""
+        # SGD and Adam add the decay to the gradient, before momentum; AdamW adds it to the direction, behind Adam's
+        # scale.
         decay = optax.add_decayed_weights(self.weight_decay)
         if self.optimizer == "sgd":  # `g += wd · p; v = m v + g`
             return optax.chain(decay, optax.trace(self.momentum))

@@ -38,6 +38,7 @@ def is_user_method(name: str) -> bool:
 
 def load_user_method(name: str) -> type[Method]:
     """Runs a user's file or module. Returns its subclass of `Method`; raises `ClipbiasError` where that fails."""
+    # The digest is taken here, of the source that runs now: the file may be edited while the process lives.
     where, _, attribute = name.partition(":")
     try:
         if where.endswith(".py"):
@@ -63,18 +64,20 @@ def load_user_method(name: str) -> type[Method]:
             raise ClipbiasError(f"{name!r}: {attribute!r} is not a subclass of clipbias.tuning.Method there.")
         source_digest(kind)
         return kind
+    # Classes that the module imports, such as the base of the user's method, do not count.
     kinds = classes(module)
     if not kinds:
         raise ClipbiasError(f"{name!r} defines no subclass of clipbias.tuning.Method; write one (docs/methods.md).")
     if len(kinds) > 1:
         raise ClipbiasError(f"{name!r} holds {len(kinds)} subclasses of Method; pick one with '{name}:Class'.")
-    source_digest(kinds[0])  # of what runs now
+    source_digest(kinds[0])
     return kinds[0]
 
 
 def loaded_user_method(name: str) -> type[Method] | None:
     """The earlier result of `load_user_method` in this process, or `None`. Runs nothing."""
     where, _, attribute = name.partition(":")
+    # Names of methods come from result files too: nothing is imported for the sake of a label.
     module = sys.modules.get(_module_name(where))
     if module is None:
         return None
@@ -90,10 +93,8 @@ def classes(module: ModuleType) -> list[type[Method]]:
 
 @functools.cache
 def source_digest(kind: type[Method]) -> str | None:
-    """SHA-256 of a user's program as it was loaded, with the user's own modules that it imports; `None` of a built-in.
-
-    Kept from the first call, which is when a program is loaded: what is edited later is not what runs.
-    """
+    """SHA-256 of a user's program as it was loaded, with its own modules that it imports; `None` of a built-in."""
+    # Cached from the first call, when the program is loaded: a file that is edited later is not the program that runs.
     if kind.__module__.startswith(f"{methods.__name__}."):
         return None
     module = sys.modules.get(kind.__module__)
@@ -109,6 +110,7 @@ def source_digest(kind: type[Method]) -> str | None:
 
 def _add_program(path: str, package: str, program: dict[str, bytes]) -> None:
     """Adds the content of a Python file of `package`, and of those that it imports but for libraries and this one."""
+    # Imports are read from the syntax tree, wherever they stand: running the program again would have side effects.
     program[path] = Path(path).read_bytes()
     libraries = (str(Path(methods.__file__).parents[1]), *sysconfig.get_paths().values())
     for node in ast.walk(ast.parse(program[path])):
@@ -130,11 +132,11 @@ def _add_program(path: str, package: str, program: dict[str, bytes]) -> None:
 
 
 def match_user_method(recorded: str, allowed: Sequence[str]) -> str:
-    """The user's file or module, of those in `allowed`, for a method that an adapter names.
+    """The user's file or module, among those in `allowed`, for a method that an adapter names.
 
-    An adapter must not decide which code runs. The path or module is always one that the user named. The adapter only
-    selects among them: the path that shares the longest end with the recorded one.
+    It is the path that shares the longest end with the recorded path. Raises `ClipbiasError` if none or several do.
     """
+    # An adapter must not decide which code runs: it selects among the paths that the user named, and adds none.
     where, _, attribute = recorded.partition(":")
     # Equal parts of the paths, from their ends; by absolute path, so that naming a file twice is not ambiguous.
     candidates = {}
@@ -162,7 +164,8 @@ _PREFIX = "clipbias_method_"
 
 
 def _module_name(where: str) -> str:
-    """The key in `sys.modules`. A file's key depends on its whole path, because files may share a name."""
+    """The key in `sys.modules`."""
+    # A file's key has a digest of its whole path, because files in two folders may share a name.
     if not where.endswith(".py"):
         return where
     digest = hashlib.sha256(_absolute(where).encode("utf-8", "surrogatepass")).hexdigest()
@@ -175,11 +178,13 @@ def _absolute(where: str) -> str:
 
 @functools.cache
 def _execute(path: Path, source: bytes) -> ModuleType:
-    """Runs a file once for each content, so that all callers get the same class and share compiled programs."""
+    """Runs a file once for each content."""
+    # Cached: methods are static arguments of compiled functions, and classes of two runs of a file are not equal.
     spec = importlib.util.spec_from_file_location(_module_name(str(path)), path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up there
+    # Before it runs: dataclasses look their module up there.
+    sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
 
@@ -213,10 +218,12 @@ def resolve_method(name: str, options: Options, *, dataset: str | None = None, s
             f"unknown method {name!r}{f'; did you mean {close[0]!r}?' if close else '.'} Methods: "
             f"{', '.join(METHODS)}, or the path of a Python file of your own."
         )
+    # Later ones win: the preset's options, the authors' for the dataset, the user's.
     dataset_options: Options = {}
     if dataset is not None:
         datasets = preset.datasets
         dataset_options = kind.options_for(dataset, shots) if datasets is None else datasets.get(dataset, {})
+    # A hook in the wrong class would never be called.
     for hook, base in {"sampling": FeatureMethod, "at_test": TestTimeMethod}.items():
         if hasattr(kind, hook) and not issubclass(kind, base):
             raise ClipbiasError(f"method {name!r} has the hook {hook!r}; derive it from tuning.{base.__name__}.")
@@ -255,6 +262,7 @@ def name_of(method: Method) -> str | None:
 
     `None` for other methods, such as a class that is defined in a notebook.
     """
+    # A preset fits if the method has all of its options.
     options = method_options(method).items()
     names = [name for name, (kind, _) in METHODS.items() if kind is type(method)]
     fitting = [name for name in names if METHODS[name][1].options.items() <= options]
@@ -265,6 +273,7 @@ def name_of(method: Method) -> str | None:
             return None
         where = str(module.__file__) if module.__name__.startswith(_PREFIX) else module.__name__
         return f"{where}:{kind.__qualname__}"
+    # The preset with the most options that fit: `ivlp_matched` is also an `ivlp`.
     return max(fitting or names[:1], key=lambda name: len(METHODS[name][1].options))
 
 
@@ -282,20 +291,23 @@ def find_kind(name: str) -> Kind | None:
 
 
 def _hashable(name: str, option: str, value: Any) -> Any:
-    """Lists become tuples: a method is a static argument of compiled functions and must be hashable."""
+    """The value with lists as tuples."""
+    # A method is a static argument of compiled functions and must be hashable; configurations and JSON hold lists.
     if isinstance(value, list | tuple):
         return tuple(_hashable(name, option, item) for item in value)
     try:
         hash(value)
     except TypeError as error:
         raise ClipbiasError(
-            f"option {option!r} of method {name!r} is {value!r}; it must be a number, a text or a list of these."
+            f"option {option!r} of method {name!r} is {value!r}; it must be a number, a string or a list of these."
         ) from error
     return value
 
 
 def find_methods() -> dict[str, tuple[type[Method], Preset]]:
     """The built-in methods by name, in the order of tables."""
+    # Modules are listed, not named: a file that is added to the folder is a method. Subclasses count by their own
+    # `presets`, so that one without any does not take its base's names.
     names = [module.name for module in pkgutil.iter_modules(methods.__path__)]
     modules = [importlib.import_module(f"{methods.__name__}.{name}") for name in names]
     named = {

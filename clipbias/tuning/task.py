@@ -39,7 +39,7 @@ from clipbias.data.user_images import Labels, label_numbers
 from clipbias.errors import ClipbiasError
 from clipbias.identity import identity
 from clipbias.terminal import printable
-from clipbias.tuning.features import Features, class_vectors, unit_length
+from clipbias.tuning.features import Features, class_vectors, cross_entropy, unit_length
 from clipbias.tuning.method import (
     FeatureMethod,
     Learnables,
@@ -75,7 +75,7 @@ Text = PackedTokens | TextTokens | jax.Array
 
 @struct.dataclass
 class TrainingTexts:
-    """The texts of a training: what stands for the classes, and features `[S' · C, d]` of a frozen teacher's texts.
+    """Texts of the classes in training, and features `[S' · C, d]` of a frozen teacher's texts.
 
     `template_tokens` are the templates without class names, for a method that reads them; `selected`, `[Q]`, the
     templates whose texts a step takes, `None` for all.
@@ -89,14 +89,14 @@ class TrainingTexts:
 
 @dataclasses.dataclass(frozen=True)
 class Classifier:
-    """Hashable, so that one compiled program serves every dataset, seed and step of the same shapes.
+    """The computations of a task, without class names: hashable, so that equal shapes share one compiled program.
 
     Attributes:
       templates: number of templates `n` whose class features are averaged.
       dtype: compute type by name, one of `precision.DTYPES`.
-      remat: what the backward pass keeps of each block, a `jax.checkpoint_policies` policy.
-      class_chunks: chunks in which the text tower encodes the classes, one after another.
-      counts: how many of the `n` texts each class has, where they differ (`tuning.prompts`).
+      remat: policy of `jax.checkpoint_policies` for the blocks; `None` keeps all products.
+      class_chunks: number of chunks in which the text tower encodes the classes, one after another.
+      counts: number of texts of each class, `[C]`, where they differ (`tuning.prompts`).
     """
 
     config: ClipConfig
@@ -115,6 +115,7 @@ class Classifier:
         `[B, Dv]`, if the adaptation changes the projection (`Sampling`).
         """
         if images.ndim == 5:
+            # Views join the batch: one pass of the tower for all of them.
             features = self.encode_images(params, adaptation, images.reshape(-1, *images.shape[2:]))
             return features.reshape(*images.shape[:2], -1)
         if images.ndim == 4:
@@ -122,6 +123,7 @@ class Classifier:
             return encode_image(
                 params, self.config, images, adaptation, patches=patches, dtype=self.dtype, remat=self.remat
             )[0]
+        # Features in place of images: the tower ran once, before the training. Only a changed projection remains.
         if adaptation.changes_vision:
             return project_image(params, self.config, images, adaptation, normed=True)
         return images
@@ -136,13 +138,7 @@ class Classifier:
         """Features of every text `[S · C, d]`, not normalised, before any residual."""
         if isinstance(text, PackedTokens):
             features = encode_packed_text(
-                params,
-                self.config,
-                text,
-                adaptation,
-                chunks=self.class_chunks,
-                dtype=self.dtype,
-                remat=self.remat,
+                params, self.config, text, adaptation, chunks=self.class_chunks, dtype=self.dtype, remat=self.remat
             )
         elif isinstance(text, TextTokens):
             features, _ = encode_text(params, self.config, text, adaptation, dtype=self.dtype, remat=self.remat)
@@ -153,19 +149,19 @@ class Classifier:
     def encode_text_for(
         self, params: Params, learnables: Learnables, adaptation: Adaptation, image: jax.Array, text: Text
     ) -> jax.Array:
-        """Text features `[S · C, d]`, or `[B, S · C, d]` if they depend on the image features `[B, d]`.
-
-        In that case the text tower runs for one image after another, and again in the backward pass, to need the memory
-        of one image. A single image needs no loop.
-        """
+        """Text features `[S · C, d]`, or `[B, S · C, d]` if they depend on the image features `[B, d]`."""
         tuned_at_test = isinstance(self.method, TestTimeMethod) and image.ndim == 3
-        if not tuned_at_test and not self.method.overrides("adapt_to"):
+        if not tuned_at_test and self.method.adapt_to is None:
             return self.encode_text(params, adaptation, text)
         features = image if tuned_at_test else self.whole_image_features(image)
 
         def encode_text_for_one(feature: jax.Array) -> jax.Array:
             return self.encode_text(params, self.adaptation_for(params, learnables, feature, text), text)
 
+        # `lax.map`, not `vmap`: the text tower runs for one image after another, in the memory of one image. In
+        # training `checkpoint` runs it again in the backward pass; else the residuals of all images would be kept. CSE
+        # cannot merge both runs across iterations of a scan, so `prevent_cse` would only cost time. A single image
+        # needs no loop.
         if tuned_at_test:
             return jax.lax.map(encode_text_for_one, features)
         if features.shape[0] == 1:
@@ -178,6 +174,7 @@ class Classifier:
         `text` is used only with views, to learn from them.
         """
         if image.ndim == 1:
+            assert self.method.adapt_to is not None, "the texts of other methods do not depend on the image"
             return self.method.adapt_to(learnables, image)
 
         def logits(tuned: Learnables) -> jax.Array:
@@ -212,19 +209,14 @@ class Classifier:
         return self.head(params, learnables, image, texts, mask)
 
     def head(
-        self,
-        params: Params,
-        learnables: Learnables,
-        image: jax.Array,
-        text: jax.Array,
-        mask: jax.Array | None = None,
+        self, params: Params, learnables: Learnables, image: jax.Array, text: jax.Array, mask: jax.Array | None = None
     ) -> jax.Array:
-        """Logits `[B, C]` from features that are not normalised: `[B, d]` of images, and those of `encode_text_for`.
-
-        SigLIP's bias is added. It does not change a softmax over classes, nor the loss.
-        """
+        """Logits `[B, C]` from features that are not normalised: `[B, d]` of images, and those of `encode_text_for`."""
+        # Cosines times 100 amplify rounding: in TF32 or bfloat16 products, close classes would swap.
+        logits_of = self.method.logits or self.method.cosine_logits
         with jax.default_matmul_precision("highest"):
-            logits = self.method.logits(learnables, self._features(params, image, self.split_by_template(text), mask))
+            logits = logits_of(learnables, self._features(params, image, self.split_by_template(text), mask))
+        # SigLIP's bias: the same for all classes, so it changes neither the softmax over classes nor the loss.
         return logits + params["logit_bias"] if "logit_bias" in params else logits
 
     def losses(
@@ -243,10 +235,11 @@ class Classifier:
         Images are normalised, or features that stand for them (`encode_images`). Without a key nothing is random. `mask
         [B]` is false for rows that only fill the batch.
         """
+        # Each tower runs once. The image comes first: the texts of conditional methods depend on it.
         method = self.method
         adaptation = method.adapt(learnables) if rng is None else method.adapt_in_training(learnables, rng)
         image = self.encode_images(params, adaptation, images)
-        # The texts, of the templates that this step takes; and those without class names.
+        # Of several templates a step may take some: their tokens with their contexts, so that both stay aligned.
         text_adaptation = adaptation
         text = texts.text
         count = self.templates
@@ -256,6 +249,7 @@ class Classifier:
             text_adaptation = dataclasses.replace(adaptation, text_context=adaptation.text_context[texts.selected])
             count = texts.selected.shape[0]
         of_texts = self.encode_text_for(params, learnables, text_adaptation, image, text)
+        # Templates without class names go through the tower with all contexts, whatever the step selects.
         templates = None
         if texts.template_tokens is not None:
             templates = self.encode_text(params, adaptation, texts.template_tokens)
@@ -263,14 +257,19 @@ class Classifier:
         if templates is not None:
             features = dataclasses.replace(features, templates=templates)
         if texts.reference is not None:
+            # The teacher is plain CLIP on the same augmented images. Where no learnable changes the vision tower, its
+            # features are those of the student: no second pass.
             plain = self.encode_images(params, NOTHING, images) if adaptation.changes_vision else image
             reference = texts.reference.reshape(-1, features.text.shape[-2], texts.reference.shape[-1])
             features = dataclasses.replace(features, teacher=self._features(params, plain, reference))
         with jax.default_matmul_precision("highest"):
-            logits = method.logits(learnables, features)
+            logits = (method.logits or method.cosine_logits)(learnables, features)
+            if method.losses is None:
+                return {"cross_entropy": cross_entropy(logits, labels)}, logits
             return dict(method.losses(learnables, features, logits, labels)), logits
 
     def _features(self, params: Params, image: jax.Array, text: jax.Array, mask: jax.Array | None = None) -> Features:
+        # Three dimensions are `[cls]` with patches if the method reads patches, else views.
         patches = image[:, 1:] if self.method.patches else None
         scale = jnp.exp(self.method.logit_scale(params))
         views = image if image.ndim == 3 and patches is None else None
@@ -278,6 +277,7 @@ class Classifier:
 
     def changes_text(self, learnables: Learnables) -> bool:
         """Whether the text tower's output depends on the learnables; if not, it is computed once."""
+        # Shapes decide, without a computation: `adapt` returns `None` for each part of CLIP that it leaves alone.
         return jax.eval_shape(self.method.adapt, learnables).changes_text
 
     def drops_text(self, learnables: Learnables) -> bool:
@@ -291,37 +291,35 @@ class Classifier:
 
 
 def cosine_logits(params: Params, images: jax.Array, classes: jax.Array) -> jax.Array:
-    """`exp(logit_scale) · cos(f, g)` of unit-length features `[B, d]` and `[C, d]`: logits `[B, C]`, float32.
-
-    SigLIP's bias, the same for all classes, is left out.
-    """
+    """`exp(logit_scale) · cos(f, g)` of unit-length features `[B, d]` and `[C, d]`: logits `[B, C]`, float32."""
+    # Without SigLIP's bias, which is the same for all classes.
     with jax.default_matmul_precision("highest"):
         return jnp.exp(params["logit_scale"].astype(jnp.float32)) * (images @ classes.T)
 
 
 def mean_loss(term: jax.Array, mask: jax.Array | None = None) -> jax.Array:
     """A loss term as a number: 0 if the mask has no image."""
+    # `where`, not a product: a padded row may be NaN, and `NaN · 0` is NaN. The maximum avoids 0/0.
     if jnp.ndim(term) == 0:
         return term
     return term.mean() if mask is None else jnp.where(mask, term, 0).sum() / jnp.maximum(mask.sum(), 1)
 
 
-# Texts that a device encodes at once if the text tower has no learnables and only runs forward. All texts of an
-# ensemble (80 templates of 1000 classes) would need tens of gigabytes.
+# Texts that a device encodes at once if the text tower has no learnables. All texts of an ensemble (80 templates of
+# 1000 classes) would need tens of gigabytes.
 TEXTS_AT_ONCE = 4000
 
 
 def task_identity(clip: Clip, method: Method, classes: Classes, dtype: str) -> str:
-    """What a task's computations depend on beside the learnables: the program of a user's own method, too."""
+    """Identity of a task: all that its computations depend on beside the learnables."""
     return identity([clip, method, source_digest(type(method)), classes, dtype])
 
 
 class Task:
     """A method bound to a frozen CLIP and classes.
 
-    All computations are pure functions of `params` and `learnables`, to be jitted, differentiated, vectorised and
-    sharded by the caller. The frozen weights are an argument on purpose: a closure over them would become constants of
-    the program.
+    All computations are pure functions of `params` and `learnables`: the caller jits, differentiates, vectorises and
+    shards them. The frozen weights are an argument: a closure over them would make them constants of the program.
 
         task = Task(clip, "bias", ["cat", "dog"])
         learnables = task.init(seed=0)
@@ -361,7 +359,7 @@ class Task:
         """Binds a method to classes.
 
         Args:
-          clip: from `clipbias.load`.
+          clip: the frozen model, from `clipbias.load`.
           method: a name (see `tuning.registry.resolve_method`) or a `Method`.
           class_names: the classes; `_` counts as a space. Or a dataset: it provides the template, the descriptions and
             the authors' options of the method, as far as the other arguments do not.
@@ -372,11 +370,11 @@ class Task:
             method learns a context, it stands before them.
           method_name: name of a `Method` in adapter files; `None` selects the preset or program that fits best.
           dtype: compute type, one of `clip.precision.DTYPES`, or "auto" for this device's default.
-          **options: the method's options; one that is `None` is not set.
+          **options: the method's options; `None` leaves an option unset.
 
         Raises:
-          ClipbiasError: `clip` is no model; unknown method or option; a name or template that cannot be used, or a
-            name that occurs twice; a text that is too long; a compute type that this device lacks.
+          ClipbiasError: `clip` is not a model; the method or an option is unknown; a name or template cannot be used,
+            or a name occurs twice; a text is too long; the device lacks the compute type.
         """
         if not isinstance(clip, Clip):
             raise ClipbiasError(f"the first argument is {shown(clip)} and no model; give what clipbias.load returned.")
@@ -399,14 +397,17 @@ class Task:
             self.method_name = method_name or name_of(method) or type(method).__name__
             self.method = method
         self.clip = clip
+        self.method = self.method.bind(clip.config)
         self._dtype = resolve(dtype)
         prompt = self.method.text(self.template, clip)
         self.prompt = without_template(prompt) if self.classes.free_text else prompt
         self.teacher_prompt = self.method.teacher_text(self.template, clip)
+        # Shapes alone: a task of a large model costs no memory before `init`.
         self.shapes = jax.eval_shape(self._init, jax.random.key(0))
         if self.method.trains and not jax.tree.leaves(without_constants(self.shapes)):
             raise ClipbiasError(f"{self.method_name!r} has nothing to learn with these options; change them.")
         self._bind_texts(jax.eval_shape(self.method.adapt, self.shapes))
+        # Datasets of the literature have equal names (ImageNet's two "missile"); a user's list must not.
         if not isinstance(class_names, ClassList):
             self._check_distinct()
 
@@ -422,7 +423,7 @@ class Task:
 
     @functools.cached_property
     def identity(self) -> str:
-        """Tells tasks apart: equal ones compute the same of equal learnables, whatever their memory settings."""
+        """Identity: equal tasks compute the same of equal learnables, whatever their memory settings."""
         return task_identity(self.clip, self.method, self.classes, self._dtype)
 
     def _check_distinct(self) -> None:
@@ -437,6 +438,7 @@ class Task:
     def _bind_texts(self, adaptation: Adaptation) -> None:
         """Tokenizes the texts of all classes. `adaptation` holds shapes only."""
         check_family(self.method, adaptation, self.clip)
+        # Descriptions replace frozen texts, and those of a teacher. A learned context keeps its own words.
         descriptions = self.classes.descriptions
         frozen_text = not adaptation.changes_text
         uses_descriptions = descriptions is not None and frozen_text and take_templates(self.method, self.clip)
@@ -462,20 +464,22 @@ class Task:
         )
 
     def _chunks_at_least(self, class_chunks: int) -> int:
-        """Class chunks: more than asked for where a frozen text tower would encode too many texts at once."""
+        """Number of class chunks, at least `class_chunks`."""
+        # A frozen text tower encodes all texts in one forward pass, whose activations must fit.
         if not self._frozen_text:
             return class_chunks
         return max(class_chunks, math.ceil(len(self.texts) / (self._class_shards * TEXTS_AT_ONCE)))
 
     @functools.cached_property
     def text(self) -> PackedTokens:
-        """`tokens` with every distinct token once. Each device has its share of the classes, in `class_chunks`."""
+        """`tokens` with every distinct token once, in groups: one for each device and chunk."""
+        # Behind the shared first tokens each group has its own, so that no device needs another's rows.
         groups = self._class_shards * self.classifier.class_chunks
         return pack(self.tokens, groups=groups, class_specific=self._class_specific, sets=self._text_sets)
 
     @functools.cached_property
     def template_tokens(self) -> PackedTokens | None:
-        """Tokens of the templates without class names, if the method needs them."""
+        """Tokens of the templates without class names, if the method reads them."""
         if not self.method.reads_templates:
             return None
         tokens = template_tokens(self.clip, self.prompt)
@@ -492,7 +496,8 @@ class Task:
           class_shards: devices that share the classes, the size of the mesh's `data` axis; `None` leaves it unchanged.
         """
         task = copy.copy(self)
-        task.__dict__.pop("text", None)  # packed again, for the new chunks and shards
+        # The cached tokens are packed for the old chunks and shards.
+        task.__dict__.pop("text", None)
         if class_shards is not None:
             task._class_shards = class_shards
         chunks = task._chunks_at_least(class_chunks)
@@ -512,10 +517,10 @@ class Task:
     ) -> "Task":
         """The same method with other classes. Learnables may not fit them: see `tuning.transfer`.
 
-        What is not given is as in this task: template, descriptions and whether names are free text. A dataset has its
-        own, unless all of its classes are those of this task.
+        Default: template, descriptions and `free_text` of this task, or of a dataset with classes that are new here.
         """
         given, own = Classes.of(class_names), self.classes
+        # Names are compared as the model reads them: "maine_coon" is a known class if "maine coon" is.
         names = dataclasses.replace(given, descriptions=None, free_text=own.free_text).names_as_read
         stays = not isinstance(class_names, ClassList) or {*names} <= {*own.names_as_read}
         if free_text is None:
@@ -548,7 +553,7 @@ class Task:
 
     def read_classes(self, learnables: Learnables) -> Learnables:
         """Learnables with the arrays that the method makes from its teacher's features of these classes, if any."""
-        if not self.method.overrides("read_classes"):
+        if self.method.read_classes is None:
             return learnables
         reference = self.teacher_features(self.clip.params)
         assert reference is not None, "a method that reads the classes has a teacher"
@@ -588,9 +593,10 @@ class Task:
         """
         self.check_arguments(params, learnables)
         self._check_images(images)
+        # Inside `jit` labels are numbers already, and cannot be looked up by name.
         is_traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(labels))
         labels = jnp.asarray(labels if is_traced else label_numbers(labels, self.class_names))
-        # A traced label that is no class makes the loss nan; one below 0 would count from the last class.
+        # A label that is no class must not pass unseen: `take` gives NaN past the end, but counts from the end below 0.
         labels = jnp.where(labels < 0, jnp.int32(len(self.class_names)), labels)
         if np.shape(labels) != np.shape(images)[:1]:
             raise ClipbiasError(
@@ -604,7 +610,7 @@ class Task:
         return sum(map(mean_loss, terms.values()), jnp.zeros(()))
 
     def text_features(self, params: Params, learnables: Learnables) -> jax.Array:
-        """Features of all texts, `[n · C, d]`; `logits` and `loss` accept them as `text`."""
+        """Features of all texts, `[n · C, d]`, which `logits` and `loss` accept as `text`."""
         self.check_arguments(params, learnables)
         self._check_shared_texts()
         return _text_features(self.classifier, params, learnables, self.text)
@@ -614,10 +620,7 @@ class Task:
         return _plain_text_features(self.classifier, params, self.text)
 
     def class_features(self, params: Params, learnables: Learnables) -> jax.Array:
-        """Unit-length class features `[C, d]`, the classifier of a method without a head of its own.
-
-        Templates are averaged as unit vectors, then the residual is added, then the sum is normalised.
-        """
+        """Unit-length class features `[C, d]`, the classifier of a method without a head of its own."""
         self.check_arguments(params, learnables)
         self._check_shared_texts()
         adaptation = self.method.adapt(learnables)
@@ -638,17 +641,15 @@ class Task:
     def check_arguments(self, params: Params, learnables: Learnables) -> None:
         """Raises `ClipbiasError` if these are no frozen weights, or the learnables are not of this method."""
         if not isinstance(params, Mapping) or "logit_scale" not in params:
-            raise ClipbiasError(
-                "the first argument is not the frozen weights: the order is clip.params, then the learnables."
-            )
+            raise ClipbiasError("the first argument is not the frozen weights; give clip.params, then the learnables.")
         self.check_learnables(learnables)
 
     def check_learnables(self, learnables: Learnables) -> None:
         names = flatten(self.shapes).keys()
         if not isinstance(learnables, Mapping) or flatten(learnables).keys() != names:
             raise ClipbiasError(
-                f"the learnables are not what {type(self.method).__name__} learns "
-                f"({', '.join(names) or 'nothing: {}'}); give those of clipbias.fit or task.init."
+                f"the learnables do not belong to {type(self.method).__name__}, which has "
+                f"{', '.join(names) or 'none: {}'}; give those of clipbias.fit or task.init."
             )
 
     def _check_images(self, images: jax.Array) -> None:
@@ -677,6 +678,7 @@ class Task:
         """Text features `[S' · C, d]` of the method's frozen teacher; `None` without a teacher."""
         if self._teacher is None:
             return None
+        # Sixty templates of 1000 classes: in chunks, as the frozen texts of a student (`_chunks_at_least`).
         chunks = math.ceil(len(self._teacher.texts) / (self._class_shards * TEXTS_AT_ONCE))
         classifier = dataclasses.replace(self.classifier, counts=self._teacher.differing, class_chunks=chunks)
         text = pack(self._teacher.tokens, groups=self._class_shards * chunks)

@@ -1,9 +1,9 @@
 """Checkpoints of other trainers as adapters: CoOp, CoCoOp, VPT, IVLP, MaPLe and PromptSRC, as Dassl saves them.
 
-`model.pth.tar-N` holds `state_dict` beside an optimiser and a scheduler, which is an object. The tensors are read
-without PyTorch, and nothing in the file is run. The names of its tensors tell the method. CoOp and CoCoOp save the
-prompt learner alone, the others the whole model with the frozen CLIP, which is compared with the user's. Class names
-are not in the file, but the embeddings of their tokens are: the nearest rows of CLIP's table give them.
+`model.pth.tar-N` holds `state_dict` beside an optimiser and a scheduler object. Tensors are read without PyTorch, and
+nothing in the file is run. The tensors' names identify the method. CoOp and CoCoOp save the prompt learner alone, the
+others the whole model with the frozen CLIP, which is compared with the user's. The file has no class names, but the
+embeddings of their tokens: the nearest rows of CLIP's table give the names.
 """
 
 import dataclasses
@@ -27,9 +27,9 @@ from clipbias.tuning.task import Task
 from clipbias.tuning.transfer import match_labels
 from clipbias.tuning.tuned import Tuned
 
-# PromptSRC's averages run over the frozen weights in half precision, which moves them by some ten-thousandths.
+# PromptSRC averages the frozen weights too, in half precision, which moves them by some ten-thousandths.
 FROZEN_TOLERANCE = 0.01
-# Where a tower's prompts lie behind the first block. MaPLe counts from the second block on.
+# Names of prompts behind the first block. MaPLe counts from the second block on.
 LATER = r"{}\.transformer\.resblocks\.(\d+)\.VPT_shallow"
 MAPLE_LATER = r"compound_prompts_text\.(\d+)"
 MAPLE_MAPS = r"compound_prompt_projections\.(\d+)\.weight"
@@ -42,10 +42,7 @@ Tensors = Mapping[str, Tensor]
 
 @dataclasses.dataclass(frozen=True)
 class TrainerFile:
-    """The learnables of a checkpoint, float32, as a method has them here, with its options as the shapes tell them.
-
-    `tokens` are those of the text that are learned; 0 for none.
-    """
+    """A checkpoint as method, options (read from shapes) and learnables, float32; `tokens` is the context's length."""
 
     method: str
     options: Mapping[str, Any]
@@ -67,7 +64,7 @@ def import_adapter(
     Args:
       path: a `model.pth.tar-N`.
       clip: the CLIP that it was trained on.
-      classes: class names or a dataset; `None` takes the names of training, whose tokens are in the file.
+      classes: class names or a dataset. Default: the names of training, whose tokens are in the file.
       template: the dataset's own template, for methods whose teacher takes it.
       position: of the class name among CoOp's words: "end", "middle" or "front". The file does not say.
       notes: of the adapter.
@@ -90,13 +87,15 @@ def import_adapter(
                     )
             ids = _text_ids(tensors, file, clip)
             options = dict(file.options)
-            if file.tokens:  # the usual words, unless the fixed ones behind the context are others
+            if file.tokens:
+                # Words behind a short context stay fixed: the usual ones, if the file's texts have these there.
                 rest = [*word_ids(WORDS, clip)][file.tokens :]
                 is_usual = ids is None or all(row[: len(rest)] == rest for row in ids)
                 options["words"] = WORDS if is_usual else " ".join(["X"] * file.tokens)
             if file.method == "coop":
                 options["position"] = position
-            if ids is not None:  # behind the context come the words that stay, the name and a full stop
+            if ids is not None:
+                # A text is the context, the fixed words, the name and a full stop.
                 start = len(word_ids(options.get("words", ""), clip)[file.tokens :])
                 ids = [row[start:] for row in ids]
             if classes is not None:
@@ -160,17 +159,8 @@ def read_trainer_file(tensors: Tensors, clip: Clip) -> TrainerFile:
         return TrainerFile("vpt", {"tokens": vision_tokens, "depth": depth}, {"vision_prompts": vision_prompts})
     text_prompts = _stacked(tensors, in_text, ("T", text.width), clip)
     text_depth, tokens, _ = text_prompts.shape
-    options = {
-        "text_tokens": tokens,
-        "vision_tokens": vision_tokens,
-        "text_depth": text_depth,
-        "vision_depth": depth,
-    }
-    learnables = {
-        "text_context": text_prompts[0],
-        "text_prompts": text_prompts[1:],
-        "vision_prompts": vision_prompts,
-    }
+    options = {"text_tokens": tokens, "vision_tokens": vision_tokens, "text_depth": text_depth, "vision_depth": depth}
+    learnables = {"text_context": text_prompts[0], "text_prompts": text_prompts[1:], "vision_prompts": vision_prompts}
     is_src = any(name.startswith("ZS_image_encoder.") for name in tensors)
     return TrainerFile("promptsrc" if is_src else "ivlp", options, learnables, tokens)
 
@@ -180,6 +170,8 @@ def nearest_tokens(embeddings: np.ndarray, clip: Clip) -> np.ndarray:
     table = np.asarray(clip.params["text"]["token_embedding"], np.float32)
     rows = embeddings.reshape(-1, table.shape[1])
     distinct, places = np.unique(rows, axis=0, return_inverse=True)
+    # `‖t - r‖² = ‖t‖² - 2 t·r + ‖r‖²`, and the last term is the same for all rows of the table. Distinct rows only: the
+    # same few tokens occur in thousands of texts.
     squares = np.square(table).sum(-1)
     ids = []
     for row in distinct:
@@ -192,17 +184,14 @@ def nearest_tokens(embeddings: np.ndarray, clip: Clip) -> np.ndarray:
 
 
 def _distance(theirs: np.ndarray, ours: np.ndarray) -> float:
-    """The norm of the difference over that of ours; infinite or NaN where it is too large for float32."""
+    """Relative norm of the difference; infinite or NaN where it exceeds float32."""
     with np.errstate(over="ignore", invalid="ignore"):
         return float(np.linalg.norm(theirs - ours) / max(float(np.linalg.norm(ours)), 1e-12))
 
 
 def _blocks(tensors: Tensors, tower: str, first: str, later: str, clip: Clip, start: int = 0) -> list[str]:
-    """The names of tensors of a tower, block after block; none where it has none.
-
-    That of the first block is `first`. The others match `later`, which has the block's number less `start`. A gap is
-    refused.
-    """
+    """Names of a tower's tensors, block after block: `first`, then those that match `later`."""
+    # `later` holds the block's number less `start`. Methods here have prompts from the first block on, without a gap.
     numbered = [(int(match[1]) + start, name) for name in tensors if (match := re.fullmatch(later, name))]
     numbered += [(0, first)] if first in tensors else []
     for place, (block, _) in enumerate(sorted(numbered)):
@@ -236,8 +225,10 @@ def _read(tensors: Tensors, name: str, shape: Sequence[int | str], clip: Clip) -
         )
     if tensor.dtype not in FLOATING:
         raise ClipbiasError(f"its {name!r} is {tensor.dtype}, and should be one of {', '.join(FLOATING)}.")
-    with np.errstate(over="ignore"):  # float64 may exceed float32
-        values = np.array(tensor.read(), np.float32)  # a view would keep its whole storage in memory
+    # A copy: a view would keep its whole storage in memory. float64 that exceeds float32 becomes infinite, refused
+    # below.
+    with np.errstate(over="ignore"):
+        values = np.array(tensor.read(), np.float32)
     if not np.isfinite(values).all():
         raise ClipbiasError(
             f"its {name!r} holds NaN or infinite numbers; take a checkpoint from before its training diverged."
@@ -267,6 +258,7 @@ def _cocoop(tensors: Tensors, clip: Clip) -> TrainerFile:
 def _maple(tensors: Tensors, clip: Clip) -> TrainerFile:
     text, vision = clip.config.text, clip.config.vision
     prompts = _blocks(tensors, "text", "ctx", MAPLE_LATER, clip, start=1)
+    # torch stores a linear map as `[outputs, inputs]`; here it is `[inputs, outputs]`.
     kernels = _blocks(tensors, "vision", "proj.weight", MAPLE_MAPS, clip, start=1)
     if len(prompts) != len(kernels):
         raise ClipbiasError(f"it has text prompts in {len(prompts)} blocks and maps of them in {len(kernels)}.")
@@ -295,12 +287,14 @@ def _text_ids(tensors: Tensors, file: TrainerFile, clip: Clip) -> list[list[int]
     if (ids.get("token_prefix", first) != first).any():
         raise ClipbiasError(f"its texts begin with another token than those of {clip.name}; load their CLIP.")
     end = config.eos_token_id
+    # Padding behind EOS is no part of a name.
     rows = ids["token_suffix"].tolist() if "token_suffix" in ids else None
     return rows and [row[: row.index(end)] if end in row else row for row in rows]
 
 
 def _frozen_weights(clip: Clip) -> Iterator[tuple[str, np.ndarray]]:
     """The frozen weights by the names that these trainers give them, one leaf of the tree at a time."""
+    # These trainers wrap OpenAI's model, whose names are open_clip's below `image_encoder` and `text_encoder`.
     for row in OPEN_CLIP.rows:
         tower, _, leaf = row.path.partition("/")
         if tower == "vision":

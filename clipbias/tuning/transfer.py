@@ -1,4 +1,4 @@
-"""Learnables for other classes than those of training: known classes keep what was learned, new ones get a start."""
+"""Transfer of learnables to other classes: known classes keep theirs, new classes get a start."""
 
 import collections
 from collections.abc import Callable, Sequence
@@ -18,41 +18,44 @@ def transfer(
 ) -> Learnables:
     """Learnables of `source` for the classes of `target`, a task of the same method and model.
 
-    Known classes keep all that was learned for them. A new class gets the method's start, unless nothing of the classes
-    is known or the start says nothing of a class: it is random, or made of training images. Learnables that do not
-    depend on the classes, or on what is different, are returned as they are.
+    Known classes keep their learnables. A new class gets the method's start, unless no class is known, or the start is
+    random or made of training images: such a start says nothing about a class. Learnables that do not depend on the
+    classes are returned unchanged.
 
     Args:
-      labels: `[C']`, the label in `source` of each class of `target`, -1 for classes that training did not see. By
-        default classes are known by their names, as the model reads them.
+      labels: `[C']`, the label in `source` of each class of `target`, -1 for classes that training did not see.
+        Default: classes are matched by their names, as the model reads them.
       axis: the axis of classes, 1 with a leading axis of runs.
 
     Raises:
       ClipbiasError: the method has nothing for a class that training did not see.
     """
     method = source.method
+    # Tokens, not strings: "maine_coon" and "Maine  coon" are the same class to the model.
     names = (name_tokens(task.clip, task.class_names, source.prompt) for task in (source, target))
     places = match_labels(*names) if labels is None else np.asarray(labels, np.int32)
     in_place = np.array_equal(places, np.arange(len(source.class_names)))
     if in_place and source.classes.identity == target.classes.identity:
         return learnables
-    if method.overrides("transfer"):
+    if (to_other_classes := method.transfer) is not None:
         source_text = _plain_texts(source)
         target_text = _plain_texts(target)
-        return _each_run(lambda run: method.transfer(run, places, source_text, target_text), learnables, axis)
+        return _each_run(lambda run: to_other_classes(run, places, source_text, target_text), learnables, axis)
 
     def start(seed: int, *more: str) -> Learnables:
         return flatten(method.init(jax.random.key(seed), target.clip, (*target.class_names, *more)))
 
-    # An array belongs to the classes if its shape changes with their number.
+    # An array belongs to the classes if its shape changes with their number. `eval_shape` computes nothing.
     shapes, grown = (jax.eval_shape(lambda more=more: start(0, *more)) for more in ((), ("another",)))
     belong = [name for name, leaf in shapes.items() if leaf.shape != grown[name].shape]
     if not belong:
         return learnables
     is_new = places < 0
+    # Two keys tell a random start from a start that the class's text determines.
     first, other = ({name: np.asarray(rows[name])[is_new] for name in belong} for rows in map(start, (0, 1)))
     is_random = any(not np.array_equal(first[name], other[name]) for name in belong)
-    has_start = not (is_random or is_new.all() or isinstance(method, FeatureMethod)) or method.overrides("read_classes")
+    says_nothing = is_random or is_new.all() or isinstance(method, FeatureMethod)
+    has_start = method.read_classes is not None or not says_nothing
     if is_new.any() and not has_start:
         raise ClipbiasError(
             f"{type(method).__name__} learned something for each class and cannot be used with other classes such as "
@@ -68,7 +71,8 @@ def transfer(
 
 
 def match_labels(known: Sequence[Sequence[int]], wanted: Sequence[Sequence[int]]) -> np.ndarray:
-    """The label `[C']` of each wanted class among the known ones, by tokens, or -1. Equal ones are matched in order."""
+    """The label `[C']` of each wanted class among the known ones, by tokens, or -1."""
+    # Classes may share a name (ImageNet's two "missile"): equal ones are matched in order, since `pop` takes the last.
     labels: dict[tuple[int, ...], list[int]] = collections.defaultdict(list)
     for label in reversed(range(len(known))):
         labels[tuple(known[label])].append(label)

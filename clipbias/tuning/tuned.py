@@ -1,4 +1,4 @@
-"""A tuned model: a task and what its method learned. It is evaluated, taught from, explained, exported and stored."""
+"""A tuned model: a task with its learnables. Evaluation, distillation, studies, exports and files take this value."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +20,7 @@ from clipbias.tuning.transfer import transfer
 
 T = TypeVar("T")
 
-# The notes that tell of a model's training: they hold with whatever classes it is used, and for what is made of it.
+# Notes about the training. They stay true of the model with other classes.
 OF_TRAINING = (
     "dataset",
     "data",
@@ -42,14 +42,14 @@ OF_TRAINING = (
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tuned:
-    """A frozen CLIP with what a method learned for it.
+    """A frozen CLIP with the learnables of a method.
 
     Attributes:
       task: the method bound to the frozen CLIP and the classes, with the pure functions of `params`, `learnables` and
         `images`.
       learnables: the trainable parameters, a dictionary of arrays; `{}` for a method that learns nothing (zero-shot).
       notes: JSON values that its file keeps, such as dataset, shots, seed and accuracy.
-      calibration: scores of calibration images, which prediction sets are made of; `None` of a model that has none.
+      calibration: scores of calibration images, for prediction sets; `None` without them.
     """
 
     task: Task
@@ -62,7 +62,7 @@ class Tuned:
         if not isinstance(self.task, Task):
             raise ClipbiasError(f"the task is {shown(self.task)}; give a clipbias.Task.")
         self.task.check_learnables(self.learnables)
-        # A copy, whose NumPy arrays nobody writes to: what is told of a model must hold for as long as it lives.
+        # A read-only copy: a user who writes to the original would change predictions behind the identity.
         object.__setattr__(self, "learnables", jax.tree.map(_read_only, self.learnables))
 
     @property
@@ -77,11 +77,13 @@ class Tuned:
 
     @property
     def identity(self) -> str:
-        """Tells tuned models apart: equal ones predict the same, wherever they were trained or read."""
+        """Identity: equal models predict the same, wherever they were trained or read."""
         return self._of_leaves("identity", lambda: identity([self.task, flatten(self.learnables)]))
 
     def _of_leaves(self, name: str, make: Callable[[], T]) -> T:
-        """What `make()` makes of the learnables, once for as long as these are the same arrays."""
+        """Result of `make()`, computed again only when a leaf of the learnables is another array."""
+        # Compared by `is`: the dictionary is the user's, who may put another array into it. The kept leaves stay alive,
+        # so that no new array gets the address of an old one.
         leaves = jax.tree.leaves(self.learnables)
         kept = self.__dict__.get(f"_{name}")
         if kept is None or len(kept[0]) != len(leaves) or any(a is not b for a, b in zip(kept[0], leaves, strict=True)):
@@ -96,10 +98,10 @@ class Tuned:
         descriptions: Descriptions | Mapping[str, Sequence[str]] | None = None,
         free_text: bool | None = None,
     ) -> Self:
-        """The same model for other classes, whose texts are made as `Task.with_classes` says.
+        """The same model for other classes, whose texts are those of `Task.with_classes`.
 
-        What calibrated it and what it scored do not stay, unless the classes are the same. Known classes keep what was
-        learned for them. Raises `ClipbiasError` where the method has nothing for a class that training did not see.
+        Known classes keep their learnables. Calibration and scores stay only if the classes are the same. Raises
+        `ClipbiasError` if the method has no learnables for a class that training did not see.
         """
         task = self.task.with_classes(class_names, descriptions=descriptions, free_text=free_text)
         same = task.identity == self.task.identity

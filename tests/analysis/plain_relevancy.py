@@ -42,7 +42,7 @@ def plain_relevancy(
         options: dict[str, Any] = dict(observe=observe, dtype=dtype)
         f, vision = encode_image(params, config, images, adaptation, taps=vision_taps, **options)
         g, words = encode_text(params, config, text, adaptation, taps=text_taps, **options)
-        if task.method.overrides("logits"):
+        if task.method.logits is not None:
             y = own_logits(task, params, learnables, f, g, targets)
         else:
             scale = jnp.exp(task.method.logit_scale(params))

@@ -67,7 +67,9 @@ def tuned(task: Task) -> Learnables:
             return centres[labels] + 0.3 * rng.normal(size=(*shape, len(labels), width)).astype(np.float32)
 
         samples = Samples(draw(max(1, sampling.passes)), labels, text, 20.0, draw(), labels, seed=1)
-        learnables = task.method.finish(task.method.support(learnables, samples), samples)
+        learnables = task.method.support(learnables, samples)
+        if task.method.finish is not None:
+            learnables = task.method.finish(learnables, samples)
 
     def moved(path: tuple, leaf: jax.Array) -> jax.Array:
         fixed = path[0].key == CONSTANTS

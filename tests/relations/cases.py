@@ -185,7 +185,7 @@ def tuned(task: Task, images_of_class: int = 4) -> Learnables:
     random = np.random.default_rng(0)
     sampling = sampling_of(task.method)
     count = len(task.class_names)
-    if sampling is None and CONSTANTS not in task.shapes and not task.method.overrides("read_classes"):
+    if sampling is None and CONSTANTS not in task.shapes and task.method.read_classes is None:
         return jax.tree.map(lambda leaf: 0.05 * random.normal(size=leaf.shape).astype(np.float32), task.shapes)
     learnables = task.init(seed=1)
     if sampling is not None:
@@ -198,7 +198,9 @@ def tuned(task: Task, images_of_class: int = 4) -> Learnables:
             return centres[labels] + 0.3 * random.normal(size=(*shape, len(labels), width)).astype(np.float32)
 
         samples = Samples(draw(max(1, sampling.passes)), labels, text, 20.0, draw(), labels, seed=1)
-        learnables = task.method.finish(task.method.support(learnables, samples), samples)
+        learnables = task.method.support(learnables, samples)
+        if task.method.finish is not None:
+            learnables = task.method.finish(learnables, samples)
 
     def moved(path: tuple, leaf: jax.Array) -> jax.Array:
         fixed = path[0].key == CONSTANTS

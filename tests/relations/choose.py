@@ -22,7 +22,7 @@ def representatives() -> tuple[str, ...]:
     for name in methods():
         method = make_method(name)
         hooks = ("logits", "transfer", "read_classes", "adapt_to", "sampling", "at_test")
-        by_hooks[(method.kind is Kind.HEAD, *map(method.overrides, hooks))] = name
+        by_hooks[(method.kind is Kind.HEAD, *(getattr(method, hook, None) is not None for hook in hooks))] = name
     return tuple(by_hooks.values())
 
 

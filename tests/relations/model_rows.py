@@ -183,7 +183,7 @@ def _(case: Case, folder: Path) -> None:
 
 def reads_texts_anew(case: Case) -> bool:
     """Whether learnables hold nothing of the texts but what the method reads of its teacher."""
-    return case.form != "free_text" and not case.kind.overrides("transfer")
+    return case.form != "free_text" and case.kind.transfer is None
 
 
 OTHER_TEXTS = ["a photo of the {}", "a painting of a {} in grass"]

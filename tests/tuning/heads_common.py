@@ -41,7 +41,7 @@ def make_samples(clip: Clip) -> Samples:
 
 def scored(method: Method, learnables: Learnables, samples: Samples, images: np.ndarray) -> jax.Array:
     features = Features(*(np.asarray(x, np.float32) for x in (images, samples.text, samples.scale)))
-    return jax.jit(method.logits)(learnables, features)
+    return jax.jit(method.logits or method.cosine_logits)(learnables, features)
 
 
 def check_steps(

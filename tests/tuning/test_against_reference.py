@@ -1,8 +1,8 @@
 """The methods of `tests/reference/cases.py` against their authors' rules, in PyTorch and in plain NumPy.
 
-PyTorch's numbers are in `tests/data_files`, made by `tools/make_reference_outputs.py` of commit 4ca177e7. NumPy equals
-them in every case. The package equals NumPy in one case of each method, on another geometry and other classes, and
-PyTorch in all for long tests.
+PyTorch's numbers are in `tests/data_files`, whose README names the program that wrote them. NumPy equals them in every
+case. The package equals NumPy in one case of each method, on another geometry and other classes, and PyTorch in all for
+long tests.
 """
 
 from collections.abc import Mapping

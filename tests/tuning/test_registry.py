@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from clipbias.data import Dataset, Split
+from clipbias.errors import ClipbiasError
 from clipbias.report import read_sweep, render_tables
 from clipbias.report.names import method_name, ordered_methods
 from clipbias.report.style import method_look
-from clipbias.tuning import METHODS, Task, make_method, methods, registry, resolve_method
+from clipbias.tuning import METHODS, Kind, Task, make_method, methods, registry, resolve_method
 from clipbias.tuning.methods.ivlp import IVLP
 from clipbias.tuning.registry import match_user_method, method_options, name_of, option_types
 from configs import train, zoo
@@ -129,8 +130,42 @@ def test_the_name_of_a_method():
     assert name_of(make_method("tests.own_methods:Cache")) == "tests.own_methods:Cache"
 
 
-def test_only_zero_shot_has_nothing_to_train():
-    assert [name for name in METHODS if not make_method(name).uses_images] == ["zero_shot", "tpt"]
+SHARED = """
+import dataclasses
+import jax.numpy as jnp
+from clipbias.tuning import Adaptation, Method
+
+@dataclasses.dataclass(frozen=True)
+class Shared(Method):
+    tokens: int = 2
+    def init(self, rng, clip, class_names):
+        return {"vision_prompts": jnp.zeros((self.tokens, clip.config.vision.width))}
+    def adapt(self, learnables):
+        prompts = learnables["vision_prompts"]
+        shape = self.clip_config.vision.layers, *prompts.shape
+        return Adaptation(vision_prompts=jnp.broadcast_to(prompts, shape))
+"""
+
+
+def test_prompts_that_all_layers_share_are_deep_prompts_with_equal_rows(clip, tmp_path):
+    path = tmp_path / "shared.py"
+    path.write_text(SHARED)
+    shared, deep = Task(clip, str(path), ("cat", "dog")), Task(clip, "vpt", ("cat", "dog"), tokens=2)
+    assert shared.method == make_method(str(path))
+    prompts = np.random.default_rng(0).normal(size=(2, clip.config.vision.width)).astype(np.float32)
+    rows = np.stack([prompts] * clip.config.vision.layers)
+    images = np.random.default_rng(1).normal(size=(2, *[clip.config.vision.image_size] * 2, 3)).astype(np.float32)
+    np.testing.assert_array_equal(
+        shared.logits(clip.params, {"vision_prompts": prompts}, images),
+        deep.logits(clip.params, {"vision_prompts": rows}, images),
+    )
+    with pytest.raises(ClipbiasError, match="Task"):
+        make_method(str(path)).adapt({"vision_prompts": prompts})
+
+
+def test_methods_without_a_training_use_no_images():
+    kinds = {make_method(name).kind for name in METHODS if not make_method(name).uses_images}
+    assert kinds == {Kind.TRAINING_FREE, Kind.TEST_TIME}
 
 
 PRESETS = """presets: ClassVar = {
@@ -155,8 +190,9 @@ def test_a_method_is_one_file(tmp_path, monkeypatch):
     monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(tmp_path)])
     registered = registry.find_methods()
     del sys.modules["clipbias.tuning.methods.dropped_in"]
-    after = list(METHODS).index("vpt_shallow") + 1
-    assert list(registered) == [*list(METHODS)[:after], "dropped", "dropped_5", *list(METHODS)[after:]]
+    assert [name for name in registered if name not in ("dropped", "dropped_5")] == list(METHODS)
+    orders = [preset.order for _, preset in registered.values()]
+    assert registered.keys() - METHODS.keys() == {"dropped", "dropped_5"} and orders == sorted(orders)
     before = dict(METHODS)
     METHODS.clear()
     METHODS.update(registered)

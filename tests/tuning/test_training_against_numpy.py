@@ -13,14 +13,7 @@ from clipbias.clip import Clip
 from clipbias.tuning import Learnables, Task, make_method
 from clipbias.tuning.methods.weight_tuning import BitFit, LayerNormTuning
 from clipbias.tuning.prompts import imagenet_full
-from tests.reference import (
-    inner_parts,
-    methods,
-    optimizers,
-    prompts,
-    prompts_plot,
-    weight_tuning,
-)
+from tests.reference import inner_parts, methods, optimizers, prompts, prompts_plot, weight_tuning
 from tests.reference.methods import Reference
 from tests.tuning.weights_common import (
     CLASS_NAMES,

@@ -104,7 +104,7 @@ def too_large(place: Place) -> TunedModel:
 
 IMAGES, LABELS = np.zeros((18, 16, 16, 3), np.uint8), np.zeros(18, int)
 CASES: list[Case] = [
-    ("the learnables are not what BiasTuning learns", lambda place: TunedModel(place.task(), {})),
+    ("the learnables do not belong to BiasTuning", lambda place: TunedModel(place.task(), {})),
     pure("the task is 'bias'; give a clipbias.Task", TunedModel, "bias", {}),
     evaluating("colours has 3 classes, not the model's 2, or .* take model.with_classes", DATA),
     evaluating("have labels of their own", DATA.split("test"), LABELS),

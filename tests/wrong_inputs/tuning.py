@@ -31,7 +31,7 @@ CONTEXT = CLASS.replace("return {}", 'return {"text_context": clip.params["text"
 )
 OPTIONS = {"mmrl": {"tokens": 3, "blocks": 2}, "mma": {"blocks": 2}, "tcp": {"block": 2}}  # of `adapted`
 NAMED = r"(?s)^(?!.*\n)(?=.*/texts\.json).*"  # in one line, with its place
-SWAPPED = "the first argument is not the frozen weights: the order is clip.params, then the learnables"
+SWAPPED = "the first argument is not the frozen weights; give clip.params, then the learnables"
 
 made = case(lambda place, name, **options: make_method(name, **options))
 bound = case(lambda place, names, method="zero_shot", **options: place.task(method, names, **options))
@@ -193,8 +193,10 @@ CASES: list[Case] = [
     swapped(SWAPPED, lambda task, params, learnables: jax.jit(task.logits)(learnables, params, IMAGES)),
     swapped(SWAPPED, lambda task, params, learnables: task.class_features(learnables, params)),
     swapped(SWAPPED, lambda task, params, learnables: task.logits(task.clip, learnables, IMAGES)),
-    swapped("the learnables are not what", lambda task, params, learnables: task.logits(params, {}, IMAGES)),
-    swapped("the learnables are not what", lambda task, params, learnables: task.image_features(params, None, IMAGES)),
+    swapped("the learnables do not belong to", lambda task, params, learnables: task.logits(params, {}, IMAGES)),
+    swapped(
+        "the learnables do not belong to", lambda task, params, learnables: task.image_features(params, None, IMAGES)
+    ),
     losing(r"there are 2 images and labels of shape \[1\]; give the number of its class for each image", np.array([1])),
     losing("labels go from -1 to 1; there are 2 classes, from 0 to 1", np.array([-1, 1])),
     losing("labels have type float64 and shape", np.array([0.0, 1.0])),
@@ -228,7 +230,7 @@ CASES: list[Case] = [
     # Files of adapters.
     ("no adapter file", lambda place: read_adapter(place.tmp_path / "none")),
     *(header("is not a clipbias adapter", text) for text in (None, *NO_OBJECT)),
-    header("a is damaged: the adapter's method is None; it must be a text", '{"format": 2, "class_names": ["a"]}'),
+    header("a is damaged: the adapter's method is None; it must be a string", '{"format": 2, "class_names": ["a"]}'),
     *(header(f"has format {old}; this clipbias reads format 2", f'{{"format": {old}}}') for old in (1, 99)),
     arrays("are not those of method 'bias'", lambda tensors: {"vision_bias": np.zeros((1, 24), np.float32)}),
     arrays("are not those of method 'bias'", lambda tensors: BIASES),
@@ -249,8 +251,8 @@ CASES: list[Case] = [
     ),
     *(damaged(r"a\.safetensors is damaged or incomplete", how) for how in cut(b"")),
     unsaved("are not those of method 'bias'", BIASES),
-    unsaved("the learnables are not what BiasTuning learns", {"vision_bias": BIASES["vision_bias"]}),
-    unsaved("'(text|vision)_bias' holds what are not finite numbers", np.float32(np.nan)),
+    unsaved("the learnables do not belong to BiasTuning", {"vision_bias": BIASES["vision_bias"]}),
+    unsaved("'(text|vision)_bias' has values that are not finite numbers", np.float32(np.nan)),
     unsaved("'(text|vision)_bias' holds int64 and not float32, as method 'bias' has it", np.int64(1)),
     unsaved(r"must be JSON values \(Object of type float32 .*\); convert them", notes={"mine": np.float32(3)}),
     *(

@@ -1,4 +1,4 @@
-"""One file per method, and nothing else: each class names its presets, and a new file joins by itself.
+"""One file per method: each class names its presets, and `tuning.registry` finds new files.
 
-Where a method has an option `recipe`, "common" is the recipe of the project and "authors" that of the method's authors.
+The option `recipe` of a method is "common", the project's recipe, or "authors", that of the method's authors.
 """

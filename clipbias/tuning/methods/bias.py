@@ -27,6 +27,7 @@ class BiasTuning(Method):
     text_tower: bool = True
 
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
+        # Zeros: the first step starts from plain CLIP. One row per layer, since `Adaptation` scans over layers.
         learnables = {}
         if self.vision_tower:
             learnables["vision_bias"] = jnp.zeros((clip.config.vision.layers, clip.config.vision.width))

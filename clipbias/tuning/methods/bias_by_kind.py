@@ -1,4 +1,4 @@
-"""Bias tuning by kind of token: two learnable embeddings per layer instead of one.
+"""Bias tuning by token type: two learnable embeddings per layer instead of one.
 
 Deep prompts add their values to every token that attends to them, weighted by the attention (He et al. 2022, arXiv
 2110.04366). Within a layer this is a bias of the output and nothing else (Petrov et al. 2024, arXiv 2310.19698). Its
@@ -40,6 +40,7 @@ class BiasByKind(BiasTuning):
 
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
         learnables = dict(super().init(rng, clip, class_names))
+        # Row 0 is the pooled token, as `clip.block` adds it. A vision tower with a pooling head has no `[cls]`: 1 row.
         if self.vision_tower and self.vision_by_kind:
             learnables["vision_bias"] = jnp.stack([learnables["vision_bias"]] * clip.config.vision.kinds, axis=1)
         if self.text_tower and self.text_by_kind:

@@ -5,7 +5,7 @@ so a step runs neither tower. The authors' code keeps `_` in class names; here i
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -20,12 +20,13 @@ from clipbias.tuning.features import (
     average_raw_texts,
     class_means,
     class_rows,
+    cross_entropy,
     softmax,
     unit_length,
     unit_passes,
     unit_rows,
 )
-from clipbias.tuning.method import CONSTANTS, FeatureMethod, Learnables, Preset
+from clipbias.tuning.method import CONSTANTS, FeatureMethod, Learnables, Preset, Terms
 from clipbias.tuning.prompts import FrozenTowers
 from clipbias.tuning.recipe import AUTHORS, Recipe, RecipeName
 
@@ -44,10 +45,7 @@ class CLAP(FrozenTowers, FeatureMethod):
       recipe: the "authors'", SGD at 0.1 without decay, 300 epochs in batches of 256; or "common".
     """
 
-    presets = {
-        "clap": Preset("CLAP", order=560),
-        "zs_lp": Preset("ZS-LP", {"penalised": False}, order=561),
-    }
+    presets = {"clap": Preset("CLAP", order=560), "zs_lp": Preset("ZS-LP", {"penalised": False}, order=561)}
     datasets = {"imagenet": {"templates": "imagenet_select_and_dataset"}}
 
     penalised: bool = True
@@ -66,10 +64,10 @@ class CLAP(FrozenTowers, FeatureMethod):
     def logits(self, learnables: Learnables, features: Features) -> jax.Array:
         return features.scale * (unit_length(features.image) @ unit_length(learnables["text_prototypes"]).T)
 
-    def losses(
-        self, learnables: Learnables, features: Features, logits: jax.Array, labels: jax.Array
-    ) -> Mapping[str, jax.Array]:
-        terms = dict(super().losses(learnables, features, logits, labels))
+    def losses(self, learnables: Learnables, features: Features, logits: jax.Array, labels: jax.Array) -> Terms:
+        # `(1/C) Σ_c λ_c ‖w_c - t_c‖²`: a mean over classes, whatever the batch holds. `t_c` is not normalised, as `w_c`
+        # starts there.
+        terms = {"cross_entropy": cross_entropy(logits, labels)}
         if self.penalised:
             difference = learnables["text_prototypes"] - average_raw_texts(features.text)
             terms["penalty"] = (learnables[CONSTANTS]["penalties"] * jnp.square(difference).sum(-1)).mean()
@@ -82,6 +80,8 @@ class CLAP(FrozenTowers, FeatureMethod):
         return Sampling(passes=20, training="pooled")
 
     def support(self, learnables: Learnables, samples: Samples) -> Learnables:
+        # `λ_c` is the mean over passes and over the class's images of the zero-shot probability of that class. A pass
+        # at a time: all twenty at once would hold `[20, N, C]`.
         start = np.asarray(average_raw_texts(jnp.asarray(samples.text)), np.float64)
         images = np.arange(len(samples.labels))
         classifier = unit_rows(start).T
@@ -98,6 +98,7 @@ class CLAP(FrozenTowers, FeatureMethod):
                 f"{type(self).__name__} learned a prototype of each class and cannot be used with other classes alone; "
                 "tune it on them."
             )
+        # A new class starts at its text with a penalty of 0: no training image says how sure CLIP is of it.
         start = np.asarray(average_raw_texts(jnp.asarray(target)))[new]
         penalties = learnables.get(CONSTANTS, {}).get("penalties", np.zeros(source.shape[1], np.float32))
         return self._learnables(class_rows(learnables["text_prototypes"], labels, start), class_rows(penalties, labels))

@@ -49,6 +49,7 @@ class ClipAdapter(FrozenTowers, FeatureMethod):
         }
 
     def logits(self, learnables: Learnables, features: Features) -> jax.Array:
+        # On the raw feature: the authors normalise after the residual sum `r relu(W2 relu(W1 f)) + (1 - r) f`.
         hidden = jax.nn.relu(features.image @ learnables["vision_down"].T)
         adapted = jax.nn.relu(hidden @ learnables["vision_up"].T)  # never negative
         image = self.ratio * adapted + (1 - self.ratio) * features.image

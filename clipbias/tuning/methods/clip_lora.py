@@ -57,9 +57,7 @@ class ClipLora(Method):
     presets = {
         "clip_lora": Preset("CLIP-LoRA", order=630),
         "lora": Preset(
-            "LoRA (all kernels)",
-            {"parts": ALL_PARTS, "dropout": 0.0, "recipe": COMMON, "clip_scale": True},
-            order=631,
+            "LoRA (all kernels)", {"parts": ALL_PARTS, "dropout": 0.0, "recipe": COMMON, "clip_scale": True}, order=631
         ),
     }
     kind = Kind.WEIGHTS
@@ -84,6 +82,7 @@ class ClipLora(Method):
         """
         learnables: dict[str, Learnables] = {}
         constants = {}
+        # Each tower has its own key, so that a run of one tower starts as the same tower in a run of both.
         for tower, key in zip(TOWERS, jax.random.split(rng), strict=True):
             geometry = getattr(clip.config, tower)
             if tower not in self.towers:
@@ -96,6 +95,7 @@ class ClipLora(Method):
                 )
             blocks = range(self.first_block - 1, last)
             pairs = {}
+            # The MLP's keys are folded in apart: methods that tune the attention alone keep their start.
             down_keys = [*jax.random.split(key), *jax.random.split(jax.random.fold_in(key, 1))]
             for name, down_key in zip(PRODUCTS, down_keys, strict=True):
                 if count := len(self._tuned_parts(name)):
@@ -119,7 +119,9 @@ class ClipLora(Method):
             for i, tower in enumerate(changes.values()):
                 for j, pair in enumerate(tower["layers"].values()):
                     layers = pair["down"].shape[0]
-                    number = 2 * i + j if j < len(ATTENTION) else 2 + 2 * i + j  # from 0 to 7
+                    # A number from 0 to 7 for each tower and product: no two draw the same masks, and those of the
+                    # attention do not change where the MLP is tuned too.
+                    number = 2 * i + j if j < len(ATTENTION) else 2 + 2 * i + j
                     pair["key"] = jax.random.split(jax.random.fold_in(rng, number), layers)
                     pair["rate"] = jnp.full(layers, self.dropout)
         return Adaptation(**changes)
@@ -139,6 +141,7 @@ class ClipLora(Method):
 
     def _changes(self, learnables: Learnables) -> Learnables:
         """`down` and `up` for every block and part, zeros where nothing is tuned; `γ` is in `up`."""
+        # `γ = α/√r` as in the authors' code; LoRA's paper has `α/r`. In `up`, where it costs r numbers per output.
         gamma = self.alpha / self.rank**0.5
         blocks = learnables.get(CONSTANTS, {})
         changes: dict[str, Learnables] = {}
@@ -159,6 +162,7 @@ class ClipLora(Method):
         tuned = self._tuned_parts(name)
         if value.shape[0] == depth and len(tuned) == parts:
             return value
+        # Zeros, not a shorter stack: one scan runs over all blocks, and a zero pair adds nothing to its kernel.
         first = self.first_block - 1
         rows = np.arange(first, first + value.shape[0])[:, None]
         return jnp.zeros((depth, parts, *value.shape[2:]), value.dtype).at[rows, np.asarray(tuned)].set(value)

@@ -49,12 +49,15 @@ class CoCoOp(Method):
         }
 
     def adapt(self, learnables: Learnables) -> Adaptation:
+        # The part that no image changes; `adapt_to` gives the context of an image.
         return Adaptation(text_context=learnables["text_context"])
 
     def adapt_to(self, learnables: Learnables, image: jax.Array) -> Adaptation:
+        # float32 products: on GPUs the default (TF32) would give images contexts that depend on the device.
         with jax.default_matmul_precision("highest"):
             hidden = unit_length(image) @ learnables["text_hidden_kernel"] + learnables["text_hidden_bias"]
             shift = jax.nn.relu(hidden) @ learnables["text_output_kernel"] + learnables["text_output_bias"]
+        # One vector for all `T` tokens: broadcast over the context.
         return Adaptation(text_context=learnables["text_context"] + shift)
 
     def text(self, template: str, clip: Clip) -> PromptText:

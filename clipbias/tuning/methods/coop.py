@@ -25,10 +25,7 @@ class CoOp(Method):
       position: where the class name stands: "end", "middle" or "front".
     """
 
-    presets = {
-        "coop": Preset("CoOp", order=100),
-        "coop_16": Preset("CoOp (16 words)", {"tokens": 16}, order=101),
-    }
+    presets = {"coop": Preset("CoOp", order=100), "coop_16": Preset("CoOp (16 words)", {"tokens": 16}, order=101)}
     kind = Kind.PROMPTS
 
     tokens: Tokens = 4
@@ -39,6 +36,7 @@ class CoOp(Method):
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
         if not self.class_specific:
             return {"text_context": initial_context(rng, clip, self.words, self.tokens)}
+        # A key per class, so that random contexts differ between classes. Words give all classes the same start.
         keys = jax.random.split(rng, len(class_names))
         return {"text_context": jnp.stack([initial_context(key, clip, self.words, self.tokens) for key in keys])}
 

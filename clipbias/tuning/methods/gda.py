@@ -26,7 +26,7 @@ from clipbias.tuning.features import (
     class_means,
     class_rows,
     cosines,
-    cross_entropy,
+    mean_cross_entropy,
     shortest,
     text_classifier,
     unit_length,
@@ -91,13 +91,17 @@ class GDA(FrozenTowers, FeatureMethod):
         return Sampling(passes=10, crop=0.5, validation=True)
 
     def support(self, learnables: Learnables, samples: Samples) -> Learnables:
+        # float64 on the host, a pass at a time: a covariance of few rows is near singular, and α decides by accuracies
+        # that one image changes.
         classes = samples.text.shape[1]
         labels = samples.labels
         mean_rows = sum(unit_passes(samples), np.zeros(samples.features.shape[1:])) / len(samples.features)
         means = class_means(mean_rows, labels, classes)
         count = len(samples.features) * np.bincount(labels, minlength=classes)
         by_class = self.covariance == "classes"
-        weights = np.ones(len(labels))  # of each row in the covariance
+        # Weights of rows in the covariance: equal ones, or the unbiased covariance of each class, averaged over
+        # classes.
+        weights = np.ones(len(labels))
         if by_class:
             weights = (1 / (classes * np.maximum(count - 1, 1)))[labels]
         scatter = np.zeros((means.shape[1],) * 2)
@@ -125,7 +129,8 @@ class GDA(FrozenTowers, FeatureMethod):
         best = (0.0, 0.0)
         for candidate in ALPHAS:
             logits = zero_shot + candidate * densities
-            loss = cross_entropy(logits, labels) if samples.few_validation_images else 0.0
+            # Ties are common among few images: there the lower loss decides, else the smallest α.
+            loss = mean_cross_entropy(logits, labels) if samples.few_validation_images else 0.0
             score = accuracy(logits, labels), -loss
             if score[0] > 0 and score > best:
                 alpha = candidate
@@ -148,9 +153,11 @@ class GDA(FrozenTowers, FeatureMethod):
             )
         if new.any():
             means, precision = from_neighbours(np.asarray(constants["rows"], np.float64), text_classifier(target)[new])
-            if not new.all():  # densities of known and new classes compare by one precision alone
+            if not new.all():
+                # Densities of known and new classes are comparable under a shared precision only.
                 precision = np.asarray(constants["precision"], np.float64)
             start["weight"], start["bias"] = gaussian(means, precision)
+            # `gaussian` used a prior of 1 over the new classes; the known ones have `1/C` of training.
             start["bias"] += np.log(len(means) / (len(means) if new.all() else source.shape[1]))
         rows = {name: class_rows(constants[name], labels, start[name]) for name in start}
         return {**learnables, CONSTANTS: {**constants, **rows}}
@@ -166,14 +173,17 @@ def shrunk_precision(scatter: np.ndarray, degrees: int) -> np.ndarray:
     """`d ((n - 1) S + tr(S) I)⁻¹` of `scatter = (n - 1) S [d, d]`; `degrees` is `n - 1`."""
     width = len(scatter)
     ridge = np.trace(scatter) / degrees
-    if not ridge > 0:  # all rows are their class's mean
+    if not ridge > 0:
+        # All rows equal their class's mean: no variance to invert.
         return np.zeros_like(scatter)
+    # Through Cholesky's factor, so that the inverse is symmetric and positive definite.
     inverse = np.linalg.inv(np.linalg.cholesky(scatter + ridge * np.eye(width)))
     return width * inverse.T @ inverse
 
 
 def pseudo_inverse(matrix: np.ndarray) -> np.ndarray:
-    """Of a symmetric matrix that may lack rank: fewer rows than dimensions leave some without any variance."""
+    """Pseudo-inverse of a symmetric matrix."""
+    # Fewer rows than dimensions leave directions without variance. Eigenvalues below this rounding bound count as zero.
     return np.linalg.pinv(matrix, rcond=len(matrix) * np.finfo(np.float64).eps, hermitian=True)
 
 

@@ -48,6 +48,7 @@ class IVLP(Method):
         text = clip.config.text
         vision = clip.config.vision
         context, deep, visual = jax.random.split(rng, 3)
+        # Row 0 of the text prompts is `text_context`: the embedding layer adds positions to it. Deeper rows get none.
         learnables = {}
         if self.text_tokens:
             depth = min(self.text_depth or self.depth or text.layers, text.layers)

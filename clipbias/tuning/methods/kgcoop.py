@@ -1,15 +1,14 @@
 """KgCoOp (Yao et al. 2023, arXiv 2303.13283, Knowledge-guided Context Optimization): CoOp with a frozen teacher."""
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Annotated
 
 import jax
 
 from clipbias.checks import Range
 from clipbias.clip import Clip
-from clipbias.tuning.features import Features, average_texts, unit_length
-from clipbias.tuning.method import Learnables, Preset, PromptText
+from clipbias.tuning.features import Features, average_texts, cross_entropy, unit_length
+from clipbias.tuning.method import Learnables, Preset, PromptText, Terms
 from clipbias.tuning.methods.coop import CoOp
 from clipbias.tuning.recipe import COMMON, Recipe, RecipeName
 
@@ -38,14 +37,13 @@ class KgCoOp(CoOp):
     def teacher_text(self, template: str, clip: Clip) -> PromptText:
         return PromptText((template if self.template is None else self.template,))
 
-    def losses(
-        self, learnables: Learnables, features: Features, logits: jax.Array, labels: jax.Array
-    ) -> Mapping[str, jax.Array]:
+    def losses(self, learnables: Learnables, features: Features, logits: jax.Array, labels: jax.Array) -> Terms:
         assert features.teacher is not None
         student = unit_length(average_texts(features.text))
         teacher = unit_length(average_texts(features.teacher.text))
+        # Over all classes, not those of the batch: classes without an image would drift from the teacher.
         distance = 1 - (student * teacher).sum(-1).mean()
-        return {**super().losses(learnables, features, logits, labels), "distillation": self.weight * distance}
+        return {"cross_entropy": cross_entropy(logits, labels), "distillation": self.weight * distance}
 
     def authors_recipe(self, common: Recipe, shots: int | None) -> Recipe:
         return Recipe(learning_rate=0.002, epochs=100, batch_size=128)

@@ -59,8 +59,10 @@ class LinearProbe(FeatureMethod):
     def support(self, learnables: Learnables, samples: Samples) -> Learnables:
         features = samples.features[0].astype(np.float64)
         labels = samples.labels
-        class_means(features, labels, samples.text.shape[1])  # refuses a class without an image
+        # Called for its error: scikit-learn would drop a class without an image, and shift the labels behind it.
+        class_means(features, labels, samples.text.shape[1])
 
+        # The halvings of the search ask for the same ends again.
         @functools.cache
         def fitted(inverse: float) -> tuple[np.ndarray, np.ndarray]:
             return fit(features, labels, inverse, self.iterations)
@@ -86,12 +88,14 @@ def fit(features: np.ndarray, labels: np.ndarray, inverse: float, iterations: in
     from sklearn.linear_model import LogisticRegression
 
     classes = int(labels.max()) + 1
-    if classes == 1:  # nothing to tell apart
+    if classes == 1:  # scikit-learn refuses a single class
         return np.zeros((1, features.shape[1])), np.zeros(1)
-    # Of two classes scikit-learn fits the difference v of the rows -v/2 and v/2, whose squares sum to ‖v‖²/2.
+    # scikit-learn fits two classes as one vector v with the penalty ½ ‖v‖². The multinomial rows are -v/2 and v/2, with
+    # ½ ‖W‖² = ¼ ‖v‖²: twice the c gives the same minimum.
     model = LogisticRegression(C=2 * inverse if classes == 2 else inverse, max_iter=iterations)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # the authors stop there, too
+        # The authors' code stops at the same number of iterations and ignores the warning.
+        warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit(features, labels)
     weight = model.coef_
     bias = model.intercept_

@@ -91,7 +91,7 @@ class LPPlusPlus(FrozenTowers, FeatureMethod):
             score = best_score
             if validation is not None:
                 score = accuracy(probe.logits(validation_x, validation_similarity), validation[1])
-            if score >= best_score:  # the last of equal steps
+            if score >= best_score:  # the last of equal steps, so that without validation images it is the last step
                 best = probe
                 best_score = score
         return {name: value.astype(np.float32) for name, value in dataclasses.asdict(best).items()}
@@ -115,6 +115,7 @@ def _descend(start: _Probe, x: np.ndarray, labels: np.ndarray, texts: np.ndarray
     count = len(x)
     images = np.arange(count)
     similarity = x @ texts.T  # [N, C]
+    # Rates from Lipschitz bounds of the loss: no learning rate to search.
     rate = 4 * count / np.linalg.eigvalsh(x.T @ x)[-1]
     alpha_rate = count / (4 * np.square(similarity).sum(0).max())
     probe = start
@@ -127,6 +128,7 @@ def _descend(start: _Probe, x: np.ndarray, labels: np.ndarray, texts: np.ndarray
         errors /= count
         velocity = 0.9 * velocity + errors.T @ x
         bias_velocity = 0.9 * bias_velocity + errors.sum(0)
+        # Summed over all steps and never reset, as in the authors' code.
         alpha_gradients = alpha_gradients + (errors * similarity).sum(0)
         alpha = probe.alpha
         if step % STEPS_PER_ALPHA_STEP == 0:

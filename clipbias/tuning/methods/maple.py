@@ -47,12 +47,12 @@ class MaPLe(Method):
     def adapt(self, learnables: Learnables) -> Adaptation:
         context = learnables["text_context"]
         prompts = learnables["text_prompts"]
+        # The map of row 0 also acts on the context before positions are added. float32 products: the gradient of the
+        # text prompts passes through this product.
         text = jnp.concatenate([context[None], prompts])
         vision = jnp.einsum("LTD,LDE->LTE", text, learnables["projection_kernel"], precision="highest")
         return Adaptation(
-            text_context=context,
-            text_prompts=prompts,
-            vision_prompts=vision + learnables["projection_bias"][:, None],
+            text_context=context, text_prompts=prompts, vision_prompts=vision + learnables["projection_bias"][:, None]
         )
 
     def text(self, template: str, clip: Clip) -> PromptText:

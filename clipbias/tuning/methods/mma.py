@@ -65,6 +65,7 @@ class MMA(Method):
         }
 
     def adapt(self, learnables: Learnables) -> Adaptation:
+        # `a` multiplies `up` here, and gradients in `optimizer` are divided by it: folded once, a block pays nothing.
         def adapters(tower: Learnables) -> dict[str, Learnables]:
             up = jax.tree.map(lambda leaf: self.factor * leaf, tower["up"])
             return {"down": tower["down"], "middle": learnables["shared"], "up": up}
@@ -72,6 +73,7 @@ class MMA(Method):
         return Adaptation(text_adapters=adapters(learnables["text"]), vision_adapters=adapters(learnables["vision"]))
 
     def optimizer(self, recipe: Recipe) -> optax.GradientTransformation:
+        # Before the recipe's chain, which adds the weight decay: the decay must not be scaled.
         return optax.chain(optax.scale(1 / self.factor), recipe.transformation())
 
     def authors_recipe(self, common: Recipe, shots: int | None) -> Recipe:

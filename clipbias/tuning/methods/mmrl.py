@@ -1,27 +1,17 @@
 """MMRL (Guo & Gu 2025, arXiv 2503.08497, Multi-Modal Representation Learning for Vision-Language Models)."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from clipbias.checks import Range
 from clipbias.clip import Adaptation, Clip
-from clipbias.tuning.features import COSINE_SCALE, Features, average_texts, class_rows, unit_length
-from clipbias.tuning.method import (
-    CONSTANTS,
-    Kind,
-    Learnables,
-    Method,
-    Options,
-    Preset,
-    PromptText,
-    Tokens,
-)
+from clipbias.tuning.features import COSINE_SCALE, Features, average_texts, class_rows, cross_entropy, unit_length
+from clipbias.tuning.method import CONSTANTS, Kind, Learnables, Method, Options, Preset, PromptText, Terms, Tokens
 from clipbias.tuning.prompts import initial_linear, random_prompts
 from clipbias.tuning.recipe import AUTHORS, MOST, Recipe, RecipeName
 
@@ -69,10 +59,7 @@ class MMRL(Method):
         "mmrl_cross_dataset": Preset("MMRL (cross-dataset)", {"epochs": 1}, order=412, datasets=_BY_DATASET),
     }
     kind = Kind.PROMPTS
-    datasets = {
-        **_BY_DATASET,
-        "imagenet": {"epochs": 5, "batch_size": 32},
-    }
+    datasets = {**_BY_DATASET, "imagenet": {"epochs": 5, "batch_size": 32}}
     scale = COSINE_SCALE
     first_view = True
 
@@ -90,7 +77,7 @@ class MMRL(Method):
         text = clip.config.text
         count = min(self.blocks, vision.layers, text.layers)
         tokens, text_key, vision_key, readout = jax.random.split(rng, 4)
-        # All maps of a tower start as copies of one.
+        # All maps of a tower start as copies of one, as in the authors' code.
         text_kernel, text_bias = initial_linear(text_key, self.space, text.width)
         vision_kernel, vision_bias = initial_linear(vision_key, self.space, vision.width)
         joint = clip.config.projection_width
@@ -110,6 +97,7 @@ class MMRL(Method):
             bias = learnables[f"{tower}_bias"]
             return jnp.einsum("KS,LSD->LKD", learnables["tokens"], kernel, precision="highest") + bias[:, None]
 
+        # Float32 products (`highest`): all blocks share `R`, so rounding here would enter every gradient.
         return Adaptation(
             text_tokens=project_tokens("text"),
             vision_tokens=project_tokens("vision"),
@@ -135,13 +123,12 @@ class MMRL(Method):
         alpha = learnables[CONSTANTS]["alpha"]
         return alpha * image + (1 - alpha) * tokens
 
-    def losses(
-        self, learnables: Learnables, features: Features, logits: jax.Array, labels: jax.Array
-    ) -> Mapping[str, jax.Array]:
+    def losses(self, learnables: Learnables, features: Features, logits: jax.Array, labels: jax.Array) -> Terms:
+        # α weighs the losses of both logits apart, not the loss of their mean: the option counts, not the constant that
+        # `transfer` changes by class.
         teacher = features.teacher
         assert teacher is not None
         image, tokens = self._logits(features)
-        cross_entropy = optax.softmax_cross_entropy_with_integer_labels
         text_products = unit_length(average_texts(features.text)) * unit_length(average_texts(teacher.text))
         image_cosines = (unit_length(features.image) * unit_length(teacher.image)).sum(-1)
         return {
@@ -154,6 +141,8 @@ class MMRL(Method):
     def transfer(
         self, learnables: Learnables, labels: np.ndarray, source: np.ndarray, target: np.ndarray
     ) -> Learnables:
+        # New classes get α = 1: the representation tokens learned nothing of them. One number where all are equal,
+        # since a scalar stays valid for any number of classes.
         alpha = np.broadcast_to(learnables[CONSTANTS]["alpha"], source.shape[1])
         alpha = class_rows(alpha, labels, start=1)
         return {**learnables, CONSTANTS: {"alpha": alpha if (alpha != alpha[0]).any() else alpha[0]}}

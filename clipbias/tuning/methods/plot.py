@@ -16,15 +16,7 @@ from clipbias.checks import Choices
 from clipbias.clip import Adaptation, Clip
 from clipbias.errors import ClipbiasError
 from clipbias.tuning.features import Features, unit_length
-from clipbias.tuning.method import (
-    CONSTANTS,
-    Kind,
-    Learnables,
-    Method,
-    Preset,
-    PromptText,
-    Tokens,
-)
+from clipbias.tuning.method import CONSTANTS, Kind, Learnables, Method, Preset, PromptText, Tokens
 from clipbias.tuning.prompts import ContextSets, random_prompts, word_ids
 from clipbias.tuning.recipe import COMMON, Recipe, RecipeName
 
@@ -40,6 +32,7 @@ def transport_logits(features: Features, image: jax.Array, *, pooled: bool) -> j
     class, with equal weights, the cost `1 - S` and entropy 0.1, from Sinkhorn's iteration. It has no gradient. If
     `pooled`, the cosine of the image's feature and the mean of the raw text features is added.
     """
+    # The plan is a constant of the gradient, as in the authors' code: no gradient passes through the iterations.
     similarity = jnp.einsum("bmd,pcd->bcmp", unit_length(image), unit_length(features.text))
     kernel = jnp.exp(-(1 - jax.lax.stop_gradient(similarity)) / ENTROPY)
     logits = features.scale * (sinkhorn(kernel, features.mask) * similarity).sum((-2, -1))
@@ -56,14 +49,17 @@ def sinkhorn(kernel: jax.Array, mask: jax.Array | None) -> jax.Array:
     the number of iterations depends on the other images of the batch, as in the code of PLOT's authors.
     """
     batch, classes, m, prompts = kernel.shape
+    # Rows that only fill the batch must not decide when the iterations of the images end.
     weights = jnp.ones(batch) if mask is None else mask.astype(kernel.dtype)
     total = jnp.maximum(weights.sum(), 1) * classes * m
 
     def unfinished(state: tuple[jax.Array, ...]) -> jax.Array:
         _, _, iteration, change = state
+        # `~(<)`, not `>=`: the iterations continue while the change is NaN, as the authors' `if err < thresh: break`.
         return (iteration < MAX_ITERATIONS) & ~(change < TOLERANCE)
 
     def iterate(state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        # Rows before columns, from `r = c = 1`: the plan's column sums are exact, its row sums within the tolerance.
         before, columns, iteration, _ = state
         rows = 1 / m / jnp.einsum("bcmp,bcp->bcm", kernel, columns)
         columns = 1 / prompts / jnp.einsum("bcmp,bcm->bcp", kernel, rows)
@@ -119,12 +115,7 @@ JOINT = "joint"
 # The authors' phrases for each dataset.
 PHRASES = {
     "imagenet": ("a photo of a", "this is a photo", "this is a", "one picture of a"),
-    "dtd": (
-        "a photo of a texture",
-        "this is a photo texture",
-        "this is a picture texture",
-        "one picture of a texture",
-    ),
+    "dtd": ("a photo of a texture", "this is a photo texture", "this is a picture texture", "one picture of a texture"),
     "eurosat": (
         "a centered satellite photo of",
         "a centered satellite picture of",
@@ -194,6 +185,7 @@ class PLOTPlusPlus(Method):
         prompts = random_prompts(rng, len(self.phrases), 1, self.vision_tokens, clip.config.vision.width)
         if self.stage == JOINT:
             return {"vision_prompts": prompts, **context}
+        # In the first stage contexts are constants: stored beside the prompts, and no step changes them.
         return {"vision_prompts": prompts, CONSTANTS: context}
 
     @property

@@ -4,18 +4,16 @@ The authors' code is not available. Where the paper gives no detail, this follow
 """
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Annotated
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from clipbias.checks import Range
 from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError
-from clipbias.tuning.features import Features, unit_length
-from clipbias.tuning.method import Learnables, Preset, PromptText
+from clipbias.tuning.features import Features, cross_entropy, unit_length
+from clipbias.tuning.method import Learnables, Preset, PromptText, Terms
 from clipbias.tuning.prompts import ContextSets
 from clipbias.tuning.recipe import COMMON, Recipe, RecipeName
 
@@ -66,6 +64,8 @@ class ProDA(ContextSets):
         return dataclasses.replace(super().text(template, clip), position=position)
 
     def templates_in_training(self, rng: jax.Array, step: jax.Array) -> jax.Array:
+        # Every context has one turn in a cycle. The order comes from the run's key and the cycle alone, so that a run
+        # that continues from a checkpoint draws the same.
         cycle, turn = jnp.divmod(step, self.sets // self.sets_per_step)
         order = jax.random.permutation(jax.random.fold_in(rng, cycle), self.sets)
         return jax.lax.dynamic_slice(order, (turn * self.sets_per_step,), (self.sets_per_step,))
@@ -73,31 +73,25 @@ class ProDA(ContextSets):
     def logits(self, learnables: Learnables, features: Features) -> jax.Array:
         return features.scale * (unit_length(features.image) @ unit_length(features.text).mean(0).T)
 
-    def losses(
-        self, learnables: Learnables, features: Features, logits: jax.Array, labels: jax.Array
-    ) -> Mapping[str, jax.Array]:
+    def losses(self, learnables: Learnables, features: Features, logits: jax.Array, labels: jax.Array) -> Terms:
         assert features.templates is not None
+        # The mean and the variance are over the `Q` contexts of this step, not over all `P`.
         text = unit_length(features.text)
         variance = _weighted_variance(jnp.square(unit_length(features.image)), text - text.mean(0), labels)
         margin = features.scale**2 / 2 * variance
         contexts = unit_length(features.templates)
         different = 1 - jnp.eye(len(contexts))
         overlap = (different * jnp.abs(contexts @ contexts.T)).sum() / max(1, len(contexts) * (len(contexts) - 1))
-        return {
-            "bound": optax.softmax_cross_entropy_with_integer_labels(logits + margin, labels),
-            "orthogonality": self.weight * overlap,
-        }
+        return {"bound": cross_entropy(logits + margin, labels), "orthogonality": self.weight * overlap}
 
     def authors_recipe(self, common: Recipe, shots: int | None) -> Recipe:
         return Recipe(learning_rate=0.001, epochs=100, batch_size=4)
 
 
 def _weighted_variance(squares: jax.Array, centred: jax.Array, labels: jax.Array) -> jax.Array:
-    """`Σ_k unit(f_b)_k² v_k(y_b, c)`, `[B, C]`, from the squares `[B, d]` and the centred text features `[Q, C, d]`.
-
-    The square in `v` is expanded: `[B, Q, C, d]` would be large, and a loop over images would make devices communicate
-    for each image. Products are exact, because the three terms may nearly cancel.
-    """
+    """`Σ_k unit(f_b)_k² v_k(y_b, c)`, `[B, C]`, from the squares `[B, d]` and the centred text features `[Q, C, d]`."""
+    # The square in `v` is expanded to three products: `[B, Q, C, d]` would be large, and a loop over images would make
+    # devices communicate for each image. Products are float32, because the three terms may nearly cancel.
     labelled = centred[:, labels]  # [Q, B, d]
     weighted = squares * labelled
     both = jnp.einsum("qbd,qcd->bc", weighted, centred, precision="highest")

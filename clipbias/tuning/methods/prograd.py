@@ -11,8 +11,8 @@ from clipbias.checks import Range
 from clipbias.clip import Adaptation, Clip
 from clipbias.constants import WORDS
 from clipbias.errors import ClipbiasError
-from clipbias.tuning.features import Features, average_texts, unit_length
-from clipbias.tuning.method import Kind, Learnables, Method, Options, Preset, PromptText, Tokens
+from clipbias.tuning.features import Features, average_texts, cross_entropy, unit_length
+from clipbias.tuning.method import Kind, Learnables, Method, Options, Preset, PromptText, Terms, Tokens
 from clipbias.tuning.prompts import word_ids
 from clipbias.tuning.recipe import COMMON, Recipe, RecipeName
 
@@ -76,6 +76,7 @@ class ProGrad(Method):
             )
 
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
+        # Words fill the last rows, next to the class name; the rows before them are zeros, as in the authors' code.
         count = self._count(clip)
         context = jnp.zeros((self.tokens, clip.config.text.width))
         if count:
@@ -93,24 +94,24 @@ class ProGrad(Method):
     def teacher_text(self, template: str, clip: Clip) -> PromptText:
         return PromptText((template if self.template is None else self.template,))
 
-    def losses(
-        self, learnables: Learnables, features: Features, logits: jax.Array, labels: jax.Array
-    ) -> Mapping[str, jax.Array]:
+    def losses(self, learnables: Learnables, features: Features, logits: jax.Array, labels: jax.Array) -> Terms:
         assert features.teacher is not None
         teacher = features.teacher
         temperature = self.temperature
         zero_shot = teacher.scale * (unit_length(teacher.image) @ unit_length(average_texts(teacher.text)).T)
+        # The cross-entropy with softened targets, without the targets' entropy: that has no gradient.
         products = jax.nn.softmax(zero_shot / temperature) * jax.nn.log_softmax(logits / temperature)
-        return {**super().losses(learnables, features, logits, labels), "kl": -(temperature**2) * products.sum(-1)}
+        return {"cross_entropy": cross_entropy(logits, labels), "kl": -(temperature**2) * products.sum(-1)}
 
     def combine(self, gradients: Mapping[str, Learnables]) -> Learnables:
         strength = 1.0 if self.strength is None else self.strength
 
         def project(gradient: jax.Array, teacher: jax.Array) -> jax.Array:
-            # The squares of small numbers would vanish, so the direction is scaled first.
+            # The direction is divided by its largest number first: squares of small numbers would be 0 in float32.
             largest = jnp.abs(teacher).max()
             direction = teacher / jnp.where(largest > 0, largest, 1)
             squares = jnp.square(direction).sum()
+            # `min(a · b̂, 0)`: 0 leaves the gradient as it is, and no branch splits the runs of a `vmap`.
             opposed = jnp.minimum((gradient * direction).sum(), 0) / jnp.where(squares > 0, squares, 1)
             return gradient - strength * opposed * direction
 

@@ -5,7 +5,7 @@ runs neither tower. The tuned projection is a weight of a plain CLIP.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated
 
 import jax
@@ -13,8 +13,8 @@ import jax.numpy as jnp
 
 from clipbias.checks import Range
 from clipbias.clip import Adaptation, Clip
-from clipbias.tuning.features import COSINE_SCALE, Features, Samples, Sampling
-from clipbias.tuning.method import CONSTANTS, FeatureMethod, Kind, Learnables, Preset, PromptText
+from clipbias.tuning.features import COSINE_SCALE, Features, Samples, Sampling, cross_entropy
+from clipbias.tuning.method import CONSTANTS, FeatureMethod, Kind, Learnables, Preset, PromptText, Terms
 from clipbias.tuning.prompts import choose_templates
 from clipbias.tuning.recipe import AUTHORS, MOST, Recipe, RecipeName
 
@@ -47,6 +47,7 @@ class ProLip(FeatureMethod):
 
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
         shape = (clip.config.vision.width, clip.config.projection_width)
+        # The change is learned, not the projection, so that weight decay pulls towards the frozen weights.
         return {CHANGE: jnp.zeros(shape), CONSTANTS: {"strength": jnp.zeros(())}}
 
     def adapt(self, learnables: Learnables) -> Adaptation:
@@ -59,14 +60,14 @@ class ProLip(FeatureMethod):
         return Sampling(passes=self.passes, crop=0.5, training="again", projected=False)
 
     def support(self, learnables: Learnables, samples: Samples) -> Learnables:
+        # A constant of the run: the shots are known only once the images are.
         strength = 1 / samples.shots if self.strength is None else self.strength
         return {**learnables, CONSTANTS: {"strength": jnp.float32(strength)}}
 
-    def losses(
-        self, learnables: Learnables, features: Features, logits: jax.Array, labels: jax.Array
-    ) -> Mapping[str, jax.Array]:
+    def losses(self, learnables: Learnables, features: Features, logits: jax.Array, labels: jax.Array) -> Terms:
+        # A sum, not a mean: the authors' `λ = 1/K` belongs to the sum over all entries.
         penalty = learnables[CONSTANTS]["strength"] * jnp.square(learnables[CHANGE]).sum()
-        return {**super().losses(learnables, features, logits, labels), "penalty": penalty}
+        return {"cross_entropy": cross_entropy(logits, labels), "penalty": penalty}
 
     def authors_recipe(self, common: Recipe, shots: int | None) -> Recipe:
         return dataclasses.replace(

@@ -1,7 +1,6 @@
 """PromptSRC (Khattak et al. 2023, arXiv 2307.06948)."""
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Annotated
 
 import jax
@@ -10,8 +9,8 @@ import numpy as np
 
 from clipbias.checks import Range
 from clipbias.clip import Clip
-from clipbias.tuning.features import Features, average_raw_texts, average_texts, unit_length
-from clipbias.tuning.method import Layers, Learnables, Preset, PromptText
+from clipbias.tuning.features import Features, average_raw_texts, average_texts, cross_entropy, unit_length
+from clipbias.tuning.method import Layers, Learnables, Preset, PromptText, Terms
 from clipbias.tuning.methods.ivlp import IVLP
 from clipbias.tuning.prompts import choose_templates
 from clipbias.tuning.recipe import COMMON, MOST, Recipe, RecipeName
@@ -74,9 +73,8 @@ class PromptSRC(IVLP):
     def teacher_text(self, template: str, clip: Clip) -> PromptText:
         return PromptText(choose_templates(self.templates, template))
 
-    def losses(
-        self, learnables: Learnables, features: Features, logits: jax.Array, labels: jax.Array
-    ) -> Mapping[str, jax.Array]:
+    def losses(self, learnables: Learnables, features: Features, logits: jax.Array, labels: jax.Array) -> Terms:
+        # The student's texts are averaged as unit vectors, the teacher's as raw ones: the authors' order of operations.
         teacher = features.teacher
         assert teacher is not None
         text = unit_length(average_texts(features.text))
@@ -85,13 +83,15 @@ class PromptSRC(IVLP):
         teacher_image = unit_length(teacher.image)
         log_teacher = jax.nn.log_softmax(teacher.scale * (teacher_image @ teacher_text.T))
         return {
-            **super().losses(learnables, features, logits, labels),
+            "cross_entropy": cross_entropy(logits, labels),
             "text": self.text_weight * jnp.abs(text - teacher_text).mean(),
             "image": self.image_weight * jnp.abs(image - teacher_image).mean(-1),
+            # KL(p̄ ‖ p) as a mean over images and classes, as the authors' `reduction="sum" / logits.numel()`.
             "kl": (jnp.exp(log_teacher) * (log_teacher - jax.nn.log_softmax(logits))).mean(-1),
         }
 
     def average(self, epochs: int) -> np.ndarray:
+        # Minus the largest exponent: a narrow Gaussian far from all epochs would be 0/0.
         exponents = -((np.arange(1, epochs + 1) / epochs - self.mean) ** 2) / (2 * self.deviation**2)
         weights = np.exp(exponents - exponents.max())
         return weights / weights.sum()

@@ -1,7 +1,7 @@
 """TCP (Yao et al. 2024, arXiv 2311.18231, TCP: Textual-based Class-aware Prompt tuning)."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated
 
 import jax
@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from clipbias.checks import Range
 from clipbias.clip import Adaptation, Clip
 from clipbias.clip.layers import activate
-from clipbias.tuning.features import Features, average_texts, unit_length
-from clipbias.tuning.method import CONSTANTS, Kind, Learnables, Method, Preset, PromptText, Tokens
+from clipbias.tuning.features import Features, average_texts, cross_entropy, unit_length
+from clipbias.tuning.method import CONSTANTS, Kind, Learnables, Method, Preset, PromptText, Terms, Tokens
 from clipbias.tuning.prompts import initial_linear, random_prompts
 from clipbias.tuning.recipe import COMMON, Recipe, RecipeName
 
@@ -74,12 +74,11 @@ class TCP(Method):
             kernel = learnables[f"text_{name}_kernel"]
             return jnp.matmul(x, kernel, precision="highest") + learnables[f"text_{name}_bias"]
 
+        # `g⁰` is a constant of the run: `read_classes` stores it, so that a step does not encode the teacher's texts.
         hidden = activate(dense(learnables[CONSTANTS]["classes"], "hidden"), "quick_gelu")
         prompts = dense(hidden, "output")
         return Adaptation(
-            text_context=context,
-            text_class_prompts=prompts.reshape(-1, *context.shape),
-            text_class_block=self.block,
+            text_context=context, text_class_prompts=prompts.reshape(-1, *context.shape), text_class_block=self.block
         )
 
     def text(self, template: str, clip: Clip) -> PromptText:
@@ -93,13 +92,12 @@ class TCP(Method):
         constants = learnables[CONSTANTS] | {"classes": unit_length(average_texts(text))}
         return {**learnables, CONSTANTS: constants}
 
-    def losses(
-        self, learnables: Learnables, features: Features, logits: jax.Array, labels: jax.Array
-    ) -> Mapping[str, jax.Array]:
+    def losses(self, learnables: Learnables, features: Features, logits: jax.Array, labels: jax.Array) -> Terms:
         text = unit_length(average_texts(features.text))
         distance = 1 - (text * learnables[CONSTANTS]["classes"]).sum(-1).mean()
-        return {**super().losses(learnables, features, logits, labels), "distillation": self.weight * distance}
+        return {"cross_entropy": cross_entropy(logits, labels), "distillation": self.weight * distance}
 
     def authors_recipe(self, common: Recipe, shots: int | None) -> Recipe:
+        # The epsilon of the authors' code, 10^5 times the usual one.
         recipe = Recipe(learning_rate=0.002, epochs=50, batch_size=32)
         return dataclasses.replace(recipe, optimizer="adam", epsilon=1e-3)

@@ -25,7 +25,7 @@ from clipbias.tuning.features import (
     Samples,
     Sampling,
     cosines,
-    cross_entropy,
+    mean_cross_entropy,
     shortest,
     text_classifier,
     unit_length,
@@ -103,6 +103,7 @@ class TipAdapter(FrozenTowers, FeatureMethod):
 
     def logits(self, learnables: Learnables, features: Features) -> jax.Array:
         constants = learnables[CONSTANTS]
+        # A label outside the classes has a row of zeros: its key votes for no class.
         values = jax.nn.one_hot(constants["labels"], features.text.shape[1])
         distances = 1 - unit_length(features.image) @ self._keys(learnables).T
         cached = jnp.exp(-constants["beta"] * distances) @ values
@@ -112,6 +113,8 @@ class TipAdapter(FrozenTowers, FeatureMethod):
         return Sampling(passes=10, crop=0.5, validation=True)
 
     def support(self, learnables: Learnables, samples: Samples) -> Learnables:
+        # The mean of raw features, then normalised: the authors' order. Means of unit vectors would weigh augmentations
+        # equally.
         keys = unit_rows(samples.features.mean(0, dtype=np.float64))
         alpha, beta = self._search(keys, samples.labels, samples)
         return self._learnables(keys.astype(np.float32), samples.labels, alpha, beta)
@@ -128,6 +131,7 @@ class TipAdapter(FrozenTowers, FeatureMethod):
         betas = LOWEST + np.arange(BETAS) * (self.beta_max - LOWEST) / BETAS
         cache = Cache(keys, labels, self.scale * text_classifier(samples.text))
         correct = count_correct(cache, *validation, alphas, betas)
+        # The authors' search starts from an accuracy of 0 and keeps what is greater: none keeps the initial values.
         if not correct.any():
             return self.alpha, self.beta
         best_beta, best_alpha = np.unravel_index(correct.argmax(), correct.shape)
@@ -144,6 +148,7 @@ class TipAdapter(FrozenTowers, FeatureMethod):
         self, learnables: Learnables, labels: np.ndarray, source: np.ndarray, target: np.ndarray
     ) -> Learnables:
         constants = learnables[CONSTANTS]
+        # Keys are found by label, not by position: a class that is left out takes its keys with it.
         entries, places = np.nonzero(np.asarray(constants["labels"])[:, None] == labels)
         keys = np.asarray(self._keys(learnables))[entries]
         return self._learnables(keys, places, constants["alpha"], constants["beta"])
@@ -163,10 +168,7 @@ class TipAdapterF(TipAdapter):
     presets = {"tip_adapter_f": Preset("Tip-Adapter-F", order=530)}
     kind = Kind.HEAD
     trains = True
-    datasets = {
-        **DATASETS,
-        "eurosat": {**DATASETS["eurosat"], "epochs": 100},
-    }
+    datasets = {**DATASETS, "eurosat": {**DATASETS["eurosat"], "epochs": 100}}
 
     epochs: Annotated[int, Range(1, MOST)] = 20
     recipe: RecipeName = AUTHORS
@@ -178,6 +180,7 @@ class TipAdapterF(TipAdapter):
         return learnables["keys"]
 
     def support(self, learnables: Learnables, samples: Samples) -> Learnables:
+        # Without a search: it belongs behind the training of the keys, in `finish`.
         keys = unit_rows(samples.features.mean(0, dtype=np.float64)).astype(np.float32)
         return self._learnables(keys, samples.labels, self.alpha, self.beta)
 
@@ -229,12 +232,13 @@ def pair_losses(
     distances = 1 - x @ np.asarray(cache.keys, np.float64).T
     values = np.eye(zero_shot.shape[1])[cache.labels]
     losses = []
+    # Pairs come ordered by β, and the exponentials of a β serve all its α.
     latest = None
     for alpha, beta in pairs:
         if beta != latest:
             cached = np.exp(-beta * distances) @ values
             latest = beta
-        losses.append(cross_entropy(zero_shot + alpha * cached, labels))
+        losses.append(mean_cross_entropy(zero_shot + alpha * cached, labels))
     return losses
 
 
@@ -248,7 +252,9 @@ def count_correct(
       features, labels: `[n, d]` and `[n]`, of the images.
       alphas, betas: the values to compare; the betas are evenly spaced.
     """
-    order = np.argsort(cache.labels, kind="stable")  # keys of a class are neighbours, to be summed
+    # Keys of a class are neighbours, so that `reduceat` sums the affinities of a class without a product with one-hot
+    # labels.
+    order = np.argsort(cache.labels, kind="stable")
     present, starts = np.unique(cache.labels[order], return_index=True)
     keys = np.asarray(cache.keys, np.float64)[order]
     rows = max(1, CHUNK // len(keys))
@@ -259,7 +265,7 @@ def count_correct(
         zero_shot = x @ cache.classifier.T
         distances = 1 - x @ keys.T
         affinities = np.exp(-betas[0] * distances)
-        # A product replaces the exponential from one β to the next.
+        # `exp(-(β + δ) d) = exp(-β d) exp(-δ d)`: a product replaces the exponential from one β to the next.
         step = np.exp(-(betas[1] - betas[0]) * distances)
         cached = np.zeros_like(zero_shot)
         logits = np.empty_like(zero_shot)

@@ -66,6 +66,7 @@ class TPT(CoOp, TestTimeMethod):
             updates, state = optimizer.update(gradients, state, tuned)
             return optax.apply_updates(tuned, updates), state, views
 
+        # The first step selects the views; the loop of the others has them in its state. One step needs no loop.
         first = step(learnables, optimizer.init(learnables), None)
         if self.steps == 1:
             return first[0]
@@ -80,6 +81,7 @@ class TPT(CoOp, TestTimeMethod):
             count = max(1, int(self.share * len(log_probabilities)))
             negative_entropy = (jnp.exp(log_probabilities) * log_probabilities).sum(-1)
             _, views = jax.lax.top_k(jax.lax.stop_gradient(negative_entropy), count)
+        # `log p̄` in log space: a probability that underflows to 0 would give `0 · log 0`.
         mean = jax.nn.logsumexp(log_probabilities[views], axis=0) - jnp.log(len(views))
         return -(jnp.exp(mean) * mean).sum(), views
 

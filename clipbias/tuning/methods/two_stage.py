@@ -55,6 +55,7 @@ class TwoStage(WeightTuning):
         return Adaptation(**_without_classes(learnables))
 
     def logits(self, learnables: Learnables, features: Features) -> jax.Array:
+        # A row of zeros marks a class that training did not see; `where` takes its text feature.
         classes = learnables["classes"]
         trained = (classes != 0).any(-1, keepdims=True)
         return _cosines(features, jnp.where(trained, classes, average_texts(features.text)))
@@ -62,6 +63,7 @@ class TwoStage(WeightTuning):
     def stages(self, recipe: Recipe) -> Sequence[tuple[Method, Recipe]]:
         total = recipe.steps or recipe.epochs
         assert total is not None, "the recipe has its epochs by now"
+        # At least one step in each stage, where there are two.
         first = min(max(int(self.share * total), 1), max(total - 1, 1))
         second = max(total - first, 1)
         if recipe.steps:
@@ -71,6 +73,7 @@ class TwoStage(WeightTuning):
         return (self.first, recipes[0]), (SecondStage(self.first), recipes[1])
 
     def next_stage(self, stage: int, learnables: Learnables, text: np.ndarray | None) -> Learnables:
+        # The weights of the first stage are constants of the second: stored with the classes, and changed by no step.
         if stage == 0:
             return _without_classes(learnables)
         if stage == 1:

@@ -5,14 +5,12 @@ The training images are those of the whole dataset that plain CLIP is surest of;
 """
 
 import dataclasses
-from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from clipbias.tuning.features import Features, unit_length
-from clipbias.tuning.method import Learnables, Preset
+from clipbias.tuning.features import Features, cross_entropy, unit_length
+from clipbias.tuning.method import Learnables, Preset, Terms
 from clipbias.tuning.prompts import ContextSets, Sets
 from clipbias.tuning.recipe import COMMON, Recipe, RecipeName
 
@@ -37,15 +35,16 @@ class UPL(ContextSets):
     recipe: RecipeName = COMMON
 
     def logits(self, learnables: Learnables, features: Features) -> jax.Array:
+        # The mean of the contexts' logits is the logit of their mean unit feature, which is not normalised again.
         return features.scale * (unit_length(features.image) @ unit_length(features.text).mean(0).T)
 
-    def losses(
-        self, learnables: Learnables, features: Features, logits: jax.Array, labels: jax.Array
-    ) -> Mapping[str, jax.Array]:
+    def losses(self, learnables: Learnables, features: Features, logits: jax.Array, labels: jax.Array) -> Terms:
         image = unit_length(features.image)
         text = unit_length(features.text)
+        # Not the given logits, their mean: each context has a cross-entropy of its own, and the sum keeps them
+        # independent.
         logits = features.scale * jnp.einsum("bd,scd->sbc", image, text)
-        return {"cross_entropy": optax.softmax_cross_entropy_with_integer_labels(logits, labels[None]).sum(0)}
+        return {"cross_entropy": cross_entropy(logits, labels[None]).sum(0)}
 
     def authors_recipe(self, common: Recipe, shots: int | None) -> Recipe:
         return Recipe(learning_rate=0.002, epochs=50, batch_size=32)

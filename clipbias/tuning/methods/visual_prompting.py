@@ -42,6 +42,7 @@ class VisualPrompting(Method):
 
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
         side = clip.config.vision.image_size
+        # The authors' 30 of 224 pixels, as a share; at least a pixel of the image stays inside the frame.
         width = max(1, min(round(self.width * side / SIDE), (side - 1) // 2))
         horizontal = (width, side, 3)
         vertical = (side - 2 * width, width, 3)

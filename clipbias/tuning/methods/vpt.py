@@ -19,16 +19,14 @@ class VPT(Method):
       depth: number of layers with prompts, at most the tower's; 1 for the shallow variant, `None` for all layers.
     """
 
-    presets = {
-        "vpt": Preset("VPT", order=200),
-        "vpt_shallow": Preset("VPT (shallow)", {"depth": 1}, order=201),
-    }
+    presets = {"vpt": Preset("VPT", order=200), "vpt_shallow": Preset("VPT (shallow)", {"depth": 1}, order=201)}
     kind = Kind.PROMPTS
 
     tokens: Tokens = 4
     depth: Depth = None
 
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
+        # Row `l` replaces the prompts at the input of layer `l`; layers behind the last row keep their outputs.
         vision = clip.config.vision
         depth = min(self.depth or vision.layers, vision.layers)
         return {"vision_prompts": random_prompts(rng, depth, self.tokens, vision.width)}

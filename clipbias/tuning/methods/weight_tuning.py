@@ -57,6 +57,7 @@ class WeightTuning(Method):
         return Adaptation(**learnables)
 
     def decayed_weights(self, learnables: Learnables, params: Params) -> Learnables:
+        # Learnables are changes, from zero. AdamW on whole weights pulls these to zero, so the decay sees `W + Δ`.
         if self.decay == CHANGES:
             return learnables
         return {name: _added(change, params[name.removesuffix("_weights")]) for name, change in learnables.items()}
@@ -119,6 +120,7 @@ def no_changes(clip: Clip, parts: set[str], leaves: Sequence[str], towers: Seque
     changes: dict[str, Learnables] = {}
     for tower in towers:
         geometry = getattr(clip.config, tower)
+        # Biases of queries, keys and values are stored as one array, `[3 D]`.
         widths = {QKV: 3 * geometry.width, "fc1": geometry.mlp_width}
         tree: dict[str, Any] = {}
         for part in sorted(parts):
