@@ -182,7 +182,7 @@ CASES: list[Case] = [
     ("texts is None; give a list of texts", lambda place: place.clip.encode_texts(None)),
     (f"{NO_TYPE} auto, float32,", lambda place: place.clip.encode_texts(["x"], dtype="float16")),
     pure(f"{NO_TYPE} auto, {', '.join(DTYPES)}", resolve, "float16"),
-    pure("dtype is 'tensorfloat32', which only a .* choose 'auto'", resolve, "tensorfloat32", "tpu"),
+    pure("dtype 'tensorfloat32', needs a .* choose 'auto'", resolve, "tensorfloat32", "tpu"),
     # Changes of a model.
     *(bias("vision", *shape) for shape in ((3, 3, 24), (3, 23), (2, 2, 24), (1, 3, 24))),
     *(bias("text", *shape) for shape in ((3, 3, 16), (3, 15), (2, 2, 16), (1, 3, 16))),

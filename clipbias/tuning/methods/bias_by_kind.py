@@ -41,7 +41,7 @@ class BiasByKind(BiasTuning):
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
         learnables = dict(super().init(rng, clip, class_names))
         if self.vision_tower and self.vision_by_kind:
-            learnables["vision_bias"] = jnp.stack([learnables["vision_bias"]] * clip.config.vision.kinds, axis=1)
+            learnables["vision_bias"] = jnp.stack([learnables["vision_bias"]] * clip.config.vision.token_types, axis=1)
         if self.text_tower and self.text_by_kind:
             learnables["text_bias"] = jnp.stack([learnables["text_bias"]] * 2, axis=1)
         return learnables
