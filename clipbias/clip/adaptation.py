@@ -93,6 +93,7 @@ class Adaptation:
     def only_changes_weights(self) -> bool:
         """Whether the adaptation folds into the weights of a plain CLIP."""
         fields = [field.name for field in dataclasses.fields(self) if field.metadata.get("pytree_node", True)]
+        # `text_class_block` is a static field and always set, so it is no part.
         parts = {name for name in fields if getattr(self, name) is not None}
         # A bias that all tokens share is the bias of the MLP's second layer.
         foldable = {"text_bias", "vision_bias", "text_weights", "vision_weights"}
@@ -134,6 +135,7 @@ def check_bias(
         raise ClipbiasError(
             f"{name} has shape {bias.shape}; expected {vector}, {by_type} by token type or {by_token} by token."
         )
+    # A single type is one vector for all tokens, which costs no choice in the block.
     return bias[:, 0] if bias.shape == by_type and token_types == 1 else bias
 
 
@@ -145,6 +147,7 @@ def check_inserted(adaptation: Adaptation, name: str, config: ClipConfig) -> jax
     bias = getattr(adaptation, f"{name}_bias")
     if tokens is None:
         return None
+    # Blocks are counted in the shallower tower, so that both towers insert at the same numbers (MMRL, MMA).
     if tokens.ndim != 3 or not 1 <= tokens.shape[0] <= most or tokens.shape[-1] != width:
         raise ClipbiasError(
             f"{name}_tokens have shape {tokens.shape}; expected [n, tokens, {width}] with n from 1 to {most}."
@@ -168,6 +171,7 @@ def check_adapters(adapters: Weights | None, config: ClipConfig, name: str) -> W
     most = config.common_blocks
     count = np.shape(adapters["down"]["kernel"])[0]
     inputs = width
+    # Each layer's inputs are the outputs of the layer before; the last one must return to the tower's width.
     for part in [part for part in ("down", "middle", "up") if part != "middle" or part in adapters]:
         kernel = np.shape(adapters[part]["kernel"])
         bias = np.shape(adapters[part]["bias"])
@@ -193,6 +197,7 @@ def check_text_parts(adaptation: Adaptation, config: ClipConfig, texts: int, tok
     check_prompts(adaptation.text_prompts, geometry, "text_prompts", extra=1)
     check_bias(adaptation.text_bias, geometry, "text_bias", geometry.context_length)
     check_adapters(adaptation.text_adapters, config, "text")
+    # Checked before tracing: a gather of position embeddings beyond the last would repeat it silently.
     if tokens > geometry.context_length:
         raise ClipbiasError(f"the texts have {tokens} tokens; this model reads at most {geometry.context_length}.")
     prompts = adaptation.text_class_prompts
@@ -202,6 +207,8 @@ def check_text_parts(adaptation: Adaptation, config: ClipConfig, texts: int, tok
             raise ClipbiasError(
                 f"text_class_prompts have shape {prompts.shape}; expected [{texts}, T, {geometry.width}]."
             )
+        # At block 0 the context replaces embeddings, and a block has room for one set of prompts
+        # (`LayerInput.prompts`).
         if block < 1 or adaptation.text_prompts is not None:
             raise ClipbiasError(
                 f"text_class_prompts act at block {block}; they need a block from 1 on, in a tower of at least two "
@@ -213,5 +220,6 @@ def check_text_parts(adaptation: Adaptation, config: ClipConfig, texts: int, tok
         raise ClipbiasError(
             f"text_context has shape {context.shape}; expected [T, {geometry.width}] or [C, T, {geometry.width}]."
         )
+    # Texts are grouped by context with an integer division (`put_context`), which a remainder would shift.
     if context.ndim == 3 and texts % context.shape[0]:
         raise ClipbiasError(f"text_context holds {context.shape[0]} contexts; {texts} texts cannot share them evenly.")

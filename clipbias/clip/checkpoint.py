@@ -116,6 +116,7 @@ def find(source: str | os.PathLike) -> ModelLocation:
         if configuration is not None:
             describe(folder / configuration)
         hub.download(name, weights, folder.name)
+    # The index is a small file; its shards are known only now.
     if weights.endswith(".index.json"):
         for shard in shard_names(folder / weights):
             hub.download(name, shard, folder.name)
@@ -221,6 +222,7 @@ def open_weights(path: Path) -> Iterator[Weights]:
     first = path
     folder = path.parent
     configuration = None
+    # A folder may hold several formats; a file was chosen by the user.
     if path.is_dir():
         weights, description = choose(path)
         first = path / weights
@@ -243,6 +245,7 @@ def open_weights(path: Path) -> Iterator[Weights]:
         table = table_of(tensors, where=str(path))
         # Only OpenAI's files have these buffers, and all of OpenAI's models have QuickGELU.
         activation = "quick_gelu" if tensors.keys() >= tables.OPENAI_BUFFERS else None
+        # The family of the names says whose configuration may lie beside a single file.
         if configuration is None and activation is None:
             is_hugging_faces = table in (tables.HUGGING_FACE, tables.FLAX, tables.SIGLIP, tables.CHINESE_CLIP)
             candidate = folder / (CONFIG if is_hugging_faces else OPEN_CLIP_CONFIG)
@@ -347,6 +350,8 @@ class Clip:
         Raises:
           ClipbiasError: a picture cannot be read, or the type is unknown.
         """
+        # All batches have one shape, so that one compiled program serves them. Weights are an argument: as constants
+        # they would be copied into the program.
         batches = encode.image_batches(self.preprocessing, images, batch_size, normalised=normalised)
         run = functools.partial(
             encode.image_features,
@@ -407,9 +412,11 @@ class Clip:
         if format != "safetensors" and family != "clip":
             raise ClipbiasError(f"only CLIP has the format {format!r}; choose 'safetensors'.")
         table = OTHER_FORMATS.get(format) or table_of_family(family)
+        # Written with the family's first table, whatever format the weights came in.
         whole = to_tensors(self.config, self.params if params is None else params, table)
         tensors = {name: narrow(x, self.stored_dtype, exact=exact) for name, x in whole.items()}
         is_open_clip = format == "open_clip" or family not in MODELS
+        # `choose` prefers safetensors, so that old weights in the folder would hide the new ones.
         if format == "flax":
             others = [name for name in (WEIGHTS, INDEX) if (folder / name).exists()]
             if others:
@@ -419,6 +426,7 @@ class Clip:
             write_tensors(folder / (OPEN_CLIP_WEIGHTS if is_open_clip else WEIGHTS), tensors, {"format": "pt"})
         self.tokenizer.save_pretrained(str(folder))
         if is_open_clip:
+            # open_clip cuts texts with CLIP's vocabulary unless the file names another tokenizer.
             own_tokenizer = self.config.text.vocabulary_size != CLIP_VOCABULARY
             model = open_clip.model_json(self.config, own_tokenizer=own_tokenizer)
             described = {"model_cfg": model, "preprocess_cfg": open_clip_preprocessing(self.preprocessing)}
@@ -428,6 +436,7 @@ class Clip:
         # Programs load all tensors in the type that the configuration names, so it must be the widest.
         widened = any(tensor.dtype.name != self.stored_dtype for tensor in tensors.values())
         content = dict(to_hugging_face(self.config), dtype="float32" if widened else self.stored_dtype)
+        # The tokenizer decides the start token, as in `load`.
         if self.config.text.causal and self.config.text.start_token:
             content["text_config"]["bos_token_id"] = self.tokenizer.bos_token_id
         write_text(folder / "config.json", json.dumps(content, indent=2, sort_keys=True) + "\n")
@@ -441,6 +450,7 @@ def types_of(params: Params) -> list[str]:
 def weights_digest(params: Params) -> str:
     """Computes SHA-256 over the bytes of all weights, in the order of their names."""
     digest = hashlib.sha256()
+    # `tree.leaves` sorts dictionaries by key, so the order does not depend on how the tree was built.
     for leaf in jax.tree.leaves(params):
         digest.update(np.ascontiguousarray(leaf).data)
     return digest.hexdigest()
@@ -517,6 +527,7 @@ def _geometry(weights: Weights, activation: str | None, name: str) -> tuple[Clip
     """Reads geometry and preprocessing from the configuration beside the weights, else from their shapes."""
     if weights.configuration is not None:
         config, preprocessing, says_activation = describe(weights.configuration)
+        # A wrong activation loads without an error, and costs points of accuracy.
         if not says_activation and QUICK_GELU.match(name):
             activation = activation or "quick_gelu"
         if activation is not None:
@@ -526,6 +537,8 @@ def _geometry(weights: Weights, activation: str | None, name: str) -> tuple[Clip
             text = dataclasses.replace(config.text, activation=activation)
             config = dataclasses.replace(config, vision=vision, text=text)
         return config, preprocessing
+    # Without a configuration: the publisher's format, the user, or OpenAI's buffers name the activation. Weights do
+    # not.
     activation = _NATIVE_ACTIVATIONS.get(weights.table.families[0]) or activation or weights.activation
     if weights.table.families[0] in ("siglip", "biomed_clip"):
         raise ClipbiasError(
@@ -554,7 +567,7 @@ def _tokenizer(weights: Weights, config: ClipConfig, folder: str | os.PathLike |
         checks.check_choice(f"the clean of {weights.configuration}", cleaning, tuple(tokenizer.CLEANING))
     if folder is not None:
         text_tokenizer = read_tokenizer(user_path(folder), config.family, cleaning)
-    # A tokenizer beside a single file without a configuration may belong to another model.
+    # A tokenizer beside a file without a configuration, as in a folder of downloads, may belong to another model.
     elif has_tokenizer(weights.folder) and not (is_clips and weights.configuration is None):
         folder = weights.folder
         text_tokenizer = read_tokenizer(folder, config.family, cleaning)

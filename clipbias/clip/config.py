@@ -75,6 +75,7 @@ class VisionConfig(TowerConfig):
         # Two channels make a pair that rotates, by rows in one half of a head and by columns in the other.
         if self.rotary and self.width // self.heads % 4:
             raise ClipbiasError(f"a head of width {self.width // self.heads} cannot rotate: 4 must divide the width.")
+        # SigLIP's convolution drops a margin; other towers have a position for every patch of a full grid.
         if self.image_size % self.patch_size and self.class_token:
             raise ClipbiasError(
                 f"the image size {self.image_size} is not a multiple of the patch size {self.patch_size}."
@@ -242,6 +243,7 @@ def from_hugging_face(config: Any) -> ClipConfig:
         {ours: getattr(part, theirs) for ours, theirs in names.items()}
         for part, names in ((vision, _VISION), (text, _TEXT))
     )
+    # Only SigLIP's activation has another name there.
     for each in (sizes, text_sizes):
         each["activation"] = "gelu_tanh" if each["activation"] == _GELU_TANH else each["activation"]
     # OpenAI's published configurations have a wrong end-of-text token (2), which OpenAI's code never reads: it takes
@@ -275,6 +277,7 @@ def to_hugging_face(config: ClipConfig) -> dict[str, Any]:
         "text_config": text,
     }
     if config.family == "chinese_clip":
+        # BERT's defaults in transformers differ: dropout would be on, and `type_vocab_size` decides a tensor's shape.
         text |= {"pad_token_id": config.text.pad_token_id, "type_vocab_size": 2}
         text |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
         content["projection_dim"] = config.projection_width
@@ -282,6 +285,7 @@ def to_hugging_face(config: ClipConfig) -> dict[str, Any]:
     elif config.family == "siglip":
         text |= {"projection_size": config.projection_width, "pad_token_id": config.text.pad_token_id}
     else:
+        # transformers' towers read it from their own parts, and a joint model from the top.
         for part in (content, vision, text):
             part["projection_dim"] = config.projection_width
     return content

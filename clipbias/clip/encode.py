@@ -33,6 +33,7 @@ def check_images(images: ArrayLike, size: int) -> None:
     """
     shape = np.shape(images)
     dtype = getattr(images, "dtype", None)
+    # Before the type: torch's types are none of NumPy's, and the message would name the wrong cause.
     if hasattr(images, "detach"):
         raise ClipbiasError("the images are a torch tensor; give jax.numpy.asarray(images.detach().cpu()).")
     if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
@@ -114,6 +115,7 @@ def image_batches(
     check_int("batch_size", batch_size, lowest=1)
     side = preprocessing.image_size
     array = as_images(images)
+    # The batch size bounds the images in memory, and crops are images.
     rows = max(1, batch_size // (1 + crops))
     if isinstance(array, Split):
         source = UserImages(array)
@@ -130,11 +132,13 @@ def image_batches(
         return ImageBatches(False, len(source), batches, source.errors)
     if crops:
         raise ClipbiasError("the method takes crops of whole pictures; give pictures, not normalised images.")
+    # A single image is a batch of one.
     array = array[None] if array.shape == (side, side, 3) else array
     check_normalised(array, side, sure=normalised)
     rows = max(1, min(rows, len(array)))
 
     def padded() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        # Equal shapes, the last batch padded with zeros: another shape would compile another program.
         for start in range(0, len(array), rows):
             batch = np.zeros((rows, *array.shape[1:]), np.float32)
             count = len(array[start : start + rows])
@@ -160,6 +164,7 @@ def all_features(
     run: Callable[[np.ndarray], jax.Array], batches: Iterable[tuple[np.ndarray, np.ndarray]], width: int
 ) -> np.ndarray:
     """Runs all batches; returns their features `[n, width]` without padding."""
+    # Features go to the host batch by batch, so that a device holds one batch of a large set.
     rows = [np.asarray(run(batch))[mask] for batch, mask in batches]
     return np.concatenate(rows) if rows else np.zeros((0, width), np.float32)
 

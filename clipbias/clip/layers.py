@@ -330,6 +330,7 @@ def changed(weights: Any, changes: Any) -> Any:
     `down_p @ up_p`: 3 parts of `qkv`, else 1. For dropout on the pair's input, a training step adds `key [L]` and
     `rate [L]` (`product`). `fold_changes` multiplies pairs out, into the weights of a plain CLIP.
     """
+    # A leaf: the sum has the wider type, so that float32 changes of bfloat16 kernels are not rounded.
     if not isinstance(changes, Mapping):
         return weights + changes
     merged = {name: changed(weights[name], change) for name, change in changes.items() if name not in BESIDE}
@@ -345,6 +346,7 @@ def check_changes(changes: Changes | None, weights: Changes, name: str) -> None:
     """Raises `ClipbiasError` for changes that name no weight of the tower, or differ from it in shape."""
     shapes = {path: np.shape(leaf) for path, leaf in flatten_dict(weights).items()}
     leaves = flatten_dict(changes or {})
+    # Before tracing: broadcasting would accept many wrong shapes, and train something else.
     for path, leaf in leaves.items():
         where = "/".join(path)
         shape = np.shape(leaf)
@@ -365,6 +367,7 @@ def _check_low_rank(
     down, up = (np.shape(leaves.get((*path, part), 0.0)) for part in LOW_RANK)  # a missing leaf has no axes
     if kernel is None or len(kernel) != 3:
         raise ClipbiasError(f"{name} changes {where!r} by low rank, which is no stack of kernels of this tower.")
+    # `qkv` has three parts, so that queries, keys and values change apart (LoRA changes only some of them).
     layers, inputs, outputs = kernel
     parts = 3 if path[-1] == "qkv" else 1
     rank = down[-1] if down else 0
@@ -386,9 +389,11 @@ def fold_changes(weights: Changes, changes: Changes) -> Changes:
     added = {path: np.asarray(leaf, np.float32) for path, leaf in leaves.items() if path[-1] not in BESIDE}
     for path in {path[:-1] for path in leaves if path[-1] in LOW_RANK}:
         down, up = (np.asarray(leaves[(*path, part)], np.float32) for part in LOW_RANK)
+        # Parts lie side by side among the outputs, as in `product`.
         parts = np.moveaxis(down @ up, 1, 2)  # [L, inputs, P, outputs / P]
         kernel = (*path, "kernel")
         added[kernel] = added.get(kernel, 0) + parts.reshape(*parts.shape[:2], -1)
+    # In float32, whatever the weights' type: the caller narrows the result if it is exact.
     folded = {path: np.asarray(flat[path], np.float32) + change for path, change in added.items()}
     return unflatten_dict({**flat, **folded})
 

@@ -32,6 +32,7 @@ class ClipModule(nn.Module):
     remat: RematPolicy | None = None
 
     def setup(self) -> None:
+        # One parameter per tower, a whole tree, so that the names below are those of `Clip.params`.
         self.param("vision", init_vision, self.config)
         self.param("text", init_text, self.config)
         self.param("logit_scale", init_logit_scale)

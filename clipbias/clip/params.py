@@ -57,6 +57,7 @@ def init_vision(rng: jax.Array, config: ClipConfig) -> Params:
     geometry = config.vision
     keys = jax.random.split(rng, 5)
     width = geometry.width
+    # Scaled by the number of inputs, so that tokens start with about unit variance.
     inputs = geometry.patch_size**2 * 3
     weights: Params = {"patch_embedding": inputs**-0.5 * jax.random.normal(keys[0], (inputs, width))}
     if geometry.patch_bias:
@@ -68,6 +69,7 @@ def init_vision(rng: jax.Array, config: ClipConfig) -> Params:
         weights["pre_norm"] = _norm(width)
     weights |= {"layers": _layers(keys[3], geometry), "post_norm": _norm(width)}
     if geometry.pooling == "attention":
+        # The pooling head is a block without an axis of layers and without the first LayerNorm.
         pool = jax.tree.map(lambda leaf: leaf[0], _layers(keys[4], dataclasses.replace(geometry, layers=1)))
         del pool["norm1"]
         weights["pool"] = {**pool, "probe": jax.random.normal(keys[1], (width,))}

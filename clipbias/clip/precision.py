@@ -69,6 +69,7 @@ def resolve(dtype: str, platform: str | None = None) -> str:
     Raises `ClipbiasError` for an unknown type, or a type that the device lacks.
     """
     check_choice("dtype", dtype, CHOICES)
+    # Without a platform: the device that is traced for, which may be another machine's (`AWAY`).
     device = DEVICES.get(platform or target().platform, "")
     if dtype == AUTO:
         return DEFAULT_DTYPES.get(device, "float32")

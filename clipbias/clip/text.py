@@ -92,8 +92,10 @@ def put_context(
     """
     if context is None or context.shape[-2] == 0:
         return embeddings
+    # Texts of one context lie in a row: an integer division gives the context of a text.
     context = jnp.asarray(context)  # a NumPy array takes no traced index
     index = jnp.maximum(rows, 0)
+    # Both branches of the `where` are computed, so that rows of -1 gather row 0 and are dropped.
     new = context[index] if context.ndim == 2 else context[texts // (count // context.shape[0]), index]
     return jnp.where((rows >= 0)[..., None], new.astype(embeddings.dtype), embeddings)
 
@@ -103,6 +105,7 @@ def text_layers(params: Params, config: ClipConfig, adaptation: Adaptation, dtyp
     prompts = adaptation.text_prompts
     if prompts is not None and prompts.shape[1] == 0:
         prompts = None
+    # Here and not in the callers, so that plain and packed texts refuse the same parts.
     check_changes(adaptation.text_weights, params["text"], "text_weights")
     return block.layer_inputs(
         params["text"]["layers"],
@@ -211,6 +214,7 @@ def encode_text(
     Raises:
       ClipbiasError: an array's shape does not fit the geometry or the number of texts.
     """
+    # Ids alone do not say where the context is: behind SOS, as long as the first part that has one.
     if not isinstance(tokens, TextTokens):
         parts = adaptation or NOTHING
         contexts = (parts.text_context, parts.text_prompts, parts.text_class_prompts)

@@ -149,13 +149,14 @@ def observe_block(
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         nonlocal view
+        # Written out, since a fused kernel returns no probabilities, and a gradient by `tap` needs them as an operand.
         probabilities = layers.attention_probabilities(q, k, tower.mask(q.shape[1]))
         if tap is not None:
             probabilities = probabilities + tap
         view = LayerView(layer.index, record[INPUT], probabilities, v, layer.weights)
         return view.heads_output(probabilities)
 
-    output = run_block(tokens, layer, config, dataclasses.replace(tower.hooks(attend), keep=record))
+    output = run_block(tokens, layer, config, dataclasses.replace(tower.hooks(attend), tap=record))
     assert view is not None
     return output, view
 
@@ -184,6 +185,7 @@ def run_explicit(
         # Reduced inside the scan: `L` views at once would hold all attention of the tower.
         return tokens, None if observe is None else observe(view)
 
+    # `taps=None` is an empty tree, which a scan takes as it is.
     tokens, observed = jax.lax.scan(step, tower.tokens, (tower.layers, taps))
     return take_rows(tokens, tower.pooled), observed
 

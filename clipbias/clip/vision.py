@@ -111,6 +111,7 @@ def project_image(
     With `normed`, rows have passed that LayerNorm already. A pooling head takes all tokens `[B, N, D]` and attends to
     `[cls]` and patches among them; prompts act through the tower alone.
     """
+    # The head pools after post-LayerNorm; other towers normalise the pooled row only.
     if config.vision.pooling == "attention":
         return pool_image(params, config, rows, adaptation).feature
     weights = outside_layers(params["vision"], (adaptation or NOTHING).vision_weights)
@@ -140,6 +141,7 @@ def pool_image(
     geometry = config.vision
     outside = outside_layers(params["vision"], (adaptation or NOTHING).vision_weights)
     patches = layers.layer_norm(tokens[:, : geometry.tokens], outside["post_norm"], geometry.layer_norm_epsilon)
+    # The probe is the only query, so its product is of one row, and keys and values of all patches.
     weights = outside["pool"]
     batch = patches.shape[0]  # `len` fails for the symbolic batch size of an exported program
     query = layers.dense(weights["probe"].astype(patches.dtype)[None], layers.outputs(weights["qkv"], 0, 1))
@@ -224,12 +226,14 @@ def encode_image(
             adaptation_of_set = dataclasses.replace(adaptation, vision_prompts=prompts)
             return encode_image(params, config, images, adaptation_of_set, remat=remat, dtype=dtype)[0]
 
+        # `vmap` shares the frozen weights among the sets.
         return jax.vmap(encode_with, out_axes=1)(adaptation.vision_prompts), None
     inputs = embed_image(params, config, images, adaptation, dtype=str(dtype))
     if adaptation is not None and adaptation.vision_readout is not None:
         if patches or inputs.inserted is None:
             raise ClipbiasError("vision_readout needs vision_tokens, and has no features of patches; leave these out.")
         rows = tower.run_fused(inputs, config.vision, every_row=True, remat=remat)
+        # MMRL's second feature reads the inserted tokens, so that the last block is computed at all rows.
         whole = project_image(params, config, tower.take_rows(rows, inputs.pooled), adaptation)
         return jnp.stack([whole, read_tokens(params, config, rows, adaptation)], axis=1), None
     if patches and inputs.pooled is None:

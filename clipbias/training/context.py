@@ -166,7 +166,7 @@ class SweepContext:
         return self._evaluators[key]
 
     def temperature_evaluator(
-        self, protocol: protocols.EvalProtocol, evaluation: protocols.Evaluation
+        self, protocol: protocols.EvalProtocol, evaluation: protocols.EvaluationSet
     ) -> Evaluator | None:
         """Of the images that a temperature is fitted on (`calibration.temperature_images`); `None` without any."""
         source = protocol.source

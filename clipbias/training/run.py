@@ -154,7 +154,7 @@ def make_job(group: Group, context: SweepContext, logging: Logging | None = None
 
 
 def evaluate_test(
-    job: TrainJob, learnables: Learnables, evaluation: protocols.Evaluation
+    job: TrainJob, learnables: Learnables, evaluation: protocols.EvaluationSet
 ) -> tuple[Task, Learnables, Evaluation]:
     """Evaluates the runs of a job, and their padding, on test images; `learnables [R, …]` lie on the host.
 

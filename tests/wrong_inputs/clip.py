@@ -110,7 +110,7 @@ CASES: list[Case] = [
     # Where a model should be.
     *(loaded("is no path", source) for source in (None, 5, b"demo", ["demo"], "")),
     *(loaded("no folder", source) for source in ("nothing", "/nowhere/at/all", "a/b/c", "./none")),
-    loaded("is not whole in the local cache", f"x/y@{'z' * 300}"),
+    loaded("is not complete in the local cache", f"x/y@{'z' * 300}"),
     loaded("the activation is 'relu'", FORMATS / "open_clip", activation="relu"),
     *(
         damaged(
