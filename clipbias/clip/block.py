@@ -164,6 +164,7 @@ def scan_all_but_last(
     learns = others.bias is not None or others.changes is not None
     ahead = (learns or others.adapters is not None) and others.prompts is None and remat is not layers.no_gradient
     if ahead and others.index.shape[0]:
+        # Biases and changes act from the first block on; adapters only from `adapted_from` on.
         at = 0 if learns else min(max(others.adapted_from - start, 0), others.index.shape[0] - 1)
         if at:
             before = jax.tree.map(lambda leaf: leaf[:at], dataclasses.replace(others, adapters=None))
@@ -268,16 +269,14 @@ def self_attention(attend: Attend) -> Attention:
 
 
 def row_attention(select_rows: SelectRows, attend: Attend) -> Attention:
-    """Returns attention of the selected rows, `[..., D]` to `[B, D]`, to all keys and values.
-
-    It does not rotate: towers with rotary positions are read by a pooling head, from all rows.
-    """
+    """Returns attention of the selected rows, `[..., D]` to `[B, D]`, to all keys and values; it does not rotate."""
 
     def attention(normed: jax.Array, weights: Weights, config: TowerConfig, tap: Tap) -> jax.Array:
         # No `tap`: in the last block nothing is recomputed, so no policy looks for its queries, keys and values.
         query = layers.dense(select_rows(normed), layers.outputs(weights["qkv"], 0, 1))
         keys_values = layers.dense(normed, layers.outputs(weights["qkv"], 1, 3))
         k, v = (layers.split_heads(part, config.heads) for part in jnp.split(keys_values, 2, axis=-1))
+        # One query per sequence: the scores are `N` numbers instead of `N²`.
         heads = attend(layers.split_heads(query, config.heads), k, v)
         return layers.dense(heads.reshape(query.shape), weights["out"])
 

@@ -90,10 +90,7 @@ class ModelLocation:
 
 
 def find(source: str | os.PathLike) -> ModelLocation:
-    """Locates the `source` of `load`, and downloads it if it is on the hub.
-
-    Raises `ClipbiasError` if there is no such model, it is another network, or it cannot be downloaded.
-    """
+    """Locates the `source` of `load`, or downloads it. Raises `ClipbiasError` if there is none, or another network."""
     if source in EMBEDDED:
         return ModelLocation(Path(str(resources.files("clipbias") / "assets" / source)), str(source))
     path = user_path(source)
@@ -215,10 +212,7 @@ class Weights:
 
 @contextlib.contextmanager
 def open_weights(path: Path) -> Iterator[Weights]:
-    """Opens the weights in a folder, or in a file and the configuration beside it.
-
-    Raises `ClipbiasError` if they are missing or damaged, or belong to another network.
-    """
+    """Opens weights of a folder or file. Raises `ClipbiasError` if they are missing, damaged or of another network."""
     first = path
     folder = path.parent
     configuration = None
@@ -275,7 +269,11 @@ class Clip:
       revision: the commit on the hub.
     """
 
-    params: Params = field(metadata=counted_by(lambda clip: [clip.fingerprint, types_of(clip.params)]))
+    params: Params = field(
+        metadata=counted_by(
+            lambda clip: [clip.fingerprint, sorted({x.dtype.name for x in jax.tree.leaves(clip.params)})]
+        )
+    )
     config: ClipConfig
     tokenizer: Tokenizer = field(metadata=counted_by(lambda clip: tokenizer.behaviour(clip.tokenizer)))
     preprocessing: Preprocessing
@@ -442,11 +440,6 @@ class Clip:
         write_text(folder / "config.json", json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
-def types_of(params: Params) -> list[str]:
-    """Returns the names of the types of weights."""
-    return sorted({leaf.dtype.name for leaf in jax.tree.leaves(params)})
-
-
 def weights_digest(params: Params) -> str:
     """Computes SHA-256 over the bytes of all weights, in the order of their names."""
     digest = hashlib.sha256()
@@ -551,6 +544,7 @@ def _geometry(weights: Weights, activation: str | None, name: str) -> tuple[Clip
             "open_clip_config.json beside it, or call clipbias.load with activation='quick_gelu' (OpenAI's models, and "
             "those of open_clip with 'quickgelu' in their names) or activation='gelu' (most others)."
         )
+    # A last resort: OpenAI's files and training checkpoints come without a configuration.
     config = open_clip.config_from_shapes(weights.tensors, weights.table, activation=activation, where=weights.where)
     return config, native_preprocessing(config)
 
@@ -565,6 +559,7 @@ def _tokenizer(weights: Weights, config: ClipConfig, folder: str | os.PathLike |
         settings = read_json(weights.configuration, dict)["model_cfg"]["text_cfg"]
         cleaning = (settings.get("tokenizer_kwargs") or {}).get("clean", tokenizer.WHITESPACE)
         checks.check_choice(f"the clean of {weights.configuration}", cleaning, tuple(tokenizer.CLEANING))
+    # The user's folder first: a checkpoint may lie beside the tokenizer of another model.
     if folder is not None:
         text_tokenizer = read_tokenizer(user_path(folder), config.family, cleaning)
     # A tokenizer beside a file without a configuration, as in a folder of downloads, may belong to another model.

@@ -47,10 +47,7 @@ def check_images(images: ArrayLike, size: int) -> None:
 
 
 def check_normalised(images: np.ndarray, size: int, *, sure: bool) -> None:
-    """Raises `ClipbiasError` for a floating-point array of levels from 0 to 1 or 255, of another shape, or with NaN.
-
-    With `sure`, the caller knows that the images are normalised, even if they look like levels (`level_advice`).
-    """
+    """Raises `ClipbiasError` for levels (not if `sure` that there are none), another shape, NaN or infinite numbers."""
     lowest, highest = (float(images.min()), float(images.max())) if images.size else (-1.0, 1.0)
     if not np.isfinite([lowest, highest]).all():
         raise ClipbiasError("the images hold NaN or infinite numbers; give the result of clip.preprocess.")
@@ -121,12 +118,7 @@ def image_batches(
         source = UserImages(array)
         rows = max(1, min(rows, len(source)))
         decoded = test_batches(
-            source,
-            resizing=preprocessing.resizing,
-            batch_size=rows,
-            on_error=on_error,
-            crops=crops,
-            mixed=mixed,
+            source, resizing=preprocessing.resizing, batch_size=rows, on_error=on_error, crops=crops, mixed=mixed
         )
         batches = ((batch["images"], batch["mask"]) for batch in decoded)
         return ImageBatches(False, len(source), batches, source.errors)

@@ -71,10 +71,7 @@ def open_safetensors_file(path: Path) -> Iterator[Any]:
 
 
 def shard_names(index: Path) -> list[str]:
-    """Returns the files that the index of a sharded checkpoint (`*.index.json`) names; they need not exist.
-
-    Raises `ClipbiasError` if it is no index, or names a file outside its folder.
-    """
+    """Returns the files in the index of a sharded checkpoint. Raises `ClipbiasError` for files outside its folder."""
     try:
         # A name with a folder, or with NUL, could lead outside of the model's folder.
         names = sorted(set(read_json(index, dict, what="an index of shards")["weight_map"].values()))
@@ -347,10 +344,7 @@ FLAX_WEIGHTS = "flax_model.msgpack"
 
 
 def read_flax(path: Path) -> dict[str, Tensor]:
-    """Reads the arrays of a Flax msgpack file by the paths of their keys, joined with "/".
-
-    Raises `ClipbiasError` if the file is damaged, or holds something else than nested maps of arrays.
-    """
+    """Reads the arrays of a Flax msgpack file by their paths with "/". Raises `ClipbiasError` for another file."""
     check_file(path)
     try:
         tree = msgpack_restore(path.read_bytes())

@@ -70,6 +70,7 @@ def download_small(name: HubName, files: tuple[str, ...]) -> Path:
     from huggingface_hub import snapshot_download
 
     with explained(name):
+        # The folder is named by the commit, which becomes the model's revision.
         return Path(snapshot_download(name.repository, revision=name.read_at, allow_patterns=list(files)))
 
 

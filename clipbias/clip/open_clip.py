@@ -268,10 +268,8 @@ WIDEST = 1024
 
 
 def config_from_shapes(tensors: Mapping[str, Tensor], table: NameTable, *, activation: str, where: str) -> ClipConfig:
-    """Derives the geometry from shapes, as OpenAI's code does: heads are 64 wide. The activation is not in the shapes.
-
-    Raises `ClipbiasError` if the tensors are no CLIP model's.
-    """
+    """Derives the geometry from shapes, as OpenAI's code does. Raises `ClipbiasError` for tensors of other models."""
+    # Heads are 64 wide and the activation comes from the caller: neither is in the shapes.
     by_name = {table.plain(name): tensor for name, tensor in tensors.items()}
     family = table.families[0]
     if family == "pe" and "visual.class_embedding" not in by_name:

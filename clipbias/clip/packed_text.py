@@ -123,11 +123,13 @@ def pack(tokens: TextTokens, *, groups: int = 1, class_specific: bool = False, s
     order = grid(0, len(ids))
     visible = None if tokens.visible is None else np.ones((groups, unique), bool)
     firsts = np.tile([span.start for span in spans], groups // sets)
+    # Shared tokens are copied from the first text of each set.
     packed_ids[:, :shared] = ids[firsts, :shared]
     context_rows[:, :shared] = rows[firsts, :shared]
     positions[:, :shared] = np.arange(shared)
     classes[:, :shared] = firsts[:, None]
     for g, group in enumerate(members):
+        # Each text's other tokens go to its place in the group's tiles.
         for place, (index, start) in enumerate(zip(group, starts[g], strict=True)):
             length = int(lengths[index])
             span = slice(shared + start, shared + start + length)
@@ -163,6 +165,7 @@ def take_sets(tokens: PackedTokens, sets: int, numbers: jax.Array) -> PackedToke
     leaves: dict[str, Any] = {}
     for name in grouped(tokens):
         leaf = jnp.asarray(getattr(tokens, name))
+        # Groups of the sets lie side by side (`pack`), so that this axis splits into groups and sets.
         by_set = leaf.reshape(-1, sets, *leaf.shape[1:])[:, numbers]
         if name == "classes":
             # Classes are numbered anew: those of the first selected set come first.
@@ -213,10 +216,7 @@ def with_inserted(tokens: PackedTokens, count: int, first: int) -> PackedTokens:
 
 
 def _attend(q: jax.Array, k: jax.Array, v: jax.Array, tokens: PackedTokens) -> jax.Array:
-    """Computes attention of queries `[G, U, H, K]` to the shared tokens and to their own text.
-
-    Keys and values are `[G, P + U, H, K]`.
-    """
+    """Computes attention of queries `[G, U, H, K]` to shared tokens and their text, `k` and `v [G, P + U, H, K]`."""
     shared = tokens.shared
     tiles = tokens.texts.shape[1:3]
     # Heads before tokens: the axis of tokens then splits into tiles without a copy.
@@ -352,6 +352,7 @@ def _group_features(
     weights = outside_layers(cast_weights(params["text"], dtype), adaptation.text_weights)
     # Tokens are float32 in every compute type: the residual sums of all blocks would lose small changes otherwise.
     x = weights["token_embedding"][tokens.ids].astype(jnp.float32)
+    # Marks of the end-of-text tokens; ends of missing classes lie beyond and are dropped.
     is_end = jax.vmap(lambda at: jnp.zeros(x.shape[1], bool).at[at].set(True, mode="drop"))(jnp.asarray(tokens.ends))
     rows_of_bias = bias_rows(adaptation.text_bias, is_end, tokens.positions)
     x = _put_context(tokens, x, adaptation.text_context)
@@ -378,5 +379,6 @@ def _group_features(
         tokens = with_inserted(tokens, inserted.shape[1], config.text.first_word)
     x, last = block.scan_all_but_last(functools.partial(step, tokens), x, inputs, remat, start=start)
     rows = run_block(x, last, config.text, _hooks(tokens, rows_of_bias, pooled=True))
+    # Projected before the exchange between devices: features are narrower than tokens.
     features = project_text(params, config, rows.reshape(-1, rows.shape[-1]), adaptation)
     return features.reshape(*tokens.ends.shape, -1)

@@ -86,10 +86,7 @@ def family_preprocessing(config: ClipConfig) -> Preprocessing:
 
 
 def read_preprocessor(folder: Path, config: ClipConfig) -> Preprocessing:
-    """Reads the files of transformers; a folder without such a file has the family's values.
-
-    Raises `ClipbiasError` for a file that is damaged, has an unsupported setting, or gives images of another size.
-    """
+    """Reads transformers' files. Default: the family's values. Raises `ClipbiasError` for unsupported settings."""
     # Since version 5, transformers reads `processor_config.json` first.
     for name in (PROCESSOR, PREPROCESSOR):
         path = folder / name
@@ -210,10 +207,7 @@ def native_preprocessing(config: ClipConfig) -> Preprocessing:
 
 
 def preprocessing_of(resizing: Resizing, mean: Any, std: Any) -> Preprocessing:
-    """The preprocessing of a configuration file; a mean or standard deviation of `None` is CLIP's.
-
-    Raises `ValueError` or `TypeError` if these are not three numbers.
-    """
+    """Adds mean and standard deviation, by default CLIP's. Raises `ValueError` or `TypeError` for other values."""
     numbers: dict[str, Any] = {}
     for name, values in (("mean", mean), ("std", std)):
         if values is not None:

@@ -1,8 +1,5 @@
 """Tables of the tensor names and layouts of each family of checkpoints, and conversions to and from the parameter tree.
 
-A row maps a tensor's name to its leaf in the tree (`clip.params`) and the change of its layout. The tree stacks layers
-and joins Hugging Face's three attention projections.
-
 A new family needs a table in `TABLES` and a reader of its configuration (`checkpoint.describe`).
 """
 
@@ -47,6 +44,8 @@ TORCH_CONVOLUTION = Layout(
 FLAX_CONVOLUTION = Layout(lambda x: x.reshape(-1, x.shape[-1]), _to_squares)
 
 
+# A row maps a tensor's name to its leaf in the tree (`clip.params`). The tree stacks layers, so that a scan runs over
+# them, and joins Hugging Face's three attention projections, which are one product.
 @dataclasses.dataclass(frozen=True)
 class TensorName:
     """A tensor's name in the file, with `{}` for the number of a transformer block, and its leaf in the tree.
@@ -384,6 +383,7 @@ def _pieces(config: ClipConfig, table: NameTable, tree: Params) -> Iterator[tupl
         whole = leaves[row.path]
         layers = range(getattr(config, row.path.partition("/")[0]).layers) if "{}" in row.name else [None]
         for layer in layers:
+            # A view, so that writing into it fills the tree.
             leaf = whole if layer is None else whole[layer]
             width = leaf.shape[-1] // row.parts if row.parts > 1 else 0
             part = leaf[..., row.part * width : (row.part + row.span) * width] if row.parts > 1 else leaf
@@ -405,6 +405,7 @@ def from_tensors(
         raise ClipbiasError(f"{where} holds {len(tensors)} tensors, fewer than its configuration asks for layers.")
     # Shapes are compared on views without memory: a wrong configuration may ask for more than there is.
     tree = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), abstract_params(config))
+    # Shapes in the file's layout, for messages that a user can compare with the file.
     expected = {name: row.layout.save(view).shape for row, name, view in _pieces(config, table, tree)}
     problems = [f"missing: {name} {shape}" for name, shape in expected.items() if name not in tensors]
     zeros = [name for name, _ in table.zeros]

@@ -1,7 +1,4 @@
-"""The text tower in the plain layout `[C, N]`, for observers: token ids and contexts in, a feature per prompt text out.
-
-`packed_text.py` computes the same features faster.
-"""
+"""The text tower in the plain layout `[C, N]`, for observers; `packed_text` computes the same features faster."""
 
 import dataclasses
 

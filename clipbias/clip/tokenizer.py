@@ -70,11 +70,7 @@ def canonicalize(text: str) -> str:
 
 CLEAN = "clean"  # open_clip's setting in a tokenizer's file
 WHITESPACE = "whitespace"
-CLEANING: dict[str, Callable[[str], str]] = {
-    WHITESPACE: clean_whitespace,
-    "canonicalize": canonicalize,
-    "lower": clean,
-}
+CLEANING: dict[str, Callable[[str], str]] = {WHITESPACE: clean_whitespace, "canonicalize": canonicalize, "lower": clean}
 
 
 def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
@@ -154,10 +150,7 @@ def framed(tokenizer: Tokenizer, texts: Sequence[str], config: TextConfig) -> li
 
 
 def tokenize(tokenizer: Tokenizer, texts: Sequence[str], config: TextConfig) -> np.ndarray:
-    """Returns the ids of each text, int32 `[n, N]`, padded to the longest text, for SigLIP to the context length.
-
-    Raises `ClipbiasError` for a text of more tokens than the model reads.
-    """
+    """Returns padded ids, int32 `[n, N]`; SigLIP's fill the context. Raises `ClipbiasError` for too many tokens."""
     return pad(framed(tokenizer, texts, config), texts, config)
 
 

@@ -77,6 +77,7 @@ class TowerInput:
         select_rows = functools.partial(take_rows, rows=self.pooled)
         rows = self.bias_rows
         if rows is not None:
+            # The bias of the pooled row alone, as the other rows are not computed.
             rows = jnp.broadcast_to(rows, self.tokens.shape[:2])
             rows = jnp.take_along_axis(rows, jnp.asarray(self.pooled)[:, None], axis=1)[:, 0]
         attention = row_attention(select_rows, attend)
@@ -139,10 +140,8 @@ def causal_mask(length: int) -> jax.Array:
 def observe_block(
     tokens: jax.Array, layer: LayerInput, tower: TowerInput, config: TowerConfig, tap: jax.Array | None = None
 ) -> tuple[jax.Array, LayerView]:
-    """Advances `tokens [B, N, D]` by one block; returns them and the block's intermediates.
-
-    A `tap [B, H, N, N]` is added to the attention probabilities; the gradient with respect to it is ∂y/∂A.
-    """
+    """Advances `tokens [B, N, D]` by one block; a `tap [B, H, N, N]` is added to its attention probabilities."""
+    # The gradient with respect to the tap is ∂y/∂A of this layer, as relevancy needs it (Chefer et al. 2021).
     refuse_inserted(tower)
     record = Record()
     view: LayerView | None = None
@@ -203,6 +202,7 @@ def after_insertion(tower: TowerInput, tokens: jax.Array) -> TowerInput:
         tokens=insert(tokens, tower.inserted[0], start),
         layers=with_inserted(tower.layers, tower.inserted, tower.insert_from),
         prompt_rows=rows,
+        # EOS moves by the inserted tokens; `[cls]`, before them, stays.
         pooled=None if tower.pooled is None else tower.pooled + count * (tower.pooled >= start),
         inserted=None,
     )

@@ -38,10 +38,7 @@ def embed_image(
     *,
     dtype: str = "float32",
 ) -> tower.TowerInput:
-    """Embeds normalised images `[B, R, R, 3]` as tokens `[cls], M patches, V prompts`; returns the tower's input.
-
-    SigLIP has no `[cls]` and no pre-LayerNorm.
-    """
+    """Embeds normalised images `[B, R, R, 3]` as tokens `[cls], M patches, V prompts`; returns the tower's input."""
     adaptation = adaptation or NOTHING
     geometry = config.vision
     changes = adaptation.vision_weights

@@ -40,10 +40,7 @@ class Finding:
 
 
 def check(entry: CatalogEntry, data_dir: str | os.PathLike, *, decode: bool = False) -> Finding:
-    """Checks a dataset of the catalogue below `data_dir`, the root of all datasets in CoOp's layout.
-
-    With `decode`, every image is decoded; else each file must exist and not be empty.
-    """
+    """Checks a dataset of the catalogue below `data_dir`, the root of all; with `decode`, every image is decoded."""
     expected = {"classes": entry.classes, **entry.sizes}
     state = "missing"
     try:

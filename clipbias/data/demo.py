@@ -1,8 +1,4 @@
-"""Small embedded image sets: handwritten digits, pictures of clothes, emoji, and emoji in other styles.
-
-Each is an archive of compressed images beside the demo model. `tools/demo/datasets.py` makes them, and documents which
-similar images the demo model has seen.
-"""
+"""Small embedded image sets: handwritten digits, clothes, emoji, emoji in other styles (`tools/demo/datasets.py`)."""
 
 import functools
 import io

@@ -159,10 +159,7 @@ def common_folder(paths: Sequence[str]) -> str:
 
 
 def read_image(path: str | os.PathLike, *, listed_in: str = "") -> bytes:
-    """Reads an image file; `listed_in` names the file that lists it, for messages.
-
-    Raises `UnreadableImage` if it does not exist or is not a readable file.
-    """
+    """Reads an image file, named in messages with the list `listed_in`. Raises `UnreadableImage`."""
     try:
         # Links are followed, but not to a device or a pipe, whose content may never end.
         if not is_remote(path) and not stat.S_ISREG(os.stat(path).st_mode):

@@ -24,11 +24,7 @@ from clipbias.errors import ClipbiasError, UnreadableImage
 from clipbias.io import data_path, parse_json, read_text, reason
 
 # Common names of the splits' folders.
-SPLIT_FOLDERS = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation"),
-    "test": ("test", "testing"),
-}
+SPLIT_FOLDERS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 SPLIT_OF = {name: split for split, names in SPLIT_FOLDERS.items() for name in names}
 # Shares of a single-level folder, per class: those of the benchmark's own random splits.
 VAL_SHARE = 0.2
@@ -136,10 +132,7 @@ def complete_splits(splits: dict[str, Split], place: str) -> dict[str, Split]:
 
 
 def divide(split: Split, shares: tuple[float, float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Divides the images of each class: indices of train, val and test parts, int64, ascending.
-
-    The two other parts get the rounded `shares`; every class keeps a training image.
-    """
+    """Divides each class into train, val and test indices, int64, ascending; `shares` are those of val and test."""
     # By a hash of each key: the parts depend on names alone, and neither on the order of the list nor on a seed.
     train: list[np.ndarray] = []
     val: list[np.ndarray] = []
@@ -170,10 +163,7 @@ TableRow = tuple[str, str, str, str]  # path, label, split, place of the row
 
 
 def load_table(
-    data_dir: str | os.PathLike | None,
-    *,
-    template: str | None = None,
-    class_names: Sequence[str] | None = None,
+    data_dir: str | os.PathLike | None, *, template: str | None = None, class_names: Sequence[str] | None = None
 ) -> Dataset:
     """Reads a table of images: `path,label[,split]`.
 
@@ -206,16 +196,8 @@ def _is_file(path: Path) -> bool:
         raise ClipbiasError(f"cannot read the folder {path.parent}: {reason(error)}; check its permissions.") from error
 
 
-def load_metadata(
-    folder: Path,
-    *,
-    template: str | None = None,
-    class_names: Sequence[str] | None = None,
-) -> Dataset:
-    """Reads an image folder of Hugging Face `datasets`: `metadata.jsonl` with `file_name` and a label.
-
-    The metadata are in `folder`, or in each of `train/`, `validation/`, `test/`.
-    """
+def load_metadata(folder: Path, *, template: str | None = None, class_names: Sequence[str] | None = None) -> Dataset:
+    """Reads Hugging Face's image folder: `metadata.jsonl` with `file_name` and label, in it or in split folders."""
     rows: list[TableRow] = []
     # The folder of a metadata file says its split, unless a row has one.
     for place, split_name in [("", ""), *SPLIT_OF.items()]:
@@ -273,12 +255,7 @@ def _records(path: Path) -> Iterator[tuple[int, Mapping]]:
 
 
 def _dataset(
-    name: str,
-    root: Path,
-    rows: list[TableRow],
-    template: str | None,
-    class_names: Sequence[str] | None,
-    place: str,
+    name: str, root: Path, rows: list[TableRow], template: str | None, class_names: Sequence[str] | None, place: str
 ) -> Dataset:
     if not rows:
         raise ClipbiasError(f"{place} lists no image.")

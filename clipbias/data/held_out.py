@@ -187,10 +187,8 @@ def without_labels(images: Split) -> Split:
 
 
 def divide_unlabelled(images: Split, *, certified: bool = False) -> tuple[Split, Split, Split]:
-    """Divides images into those to fit on, held-back ones, and with `certified` as many again for a certificate.
-
-    Copies of images in an earlier list are left out.
-    """
+    """Divides images into those to fit on, held-back ones, and with `certified` as many for a certificate."""
+    # Copies of images in an earlier list are left out: a certificate on images that were fitted would be void.
     shares = (HELD_BACK, HELD_BACK if certified else 0.0)
     images = without_labels(images)
     fitted, held_back, rest = (images.subset(part) for part in divide(images, shares))

@@ -177,10 +177,7 @@ def pictures(split: Split, indices: Sequence[int] | np.ndarray, resizing: transf
 
 
 class ImageCache:
-    """Images in memory, at most `limit` bytes, shared by all consumers of a dataset; safe for many threads.
-
-    `expected` is the number of images to come; 0 if unknown.
-    """
+    """Images in memory, at most `limit` bytes of `expected` images (0: unknown), for all threads and consumers."""
 
     # An image is stored as pixels if these fit beside the files of all images to come, else as its file: a photograph's
     # file takes a fifth of its pixels, so that each file is read once if all files fit. Pixels keep their full size: a
@@ -245,11 +242,7 @@ def _size(image: np.ndarray | bytes) -> int:
 
 
 class Images:
-    """Decodes the images of a split; safe for many threads.
-
-    Without a `cache`, no image stays in memory; consumers of a dataset may share a cache. `unreadable` has messages by
-    path for images that a caller skips.
-    """
+    """Decodes the images of a split, for many threads; `unreadable` has messages by path for skipped images."""
 
     def __init__(self, split: Split, cache: ImageCache | None = None) -> None:
         self.split = split

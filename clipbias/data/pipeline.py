@@ -41,8 +41,7 @@ class ImageReading:
         "raise", 'For an image that cannot be read: "raise" an error, or "skip" the image and count it.'
     )
     workers: WorkerCount | None = setting(
-        None,
-        "Threads that read and decode images, shared by parallel runs. Default: one for each processor.",
+        None, "Threads that read and decode images, shared by parallel runs. Default: one for each processor."
     )
 
 
@@ -197,10 +196,8 @@ def pass_batches(
     on_error: str = "raise",
     workers: Workers | int | None = None,
 ) -> Batches:
-    """Returns passes over the training images in list order, each augmented as an epoch of `train_source`.
-
-    See `train_source`; the last batch of a pass is padded and masked.
-    """
+    """Returns passes over the training images in list order, each augmented as an epoch of `train_source`."""
+    # The last batch of a pass is padded and masked, so that all batches have one shape.
     steps = steps_per_epoch(len(images), batch_size, keep_last=True)
     index, count = shard
     local = batch_size // count

@@ -66,10 +66,8 @@ def imbalanced(dataset: Dataset, *, shots: int, seed: int, concentration: float 
 
 
 def pseudo_labels(dataset: Dataset, *, shots: int, seed: int) -> EvalProtocol:
-    """As `few_shot`, but without labels: training picks images of `EvalProtocol.unlabelled` (Huang et al. 2022).
-
-    There are no validation images. The training split is complete; its labels must not be used.
-    """
+    """As `few_shot`, but training picks images of `EvalProtocol.unlabelled` without labels (Huang et al. 2022)."""
+    # No validation images, since these need labels. The training split is complete; its labels must not be used.
     # A setting that was selected with labels would break the promise of the protocol.
     splits = {name: split for name, split in dataset.splits.items() if name != "val"}
     source = dataclasses.replace(dataset, splits=splits)
@@ -101,10 +99,7 @@ def validation_policy(dataset: Dataset) -> str:
 
 
 def base_to_new(dataset: Dataset, *, shots: int, seed: int) -> EvalProtocol:
-    """Trains on the first half of the classes, evaluates on both halves apart (Zhou et al. 2022, CoCoOp).
-
-    The first ceil(C / 2) labels are base, the rest new, each numbered from 0.
-    """
+    """Trains on the first half of the classes, evaluates on both halves apart (Zhou et al. 2022, CoCoOp)."""
     classes = len(dataset.class_names)
     if classes < 2:
         raise ClipbiasError(f"{dataset.name} has {classes} class; base-to-new needs at least 2.")

@@ -196,10 +196,7 @@ def from_arrays(
 
 
 def open_images(source: T) -> T | Dataset:
-    """Opens a dataset by name, by the path of a folder or table, or from Hugging Face's; returns others unchanged.
-
-    Raises `ClipbiasError` if there is no such dataset, folder or table.
-    """
+    """Opens a dataset by name, by the path of a folder or table, or from Hugging Face's; returns others unchanged."""
     # Before paths: a `DatasetDict` is a mapping, and everything else stays as it is.
     if is_hub_dataset(source):
         return from_hub_dataset(source)

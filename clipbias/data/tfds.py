@@ -235,10 +235,7 @@ def records_path(path: str | os.PathLike) -> Path:
 
 
 def find_prepared(data_dir: epath.PathLike, builder: str, lowest_version: str = "0.0.0") -> PreparedDataset:
-    """Opens the newest prepared version of `builder` below `data_dir`.
-
-    Raises `ClipbiasError` if there is none, it is too old, or it is not array_record.
-    """
+    """Opens the newest prepared version of `builder` below `data_dir`. Raises `ClipbiasError` if there is none."""
     place = epath.Path(records_path(data_dir)) / builder
     folders = [path for path in place.iterdir() if _VERSION.fullmatch(path.name)] if place.exists() else []
     versions = [path for path in folders if (path / "dataset_info.json").exists()]

@@ -186,11 +186,7 @@ def check_format(encoded: bytes, key: str) -> None:
 def random_resized_crop_box(
     rng: np.random.Generator, height: int, width: int, smallest: float = SCALE[0]
 ) -> tuple[int, int, int, int]:
-    """Draws a box (top, left, height, width) inside an image, by torchvision's rule.
-
-    The area is at least the share `smallest` of the image's. If ten draws do not fit, the box is the largest central
-    one with an allowed aspect ratio.
-    """
+    """Draws a box (top, left, height, width) of at least the share `smallest` of the area, by torchvision's rule."""
     # Uniform in area and in the logarithm of the aspect ratio, so that width and height are treated alike.
     area = height * width
     for _ in range(ATTEMPTS):

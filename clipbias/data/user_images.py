@@ -39,10 +39,7 @@ _OBJECTS = "OUT"
 
 
 def as_array(images: object) -> Any:
-    """Converts arrays of JAX, torch tensors and pandas columns to NumPy; returns other objects unchanged.
-
-    Raises `ClipbiasError` for a type of numbers that NumPy lacks.
-    """
+    """Converts arrays of JAX, torch tensors and pandas columns to NumPy; returns other objects unchanged."""
     if isinstance(images, np.ndarray | Image.Image) or not hasattr(images, "shape"):
         return images
     try:
@@ -63,11 +60,8 @@ def _items(values: Any) -> list | None:
 
 
 def list_images(pictures: Pictures) -> tuple[list[Picture], bool]:
-    """Returns the pictures as a list, and whether a single picture was given.
-
-    An array `[h, w, 3]` (or `[h, w]`, grey) is a picture, `[B, h, w, 3]` (or `[B, h, w]`) are several. Raises
-    `ClipbiasError` for other objects and for ambiguous shapes.
-    """
+    """Returns the pictures as a list, and whether only one was given: an array `[h, w, 3]`, or `[h, w]` for grey."""
+    # `[B, h, w, 3]` and `[B, h, w]` are several pictures. Shapes that may be either are an error.
     images = as_array(pictures)
     # Results are in the order of the images, and a folder has none: the user chooses it.
     if isinstance(images, str | os.PathLike) and (folder := data_path(images)).is_dir():

@@ -138,10 +138,7 @@ print(model.predict(["image.png"]))
 
 
 def model_card(model: Tuned, form: str) -> str:
-    """Returns the text of a `README.md`: YAML front matter for the Hugging Face hub, then Markdown.
-
-    `form` is a form of `export`, or "adapter".
-    """
+    """Returns a `README.md` for a `form` of `export` or "adapter": YAML front matter for the hub, then Markdown."""
     # All values of the adapter file are escaped (`_plain`, `as_code`), the numbers among them formatted.
     method, dataset, seed = model.task.method_name, _tested_on(model), model.notes.get("seed")
     title = _plain(f"{method} on {dataset}" if dataset else f"{method} for {len(model.class_names)} classes")

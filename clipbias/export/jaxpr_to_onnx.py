@@ -38,10 +38,7 @@ REDUCTIONS = {f"reduce_{name}": f"Reduce{name.capitalize()}" for name in ("max",
 
 
 def to_onnx(function: Callable[[jax.Array], jax.Array], image_shape: Sequence[int]) -> onnx.ModelProto:
-    """Translates a function from `images`, uint8 `[B, *image_shape]`, to `logits`, for every batch size `B`.
-
-    Raises `NotImplementedError` for an operation without translation.
-    """
+    """Translates a function from `images`, uint8 `[B, *image_shape]`, to `logits`, for every batch size `B`."""
     # Shapes of the jaxpr then hold multiples of this symbol, which the graph computes (`Graph.shape`).
     (batch,) = jax.export.symbolic_shape("B")
     images = jax.ShapeDtypeStruct((batch, *image_shape), jnp.uint8)
@@ -297,6 +294,7 @@ def _scan(graph: Graph, eqn: Operation, values: Sequence[Value]) -> list[Value]:
     length = eqn.params["length"]
     rows: list[list[Value]] = [[] for _ in range(stacks.count(True))]
     order = range(length)
+    # Carries pass from step to step by name; nothing of the loop remains in the graph.
     for step in reversed(order) if eqn.params["reverse"] else order:
         parts = [
             np.asarray(x[step]) if isinstance(x, np.ndarray) else graph.node("Gather", x, np.array(step))
@@ -342,6 +340,7 @@ def _while(graph: Graph, eqn: Operation, values: Sequence[Value]) -> list[str]:
     tests, constants = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
     state = list(values[tests + constants :])
     (goes_on,) = graph.run(test, [*values[:tests], *state])
+    # The body is a graph of its own, whose operators are collected apart and then set back.
     step, before, *carried = [next(graph.names) for _ in range(2 + len(state))]
     graph.nodes, nodes = [], graph.nodes
     results = graph.run(body, [*values[tests : tests + constants], *carried])

@@ -37,11 +37,7 @@ def check_packages() -> None:
 
 
 def write_onnx(folder: Path, task: Task, learnables: Learnables) -> None:
-    """Writes the classifier, and `labels.json` with class names, inputs and outputs.
-
-    Raises `ClipbiasError` if a package is missing, an operation of the method has no translation, the weights are too
-    large for a file, or ONNX Runtime gives other logits than JAX.
-    """
+    """Writes the classifier and `labels.json`. Raises `ClipbiasError` if it cannot be converted or differs from JAX."""
     check_packages()
     weights = program_weights(task, learnables)
     # Before the conversion, which takes minutes for a large model.
@@ -79,10 +75,8 @@ def convert(task: Task, weights: dict[str, np.ndarray]) -> bytes:
 
 
 def compare(content: bytes, task: Task, learnables: Learnables) -> tuple[float, float]:
-    """The largest difference of ONNX Runtime's logits to JAX's on real pictures, and JAX's largest logit.
-
-    Pictures go in all together and one alone, as both batch sizes have to work.
-    """
+    """Returns the largest difference of ONNX Runtime's logits to JAX's on real pictures, and JAX's largest logit."""
+    # All pictures together and one alone, since both batch sizes must work.
     import onnxruntime
 
     split = demo.load("demo/emoji").split("test")

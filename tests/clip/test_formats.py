@@ -292,12 +292,6 @@ def test_a_model_is_written_back_bit_for_bit(stored, tmp_path):
         jax.tree.map(functools.partial(np.testing.assert_array_equal, strict=True), ours, theirs)
 
 
-def test_no_other_format_is_written(tmp_path):
-    with pytest.raises(ClipbiasError, match="'msgpack'; choose from safetensors, flax"):
-        clipbias.load(FILE.parent).save(tmp_path / "new", format="msgpack")
-    assert not (tmp_path / "new").exists()
-
-
 def test_weights_that_would_be_read_instead_are_not_left_beside_it(tmp_path):
     clip = clipbias.load(FILE.parent)
     clip.save(tmp_path)

@@ -110,7 +110,7 @@ def test_a_training_checkpoint_is_described_by_what_lies_beside_it(folder):
     path = bare(folder)
     assert clipbias.load(path).fingerprint == whole.fingerprint
     (folder / CONFIG).unlink()
-    with pytest.raises(ClipbiasError, match="does not name its model.s activation"):
+    with pytest.raises(ClipbiasError, match=r"does not name its model.s activation"):
         clipbias.load(path)
     clip = clipbias.load(path, activation="quick_gelu")
     assert (clip.fingerprint, clip.config, clip.name) == (whole.fingerprint, whole.config, str(path.resolve()))
