@@ -294,8 +294,8 @@ ROTARY_BASE = 10_000.0  # of the wave lengths
 def rotate(heads: jax.Array, config: VisionConfig) -> jax.Array:
     """Rotates queries or keys `[..., N, H, K]` by the positions of their tokens: each pair `a + ib` by `exp(iφ)`."""
     # A head's first half turns by columns, its second half by rows, both counted from 1.
-    pairs = config.width // config.heads // 4
-    frequencies = ROTARY_BASE ** (-np.arange(pairs) / pairs)
+    count = config.width // config.heads // 4
+    frequencies = ROTARY_BASE ** (-np.arange(count) / count)
     positions = np.arange(config.patches)
     columns, rows = 1 + positions % config.grid, 1 + positions // config.grid
     of_patches = np.concatenate([np.outer(columns, frequencies), np.outer(rows, frequencies)], axis=1)

@@ -39,6 +39,7 @@ def load(entry: CatalogEntry, data_dir: str | os.PathLike | None, *, template: s
     if entry.split_file is not None:
         listing = read_split_file(root / entry.split_file, hint=how_to_fetch(entry, split_alone=True))
     elif entry.layout == "variant lists":
+        # FGVC-Aircraft has lists of its own, which the benchmark uses.
         listing = read_variant_lists(entry, root)
     else:
         _present(images, entry)

@@ -41,6 +41,7 @@ def ucf101(label: str) -> str:
 def imagenet(label: str) -> str:
     """Looks up a WordNet id: "n01440764" to "tench"."""
     names = imagenet_classes()
+    # A folder that is no class would shift all labels behind it.
     if label not in names:
         raise ClipbiasError(f"{label!r} is not one of ImageNet's 1000 WordNet ids; remove that folder or label.")
     return names[label]
@@ -152,12 +153,14 @@ class CatalogEntry:
 
 def _read(name: str, fields: dict[str, Any]) -> CatalogEntry:
     renamed = fields.pop("renamed", {})  # labels to class names
+    # Class names are the benchmark's: accuracies depend on the words of a prompt.
     function = fields.pop("class_name", None)
     class_name = _CLASS_NAMES[function] if function else lambda label: renamed.get(label, label)
     builder = TfdsBuilder(**fields.pop("tfds")) if "tfds" in fields else None
     return CatalogEntry(name, **fields, class_name=class_name, tfds=builder)
 
 
+# Read at import, since names and defaults of settings come from it; it is a small file.
 _DATASETS = importlib.resources.files("clipbias").joinpath("assets", "datasets.toml").read_text("utf-8")
 ENTRIES: Mapping[str, CatalogEntry] = MappingProxyType(
     {name: _read(name, fields) for name, fields in tomllib.loads(_DATASETS).items()}

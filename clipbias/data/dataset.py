@@ -112,6 +112,7 @@ class Split:
         self.labels.flags.writeable = False
         if len(self.keys) != len(self.labels):
             raise ValueError(f"{len(self.keys)} keys but {len(self.labels)} labels")
+        # Keys identify images, in caches and in lists without copies.
         if len(set(self.keys)) < len(self.keys):
             twice = collections.Counter(self.keys).most_common(1)[0][0]
             raise ClipbiasError(f"the image {twice} is listed twice in one split; list it once.")
@@ -144,6 +145,7 @@ class Split:
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> "Split":
         """Returns the images at `indices`, in this order."""
+        # Python's integers, since some readers refuse NumPy's.
         numbers = np.asarray(indices, dtype=np.int64).reshape(-1).tolist()
         keys = [self.keys[number] for number in numbers]
         read = self.read
@@ -153,6 +155,7 @@ class Split:
 
     def without(self, other: "Split") -> "Split":
         """Returns the images that are not in `other`, by path."""
+        # By path, not by key: two folders may have files of the same names.
         others = set(other.paths)
         rest = [index for index, path in enumerate(self.paths) if path not in others]
         return self if len(rest) == len(self) else self.subset(rest)
@@ -241,6 +244,7 @@ class Dataset:
 
     def with_classes(self, labels: Sequence[int]) -> "Dataset":
         """Returns the dataset with only the classes `labels`, renumbered from 0 in this order."""
+        # -1 marks the classes that are left out, whose images go below.
         renumbered = np.full(len(self.class_names), -1, np.int32)
         renumbered[list(labels)] = np.arange(len(labels))
         splits = {}

@@ -24,6 +24,7 @@ def load(name: str, *, template: str | None = None) -> Dataset:
     """Opens a demo dataset of `NAMES`. Default template: its own. Raises `ClipbiasError` for an unknown name."""
     if name not in NAMES:
         raise ClipbiasError(f"there is no demo dataset {name!r}; known are {', '.join(NAMES)}.")
+    # In memory: the archives have a few megabytes, and threads read from them at once.
     archive = _archive(name.removeprefix("demo/"))
     # The description names classes and template; keys are split/class/file.
     description = json.loads(archive.read(DESCRIPTION))

@@ -64,13 +64,10 @@ def imbalanced_counts(available: np.ndarray, *, shots: int, seed: int, concentra
 def most_confident(predicted: np.ndarray, other_odds: np.ndarray, *, shots: int | None) -> np.ndarray:
     """Selects the most confident images of each predicted class, as UPL does (Huang et al. 2022).
 
-    Args:
-      predicted: `[n]`, predicted class of each image; -1 for unreadable images.
-      other_odds: `[n]`, 1/p - 1 for the probability p of this class, which stays exact where p rounds to 1.
-      shots: most images per class. Default: all.
-
-    Returns: indices, int64, class by class, the most confident image first; equal ones in list order.
+    `predicted [n]` are classes, -1 for unreadable images; `other_odds [n]` are 1/p - 1 for their probabilities p.
+    Returns indices, int64, class by class, the most confident image first, at most `shots` of each.
     """
+    # Odds and not probabilities: of confident images p rounds to 1, and their order would be lost.
     # Stable, so that equal confidences keep the order of the list on every machine.
     order = np.argsort(other_odds, kind="stable")
     by_class = [order[predicted[order] == label] for label in np.unique(predicted[predicted >= 0])]

@@ -115,6 +115,7 @@ def _local_files(top: str) -> Iterator[str]:
         raise error
 
     for place, folders, names in os.walk(top, onerror=fail):
+        # In place: `os.walk` then does not enter hidden folders, such as caches of thousands of thumbnails.
         folders[:] = [name for name in folders if name[0] != "."]
         prefix = place[len(top) :].lstrip("/")
         yield from (f"{prefix}/{name}" if prefix else name for name in names)

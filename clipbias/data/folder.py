@@ -34,9 +34,8 @@ TEST_SHARE = 0.3
 def load(data_dir: str | os.PathLike | None, *, template: str | None = None) -> Dataset:
     """Reads a folder of class folders; class names are the folder names, in Python's sort order.
 
-    A missing split is made from the others by file names (`complete_splits`), and logged. Raises `ClipbiasError` for a
-    missing folder, no class folder, a class without images, unreadable names, class names of the same text, and images
-    outside of this layout.
+    Raises `ClipbiasError` for a missing folder or class folder, a class without images, unreadable names, class names
+    of the same text, and images outside of this layout.
     """
     root = files.existing_folder(data_dir, needed_for="dataset folder")
     roots = {}

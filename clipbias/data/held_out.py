@@ -70,12 +70,12 @@ def hold_out_of(protocol: EvalProtocol, seed: int, *, calibrates: bool = False) 
 def left_to_calibrate(
     protocol: EvalProtocol, seed: int, *, selects: bool, trains: bool = True, required: bool = False
 ) -> Split | None:
-    """Returns images that calibrate prediction sets: they neither train nor select a setting.
+    """Returns images that calibrate prediction sets; for fewer than ten, `None` or (`required`) `ClipbiasError`.
 
-    If no held-out image `selects` a setting, all validation images calibrate; if the method never `trains`, training
-    images may. At most about 1,000 images, equally many of each class. If fewer than ten are left, returns `None`, or
-    raises `ClipbiasError` if they are `required`.
+    `selects`: held-out images select a setting. `trains`: the method trains.
     """
+    # Prediction sets keep their promise only on images that neither trained nor selected: all validation images, or
+    # those that the rule leaves beside the ones that select.
     images = hold_out_of(protocol, seed, calibrates=True).calibrate if selects else _validation_split(protocol)
     # A model without training has not seen the training images either.
     if images is None and not trains:
@@ -107,11 +107,8 @@ def by_the_rule(protocol: EvalProtocol, seed: int) -> EvalProtocol:
 
 
 def hold_out_a_shot(protocol: EvalProtocol, seed: int) -> EvalProtocol:
-    """Returns the protocol in which a training image of each class selects settings (HOSO, 2603.04341).
-
-    The other images train, and none calibrates. A class with a single image keeps it for training. Raises
-    `ClipbiasError` if no class has a second image.
-    """
+    """Returns the protocol in which a training image of each class selects settings (HOSO, 2603.04341)."""
+    # The other images train, and none calibrates. A class with a single image keeps it for training.
     source = protocol.source
     train = source.split("train")
     held = [rows[:1] for rows in _by_class(train, seed) if len(rows) > 1]

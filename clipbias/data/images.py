@@ -285,11 +285,11 @@ class Images:
 
 
 def check_readable(lists: Sequence[Images], resizing: transforms.Resizing | None, workers: Workers) -> None:
-    """Decodes training images into their caches, so that unreadable ones are reported before the first step.
+    """Decodes training images into their caches. Raises `UnreadableImage` for all unreadable ones together.
 
-    More than `MOST_CHECKED` images are not read. `resizing` is that of training without augmentation; `None` keeps
-    images whole. Raises `UnreadableImage` with some of the images, and their number.
+    `resizing` is that of training without augmentation; `None` keeps images whole.
     """
+    # Before the first step: an error after hours of training would lose them.
     # An image that several lists share, through one cache, is decoded once.
     places = {
         (id(images.cache), key): (images, index)

@@ -165,11 +165,8 @@ MULTI_DATASET = ("cross_dataset", "domain_generalization")
 
 
 def targets_of(protocol: str, source: str, targets: Sequence[str] | None) -> tuple[str, ...]:
-    """Returns the datasets that a protocol tests besides `source`: the given ones, else the literature's.
-
-    For an embedded dataset they are the other embedded ones, or its classes in other styles. Raises `ClipbiasError` for
-    targets of a protocol within one dataset.
-    """
+    """Returns the datasets that a protocol tests besides `source`: the given ones, else the literature's."""
+    # The literature has no targets for an embedded dataset: they are the other ones, or its classes in other styles.
     if protocol not in MULTI_DATASET:
         if targets:
             raise ClipbiasError(f"the protocol {protocol} stays within one dataset; leave targets empty.")
@@ -190,11 +187,8 @@ def make_protocol(
     targets: Sequence[str] | None = None,
     concentration: float = CONCENTRATION,
 ) -> EvalProtocol:
-    """Makes a protocol of `PROTOCOLS`; `load` opens datasets by name.
-
-    "full" ignores shots and seed; only "imbalanced" uses the concentration. For `targets` see `targets_of`. Raises
-    `ClipbiasError` for an unknown protocol, or targets of a protocol within one dataset.
-    """
+    """Makes a protocol of `PROTOCOLS`; `load` opens datasets by name. For `targets` see `targets_of`."""
+    # "full" ignores shots and seed, and only "imbalanced" uses the concentration: sweeps pass the same settings to all.
     if protocol not in PROTOCOLS:
         raise ClipbiasError(f"there is no protocol {protocol!r}; there are {', '.join(PROTOCOLS)}.")
     if protocol == "full":

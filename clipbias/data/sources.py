@@ -44,11 +44,8 @@ def load(
     | "folder" | one folder per class, optionally below train/ val/ test/, or images with metadata.jsonl | |
     | "csv" | a .csv or .jsonl file with path, label and optionally split | `class_names` |
 
-    If `data_dir` has shards of the dataset (`clipbias prepare_data`), these are opened. A prompt template has one `{}`.
-    Default: the dataset's template.
-
-    Raises:
-      ClipbiasError: an unknown name (with the nearest names), an unknown option, missing or malformed files.
+    A template has one `{}`. Default: the dataset's template. Raises `ClipbiasError` for an unknown name or option, and
+    for missing or malformed files.
     """
     check_text("the name of a dataset", name)
     if "name" in options:

@@ -462,9 +462,10 @@ SAMPLES = 256  # images whose sizes estimate the sum of all
 def build_shards(dataset: Dataset, out_dir: str | os.PathLike) -> epath.Path:
     """Writes `dataset` as array_record shards to `<out_dir>/<name>_coop/1.0.0`, and returns this folder.
 
-    The folder appears when everything is written. Image bytes are stored unchanged, in the dataset's order. Raises
-    `ClipbiasError` if the folder exists, an image cannot be read, or the shards cannot be written.
+    Raises `ClipbiasError` if the folder exists, an image cannot be read, or the shards cannot be written.
     """
+    # Bytes are stored unchanged, so that decoded pixels equal those of the image folder. TFDS renames the folder when
+    # everything is written.
     name = _folder_name(dataset.name)
     out = epath.Path(user_path(out_dir))
     # Never overwritten: runs may read from these shards right now.

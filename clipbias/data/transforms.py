@@ -69,13 +69,10 @@ def is_installed() -> bool:
 def decode_picture(encoded: bytes, path: str, *, upright: bool = False) -> Image.Image:
     """Decodes an image, or the first frame of an animation, to a Pillow image in one of `MODES`.
 
-    Args:
-      encoded: the file's bytes, in one of `PICTURE_FORMATS`, or in HEIC with `pillow-heif`.
-      path: the file's path, or another name for messages.
-      upright: whether to turn the image by its EXIF orientation, which the benchmark's code ignores.
-
-    Raises `UnreadableImage` for bytes that are not a complete image.
+    Formats are `PICTURE_FORMATS`, and HEIC with `pillow-heif`; `path` is a name for messages. With `upright`, the image
+    is turned by its EXIF orientation. Raises `UnreadableImage` for bytes that are not a complete image.
     """
+    # The benchmark's code ignores EXIF, so its images stay as stored; a user's pictures are turned as the camera was.
     if not encoded:
         raise UnreadableImage(path, f"the image {path} is empty (0 bytes)")
     formats: tuple[str, ...] = PICTURE_FORMATS

@@ -113,6 +113,7 @@ def _taken(image: Picture, name: str) -> str | bytes | UnreadableImage:
     if not isinstance(array, np.ndarray) or array.dtype.kind in _OBJECTS:
         raise ClipbiasError(f"{name} is {shown(image)}; {_ADVICE}.")
     transforms.check_levels(array, name)
+    # Pillow has no picture of one channel with an axis for it.
     if array.ndim == 3 and array.shape[-1] == 1:
         array = array[..., 0]
     if array.size == 0 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (3, 4))):

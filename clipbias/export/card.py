@@ -239,6 +239,7 @@ def _plain(value: object) -> str:
 
 def _accuracies(notes: Mapping[str, Any]) -> dict[str, float]:
     """Returns accuracies in percent by test set; the empty name is the dataset's test images."""
+    # Runs with one test set and runs with several have different notes.
     accuracies = {"": notes.get("accuracy"), **(notes.get("accuracies") or {})}
     return {name: float(value) for name, value in accuracies.items() if value is not None}
 

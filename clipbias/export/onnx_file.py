@@ -46,6 +46,7 @@ def write_onnx(folder: Path, task: Task, learnables: Learnables) -> None:
         raise ClipbiasError(
             f"the weights have {size / 1e9:.1f} GB, and an ONNX file holds at most 2; export the adapter as a program."
         )
+    # Written to a temporary name and renamed, so that a file that fails the check below is removed with its folder.
     content = convert(task, weights)
     with atomic_path(folder / CLASSIFIER) as temporary:
         temporary.write_bytes(content)

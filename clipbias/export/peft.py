@@ -107,16 +107,11 @@ def read_peft(
 ) -> Tuned:
     """Reads a PEFT folder as a tuned model of the method CLIP-LoRA.
 
-    Args:
-      folder: with `adapter_config.json` and `adapter_model.safetensors`, for transformers' CLIPModel.
-      clip: the folder's base model; nothing in the folder proves it.
-      class_names: the classes.
-      template: with `{}` for the class name. Default: CLIP-LoRA's "a photo of a {}.".
-
-    Raises:
-      ClipbiasError: the files are missing or damaged, or have other content than low-rank changes of equal kernels in
-        neighbouring blocks.
+    The folder has `adapter_config.json` and `adapter_model.safetensors`; `clip` is its base model. Default template:
+    CLIP-LoRA's "a photo of a {}.". Raises `ClipbiasError` if files are missing or damaged, or have other content than
+    low-rank changes of equal kernels in neighbouring blocks.
     """
+    # The user names the base model: nothing in the folder proves it.
     folder = user_path(folder)
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
