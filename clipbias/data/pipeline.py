@@ -38,7 +38,7 @@ class ImageReading:
     """Settings of reading images."""
 
     on_image_error: OnImageError = setting(
-        "raise", 'For an image that cannot be read: "raise" an error, or "skip" the image and count it.'
+        "raise", 'Images that cannot be read: "raise" an error, or "skip" (and count) them.'
     )
     workers: WorkerCount | None = setting(
         None, "Threads that read and decode images, shared by parallel runs. Default: one for each processor."
