@@ -17,7 +17,7 @@ import jax
 from clipbias import hosts
 from clipbias.constants import ZERO_SHOT
 from clipbias.data.few_shot import accuracy_words
-from clipbias.data.sources import OWN
+from clipbias.data.sources import USER_DATASETS
 from clipbias.errors import ClipbiasError
 from clipbias.io import read_json
 from clipbias.settings import as_json
@@ -46,7 +46,7 @@ def main(settings: TrainSettings, workdir: Path) -> None:
         hosts.assert_same("the run", spec.key)
         note_model(workdir, context.clip)
         note_runs(workdir, 1)
-        is_own = settings.dataset in OWN
+        is_own = settings.dataset in USER_DATASETS
         calibrates = is_own if settings.calibrate is None else settings.calibrate
         classes = len(context.datasets[spec.dataset].class_names)
         paths = SweepPaths(workdir, {}, single=True)

@@ -184,7 +184,7 @@ def sizes(geometry: Geometry) -> Iterator[None]:
         "BERT_VOCABULARY": len(BERT_WORDS),
         "BERT_POSITIONS": geometry.length,
     }
-    with mock.patch.dict(open_clip.SIZES, towers), mock.patch.multiple(open_clip, **constants):
+    with mock.patch.dict(open_clip.TIMM_SIZES, towers), mock.patch.multiple(open_clip, **constants):
         yield
 
 

@@ -199,7 +199,7 @@ def _sum_changes(
         frozen = dataclasses.replace(layer, prompts=None, bias=None, changes=None, adapters=None)
         seen = Record()
         hooks = stage.hooks(stage.attend_fused)
-        tokens = run_block(tokens, layer, config, dataclasses.replace(hooks, keep=seen))
+        tokens = run_block(tokens, layer, config, dataclasses.replace(hooks, tap=seen))
         inputs = seen[INPUT][:, places[:length]]
         if words is not None and slots is not None:
             inputs = jnp.where(slots[..., None], words, inputs)

@@ -36,7 +36,7 @@ from clipbias.analysis.attention import renormalise
 from clipbias.analysis.model import of_texts, sum_over_texts
 from clipbias.analysis.statistics import Moments, Totals
 from clipbias.clip import Adaptation, LayerView, TextTokens, layers, tower
-from clipbias.clip.block import BlockHooks, Keep, LayerInput, run_block
+from clipbias.clip.block import BlockHooks, LayerInput, Tap, run_block
 from clipbias.clip.config import ClipConfig, TowerConfig
 from clipbias.clip.params import Params
 from clipbias.clip.precision import with_precision
@@ -183,7 +183,7 @@ def image_pair(params: Params, config: ClipConfig, images: jax.Array, tuned: Ada
 def image_kinds(config: ClipConfig) -> np.ndarray:
     """The kind of each image token `[N]`: 0 `[cls]`, 1 patches; one for all where a head pools them."""
     kinds = np.where(np.arange(config.vision.tokens) < config.vision.first_patch, 0, 1)
-    return np.minimum(kinds, config.vision.kinds - 1)
+    return np.minimum(kinds, config.vision.token_types - 1)
 
 
 def text_pair(
@@ -335,7 +335,7 @@ def _given(
     what `slots [B, N, D]` give behind attention, and what comes behind the block (`beyond`) are of each stream.
     """
 
-    def attention(normed: jax.Array, weights: layers.Weights, config: TowerConfig, keep: Keep) -> jax.Array:
+    def attention(normed: jax.Array, weights: layers.Weights, config: TowerConfig, tap: Tap) -> jax.Array:
         values = layers.split_heads(layers.dense(normed, layers.outputs(weights["qkv"], 2, 3)), config.heads)
         seen = []
         first = 0

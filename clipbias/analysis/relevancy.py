@@ -43,7 +43,7 @@ from flax import struct
 from clipbias.analysis.model import why_no_maps
 from clipbias.checks import check_int, shown
 from clipbias.clip import Adaptation, TextTokens, block, layers, tower
-from clipbias.clip.block import Keep, Record, run_block
+from clipbias.clip.block import Record, Tap, run_block
 from clipbias.clip.config import ClipConfig, TextConfig, TowerConfig, VisionConfig
 from clipbias.clip.encode import check_images
 from clipbias.clip.params import Params
@@ -93,7 +93,7 @@ class _Tower:
         return jax.tree.map(lambda leaf: leaf[index], self.inputs.layers)
 
     def observe(
-        self, tokens: jax.Array, index: int | jax.Array, keep: Keep, tap: jax.Array | None = None
+        self, tokens: jax.Array, index: int | jax.Array, keep: Tap, tap: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array]:
         """Advances `tokens [B, N, D]` by one block; returns its attention probabilities `[B, H, N, N]`, too.
 
@@ -114,7 +114,7 @@ class _Tower:
             heads = jnp.einsum("BHNM,BHMK->BHNK", seen["probabilities"].astype(v.dtype), v)
             return heads.swapaxes(1, 2)
 
-        hooks = dataclasses.replace(self.inputs.hooks(attend), keep=keep)
+        hooks = dataclasses.replace(self.inputs.hooks(attend), tap=keep)
         return run_block(tokens, self.layer(index), self.config, hooks), seen["probabilities"]
 
     def block(self, tokens: jax.Array, index: int | jax.Array) -> tuple[jax.Array, Saved]:

@@ -1,7 +1,4 @@
-"""What an adaptation method may add to the frozen model: the one argument through which all of them act.
-
-Parts that do not fit a tower are refused here, each in one sentence.
-"""
+"""`Adaptation`: all that a method may add to the frozen model, as one argument; and the checks of its shapes."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -22,38 +19,38 @@ class Adaptation:
     """A pytree of additions to a frozen CLIP. Absent (`None`) parts cost nothing.
 
     Attributes:
-      text_context: `[T, Dt]`, or `[S, T, Dt]`, each of `S` contexts for as many texts in a row (a class's, or a
-        template's). Replaces the token embeddings of the context positions, before position embeddings are added.
-      text_prompts: `[depth - 1, T, Dt]`. Row `i - 1` replaces the context tokens at the input of block `i`, nothing
-        added; from block `depth` on nothing is replaced.
-      text_class_prompts: `[C, T, Dt]`, which replace each class's context tokens at the input of block
-        `text_class_block` alone, nothing added (TCP, Yao et al. 2024). Not beside `text_prompts`.
+      text_context: `[T, Dt]`, or `[S, T, Dt]` for `S` equal spans of the texts (a class or a template each). Replaces
+        the token embeddings of the context positions, before position embeddings are added.
+      text_prompts: `[depth - 1, T, Dt]`. Row `i - 1` replaces the context tokens at the input of block `i`; blocks from
+        `depth` on replace nothing.
+      text_class_prompts: `[C, T, Dt]` replace each class's context tokens at the input of block `text_class_block`
+        (TCP, Yao et al. 2024). Not with `text_prompts`.
       text_tokens: `[n, T, Dt]`, tokens of the last `n` blocks (MMRL, Guo & Gu 2025). Row 0 is inserted behind SOS at
-        the input of the first of these blocks, no position added; the other rows replace it at theirs. Not beside
-        prompts of deeper layers, nor a bias that differs between tokens. In towers of unequal depth the last `n` blocks
-        are the shallower tower's, and the deeper one's of the same numbers, whose later blocks run with these tokens.
-      vision_tokens: `[n, V, Dv]`, likewise among the images' tokens, whose order does not matter.
-      vision_readout: `[Dv, d]`: the mean of those tokens' outputs, after the post-LayerNorm, times this is a second
-        feature of the image.
+        the first of these blocks, without a position; the other rows replace it at theirs. Not with prompts of deeper
+        layers or a bias that differs between tokens. If the towers differ in depth, the blocks are the last `n` of the
+        shallower tower and those of the same numbers in the deeper one, whose later blocks keep the tokens.
+      vision_tokens: `[n, V, Dv]`, likewise; inserted behind all other tokens.
+      vision_readout: `[Dv, d]`: a second feature of an image is the mean output of `vision_tokens`, after the
+        post-LayerNorm, times this.
       vision_prompts: `[depth, V, Dv]`. Row 0 is appended after the position embeddings and before the pre-LayerNorm;
-        row `i` replaces the prompt tokens at the input of block `i`. `[m, depth, V, Dv]`: `m` sets, a pass over the
-        images for each.
-      text_bias: added to the tokens after each block, the last one included. `[Lt, Dt]`: to every token. `[Lt, 2, Dt]`,
-        by kind: row 0 to the token that is read out (EOS), row 1 to all others. `[Lt, N, Dt]`, by token: one row for
-        each of the context length's positions.
-      vision_bias: `[Lv, Dv]`, `[Lv, 2, Dv]` or `[Lv, 1 + M, Dv]`, likewise. By kind row 0 is that of `[cls]`, and
-        prompts are others; by token prompts get nothing. Without `[cls]` there is a single kind, `[Lv, 1, Dv]`.
+        row `i` replaces the prompt tokens at the input of block `i`. `[m, depth, V, Dv]`: `m` sets, one forward pass
+        for each.
+      text_bias: added to the tokens after every block. `[Lt, Dt]`: to every token. `[Lt, 2, Dt]`, by token type: row 0
+        to the pooled token (EOS), row 1 to all others. `[Lt, N, Dt]`, by token: a row for each position of the context
+        length.
+      vision_bias: `[Lv, Dv]`, `[Lv, 2, Dv]` or `[Lv, 1 + M, Dv]`, likewise. By type, row 0 belongs to `[cls]` and row 1
+        to patches and prompts; by token, prompts get no bias. Without `[cls]` there is one type, `[Lv, 1, Dv]`.
       text_adapters: a network beside each of the last `n` blocks (MMA, Yang et al. 2024), counted as for `text_tokens`:
         dense layers `down`, `middle` (optional) and `up` with ReLUs between them, `{"kernel": [n, inputs, outputs],
-        "bias": [n, outputs]}` each, from `Dt` to `Dt`. It takes the block's input after its first LayerNorm, token by
-        token, and is added to the block's output.
+        "bias": [n, outputs]}` each, from `Dt` to `Dt`. Its input is the block's input after the first LayerNorm; its
+        output is added to the block's output.
       vision_adapters: likewise, with `Dv`.
       text_residual: `[C, d]`, added to the class features before they are normalised (TaskRes, Yu et al. 2023).
-      text_weights: changes of frozen weights, a part of the tree `params["text"]` with the same shapes
-        (`layers.changed`): LoRA, BitFit, LayerNorm tuning. A bias of `layers/fc2` is what `text_bias` is.
-      vision_weights: likewise of `params["vision"]`.
+      text_weights: changes of frozen weights, a part of the tree `params["text"]` (`layers.changed`): LoRA, BitFit,
+        LayerNorm tuning. A change of the bias of `layers/fc2` equals `text_bias`.
+      vision_weights: likewise for `params["vision"]`.
       pixels: `[R, R, 3]`, added to the normalised images (visual prompting, Bahng et al. 2022).
-      text_class_block: counted from 0, at least 1; a shallower tower's last. It is no leaf of the tree.
+      text_class_block: number of a block, from 1 on; a shallower tower takes its last block. No leaf of the tree.
     """
 
     text_context: jax.Array | None = None
@@ -75,7 +72,8 @@ class Adaptation:
 
     @property
     def changes_text(self) -> bool:
-        """Whether the text tower's tokens depend on this adaptation (a residual acts after the tower)."""
+        """Whether the text tower's tokens depend on this adaptation."""
+        # Not `text_residual`, which acts behind the tower.
         parts = (self.text_context, self.text_prompts, self.text_class_prompts, self.text_tokens)
         others = (self.text_bias, self.text_weights, self.text_adapters)
         return any(part is not None for part in (*parts, *others))
@@ -93,15 +91,17 @@ class Adaptation:
 
     @property
     def only_changes_weights(self) -> bool:
-        """Whether it folds into the weights of a plain CLIP. A bias does, as the MLPs' own, if all tokens share it."""
+        """Whether the adaptation folds into the weights of a plain CLIP."""
         fields = [field.name for field in dataclasses.fields(self) if field.metadata.get("pytree_node", True)]
-        held = {name for name in fields if getattr(self, name) is not None}
-        folds = {"text_bias", "vision_bias", "text_weights", "vision_weights"}
-        return bool(held) and held <= folds and not self.bias_differs_between_tokens
+        # `text_class_block` is a static field and always set, so it is no part.
+        parts = {name for name in fields if getattr(self, name) is not None}
+        # A bias that all tokens share is the bias of the MLP's second layer.
+        foldable = {"text_bias", "vision_bias", "text_weights", "vision_weights"}
+        return bool(parts) and parts <= foldable and not self.bias_differs_between_tokens
 
     @property
     def bias_differs_between_tokens(self) -> bool:
-        """Whether a bias is by kind or by token."""
+        """Whether a bias is by token type or by token."""
         shapes = (bias.shape for bias in (self.text_bias, self.vision_bias) if bias is not None)
         return any(len(shape) > 2 and shape[1] > 1 for shape in shapes)
 
@@ -110,7 +110,8 @@ NOTHING = Adaptation()
 
 
 def check_prompts(prompts: jax.Array | None, geometry: TowerConfig, name: str, *, extra: int = 0) -> jax.Array | None:
-    """Refuses prompts that do not fit the tower; an empty set of prompts counts as none."""
+    """Raises `ClipbiasError` for prompts that do not fit the tower; returns `None` for an empty array."""
+    # Ablations set the number of prompts to 0; a scan over empty arrays would fail later.
     if prompts is None or 0 in prompts.shape:
         return None
     if prompts.ndim != 3 or prompts.shape[-1] != geometry.width or prompts.shape[0] + extra > geometry.layers:
@@ -122,49 +123,55 @@ def check_prompts(prompts: jax.Array | None, geometry: TowerConfig, name: str, *
 
 
 def check_bias(
-    bias: jax.Array | None, geometry: TowerConfig, name: str, tokens: int, *, kinds: int = 2
+    bias: jax.Array | None, geometry: TowerConfig, name: str, tokens: int, *, token_types: int = 2
 ) -> jax.Array | None:
-    """Refuses a bias that has no row per layer, per kind or per token; of a single kind it becomes a row per layer."""
+    """Raises `ClipbiasError` for a bias that does not fit the tower; of a single type it becomes a row per layer."""
     if bias is None:
         return None
     vector = (geometry.layers, geometry.width)
-    by_kind = (geometry.layers, kinds, geometry.width)
+    by_type = (geometry.layers, token_types, geometry.width)
     by_token = (geometry.layers, tokens, geometry.width)
-    if bias.shape not in (vector, by_kind, by_token):
+    if bias.shape not in (vector, by_type, by_token):
         raise ClipbiasError(
-            f"{name} has shape {bias.shape}; expected {vector}, {by_kind} by kind or {by_token} by token."
+            f"{name} has shape {bias.shape}; expected {vector}, {by_type} by token type or {by_token} by token."
         )
-    return bias[:, 0] if bias.shape == by_kind and kinds == 1 else bias
+    # A single type is one vector for all tokens, which costs no choice in the block.
+    return bias[:, 0] if bias.shape == by_type and token_types == 1 else bias
 
 
 def check_inserted(adaptation: Adaptation, name: str, config: ClipConfig) -> jax.Array | None:
-    """Tokens of a tower's blocks, `[n, T, D]`. Refuses those that do not fit, or not beside the other parts."""
+    """Returns a tower's inserted tokens `[n, T, D]`. Raises `ClipbiasError` if they fit neither it nor other parts."""
     width = getattr(config, name).width
     most = config.common_blocks
     tokens = getattr(adaptation, f"{name}_tokens")
     bias = getattr(adaptation, f"{name}_bias")
     if tokens is None:
         return None
+    # Blocks are counted in the shallower tower, so that both towers insert at the same numbers (MMRL, MMA).
     if tokens.ndim != 3 or not 1 <= tokens.shape[0] <= most or tokens.shape[-1] != width:
         raise ClipbiasError(
             f"{name}_tokens have shape {tokens.shape}; expected [n, tokens, {width}] with n from 1 to {most}."
         )
+    # A block replaces either prompts or inserted tokens (`LayerInput.prompts`), and a bias by token counts positions
+    # that inserted tokens would shift.
     others = (f"{name}_prompts", "text_class_prompts") if name == "text" else (f"{name}_prompts",)
     if any(getattr(adaptation, part) is not None for part in others) or (bias is not None and bias.ndim > 2):
         raise ClipbiasError(
-            f"{name}_tokens stand beside prompts of later blocks or a bias that differs between tokens; give one alone."
+            f"{name}_tokens cannot be combined with prompts of later blocks or a bias that differs between tokens; "
+            "give only one of them."
         )
     return tokens.astype(jnp.float32)
 
 
 def check_adapters(adapters: Weights | None, config: ClipConfig, name: str) -> Weights | None:
-    """Refuses networks that do not fit beside a tower's blocks."""
+    """Raises `ClipbiasError` for networks that do not fit a tower's blocks."""
     if adapters is None:
         return None
     width = getattr(config, name).width
     most = config.common_blocks
     count = np.shape(adapters["down"]["kernel"])[0]
     inputs = width
+    # Each layer's inputs are the outputs of the layer before; the last one must return to the tower's width.
     for part in [part for part in ("down", "middle", "up") if part != "middle" or part in adapters]:
         kernel = np.shape(adapters[part]["kernel"])
         bias = np.shape(adapters[part]["bias"])
@@ -179,17 +186,18 @@ def check_adapters(adapters: Weights | None, config: ClipConfig, name: str) -> W
 
 
 def class_block(adaptation: Adaptation, geometry: TextConfig) -> int:
-    """The block at whose input `text_class_prompts` are put in."""
+    """Returns the number of the block whose input `text_class_prompts` replace."""
     return min(adaptation.text_class_block, geometry.layers - 1)
 
 
 def check_text_parts(adaptation: Adaptation, config: ClipConfig, texts: int, tokens: int) -> None:
-    """Refuses text parts of an adaptation that do not fit the tower or the number of texts."""
+    """Raises `ClipbiasError` for text parts of an adaptation that do not fit the tower or the number of texts."""
     geometry = config.text
     context = adaptation.text_context
     check_prompts(adaptation.text_prompts, geometry, "text_prompts", extra=1)
     check_bias(adaptation.text_bias, geometry, "text_bias", geometry.context_length)
     check_adapters(adaptation.text_adapters, config, "text")
+    # Checked before tracing: a gather of position embeddings beyond the last would repeat it silently.
     if tokens > geometry.context_length:
         raise ClipbiasError(f"the texts have {tokens} tokens; this model reads at most {geometry.context_length}.")
     prompts = adaptation.text_class_prompts
@@ -197,12 +205,14 @@ def check_text_parts(adaptation: Adaptation, config: ClipConfig, texts: int, tok
     if prompts is not None:
         if prompts.ndim != 3 or prompts.shape[0] != texts or prompts.shape[-1] != geometry.width:
             raise ClipbiasError(
-                f"text_class_prompts have shape {prompts.shape}; expected [{texts}, T, {geometry.width}], of each text."
+                f"text_class_prompts have shape {prompts.shape}; expected [{texts}, T, {geometry.width}]."
             )
+        # At block 0 the context replaces embeddings, and a block has room for one set of prompts
+        # (`LayerInput.prompts`).
         if block < 1 or adaptation.text_prompts is not None:
             raise ClipbiasError(
-                f"text_class_prompts are put in at block {block}; it must be 1 at least, in a tower of two blocks or "
-                "more, without text_prompts beside them."
+                f"text_class_prompts act at block {block}; they need a block from 1 on, in a tower of at least two "
+                "blocks, and no text_prompts."
             )
     if context is None:
         return
@@ -210,5 +220,6 @@ def check_text_parts(adaptation: Adaptation, config: ClipConfig, texts: int, tok
         raise ClipbiasError(
             f"text_context has shape {context.shape}; expected [T, {geometry.width}] or [C, T, {geometry.width}]."
         )
+    # Texts are grouped by context with an integer division (`put_context`), which a remainder would shift.
     if context.ndim == 3 and texts % context.shape[0]:
         raise ClipbiasError(f"text_context holds {context.shape[0]} contexts; {texts} texts cannot share them evenly.")

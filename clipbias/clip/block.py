@@ -1,17 +1,6 @@
-"""The order of a transformer block's parts. It stands here and nowhere else.
+"""The transformer block, its hooks (`BlockHooks`), and the stacked inputs of the scan over blocks.
 
-Towers, packed texts, the backward pass of relevancy, and the streams of the causal test all run this
-block. Hooks say what differs between them:
-
-    before      puts prompts in
-    attention   LN1's output to what is added to the tokens
-    take        the rows that the rest of the block is computed for
-    keep        sees every named intermediate, and may put another value in its place
-    bias_rows   which row of the layer's bias each token gets
-    after       changes the block's output
-
-BERT's LayerNorms behind the residuals and Perception Encoder's rotary positions are chosen here by the tower's
-configuration. `layer_inputs` stacks what each block needs, for the scan that feeds it to them.
+Towers, packed texts, relevancy and path patching all run `run_block`; hooks are the only difference between them.
 """
 
 import dataclasses
@@ -31,22 +20,21 @@ from clipbias.clip.precision import cast_weights
 
 @struct.dataclass
 class LayerInput:
-    """What one block needs besides its tokens; stacked on a leading axis `L` in `TowerInput`.
+    """Inputs of one block besides its tokens; `TowerInput` stacks them on a leading axis `L`.
+
+    Inside a scan, prompts, bias, changes and adapters may have a leading axis `B`: a copy per sequence of tokens.
 
     Attributes:
       index: the layer's number, from 0.
       frozen: the block's weights (`layers.py`).
-      prompts: `[T, D]` rows that may replace tokens at the block's input, `[B, T, D]` where each of the `B` rows of
-        tokens has its own copy, or `None`.
-      replace: whether this block replaces them (a prompt depth smaller than the tower).
-      bias: added after the block: `[D]` to every token, or of the rows `[2, D]` or `[N, D]` the one that
-        `TowerInput.bias_rows` gives to each; `[B, 1, D]` or `[B, 2, D]` where each of the `B` rows of tokens has its
-        own copy; or `None`.
-      changes: changes of the block's weights (`layers.changed`), or `None`; with a leading axis of `B` where each of
-        the `B` rows of tokens has its own copy.
-      adapters: a network beside the block (`layers.network`), or `None`; likewise with an axis of `B`.
-      adapted_from: the first block that has one; before it adapters are zero.
-      dtype: compute type by name.
+      prompts: `[T, D]` rows that may replace tokens at the block's input.
+      replace: whether this block replaces tokens; false behind the last layer of prompts.
+      bias: added after the block: `[D]` to every token, or `[2, D]` or `[N, D]`, of which `TowerInput.bias_rows` names
+        a row for each token.
+      changes: changes of the block's weights (`layers.changed`).
+      adapters: a network beside the block (`layers.network`).
+      adapted_from: the first block with a network; the networks before it are zero.
+      dtype: name of the compute type.
     """
 
     index: jax.Array
@@ -61,7 +49,8 @@ class LayerInput:
 
     @property
     def weights(self) -> layers.Weights:
-        """The weights that the block computes with: the frozen ones, in the compute type, with their changes."""
+        """Frozen weights in the compute type, with their changes."""
+        # Cast before the changes: these stay float32, since half precision would round small steps of training away.
         frozen = cast_weights(self.frozen, self.dtype)
         return frozen if self.changes is None else changed(frozen, self.changes)
 
@@ -76,18 +65,19 @@ def layer_inputs(
     adapters_end: int | None = None,
     dtype: str,
 ) -> LayerInput:
-    """Stacks what every layer needs.
+    """Stacks the inputs of all layers.
 
     Args:
       weights, changes: of the blocks, with leading axis `L`.
-      prompts: `[depth - 1, T, D]`: row `i - 1` is put in at block `i`.
+      prompts: `[depth - 1, T, D]`: row `i - 1` replaces tokens at block `i`.
       bias: `[L, D]`, `[L, 2, D]` or `[L, N, D]`, see `bias_rows`.
-      adapters: networks beside `n` blocks in a row, with leading axis `n`.
-      adapters_end: the number of the block behind the last of these; `None` for the tower's end.
-      dtype: compute type by name, see `precision`.
+      adapters: networks beside `n` neighbouring blocks, with leading axis `n`.
+      adapters_end: number of the block behind the last of these. Default: the tower's end.
+      dtype: name of the compute type, see `precision`.
     """
     depth = jax.tree.leaves(weights)[0].shape[0]
     index = jnp.arange(depth)
+    # Zeros and a mask stand for layers without prompts: all layers of a scan need equal shapes.
     if prompts is None or prompts.shape[0] == 0:
         prompts = None
         replace = jnp.zeros(depth, bool)
@@ -103,16 +93,17 @@ def layer_inputs(
 
 
 def _padded(stacked: jax.Array, first: int, depth: int) -> jax.Array:
-    """`[n, …]` of the blocks from `first` on as `[depth, …]`, zeros for the others."""
+    """Pads `[n, …]`, of the blocks from `first` on, to `[depth, …]` with zeros."""
     widths = np.zeros((stacked.ndim, 2), int)
     widths[0] = first, depth - first - stacked.shape[0]
     return jnp.pad(stacked, widths)
 
 
 def with_inserted(inputs: LayerInput, tokens: jax.Array, start: int) -> LayerInput:
-    """The stacked inputs with tokens `[n, T, D]` as prompts of `n` blocks from `start` on, which inserts them."""
+    """Returns the inputs with tokens `[n, T, D]` as prompts of the `n` blocks from `start` on."""
     depth = inputs.index.shape[0]
     end = start + tokens.shape[0]
+    # Block `start` replaces nothing: `insert` has just made the tokens there.
     replace = inputs.index > start
     if end < depth:
         replace &= inputs.index < end
@@ -120,7 +111,7 @@ def with_inserted(inputs: LayerInput, tokens: jax.Array, start: int) -> LayerInp
 
 
 def insert(tokens: jax.Array, new: jax.Array, at: int) -> jax.Array:
-    """`tokens [B, N, D]` with `new [T, D]` behind the first `at` of them."""
+    """Inserts `new [T, D]` behind the first `at` of `tokens [B, N, D]`."""
     new = jnp.broadcast_to(new, (tokens.shape[0], *new.shape))
     return jnp.concatenate([tokens[:, :at], new, tokens[:, at:]], axis=1)
 
@@ -134,17 +125,17 @@ def scan_all_but_last(
     start: int = 0,
     end: int = -1,
 ) -> tuple[jax.Array, LayerInput]:
-    """Scans `step` over the layers from `start` to the one before `end`, by default the last, whose inputs it returns.
+    """Scans `step` over the layers `start` to `end - 1`; the last layer is left to the caller by default.
 
     Returns:
-      The tokens that reach layer `end`, and the last layer's inputs.
+      The tokens that reach layer `end`, and the inputs of the tower's last layer.
     """
     count = tokens.shape[0]
     others = jax.tree.map(lambda leaf: leaf[start:end], dataclasses.replace(inputs, frozen=None))
 
-    # What a method adds is copied for each of the `B` rows of `tokens [B, N, D]`. Gradients are then summed over `B`
-    # once, behind the loop: where `B` is split over devices, that is one exchange instead of one per layer.
-    def per_row(stacked: jax.Array) -> jax.Array:  # `[L, n, D]` as `[L, B, n, D]`, a vector `[L, D]` as `[L, B, 1, D]`
+    # A method's additions are copied for each of the `B` rows of `tokens [B, N, D]`. Gradients are then summed over `B`
+    # once, behind the loop: where `B` is split over devices, this is one all-reduce instead of one per layer.
+    def per_row(stacked: jax.Array) -> jax.Array:  # `[L, n, D]` to `[L, B, n, D]`, a vector `[L, D]` to `[L, B, 1, D]`
         stacked = stacked[:, None] if stacked.ndim == 2 else stacked
         return jnp.broadcast_to(stacked[:, None], (stacked.shape[0], count, *stacked.shape[1:]))
 
@@ -152,9 +143,10 @@ def scan_all_but_last(
     bias = others.bias
     others = dataclasses.replace(
         others,
-        prompts=prompts if prompts is None or prompts.ndim == 4 else per_row(prompts),  # a class's have that axis
-        bias=bias if bias is None or (bias.ndim == 3 and bias.shape[1] > 2) else per_row(bias),  # each token's is large
-        # So is a whole kernel `[L, inputs, outputs]`, and numbers `[L]` are not learned.
+        # Class prompts have an axis of rows already. A bias by token and a whole kernel `[L, inputs, outputs]` are too
+        # large to copy; numbers `[L]` are not learned.
+        prompts=prompts if prompts is None or prompts.ndim == 4 else per_row(prompts),
+        bias=bias if bias is None or (bias.ndim == 3 and bias.shape[1] > 2) else per_row(bias),
         changes=jax.tree.map(lambda x: x if x.ndim in (1, 3) else per_row(x), others.changes),
         adapters=jax.tree.map(per_row, others.adapters),
     )
@@ -167,11 +159,12 @@ def scan_all_but_last(
         )
         return step(tokens, dataclasses.replace(layer, frozen=weights))
 
-    # Where no prompts are put in, nothing before the first block is learned: it runs ahead of the loop, since a loop
-    # would take gradients through it all the same. So do the blocks before the first adapter without bias and changes.
+    # Without prompts nothing before the first block is learned, so this block runs ahead of the loop: inside, its input
+    # would get gradients that nobody needs. So do the blocks before the first adapter without bias and changes.
     learns = others.bias is not None or others.changes is not None
     ahead = (learns or others.adapters is not None) and others.prompts is None and remat is not layers.no_gradient
     if ahead and others.index.shape[0]:
+        # Biases and changes act from the first block on; adapters only from `adapted_from` on.
         at = 0 if learns else min(max(others.adapted_from - start, 0), others.index.shape[0] - 1)
         if at:
             before = jax.tree.map(lambda leaf: leaf[:at], dataclasses.replace(others, adapters=None))
@@ -180,6 +173,7 @@ def scan_all_but_last(
         first = dataclasses.replace(first, frozen=jax.tree.map(lambda leaf: leaf[start + at], inputs.frozen))
         tokens, _ = step(tokens, first)
         others = jax.tree.map(lambda leaf: leaf[at + 1 :], others)
+    # Inside a scan XLA cannot merge the recomputation with the forward pass; without the barriers it fuses better.
     numbered = jax.checkpoint(numbered, policy=layers.keep_products if remat is None else remat, prevent_cse=False)
     tokens, _ = jax.lax.scan(numbered, tokens, others)
     return tokens, jax.tree.map(lambda leaf: leaf[-1], inputs)
@@ -187,37 +181,37 @@ def scan_all_but_last(
 
 # The block itself.
 
-Keep = Callable[[jax.Array, str], jax.Array]
+Tap = Callable[[jax.Array, str], jax.Array]
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-Attention = Callable[[jax.Array, Weights, TowerConfig, Keep], jax.Array]
-Take = Callable[[jax.Array], jax.Array]
+Attention = Callable[[jax.Array, Weights, TowerConfig, Tap], jax.Array]
+SelectRows = Callable[[jax.Array], jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
 class BlockHooks:
-    """What differs between those who run a block.
+    """Functions with which a caller changes or observes a block.
 
     Attributes:
-      attention: from the tokens after the first LayerNorm to the attention's output `[..., D]` at the rows of `take`:
-        `self_attention`, `row_attention`, or another one.
-      before: from the tokens and the layer to the tokens with its prompts put in.
-      take: from all tokens `[..., D]` to the rows that are computed behind the attention.
-      bias_rows: which row of the layer's bias each of these rows gets, see `bias_of_tokens`.
-      keep: called with each of the `layers` names `INPUT`, `QKV`, `ATTENDED` and `HIDDEN` and its value; the block goes
-        on with what it returns. By default it names them for policies of `jax.checkpoint`.
-      after: from the block's output and its input, both at the rows of `take`, to the output.
+      attention: maps the tokens after the first LayerNorm to the attention's output `[..., D]` at the selected rows:
+        `self_attention`, `row_attention`, or another function.
+      before: maps the tokens and the layer to the tokens with the layer's prompts inserted.
+      select_rows: maps all tokens `[..., D]` to the rows that are computed behind the attention.
+      bias_rows: row of the layer's bias for each selected row, see `bias_of_tokens`.
+      tap: called with each intermediate and its name (`INPUT`, `QKV`, `ATTENDED`, `HIDDEN` of `layers`); the block goes
+        on with the returned value. Default: names the intermediate for policies of `jax.checkpoint`.
+      after: maps the block's output and input, both at the selected rows, to the output.
     """
 
     attention: Attention
     before: Callable[[jax.Array, LayerInput], jax.Array] = lambda tokens, layer: tokens
-    take: Take = lambda tokens: tokens
+    select_rows: SelectRows = lambda tokens: tokens
     bias_rows: jax.Array | None = None
-    keep: Keep = checkpoint_name
+    tap: Tap = checkpoint_name
     after: Callable[[jax.Array, jax.Array], jax.Array] = lambda output, inputs: output
 
 
 class Record(dict[str, jax.Array]):
-    """A `keep` hook that remembers every intermediate by its name."""
+    """A `tap` hook that stores every intermediate by its name."""
 
     def __call__(self, value: jax.Array, name: str) -> jax.Array:
         self[name] = value
@@ -225,40 +219,47 @@ class Record(dict[str, jax.Array]):
 
 
 def run_block(tokens: jax.Array, layer: LayerInput, config: TowerConfig, hooks: BlockHooks) -> jax.Array:
-    """`x += MHA(LN1(x)); x += MLP(LN2(x))`, then what a network beside the block and the layer's bias add.
+    """Computes `x += MHA(LN1(x)); x += MLP(LN2(x))`, and adds the adapter's output and the layer's bias.
 
-    Of a tower whose LayerNorms come behind the residuals, `x = LN1(x + MHA(x)); x = LN2(x + MLP(x))`. Attention alone
-    knows how tokens `[..., D]` are laid out; all else acts on single tokens. Returns those at the rows of `hooks.take`.
+    BERT has its LayerNorms behind the residuals: `x = LN1(x + MHA(x)); x = LN2(x + MLP(x))`. Returns the tokens at the
+    selected rows.
     """
     weights = layer.weights
-    inputs = hooks.keep(hooks.before(tokens, layer), INPUT)
-    rows = hooks.take(inputs)
+    # Prompts replace tokens before the block reads them, so that they act on this block's attention (VPT-deep, MaPLe).
+    inputs = hooks.tap(hooks.before(tokens, layer), INPUT)
+    # Attention needs keys and values of all tokens. Everything behind it acts on single tokens, so that the last block
+    # is computed at the rows that somebody reads.
+    rows = hooks.select_rows(inputs)
     if config.norm_first:
         normed = layers.layer_norm(inputs, weights["norm1"], config.layer_norm_epsilon)
-        middle = hooks.keep(rows + hooks.attention(normed, weights, config, hooks.keep), ATTENDED)
-        hidden = hooks.keep(layers.mlp_hidden(middle, weights, config), HIDDEN)
+        middle = hooks.tap(rows + hooks.attention(normed, weights, config, hooks.tap), ATTENDED)
+        hidden = hooks.tap(layers.mlp_hidden(middle, weights, config), HIDDEN)
         output = middle + layers.mlp_output(hidden, weights, config)
-    else:  # the block's input has gone through a LayerNorm already
-        attended = hooks.keep(rows + hooks.attention(inputs, weights, config, hooks.keep), ATTENDED)
+    else:
+        # The embeddings, or the block before, have ended with a LayerNorm.
+        attended = hooks.tap(rows + hooks.attention(inputs, weights, config, hooks.tap), ATTENDED)
         middle = layers.layer_norm(attended, weights["norm1"], config.layer_norm_epsilon)
-        hidden = hooks.keep(layers.dense(middle, weights["fc1"]), HIDDEN)
+        hidden = hooks.tap(layers.dense(middle, weights["fc1"]), HIDDEN)
         output = middle + layers.mlp_output(hidden, weights, config)
         output = layers.layer_norm(output, weights["norm2"], config.layer_norm_epsilon)
     if layer.adapters is not None:
+        # MMA's network reads the block's input after LN1, token by token, so that the selected rows suffice.
         normed_rows = rows
         if config.norm_first:
             normed_rows = layers.layer_norm(rows, weights["norm1"], config.layer_norm_epsilon)
         output = output + layers.network(normed_rows, layer.adapters)
     if layer.bias is not None:
+        # Behind the MLP's residual, where it equals a change of fc2's bias, as long as all tokens share it.
         output = output + bias_of_tokens(layer.bias, hooks.bias_rows)
     return hooks.after(output, rows)
 
 
 def self_attention(attend: Attend) -> Attention:
-    """Attention of all tokens; `attend` maps queries, keys and values `[..., H, K]` to heads' outputs `[..., H, K]`."""
+    """Returns attention of all tokens; `attend` maps queries, keys and values `[..., H, K]` to heads' outputs."""
 
-    def attention(normed: jax.Array, weights: Weights, config: TowerConfig, keep: Keep) -> jax.Array:
-        qkv = keep(layers.dense(normed, weights["qkv"]), QKV)
+    def attention(normed: jax.Array, weights: Weights, config: TowerConfig, tap: Tap) -> jax.Array:
+        # One product for all three: a larger matrix fills the device better, and the backward pass keeps one array.
+        qkv = tap(layers.dense(normed, weights["qkv"]), QKV)
         q, k, v = (layers.split_heads(part, config.heads) for part in jnp.split(qkv, 3, axis=-1))
         if isinstance(config, VisionConfig) and config.rotary:
             q, k = (rotate(part, config) for part in (q, k))
@@ -267,16 +268,15 @@ def self_attention(attend: Attend) -> Attention:
     return attention
 
 
-def row_attention(take: Take, attend: Attend) -> Attention:
-    """Attention of a block that is read at the rows of `take`, `[..., D]` to `[B, D]`, of all keys and values.
+def row_attention(select_rows: SelectRows, attend: Attend) -> Attention:
+    """Returns attention of the selected rows, `[..., D]` to `[B, D]`, to all keys and values; it does not rotate."""
 
-    Not for rotary positions, whose towers are read by a pooling head.
-    """
-
-    def attention(normed: jax.Array, weights: Weights, config: TowerConfig, keep: Keep) -> jax.Array:
-        query = layers.dense(take(normed), layers.outputs(weights["qkv"], 0, 1))
+    def attention(normed: jax.Array, weights: Weights, config: TowerConfig, tap: Tap) -> jax.Array:
+        # No `tap`: in the last block nothing is recomputed, so no policy looks for its queries, keys and values.
+        query = layers.dense(select_rows(normed), layers.outputs(weights["qkv"], 0, 1))
         keys_values = layers.dense(normed, layers.outputs(weights["qkv"], 1, 3))
         k, v = (layers.split_heads(part, config.heads) for part in jnp.split(keys_values, 2, axis=-1))
+        # One query per sequence: the scores are `N` numbers instead of `N²`.
         heads = attend(layers.split_heads(query, config.heads), k, v)
         return layers.dense(heads.reshape(query.shape), weights["out"])
 
@@ -284,11 +284,12 @@ def row_attention(take: Take, attend: Attend) -> Attention:
 
 
 def put_prompts(tokens: jax.Array, layer: LayerInput, prompt_rows: jax.Array | np.ndarray | None) -> jax.Array:
-    """Replaces the rows of `tokens [..., N, D]` that `prompt_rows [..., N]` names, where this layer replaces any."""
+    """Replaces those of `tokens [..., N, D]` for which `prompt_rows [..., N]` names a prompt (-1: none)."""
     if layer.prompts is None or prompt_rows is None:
         return tokens
     if isinstance(prompt_rows, np.ndarray) and prompt_rows.ndim == 1:
-        # Known before tracing: the other tokens, and their gradients, are left alone.
+        # Places known before tracing: slices leave the other tokens and their gradients alone, where a gather and a
+        # `where` over all tokens would copy them in both passes.
         (places,) = np.nonzero(prompt_rows >= 0)
         span = slice(places[0], places[-1] + 1)
         if len(places) == span.stop - span.start:
@@ -296,7 +297,7 @@ def put_prompts(tokens: jax.Array, layer: LayerInput, prompt_rows: jax.Array | n
             new = jnp.where(layer.replace, layer.prompts[..., prompt_rows[places], :], old)
             return jnp.concatenate([tokens[..., : span.start, :], new, tokens[..., span.stop :, :]], axis=-2)
     is_replaced = (prompt_rows >= 0) & layer.replace
-    rows = jnp.maximum(prompt_rows, 0)
+    rows = jnp.maximum(prompt_rows, 0)  # -1 would gather the last prompt
     if layer.prompts.ndim == 2:
         prompts = layer.prompts[rows]
     else:
@@ -307,10 +308,10 @@ def put_prompts(tokens: jax.Array, layer: LayerInput, prompt_rows: jax.Array | n
 def bias_rows(
     bias: jax.Array | None, is_pooled: jax.Array | np.ndarray, positions: jax.Array | np.ndarray
 ) -> jax.Array | None:
-    """Which row of a layer's bias each token gets, -1 for none; `None` where one vector `[L, D]` serves all.
+    """Returns the row of a layer's bias for each token, -1 for none; `None` for a vector per layer, `[L, D]`.
 
-    `[L, 2, D]`, by kind: row 0 for the tokens that are read out (`is_pooled`), row 1 for all others. `[L, N, D]`, by
-    token: the row of its position; tokens at later positions, which are prompts, get nothing.
+    By token type, `[L, 2, D]`: row 0 for the pooled tokens, row 1 for all others. By token, `[L, N, D]`: the row of its
+    position; tokens at later positions, which are prompts, get no bias.
     """
     if bias is None or bias.ndim == 2:
         return None
@@ -320,7 +321,7 @@ def bias_rows(
 
 
 def bias_of_tokens(bias: jax.Array, rows: jax.Array | None) -> jax.Array:
-    """What a layer's bias adds to each token: `[..., N, D]` for `rows [..., N]`, or what broadcasts to it."""
+    """Returns the bias of each token: `[..., N, D]` for `rows [..., N]`, or an array that broadcasts to it."""
     if rows is None:
         return bias
     if bias.shape[-2] == 2:

@@ -1,7 +1,6 @@
-"""Loads a model from disk or hub in every common format, and saves it in the formats of other programs.
+"""`Clip`, the frozen model; loads it from disk or hub in every common format, saves it in formats of other programs.
 
-The way of a model through this file: its place is found, its weights are opened, their names are matched with the table
-of a family, the tensors become the parameter tree, and `Clip` holds all of it.
+`load`: locate the model → open its weights → match their names with a family's table → parameter tree → `Clip`.
 """
 
 import contextlib
@@ -65,24 +64,24 @@ CONFIG, OPEN_CLIP_CONFIG = "config.json", "open_clip_config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 OPEN_CLIP_WEIGHTS = "open_clip_model.safetensors"
-# Files of weights by the configuration beside them, in the order of preference; each may also be in shards.
+# Files of weights by the configuration beside them, in order of preference; each may be sharded.
 READABLE = {
     CONFIG: (WEIGHTS, FLAX_WEIGHTS, "pytorch_model.bin"),
     OPEN_CLIP_CONFIG: (OPEN_CLIP_WEIGHTS, "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin"),
 }
-# Files of weights that need no configuration: their owners' own, and where they have none of those above.
+# Files of weights in their publishers' formats, which need no configuration; the last choice.
 NATIVE = re.compile(r"PE-Core-(?!G)\w+-\d+\.pt|clip_cn_vit\S*\.pt")
-# Small files of a model, downloaded if the repository has them.
-SMALL = (*READABLE, *PREPROCESSING_FILES, *TOKENIZER_FILES)
+# Small files of a model, downloaded before its weights.
+SMALL_FILES = (*READABLE, *PREPROCESSING_FILES, *TOKENIZER_FILES)
 EMBEDDED = ("demo", "demo-siglip")  # folders of `assets`: a small CLIP, and a SigLIP trained on the same pictures
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelLocation:
-    """Where a model's files lie.
+    """Location of a model: `path` is a folder or a file of weights.
 
-    Its `path` is a folder or a single file of weights; its `name` locates it from any working folder: one of
-    `EMBEDDED`, a hub name (of which `revision` is the commit), or an absolute path.
+    The `name` is valid in any working folder: one of `EMBEDDED`, a hub name (`revision` is its commit), or an absolute
+    path.
     """
 
     path: Path
@@ -91,10 +90,7 @@ class ModelLocation:
 
 
 def find(source: str | os.PathLike) -> ModelLocation:
-    """Locates a model by a source as `load` takes it, and downloads its files if it is on the hub.
-
-    Raises `ClipbiasError` if there is no such model, it is another network, or it cannot be downloaded.
-    """
+    """Locates the `source` of `load`, or downloads it. Raises `ClipbiasError` if there is none, or another network."""
     if source in EMBEDDED:
         return ModelLocation(Path(str(resources.files("clipbias") / "assets" / source)), str(source))
     path = user_path(source)
@@ -106,15 +102,18 @@ def find(source: str | os.PathLike) -> ModelLocation:
             f"no folder {shorten(str(source))!r}; give a local folder, a file of weights, a hub name such as "
             "'openai/clip-vit-base-patch16', or 'demo'."
         )
-    folder = hub.download_small(name, SMALL)
+    folder = hub.download_small(name, SMALL_FILES)
+    # Weights in the cache need no network. Otherwise the configuration is checked before gigabytes of another network
+    # are downloaded.
     try:
-        weights, _ = choose(folder)  # there already
+        weights, _ = choose(folder)
     except ClipbiasError:
         names = hub.list_files(name, folder.name)
         weights, configuration = choose(folder, names, where=repr(str(name)))
         if configuration is not None:
-            describe(folder / configuration)  # another network is refused before its weights are fetched
+            describe(folder / configuration)
         hub.download(name, weights, folder.name)
+    # The index is a small file; its shards are known only now.
     if weights.endswith(".index.json"):
         for shard in shard_names(folder / weights):
             hub.download(name, shard, folder.name)
@@ -122,10 +121,7 @@ def find(source: str | os.PathLike) -> ModelLocation:
 
 
 def choose(folder: Path, names: Collection[str] | None = None, *, where: str = "") -> tuple[str, str | None]:
-    """Chooses the weights and the configuration of a model from `names`, by default those of the folder's files.
-
-    Hugging Face's names come before open_clip's, safetensors before msgpack, msgpack before torch's `.bin`; of one
-    format, the single file comes before shards. Weights count where the configuration of their family is there.
+    """Chooses the weights and the configuration of a model from `names`. Default: the folder's files.
 
     Returns the file of weights, or the index of its shards, and the configuration, `None` for a file that needs none.
     Raises `ClipbiasError` if there are no weights that clipbias reads, or they are another network's.
@@ -133,6 +129,8 @@ def choose(folder: Path, names: Collection[str] | None = None, *, where: str = "
     where = where or str(folder)
     if names is None:
         names = [path.name for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
+    # Hugging Face's names before open_clip's, safetensors before msgpack before torch's `.bin`, a file before shards.
+    # A repository may hold several of them; an error counts only if none is readable.
     complaints: list[ClipbiasError] = []
     for configuration, weights in READABLE.items():
         candidates = [file for name in weights for file in (name, f"{name}.index.json") if file in names]
@@ -156,13 +154,14 @@ def choose(folder: Path, names: Collection[str] | None = None, *, where: str = "
 
 
 def _refusal(path: Path) -> ClipbiasError | None:
-    """Of a `config.json` that is none of `MODELS`: other libraries use that name, too."""
+    """Returns the error for a `config.json` of a network that is not in `MODELS`; `None` if it is in there."""
+    # Other libraries call their configurations `config.json`, too: timm, and models that bring their own code.
     if path.name != CONFIG:
         return None
     raw = read_json(path, dict, what="a CLIP configuration")
     classes = raw.get("architectures")
     own_code = classes[0] if isinstance(classes, list) and classes and "auto_map" in raw else None
-    if own_code is not None:  # a network of its publisher's, whatever family it names
+    if own_code is not None:  # such code may change the network, even if it names a known family
         return other_network(str(path), f"code of its own, {checks.shown(own_code)}")
     if raw.get("model_type") in [*MODELS]:
         return None
@@ -175,23 +174,24 @@ def _refusal(path: Path) -> ClipbiasError | None:
 def describe(path: Path) -> tuple[ClipConfig, Preprocessing, bool]:
     """Reads a configuration of any family.
 
-    Returns the geometry, the preprocessing, and whether the file says which activation the model has. Raises
-    `ClipbiasError` if it is damaged, or describes another network.
+    Returns the geometry, the preprocessing, and whether the file names the activation. Raises `ClipbiasError` if it is
+    damaged, or describes another network.
     """
     check_file(path)
-    if path.name == OPEN_CLIP_CONFIG:  # its reader knows the other networks
+    if path.name == OPEN_CLIP_CONFIG:
         return open_clip.read_config(path)
     if refusal := _refusal(path):
         raise refusal
     raw = read_json(path, dict, what="a CLIP configuration")
     try:
-        kind = MODELS[raw.get("model_type", "clip")].removesuffix("Model")
-        if kind == "Siglip":  # its texts' ends lie outside the vocabulary by default, and nothing reads them
+        prefix = MODELS[raw.get("model_type", "clip")].removesuffix("Model")
+        if prefix == "Siglip":
+            # transformers' defaults for these ids lie outside the vocabulary; it refuses them, and nothing reads them.
             raw["text_config"] = {**(raw.get("text_config") or {}), "bos_token_id": None, "eos_token_id": None}
-        config = from_hugging_face(getattr(import_transformers(), f"{kind}Config")(**raw))
+        config = from_hugging_face(getattr(import_transformers(), f"{prefix}Config")(**raw))
     except ClipbiasError as error:
         raise ClipbiasError(f"{path}: {error}") from error
-    except Exception as error:  # whatever the configuration library raises on content of another kind
+    except Exception as error:  # transformers raises many types for malformed content
         reason = shorten(" ".join(str(error).split()), 300)
         raise ClipbiasError(f"{path} is not a configuration of a model ({reason}); fetch it again.") from error
     return config, read_preprocessor(path.parent, config), True
@@ -201,24 +201,22 @@ def describe(path: Path) -> tuple[ClipConfig, Preprocessing, bool]:
 class Weights:
     """Weights while their files are open."""
 
-    where: str  # the file or folder, for messages
-    folder: Path  # where other files of the model may lie
+    where: str  # file or folder, for messages
+    folder: Path  # may hold other files of the model
     tensors: dict[str, Tensor]  # by the names of the table
     table: tables.NameTable
     configuration: Path | None  # the file with the geometry
     files: tuple[Path, ...] = ()
-    activation: str | None = None  # "quick_gelu" for OpenAI's own files; others do not determine it
+    activation: str | None = None  # "quick_gelu" for OpenAI's files; `None` if the tensors do not determine it
 
 
 @contextlib.contextmanager
 def open_weights(path: Path) -> Iterator[Weights]:
-    """Opens the weights in a folder, or in one file with the configuration that lies beside it.
-
-    Raises `ClipbiasError` if there are none, they are damaged, or they belong to another network.
-    """
+    """Opens weights of a folder or file. Raises `ClipbiasError` if they are missing, damaged or of another network."""
     first = path
     folder = path.parent
     configuration = None
+    # A folder may hold several formats; a file was chosen by the user.
     if path.is_dir():
         weights, description = choose(path)
         first = path / weights
@@ -239,7 +237,9 @@ def open_weights(path: Path) -> Iterator[Weights]:
                 opener = open_safetensors if part.suffix == ".safetensors" else open_torch
                 tensors |= stack.enter_context(opener(part))
         table = table_of(tensors, where=str(path))
+        # Only OpenAI's files have these buffers, and all of OpenAI's models have QuickGELU.
         activation = "quick_gelu" if tensors.keys() >= tables.OPENAI_BUFFERS else None
+        # The family of the names says whose configuration may lie beside a single file.
         if configuration is None and activation is None:
             is_hugging_faces = table in (tables.HUGGING_FACE, tables.FLAX, tables.SIGLIP, tables.CHINESE_CLIP)
             candidate = folder / (CONFIG if is_hugging_faces else OPEN_CLIP_CONFIG)
@@ -247,30 +247,33 @@ def open_weights(path: Path) -> Iterator[Weights]:
         yield Weights(str(path), folder, tensors, table, configuration, files, activation)
 
 
-# Of CLIP's weights besides Hugging Face's, with the names of their tensors.
+# Formats of CLIP's weights besides Hugging Face's, with the names of their tensors.
 OTHER_FORMATS = {"flax": tables.FLAX, "open_clip": tables.OPEN_CLIP}
 ACTIVATIONS = ("quick_gelu", "gelu")
-# Repositories whose configuration leaves out that they were trained with QuickGELU (open_clip's own list says so), by
-# their name on the hub or that of their folder in its cache.
+# Repositories trained with QuickGELU whose configuration leaves this out (listed in open_clip), by their hub name or
+# their folder in the cache.
 QUICK_GELU = re.compile(r"(^|.*/models--)apple(/|--)DFN.*")
-# Activations of owners' own files, by family; OpenAI's is known by its buffers. Chinese-CLIP's is its vision tower's.
-_OWN_ACTIVATIONS = {"pe": "gelu", "chinese_clip": "quick_gelu"}
+# Activations of publishers' formats, by family; Chinese-CLIP's is that of the vision tower.
+_NATIVE_ACTIVATIONS = {"pe": "gelu", "chinese_clip": "quick_gelu"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-    """A frozen model: CLIP, or one of the families of docs/models.md.
+    """A frozen model: CLIP, or another family of docs/models.md.
 
     Attributes:
-      params: the parameter tree, passed as an argument to every function that computes with it: on a device, or NumPy
-        arrays of `load(device="host")`.
-      name: the name or path that it was loaded from.
-      published: the `fingerprint` of weights that were narrowed since; `None` computes it.
+      params: the parameter tree: on a device, or NumPy arrays of `load(device="host")`.
+      name: the hub name or path that it was loaded from.
+      published: the `fingerprint` of the weights before they were narrowed. Default: computed from `params`.
       stored_dtype: NumPy type name of the checkpoint's tensors; `save` writes the same.
-      revision: the commit, if the model is from the hub.
+      revision: the commit on the hub.
     """
 
-    params: Params = field(metadata=counted_by(lambda clip: [clip.fingerprint, types_of(clip.params)]))
+    params: Params = field(
+        metadata=counted_by(
+            lambda clip: [clip.fingerprint, sorted({x.dtype.name for x in jax.tree.leaves(clip.params)})]
+        )
+    )
     config: ClipConfig
     tokenizer: Tokenizer = field(metadata=counted_by(lambda clip: tokenizer.behaviour(clip.tokenizer)))
     preprocessing: Preprocessing
@@ -281,27 +284,28 @@ class Clip:
     files: tuple[Path, ...] = field(default=(), metadata=no_effect("as the name"))
 
     def __post_init__(self, published: str | None) -> None:
-        if published is not None:  # `dataclasses.replace` leaves it out, since it may put other weights here
+        # Fills the cached property. No field, so that `dataclasses.replace` drops it: the copy may have other weights.
+        if published is not None:
             self.__dict__["fingerprint"] = published
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over the weights as they were published, the same in every format."""
+        """SHA-256 of the weights as published, equal in every format."""
         return weights_digest(self.params)
 
     @functools.cached_property
     def parts(self) -> dict[str, str]:
-        """The identities of weights, geometry with its activation, tokenizer and preprocessing, by field."""
+        """Identities of weights, geometry, tokenizer and preprocessing, by field."""
         return parts(self)
 
     @property
     def identity(self) -> str:
-        """Tells frozen models apart: equal ones return the same for every picture and text."""
+        """Hash of `parts`: models with the same identity return the same features for every picture and text."""
         return identity(self.parts)
 
     @property
     def source(self) -> str:
-        """The source from which `load` reads the same weights: `name`, with the commit if it is from the hub."""
+        """The source with which `load` reads the same weights again: `name`, with the commit on the hub."""
         return self.name if self.revision is None else f"{self.name.partition('@')[0]}@{self.revision}"
 
     def __repr__(self) -> str:
@@ -316,12 +320,11 @@ class Clip:
         return f"Clip({self.source!r}: {images}; {texts}; {size})"
 
     def preprocess(self, images: Pictures) -> np.ndarray:
-        """Pictures as the model takes them, resized and normalised as the publisher's file says (`preprocessing`).
+        """Resizes and normalises pictures as the publisher's file says (`preprocessing`).
 
-        Give a path, a PIL image, a uint8 array `[h, w, 3]` (grey: `[h, w]`), a list of such, of any sizes, or an array
-        `[B, h, w, 3]`.
-        Returns float32 `[R, R, 3]` of one picture, `[B, R, R, 3]` of several, also of a list of one. Raises
-        `ClipbiasError` for a picture that cannot be read, or is none.
+        Pictures are a path, a PIL image, a uint8 array `[h, w, 3]` (grey: `[h, w]`), a list of these, or an array
+        `[B, h, w, 3]`. Returns float32 `[B, R, R, 3]`; `[R, R, 3]` for a single picture without a list. Raises
+        `ClipbiasError` for a picture that cannot be read.
         """
         return encode.preprocess(self.preprocessing, images)
 
@@ -334,17 +337,19 @@ class Clip:
         normalize: bool = False,
         dtype: str = "float32",
     ) -> np.ndarray:
-        """Image features `[B, d]`, float32, of one picture `[1, d]`; compiled once for all batches.
+        """Computes image features `[B, d]`, float32; compiled once for all batches.
 
         Args:
-          images: as for `preprocess`, or what it returned: float `[B, R, R, 3]` or `[R, R, 3]`.
-          normalised: whether an array of floating point is normalised, even if it looks like levels.
-          normalize: whether features are brought to length 1.
-          dtype: compute type, one of `clip.precision.DTYPES`, or "auto" for what this device takes by itself.
+          images: as for `preprocess`, or its result: float `[B, R, R, 3]` or `[R, R, 3]`.
+          normalised: whether a floating-point array is normalised, even if it looks like levels.
+          normalize: whether to divide features by their length.
+          dtype: compute type, one of `clip.precision.DTYPES`, or "auto" for this device's default.
 
         Raises:
-          ClipbiasError: a picture cannot be read, or is none, or there is no such type.
+          ClipbiasError: a picture cannot be read, or the type is unknown.
         """
+        # All batches have one shape, so that one compiled program serves them. Weights are an argument: as constants
+        # they would be copied into the program.
         batches = encode.image_batches(self.preprocessing, images, batch_size, normalised=normalised)
         run = functools.partial(
             encode.image_features,
@@ -359,9 +364,9 @@ class Clip:
     def encode_texts(
         self, texts: Sequence[str], *, batch_size: int = 256, normalize: bool = False, dtype: str = "float32"
     ) -> np.ndarray:
-        """Text features `[n, d]`, float32, of whole texts, such as "a photo of a cat."; other arguments as above.
+        """Computes text features `[n, d]`, float32, of whole texts, such as "a photo of a cat."; see `encode_images`.
 
-        Raises `ClipbiasError` if a text is too long, or is none, or there is no such type.
+        Raises `ClipbiasError` if a text is too long or no string, or the type is unknown.
         """
         if isinstance(texts, str) or not hasattr(texts, "__len__") or not all(isinstance(text, str) for text in texts):
             raise ClipbiasError(f"texts is {checks.shown(texts)}; give a list of texts.")
@@ -372,9 +377,9 @@ class Clip:
         return encode.all_features(run, encode.text_batches(ids, self.config, batch_size), self.config.projection_width)
 
     def tokenize(self, texts: Sequence[str]) -> np.ndarray:
-        """`[SOS] text [EOS]` ids, int32 `[n, N]`, padded as far as the longest; SigLIP's over the whole context.
+        """Returns ids `[SOS] text [EOS]`, int32 `[n, N]`, padded to the longest text; SigLIP's to the context length.
 
-        Raises `ClipbiasError` where a text is too long.
+        Raises `ClipbiasError` if a text is too long.
         """
         return tokenizer.tokenize(self.tokenizer, texts, self.config.text)
 
@@ -386,17 +391,17 @@ class Clip:
         format: str = "safetensors",
         exact: bool = False,
     ) -> None:
-        """Writes the model (or the same model with other `params`) so that any Hugging Face CLIP program loads it.
+        """Writes the model, or the same model with other `params`, so that any Hugging Face CLIP program loads it.
 
         Args:
           folder: receives weights, configuration, tokenizer and preprocessing.
           params: other weights of the same geometry.
-          format: "safetensors"; of CLIP also "flax" for the `flax_model.msgpack` of `FlaxCLIPModel`, or "open_clip" for
-            a folder that open_clip loads as `local-dir:FOLDER`.
-          exact: keeps a tensor that `stored_dtype` would round in float32.
+          format: "safetensors"; for CLIP also "flax" (`flax_model.msgpack` of `FlaxCLIPModel`) or "open_clip" (a folder
+            that open_clip loads as `local-dir:FOLDER`).
+          exact: whether to keep tensors in float32 that `stored_dtype` would round.
 
         Raises:
-          ClipbiasError: there is no such format, the folder holds weights that would be read instead, or it cannot be
+          ClipbiasError: the format is unknown, the folder holds weights that would be read instead, or it cannot be
             written.
         """
         checks.check_choice("the format of weights", format, ("safetensors", *OTHER_FORMATS))
@@ -405,9 +410,11 @@ class Clip:
         if format != "safetensors" and family != "clip":
             raise ClipbiasError(f"only CLIP has the format {format!r}; choose 'safetensors'.")
         table = OTHER_FORMATS.get(format) or table_of_family(family)
+        # Written with the family's first table, whatever format the weights came in.
         whole = to_tensors(self.config, self.params if params is None else params, table)
         tensors = {name: narrow(x, self.stored_dtype, exact=exact) for name, x in whole.items()}
         is_open_clip = format == "open_clip" or family not in MODELS
+        # `choose` prefers safetensors, so that old weights in the folder would hide the new ones.
         if format == "flax":
             others = [name for name in (WEIGHTS, INDEX) if (folder / name).exists()]
             if others:
@@ -417,28 +424,26 @@ class Clip:
             write_tensors(folder / (OPEN_CLIP_WEIGHTS if is_open_clip else WEIGHTS), tensors, {"format": "pt"})
         self.tokenizer.save_pretrained(str(folder))
         if is_open_clip:
+            # open_clip cuts texts with CLIP's vocabulary unless the file names another tokenizer.
             own_tokenizer = self.config.text.vocabulary_size != CLIP_VOCABULARY
             model = open_clip.model_json(self.config, own_tokenizer=own_tokenizer)
             described = {"model_cfg": model, "preprocess_cfg": open_clip_preprocessing(self.preprocessing)}
             write_text(folder / OPEN_CLIP_CONFIG, json.dumps(described, indent=2) + "\n")
             return
         write_text(folder / PREPROCESSOR, preprocessor_json(self.preprocessing))
-        # Programs load all tensors in the one type that the configuration names.
+        # Programs load all tensors in the type that the configuration names, so it must be the widest.
         widened = any(tensor.dtype.name != self.stored_dtype for tensor in tensors.values())
         content = dict(to_hugging_face(self.config), dtype="float32" if widened else self.stored_dtype)
+        # The tokenizer decides the start token, as in `load`.
         if self.config.text.causal and self.config.text.start_token:
             content["text_config"]["bos_token_id"] = self.tokenizer.bos_token_id
         write_text(folder / "config.json", json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
-def types_of(params: Params) -> list[str]:
-    """The types that weights are held in."""
-    return sorted({leaf.dtype.name for leaf in jax.tree.leaves(params)})
-
-
 def weights_digest(params: Params) -> str:
-    """SHA-256 over the bytes of all weights, in the order of their names."""
+    """Computes SHA-256 over the bytes of all weights, in the order of their names."""
     digest = hashlib.sha256()
+    # `tree.leaves` sorts dictionaries by key, so the order does not depend on how the tree was built.
     for leaf in jax.tree.leaves(params):
         digest.update(np.ascontiguousarray(leaf).data)
     return digest.hexdigest()
@@ -455,21 +460,19 @@ def load(
     """Loads a CLIP model.
 
     A folder or a hub repository has its weights as `model.safetensors`, `flax_model.msgpack` or `pytorch_model.bin`
-    beside a `config.json`, or under open_clip's names beside an `open_clip_config.json`. A file is OpenAI's own `.pt`,
-    a training checkpoint, or any of these; its geometry comes from the configuration beside it, or else from its
-    shapes. Nothing in a file is ever run.
+    beside a `config.json`, or under open_clip's names beside an `open_clip_config.json`. A file is OpenAI's `.pt`, a
+    training checkpoint, or one of these; its geometry comes from the configuration beside it, else from its shapes.
+    Code in a file never runs.
 
     Args:
-      source: "demo" or "demo-siglip", the embedded models, a local folder or file, a hub name such as
-        "openai/clip-vit-base-patch16", optionally with "@revision" behind and "hf-hub:" before it, or OpenAI's own
-        name, such as "ViT-B/16".
-      dtype: type in which the weights are kept on the device.
-      activation: "quick_gelu" or "gelu", in place of the configuration's; needed for a training checkpoint without a
-        configuration. OpenAI's own file is known to have QuickGELU.
-      tokenizer: a folder with the tokenizer's files, in place of those beside the weights. A model without any that has
-        CLIP's 49,408 tokens gets CLIP's own.
-      device: where the weights lie, so that no call copies them there; `None` for JAX's first device, "host" for NumPy
-        arrays, which a mesh gets later.
+      source: an embedded model ("demo", "demo-siglip"), a local folder or file, OpenAI's name of a model ("ViT-B/16"),
+        or a hub name such as "openai/clip-vit-base-patch16", optionally with "@revision" and the prefix "hf-hub:".
+      dtype: type of the weights on the device.
+      activation: "quick_gelu" or "gelu", instead of the configuration's; required for a training checkpoint without a
+        configuration. OpenAI's files have QuickGELU.
+      tokenizer: a folder with the tokenizer's files, instead of those beside the weights. Default: CLIP's tokenizer for
+        a model without such files and with CLIP's 49,408 tokens.
+      device: the device that holds the weights; "host" for NumPy arrays, which a mesh gets later. Default: JAX's first.
 
     Raises:
       ClipbiasError: there is no such source, or it is no CLIP model; the message says what to do.
@@ -480,8 +483,8 @@ def load(
     with open_weights(location.path) as weights:
         config, preprocessing = _geometry(weights, activation, location.name)
         text_tokenizer = _tokenizer(weights, config, tokenizer)
-        # The end-of-text and padding tokens are the tokenizer's: OpenAI's published configurations have another end.
-        # MetaCLIP 2 keeps the one of its configuration, at which it reads its features.
+        # The tokenizer writes the end-of-text and padding tokens, so it decides them: OpenAI's published configurations
+        # have a wrong end. MetaCLIP 2's configuration names the token at which features are read.
         text = config.text
         end = text_tokenizer.sep_token_id if text.pooling == "first" else text_tokenizer.eos_token_id
         if end is not None and config.family != "metaclip_2":
@@ -492,10 +495,12 @@ def load(
             text = dataclasses.replace(text, pad_token_id=text_tokenizer.pad_token_id)
         config = dataclasses.replace(config, text=text)
         params = from_tensors(config, weights.tensors, weights.table, where=weights.where)
-    # The widest type of the weights, in which a mixed checkpoint is written back; at most float32.
+    # A checkpoint of mixed types is written back in float32, which holds all of them.
     stored = {tensor.dtype for name, tensor in weights.tensors.items() if name not in weights.table.ignored}
     stored &= set(FLOATING)
-    numbers = {name: leaf for name, leaf in params.items() if name.startswith("logit_")}  # half precision: 99, not 100
+    # The logits' scale and bias stay float32: in half precision a scale of 100 becomes 99.
+    numbers = {name: leaf for name, leaf in params.items() if name.startswith("logit_")}
+    # Before narrowing, so that one checkpoint has one identity in every `dtype`.
     published = weights_digest(params)
     params = {**jax.tree.map(lambda leaf: leaf.astype(dtype, copy=False), params), **numbers}
     return Clip(
@@ -512,9 +517,10 @@ def load(
 
 
 def _geometry(weights: Weights, activation: str | None, name: str) -> tuple[ClipConfig, Preprocessing]:
-    """Geometry and preprocessing, from the configuration beside the weights or from their shapes."""
+    """Reads geometry and preprocessing from the configuration beside the weights, else from their shapes."""
     if weights.configuration is not None:
         config, preprocessing, says_activation = describe(weights.configuration)
+        # A wrong activation loads without an error, and costs points of accuracy.
         if not says_activation and QUICK_GELU.match(name):
             activation = activation or "quick_gelu"
         if activation is not None:
@@ -524,34 +530,39 @@ def _geometry(weights: Weights, activation: str | None, name: str) -> tuple[Clip
             text = dataclasses.replace(config.text, activation=activation)
             config = dataclasses.replace(config, vision=vision, text=text)
         return config, preprocessing
-    activation = _OWN_ACTIVATIONS.get(weights.table.families[0]) or activation or weights.activation
+    # Without a configuration: the publisher's format, the user, or OpenAI's buffers name the activation. Weights do
+    # not.
+    activation = _NATIVE_ACTIVATIONS.get(weights.table.families[0]) or activation or weights.activation
     if weights.table.families[0] in ("siglip", "biomed_clip"):
         raise ClipbiasError(
-            f"{weights.where} holds {weights.table.families[0]}, whose heads no shape tells; put its config.json or "
-            "open_clip_config.json beside it."
+            f"{weights.where} holds {weights.table.families[0]}, whose number of heads is not in the shapes; put its "
+            "config.json or open_clip_config.json beside it."
         )
     if activation is None:
         raise ClipbiasError(
-            f"{weights.where} does not say which activation its model has; put its config.json or "
+            f"{weights.where} does not name its model's activation; put its config.json or "
             "open_clip_config.json beside it, or call clipbias.load with activation='quick_gelu' (OpenAI's models, and "
             "those of open_clip with 'quickgelu' in their names) or activation='gelu' (most others)."
         )
+    # A last resort: OpenAI's files and training checkpoints come without a configuration.
     config = open_clip.config_from_shapes(weights.tensors, weights.table, activation=activation, where=weights.where)
     return config, native_preprocessing(config)
 
 
 def _tokenizer(weights: Weights, config: ClipConfig, folder: str | os.PathLike | None) -> tokenizer.Tokenizer:
-    """The tokenizer in `folder`, by default in the folder of the weights; CLIP's own where that has none."""
+    """Reads the tokenizer in `folder`. Default: that beside the weights, or CLIP's."""
     vocabulary_size = config.text.vocabulary_size
     is_clips = vocabulary_size == CLIP_VOCABULARY and config.family in ("clip", "pe")
-    cleaning = None  # how open_clip cleans texts before a tokenizer of Hugging Face
+    # open_clip cleans texts before a tokenizer of Hugging Face, which transformers does not know of.
+    cleaning = None
     if weights.configuration is not None and weights.configuration.name == OPEN_CLIP_CONFIG:
         settings = read_json(weights.configuration, dict)["model_cfg"]["text_cfg"]
         cleaning = (settings.get("tokenizer_kwargs") or {}).get("clean", tokenizer.WHITESPACE)
         checks.check_choice(f"the clean of {weights.configuration}", cleaning, tuple(tokenizer.CLEANING))
+    # The user's folder first: a checkpoint may lie beside the tokenizer of another model.
     if folder is not None:
         text_tokenizer = read_tokenizer(user_path(folder), config.family, cleaning)
-    # A tokenizer beside a single file without a configuration may belong to another model.
+    # A tokenizer beside a file without a configuration, as in a folder of downloads, may belong to another model.
     elif has_tokenizer(weights.folder) and not (is_clips and weights.configuration is None):
         folder = weights.folder
         text_tokenizer = read_tokenizer(folder, config.family, cleaning)
@@ -559,9 +570,9 @@ def _tokenizer(weights: Weights, config: ClipConfig, folder: str | os.PathLike |
         return clip_tokenizer()
     else:
         raise ClipbiasError(
-            f"{weights.folder} has no tokenizer (tokenizer.json, or vocab.json and merges.txt), and CLIP's own has "
-            f"{CLIP_VOCABULARY:,} tokens where this model has {vocabulary_size:,}; call clipbias.load with the "
-            "folder of its tokenizer as `tokenizer`."
+            f"{weights.folder} has no tokenizer (tokenizer.json, or vocab.json and merges.txt), and CLIP's tokenizer "
+            f"does not fit: it has {CLIP_VOCABULARY:,} tokens, this model {vocabulary_size:,}; call clipbias.load with "
+            "the folder of its tokenizer as `tokenizer`."
         )
     try:
         tokenizer.check_tokenizer(text_tokenizer, config.text)
@@ -571,7 +582,7 @@ def _tokenizer(weights: Weights, config: ClipConfig, folder: str | os.PathLike |
 
 
 def narrow(x: np.ndarray, dtype: str, *, exact: bool) -> np.ndarray:
-    """`x` in the named type; with `exact`, unchanged if that type would round it."""
+    """Converts `x` to the named type; with `exact`, only if the type does not round it."""
     with np.errstate(over="ignore"):  # numbers beyond the type's range become infinite, and count as rounded
         stored = x.astype(jax.numpy.dtype(dtype))
     return x if exact and not np.array_equal(stored.astype(x.dtype), x) else stored

@@ -1,4 +1,4 @@
-"""Geometry of a model, read from a checkpoint's own configuration. No size is written in code."""
+"""Geometry of a model, read from the configuration beside its weights."""
 
 import dataclasses
 from typing import Any
@@ -6,20 +6,20 @@ from typing import Any
 from clipbias.checks import check_choice, check_int, check_number
 from clipbias.errors import ClipbiasError
 
-# Far beyond every CLIP, and small enough that products of three sizes still fit 64 bits.
+# Limit for sizes in files: far beyond every CLIP, and products of three sizes still fit 64 bits.
 LARGEST_SIZE = 10**6
 
 
 @dataclasses.dataclass(frozen=True)
 class TowerConfig:
-    """What the transformer blocks of both towers have in common.
+    """Settings of the transformer blocks of a tower.
 
     Attributes:
       width, layers, heads: token width `D`, transformer blocks `L`, attention heads `H`, each `width // heads` wide.
       activation: "quick_gelu" (OpenAI), "gelu" (most LAION re-trainings) or "gelu_tanh" (SigLIP).
       layer_norm_epsilon: added to the variance in every LayerNorm.
-      norm_first: whether LayerNorms come before attention and MLP. BERT's come behind the residuals, and one behind the
-        embeddings in place of the last one.
+      norm_first: whether LayerNorms precede attention and MLP. BERT's follow the residuals, and a LayerNorm behind the
+        embeddings replaces the final one.
     """
 
     width: int
@@ -48,12 +48,12 @@ class VisionConfig(TowerConfig):
 
     Attributes:
       image_size, patch_size: in pixels. SigLIP's images may have a margin at the right and bottom that fills no patch.
-      pooling: "cls" where the feature is read at the `[cls]` token; "attention" where a learned query attends to the
-        patches, and to `[cls]` where there is one (`vision.pool_image`).
-      class_token: whether there is a `[cls]` token. SigLIP has none.
-      projection: whether a projection makes the feature. SigLIP's is what the pooling head makes.
-      pool_heads: heads of the pooling head; 0 without one.
-      rotary: whether queries and keys turn by the row and column of their patch (`layers.rotate`).
+      pooling: "cls" reads the feature at the `[cls]` token; "attention" from a learned query that attends to `[cls]`
+        and patches (`vision.pool_image`).
+      class_token: whether the tower has a `[cls]` token. SigLIP has none.
+      projection: whether a projection follows. SigLIP has none.
+      pool_heads: attention heads of the pooling head; 0 without a pooling head.
+      rotary: whether queries and keys rotate by the row and column of their patch (`layers.rotate`).
     """
 
     _: dataclasses.KW_ONLY
@@ -71,9 +71,11 @@ class VisionConfig(TowerConfig):
         super().__post_init__()
         check_choice("the model's pooling", self.pooling, ("cls", "attention"))
         if self.pooling == "attention" and (self.pool_heads < 1 or self.width % self.pool_heads):
-            raise ClipbiasError(f"the width {self.width} cannot be divided among {self.pool_heads} heads that pool.")
+            raise ClipbiasError(f"the width {self.width} cannot be divided among {self.pool_heads} pooling heads.")
+        # Two channels make a pair that rotates, by rows in one half of a head and by columns in the other.
         if self.rotary and self.width // self.heads % 4:
-            raise ClipbiasError(f"a head of width {self.width // self.heads} cannot turn by rows and columns.")
+            raise ClipbiasError(f"a head of width {self.width // self.heads} cannot rotate: 4 must divide the width.")
+        # SigLIP's convolution drops a margin; other towers have a position for every patch of a full grid.
         if self.image_size % self.patch_size and self.class_token:
             raise ClipbiasError(
                 f"the image size {self.image_size} is not a multiple of the patch size {self.patch_size}."
@@ -90,13 +92,13 @@ class VisionConfig(TowerConfig):
         return self.grid**2
 
     @property
-    def kinds(self) -> int:
-        """The kinds of tokens: the one that is pooled and all others; a single kind under a pooling head."""
+    def token_types(self) -> int:
+        """The number of token types: pooled and other tokens; one type with a pooling head, which reads all."""
         return 2 if self.pooling == "cls" else 1
 
     @property
     def first_patch(self) -> int:
-        """The position of the first patch: the number of tokens before it."""
+        """The position of the first patch."""
         return int(self.class_token)
 
     @property
@@ -110,11 +112,11 @@ class TextConfig(TowerConfig):
     """The text tower.
 
     Attributes:
-      causal: whether a token attends to those before it alone.
-      pooling: whose row is the text feature: "eos", the first end of text; "last", the last position; "first", BERT's
+      causal: whether a token attends only to tokens before it and itself.
+      pooling: the row of the text feature: "eos", the first end of text; "last", the last position; "first", BERT's
         `[CLS]`. With "last" (SigLIP) padding fills the context and is attended to; with "first" it is masked.
       start_token: whether texts begin with a start token, SOS or `[CLS]`.
-      projection_hidden: the hidden width of a projection in two layers with a GELU between them; 0 of a single one.
+      projection_hidden: hidden width of a projection of two layers with a GELU between them; 0 for one layer.
     """
 
     _: dataclasses.KW_ONLY
@@ -132,7 +134,7 @@ class TextConfig(TowerConfig):
         super().__post_init__()
         check_choice("the model's pooling of texts", self.pooling, ("eos", "last", "first"))
         if self.causal != (self.pooling == "eos"):
-            raise ClipbiasError(f"a text tower that is pooled at {self.pooling!r} cannot be causal: {self.causal}.")
+            raise ClipbiasError(f"a text tower with pooling {self.pooling!r} cannot have causal={self.causal}.")
 
     @property
     def first_word(self) -> int:
@@ -142,9 +144,9 @@ class TextConfig(TowerConfig):
 
 @dataclasses.dataclass(frozen=True)
 class ClipConfig:
-    """Both towers and the joint width `d` of their features. Hashable, so it can be a static argument of `jit`.
+    """Both towers and the joint width `d` of their features; hashable, a static argument of `jit`.
 
-    Its family is the `model_type` of its `config.json`; "pe" and "biomed_clip" are open_clip's alone.
+    The family is the `model_type` of `config.json`; "pe" and "biomed_clip" exist in open_clip only.
     """
 
     vision: VisionConfig
@@ -167,11 +169,11 @@ class ClipConfig:
 
     @property
     def common_blocks(self) -> int:
-        """The number of blocks of the shallower tower: those with the same number in both."""
+        """The number of blocks of the shallower tower."""
         return min(self.vision.layers, self.text.layers)
 
 
-# The settings in which a family's towers differ from CLIP's, where its file says nothing else.
+# Settings of a family's towers that differ from CLIP's and that its files leave out.
 SIGLIP_VISION: dict[str, Any] = {
     "activation": "gelu_tanh",
     "layer_norm_epsilon": 1e-6,
@@ -220,7 +222,7 @@ MODELS = {
 
 
 def other_network(where: str, sign: str) -> ClipbiasError:
-    """The error for a network that clipbias does not compute; `sign` is what its file says of it."""
+    """Returns the error for a network that clipbias does not compute; `sign` quotes its file."""
     return ClipbiasError(
         f"{where} holds a network that clipbias does not compute ({sign}); CLIP with two transformers, MetaCLIP 2, "
         "SigLIP, Perception Encoder, Chinese-CLIP and BiomedCLIP load (docs/models.md)."
@@ -228,12 +230,7 @@ def other_network(where: str, sign: str) -> ClipbiasError:
 
 
 def from_hugging_face(config: Any) -> ClipConfig:
-    """Reads the geometry from a configuration of `transformers`, of a family in `MODELS`.
-
-    OpenAI's published configurations of CLIP have a wrong end-of-text token (2). The original code never reads it: it
-    takes the largest id. MetaCLIP 2's configurations have the right token. Of other families the tokenizer has the
-    right end and padding.
-    """
+    """Reads the geometry from a configuration of `transformers`, for a family in `MODELS`."""
     vision = config.vision_config
     text = config.text_config
     family = config.model_type
@@ -246,13 +243,17 @@ def from_hugging_face(config: Any) -> ClipConfig:
         {ours: getattr(part, theirs) for ours, theirs in names.items()}
         for part, names in ((vision, _VISION), (text, _TEXT))
     )
+    # Only SigLIP's activation has another name there.
     for each in (sizes, text_sizes):
         each["activation"] = "gelu_tanh" if each["activation"] == _GELU_TANH else each["activation"]
+    # OpenAI's published configurations have a wrong end-of-text token (2), which OpenAI's code never reads: it takes
+    # the largest id. MetaCLIP 2's token is right. For other families `checkpoint.load` takes the tokenizer's.
     text_sizes["eos_token_id"] = text.eos_token_id if family == "metaclip_2" else text.vocab_size - 1
     if family == "siglip":
         tower = VisionConfig(**SIGLIP_VISION | sizes, pool_heads=sizes["heads"])
         return ClipConfig(tower, TextConfig(**SIGLIP_TEXT | text_sizes), text.projection_size, family)
     if family == "chinese_clip":
+        # A BERT with relative positions has the same tensors, and would load and compute wrong features.
         if getattr(text, "position_embedding_type", "absolute") != "absolute" or text.type_vocab_size != 2:
             raise ClipbiasError("config.json describes a BERT with other embeddings than Chinese-CLIP's.")
         text_sizes = BERT_TEXT | text_sizes
@@ -260,7 +261,7 @@ def from_hugging_face(config: Any) -> ClipConfig:
 
 
 def to_hugging_face(config: ClipConfig) -> dict[str, Any]:
-    """The inverse of `from_hugging_face`: the content of a `config.json`."""
+    """Returns the content of a `config.json`: the inverse of `from_hugging_face`."""
     vision, text = (
         {theirs: getattr(tower, ours) for ours, theirs in names.items()}
         for tower, names in ((config.vision, _VISION), (config.text, _TEXT))
@@ -276,6 +277,7 @@ def to_hugging_face(config: ClipConfig) -> dict[str, Any]:
         "text_config": text,
     }
     if config.family == "chinese_clip":
+        # BERT's defaults in transformers differ: dropout would be on, and `type_vocab_size` decides a tensor's shape.
         text |= {"pad_token_id": config.text.pad_token_id, "type_vocab_size": 2}
         text |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
         content["projection_dim"] = config.projection_width
@@ -283,6 +285,7 @@ def to_hugging_face(config: ClipConfig) -> dict[str, Any]:
     elif config.family == "siglip":
         text |= {"projection_size": config.projection_width, "pad_token_id": config.text.pad_token_id}
     else:
+        # transformers' towers read it from their own parts, and a joint model from the top.
         for part in (content, vision, text):
             part["projection_dim"] = config.projection_width
     return content

@@ -1,4 +1,4 @@
-"""From pictures and words to features, in batches of one compiled program: the methods of `Clip` of these names."""
+"""Features of pictures and texts in batches of one compiled program, for the methods of `Clip`."""
 
 import dataclasses
 import functools
@@ -26,51 +26,44 @@ from clipbias.errors import ClipbiasError
 _TOKENS = 8
 
 
-def is_normalised(images: object) -> bool:
-    """Whether images are an array of floating point, as `Clip.preprocess` returns, and not pictures."""
-    return jnp.issubdtype(getattr(images, "dtype", np.uint8), jnp.floating)
-
-
 def check_images(images: ArrayLike, size: int) -> None:
-    """Raises `ClipbiasError` for arrays that are not float `[B, R, R, 3]`, or `[B, 1 + V, R, R, 3]` with crops of each.
+    """Raises `ClipbiasError` for arrays that are not float `[B, R, R, 3]`, or `[B, 1 + V, R, R, 3]` with crops.
 
-    Numbers are not looked at; `size` is `R`.
+    `size` is `R`. The numbers are not checked.
     """
     shape = np.shape(images)
     dtype = getattr(images, "dtype", None)
+    # Before the type: torch's types are none of NumPy's, and the message would name the wrong cause.
     if hasattr(images, "detach"):
-        raise ClipbiasError("the images are a tensor of torch; give jax.numpy.asarray(images.detach().cpu()).")
+        raise ClipbiasError("the images are a torch tensor; give jax.numpy.asarray(images.detach().cpu()).")
     if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
         raise ClipbiasError(
-            f"the images are {dtype}, so they are not normalised; give clip.preprocess(images), or of pixels "
+            f"the images are {dtype}, so they are not normalised; give clip.preprocess(images), or for pixels "
             f"[B, {size}, {size}, 3] clip.preprocessing.normalize(images)."
         )
     if len(shape) not in (4, 5) or shape[-3:] != (size, size, 3):
-        hint = "; of a single one, images[None]" if shape == (size, size, 3) else ", as clip.preprocess makes them"
+        hint = "; for one image, images[None]" if shape == (size, size, 3) else ", as clip.preprocess returns them"
         raise ClipbiasError(f"the images have shape {list(shape)}; give [B, {size}, {size}, 3]{hint}.")
 
 
 def check_normalised(images: np.ndarray, size: int, *, sure: bool) -> None:
-    """Raises `ClipbiasError` for a floating-point array of levels from 0 to 1 or 255, of another shape, or with NaN.
-
-    With `sure` they are normalised even if they look like levels (`level_advice`).
-    """
+    """Raises `ClipbiasError` for levels (not if `sure` that there are none), another shape, NaN or infinite numbers."""
     lowest, highest = (float(images.min()), float(images.max())) if images.size else (-1.0, 1.0)
     if not np.isfinite([lowest, highest]).all():
-        raise ClipbiasError("the images hold NaN or infinite numbers; give those of clip.preprocess.")
+        raise ClipbiasError("the images hold NaN or infinite numbers; give the result of clip.preprocess.")
     # Before the shape: pictures of levels may have any size.
     if images.ndim > 2 and not sure and (advice := level_advice(images)):
         raise ClipbiasError(
-            f"the images are numbers from {lowest:g} to {highest:g}, so they look like levels and not like what "
-            f"clip.preprocess makes; give uint8 levels, {advice}; or normalised=True if they are normalised."
+            f"the images are numbers from {lowest:g} to {highest:g}, so they look like levels and not like the result "
+            f"of clip.preprocess; give uint8 levels, {advice}; or normalised=True if they are normalised."
         )
     check_images(images, size)
 
 
 def as_images(images: Pictures) -> np.ndarray | Split:
-    """An array of floating point, which is normalised, as it is; anything else as an image list."""
+    """Returns floating-point arrays, which are normalised, as they are; other images as an image list."""
     array = images if isinstance(images, Split) else as_array(images)
-    return array if is_normalised(array) else image_list(array)
+    return array if jnp.issubdtype(getattr(array, "dtype", np.uint8), jnp.floating) else image_list(array)
 
 
 def preprocess(preprocessing: Preprocessing, images: Pictures) -> np.ndarray:
@@ -83,15 +76,12 @@ def preprocess(preprocessing: Preprocessing, images: Pictures) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class ImageBatches:
-    """Batches of images of equal shapes, the last one padded.
+    """Batches of equal shapes: images `[b, R, R, 3]` or `[b, 1 + V, R, R, 3]`, and a mask `[b]`, False for padding."""
 
-    They are images `[b, R, R, 3]`, or views of each `[b, 1 + V, R, R, 3]`, and which of them there are, bool `[b]`.
-    """
-
-    normalised: bool  # float; else they have levels from 0 to 255
+    normalised: bool  # float; else levels from 0 to 255
     count: int  # of images
     batches: Iterator[tuple[np.ndarray, np.ndarray]]
-    errors: Mapping[int, str]  # message by number of each image that could not be read; it grows with the batches
+    errors: Mapping[int, str]  # messages of unreadable images by their number; grows as batches are read
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         return self.batches
@@ -107,42 +97,40 @@ def image_batches(
     mixed: bool = False,
     on_error: str = "raise",
 ) -> ImageBatches:
-    """Batches of a split, or of a user's images, which are given as for `Clip.encode_images`.
+    """Reads a split, or images as `Clip.encode_images` takes them, in batches.
 
     Args:
-      batch_size: images at a time, crops among them; fewer where there are fewer.
-      normalised: whether an array of floating point is normalised, even if it looks like levels.
-      crops: random crops of each image behind it, V (`data.transforms.test_views`).
+      batch_size: the most images at a time, crops included.
+      normalised: whether a floating-point array is normalised, even if it looks like levels.
+      crops: number V of random crops that follow each image (`data.transforms.test_views`).
       mixed: whether crops are mixed with distortions of them.
-      on_error: "raise", or "skip" images that cannot be read.
+      on_error: "raise", or "skip" unreadable images.
 
     Raises:
-      ClipbiasError: they are no images; or they are normalised and crops are asked for.
+      ClipbiasError: these are no images; or crops are asked of normalised images.
     """
     check_int("batch_size", batch_size, lowest=1)
     side = preprocessing.image_size
     array = as_images(images)
+    # The batch size bounds the images in memory, and crops are images.
     rows = max(1, batch_size // (1 + crops))
     if isinstance(array, Split):
         source = UserImages(array)
         rows = max(1, min(rows, len(source)))
         decoded = test_batches(
-            source,
-            resizing=preprocessing.resizing,
-            batch_size=rows,
-            on_error=on_error,
-            crops=crops,
-            mixed=mixed,
+            source, resizing=preprocessing.resizing, batch_size=rows, on_error=on_error, crops=crops, mixed=mixed
         )
         batches = ((batch["images"], batch["mask"]) for batch in decoded)
         return ImageBatches(False, len(source), batches, source.errors)
     if crops:
-        raise ClipbiasError("the method takes crops of whole pictures; give these, not normalised images.")
+        raise ClipbiasError("the method takes crops of whole pictures; give pictures, not normalised images.")
+    # A single image is a batch of one.
     array = array[None] if array.shape == (side, side, 3) else array
     check_normalised(array, side, sure=normalised)
     rows = max(1, min(rows, len(array)))
 
     def padded() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        # Equal shapes, the last batch padded with zeros: another shape would compile another program.
         for start in range(0, len(array), rows):
             batch = np.zeros((rows, *array.shape[1:]), np.float32)
             count = len(array[start : start + rows])
@@ -153,20 +141,22 @@ def image_batches(
 
 
 def text_batches(ids: np.ndarray, config: ClipConfig, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Batches of ids `[n, N]`, the last one padded, and which rows of them there are, bool."""
+    """Cuts ids `[n, N]` into batches of equal shapes, the last one padded, and their masks, bool `[b]`."""
     longest = min(-(-ids.shape[1] // _TOKENS) * _TOKENS, config.text.context_length)
     padding = [(0, 0), (0, longest - ids.shape[1])]
     ids = np.pad(ids, padding, constant_values=config.text.pad_token_id)
     rows = min(batch_size, len(ids))
     for start in range(0, len(ids), rows or 1):
         batch = ids[start : start + rows]
+        # A copy of the last text as padding: a row of zeros would have no end-of-text token.
         yield np.pad(batch, [(0, rows - len(batch)), (0, 0)], mode="edge"), np.arange(rows) < len(batch)
 
 
 def all_features(
     run: Callable[[np.ndarray], jax.Array], batches: Iterable[tuple[np.ndarray, np.ndarray]], width: int
 ) -> np.ndarray:
-    """The features of all rows `[n, width]`, without padding."""
+    """Runs all batches; returns their features `[n, width]` without padding."""
+    # Features go to the host batch by batch, so that a device holds one batch of a large set.
     rows = [np.asarray(run(batch))[mask] for batch, mask in batches]
     return np.concatenate(rows) if rows else np.zeros((0, width), np.float32)
 
@@ -175,7 +165,8 @@ def all_features(
 def image_features(
     config: ClipConfig, preprocessing: Preprocessing, dtype: str, normalize: bool, params: Params, images: jax.Array
 ) -> jax.Array:
-    """Features `[b, d]` of normalised images, or of levels, uint8."""
+    """Computes features `[b, d]` of normalised images, or of uint8 levels."""
+    # Levels are normalised on the device: bytes take a quarter of the transfer of float32.
     if images.dtype == jnp.uint8:
         images = preprocessing.normalize(images)
     features = encode_image(params, config, images, dtype=dtype)[0]
@@ -184,6 +175,6 @@ def image_features(
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def text_features(config: ClipConfig, dtype: str, normalize: bool, params: Params, ids: jax.Array) -> jax.Array:
-    """Features `[b, d]` of ids `[b, N]`."""
+    """Computes features `[b, d]` of ids `[b, N]`."""
     features = encode_text(params, config, as_tokens(ids, config), dtype=dtype)[0]
     return features / jnp.linalg.norm(features, axis=-1, keepdims=True) if normalize else features

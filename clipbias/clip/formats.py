@@ -1,7 +1,7 @@
-"""Tensors as they lie in checkpoint files: names, shapes and types at once, numbers one tensor at a time.
+"""Tensors of checkpoint files: safetensors, PyTorch's `.bin` and `.pt`, Flax's msgpack.
 
-The formats are safetensors, PyTorch's (`.bin`, `.pt`, read without PyTorch and without running anything that a file
-names) and Flax's msgpack.
+Names, shapes and types are read at once, numbers one tensor at a time. PyTorch's files are read without PyTorch, and no
+code in them runs.
 """
 
 import collections
@@ -26,25 +26,25 @@ from clipbias.errors import ClipbiasError
 from clipbias.io import atomic_path, check_file, read_json, reason, shorten
 
 FLOATING = ("bfloat16", "float16", "float32", "float64")
-LONGEST_NAME = 4096  # letters of a tensor's name; a hostile file's nested names would fill the memory
+MAX_NAME_LENGTH = 4096  # letters of a tensor's name; a hostile file's nested names would fill the memory
 SAFETENSORS_TYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """One tensor of a file that is open."""
+    """A tensor of an open file."""
 
     shape: tuple[int, ...]
-    dtype: str  # NumPy's name of the type, or the file format's where NumPy has none
+    dtype: str  # NumPy's name of the type, or the file format's if NumPy has none
     read: Callable[[], np.ndarray]  # only for the types in `FLOATING`
 
 
 @contextlib.contextmanager
 def open_safetensors(path: Path) -> Iterator[dict[str, Tensor]]:
-    """The tensors of a safetensors file, to be read while the block runs."""
+    """Opens the tensors of a safetensors file."""
 
     def read(name: str) -> np.ndarray:
-        # A file that stays mapped counts as memory once more as it is read, so it is opened anew for each tensor.
+        # Pages of a mapped file count as memory as they are read, so it is opened anew for each tensor.
         with open_safetensors_file(path) as file:
             return file.get_tensor(name)
 
@@ -71,11 +71,9 @@ def open_safetensors_file(path: Path) -> Iterator[Any]:
 
 
 def shard_names(index: Path) -> list[str]:
-    """The files that the index of a sharded checkpoint (`*.index.json`) names; they need not be there.
-
-    Raises `ClipbiasError` if it is no index, or it names a file elsewhere.
-    """
+    """Returns the files in the index of a sharded checkpoint. Raises `ClipbiasError` for files outside its folder."""
     try:
+        # A name with a folder, or with NUL, could lead outside of the model's folder.
         names = sorted(set(read_json(index, dict, what="an index of shards")["weight_map"].values()))
         outside = [name for name in names if Path(name).name != name or "\0" in name]
     except (KeyError, AttributeError, TypeError) as error:
@@ -87,20 +85,20 @@ def shard_names(index: Path) -> list[str]:
 
 # PyTorch's files.
 
-TYPES = {"Double": "float64", "Float": "float32", "Half": "float16", "BFloat16": "bfloat16", "Long": "int64"}
-TYPES |= {"Int": "int32", "Short": "int16", "Char": "int8", "Byte": "uint8", "Bool": "bool"}
-STORAGES = {f"torch.{name}Storage": dtype for name, dtype in TYPES.items()}
+TORCH_TYPES = {"Double": "float64", "Float": "float32", "Half": "float16", "BFloat16": "bfloat16", "Long": "int64"}
+TORCH_TYPES |= {"Int": "int32", "Short": "int16", "Char": "int8", "Byte": "uint8", "Bool": "bool"}
+STORAGES = {f"torch.{name}Storage": dtype for name, dtype in TORCH_TYPES.items()}
 ORDERED_DICT = "collections.OrderedDict"
 TENSORS = ("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2")
-# Functions that return their first argument, with remarks.
+# Functions that return their first argument.
 WRAPPERS = ("torch._utils._rebuild_parameter", "torch.jit._pickle.restore_type_tag")
-LISTS = tuple(f"torch.jit._pickle.build_{kind}list" for kind in ("int", "double", "bool", "tensor"))
-MODULE = "__torch__"  # any object of TorchScript's
-STORAGE = "storage"  # any persistent id
-OBJECT = "object"  # of any other class
-NAMES = (*STORAGES, ORDERED_DICT, *TENSORS, *WRAPPERS, *LISTS)
+LISTS = tuple(f"torch.jit._pickle.build_{items}list" for items in ("int", "double", "bool", "tensor"))
+SCRIPT_OBJECT = "__torch__"  # an object of TorchScript
+STORAGE = "storage"  # a persistent id
+OTHER_OBJECT = "object"  # of any other class
+ALLOWED_NAMES = (*STORAGES, ORDERED_DICT, *TENSORS, *WRAPPERS, *LISTS)
 
-# The instructions with which tensors in dictionaries are described. None of them makes a set.
+# Pickle instructions that tensors in dictionaries need. Sets are left out: Python would hash their hostile members.
 INSTRUCTIONS = (
     pickle.PROTO, pickle.FRAME, pickle.STOP, pickle.MARK, pickle.NONE, pickle.NEWTRUE, pickle.NEWFALSE,
     pickle.BININT, pickle.BININT1, pickle.BININT2, pickle.LONG1, pickle.BINFLOAT, pickle.BINUNICODE,
@@ -110,22 +108,23 @@ INSTRUCTIONS = (
     pickle.LONG_BINGET, pickle.BINPERSID, pickle.GLOBAL, pickle.STACK_GLOBAL, pickle.REDUCE, pickle.NEWOBJ,
     pickle.BUILD,
 )  # fmt: skip
-LONGEST = 2 << 20  # bytes of a description; that of a CLIP has about 0.1 MB, and each byte may take 80 in memory
-MOST_PARTS = 100_000
-MOST_AXES = 8
-MOST_SHARED = 4  # tensors that may be made of a number, as where a module and the model around it both name it
+# Limits against hostile files.
+MAX_DESCRIPTION = 2 << 20  # bytes of a pickle; a CLIP has about 0.1 MB, and each byte may take 80 in memory
+MAX_PARTS = 100_000  # objects in a file
+MAX_AXES = 8
+MAX_SHARED = 4  # tensors that may share a number: a module and the model around it may both name it
 
 OLD_FORMAT = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
-POINTER = b"version https://git-lfs"
+LFS_POINTER = b"version https://git-lfs"
 ENCRYPTED = 1  # a flag of members of zip archives
 
 
-class Record:
-    """A named function or class with the arguments, items and attributes that a file gives it. Nothing is called."""
+class PickledObject:
+    """Inert stand-in for a function or class that a pickle names, with its arguments, items and attributes."""
 
-    kind: ClassVar[str] = ""
+    name: ClassVar[str] = ""
 
-    def __new__(cls, *arguments: Any) -> "Record":
+    def __new__(cls, *arguments: Any) -> "PickledObject":
         self = super().__new__(cls)
         self.arguments = arguments
         self.items = {}
@@ -141,21 +140,20 @@ class Record:
 
 
 class _Unpickler(pickle._Unpickler):
-    """Reads a pickle into plain values and `Record`s.
+    """Reads a pickle into plain values and `PickledObject`s."""
 
-    A pickle is a program. Here every name in it becomes an inert `Record`, and any name beyond the few in `NAMES` is
-    refused. This is Python's implementation of `pickle.Unpickler`: the one in C ends the process, or fills the memory,
-    on keys that are nested deeply and on memo numbers that are huge.
-    """
-
-    stack: list[object]  # these two are the base class's, which its type stubs leave out
+    # A pickle is a program: it names functions to call. Here every name becomes an inert object, and names beyond
+    # `ALLOWED_NAMES` are refused. The base class is Python's implementation of `pickle.Unpickler`: the one in C ends
+    # the process, or fills the memory, on deeply nested keys and huge memo numbers.
+    stack: list[object]  # attributes of the base class that its type stubs leave out
     pop_mark: Callable[[], list[object]]
 
     def __init__(self, content: bytes, *, skip_objects: bool = False) -> None:
-        """With `skip_objects`, objects of unknown classes are records, too, and items under other keys are dropped."""
+        """With `skip_objects`, unknown classes are allowed, and items with keys besides texts and numbers dropped."""
         super().__init__(io.BytesIO(content))
         self.skip_objects = skip_objects
-        self.kinds = {name: type("Record", (Record,), {"kind": name}) for name in (*NAMES, MODULE, STORAGE, OBJECT)}
+        names = (*ALLOWED_NAMES, SCRIPT_OBJECT, STORAGE, OTHER_OBJECT)
+        self.types = {name: type("PickledObject", (PickledObject,), {"name": name}) for name in names}
 
     def load(self) -> object:
         try:
@@ -163,25 +161,26 @@ class _Unpickler(pickle._Unpickler):
         except KeyError as error:
             raise ValueError("it uses an instruction that no tensors need") from error
 
-    def find_class(self, module: str, name: str) -> type[Record]:
+    def find_class(self, module: str, name: str) -> type[PickledObject]:
         full = f"{module}.{name}"
-        if full in NAMES or full.startswith(f"{MODULE}."):
-            return self.kinds[full if full in NAMES else MODULE]
+        if full in ALLOWED_NAMES or full.startswith(f"{SCRIPT_OBJECT}."):
+            return self.types[full if full in ALLOWED_NAMES else SCRIPT_OBJECT]
         if self.skip_objects:
-            return self.kinds[OBJECT]
+            return self.types[OTHER_OBJECT]
         raise ClipbiasError(
             f"it holds an object of {shorten(ascii(full)[1:-1])}, which no weights need; save the model's "
             "`state_dict()` alone"
         )
 
-    def persistent_load(self, pid: object) -> Record:
-        return self.kinds[STORAGE](pid)
+    def persistent_load(self, pid: object) -> PickledObject:
+        return self.types[STORAGE](pid)
 
     def set_items(self, pairs: list[object]) -> None:
         top = self.stack[-1]
-        target = top.items if isinstance(top, Record) else top
-        # To hash a tuple that is nested deeply would end the process.
-        if self.skip_objects:  # an optimiser's state has tensors as keys
+        target = top.items if isinstance(top, PickledObject) else top
+        # Only texts and numbers may be keys: hashing a deeply nested tuple ends the process. An optimiser's state has
+        # tensors as keys, so these items are dropped if objects are skipped.
+        if self.skip_objects:
             has_plain_key = [isinstance(key, str | int) for key in pairs[::2] for _ in range(2)]
             pairs = [part for part, plain in zip(pairs, has_plain_key, strict=True) if plain]
         if type(target) is not dict or not all(isinstance(key, str | int) for key in pairs[::2]):
@@ -204,15 +203,14 @@ class _Unpickler(pickle._Unpickler):
 
 @contextlib.contextmanager
 def open_torch(path: Path, *, skip_objects: bool = False) -> Iterator[dict[str, Tensor]]:
-    """The tensors of a file that `torch.save` or `torch.jit.save` wrote, to be read while the block runs.
+    """Opens the tensors of a file of `torch.save` or `torch.jit.save`.
 
-    Such a file is a zip archive. `data.pkl` describes the tensors as a pickle; `data/0`, `data/1`, … hold their numbers
-    as they lie in memory, not compressed. `torch.jit.save` puts objects of its modules around the tensors.
-
-    The `{"state_dict": …}` of a training checkpoint and the prefix `module.` of its names are taken off. With
-    `skip_objects`, objects beside the tensors, such as an optimiser, are passed over; they are never made. Raises
-    `ClipbiasError` if it is no such file, it is damaged, or it holds more than tensors.
+    A training checkpoint's `{"state_dict": …}` and its prefix `module.` are removed. With `skip_objects`, objects
+    beside the tensors, such as an optimiser, are skipped; they are never created. Raises `ClipbiasError` if it is no
+    such file, it is damaged, or it holds more than tensors.
     """
+    # The file is a zip archive. Its `data.pkl` describes the tensors as a pickle; `data/0`, `data/1`, … hold their
+    # numbers as in memory, not compressed. `torch.jit.save` wraps tensors in objects of its modules.
     check_file(path)
     with contextlib.ExitStack() as stack:
         with _reading(path):
@@ -224,9 +222,10 @@ def open_torch(path: Path, *, skip_objects: bool = False) -> Iterator[dict[str, 
                     "it has the format of PyTorch before 1.6; where torch is installed, this rewrites it: "
                     f"python -c {shlex.quote(f'import torch; p = {str(path)!r}; {code}')}"
                 )
-            if start.startswith(POINTER):
+            if start.startswith(LFS_POINTER):
                 raise ClipbiasError("it is a Git LFS pointer instead of the file itself; run `git lfs pull` there")
             archive = stack.enter_context(zipfile.ZipFile(path))
+            # Overlapping members make a zip bomb: small on disk, endless to read.
             if sum(info.compress_size for info in archive.infolist()) > path.stat().st_size:
                 raise ValueError("its members overlap")
             tensors = _describe(archive, path, skip_objects=skip_objects)
@@ -239,7 +238,7 @@ def _reading(path: Path) -> Iterator[None]:
         yield
     except ClipbiasError as error:
         raise ClipbiasError(f"{path} is not read: {error}.") from error
-    except Exception as error:  # whatever zipfile, pickle and NumPy raise on a damaged file
+    except Exception as error:  # zipfile, pickle and NumPy raise many types for damaged files
         words = shorten(" ".join(reason(error).split()), 200)
         raise ClipbiasError(f"{path} is damaged or no PyTorch file of weights ({words}); fetch it again.") from error
 
@@ -259,57 +258,63 @@ def _describe(archive: zipfile.ZipFile, path: Path, *, skip_objects: bool) -> di
             raise ValueError(f"its member {shorten(ascii(member))} has {info.file_size:,} bytes")
         return archive.read(info)
 
+    # Numbers are read as they lie in memory; on the other byte order they would be wrong without an error.
     if f"{folder}byteorder" in members and content(f"{folder}byteorder") != b"little":
         raise ValueError("its numbers are not in little-endian order")
-    made: collections.Counter[str] = collections.Counter()
-    last_read = functools.lru_cache(maxsize=1)(content)  # tensors that share a storage follow one another
+    used: collections.Counter[str] = collections.Counter()
+    last_read = functools.lru_cache(maxsize=1)(content)  # tensors of one storage follow one another
 
     def tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Tensor:
-        word, kind, key, _, count = storage.arguments[0]
-        dtype = STORAGES[kind.kind]
+        # Every number here comes from the file and goes into `as_strided`, which reads any address: all are checked.
+        word, storage_type, key, _, count = storage.arguments[0]
+        dtype = STORAGES[storage_type.name]
         member = f"{folder}data/{key}"
         whole = all(type(size) is int and 0 <= size < 2**62 for size in (count, offset, *shape, *strides))
-        if word != "storage" or not isinstance(key, str) or not whole or len(shape) > MOST_AXES:
+        if word != "storage" or not isinstance(key, str) or not whole or len(shape) > MAX_AXES:
             raise ValueError("a tensor is not described as PyTorch does it")
         width = jnp.dtype(dtype).itemsize
         if member not in members or members[member].file_size != count * width:
             raise ValueError(f"its member {shorten(ascii(member))} has another length than it is said to have")
+        # Strides may go beyond the storage or read a number many times: both are checked before any number is read.
         last = offset + sum((size - 1) * step for size, step in zip(shape, strides, strict=True))
         total = math.prod(shape)
         if (total and last >= count) or total > count:
             raise ValueError("a tensor reaches beyond its numbers")
-        made[member] += total
-        if made[member] > MOST_SHARED * count:
+        # Few bytes on disk must not become many tensors in memory.
+        used[member] += total
+        if used[member] > MAX_SHARED * count:
             raise ValueError(f"tensors that share the member {shorten(ascii(member))} are many times as large as it is")
 
         def read() -> np.ndarray:
             with _reading(path):
+                # A view: weights exist once, in the member's bytes.
                 numbers = np.frombuffer(last_read(member), jnp.dtype(dtype))[offset:]
                 return np.lib.stride_tricks.as_strided(numbers, shape, [step * width for step in strides])
 
         return Tensor(tuple(shape), dtype, read)
 
-    return _flatten(_Unpickler(content(description, LONGEST), skip_objects=skip_objects).load(), tensor)
+    return _flatten(_Unpickler(content(description, MAX_DESCRIPTION), skip_objects=skip_objects).load(), tensor)
 
 
 def _flatten(value: object, tensor: Callable[..., Tensor]) -> dict[str, Tensor]:
-    """The tensors in nested dictionaries and records, by their names joined with dots."""
+    """Returns the tensors in nested dictionaries and objects, by their names joined with dots."""
     parts = 0
     tensors: dict[str, Tensor] = {}
 
     def plain(part: object) -> object:
-        if not isinstance(part, Record):
+        if not isinstance(part, PickledObject):
             return part
-        if part.kind in TENSORS:
+        if part.name in TENSORS:
             return tensor(*part.arguments)
-        if part.kind in WRAPPERS:
+        if part.name in WRAPPERS:
             return plain(part.arguments[0])
-        return part.items if part.kind == ORDERED_DICT else part.state
+        return part.items if part.name == ORDERED_DICT else part.state
 
     def visit(part: object, name: str) -> None:
         nonlocal parts
         parts += 1
-        if parts > MOST_PARTS or len(name) > LONGEST_NAME:
+        # Names grow with nesting, and a pickle may nest one object in itself without end.
+        if parts > MAX_PARTS or len(name) > MAX_NAME_LENGTH:
             raise ValueError("its content is nested beyond measure")
         part = plain(part)
         if isinstance(part, Tensor):
@@ -320,6 +325,7 @@ def _flatten(value: object, tensor: Callable[..., Tensor]) -> dict[str, Tensor]:
 
     value = plain(value)
     if isinstance(value, dict):
+        # Trainers wrap weights in a dictionary beside optimiser and epoch, under one of these names.
         states = [plain(value.get(name)) for name in ("state_dict", "model_state_dict", "model")]
         value = next((state for state in states if isinstance(state, dict)), value)
     visit(value, "")
@@ -338,17 +344,14 @@ FLAX_WEIGHTS = "flax_model.msgpack"
 
 
 def read_flax(path: Path) -> dict[str, Tensor]:
-    """The arrays of a Flax msgpack file by the path of their keys, joined by "/".
-
-    Raises `ClipbiasError` if the file is damaged, cut short, or holds something else than maps of texts down to arrays.
-    """
+    """Reads the arrays of a Flax msgpack file by their paths with "/". Raises `ClipbiasError` for another file."""
     check_file(path)
     try:
         tree = msgpack_restore(path.read_bytes())
         if not isinstance(tree, dict):
             raise ValueError("it holds no map of names")
         return _flatten_state(tree, "")
-    except Exception as error:  # whatever msgpack, Flax and NumPy raise on what is none of theirs
+    except Exception as error:  # msgpack, Flax and NumPy raise many types for damaged files
         words = shorten(" ".join(reason(error).split()), 200)
         raise ClipbiasError(f"{path} is damaged or no Flax model ({words}); fetch it again.") from error
 
@@ -357,7 +360,7 @@ def _flatten_state(tree: Mapping[object, object], prefix: str) -> dict[str, Tens
     tensors: dict[str, Tensor] = {}
     for key, value in tree.items():
         name = f"{prefix}{key}"
-        if not isinstance(key, str) or len(name) > LONGEST_NAME:
+        if not isinstance(key, str) or len(name) > MAX_NAME_LENGTH:
             raise ValueError(f"a key in {shorten(prefix) or 'its map'!r} is no name")
         if isinstance(value, dict):
             tensors |= _flatten_state(value, f"{name}/")
@@ -369,6 +372,6 @@ def _flatten_state(tree: Mapping[object, object], prefix: str) -> dict[str, Tens
 
 
 def write_flax(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Writes arrays by the paths of their names, as Flax does. Raises `ClipbiasError` where it cannot."""
+    """Writes arrays as nested maps, as Flax does. Raises `ClipbiasError` if the file cannot be written."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(msgpack_serialize(unflatten_dict(dict(tensors), sep="/")))

@@ -1,4 +1,4 @@
-"""Models and adapters on the Hugging Face hub: their names, their files in the cache, and errors as a sentence."""
+"""Models and adapters on the Hugging Face hub: names, downloads into the cache, and error messages."""
 
 import contextlib
 import dataclasses
@@ -16,16 +16,15 @@ NAME = re.compile(r"(?:hf-hub:)?(\w[\w.-]*/[\w.-]+)(?:@((?!.*(?:\.\.|//))\w[\w./
 
 
 class Pin(NamedTuple):
-    """One of OpenAI's repositories: OpenAI's name of the model, the commit that is read, and its file of weights."""
+    """A repository of OpenAI's: OpenAI's name of the model, the commit to read, and its file of weights."""
 
     openai: str
     commit: str
     weights: str
 
 
-# A run is repeated only if it reads the same bytes. `main` can move, and a pull request on the hub (`refs/pr/N`) can be
-# opened by anybody and change at any time, so commits are named. Of two with the same weights the one on `main` is
-# taken, even where a bot's pull request holds safetensors: it comes from the owner and stays when that is closed.
+# Commits to read: `main` can move, anybody can open a pull request (`refs/pr/N`), and a run is repeatable only from the
+# same bytes. They lie on `main`, even where a bot's pull request has safetensors: these come from the owner and stay.
 PINS = {
     "openai/clip-vit-base-patch16": Pin("ViT-B/16", "57c216476eefef5ab752ec549e440a49ae4ae5f3", "flax_model.msgpack"),
     "openai/clip-vit-base-patch32": Pin("ViT-B/32", "3d74acf9a28c67741b2f4f2ea7635f0aaf6f0268", "flax_model.msgpack"),
@@ -38,7 +37,7 @@ PINS = {
 
 @dataclasses.dataclass(frozen=True)
 class HubName:
-    """A repository of the hub, and a revision where one is asked for: a commit, a tag or a branch."""
+    """A repository of the hub, optionally with a revision: a commit, a tag or a branch."""
 
     repository: str
     revision: str | None = None
@@ -48,16 +47,13 @@ class HubName:
 
     @property
     def read_at(self) -> str:
-        """The revision that is read: the one asked for, else the pinned commit, else the main branch."""
+        """The revision to read: the given one, else the pinned commit, else the main branch."""
         pin = PINS.get(self.repository)
         return self.revision or (pin.commit if pin else "main")
 
 
 def parse(source: str) -> HubName | None:
-    """Parses "owner/name" or "owner/name@revision", with or without "hf-hub:", or OpenAI's name of a model.
-
-    OpenAI's names are those such as "ViT-B/16". Returns `None` for any other text.
-    """
+    """Parses "[hf-hub:]owner/name[@revision]", or OpenAI's name of a model ("ViT-B/16"); `None` for other strings."""
     for repository, pin in PINS.items():
         if source == pin.openai:
             return HubName(repository)
@@ -66,20 +62,20 @@ def parse(source: str) -> HubName | None:
 
 
 def download_small(name: HubName, files: tuple[str, ...]) -> Path:
-    """Downloads those of `files` that a repository holds, into the cache's folder of this commit, named by it.
+    """Downloads those of `files` that a repository has; returns the cache's folder, which has the commit as its name.
 
     A cached revision needs no network. If the hub is out of reach, a branch is read from the cache as last downloaded.
-    Raises `ClipbiasError` if there is no such repository or revision, a token is needed, or the network or the disk is
-    in the way.
+    Raises `ClipbiasError` if there is no such repository or revision, a token is needed, or the network or disk fails.
     """
     from huggingface_hub import snapshot_download
 
     with explained(name):
+        # The folder is named by the commit, which becomes the model's revision.
         return Path(snapshot_download(name.repository, revision=name.read_at, allow_patterns=list(files)))
 
 
 def download(name: HubName, file: str, commit: str | None = None) -> Path:
-    """Downloads one file, of a commit or of the revision that is read. Raises `ClipbiasError` as `download_small`."""
+    """Downloads a file. Default commit: the revision to read. Raises `ClipbiasError` as `download_small` does."""
     from huggingface_hub import hf_hub_download
 
     with explained(name, file):
@@ -87,7 +83,7 @@ def download(name: HubName, file: str, commit: str | None = None) -> Path:
 
 
 def list_files(name: HubName, commit: str) -> list[str]:
-    """The names of a commit's files. Raises `ClipbiasError` as `download_small`."""
+    """Returns the names of a commit's files. Raises `ClipbiasError` as `download_small` does."""
     from huggingface_hub import HfApi
 
     with explained(name):
@@ -96,12 +92,12 @@ def list_files(name: HubName, commit: str) -> list[str]:
 
 @contextlib.contextmanager
 def explained(name: HubName, file: str = "") -> Iterator[None]:
-    """Turns what stops a download into one sentence."""
+    """Converts errors of a download to `ClipbiasError`."""
     try:
         yield
     except ClipbiasError:
         raise
-    except Exception as error:  # the client's own, its transport's, and the system's
+    except Exception as error:  # the client, its transport and the system raise many types
         raise ClipbiasError(_sentence(error, name, file)) from error
 
 
@@ -112,7 +108,7 @@ def _sentence(error: Exception, name: HubName, file: str) -> str:
     status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
     if isinstance(error, errors.GatedRepoError):
         return (
-            f"{str(name)!r} is given only to those who accepted its terms; accept them at {page}, then run "
+            f"{str(name)!r} is open only to users who accepted its terms; accept them at {page}, then run "
             "`hf auth login` here."
         )
     if isinstance(error, errors.RevisionNotFoundError):
@@ -122,11 +118,13 @@ def _sentence(error: Exception, name: HubName, file: str) -> str:
         )
     if isinstance(error, errors.RemoteEntryNotFoundError):
         return f"{str(name)!r} on the Hugging Face hub holds no {file}."
+    # The hub answers 401 for a private repository and for a missing one alike.
     if isinstance(error, errors.RepositoryNotFoundError | errors.HFValidationError) or status in (401, 403):
         return (
             f"there is no folder {name.repository!r} here, and the Hugging Face hub has no repository of that name "
             "that may be read without a token; check the name, or run `hf auth login` if it is private."
         )
+    # Behind the known causes: the disk, or the network.
     words = shorten(" ".join(reason(error).split()), 200)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
         return (
@@ -134,17 +132,18 @@ def _sentence(error: Exception, name: HubName, file: str) -> str:
             "HF_HUB_CACHE to another folder."
         )
     return (
-        f"{str(name)!r} is not whole in the local cache and cannot be downloaded from {constants.ENDPOINT} ({words}); "
-        f"try again, or run `{command(name)}` where there is a network and pass the folder that it prints, or use "
-        "'demo'."
+        f"{str(name)!r} is not complete in the local cache and cannot be downloaded from {constants.ENDPOINT} "
+        f"({words}); try again, or run `{command(name)}` on a machine with a network and pass the folder that it "
+        "prints, or use 'demo'."
     )
 
 
 def command(name: HubName) -> str:
-    """The shell command that downloads what `clipbias.load` reads of a repository."""
+    """Returns the shell command that downloads the files that `clipbias.load` reads."""
     words = ["hf", "download", name.repository]
     if name.read_at != "main":
         words += ["--revision", name.read_at]
+    # OpenAI's repositories hold the weights in several formats; only the pinned file is read.
     pin = None if name.revision else PINS.get(name.repository)
     if pin:
         words += [word for pattern in ("*.json", "*.txt", pin.weights) for word in ("--include", pattern)]

@@ -1,4 +1,4 @@
-"""CLIP as a Flax module: for training loops built on `init` and `apply`."""
+"""CLIP as a Flax module, for training loops with `init` and `apply`."""
 
 from collections.abc import Callable
 
@@ -17,16 +17,14 @@ from clipbias.clip.vision import encode_image
 
 
 class ClipModule(nn.Module):
-    """A shell over `encode_image` and `encode_text`; its parameters are the tree that every function here takes.
+    """Flax shell over `encode_image` and `encode_text`; its parameters are `Clip.params`.
 
       module = ClipModule(clip.config)
       features = module.apply({"params": clip.params}, images, method="encode_image")
 
-    A module that is part of another keeps that tree below its own name. What `observe` returns is sown, stacked over
-    layers, into the collection "intermediates" as "vision_layers" and "text_layers".
-
-    LayerNorm statistics and softmax are float32 whatever the `dtype`; `remat` is a `jax.checkpoint_policies` policy for
-    the backward pass.
+    As a part of another module, it keeps the tree below its name. Results of `observe` are sown, stacked over layers,
+    into the collection "intermediates" as "vision_layers" and "text_layers". For `dtype` and `remat` see
+    `encode_image`.
     """
 
     config: ClipConfig
@@ -34,6 +32,7 @@ class ClipModule(nn.Module):
     remat: RematPolicy | None = None
 
     def setup(self) -> None:
+        # One parameter per tower, a whole tree, so that the names below are those of `Clip.params`.
         self.param("vision", init_vision, self.config)
         self.param("text", init_text, self.config)
         self.param("logit_scale", init_logit_scale)
@@ -48,10 +47,7 @@ class ClipModule(nn.Module):
         taps: jax.Array | None = None,
         observe: Observe | None = None,
     ) -> jax.Array:
-        """Image features `[B, d]`, float32, not normalised, of images `[B, R, R, 3]`; see `clip.encode_image`.
-
-        Raises `ClipbiasError` if an array's shape does not fit the geometry.
-        """
+        """Computes features `[B, d]` of images `[B, R, R, 3]`; see `clip.encode_image`."""
         return self._encode(encode_image, "vision", images, adaptation, taps, observe)
 
     def encode_text(
@@ -62,10 +58,7 @@ class ClipModule(nn.Module):
         taps: jax.Array | None = None,
         observe: Observe | None = None,
     ) -> jax.Array:
-        """Text features `[C, d]`, float32, not normalised, of tokens or ids `[C, N]`; see `clip.encode_text`.
-
-        Raises `ClipbiasError` if an array's shape does not fit the geometry or the number of texts.
-        """
+        """Computes features `[C, d]` of tokens or ids `[C, N]`; see `clip.encode_text`."""
         return self._encode(encode_text, "text", tokens, adaptation, taps, observe)
 
     def __call__(
@@ -76,7 +69,7 @@ class ClipModule(nn.Module):
         *,
         observe: Observe | None = None,
     ) -> tuple[jax.Array | None, jax.Array | None]:
-        """Image features `[B, d]` and text features `[C, d]`; `None` without images or tokens. `init` needs neither."""
+        """Computes image features `[B, d]` and text features `[C, d]`; `None` without images or tokens."""
         return (
             None if images is None else self.encode_image(images, adaptation, observe=observe),
             None if tokens is None else self.encode_text(tokens, adaptation, observe=observe),
@@ -91,6 +84,7 @@ class ClipModule(nn.Module):
         taps: jax.Array | None,
         observe: Observe | None,
     ) -> jax.Array:
+        # `setup` has created all parameters, so that `init` may call this before any other method.
         features, seen = encode(
             self.variables["params"],
             self.config,

@@ -1,8 +1,4 @@
-"""The geometry of a model from open_clip's configurations, or an error that names another network.
-
-Some files name timm's vision tower and leave out its sizes, which stand here as in timm. For files without a
-configuration the shapes of the tensors tell the geometry.
-"""
+"""Geometry of a model from open_clip's configurations, or from the shapes of tensors without a configuration."""
 
 import math
 import re
@@ -29,8 +25,8 @@ from clipbias.clip.tables import NameTable
 from clipbias.errors import ClipbiasError
 from clipbias.io import read_json, shorten
 
-# Width, layers, heads and hidden width by the size in the name of timm's tower.
-SIZES = {
+# Width, layers, heads and hidden width by the size in the name of timm's tower: files that name it leave them out.
+TIMM_SIZES = {
     "tiny": (192, 12, 3, 768),
     "small": (384, 12, 6, 1536),
     "base": (768, 12, 12, 3072),
@@ -38,7 +34,7 @@ SIZES = {
     "so400m": (1152, 27, 16, 4304),
     "giantopt": (1536, 40, 16, 6144),
 }
-TOWER = re.compile(r"vit_(?:(pe)_core_)?([a-z0-9]+)_patch(\d+)(?:_(siglip))?_(\d+)")
+TIMM_TOWER = re.compile(r"vit_(?:(pe)_core_)?([a-z0-9]+)_patch(\d+)(?:_(siglip))?_(\d+)")
 # Perception Encoder's vision tower: CLIP's with rotary positions, and a pooling head before the projection.
 PE_VISION: dict[str, Any] = {"activation": "gelu", "pooling": "attention", "pool_heads": 8, "rotary": True}
 BIOMED_VISION: dict[str, Any] = {
@@ -47,28 +43,29 @@ BIOMED_VISION: dict[str, Any] = {
     "pre_norm": False,
     "patch_bias": True,
 }
-# BiomedCLIP's text tower, which its file names and nothing else.
+# BiomedCLIP's file names its text tower without any sizes.
 BIOMED = re.compile(r"microsoft/BiomedNLP-(BiomedBERT|PubMedBERT)-base-uncased-abstract(-fulltext)?", re.IGNORECASE)
 BERT_BASE = (768, 12, 12, 3072)
 BERT_VOCABULARY, BERT_POSITIONS = 30522, 512
 
 
-# The keys that parts of a `model_cfg` may have, and their values; `...` stands for any value.
+# Keys that parts of a `model_cfg` may have, and their values; `...` allows any value. open_clip has hundreds of
+# settings; an unknown one may change the network, so it is an error.
 def _any(names: str) -> dict[str, object]:
     return dict.fromkeys(names.split(), ...)
 
 
-_TOWER = _any("width layers mlp_ratio output_tokens norm_kwargs") | {"block_type": "default"}
-VISION = _any(
+_TOWER_KEYS = _any("width layers mlp_ratio output_tokens norm_kwargs") | {"block_type": "default"}
+VISION_KEYS = _any(
     "image_size patch_size head_width patch_dropout pos_embed_type attn_pooler_queries attn_pooler_heads "
     "timm_model_pretrained timm_pool timm_proj timm_proj_bias timm_drop timm_drop_path"
-) | {**_TOWER, "pool_type": "tok"}
-TEXT = _any(
+) | {**_TOWER_KEYS, "pool_type": "tok"}
+TEXT_KEYS = _any(
     "context_length vocab_size heads hf_tokenizer_name tokenizer_kwargs tokenizer_mode pad_id eos_id "
     "hf_model_pretrained hf_proj_type hf_pooler_type"
-) | {**_TOWER, "pool_type": "argmax", "proj_type": "linear"}
-MODEL = _any("embed_dim vision_cfg text_cfg quick_gelu custom_text init_logit_scale nonscalar_logit_scale")
-# Of the text towers beside timm's, by family: the values that keys must have, and other keys.
+) | {**_TOWER_KEYS, "pool_type": "argmax", "proj_type": "linear"}
+MODEL_KEYS = _any("embed_dim vision_cfg text_cfg quick_gelu custom_text init_logit_scale nonscalar_logit_scale")
+# Text towers beside timm's vision towers, by family: keys with a required value, and other keys.
 _PLAIN_TEXT = _any("context_length vocab_size width heads layers hf_tokenizer_name tokenizer_kwargs")
 TIMM_TEXT: dict[str, tuple[dict[str, object], dict[str, object]]] = {
     "siglip": (
@@ -81,7 +78,7 @@ TIMM_TEXT: dict[str, tuple[dict[str, object], dict[str, object]]] = {
         _any("hf_model_name hf_tokenizer_name hf_model_pretrained context_length tokenizer_kwargs"),
     ),
 }
-EPSILON = 1e-5  # of open_clip's LayerNorms, where a file names none
+EPSILON = 1e-5  # default of open_clip's LayerNorms
 
 
 def _check_keys(where: str, prefix: str, settings: Mapping[str, object], allowed: Mapping[str, object]) -> None:
@@ -94,8 +91,8 @@ def _check_keys(where: str, prefix: str, settings: Mapping[str, object], allowed
 def read_config(path: Path) -> tuple[ClipConfig, Preprocessing, bool]:
     """Reads an `open_clip_config.json`.
 
-    Returns the geometry, the preprocessing, and whether the file says which activation the model has. Where it does
-    not, the geometry has open_clip's default, GELU. Raises `ClipbiasError` for another network, or no such file.
+    Returns the geometry, the preprocessing, and whether the file names the activation; the default is open_clip's,
+    GELU. Raises `ClipbiasError` for another network, or no such file.
     """
     content = read_json(path, dict, what="an open_clip configuration")
     try:
@@ -114,13 +111,15 @@ def read_config(path: Path) -> tuple[ClipConfig, Preprocessing, bool]:
 def _network(model: Mapping[str, Any], where: str) -> ClipConfig:
     vision = model["vision_cfg"]
     text = model["text_cfg"]
+    # open_clip knows no families; this setting is MetaCLIP 2's alone.
     is_metaclip_2 = text.get("pool_type") == "eos"  # CLIP's end is the largest id
-    _check_keys(where, "", model, MODEL)
-    _check_keys(where, "vision_cfg.", vision, VISION)
-    _check_keys(where, "text_cfg.", text, TEXT | {"pool_type": "eos"} if is_metaclip_2 else TEXT)
+    _check_keys(where, "", model, MODEL_KEYS)
+    _check_keys(where, "vision_cfg.", vision, VISION_KEYS)
+    _check_keys(where, "text_cfg.", text, TEXT_KEYS | {"pool_type": "eos"} if is_metaclip_2 else TEXT_KEYS)
 
     def tower(settings: Mapping[str, Any], heads: int) -> dict[str, Any]:
         norm_options = dict(settings.get("norm_kwargs") or {})
+        # Other options of a LayerNorm would change numbers, and the network has none of them.
         epsilon = norm_options.pop("eps", EPSILON)
         if norm_options:
             raise ValueError("norm_kwargs holds more than eps")
@@ -134,6 +133,7 @@ def _network(model: Mapping[str, Any], where: str) -> ClipConfig:
         }
 
     def side(size: Any) -> Any:
+        # Some files give height and width.
         if isinstance(size, list) and len(set(size)) != 1:
             raise ValueError("its images or patches are not square")
         return size[0] if isinstance(size, list) else size
@@ -160,13 +160,15 @@ def _timm_network(model: Mapping[str, Any], where: str) -> ClipConfig:
     vision = model["vision_cfg"]
     text = model["text_cfg"]
     name = vision["timm_model_name"]
-    match = TOWER.fullmatch(name)
-    if match is None or match[2] not in SIZES:
+    match = TIMM_TOWER.fullmatch(name)
+    if match is None or match[2] not in TIMM_SIZES:
         raise other_network(where, f"vision_cfg.timm_model_name = {shown(name)}")
+    # timm's names carry patch size, family and resolution: vit_base_patch16_siglip_224.
     is_pe, size, patch_size, is_siglip, image_size = match.groups()
     family = "siglip" if is_siglip else "pe" if is_pe else "biomed_clip"
     if family == "biomed_clip" and not BIOMED.fullmatch(str(text.get("hf_model_name"))):
         raise other_network(where, f"{shown(name)} with text_cfg.hf_model_name = {shown(text.get('hf_model_name'))}")
+    # open_clip would interpolate the position embeddings to another resolution; the weights here are read as they are.
     if vision.get("image_size", 224) != int(image_size):
         raise ClipbiasError(
             f"{where} asks for images of {shown(vision.get('image_size', 224))} pixels in a tower for {image_size}; "
@@ -174,11 +176,12 @@ def _timm_network(model: Mapping[str, Any], where: str) -> ClipConfig:
         )
     required, others = TIMM_TEXT[family]
     _check_keys(where, "text_cfg.", text, required | others)
+    # timm's towers come with many text towers; each of these keys changes the network.
     for key, value in required.items():
         if text.get(key) != value:
             raise other_network(where, f"text_cfg.{key} = {shown(text.get(key))} where {family} has {shown(value)}")
 
-    trunk: dict[str, Any] = dict(zip(("width", "layers", "heads", "mlp_width"), SIZES[size], strict=True))
+    trunk: dict[str, Any] = dict(zip(("width", "layers", "heads", "mlp_width"), TIMM_SIZES[size], strict=True))
     trunk |= {"image_size": int(image_size), "patch_size": int(patch_size)}
     if family == "biomed_clip":
         tower = TextConfig(
@@ -190,6 +193,7 @@ def _timm_network(model: Mapping[str, Any], where: str) -> ClipConfig:
             projection_hidden=(BERT_BASE[0] + model["embed_dim"]) // 2,
         )
         return ClipConfig(VisionConfig(**BIOMED_VISION, **trunk), tower, model["embed_dim"], family)
+    # SigLIP pools with as many heads as its blocks have, Perception Encoder with eight.
     settings = {"pool_heads": trunk["heads"], **SIGLIP_VISION} if is_siglip else PE_VISION
     tower = TextConfig(
         width=text["width"],
@@ -205,10 +209,10 @@ def _timm_network(model: Mapping[str, Any], where: str) -> ClipConfig:
 
 
 def model_json(config: ClipConfig, *, own_tokenizer: bool) -> dict[str, Any]:
-    """The inverse of `read_config`: a `model_cfg`, of CLIP and of the families that transformers lacks.
+    """Returns a `model_cfg`, for CLIP and the families that transformers lacks: the inverse of `read_config`.
 
-    With its `own_tokenizer` texts of CLIP are cut by the files beside it, not by CLIP's vocabulary. Raises
-    `ClipbiasError` if open_clip has no such network.
+    With `own_tokenizer`, open_clip tokenizes CLIP's texts with the files beside it. Raises `ClipbiasError` if open_clip
+    has no such network.
     """
     vision = config.vision
     text = config.text
@@ -217,7 +221,7 @@ def model_json(config: ClipConfig, *, own_tokenizer: bool) -> dict[str, Any]:
         if vision.activation != text.activation:
             raise ClipbiasError("open_clip has one activation for both towers; choose 'safetensors'.")
         if text.eos_token_id != text.vocabulary_size - 1:
-            raise ClipbiasError("open_clip takes the largest id for the end of a text, and this model has another one.")
+            raise ClipbiasError("open_clip takes the largest id for the end of a text, and this model has another end.")
 
         def tower(settings: TowerConfig) -> dict[str, Any]:
             ratio = settings.mlp_width / settings.width
@@ -231,11 +235,12 @@ def model_json(config: ClipConfig, *, own_tokenizer: bool) -> dict[str, Any]:
             "embed_dim": config.projection_width,
             "quick_gelu": text.activation == "quick_gelu",
             "vision_cfg": {**tower(vision), **sides, "head_width": vision.width // vision.heads},
-            # open_clip looks for the files of a tokenizer in the folder itself, whatever this names.
+            # With any name here, open_clip looks for the files of a tokenizer in the folder.
             "text_cfg": {**tower(text), **plain_text, **({"hf_tokenizer_name": "."} if own_tokenizer else {})},
         }
     sizes = (vision.width, vision.layers, vision.heads, vision.mlp_width)
-    size = next((name for name, values in SIZES.items() if values == sizes), None)
+    # open_clip builds timm's tower by its name, so that only named sizes can be written.
+    size = next((name for name, values in TIMM_SIZES.items() if values == sizes), None)
     if size is None:
         raise ClipbiasError(f"timm has no name for a vision tower of these sizes: {vision}; save an adapter instead.")
     is_pe = config.family == "pe"
@@ -255,25 +260,24 @@ def model_json(config: ClipConfig, *, own_tokenizer: bool) -> dict[str, Any]:
     }
 
 
-# The geometry from the shapes of tensors, for files that come without a configuration.
+# Geometry from the shapes of tensors.
 
-HEAD_WIDTH = 64  # of a tower whose configuration names no other width (Radford et al. 2021)
-# Beyond this width open_clip and its users chose wider heads: 80, 88, 104 or 112.
+HEAD_WIDTH = 64  # default of all towers (Radford et al. 2021)
+# Wider towers have heads of 80, 88, 104 or 112 channels, which are not in the shapes.
 WIDEST = 1024
 
 
 def config_from_shapes(tensors: Mapping[str, Tensor], table: NameTable, *, activation: str, where: str) -> ClipConfig:
-    """The geometry of a model, as OpenAI's code derives it from a state dict: heads are 64 wide.
-
-    No shape tells the activation, "quick_gelu" or "gelu". Raises `ClipbiasError` if the tensors are no CLIP model's.
-    """
+    """Derives the geometry from shapes, as OpenAI's code does. Raises `ClipbiasError` for tensors of other models."""
+    # Heads are 64 wide and the activation comes from the caller: neither is in the shapes.
     by_name = {table.plain(name): tensor for name, tensor in tensors.items()}
     family = table.families[0]
     if family == "pe" and "visual.class_embedding" not in by_name:
         raise other_network(where, "a Perception Encoder without visual.class_embedding")
 
     def shape(path: str) -> tuple[int, ...]:
-        """The shape of a leaf of the parameter tree, of the first block where it is stacked."""
+        """Returns the shape of a leaf of the parameter tree, or of its first block."""
+        # Looked up by the leaf, so that every format with a table has shapes.
         row = next(row for row in table.rows if row.path == path)
         name = row.name.format(0)
         try:
@@ -293,11 +297,12 @@ def config_from_shapes(tensors: Mapping[str, Tensor], table: NameTable, *, activ
             "activation": activation,
         }
 
+    # [p·p·3, Dv]: the patch size follows from the inputs, the grid from the position embeddings.
     inputs, width = shape("vision/patch_embedding")
     if width > WIDEST:
         raise ClipbiasError(
-            f"{where} has a vision tower of width {width:,}, whose number of heads no shape tells; put its config.json "
-            "or open_clip_config.json beside it."
+            f"{where} has a vision tower of width {width:,}, whose number of heads is not in the shapes; put its "
+            "config.json or open_clip_config.json beside it."
         )
     patch = math.isqrt(inputs // 3)
     grid = math.isqrt(max(shape("vision/position_embedding")[0] - 1, 0))

@@ -1,15 +1,14 @@
-"""The text tower with every distinct token computed once: the same features, several times less work.
+"""The text tower with every distinct token computed once: the same features with a fraction of the work.
 
-Three exact savings, all from the causal mask:
-- Tokens after a text's end-of-text token change nothing, so they are left out: the tokens of all texts lie one after
-  another on one axis, almost without padding. Everything in a block but attention acts on single tokens; for attention
-  the axis is cut into tiles, each of which holds a few whole texts, and a mask keeps the texts of a tile apart.
-- The leading tokens that all texts share (SOS and the context) are the same at every layer: they are computed once, and
-  every text attends to the same keys and values.
+Three exact savings follow from the causal mask:
+- Tokens behind the end of a text influence no feature and are left out. The tokens of all texts lie on one axis, almost
+  without padding; attention cuts this axis into tiles of a few whole texts, which a mask keeps apart.
+- The leading tokens that all texts share (SOS and the context) are equal at every layer. They are computed once, and
+  every text attends to their keys and values.
 - The last block is computed at the end-of-text rows only.
 
-In a tower that is not causal nothing is saved: every tile holds one text with its padding, which BERT masks. `pack`
-deals the classes to groups of equal work, the axis that is sharded over devices, and lays out their tokens.
+A tower that is not causal has none of these: every tile holds one text with its padding, which BERT masks. `pack` lays
+out the tokens in groups of equal work, the axis that is sharded over devices.
 """
 
 import dataclasses
@@ -34,8 +33,8 @@ from clipbias.clip.text import TextTokens, embed_positions, project_text, put_co
 from clipbias.clip.tower import causal_mask
 from clipbias.errors import ClipbiasError
 
-# Least length of a tile: class names of a few tokens share one, and the products of a tile are large enough to be fast.
-TILE = 16
+# Minimum length of a tile: several short class names share a tile, and its products are large enough to be fast.
+MIN_TILE = 16
 
 # Fields of `PackedTokens` with a leading axis of groups.
 GROUPED = ("ids", "positions", "context_rows", "classes", "texts", "ends", "visible")
@@ -43,19 +42,19 @@ GROUPED = ("ids", "positions", "context_rows", "classes", "texts", "ends", "visi
 
 @struct.dataclass
 class PackedTokens:
-    """Prompt texts of `C` classes without repetition. `G` groups, `P` shared leading tokens, then `U` others in tiles.
+    """Prompt texts of `C` classes in `G` groups: `P` leading tokens that all share, then `U` others in tiles.
 
     Attributes:
       ids, positions, context_rows, classes: int32 `[G, P + U]`: token id, position in its text, context row (-1: none)
-        and class of every token; of the shared ones, a class of the group's.
-      texts: int32 `[G, tiles, S]`, `tiles · S = U`: the class of each token after the shared ones, -1 for padding.
-      ends: int32 `[G, Cg]`: where among the `P + U` each of the group's `Cg` classes has its end-of-text token; `P + U`
-        where a group has fewer classes than another.
-      visible: bool `[G, U]`, of BERT: the tokens that their text sees, all but padding; else `None`.
+        and class of every token; a shared token has the first class of its set.
+      texts: int32 `[G, tiles, S]`, `tiles · S = U`: the class of each token behind the shared ones, -1 for padding.
+      ends: int32 `[G, Cg]`: the place among the `P + U` of the end-of-text token of each of the group's `Cg` classes;
+        `P + U` for a missing class of a smaller group.
+      visible: bool `[G, U]`: all tokens but BERT's padding; `None` for other towers.
       order: int32 `[C]`: each class's index into the flattened `[G, Cg]`.
       shared: `P`.
       context_is_shared: whether all context tokens are among the first `P`.
-      causal: whether a token sees those before it alone; if not, `P` is 0 and each tile is one whole text.
+      causal: whether a token sees only those before it; if not, `P` is 0 and each tile is one whole text.
     """
 
     ids: jax.Array | np.ndarray
@@ -72,7 +71,8 @@ class PackedTokens:
 
 
 def _deal(lengths: np.ndarray, groups: int) -> list[list[int]]:
-    """Longest first, dealt back and forth, so that groups end up with nearly equal numbers of tokens."""
+    """Deals texts to groups of nearly equal numbers of tokens."""
+    # Longest first, back and forth: a group that gets the longer text of one lap gets the shorter text of the next.
     members: list[list[int]] = [[] for _ in range(groups)]
     for turn, index in enumerate(np.argsort(-lengths, kind="stable")):
         lap, place = divmod(turn, groups)
@@ -81,19 +81,20 @@ def _deal(lengths: np.ndarray, groups: int) -> list[list[int]]:
 
 
 def pack(tokens: TextTokens, *, groups: int = 1, class_specific: bool = False, sets: int = 1) -> PackedTokens:
-    """Packs concrete `TextTokens` (on the host).
+    """Packs concrete `TextTokens` on the host.
 
     Args:
       groups: the number of devices that share the classes.
-      class_specific: contexts differ between classes, so only what stands before them is shared.
-      sets: the number of contexts, each of as many texts in a row. Every group is then one of each set, side by side,
-        and what is shared is so within a set.
+      class_specific: whether contexts differ between classes, so that only the tokens before them are shared.
+      sets: the number of contexts, each for equally many neighbouring texts. Tokens are then shared within a set, and
+        each of the `groups` becomes one per set, side by side.
     """
     ids, rows, eos = (np.asarray(x) for x in (tokens.ids, tokens.context_rows, tokens.eos))
     each = len(ids) // sets
     spans = [slice(start, start + each) for start in range(0, len(ids), each)]
     causal = tokens.ends is None
-    # The leading tokens that all texts of a set have in common, which no later token changes.
+    # The common prefix of all texts of a set; under a causal mask no later token changes it. It ends before the first
+    # EOS, since each text reads out its own.
     shared = int(eos.min()) if causal else 0
     for span in spans:
         same = (ids[span] == ids[span][0]).all(0) & (rows[span] == rows[span][0]).all(0)
@@ -104,8 +105,10 @@ def pack(tokens: TextTokens, *, groups: int = 1, class_specific: bool = False, s
     dealt = [[[span.start + i for i in group] for group in _deal(lengths[span], groups)] for span in spans]
     members = [group for side_by_side in zip(*dealt, strict=True) for group in side_by_side]
     groups *= sets
-    size = max(TILE, -(-int(lengths.max()) // 8) * 8) if causal else ids.shape[1]
+    # No text is cut: a tile holds the longest one, in a multiple of 8 for the device's matrix units.
+    size = max(MIN_TILE, -(-int(lengths.max()) // 8) * 8) if causal else ids.shape[1]
     starts = [first_fit(lengths[group], size) for group in members]
+    # All groups get as many tiles as the fullest one, since an array has one shape on all devices.
     unique = (1 + max(int(start.max(initial=0)) for start in starts) // size) * size
     per_group = -(-each // (groups // sets))
 
@@ -115,15 +118,18 @@ def pack(tokens: TextTokens, *, groups: int = 1, class_specific: bool = False, s
     packed_ids, positions, classes = (grid(0, groups, shared + unique) for _ in range(3))
     context_rows = grid(-1, groups, shared + unique)
     texts = grid(-1, groups, unique)
+    # Missing classes of a smaller group have an index beyond all tokens: `mode="drop"` and "clip" handle it later.
     ends = grid(shared + unique, groups, per_group)
     order = grid(0, len(ids))
     visible = None if tokens.visible is None else np.ones((groups, unique), bool)
     firsts = np.tile([span.start for span in spans], groups // sets)
+    # Shared tokens are copied from the first text of each set.
     packed_ids[:, :shared] = ids[firsts, :shared]
     context_rows[:, :shared] = rows[firsts, :shared]
     positions[:, :shared] = np.arange(shared)
     classes[:, :shared] = firsts[:, None]
     for g, group in enumerate(members):
+        # Each text's other tokens go to its place in the group's tiles.
         for place, (index, start) in enumerate(zip(group, starts[g], strict=True)):
             length = int(lengths[index])
             span = slice(shared + start, shared + start + length)
@@ -153,18 +159,20 @@ def pack(tokens: TextTokens, *, groups: int = 1, class_specific: bool = False, s
 
 
 def take_sets(tokens: PackedTokens, sets: int, numbers: jax.Array) -> PackedTokens:
-    """The texts of some of the sets that `pack` was given, by `numbers`, int32 `[Q]`, which may be traced."""
+    """Selects sets of `pack` by `numbers`, int32 `[Q]`, which may be traced."""
     count = numbers.shape[0]
     each = tokens.order.shape[0] // sets
     leaves: dict[str, Any] = {}
     for name in grouped(tokens):
         leaf = jnp.asarray(getattr(tokens, name))
+        # Groups of the sets lie side by side (`pack`), so that this axis splits into groups and sets.
         by_set = leaf.reshape(-1, sets, *leaf.shape[1:])[:, numbers]
-        if name == "classes":  # those of the first set taken come first now
+        if name == "classes":
+            # Classes are numbered anew: those of the first selected set come first.
             places = jnp.expand_dims(jnp.arange(count), (0, *range(2, leaf.ndim + 1)))
             by_set = by_set % each + each * places
         leaves[name] = by_set.reshape(-1, *leaf.shape[1:])
-    # A text's group is one of each set's, and its place in there stays.
+    # Group `g` of the `n`-th of `sets` has index `g · sets + n`; now it is the `n`-th of `count`. Places inside stay.
     groups, places = jnp.divmod(jnp.asarray(tokens.order).reshape(sets, each)[numbers], tokens.ends.shape[1])
     groups = groups // sets * count + jnp.arange(count)[:, None]
     order = (groups * tokens.ends.shape[1] + places).reshape(-1)
@@ -172,15 +180,17 @@ def take_sets(tokens: PackedTokens, sets: int, numbers: jax.Array) -> PackedToke
 
 
 def grouped(tokens: PackedTokens) -> list[str]:
-    """The names of the fields `GROUPED` that these tokens have."""
+    """Returns the names of the fields `GROUPED` that are not `None`."""
     return [name for name in GROUPED if getattr(tokens, name) is not None]
 
 
 def first_fit(lengths: Sequence[int] | np.ndarray, size: int) -> np.ndarray:
-    """Where texts of these lengths start if each goes into the first tile of `size` tokens that has room: int `[n]`."""
+    """Places texts into tiles of `size` tokens, each text into the first tile with room: their starts, int `[n]`."""
     starts = np.zeros(len(lengths), int)
     used: list[int] = []
-    first = dict.fromkeys(range(size + 1), 0)  # tiles before this one have no room for a text of that length
+    # By length, the first tile that may have room. Tiles only fill up, so the search goes on where it ended: linear for
+    # a thousand classes, instead of quadratic.
+    first = dict.fromkeys(range(size + 1), 0)
     for turn, length in enumerate(lengths):
         tile = first[length]
         while tile < len(used) and used[tile] + length > size:
@@ -194,7 +204,7 @@ def first_fit(lengths: Sequence[int] | np.ndarray, size: int) -> np.ndarray:
 
 
 def with_inserted(tokens: PackedTokens, count: int, first: int) -> PackedTokens:
-    """The same with `count` more shared tokens from `first` on, which are the only ones to be replaced from now on."""
+    """Adds `count` shared tokens from `first` on; from now on, only these are replaced."""
     rows = np.full((tokens.ids.shape[0], tokens.ids.shape[1] + count), -1)
     rows[:, first : first + count] = np.arange(count)
     return dataclasses.replace(
@@ -206,22 +216,20 @@ def with_inserted(tokens: PackedTokens, count: int, first: int) -> PackedTokens:
 
 
 def _attend(q: jax.Array, k: jax.Array, v: jax.Array, tokens: PackedTokens) -> jax.Array:
-    """Attention of all tokens after the shared ones, `q [G, U, H, K]`, to these and to their own text's, `k`, `v`.
-
-    Keys and values are `[G, P + U, H, K]`.
-    """
+    """Computes attention of queries `[G, U, H, K]` to shared tokens and their text, `k` and `v [G, P + U, H, K]`."""
     shared = tokens.shared
     tiles = tokens.texts.shape[1:3]
-    # Heads before tokens: the axis of all tokens then splits into tiles where it lies.
+    # Heads before tokens: the axis of tokens then splits into tiles without a copy.
     q, k, v = (x.swapaxes(1, 2) for x in (q * q.shape[-1] ** -0.5, k, v))
     tile_q, tile_k, tile_v = (x.reshape(*x.shape[:2], *tiles, -1) for x in (q, k[:, :, shared:], v[:, :, shared:]))
     visible = (tokens.texts[..., :, None] == tokens.texts[..., None, :]) & causal_mask(tiles[-1])
     tile = jnp.einsum("GHCSK,GHCTK->GHCST", tile_q, tile_k)
     tile = jnp.where(visible[:, None], tile, -jnp.inf)
+    # Two arrays of scores and one softmax over both: joining them would copy the shared keys for every tile.
     prefix = jnp.einsum("GHUK,GHPK->GHUP", q, k[:, :, :shared]).reshape(*tile.shape[:-1], shared)
-    # Groups and heads on one axis, since XLA's CPU compiler splits the first one over threads.
+    # Groups and heads on one axis, since XLA's CPU compiler splits the first axis over threads.
     prefix, tile = layers.exponentials(*(part.reshape(-1, *part.shape[2:]) for part in (prefix, tile)))
-    # A token sees fewer tokens than a head is wide, so dividing costs less before the sum over values than after it.
+    # A token sees fewer tokens than a head has channels, so it is cheaper to divide before the sum over values.
     total = prefix.sum(-1, keepdims=True) + tile.sum(-1, keepdims=True)
     prefix, tile = ((part / total).astype(v.dtype).reshape(*q.shape[:2], *part.shape[1:]) for part in (prefix, tile))
     values = jnp.einsum("GHCST,GHCTK->GHCSK", tile, tile_v).reshape(q.shape)
@@ -240,13 +248,13 @@ def encode_packed_text(
     remat: layers.RematPolicy | None = None,
     dtype: DTypeLike = "float32",
 ) -> jax.Array:
-    """`encode_text` for texts packed by `pack`: features `[C, d]` in float32, not normalised, in class order.
+    """Computes `encode_text` for packed texts: features `[C, d]` in float32, not normalised, in class order.
 
-    With `chunks`, a divisor of the number of groups, every `G / chunks`-th group is run after another, and again in the
-    backward pass, so that the memory of one chunk serves for all.
+    Groups run in `chunks`, a divisor of their number, one after another, and again in the backward pass: less memory
+    for more time.
     """
     adaptation = adaptation or NOTHING
-    # Whole lengths are checked where texts become tokens.
+    # The tokenizer has checked whole lengths; packed texts no longer know them.
     check_text_parts(adaptation, config, len(tokens.order), tokens.shared + 1)
 
     def run(part: PackedTokens) -> jax.Array:
@@ -260,42 +268,45 @@ def encode_packed_text(
         split = {name: x.reshape(-1, chunks, *x.shape[1:]).swapaxes(0, 1) for name, x in leaves.items()}
         run_chunk = jax.checkpoint(lambda leaves: run(dataclasses.replace(tokens, **leaves)), prevent_cse=False)
         features = jax.lax.map(run_chunk, split).swapaxes(0, 1)
-    # Only now, after each device has read out its own classes, so that features alone are exchanged.
+    # Reordered last, after each device has read out its own classes: devices exchange features and no tokens.
     return features.reshape(-1, features.shape[-1])[tokens.order]
 
 
 def _replace(
     tokens: PackedTokens, x: jax.Array, put: Callable[[jax.Array, jax.Array | np.ndarray], jax.Array]
 ) -> jax.Array:
-    """`x` with what `put` makes of the tokens and of their context rows, where there are such rows."""
+    """Applies `put` to the tokens that may have context rows."""
     rows = tokens.context_rows
     shared = tokens.shared
+    # A shared context stands in the first `P` tokens; the others, nearly all, are not touched in either pass.
     if not tokens.context_is_shared:
         return put(x, rows)
     return jnp.concatenate([put(x[:, :shared], rows[:, :shared]), x[:, shared:]], axis=1)
 
 
 def _put_context(tokens: PackedTokens, x: jax.Array, context: jax.Array | None) -> jax.Array:
-    """`x` with a context, see `text.put_context`."""
+    """Replaces tokens by a context, see `text.put_context`."""
     classes = tokens.classes[:, : tokens.shared] if tokens.context_is_shared else tokens.classes
     return _replace(tokens, x, lambda y, rows: put_context(y, context, rows, classes, len(tokens.order)))
 
 
 def _hooks(tokens: PackedTokens, bias_rows: jax.Array | None, *, pooled: bool) -> BlockHooks:
-    """How a block acts on packed tokens `[G, P + U, D]`; the last one at the end-of-text rows alone, `[G, Cg, D]`."""
+    """Returns hooks for packed tokens `[G, P + U, D]`; `pooled` ones for the end-of-text rows `[G, Cg, D]`."""
     shared = tokens.shared
     length = tokens.texts.shape[2]
 
-    def by_text(x: jax.Array) -> jax.Array:  # `[G, U, H, K]` as `[texts, N, H, K]`, of a tower that is not causal
+    # Without a causal mask a tile is a text: `[G, U, H, K]` to `[texts, N, H, K]`.
+    def by_text(x: jax.Array) -> jax.Array:
         return x.reshape(-1, length, *x.shape[2:])
 
-    def visible() -> jax.Array | None:  # the tokens that each text sees, `[texts, N]`
+    def visible() -> jax.Array | None:  # `[texts, N]`
         return None if tokens.visible is None else jnp.asarray(tokens.visible).reshape(-1, length)
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         if not tokens.causal:
             parts = [by_text(x) for x in (q, k, v)]
             return layers.fused_attention(*parts, causal=False, visible=visible()).reshape(q.shape)
+        # Shared tokens see only one another, since everything else comes later.
         head = layers.fused_attention(q[:, :shared], k[:, :shared], v[:, :shared], causal=True)
         return jnp.concatenate([head, _attend(q[:, shared:], k, v, tokens)], axis=1)
 
@@ -306,7 +317,7 @@ def _hooks(tokens: PackedTokens, bias_rows: jax.Array | None, *, pooled: bool) -
             mask = None if seen is None else seen[:, None, None, :]
             probabilities = layers.attention_probabilities(queries, by_text(k), mask)
             return jnp.einsum("BHNM,BMHK->BNHK", probabilities.astype(v.dtype), by_text(v)).reshape(q.shape)
-        # Each end-of-text query goes back to its place in its tile: that moves `Cg` rows, not the tiles' keys.
+        # Each end-of-text query returns to its place in its tile: this moves `Cg` queries instead of all keys.
         ends = tokens.ends - shared
         placed = jax.vmap(lambda rows, at: jnp.zeros((k.shape[1] - shared, *q.shape[2:]), q.dtype).at[at].set(rows))
         heads = _attend(placed(q, ends), k, v, tokens)
@@ -317,13 +328,14 @@ def _hooks(tokens: PackedTokens, bias_rows: jax.Array | None, *, pooled: bool) -
 
     if not pooled:
         return BlockHooks(self_attention(attend), before=before, bias_rows=bias_rows)
-    take = functools.partial(_take_ends, ends=tokens.ends)
-    rows = None if bias_rows is None else take(bias_rows[..., None])[..., 0]
-    return BlockHooks(row_attention(take, attend_row), before=before, take=take, bias_rows=rows)
+    select_rows = functools.partial(_take_ends, ends=tokens.ends)
+    rows = None if bias_rows is None else select_rows(bias_rows[..., None])[..., 0]
+    return BlockHooks(row_attention(select_rows, attend_row), before=before, select_rows=select_rows, bias_rows=rows)
 
 
 def _take_ends(x: jax.Array, ends: jax.Array | np.ndarray) -> jax.Array:
-    """`[G, tokens, D]` at `ends [G, Cg]`: `[G, Cg, D]`."""
+    """Selects `ends [G, Cg]` of `x [G, tokens, D]`: `[G, Cg, D]`."""
+    # Clipped: the default would fill the rows of missing classes with NaN, whose gradient would spoil all others.
     return jnp.take_along_axis(x, ends[..., None], axis=1, mode="clip")
 
 
@@ -336,9 +348,11 @@ def _group_features(
     remat: layers.RematPolicy | None,
     dtype: str,
 ) -> jax.Array:
-    """Features `[G, Cg, d]` in the groups' own order."""
+    """Computes features `[G, Cg, d]` in the order of the groups."""
     weights = outside_layers(cast_weights(params["text"], dtype), adaptation.text_weights)
+    # Tokens are float32 in every compute type: the residual sums of all blocks would lose small changes otherwise.
     x = weights["token_embedding"][tokens.ids].astype(jnp.float32)
+    # Marks of the end-of-text tokens; ends of missing classes lie beyond and are dropped.
     is_end = jax.vmap(lambda at: jnp.zeros(x.shape[1], bool).at[at].set(True, mode="drop"))(jnp.asarray(tokens.ends))
     rows_of_bias = bias_rows(adaptation.text_bias, is_end, tokens.positions)
     x = _put_context(tokens, x, adaptation.text_context)
@@ -349,6 +363,7 @@ def _group_features(
 
     inputs = text_layers(params, config, adaptation, dtype)
     start = 0
+    # Class prompts and inserted tokens act at the input of one block: the scan stops there and continues.
     if adaptation.text_class_prompts is not None:
         start = class_block(adaptation, config.text)
         x, _ = block.scan_all_but_last(functools.partial(step, tokens), x, inputs, remat, end=start)
@@ -364,5 +379,6 @@ def _group_features(
         tokens = with_inserted(tokens, inserted.shape[1], config.text.first_word)
     x, last = block.scan_all_but_last(functools.partial(step, tokens), x, inputs, remat, start=start)
     rows = run_block(x, last, config.text, _hooks(tokens, rows_of_bias, pooled=True))
+    # Projected before the exchange between devices: features are narrower than tokens.
     features = project_text(params, config, rows.reshape(-1, rows.shape[-1]), adaptation)
     return features.reshape(*tokens.ends.shape, -1)

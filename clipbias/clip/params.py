@@ -1,4 +1,4 @@
-"""The parameter tree of a model: its shapes and CLIP's own initialisation.
+"""The parameter tree of a model: its shapes and CLIP's initialisation.
 
 vision: patch_embedding [p·p·3, Dv], class_embedding [Dv], position_embedding [1 + M, Dv], pre_norm, layers, post_norm,
         projection [Dv, d]
@@ -6,9 +6,9 @@ text:   token_embedding [vocabulary, Dt], position_embedding [context_length, Dt
         projection [Dt, d]
 logit_scale: scalar (a logarithm)
 
-SigLIP has no class_embedding, pre_norm and vision projection, and besides patch_bias [Dv], pool (`vision.pool_image`),
-projection_bias [d] and the scalar logit_bias. Perception Encoder has CLIP's and pool. BERT has type_embedding [2, Dt]
-and embedding_norm in place of final_norm; BiomedCLIP's has projection_hidden [Dt, h] before projection [h, d].
+SigLIP lacks class_embedding, pre_norm and vision projection, and has patch_bias [Dv], pool (`vision.pool_image`),
+projection_bias [d] and a scalar logit_bias. Perception Encoder adds pool to CLIP's leaves. BERT has type_embedding
+[2, Dt] and embedding_norm instead of final_norm; BiomedCLIP has projection_hidden [Dt, h] before projection [h, d].
 """
 
 import dataclasses
@@ -33,6 +33,7 @@ def _layers(rng: jax.Array, config: TowerConfig) -> Params:
     width = config.width
     hidden = config.mlp_width
     keys = jax.random.split(rng, 4)
+    # Outputs that enter the residual stream are smaller, since 2 · depth of them add up (Radford et al. 2021).
     residual = width**-0.5 * (2 * depth) ** -0.5
 
     def linear(key: jax.Array, inputs: int, outputs: int, deviation: float) -> Params:
@@ -56,6 +57,7 @@ def init_vision(rng: jax.Array, config: ClipConfig) -> Params:
     geometry = config.vision
     keys = jax.random.split(rng, 5)
     width = geometry.width
+    # Scaled by the number of inputs, so that tokens start with about unit variance.
     inputs = geometry.patch_size**2 * 3
     weights: Params = {"patch_embedding": inputs**-0.5 * jax.random.normal(keys[0], (inputs, width))}
     if geometry.patch_bias:
@@ -67,6 +69,7 @@ def init_vision(rng: jax.Array, config: ClipConfig) -> Params:
         weights["pre_norm"] = _norm(width)
     weights |= {"layers": _layers(keys[3], geometry), "post_norm": _norm(width)}
     if geometry.pooling == "attention":
+        # The pooling head is a block without an axis of layers and without the first LayerNorm.
         pool = jax.tree.map(lambda leaf: leaf[0], _layers(keys[4], dataclasses.replace(geometry, layers=1)))
         del pool["norm1"]
         weights["pool"] = {**pool, "probe": jax.random.normal(keys[1], (width,))}
@@ -109,7 +112,7 @@ def init_logit_bias(_: jax.Array) -> jax.Array:
 
 
 def init_params(config: ClipConfig, rng: jax.Array) -> Params:
-    """A randomly initialised parameter tree, float32, logit scale `ln(1 / 0.07)`."""
+    """Returns a randomly initialised parameter tree in float32."""
     vision, text = jax.random.split(rng)
     return {
         "vision": init_vision(vision, config),
@@ -125,15 +128,13 @@ def _abstract_params(config: ClipConfig) -> Params:
 
 
 def abstract_params(config: ClipConfig) -> Params:
-    """The same tree as `jax.ShapeDtypeStruct`s; nothing is computed."""
-    return jax.tree.map(lambda leaf: leaf, _abstract_params(config))  # dictionaries that the caller may change
+    """Returns the tree of `init_params` as `jax.ShapeDtypeStruct`s, without computing it."""
+    return jax.tree.map(lambda leaf: leaf, _abstract_params(config))  # a copy, so that callers cannot change the cache
 
 
 def empty_params(config: ClipConfig) -> Params:
-    """The same tree as NumPy zeros, to be written into.
-
-    They start at addresses that XLA's CPU client takes over as they are, so that on a CPU the weights exist once.
-    """
+    """Returns the tree of `init_params` as NumPy zeros, to be written into."""
+    # XLA's CPU client takes over arrays at such addresses without a copy, so that a CPU holds the weights once.
     alignment = 64
 
     def zeros(shape: jax.ShapeDtypeStruct) -> np.ndarray:

@@ -1,8 +1,4 @@
-"""How exactly CLIP is computed: the one place that knows the choices, and what a device takes by itself.
-
-The device is that of this process, or one that is not there. Which attention is traced and what fits depend on it, and
-nothing else.
-"""
+"""Compute dtypes, their matmul precision, and the default dtype of each device."""
 
 import contextvars
 import dataclasses
@@ -22,15 +18,15 @@ DATA = "data"
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """A kind of device."""
+    """A device that programs are traced for: it decides the kind of attention and the memory plan."""
 
     platform: str  # "cpu", "gpu" or "tpu"
-    capability: float = 0.0  # the compute capability of an NVIDIA GPU; 0 of anything else
-    memory: int = 0  # bytes that programs may have on each device; 0 where that is unknown
+    capability: float = 0.0  # compute capability of an NVIDIA GPU; 0 for other devices
+    memory: int = 0  # bytes per device that programs may use; 0 if unknown
 
 
-# The device that is not there and that programs are traced for; `None` where they are for this process's own. Set by
-# `training.ahead` alone.
+# A device that this machine lacks and programs are compiled for; `None` for this process's own. Only `training.ahead`
+# sets it, as a context variable, so that threads that train meanwhile see their own device.
 AWAY: contextvars.ContextVar[Target | None] = contextvars.ContextVar("target", default=None)
 
 
@@ -41,61 +37,59 @@ def target() -> Target:
     device = jax.local_devices()[0]
     try:
         capability = float(device.compute_capability)
-    except (AttributeError, ValueError):  # no GPU, or another maker's, which has none or names it otherwise
+    except (AttributeError, ValueError):  # no GPU, or a GPU of another maker
         capability = 0.0
     return Target(jax.default_backend(), capability)
 
 
 Encode = TypeVar("Encode", bound=Callable[..., Any])
 
-# In which CLIP can be computed, and JAX's name for how its products of float32 numbers are formed. "tensorfloat32" are
-# the NVIDIA GPU's products of numbers rounded to 10 bits behind the point, "bfloat16_3x" the TPU's of numbers in two
-# parts of 7, in three passes; "high" is JAX's name for either. In "bfloat16" that is for the few products that are not
-# of half precision (`layers.product`).
+# Compute dtypes and their matmul precision. "tensorfloat32": products of NVIDIA GPUs, of numbers rounded to 10 bits
+# behind the point. "bfloat16_3x": products of TPUs, of numbers in two parts of 7 bits, in three passes. JAX's name for
+# either is "high". In "bfloat16" it applies to the few products of float32 numbers (`layers.product`).
 PRECISIONS = {"float32": "highest", "tensorfloat32": "high", "bfloat16_3x": "high", "bfloat16": "high"}
 DTYPES = tuple(PRECISIONS)
-# In place of one of these: what the device takes by itself.
+# Stands for the default dtype of the device.
 AUTO = "auto"
 CHOICES = (AUTO, *DTYPES)
 
-# Weights that are matrices of a product, or rows to choose from; the projection to features is small and stays exact.
+# Weights that half precision narrows: nearly all of a model. Projections to features are small and stay exact.
 LARGE = ("kernel", "patch_embedding", "token_embedding")
 
-# Devices by JAX's names of platforms, and those that some choices are made for.
+# Devices by JAX's names of platforms, and the device that a dtype needs.
 DEVICES = {"cpu": "CPU", "gpu": "GPU", "cuda": "GPU", "rocm": "GPU", "tpu": "TPU"}
 MADE_FOR = {"tensorfloat32": "GPU", "bfloat16_3x": "TPU"}
-# The fastest that trains what float32 trains (docs/performance.md).
+# The fastest dtype with the accuracy of float32 (docs/performance.md).
 DEFAULT_DTYPES = {"CPU": "float32", "GPU": "bfloat16", "TPU": "bfloat16"}
 
 
 def resolve(dtype: str, platform: str | None = None) -> str:
-    """Resolves "auto" to the platform's default dtype; by default that of the device that programs are traced for.
+    """Resolves "auto" to the default dtype of a platform (JAX's name). Default: that of the target device.
 
-    The platform has JAX's name. Raises `ClipbiasError` if there is no such type, or not on such a device.
+    Raises `ClipbiasError` for an unknown type, or a type that the device lacks.
     """
     check_choice("dtype", dtype, CHOICES)
+    # Without a platform: the device that is traced for, which may be another machine's (`AWAY`).
     device = DEVICES.get(platform or target().platform, "")
     if dtype == AUTO:
         return DEFAULT_DTYPES.get(device, "float32")
     if device != MADE_FOR.get(dtype, device):
         raise ClipbiasError(
-            f"dtype is {dtype!r}, which only a {MADE_FOR[dtype]} has, and this is a {device or platform}; choose "
-            f"{AUTO!r}, which takes {DEFAULT_DTYPES.get(device, 'float32')!r} here."
+            f"dtype {dtype!r} needs a {MADE_FOR[dtype]}, and this device is a {device or platform}; choose "
+            f"{AUTO!r}, which is {DEFAULT_DTYPES.get(device, 'float32')!r} here."
         )
     return dtype
 
 
 def with_precision(encode: Encode) -> Encode:
-    """Runs a function with products of float32 numbers that are as exact as its `dtype` asks.
-
-    GPUs (TF32) and TPUs (one bfloat16 pass) round them unless asked not to. Gradients inherit the choice, since it is
-    part of each product. The function is given the name of the type, for which a NumPy type may stand.
-    """
+    """Decorates an encoder: its float32 products get the precision of its `dtype`, a name or a NumPy type."""
 
     @functools.wraps(encode)
     def wrapped(*args: Any, dtype: DTypeLike = "float32", **options: Any) -> Any:
         name = dtype if isinstance(dtype, str) else jax.numpy.dtype(dtype).name
         check_choice("dtype", name, DTYPES)
+        # By default GPUs (TF32) and TPUs (one bfloat16 pass) round float32 products. The precision becomes a part of
+        # each traced product, so that gradients inherit it.
         with jax.default_matmul_precision(PRECISIONS[name]):
             return encode(*args, dtype=name, **options)
 
@@ -103,14 +97,12 @@ def with_precision(encode: Encode) -> Encode:
 
 
 def cast_weights(weights: Any, dtype: str) -> Any:
-    """Weights of a tower, or some of them, with the large ones in the type that products take in such a computation.
-
-    They are nearly all of a model: held so once and for all they take no time in a step, and in half precision half the
-    memory. What is held so already is as it was.
-    """
-    kind = jax.numpy.dtype("bfloat16" if dtype == "bfloat16" else "float32")
+    """Casts the `LARGE` ones among a tower's weights to the type of its products; other weights stay as they are."""
+    # Cast once before training, they cost no time in a step, and half the memory in half precision; inside the step
+    # this is then the identity.
+    held_as = jax.numpy.dtype("bfloat16" if dtype == "bfloat16" else "float32")
 
     def cast_leaf(path: tuple[Any, ...], leaf: Any) -> Any:
-        return leaf.astype(kind) if path[-1].key in LARGE and leaf.dtype != kind else leaf
+        return leaf.astype(held_as) if path[-1].key in LARGE and leaf.dtype != held_as else leaf
 
     return jax.tree_util.tree_map_with_path(cast_leaf, weights)

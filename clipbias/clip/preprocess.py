@@ -1,8 +1,7 @@
-"""Image preprocessing of a model: how a picture is resized and cropped (`data.transforms`), then normalisation.
+"""Image preprocessing of a model: resizing and cropping (`data.transforms`), then normalisation.
 
-It is read from the publishers' files and written in the manner of the library whose file it is: transformers keeps it
-in `preprocessor_config.json`, from version 5 on also inside `processor_config.json`, which then counts; open_clip in
-`open_clip_config.json`. A setting that clipbias does not follow is refused by its name.
+It is read from and written to the files of transformers (`preprocessor_config.json`, and since version 5
+`processor_config.json`, which then counts) and open_clip (`open_clip_config.json`). Unsupported settings are errors.
 """
 
 import dataclasses
@@ -22,15 +21,12 @@ from clipbias.data.transforms import Resizing
 from clipbias.errors import ClipbiasError
 from clipbias.io import read_json
 
-HALF = (0.5, 0.5, 0.5)  # SigLIP's mean and standard deviation
+SIGLIP_MEAN_STD = (0.5, 0.5, 0.5)  # the mean and the standard deviation
 
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """How the images of a checkpoint are prepared, as its publisher's files say: resized to R x R pixels, normalised.
-
-    Mean and standard deviation are per RGB channel, of values from 0 to 1.
-    """
+    """Resizing to R x R pixels, and mean and standard deviation per RGB channel of values from 0 to 1."""
 
     resizing: Resizing
     mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
@@ -42,12 +38,13 @@ class Preprocessing:
         return self.resizing.side
 
     def normalize(self, images: np.ndarray | jax.Array) -> jax.Array:
-        """`(x / 255 - mean) / std`: uint8 `[..., R, R, 3]` to float32. Runs on the device, so that bytes travel."""
+        """Computes `(x / 255 - mean) / std` on the device: uint8 `[..., R, R, 3]` to float32."""
+        # Divided by 255 first, as torchvision's ToTensor does: one factor for both would round differently.
         scaled = jnp.asarray(images).astype(jnp.float32) / 255
         return (scaled - jnp.asarray(self.mean)) / jnp.asarray(self.std)
 
     def levels(self, images: np.ndarray) -> np.ndarray:
-        """The inverse of `normalize`: float32 `[..., R, R, 3]` to uint8."""
+        """Computes the inverse of `normalize`: float32 `[..., R, R, 3]` to uint8."""
         levels = 255 * (images * np.asarray(self.std) + np.asarray(self.mean))
         return levels.round().clip(0, 255).astype(np.uint8)
 
@@ -57,36 +54,40 @@ PROCESSOR = "processor_config.json"
 FILES = (PREPROCESSOR, PROCESSOR)
 
 _CLIP_DEFAULTS = {"size": {"shortest_edge": 224}, "crop_size": 224, "do_center_crop": True, "resample": 3}
-_SIGLIP_DEFAULTS = {"size": {"height": 224, "width": 224}, "do_center_crop": False, "resample": 3}
-# The image processors of transformers that models come with, and what each does where a file is silent.
+_SIGLIP_DEFAULTS: dict[str, Any] = {
+    "size": {"height": 224, "width": 224},
+    "do_center_crop": False,
+    "resample": 3,
+    "image_mean": SIGLIP_MEAN_STD,
+    "image_std": SIGLIP_MEAN_STD,
+}
+# Image processors of transformers, and their defaults for settings that a file leaves out.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "CLIPImageProcessor": _CLIP_DEFAULTS,
     "ChineseCLIPImageProcessor": _CLIP_DEFAULTS,
     "BitImageProcessor": _CLIP_DEFAULTS,
-    "SiglipImageProcessor": _SIGLIP_DEFAULTS | {"image_mean": HALF, "image_std": HALF},
-    "ViTImageProcessor": _SIGLIP_DEFAULTS | {"image_mean": HALF, "image_std": HALF, "resample": 2},
+    "SiglipImageProcessor": _SIGLIP_DEFAULTS,
+    "ViTImageProcessor": _SIGLIP_DEFAULTS | {"resample": 2},
 }
 _FAMILIES = {"siglip": "SiglipImageProcessor", "chinese_clip": "ChineseCLIPImageProcessor"}
-# Before the centre is cut out, pictures get at most so many times the model's image size. Published models ask for 1.15
-# times; much more fills the memory with the first picture.
-_MOST_RESIZED = 4
-# Our own key in a file that we write: transformers has no name for the manner of open_clip.
+# Largest size before the centre crop, in image sizes of the model. Published models ask for 1.15; much more fills the
+# memory with the first picture.
+_MAX_RESIZED = 4
+# A key of clipbias: transformers has no setting for open_clip's manner of half pixels and transparency.
 _LIBRARY = "clipbias_library"
 
 
 def family_preprocessing(config: ClipConfig) -> Preprocessing:
-    """The preprocessing of a family of transformers, for a checkpoint without a file for it."""
+    """Returns the preprocessing of a family of transformers, for a checkpoint without a file for it."""
     size = config.vision.image_size
     if config.family == "siglip":
-        return Preprocessing(Resizing(size, whole=True, library="transformers"), HALF, HALF)
+        return Preprocessing(Resizing(size, whole=True, library="transformers"), SIGLIP_MEAN_STD, SIGLIP_MEAN_STD)
     return Preprocessing(Resizing(size, library="transformers"))
 
 
 def read_preprocessor(folder: Path, config: ClipConfig) -> Preprocessing:
-    """Reads the files of transformers; a folder without one takes the family's values.
-
-    Raises `ClipbiasError` for a file that is damaged, asks for what clipbias does not follow, or makes other sizes.
-    """
+    """Reads transformers' files. Default: the family's values. Raises `ClipbiasError` for unsupported settings."""
+    # Since version 5, transformers reads `processor_config.json` first.
     for name in (PROCESSOR, PREPROCESSOR):
         path = folder / name
         if not path.exists():
@@ -94,7 +95,7 @@ def read_preprocessor(folder: Path, config: ClipConfig) -> Preprocessing:
         content = read_json(path, dict, what="a preprocessor configuration")
         if name == PROCESSOR:
             content = content.get("image_processor")
-        if content is None:  # the settings of another part of the processor
+        if content is None:  # a processor's file may have settings of the tokenizer only
             continue
         try:
             return _of_transformers(dict(content), config)
@@ -112,7 +113,7 @@ def _of_transformers(content: dict[str, Any], config: ClipConfig) -> Preprocessi
     if kind not in _DEFAULTS:
         raise ClipbiasError(f"names the image processor {shown(kind)}; clipbias knows {', '.join(_DEFAULTS)}.")
     settings: dict[str, Any] = _DEFAULTS[kind] | content
-    # With these, pictures would become something else than clipbias makes of them.
+    # Each setting that clipbias does not have would silently give other pixels than the model was trained on.
     if not settings.get("do_resize", True):
         raise ClipbiasError("has do_resize = false; clipbias resizes every picture to the model's resolution.")
     factor = settings.get("rescale_factor", 1 / 255)
@@ -120,9 +121,11 @@ def _of_transformers(content: dict[str, Any], config: ClipConfig) -> Preprocessi
         raise ClipbiasError(f"has rescale_factor = {shown(factor)} (do_rescale); clipbias divides levels by 255.")
     if settings.get("do_pad") or settings.get("pad_size"):
         raise ClipbiasError("has do_pad = true; clipbias does not pad pictures.")
+    # The file was written by clipbias if it has this key; another value means that somebody edited it.
     library = settings.get(_LIBRARY, "transformers")
     if library not in ("transformers", "open_clip"):
         raise ClipbiasError(f"has {_LIBRARY} = {shown(library)}, which clipbias never writes.")
+    # ViT's processor takes a number for height and width, CLIP's for the shorter side.
     size, whole = _side_of(settings["size"], whole=kind == "ViTImageProcessor", name="size")
     side = size
     if settings["do_center_crop"]:
@@ -134,7 +137,7 @@ def _of_transformers(content: dict[str, Any], config: ClipConfig) -> Preprocessi
     image_size = config.vision.image_size
     if side != image_size:
         raise ClipbiasError(f"makes images of {side} pixels where the model takes {image_size}; correct its sizes.")
-    if size > (most := _MOST_RESIZED * image_size):
+    if size > (most := _MAX_RESIZED * image_size):
         raise ClipbiasError(
             f"resizes pictures to {size} pixels where the model takes {image_size}; correct size, to at most {most}."
         )
@@ -142,6 +145,7 @@ def _of_transformers(content: dict[str, Any], config: ClipConfig) -> Preprocessi
     resizing = Resizing(side, None if size == side else size, whole, resampling, library)
     mean = settings.get("image_mean")
     std = settings.get("image_std")
+    # The identity, so that `normalize` only divides by 255.
     if not settings.get("do_normalize", True):
         mean = (0.0, 0.0, 0.0)
         std = (1.0, 1.0, 1.0)
@@ -149,7 +153,7 @@ def _of_transformers(content: dict[str, Any], config: ClipConfig) -> Preprocessi
 
 
 def _side_of(size: Any, *, whole: bool, name: str) -> tuple[int, bool]:
-    """A size as transformers reads it: pixels, and whether height and width both get it. `whole` is of a number."""
+    """Parses a size of transformers: pixels, and whether they are both height and width (`whole` for a number)."""
     if isinstance(size, dict):
         held = {key: value for key, value in size.items() if value is not None}
         if held.keys() == {"shortest_edge"}:
@@ -161,15 +165,16 @@ def _side_of(size: Any, *, whole: bool, name: str) -> tuple[int, bool]:
 
 
 def of_open_clip(wishes: Mapping[str, Any], image_size: int) -> Preprocessing:
-    """The preprocessing of the `preprocess_cfg` of an `open_clip_config.json`.
+    """Parses the `preprocess_cfg` of an `open_clip_config.json`.
 
-    Raises `ClipbiasError` for a manner that clipbias does not follow, `ValueError` and `TypeError` for what is none.
+    Raises `ClipbiasError` for an unsupported setting, `ValueError` or `TypeError` for a malformed value.
     """
     allowed = {
         "interpolation": ("bicubic", "bilinear", "random"),
         "resize_mode": ("shortest", "squash"),
         "mode": ("RGB",),
     }
+    # The first choice is open_clip's default, for settings that are missing or null.
     values = {name: wishes.get(name) or choices[0] for name, choices in allowed.items()}
     for name, choices in allowed.items():
         if values[name] not in choices:
@@ -183,7 +188,7 @@ def of_open_clip(wishes: Mapping[str, Any], image_size: int) -> Preprocessing:
 
 
 def open_clip_preprocessing(preprocessing: Preprocessing) -> dict[str, object]:
-    """The inverse of `of_open_clip`: a `preprocess_cfg`."""
+    """Returns a `preprocess_cfg`: the inverse of `of_open_clip`."""
     resizing = preprocessing.resizing
     return {
         "mean": list(preprocessing.mean),
@@ -197,15 +202,12 @@ def native_preprocessing(config: ClipConfig) -> Preprocessing:
     """The preprocessing of the code that came with a file of its owner's: OpenAI's, Meta's or Chinese-CLIP's."""
     size = config.vision.image_size
     if config.family == "pe":
-        return Preprocessing(Resizing(size, whole=True, resampling="bilinear"), HALF, HALF)
+        return Preprocessing(Resizing(size, whole=True, resampling="bilinear"), SIGLIP_MEAN_STD, SIGLIP_MEAN_STD)
     return Preprocessing(Resizing(size, whole=config.family == "chinese_clip"))
 
 
 def preprocessing_of(resizing: Resizing, mean: Any, std: Any) -> Preprocessing:
-    """The preprocessing of a configuration file; a mean or standard deviation of `None` is CLIP's.
-
-    Raises `ValueError` or `TypeError` if these are not three numbers.
-    """
+    """Adds mean and standard deviation, by default CLIP's. Raises `ValueError` or `TypeError` for other values."""
     numbers: dict[str, Any] = {}
     for name, values in (("mean", mean), ("std", std)):
         if values is not None:
@@ -217,13 +219,11 @@ def preprocessing_of(resizing: Resizing, mean: Any, std: Any) -> Preprocessing:
 
 
 def preprocessor_json(preprocessing: Preprocessing) -> str:
-    """The content of a `preprocessor_config.json` with which transformers makes the same pixels.
-
-    Open_clip's manner of half pixels and transparency, for which that library has no setting, is in a key of our own.
-    """
+    """Returns the content of a `preprocessor_config.json` with which transformers gives the same pixels."""
     resizing = preprocessing.resizing
     side = {"height": preprocessing.image_size, "width": preprocessing.image_size}
     resized = resizing.size or preprocessing.image_size
+    # SigLIP's processor has no crop, so a picture that is cut needs CLIP's.
     cut = not resizing.whole or resizing.size is not None
     content: dict[str, object] = {
         "image_processor_type": "CLIPImageProcessor" if cut else "SiglipImageProcessor",

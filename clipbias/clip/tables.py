@@ -1,9 +1,6 @@
-"""How families of checkpoints name the tensors of a model and lay them out: one table for each, and their use.
+"""Tables of the tensor names and layouts of each family of checkpoints, and conversions to and from the parameter tree.
 
-A row of a table names one tensor and says where it lies in the parameter tree (`clip.params`) and how its layout
-differs. Layers are stacked in the tree, and Hugging Face's three attention projections lie side by side.
-
-A further family is one more table in `TABLES`, and a reader of its configuration (`checkpoint.describe`).
+A new family needs a table in `TABLES` and a reader of its configuration (`checkpoint.describe`).
 """
 
 import dataclasses
@@ -22,12 +19,12 @@ from clipbias.errors import ClipbiasError
 from clipbias.io import shorten
 
 Array = np.ndarray
-MOST_SHOWN = 40  # differences between weights and configuration in a message
+MAX_DIFFERENCES = 40  # between weights and configuration in a message
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """The change from a file's layout to the tree's, and back."""
+    """Functions from a file's layout to the tree's, and back."""
 
     load: Callable[[Array], Array]
     save: Callable[[Array], Array]
@@ -47,11 +44,14 @@ TORCH_CONVOLUTION = Layout(
 FLAX_CONVOLUTION = Layout(lambda x: x.reshape(-1, x.shape[-1]), _to_squares)
 
 
+# A row maps a tensor's name to its leaf in the tree (`clip.params`). The tree stacks layers, so that a scan runs over
+# them, and joins Hugging Face's three attention projections, which are one product.
 @dataclasses.dataclass(frozen=True)
 class TensorName:
-    """One tensor: its name in the file, with `{}` for the number of a transformer block, and its leaf in the tree.
+    """A tensor's name in the file, with `{}` for the number of a transformer block, and its leaf in the tree.
 
-    Where `parts` lie side by side on the leaf's last axis, it holds `span` of them from `part` on.
+    A leaf of `parts` side by side on its last axis (queries, keys, values) has `span` of them in this tensor, from
+    `part` on.
     """
 
     name: str
@@ -64,12 +64,12 @@ class TensorName:
 
 @dataclasses.dataclass(frozen=True)
 class NameTable:
-    """The names of one family.
+    """Tensor names of a family.
 
     Attributes:
-      families: the families (`ClipConfig.family`) whose tensors these are.
+      families: the families (`ClipConfig.family`) with these names.
       ignored: names of tensors that are no weights: buffers of older checkpoints.
-      zeros: names of biases that the network does not have and must be zero, with the leaf on whose last axis they are.
+      zeros: names of biases that must be zero, since the network has none, each with a leaf of the same last axis.
       optional_prefix: a prefix that some writers add to names.
     """
 
@@ -80,36 +80,38 @@ class NameTable:
     optional_prefix: str = ""
 
     def unknown(self, names: Collection[str]) -> list[str]:
-        """The names that are not in the table."""
-        rows = {row.name for row in self.rows} | self.ignored | {name for name, _ in self.zeros}
-
-        def is_known(name: str) -> bool:
-            return name in rows or re.sub(r"(?<=[./])\d+(?=[./])", "{}", name) in rows
-
-        return [name for name in names if not is_known(self.plain(name))]
+        """Returns the names that are not in the table."""
+        known = {row.name for row in self.rows} | self.ignored | {name for name, _ in self.zeros}
+        unknown = []
+        for name in names:
+            plain = self.plain(name)
+            # Rows have `{}` for a block's number; other numbers are a part of the name (`text.proj.0.weight`).
+            if plain not in known and re.sub(r"(?<=[./])\d+(?=[./])", "{}", plain) not in known:
+                unknown.append(name)
+        return unknown
 
     def plain(self, name: str) -> str:
-        """A name without the optional prefix."""
+        """Returns a name without the optional prefix."""
         return name.removeprefix(self.optional_prefix)
 
 
 def linear(path: str, *names: str) -> list[TensorName]:
-    """The weight and bias of a linear layer of PyTorch's, or of several side by side."""
+    """Returns rows for the weight and bias of PyTorch's linear layer, or of several side by side."""
     layouts = {"weight": ("kernel", TRANSPOSED), "bias": ("bias", SAME)}
     return [
-        TensorName(f"{name}.{kind}", f"{path}/{leaf}", layout, part, len(names))
-        for kind, (leaf, layout) in layouts.items()
+        TensorName(f"{name}.{suffix}", f"{path}/{leaf}", layout, part, len(names))
+        for suffix, (leaf, layout) in layouts.items()
         for part, name in enumerate(names)
     ]
 
 
 def norm(path: str, name: str) -> list[TensorName]:
-    """The scale and bias of a LayerNorm of PyTorch's."""
+    """Returns rows for the scale and bias of PyTorch's LayerNorm."""
     return [TensorName(f"{name}.weight", f"{path}/scale"), TensorName(f"{name}.bias", f"{path}/bias")]
 
 
 def blocks(tower: str, prefix: str, rows: Iterable[TensorName]) -> list[TensorName]:
-    """The rows of a tower's transformer blocks, whose names begin with `prefix`."""
+    """Returns the rows of a tower's transformer blocks, with `prefix` before their names."""
     return [dataclasses.replace(row, name=prefix + row.name, path=f"{tower}/layers/{row.path}") for row in rows]
 
 
@@ -143,13 +145,14 @@ HUGGING_FACE = NameTable(
 
 
 def _in_flax(row: TensorName) -> TensorName:
-    """The same tensor in a Flax model of `transformers`: kernels lie there as in the tree."""
-    name, _, kind = row.name.rpartition(".")
-    if kind == "weight":
+    """Returns the row of the same tensor in a Flax model of `transformers`."""
+    name, _, suffix = row.name.rpartition(".")
+    if suffix == "weight":
         is_embedding = name.endswith(("token_embedding", "position_embedding"))
-        kind = "embedding" if is_embedding else "scale" if row.path.endswith("scale") else "kernel"
+        suffix = "embedding" if is_embedding else "scale" if row.path.endswith("scale") else "kernel"
+    # Flax's kernels are [in, out], as in the tree: only the patch embedding differs.
     layout = FLAX_CONVOLUTION if row.layout is TORCH_CONVOLUTION else SAME
-    return dataclasses.replace(row, name=f"{name}.{kind}".lstrip(".").replace(".", "/"), layout=layout)
+    return dataclasses.replace(row, name=f"{name}.{suffix}".lstrip(".").replace(".", "/"), layout=layout)
 
 
 FLAX = NameTable(tuple(map(_in_flax, HUGGING_FACE.rows)))
@@ -158,7 +161,7 @@ _ONE_TOKEN = Layout(lambda x: x[0, 0], lambda x: x[None, None])
 
 
 def pool(prefix: str, attention: str, fc1: str, fc2: str) -> list[TensorName]:
-    """The rows of a pooling head with PyTorch's `MultiheadAttention`."""
+    """Returns the rows of a pooling head with PyTorch's `MultiheadAttention`."""
     return [
         TensorName(f"{prefix}.probe", "vision/pool/probe", _ONE_TOKEN),
         TensorName(f"{prefix}.{attention}.in_proj_weight", "vision/pool/qkv/kernel", TRANSPOSED),
@@ -170,7 +173,7 @@ def pool(prefix: str, attention: str, fc1: str, fc2: str) -> list[TensorName]:
     ]
 
 
-# SigLIP's names, those of SigLIP 2 with a fixed resolution as well.
+# SigLIP, and SigLIP 2 with a fixed resolution.
 _NUMBER = Layout(lambda x: x.reshape(()), lambda x: x.reshape(1))
 _NOT_SIGLIPS = ("class_embedding", "pre_norm", "projection", "logit_scale")
 SIGLIP = NameTable(
@@ -189,7 +192,7 @@ SIGLIP = NameTable(
 
 
 def bert(prefix: str) -> list[TensorName]:
-    """The rows of a BERT without its pooler."""
+    """Returns the rows of a BERT without its pooler."""
     return [
         TensorName(f"{prefix}embeddings.word_embeddings.weight", "text/token_embedding"),
         TensorName(f"{prefix}embeddings.position_embeddings.weight", "text/position_embedding"),
@@ -200,7 +203,7 @@ def bert(prefix: str) -> list[TensorName]:
 
 
 def bert_ignored(prefix: str) -> frozenset[str]:
-    """A BERT's tensors that no feature depends on."""
+    """Returns the names of a BERT's tensors that no feature depends on."""
     return frozenset(prefix + name for name in ("embeddings.position_ids", "pooler.dense.weight", "pooler.dense.bias"))
 
 
@@ -232,7 +235,7 @@ _OPEN_CLIP_BLOCK = [
     *linear("fc1", "mlp.c_fc"),
     *linear("fc2", "mlp.c_proj"),
 ]
-# OpenAI's files and open_clip's, which prefixes a text tower of its own with "text.".
+# OpenAI's files and open_clip's. With `custom_text`, open_clip prefixes the text tower's names with "text.".
 OPEN_CLIP = NameTable(
     (
         TensorName("visual.conv1.weight", "vision/patch_embedding", TORCH_CONVOLUTION),
@@ -284,7 +287,7 @@ _POOL_ROWS = [
     *linear("vision/pool/fc1", f"{_TRUNK}.attn_pool.mlp.fc1"),
     *linear("vision/pool/fc2", f"{_TRUNK}.attn_pool.mlp.fc2"),
 ]
-# The text tower of open_clip, where it is a module of its own.
+# open_clip's text tower as a separate module.
 _TEXT_ROWS = [
     dataclasses.replace(row, name=f"text.{row.name}") for row in OPEN_CLIP.rows if row.path.startswith("text/")
 ]
@@ -317,7 +320,7 @@ OPEN_CLIP_PE = NameTable(
     ignored=frozenset({"text.attn_mask"}),
     zeros=((f"{_TRUNK}.head.bias", "vision/projection"),),
 )
-# Meta's own `.pt` files of Perception Encoder: OpenAI's names and a pooling head.
+# Meta's `.pt` files of Perception Encoder: OpenAI's names and a pooling head.
 META_PE = NameTable(
     (*OPEN_CLIP.rows, *pool("visual.attn_pool", "attn", "mlp.c_fc", "mlp.c_proj")),
     families=("pe",),
@@ -337,7 +340,7 @@ BIOMED_CLIP = NameTable(
     families=("biomed_clip",),
     ignored=bert_ignored("text.transformer."),
 )
-# Chinese-CLIP's own `.pt` files.
+# Chinese-CLIP's `.pt` files.
 CN_CLIP = NameTable(
     (
         *(row for row in OPEN_CLIP.rows if row.path.startswith("vision/")),
@@ -349,7 +352,7 @@ CN_CLIP = NameTable(
     ignored=bert_ignored("bert."),
 )
 
-# The first one of a family is that in which its models are written.
+# A family's models are written with the first table that has it.
 TABLES = (
     *(HUGGING_FACE, FLAX, SIGLIP, CHINESE_CLIP),
     *(OPEN_CLIP, OPEN_CLIP_PE, META_PE, OPEN_CLIP_SIGLIP, BIOMED_CLIP, CN_CLIP),
@@ -357,31 +360,30 @@ TABLES = (
 
 
 def table_of_family(family: str, table: NameTable | None = None) -> NameTable:
-    """The names with which a family's models are written, or `table` if its names are that family's, too."""
+    """Returns the table with which a family's models are written, or `table` if it has that family, too."""
     if table is not None and family in table.families:
         return table
     return next(table for table in TABLES if family in table.families)
 
 
 def table_of(tensors: Mapping[str, Tensor], *, where: str) -> NameTable:
-    """The table that has most of a checkpoint's names.
-
-    Raises `ClipbiasError` if most names belong to another network.
-    """
+    """Returns the table with the fewest unknown names. Raises `ClipbiasError` if most names are unknown to it."""
     table = min(TABLES, key=lambda table: len(table.unknown(tensors)))
     unknown = table.unknown(tensors)
-    if 2 * len(unknown) > len(tensors):  # fewer are told one by one, beside those that are missing
+    # A few unknown names are damage to a known model, which `from_tensors` lists with the missing ones.
+    if 2 * len(unknown) > len(tensors):
         raise other_network(where, f"its tensor {_shown(unknown[0])} and {len(unknown) - 1} more")
     return table
 
 
 def _pieces(config: ClipConfig, table: NameTable, tree: Params) -> Iterator[tuple[TensorName, str, np.ndarray]]:
-    """Every tensor of a model with the view of the leaf that holds it: row, name in the file, view."""
+    """Yields every tensor of a model: its row, its name in the file, and a view of its part of the leaf."""
     leaves = flatten_dict(tree, sep="/")
     for row in table.rows:
         whole = leaves[row.path]
         layers = range(getattr(config, row.path.partition("/")[0]).layers) if "{}" in row.name else [None]
         for layer in layers:
+            # A view, so that writing into it fills the tree.
             leaf = whole if layer is None else whole[layer]
             width = leaf.shape[-1] // row.parts if row.parts > 1 else 0
             part = leaf[..., row.part * width : (row.part + row.span) * width] if row.parts > 1 else leaf
@@ -391,18 +393,19 @@ def _pieces(config: ClipConfig, table: NameTable, tree: Params) -> Iterator[tupl
 def from_tensors(
     config: ClipConfig, tensors: Mapping[str, Tensor], table: NameTable | None = None, *, where: str
 ) -> Params:
-    """Builds the parameter tree (float32 NumPy) from a checkpoint's tensors, which are read one at a time.
+    """Builds the parameter tree (float32 NumPy) from a checkpoint's tensors. Default table: the family's first.
 
-    `table` says whose names these are; `None` stands for those with which the family is written. Raises `ClipbiasError`
-    that lists the missing, unexpected and mis-shaped tensors, and those of types that hold no weights; or names a
-    tensor with numbers that are not finite.
+    Raises `ClipbiasError` with a list of all missing, unexpected and mis-shaped tensors and wrong types, or with the
+    name of a tensor that holds NaN or infinite numbers.
     """
     table = table_of_family(config.family, table)
     tensors = {table.plain(name): tensor for name, tensor in tensors.items()}
-    if max(config.vision.layers, config.text.layers) > len(tensors):  # every layer has tensors of its own
+    # Checked first: a damaged configuration of a million layers would make the list below endless.
+    if max(config.vision.layers, config.text.layers) > len(tensors):
         raise ClipbiasError(f"{where} holds {len(tensors)} tensors, fewer than its configuration asks for layers.")
-    # Views without memory: what a wrong configuration asks for may not exist.
+    # Shapes are compared on views without memory: a wrong configuration may ask for more than there is.
     tree = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), abstract_params(config))
+    # Shapes in the file's layout, for messages that a user can compare with the file.
     expected = {name: row.layout.save(view).shape for row, name, view in _pieces(config, table, tree)}
     problems = [f"missing: {name} {shape}" for name, shape in expected.items() if name not in tensors]
     zeros = [name for name, _ in table.zeros]
@@ -413,18 +416,19 @@ def from_tensors(
             if name not in table.ignored and name not in zeros:
                 problems.append(f"unexpected: {_shown(name)} {tensor.shape}")
         elif tensor.dtype not in FLOATING:
-            problems.append(f"wrong type: {name} is {_shown(tensor.dtype)}, which is none of {', '.join(FLOATING)}")
-        # Some trainers keep the scale, a single number, as a list of one.
+            problems.append(f"wrong type: {name} is {_shown(tensor.dtype)}, expected one of {', '.join(FLOATING)}")
+        # Some trainers store the scale, a scalar, with the shape [1].
         elif tensor.shape != shape and (tensor.shape, shape) != ((1,), ()):
             problems.append(f"wrong shape: {name} is {tensor.shape}, the configuration asks for {shape}")
     if problems:
-        shown = problems[:MOST_SHOWN]
-        if len(problems) > MOST_SHOWN:
-            shown.append(f"and {len(problems) - MOST_SHOWN} more")
+        shown = problems[:MAX_DIFFERENCES]
+        if len(problems) > MAX_DIFFERENCES:
+            shown.append(f"and {len(problems) - MAX_DIFFERENCES} more")
         raise ClipbiasError(
             f"{where} does not hold the model that its configuration describes ({len(problems)} differences):\n  "
             + "\n  ".join(shown)
         )
+    # One tensor at a time, straight into the tree: besides the tree only one of them is in memory.
     tree = empty_params(config)
     damaged = []
     for row, name, view in _pieces(config, table, tree):
@@ -446,7 +450,7 @@ def _shown(name: str) -> str:
 
 
 def to_tensors(config: ClipConfig, params: Params, table: NameTable | None = None) -> dict[str, np.ndarray]:
-    """The tensors of a checkpoint by a family's names; `from_tensors` of them gives `params` back bit for bit."""
+    """Returns a checkpoint's tensors by a family's names; `from_tensors` restores `params` from them bit for bit."""
     tree = jax.tree.map(np.asarray, params)
     table = table_of_family(config.family, table)
     pieces = _pieces(config, table, tree)

@@ -1,7 +1,4 @@
-"""The text tower: token ids and contexts in, one feature per prompt text out. The plain layout, `[C, N]`.
-
-`packed_text.py` computes the same features with every distinct token once; this layout is for observers.
-"""
+"""The text tower in the plain layout `[C, N]`, for observers; `packed_text` computes the same features faster."""
 
 import dataclasses
 
@@ -25,13 +22,11 @@ class TextTokens:
     """Tokenised prompt texts.
 
     Attributes:
-      ids: int32 `[C, N]`. What follows the end-of-text token changes nothing where the mask is causal.
-      context_rows: int32 `[C, N]`: which row of the context a position holds, -1 for an ordinary token.
-      eos: int32 `[C]`: position whose output is the feature: the first end-of-text token; in a tower that is not causal
-        the last position, or BERT's first.
-      ends: int32 `[C]`, in such a tower the number of tokens before the end of each text and its padding; `None` in a
-        causal one, whose texts end at `eos`.
-      visible: bool `[C, N]`, of BERT: the tokens that are attended to, all but padding; else `None`.
+      ids: int32 `[C, N]`. In a causal tower, ids behind the end-of-text token influence nothing.
+      context_rows: int32 `[C, N]`: row of the context at a position, -1 for an ordinary token.
+      eos: int32 `[C]`: the pooled position: the first end-of-text token, the last position (SigLIP), the first (BERT).
+      ends: int32 `[C]`, in towers that are not causal: the number of tokens before the end of each text; else `None`.
+      visible: bool `[C, N]`: all tokens but BERT's padding; `None` for other towers.
     """
 
     ids: jax.Array | np.ndarray
@@ -47,7 +42,7 @@ class TextTokens:
 
     @property
     def counted(self) -> jax.Array:
-        """bool `[C, N]`: the tokens of each text and the position that is read out, without other padding."""
+        """bool `[C, N]`: the tokens of each text and the pooled position, without other padding."""
         positions = jnp.arange(self.ids.shape[1])
         eos = jnp.asarray(self.eos)[:, None]
         if self.ends is None:
@@ -58,11 +53,13 @@ class TextTokens:
 
 
 def text_tokens(ids: np.ndarray | jax.Array, context_rows: np.ndarray | jax.Array, config: TextConfig) -> TextTokens:
-    """Ids `[C, N]` and their context rows with the position that is read out, as NumPy arrays or JAX's."""
+    """Builds `TextTokens` from ids and context rows `[C, N]`, NumPy's or JAX's: it finds the pooled position."""
     numpy = np if isinstance(ids, np.ndarray) else jnp
     if config.causal:
+        # `argmax` of booleans is the first True: padding after the text may repeat the end-of-text token.
         return TextTokens(ids, context_rows, numpy.argmax(ids == config.eos_token_id, axis=1).astype(np.int32))
     count, length = ids.shape
+    # The end is counted from behind, since a vocabulary may have its padding or end token inside a text, too.
     words = (ids != config.pad_token_id) & (ids != config.eos_token_id)
     ends = length - numpy.argmax(words[:, ::-1], axis=1).astype(np.int32)
     if config.pooling == "first":
@@ -71,7 +68,7 @@ def text_tokens(ids: np.ndarray | jax.Array, context_rows: np.ndarray | jax.Arra
 
 
 def as_tokens(ids: ArrayLike, config: ClipConfig, context_length: int = 0) -> TextTokens:
-    """Ids `[C, N]` as `TextTokens`, with `context_length` context tokens behind SOS, or at the start without SOS."""
+    """Converts ids `[C, N]` to `TextTokens`, with `context_length` context tokens behind SOS if there is one."""
     ids = jnp.asarray(ids)
     rows = jnp.arange(ids.shape[1]) - config.text.first_word
     rows = jnp.where((rows >= 0) & (rows < context_length), rows, -1)
@@ -85,24 +82,27 @@ def put_context(
     texts: jax.Array | np.ndarray,
     count: int,
 ) -> jax.Array:
-    """Replaces token embeddings `[..., D]` by context rows where `rows [...] >= 0`.
+    """Replaces token embeddings `[..., D]` by rows of the context where `rows [...] >= 0`.
 
-    The context is `[T, D]`, shared, or `[S, T, D]`, each for as many of the `count` texts in a row. `texts`, int32 and
-    broadcastable to `rows`, is the text each token belongs to.
+    The context is `[T, D]`, or `[S, T, D]` for `S` equal spans of the `count` texts. `texts`, int32 and broadcastable
+    to `rows`, is the number of each token's text.
     """
     if context is None or context.shape[-2] == 0:
         return embeddings
+    # Texts of one context lie in a row: an integer division gives the context of a text.
     context = jnp.asarray(context)  # a NumPy array takes no traced index
     index = jnp.maximum(rows, 0)
+    # Both branches of the `where` are computed, so that rows of -1 gather row 0 and are dropped.
     new = context[index] if context.ndim == 2 else context[texts // (count // context.shape[0]), index]
     return jnp.where((rows >= 0)[..., None], new.astype(embeddings.dtype), embeddings)
 
 
 def text_layers(params: Params, config: ClipConfig, adaptation: Adaptation, dtype: str) -> block.LayerInput:
-    """What the text blocks need, whatever the layout of their tokens."""
+    """Stacks the inputs of the text blocks, for both layouts of tokens."""
     prompts = adaptation.text_prompts
     if prompts is not None and prompts.shape[1] == 0:
         prompts = None
+    # Here and not in the callers, so that plain and packed texts refuse the same parts.
     check_changes(adaptation.text_weights, params["text"], "text_weights")
     return block.layer_inputs(
         params["text"]["layers"],
@@ -123,18 +123,20 @@ def embed_text(
     *,
     dtype: str = "float32",
 ) -> tower.TowerInput:
-    """Token (or context) embeddings plus position embeddings `[C, N, D]`, and what the blocks need."""
+    """Embeds tokens, contexts and positions `[C, N, D]`; returns the tower's input."""
     adaptation = adaptation or NOTHING
     classes, length = tokens.ids.shape
     check_text_parts(adaptation, config, classes, length)
     weights = outside_layers(cast_weights(params["text"], dtype), adaptation.text_weights)
     x = weights["token_embedding"][tokens.ids].astype(jnp.float32)
+    # The context replaces embeddings before positions are added, as in CoOp: a learned token keeps its position.
     x = put_context(x, adaptation.text_context, tokens.context_rows, jnp.arange(classes)[:, None], classes)
     positions = jnp.arange(length)
     x = embed_positions(x, weights, config.text, positions)
     inputs = text_layers(params, config, adaptation, dtype)
     class_prompts = adaptation.text_class_prompts
-    if class_prompts is not None:  # a copy for each text, which a single block puts in
+    if class_prompts is not None:
+        # TCP: one block replaces the context, by the class's own prompts, so the stack has an axis of classes.
         at = class_block(adaptation, config.text)
         prompts = class_prompts.astype(jnp.float32)
         stacked = jnp.zeros((config.text.layers, *prompts.shape), prompts.dtype).at[at].set(prompts)
@@ -156,10 +158,11 @@ def embed_text(
 
 
 def embed_positions(x: jax.Array, weights: layers.Weights, config: TextConfig, positions: jax.Array) -> jax.Array:
-    """Token embeddings `[..., N, D]` with those of their positions `[..., N]`, and BERT's other embeddings."""
+    """Adds position embeddings to tokens `[..., N, D]` at `positions [..., N]`, and BERT's type embedding."""
     x = x + jnp.asarray(weights["position_embedding"]).astype(jnp.float32)[positions]  # NumPy takes no traced index
     if config.norm_first:
         return x
+    # BERT's type 0 marks the first sentence, and class texts have no second one.
     x = x + weights["type_embedding"][0].astype(jnp.float32)
     return layers.layer_norm(x, weights["embedding_norm"], config.layer_norm_epsilon)
 
@@ -167,10 +170,11 @@ def embed_positions(x: jax.Array, weights: layers.Weights, config: TextConfig, p
 def project_text(
     params: Params, config: ClipConfig, rows: jax.Array, adaptation: Adaptation | None = None
 ) -> jax.Array:
-    """`final-LayerNorm(x[eos]) @ projection`: `[C, D]` to `[C, d]`, float32, not normalised to unit length.
+    """Computes `final-LayerNorm(x[eos]) @ projection`: `[C, D]` to `[C, d]`, float32, not of unit length.
 
-    SigLIP's projection has a bias, BiomedCLIP's two layers. BERT has no LayerNorm there.
+    SigLIP's projection has a bias, BiomedCLIP's has two layers. BERT has no final LayerNorm.
     """
+    # Exact in every compute type: the product is small, and its rounding would go into the cosine undamped.
     weights = outside_layers(params["text"], (adaptation or NOTHING).text_weights)
     if config.text.norm_first:
         rows = layers.layer_norm(rows, weights["final_norm"], config.text.layer_norm_epsilon)
@@ -197,16 +201,17 @@ def encode_text(
 
     Args:
       params: the whole parameter tree.
-      tokens: `TextTokens`, or ids `[C, N]` whose contexts, if the adaptation has any, sit behind SOS.
-      adaptation: what a method adds. `text_residual` acts on class features and is not used here.
+      tokens: `TextTokens`, or ids `[C, N]` with the adaptation's context, if any, behind SOS.
+      adaptation: a method's additions, without `text_residual`, which acts on class features later.
       taps, observe, remat, dtype: as in `encode_image`, with `C` for `B`.
 
     Returns:
-      Features `[C, d]` in float32, not normalised; and what `observe` returned, stacked over layers (else `None`).
+      Features `[C, d]` in float32, not normalised; and the results of `observe`, stacked over layers (else `None`).
 
     Raises:
       ClipbiasError: an array's shape does not fit the geometry or the number of texts.
     """
+    # Ids alone do not say where the context is: behind SOS, as long as the first part that has one.
     if not isinstance(tokens, TextTokens):
         parts = adaptation or NOTHING
         contexts = (parts.text_context, parts.text_prompts, parts.text_class_prompts)

@@ -1,7 +1,4 @@
-"""Texts to token ids: CLIP's byte-pair encoding with the original code's cleaning, other tokenizers as they are.
-
-A tokenizer comes from the files of a model's folder, or it is CLIP's own.
-"""
+"""Texts to token ids: CLIP's byte-pair encoding with OpenAI's cleaning, and the tokenizers of other families."""
 
 import gzip
 import html
@@ -26,12 +23,12 @@ from clipbias.io import check_file, shorten
 
 
 class Tokenizer(Protocol):
-    """The part of a tokenizer of `transformers` that clipbias uses.
+    """The methods and attributes of transformers' tokenizers that clipbias uses.
 
     Attributes:
-      bos_token_id, eos_token_id, pad_token_id: the first token of CLIP's texts, the last of any text, and padding.
+      bos_token_id, eos_token_id, pad_token_id: start token of CLIP's texts, end token of all texts, padding.
       cls_token_id, sep_token_id: the first and last token of BERT's texts.
-      all_special_ids: the ids of these and other tokens that stand for no text.
+      all_special_ids: ids of these and other tokens that stand for no text.
     """
 
     bos_token_id: int | None
@@ -53,16 +50,15 @@ class Tokenizer(Protocol):
 
 
 def clean(text: str) -> str:
-    """Cleans text as OpenAI's `SimpleTokenizer`: repaired, HTML entities resolved, white space collapsed, lower case.
-
-    The fast tokenizer of `transformers` leaves the first two out, which changes the ids of names such as "Caf&eacute;",
-    and lowers each letter by itself, which misses the Greek sigma that ends a word.
-    """
+    """Cleans text as OpenAI's `SimpleTokenizer` does: repaired, entities resolved, spaces collapsed, lower case."""
+    # transformers' fast tokenizer does not repair text or resolve entities, which changes the ids of names such as
+    # "Caf&eacute;"; and it lowers letters one by one, which misses the Greek sigma that ends a word.
     return clean_whitespace(text).lower()
 
 
 def clean_whitespace(text: str) -> str:
     """Cleans text as open_clip does for tokenizers of Hugging Face: as `clean`, but the case stays."""
+    # Twice, as OpenAI's code does: scraped texts contain `&amp;eacute;`.
     return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split())
 
 
@@ -72,22 +68,19 @@ def canonicalize(text: str) -> str:
     return " ".join(text.lower().split())
 
 
-CLEAN = "clean"  # the name of a tokenizer's setting, in its file
+CLEAN = "clean"  # open_clip's setting in a tokenizer's file
 WHITESPACE = "whitespace"
-CLEANING: dict[str, Callable[[str], str]] = {
-    WHITESPACE: clean_whitespace,
-    "canonicalize": canonicalize,
-    "lower": clean,
-}
+CLEANING: dict[str, Callable[[str], str]] = {WHITESPACE: clean_whitespace, "canonicalize": canonicalize, "lower": clean}
 
 
 def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of each text, without start and end tokens. Raises `ClipbiasError` for values that are no Unicode."""
+    """Returns each text's token ids without start and end. Raises `ClipbiasError` for a text that is no Unicode."""
     for text in texts:
         try:
             text.encode("utf-8")
         except (AttributeError, UnicodeEncodeError) as error:
-            raise ClipbiasError(f"{text!r} is not a text that can be written in UTF-8; correct that name.") from error
+            raise ClipbiasError(f"{text!r} cannot be written in UTF-8; correct that name.") from error
+    # CLIP's cleaning is OpenAI's; a tokenizer of open_clip names its cleaning in its file.
     cleaned = [*texts]
     how = "lower" if is_clips(tokenizer) else getattr(tokenizer, "init_kwargs", {}).get(CLEAN)
     if how is not None:
@@ -101,11 +94,11 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
 
 
 def is_clips(tokenizer: Tokenizer) -> bool:
-    """Whether a tokenizer is CLIP's, whose texts are cleaned here; other tokenizers clean texts themselves."""
+    """Whether a tokenizer is CLIP's, so that `encode` cleans its texts; other tokenizers clean texts themselves."""
     return type(tokenizer).__name__.startswith("CLIPTokenizer")
 
 
-# Texts that tokenizers differ on: case, white space, `_`, entities, letters of two forms or decoded wrongly, scripts.
+# Texts on which tokenizers differ: case, white space, `_`, entities, composed letters, wrong decodings, scripts.
 _PROBES = (
     "A Photo of a  cat.",
     "ice_cream, T-shirt",
@@ -114,15 +107,13 @@ _PROBES = (
     "don't <b>",
     "猫 🐈",
 )
-_PIECES = 4096  # of the vocabulary that are read as texts, evenly spread
+_PIECES = 4096  # pieces of the vocabulary that are tokenized as texts
 
 
 def behaviour(tokenizer: Tokenizer) -> list[object]:
-    """All that a tokenizer makes of texts, whatever files it was read from: for its identity.
-
-    That is its vocabulary, the token before a text, and the ids of probes and of pieces of the vocabulary as texts,
-    which tell other merges and cleaning apart.
-    """
+    """Returns a tokenizer's vocabulary and its ids for sample texts: the content of its identity."""
+    # Files cannot identify it: several formats store one tokenizer, and a library's code cleans its texts. Ids of
+    # pieces of the vocabulary tell other merges apart, ids of the probes other cleaning.
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     pieces = [piece for piece, _ in vocabulary[:: max(1, len(vocabulary) // _PIECES)]]
     words = [piece.replace("</w>", "").replace("▁", " ").removeprefix("##") for piece in pieces]
@@ -132,23 +123,25 @@ def behaviour(tokenizer: Tokenizer) -> list[object]:
 
 
 def check_tokenizer(tokenizer: Tokenizer, config: TextConfig) -> None:
-    """Raises `ClipbiasError` if it lacks the tokens that frame or fill a text, or has ids beyond the embeddings."""
+    """Raises `ClipbiasError` if it lacks start, end or padding tokens, or has ids beyond the embeddings."""
     names = {"eos": ("eos_token_id",), "last": ("pad_token_id",), "first": ("cls_token_id", "sep_token_id")}
+    # transformers returns `None` for a missing token, which would fail far from here.
     for name in names[config.pooling]:
         if not isinstance(getattr(tokenizer, name), int):
             raise ClipbiasError(f"the tokenizer has no {name.removesuffix('_id')}, which this model's texts need.")
     largest = max(tokenizer.get_vocab().values())
     size = config.vocabulary_size
-    if largest >= size:  # JAX would read another row instead of failing
+    if largest >= size:  # JAX would read the last row instead of failing
         raise ClipbiasError(
             f"the tokenizer has a token of id {largest}, but the model has {size} tokens; they do not belong together."
         )
 
 
 def framed(tokenizer: Tokenizer, texts: Sequence[str], config: TextConfig) -> list[list[int]]:
-    """Token ids as the model reads them: `[SOS] text [EOS]`, or `text` and what its tokenizer puts behind it."""
+    """Returns token ids as the model reads them: `[SOS] text [EOS]`, or a text with its tokenizer's ending."""
     if config.pooling == "first":
         return [[tokenizer.cls_token_id, *ids, config.eos_token_id] for ids in encode(tokenizer, texts)]
+    # Framed here, since the model's configuration decides the end token.
     if config.causal:
         start = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
         return [[*start, *ids, config.eos_token_id] for ids in encode(tokenizer, texts)]
@@ -157,28 +150,26 @@ def framed(tokenizer: Tokenizer, texts: Sequence[str], config: TextConfig) -> li
 
 
 def tokenize(tokenizer: Tokenizer, texts: Sequence[str], config: TextConfig) -> np.ndarray:
-    """The ids of each text, int32 `[n, N]`, padded to the longest, or to the whole context if padding is attended to.
-
-    Raises `ClipbiasError` for a text of more tokens than the model reads.
-    """
+    """Returns padded ids, int32 `[n, N]`; SigLIP's fill the context. Raises `ClipbiasError` for too many tokens."""
     return pad(framed(tokenizer, texts, config), texts, config)
 
 
-def pad(rows: Sequence[Sequence[int]], texts: Sequence[str], config: TextConfig) -> np.ndarray:
-    """Rows of ids as one padded array; the message names one of their `texts`."""
-    longest = max((len(row) for row in rows), default=0)
+def pad(token_ids: Sequence[Sequence[int]], texts: Sequence[str], config: TextConfig) -> np.ndarray:
+    """Pads lists of ids to one array; the error quotes one of their `texts`."""
+    longest = max((len(ids) for ids in token_ids), default=0)
     context_length = config.context_length
     if longest > context_length:
-        text = next(text for row, text in zip(rows, texts, strict=True) if len(row) == longest)
+        text = next(text for ids, text in zip(token_ids, texts, strict=True) if len(ids) == longest)
         raise ClipbiasError(
             f"the text {shorten(text)!r} has {longest} tokens and this model reads at most {context_length}; shorten "
             "the class name or the template."
         )
-    length = context_length if config.pooling == "last" else longest  # padding is attended to
-    ids = np.full((len(rows), length), config.pad_token_id, np.int32)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = row
-    return ids
+    # SigLIP attends to padding, so its features depend on the length; other towers ignore it, and shorter is faster.
+    length = context_length if config.pooling == "last" else longest
+    padded = np.full((len(token_ids), length), config.pad_token_id, np.int32)
+    for i, ids in enumerate(token_ids):
+        padded[i, : len(ids)] = ids
+    return padded
 
 
 # A tokenizer's files.
@@ -199,15 +190,15 @@ MERGES = "bpe_simple_vocab_16e6.txt.gz"
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """Whether a tokenizer lies in a folder."""
+    """Whether a folder has a tokenizer."""
     return any((folder / name).exists() for name in ("tokenizer.json", "vocab.json", "spiece.model", "vocab.txt"))
 
 
 def read_tokenizer(folder: Path, family: str = "clip", cleaning: str | None = None) -> Tokenizer:
-    """The tokenizer of `transformers` in a folder: CLIP's, or that of another family.
+    """Reads a tokenizer of `transformers` from a folder.
 
-    `cleaning` is one of `CLEANING`, with which open_clip cleans texts; the files that are saved name it. Raises
-    `ClipbiasError` if there is none, it is damaged, or it may not or cannot be read.
+    `cleaning` is open_clip's cleaning of texts, a key of `CLEANING`; saved files name it. Raises `ClipbiasError` if the
+    tokenizer is missing, damaged or unreadable.
     """
     if not has_tokenizer(folder):
         raise ClipbiasError(f"{folder} has no tokenizer (tokenizer.json, or vocab.json and merges.txt).")
@@ -216,10 +207,12 @@ def read_tokenizer(folder: Path, family: str = "clip", cleaning: str | None = No
             check_file(folder / name)
     try:
         loaded = _class(folder, family).from_pretrained(str(folder), local_files_only=True)
+        # The slow tokenizer cleans texts in its own code.
         if family == "siglip" and loaded.is_fast:
             _clean_in_backend(loaded.backend_tokenizer, punctuation=cleaning != "canonicalize")
         if not isinstance(loaded.model_max_length, int):
             raise ValueError(f"its model_max_length is {loaded.model_max_length!r}")
+        # Damaged files often load, and fail or return nothing at the first text.
         ids = loaded(["a photo of a cat."], add_special_tokens=False, verbose=False)["input_ids"][0]
         if not ids or not all(isinstance(i, int) for i in ids):
             raise ValueError("it lacks tokens")
@@ -228,13 +221,13 @@ def read_tokenizer(folder: Path, family: str = "clip", cleaning: str | None = No
         return loaded
     except ClipbiasError:
         raise
-    except Exception as error:  # whatever the tokenizer library raises on a damaged file
+    except Exception as error:  # transformers raises many types for damaged files
         words = shorten(" ".join(str(error).split()), 300)
         raise ClipbiasError(f"the tokenizer in {folder} cannot be read ({words}); fetch it again.") from error
 
 
 def _class(folder: Path, family: str) -> Any:
-    """The class that reads a family's tokenizer: SigLIP's is a sentencepiece model, others' a `tokenizer.json`."""
+    """Returns the class that reads a family's tokenizer."""
     transformers = import_transformers()
     if family in ("clip", "pe"):
         return transformers.CLIPTokenizerFast
@@ -249,14 +242,15 @@ def _class(folder: Path, family: str) -> Any:
 
 
 def _clean_in_backend(backend: Any, *, punctuation: bool) -> None:
-    """Lower-cases SigLIP's texts as in its training, and without `punctuation` cleans them as `canonicalize`."""
+    """Lower-cases SigLIP's texts as in its training; without `punctuation`, cleans them as `canonicalize` does."""
     from tokenizers import Regex, normalizers
 
     normalizer = backend.normalizer
     if "Lowercase" not in repr(normalizer):  # the tokenizer of SigLIP 2, Gemma's, does not
         steps = [normalizers.Lowercase(), normalizer] if normalizer else [normalizers.Lowercase()]
         backend.normalizer = normalizers.Sequence(steps)
-    if not punctuation:  # for programs that read the files that are saved of it
+    # `encode` has canonicalized texts before; this is for programs that read the files that are saved of it.
+    if not punctuation:
         steps = [
             normalizers.Replace("_", " "),
             normalizers.Replace(Regex(f"[{re.escape(string.punctuation)}]"), ""),
@@ -268,7 +262,7 @@ def _clean_in_backend(backend: Any, *, punctuation: bool) -> None:
 
 
 def clip_tokenizer() -> Tokenizer:
-    """CLIP's own byte-pair encoding of 49,408 tokens, which nearly every CLIP model was trained with."""
+    """Returns CLIP's byte-pair encoding of 49,408 tokens, with which nearly every CLIP was trained."""
     text = gzip.decompress((resources.files("clipbias") / "assets" / MERGES).read_bytes()).decode("utf-8")
     # A printable letter for every byte, in the order of the vocabulary: itself, or one beyond 255.
     codes = [code for first, last in ("!~", "¡¬", "®ÿ") for code in range(ord(first), ord(last) + 1)]
@@ -281,7 +275,7 @@ def clip_tokenizer() -> Tokenizer:
 
 
 def import_transformers() -> ModuleType:
-    """Imports `transformers` without its advice about frameworks that are not needed here."""
+    """Imports `transformers` without its advice to install other frameworks."""
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     logger = logging.getLogger("transformers")
     level = logger.level

@@ -1,10 +1,8 @@
-"""A stack of blocks as one scan over layers, the same for both towers.
+"""A stack of blocks as one scan over layers, for both towers.
 
-A tower runs in three parts that callers may use one by one: *embed* (in `vision.py` and `text.py`) makes a
-`TowerInput`, `run_block` (`block.py`) advances its tokens by one block, and a *projection* makes the feature of the
-pooled row.
-Nothing is patched to look inside: `observe_block` returns a `LayerView` of what a block computed, and an observer
-reduces it while the scan runs.
+A tower runs in three parts, which callers may use separately: *embed* (`vision.py`, `text.py`) returns a `TowerInput`,
+`run_block` (`block.py`) advances its tokens by one block, and a *projection* returns the feature of the pooled row.
+For explanations, `observe_block` returns a block's intermediates as a `LayerView`; an observer reduces it in the scan.
 """
 
 import dataclasses
@@ -41,22 +39,22 @@ Stacked = TypeVar("Stacked")
 
 @struct.dataclass
 class TowerInput:
-    """Tokens at the input of the first block and everything the blocks need.
+    """Tokens at the input of the first block, and the inputs of all blocks.
 
     Attributes:
       tokens: `[B, N, D]`.
       layers: a `LayerInput` whose leaves are stacked on axis `L`.
-      prompt_rows: int32 `[N]` or `[B, N]`: which prompt row may replace each token, -1 for none; `None` without
-        prompts. A NumPy array is known while tracing, which makes replacing cheaper.
-      bias_rows: int32 `[N]` or `[B, N]`: which row of a layer's bias each token gets, -1 for none; `None` where a layer
-        has one vector for all tokens, or none.
-      pooled: int32 `[B]`: the row whose output is the feature (`[cls]`: 0, text: the end-of-text token); `None` where
-        a pooling head reads all rows.
+      prompt_rows: int32 `[N]` or `[B, N]`: the prompt that may replace each token, -1 for none; `None` without prompts.
+        A NumPy array is known while tracing, which makes replacing cheaper.
+      bias_rows: int32 `[N]` or `[B, N]`: row of a layer's bias for each token, -1 for none; `None` for a bias that all
+        tokens share, or no bias.
+      pooled: int32 `[B]`: the row whose output is the feature (`[cls]`: 0, text: the end-of-text token); `None` with a
+        pooling head, which reads all rows.
       causal: whether token `i` sees only tokens up to `i`.
-      visible: bool `[B, N]`: the tokens that others see, BERT's texts without their padding; `None` for all.
-      inserted: `[n, T, D]`, tokens that blocks have besides (`Adaptation.text_tokens`), or `None`.
-      insert_at: behind how many of the others they are put.
-      insert_from: the first block that has them.
+      visible: bool `[B, N]`: the tokens that others see, without BERT's padding. Default: all.
+      inserted: `[n, T, D]`, tokens of later blocks (`Adaptation.text_tokens`), or `None`.
+      insert_at: the number of tokens before the inserted ones.
+      insert_from: the first block with inserted tokens.
     """
 
     tokens: jax.Array
@@ -71,44 +69,46 @@ class TowerInput:
     insert_from: int = struct.field(pytree_node=False, default=0)
 
     def hooks(self, attend: Attend) -> BlockHooks:
-        """Of a block that is computed at all tokens, with attention by queries, keys and values `[B, N, H, K]`."""
+        """Returns hooks of a block at all tokens; `attend` takes queries, keys and values `[B, N, H, K]`."""
         return BlockHooks(self_attention(attend), before=self._put_prompts, bias_rows=self.bias_rows)
 
     def pooled_hooks(self, attend: Attend) -> BlockHooks:
-        """Of the last block, computed at the pooled rows alone; `attend` as for `row_attention`."""
-        take = functools.partial(take_rows, rows=self.pooled)
+        """Returns hooks of the last block at the pooled rows; `attend` as for `row_attention`."""
+        select_rows = functools.partial(take_rows, rows=self.pooled)
         rows = self.bias_rows
         if rows is not None:
+            # The bias of the pooled row alone, as the other rows are not computed.
             rows = jnp.broadcast_to(rows, self.tokens.shape[:2])
             rows = jnp.take_along_axis(rows, jnp.asarray(self.pooled)[:, None], axis=1)[:, 0]
-        return BlockHooks(row_attention(take, attend), before=self._put_prompts, take=take, bias_rows=rows)
+        attention = row_attention(select_rows, attend)
+        return BlockHooks(attention, before=self._put_prompts, select_rows=select_rows, bias_rows=rows)
 
     def _put_prompts(self, tokens: jax.Array, layer: LayerInput) -> jax.Array:
         return put_prompts(tokens, layer, self.prompt_rows)
 
     def attend_fused(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        """Attention of this tower whose probabilities nobody asks for."""
+        """Computes this tower's attention without returning its probabilities."""
         return layers.fused_attention(q, k, v, causal=self.causal, visible=self.visible)
 
     def mask(self, length: int) -> jax.Array | None:
-        """Which of `length` keys each query sees, broadcastable to `[B, H, N, N]`; `None` for all."""
+        """Returns the keys that each query sees, bool, broadcastable to `[B, H, N, N]`; `None` for all."""
         if self.causal:
             return causal_mask(length)
         return None if self.visible is None else self.visible[:, None, None, :]
 
     def pooled_visible(self, length: int) -> jax.Array | None:
-        """Which of `length` tokens the pooled row sees, bool `[B, N]`; `None` for all."""
+        """Returns the tokens that the pooled row sees, bool `[B, N]`; `None` for all."""
         return jnp.arange(length) <= jnp.asarray(self.pooled)[:, None] if self.causal else self.visible
 
 
 @dataclasses.dataclass(frozen=True)
 class LayerView:
-    """What a block computed, for observers.
+    """Intermediates of a block, for observers.
 
     Attributes:
       index: the layer's number, from 0 (traced inside a scan).
-      tokens: `[B, N, D]` at the block's input, after prompts were put in, before its LayerNorm.
-      probabilities: `[B, H, N, N]` attention after softmax (and after a tap was added), float32.
+      tokens: `[B, N, D]` at the block's input, prompts among them, before LayerNorm.
+      probabilities: `[B, H, N, N]`, attention after softmax, a tap included, float32.
       values: `[B, N, H, K]`, bias included.
       weights: the block's weights.
     """
@@ -120,11 +120,11 @@ class LayerView:
     weights: layers.Weights
 
     def heads_output(self, probabilities: jax.Array) -> jax.Array:
-        """`Σ_j A_ij v_j` per head, `[B, N, H, K]`, with this attention."""
+        """Computes `Σ_j A_ij v_j` per head, `[B, N, H, K]`, for probabilities `A [B, H, N, N]`."""
         return jnp.einsum("BHNM,BMHK->BNHK", probabilities.astype(self.values.dtype), self.values)
 
     def project(self, heads_output: jax.Array) -> jax.Array:
-        """`W_o · cat_h(heads_output)` without its bias: `[B, N, D]` (Eq. 12's terms)."""
+        """Computes `W_o · cat_h(heads_output)` without bias: `[B, N, D]` (the terms of Eq. 12)."""
         return layers.product(heads_output.reshape(*heads_output.shape[:-2], -1), self.weights["out"])
 
 
@@ -133,65 +133,68 @@ Observe = Callable[[LayerView], Observed]
 
 
 def causal_mask(length: int) -> jax.Array:
-    """`[N, N]`, True where query `i` may see key `j <= i`."""
+    """Returns a mask `[N, N]`: True where query `i` sees key `j <= i`."""
     return jnp.tril(jnp.ones((length, length), bool))
 
 
 def observe_block(
     tokens: jax.Array, layer: LayerInput, tower: TowerInput, config: TowerConfig, tap: jax.Array | None = None
 ) -> tuple[jax.Array, LayerView]:
-    """Advances `tokens [B, N, D]` by one block on the explicit path and shows what it computed.
-
-    A `tap` is added to the attention probabilities `[B, H, N, N]`; differentiating by it gives ∂y/∂A.
-    """
+    """Advances `tokens [B, N, D]` by one block; a `tap [B, H, N, N]` is added to its attention probabilities."""
+    # The gradient with respect to the tap is ∂y/∂A of this layer, as relevancy needs it (Chefer et al. 2021).
     refuse_inserted(tower)
     record = Record()
     view: LayerView | None = None
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         nonlocal view
+        # Written out, since a fused kernel returns no probabilities, and a gradient by `tap` needs them as an operand.
         probabilities = layers.attention_probabilities(q, k, tower.mask(q.shape[1]))
         if tap is not None:
             probabilities = probabilities + tap
         view = LayerView(layer.index, record[INPUT], probabilities, v, layer.weights)
         return view.heads_output(probabilities)
 
-    output = run_block(tokens, layer, config, dataclasses.replace(tower.hooks(attend), keep=record))
+    output = run_block(tokens, layer, config, dataclasses.replace(tower.hooks(attend), tap=record))
     assert view is not None
     return output, view
 
 
 def refuse_inserted(tower: TowerInput) -> None:
-    """Raises `ClipbiasError` where later blocks have more tokens: what looks inside all of them alike cannot."""
+    """Raises `ClipbiasError` for inserted tokens: observers stack layers, and need equal sizes in all of them."""
     if tower.inserted is not None:
         raise ClipbiasError(
-            "tokens are inserted inside this tower, so that attention differs in size from block to block and cannot "
-            "be observed or changed; take another method."
+            "this method inserts tokens inside the tower, so that attention differs in size between blocks; it cannot "
+            "be observed or changed. Choose another method."
         )
 
 
 def run_explicit(
     tower: TowerInput, config: TowerConfig, *, taps: jax.Array | None = None, observe: Observe | None = None
 ) -> tuple[jax.Array, Observed]:
-    """Runs all blocks with their attention probabilities at hand, to the pooled rows `[B, D]`, or all `[B, N, D]`.
+    """Runs all blocks with explicit attention probabilities.
 
-    Behind these comes what `observe` returned, stacked over layers (`None` without it).
+    Returns the pooled rows `[B, D]`, or all `[B, N, D]` for a pooling head; and the results of `observe`, stacked over
+    layers (`None` without it).
     """
 
     def step(tokens: jax.Array, inputs: tuple[LayerInput, jax.Array | None]) -> tuple[jax.Array, Observed]:
         layer, tap = inputs
         tokens, view = observe_block(tokens, layer, tower, config, tap)
+        # Reduced inside the scan: `L` views at once would hold all attention of the tower.
         return tokens, None if observe is None else observe(view)
 
+    # `taps=None` is an empty tree, which a scan takes as it is.
     tokens, observed = jax.lax.scan(step, tower.tokens, (tower.layers, taps))
     return take_rows(tokens, tower.pooled), observed
 
 
 def after_insertion(tower: TowerInput, tokens: jax.Array) -> TowerInput:
-    """What the blocks from `insert_from` on need, given the tokens that reach it: the same with the inserted ones."""
+    """Returns the input of the blocks from `insert_from` on: `tokens [B, N, D]` with the inserted ones."""
     assert tower.inserted is not None
     start = tower.insert_at
     count = tower.inserted.shape[1]
+    # Later layers replace the inserted tokens as prompts; these rows are known while tracing (`put_prompts`).
     rows = np.full(tokens.shape[1] + count, -1)
     rows[start : start + count] = np.arange(count)
     return dataclasses.replace(
@@ -199,6 +202,7 @@ def after_insertion(tower: TowerInput, tokens: jax.Array) -> TowerInput:
         tokens=insert(tokens, tower.inserted[0], start),
         layers=with_inserted(tower.layers, tower.inserted, tower.insert_from),
         prompt_rows=rows,
+        # EOS moves by the inserted tokens; `[cls]`, before them, stays.
         pooled=None if tower.pooled is None else tower.pooled + count * (tower.pooled >= start),
         inserted=None,
     )
@@ -207,15 +211,15 @@ def after_insertion(tower: TowerInput, tokens: jax.Array) -> TowerInput:
 def run_fused(
     tower: TowerInput, config: TowerConfig, *, every_row: bool = False, remat: layers.RematPolicy | None = None
 ) -> jax.Array:
-    """Runs all blocks where nobody asks for probabilities; the last one only at the pooled row. Returns `[B, D]`.
+    """Runs all blocks without returning probabilities: the pooled rows `[B, D]`.
 
-    With `every_row`, and for a pooling head, it is run at all tokens, `[B, N, D]`. `remat` is a
-    `jax.checkpoint_policies` policy of what the backward pass keeps of each block; `None` keeps the outputs of its
-    matrix products.
+    With `every_row`, or a pooling head, it returns all tokens `[B, N, D]`. `remat` is a `jax.checkpoint_policies`
+    policy for the backward pass. Default: it stores the outputs of matrix products (`layers.keep_products`).
     """
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        # Of images, whose first token is read out; texts have few tokens.
+        # cuDNN pays for images alone: texts have few tokens, and their pooled token is not the first, which
+        # `read_out_exactly` computes in float32.
         is_image = not isinstance(config, TextConfig)
         if tower.layers.dtype == "bfloat16" and is_image and layers.cudnn_takes(HALF, q.shape[-1]):
             return layers.read_out_exactly(q, k, v)
@@ -226,6 +230,7 @@ def run_fused(
 
     start = 0
     if tower.inserted is not None:
+        # Two scans, since the carry of a scan has a fixed shape and later blocks have more tokens.
         start = tower.insert_from
         first = functools.partial(step, tower.hooks(attend))
         tokens, _ = scan_all_but_last(first, tower.tokens, tower.layers, remat, end=start)
@@ -234,6 +239,7 @@ def run_fused(
     tokens, last = scan_all_but_last(functools.partial(step, hooks), tower.tokens, tower.layers, remat, start=start)
     if every_row or tower.pooled is None:
         return run_block(tokens, last, config, hooks)
+    # Only the pooled row of the last block enters the feature, so that its MLP and most of its attention are saved.
     visible = tower.pooled_visible(tokens.shape[1])
 
     def attend_row(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
@@ -247,10 +253,10 @@ def run_fused(
 def scan_blocks(
     tower: TowerInput, step: Callable[[TowerInput, np.ndarray, Carry, LayerInput], tuple[Carry, Stacked]], carry: Carry
 ) -> Stacked:
-    """What a step gives of every layer, stacked, also where the later ones have inserted tokens.
+    """Scans a step over all layers, inserted tokens included; returns its results, stacked over layers.
 
-    The step goes from the tower as these blocks have it, the places of its first tokens among those, the carry, whose
-    first part are the tokens, and a layer, to the next carry and what is stacked.
+    The step takes the tower's input at this layer, the positions of the original tokens in it, the carry, whose first
+    item is the tokens, and the layer. It returns the next carry and a result.
     """
     length = tower.tokens.shape[1]
     if tower.inserted is None:
@@ -259,6 +265,7 @@ def scan_blocks(
     start = tower.insert_from
     before = jax.tree.map(lambda leaf: leaf[:start], tower.layers)
     carry, first = jax.lax.scan(functools.partial(step, tower, np.arange(length)), carry, before)
+    # Inserted tokens may stand among the others (behind SOS), so that the positions of these move.
     later = after_insertion(tower, carry[0])
     inserted = later.insert_at + np.arange(later.tokens.shape[1] - length)
     places = np.delete(np.arange(later.tokens.shape[1]), inserted)
@@ -269,7 +276,7 @@ def scan_blocks(
 
 
 def take_rows(tokens: jax.Array, rows: jax.Array | np.ndarray | None) -> jax.Array:
-    """`tokens [B, N, D]` at `rows [B]`: `[B, D]`; as they are for a pooling head, which has no such row."""
+    """Selects `rows [B]` of `tokens [B, N, D]`: `[B, D]`; all tokens for a pooling head (`None`)."""
     if rows is None:
         return tokens
     return jnp.take_along_axis(tokens, rows[:, None, None], axis=1)[:, 0]

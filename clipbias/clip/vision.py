@@ -1,7 +1,6 @@
-"""The vision tower: patches, `[cls]` where there is one, and prompts in, one feature per image out.
+"""The vision tower: `[cls]` (not in SigLIP), patches and prompts in, one feature per image out.
 
-Besides, the pooling head of SigLIP (Zhai et al. 2023) and Perception Encoder: a learned query that attends to the
-patches, and to `[cls]` where there is one.
+SigLIP (Zhai et al. 2023) and Perception Encoder have a pooling head: a learned query attends to `[cls]` and patches.
 """
 
 import dataclasses
@@ -23,9 +22,7 @@ from clipbias.errors import ClipbiasError
 
 
 class Pooled(NamedTuple):
-    """What the head makes of an image's patches: its feature `[B, D]`, the attention probabilities `[B, H, M]`, and the
-    query `[B, H, K]` and keys `[B, M, H, K]` that they are of.
-    """
+    """Output of a pooling head: feature `[B, D]`, attention `[B, H, M]`, its query `[B, H, K]`, keys `[B, M, H, K]`."""
 
     feature: jax.Array
     probabilities: jax.Array
@@ -41,17 +38,15 @@ def embed_image(
     *,
     dtype: str = "float32",
 ) -> tower.TowerInput:
-    """Tokens `[cls], M patches, V prompts` of normalised images `[B, R, R, 3]` after the pre-LayerNorm, for the blocks.
-
-    Not every tower has `[cls]` and that LayerNorm.
-    """
+    """Embeds normalised images `[B, R, R, 3]` as tokens `[cls], M patches, V prompts`; returns the tower's input."""
     adaptation = adaptation or NOTHING
     geometry = config.vision
     changes = adaptation.vision_weights
     check_changes(changes, params["vision"], "vision_weights")
     weights = outside_layers(cast_weights(params["vision"], dtype), changes)
     prompts = check_prompts(adaptation.vision_prompts, geometry, "vision_prompts")
-    bias = check_bias(adaptation.vision_bias, geometry, "vision_bias", geometry.tokens, kinds=geometry.kinds)
+    types = geometry.token_types
+    bias = check_bias(adaptation.vision_bias, geometry, "vision_bias", geometry.tokens, token_types=types)
     inserted = check_inserted(adaptation, "vision", config)
     expected = (geometry.image_size, geometry.image_size, 3)
     if images.ndim != 4 or images.shape[1:] != expected:
@@ -60,7 +55,8 @@ def embed_image(
         if adaptation.pixels.shape != expected:
             raise ClipbiasError(f"pixels have shape {adaptation.pixels.shape}; expected {expected}.")
         images = images + adaptation.pixels
-    # Patches row by row, [B, M, p·p·3], without a margin that fills none.
+    # Patches row by row, [B, M, p·p·3]; a margin at the right and bottom that fills no patch is cut off (SigLIP).
+    # As a product and not a convolution, so that it takes the same precision as all other products (`multiply`).
     side = geometry.patch_size
     covered = images[:, : geometry.grid * side, : geometry.grid * side].astype(jnp.float32)
     patches = covered.reshape(images.shape[0], geometry.grid, side, geometry.grid, side, 3).transpose(0, 1, 3, 2, 4, 5)
@@ -74,6 +70,8 @@ def embed_image(
     tokens = tokens + weights["position_embedding"].astype(jnp.float32)
     prompt_rows = None
     if prompts is not None:
+        # Behind the position embeddings, since prompts have no place in the image, and before the pre-LayerNorm.
+        # At the end, so that `[cls]` and patches have the same indices with and without prompts.
         count = prompts.shape[1]
         first = jnp.broadcast_to(prompts[0].astype(jnp.float32), (images.shape[0], count, geometry.width))
         tokens = jnp.concatenate([tokens, first], axis=1)
@@ -105,11 +103,12 @@ def embed_image(
 def project_image(
     params: Params, config: ClipConfig, rows: jax.Array, adaptation: Adaptation | None = None, *, normed: bool = False
 ) -> jax.Array:
-    """`post-LayerNorm(x[:, 0]) @ projection`: `[B, D]` to `[B, d]`, float32, not normalised to unit length.
+    """Computes `post-LayerNorm(x[:, 0]) @ projection`: `[B, D]` to `[B, d]`, float32, not of unit length.
 
-    Rows that are `normed` went through that LayerNorm already. A pooling head, before or in place of the projection,
-    takes all tokens `[B, N, D]` and attends to `[cls]` and patches among them; prompts act through the tower alone.
+    With `normed`, rows have passed that LayerNorm already. A pooling head takes all tokens `[B, N, D]` and attends to
+    `[cls]` and patches among them; prompts act through the tower alone.
     """
+    # The head pools after post-LayerNorm; other towers normalise the pooled row only.
     if config.vision.pooling == "attention":
         return pool_image(params, config, rows, adaptation).feature
     weights = outside_layers(params["vision"], (adaptation or NOTHING).vision_weights)
@@ -119,6 +118,7 @@ def project_image(
 
 
 def _project(rows: jax.Array, weights: layers.Weights) -> jax.Array:
+    # Exact in every compute type: the product is small, and its rounding would go into the cosine undamped.
     with jax.default_matmul_precision("highest"):
         return (rows @ weights["projection"].astype(rows.dtype)).astype(jnp.float32)
 
@@ -130,16 +130,17 @@ def pool_image(
     adaptation: Adaptation | None = None,
     tap: jax.Array | float = 0.0,
 ) -> Pooled:
-    """`h + MLP(LN(h))` with `h = MHA(probe, x, x)`, of the last block's tokens `[B, N, D]` after the post-LayerNorm.
+    """Computes `h + MLP(LN(h))`, `h = MHA(probe, x, x)`, of the last block's tokens `[B, N, D]` after post-LayerNorm.
 
-    The head's weights are those of a block (`layers.py`) without the first LayerNorm and axis `L`, and `probe [D]`. A
-    `tap` is added to the probabilities `[B, H, M]`; differentiating by it gives ∂y/∂A.
+    The head has the weights of a block (`layers.py`) without the first LayerNorm and axis `L`, and `probe [D]`. A `tap`
+    is added to the probabilities `[B, H, M]`; the gradient with respect to it is ∂y/∂A.
     """
     geometry = config.vision
     outside = outside_layers(params["vision"], (adaptation or NOTHING).vision_weights)
     patches = layers.layer_norm(tokens[:, : geometry.tokens], outside["post_norm"], geometry.layer_norm_epsilon)
+    # The probe is the only query, so its product is of one row, and keys and values of all patches.
     weights = outside["pool"]
-    batch = patches.shape[0]  # `len` is not for a batch size that is left open, as in exported programs
+    batch = patches.shape[0]  # `len` fails for the symbolic batch size of an exported program
     query = layers.dense(weights["probe"].astype(patches.dtype)[None], layers.outputs(weights["qkv"], 0, 1))
     keys_values = layers.dense(patches, layers.outputs(weights["qkv"], 1, 3))
     k, v = (layers.split_heads(x, geometry.pool_heads) for x in jnp.split(keys_values, 2, axis=-1))
@@ -160,14 +161,14 @@ def head_attention(
     *,
     dtype: DTypeLike = "float32",
 ) -> jax.Array:
-    """The pooling head's attention to the patches, mean over heads, `[B, M]`."""
+    """Returns the pooling head's attention to the patches, averaged over heads: `[B, M]`."""
     inputs = embed_image(params, config, images, adaptation, dtype=str(dtype))
     tokens = tower.run_fused(inputs, config.vision)
     return pool_image(params, config, tokens, adaptation).probabilities[..., config.vision.first_patch :].mean(1)
 
 
 def read_tokens(params: Params, config: ClipConfig, rows: jax.Array, adaptation: Adaptation | None) -> jax.Array:
-    """`mean(post-LayerNorm(x)) @ vision_readout` over the inserted tokens of rows `[B, N, D]`: `[B, d]`, float32."""
+    """Computes `mean(post-LayerNorm(x)) @ vision_readout` over the inserted tokens of `[B, N, D]`: `[B, d]`."""
     assert adaptation is not None and adaptation.vision_readout is not None
     weights = outside_layers(params["vision"], adaptation.vision_weights)
     inserted = rows[:, config.vision.tokens :]
@@ -193,21 +194,19 @@ def encode_image(
 
     Args:
       params: the whole parameter tree (`vision`, `text`, `logit_scale`).
-      images: `[B, R, R, 3]`, normalised as the checkpoint asks.
-      adaptation: what a method adds.
-      taps: `[L, B, H, N, N]` added to the attention probabilities; `N = 1 + M + V`, without `[cls]` one less. The
-        gradient with respect to zeros here is ∂y/∂A of every layer.
+      images: `[B, R, R, 3]`, normalised (`Preprocessing.normalize`).
+      adaptation: a method's additions.
+      taps: `[L, B, H, N, N]`, added to the attention probabilities; `N = 1 + M + V`, without `[cls]` one less. The
+        gradient with respect to zeros is ∂y/∂A of every layer.
       observe: reduces each layer's `LayerView` to a small pytree.
-      patches: whether patches get features as `[cls]` does, from the last block's output: then features are
-        `[B, 1 + M, d]`, `[cls]` first. Only where nothing is observed or changed on the way.
-      remat: a `jax.checkpoint_policies` policy for the backward pass of the fused path.
-      dtype: compute type, a name of `precision.DTYPES` or its NumPy type; tokens, LayerNorm and softmax are float32
-        always. It is part of a traced program, so that "auto", which the device decides, is not among them:
-        `precision.resolve` gives the name.
+      patches: whether to return features of patches, too: `[B, 1 + M, d]`, `[cls]` first. Not with `taps` or `observe`.
+      remat: a `jax.checkpoint_policies` policy for the backward pass, without `taps` and `observe`.
+      dtype: compute type, a name of `precision.DTYPES` or its NumPy type; tokens, LayerNorm and softmax are always
+        float32. Resolve "auto" before tracing with `precision.resolve`.
 
     Returns:
-      Features `[B, d]` in float32, not normalised, `[B, m, d]` for `m` sets of prompts, `[B, 2, d]` with that of
-      `vision_readout` behind them; and what `observe` returned, stacked over layers (else `None`).
+      Features `[B, d]` in float32, not normalised (`[B, m, d]` for `m` sets of prompts; `[B, 2, d]` with
+      `vision_readout`, whose feature is the second); and the results of `observe`, stacked over layers (else `None`).
 
     Raises:
       ClipbiasError: an array's shape does not fit the geometry.
@@ -216,31 +215,31 @@ def encode_image(
     if adaptation is not None and adaptation.vision_prompts is not None and adaptation.vision_prompts.ndim == 4:
         if patches or looks_inside:
             raise ClipbiasError(
-                f"vision_prompts hold {adaptation.vision_prompts.shape[0]} sets, and only features of whole images can "
-                "be had of all of them; take one."
+                f"vision_prompts hold {adaptation.vision_prompts.shape[0]} sets, which have features of whole images "
+                "only; give one set to observe it or to get features of patches."
             )
 
         def encode_with(prompts: jax.Array) -> jax.Array:
             adaptation_of_set = dataclasses.replace(adaptation, vision_prompts=prompts)
             return encode_image(params, config, images, adaptation_of_set, remat=remat, dtype=dtype)[0]
 
+        # `vmap` shares the frozen weights among the sets.
         return jax.vmap(encode_with, out_axes=1)(adaptation.vision_prompts), None
     inputs = embed_image(params, config, images, adaptation, dtype=str(dtype))
     if adaptation is not None and adaptation.vision_readout is not None:
         if patches or inputs.inserted is None:
-            raise ClipbiasError("vision_readout reads vision_tokens, and no patches beside them; give those alone.")
+            raise ClipbiasError("vision_readout needs vision_tokens, and has no features of patches; leave these out.")
         rows = tower.run_fused(inputs, config.vision, every_row=True, remat=remat)
+        # MMRL's second feature reads the inserted tokens, so that the last block is computed at all rows.
         whole = project_image(params, config, tower.take_rows(rows, inputs.pooled), adaptation)
         return jnp.stack([whole, read_tokens(params, config, rows, adaptation)], axis=1), None
     if patches and inputs.pooled is None:
-        raise ClipbiasError(
-            "patches have no features of their own where a pooling head reads them; ask for those of images."
-        )
+        raise ClipbiasError("patches have no features in a tower with a pooling head; ask for features of images.")
     observed = None
     if looks_inside:
         rows, observed = tower.run_explicit(inputs, config.vision, taps=taps, observe=observe)
     else:
         rows = tower.run_fused(inputs, config.vision, every_row=patches, remat=remat)
         if patches:
-            rows = rows[:, : config.vision.tokens]
+            rows = rows[:, : config.vision.tokens]  # without prompts
     return project_image(params, config, rows, adaptation), observed

@@ -1,4 +1,4 @@
-"""The benchmark's datasets in CoOp's folder layout: which image is where, in which order, with which label."""
+"""The benchmark's datasets in CoOp's folder layout: images, their order and their labels."""
 
 import dataclasses
 import os
@@ -14,16 +14,13 @@ from clipbias.data.dataset import Dataset
 from clipbias.errors import ClipbiasError
 from clipbias.io import read_json, read_text
 
-# The paths of a split's images below the image folder, and their labels, int32.
+# Paths of a split's images below the image folder, and labels, int32.
 SplitListing = tuple[Sequence[str], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class DatasetListing:
-    """Classes and splits of a dataset, in the benchmark's order; no image is opened.
-
-    `class_ids` are the classes' WordNet ids, if they have any.
-    """
+    """Classes and splits of a dataset, in the benchmark's order; `class_ids` are WordNet ids or empty."""
 
     class_names: tuple[str, ...]
     class_ids: tuple[str, ...]
@@ -31,17 +28,19 @@ class DatasetListing:
 
 
 def load(entry: CatalogEntry, data_dir: str | os.PathLike | None, *, template: str | None = None) -> Dataset:
-    """Opens a dataset of the catalogue, with the benchmark's prompt template or another.
+    """Opens a dataset of the catalogue. Default template: the benchmark's.
 
-    `data_dir` is the root that holds the dataset's folder, or that folder itself; links are followed. Raises
-    `ClipbiasError` for a folder, split file or list that is missing (with where to get it) or malformed.
+    `data_dir` is the root of the dataset's folder, or this folder; links are followed. Raises `ClipbiasError` for a
+    folder, split file or list that is missing (with its address) or malformed.
     """
+    # Lists are read, and no image: ImageNet opens in seconds, also from shared storage.
     root = find_root(entry, data_dir)
     images = root / entry.images
     if entry.split_file is not None:
         hint = how_to_fetch(entry, split_alone=True)
         listing = read_split_file(root / entry.split_file, hint=hint, split_names=tuple(entry.sizes))
     elif entry.layout == "variant lists":
+        # FGVC-Aircraft has lists of its own, which the benchmark uses.
         listing = read_variant_lists(entry, root)
     else:
         _present(images, entry)
@@ -52,7 +51,8 @@ def load(entry: CatalogEntry, data_dir: str | os.PathLike | None, *, template: s
             lambda part, folders: (names for names, _ in files.image_files_in_each(images / part, folders)),
             str(images),
         )
-    lists = {id(each): each for each in listing.splits.values()}  # one list may have two names
+    # ImageNet's val is also its test: one `Split` for both, so that its million paths are checked and hashed once.
+    lists = {id(each): each for each in listing.splits.values()}
     opened = {
         key: files.split_of_files(images, paths, labels, listed_in=entry.split_file or "")
         for key, (paths, labels) in lists.items()
@@ -63,10 +63,11 @@ def load(entry: CatalogEntry, data_dir: str | os.PathLike | None, *, template: s
 
 
 def find_root(entry: CatalogEntry, data_dir: str | os.PathLike | None) -> Path:
-    """The dataset's own folder. Raises `ClipbiasError` saying where it was looked for and how to get it."""
+    """Finds the dataset's folder. Raises `ClipbiasError` with the expected place and the downloads."""
     root = files.existing_folder(data_dir, needed_for=f"dataset {entry.name}")
     if (folder := dataset_folder(entry, root)) is not None:
         return folder
+    # Users also give the dataset's folder itself. Its name must fit, since several datasets have a folder "images".
     marks = [mark for mark in (entry.split_file, entry.images, "variants.txt") if mark]
     if any((root / mark).exists() for mark in marks) and (root.name == entry.name or root.name in entry.folders):
         return root
@@ -74,12 +75,12 @@ def find_root(entry: CatalogEntry, data_dir: str | os.PathLike | None) -> Path:
 
 
 def dataset_folder(entry: CatalogEntry, root: Path) -> Path | None:
-    """The dataset's folder below `root`: the first of its names that exists, or None."""
+    """Returns the dataset's folder below `root`, the first of its names that exists, or `None`."""
     return next((root / name for name in entry.folders if (root / name).is_dir()), None)
 
 
 def how_to_fetch(entry: CatalogEntry, *, split_alone: bool = False) -> str:
-    """A clause that names the files to fetch and their addresses: all of a dataset, or its split file alone."""
+    """Returns a clause with the files to download and their addresses: all of a dataset, or its split file alone."""
     downloads = {} if split_alone else dict(entry.fetch)
     if entry.split_file:
         downloads[entry.split_file] = entry.split_url
@@ -88,7 +89,7 @@ def how_to_fetch(entry: CatalogEntry, *, split_alone: bool = False) -> str:
 
 
 def imagenet_names(root: Path) -> dict[str, str]:
-    """WordNet id to class name in label order: the dataset's own `classnames.txt`, or CLIP's names."""
+    """Returns WordNet id to class name in label order, from the dataset's `classnames.txt`, else CLIP's names."""
     path = root / "classnames.txt"
     return catalog.parse_classes(read_text(path), str(path)) if path.exists() else catalog.imagenet_classes()
 
@@ -96,8 +97,8 @@ def imagenet_names(root: Path) -> dict[str, str]:
 def read_split_file(path: Path, *, hint: str, split_names: Sequence[str] = ("train", "val", "test")) -> DatasetListing:
     """Reads `split_zhou_*.json`: {"train": [[path, label, class name], ...], "val": ..., "test": ...}.
 
-    Raises `ClipbiasError` if the file is missing or not of this form, a path leaves the image folder, labels leave
-    gaps, or a label has two names.
+    Raises `ClipbiasError` if the file is missing or malformed, a path leaves the image folder, labels have gaps, or a
+    label has two names.
     """
     if not path.exists():
         raise ClipbiasError(f"there is no split file {path}; {hint}")
@@ -110,9 +111,11 @@ def read_split_file(path: Path, *, hint: str, split_names: Sequence[str] = ("tra
             labels = []
             for image, label, name in content[split_name]:
                 if not isinstance(image, str) or not isinstance(name, str):
-                    raise TypeError("a path or a name is no text")
+                    raise TypeError("a path or a name is no string")
                 paths.append(files.check_relative(image, listed_in=str(path)))
                 labels.append(check_int(f"{path}: the label of {image}", label))
+                # A file that was edited by hand may rename a class half-way, and every later table would mix two
+                # classes.
                 if names.setdefault(label, name) != name:
                     raise ClipbiasError(f"{path}: label {label} is called both {names[label]!r} and {name!r}.")
             splits[split_name] = (tuple(paths), np.asarray(labels, np.int32))
@@ -125,6 +128,7 @@ def read_split_file(path: Path, *, hint: str, split_names: Sequence[str] = ("tra
         ) from error
     if not names:
         raise ClipbiasError(f"{path} lists no image; fetch it again ({hint})")
+    # Without gaps, a label is the index of a class name.
     missing = next((label for label in range(len(names)) if label not in names), None)
     if missing is not None:
         raise ClipbiasError(f"{path}: label {missing} has no image, but label {max(names)} has; labels leave a gap.")
@@ -134,6 +138,7 @@ def read_split_file(path: Path, *, hint: str, split_names: Sequence[str] = ("tra
 def read_variant_lists(entry: CatalogEntry, root: Path) -> DatasetListing:
     """Reads FGVC-Aircraft's `variants.txt` and its three lists of `<image id> <variant>`."""
     names = tuple(_lines(root / "variants.txt", entry))
+    # The order of the list is the numbering of the benchmark; a sort would give other labels.
     labels_of = {name: label for label, name in enumerate(names)}
     splits: dict[str, SplitListing] = {}
     for split_name in ("train", "val", "test"):
@@ -157,13 +162,13 @@ def from_class_folders(
     images_in: Callable[[str, Sequence[str]], Iterable[Sequence[str]]],
     place: str,
 ) -> DatasetListing:
-    """ImageNet and its variants, from folders of WordNet ids or, for V2, of label numbers.
+    """Lists ImageNet or a variant from folders of WordNet ids or, for V2, of label numbers.
 
     Args:
-      names: Class name of each WordNet id, in label order.
-      folders_in: Lists the folders in a folder, of a disk or of an archive's index.
-      images_in: Lists the sorted images of several folders in a folder.
-      place: What messages call the image folder.
+      names: class names by WordNet id, in label order.
+      folders_in: lists the folders in a folder, of a disk or of an archive's index.
+      images_in: lists the sorted images of several folders in a folder.
+      place: name of the image folder in messages.
     """
     parts = {"train": "train/", "val": "val/"} if entry.layout == "imagenet" else {"test": ""}
     ids = tuple(names)
@@ -176,10 +181,11 @@ def from_class_folders(
             raise ClipbiasError(
                 f"{entry.name}: {place} should hold folders named by WordNet ids such as n01440764, found {example}."
             )
+    # ImageNet-V2 names its folders by label, other variants by WordNet id.
     labels_of = {str(label) if is_numbered else identifier: label for label, identifier in enumerate(ids)}
     splits: dict[str, SplitListing] = {}
     for split_name, prefix in parts.items():
-        # Numbers are ordered as numbers: a string sort would put 10 before 2.
+        # Numbers in numeric order: a string sort would put 10 before 2.
         folders = sorted(folders_in(prefix), key=lambda name: (len(name), name) if name.isdigit() else (0, name))
         for folder in folders:
             if folder not in labels_of:
@@ -195,6 +201,7 @@ def from_class_folders(
         folder_labels = np.asarray([labels_of[folder] for folder in folders], np.int32)
         splits[split_name] = (keys, np.repeat(folder_labels, [len(images) for images in images_by_folder]))
     if entry.layout == "imagenet":
+        # ImageNet's test labels were never published, so the literature tests on its validation images.
         splits["test"] = splits["val"]
     return DatasetListing(tuple(names[identifier] for identifier in ids), ids, splits)
 
@@ -204,9 +211,9 @@ def _lines(path: Path, entry: CatalogEntry) -> list[str]:
 
 
 def _present(path: Path, entry: CatalogEntry) -> Path:
-    """`path`, a list or a folder, if it exists. Raises `ClipbiasError` saying how to get it."""
+    """Returns `path`, a list or a folder, if it exists. Raises `ClipbiasError` with its download."""
     is_list = path.suffix == ".txt"
     if not (path.is_file() if is_list else path.is_dir()):
-        kind = "file" if is_list else "folder"
-        raise ClipbiasError(f"{entry.name}: there is no {kind} {path}; {how_to_fetch(entry)}")
+        missing = "file" if is_list else "folder"
+        raise ClipbiasError(f"{entry.name}: there is no {missing} {path}; {how_to_fetch(entry)}")
     return path

@@ -1,4 +1,4 @@
-"""Checks datasets before they are used: readable images, and by the catalogue counts, split file and few-shot picks."""
+"""Checks of datasets: readable images; and by the catalogue, counts, split file and few-shot picks."""
 
 import dataclasses
 import hashlib
@@ -25,25 +25,22 @@ SHOWN_FILES = 3
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """The result of checking one dataset.
+    """Result of checking a dataset.
 
-    The state is "ok", "missing" (no folder), "differs" (from the catalogue) or "broken" (unusable, or images lacking).
+    The state is "ok", "missing" (no folder), "differs" (from the catalogue) or "broken" (unusable, or images missing).
     """
 
     title: str
     state: str
-    counts: Mapping[str, int] = dataclasses.field(default_factory=dict)  # of "classes", and of images by split
-    expected: Mapping[str, int] = dataclasses.field(default_factory=dict)  # in the catalogue; empty outside of it
+    counts: Mapping[str, int] = dataclasses.field(default_factory=dict)  # of "classes", and images by split
+    expected: Mapping[str, int] = dataclasses.field(default_factory=dict)  # counts of the catalogue, if it has any
     split_hash: str = ""  # first 16 hex digits of the split file's sha256
-    picks: tuple[int, int] = (0, 0)  # seeds whose few-shot picks are the published ones, of those that have such
+    picks: tuple[int, int] = (0, 0)  # number of seeds with the published few-shot picks, and with any published picks
     problems: tuple[str, ...] = ()
 
 
 def check(entry: CatalogEntry, data_dir: str | os.PathLike, *, decode: bool = False) -> Finding:
-    """Checks one dataset of the catalogue below `data_dir`, the root of all datasets in CoOp's layout.
-
-    With `decode`, every image is decoded too; else each file must be there and not be empty.
-    """
+    """Checks a dataset of the catalogue below `data_dir`, the root of all; with `decode`, every image is decoded."""
     expected = {"classes": entry.classes, **entry.sizes}
     state = "missing"
     try:
@@ -54,6 +51,7 @@ def check(entry: CatalogEntry, data_dir: str | os.PathLike, *, decode: bool = Fa
         return Finding(entry.title, state, {}, expected, problems=(str(error).removeprefix(f"{entry.name}: "),))
     images = check_images(dataset, decode=decode)
     problems: list[str] = []
+    # Picks are compared only if counts are right: other lists give other picks anyway.
     wrong = [name for name, number in expected.items() if images.counts.get(name) != number]
     if wrong:
         problems.append(f"the number of {', '.join(wrong)} is not the catalogue's; this is not the benchmark's split.")
@@ -62,6 +60,7 @@ def check(entry: CatalogEntry, data_dir: str | os.PathLike, *, decode: bool = Fa
         splits = (dataset.split("train"), dataset.split("val"))
         drawn = few_shot(*splits, shots=PICKED_SHOTS, seed=seed)
         names = ("\n".join(split.subset(indices).keys) for split, indices in zip(splits, drawn, strict=True))
+        # The order counts, too: hashes of sets would miss another draw of the same images.
         matched += [hashlib.sha256(text.encode()).hexdigest()[:16] for text in names] == list(published)
     if matched < len(entry.picks) and not wrong:
         problems.append(
@@ -82,12 +81,14 @@ def check(entry: CatalogEntry, data_dir: str | os.PathLike, *, decode: bool = Fa
 
 
 def check_images(dataset: Dataset, *, decode: bool = False) -> Finding:
-    """Checks the images of any dataset; the state is "missing" if no image is there. `decode` is that of `check`."""
+    """Checks the images of any dataset; the state is "missing" without any image. For `decode` see `check`."""
+    # By path, since ImageNet's val and test are one list.
     images = {split.path(index): (split, index) for split in dataset.splits.values() for index in range(len(split))}
 
     def problem(path: str) -> str | None:
         split, index = images[path]
         try:
+            # A file's size is enough to find missing and empty files, in a small part of the time of decoding.
             if decode or split.contents is not file_sizes or is_remote(path):
                 split.image(index)
             elif os.stat(path).st_size == 0:
@@ -109,7 +110,7 @@ def check_images(dataset: Dataset, *, decode: bool = False) -> Finding:
 
 
 def table(findings: Sequence[Finding]) -> str:
-    """A text table of all findings, and below it a line for each problem."""
+    """Formats all findings as a text table, followed by a line for each problem."""
     header = ("dataset", "state", "classes", "train", "val", "test", "split file", "picks")
     rows = []
     for finding in findings:
@@ -120,6 +121,7 @@ def table(findings: Sequence[Finding]) -> str:
         for name in ("classes", "train", "val", "test"):
             count = counts.get(name, 0)
             number = expected.get(name, 0)
+            # A single number stands for an equal count, so that differences are seen at once.
             cells.append(f"{count} of {number}" if count != number else str(count) if count else "-")
         picks = f"{matched}/{golden}" if golden and finding.state != "missing" else "-"
         rows.append([finding.title, finding.state, *cells, finding.split_hash or "-", picks])

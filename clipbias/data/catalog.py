@@ -20,29 +20,30 @@ _CALTECH101 = {"airplanes": "airplane", "faces": "face", "leopards": "leopard", 
 
 
 def caltech101(label: str) -> str:
-    """Plural folders to singular, the capitalised ones lowered: "Faces" to "face"."""
+    """Converts plural folders to singular, in lower case: "Faces" to "face"."""
     return _CALTECH101.get(label.lower(), label)
 
 
 def stanford_cars(label: str) -> str:
-    """The year to the front: "Audi TTS Coupe 2012" to "2012 Audi TTS Coupe"."""
+    """Moves the year to the front: "Audi TTS Coupe 2012" to "2012 Audi TTS Coupe"."""
     model, year = label.rsplit(" ", 1)
     return f"{year} {model}"
 
 
 def sun397(label: str) -> str:
-    """The letter folder dropped, the parts reversed: "/a/apse/indoor" to "indoor apse"."""
+    """Drops the letter folder, reverses the parts: "/a/apse/indoor" to "indoor apse"."""
     return " ".join(reversed(label.strip("/").split("/")[1:]))
 
 
 def ucf101(label: str) -> str:
-    """Camel case split: "ApplyEyeMakeup" to "Apply_Eye_Makeup"."""
+    """Splits camel case: "ApplyEyeMakeup" to "Apply_Eye_Makeup"."""
     return "_".join(re.findall(r"[A-Z][^A-Z]*", label))
 
 
 def imagenet(label: str) -> str:
-    """The name of a WordNet id: "n01440764" to "tench"."""
+    """Looks up a WordNet id: "n01440764" to "tench"."""
     names = imagenet_classes()
+    # A folder that is no class would shift all labels behind it.
     if label not in names:
         raise ClipbiasError(f"{label!r} is not one of ImageNet's 1000 WordNet ids; remove that folder or label.")
     return names[label]
@@ -60,7 +61,7 @@ _CLASS_NAMES: dict[str, Callable[[str], str]] = {
 
 
 def imagenet_classes() -> dict[str, str]:
-    """WordNet id to class name of ImageNet's 1000 classes, in label order; CLIP's own names, some of them twice."""
+    """Returns WordNet id to class name of ImageNet's 1000 classes, in label order; CLIP's names, some of them twice."""
     text = importlib.resources.files("clipbias").joinpath("assets", "imagenet_classes.txt").read_text("utf-8")
     return parse_classes(text, "imagenet_classes.txt")
 
@@ -77,25 +78,25 @@ def parse_classes(text: str, place: str) -> dict[str, str]:
 
 
 def name_in_prompt(name: str, spaces: str = "_") -> str:
-    """The name as it stands in a prompt: `spaces` become spaces. Raises `ClipbiasError` for what is no text."""
+    """Formats a class name for a prompt: `spaces` become spaces. Raises `ClipbiasError` if it is no string."""
     if not isinstance(name, str):
-        raise ClipbiasError(f"the class name {name!r} is not a text; write it in quotes.")
+        raise ClipbiasError(f"the class name {name!r} is not a string; write it in quotes.")
     return name.translate({ord(character): " " for character in spaces})
 
 
 @dataclasses.dataclass(frozen=True)
 class TfdsBuilder:
-    """The stock builder of tensorflow-datasets, and how its records map to the benchmark's files.
+    """The builder of tensorflow-datasets, and the map from its records to the benchmark's files.
 
     Attributes:
-      splits: The builder's split to the benchmark's; splits that the builder has not are passed over.
-      id_feature: The feature that identifies a record.
-      path: The benchmark's path, formed from `{id}`, `{label}` (label name) and `{split}` (the benchmark's split).
-      version: The lowest version whose records carry the identifier.
-      ignore_case: Whether paths match without regard to case.
-      drop: Label names that the benchmark leaves out.
-      may_lack: How many of the benchmark's images the builder may have left out as undecodable.
-      difference: How the builder's splits differ from the benchmark's; empty if they do not.
+      splits: the builder's split to the benchmark's; splits that the builder lacks are skipped.
+      id_feature: the feature that identifies a record.
+      path: the benchmark's path, from `{id}`, `{label}` (label name) and `{split}` (the benchmark's split).
+      version: the lowest version with this feature.
+      ignore_case: whether paths match without regard to case.
+      drop: label names that the benchmark leaves out.
+      may_lack: number of the benchmark's images that the builder leaves out as undecodable.
+      difference: difference of the builder's splits from the benchmark's, or empty.
     """
 
     builder: str
@@ -113,23 +114,23 @@ class TfdsBuilder:
 
 @dataclasses.dataclass(frozen=True)
 class CatalogEntry:
-    """One dataset.
+    """A dataset of the benchmark.
 
     Attributes:
-      name: The name in commands and `data.load`.
-      title: Its name in papers' tables.
-      group: The comparison that it belongs to: "eleven" (few-shot and cross-dataset tables), "imagenet variants"
+      name: the name in commands and `data.load`.
+      title: the name in papers' tables.
+      group: the comparison that it belongs to: "eleven" (few-shot and cross-dataset tables), "imagenet variants"
         (domain generalisation from ImageNet) or "other" (none).
-      folder: Folder below the data root; `other_folders` are names that forks use.
-      images: Folder of the images below `folder`, "" for `folder` itself; paths in split files start here.
-      layout: How splits and labels are found: "split file", "variant lists", "imagenet" (train and val folders of
-        WordNet ids), "class folders" (WordNet ids, test only) or "numbered folders" (ImageNet labels, test only).
-      split_file: The frozen split, for the layout "split file", and `split_url`, its address.
-      sizes: Images per split, for the splits there are.
-      picks: For the seeds from 1 on the first 16 hex digits of sha256 over the paths of the published 16-shot training
-        picks, and of the 4-shot validation picks, joined by newlines.
-      class_name: A label name of the archive or of TFDS to the benchmark's class name.
-      fetch: Further downloads: place below `folder` to address.
+      folder: folder below the data root; forks use the names `other_folders`.
+      images: folder of the images below `folder`, or ""; paths in split files start here.
+      layout: source of splits and labels: "split file", "variant lists", "imagenet" (train and val folders of WordNet
+        ids), "class folders" (WordNet ids, test only) or "numbered folders" (ImageNet labels, test only).
+      split_file: the frozen split, for the layout "split file"; `split_url` is its address.
+      sizes: images by split.
+      picks: for seeds from 1 on, the first 16 hex digits of sha256 over the paths, joined by newlines, of the published
+        16-shot training picks and 4-shot validation picks.
+      class_name: maps a label name of the archive or of TFDS to the benchmark's class name.
+      fetch: further downloads: place below `folder` to address.
     """
 
     name: str
@@ -151,7 +152,7 @@ class CatalogEntry:
 
     @property
     def folders(self) -> tuple[str, ...]:
-        """All names that the folder may have."""
+        """All possible names of the folder."""
         return (self.folder, *self.other_folders)
 
 
@@ -159,14 +160,16 @@ ELEVEN_DATASETS, IMAGENET_VARIANTS, OTHER = GROUPS = ("eleven", "imagenet varian
 
 
 def _read(name: str, fields: dict[str, Any]) -> CatalogEntry:
-    renamed = fields.pop("renamed", {})  # the labels whose class names are others
+    renamed = fields.pop("renamed", {})  # labels to class names
     check_choice(f"the group of {name} in datasets.toml", fields.get("group"), GROUPS)
+    # Class names are the benchmark's: accuracies depend on the words of a prompt.
     function = fields.pop("class_name", None)
     class_name = _CLASS_NAMES[function] if function else lambda label: renamed.get(label, label)
     builder = TfdsBuilder(**fields.pop("tfds")) if "tfds" in fields else None
     return CatalogEntry(name, **fields, class_name=class_name, tfds=builder)
 
 
+# Read at import, since names and defaults of settings come from it; it is a small file.
 _DATASETS = importlib.resources.files("clipbias").joinpath("assets", "datasets.toml").read_text("utf-8")
 ENTRIES: Mapping[str, CatalogEntry] = MappingProxyType(
     {name: _read(name, fields) for name, fields in tomllib.loads(_DATASETS).items()}

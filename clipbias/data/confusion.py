@@ -1,4 +1,4 @@
-"""Confusion of classes, scores by class and their means over classes, and the standard error of an accuracy."""
+"""Confusion matrices, scores by class and their means, and the standard error of an accuracy."""
 
 import math
 from collections.abc import Sequence
@@ -6,60 +6,58 @@ from typing import Any
 
 import numpy as np
 
-from clipbias.data.few_shot import SMALL, WITHIN, wilson_interval
+from clipbias.data.few_shot import SMALL, Z_95, wilson_interval
 
-# The numbers of `class_summary` that tables have on request.
+# Numbers of `class_summary` for tables.
 CLASS_MEASURES = ("balanced_accuracy", "macro_f1", "worst_accuracy")
 
 
 def confusion(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
-    """Number of images by class (rows) and predicted class (columns), int64 `[C, C]`.
+    """Counts images by class (rows) and predicted class (columns), int64 `[C, C]`.
 
-    `labels` and `predicted` are class numbers, int `[n]`; images that are predicted as -1 do not count.
+    `labels` and `predicted` are class numbers, int `[n]`; images with the prediction -1 do not count.
     """
     read = predicted >= 0
+    # One `bincount` over pairs: a loop over ImageNet's images would take seconds.
     pairs = labels[read].astype(np.int64) * classes + predicted[read]
     return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
 
 
 def binomial_error(accuracy: float, images: int) -> float:
-    """`√(p (1 − p) / n)`: the standard error of an accuracy in percent on `n` test images.
-
-    Of fewer than `few_shot.SMALL` images it is the half width of Wilson's interval in standard errors, never 0.
-    """
+    """Computes the standard error `√(p (1 − p) / n)` of an accuracy in percent on `n` test images."""
+    # For few images from the width of Wilson's interval: the formula would give 0 for an accuracy of 0 or 100 %.
     if images < SMALL:
         low, high = wilson_interval(accuracy, images)
-        return (high - low) / (2 * WITHIN)
+        return (high - low) / (2 * Z_95)
     share = min(max(accuracy / 100, 0.0), 1.0)
     return 100 * math.sqrt(share * (1 - share) / images)
 
 
 def class_accuracies(counts: np.ndarray) -> np.ndarray:
-    """The accuracy on the images of each class, in percent, float64 `[C]`; NaN for a class without images."""
+    """Computes the accuracy of each class (recall) in percent, float64 `[C]`; NaN for a class without images."""
     images = counts.sum(1)
     return np.where(images > 0, 100 * np.diag(counts) / np.maximum(images, 1), np.nan)
 
 
 def class_precisions(counts: np.ndarray) -> np.ndarray:
-    """The share of right answers among the images taken for each class, in percent, float64 `[C]`; NaN if none is."""
+    """Computes the precision of each class in percent, float64 `[C]`; NaN for a class that is never predicted."""
     answers = counts.sum(0)
     return np.where(answers > 0, 100 * np.diag(counts) / np.maximum(answers, 1), np.nan)
 
 
 def class_f1(counts: np.ndarray) -> np.ndarray:
-    """The harmonic mean of precision and recall of each class, in percent, `[C]`; NaN for a class without images."""
+    """Computes F1, the harmonic mean of precision and recall, in percent, `[C]`; NaN for a class without images."""
     images = counts.sum(1)
     total = images + counts.sum(0)
     return np.where(images > 0, 200 * np.diag(counts) / np.maximum(total, 1), np.nan)
 
 
 def class_summary(labels: np.ndarray, predicted: np.ndarray, class_names: Sequence[str]) -> dict[str, Any]:
-    """Scores that count each class alike, however many images it has; arguments as for `confusion`, of some images.
+    """Computes scores that weight all classes equally; arguments as for `confusion`, at least one image.
 
     Returns:
-      `balanced_accuracy` and `macro_f1`, the means over classes of accuracy and F1; `worst_class`, the name of the
-      first class of the lowest accuracy, and `worst_accuracy`; all but the name in percent. A class without images is
-      left out, and `untested_classes` names them if there are any.
+      `balanced_accuracy` and `macro_f1`, means over classes; `worst_class`, the first name of the lowest accuracy, and
+      `worst_accuracy`; in percent. Classes without images are left out and named in `untested_classes`, if any.
     """
     counts = confusion(labels, predicted, len(class_names))
     accuracies = class_accuracies(counts)
@@ -76,13 +74,13 @@ def class_summary(labels: np.ndarray, predicted: np.ndarray, class_names: Sequen
 
 
 def most_confused_with(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each class the most frequent wrong prediction, int `[C]`, and its number, `[C]`; the first of equal ones."""
+    """Returns each class's most frequent wrong prediction (the first of equal ones) and its count, int `[C]` each."""
     others = counts.copy()
     np.fill_diagonal(others, -1)
     return others.argmax(1), np.maximum(others.max(1, initial=0), 0)
 
 
 def least_recognised(counts: np.ndarray, most: int) -> np.ndarray:
-    """The classes with an accuracy below 100 %, the lowest first, int `[k]`, at most `most` of them."""
+    """Returns at most `most` classes with an accuracy below 100 %, the lowest first, int `[k]`."""
     accuracies = class_accuracies(counts)
     return np.array([label for label in np.argsort(accuracies, kind="stable") if accuracies[label] < 100][:most], int)

@@ -1,7 +1,4 @@
-"""A labelled image set: class names, a prompt template and up to three splits of encoded images.
-
-`Split` tells two image lists apart; `Descriptions` are texts of classes that replace the template.
-"""
+"""Labelled image sets: `Dataset` (class names, template, splits), `Split` (list of images), `Descriptions` (texts)."""
 
 import collections
 import dataclasses
@@ -26,35 +23,35 @@ from clipbias.terminal import printable
 
 @dataclasses.dataclass(frozen=True)
 class Descriptions:
-    """Texts of each class.
+    """Texts by class name, which replace a template.
 
     Attributes:
-      texts: by class name; a task takes those of its own classes, whose `_` counts as a space.
-      source: what messages call them.
+      texts: by class name; `_` in a name equals a space. A task uses those of its classes.
+      source: name in messages.
     """
 
     texts: Mapping[str, Sequence[str]]
     source: str = "the descriptions"
 
     def __post_init__(self) -> None:
-        """Raises `ClipbiasError` for what are not texts by class name."""
+        """Raises `ClipbiasError` unless `texts` are lists of texts by class name."""
         if not isinstance(self.texts, Mapping):
             raise ClipbiasError(f"{self.source} are {shown(self.texts)}; give a list of texts for each class name.")
         for name, texts in self.texts.items():
             if not isinstance(name, str):
-                raise ClipbiasError(f"{self.source} name a class {shown(name)}, which is not a text.")
+                raise ClipbiasError(f"{self.source} name a class {shown(name)}, which is not a string.")
             if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
                 raise ClipbiasError(
                     f"{self.source} have {shown(texts)} for the class {shorten(name)!r}; give a list of texts."
                 )
             if not texts or not all(text.strip() for text in texts):
-                what = "an empty text" if texts else "no text"
-                raise ClipbiasError(f"{self.source} have {what} for the class {shorten(name)!r}; write one.")
-        # A copy: what its owner changes later changes no task that was made of it.
+                flaw = "an empty text" if texts else "no text"
+                raise ClipbiasError(f"{self.source} have {flaw} for the class {shorten(name)!r}; write one.")
+        # A copy, since tasks count on it: the caller may change the mapping later.
         object.__setattr__(self, "texts", {name: tuple(texts) for name, texts in self.texts.items()})
 
     def of(self, class_names: Sequence[str]) -> dict[str, list[str]]:
-        """The texts of some classes, by their names. Raises `ClipbiasError` for a class without any."""
+        """Returns the texts of some classes, by name. Raises `ClipbiasError` for a class without texts."""
         known = {name_in_prompt(name): list(texts) for name, texts in self.texts.items()}
         for name in class_names:
             if name_in_prompt(name) not in known:
@@ -63,35 +60,35 @@ class Descriptions:
 
 
 def read_descriptions(path: str | os.PathLike) -> Descriptions:
-    """Reads a JSON file of texts by class name. Raises `ClipbiasError` for a file that is not one."""
+    """Reads a JSON file of texts by class name. Raises `ClipbiasError` for another file."""
     texts = read_json(user_path(path), dict, what="a file of descriptions, texts by class name")
     return Descriptions(texts, source=f"the descriptions in {path}")
 
 
 def as_descriptions(texts: Descriptions | Mapping[str, Sequence[str]] | None) -> Descriptions | None:
-    """Descriptions from texts by class name, checked."""
+    """Converts texts by class name to `Descriptions`."""
     return texts if texts is None or isinstance(texts, Descriptions) else Descriptions(texts)
 
 
-_LISTS = itertools.count(1)  # the lists of this process that have no source
+_LISTS = itertools.count(1)  # numbers the lists without a source
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Split:
-    """A labelled list of encoded images. Nothing is read before `read` is called.
+    """A labelled list of encoded images, which are read when they are used.
 
-    An image is its path, the source with the key: images of one path are the same image, in whatever list they are.
+    A path, `source` with a key, identifies an image: equal paths in two lists are the same image.
 
     Attributes:
-      keys: A stable, readable name of each example (its relative path), unique within the split.
-      labels: int32 [n], 0-based.
-      read: Example index to encoded image bytes; raises `UnreadableImage`.
-      source: Where the keys are: a resolved folder, or a dataset with its version. By default a name that only this
-        list and its subsets have, since nothing tells whether another list has the same images.
-      upright: Whether images are turned as their EXIF orientation says: a user's own are, those of the benchmark stay
-        as its authors read them.
-      class_names: What its labels number, where it is of a dataset.
-      contents: Paths to values that differ where images differ, such as the sizes of files; `None` reads the images.
+      keys: stable, readable names (relative paths), unique within the split.
+      labels: int32 `[n]`, from 0 on.
+      read: returns the encoded bytes of an image by its index; raises `UnreadableImage`.
+      source: a resolved folder, or a dataset with its version. Default: a name that only this list and its subsets
+        have, so that no other list is taken for it.
+      upright: whether images are turned by their EXIF orientation: a user's are, the benchmark's are not, since its
+        authors did not.
+      class_names: names of the labels, in a dataset.
+      contents: maps paths to values that differ if images differ, such as sizes of files. Default: SHA-256 of bytes.
     """
 
     keys: Sequence[str]
@@ -115,6 +112,7 @@ class Split:
         self.labels.flags.writeable = False
         if len(self.keys) != len(self.labels):
             raise ValueError(f"{len(self.keys)} keys but {len(self.labels)} labels")
+        # Keys identify images, in caches and in lists without copies.
         if len(set(self.keys)) < len(self.keys):
             twice = collections.Counter(self.keys).most_common(1)[0][0]
             raise ClipbiasError(f"the image {twice} is listed twice in one split; list it once.")
@@ -126,29 +124,28 @@ class Split:
         return f"Split({len(self)} images of {len(np.unique(self.labels))} classes)"
 
     def path(self, index: int) -> str:
-        """What image `index` is called in messages, and known by in memory."""
+        """Returns the path of image `index`, for messages and as a key in memory."""
         return os.path.join(self.source, self.keys[index])
 
     @property
     def paths(self) -> list[str]:
-        """Of every image."""
+        """Paths of all images."""
         return [os.path.join(self.source, key) for key in self.keys]
 
     def image(self, index: int) -> transforms.Picture:
-        """Image `index` for `predict`, which makes the pixels of it that `evaluate` makes. Raises `UnreadableImage`.
-
-        It is uint8 RGB `[h, w, 3]`. With transparency, a palette or ink it is a Pillow image, since the model's
-        preprocessing says how that becomes RGB.
-        """
+        """Returns image `index`, uint8 RGB `[h, w, 3]`, or in other modes a Pillow image. Raises `UnreadableImage`."""
         picture = self.decode(self.read(index), index)
+        # Transparency, palettes and ink become RGB in the model's preprocessing, since libraries differ in it: only so
+        # do `predict` and `evaluate` see the same pixels.
         return np.asarray(transforms.as_rgb(picture)) if transforms.is_plain(picture) else picture
 
     def decode(self, encoded: bytes, index: int) -> Image.Image:
-        """The file `encoded` of image `index` as a Pillow image in its own mode. Raises `UnreadableImage`."""
+        """Decodes the bytes of image `index` to a Pillow image in its mode. Raises `UnreadableImage`."""
         return transforms.decode_picture(encoded, self.path(index), upright=self.upright)
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> "Split":
-        """The examples at `indices`, in that order."""
+        """Returns the images at `indices`, in this order."""
+        # Python's integers, since some readers refuse NumPy's.
         numbers = np.asarray(indices, dtype=np.int64).reshape(-1).tolist()
         keys = [self.keys[number] for number in numbers]
         read = self.read
@@ -157,7 +154,8 @@ class Split:
         )
 
     def without(self, other: "Split") -> "Split":
-        """The examples that are not among those of `other`."""
+        """Returns the images that are not in `other`, by path."""
+        # By path, not by key: two folders may have files of the same names.
         others = set(other.paths)
         rest = [index for index, path in enumerate(self.paths) if path not in others]
         return self if len(rest) == len(self) else self.subset(rest)
@@ -168,22 +166,22 @@ class Split:
 
     @functools.cached_property
     def digest(self) -> str:
-        """Tells this list from others while the process lives: names, labels and orientation, and the place."""
+        """Hash of names, labels, orientation and source: identifies the list within a process, without reading it."""
         return identity([self._parts, self.source])
 
     @property
     def identity(self) -> str:
-        """Tells this list from others wherever it lies: names, labels, orientation, and contents as they are now."""
+        """Hash of names, labels, orientation and current contents: identifies the list wherever it lies."""
         return identity([self._parts, self.marks()])
 
     def marks(self) -> list[int | str]:
-        """What `contents` tells of the images now; without it the SHA-256 of each, empty for one that is unreadable."""
+        """Returns the current value of `contents` for all images, else their SHA-256."""
         if self.contents is not None:
             return list(self.contents(self.paths))
         return [self.content(index) for index in range(len(self))]
 
     def content(self, index: int) -> str:
-        """SHA-256 of the bytes of image `index`; empty where they cannot be read."""
+        """Computes the SHA-256 of image `index`; empty for an unreadable image."""
         try:
             return hashlib.sha256(self.read(index)).hexdigest()
         except UnreadableImage:
@@ -195,12 +193,12 @@ class Dataset:
     """Splits that share one list of classes.
 
     Attributes:
-      name: The name it was loaded by: "eurosat", "folder", "demo/digits".
-      class_names: The name of each label, C of them. Names may repeat (ImageNet has two "missile");
-        underscores are kept, a prompt replaces them by spaces.
-      splits: "train", "val", "test"; a set made for evaluation only has "test" alone.
-      class_ids: A second identifier of each class, such as ImageNet's WordNet ids; empty without one.
-      descriptions: Texts of each class that replace the template, or `None`.
+      name: the name for `data.load`: "eurosat", "folder", "demo/digits".
+      class_names: names of the `C` labels. Names may repeat (ImageNet has two "missile"); underscores stay here, and
+        become spaces in a prompt.
+      splits: "train", "val", "test"; a set for evaluation only has "test" alone.
+      class_ids: second identifiers of the classes, such as ImageNet's WordNet ids, or empty.
+      descriptions: texts of the classes that replace the template, or `None`.
     """
 
     name: str
@@ -214,7 +212,7 @@ class Dataset:
         check_template(self.template)
         for label, name in enumerate(self.class_names):
             if not isinstance(name, str) or not is_unicode(name):
-                raise ClipbiasError(f"{self.name}: class {label} is called {name!r}, which is not a text; correct it.")
+                raise ClipbiasError(f"{self.name}: the name {name!r} of class {label} is no Unicode text; correct it.")
         check_told_apart({name: f"class {label}" for label, name in enumerate(self.class_names)}, self.name)
         for split_name, split in self.splits.items():
             beyond = np.flatnonzero((split.labels < 0) | (split.labels >= len(self.class_names)))
@@ -224,7 +222,7 @@ class Dataset:
                     f"{split.labels[beyond[0]]}, but there are {len(self.class_names)} classes; "
                     f"labels start at 0 and leave no gaps."
                 )
-        # A split that is taken out still says what its labels number.
+        # A split that is used without its dataset still needs the names of its labels.
         named = {
             name: split
             if split.class_names == self.class_names
@@ -239,13 +237,14 @@ class Dataset:
         return f"Dataset({self.name!r}: {len(self.class_names)} classes ({names}); {splits} images)"
 
     def split(self, name: str) -> Split:
-        """The split called `name`. Raises `ClipbiasError` where this dataset has none."""
+        """Returns a split by name. Raises `ClipbiasError` if there is no such split."""
         if name not in self.splits:
             raise ClipbiasError(f"{self.name} has no {name} images; it has {', '.join(sorted(self.splits))}.")
         return self.splits[name]
 
     def with_classes(self, labels: Sequence[int]) -> "Dataset":
-        """The same dataset with only the classes `labels`, renumbered from 0 in the given order."""
+        """Returns the dataset with only the classes `labels`, renumbered from 0 in this order."""
+        # -1 marks the classes that are left out, whose images go below.
         renumbered = np.full(len(self.class_names), -1, np.int32)
         renumbered[list(labels)] = np.arange(len(labels))
         splits = {}
@@ -258,34 +257,35 @@ class Dataset:
 
 
 def is_unicode(text: str) -> bool:
-    """Whether UTF-8 can write it: JSON can hold half a surrogate pair, and a file name any bytes."""
+    """Whether UTF-8 can write a string."""
+    # JSON may hold half a surrogate pair, and a file name any bytes.
     try:
         return text.isascii() or bool(text.encode())
     except UnicodeEncodeError:
         return False
 
 
-def check_told_apart(places: Mapping[str, str], what: str) -> None:
-    """Raises `ClipbiasError` for two class names of `what` that read as one text; `places` says where each name is.
+def check_told_apart(places: Mapping[str, str], owner: str) -> None:
+    """Raises `ClipbiasError` for two class names of the same text, up to space, case and Unicode's normal form.
 
-    A model reads names that differ in white space, case or Unicode's normal form alone as the same text, so that it
-    would never predict one of the two classes.
+    `places` maps each name to its place in `owner`, for the message.
     """
+    # The tokenizer gives such names the same ids, so that the model could never predict one of the classes.
     by_text: dict[str, str] = {}
     for name in places:
-        text = " ".join(name_in_prompt(unicodedata.normalize("NFC", name)).casefold().split())
-        other = by_text.setdefault(text, name)
+        prompt_text = " ".join(name_in_prompt(unicodedata.normalize("NFC", name)).casefold().split())
+        other = by_text.setdefault(prompt_text, name)
         if other != name:
             # Two normal forms look the same on a screen.
             write = ascii if len({unicodedata.normalize("NFC", each) for each in (other, name)}) == 1 else repr
             raise ClipbiasError(
-                f"{what}: the class names {write(other)} ({places[other]}) and {write(name)} ({places[name]}) read as "
+                f"{owner}: the class names {write(other)} ({places[other]}) and {write(name)} ({places[name]}) read as "
                 "the same text; write them alike if they are one class, else rename one."
             )
 
 
 def check_template(template: str) -> None:
-    """Raises `ClipbiasError` unless `template` has exactly one `{}`, the place of the class name."""
+    """Raises `ClipbiasError` unless `template` has exactly one `{}`, for the class name."""
     if not isinstance(template, str) or [template.count(place) for place in ("{}", "{", "}")] != [1, 1, 1]:
         raise ClipbiasError(
             f"the template {template!r} must hold exactly one {{}} for the class name, as 'a photo of a {{}}.' does."

@@ -1,8 +1,4 @@
-"""Small image sets that need no download: handwritten digits, pictures of clothes, emoji, and emoji in other styles.
-
-Each is one archive of compressed images beside the demo model. `tools/demo/datasets.py` makes them, and says what the
-demo model has seen of their kind.
-"""
+"""Small embedded image sets: handwritten digits, clothes, emoji, emoji in other styles (`tools/demo/datasets.py`)."""
 
 import functools
 import io
@@ -18,20 +14,19 @@ from clipbias.data.dataset import Dataset, Split
 from clipbias.errors import ClipbiasError
 
 DATASETS = ("demo/digits", "demo/fashion", "demo/emoji")
-# The classes of `demo/emoji` as other artists draw them; test images only.
+# The classes of `demo/emoji` by other artists; test images only.
 VARIANTS = ("demo/emoji_outlined", "demo/emoji_glossy", "demo/emoji_black")
 NAMES = (*DATASETS, *VARIANTS)
 DESCRIPTION = "dataset.json"  # the first member of an archive; the others are images, named by their keys
 
 
 def load(name: str, *, template: str | None = None) -> Dataset:
-    """Opens a demo dataset, one of `NAMES`, with its own prompt template or another.
-
-    Raises `ClipbiasError` where there is no such demo dataset.
-    """
+    """Opens a demo dataset of `NAMES`. Default template: its own. Raises `ClipbiasError` for an unknown name."""
     if name not in NAMES:
         raise ClipbiasError(f"there is no demo dataset {name!r}; known are {', '.join(NAMES)}.")
+    # In memory: the archives have a few megabytes, and threads read from them at once.
     archive = _archive(name.removeprefix("demo/"))
+    # The description names classes and template; keys are split/class/file.
     description = json.loads(archive.read(DESCRIPTION))
     class_names = tuple(description["class_names"])
     keys_of: dict[str, list[str]] = {}
@@ -47,11 +42,11 @@ def load(name: str, *, template: str | None = None) -> Dataset:
         content = archive.read(key)
         if side is None:
             return content
-        # An archive has scans as they are: enlarged, they would be ten times as large, and add nothing. Here they
-        # become smooth between their pixels, so that crops have detail to show.
+        # The archive has scans in their size, a tenth of the bytes. They are enlarged here, smoothly, so that crops
+        # show more than a few squares.
         image = Image.open(io.BytesIO(content)).resize((side, side), Image.Resampling.BICUBIC)
         buffer = io.BytesIO()
-        image.save(buffer, "BMP")  # uncompressed, since it is decoded at once, and the same bytes with any library
+        image.save(buffer, "BMP")  # not compressed: faster, and the same bytes with every library
         return buffer.getvalue()
 
     splits = {}
@@ -69,6 +64,6 @@ def load(name: str, *, template: str | None = None) -> Dataset:
 
 @functools.cache
 def _archive(name: str) -> zipfile.ZipFile:
-    """The archive, read into memory; several threads may read from it at once."""
+    """Opens an archive in memory, from which several threads may read."""
     content = resources.files("clipbias").joinpath("assets", "demo_datasets", f"{name}.zip").read_bytes()
     return zipfile.ZipFile(io.BytesIO(content))

@@ -1,7 +1,4 @@
-"""The few-shot splits of the CoOp benchmark, bit for bit, and imbalanced ones of as many images.
-
-Besides, how many images a number rests on, in numbers, intervals and words.
-"""
+"""The few-shot splits of the CoOp benchmark, bit for bit; imbalanced splits; intervals of accuracies."""
 
 import heapq
 import math
@@ -15,7 +12,7 @@ from clipbias.data.dataset import Split
 from clipbias.errors import ClipbiasError
 from clipbias.sentences import counted
 
-# Validation picks per class never exceed this, whatever the number of shots (Zhou et al. 2022).
+# Most validation images per class (Zhou et al. 2022).
 MAX_VAL_SHOTS = 4
 
 
@@ -28,17 +25,14 @@ def few_shot(
     class_names: Sequence[str] = (),
     counts: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draws `shots` training and `min(shots, 4)` validation images of each class.
+    """Draws `shots` training and `min(shots, 4)` validation images of each class, as CoOp's code does.
 
-    One `random.Random(seed)` stream serves both: first every class of `train`, in the order in which classes first
-    appear in the list, then every class of `val`. A class with fewer images gives all it has, in list order, and takes
-    nothing from the stream; that is logged. The order of the result is the order of the picks.
-
-    Training images of each class may be `counts`, int `[C]`, in place of `shots`, such as `imbalanced_counts`. Class
-    names are for the log. Returns indices into the full splits `train` and `val`, int64.
+    `counts`, int `[C]`, replaces `shots` for training images by class (`imbalanced_counts`). Class names are for the
+    log. Returns indices into `train` and `val`, int64, in the order of the picks.
     """
     if shots < 1:
         raise ClipbiasError(f"shots is {shots}; it must be at least 1 (full training data is another protocol).")
+    # One stream serves both splits, first `train`, then `val`: another order gives other images than the published.
     stream = random.Random(seed)
     train_indices = _draw(stream, train.labels, shots, "train", class_names, counts)
     val_indices = [] if val is None else _draw(stream, val.labels, min(shots, MAX_VAL_SHOTS), "val", class_names)
@@ -46,18 +40,16 @@ def few_shot(
 
 
 def imbalanced_counts(available: np.ndarray, *, shots: int, seed: int, concentration: float) -> np.ndarray:
-    """Draws how many of the `available [C]` training images each class has, int64 `[C]`: on average `shots`.
+    """Draws the number of training images of each class, int64 `[C]`: on average `shots`, at most `available [C]`.
 
     Shares of the classes come from a symmetric Dirichlet distribution with a positive `concentration`; the lower, the
-    more imbalanced. Each class that has images has at least one and at most all of them. Each further image goes to the
-    class with the highest share for its next image among those that have one left, `share / (count + 1/2)`: counts are
-    rounded as in Webster's apportionment.
-
-    The shares are drawn from `random.Random(seed)`, whose numbers are the same on every machine.
+    more imbalanced. Every class with images has at least one. Counts are rounded by Webster's apportionment.
     """
-    stream = random.Random(seed)
+    stream = random.Random(seed)  # the same numbers on every machine
     # Gamma variates, divided by their sum, are a draw of a Dirichlet distribution; only their ratios count here.
     shares = [stream.gammavariate(concentration, 1.0) for _ in available]
+    # Webster: each further image goes to the class with the highest `share / (count + 1/2)` that has an image left.
+    # One image for each class first: a class without any could not be learned at all.
     counts = np.minimum(available, 1).astype(np.int64)
     queue = [(-shares[label] / 1.5, label) for label in np.flatnonzero(available > 1).tolist()]
     heapq.heapify(queue)
@@ -70,15 +62,13 @@ def imbalanced_counts(available: np.ndarray, *, shots: int, seed: int, concentra
 
 
 def most_confident(predicted: np.ndarray, other_odds: np.ndarray, *, shots: int | None) -> np.ndarray:
-    """Selects images by pseudo-label, as UPL does (Huang et al. 2022): the most confident images of each class.
+    """Selects the most confident images of each predicted class, as UPL does (Huang et al. 2022).
 
-    Args:
-      predicted: `[n]`, the predicted class of each image; -1 for unreadable images.
-      other_odds: `[n]`, 1/p - 1 for the probability p of that class. It stays exact where p rounds to 1.
-      shots: Images per class at most, `None` for all. A class may have fewer, or none.
-
-    Returns: indices, int64, class by class, the most confident image first, and the earlier one of equal images.
+    `predicted [n]` are classes, -1 for unreadable images; `other_odds [n]` are 1/p - 1 for their probabilities p.
+    Returns indices, int64, class by class, the most confident image first, at most `shots` of each.
     """
+    # Odds and not probabilities: of confident images p rounds to 1, and their order would be lost.
+    # Stable, so that equal confidences keep the order of the list on every machine.
     order = np.argsort(other_odds, kind="stable")
     by_class = [order[predicted[order] == label] for label in np.unique(predicted[predicted >= 0])]
     return np.concatenate([indices[:shots] for indices in by_class] or [order[:0]]).astype(np.int64)
@@ -92,7 +82,8 @@ def _draw(
     class_names: Sequence[str],
     counts: np.ndarray | None = None,
 ) -> Sequence[int]:
-    # Class by class in the order in which they first appear, and the images of each in list order.
+    # The order of CoOp's dictionaries, which decides how the stream is used: classes as they first appear, images of
+    # each in list order. A class with too few images gives all of them, and takes nothing from the stream.
     order = np.argsort(labels, kind="stable")
     parts = np.split(order, np.flatnonzero(np.diff(labels[order])) + 1) if len(labels) else []
     picks: list[int] = []
@@ -112,40 +103,41 @@ def _draw(
     return picks
 
 
-# How many images a number rests on.
+# Intervals of accuracies.
 
-# Test images; of fewer the normal distribution is no good approximation, and accuracies have a Wilson interval.
+# Below so many test images the normal distribution is a poor approximation, and accuracies have a Wilson interval.
 SMALL = 100
 # Half the width of a 95 % interval, in standard errors.
-WITHIN = 1.959963984540054
+Z_95 = 1.959963984540054
 
 
 def images_per_class(labels: np.ndarray, classes: int) -> list[int]:
-    """The smallest and the largest number of images of a class, `[lowest, highest]`."""
+    """Returns the smallest and the largest number of images of a class, `[lowest, highest]`."""
     counts = np.bincount(labels, minlength=classes)
     return [int(counts.min()), int(counts.max())]
 
 
 def range_words(numbers: Sequence[int]) -> str:
-    """The smallest and the largest of some numbers: "16", or "6 to 16"."""
+    """Formats the smallest and the largest of some numbers: "16", or "6 to 16"."""
     return " to ".join(f"{number:,}" for number in dict.fromkeys((min(numbers), max(numbers))))
 
 
 def wilson_interval(accuracy: float, images: float) -> tuple[float, float]:
-    """The 95 % interval of an accuracy in percent on `n` test images (Wilson 1927).
+    """Computes the 95 % interval of an accuracy in percent on `n` test images (Wilson 1927).
 
     `(p + z²/2n ± z √(p (1 − p)/n + z²/4n²)) / (1 + z²/n)`; the accuracy may be a mean over seeds.
     """
+    # A mean over seeds may exceed the bounds by rounding, and the root below would be NaN.
     share = min(max(accuracy / 100, 0.0), 1.0)
-    square = WITHIN**2 / images
+    square = Z_95**2 / images
     centre = share + square / 2
-    half = WITHIN * math.sqrt(share * (1 - share) / images + square / images / 4)
+    half = Z_95 * math.sqrt(share * (1 - share) / images + square / images / 4)
     low, high = ((centre - half) / (1 + square), (centre + half) / (1 + square))
     return 100 * max(low, 0.0), 100 * min(high, 1.0)
 
 
 def accuracy_words(accuracy: float, images: int, what: str = "test image") -> str:
-    """An accuracy with the number of images: "91.67 % of 12 test images (95 % interval 64.6 to 98.5)"."""
+    """Formats an accuracy and the number of images: "91.67 % of 12 test images (95 % interval 64.6 to 98.5)"."""
     words = f"{accuracy:.2f} % of {counted(images, what)}"
     if images >= SMALL:
         return words

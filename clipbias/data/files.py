@@ -1,4 +1,4 @@
-"""Reading images below a data folder: which files count, in which order, and never outside the folder."""
+"""Image files below a data folder: lists in a fixed order, reading, and checks of listed paths."""
 
 import collections
 import contextlib
@@ -22,17 +22,17 @@ from clipbias.io import below, data_path, entries, is_remote, read_bytes, reason
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".webp", ".avif", ".tif", ".tiff", ".ppm", ".pgm"}
 )
-# Pictures in formats that are not read: those of cameras, and some of the web and of programs.
+# Pictures in formats that are not supported: camera files, and some of the web and of programs.
 OTHER_SUFFIXES = frozenset(
     {".jxl", ".jp2", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2", ".psd", ".svg", ".tga"}
 )
-# Formats that do not compress, in which pictures of one size have files of one size.
+# Formats without compression: different pictures of one size have files of one size.
 PLAIN_SUFFIXES = frozenset({".bmp", ".ppm", ".pgm", ".tif", ".tiff"})
-READERS = 16  # threads that list folders: shared storage and object stores take long to answer
+READERS = 16  # threads that list folders, since shared storage and object stores answer slowly
 
 
 def existing_folder(path: str | os.PathLike | None, *, needed_for: str) -> Path:
-    """`path` as a folder that exists. Raises `ClipbiasError` saying what it is needed for."""
+    """Returns an existing folder. Raises `ClipbiasError` with the purpose (`needed_for`) of a missing one."""
     if path is None:
         raise ClipbiasError(f"{needed_for} needs data_dir, the folder that holds the images.")
     folder = data_path(path)
@@ -42,7 +42,7 @@ def existing_folder(path: str | os.PathLike | None, *, needed_for: str) -> Path:
 
 
 def sub_folders(folder: Path) -> list[str]:
-    """Names of the visible folders in `folder`, in Python's sort order (capitals first); links count."""
+    """Lists the visible folders in `folder`, links included, in Python's sort order (capitals first)."""
     with _readable(folder):
         if is_remote(folder):
             names = [name for name, size in entries(folder).items() if size is None]
@@ -57,18 +57,19 @@ def sub_folders(folder: Path) -> list[str]:
 
 
 def image_files(folder: Path) -> tuple[list[str], list[str]]:
-    """Visible image files below `folder`, as sorted relative paths with forward slashes.
+    """Lists visible image files below `folder`, as sorted relative paths with forward slashes.
 
-    The second list has those in formats that are not read, such as HEIC without `pillow-heif`. Links to folders inside
-    are not followed. Images whose names are not UTF-8 are left out with a warning. Raises `ClipbiasError` for a folder
-    that cannot be read.
+    The second list has those in unsupported formats, such as HEIC without `pillow-heif`. Links to folders inside are
+    not followed. Names that are not UTF-8 are left out with a warning. Raises `ClipbiasError` for an unreadable folder.
     """
     with _readable(folder):
+        # Hidden files and folders are thumbnails and caches of other programs (`.ipynb_checkpoints`).
         names = below(folder) if is_remote(folder) else _local_files(os.fspath(folder))
         visible = [name for name in names if name[0] != "." and "/." not in name]
-    suffixes = IMAGE_SUFFIXES | transforms.SUFFIXES if transforms.is_installed() else IMAGE_SUFFIXES
+    # HEIC counts as readable only with its package: otherwise every picture of a phone would be an error at its use.
+    suffixes = IMAGE_SUFFIXES | transforms.HEIF_SUFFIXES if transforms.is_installed() else IMAGE_SUFFIXES
     images = [name for name in visible if suffix_of(name) in suffixes]
-    others = [name for name in visible if suffix_of(name) in (OTHER_SUFFIXES | transforms.SUFFIXES) - suffixes]
+    others = [name for name in visible if suffix_of(name) in (OTHER_SUFFIXES | transforms.HEIF_SUFFIXES) - suffixes]
     readable = sorted(name for name in images if is_unicode(name))
     if len(readable) < len(images):
         nameless = sorted(os.fsencode(name) for name in images if not is_unicode(name))
@@ -82,19 +83,19 @@ def image_files(folder: Path) -> tuple[list[str], list[str]]:
 
 
 def suffix_of(name: str) -> str:
-    """The suffix of a file's name in lower case, with its dot."""
+    """Returns the suffix of a file's name in lower case, with its dot."""
     return os.path.splitext(name)[1].lower()
 
 
 def describe_others(others: Sequence[str]) -> str:
-    """Image files in formats that are not read, counted, with what to do: "8 .heic, 1 .dng; ..."."""
+    """Counts image files in unsupported formats, and adds advice: "8 .heic, 1 .dng; ..."."""
     counts = collections.Counter(map(suffix_of, others))
     words = ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common())
-    return f"{words}; {transforms.INSTALL if transforms.SUFFIXES & counts.keys() else 'convert them to JPEG'}"
+    return f"{words}; {transforms.HEIF_ADVICE if transforms.HEIF_SUFFIXES & counts.keys() else 'convert them to JPEG'}"
 
 
 def warn_of_others(place: Path, others: Sequence[str]) -> None:
-    """Logs how many pictures of a folder are not read, and why."""
+    """Logs the pictures of a folder in unsupported formats."""
     if others:
         logging.warning(
             "%s: %d pictures are left out, since their format is not read (%s): %s.",
@@ -114,6 +115,7 @@ def _local_files(top: str) -> Iterator[str]:
         raise error
 
     for place, folders, names in os.walk(top, onerror=fail):
+        # In place: `os.walk` then does not enter hidden folders, such as caches of thousands of thumbnails.
         folders[:] = [name for name in folders if name[0] != "."]
         prefix = place[len(top) :].lstrip("/")
         yield from (f"{prefix}/{name}" if prefix else name for name in names)
@@ -135,13 +137,13 @@ def _readable(folder: Path) -> Iterator[None]:
 
 
 def image_files_in_each(root: Path, folders: Sequence[str]) -> Iterator[tuple[list[str], list[str]]]:
-    """`image_files` of several folders in `root`, in their order."""
+    """Yields `image_files` of several folders in `root`, in their order."""
     with ThreadPoolExecutor(READERS) as pool:
         yield from pool.map(image_files, [root / folder for folder in folders])
 
 
 def check_relative(relative: str, *, listed_in: str) -> str:
-    """`relative` without "./" if it stays below its folder. Raises `ClipbiasError` for an absolute or climbing path."""
+    """Normalises a path below a folder. Raises `ClipbiasError` for a path that is absolute or leaves the folder."""
     parts = relative.split("/")
     plain = relative and parts[0] and ".." not in parts and "\\" not in relative and "\0" not in relative
     if not plain or not is_unicode(relative):
@@ -152,18 +154,15 @@ def check_relative(relative: str, *, listed_in: str) -> str:
 
 
 def common_folder(paths: Sequence[str]) -> str:
-    """The folder that holds all files, with "/" at its end; empty where there is none."""
+    """Returns the folder that holds all files, with "/" at its end; empty without such a folder."""
     prefix = os.path.commonprefix(paths)  # noqa: RUF071 (`commonpath` takes no address of a bucket)
     return prefix[: prefix.rfind("/") + 1]
 
 
 def read_image(path: str | os.PathLike, *, listed_in: str = "") -> bytes:
-    """The content of an image file; `listed_in` names the file that lists it, for the message.
-
-    Links are followed, but not to a device or a pipe, which may never end. Raises `UnreadableImage` if it does not
-    exist, or is not a readable file.
-    """
+    """Reads an image file, named in messages with the list `listed_in`. Raises `UnreadableImage`."""
     try:
+        # Links are followed, but not to a device or a pipe, whose content may never end.
         if not is_remote(path) and not stat.S_ISREG(os.stat(path).st_mode):
             raise OSError(None, "it is not a file")
         return read_bytes(path)
@@ -175,7 +174,8 @@ def read_image(path: str | os.PathLike, *, listed_in: str = "") -> bytes:
 def split_of_files(
     root: Path, keys: Sequence[str], labels: Sequence[int] | np.ndarray, *, listed_in: str = "", upright: bool = False
 ) -> Split:
-    """A split whose keys are paths relative to `root`; `listed_in` is the file that lists them, for messages."""
+    """Returns a split with paths relative to `root` as keys; `listed_in` names the file that lists them."""
+    # Links are resolved in the source, so that one folder under two names is the same data.
     keys = tuple(keys)
     source = os.fspath(root) if is_remote(root) else os.path.realpath(root)
     return Split(
@@ -189,10 +189,8 @@ def split_of_files(
 
 
 def file_sizes(paths: Sequence[str]) -> list[int | str]:
-    """The size of each file in bytes, or the SHA-256 of one in `PLAIN_SUFFIXES`; -1 where there is none.
-
-    A bucket is asked once for each folder.
-    """
+    """Returns each file's size in bytes, or its SHA-256 for `PLAIN_SUFFIXES`; -1 for a missing file."""
+    # A bucket is asked once per folder: a request per file would take minutes.
     folders = list(dict.fromkeys(os.path.dirname(path) for path in paths if is_remote(path)))
 
     def sizes_in(folder: str) -> dict[str, int | None]:

@@ -1,6 +1,6 @@
-"""A user's images: one sub-folder per class, optionally below `train/`, `val/` and `test/`; or as a list.
+"""A user's images: a folder per class (optionally below `train/`, `val/`, `test/`), a table, or a Hugging Face dataset.
 
-A list is a CSV or JSON lines table, a folder with `metadata.jsonl`, or a Hugging Face dataset.
+A table is a CSV or JSON lines file, or a folder with `metadata.jsonl`.
 """
 
 import csv
@@ -23,12 +23,8 @@ from clipbias.data.user_images import is_missing
 from clipbias.errors import ClipbiasError, UnreadableImage
 from clipbias.io import data_path, parse_json, read_text, reason
 
-# Names under which people keep each split, in order of preference.
-SPLIT_FOLDERS = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation"),
-    "test": ("test", "testing"),
-}
+# Common names of the splits' folders.
+SPLIT_FOLDERS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 SPLIT_OF = {name: split for split, names in SPLIT_FOLDERS.items() for name in names}
 # Shares of a single-level folder, per class: those of the benchmark's own random splits.
 VAL_SHARE = 0.2
@@ -36,19 +32,16 @@ TEST_SHARE = 0.3
 
 
 def load(data_dir: str | os.PathLike | None, *, template: str | None = None) -> Dataset:
-    """Reads a folder of class folders.
+    """Reads a folder of class folders; class names are the folder names, in Python's sort order.
 
-    Class names are the folder names, in Python's sort order. A missing split is made from the others by a rule that
-    depends on the file names alone, and one logged line says so. A single level is divided 50/20/30 per class, and so
-    is `train/` without the others. `train/` and `test/` hold out 20 % of `train/` for validation. `train/` and `val/`
-    evaluate on `val/`. Raises `ClipbiasError` for no such folder, no class folder, a class without images, unreadable
-    names, names of classes that read alike, and images that none of this reads.
+    Raises `ClipbiasError` for a missing folder or class folder, a class without images, unreadable names, class names
+    of the same text, and images outside of this layout.
     """
     root = files.existing_folder(data_dir, needed_for="dataset folder")
     roots = {}
     present = files.sub_folders(root)
     for split_name, candidates in SPLIT_FOLDERS.items():
-        # "Train" may also be a class: it is a split where it holds folders.
+        # "Train" may also be a class, such as in pictures of vehicles: it is a split if it has folders.
         folders = [root / name for name in present if name.lower() in candidates]
         folders = [place for place in folders if place.name in candidates or files.sub_folders(place)]
         if len(folders) > 1:
@@ -58,6 +51,8 @@ def load(data_dir: str | os.PathLike | None, *, template: str | None = None) -> 
             )
         if folders:
             roots[split_name] = folders[0]
+    # Images outside of all splits would be left out silently: a sign that "train" is a class here, or a folder
+    # misplaced.
     if "train" in roots:
         beside = [name for name in files.sub_folders(root) if root / name not in roots.values()]
         for name, (images, _) in zip(beside, files.image_files_in_each(root, beside), strict=True):
@@ -67,10 +62,12 @@ def load(data_dir: str | os.PathLike | None, *, template: str | None = None) -> 
                     f"them into {roots['train'].name}/{name}/ if that is a class, else out of the folder."
                 )
     elif roots:
+        # "test" or "val" without "train" are classes of these names, if other classes stand beside them.
         classes = set(files.sub_folders(root)) - {path.name for path in roots.values()}
         if not classes or classes & {name for path in roots.values() for name in files.sub_folders(path)}:
             raise ClipbiasError(f"{root} has {', '.join(sorted(roots))} but no train folder; add one.")
         roots = {}
+    # The training folder decides the classes, since a class without training images cannot be learned.
     class_names = tuple(files.sub_folders(roots.get("train", root)))
     check_told_apart({name: f"{roots.get('train', root) / name}" for name in class_names}, "the folder")
     if not class_names:
@@ -90,6 +87,7 @@ def load(data_dir: str | os.PathLike | None, *, template: str | None = None) -> 
         keys: list[str] = []
         counts: list[int] = []
         prefix = "".join(f"{part}/" for part in place.relative_to(root).parts)
+        # Folders are listed by several threads, in the order of the classes.
         files_by_class = files.image_files_in_each(place, class_names)
         for class_name, (names, left_out) in zip(class_names, files_by_class, strict=True):
             if not names and split_name in ("all", "train"):  # every class needs an image there
@@ -106,8 +104,13 @@ def load(data_dir: str | os.PathLike | None, *, template: str | None = None) -> 
 
 
 def complete_splits(splits: dict[str, Split], place: str) -> dict[str, Split]:
-    """Adds the missing ones of "train", "val" and "test", and logs how; "all" is divided into the three."""
+    """Adds missing splits, and logs the rule.
+
+    "all" and a lone "train" are divided 50/20/30 per class. Without "val", 20 % of "train" are held out; without
+    "test", "val" is also the test set.
+    """
     note = None
+    # Shares are those of the benchmark's random splits (`VAL_SHARE`, `TEST_SHARE`).
     if "all" in splits or set(splits) == {"train"}:
         whole = splits["all"] if "all" in splits else splits["train"]
         train, val, test = divide(whole, (VAL_SHARE, TEST_SHARE))
@@ -128,20 +131,18 @@ def complete_splits(splits: dict[str, Split], place: str) -> dict[str, Split]:
 
 
 def divide(split: Split, shares: tuple[float, float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Indices of train, val and test parts, int64 and ascending, per class, fixed by a hash of each image's key.
-
-    Every class keeps at least one training image; the two other parts get the rounded `shares`. The order in
-    which the images are listed does not matter.
-    """
+    """Divides each class into train, val and test indices, int64, ascending; `shares` are those of val and test."""
+    # By a hash of each key: the parts depend on names alone, and neither on the order of the list nor on a seed.
     train: list[np.ndarray] = []
     val: list[np.ndarray] = []
     test: list[np.ndarray] = []
     digests = b"".join(hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest() for key in split.keys)
     ranks = np.frombuffer(digests, ">u8").reshape(-1, 4).astype(np.uint64).T
-    order = np.lexsort((*ranks[::-1], split.labels))  # by label, and in each by its digest as a number
+    order = np.lexsort((*ranks[::-1], split.labels))  # by label, then by digest as a number
     for indices in np.split(order, np.flatnonzero(np.diff(split.labels[order])) + 1):
         val_count = round(len(indices) * shares[0])
         test_count = round(len(indices) * shares[1])
+        # A class of two images trains and tests; it has none to validate.
         if val_count + test_count >= len(indices):
             val_count = 0
         test_count = min(test_count, len(indices) - 1)
@@ -155,25 +156,21 @@ def divide(split: Split, shares: tuple[float, float]) -> tuple[np.ndarray, np.nd
 
 METADATA = ("metadata.jsonl", "metadata.csv")
 
-LONGEST_NUMBER = 10  # digits of a label; longer ones are names
+MAX_LABEL_DIGITS = 10  # longer labels of digits are names
 
-TableRow = tuple[str, str, str, str]  # path, label, split, the place of the row
+TableRow = tuple[str, str, str, str]  # path, label, split, place of the row
 
 
 def load_table(
-    data_dir: str | os.PathLike | None,
-    *,
-    template: str | None = None,
-    class_names: Sequence[str] | None = None,
+    data_dir: str | os.PathLike | None, *, template: str | None = None, class_names: Sequence[str] | None = None
 ) -> Dataset:
     """Reads a table of images: `path,label[,split]`.
 
     Args:
-      data_dir: The `.csv` (with a header line) or `.jsonl` file; paths in it are relative to its folder and stay below
-        it.
-      class_names: Names of integer labels 0, 1, ...; None takes the labels themselves as names, sorted.
+      data_dir: the `.csv` (with a header line) or `.jsonl` file; paths in it are relative to its folder, and below it.
+      class_names: names of integer labels 0, 1, ... Default: the sorted labels are the names.
 
-    Raises `ClipbiasError` for no such file, a missing column, an unknown split, a path that leaves the folder.
+    Raises `ClipbiasError` for a missing file or column, an unknown split, a path that leaves the folder.
     """
     if data_dir is None:
         raise ClipbiasError("dataset csv needs data_dir, the .csv or .jsonl file that lists the images.")
@@ -185,7 +182,7 @@ def load_table(
 
 
 def has_metadata(folder: Path) -> bool:
-    """Whether `folder`, or a split folder in it, holds a `metadata.jsonl` or `metadata.csv`."""
+    """Whether `folder` or a split folder in it has a `metadata.jsonl` or `metadata.csv`."""
     places = ["", *SPLIT_OF]
     return any(_is_file(folder / place / name) for place in places for name in METADATA)
 
@@ -198,17 +195,10 @@ def _is_file(path: Path) -> bool:
         raise ClipbiasError(f"cannot read the folder {path.parent}: {reason(error)}; check its permissions.") from error
 
 
-def load_metadata(
-    folder: Path,
-    *,
-    template: str | None = None,
-    class_names: Sequence[str] | None = None,
-) -> Dataset:
-    """Reads an image folder as Hugging Face `datasets` does: `metadata.jsonl` with `file_name` and a label.
-
-    The metadata lies beside the images, in `folder` or in each of `train/`, `validation/`, `test/`.
-    """
+def load_metadata(folder: Path, *, template: str | None = None, class_names: Sequence[str] | None = None) -> Dataset:
+    """Reads Hugging Face's image folder: `metadata.jsonl` with `file_name` and label, in it or in split folders."""
     rows: list[TableRow] = []
+    # The folder of a metadata file says its split, unless a row has one.
     for place, split_name in [("", ""), *SPLIT_OF.items()]:
         for name in METADATA:
             path = folder / place / name
@@ -233,6 +223,7 @@ def _rows(path: Path, path_column: str, split_name: str) -> Iterator[TableRow]:
 
 
 def _records(path: Path) -> Iterator[tuple[int, Mapping]]:
+    # CSV may have line breaks inside quotes, so that the reader counts lines; JSON lines have none.
     text = read_text(path)
     if path.suffix.lower() == ".csv":
         reader = csv.DictReader(io.StringIO(text, newline=""))
@@ -263,37 +254,35 @@ def _records(path: Path) -> Iterator[tuple[int, Mapping]]:
 
 
 def _dataset(
-    name: str,
-    root: Path,
-    rows: list[TableRow],
-    template: str | None,
-    class_names: Sequence[str] | None,
-    place: str,
+    name: str, root: Path, rows: list[TableRow], template: str | None, class_names: Sequence[str] | None, place: str
 ) -> Dataset:
     if not rows:
         raise ClipbiasError(f"{place} lists no image.")
+    # An image that is listed twice could be in training and test at once.
     places: dict[str, str] = {}
     for image, _, _, row in rows:
         if (other := places.setdefault(image, row)) != row:
             raise ClipbiasError(f"{image} is listed twice, in {other} and in {row}; list it once.")
+    # The first row of each label is the place that a message names.
     unsorted: dict[str, str] = {}
     for _, label, _, row in rows:
         unsorted.setdefault(label, row)
     check_told_apart(unsorted, place)
-    numbers = all(label.isdecimal() and len(label) < LONGEST_NUMBER for label in unsorted)
-    # The text decides between 1 and 01, so that the order never depends on anything else.
+    numbers = all(label.isdecimal() and len(label) < MAX_LABEL_DIGITS for label in unsorted)
+    # The string decides between 1 and 01, so that the order does not depend on the rows.
     labels = sorted(unsorted, key=lambda label: (int(label), label)) if numbers else sorted(unsorted)
     label_of = {label: index for index, label in enumerate(labels)}
     if class_names is not None:
         check_class_names(class_names)
-        are_names = {*labels} <= {*class_names}  # digits, too, as `from_arrays` takes them
+        are_names = {*labels} <= {*class_names}  # digits may be names, too, as in `from_arrays`
         if not are_names and (not numbers or int(labels[-1]) >= len(class_names)):
             raise ClipbiasError(
-                f"{place}: class_names goes with labels 0 to {len(class_names) - 1}, found {labels[-1]!r}."
+                f"{place}: class_names needs labels from 0 to {len(class_names) - 1}, found {labels[-1]!r}."
             )
         label_of = {label: [*class_names].index(label) if are_names else int(label) for label in labels}
     splits: dict[str, Split] = {}
     split_names = sorted({split for _, _, split, _ in rows})
+    # Dividing only the rows without a split would mix two rules.
     if "" in split_names and len(split_names) > 1:
         raise ClipbiasError(f"{place}: some images have a split and some have none; give every image one, or none.")
     for split_name in split_names:
@@ -310,13 +299,13 @@ def _dataset(
     )
 
 
-# Hugging Face datasets. Their package need not be installed: they are known by what they have.
+# Hugging Face datasets, recognised by their attributes, since the package need not be installed.
 
 HUB_NAME = "Hugging Face dataset"
 
 
 class HubDataset(Protocol):
-    """The part of `datasets.Dataset` that is used: a table, whose columns have types by name."""
+    """The methods of `datasets.Dataset` that clipbias uses: a table with typed columns."""
 
     @property
     def features(self) -> Mapping[str, Any]: ...
@@ -327,7 +316,7 @@ class HubDataset(Protocol):
 
 
 def is_hub_dataset(source: object) -> TypeGuard[HubDataset | Mapping[str, HubDataset]]:
-    """Whether it is a `datasets.Dataset`, or a `datasets.DatasetDict` of them."""
+    """Whether an object is a `datasets.Dataset` or `datasets.DatasetDict`."""
     if isinstance(source, Mapping):
         return bool(source) and all(map(_is_table, source.values()))
     return _is_table(source)
@@ -338,12 +327,12 @@ def _is_table(source: object) -> bool:
 
 
 def from_hub_dataset(source: HubDataset | Mapping[str, HubDataset], *, template: str = DEFAULT_TEMPLATE) -> Dataset:
-    """The pictures and labels of a table, or of several by the name of their split; pictures are read when used.
+    """Converts a table, or tables by the name of their split, to a dataset; pictures are read when they are used.
 
-    A single table serves for training and for testing, whichever is done with it. Raises `ClipbiasError` if a table has
-    not one column of images and one of class labels, a row has no label, the tables differ in their classes, or a split
-    has an unknown name.
+    A single table serves for training and testing. Raises `ClipbiasError` unless each table has one column of images
+    and one of class labels, every row has a label, tables have the same classes, and split names are known.
     """
+    # Whoever gives one table, to `fit` or to `evaluate`, means all of its rows.
     if not isinstance(source, Mapping):
         split, names = _read(source, "row")
         return Dataset(HUB_NAME, names, template, {"train": split, "test": split})
@@ -362,23 +351,23 @@ def from_hub_dataset(source: HubDataset | Mapping[str, HubDataset], *, template:
 
 
 def _read(table: HubDataset, name: str) -> tuple[Split, tuple[str, ...]]:
-    """A table's pictures with their labels, and the classes; keys are the table's name and the row."""
+    """Reads a table's labels and classes; keys are the table's name and the row."""
     if not hasattr(table, "__len__"):
         raise ClipbiasError("the dataset is a stream without a length; load it without streaming=True.")
     image = _column(table, "Image", "datasets.Image()")
     label = _column(table, "ClassLabel", "datasets.ClassLabel, for example by class_encode_column('label')")
     class_names = tuple(table.features[label].names)
-    values = list(table[label])
-    if len(values) != len(table):
-        raise ClipbiasError(f"the dataset has {len(table)} rows and {len(values)} labels; give each row a label.")
-    keys = [f"{name} {row}" for row in range(len(values))]  # no image of another split has the same
-    unlabelled = [row for row, value in enumerate(values) if value not in range(len(class_names))]
+    labels = list(table[label])
+    if len(labels) != len(table):
+        raise ClipbiasError(f"the dataset has {len(table)} rows and {len(labels)} labels; give each row a label.")
+    keys = [f"{name} {row}" for row in range(len(labels))]  # unique among the splits
+    unlabelled = [row for row, number in enumerate(labels) if number not in range(len(class_names))]
     if unlabelled:
         raise ClipbiasError(
-            f"row {unlabelled[0]} of the dataset has the label {values[unlabelled[0]]}, which is no class; leave such "
+            f"row {unlabelled[0]} of the dataset has the label {labels[unlabelled[0]]}, which is no class; leave such "
             "rows out."
         )
-    # The encoded files: the table would decode them, in formats and ways of its own.
+    # Encoded files: the table would decode them in other ways than `transforms`.
     encoded = table.cast_column(image, type(table.features[image])(decode=False)).select_columns([image])
 
     def read(index: int) -> bytes:
@@ -387,14 +376,15 @@ def _read(table: HubDataset, name: str) -> tuple[Split, tuple[str, ...]]:
             raise UnreadableImage(keys[index], f"{keys[index]} of the dataset has no image")
         return record["bytes"] if record["bytes"] is not None else files.read_image(data_path(record["path"]))
 
-    split = Split(keys, np.asarray(values, np.int32), read, upright=True)
-    if fingerprint := getattr(table, "_fingerprint", None):  # by which the package names what a table holds
+    split = Split(keys, np.asarray(labels, np.int32), read, upright=True)
+    # The package's hash of a table's content, so that no image is read for the identity.
+    if fingerprint := getattr(table, "_fingerprint", None):
         split = dataclasses.replace(split, source=f"{HUB_NAME} {fingerprint}", contents=lambda paths: [fingerprint])
     return split, class_names
 
 
 def _column(table: HubDataset, kind: str, advice: str) -> str:
-    """The only column of a type."""
+    """Returns the name of the only column of a type."""
     columns: Sequence[str] = [name for name, feature in table.features.items() if type(feature).__name__ == kind]
     if len(columns) == 1:
         return columns[0]

@@ -1,4 +1,4 @@
-"""Decoded images of a split, the cache that holds them in memory, and the threads that read and decode them."""
+"""Decoded images of a split, their cache in memory, and the threads that read and decode them."""
 
 import math
 import os
@@ -20,24 +20,21 @@ from clipbias.data import transforms
 from clipbias.data.dataset import Split
 from clipbias.errors import UnreadableImage
 
-# Elements made ahead of the current one, and the bytes that they may take. If more are needed to keep all threads busy,
-# these may take up to `MOST_BYTES`. One is always made ahead, whatever its size.
+# Elements to prepare ahead of the current one, and their bytes. If all threads are busy only with more elements, these
+# may take up to `MAX_BUSY_BYTES`. One element of any size is always prepared.
 AHEAD = 4
 AHEAD_BYTES = 64 << 20
-MOST_BYTES = 256 << 20
-# Seconds between two checks whether the device is done.
+MAX_BUSY_BYTES = 256 << 20
+# Seconds between two checks whether the device has finished.
 POLL_SECONDS = 1e-3
 
 _T = TypeVar("_T")
-# The pieces of an element, which any threads call in any order, and the function that returns the finished element.
+# Pieces of an element, which threads call in any order, and the function that returns the finished element.
 ElementWork = tuple[Sequence[Callable[[], None]], Callable[[], _T]]
 
 
 class Workers(ThreadPoolExecutor):
-    """A fixed `count` of threads; consumers that run at the same time share them.
-
-    `None` takes one for each processor that this process may use.
-    """
+    """Threads that concurrent consumers share. Default count: the processors that this process may use."""
 
     def __init__(self, count: int | None = None) -> None:
         self.count = count or processors()
@@ -45,12 +42,13 @@ class Workers(ThreadPoolExecutor):
 
     @classmethod
     def of(cls, workers: "Workers | int | None") -> "Workers":
-        """`workers` itself, or as many new threads; `None` takes one for each processor."""
+        """Returns `workers`, or a pool of this many threads."""
         return workers if isinstance(workers, Workers) else cls(workers)
 
 
 def processors() -> int:
-    """Number of processors that this process may use: by its affinity and by its container's quota."""
+    """Returns the number of processors that this process may use, by its affinity and its container's quota."""
+    # `os.cpu_count` counts the whole machine, of which a container may have a part: too many threads slow one another.
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
@@ -60,7 +58,7 @@ def processors() -> int:
 
 
 class Ahead(Iterator[_T], Generic[_T]):
-    """Elements in the order of their numbers, each made in pieces by shared threads ahead of its use."""
+    """Iterator over elements in the order of their numbers; shared threads prepare them in pieces, ahead of use."""
 
     def __init__(
         self,
@@ -72,27 +70,28 @@ class Ahead(Iterator[_T], Generic[_T]):
         size: int = 0,
         busy: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Makes nothing yet.
+        """Prepares nothing before the first `next`.
 
         Args:
-          begin: returns an element's pieces, given its number; called in the consumer's thread.
+          begin: returns the pieces of an element by its number; called in the consumer's thread.
           pieces, size: number of pieces and bytes of an element.
-          busy: whether the consumer's device still has work, so that waiting for the next element costs nothing.
+          busy: whether the consumer's device still has work, so that waiting costs nothing.
         """
         self._workers = workers
         self._numbers = iter(numbers)
         self._begin = begin
         self._busy = busy
+        # One thread of its own waits for pieces: in the pool, waiting threads could leave none to work.
         self._finisher = ThreadPoolExecutor(1, thread_name_prefix="batches")
-        # All threads have work while the consumer holds one element and the next is ready.
+        # Enough elements that all threads have work while one element is ready.
         needed = 1 + -(-workers.count // max(pieces, 1))
         size = max(size, 1)
-        self._depth = max(1, min(needed, MOST_BYTES // size), min(AHEAD, AHEAD_BYTES // size))
+        self._depth = max(1, min(needed, MAX_BUSY_BYTES // size), min(AHEAD, AHEAD_BYTES // size))
         self._elements: deque[tuple[Future[_T], list[Future[None]]]] = deque()
-        self.seconds_waiting = 0.0  # in `next`, while nothing else could be done
-        self._count = 0  # of calls of `next`
-        self._second_call = 0.0  # its time, and what was waited before it
-        self._waited_before = 0.0
+        self.seconds_waiting = 0.0  # in `next`, while the device had no work
+        self._count = 0  # calls of `next`
+        self._second_call = 0.0  # time of the second call
+        self._waited_before = 0.0  # seconds of waiting before it
 
     def __next__(self) -> _T:
         self._refill()
@@ -104,6 +103,7 @@ class Ahead(Iterator[_T], Generic[_T]):
         self._count += 1
         element, _ = self._elements.popleft()
         self._refill()
+        # Waiting counts only from when the device is idle: before that, it costs no time of the training.
         while self._busy() and not element.done():
             wait([element], POLL_SECONDS)
         idle = time.perf_counter()
@@ -120,17 +120,15 @@ class Ahead(Iterator[_T], Generic[_T]):
 
     @property
     def waiting_share(self) -> float:
-        """Share of the time since the second `next` that was spent waiting, between 0 and 1.
-
-        The time before it, such as compiling the program that takes the first element, does not count.
-        """
+        """Share of the time since the second `next` that was spent waiting, from 0 to 1."""
+        # From the second call on, since the program is compiled between the first two.
         if self._count < 2:
             return 0.0
         elapsed = max(time.perf_counter() - self._second_call, 1e-9)
         return min(1.0, (self.seconds_waiting - self._waited_before) / elapsed)
 
     def close(self) -> None:
-        """Drops the elements made ahead."""
+        """Drops the elements that are prepared."""
         self._numbers = iter(())
         while self._elements:
             element, pieces = self._elements.pop()
@@ -145,22 +143,23 @@ class Ahead(Iterator[_T], Generic[_T]):
 
 
 def _finished(pieces: list[Future[None]], finish: Callable[[], _T]) -> _T:
-    """Waits for the pieces and returns the element. Raises the error of the first piece that failed."""
+    """Waits for the pieces and returns the element. Raises the error of the first failed piece."""
+    # For all of them, also after an error: a piece still running would write into an array that is used again.
     wait(pieces)
     for piece in pieces:
         piece.result()
     return finish()
 
 
-# The path of an image, and how it was resized; `None` for the whole image.
+# The path of an image, and its resizing; `None` for the whole image.
 _Name = tuple[str, transforms.Resizing | None]
 ALIGNMENT = 64  # of JAX's arrays on CPUs, in bytes
-# Of more images none is read before a training: that would take minutes.
+# Larger training sets are not read before training: this would take minutes.
 MOST_CHECKED = 20_000
 
 
 def unset(shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
-    """An uninitialised array, aligned so that JAX takes it as a CPU array without a copy."""
+    """Returns an uninitialised array, aligned so that JAX uses it as a CPU array without a copy."""
     size = math.prod(shape) * np.dtype(dtype).itemsize
     buffer = np.empty(size + ALIGNMENT, np.uint8)
     first = -buffer.ctypes.data % ALIGNMENT
@@ -168,7 +167,8 @@ def unset(shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
 
 
 def pictures(split: Split, indices: Sequence[int] | np.ndarray, resizing: transforms.Resizing) -> np.ndarray:
-    """The images at `indices` as a model sees them, uint8 `[K, R, R, 3]`. Raises `UnreadableImage`."""
+    """Reads the images at `indices` as a model sees them, uint8 `[K, R, R, 3]`. Raises `UnreadableImage`."""
+    # One at a time: pictures are used by explanations, which need few.
     subset = Images(split.subset(indices))
     images = np.zeros((len(subset), resizing.side, resizing.side, 3), np.uint8)
     for i in range(len(subset)):
@@ -177,17 +177,12 @@ def pictures(split: Split, indices: Sequence[int] | np.ndarray, resizing: transf
 
 
 class ImageCache:
-    """Images in memory, at most `limit` bytes of them, shared by all consumers of a dataset. Safe for many threads.
+    """Images in memory, at most `limit` bytes of `expected` images (0: unknown), for all threads and consumers."""
 
-    An image is stored as pixels if these and the files of all images still to come (`expected`, 0 if unknown) fit, else
-    as its file. A photograph's file takes a fifth of its pixels, so that each file is read once where all files fit.
-    Pixels keep their full size for training: a random crop may cover the whole image, and a smaller copy would give
-    other values.
-
-    An epoch reads every image once, so images stay until they are dropped: evicting the least recently used would
-    remove exactly the image needed next.
-    """
-
+    # An image is stored as pixels if these fit beside the files of all images to come, else as its file: a photograph's
+    # file takes a fifth of its pixels, so that each file is read once if all files fit. Pixels keep their full size: a
+    # random crop may cover the whole image, and a smaller copy would give other values.
+    # Nothing is evicted: an epoch reads every image once, so the least recently used image is the next one needed.
     def __init__(self, limit: int, expected: int = 0) -> None:
         self.limit = limit
         self._expected = expected
@@ -196,20 +191,20 @@ class ImageCache:
         self._files = 0
         self._file_bytes = 0
         self._lock = threading.Lock()
-        self.checked: set[str] = set()  # keys that `check_readable` has decoded, whether or not the images fit
+        self.checked: set[str] = set()  # keys that `check_readable` has decoded, stored or not
 
     def __len__(self) -> int:
         return len(self._images)
 
     def get(self, name: _Name) -> np.ndarray | bytes | None:
-        """The pixels or the file of an image, or None."""
+        """Returns the pixels or the file of an image, or `None`."""
         return self._images.get(name)
 
     def add(self, name: _Name, encoded: bytes, picture: transforms.Picture) -> transforms.Picture:
-        """Stores an image if it fits; returns it, as pixels if these are stored."""
+        """Stores an image if it fits; returns it, as pixels if these may be stored."""
         height, width = transforms.height_and_width(picture)
         size = 3 * height * width
-        # A user's picture in memory (PPM) is there already, as levels.
+        # A user's picture in memory is a PPM file already: its pixels would be a second copy.
         as_pixels = not encoded.startswith(b"P6") and self._fits_as_pixels(size, encoded)
         if isinstance(picture, Image.Image) and as_pixels and transforms.is_plain(picture):
             picture = np.asarray(transforms.as_rgb(picture))  # before the lock, since decoding takes long
@@ -226,13 +221,14 @@ class ImageCache:
         return picture
 
     def _fits_as_pixels(self, size: int, encoded: bytes) -> bool:
+        # Images to come are assumed to have the mean size of the files so far.
         room = self.limit - self._bytes
         waiting = max(0, self._expected - len(self._images) - 1)
         others = waiting * (self._file_bytes + len(encoded)) // (self._files + 1)
         return size <= room and (size <= len(encoded) or size + others <= room)
 
     def keep_only(self, splits: Sequence[Split] = ()) -> None:
-        """Drops all images but those of `splits`, which are read next."""
+        """Drops all images except those of `splits`, which are read next."""
         names = {path for split in splits for path in split.paths}
         with self._lock:
             self._expected = len(names)
@@ -246,11 +242,7 @@ def _size(image: np.ndarray | bytes) -> int:
 
 
 class Images:
-    """Decodes the images of a split. Safe to use from many threads.
-
-    Without a `cache`, no image stays in memory; consumers of the same dataset may share one. `unreadable` has the
-    message by path of each image that could not be read, for a caller that skips them.
-    """
+    """Decodes the images of a split, for many threads; `unreadable` has messages by path for skipped images."""
 
     def __init__(self, split: Split, cache: ImageCache | None = None) -> None:
         self.split = split
@@ -260,18 +252,18 @@ class Images:
 
     @classmethod
     def of(cls, split: "Split | Images") -> "Images":
-        """`split` itself if it is an `Images`, else its images without a cache."""
+        """Returns an `Images` unchanged, and the images of a split without a cache."""
         return split if isinstance(split, Images) else cls(split)
 
     def __len__(self) -> int:
         return len(self.split)
 
     def decoded(self, index: int) -> transforms.Picture:
-        """Image `index` in its own mode, as pixels if it is plain and the cache has these. Raises `UnreadableImage`."""
+        """Returns image `index` in its mode, or pixels from the cache. Raises `UnreadableImage`."""
         return self._load(index, None)
 
     def evaluated(self, index: int, resizing: transforms.Resizing) -> np.ndarray:
-        """Image `index` as it is evaluated, uint8 `[R, R, 3]`. Raises as `decoded` does."""
+        """Returns image `index` as it is evaluated, uint8 `[R, R, 3]`. Raises `UnreadableImage`."""
         return np.asarray(self._load(index, resizing))
 
     def _load(self, index: int, resizing: transforms.Resizing | None) -> transforms.Picture:
@@ -286,19 +278,19 @@ class Images:
         return self.cache.add(name, encoded, picture) if cached is None else picture
 
     def note_unreadable(self, error: UnreadableImage) -> None:
-        """Logs and counts an image that a caller skips; each image once."""
+        """Logs and records a skipped image, once for each image."""
         if error.path not in self.unreadable:
             self.unreadable[error.path] = error.reason
             logging.warning("Skipped: %s.", error.reason)
 
 
 def check_readable(lists: Sequence[Images], resizing: transforms.Resizing | None, workers: Workers) -> None:
-    """Decodes images once, into their caches, so that a training names all that it cannot read before its first step.
+    """Decodes training images into their caches. Raises `UnreadableImage` for all unreadable ones together.
 
-    Over `MOST_CHECKED` images are not read: each is named when a batch needs it. `resizing` is how a training without
-    augmentation keeps images; `None` keeps them whole. Raises `UnreadableImage` if it names some of the images, and the
-    number of all.
+    `resizing` is that of training without augmentation; `None` keeps images whole.
     """
+    # Before the first step: an error after hours of training would lose them.
+    # An image that several lists share, through one cache, is decoded once.
     places = {
         (id(images.cache), key): (images, index)
         for images in lists
@@ -308,6 +300,7 @@ def check_readable(lists: Sequence[Images], resizing: transforms.Resizing | None
     if len(places) > MOST_CHECKED:
         return
 
+    # Errors are returned, not raised: the first one would end `map`, and the others stay unknown until the next run.
     def error_of(place: tuple[Images, int]) -> UnreadableImage | None:
         images, index = place
         try:

@@ -1,8 +1,7 @@
-"""Batches of augmented or evaluated images, the same whatever the number of workers or hosts.
+"""Batches of augmented or evaluated images, equal for every number of workers and hosts.
 
-What a training batch holds is a function of (seed, epoch, example index) alone: the order of an epoch and
-every crop come from counter-based generators keyed on those numbers. So a run continues at any step at no
-cost, and every host computes its share of the same global batch.
+A training batch depends only on seed, epoch and example indices: orders and crops come from counter-based generators
+keyed on them. So a run continues at any step without cost, and every host computes its share of a global batch.
 """
 
 import dataclasses
@@ -21,41 +20,40 @@ from clipbias.data.images import Ahead, Images, Workers, unset
 from clipbias.errors import ClipbiasError, UnreadableImage
 from clipbias.settings import setting
 
-# Images in a batch of everything but training.
+# Batch size outside of training.
 BATCH_SIZE = 100
-# Images that a thread makes in one call. With single images, threads would wait about half a millisecond each for
-# Python's lock.
+# Images that a thread prepares in a call. With single images, a thread would wait about half a millisecond for Python's
+# lock at each.
 PIECE = 16
 
 Batch = dict[str, np.ndarray]
 
 ON_ERROR = ("raise", "skip")
 OnImageError = Annotated[str, Choices(ON_ERROR)]
-WorkerCount = Annotated[int, Range(1, 1024)]  # threads beyond so many only wait for one another
+WorkerCount = Annotated[int, Range(1, 1024)]  # more threads only wait for one another
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageReading:
-    """How images are read."""
+    """Settings of reading images."""
 
     on_image_error: OnImageError = setting(
-        "raise", 'What to do with an image that cannot be read: "raise" or "skip" (and count).'
+        "raise", 'Images that cannot be read: "raise" an error, or "skip" (and count) them.'
     )
     workers: WorkerCount | None = setting(
-        None,
-        "Threads that read and decode images, which all runs side by side share; None takes one for each processor.",
+        None, "Threads that read and decode images, shared by parallel runs. Default: one for each processor."
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Makes the batches of a list of images, each in pieces that any threads may make in any order.
+    """Batches of a list of images, in pieces that threads fill in any order.
 
     Attributes:
-      numbers: Numbers of the batches.
-      shape: Shape of a batch's images, `[B, R, R, 3]` or with views `[B, 1 + V, R, R, 3]`.
-      row: By batch number and row: the pixels of the image, or None if the row has none, and its label.
-      skip: Whether images that cannot be read are masked and counted (`Images.unreadable`), not raised.
+      numbers: numbers of the batches.
+      shape: shape of a batch's images, `[B, R, R, 3]` or with views `[B, 1 + V, R, R, 3]`.
+      row: maps a batch number and a row to the image's pixels, or `None` for padding, and its label.
+      skip: whether unreadable images are masked and counted (`Images.unreadable`), not raised.
     """
 
     images: Images
@@ -67,12 +65,12 @@ class Source:
 
     @property
     def pieces(self) -> list[range]:
-        """Rows of a batch that a thread makes at once."""
+        """Rows of a batch, by the calls that fill them."""
         rows = self.shape[0]
         return [range(first, min(first + PIECE, rows)) for first in range(0, rows, PIECE)]
 
     def empty(self, *leading: int, more: int = 0) -> Batch:
-        """A batch with unset rows; with leading axes, and `more` rows at the end."""
+        """Returns a batch of unset rows, with leading axes and `more` rows at the end."""
         rows = self.shape[0] + more
         return {
             "images": unset((*leading, rows, *self.shape[1:]), self.dtype),
@@ -81,10 +79,12 @@ class Source:
         }
 
     def fill(self, batch: Mapping[str, np.ndarray], number: int, rows: range) -> None:
-        """Makes some rows of batch `number`; a row without an image is black, has label 0 and is masked."""
+        """Fills rows of batch `number`; a row without an image is black, has label 0 and is masked."""
         for row in rows:
             try:
                 pixels, label = self.row(number, row)
+            # The row is masked and stays: with a shorter batch, the program would be compiled again and steps would
+            # shift.
             except UnreadableImage as error:
                 if not self.skip:
                     raise
@@ -96,7 +96,7 @@ class Source:
             batch["mask"][row] = pixels is not None
 
     def begin(self, number: int) -> tuple[list[Callable[[], None]], Callable[[], Batch]]:
-        """The functions that make the pieces of a batch, and the function that returns it, for `Ahead`."""
+        """Returns functions that fill the pieces of a batch, and a function that returns it, for `Ahead`."""
         batch = self.empty()
         return [functools.partial(self.fill, batch, number, rows) for rows in self.pieces], lambda: batch
 
@@ -106,10 +106,7 @@ class Source:
 
 
 class Batches(Ahead[Batch]):
-    """An iterator of batches that measures how long its consumer waits. A notice to stop ends it.
-
-    It starts with the first `next`; batches are then made ahead of use.
-    """
+    """Iterator over batches that are prepared ahead from the first `next` on. A notice to stop ends it."""
 
     def __init__(self, source: Source, workers: Workers | int | None) -> None:
         pieces = len(source.pieces)
@@ -122,17 +119,17 @@ class Batches(Ahead[Batch]):
 
 
 def epoch_order(seed: int, epoch: int, size: int) -> np.ndarray:
-    """The order of `size` examples in one epoch, int64: a permutation keyed on (seed, epoch)."""
+    """Returns the order of `size` examples in an epoch, int64: a permutation keyed on (seed, epoch)."""
     return _generator(seed, epoch, stream=0).permutation(size)
 
 
 def augmentation_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
-    """The generator of one example's augmentation, keyed on (seed, epoch, example index)."""
+    """Returns the generator of an example's augmentation, keyed on (seed, epoch, example index)."""
     return _generator(seed, epoch, stream=1 + index)
 
 
 def steps_per_epoch(examples: int, batch_size: int, *, keep_last: bool = False) -> int:
-    """Batches in an epoch: the incomplete last one is dropped, unless it is the only one or `keep_last` is set."""
+    """Counts batches of an epoch: the incomplete last one is dropped, unless it is the only one or with `keep_last`."""
     if examples == 0:
         raise ClipbiasError("there is no training image; check the data folder and the class selection.")
     return -(-examples // batch_size) if keep_last else max(1, examples // batch_size)
@@ -151,27 +148,30 @@ def train_source(
     crop: float | None,
     on_error: str = "raise",
 ) -> Source:
-    """Shuffled, augmented batches of all epochs, from step `start_step` on.
+    """Returns shuffled, augmented batches of all epochs, from step `start_step` on.
 
     Args:
-      batch_size: B over all hosts. A set smaller than this gives one batch of its own size per epoch.
-      seed: Keys the order and the augmentations.
-      start_step: Steps already done, counted over all epochs; continuing costs nothing.
-      shard: (index, count) of this host; it gets the rows from `index * ceil(B / count)` on of every batch. The last
-        hosts' missing rows are padded and masked.
-      keep_last: Whether an epoch ends with its incomplete batch, which is padded and masked.
-      crop: Smallest share of an image that a crop covers; None prepares images as they are evaluated.
-      on_error: "raise" stops at an unreadable image; "skip" masks it, logs it and counts it in `Images.unreadable`. The
-        number of steps stays the same.
+      batch_size: B over all hosts. A smaller set gives one batch of its size per epoch.
+      seed: keys the order and the augmentations.
+      start_step: number of finished steps, over all epochs.
+      shard: (index, count) of this host; it gets the rows from `index * ceil(B / count)` on. Missing rows of the last
+        hosts are padded and masked.
+      keep_last: whether an epoch ends with its incomplete batch, padded and masked.
+      crop: smallest share of an image that a crop covers; `None` for images as they are evaluated.
+      on_error: "raise", or "skip" unreadable images: they are masked and counted, and the number of steps stays.
     """
     size = len(images)
+    # Counted with the batch size that was asked for: a set smaller than that is one batch per epoch.
     steps = steps_per_epoch(size, batch_size, keep_last=keep_last)
     batch_size = min(batch_size, size)
     index, count = shard
+    # Rounded up, so that all hosts have arrays of one shape; the last rows of the last hosts are padding.
     local = -(-batch_size // count)
+    # Batches that are prepared ahead reach into the next epoch, so that two orders are in use at once.
     order = functools.lru_cache(maxsize=4)(lambda epoch: epoch_order(seed, epoch, size))
 
     def row(number: int, row: int) -> tuple[np.ndarray | None, int]:
+        # A batch's number alone gives its epoch and rows: nothing is remembered between batches.
         epoch, step = divmod(number, steps)
         row_of_all = index * local + row
         position = step * batch_size + row_of_all
@@ -196,10 +196,8 @@ def pass_batches(
     on_error: str = "raise",
     workers: Workers | int | None = None,
 ) -> Batches:
-    """Whole passes over the training images in list order, each augmented as epoch `pass` of `train_source` is.
-
-    Arguments are those of `train_source`; the last batch of a pass is padded and masked.
-    """
+    """Returns passes over the training images in list order, each augmented as an epoch of `train_source`."""
+    # The last batch of a pass is padded and masked, so that all batches have one shape.
     steps = steps_per_epoch(len(images), batch_size, keep_last=True)
     index, count = shard
     local = batch_size // count
@@ -219,7 +217,8 @@ def pass_batches(
 def _augmented(
     images: Images, example: int, resizing: transforms.Resizing, keys: tuple[int, int], crop: float | None
 ) -> tuple[np.ndarray, int]:
-    """An image as training sees it, and its label; `keys` are seed and epoch."""
+    """Returns an image as training sees it, and its label; `keys` are seed and epoch."""
+    # Keyed on the example, not on its place in the batch: hosts and batch sizes do not change its crop.
     label = int(images.labels[example])
     if crop is None:
         return images.evaluated(example, resizing), label
@@ -239,22 +238,23 @@ def test_batches(
     mixed: bool = False,
     workers: Workers | int | None = None,
 ) -> Batches:
-    """Every image once, in list order; the last batch is padded and masked.
+    """Returns batches with every image once, in list order; the last batch is padded and masked.
 
     Args:
       batch_size: B over all hosts, a multiple of their number.
-      shard: (index, count) of this host; it gets the rows `index * B / count` and following of every batch.
-      on_error: As for `train_source`.
-      crops: V random crops that follow each image (`transforms.test_views`); images are then [B, 1 + V, R, R, 3].
-      mixed: Whether AugMix mixes each crop with distortions of it; images are then float32.
-      workers: Decoding threads, which others may share, or their number; None takes one per processor.
+      shard: (index, count) of this host; it gets the rows from `index * B / count` on.
+      on_error: as for `train_source`.
+      crops: number V of random crops that follow each image (`transforms.test_views`): `[B, 1 + V, R, R, 3]`.
+      mixed: whether AugMix mixes each crop with distortions of it; images are then float32.
+      workers: shared threads, or their number. Default: one per processor.
 
     Returns:
-      An iterator of {"images": uint8 [B, R, R, 3], "labels": int32 [B], "mask": bool [B]}; a masked row is
-      black and has label 0.
+      An iterator over {"images": uint8 [B, R, R, 3], "labels": int32 [B], "mask": bool [B]}; a masked row is black and
+      has label 0.
     """
     images = Images.of(split)
     index, count = shard
+    # Test sets are reported exactly, so that a mask per host, of equal sizes, must cover the batch.
     if batch_size % count:
         raise ClipbiasError(f"batch size {batch_size} is not a multiple of the number of hosts, {count}.")
     local = batch_size // count
@@ -283,7 +283,7 @@ def _skips(on_error: str) -> bool:
 
 
 def _generator(seed: int, epoch: int, *, stream: int) -> np.random.Generator:
-    # Philox is a keyed counter: the stream in the counter's last word keeps the streams of one key 2^192 blocks apart.
+    # Philox is a keyed counter: with the stream in the counter's last word, streams of a key are 2^192 blocks apart.
     key = np.array([seed & (2**64 - 1), epoch], dtype=np.uint64)
     counter = np.array([0, 0, 0, stream], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=counter))

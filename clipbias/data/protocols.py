@@ -1,8 +1,4 @@
-"""The evaluation protocols of the literature, for any dataset.
-
-A protocol holds the training images and, for each column of a table, the test images and their classes. It does not
-depend on methods or training.
-"""
+"""Evaluation protocols of the literature: training images, and test images with their classes for each table column."""
 
 import dataclasses
 import math
@@ -19,40 +15,36 @@ from clipbias.errors import ClipbiasError
 
 Load = Callable[[str], Dataset]
 IMBALANCED = "imbalanced"
-# The Dirichlet parameter of the protocol "imbalanced": all ways to share out the images are equally likely.
+# Dirichlet parameter of the protocol "imbalanced": all shares of the classes are equally likely.
 CONCENTRATION = 1.0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Evaluation:
-    """One number of a table: the accuracy on `dataset`'s test images among `dataset`'s classes.
+class EvaluationSet:
+    """Test images and classes of a column of a table."""
 
-    Its `name` is the column: "test", "base", "new", or a dataset's. `source_labels` are the classes' training labels,
-    for learnables that belong to a class; None where their names alone tell whether training saw them.
-    """
-
-    name: str
+    name: str  # of the column: "test", "base", "new", or a dataset
     dataset: Dataset
+    # Training labels of the classes, for learnables of a class; `None` if only names say whether training saw them.
     source_labels: tuple[int, ...] | None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class EvalProtocol:
-    """Training images and evaluations.
+    """Training images and test sets.
 
     Attributes:
-      source: The training classes; its "train" and optional "val" split are the few-shot split.
-      evaluations: What to evaluate, in the table's order.
-      validation: Returns the images that select settings, or None. They are the dataset's "val" split of the training
-        classes, without test images (all of ImageNet's are). If none is left, they are training images outside the
-        few-shot split: as many per class as it has, at most 4.
-      unlabelled: Returns all training images of the training classes, for pseudo-labels.
-      calibration: Returns the images that calibrate, or None. By default those of `validation`.
+      source: training classes; the splits "train" and (optional) "val" are the few-shot split.
+      evaluations: test sets in the order of a table.
+      validation: returns the images that select settings, or `None`: the "val" split of the training classes without
+        test images (all of ImageNet's are), else training images outside the few-shot split, at most 4 per class.
+      unlabelled: returns all training images of the training classes, for pseudo-labels.
+      calibration: returns the images that calibrate, or `None`. Default: `validation`.
     """
 
     protocol: str
     source: Dataset
-    evaluations: tuple[Evaluation, ...]
+    evaluations: tuple[EvaluationSet, ...]
     unlabelled: Callable[[], Split]
     validation: Callable[[], Split | None] = lambda: None
     calibration: Callable[[], Split | None] | None = None
@@ -74,17 +66,16 @@ def imbalanced(dataset: Dataset, *, shots: int, seed: int, concentration: float 
 
 
 def pseudo_labels(dataset: Dataset, *, shots: int, seed: int) -> EvalProtocol:
-    """As `few_shot`, but no label is seen: whoever trains picks among `EvalProtocol.unlabelled` (Huang et al. 2022).
-
-    There are no validation images. The training split is whole, and its labels are not to be used.
-    """
+    """As `few_shot`, but training picks images of `EvalProtocol.unlabelled` without labels (Huang et al. 2022)."""
+    # No validation images, since these need labels. The training split is complete; its labels must not be used.
+    # A setting that was selected with labels would break the promise of the protocol.
     splits = {name: split for name, split in dataset.splits.items() if name != "val"}
     source = dataclasses.replace(dataset, splits=splits)
     return EvalProtocol("pseudo_labels", source, (_same_classes("test", dataset),), lambda: dataset.split("train"))
 
 
 def full(dataset: Dataset) -> EvalProtocol:
-    """All training images."""
+    """All training images, and all test images for evaluation."""
     train = dataset.split("train")
 
     def validation() -> Split | None:
@@ -94,7 +85,7 @@ def full(dataset: Dataset) -> EvalProtocol:
 
 
 def validation_outside_test(evaluated: Split, validation: Split | None) -> Split | None:
-    """Validation images that are not test images, as all of ImageNet's are; `None` if none is left."""
+    """Returns validation images that are not test images (all of ImageNet's are), or `None`."""
     if validation is None:
         return None
     unused = validation.without(evaluated)
@@ -102,46 +93,44 @@ def validation_outside_test(evaluated: Split, validation: Split | None) -> Split
 
 
 def validation_policy(dataset: Dataset) -> str:
-    """The images of `EvalProtocol.validation`: "validation split", or "few-shot", training images not drawn."""
+    """Names the source of `EvalProtocol.validation`: "validation split", or "few-shot" for training images."""
     validation = validation_outside_test(dataset.split("test"), dataset.splits.get("val"))
     return "few-shot" if validation is None else "validation split"
 
 
 def base_to_new(dataset: Dataset, *, shots: int, seed: int) -> EvalProtocol:
-    """Trains on the first half of the classes, evaluates on both halves apart (Zhou et al. 2022, CoCoOp).
-
-    The first ceil(C / 2) labels are base, the rest new, each numbered from 0. The picks are drawn among all classes
-    before the halves are taken, so base classes have the same picks as in `few_shot`.
-    """
+    """Trains on the first half of the classes, evaluates on both halves apart (Zhou et al. 2022, CoCoOp)."""
     classes = len(dataset.class_names)
     if classes < 2:
         raise ClipbiasError(f"{dataset.name} has {classes} class; base-to-new needs at least 2.")
     half = math.ceil(classes / 2)
+    # Drawn among all classes, as CoCoOp's code does: base classes then have the same picks as in `few_shot`.
     picks = _picks(dataset, shots, seed)
     base = range(half)
     new = range(half, classes)
     evaluations = (
-        Evaluation("base", _tested(dataset.with_classes(base)), tuple(base)),
-        Evaluation("new", _tested(dataset.with_classes(new)), None),
+        EvaluationSet("base", _tested(dataset.with_classes(base)), tuple(base)),
+        EvaluationSet("new", _tested(dataset.with_classes(new)), None),
     )
     return _drawn("base_to_new", dataset.with_classes(base), picks.with_classes(base), evaluations, shots, seed)
 
 
 def cross_dataset(source: Dataset, targets: Sequence[Dataset], *, shots: int, seed: int) -> EvalProtocol:
-    """Trains on one dataset, evaluates on it and on others with their own classes."""
-    others = tuple(Evaluation(target.name, _tested(target), None) for target in targets)
+    """Trains on a dataset, evaluates on it and on others with their classes."""
+    others = tuple(EvaluationSet(target.name, _tested(target), None) for target in targets)
     evaluations = (_same_classes(source.name, source), *others)
     return _drawn("cross_dataset", source, _picks(source, shots, seed), evaluations, shots, seed)
 
 
 def domain_generalization(source: Dataset, targets: Sequence[Dataset], *, shots: int, seed: int) -> EvalProtocol:
-    """Trains on one dataset, evaluates on shifted sets of the same classes or of a part of them.
+    """Trains on a dataset, evaluates on shifted sets of the same classes or a part of them.
 
-    Classes are matched by `class_ids` where both have them, else by name. Raises `ClipbiasError` if a target has a
-    class that the source has not.
+    Classes are matched by `class_ids` if both have them, else by name. Raises `ClipbiasError` if a target has another
+    class.
     """
     evaluations = [_same_classes(source.name, source)]
     for target in targets:
+        # Names differ between ImageNet and its variants, and ImageNet has two "missile"; WordNet ids are unique.
         with_ids = bool(source.class_ids and target.class_ids)
         known = source.class_ids if with_ids else source.class_names
         identifiers = target.class_ids if with_ids else target.class_names
@@ -153,7 +142,7 @@ def domain_generalization(source: Dataset, targets: Sequence[Dataset], *, shots:
                 "the same classes or a part of them."
             )
         labels = tuple(label_of[identifier] for identifier in identifiers)
-        evaluations.append(Evaluation(target.name, _tested(target), labels))
+        evaluations.append(EvaluationSet(target.name, _tested(target), labels))
     picks = _picks(source, shots, seed)
     return _drawn("domain_generalization", source, picks, tuple(evaluations), shots, seed)
 
@@ -171,16 +160,13 @@ PROTOCOLS: Mapping[str, Callable[..., EvalProtocol]] = MappingProxyType(
 )
 
 
-# The protocols that test other datasets, too.
+# Protocols that test other datasets, too.
 MULTI_DATASET = ("cross_dataset", "domain_generalization")
 
 
 def targets_of(protocol: str, source: str, targets: Sequence[str] | None) -> tuple[str, ...]:
-    """The datasets that a protocol tests besides `source`: those that are given, else the literature's.
-
-    Beside an embedded dataset these are the other embedded ones, or those that draw its classes in other styles. Raises
-    `ClipbiasError` if targets are given for a protocol within one dataset.
-    """
+    """Returns the datasets that a protocol tests besides `source`: the given ones, else the literature's."""
+    # The literature has no targets for an embedded dataset: they are the other ones, or its classes in other styles.
     if protocol not in MULTI_DATASET:
         if targets:
             raise ClipbiasError(f"the protocol {protocol} stays within one dataset; leave targets empty.")
@@ -201,12 +187,8 @@ def make_protocol(
     targets: Sequence[str] | None = None,
     concentration: float = CONCENTRATION,
 ) -> EvalProtocol:
-    """A protocol by its name in `PROTOCOLS`, of datasets that `load` opens by name.
-
-    "full" uses no shots and no seed, and "imbalanced" alone the concentration. Without `targets`, further datasets to
-    evaluate on, these are the literature's. Raises `ClipbiasError` for an unknown protocol, or targets for a protocol
-    within one dataset.
-    """
+    """Makes a protocol of `PROTOCOLS`; `load` opens datasets by name. For `targets` see `targets_of`."""
+    # "full" ignores shots and seed, and only "imbalanced" uses the concentration: sweeps pass the same settings to all.
     if protocol not in PROTOCOLS:
         raise ClipbiasError(f"there is no protocol {protocol!r}; there are {', '.join(PROTOCOLS)}.")
     if protocol == "full":
@@ -220,9 +202,10 @@ def make_protocol(
 
 
 def _picks(dataset: Dataset, shots: int, seed: int, counts: np.ndarray | None = None) -> Dataset:
-    """The dataset with "train" and "val" reduced to the few-shot split, with `counts [C]` training images if given."""
+    """Reduces "train" and "val" to the few-shot split, with `counts [C]` training images if given."""
     train = dataset.split("train")
     val = dataset.splits.get("val")
+    # Both splits in one call, since they share a stream of random numbers.
     train_indices, val_indices = few_shot_indices(
         train, val, shots=shots, seed=seed, class_names=dataset.class_names, counts=counts
     )
@@ -233,15 +216,17 @@ def _picks(dataset: Dataset, shots: int, seed: int, counts: np.ndarray | None = 
 
 
 def _drawn(
-    protocol: str, dataset: Dataset, picks: Dataset, evaluations: tuple[Evaluation, ...], shots: int, seed: int
+    protocol: str, dataset: Dataset, picks: Dataset, evaluations: tuple[EvaluationSet, ...], shots: int, seed: int
 ) -> EvalProtocol:
-    """The protocol that trains on `picks` of a dataset, whose other images validate."""
+    """Returns the protocol that trains on `picks` of a dataset; its other images validate."""
 
-    def validation() -> Split | None:  # computed when it is called
+    # A function, since few runs select settings and lists of ImageNet take time to compare.
+    def validation() -> Split | None:
         unused = validation_outside_test(dataset.split("test"), dataset.splits.get("val"))
         if unused is not None:
             return unused
         rest = dataset.split("train").without(picks.split("train"))
+        # As many as CoOp's validation images: a larger set would cost more labels than training does.
         per_class = min(shots, MAX_VAL_SHOTS)
         indices, _ = few_shot_indices(rest, None, shots=per_class, seed=seed, class_names=dataset.class_names)
         return rest.subset(indices) if len(indices) else None
@@ -249,10 +234,10 @@ def _drawn(
     return EvalProtocol(protocol, picks, evaluations, lambda: dataset.split("train"), validation)
 
 
-def _same_classes(name: str, dataset: Dataset) -> Evaluation:
-    return Evaluation(name, _tested(dataset), tuple(range(len(dataset.class_names))))
+def _same_classes(name: str, dataset: Dataset) -> EvaluationSet:
+    return EvaluationSet(name, _tested(dataset), tuple(range(len(dataset.class_names))))
 
 
 def _tested(dataset: Dataset) -> Dataset:
-    """The dataset with its test split alone."""
+    """Returns the dataset with only its test split."""
     return dataclasses.replace(dataset, splits={"test": dataset.split("test")})

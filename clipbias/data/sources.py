@@ -1,7 +1,4 @@
-"""From a dataset's name, or from a user's pictures, to a dataset.
-
-A sweep opens its datasets here, and reports missing folders, splits and images before the first run.
-"""
+"""Opens datasets by name, or from a user's pictures; a sweep opens all of its datasets before the first run."""
 
 import difflib
 import os
@@ -20,17 +17,17 @@ from clipbias.data.user_images import Labels, Pictures, image_list, label_array,
 from clipbias.errors import ClipbiasError
 from clipbias.io import data_path, shorten
 
-# Pictures of a user's own.
-OWN = ("folder", "csv")
+# Pictures of users.
+USER_DATASETS = ("folder", "csv")
 
 
 def names() -> tuple[str, ...]:
-    """Every name that `load` takes as it stands; "tfds/" and a builder's name is another."""
-    return (*OWN, *demo.NAMES, *catalog.ENTRIES)
+    """Returns every name that `load` takes, besides "tfds/" and a builder's name."""
+    return (*USER_DATASETS, *demo.NAMES, *catalog.ENTRIES)
 
 
 def is_name(name: str) -> bool:
-    """Whether it is the name of a dataset and no path."""
+    """Whether a string is the name of a dataset, not a path."""
     return name in names() or name.startswith(("demo/", "tfds/"))
 
 
@@ -47,17 +44,14 @@ def load(
     | "folder" | one folder per class, optionally below train/ val/ test/, or images with metadata.jsonl | |
     | "csv" | a .csv or .jsonl file with path, label and optionally split | `class_names` |
 
-    Where `data_dir` holds shards of the dataset (`clipbias prepare_data`), they and their splits are opened.
-    A prompt template has one `{}`; None takes the dataset's own.
-
-    Raises:
-      ClipbiasError: an unknown name (the nearest ones are suggested), an option that this source does not take,
-        missing or malformed files.
+    A template has one `{}`. Default: the dataset's template. Raises `ClipbiasError` for an unknown name or option, and
+    for missing or malformed files.
     """
     check_text("the name of a dataset", name)
     if "name" in options:
         raise ClipbiasError("a dataset takes no option 'name'; see the table in clipbias.data.load.")
     try:
+        # Shards first: on shared storage they are read faster than files.
         if data_dir is not None and is_name(name):
             from clipbias.data import tfds
 
@@ -78,6 +72,7 @@ def load(
         if name in demo.NAMES:
             return demo.load(name, template=template, **options)
     except TypeError as error:
+        # Each source has its own options; Python checks them, and its message is put into words.
         if "unexpected keyword argument" not in str(error):
             raise
         option = str(error).rsplit("argument ", 1)[1]
@@ -86,8 +81,9 @@ def load(
 
 
 def unknown_name(name: str) -> ClipbiasError:
-    """The error for a name that nothing answers to, with the nearest known ones."""
+    """Returns the error for an unknown name, with the nearest known names."""
     known = names()
+    # A path with a typing error is no misspelt dataset.
     if os.sep in name and not name.startswith(("demo/", "tfds/")):
         return ClipbiasError(f"there is no dataset and no folder {shorten(name)!r}; check the path.")
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
@@ -95,11 +91,11 @@ def unknown_name(name: str) -> ClipbiasError:
     return ClipbiasError(f"there is no dataset {shorten(name)!r}; {hint}")
 
 
-SHOWN = 5  # classes whose images are counted in a message
+MAX_CLASSES_SHOWN = 5  # whose images are counted in a message
 
 
 def describe_missing(dataset: Dataset, *, trains: bool) -> str | None:
-    """Why a dataset cannot be used for a run, in a sentence; `None` if it can. Not every run needs training images."""
+    """Returns a sentence that says why a dataset lacks images for a run (that `trains`), or `None`."""
     needed = {"test": "evaluate on"} | ({"train": "train on"} if trains else {})
     for split, use in needed.items():
         if len(dataset.splits.get(split, ())):
@@ -108,9 +104,10 @@ def describe_missing(dataset: Dataset, *, trains: bool) -> str | None:
         for name, images in dataset.splits.items():
             counts = np.bincount(images.labels, minlength=len(dataset.class_names))
             classes = [f"{dataset.class_names[label]} {counts[label]}" for label in np.flatnonzero(counts)]
-            more = f" and {len(classes) - SHOWN} more classes" if len(classes) > SHOWN else ""
+            hidden = len(classes) - MAX_CLASSES_SHOWN
+            more = f" and {hidden} more classes" if hidden > 0 else ""
             if len(images):
-                present.append(f"{name}: {', '.join(classes[:SHOWN])}{more}")
+                present.append(f"{name}: {', '.join(classes[:MAX_CLASSES_SHOWN])}{more}")
         content = ", ".join(present) or "no image"
         return f"{dataset.name} has no {split} images to {use} (it has {content}); add some."
     return None
@@ -119,12 +116,13 @@ def describe_missing(dataset: Dataset, *, trains: bool) -> str | None:
 def open_datasets(
     load: Callable[[str], Dataset], trains: Mapping[str, bool], *, skip: bool = False
 ) -> dict[str, Dataset]:
-    """Opens all datasets of a sweep before its first run; `trains` is that of `describe_missing` by name.
+    """Opens all datasets of a sweep; `trains` says by name whether a run needs training images.
 
-    With `skip`, datasets that cannot be used are left out, with a warning; at least one must be left. Raises
-    `ClipbiasError` with a line for each that cannot be used.
+    With `skip`, unusable datasets are left out with a warning, but not all of them. Raises `ClipbiasError` with a line
+    for each unusable dataset.
     """
     datasets: dict[str, Dataset] = {}
+    # All problems at once: a sweep of days should not stop at the second dataset after the first was corrected.
     problems: list[str] = []
     for name, needs_training in trains.items():
         try:
@@ -144,7 +142,7 @@ def open_datasets(
     return datasets
 
 
-TABLES = (".csv", ".jsonl")
+TABLE_SUFFIXES = (".csv", ".jsonl")
 T = TypeVar("T")
 
 
@@ -157,16 +155,15 @@ def from_arrays(
     template: str = DEFAULT_TEMPLATE,
     name: str = "own pictures",
 ) -> Dataset:
-    """A dataset of pictures in memory or in files, for `fit`, `evaluate` and studies.
+    """Returns a dataset of pictures in memory or in files, for `fit`, `evaluate` and studies.
 
         pets = data.from_arrays(pictures, labels, ["cat", "dog"])
 
     Args:
       pictures: paths, PIL images, uint8 arrays `[h, w, 3]`, or an array `[n, h, w, 3]`.
-      labels: the class of each, by number or by name, `[n]`.
-      class_names: the `C` classes; `None` takes the names of labels, sorted.
-      splits: "train", "val" or "test" for each picture, `[n]`; `None` divides each class as a folder's is, 50 % for
-        training, 20 % for validation, 30 % for tests.
+      labels: class of each picture, as numbers or names, `[n]`.
+      class_names: the `C` classes. Default: the sorted names of labels.
+      splits: "train", "val" or "test" for each picture, `[n]`. Default: 50 %, 20 % and 30 % of each class.
 
     Raises `ClipbiasError` if pictures, labels, classes or splits do not fit, or no picture is for training.
     """
@@ -176,6 +173,7 @@ def from_arrays(
     names = tuple(names_of_labels(labels) if class_names is None else class_names)
     if len(set(names)) < len(names):
         raise ClipbiasError(f"class_names {shown(list(names))} holds a name twice; give each class a name of its own.")
+    # One list first, so that no image is in two splits.
     whole = image_list(pictures, labels, names)
     if splits is None:
         return Dataset(name, names, template, complete_splits({"all": whole}, name))
@@ -187,6 +185,7 @@ def from_arrays(
     if unknown:
         raise ClipbiasError(f"the split of an image is {shown(unknown[0])}; it must be train, val or test.")
     of_each = np.asarray([SPLIT_OF[split] for split in splits])
+    # Other splits can be made from training images, but not the reverse.
     if "train" not in of_each:
         raise ClipbiasError("no image is for training; give some the split 'train'.")
     parts = {split: whole.subset(np.flatnonzero(of_each == split)) for split in dict.fromkeys(of_each.tolist())}
@@ -194,16 +193,14 @@ def from_arrays(
 
 
 def open_images(source: T) -> T | Dataset:
-    """A dataset where it is given by its name, by the path of a folder or a table, or as Hugging Face's; else `source`.
-
-    Raises `ClipbiasError` if there is no such dataset, folder or table.
-    """
+    """Opens a dataset by name, by the path of a folder or table, or from Hugging Face's; returns others unchanged."""
+    # Before paths: a `DatasetDict` is a mapping, and everything else stays as it is.
     if is_hub_dataset(source):
         return from_hub_dataset(source)
     if isinstance(source, os.PathLike) or (isinstance(source, str) and not is_name(source)):
         path = data_path(source)
         if path.is_dir():
             return load("folder", data_dir=path)
-        if path.suffix.lower() in TABLES:
+        if path.suffix.lower() in TABLE_SUFFIXES:
             return load("csv", data_dir=path)
     return load(source) if isinstance(source, str) else source

@@ -1,8 +1,7 @@
-"""Datasets that tensorflow-datasets has prepared, with the builder's own split or with the benchmark's.
+"""Prepared datasets of tensorflow-datasets, with the builder's split or the benchmark's; clipbias's shards are such.
 
-Their array_record files are read without tensorflow, from disks and from gs://. An index of each split's records tells
-names, labels and order without reading the records. The project's own shards of a benchmark dataset are such a dataset,
-for machines that read from shared storage.
+array_record files are read without tensorflow, from disks and gs://. An index of each split has names and labels, so
+that opening a dataset reads no record.
 """
 
 import contextlib
@@ -45,21 +44,22 @@ from clipbias.io import (
     user_path,
 )
 
-FILE = "clipbias_index_{split}.npz"
-# The labels of `n` records, int32 [n], and the identifying feature of each, which may repeat; empty without one.
+INDEX_FILE = "clipbias_index_{split}.npz"
+# Labels of `n` records, int32 [n], and their identifying features, which may repeat; empty without a feature.
 RecordIndex = tuple[np.ndarray, tuple[str, ...]]
 
 
 def find_or_make(
     folder: epath.Path, split: str, id_feature: str | None, count: int, make: Callable[[], RecordIndex]
 ) -> RecordIndex:
-    """The index of the `count` records of a split in `folder`, identified by `id_feature`; made if there is none."""
+    """Returns the index of the `count` records of a split in `folder`, identified by `id_feature`; or makes it."""
     files = sorted(path for path in folder.iterdir() if f"-{split}." in path.name)
     stats = [path.stat() for path in files]
-    # A copy of the records has the same names and sizes. In the cache folder, place and times count, too.
+    # Names and sizes identify records, so that a copy of the folder brings a valid index. In the cache folder, where
+    # indices of all datasets lie, place and times count, too.
     records = _hash([id_feature, count, [(path.name, stat.length) for path, stat in zip(files, stats, strict=True)]])
     cached = _hash([records, str(folder), [stat.mtime for stat in stats]])
-    places = (folder / FILE.format(split=split), epath.Path(cache_folder()) / "records" / f"{cached}.npz")
+    places = (folder / INDEX_FILE.format(split=split), epath.Path(cache_folder()) / "records" / f"{cached}.npz")
     for path in places:
         if (known := _read(path, records, count)) is not None:
             return known
@@ -79,7 +79,7 @@ def _hash(value: object) -> str:
 
 
 def _read(path: epath.Path, records: str, count: int) -> RecordIndex | None:
-    """The index in a file; `None` without a file, or if it is damaged or of records with another hash."""
+    """Reads an index; `None` if it is missing, damaged, or of other records."""
     try:
         stored = load_arrays(path)
         if str(stored["of"]) != records:
@@ -90,9 +90,9 @@ def _read(path: epath.Path, records: str, count: int) -> RecordIndex | None:
     return (labels, ids) if len(labels) == count and len(ids) in (0, count) else None
 
 
-CHUNK = 256  # records that are read at once
+CHUNK = 256  # records in a read
 SECONDS_BETWEEN_LINES = 10.0
-# Under these keys a description of features names a Python class, the last one in old descriptions.
+# Keys of Python classes in a description of features; the last one is that of old descriptions.
 CLASS_KEYS = frozenset({"pythonClassName", "python_class_name", "type"})
 TFDS_FEATURES = "tensorflow_datasets.core.features."
 _SPLIT = re.compile(r"[\w-]+")
@@ -101,29 +101,27 @@ _VERSION = re.compile(r"\d+\.\d+\.\d+")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Records:
-    """One split of a prepared dataset.
+    """A split of a prepared dataset."""
 
-    Its `ids` are the identifying feature of each record, which may repeat, or its number where there is none.
-    """
-
-    ids: tuple[str, ...]
+    ids: tuple[str, ...]  # identifying features, which may repeat, else numbers
     labels: np.ndarray  # int32 [n]
-    read: Callable[[int], bytes]  # encoded image of a record's number
+    read: Callable[[int], bytes]  # returns the encoded image of a record by its number
 
 
 class PreparedDataset:
-    """A dataset that TFDS has prepared as array_record in `folder` (the one that holds `dataset_info.json`)."""
+    """A dataset prepared by TFDS as array_record in `folder` (with `dataset_info.json`)."""
 
     def __init__(self, folder: epath.PathLike) -> None:
         import tensorflow_datasets as tfds
 
         self.folder = epath.Path(folder)
         self._tfds = tfds
+        # Before TFDS opens the folder, and imports what the description names.
         check_features(self.folder / "features.json")
         try:
             self._builder = tfds.builder_from_directory(self.folder)
             file_format = self._builder.info.file_format
-        except Exception as error:  # whatever the library raises on descriptions that are damaged
+        except Exception as error:  # TFDS raises many types for damaged descriptions
             raise ClipbiasError(
                 f"{self.folder} is not a dataset that tensorflow-datasets can open ({_first_words(error)}); prepare it "
                 "again."
@@ -150,7 +148,7 @@ class PreparedDataset:
             return dict(self._builder.info.metadata or {})
 
     def source(self, split: str) -> Any:
-        """Random access to the records of a split; images stay encoded."""
+        """Opens random access to the records of a split; images stay encoded."""
         features = self._builder.info.features
         skip = {
             key: self._tfds.decode.SkipDecoding()
@@ -161,8 +159,8 @@ class PreparedDataset:
             return self._builder.as_data_source(split, decoders=skip)
 
     @contextlib.contextmanager
-    def explained(self, what: str) -> Iterator[None]:
-        """Turns any error of the library into a `ClipbiasError`; damaged records make it raise nearly anything."""
+    def explained(self, part: str) -> Iterator[None]:
+        """Converts errors of TFDS, which raises many types for damaged records, to `ClipbiasError`."""
         try:
             yield
         except ClipbiasError:
@@ -171,18 +169,18 @@ class PreparedDataset:
             advice = "prepare the dataset again"
             if is_remote(self.folder):
                 advice = "see that this machine may read the bucket, or copy the folder to a disk"
-            raise ClipbiasError(f"{what} in {self.folder} cannot be read ({_first_words(error)}); {advice}.") from error
+            raise ClipbiasError(f"{part} in {self.folder} cannot be read ({_first_words(error)}); {advice}.") from error
 
     def sizes(self, paths: Sequence[str]) -> list[int]:
-        """The sizes of the files of records, whichever of their images are asked for (`Split.contents`)."""
+        """Returns the sizes of all record files, for any `paths` (`Split.contents`)."""
         return [path.stat().length for path in sorted(self.folder.glob("*.array_record*"))]
 
     def images(self, keys: Sequence[str], labels: np.ndarray, read: Callable[[int], bytes], **options: Any) -> Split:
-        """Some of its records as images, by their keys, labels and a function that reads them."""
+        """Returns records as a split, by their keys, labels and a function that reads them."""
         return Split(keys, labels, read, source=str(self.folder), contents=self.sizes, **options)
 
     def records(self, split: str, id_feature: str | None) -> Records:
-        """Identifiers and labels of a split, from its index; without one it is read whole, and leaves one."""
+        """Returns identifiers and labels of a split from its index, which is made at the first use."""
         if not _SPLIT.fullmatch(split) or split not in self.splits:  # the name becomes a part of a file's name
             raise ClipbiasError(f"{self.folder} has no split {split!r}; it has {', '.join(self.splits)}.")
         count = self._builder.info.splits[split].num_examples
@@ -190,9 +188,11 @@ class PreparedDataset:
             labels, ids = find_or_make(
                 self.folder, split, id_feature, count, lambda: self._read_index(split, id_feature)
             )
+        # Padded, so that sorting names keeps the order of records.
         ids = ids or tuple(f"{number:07d}" for number in range(count))
         lock = threading.Lock()
-        opened = functools.cache(lambda: self.source(split))  # at the first use
+        # Opened at the first use, since a run may need only the labels; under a lock, since threads read images.
+        opened = functools.cache(lambda: self.source(split))
 
         def read(number: int) -> bytes:
             try:
@@ -216,6 +216,7 @@ class PreparedDataset:
         last_line = time.monotonic()
         logging.info("%s has no index: all %d records of %s are read, this once", self.folder, len(source), split)
         with self.explained(split):
+            # Records are read in chunks, which takes a fraction of the time of single reads.
             for first in range(0, len(source), CHUNK):
                 hosts.check()
                 for record in source.__getitems__(range(first, min(first + CHUNK, len(source)))):
@@ -229,21 +230,16 @@ class PreparedDataset:
 
 
 def records_path(path: str | os.PathLike) -> Path:
-    """A path below which records lie. The only buckets that array_record reads are Google's; it does so by itself.
-
-    Raises `ClipbiasError` as `io.user_path`, of gs:// as `io.data_path`.
-    """
+    """Returns a path of records. Raises `ClipbiasError` for buckets besides gs://, which array_record cannot read."""
     return data_path(path) if str(path).startswith("gs://") else user_path(path)
 
 
 def find_prepared(data_dir: epath.PathLike, builder: str, lowest_version: str = "0.0.0") -> PreparedDataset:
-    """The newest prepared version of `builder` below `data_dir`.
-
-    Raises `ClipbiasError` if none is prepared, only versions that are too old are, or it is not array_record.
-    """
+    """Opens the newest prepared version of `builder` below `data_dir`. Raises `ClipbiasError` if there is none."""
     place = epath.Path(records_path(data_dir)) / builder
     folders = [path for path in place.iterdir() if _VERSION.fullmatch(path.name)] if place.exists() else []
     versions = [path for path in folders if (path / "dataset_info.json").exists()]
+    # Older versions of some builders lack the file names that the benchmark's split needs.
     candidates = [path for path in versions if _key(path.name) >= _key(lowest_version)]
     if not candidates:
         present = f"only version {', '.join(sorted(path.name for path in versions))}" if versions else "nothing"
@@ -259,11 +255,9 @@ def find_prepared(data_dir: epath.PathLike, builder: str, lowest_version: str = 
 
 
 def check_features(path: epath.Path) -> None:
-    """Raises `ClipbiasError` where a description of features names a class that is not TFDS's own.
+    """Raises `ClipbiasError` if a description of features names a class outside of TFDS."""
 
-    TFDS imports whatever module is named there: a dataset from elsewhere would choose what is run.
-    """
-
+    # TFDS imports every module that is named here: a downloaded dataset could run its code.
     def check_classes(pairs: list[tuple[str, object]]) -> dict[str, object]:
         for key, value in pairs:
             is_tfds = isinstance(value, str) and value.startswith(TFDS_FEATURES)
@@ -301,28 +295,28 @@ def load(
     split: str | None = None,
     split_dir: str | os.PathLike | None = None,
 ) -> Dataset:
-    """Opens a prepared dataset; tensorflow is not needed.
+    """Opens a prepared dataset, without tensorflow.
 
     Args:
       name: "tfds/" and a catalogue name ("tfds/food101") or any builder with `image` and `label` features.
-      data_dir: TFDS's data folder; None takes ~/tensorflow_datasets.
-      split: "coop" imposes the benchmark's split, labels and class names by file name; "builder" takes the builder's
-        split, dividing where one is missing. None is "coop" where no split file is needed (ImageNet and its
-        variants), else "builder".
-      split_dir: For "coop": where the split file is, the root of the datasets in CoOp's layout or the folder itself;
-        None looks in `data_dir`.
+      data_dir: TFDS's data folder. Default: ~/tensorflow_datasets.
+      split: "coop" for the benchmark's split, labels and class names, matched by file name; "builder" for the
+        builder's splits, completed if some are missing. Default: "coop" for datasets without a split file (ImageNet and
+        its variants), else "builder".
+      split_dir: for "coop", the folder of the split file, or the root of all datasets. Default: `data_dir`.
 
-    Raises `ClipbiasError` for a dataset that is not prepared (with the command that does it) or not array_record, no
-    file names to match, or images of the split that the builder lacks.
+    Raises `ClipbiasError` for a dataset that is not prepared (with the command) or not array_record, that has no file
+    names, or that lacks images of the split.
     """
     data_dir = DEFAULT_DATA_DIR if data_dir is None else data_dir
     builder = name.removeprefix("tfds/")
-    entry = None  # with this name, or with this builder, whose configuration may be left out
+    entry = None  # of this name, or of this builder, with or without its configuration
     for candidate in catalog.ENTRIES.values():
         known = candidate.tfds.builder if candidate.tfds else ""
         if builder in (candidate.name, known, known.split("/")[0]):
             entry = candidate
             break
+    # A builder of the catalogue has facts: its file names, splits and missing images.
     stock = None if entry is None else entry.tfds
     if entry is not None and stock is None:
         raise ClipbiasError(
@@ -337,7 +331,7 @@ def load(
         if split == "coop":
             raise ClipbiasError(f"{name} is not in the catalogue, so it has no benchmark split; use split='builder'.")
         prepared = find_prepared(data_dir, builder)
-        if "stored_as" in prepared.metadata:  # the project's own shards, whose description has classes and splits
+        if "stored_as" in prepared.metadata:  # clipbias's shards
             return load_shards(prepared.folder, template=template)
         return _with_builder_split(name, None, TfdsBuilder(builder), prepared, template)
     prepared = find_prepared(data_dir, stock.builder, stock.version if split == "coop" else "0.0.0")
@@ -352,6 +346,7 @@ def _with_builder_split(
 ) -> Dataset:
     label_names = prepared.label_names
     labels = [label for label, label_name in enumerate(label_names) if label_name not in stock.drop]
+    # Classes that the benchmark leaves out (Caltech's background) get -1, and their images are dropped below.
     new_label = np.full(len(label_names), -1, np.int32)
     new_label[labels] = np.arange(len(labels))
     splits = {}
@@ -364,6 +359,7 @@ def _with_builder_split(
         splits[benchmark_name] = whole.subset(np.flatnonzero(whole.labels >= 0))
     if not splits:
         raise ClipbiasError(f"{name} has the splits {', '.join(prepared.splits)}, none of which is known.")
+    # A builder with a test split alone, as the variants of ImageNet have, stays so.
     if {"train", "all"} & set(splits):
         splits = complete_splits(splits, name)
     if stock.difference:
@@ -383,8 +379,8 @@ def _with_benchmark_split(
     template: str | None,
     split_dir: str | os.PathLike,
 ) -> Dataset:
-    # Labels and class names come from the benchmark's listing alone: the builder's numbering, which differs
-    # for Food101 and Caltech101, is used for nothing but the folder part of a path.
+    # Labels and class names are the benchmark's: the builder numbers the classes of Food101 and Caltech101 otherwise.
+    # Its label names only give the folder of a path.
     label_names = prepared.label_names
     parts: list[Records] = []
     available: dict[str, int] = {}  # the number of each path among the records of all splits
@@ -412,6 +408,7 @@ def _with_benchmark_split(
     for split_name, (keys, labels) in listing.splits.items():
         numbers = np.fromiter((available.get(_fold(key, stock), -1) for key in keys), np.int64, len(keys))
         missing.extend(keys[index] for index in np.flatnonzero(numbers < 0).tolist())
+        # A few images are missing in TFDS, since it could not decode them (`may_lack`).
         present = np.flatnonzero(numbers >= 0)
         present_keys = [keys[index] for index in present.tolist()]
         read_present = functools.partial(read, numbers=numbers[present])
@@ -436,6 +433,7 @@ def _listing(
         hint = f"say where it is with split_dir, or {benchmark.how_to_fetch(entry, split_alone=True)}"
         return benchmark.read_split_file(root / entry.split_file, hint=hint, split_names=tuple(entry.sizes))
     names = benchmark.imagenet_names(root)
+    # Record names stand for the folders of a disk.
     tree: dict[str, list[str]] = {}
     for path in available:
         folder, _, image = path.rpartition("/")
@@ -453,26 +451,27 @@ def _fold(path: str, stock: TfdsBuilder) -> str:
     return path.lower() if stock.ignore_case else path
 
 
-# The project's own shards. They keep the benchmark's order, labels, class names and paths, so that the few-shot splits
-# are those of the image folder.
+# clipbias's shards. They keep the benchmark's order, labels, class names and paths, so that few-shot splits equal those
+# of the image folder.
 
-VERSION = "1.0.0"
-FILE_BYTES = 128 << 20  # approximate size of a file of records, which is held in memory while it is written
+SHARDS_VERSION = "1.0.0"
+FILE_BYTES = 128 << 20  # approximate size of a record file, which is in memory while it is written
 SAMPLES = 256  # images whose sizes estimate the sum of all
 
 
 def build_shards(dataset: Dataset, out_dir: str | os.PathLike) -> epath.Path:
-    """Writes `dataset` as array_record shards to `<out_dir>/<name>_coop/1.0.0`, and returns that folder.
+    """Writes `dataset` as array_record shards to `<out_dir>/<name>_coop/1.0.0`, and returns this folder.
 
-    The folder appears when everything is written; no other file remains. Image bytes are stored as they are, in the
-    dataset's order. Memory holds the images of one file of records at a time. Raises `ClipbiasError` if the folder
-    exists already, an image cannot be read, or the shards cannot be written.
+    Raises `ClipbiasError` if the folder exists, an image cannot be read, or the shards cannot be written.
     """
+    # Bytes are stored unchanged, so that decoded pixels equal those of the image folder. TFDS renames the folder when
+    # everything is written.
     name = _folder_name(dataset.name)
     out = epath.Path(user_path(out_dir))
-    if (out / name / VERSION).exists():
-        raise ClipbiasError(f"{out / name / VERSION} exists already; remove it to build it again.")
-    # One split under two names (ImageNet's val and test) is stored once.
+    # Never overwritten: runs may read from these shards right now.
+    if (out / name / SHARDS_VERSION).exists():
+        raise ClipbiasError(f"{out / name / SHARDS_VERSION} exists already; remove it to build it again.")
+    # A split with two names (ImageNet's val and test) is stored once.
     stored_as: dict[str, str] = {}
     for split_name, split in dataset.splits.items():
         twins = (other for other in stored_as if dataset.splits[other].digest == split.digest)
@@ -498,7 +497,7 @@ def _folder_name(name: str) -> str:
 
 
 def _write_shards(dataset: Dataset, name: str, stored_as: Mapping[str, str], out: epath.Path) -> epath.Path:
-    """Writes every split under its name in `stored_as`, and returns the folder."""
+    """Writes every split under its name in `stored_as`; returns the folder."""
     import tensorflow_datasets as tfds
 
     metadata = {
@@ -512,7 +511,7 @@ def _write_shards(dataset: Dataset, name: str, stored_as: Mapping[str, str], out
 
     class Info(tfds.core.DatasetInfo):
         def initialize_from_bucket(self) -> None:
-            """Does nothing: TFDS would ask the network for published shards, and leave a temporary folder."""
+            """Does nothing: TFDS would look for published shards on the network, and leave a temporary folder."""
 
     # TFDS takes a builder's name and version from its class. A builder that shuffles keeps the records in memory, and
     # beyond a gigabyte needs tensorflow to store them; this one writes file after file.
@@ -535,7 +534,7 @@ def _write_shards(dataset: Dataset, name: str, stored_as: Mapping[str, str], out
             return iterators
 
     Shards.name = name
-    Shards.VERSION = tfds.core.Version(VERSION)
+    Shards.VERSION = tfds.core.Version(SHARDS_VERSION)
     tfds.disable_progress_bar()
     builder = Shards(data_dir=os.fspath(out), file_format="array_record")
     with tempfile.TemporaryDirectory() as unused:  # TFDS makes folders for downloads; there are none
@@ -544,9 +543,10 @@ def _write_shards(dataset: Dataset, name: str, stored_as: Mapping[str, str], out
 
 
 def _file_ranges(split: Split) -> list[range]:
-    """The images of each file, about `FILE_BYTES`; their size is estimated from samples."""
+    """Divides images into files of about `FILE_BYTES`, estimated from samples."""
     count = len(split)
     samples = np.unique(np.linspace(0, count - 1, min(count, SAMPLES)).astype(np.int64)).tolist()
+    # Few reads: a pass over ImageNet for its exact size would take long.
     total = sum(len(split.read(index)) for index in samples) / max(len(samples), 1) * count
     parts = max(1, min(count, round(total / FILE_BYTES)))
     bounds = [count * number // parts for number in range(parts + 1)]
@@ -554,13 +554,13 @@ def _file_ranges(split: Split) -> list[range]:
 
 
 def find_shards(name: str, data_dir: str | os.PathLike) -> epath.Path | None:
-    """The folder of a dataset's shards below `data_dir`, or None."""
-    folder = epath.Path(data_dir) / _folder_name(name) / VERSION
+    """Returns the folder of a dataset's shards below `data_dir`, or `None`."""
+    folder = epath.Path(data_dir) / _folder_name(name) / SHARDS_VERSION
     return folder if (folder / "dataset_info.json").exists() else None
 
 
 def load_shards(folder: epath.PathLike, *, template: str | None = None) -> Dataset:
-    """Opens shards made by `build`. Arguments and errors as for `benchmark.load`."""
+    """Opens shards of `build_shards`. Arguments and errors as for `benchmark.load`."""
     records_path(folder)
     prepared = PreparedDataset(folder)
     metadata = prepared.metadata

@@ -1,8 +1,7 @@
-"""Image bytes to model-sized pixels, equal to torchvision's transforms on PIL images.
+"""Image bytes to model-sized pixels, uint8 RGB; AugMix.
 
-Every resampling is Pillow's own bicubic filter with antialiasing, so that, given the same crop, the pixels
-equal those of `torchvision.transforms.RandomResizedCrop`, `Resize` and `CenterCrop` on a PIL image to the
-bit. Arrays are uint8 RGB; scaling and normalisation happen with the model. AugMix and HEIF pictures are here as well.
+For the same crop, pixels equal those of torchvision's `RandomResizedCrop`, `Resize` and `CenterCrop` on a PIL image to
+the bit: both resample with Pillow's antialiased filters. The model normalises (`clip.preprocess`).
 """
 
 import dataclasses
@@ -21,42 +20,40 @@ from clipbias.errors import ClipbiasError, UnreadableImage
 SCALE = (0.08, 1.0)  # share of the image area that a training crop covers
 RATIO = (3 / 4, 4 / 3)  # width over height of a training crop
 ATTEMPTS = 10
-LONGEST = 32  # longer side over shorter side; of a longer image, evaluation takes the middle
-# The formats that are decoded, whatever the file's name. Pillow hands others, such as PostScript, to other programs.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "DIB", "PPM", "AVIF")
+MAX_ASPECT = 32  # longer over shorter side; evaluation cuts the middle out of longer images
+# Formats that are decoded, by content and not by name. Pillow passes others, such as PostScript, to other programs.
+PICTURE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "DIB", "PPM", "AVIF")
 
 
 @dataclasses.dataclass(frozen=True)
 class Resizing:
-    """How a picture becomes the R x R pixels that a model sees: resized, then the centre cut out.
+    """Settings of resizing a picture and cutting out its centre, R x R pixels."""
 
-    Libraries differ in two places. OpenAI's code and open_clip resize a picture in its own mode (with its transparency
-    or palette), turn it into RGB behind that, and round half a pixel of the margin to the even side. transformers turns
-    it into RGB first, transparency into white, and rounds down.
-    """
-
+    # Libraries differ in two places. OpenAI's code and open_clip resize a picture in its mode (with transparency or
+    # palette), convert it to RGB afterwards, and round half a pixel of the margin to even. transformers converts to RGB
+    # first, transparency to white, and rounds down.
     side: int  # R
-    size: int | None = None  # the side that the picture is resized to; `None` is R: a square picture is not cut
-    whole: bool = False  # whether the whole picture becomes a square; else its shorter side gets that size
+    size: int | None = None  # side after resizing. Default: R, so that a square picture is not cut
+    whole: bool = False  # whether the picture is squashed to a square; else its shorter side gets the size
     resampling: str = "bicubic"  # Pillow's name of the filter
     library: str = "open_clip"  # or "transformers"
 
 
-# An image as Pillow holds it, in any mode, or its pixels, uint8 [h, w, 3].
+# A Pillow image in any mode, or pixels, uint8 [h, w, 3].
 Picture = Image.Image | np.ndarray
 
-# HEIC and HEIF pictures, as phones take them; the package `pillow-heif` reads them, the extra `heif`.
+# HEIC and HEIF pictures of phones, read by the package `pillow-heif` (the extra `heif`).
 
-SUFFIXES = frozenset({".heic", ".heif", ".hif"})
-FORMAT = "HEIF"  # its name in Pillow
-INSTALL = "pip install 'clipbias[heif]' to read HEIC pictures, or convert them to JPEG"
+HEIF_SUFFIXES = frozenset({".heic", ".heif", ".hif"})
+HEIF_FORMAT = "HEIF"  # in Pillow
+HEIF_ADVICE = "pip install 'clipbias[heif]' to read HEIC pictures, or convert them to JPEG"
 
 _BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx")
-_CONTAINERS = (b"mif1", b"msf1")  # their content is named among the compatible brands
+_CONTAINERS = (b"mif1", b"msf1")  # containers that name their content among the compatible brands
 
 
 def is_heif(encoded: bytes) -> bool:
-    """Whether a file begins as HEIC does."""
+    """Whether a file begins as HEIC files do."""
     if encoded[4:8] != b"ftyp":
         return False
     brand = encoded[8:12]
@@ -65,70 +62,66 @@ def is_heif(encoded: bytes) -> bool:
 
 @functools.cache
 def is_installed() -> bool:
-    """Whether `pillow-heif` is there."""
+    """Whether `pillow-heif` is installed."""
     return importlib.util.find_spec("pillow_heif") is not None
 
 
 def decode_picture(encoded: bytes, path: str, *, upright: bool = False) -> Image.Image:
-    """Encoded image to a Pillow image in its own mode, which the functions below turn into RGB in their library's way.
+    """Decodes an image, or the first frame of an animation, to a Pillow image in one of `MODES`.
 
-    An animation gives its first frame.
-
-    Args:
-      encoded: The file's bytes, in one of `FORMATS`, or with `pillow-heif` in HEIC.
-      path: The file's path, or another name for messages.
-      upright: Whether the image is turned as its EXIF orientation says. The public code ignores it.
-
-    Raises `UnreadableImage` for bytes that are not a whole image.
+    Formats are `PICTURE_FORMATS`, and HEIC with `pillow-heif`; `path` is a name for messages. With `upright`, the image
+    is turned by its EXIF orientation. Raises `UnreadableImage` for bytes that are not a complete image.
     """
+    # The benchmark's code ignores EXIF, so its images stay as stored; a user's pictures are turned as the camera was.
     if not encoded:
         raise UnreadableImage(path, f"the image {path} is empty (0 bytes)")
-    formats: tuple[str, ...] = FORMATS
+    formats: tuple[str, ...] = PICTURE_FORMATS
     try:
         if is_heif(encoded):
             import pillow_heif
 
             pillow_heif.register_heif_opener()
-            formats = (FORMAT,)
+            formats = (HEIF_FORMAT,)
+        # Pillow opens lazily: only `load` finds a file that is cut short.
         with Image.open(io.BytesIO(encoded), formats=formats) as image:
             image.load()
             return in_known_mode(turned_upright(image) if upright else image, f"the image {path}", image.format)
     except ClipbiasError as error:
         raise UnreadableImage(path, str(error).rstrip(".")) from error
     except ImportError as error:
-        raise UnreadableImage(path, f"the image {path} is HEIC; {INSTALL}") from error
-    # A damaged file makes Pillow's decoders raise nearly anything, from OSError to struct.error.
+        raise UnreadableImage(path, f"the image {path} is HEIC; {HEIF_ADVICE}") from error
+    # Pillow's decoders raise many types for damaged files, from OSError to struct.error.
     except Exception as error:
         reason = str(error).replace("<_io.BytesIO object at ", "<").split("<")[0].strip() or type(error).__name__
         raise UnreadableImage(path, f"the image {path} cannot be decoded ({reason})") from error
 
 
 def turned_upright(image: Image.Image) -> Image.Image:
-    """A Pillow image turned and mirrored as its EXIF orientation says; unchanged where its EXIF data are damaged."""
+    """Turns and mirrors a Pillow image by its EXIF orientation; damaged EXIF data are ignored."""
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:  # as of decoders: damaged EXIF data raise nearly anything
+    except Exception:  # damaged EXIF data raise many types, as damaged files do
         return image
 
 
-# The modes in which a picture is kept, since libraries differ in how they make RGB of them, and what becomes of others.
+# Modes of decoded pictures: they are kept, since libraries convert them to RGB differently. Others become one of them.
 MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK")
 _MODE_OF = {"La": "LA", "RGBa": "RGBA", "PA": "RGBA"}
 
 
 def in_known_mode(image: Image.Image, name: str, kind: str | None = None) -> Image.Image:
-    """A Pillow image in one of `MODES`: every picture is brought there once, before it is resized or stored.
+    """Converts a Pillow image to one of `MODES`; `kind` is its file's format, if any.
 
-    Pillow would cut levels of more than 8 bits off at 255. Grey levels of 16 bits are divided by 257, so that black and
-    white stay what they are, and rounded. Those of 32 bits have no range that a file tells, unless they are whole
-    numbers up to 255. Raises `ClipbiasError` for all others. `kind` is the format of the image's file, if it has one.
+    Raises `ClipbiasError` for levels of 32 bits that are not whole numbers up to 255.
     """
     if image.mode in MODES:
         return image
     if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
         return image.convert(_MODE_OF.get(image.mode, "RGB"))
+    # Pillow's conversion would cut levels off at 255. Levels of 16 bits are divided by 257, so that black and white
+    # stay, and rounded; Pillow reads those of PPM as 16 bits. Levels of 32 bits have no known range.
     levels = np.asarray(image)
-    if image.mode.startswith("I;16") or kind == "PPM":  # whose levels Pillow brings to 16 bits
+    if image.mode.startswith("I;16") or kind == "PPM":
         return Image.fromarray(((levels.astype(np.uint32) + 128) // 257).astype(np.uint8))
     with np.errstate(invalid="ignore"):
         whole = levels.astype(np.uint8)
@@ -137,19 +130,17 @@ def in_known_mode(image: Image.Image, name: str, kind: str | None = None) -> Ima
     return Image.fromarray(whole)
 
 
-# No model's preprocessing makes a number as large, and bicubic resizing leaves the range of levels by about this share.
-_LARGEST_NORMALISED = 3.0
-_OVERSHOOT = 0.1
+_LARGEST_NORMALISED = 3.0  # beyond all numbers of models' preprocessing
+_OVERSHOOT = 0.1  # share by which bicubic resizing leaves the range of levels
 
 
 def level_advice(array: np.ndarray) -> str | None:
-    """The calls that make uint8 levels of a picture's numbers and keep the picture; `None` where these are no levels.
-
-    Floating-point levels that were resized may lie a little outside their range. Normalised images nearly always have
-    clearly negative values: of the pixels darker than the mean.
-    """
+    """Returns the calls that convert an array to uint8 levels, for a message; `None` if it holds no levels."""
+    # Floating-point levels that were resized may lie a little outside their range. Normalised images nearly always have
+    # clearly negative values, of pixels darker than the mean.
     lowest, highest = (float(array.min()), float(array.max())) if array.size else (-1.0, 1.0)
     over = 0.0 if array.dtype.kind in "biu" else _OVERSHOOT
+    # Advice for NumPy and torch, which convert differently.
     ends = "{}.round().astype('uint8'), or of a tensor {}.round().byte()"
     of_16_bits = f"of 16-bit levels {ends.format('(image / 257)', '(image.float() / 257)')}"
     if -over <= lowest and highest <= 1 + over:
@@ -167,24 +158,24 @@ def level_advice(array: np.ndarray) -> str | None:
 def check_levels(array: np.ndarray, name: str) -> None:
     """Raises `ClipbiasError` unless an array of pixels holds uint8 levels."""
     if array.dtype != np.uint8:
-        how = level_advice(array) or "levels of the picture, not normalised numbers as clip.preprocess makes"
+        how = level_advice(array) or "levels of the picture, not normalised numbers of clip.preprocess"
         raise ClipbiasError(f"{name} holds {array.dtype} numbers; give uint8 levels from 0 to 255: {how}.")
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """A Pillow image in mode "RGB", by Pillow's conversion, which drops transparency."""
+    """Converts a Pillow image to mode "RGB"; Pillow drops transparency."""
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def is_plain(picture: Picture) -> bool:
-    """Whether a picture has levels of red, green and blue or of grey alone: all libraries make the same RGB of them."""
+    """Whether a picture is RGB or grey without transparency: all libraries convert it to the same RGB."""
     return isinstance(picture, np.ndarray) or (picture.mode in ("RGB", "L") and not picture.has_transparency_data)
 
 
 def check_format(encoded: bytes, key: str) -> None:
-    """Raises `ClipbiasError` unless the bytes begin as an image of `FORMATS`; the pixels are not decoded."""
+    """Raises `ClipbiasError` unless the bytes begin as an image of `PICTURE_FORMATS`; pixels are not decoded."""
     try:
-        Image.open(io.BytesIO(encoded), formats=FORMATS).close()
+        Image.open(io.BytesIO(encoded), formats=PICTURE_FORMATS).close()
     except Exception as error:
         raise ClipbiasError(f"{key} is not an image; replace the file.") from error
 
@@ -192,11 +183,8 @@ def check_format(encoded: bytes, key: str) -> None:
 def random_resized_crop_box(
     rng: np.random.Generator, height: int, width: int, smallest: float = SCALE[0]
 ) -> tuple[int, int, int, int]:
-    """A random box (top, left, height, width) inside an image, by torchvision's rule.
-
-    Draws up to ten times a random area, at least the share `smallest` of the image's, and a log-uniform aspect ratio.
-    If no box fits, takes the largest central box whose aspect ratio is in range.
-    """
+    """Draws a box (top, left, height, width) of at least the share `smallest` of the area, by torchvision's rule."""
+    # Uniform in area and in the logarithm of the aspect ratio, so that width and height are treated alike.
     area = height * width
     for _ in range(ATTEMPTS):
         target_area = area * rng.uniform(smallest, SCALE[1])
@@ -204,6 +192,7 @@ def random_resized_crop_box(
         box_width = round(math.sqrt(target_area * aspect))
         box_height = round(math.sqrt(target_area / aspect))
         if 0 < box_width <= width and 0 < box_height <= height:
+            # Drawn only if the box fits, as torchvision does: the order of draws decides every later crop.
             top = int(rng.integers(0, height - box_height + 1))
             left = int(rng.integers(0, width - box_width + 1))
             return top, left, box_height, box_width
@@ -222,12 +211,9 @@ def resized_crop(
     resizing: Resizing,
     resampling: Image.Resampling = Image.Resampling.BICUBIC,
 ) -> np.ndarray:
-    """Cuts `box` (top, left, height, width) out of `image` and resizes it to [R, R, 3].
-
-    `resizing` says what R is, and how a picture of another mode than RGB becomes RGB.
-    """
+    """Cuts `box` (top, left, height, width) out of `image` and resizes it to `[R, R, 3]`."""
     top, left, height, width = box
-    # The copy hides pixels outside the box: with resize(box=...) the filter would reach them.
+    # Cut before resizing, as torchvision does: with resize(box=...) the filter would reach pixels outside the box.
     if isinstance(image, np.ndarray):
         cut = Image.fromarray(np.ascontiguousarray(image[top : top + height, left : left + width]))
     else:
@@ -242,21 +228,19 @@ def train_image(
     smallest: float = SCALE[0],
     resampling: Image.Resampling = Image.Resampling.BICUBIC,
 ) -> np.ndarray:
-    """Random resized crop and horizontal flip with probability one half: [h, w, 3] to [R, R, 3], uint8."""
+    """Computes a random resized crop, flipped with probability one half: `[h, w, 3]` to `[R, R, 3]`, uint8."""
     box = random_resized_crop_box(rng, *height_and_width(image), smallest)
     cropped = resized_crop(image, box, resizing, resampling)
     return cropped[:, ::-1] if rng.random() < 0.5 else cropped
 
 
 def test_image(image: Picture, resizing: Resizing) -> np.ndarray:
-    """A picture as it is evaluated: [h, w, 3], or an image of Pillow's in any mode, to [R, R, 3], uint8.
-
-    An image over `LONGEST` times as long as wide is first cut to its middle.
-    """
+    """Resizes a picture, `[h, w, 3]` or Pillow's, and cuts out its centre for evaluation: `[R, R, 3]`, uint8."""
     side = resizing.side
     picture = Image.fromarray(np.ascontiguousarray(image)) if isinstance(image, np.ndarray) else image
-    longest = LONGEST * min(picture.size)
-    if max(picture.size) > longest:  # resizing all of a line of pixels would fill the memory
+    # The middle of a very long image first: a line of pixels, resized as a whole, would fill the memory.
+    longest = MAX_ASPECT * min(picture.size)
+    if max(picture.size) > longest:
         left, top = (max(0, length - longest) // 2 for length in picture.size)
         picture = picture.crop((left, top, left + min(picture.width, longest), top + min(picture.height, longest)))
     picture = _before_resizing(picture, resizing)
@@ -264,7 +248,7 @@ def test_image(image: Picture, resizing: Resizing) -> np.ndarray:
     width = height = resized_side
     if not resizing.whole:
         width, height = (int(resized_side * length / min(picture.size)) for length in picture.size)
-    # Pillow takes the nearest pixel of a palette whatever the filter, as open_clip then does.
+    # For palettes Pillow ignores the filter and takes the nearest pixel; so does open_clip.
     resized = as_rgb(picture.resize((width, height), Image.Resampling[resizing.resampling.upper()]))
     margins = (width - side, height - side)
     left, top = (excess // 2 if resizing.library == "transformers" else round(excess / 2) for excess in margins)
@@ -272,20 +256,20 @@ def test_image(image: Picture, resizing: Resizing) -> np.ndarray:
 
 
 def _before_resizing(picture: Image.Image, resizing: Resizing) -> Image.Image:
-    """A picture in the mode in which its library resizes it."""
-    if resizing.library == "transformers" and picture.has_transparency_data:  # which then shows white
+    """Converts a picture to the mode in which its library resizes it."""
+    if resizing.library == "transformers" and picture.has_transparency_data:
         picture = picture.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
     return as_rgb(picture) if resizing.library == "transformers" else picture
 
 
 def test_views(image: Picture, resizing: Resizing, crops: int, *, mixed: bool = False) -> np.ndarray:
-    """`test_image` and random resized crops of the whole image, flipped or not: [h, w, 3] to [1 + crops, R, R, 3].
+    """Computes `test_image` and random crops of the image, flipped or not: `[h, w, 3]` to `[1 + crops, R, R, 3]`.
 
-    The crops are bilinear, as in TPT (Shu et al. 2022), and depend only on the image's pixels: the same image has the
-    same views in every split. They are uint8. With `mixed`, AugMix mixes each crop with distortions of it, and all
-    views are float32 of the same range.
+    Crops are bilinear, as in TPT (Shu et al. 2022), and uint8. With `mixed`, AugMix mixes each with distortions of it,
+    and all views are float32 of the same range.
     """
+    # Keyed on the pixels, so that an image has the same views in every split and order.
     rgb = image if isinstance(image, np.ndarray) else np.asarray(as_rgb(_before_resizing(image, resizing)))
     rng = _image_rng(rgb, b"views")
     cropped = [train_image(rgb, rng, resizing, resampling=Image.Resampling.BILINEAR) for _ in range(crops)]
@@ -296,32 +280,32 @@ def test_views(image: Picture, resizing: Resizing, crops: int, *, mixed: bool = 
 
 
 def height_and_width(image: Picture) -> tuple[int, int]:
-    """Height and width of an image, in pixels."""
+    """Returns height and width of an image in pixels."""
     return image.shape[:2] if isinstance(image, np.ndarray) else (image.height, image.width)
 
 
 def _image_rng(image: np.ndarray, use: bytes) -> np.random.Generator:
-    """A generator keyed on the pixels of an image and on its use."""
+    """Returns a generator keyed on the pixels of an image and on its use."""
     digest = hashlib.blake2b(np.ascontiguousarray(image).tobytes(), digest_size=16, salt=use).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
 
 
-# AugMix (Hendrycks et al. 2020, arXiv 1912.02781) as TPT takes it: a crop mixed with chains of mild distortions.
+# AugMix (Hendrycks et al. 2020, arXiv 1912.02781) with TPT's settings: a crop mixed with chains of mild distortions.
 
 CHAINS = 3
-LONGEST_CHAIN = 3
-LEVELS = (0.1, 1.0)
+MAX_CHAIN = 3  # operations in a chain
+STRENGTHS = (0.1, 1.0)  # of an operation
 
 Operation = Callable[[Image.Image, float, int], Image.Image]
 
 
 def _affine(image: Image.Image, matrix: tuple[float, ...]) -> Image.Image:
-    """The image moved by `matrix`, black outside."""
+    """Transforms an image by `matrix`, black outside."""
     return image.transform(image.size, Image.Transform.AFFINE, matrix, resample=Image.Resampling.BILINEAR)
 
 
 def _pixels(image: Image.Image, level: float, sign: int) -> int:
-    """The pixels that an image is moved by: at most seven of 224."""
+    """Returns the pixels of a translation: at most seven of 224."""
     return sign * int(level * image.size[0] / 30)
 
 
@@ -339,19 +323,19 @@ OPERATIONS: Mapping[str, Operation] = {
 
 
 def augmix(crop: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """`m x + (1 - m) Σ_i w_i x_i`: uint8 `[R, R, 3]` to float32 of the same range, which is not rounded.
+    """Computes `m x + (1 - m) Σ_i w_i x_i`: uint8 `[R, R, 3]` to float32 of the same range, not rounded.
 
-    `x_i` is the crop `x` after one to three operations, any of them equally likely each time; `w` is drawn from
-    Dirichlet(1, 1, 1) and `m` from Beta(1, 1). The weights sum to one, so that this mixes normalised pixels as well.
+    `x_i` is the crop `x` after one to three operations; `w` is drawn from Dirichlet(1, 1, 1), `m` from Beta(1, 1).
     """
+    # TPT mixes normalised pixels. The weights sum to one, so that mixing levels and normalising later is the same.
     shares = rng.dirichlet(np.ones(CHAINS))
-    weight = rng.beta(1, 1)  # of the crop itself
+    weight = rng.beta(1, 1)  # of the crop
     operations = tuple(OPERATIONS.values())
     mixed = weight * crop.astype(np.float64)
     for share in shares:
         image = Image.fromarray(np.ascontiguousarray(crop))
-        for _ in range(rng.integers(1, LONGEST_CHAIN + 1)):
+        for _ in range(rng.integers(1, MAX_CHAIN + 1)):
             operation = operations[rng.integers(len(operations))]
-            image = operation(image, rng.uniform(*LEVELS), 1 if rng.random() < 0.5 else -1)
+            image = operation(image, rng.uniform(*STRENGTHS), 1 if rng.random() < 0.5 else -1)
         mixed += (1 - weight) * share * np.asarray(image)
     return mixed.astype(np.float32)

@@ -1,4 +1,4 @@
-"""A user's pictures (files, PIL images, arrays, lists of these) and labels: the door through which all of them come."""
+"""Conversion of a user's pictures (files, PIL images, arrays, lists of these) and labels to splits."""
 
 import io
 import os
@@ -19,36 +19,32 @@ from clipbias.io import data_path
 
 
 class HasArray(Protocol):
-    """An array: NumPy's, JAX's, a tensor of torch, or a column of pandas."""
+    """An array of NumPy or JAX, a torch tensor, or a pandas column."""
 
     @property
     def shape(self) -> Sequence[int]: ...
     def __len__(self) -> int: ...
 
 
-# What functions for users take: a picture or several; the class of each, by number or by name.
+# Arguments of functions for users: a picture or several; classes by number or name.
 Picture: TypeAlias = str | os.PathLike | Image.Image | HasArray
 Pictures: TypeAlias = Picture | Iterable[Picture] | Split
 Labels: TypeAlias = Iterable[int] | Iterable[str] | HasArray
 
-_WHAT = (
+_ADVICE = (
     "give a path, a PIL image, a uint8 array [h, w, 3] (levels 0 to 255), or a list or an array [B, h, w, 3] of them"
 )
-# Arrays that hold Python's objects or texts: lists of these.
+# Kinds of arrays of Python objects or strings, which are read as lists.
 _OBJECTS = "OUT"
 
 
 def as_array(images: object) -> Any:
-    """Arrays of JAX, tensors of torch and columns of pandas as NumPy arrays, anything else as it is.
-
-    Raises `ClipbiasError` if NumPy has no such type of numbers.
-    """
+    """Converts arrays of JAX, torch tensors and pandas columns to NumPy; returns other objects unchanged."""
     if isinstance(images, np.ndarray | Image.Image) or not hasattr(images, "shape"):
         return images
     try:
         if hasattr(images, "detach"):
-            # A tensor that has a gradient, or lies on another device, does not turn into an array by itself, and NumPy
-            # has no bfloat16.
+            # NumPy refuses tensors with a gradient or on another device, and has no bfloat16.
             tensor = images.detach().cpu()
             return np.asarray(tensor.float() if tensor.is_floating_point() else tensor)
         return np.asarray(images)
@@ -57,19 +53,17 @@ def as_array(images: object) -> Any:
 
 
 def _items(values: Any) -> list | None:
-    """The elements of what has an order and is no array of numbers; `None` for anything else."""
+    """Returns the elements of an ordered collection; `None` for other objects."""
     if isinstance(values, str | bytes | bytearray | Mapping | set | frozenset) or not isinstance(values, Iterable):
         return None
     return values.tolist() if isinstance(values, np.ndarray) else list(values)
 
 
 def list_images(pictures: Pictures) -> tuple[list[Picture], bool]:
-    """The pictures as a list, and whether it was a single one.
-
-    An array `[h, w, 3]` (or `[h, w]`, grey) is one picture, `[B, h, w, 3]` (or `[B, h, w]`) are several. Raises
-    `ClipbiasError` if it is nothing of the kind, or may be either.
-    """
+    """Returns the pictures as a list, and whether only one was given: an array `[h, w, 3]`, or `[h, w]` for grey."""
+    # `[B, h, w, 3]` and `[B, h, w]` are several pictures. Shapes that may be either are an error.
     images = as_array(pictures)
+    # Results are in the order of the images, and a folder has none: the user chooses it.
     if isinstance(images, str | os.PathLike) and (folder := data_path(images)).is_dir():
         raise ClipbiasError(
             f"the images are the folder {folder}; give its files in the order of the results, such as "
@@ -78,6 +72,7 @@ def list_images(pictures: Pictures) -> tuple[list[Picture], bool]:
     if isinstance(images, str | os.PathLike | Image.Image):
         return [images], True
     shape = getattr(images, "shape", None)
+    # Generators and columns of paths are lists, too.
     if shape is None or (images.dtype.kind in _OBJECTS and len(shape) == 1):
         if (items := _items(images)) is not None:
             return items, False
@@ -85,51 +80,54 @@ def list_images(pictures: Pictures) -> tuple[list[Picture], bool]:
         return [images], True
     elif len(shape) == 3 and shape[0] in (3, 4):
         raise ClipbiasError(
-            f"the images are an array of shape {list(shape)}, which may be a picture with its channels first, or "
-            f"{shape[0]} grey pictures; give image.transpose(1, 2, 0), of a tensor image.permute(1, 2, 0), of the one, "
-            "list(images) of the others."
+            f"the images are an array of shape {list(shape)}: a picture with its channels first, or {shape[0]} grey "
+            "pictures. For a picture give image.transpose(1, 2, 0), or image.permute(1, 2, 0) of a tensor; for grey "
+            "pictures list(images)."
         )
     elif len(shape) in (3, 4):
         return list(images), False
-    what = shown(images) if shape is None else f"an array of shape {list(shape)}"
-    raise ClipbiasError(f"the images are {what}; {_WHAT}.")
+    given = shown(images) if shape is None else f"an array of shape {list(shape)}"
+    raise ClipbiasError(f"the images are {given}; {_ADVICE}.")
 
 
 def _taken(image: Picture, name: str) -> str | bytes | UnreadableImage:
-    """The path of a picture's file, or the pixels of one in memory as a file, so that no owner changes them later.
+    """Returns the path of a picture's file, or a picture in memory as the bytes of a file, upright.
 
-    Pixels are upright by EXIF's orientation. Pillow reads a file when its pixels are first used: if it cannot, an error
-    stands in the picture's place. Raises `ClipbiasError` if it is no picture: a path, a PIL image, or a uint8 array
-    `[h, w, 3]`, `[h, w, 4]`, `[h, w, 1]` or `[h, w]`.
+    An unreadable PIL image gives an error, to be raised when it is used. Raises `ClipbiasError` if it is no picture: a
+    path, a PIL image, or a uint8 array `[h, w, 3]`, `[h, w, 4]`, `[h, w, 1]` or `[h, w]`.
     """
     if isinstance(image, str | os.PathLike):
         path = os.fspath(image)
         if "://" in path:
             return path
         folder, file = os.path.split(os.path.expanduser(path))
-        return os.path.join(os.path.realpath(folder), file)  # one name for a file, however its path is written
+        # One name for a file, however its path is written. A file that is a link stays an entry of its name.
+        return os.path.join(os.path.realpath(folder), file)
     if isinstance(image, Image.Image):
         try:
             image.load()
-        except Exception as error:  # as of decoders: a damaged file raises nearly anything
+        except Exception as error:  # Pillow reads the file only now; damaged files raise many types
             return UnreadableImage(name, f"{name} cannot be decoded ({error})")
         return _encoded(transforms.in_known_mode(transforms.turned_upright(image), name, image.format))
     array = as_array(image)
     if not isinstance(array, np.ndarray) or array.dtype.kind in _OBJECTS:
-        raise ClipbiasError(f"{name} is {shown(image)}; {_WHAT}.")
+        raise ClipbiasError(f"{name} is {shown(image)}; {_ADVICE}.")
     transforms.check_levels(array, name)
+    # Pillow has no picture of one channel with an axis for it.
     if array.ndim == 3 and array.shape[-1] == 1:
         array = array[..., 0]
     if array.size == 0 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (3, 4))):
         hint = ""
         if array.ndim == 3 and array.shape[0] in (1, 3, 4):
-            hint = "; channels come last: image.transpose(1, 2, 0), of a tensor image.permute(1, 2, 0)"
-        raise ClipbiasError(f"{name} has shape {list(array.shape)}; give [h, w, 3] or, of grey levels, [h, w]{hint}.")
+            hint = "; channels come last: image.transpose(1, 2, 0), or image.permute(1, 2, 0) of a tensor"
+        raise ClipbiasError(f"{name} has shape {list(array.shape)}; give [h, w, 3] or, for grey levels, [h, w]{hint}.")
     return _encoded(Image.fromarray(np.ascontiguousarray(array)))
 
 
 def _encoded(picture: Image.Image) -> bytes:
-    """A picture of a known mode as a file without loss: levels alone where they say all, else what has the mode."""
+    """Encodes a picture of a known mode without loss."""
+    # Bytes cannot change later, as the caller's array could. PPM is not compressed, and the fastest; PNG has palettes
+    # and transparency, TIFF has ink.
     file = io.BytesIO()
     kind = "PPM" if transforms.is_plain(picture) else "TIFF" if picture.mode == "CMYK" else "PNG"
     picture.save(file, format=kind, **({"compress_level": 1} if kind == "PNG" else {}))  # fast rather than small
@@ -137,16 +135,17 @@ def _encoded(picture: Image.Image) -> bytes:
 
 
 def image_list(images: Pictures, labels: Labels | None = None, class_names: Sequence[str] = ()) -> Split:
-    """Pictures, as `list_images` takes them, as a split: what predicts, trains, is evaluated and explained takes this.
+    """Converts pictures, as `list_images` takes them, to a split.
 
-    Files are read when they are used, pictures in memory are copied now. Names are those below the files' common
-    folder. `labels` are classes by number or by name; without them all are 0, and a file may come twice. Raises
-    `ClipbiasError` for what is no picture, a label that is no class, other numbers of images and labels, or none.
+    Files are read when they are used, pictures in memory are copied now. Keys are paths below the files' common folder.
+    `labels` are classes by number or name; without them all are 0, and a file may occur twice. Raises `ClipbiasError`
+    for other objects, unknown labels, or different numbers of images and labels.
     """
     if isinstance(images, Split):
         if labels is not None:
-            raise ClipbiasError("a dataset and its splits have labels of their own; leave `labels` out.")
+            raise ClipbiasError("a dataset and its splits have labels; leave `labels` out.")
         return images
+    # Every picture is checked at once, before the first is used.
     items = [_taken(image, f"image {number}") for number, image in enumerate(list_images(images)[0])]
     numbers = np.zeros(len(items), np.int32) if labels is None else label_numbers(labels, class_names)
     if len(items) != len(numbers) or (labels is not None and not items):
@@ -156,7 +155,8 @@ def image_list(images: Pictures, labels: Labels | None = None, class_names: Sequ
     for number, item in enumerate(items):
         if isinstance(item, str):
             key = item[len(folder) :]
-        else:  # pictures in memory are never taken for others
+        else:
+            # By number and content, so that pictures in memory are never taken for others, in this list or another.
             key = f"{number:06d}-{identity(item)[:32]}" if isinstance(item, bytes) else f"{number:06d}"
         if (other := keys.setdefault(key, number)) != number:
             if labels is not None:
@@ -173,17 +173,14 @@ def image_list(images: Pictures, labels: Labels | None = None, class_names: Sequ
 
 
 class UserImages(Images):
-    """A user's pictures to be evaluated, without a cache.
-
-    `errors` has the message by number of each picture that could not be read, for a caller that skips them.
-    """
+    """A user's pictures without a cache; `errors` has messages by number for unreadable pictures."""
 
     def __init__(self, images: Pictures) -> None:
         super().__init__(image_list(images))
         self.errors: dict[int, str] = {}
 
     def decoded(self, index: int) -> transforms.Picture:
-        """Picture `index`. Raises `UnreadableImage` where it cannot be read."""
+        """Returns picture `index`. Raises `UnreadableImage`."""
         try:
             return super().decoded(index)
         except UnreadableImage as error:
@@ -191,12 +188,12 @@ class UserImages(Images):
             raise
 
     def note_unreadable(self, error: UnreadableImage) -> None:
-        """Counts an image that a caller skips; the caller says so beside the others' results."""
+        """Records a skipped image without logging: the caller reports it beside the results of the others."""
         self.unreadable[error.path] = error.reason
 
 
 def names_of_labels(labels: Labels) -> list[str]:
-    """The classes that labels name, sorted. Raises `ClipbiasError` for none, for numbers, and for names alike."""
+    """Returns the sorted names of labels. Raises `ClipbiasError` for no labels, numbers, and names of the same text."""
     array = label_array(labels)
     if not array.size:
         raise ClipbiasError("there are no labels; give images, and a label for each.")
@@ -210,11 +207,12 @@ def names_of_labels(labels: Labels) -> list[str]:
 
 
 def label_numbers(labels: Labels, class_names: Sequence[str]) -> np.ndarray:
-    """Labels, given by number or by name, as int32 `[n]`. Raises `ClipbiasError` for one that is no class."""
+    """Converts labels by number or name to int32 `[n]`. Raises `ClipbiasError` for an unknown label."""
     array = label_array(labels)
     if array.dtype.kind == "U":
         numbers = {name: number for number, name in enumerate(class_names)}
         unknown = [name for name in array.tolist() if name not in numbers]
+        # A name of two classes (ImageNet's "missile") does not say which one is meant.
         if twice := [name for name in array.tolist() if class_names.count(name) > 1]:
             raise ClipbiasError(f"several classes are called {twice[0]!r}; give the numbers of classes as labels.")
         if unknown:
@@ -229,14 +227,14 @@ def label_numbers(labels: Labels, class_names: Sequence[str]) -> np.ndarray:
 
 
 def is_missing(label: object) -> bool:
-    """Whether a label is none: empty, NaN, or what pandas and databases have in its place."""
+    """Whether a label is missing: empty, NaN, `None`, or pandas' NA."""
     if isinstance(label, float | np.floating):
         return bool(np.isnan(label))
     return label is None or type(label).__name__ == "NAType" or (isinstance(label, str) and not label.strip())
 
 
 def label_array(labels: Labels) -> np.ndarray:
-    """Labels as an array `[n]` of whole numbers or of names. Raises `ClipbiasError` for a missing or another one."""
+    """Converts labels to an array `[n]` of whole numbers or names. Raises `ClipbiasError` for other labels."""
     array = as_array(labels)
     if not isinstance(array, np.ndarray) or (array.ndim == 1 and array.dtype.kind not in "iu"):
         if (items := _items(array)) is None:
@@ -244,6 +242,7 @@ def label_array(labels: Labels) -> np.ndarray:
         for number, item in enumerate(items):
             if is_missing(item):
                 raise ClipbiasError(f"image {number} has no label ({shown(item)}); give it one, or leave it out.")
+        # NumPy would convert a mixture to strings, and 1 would become the class "1".
         names = sum(isinstance(item, str) for item in items)
         if 0 < names < len(items):
             raise ClipbiasError(f"labels are {shown(items)}; give numbers or names, not both.")

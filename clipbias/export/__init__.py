@@ -1,4 +1,4 @@
-"""Tuned adapters for other programs: a checkpoint, a classifier head, a StableHLO program, an ONNX file, or PEFT's."""
+"""Export of tuned models: checkpoints, classifier heads, StableHLO programs, ONNX files, PEFT adapters."""
 
 from clipbias.export.folder import FORMS, export, natural_form
 from clipbias.export.folding import fold

@@ -19,7 +19,7 @@ from clipbias.tuning import METHODS, Task, parameter_count
 from clipbias.tuning.tuned import Tuned
 from clipbias.version import __version__
 
-# The note of a distilled adapter that holds its certificate.
+# Key of a distilled adapter's certificate in its notes.
 NOTE = "certificate"
 WHAT = {
     "adapter": "What a tuned method learned, `adapter.safetensors`, to be used with its base model in clipbias.",
@@ -138,12 +138,8 @@ print(model.predict(["image.png"]))
 
 
 def model_card(model: Tuned, form: str) -> str:
-    """The text of a `README.md`: YAML front matter as the Hugging Face hub reads it, then Markdown.
-
-    Args:
-      model: what the card is about.
-      form: a form of `export`, or "adapter".
-    """
+    """Returns a `README.md` for a `form` of `export` or "adapter": YAML front matter for the hub, then Markdown."""
+    # All values of the adapter file are escaped (`_plain`, `as_code`), the numbers among them formatted.
     method, dataset, seed = model.task.method_name, _tested_on(model), model.notes.get("seed")
     title = _plain(f"{method} on {dataset}" if dataset else f"{method} for {len(model.class_names)} classes")
     rows = "\n".join(f"| {name} | {value} |" for name, value in _facts(model))
@@ -164,7 +160,7 @@ def model_card(model: Tuned, form: str) -> str:
 
 
 def certified_sentences(notes: Mapping[str, Any]) -> list[str]:
-    """The sentences of a distilled model's certificate; none for another model, or where the note is damaged."""
+    """Returns the sentences of a distilled model's certificate; none for other models and damaged notes."""
     certificate = notes.get(NOTE)
     sentences = certificate.get("sentences") if isinstance(certificate, Mapping) else None
     if not isinstance(sentences, list):
@@ -173,13 +169,14 @@ def certified_sentences(notes: Mapping[str, Any]) -> list[str]:
 
 
 def _tested_on(model: Tuned) -> str | None:
-    """The dataset whose classes the model has; `None` where it is used for others than it was trained for."""
+    """Returns the model's dataset; `None` if it has other classes than in training."""
     return None if "training_classes" in model.notes else model.notes.get("dataset")
 
 
 def _facts(model: Tuned) -> list[tuple[str, str]]:
     notes, task = model.notes, model.task
     counts = parameter_count(model.learnables)
+    # A fact without a value is left out at the end: adapters of other programs have few notes.
     towers = ", ".join(f"{tower} {counts[tower]:,}" for tower in ("vision", "text", "shared") if counts[tower])
     options = ", ".join(f"{name}={value!r}" for name, value in task.options().items())
     facts = [
@@ -213,25 +210,27 @@ def _facts(model: Tuned) -> list[tuple[str, str]]:
 
 
 def _images_per_class(notes: Mapping[str, Any]) -> str:
-    """The true number of training images of a class, "6 to 16 images per class"; empty where it is not known."""
+    """Formats the number of training images of a class, "6 to 16 images per class"; empty if unknown."""
     counts = notes.get("images_per_class")
     return f"{range_words(counts)} image{'s' * (max(counts) != 1)} per class" if counts else ""
 
 
 def _learning_rate(notes: Mapping[str, Any]) -> str:
-    """The learning rate, and how it was selected on held-out images; empty without one."""
+    """Formats the learning rate and its selection on held-out images; empty without a rate."""
     rate = notes.get("learning_rate")
     if rate is None:
         return ""
     choice = notes.get("choice") or {}
     rates = [line.get("learning_rate") for line in choice.get("tried", ())]
+    # A rate that nobody chose among others was not selected.
     candidates = [f"{rate:g}" for rate in rates if rate is not None]
     images = f" on {choice['images']} held-out images" if choice.get("images") else ""
     return f"{rate:g}" + (f", selected from {', '.join(candidates)}{images}" if len(candidates) > 1 else "")
 
 
 def _plain(value: object) -> str:
-    """A value of an adapter file, escaped: anyone may have written it, and it must make no row, tag, link or code."""
+    """Escapes a value of an adapter file for Markdown."""
+    # Anybody may have written the file: its values must not become rows, tags, links or code of the card.
     text = printable(value)
     for letter in "\\|`<>[]":
         text = text.replace(letter, "\\" + letter)
@@ -239,26 +238,29 @@ def _plain(value: object) -> str:
 
 
 def _accuracies(notes: Mapping[str, Any]) -> dict[str, float]:
-    """Accuracy in percent by image set; the empty name is the dataset's test images."""
+    """Returns accuracies in percent by test set; the empty name is the dataset's test images."""
+    # Runs with one test set and runs with several have different notes.
     accuracies = {"": notes.get("accuracy"), **(notes.get("accuracies") or {})}
     return {name: float(value) for name, value in accuracies.items() if value is not None}
 
 
 def _description(task: Task) -> str:
-    """The first line of the method's file, which says what it is and where it comes from."""
+    """Returns the first line of the method's file, which names the method and its paper."""
     module = inspect.getmodule(type(task.method))
     return ((module and module.__doc__) or "").strip().partition("\n")[0]
 
 
 def _front_matter(model: Tuned, form: str, title: str) -> str:
-    """What the hub reads: among others the library that loads the folder, and the base model if that is on the hub."""
+    """Returns the metadata for the hub, with the library that loads the folder, and the base model if it is there."""
     from huggingface_hub import EvalResult, ModelCardData
 
+    # The hub shows code and a widget by library and task, so these must name who loads the folder's main file.
     library = form if form in ("open_clip", "peft") else "clipbias"
     if form == "checkpoint":
         library = "transformers" if model.clip.config.family in MODELS else "open_clip"
     task = "zero-shot-image-classification" if form in ("checkpoint", "open_clip") else "image-classification"
     base = model.clip.source.partition("@")[0]
+    # Only a model on the hub may be linked: the hub refuses a card whose base model does not exist.
     on_the_hub = re.fullmatch(r"\w[\w.-]*/[\w.-]+", base) and not Path(model.clip.source).exists()
     dataset = _tested_on(model)
     accuracy = _accuracies(model.notes).get("")
@@ -285,18 +287,19 @@ def _front_matter(model: Tuned, form: str, title: str) -> str:
 
 
 def as_code(text: str) -> str:
-    """Text of unknown origin as Markdown's code, which ends at the next backquote; only a table's bar is escaped."""
+    """Formats a string of unknown origin as code in Markdown: without backquotes, which would end it."""
     return "`" + printable(text).replace("`", "'").replace("|", "\\|") + "`"
 
 
 def _picture_code(preprocessing: Preprocessing) -> str:
-    """Code that makes of a file the pixels that the model sees, as `data.transforms.test_image` does."""
+    """Returns code that computes `data.transforms.test_image` of a file."""
     resizing = preprocessing.resizing
     size = preprocessing.image_size
     resized = resizing.size or size
     is_transformers = resizing.library == "transformers"
     lines = [f"image = {UPRIGHT}"]
     if is_transformers:
+        # transformers puts transparent pictures on white, other libraries drop the transparency.
         lines = [f'image = {UPRIGHT}.convert("RGBA")', WHITE]
     resize = f"image = image.resize((width, height), Image.Resampling.{resizing.resampling.upper()})"
     if resizing.whole:
@@ -312,7 +315,7 @@ def _picture_code(preprocessing: Preprocessing) -> str:
 
 
 def _other_readers(task: Task) -> str:
-    """What else of transformers reads a checkpoint, and where it differs from the base model's own code."""
+    """Names other classes of transformers that read a checkpoint, and their differences from the base model's code."""
     clip = task.clip
     siglip = clip.config.family == "siglip"
     tokens = f', with `padding="max_length", max_length={clip.config.text.context_length}`' if siglip else ""
@@ -331,12 +334,13 @@ def _other_readers(task: Task) -> str:
 
 
 def _usage(model: Tuned, form: str) -> str:
-    """The code blocks of a card, each with a sentence."""
+    """Returns the code blocks of a card, each with a sentence."""
     task, source, family = model.task, model.clip.source, model.clip.config.family
     code = OPEN_CLIP if form == "open_clip" else ""
     if form in ("program", "onnx"):
         code = (PROGRAM if form == "program" else ONNX).format(picture=_picture_code(task.clip.preprocessing))
     elif form not in ("adapter", "open_clip") and family in MODELS:
+        # These folders have no weights of the base model, so the code loads it from its source.
         on_base = form in ("head", "peft")
         name = parse(source) if on_base else None
         revision = f", revision={json.dumps(name.revision)}" if name and name.revision else ""
@@ -362,7 +366,7 @@ def _usage(model: Tuned, form: str) -> str:
         )
     where = ""
     own_methods = ""
-    if task.method_name not in METHODS:  # a program is named by whoever runs it
+    if task.method_name not in METHODS:  # a user's method, in a program that readers of the card need
         program = Path(task.method_name.partition(":")[0]).name
         where = f", where the method's program {as_code(program)} is at hand"
         own_methods = f", own_methods=[{json.dumps(program)}]"

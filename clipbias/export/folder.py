@@ -1,4 +1,4 @@
-"""One adapter, one folder: the tuned model in a form that others load, its adapter file, and a model card."""
+"""Export of a tuned model to a folder: a form for other programs, the adapter file, and a model card."""
 
 import json
 import os
@@ -29,11 +29,9 @@ CERTIFICATE = "certificate.json"
 
 
 def natural_form(task: Task, learnables: Learnables) -> str:
-    """The form that is easiest to load, by what the method adds to the model.
-
-    A method with its own head, or with texts that depend on the image, is a program. One that only changes weights or
-    biases is a checkpoint. One that leaves the vision side unchanged is a head. All others are programs.
-    """
+    """Returns the form that is easiest to load: "checkpoint", "head" or "program"."""
+    # Most programs load a checkpoint, so a method that only changes weights becomes one. Class features suffice if
+    # image features are the base model's. Heads of methods, prompts, and texts that depend on the image need a program.
     adaptation = jax.eval_shape(task.method.adapt, learnables)
     if task.method.logits is not None or task.method.conditional:
         return "program"
@@ -46,9 +44,9 @@ def export(model: Tuned, folder: str | os.PathLike, *, form: str | None = None) 
     """Writes a tuned model's folder, which appears when everything is written.
 
     Args:
-      model: what `clipbias.fit` or `clipbias.load_adapter` returned.
+      model: a result of `clipbias.fit` or `clipbias.load_adapter`.
       folder: the new folder; it must not exist, or be empty.
-      form: one of `FORMS`; `None` takes the natural one.
+      form: one of `FORMS`. Default: `natural_form`.
         "checkpoint": a Hugging Face CLIP checkpoint with the changes folded in, and the head beside it.
         "open_clip": the same for open_clip.
         "head": class features, for the image features of the base model.
@@ -70,19 +68,22 @@ def export(model: Tuned, folder: str | os.PathLike, *, form: str | None = None) 
         raise ClipbiasError("the base model is loaded in half precision; load it in float32 to export from it.")
     if isinstance(task.method, TestTimeMethod):
         raise ClipbiasError(
-            f"the method {task.method_name!r} learns of each test image, which no exported file does; classify images "
+            f"the method {task.method_name!r} learns from each test image, and exported files cannot; classify images "
             "with `TunedModel.predict`."
         )
+    # Checked before anything is computed; the message names a form that works.
     natural = natural_form(task, learnables)
     form = form or natural
     if reason := _why_not(task, learnables, form):
         raise ClipbiasError(f"the method {task.method_name!r} {reason}; export it as a {natural}.")
     if form == "onnx":
         check_packages()
+    # A folder that is half written would load, and give wrong predictions.
     with atomic_folder(folder) as temporary:
         hosts.check()
         if form in ("checkpoint", "open_clip"):
             folded = fold(clip.params, task.method.adapt(learnables))
+            # Some methods use another scale than the model's; programs read it from the checkpoint.
             folded["logit_scale"] = np.asarray(task.method.logit_scale(clip.params))
             clip.save(temporary, folded, format="safetensors" if form == "checkpoint" else form, exact=True)
         if form == "peft":
@@ -93,6 +94,7 @@ def export(model: Tuned, folder: str | os.PathLike, *, form: str | None = None) 
             write_onnx(temporary, task, learnables)
         else:
             _write_head(temporary / HEAD, task, learnables)
+        # Always, so that clipbias reads every exported folder with calibration and notes.
         write_adapter(temporary / ADAPTER_FILE, model)
         if NOTE in model.notes:
             write_text(temporary / CERTIFICATE, json.dumps(model.notes[NOTE], indent=2) + "\n")
@@ -102,18 +104,18 @@ def export(model: Tuned, folder: str | os.PathLike, *, form: str | None = None) 
 
 
 def _why_not(task: Task, learnables: Learnables, form: str) -> str:
-    """Why an adapter does not take a form, or ""."""
+    """Returns the reason why an adapter has no such form, or ""."""
     method = task.method
     adaptation = jax.eval_shape(method.adapt, learnables)
     if form == "onnx":
         return "has texts that depend on the image, and an ONNX file holds fixed texts" if method.conditional else ""
     is_checkpoint = form in ("checkpoint", "open_clip")
-    what = {"checkpoint": "a checkpoint", "open_clip": "a checkpoint", "program": ""}.get(
+    file = {"checkpoint": "a checkpoint", "open_clip": "a checkpoint", "program": ""}.get(
         form, "a file of class features"
     )
-    if what and (method.logits is not None or method.conditional):
-        has = "a head of its own" if method.logits is not None else "texts that depend on the image"
-        return f"has {has}, which {what} cannot hold"
+    if file and (method.logits is not None or method.conditional):
+        part = "a head of its own" if method.logits is not None else "texts that depend on the image"
+        return f"has {part}, which {file} cannot hold"
     if form == "open_clip" and task.clip.config.family != "clip":
         return "tunes another network than CLIP's, which is not written in open_clip's format"
     if is_checkpoint and adaptation.bias_differs_between_tokens:
@@ -128,10 +130,10 @@ def _why_not(task: Task, learnables: Learnables, form: str) -> str:
 def _write_head(path: Path, task: Task, learnables: Learnables) -> None:
     """Writes `text_features [C, d]` (unit length) and `logit_scale` (a logarithm, as in CLIP) as safetensors.
 
-    `exp(logit_scale) · f @ text_features.T` with unit-length image features `f [B, d]` are the logits, of SigLIP
-    plus `logit_bias`, which a softmax over classes ignores. The metadata holds `class_names` and `templates`, both
-    JSON lists; or `descriptions`, a list of texts by class name.
+    Logits of unit-length image features `f [B, d]` are `exp(logit_scale) · f @ text_features.T`, for SigLIP plus
+    `logit_bias`. The metadata have `class_names` and `templates` as JSON lists, or `descriptions` by class name.
     """
+    # An average over templates and contexts is taken here, so that a program needs one product.
     features = jax.jit(task.class_features)(task.clip.params, learnables)
     tensors = {
         "text_features": np.asarray(features),

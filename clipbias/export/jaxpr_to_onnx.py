@@ -1,7 +1,7 @@
-"""A JAX function as an ONNX model: every operation that JAX lists for it becomes an operator of ONNX.
+"""Translation of a JAX function to an ONNX model, operation by operation.
 
-`jax.make_jaxpr` lists the operations, so that the model is defined in `clipbias.clip` and nowhere else. JAX computes
-whatever does not depend on the input, such as layers cut out of a stack of weights, and the graph holds the result.
+`jax.make_jaxpr` lists the operations, so that the model is defined only in `clipbias.clip`. JAX computes everything
+that does not depend on the input, such as slices of stacked weights; the graph holds the results.
 """
 
 import itertools
@@ -17,17 +17,17 @@ from onnx import helper, numpy_helper
 
 from clipbias.clip.checkpoint import narrow
 
-# Runtimes since 2024 know both; the version of the file's form belongs to the operators'.
+# Supported by runtimes since 2024; the version of the file format belongs to that of the operators.
 OPSET = 21
 IR_VERSION = 10
 
-Value = np.ndarray | str  # a constant, or the name of what the graph computes
+Value = np.ndarray | str  # a constant, or the name of a result of the graph
 Operation = Any  # a `JaxprEqn`, whose types do not say that its variables have shapes
 Rule = Callable[["Graph", Operation, Sequence[Value]], str | Sequence[Value]]
 
-# Operations that only matter to a gradient or to the compiler.
+# Operations that only matter for gradients or the compiler.
 SAME = {"copy", "name", "stop_gradient"}
-# Operands are broadcast alike in JAX and ONNX where their ranks are equal, or a rank is 0.
+# JAX and ONNX broadcast alike if operands have equal ranks, or a rank is 0.
 ELEMENTWISE = {
     **{name: name.capitalize() for name in ("abs", "add", "and", "div", "erf", "exp", "log", "max", "min", "mul")},
     **{name: name.capitalize() for name in ("neg", "not", "or", "pow", "sqrt", "sub", "tanh")},
@@ -38,16 +38,15 @@ REDUCTIONS = {f"reduce_{name}": f"Reduce{name.capitalize()}" for name in ("max",
 
 
 def to_onnx(function: Callable[[jax.Array], jax.Array], image_shape: Sequence[int]) -> onnx.ModelProto:
-    """The model from `images`, uint8 `[B, *image_shape]`, to the function's `logits`, for every batch size `B`.
-
-    Raises `NotImplementedError` where the function computes with an operation that has no translation here.
-    """
+    """Translates a function from `images`, uint8 `[B, *image_shape]`, to `logits`, for every batch size `B`."""
+    # Shapes of the jaxpr then hold multiples of this symbol, which the graph computes (`Graph.shape`).
     (batch,) = jax.export.symbolic_shape("B")
     images = jax.ShapeDtypeStruct((batch, *image_shape), jnp.uint8)
     program = jax.make_jaxpr(function)(images)
     graph = Graph("images", batch)
     (result,) = graph.run(program, ["images"])
     graph.node("Identity", result, outputs=["logits"])
+    # Constants that were folded away, such as whole stacks of weights, must not stay in the file.
     nodes, initializers = graph.needed("logits")
     inputs = [graph.describe("images", images)]
     outputs = [graph.describe("logits", program.out_avals[0])]
@@ -60,7 +59,7 @@ def to_onnx(function: Callable[[jax.Array], jax.Array], image_shape: Sequence[in
 
 
 class Graph:
-    """Operators and constants of a model, in the order in which they were added."""
+    """Operators and constants of a model, in the order of their addition."""
 
     def __init__(self, images: str, batch: Any):
         self.batch = batch  # JAX's symbol
@@ -68,7 +67,7 @@ class Graph:
         self.initializers: list[onnx.TensorProto] = []
         self.constants: dict[int, tuple[np.ndarray, str]] = {}
         self.shapes: dict[tuple, str] = {}
-        # What a loop's body may read as well as the graph around it; it precedes everything else.
+        # Operators before all others, whose results loops' bodies may read, too.
         self.first: list[onnx.NodeProto] = []
         self.nodes = self.first
         self.batch_size = self.node("Shape", images, start=0, end=1)
@@ -84,20 +83,23 @@ class Graph:
             is_literal = isinstance(x, Literal)
             return np.asarray(x.val, x.aval.dtype) if is_literal else values[x]
 
+        # An interpreter: each variable is a constant, or the name of a value in the graph.
         for eqn in jaxpr.eqns:
             values.update(zip(eqn.outvars, self.apply(eqn, [read(x) for x in eqn.invars]), strict=True))
         return [read(x) for x in jaxpr.outvars]
 
     def apply(self, eqn: Operation, values: Sequence[Value]) -> Sequence[Value]:
-        """Adds an operation; returns its outputs, as constants where its inputs are."""
+        """Adds an operation; returns its outputs, which are constants if its inputs are."""
         name = eqn.primitive.name
+        # JAX folds constants, but not those whose size is that of the batch, which is open. `custom_*` operations are
+        # run through instead: they cannot be bound without their rules.
         sizes = [length for x in eqn.outvars for length in x.aval.shape] + [eqn.params.get("dim", 0)]
         is_fixed = not any(map(jax.export.is_symbolic_dim, sizes))
         if is_fixed and all(isinstance(x, np.ndarray) for x in values) and not name.startswith("custom_"):
             results = eqn.primitive.bind(*values, **eqn.params)
             return [np.asarray(x) for x in (results if eqn.primitive.multiple_results else [results])]
         if name not in RULES:
-            # A function that is called, such as what `jax.jit` or `jax.checkpoint` made.
+            # A called function, such as one of `jax.jit` or `jax.checkpoint`, is inlined.
             for called in (eqn.params.get(key) for key in ("jaxpr", "call_jaxpr")):
                 if called is not None:
                     return self.run(called, values)
@@ -119,24 +121,26 @@ class Graph:
         return outputs[0]
 
     def name(self, value: Value) -> str:
-        """The name of a value. Constants that float16 holds exactly are stored so, as their checkpoint has them."""
+        """Returns the name of a value; a constant becomes an initializer."""
         if isinstance(value, str):
             return value
         if id(value) not in self.constants:
+            # Weights of a float16 checkpoint fit float16 exactly: half the file, and a cast in front of them.
             name = next(self.names)
             stored = narrow(value, "float16", exact=True) if value.dtype == np.float32 and value.ndim else value
             stored = stored.astype(np.int64) if stored.dtype == np.int_ else stored
             self.initializers.append(numpy_helper.from_array(np.ascontiguousarray(stored).reshape(stored.shape), name))
             if stored.dtype != value.dtype:
                 self.first.append(helper.make_node("Cast", [name], [name := next(self.names)], to=element(value.dtype)))
-            self.constants[id(value)] = value, name  # as long as it is there, no other has its id
+            self.constants[id(value)] = value, name  # a reference, so that no other array gets its id
         return self.constants[id(value)][1]
 
     def shape(self, lengths: Sequence[Any]) -> Value:
-        """Lengths of axes as a vector; those that grow with the batch are computed from it."""
+        """Returns lengths of axes as a vector; multiples of the batch size are computed in the graph."""
         if not any(jax.export.is_symbolic_dim(length) for length in lengths):
             return np.array(lengths, np.int64)
         if tuple(lengths) not in self.shapes:
+            # Before all other operators, so that bodies of loops may use the shape, too.
             self.nodes, nodes = self.first, self.nodes
             parts: list[Value] = []
             for length in lengths:
@@ -150,12 +154,13 @@ class Graph:
 
     def reshape(self, x: Value, lengths: Sequence[Any]) -> str:
         open_lengths = [-1 if jax.export.is_symbolic_dim(length) else length for length in lengths]
-        if open_lengths.count(-1) == 1 and 0 not in open_lengths:  # the runtime finds it
+        if open_lengths.count(-1) == 1 and 0 not in open_lengths:  # the runtime infers a single open length
             return self.node("Reshape", x, np.array(open_lengths, np.int64))
         return self.node("Reshape", x, self.shape(lengths), allowzero=1)
 
     def window(self, x: Value, starts: Value, axes: Sequence[int], sizes: Sequence[int], shape: Sequence[int]) -> str:
-        """Cuts `sizes` out of axes from `starts [k]` on, which JAX moves so that the window lies inside."""
+        """Slices `sizes` out of axes from `starts [k]` on."""
+        # JAX clamps starts so that the window lies inside; ONNX would return a smaller window.
         size = self.shape(sizes)
         highest = self.node("Sub", self.shape([shape[axis] for axis in axes]), size)
         starts = self.node("Cast", starts, to=onnx.TensorProto.INT64)
@@ -167,7 +172,7 @@ class Graph:
         return helper.make_tensor_value_info(name, element(aval.dtype), shape)
 
     def needed(self, output: str) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
-        """Operators and constants that the output depends on: runtimes warn of others."""
+        """Returns the operators and constants that the output depends on, since runtimes warn of others."""
         read, nodes = {output}, []
         for node in reversed([*self.first, *self.nodes]):
             if read.intersection(node.output):
@@ -178,12 +183,13 @@ class Graph:
 
 
 def element(dtype: Any) -> int:
-    """ONNX's number of a type."""
+    """Returns ONNX's number of a type."""
     return helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
 
 
 def _broadcast_in_dim(graph: Graph, eqn: Operation, values: Sequence[Value]) -> str:
     x, shape, kept = values[0], eqn.params["shape"], eqn.params["broadcast_dimensions"]
+    # JAX names the axes of the result that the operand has; ONNX needs the new ones first, of length 1.
     aligned = [1] * len(shape)
     for axis, length in zip(kept, eqn.invars[0].aval.shape, strict=True):
         aligned[axis] = length
@@ -195,6 +201,7 @@ def _broadcast_in_dim(graph: Graph, eqn: Operation, values: Sequence[Value]) -> 
 
 def _concatenate(graph: Graph, eqn: Operation, values: Sequence[Value]) -> str:
     axis = eqn.params["dimension"]
+    # Some runtimes refuse arrays without elements.
     filled = [x for x, variable in zip(values, eqn.invars, strict=True) if variable.aval.shape[axis] != 0]
     return graph.node("Concat", *filled, axis=axis)
 
@@ -212,8 +219,10 @@ def _dot_general(graph: Graph, eqn: Operation, values: Sequence[Value]) -> str:
         for x, variable in zip(values, eqn.invars, strict=True)
     )
     ranks = [len(variable.aval.shape) for variable in eqn.invars]
+    # Products with weights as MatMul, for which runtimes lay out weights in advance; not so for Einsum.
     if ranks[1] == 2 and not right_batch and (*left_summed, *right_summed) == (ranks[0] - 1, 0):
-        return graph.node("MatMul", left, right)  # whose weights runtimes lay out in advance, unlike Einsum's
+        return graph.node("MatMul", left, right)
+    # Each axis gets a letter; summed and batch axes share theirs.
     letters = (chr(code) for code in itertools.count(ord("a")))
     axes = [[next(letters) for _ in range(rank)] for rank in ranks]
     for left_axis, right_axis in zip([*left_batch, *left_summed], [*right_batch, *right_summed], strict=True):
@@ -231,11 +240,13 @@ def _dynamic_slice(graph: Graph, eqn: Operation, values: Sequence[Value]) -> str
 
 
 def _gather(graph: Graph, eqn: Operation, values: Sequence[Value]) -> str:
-    """A window, or elements along some axes with all of the other axes. Elements outside are an error in ONNX."""
+    """Translates a gather of a window, or of elements along some axes with all of the other axes."""
+    # Indices outside the array are an error in ONNX, where JAX clamps or fills; the model has none.
     x, places = values
     numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
     shape, rank = eqn.invars[0].aval.shape, len(eqn.invars[1].aval.shape) - 1
     axes, batch = numbers.start_index_map, numbers.operand_batching_dims
+    # A single window, as of a `dynamic_slice`.
     if not rank:
         x = graph.window(x, places, axes, [sizes[axis] for axis in axes], shape)
         collapsed = numbers.collapsed_slice_dims
@@ -248,7 +259,7 @@ def _gather(graph: Graph, eqn: Operation, values: Sequence[Value]) -> str:
     x = graph.node("Transpose", x, perm=[*batch, *axes, *rest])
     places = graph.node("Cast", graph.node("Transpose", places, perm=[*order, rank]), to=onnx.TensorProto.INT64)
     found = graph.node("GatherND", x, places, batch_dims=len(batch))
-    # Its axes are those of `order`, then `rest`; JAX's are interleaved.
+    # GatherND's axes are those of `order`, then `rest`; JAX's are interleaved.
     kept = [axis for axis in range(len(shape)) if axis not in (*batch, *numbers.collapsed_slice_dims)]
     of_offset = dict(zip(numbers.offset_dims, kept, strict=True))
     of_places = iter(range(rank))
@@ -271,9 +282,10 @@ def _pad(graph: Graph, eqn: Operation, values: Sequence[Value]) -> str:
 
 
 def _scan(graph: Graph, eqn: Operation, values: Sequence[Value]) -> list[Value]:
-    """Every step with its own part of what is scanned, so that each layer's weights are a constant."""
+    """Unrolls a scan."""
+    # Unrolled, each layer's weights are constants that the runtime lays out; ONNX's Scan would slice them every time.
     body = eqn.params["jaxpr"].jaxpr
-    # JAX's versions count them in different ways; what is scanned or stacked has an axis more outside.
+    # Versions of JAX name the counts differently; scanned and stacked arrays have one more axis outside.
     scans = [len(x.aval.shape) > len(part.aval.shape) for x, part in zip(eqn.invars, body.invars, strict=True)]
     stacks = [len(x.aval.shape) > len(part.aval.shape) for x, part in zip(eqn.outvars, body.outvars, strict=True)]
     carried, constants = stacks.count(False), scans.count(False) - stacks.count(False)
@@ -282,6 +294,7 @@ def _scan(graph: Graph, eqn: Operation, values: Sequence[Value]) -> list[Value]:
     length = eqn.params["length"]
     rows: list[list[Value]] = [[] for _ in range(stacks.count(True))]
     order = range(length)
+    # Carries pass from step to step by name; nothing of the loop remains in the graph.
     for step in reversed(order) if eqn.params["reverse"] else order:
         parts = [
             np.asarray(x[step]) if isinstance(x, np.ndarray) else graph.node("Gather", x, np.array(step))
@@ -322,15 +335,17 @@ def _stacked(graph: Graph, values: Sequence[Value], axis: int) -> str:
 
 
 def _while(graph: Graph, eqn: Operation, values: Sequence[Value]) -> list[str]:
+    # JAX tests before each step, ONNX's Loop after it and once before the first.
     test, body = eqn.params["cond_jaxpr"], eqn.params["body_jaxpr"]
     tests, constants = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
     state = list(values[tests + constants :])
     (goes_on,) = graph.run(test, [*values[:tests], *state])
+    # The body is a graph of its own, whose operators are collected apart and then set back.
     step, before, *carried = [next(graph.names) for _ in range(2 + len(state))]
     graph.nodes, nodes = [], graph.nodes
     results = graph.run(body, [*values[tests : tests + constants], *carried])
     results = [*graph.run(test, [*values[:tests], *results]), *results]
-    outputs = [graph.node("Identity", x) for x in results]  # an output may be no input and no constant
+    outputs = [graph.node("Identity", x) for x in results]  # ONNX forbids inputs and constants as outputs
     count, flag = (jax.ShapeDtypeStruct((), dtype) for dtype in (np.int64, np.bool_))
     avals = [x.aval for x in eqn.outvars]
     inputs = list(map(graph.describe, (step, before, *carried), (count, flag, *avals)))

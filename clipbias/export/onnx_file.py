@@ -1,7 +1,6 @@
-"""A tuned classifier as one ONNX file, for programs without Python: images in, logits out.
+"""A tuned classifier as an ONNX file, for programs without Python: images in, logits out.
 
-It is the function of `program.py` with its weights as constants. The file counts as written when ONNX Runtime gives
-JAX's logits on real pictures.
+It is the function of `program.py` with its weights as constants, and is checked: ONNX Runtime must give JAX's logits.
 """
 
 import functools
@@ -22,37 +21,36 @@ from clipbias.tuning import Learnables, Task
 CLASSIFIER = "classifier.onnx"
 LABELS = "labels.json"
 PACKAGES = ("onnx", "onnxruntime")
-# The largest difference between logits of ONNX Runtime and JAX, relative to the largest logit.
+# Largest allowed difference between logits of ONNX Runtime and JAX, relative to the largest logit.
 TOLERANCE = 1e-4
-# A protocol buffer, which an ONNX file is, holds less than 2 GiB.
+# An ONNX file is a protocol buffer, which holds less than 2 GiB.
 MOST_BYTES = 2**31 - 2**20
-# Pictures that a file is checked on.
+# Pictures of the check.
 CHECKED = 16
 
 
 def check_packages() -> None:
-    """Raises `ClipbiasError` unless the packages that convert and check are there."""
+    """Raises `ClipbiasError` unless the packages for conversion and check are installed."""
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise ClipbiasError(f"an ONNX file needs {', '.join(missing)}; install them: pip install 'clipbias[onnx]'.")
 
 
 def write_onnx(folder: Path, task: Task, learnables: Learnables) -> None:
-    """Writes the classifier, and its class names with a description of what goes in and comes out.
-
-    Raises `ClipbiasError` if a package is missing, an operation of the method has no translation, the weights are too
-    large for one file, or ONNX Runtime gives other logits than JAX.
-    """
+    """Writes the classifier and `labels.json`. Raises `ClipbiasError` if it cannot be converted or differs from JAX."""
     check_packages()
     weights = program_weights(task, learnables)
+    # Before the conversion, which takes minutes for a large model.
     size = sum(weight.nbytes for weight in weights.values())
     if size > MOST_BYTES:
         raise ClipbiasError(
             f"the weights have {size / 1e9:.1f} GB, and an ONNX file holds at most 2; export the adapter as a program."
         )
+    # Written to a temporary name and renamed, so that a file that fails the check below is removed with its folder.
     content = convert(task, weights)
     with atomic_path(folder / CLASSIFIER) as temporary:
         temporary.write_bytes(content)
+    # A converter may be wrong for one operation, and a runtime for one device: only numbers prove the file.
     difference, scale = compare(content, task, learnables)
     if not difference <= TOLERANCE * scale:
         raise ClipbiasError(
@@ -78,10 +76,8 @@ def convert(task: Task, weights: dict[str, np.ndarray]) -> bytes:
 
 
 def compare(content: bytes, task: Task, learnables: Learnables) -> tuple[float, float]:
-    """The largest difference of ONNX Runtime's logits to JAX's on real pictures, and JAX's largest logit.
-
-    Pictures go in all together and one alone, as both batch sizes have to work.
-    """
+    """Returns the largest difference of ONNX Runtime's logits to JAX's on real pictures, and JAX's largest logit."""
+    # All pictures together and one alone, since both batch sizes must work.
     import onnxruntime
 
     split = demo.load("demo/emoji").split("test")

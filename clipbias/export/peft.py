@@ -28,7 +28,7 @@ from clipbias.tuning.tuned import Tuned
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
-PEFT_FAMILIES = ("clip", "metaclip_2", "siglip")  # whose attention's products have the same names in both towers
+PEFT_FAMILIES = ("clip", "metaclip_2", "siglip")  # families with equal names of attention's products in both towers
 METHOD = "clip_lora"
 MODULE = "{}_model.encoder.layers.{}.{}"
 PARTS = {
@@ -41,7 +41,7 @@ PARTS = {
 }
 PLACE = MODULE.format("(vision|text)", r"(\d+)", f"({'|'.join(PARTS.values())})").replace(".", r"\.")
 NAME = re.compile(rf"base_model\.model\.{PLACE}\.lora_[AB]\.weight")
-# PEFT's settings that change the result of low-rank pairs without a tensor in the file.
+# Settings of PEFT that change the result without a tensor in the file: ignoring them would give wrong numbers silently.
 UNSUPPORTED = (
     "alpha_pattern",
     "alora_invocation_tokens",
@@ -57,7 +57,7 @@ UNSUPPORTED = (
 
 
 def write_peft(folder: Path, task: Task, learnables: Learnables, base: str) -> None:
-    """Writes `adapter_config.json` and `adapter_model.safetensors` for the model that is loaded from `base`.
+    """Writes `adapter_config.json` and `adapter_model.safetensors` for the model `base`.
 
     Raises:
       ClipbiasError: the task's method is not CLIP-LoRA.
@@ -65,15 +65,16 @@ def write_peft(folder: Path, task: Task, learnables: Learnables, base: str) -> N
     method = task.method
     if not isinstance(method, ClipLora):
         raise ClipbiasError(
-            f"a folder of PEFT's holds what CLIP-LoRA learns, and the method is {type(method).__name__}; choose "
-            "another form."
+            f"a PEFT folder has the learnables of CLIP-LoRA, and the method is {type(method).__name__}; choose another "
+            "form."
         )
     family = task.clip.config.family
     if family not in PEFT_FAMILIES:
         raise ClipbiasError(
-            f"a folder of PEFT's is written for the families {', '.join(PEFT_FAMILIES)}, and this model's is {family}; "
-            "choose another form."
+            f"PEFT folders exist for the families {', '.join(PEFT_FAMILIES)}, and this model's is {family}; choose "
+            "another form."
         )
+    # Base weights are named by repository and revision, as PEFT looks for them.
     views = _views(method, jax.device_get(learnables))
     name = parse(base)
     config = {
@@ -88,6 +89,7 @@ def write_peft(folder: Path, task: Task, learnables: Learnables, base: str) -> N
         "r": method.rank,
         "lora_alpha": int(method.alpha) if float(method.alpha).is_integer() else method.alpha,
         "lora_dropout": method.dropout,
+        # CLIP-LoRA scales by α/√r, as PEFT does with this setting.
         "use_rslora": True,
         "target_modules": sorted({key.removeprefix("base_model.model.").partition(".lora_")[0] for key in views}),
         "bias": "none",
@@ -103,25 +105,21 @@ def write_peft(folder: Path, task: Task, learnables: Learnables, base: str) -> N
 def read_peft(
     folder: str | os.PathLike, clip: Clip, class_names: Sequence[str], *, template: str | None = None
 ) -> Tuned:
-    """A folder of PEFT's as a model of the method CLIP-LoRA, to be saved, evaluated or exported as any other.
+    """Reads a PEFT folder as a tuned model of the method CLIP-LoRA.
 
-    Args:
-      folder: with `adapter_config.json` and `adapter_model.safetensors`, for transformers' CLIPModel.
-      clip: the base model of the folder; nothing in the folder proves that it is.
-      class_names: the classes to tell apart.
-      template: with `{}` for the class name; `None` for CLIP-LoRA's "a photo of a {}.".
-
-    Raises:
-      ClipbiasError: the files are missing or damaged, or hold something else than low-rank changes of the same
-        kernels in neighbouring blocks.
+    The folder has `adapter_config.json` and `adapter_model.safetensors`; `clip` is its base model. Default template:
+    CLIP-LoRA's "a photo of a {}.". Raises `ClipbiasError` if files are missing or damaged, or have other content than
+    low-rank changes of equal kernels in neighbouring blocks.
     """
+    # The user names the base model: nothing in the folder proves it.
     folder = user_path(folder)
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
-            raise ClipbiasError(f"{folder} is no adapter of PEFT's: it has no {name}.")
+            raise ClipbiasError(f"{folder} is no PEFT adapter: it has no {name}.")
     with open_safetensors_file(folder / WEIGHTS) as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
     config = read_json(folder / CONFIG, dict, what="PEFT's configuration")
+    # The file decides the method's options, so that the learnables have its shapes.
     options = _scale(config, folder) | _places(tensors, clip, folder)
     if template is not None:
         options["templates"] = (template,)
@@ -129,14 +127,16 @@ def read_peft(
     assert isinstance(task.method, ClipLora)
     learnables = jax.tree.map(np.array, jax.device_get(task.init()))
     views = _views(task.method, learnables)
+    # PEFT may change any module by itself; CLIP-LoRA's stacked learnables cover a range of blocks.
     if views.keys() != tensors.keys():
         odd = min(views.keys() ^ tensors.keys())
         raise ClipbiasError(
-            f"{folder} does not change the same kernels in every block and tower that it changes (see {odd}), and the "
-            "method here does."
+            f"{folder} changes different kernels in different blocks or towers (see {odd}), and CLIP-LoRA here changes "
+            "the same ones."
         )
     for key, view in views.items():
         tensor = np.asarray(tensors[key], np.float32)
+        # Writing into a view would broadcast a smaller tensor.
         if tensor.shape != view.shape or not np.isfinite(tensor).all():
             raise ClipbiasError(
                 f"{folder} has {key} of shape {tensor.shape}; expected finite numbers of shape {view.shape}: it is "
@@ -147,7 +147,8 @@ def read_peft(
 
 
 def _views(method: ClipLora, learnables: Learnables) -> dict[str, np.ndarray]:
-    """`lora_A [r, D]` and `lora_B [D, r]` by PEFT's names, as views of the learnables."""
+    """Returns `lora_A [r, D]` and `lora_B [D, r]` by PEFT's names, as views of the learnables."""
+    # Views serve both ways: reading copies them into the file, loading writes through them into the learnables.
     views = {}
     for tower in (name for name in learnables if name != CONSTANTS):
         for product, pair in learnables[tower].items():
@@ -160,21 +161,23 @@ def _views(method: ClipLora, learnables: Learnables) -> dict[str, np.ndarray]:
 
 
 def _scale(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Rank, α and dropout. Raises `ClipbiasError` for anything but plain LoRA."""
+    """Returns rank, α and dropout as options. Raises `ClipbiasError` unless the configuration is plain LoRA."""
     if config.get("peft_type") != "LORA":
-        raise ClipbiasError(f"{folder} holds {shown(config.get('peft_type'))} and not LoRA, which cannot be read here.")
+        raise ClipbiasError(f"{folder} holds {shown(config.get('peft_type'))}; only LoRA can be read here.")
     for name in filter(config.get, UNSUPPORTED):
         raise ClipbiasError(f"{folder} has {name}={shown(config[name])}, which CLIP-LoRA here does not have.")
     rank = check_int("PEFT's r", config.get("r"), lowest=1)
     alpha = check_number("PEFT's lora_alpha", config.get("lora_alpha"))
-    if not config.get("use_rslora"):  # α/r, not α/√r
+    # CLIP-LoRA scales by α/√r, as `use_rslora` does; plain LoRA scales by α/r.
+    if not config.get("use_rslora"):
         alpha = alpha / rank**0.5
     dropout = check_number("PEFT's lora_dropout", config.get("lora_dropout", 0.0), lowest=0, highest=0.99)
     return {"rank": rank, "alpha": float(alpha), "dropout": float(dropout)}
 
 
 def _places(names: Collection[str], clip: Clip, folder: Path) -> dict[str, Any]:
-    """The towers, parts and blocks that have changes; blocks are those of the first of these towers."""
+    """Returns the changed towers, parts and blocks (of the first changed tower) as options."""
+    # A name outside of the pattern is a module that would be lost silently.
     matches = {name: NAME.fullmatch(name) for name in names}
     places = [match.groups() for match in matches.values() if match]
     if len(places) < len(matches) or not places:

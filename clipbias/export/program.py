@@ -1,7 +1,6 @@
-"""A tuned classifier as a StableHLO program that runs with nothing but JAX: images in, logits out.
+"""A tuned classifier as a StableHLO program that needs only JAX: images in, logits out.
 
-The weights are a safetensors file beside the program, and its first argument. As constants they would make a program
-of hundreds of megabytes, which every compilation copies and tries to fold. Without them it has some thirty kilobytes.
+The weights are the program's first argument, a safetensors file beside it.
 """
 
 import contextlib
@@ -35,13 +34,14 @@ Weights = Mapping[str, Any]
 
 
 def program_weights(task: Task, learnables: Learnables) -> dict[str, np.ndarray]:
-    """The weights that the classifier computes with, named by path.
+    """Returns the weights of the classifier, named by path.
 
-    They are the vision tower with the method's weight changes folded in, the rest of the method's vision adaptation,
-    and the class features. If the method has its own head, the features of all texts and the learnables stand in place
-    of the class features. The text tower is left out, unless texts depend on the image: then both towers are unchanged,
-    and the learnables are included. Weights keep the base model's stored type if it is exact.
+    They are the vision tower with folded weight changes, the other parts of the vision adaptation, and the class
+    features. A method with a head of its own has features of all texts and the learnables instead. A method whose texts
+    depend on the image has both unchanged towers and the learnables.
     """
+    # As an argument: constants would make a program of hundreds of megabytes, which every compilation copies and tries
+    # to fold. The text tower is left out if texts are fixed, since it is nearly half of a model.
     method = task.method
     params = task.clip.params
     overrides_head = method.logits is not None
@@ -66,18 +66,21 @@ def program_weights(task: Task, learnables: Learnables) -> dict[str, np.ndarray]
     if method.conditional or overrides_head:
         others["learnables"] = dict(learnables)
     weights = {name: np.array(x, order="C") for name, x in flatten(others).items()}
+    # Half of the file's size in the checkpoint's type, where no folded change needs float32.
     exact = {name: np.array(x, order="C") for name, x in flatten(towers).items()}
     return weights | {name: narrow(x, task.clip.stored_dtype, exact=True) for name, x in exact.items()}
 
 
 def classify(task: Task, weights: Weights, images: jax.Array) -> jax.Array:
-    """Logits `[B, C]` of images, uint8 `[B, R, R, 3]`, by the weights of `program_weights` alone."""
+    """Computes logits `[B, C]` of images, uint8 `[B, R, R, 3]`, from the weights of `program_weights` alone."""
     tree = unflatten(weights)
     normalised = task.clip.preprocessing.normalize(images)
+    # Texts depend on the image: both towers run, with the learnables as in training.
     if task.method.conditional:
         return task.classifier.logits(tree, tree["learnables"], normalised, task.text)
     adaptation = Adaptation(**tree.get("adaptation", {}))
     features, _ = encode_image(tree, task.clip.config, normalised, adaptation, patches=task.method.patches)
+    # The default head; other heads are traced with their learnables.
     if "class_features" in tree:
         logits = cosine_logits(tree, unit_length(features), tree["class_features"])
         return logits + tree["logit_bias"] if "logit_bias" in tree else logits
@@ -85,8 +88,9 @@ def classify(task: Task, weights: Weights, images: jax.Array) -> jax.Array:
 
 
 def export_program(task: Task, weights: Weights) -> jax.export.Exported:
-    """`(weights, images uint8 [b, R, R, 3]) -> logits float32 [b, C]` for every batch size `b`, in float32."""
+    """Exports `(weights, images uint8 [b, R, R, 3]) -> logits float32 [b, C]` for every batch size `b`, in float32."""
     size = task.clip.config.vision.image_size
+    # A symbol keeps the batch size open: otherwise, every size would need a program.
     (batch,) = jax.export.symbolic_shape("b")
     shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in weights.items()}
     images = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8)
@@ -96,7 +100,8 @@ def export_program(task: Task, weights: Weights) -> jax.export.Exported:
 
 @contextlib.contextmanager
 def _without_source_lines() -> Iterator[None]:
-    """Leaves the files and lines of operations out of programs, so that an adapter gives the same bytes everywhere."""
+    """Leaves files and lines of operations out of programs."""
+    # They name this machine's paths: with them, an adapter would give other bytes on another machine.
     settings = {"jax_traceback_in_locations_limit": 0, "jax_include_full_tracebacks_in_locations": True}
     before = {name: getattr(jax.config, name) for name in settings}
     try:
@@ -109,7 +114,7 @@ def _without_source_lines() -> Iterator[None]:
 
 
 def write_program(folder: Path, task: Task, learnables: Learnables) -> None:
-    """Writes the program, its weights, and a description of what goes in and comes out."""
+    """Writes the program, its weights, and a description of inputs and outputs."""
     weights = program_weights(task, learnables)
     exported = export_program(task, weights)
     with atomic_path(folder / PROGRAM) as temporary:
@@ -126,7 +131,7 @@ def write_program(folder: Path, task: Task, learnables: Learnables) -> None:
 
 
 def preparation_words(preprocessing: Preprocessing) -> str:
-    """How a picture becomes an image that goes into a classifier."""
+    """Describes the preparation of a picture for a classifier."""
     resizing = preprocessing.resizing
     side = resizing.size or preprocessing.image_size
     if resizing.whole:
@@ -137,7 +142,7 @@ def preparation_words(preprocessing: Preprocessing) -> str:
 
 
 def describe(task: Task) -> dict[str, Any]:
-    """What goes into a classifier and comes out, as JSON values."""
+    """Describes inputs and outputs of a classifier as JSON values."""
     size = task.clip.config.vision.image_size
     return {
         "images": {

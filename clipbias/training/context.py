@@ -151,7 +151,7 @@ class SweepContext:
         return self._evaluators[key]
 
     def temperature_evaluator(
-        self, protocol: protocols.EvalProtocol, evaluation: protocols.Evaluation
+        self, protocol: protocols.EvalProtocol, evaluation: protocols.EvaluationSet
     ) -> Evaluator | None:
         """Returns the evaluator of the images that fit a temperature; `None` without such images."""
         source = protocol.source

@@ -239,7 +239,7 @@ def save(
 
 
 def evaluate_test(
-    job: TrainJob, learnables: Learnables, evaluation: protocols.Evaluation
+    job: TrainJob, learnables: Learnables, evaluation: protocols.EvaluationSet
 ) -> tuple[Task, Learnables, Predictions]:
     """Evaluates all runs of a job on test images; `learnables [R, …]` lie on the host.
 

@@ -251,7 +251,7 @@ def test_the_head_sees_no_prompts_and_its_attention_is_shown_on_patches(percepti
     attention = head_attention(clip.params, clip.config, images)
     assert attention.shape == (3, clip.config.vision.patches)
     assert (np.asarray(attention.sum(-1)) < 1).all()  # the rest is that to [cls]
-    with pytest.raises(ClipbiasError, match="patches have no features of their own where a pooling head"):
+    with pytest.raises(ClipbiasError, match="patches have no features in a tower with a pooling head"):
         encode_image(clip.params, clip.config, images, patches=True)
 
 

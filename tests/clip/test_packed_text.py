@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from clipbias.clip import Adaptation, encode_packed_text, init_params, pack
-from clipbias.clip.packed_text import TILE, first_fit
+from clipbias.clip.packed_text import MIN_TILE, first_fit
 from clipbias.clip.text import as_tokens
 from tools.benchmark import geometry
 
@@ -36,7 +36,7 @@ def test_every_token_once():
     assert packed.shared == 3  # start and the two context tokens
     texts = packed.texts[packed.texts >= 0]
     np.testing.assert_array_equal(np.bincount(texts), np.asarray(LENGTHS) + 1)
-    assert packed.texts.shape[-1] == 24 > TILE
+    assert packed.texts.shape[-1] == 24 > MIN_TILE
 
 
 def test_a_tile_holds_whole_texts_and_no_more_than_fits():

@@ -32,12 +32,12 @@ def test_auto_is_by_device(platform, device):
 def test_a_type_that_the_device_lacks_is_refused(model, tmp_path):
     assert resolve("tensorfloat32", "cuda") == "tensorfloat32" and resolve("bfloat16_3x", "tpu") == "bfloat16_3x"
     message = binaries.refusal_here(experiments.train, {"model": str(model), "dtype": "tensorfloat32"}, tmp_path / "w")
-    assert "only a GPU has, and this is a CPU" in message and not (tmp_path / "w").exists()
+    assert "needs a GPU, and this device is a CPU" in message and not (tmp_path / "w").exists()
 
 
 def test_a_task_refuses_a_type_that_the_device_lacks(clip):
     for platform, dtype in (("cpu", "tensorfloat32"), ("gpu", "bfloat16_3x"), ("tpu", "tensorfloat32")):
-        with traced_for(Target(platform)), pytest.raises(ClipbiasError, match="which only a"):
+        with traced_for(Target(platform)), pytest.raises(ClipbiasError, match="needs a"):
             Task(clip, "bias", NAMES, dtype=dtype)
 
 

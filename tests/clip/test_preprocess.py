@@ -15,9 +15,7 @@ from clipbias.clip import ClipConfig, Preprocessing, TextConfig, VisionConfig, e
 from clipbias.clip.encode import preprocess
 from clipbias.clip.preprocess import of_open_clip, preprocessor_json, read_preprocessor
 from clipbias.clip.text import as_tokens
-from clipbias.data.files import split_of_files
-from clipbias.data.images import pictures as read_pictures
-from clipbias.data.user_images import UserImages, label_numbers, list_images
+from clipbias.data.user_images import UserImages, list_images
 from clipbias.training import placement
 
 # What `tools/reference/write_pixels.py` of commit 879c20d8 stored: pixels by those libraries.
@@ -73,11 +71,6 @@ def pictures() -> dict[str, Image.Image]:
     }
 
 
-def grey_of_16_bits() -> Image.Image:
-    """Grey levels of 16 bits, of which every library but ours makes white."""
-    return Image.fromarray(np.random.default_rng(6).integers(2000, 60000, (17, 12)).astype(np.uint16))
-
-
 CONFIG = ClipConfig(
     VisionConfig(8, 1, 1, 8, image_size=SIZE, patch_size=4),
     TextConfig(8, 1, 1, 8, vocabulary_size=9, context_length=8, eos_token_id=8),
@@ -107,24 +100,6 @@ def test_pixels_equal_the_publishers(tmp_path):
             assert np.abs(ours - theirs).max() < ROUNDING, (name, picture)
 
 
-def test_an_image_of_a_split_is_predicted_from_the_pixels_that_are_evaluated(tmp_path):
-    """Transparency, palettes, grey and ink, by the rule of each library."""
-    names = []
-    for name, image in pictures().items():
-        names.append(f"{name}.tiff" if name == "ink" else f"{name}.png")
-        image.save(tmp_path / names[-1])
-    square = pictures()["square"]
-    names.append("transparent colour.png")
-    square.save(tmp_path / names[-1], transparency=square.getpixel((0, 0)))
-    split = split_of_files(tmp_path, names, [0] * len(names))
-    for name, preprocessing in recipes(tmp_path).items():
-        evaluated = preprocessing.normalize(read_pictures(split, range(len(names)), preprocessing.resizing))
-        predicted = preprocess(preprocessing, [split.image(index) for index in range(len(names))])
-        np.testing.assert_array_equal(predicted, evaluated, err_msg=name)
-    plain = [names[index] for index in range(len(names)) if isinstance(split.image(index), np.ndarray)]
-    assert plain == [f"{name}.png" for name in ("square", "margin of 3", "another margin of 3", "odd", "small", "grey")]
-
-
 def test_what_is_written_gives_the_same_pixels(tmp_path):
     for name, preprocessing in recipes(tmp_path).items():
         again = read(json.loads(preprocessor_json(preprocessing)), tmp_path)
@@ -140,15 +115,6 @@ def test_transformers_makes_the_same_pixels_of_what_is_written(tmp_path):
         for picture, theirs in zip(pictures().values(), expected[f"transformers.{name}"], strict=True):
             ours = processor(picture, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
             assert np.abs(ours - theirs).max() < ROUNDING, name
-
-
-def test_grey_of_16_bits_keeps_its_levels(tmp_path):
-    image = grey_of_16_bits()
-    scaled = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
-    for name, preprocessing in recipes(tmp_path).items():
-        levels = preprocess(preprocessing, image)
-        np.testing.assert_array_equal(levels, preprocess(preprocessing, scaled), err_msg=name)
-        assert np.ptp(levels) > 0.1
 
 
 def test_processor_config_counts_where_it_has_the_images_settings(tmp_path):
@@ -188,19 +154,6 @@ def test_what_open_clip_asks_for_and_cannot_have(wishes):
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (7, 30, 22, 3), dtype=np.uint8)
 TEXTS = ["a cat.", "a dog on the grass.", "x"]
-
-
-def test_pictures_of_every_kind_are_the_same_picture(clip, tmp_path):
-    expectation = preprocess(clip.preprocessing, [Image.fromarray(pixels) for pixels in PIXELS[:2]])
-    Image.fromarray(PIXELS[0]).save(path := tmp_path / "a.png")
-    for picture in (path, str(path), Image.fromarray(PIXELS[0]), PIXELS[0], jax.numpy.asarray(PIXELS[0])):
-        values = clip.preprocess(picture)
-        assert values.dtype == np.float32 and values.shape == expectation.shape[1:]
-        np.testing.assert_allclose(values, expectation[0], atol=2e-6)
-        np.testing.assert_array_equal(clip.preprocess([picture]), values[None])
-    for pictures in (PIXELS[:2], [path, Image.fromarray(PIXELS[1])], tuple(PIXELS[:2])):
-        np.testing.assert_allclose(clip.preprocess(pictures), expectation, atol=2e-6)
-    np.testing.assert_allclose(clip.preprocess([PIXELS[0], PIXELS[1][:25]])[0], expectation[0], atol=2e-6)
 
 
 def test_grey_and_transparent_pictures():
@@ -260,17 +213,3 @@ def test_checks_add_nothing_to_a_compiled_program(clip):
     images = np.zeros((2, 16, 16, 3), np.float32)
     plain = jax.make_jaxpr(lambda *args: task.classifier.logits(*args, task.text))(clip.params, task.init(), images)
     assert str(jax.make_jaxpr(task.logits)(clip.params, task.init(), images)) == str(plain)
-
-
-def test_labels_by_number_and_by_name():
-    names = ("cat", "dog")
-    for labels in (["dog", "cat"], [1, 0], np.array([1, 0], np.uint8), jax.numpy.array([1, 0])):
-        np.testing.assert_array_equal(label_numbers(labels, names), [1, 0])
-
-
-def test_a_model_and_a_task_are_told_in_a_line(clip):
-    count = sum(leaf.size for leaf in jax.tree.leaves(clip.params))
-    assert f"{count:,} parameters, float32" in repr(clip) and "16 px in 16 patches" in repr(clip)
-    task = clipbias.Task(clip, "bias", ("cat", "dog", "cow", "hen"))
-    assert repr(task).startswith("Task('bias' of ") and "cat, dog, cow, … (4 classes)" in repr(task)
-    assert max(map(len, (repr(clip), repr(task)))) < 400 and "array" not in repr(clip) + repr(task)

@@ -42,11 +42,7 @@ def counted(split: Split, reads: list[str]) -> Split:
 
 
 def train_batches(
-    split: Split | Images,
-    *,
-    workers: Workers | int | None = None,
-    cache_bytes: int = 2 << 30,
-    **options: Any,
+    split: Split | Images, *, workers: Workers | int | None = None, cache_bytes: int = 2 << 30, **options: Any
 ) -> Batches:
     """The batches of `train_source`, from the first step on unless `options` say otherwise."""
     defaults = {"start_step": 0, "shard": (0, 1), "keep_last": False, "crop": transforms.SCALE[0]}

@@ -266,7 +266,7 @@ def test_no_more_is_made_ahead_than_it_takes():
         begun.append(number)
         gate.wait(10)
 
-    bytes_each = images.MOST_BYTES // 5
+    bytes_each = images.MAX_BUSY_BYTES // 5
     for threads, size, depth in ((1, 1 << 40, 1), (1, 1, 4), (1, bytes_each, 2), (16, 1, 7), (16, bytes_each, 5)):
         begun.clear()
         gate.clear()

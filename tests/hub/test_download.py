@@ -131,7 +131,7 @@ def test_offline_without_a_cache(hub, monkeypatch, capsys):
     hub.repositories[DEFAULT] = Repository(files | {"tf_model.h5": b"", "pytorch_model.bin": b""}, PINS[DEFAULT].commit)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     message = refusal("ViT-B/16")
-    assert "not whole in the local cache" in message
+    assert "not complete in the local cache" in message
     (hint,) = re.findall(r"`(hf download .*?)`", message)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     run_hf(hint, monkeypatch)

@@ -72,9 +72,7 @@ def _(case: Case, folder: Path) -> None:
 
 for dtype in DTYPES[1:]:
 
-    @relation(
-        f"Loaded for {dtype}, it predicts nearly the same.", over=(), quick=1, ci=10, refusals=("which only a .PU has",)
-    )
+    @relation(f"Loaded for {dtype}, it predicts nearly the same.", over=(), quick=1, ci=10, refusals=("needs a .PU",))
     def _(case: Case, folder: Path, dtype: str = dtype) -> None:
         loaded = saved(case, folder, dtype=dtype)
         assert loaded.identity != case.model.identity

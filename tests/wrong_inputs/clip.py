@@ -110,7 +110,7 @@ CASES: list[Case] = [
     # Where a model should be.
     *(loaded("is no path", source) for source in (None, 5, b"demo", ["demo"], "")),
     *(loaded("no folder", source) for source in ("nothing", "/nowhere/at/all", "a/b/c", "./none")),
-    loaded("is not whole in the local cache", f"x/y@{'z' * 300}"),
+    loaded("is not complete in the local cache", f"x/y@{'z' * 300}"),
     loaded("the activation is 'relu'", FORMATS / "open_clip", activation="relu"),
     *(
         damaged(
@@ -171,7 +171,7 @@ CASES: list[Case] = [
     preprocessed(r"of a tensor image\.clip\(0, 255\)\.round\(\)\.byte\(\)", np.full((4, 4, 3), 200, np.float32)),
     preprocessed("image 1 is None; give a path", [LEVELS[0], None]),
     *images("the images are uint8, so they are not normalised; give clip.preprocess", IMAGES.astype(np.uint8)),
-    *images(r"shape \[16, 16, 3\]; give \[B, 16, 16, 3\]; of a single one, images\[", IMAGES[0]),
+    *images(r"shape \[16, 16, 3\]; give \[B, 16, 16, 3\]; for one image, images\[", IMAGES[0]),
     *images(r"shape \[2, 3, 16, 16\]; give \[B, 16, 16, 3\], as clip.preprocess", IMAGES.transpose(0, 3, 1, 2)),
     *images(r"shape \[2, 12\]", np.zeros((2, 12), np.float32)),
     ("at most 24", lambda place: place.clip.tokenize(["a photo of a cat " * 6])),
@@ -182,7 +182,7 @@ CASES: list[Case] = [
     ("texts is None; give a list of texts", lambda place: place.clip.encode_texts(None)),
     (f"{NO_TYPE} auto, float32,", lambda place: place.clip.encode_texts(["x"], dtype="float16")),
     pure(f"{NO_TYPE} auto, {', '.join(DTYPES)}", resolve, "float16"),
-    pure("dtype is 'tensorfloat32', which only a .* choose 'auto'", resolve, "tensorfloat32", "tpu"),
+    pure("dtype 'tensorfloat32' needs a .* choose 'auto'", resolve, "tensorfloat32", "tpu"),
     # Changes of a model.
     *(bias("vision", *shape) for shape in ((3, 3, 24), (3, 23), (2, 2, 24), (1, 3, 24))),
     *(bias("text", *shape) for shape in ((3, 3, 16), (3, 15), (2, 2, 16), (1, 3, 16))),

@@ -120,7 +120,7 @@ CASES: list[Case] = [
     table("line 2: no value for 'label'", "path,label\n0.png, \n"),
     table("line 1: no value for 'label'", '{"path": "x.png", "label": NaN}', "a.jsonl"),
     table("class_names is {'a'}; give a list", "path,label\nx.png,0\n", class_names={"a"}),
-    table("goes with labels 0 to 1, found '10'", "path,label\nx.png,10\ny.png,1\n", class_names=["a", "b"]),
+    table("needs labels from 0 to 1, found '10'", "path,label\nx.png,10\ny.png,1\n", class_names=["a", "b"]),
     # CoOp's layout: missing and broken files.
     made(r"eurosat: there is no folder .*eurosat; put into eurosat/: 2750 from http", load("eurosat")),
     benchmark(r"no split file .*split_zhou_EuroSAT\.json; .*drive\.google", "eurosat", SPLIT_FILE, ...),
@@ -180,7 +180,7 @@ CASES: list[Case] = [
         ["a", "b", "a"],
     ),
     pure(
-        r"\[3, 8, 9\], which may be a picture with .* 3 grey pictures; give image\.transpose\(1, 2, 0\)",
+        r"\[3, 8, 9\].* 3 grey pictures.* give image\.transpose\(1, 2, 0\)",
         image_list,
         np.zeros((3, 8, 9), np.uint8),
     ),

@@ -167,11 +167,11 @@ CASES: list[Case] = [
     form("'bias' changes the image features.*; export it as a checkpoint", "bias", "head"),
     form("export it as a head", "coop", "checkpoint"),
     form("Probe' has a head of its own, which a file of class features cannot hold; exp", f"{OWN}:Probe", "head"),
-    form("'tpt_coop' learns of each test image, which no exported file does", "tpt_coop", "program"),
+    form("'tpt_coop' learns from each test image, and exported files cannot", "tpt_coop", "program"),
     form("unknown form 'pt'; choose from checkpoint, open_clip, head, program, onnx, peft", "coop", "pt"),
     form("'cocoop' has texts that depend on the image, and an ONNX file holds fixed.* as a program", "cocoop", "onnx"),
     ("needs no_such_package; install them: pip install 'clipbias.onnx.'", without_packages),
-    form("holds what CLIP-LoRA learns, and the method is BitFit", "bitfit", "peft"),
+    form("CLIP-LoRA, and the method is BitFit", "bitfit", "peft"),
     *(
         of_family(f"and this model's is {name}; choose another form", name)
         for name in ("pe", "biomed_clip", "chinese_clip")
@@ -181,8 +181,8 @@ CASES: list[Case] = [
     ),
     ("load it in float32", half),
     # Folders of PEFT's.
-    (f"is no adapter of PEFT's: it has no {CONFIG}", lambda place: read_peft(place.tmp_path, place.clip, ("cat",))),
-    peft("holds 'IA3' and not LoRA", peft_type="IA3"),
+    (f"is no PEFT adapter: it has no {CONFIG}", lambda place: read_peft(place.tmp_path, place.clip, ("cat",))),
+    peft("holds 'IA3'; only LoRA", peft_type="IA3"),
     peft("has use_qalora=True, which CLIP-LoRA here does not have", use_qalora=True),
     peft("has alpha_pattern=", alpha_pattern={"q_proj": 4}),
     peft(r"of shape \(2, .*; expected finite numbers of shape \(3, ", r=3),

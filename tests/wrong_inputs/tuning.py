@@ -176,7 +176,7 @@ CASES: list[Case] = [
         ("cat", "dog"),
         descriptions={"cat": ["a pet"], "dog": ["a pet"]},
     ),
-    bound("the class name 5 is not a text", ("a dog", 5), free_text=True),
+    bound("the class name 5 is not a string", ("a dog", 5), free_text=True),
     bound(
         "blocks 4 to 3 are to be tuned, and the vision tower has blocks 1 to 3", ("cat",), "clip_lora", first_block=4
     ),
@@ -207,7 +207,7 @@ CASES: list[Case] = [
     ),
     without_an_image("class 2 of 3 has no training image", "gda"),
     adapted(
-        "attention differs in size from block to block",
+        "attention differs in size between blocks",
         "vision",
         "mmrl",
         lambda x: {"vision_readout": None},

@@ -89,7 +89,7 @@ class CentredMap(Method):
 
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
         vision = clip.config.vision
-        means = jnp.zeros((vision.layers, vision.kinds, vision.width))
+        means = jnp.zeros((vision.layers, vision.token_types, vision.width))
         down = jax.random.normal(rng, (vision.layers, vision.width, self.rank)) / vision.width**0.5
         maps = dict(zip(MAP, (down, jnp.zeros((vision.layers, self.rank, vision.width))), strict=True))
         return {**maps, **({BIAS: means} if self.bias else {}), CONSTANTS: {MEAN: means}}

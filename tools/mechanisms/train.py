@@ -137,7 +137,7 @@ def plant_outliers(clip: Clip, images: np.ndarray) -> Params:
     inputs = embed_image(clip.params, clip.config, jnp.asarray(images))
     layer = jax.tree.map(lambda leaf: leaf[0], inputs.layers)
     seen = Record()
-    hooks = dataclasses.replace(inputs.hooks(inputs.attend_fused), keep=seen)
+    hooks = dataclasses.replace(inputs.hooks(inputs.attend_fused), tap=seen)
     norm = np.linalg.norm(run_block(inputs.tokens, layer, config, hooks), axis=-1).mean()
     normed = np.asarray(layer_norm(seen[ATTENDED], layer.weights["norm2"], config.layer_norm_epsilon), np.float64)
     active = np.abs(activate(seen[HIDDEN], config.activation)).mean((0, 1))

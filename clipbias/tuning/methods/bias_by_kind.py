@@ -42,7 +42,7 @@ class BiasByKind(BiasTuning):
         learnables = dict(super().init(rng, clip, class_names))
         # Row 0 is the pooled token, as `clip.block` adds it. A vision tower with a pooling head has no `[cls]`: 1 row.
         if self.vision_tower and self.vision_by_kind:
-            learnables["vision_bias"] = jnp.stack([learnables["vision_bias"]] * clip.config.vision.kinds, axis=1)
+            learnables["vision_bias"] = jnp.stack([learnables["vision_bias"]] * clip.config.vision.token_types, axis=1)
         if self.text_tower and self.text_by_kind:
             learnables["text_bias"] = jnp.stack([learnables["text_bias"]] * 2, axis=1)
         return learnables
