@@ -20,11 +20,11 @@ import numpy as np
 from flax import struct
 
 from clipbias.analysis.model import Model, by_pass, of_texts, why_no_text_attention, why_no_vision_attention
-from clipbias.analysis.results import TEXT_KINDS, Average, Missing
+from clipbias.analysis.results import TEXT_TYPES, Average, Missing
 from clipbias.analysis.sections import Section
 from clipbias.analysis.statistics import Moments, Totals, merge, rank_correlation, stretched
 from clipbias.analysis.study import Batch, Computation, Request, Step, Study, divide
-from clipbias.analysis.words import prompt_text, text_kinds
+from clipbias.analysis.words import prompt_text, text_types
 from clipbias.clip import Adaptation, LayerView, TextTokens, encode_image, encode_text
 from clipbias.clip.config import VisionConfig
 from clipbias.clip.params import Params
@@ -38,7 +38,7 @@ from clipbias.tuning import Classifier, Learnables, Task
 class TextAttention:
     """Fig. 4: the EOS row's attention by kind of token, averaged over classes."""
 
-    shares: Average  # `[L, H, 6]`, kinds in the order of `TEXT_KINDS`
+    shares: Average  # `[L, H, 6]`, kinds in the order of `TEXT_TYPES`
     count: int  # of texts
     texts: int  # of each class
     text: str  # with {} for the class name
@@ -151,9 +151,9 @@ def distance_and_entropy(probabilities: jax.Array, config: VisionConfig) -> dict
     }
 
 
-def kind_sums(rows: jax.Array, kinds: jax.Array) -> jax.Array:
+def type_sums(rows: jax.Array, kinds: jax.Array) -> jax.Array:
     """Rows `[C, …, N]` summed over the tokens of each kind `[C, N]`: `[C, …, 6]`."""
-    member = jax.nn.one_hot(kinds, len(TEXT_KINDS), dtype=rows.dtype)
+    member = jax.nn.one_hot(kinds, len(TEXT_TYPES), dtype=rows.dtype)
     return jnp.einsum("C...N,CNK->C...K", rows, member, precision="highest")
 
 
@@ -286,16 +286,16 @@ TEXT_ATTENTION = Section(
 
 
 def eos_shares(study: Study, model: Model) -> list[np.ndarray]:
-    """Fig. 4: the attention of the EOS query by kind of token, in the order of `TEXT_KINDS`, which sum to 1.
+    """Fig. 4: the attention of the EOS query by kind of token, in the order of `TEXT_TYPES`, which sum to 1.
 
     `[L, C, H, 6]`, of each of a model's texts per class by itself.
     """
 
     def observe(tokens: TextTokens, kinds: jax.Array) -> Observe:
         rows = jnp.asarray(tokens.eos)[:, None, None, None]
-        return lambda view: kind_sums(jnp.take_along_axis(view.probabilities, rows, axis=2)[:, :, 0], kinds)
+        return lambda view: type_sums(jnp.take_along_axis(view.probabilities, rows, axis=2)[:, :, 0], kinds)
 
-    return observe_texts(study, model, observe, text_kinds(model.task))
+    return observe_texts(study, model, observe, text_types(model.task))
 
 
 def observe_texts(study: Study, model: Model, observe: Callable[[TextTokens, Any], Observe], facts: Any) -> list[Any]:

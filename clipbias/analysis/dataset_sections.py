@@ -8,21 +8,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from clipbias.analysis.attention import kind_sums
+from clipbias.analysis.attention import type_sums
 from clipbias.analysis.model import Model, why_no_maps
 from clipbias.analysis.relevancy import Relevancy, relevancy
-from clipbias.analysis.results import CHANGES, TEXT_KINDS, Average, Missing, Predictions
+from clipbias.analysis.results import CHANGES, TEXT_TYPES, Average, Missing, Predictions
 from clipbias.analysis.sections import Section
 from clipbias.analysis.statistics import Moments, Totals, divided_by_sum, merge, rank_correlation, total_variation
 from clipbias.analysis.study import Batch, Computation, Request, Step, Study
-from clipbias.analysis.words import index_kinds, prompt_text, text_kinds
+from clipbias.analysis.words import index_types, prompt_text, text_types
 from clipbias.clip.params import Params
 from clipbias.sentences import counted
 from clipbias.tuning import Learnables
 from clipbias.tuning.task import Text
 
 GROUPS = ("corrected", "both_right", "all")
-VISION_KINDS = ("patches", "prompts")
+VISION_TYPES = ("patches", "prompts")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,9 +41,9 @@ class RelevancyGroup:
     vision: BothModels  # `[M + V]`: patches row by row, then prompts (zero-shot: `V = 0`)
     # `[N]` by token index, 0 after the text's end; several texts of a class are added up by token index.
     text: BothModels
-    # vision_kinds, text_kinds: sums by `VISION_KINDS` `[2]`, by `TEXT_KINDS[:5]` `[5]`.
-    vision_kinds: BothModels
-    text_kinds: BothModels
+    # vision_types, text_types: sums by `VISION_TYPES` `[2]`, by `TEXT_TYPES[:5]` `[5]`.
+    vision_types: BothModels
+    text_types: BothModels
     # order, variation: `[1]`, rank correlation and total variation between the two models' rows over the patches.
     order: Average
     variation: Average
@@ -55,7 +55,7 @@ class RelevancyText:
 
     text: str
     texts: int  # of each class
-    index_kinds: tuple[str, ...]  # the kind of the token at each index, "" where it differs by class
+    index_types: tuple[str, ...]  # the kind of the token at each index, "" where it differs by class
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,8 +216,8 @@ RELEVANCY = Section(
 
 
 def _relevancy_text(model: Model) -> RelevancyText:
-    kinds = index_kinds(text_kinds(model.task))
-    return RelevancyText(text=prompt_text(model.task), texts=model.texts, index_kinds=tuple(kinds))
+    kinds = index_types(text_types(model.task))
+    return RelevancyText(text=prompt_text(model.task), texts=model.texts, index_types=tuple(kinds))
 
 
 def _relevancy_group(totals: Totals) -> RelevancyGroup | None:
@@ -226,7 +226,7 @@ def _relevancy_group(totals: Totals) -> RelevancyGroup | None:
         return None
     both = {
         what: BothModels(zero_shot=totals[f"{what}/zero_shot"].average, tuned=totals[f"{what}/tuned"].average)
-        for what in ("vision", "text", "vision_kinds", "text_kinds")
+        for what in ("vision", "text", "vision_types", "text_types")
     }
     order, variation = totals["order"], totals["variation"]
     return RelevancyGroup(count=order.samples, **both, order=order.average, variation=variation.average)
@@ -246,24 +246,24 @@ def _relevancy_step(study: Study, tuned: Sequence[Model], groups: Mapping[str, n
             kind = kinds[side][batch["labels"]]
             vision = divided_by_sum(of_side.vision)
             # Of several texts of a class the row is that of all their tokens together, added up by token index.
-            text = divided_by_sum(of_side.text.reshape(kind.shape), kind < TEXT_KINDS.index("eos"))
+            text = divided_by_sum(of_side.text.reshape(kind.shape), kind < TEXT_TYPES.index("eos"))
             among_patches.append(of_side.vision[:, :patches])
             values[f"vision/{side}"] = vision
             values[f"text/{side}"] = text.reshape(len(text), -1, of_side.text.shape[-1]).sum(1)
             by_source = jnp.stack([vision[:, :patches].sum(-1), vision[:, patches:].sum(-1)], axis=-1)
-            values[f"vision_kinds/{side}"] = by_source
-            values[f"text_kinds/{side}"] = kind_sums(text, kind)[:, : TEXT_KINDS.index("eos")]
+            values[f"vision_types/{side}"] = by_source
+            values[f"text_types/{side}"] = type_sums(text, kind)[:, : TEXT_TYPES.index("eos")]
         values["order"] = rank_correlation(*among_patches)[:, None]
         values["variation"] = total_variation(*among_patches)[:, None]
         counted = batch["mask"][:, None] & members[batch["numbers"]]
-        each = {f"each/{name}": values[name] for name in ("text_kinds/zero_shot", "text_kinds/tuned", "variation")}
+        each = {f"each/{name}": values[name] for name in ("text_types/zero_shot", "text_types/tuned", "variation")}
         # All groups at once, `[groups, …]`: group by group the program has three times the parts to compile.
         return each | {name: Moments.of(value[:, None], counted) for name, value in values.items()}
 
     models = (study.worded, *tuned)
     kinds = []  # of the tokens of all a class' texts, one after another: `[C, S · N]`
     for model in models:
-        by_text = text_kinds(model.task).reshape(model.texts, len(model.task.class_names), -1)
+        by_text = text_types(model.task).reshape(model.texts, len(model.task.class_names), -1)
         kinds.append(study.replicate(by_text.swapaxes(0, 1).reshape(len(model.task.class_names), -1)))
     members = study.replicate({model.key: groups[model.key] for model in tuned})
 

@@ -23,15 +23,15 @@ import numpy as np
 from clipbias.analysis.attention import eos_shares, layer_maps, vision_totals
 from clipbias.analysis.dataset_sections import relevancy_totals
 from clipbias.analysis.model import why_no_similarity, why_no_text_attention, why_no_vision_attention
-from clipbias.analysis.results import TEXT_KINDS, ModelFacts, StudyResults, What, Where, same_but_for_seed
+from clipbias.analysis.results import TEXT_TYPES, ModelFacts, StudyResults, What, Where, same_but_for_seed
 from clipbias.analysis.sections import Section
 from clipbias.analysis.statistics import total_variation
 from clipbias.analysis.study import Batch, Computation, Request, Study, divide
 from clipbias.analysis.uncertainty import Estimate, cross, draw_counts, estimate, excludes, in_points, weigh
-from clipbias.analysis.verdict import QUARTER
+from clipbias.analysis.verdict import MINOR_SHARE
 
 
-class Outcome(enum.Enum):
+class ClaimOutcome(enum.Enum):
     """Whether a claim holds: by the whole interval (`explain.observations`)."""
 
     HOLDS = "holds"
@@ -50,17 +50,17 @@ class Observation:
     unit: str  # "points", "%", or "" of a correlation
     number: Estimate | None  # with its interval; `None` where nothing was measured
     samples: int  # images or classes that it is a mean over; of several seeds the fewest
-    outcome: Outcome  # by the rule
+    outcome: ClaimOutcome  # by the rule
 
 
 @dataclasses.dataclass(frozen=True)
 class ObservedModel:
     """What observations are made of: float32, a row for each of `n` images or `C` classes; NaN where none was read."""
 
-    # `[n, 2, 5]`, zero-shot's and the model's shares of the text's relevancy by `TEXT_KINDS[:5]`.
+    # `[n, 2, 5]`, zero-shot's and the model's shares of the text's relevancy by `TEXT_TYPES[:5]`.
     text_relevancy: np.ndarray | None = None
     patch_variation: np.ndarray | None = None  # `[n]`, total variation between both models' relevancy of patches
-    # `[C, 6]`, by `TEXT_KINDS`, a mean over layers, heads and the texts of a class.
+    # `[C, 6]`, by `TEXT_TYPES`, a mean over layers, heads and the texts of a class.
     eos_attention: np.ndarray | None = None
     # distance, entropy: `[n, L]`, among input tokens, renormalised there, a mean over heads.
     distance: np.ndarray | None = None
@@ -85,13 +85,13 @@ IDENTICAL = 0.1
 # Learned prompts take the places of frozen words, so that both together are what stands there.
 PLACES = ("prompt", "words")
 # Labels of the verdict that decide a hypothesis; by others it is undecided.
-_DECIDED: Mapping[object, Outcome] = {
-    Where.ATTENTION: Outcome.HOLDS,
-    Where.NOT_ATTENTION: Outcome.DOES_NOT,
-    Where.OUTSIDE: Outcome.DOES_NOT,
-    What.SAME: Outcome.HOLDS,
-    What.DEPENDS: Outcome.DOES_NOT,
-    What.NOTHING: Outcome.DOES_NOT,
+_DECIDED: Mapping[object, ClaimOutcome] = {
+    Where.ATTENTION: ClaimOutcome.HOLDS,
+    Where.NOT_ATTENTION: ClaimOutcome.DOES_NOT,
+    Where.OUTSIDE: ClaimOutcome.DOES_NOT,
+    What.SAME: ClaimOutcome.HOLDS,
+    What.DEPENDS: ClaimOutcome.DOES_NOT,
+    What.NOTHING: ClaimOutcome.DOES_NOT,
 }
 
 
@@ -121,7 +121,7 @@ def compute_observations(study: Study) -> Computation[Observations]:
         among_inputs = "attention/without_prompt" if model.prompts[0] else "attention/clip"
         text_relevancy = None
         if of_relevancy:
-            sides = [of_relevancy[f"each/text_kinds/{side}"] for side in ("zero_shot", "tuned")]
+            sides = [of_relevancy[f"each/text_types/{side}"] for side in ("zero_shot", "tuned")]
             text_relevancy = np.stack(sides, axis=1)
         nearness = of_images(of_vision, "rank_correlation/layers")
         eos_attention = None
@@ -157,13 +157,13 @@ def _cls_variations(study: Study) -> Computation[Mapping[str, np.ndarray]]:
     return results[request.name]
 
 
-def decide(number: Estimate | None, low: float, high: float) -> Outcome:
+def decide(number: Estimate | None, low: float, high: float) -> ClaimOutcome:
     """Whether a claim holds: on which side of its range `low` to `high` the whole interval lies."""
     if number is None or number.low is None or number.high is None:
-        return Outcome.UNDECIDED
+        return ClaimOutcome.UNDECIDED
     if low < number.low and number.high < high:
-        return Outcome.HOLDS
-    return Outcome.DOES_NOT if number.high < low or high < number.low else Outcome.UNDECIDED
+        return ClaimOutcome.HOLDS
+    return ClaimOutcome.DOES_NOT if number.high < low or high < number.low else ClaimOutcome.UNDECIDED
 
 
 def estimate_over(
@@ -206,7 +206,7 @@ def columns_of(results: StudyResults, measured: Mapping[str, ObservedModel], key
     columns: dict[str, np.ndarray] = {}
 
     def kinds(shares: np.ndarray, *names: str) -> np.ndarray:
-        return shares[..., [TEXT_KINDS.index(name) for name in names]].sum(-1)
+        return shares[..., [TEXT_TYPES.index(name) for name in names]].sum(-1)
 
     def of_corrected(values: np.ndarray) -> np.ndarray:
         return np.where(corrected, values, np.nan)[:, None]
@@ -382,13 +382,13 @@ def _hypotheses(results: StudyResults, models: Sequence[ModelFacts]) -> list[Obs
             "Prompts change where input tokens look",
             "share of the gain that attention alone has",
             attention,
-            _DECIDED.get(where, Outcome.UNDECIDED),
+            _DECIDED.get(where, ClaimOutcome.UNDECIDED),
         ),
         (
             "Prompts add a bias, the same for every image",
             "cost of exchanging it between images, of all that is added",
             exchange,
-            _DECIDED.get(what, Outcome.UNDECIDED),
+            _DECIDED.get(what, ClaimOutcome.UNDECIDED),
         ),
         (
             "Both are indispensable",
@@ -413,15 +413,18 @@ def _hypotheses(results: StudyResults, models: Sequence[ModelFacts]) -> list[Obs
     ]
 
 
-def _smaller_loss(attention: Estimate | None, tokens: Estimate | None) -> tuple[Estimate | None, Outcome]:
+def _smaller_loss(attention: Estimate | None, tokens: Estimate | None) -> tuple[Estimate | None, ClaimOutcome]:
     """The smaller part of the gain that attention alone or tokens alone lack, and whether both surely lack ¼."""
     if attention is None or tokens is None:
-        return None, Outcome.UNDECIDED
+        return None, ClaimOutcome.UNDECIDED
     kept = max(attention, tokens, key=lambda share: share.value)
     low, high = (None if end is None else 1 - end for end in (kept.high, kept.low))
     loss = Estimate(1 - kept.value, low, high)
-    sides = [excludes(share, 1 - QUARTER) for share in (attention, tokens)]
-    return loss, Outcome.DOES_NOT if 1 in sides else Outcome.HOLDS if sides == [-1, -1] else Outcome.UNDECIDED
+    sides = [excludes(share, 1 - MINOR_SHARE) for share in (attention, tokens)]
+    return loss, ClaimOutcome.DOES_NOT if 1 in sides else ClaimOutcome.HOLDS if sides == [
+        -1,
+        -1,
+    ] else ClaimOutcome.UNDECIDED
 
 
 OBSERVATIONS = Section(

@@ -12,10 +12,10 @@ from PIL import Image
 from clipbias.analysis.attention import layer_maps, to_image, vision_totals
 from clipbias.analysis.dataset_sections import compute_predictions, corrected, relevancy_maps
 from clipbias.analysis.model import Model, why_no_maps, why_no_similarity
-from clipbias.analysis.results import CHANGES, TEXT_KINDS, Average, Missing, Predictions
+from clipbias.analysis.results import CHANGES, TEXT_TYPES, Average, Missing, Predictions
 from clipbias.analysis.sections import Section
 from clipbias.analysis.study import Batch, Computation, Request, Study, divide
-from clipbias.analysis.words import text_kinds, token_labels
+from clipbias.analysis.words import text_types, token_labels
 from clipbias.data import Split
 
 
@@ -348,7 +348,7 @@ def _pack(
     if "distance" in image_rows:
         distance = quantise(image_rows["distance"], low=True)
     tokens = {label: tuple(token_labels(model.task, label)) for label in classes}
-    kinds = text_kinds(model.task)
+    kinds = text_types(model.task)
     return ExploredModel(
         relevancy=relevancy,
         relevancy_scale=relevancy_scale,
@@ -365,7 +365,7 @@ def _pack(
         distance_lowest=distance[2],
         texts=model.texts,
         tokens=tokens,
-        kinds={label: tuple(TEXT_KINDS[kind] for kind in kinds[label][: len(tokens[label])]) for label in classes},
+        kinds={label: tuple(TEXT_TYPES[kind] for kind in kinds[label][: len(tokens[label])]) for label in classes},
     )
 
 

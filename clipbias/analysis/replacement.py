@@ -22,10 +22,11 @@ from clipbias.analysis.bias import METHODS as MEANS
 from clipbias.analysis.bias import EquivalentBias, measure_equivalent_biases, missing
 from clipbias.analysis.causal_section import at_fitted_temperature
 from clipbias.analysis.model import Model
-from clipbias.analysis.results import ByOutcome, Missing, present, same_but_for_seed
+from clipbias.analysis.results import ByMetric, Missing, present, same_but_for_seed
 from clipbias.analysis.sections import Section
 from clipbias.analysis.study import Batch, Computation, Request, Study
 from clipbias.analysis.uncertainty import Estimate, cross, estimate, excludes, resample, share
+from clipbias.analysis.verdict import MAIN_SHARE
 from clipbias.data import Split
 from clipbias.data.few_shot import wilson_interval
 from clipbias.data.held_out import divide_unlabelled
@@ -56,7 +57,7 @@ from clipbias.tuning.tuned import Tuned
 PLAIN = "kind"
 
 
-class Kind(enum.StrEnum):
+class Origin(enum.StrEnum):
     """What stands in a teacher's place."""
 
     FITTED = "fitted"  # a form that learned the teacher's outputs
@@ -80,7 +81,7 @@ class Word(enum.StrEnum):
 class Student:
     """What stands in a teacher's place."""
 
-    kind: Kind  # how it came to be
+    kind: Origin  # how it came to be
     form: str  # the form's name, or the method's
     words: str  # what it is
     numbers: int  # how many it stores
@@ -117,7 +118,7 @@ class Comparison:
     accuracy: float | None = None  # of the student
     difference: Estimate | None = None  # from the teacher's, paired; both a share of images, `None` without labels
     # Over the frozen model in points and in nats, with the share of the teacher's gain; `None` without labels.
-    gain: ByOutcome[Estimate] | None = None
+    gain: ByMetric[Estimate] | None = None
     less_ceiling: Estimate | None = None  # `moved` less the ceiling's, paired; `None` of what has no ceiling
     word: Word | None = None  # what is concluded; `None` of what was not fitted
 
@@ -166,7 +167,7 @@ class MethodReplacements:
 
     name: str  # how the method is called
     models: tuple[str, ...]  # keys of its models
-    gain: ByOutcome[Estimate]  # over the frozen model, by outcome
+    gain: ByMetric[Estimate]  # over the frozen model, by outcome
     rows: tuple[Comparison, ...]  # what stands in its place
     sentence: str  # what is concluded of two vectors per layer, or of the first form
 
@@ -181,7 +182,6 @@ class ReplacementResults:
 
 # A share of the gain above which a student has it, or most of it.
 WHOLE = 0.9
-HALF = 0.5
 # By how much a share of moved decisions may be below the ceiling's.
 MARGIN = 0.05
 # Two programs that compute the same unit-length feature in float32 differ by less.
@@ -228,7 +228,7 @@ def by_image(
     )
 
 
-def compare(models: Sequence[ImageComparisons]) -> tuple[ByOutcome[Estimate] | None, tuple[Comparison, ...]]:
+def compare(models: Sequence[ImageComparisons]) -> tuple[ByMetric[Estimate] | None, tuple[Comparison, ...]]:
     """Students beside their teachers: of one model, or of several of one method that differ in their seeds alone.
 
     Returns the teachers' gain over the frozen model in points and in nats, `None` without labels. And a comparison for
@@ -239,7 +239,7 @@ def compare(models: Sequence[ImageComparisons]) -> tuple[ByOutcome[Estimate] | N
     whole = _Means.of(models)
     if "gain" not in whole.mean:
         return None, rows
-    return ByOutcome(accuracy=whole.number("gain", unit=100.0), log_likelihood=whole.number("nats")), rows
+    return ByMetric(accuracy=whole.number("gain", unit=100.0), log_likelihood=whole.number("nats")), rows
 
 
 def conclude(share: Estimate | None, less_ceiling: Estimate | None) -> Word:
@@ -250,14 +250,14 @@ def conclude(share: Estimate | None, less_ceiling: Estimate | None) -> Word:
     """
     if excludes(share, WHOLE) > 0:
         return Word.REPLACES if excludes(less_ceiling, -MARGIN) > 0 else Word.GAIN
-    if excludes(share, HALF) > 0:
+    if excludes(share, MAIN_SHARE) > 0:
         return Word.MOST
-    return Word.NOT_MATCHED if excludes(share, HALF) < 0 else Word.UNDECIDED
+    return Word.NOT_MATCHED if excludes(share, MAIN_SHARE) < 0 else Word.UNDECIDED
 
 
 def plain_form(rows: Sequence[Comparison]) -> Comparison | None:
     """Two vectors per layer, or else the first form that was fitted; `None` without one."""
-    fitted = {row.student.form: row for row in rows if row.student.kind is Kind.FITTED}
+    fitted = {row.student.form: row for row in rows if row.student.kind is Origin.FITTED}
     return fitted.get(PLAIN, next(iter(fitted.values()), None))
 
 
@@ -287,7 +287,7 @@ def sentence(name: str, rows: Sequence[Comparison], no_ceiling: str = "") -> str
     # After a statement of what the form has comes what it does; an undecided one begins again.
     joined = "; they make" if row.word is Word.UNDECIDED else " and make"
     text += f"{joined} {100 * row.moved.value:.0f} % of the decisions that {name} moved"
-    ceiling = next((each for each in rows if each.student.kind is Kind.CEILING and each.moved is not None), None)
+    ceiling = next((each for each in rows if each.student.kind is Origin.CEILING and each.moved is not None), None)
     if ceiling is not None and ceiling.moved is not None:
         return f"{text}; {name} fitted in the same way makes {100 * ceiling.moved.value:.0f} %."
     return f"{text}. {no_ceiling or f'{name} was not fitted to itself, so there is no ceiling.'}"
@@ -301,7 +301,7 @@ class _Means:
     draws: dict[str, np.ndarray]
 
     @classmethod
-    def of(cls, models: Sequence[ImageComparisons], place: tuple[Kind, str] | None = None) -> "_Means":
+    def of(cls, models: Sequence[ImageComparisons], place: tuple[Origin, str] | None = None) -> "_Means":
         """Of what `_columns` says of each image; seeds and images are crossed.
 
         Raises:
@@ -335,7 +335,7 @@ class _Means:
 
 
 def _columns(
-    model: ImageComparisons, place: tuple[Kind, str] | None
+    model: ImageComparisons, place: tuple[Origin, str] | None
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Of each image `[n]`, float64 by name, what numbers of images are made of, and what other means are.
 
@@ -352,7 +352,7 @@ def _columns(
     if place is not None:
         same = _same(model, place)
         counts |= {f"same {name}": rows * same for name, rows in groups.items()}
-        ceilings = [(each.kind, each.form) for each in model.students if each.kind is Kind.CEILING]
+        ceilings = [(each.kind, each.form) for each in model.students if each.kind is Origin.CEILING]
         if ceilings:
             counts["less ceiling"] = groups["moved"] * (same - _same(model, ceilings[0]))
     if model.correct is not None:
@@ -374,7 +374,7 @@ def _columns(
     return counts, values
 
 
-def _compare(models: Sequence[ImageComparisons], place: tuple[Kind, str]) -> Comparison:
+def _compare(models: Sequence[ImageComparisons], place: tuple[Origin, str]) -> Comparison:
     """What is in one place, over the models that have it."""
     means = _Means.of(models, place)
     images = len(models[0].decisions)
@@ -417,23 +417,23 @@ def _compare(models: Sequence[ImageComparisons], place: tuple[Kind, str]) -> Com
             comparison,
             accuracy=means.mean["accuracy"],
             difference=means.number("difference"),
-            gain=ByOutcome(
+            gain=ByMetric(
                 accuracy=means.number("student's gain", of="gain", unit=100.0),
                 log_likelihood=means.number("student's nats", of="nats"),
             ),
         )
-    if place[0] is not Kind.FITTED:
+    if place[0] is not Origin.FITTED:
         return comparison
     less = means.ratio("less ceiling", "moved") if "less ceiling" in means.mean else None
     return dataclasses.replace(comparison, less_ceiling=less, word=conclude(comparison.share, less))
 
 
-def _at(model: ImageComparisons, place: tuple[Kind, str]) -> list[int]:
+def _at(model: ImageComparisons, place: tuple[Origin, str]) -> list[int]:
     """The columns of what is in a place."""
     return [at for at, student in enumerate(model.students, start=2) if (student.kind, student.form) == place]
 
 
-def _same(model: ImageComparisons, place: tuple[Kind, str]) -> np.ndarray:
+def _same(model: ImageComparisons, place: tuple[Origin, str]) -> np.ndarray:
     """Whether what is in a place decides as the teacher, `[n]`, a mean where several models are there."""
     return (model.decisions[:, _at(model, place)] == model.decisions[:, [1]]).mean(1)
 
@@ -507,7 +507,7 @@ def why_not_fitted(study: Study, model: Model) -> str:
     if any(_is_of_form(model, form) for form in (*CONSTANTS, *study.options.replacement_forms)):
         return "It is one of the forms that others are replaced by, trained on labels."
     earlier = study.tuned[: study.tuned.index(model)]
-    if any(kind is Kind.RETRAINED and other in earlier for kind, _, other in controls(study, model)):
+    if any(kind is Origin.RETRAINED and other in earlier for kind, _, other in controls(study, model)):
         return "It is another start of a model that forms are fitted to, and stands beside these."
     return ""
 
@@ -519,7 +519,7 @@ def no_ceiling(model: Model) -> str:
     return f"{name} cannot be fitted to outputs, so there is no ceiling: {reason}." if reason else ""
 
 
-def controls(study: Study, model: Model) -> list[tuple[Kind, str, Model]]:
+def controls(study: Study, model: Model) -> list[tuple[Origin, str, Model]]:
     """Models of the study trained on the same images as a tuned one, to which nothing is fitted: kind, form, model.
 
     The same method with another start and order, and the forms' own methods trained on the labels.
@@ -528,12 +528,12 @@ def controls(study: Study, model: Model) -> list[tuple[Kind, str, Model]]:
         return []
     others = [each for each in study.tuned if each.few_shot_split == model.few_shot_split and each.key != model.key]
     found = [
-        (Kind.RETRAINED, model.method, other)
+        (Origin.RETRAINED, model.method, other)
         for other in others
         if (other.method, other.options) == (model.method, model.options) and other.seed != model.seed
     ]
     for form in study.options.replacement_forms:
-        found += [(Kind.LABELS, form, other) for other in others if _is_of_form(other, form)]
+        found += [(Origin.LABELS, form, other) for other in others if _is_of_form(other, form)]
     return found
 
 
@@ -574,7 +574,7 @@ class Fits:
             except ClipbiasError:  # a loss that is not finite: the rate is too high
                 return np.nan
 
-        def described(student: Tuned, kind: Kind, form: str, words: str) -> Candidate:
+        def described(student: Tuned, kind: Origin, form: str, words: str) -> Candidate:
             kl = [mean_divergence(model.tuned, student, split, self.context) for split in (self.fitted, self.held_back)]
             say(f"{model.label}: {words}, fitted, KL {kl[0]:.3g} nats; on held-back images {kl[1]:.3g}")
             numbers = parameter_count(student.learnables)["total"]
@@ -584,12 +584,12 @@ class Fits:
         if not no_ceiling(model):
             ceiling = self._fit(model, model.task, select_rate(divergence), self.steps)
             words = f"{model.name or model.label} itself, from another start"
-            candidates.append(described(ceiling, Kind.CEILING, model.method, words))
+            candidates.append(described(ceiling, Origin.CEILING, model.method, words))
         for name in self.study.options.replacement_forms:
             form = FORMS[name]
             task = form.task(self.study.clip, model.task, self.context.dtype)
             student = self._fit(model, task, form.learning_rate, self.steps)
-            candidates.append(described(student, Kind.FITTED, name, form.words))
+            candidates.append(described(student, Origin.FITTED, name, form.words))
         return candidates
 
     def _fit(self, model: Model, task: Task, rate: float, steps: int) -> Tuned:
@@ -616,7 +616,7 @@ def _means(study: Study, model: Model, towers: Mapping[str, EquivalentBias]) -> 
         task = Task(study.clip, method, model.task, dtype=model.task.classifier.dtype)
         learnables = {f"{tower}_bias": getattr(bias, form) for tower, bias in towers.items()}
         numbers = parameter_count(learnables)["total"]
-        candidates.append((Student(Kind.MEAN, form, FORMS[form].words, numbers), Tuned(task, learnables)))
+        candidates.append((Student(Origin.MEAN, form, FORMS[form].words, numbers), Tuned(task, learnables)))
     return candidates
 
 

@@ -15,9 +15,9 @@ import numpy as np
 from clipbias.analysis.uncertainty import Estimate
 from clipbias.data.confusion import binomial_error
 
-FORMAT = 12  # of stored results, and of what is kept of an unfinished study
+FORMAT = 13  # of stored results, and of what is kept of an unfinished study
 CHANGES = ("wrong → right", "right → wrong", "both right", "both wrong")
-TEXT_KINDS = ("sos", "prompt", "words", "category", "dot", "eos")
+TEXT_TYPES = ("sos", "prompt", "words", "category", "dot", "eos")
 T = TypeVar("T")
 
 
@@ -125,7 +125,7 @@ class Predictions:
 
 
 @dataclasses.dataclass(frozen=True)
-class ByOutcome(Generic[T]):
+class ByMetric(Generic[T]):
     """The same in both outcomes: accuracy in points, log-likelihood in nats, by which labels are decided."""
 
     accuracy: T
@@ -139,7 +139,7 @@ class ByOutcome(Generic[T]):
 
 
 @dataclasses.dataclass(frozen=True)
-class Levels:
+class Ablations:
     """What a tuned run adds to a tower's tokens, against nothing, at its own attention, in one outcome (`causal`)."""
 
     # All of it, with its share of the gain; of texts, whose images are the frozen model's, of the text's gain.
@@ -161,8 +161,8 @@ class CausalNumbers:
     tokens: Estimate | None  # the corner RP, what is added to tokens, attention frozen
     towers: dict[str, Estimate]  # by name, what each tower gains alone, where a method changes both
     # image, text: what is added to image and to text tokens, where that was measured.
-    image: Levels | None
-    text: Levels | None
+    image: Ablations | None
+    text: Ablations | None
 
 
 class Where(enum.Enum):
@@ -185,7 +185,7 @@ class What(enum.Enum):
 
 
 @dataclasses.dataclass(frozen=True)
-class Labels:
+class VerdictLabels:
     """The verdict on a method; `what` is `None` where there is no gain."""
 
     where: Where
@@ -202,8 +202,8 @@ class MethodResult:
     models: tuple[str, ...]  # keys of its adapters
     accuracy: float  # in percent, a mean over seeds
     images: int  # how many were tested
-    numbers: ByOutcome[CausalNumbers] | None  # of the causal test; `None` where it was not run
-    labels: Labels | None  # `None` where it was not run, or on too few images
+    numbers: ByMetric[CausalNumbers] | None  # of the causal test; `None` where it was not run
+    labels: VerdictLabels | None  # `None` where it was not run, or on too few images
     sentence: str  # the verdict in words
 
 

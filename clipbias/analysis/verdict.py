@@ -24,12 +24,12 @@ import numpy as np
 from clipbias.analysis.causal_section import CAUSAL
 from clipbias.analysis.model import NOTHING_INSIDE
 from clipbias.analysis.results import (
-    ByOutcome,
+    ByMetric,
     CausalNumbers,
-    Labels,
     MethodResult,
     ModelFacts,
     StudyResults,
+    VerdictLabels,
     What,
     Where,
     same_but_for_seed,
@@ -37,9 +37,10 @@ from clipbias.analysis.results import (
 from clipbias.analysis.uncertainty import Estimate, amount, excludes, percent
 from clipbias.sentences import counted
 
-HALF = 0.5
-QUARTER = 0.25
-# Percentiles of a bootstrap say little below.
+# Limits of the rule: a share surely above the first is the main part of the whole, surely below the second a minor one.
+MAIN_SHARE = 0.5
+MINOR_SHARE = 0.25
+# Below so many images the percentiles of a bootstrap say little.
 FEWEST_IMAGES = 20
 _WHERE = {
     Where.ATTENTION: "by changing where CLIP looks",
@@ -55,34 +56,34 @@ _WHAT = {
 }
 
 
-def label(numbers: CausalNumbers, *, outside: bool = False, images_changed: bool = True) -> Labels:
+def label(numbers: CausalNumbers, *, outside: bool = False, images_changed: bool = True) -> VerdictLabels:
     """The labels of a method, by numbers in log-likelihood.
 
     One that is `outside` changes nothing inside the towers. Without `images_changed`, which says whether the vision
     tower is changed, nothing is added to image tokens.
     """
     if excludes(numbers.gain) <= 0:
-        return Labels(Where.NO_GAIN, None)
+        return VerdictLabels(Where.NO_GAIN, None)
     what = What.NOTHING if not images_changed else What.UNDECIDED
     if images_changed and numbers.image is not None:
         what = _what(numbers.image.all.share, numbers.image.exchange.share if numbers.image.exchange else None)
-    return Labels(Where.OUTSIDE if outside else _where(numbers.attention), what)
+    return VerdictLabels(Where.OUTSIDE if outside else _where(numbers.attention), what)
 
 
 def _where(attention: Estimate | None) -> Where:
     share = None if attention is None else attention.share
-    if excludes(share, HALF) > 0:
+    if excludes(share, MAIN_SHARE) > 0:
         return Where.ATTENTION
-    return Where.NOT_ATTENTION if excludes(share, QUARTER) < 0 else Where.UNDECIDED
+    return Where.NOT_ATTENTION if excludes(share, MINOR_SHARE) < 0 else Where.UNDECIDED
 
 
 def _what(added: Estimate | None, exchange: Estimate | None) -> What:
     """Of what is added as a share of the gain, and of the exchange as a share of that."""
-    if excludes(added, QUARTER) < 0:
+    if excludes(added, MINOR_SHARE) < 0:
         return What.NOTHING
-    if excludes(exchange, QUARTER) < 0:
+    if excludes(exchange, MINOR_SHARE) < 0:
         return What.SAME
-    return What.DEPENDS if excludes(exchange, HALF) > 0 else What.UNDECIDED
+    return What.DEPENDS if excludes(exchange, MAIN_SHARE) > 0 else What.UNDECIDED
 
 
 def judge(results: StudyResults) -> StudyResults:
@@ -119,7 +120,7 @@ def judge_method(results: StudyResults, models: Sequence[ModelFacts]) -> MethodR
 
 
 def sentence(
-    name: str, dataset: str, labels: Labels | None, numbers: ByOutcome[CausalNumbers] | None, images: int
+    name: str, dataset: str, labels: VerdictLabels | None, numbers: ByMetric[CausalNumbers] | None, images: int
 ) -> str:
     """The verdict in words; without `labels` there were too few images, without `numbers` no causal test."""
     if numbers is None:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from clipbias.analysis.model import Model, additions
-from clipbias.analysis.results import TEXT_KINDS, Missing
+from clipbias.analysis.results import TEXT_TYPES, Missing
 from clipbias.analysis.sections import Section
 from clipbias.analysis.study import Computation, Study
 from clipbias.clip.tokenizer import Tokenizer, encode
@@ -40,16 +40,16 @@ class ModelWords:
     prompts: tuple[PromptWords, ...]
 
 
-SOS, PROMPT, WORDS, CATEGORY, DOT, EOS = range(len(TEXT_KINDS))
-PAD = len(TEXT_KINDS)
+SOS, PROMPT, WORDS, CATEGORY, DOT, EOS = range(len(TEXT_TYPES))
+PAD = len(TEXT_TYPES)
 # The most bytes of a character, and what stands for some of them alone.
 _BYTES = 4
 _BROKEN = "\ufffd"
 NEAREST = 5  # words of each prompt
 
 
-def text_kinds(task: Task) -> np.ndarray:
-    """The kind of every text token, an index into `TEXT_KINDS`, `PAD` after EOS: int32 `[n · C, N]`.
+def text_types(task: Task) -> np.ndarray:
+    """The kind of every text token, an index into `TEXT_TYPES`, `PAD` after EOS: int32 `[n · C, N]`.
 
     A text that is not read at its EOS has "eos" at the position that is, and `PAD` from its end up to there.
 
@@ -83,9 +83,9 @@ def text_kinds(task: Task) -> np.ndarray:
     return kinds
 
 
-def index_kinds(kinds: np.ndarray) -> list[str]:
+def index_types(kinds: np.ndarray) -> list[str]:
     """The kind's name at every token index, "" where texts `[C, N]` differ in it or it lies after the end of all."""
-    names = (*TEXT_KINDS, "")
+    names = (*TEXT_TYPES, "")
     return [names[column[0]] if (column == column[0]).all() else "" for column in np.asarray(kinds).T]
 
 
