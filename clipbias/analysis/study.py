@@ -376,7 +376,7 @@ class Study:
         return meshes.rows(self.mesh, min(at_once, max(count, 1)))
 
     def in_passes(self, compute: Callable[..., Any], *rows: np.ndarray) -> Any:
-        """Maps `compute(*rows, mask)`, of arrays `[B, …]`, over host rows `[n, …]`, `n > 0`, that all processes have."""
+        """Maps `compute(*rows, mask)`, of arrays `[B, …]`, over host rows `[n, …]`, the same in all processes."""
         # Batches of one size, whatever `n` is, compile one program. The last is filled up with zeros, outside the mask.
         size = self._size()
         local = size // self._parts

@@ -216,7 +216,7 @@ def explorer_data(study: StudyResults) -> dict[str, Any] | None:
             "slots": model.vision_prompts,
             "depth": model.vision_depth,
             "tokens": explored[model.key].tokens,
-            "kinds": explored[model.key].kinds,
+            "types": explored[model.key].types,
             "arrays": {
                 name: _packed(array)
                 for name, array in vars(explored[model.key]).items()
@@ -232,7 +232,7 @@ def explorer_data(study: StudyResults) -> dict[str, Any] | None:
         "colours": _packed(np.rint(255 * colormaps[HEAT](np.arange(256))[:, :3]).astype(np.uint8)),
         "changes": list(CHANGES),
         "classes": {number: names[number] for number in classes},
-        "kinds": [[kind, TYPE_NAMES[kind]] for kind in TEXT_TYPES[:-1]],
+        "types": [[name, TYPE_NAMES[name]] for name in TEXT_TYPES[:-1]],
         "pairs": explore.pairs[:, 1].tolist(),
         "images": images,
         "models": described,

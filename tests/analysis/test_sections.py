@@ -282,7 +282,7 @@ def test_maps_to_explore(results, reference, key):
         close(values[: len(text)], text)
         assert not values[len(text) :].any()
         tokens = maps.tokens[label]
-        kinds = maps.kinds[label]
+        kinds = maps.types[label]
         assert len(tokens) == len(kinds) == len(text)
         named = [token for token, kind in zip(tokens, kinds, strict=True) if kind == "category"]
         assert "".join(named) == CLASS_NAMES[label].replace("_", "").replace(" ", "")

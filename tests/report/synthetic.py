@@ -453,7 +453,7 @@ class _Builder:
             distance_lowest=50 * self.reals(*shape, slots) if slots else None,
             texts=1,
             tokens=dict.fromkeys(range(self.classes), words),
-            kinds=dict.fromkeys(range(self.classes), kinds),
+            types=dict.fromkeys(range(self.classes), kinds),
         )
 
     def words(self):
