@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from clipbias.analysis.replacement import Comparison, Kind, Student, by_image, compare
+from clipbias.analysis.replacement import Comparison, Origin, Student, by_image, compare
 from clipbias.analysis.uncertainty import Estimate
 from clipbias.checks import Choices, Count, Positive, Range, check_fields
 from clipbias.clip import Clip
@@ -154,7 +154,7 @@ def distil_model(
     for name in names:
         student = _fit(name, model, fitted, options, context, outputs)
         facts = Student(
-            kind=Kind.FITTED,
+            kind=Origin.FITTED,
             form=name,
             words=STUDENT_FORMS[name].words,
             numbers=parameter_count(student.learnables)["total"],

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from clipbias import hosts
 from clipbias.analysis.model import Model
-from clipbias.analysis.results import Labels, StudyResults
+from clipbias.analysis.results import StudyResults, VerdictLabels
 from clipbias.analysis.run import run_study
 from clipbias.analysis.study import Study, StudyOptions
 from clipbias.checks import shown
@@ -54,8 +54,8 @@ class FinishedStudy:
         return " ".join(sentence for method in methods for sentence in method_sentences(self.results, method))
 
     @property
-    def labels(self) -> dict[str, Labels]:
-        """The verdict on each tested method, by its label."""
+    def labels(self) -> dict[str, VerdictLabels]:
+        """The verdict on each method that was tested, by its label."""
         return {method.label: method.labels for method in self.results.methods if method.labels is not None}
 
 

@@ -12,7 +12,7 @@ from scipy.special import log_softmax
 
 import clipbias
 from clipbias import TunedModel
-from clipbias.analysis.replacement import Comparison, Kind, Student
+from clipbias.analysis.replacement import Comparison, Origin, Student
 from clipbias.analysis.uncertainty import Estimate
 from clipbias.clip import Clip
 from clipbias.data.images import Images
@@ -136,7 +136,7 @@ def test_without_a_form_all_that_fold_are_fitted(clip):
 
 
 def fit(form: str, numbers: int, agreement: float) -> Comparison:
-    student = Student(Kind.FITTED, form, form, numbers, 0.1, 0.1)
+    student = Student(Origin.FITTED, form, form, numbers, 0.1, 0.1)
     return Comparison(student, 1, 10, 0, Estimate(0.1), Estimate(agreement), None, None, None, None)
 
 

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 
-from clipbias.analysis.observations import Outcome
+from clipbias.analysis.observations import ClaimOutcome
 from clipbias.report import read_sweep
 from tests.report.synthetic import OBSERVED
 from tools.paper_table import bias_above_prompts, observation_frame
@@ -37,7 +37,7 @@ def test_a_bias_against_prompts_of_as_many_numbers(tmp_path):
     np.testing.assert_allclose(
         (row.number.value, row.number.low, row.number.high), (7.5, 7.5 - 1.96 * error, 7.5 + 1.96 * error), rtol=1e-9
     )
-    assert row.outcome is Outcome.UNDECIDED and row.number.low < 0
+    assert row.outcome is ClaimOutcome.UNDECIDED and row.number.low < 0
     more = rows_of({"bias": [70.0, 70.0], "ivlp_matched": [50.0, 50.0]}, "demo/emoji")
     less = rows_of({"bias": [50.0, 50.0], "ivlp_matched": [70.0, 70.0]}, "demo/fashion")
     outcomes = [each.outcome for each in bias_above_prompts(read_sweep([*more, *less]))]

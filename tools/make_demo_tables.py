@@ -22,7 +22,7 @@ from pathlib import Path
 import pandas as pd
 from absl import app
 
-from clipbias.analysis.replacement import Kind
+from clipbias.analysis.replacement import Origin
 from clipbias.errors import ClipbiasError
 from clipbias.io import read_text, write_text
 from clipbias.report.names import dataset_name
@@ -113,7 +113,7 @@ def replacements(rows: Sequence[Row]) -> str:
 
     And what the method itself has of these, fitted in the same way.
     """
-    ceilings = {(row["method"], row["dataset"]): row for row in rows if row["kind"] == Kind.CEILING}
+    ceilings = {(row["method"], row["dataset"]): row for row in rows if row["kind"] == Origin.CEILING}
     heads = (
         "dataset",
         "method",
@@ -124,7 +124,7 @@ def replacements(rows: Sequence[Row]) -> str:
     )
     lines = []
     for row in rows:
-        if (row["kind"], row["form"]) == (Kind.FITTED, "kind") and row["models"] != "1":
+        if (row["kind"], row["form"]) == (Origin.FITTED, "kind") and row["models"] != "1":
             ceiling = _percent(ceilings.get((row["method"], row["dataset"])), "moved_")
             place = (dataset_name(row["dataset"]), row["method"], row["models"])
             lines.append((*place, _percent(row, ""), _percent(row, "moved_"), ceiling))

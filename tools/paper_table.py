@@ -20,7 +20,7 @@ from clipbias.analysis.uncertainty import Estimate
 from clipbias.errors import ClipbiasError
 from clipbias.io import read_json_lines
 from clipbias.report import read_sweep
-from clipbias.report.frames import ACCURACY, WITHIN, Sweep, difference_error
+from clipbias.report.frames import ACCURACY, Z_95, Sweep, difference_error
 from clipbias.report.names import dataset_name, method_name
 from clipbias.report.pages import write_csv
 from clipbias.training.predictions import PREDICTIONS
@@ -52,7 +52,7 @@ def bias_above_prompts(sweep: Sweep) -> tuple[Observation, ...]:
         if bias is None or prompts is None:
             continue
         difference = float(bias["mean"] - prompts["mean"])
-        half = WITHIN * difference_error(bias, prompts)
+        half = Z_95 * difference_error(bias, prompts)
         number = Estimate(difference, difference - half, difference + half)
         rows.append(
             Observation(

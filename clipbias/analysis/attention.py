@@ -1,16 +1,17 @@
-"""What attention does: shares by kind of token (Fig. 4), distance and entropy (Fig. 5), `[cls]` maps, how near patches
-are to prompts (Fig. 6), and what of its output comes from prompts (Eq. 12, Fig. 1).
+"""Attention statistics: shares by token type (Fig. 4), distance and entropy (Fig. 5), `[cls]` maps and distances to
+prompts (Fig. 6), and the part of the output that comes from prompts (Eq. 12, Fig. 1).
 
     attention_out_i = W_o cat_h(Σ_{j input} A_ij v_j) + W_o cat_h(Σ_{k prompt} A_ik v_k) + b_o
 
-Per head the input part is `(1 − m_ih)` times the output renormalised over the input tokens, where `m_ih` is the
-attention that query `i` spends on prompts. If prompts are a bias, the prompt part is the same for every sample.
+In each head the input part is `(1 − m_ih)` times the output renormalised over the input tokens, where `m_ih` is the
+attention of query `i` to prompts. If prompts are a bias, the prompt part is the same for every sample.
 
-An observer reduces one layer's `LayerView` to one small array per sample while the forward pass runs, so that a dataset
-of any size needs the memory of one batch.
+An observer reduces each layer's `LayerView` to a small array per sample during the forward pass, so a dataset of any
+size needs the memory of one batch.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -20,11 +21,11 @@ import numpy as np
 from flax import struct
 
 from clipbias.analysis.model import Model, by_pass, of_texts, why_no_text_attention, why_no_vision_attention
-from clipbias.analysis.results import TEXT_KINDS, Average, Missing
+from clipbias.analysis.results import TEXT_TYPES, Average, Missing
 from clipbias.analysis.sections import Section
 from clipbias.analysis.statistics import Moments, Totals, merge, rank_correlation, stretched
 from clipbias.analysis.study import Batch, Computation, Request, Step, Study, divide
-from clipbias.analysis.words import prompt_text, text_kinds
+from clipbias.analysis.words import prompt_text, text_types
 from clipbias.clip import Adaptation, LayerView, TextTokens, encode_image, encode_text
 from clipbias.clip.config import VisionConfig
 from clipbias.clip.params import Params
@@ -36,9 +37,9 @@ from clipbias.tuning import Classifier, Learnables, Task
 
 @dataclasses.dataclass(frozen=True)
 class TextAttention:
-    """Fig. 4: the EOS row's attention by kind of token, averaged over classes."""
+    """Fig. 4: the EOS row's attention by token type, averaged over classes."""
 
-    shares: Average  # `[L, H, 6]`, kinds in the order of `TEXT_KINDS`
+    shares: Average  # `[L, H, 6]`, in the order of `TEXT_TYPES`
     count: int  # of texts
     texts: int  # of each class
     text: str  # with {} for the class name
@@ -46,14 +47,11 @@ class TextAttention:
 
 @dataclasses.dataclass(frozen=True)
 class AttentionVariant:
-    """Attention distance in pixels, and entropies in nats, `[L, H]`.
-
-    A tower without `[cls]` has no entropy of its query.
-    """
+    """Attention distance in pixels, and entropies in nats, `[L, H]`."""
 
     distance: Average
     entropy: Average
-    cls_entropy: Average | None
+    cls_entropy: Average | None  # of the `[cls]` query, where there is one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,31 +66,29 @@ class VisionAttention:
 
     @property
     def variants(self) -> dict[str, dict[str, Average]]:
-        """The quantities of each variant that there is, by name."""
-        there = {name: vars(each) for name, each in vars(self).items() if isinstance(each, AttentionVariant)}
-        return {variant: {name: x for name, x in each.items() if x is not None} for variant, each in there.items()}
+        """Quantities by name of each variant that was measured."""
+        measured = {name: vars(each) for name, each in vars(self).items() if isinstance(each, AttentionVariant)}
+        return {variant: {name: x for name, x in each.items() if x is not None} for variant, each in measured.items()}
 
 
 @dataclasses.dataclass(frozen=True)
 class TowerDecomposition:
     """Eq. 12 in one tower; samples are images, or classes for text."""
 
-    count: int
+    count: int  # of samples
     depth: int  # layers with prompts of their own
     prompt_mass: Average  # `[L, H]`, attention on prompts, mean over input queries
-    # `[L, H]`, the same as `prompt_mass` for the query that is pooled; `None` under a pooling head.
-    pooled_mass: Average | None
+    pooled_mass: Average | None  # `[L, H]`, attention of the pooled query to prompts; `None` under a pooling head
     norm_share: Average  # `[L]`, the norm of the prompt part over the sum of both norms
-    # `[L]`, the share of the prompt part's mean square that its average over samples explains, token by token,
-    # corrected for chance: it may fall below 0.
-    constancy: np.ndarray
-    bias_likeness: np.ndarray  # `[L]`, the share that one vector for all tokens explains
+    # `[L]`, shares of the prompt part's mean square, corrected for chance (`constancy`), so they may fall below 0:
+    constancy: np.ndarray  # explained by its mean over samples, token by token
+    bias_likeness: np.ndarray  # explained by one vector for all tokens
     bias_cosine: dict[str, np.ndarray]  # `[L]` by bias model: between that vector and the learned bias
 
 
 @dataclasses.dataclass(frozen=True)
 class Decomposition:
-    """Eq. 12 and Fig. 1, of the towers in which a model has prompts, by name."""
+    """Eq. 12 and Fig. 1 by tower in which a model has prompts."""
 
     towers: dict[str, TowerDecomposition]
 
@@ -102,39 +98,41 @@ class Roles:
     """Roles of a tower's tokens, `[N]` or `[B, N]`."""
 
     prompts: jax.Array | np.ndarray  # learned prompts and contexts
-    queries: jax.Array | np.ndarray  # input tokens that have an influence and see at least one prompt
+    queries: jax.Array | np.ndarray  # input tokens with an influence that see a prompt
 
 
 def vision_roles(config: VisionConfig, prompts: int) -> Roles:
-    """`[cls]`, patches, then `V` prompts: `[N]`."""
+    """Returns the roles `[N]` of `[cls]`, patches, then `V` prompts."""
     is_prompt = np.arange(config.tokens + prompts) >= config.tokens
     return Roles(is_prompt, ~is_prompt)
 
 
 def text_roles(task: Task) -> Roles:
-    """Contexts at their places in every text: `[n · C, N]`."""
+    """Returns the roles of all texts' tokens, `[n · C, N]`."""
     is_prompt = np.asarray(task.tokens.context_rows) >= 0
     positions = np.arange(is_prompt.shape[1])
+    # Under a causal mask, tokens before the first prompt see none: their share of 0 says nothing about prompts.
     first = np.argmax(is_prompt, axis=1)[:, None] if task.clip.config.text.causal else -1
     return Roles(is_prompt, ~is_prompt & (positions > first) & np.asarray(task.tokens.counted))
 
 
 def entropy(probabilities: jax.Array) -> jax.Array:
-    """`−Σ a ln a` over the last axis, in nats, with `0 ln 0 = 0`."""
+    """Computes `−Σ a ln a` over the last axis, in nats, with `0 ln 0 = 0`."""
     return jax.scipy.special.entr(probabilities).sum(-1)
 
 
 def renormalise(probabilities: jax.Array) -> jax.Array:
-    """Attention to some of the keys, `[…, N]`, with rows that sum to 1 again; a row of zeros stays as it is."""
+    """Scales attention to some of the keys, `[…, N]`, to rows that sum to 1; a row of zeros stays."""
     return probabilities / jnp.maximum(probabilities.sum(-1, keepdims=True), jnp.finfo(probabilities.dtype).tiny)
 
 
 def distance_and_entropy(probabilities: jax.Array, config: VisionConfig) -> dict[str, jax.Array]:
-    """Statistics of attention `[B, H, N, N]` whose first tokens are `[cls]`, if any, and the patches, `[B, H]` each.
+    """Computes statistics `[B, H]` of attention `[B, H, N, N]` whose first tokens are `[cls]`, if any, and the patches.
 
-    - distance: mean over patch queries of `Σ_j A_ij · pixels` over patch keys; rows are not renormalised, so what they
-      give to `[cls]` and prompts counts 0.
-    - entropy: mean over the `[cls]` and patch queries; cls_entropy: of `[cls]` alone, where there is one.
+    - distance: mean over patch queries of `Σ_j A_ij · pixels` over patch keys. Rows are not renormalised: attention to
+      `[cls]` and prompts counts 0.
+    - entropy: mean over the `[cls]` and patch queries.
+    - cls_entropy: of the `[cls]` query.
     """
     first = config.first_patch
     inputs = config.tokens
@@ -151,25 +149,27 @@ def distance_and_entropy(probabilities: jax.Array, config: VisionConfig) -> dict
     }
 
 
-def kind_sums(rows: jax.Array, kinds: jax.Array) -> jax.Array:
-    """Rows `[C, …, N]` summed over the tokens of each kind `[C, N]`: `[C, …, 6]`."""
-    member = jax.nn.one_hot(kinds, len(TEXT_KINDS), dtype=rows.dtype)
+def type_sums(rows: jax.Array, types: jax.Array) -> jax.Array:
+    """Sums rows `[C, …, N]` over the tokens of each type, given by `types [C, N]`: `[C, …, 6]`."""
+    member = jax.nn.one_hot(types, len(TEXT_TYPES), dtype=rows.dtype)
+    # Full precision: an accelerator's default would round the rows, and the six shares would not sum to 1.
     return jnp.einsum("C...N,CNK->C...K", rows, member, precision="highest")
 
 
 def prompt_distances(tokens: jax.Array, patches: int, first: int = 1) -> jax.Array:
-    """`‖p_k − x_j‖₂` between the prompts and the patch tokens at a block's input: `[B, N, D]` to `[B, V, M]`.
+    """Computes `‖p_k − x_j‖₂` between prompts and patches: tokens `[B, N, D]` at a block's input to `[B, V, M]`.
 
     `first` tokens stand before the patches.
     """
     x = tokens[:, first : first + patches]
     prompts = tokens[:, first + patches :]
+    # Differences, not `|p|² + |x|² − 2 p·x`: that loses the digits of small distances between long vectors.
     differences = (prompts[:, :, None] - x[:, None]).astype(jnp.float32)
     return jnp.sqrt(jnp.square(differences).sum(-1))
 
 
 def to_image(maps: jax.Array, image_size: int) -> jax.Array:
-    """Patch maps `[…, M]` at image size, bilinear with half-pixel centres, scaled to 0 … 1: `[…, R, R]`."""
+    """Resizes patch maps `[…, M]` to `[…, R, R]`, bilinear with half-pixel centres, and scales them to 0 … 1."""
     *leading, patches = maps.shape
     side = round(patches**0.5)
     shape = (*leading, image_size, image_size)
@@ -178,21 +178,21 @@ def to_image(maps: jax.Array, image_size: int) -> jax.Array:
 
 
 def observe_parts(roles: Roles, pooled: jax.Array | None, mask: jax.Array | None = None) -> Observe:
-    """Statistics of Eq. 12 for every layer.
+    """Makes an observer of the terms of Eq. 12.
 
     Args:
       roles: of the tokens.
-      pooled: `[B]`, the row of `[cls]` or EOS; `None` in a tower that is read by a pooling head.
-      mask: `[B]`, which samples count in the averages over samples.
+      pooled: `[B]`, the row of `[cls]` or EOS; `None` under a pooling head.
+      mask: `[B]`, the samples that count in averages over samples.
 
     Returns:
-      An observer of a dictionary, per sample: `prompt_mass [B, H]` over queries, `pooled_mass [B, H]` of that row,
-      `norm_share [B]`, the prompt part's norm over the sum of both norms; and averaged over samples, as `Moments`:
-      `part`, the prompt part per token after the output projection `[N, D]`; `total [D]`, its sum over a sample's
-      queries; `tokens`, the number of these.
+      An observer. For each sample: `prompt_mass [B, H]`, a mean over queries; `pooled_mass [B, H]` of the pooled row;
+      `norm_share [B]`, the prompt part's norm over the sum of both norms. As `Moments` over samples: `part [N, D]`, the
+      prompt part behind the output projection; `total [D]`, its sum over a sample's queries; `tokens`, their number.
     """
 
     def observe(view: LayerView) -> dict[str, Any]:
+        # Projection behind the sum over heads is linear without its bias, so both parts add up to Eq. 12's output.
         on_prompts = jnp.where(roles.prompts[..., None, None, :], view.probabilities, 0)
         mass = on_prompts.sum(-1)
         projected = view.project(view.heads_output(on_prompts)).astype(jnp.float32)
@@ -220,10 +220,10 @@ def observe_parts(roles: Roles, pooled: jax.Array | None, mask: jax.Array | None
 def observe_layers(
     classifier: Classifier, params: Params, learnables: Learnables, images: jax.Array
 ) -> dict[str, jax.Array]:
-    """Attention of `[cls]` and distances between patches and prompts in every layer, of normalised images.
+    """Observes every layer on normalised images.
 
-    "attention" is that to patches and prompts, mean over heads, `[B, L, M + V]`; with prompts there is "distance"
-    `[B, L, V, M]`. A tower with a pooling head has the attention of that head, the same in all layers.
+    Returns "attention" of `[cls]` to patches and prompts, mean over heads, `[B, L, M + V]`, and, with prompts, their
+    "distance" to patches, `[B, L, V, M]`. A pooling head's attention stands for `[cls]` in all layers.
     """
     adaptation = classifier.method.adapt(learnables)
     config = classifier.config
@@ -245,7 +245,7 @@ def observe_layers(
 
 
 def layer_maps(study: Study, model: Model, images: jax.Array) -> dict[str, jax.Array]:
-    """`observe_layers` of raw images `[B, R, R, 3]`."""
+    """Computes `observe_layers` for raw images `[B, R, R, 3]`."""
 
     def maps(params: Params, learnables: Learnables, images: jax.Array) -> dict[str, jax.Array]:
         return observe_layers(model.task.classifier, params, learnables, study.normalize(images))
@@ -253,12 +253,12 @@ def layer_maps(study: Study, model: Model, images: jax.Array) -> dict[str, jax.A
     return study.program("layers", model, maps)(study.params, study.learnables[model.key], images)
 
 
-# Of the prompts' part alone, as `Moments`: of each pass by itself, since each has its prompts.
+# Moments of the prompt part. They stay apart for each pass over an image, since each pass has its own prompts.
 PARTS = ("part", "total", "tokens")
 
 
 def compute_text_attention(study: Study) -> Computation[dict[str, TextAttention | Missing]]:
-    """Fig. 4, over the classes, and over all their texts where they have several."""
+    """Computes Fig. 4 over all texts of all classes."""
     results: dict[str, TextAttention | Missing] = {}
     for model in (study.worded, *study.tuned):
         if reason := why_no_text_attention(model.task):
@@ -286,22 +286,22 @@ TEXT_ATTENTION = Section(
 
 
 def eos_shares(study: Study, model: Model) -> list[np.ndarray]:
-    """Fig. 4: the attention of the EOS query by kind of token, in the order of `TEXT_KINDS`, which sum to 1.
+    """Computes the EOS query's attention by token type (Fig. 4), `[L, C, H, 6]`, for each text of a class.
 
-    `[L, C, H, 6]`, of each of a model's texts per class by itself.
+    Shares are in the order of `TEXT_TYPES` and sum to 1.
     """
 
-    def observe(tokens: TextTokens, kinds: jax.Array) -> Observe:
+    def observe(tokens: TextTokens, types: jax.Array) -> Observe:
         rows = jnp.asarray(tokens.eos)[:, None, None, None]
-        return lambda view: kind_sums(jnp.take_along_axis(view.probabilities, rows, axis=2)[:, :, 0], kinds)
+        return lambda view: type_sums(jnp.take_along_axis(view.probabilities, rows, axis=2)[:, :, 0], types)
 
-    return observe_texts(study, model, observe, text_kinds(model.task))
+    return observe_texts(study, model, observe, text_types(model.task))
 
 
 def observe_texts(study: Study, model: Model, observe: Callable[[TextTokens, Any], Observe], facts: Any) -> list[Any]:
-    """What is seen in the text tower, `[L, C, …]`: of each of a model's `S` texts per class by itself.
+    """Observes the text tower, `[L, C, …]`, for each of a model's `S` texts of a class.
 
-    `observe` makes an observer of the texts' tokens and their `facts`, arrays with a row per text.
+    `observe` makes an observer from tokens and `facts`, arrays with a row per text.
     """
     task = model.task
     texts = np.arange(len(task.tokens.ids))
@@ -314,6 +314,7 @@ def observe_texts(study: Study, model: Model, observe: Callable[[TextTokens, Any
         return encode_text(params, study.clip.config, tokens, adaptation, observe=observer, dtype=dtype)[1]
 
     results = []
+    # One text of every class at a time: the attention of all of them would take `S` times the memory.
     for rows in np.split(texts, model.texts):
         tokens, of_rows = jax.tree.map(lambda x, rows=rows: np.asarray(x)[rows], (task.tokens, facts))
         results.append(placement.device_get(run(study.params, study.learnables[model.key], tokens, of_rows, rows)))
@@ -321,7 +322,7 @@ def observe_texts(study: Study, model: Model, observe: Callable[[TextTokens, Any
 
 
 def _over_samples(value: Any, mask: jax.Array | None = None) -> Moments:
-    """Of values `[L, B, …]` their moments; averages stay as they are."""
+    """Computes moments over samples of values `[L, B, …]`; moments stay as they are."""
     return value if isinstance(value, Moments) else Moments.of(jnp.moveaxis(value, 0, 1), mask)
 
 
@@ -329,11 +330,10 @@ over_texts = jax.jit(_over_samples)
 
 
 def vision_totals(study: Study, models: Sequence[Model]) -> Computation[dict[str, dict[str, Any]]]:
-    """By model every average over images that one observed forward pass gives: attention, similarity, decomposition.
+    """Averages over images all statistics of one observed forward pass, by model key.
 
-    What observations are made of has a row for each image as well, `{name}/layers [n, L]`.
-
-    Of several passes over an image it is their mean, but for what `PARTS` tells apart.
+    Several sections read them: attention, similarity, decomposition, observations. Rows of images for the last are
+    `{name}/layers [n, L]`. Several passes over an image are averaged, except for `PARTS`.
     """
     requests = {
         model.key: Request(
@@ -387,10 +387,11 @@ def _vision_step(study: Study, model: Model) -> Step:
                 seen["rank_correlation"] = jax.vmap(rank_correlation, (None, 0))(head, -seen.pop("distance"))
             return seen
 
+        # Parts of each pass stay apart: means over passes with other prompts would look less constant than each is.
         each = [look(adaptation) for adaptation in by_pass(model.task.method.adapt(learnables))]
         apart = {f"{name}/{i}": seen[name] for i, seen in enumerate(each) for name in PARTS if name in seen}
         means = {name: sum(seen[name] for seen in each) / len(each) for name in each[0] if name not in PARTS}
-        by_layer = {  # of each image, `[n, L]`: what observations are made of
+        by_layer = {  # rows of images, `[n, L]`, for observations
             f"{name}/layers": value.mean(2).T for name, value in means.items() if name.startswith("attention/")
         }
         if "rank_correlation" in means:
@@ -402,7 +403,7 @@ def _vision_step(study: Study, model: Model) -> Step:
 
 
 def compute_vision_attention(study: Study) -> Computation[dict[str, VisionAttention | Missing]]:
-    """Fig. 5."""
+    """Computes Fig. 5."""
     models, left_out = divide(study.models, why_no_vision_attention)
     totals = yield from vision_totals(study, models)
     return left_out | {model.key: _vision_attention(study, model, totals[model.key]) for model in models}
@@ -433,7 +434,7 @@ def _vision_attention(study: Study, model: Model, totals: Totals) -> VisionAtten
 
 
 def compute_decomposition(study: Study) -> Computation[dict[str, Decomposition | Missing]]:
-    """Eq. 12 and Fig. 1, for the towers in which a model has prompts."""
+    """Computes Eq. 12 and Fig. 1 for the towers in which a model has prompts."""
     results: dict[str, Decomposition | Missing] = {}
     towers: dict[str, list[str]] = {}
     for model in study.tuned:
@@ -452,9 +453,7 @@ def compute_decomposition(study: Study) -> Computation[dict[str, Decomposition |
                 runs = [{name: means[f"{name}/{number}"] for name in PARTS} for number in range(model.passes)]
             else:
                 runs = text_parts(study, model)
-                means = {}
-                for run in runs:  # averages over the samples of all runs together
-                    means = merge(means, run)
+                means = functools.reduce(merge, runs)  # over the samples of all runs together
             of_model[tower] = _decompose(study, model, tower, means, runs)
         if of_model:
             results[model.key] = Decomposition(of_model)
@@ -470,7 +469,7 @@ DECOMPOSITION = Section(
 
 
 def text_parts(study: Study, model: Model) -> list[Totals]:
-    """Eq. 12 in the text tower, with classes for samples: of each of the `S` texts that a class has."""
+    """Computes Eq. 12 in the text tower, with classes as samples, for each of the `S` texts of a class."""
 
     def observe(tokens: TextTokens, roles: Roles) -> Observe:
         return observe_parts(roles, jnp.asarray(tokens.eos))
@@ -482,7 +481,8 @@ def text_parts(study: Study, model: Model) -> list[Totals]:
 
 
 def _decompose(study: Study, model: Model, tower: str, means: Totals, runs: list[Totals]) -> TowerDecomposition:
-    """One tower of a model, of averages over samples, and of each text of a class, or pass over an image."""
+    """Decomposes one tower by averages over all samples, and over each text of a class or pass over an image."""
+    # Constancy is computed within a run and then averaged: runs have other prompts, and so other constants.
     biases = learned_biases(study, tower)
     constancies = [constancy(sums, biases) for sums in runs]
     return TowerDecomposition(
@@ -498,16 +498,14 @@ def _decompose(study: Study, model: Model, tower: str, means: Totals, runs: list
 
 
 def learned_biases(study: Study, tower: str) -> dict[str, np.ndarray]:
-    """The biases `[L, D]` of the models that learned any in this tower, by model.
-
-    Of a bias by kind it is the vector of all tokens but the pooled one, of one by token the mean: what is compared with
-    them is a mean over tokens too.
-    """
+    """Returns the learned biases `[L, D]` of this tower, by model key."""
     biases = {}
     for model in study.tuned:
         bias = getattr(model.task.method.adapt(model.learnables), f"{tower}_bias")
         if bias is not None:
             values = np.asarray(bias)
+            # They are compared with a mean over tokens: a bias by kind gives its vector of all but the pooled token, a
+            # bias by token its mean.
             if values.ndim == 3:
                 values = values[:, 1] if values.shape[1] == 2 else values.mean(1)
             biases[model.key] = values
@@ -515,31 +513,32 @@ def learned_biases(study: Study, tower: str) -> dict[str, np.ndarray]:
 
 
 def constancy(totals: Mapping[str, Moments], bias: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """How much of a bias the prompt part is, per layer, without the share that chance adds.
+    """Computes how nearly constant the prompt part is, by layer, corrected for chance.
 
-    A mean of few samples is longer than the true one: `n` samples of pure noise have a mean whose square is `1/n` of
-    theirs. So squares of means are estimated from products of two different samples, which chance does not lengthen.
-    For a token `j` that counts in `n_j` samples `x_ij` with mean `x̄_j`,
+    A mean of few samples is longer than the true mean: the mean of `n` samples of noise has `1/n` of their square. So
+    products of two different samples estimate the square of the true mean. For a token `j` that counts in `n_j` samples
+    `x_ij` with mean `x̄_j`,
 
         |μ_j|² ≈ |x̄_j|² − Σ_i |x_ij − x̄_j|² / (n_j (n_j − 1)),
 
-    and for one vector for all tokens, from each sample's sum `u_i` over its `m_i` tokens, because tokens of one sample
+    and for one vector for all tokens, from each sample's sum `u_i` over its `m_i` tokens, since tokens of one sample
     vary together,
 
         |v|² ≈ (|Σ_i u_i|² − Σ_i |u_i|²) / ((Σ_i m_i)² − Σ_i m_i²).
 
-    Both are divided by the mean square of the part. An estimate can fall a little below 0, and the second a little
-    above the first. `totals` are what `observe_parts` saw, `bias` has learned biases `[L, D]` of that tower by name.
+    Both are divided by the mean square of the part. Estimates may fall a little below 0, and the second a little above
+    the first. `totals` are of `observe_parts`; `bias` are learned biases `[L, D]` of the tower by name.
 
     Returns:
-      - `constancy [L]`: the share of its mean square that its mean over samples, token by token, explains, over the
-        tokens that count in two samples or more; NaN without any;
-      - `bias_likeness [L]`: the share that one vector for all tokens explains; NaN below two samples;
-      - `bias_cosine {name: [L]}`: the cosine between this vector and a learned bias.
+      - `constancy [L]`: share that the mean of each token explains, over tokens that count in two samples or more; NaN
+        without any;
+      - `bias_likeness [L]`: share that one vector for all tokens explains; NaN below two samples;
+      - `bias_cosine {name: [L]}`: cosine between this vector and a learned bias.
     """
     part = totals["part"]
     count = np.asarray(part.count, np.float64)
     mean = np.asarray(part.mean, np.float64)
+    # Moments hold means and squared deviations, not squares: `Σ|x|² − n|x̄|²` of nearly constant parts would cancel.
     length = np.square(mean).sum(-1)
     spread = np.asarray(part.squares, np.float64).sum(-1)
     square = count * length + spread  # `Σ_i |x_ij|²` of each token
@@ -558,7 +557,7 @@ def constancy(totals: Mapping[str, Moments], bias: Mapping[str, np.ndarray]) -> 
 
 
 def _product_of_two(sums: Moments) -> np.ndarray:
-    """`|Σ_i x_i|² − Σ_i |x_i|²` of samples `x [L, …]`, which is the sum over pairs of different ones: `[L]`."""
+    """Computes `|Σ_i x_i|² − Σ_i |x_i|²`, `[L]`, of samples `x [L, …]`: the sum over pairs of different samples."""
     count = np.asarray(sums.count, np.float64)
     squares = [np.square(np.asarray(sums.mean, np.float64)), np.asarray(sums.squares, np.float64)]
     length, spread = (x.reshape(len(x), -1).sum(-1) for x in squares)

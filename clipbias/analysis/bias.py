@@ -1,24 +1,25 @@
-"""The equivalent bias of a method: what its blocks add on average, as one constant per layer.
+"""The equivalent bias of a method: the mean of what its blocks add, as a constant per layer.
 
-With `F_l` the tuned block `l`, its bias included, and `f_l` the frozen one,
+With `F_l` the tuned block `l`, its bias included, and `f_l` the frozen block,
 
     c_l = mean over images of F_l(x) − f_l(x),
 
-both on the tuned run's own input tokens `x`, which are all but *slots*: the positions that a method fills with learned
-tokens. In the vision tower the frozen block sees input tokens alone. In the text tower it sees in the slots what the
-reference run has there: the frozen model's run with the context that the method starts from, in which nothing is
-replaced; where tokens are inserted, nothing. The mean there is over classes and tokens up to EOS, over all texts where
-a class has several, and over images too where texts depend on them. Where an image has several passes it is over these.
+both on the tuned run's input tokens `x`: all tokens but *slots*, the positions that a method fills with learned tokens.
+In the vision tower the frozen block sees input tokens alone. In the text tower it sees in the slots the tokens of the
+reference run, of the frozen model with the context that training started from; it sees no inserted tokens. The mean
+over texts takes classes, all their texts, tokens up to EOS, and images where texts depend on them. Several passes over
+an image are averaged.
 
-It has two forms: one vector per layer, which bias tuning can learn; and two per layer, one for the pooled token and one
-for all others. Only what acts inside the blocks is in it. A method may also change the pixels, the weights before the
-first block and after the last, or the class features, or have a head of its own: `c_l` knows nothing of these.
+The bias has two forms: one vector per layer, as in bias tuning; or two, for the pooled token and for all others. It
+holds only what acts inside the blocks: not changes of pixels, of weights before the first or behind the last block, of
+class features, or of the head.
 
-As an adapter: the frozen model reads what the method's texts are before training, so that nothing but the bias is added
-to it, and has CLIP's own head.
+As an adapter, the bias is added to the frozen model with CLIP's head and the texts that the method starts from, so that
+nothing else differs from CLIP.
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Sequence
 
 import jax
@@ -27,7 +28,7 @@ import numpy as np
 
 from clipbias.analysis.model import Model, by_pass, of_texts, sum_over_texts
 from clipbias.analysis.statistics import Moments, Totals, merge
-from clipbias.analysis.study import Batch, Computation, Request, Step, Study
+from clipbias.analysis.study import Batch, Computation, Request, Study
 from clipbias.checks import check_choice
 from clipbias.clip import Adaptation, TextTokens, tower
 from clipbias.clip.block import LayerInput, Record, run_block
@@ -51,26 +52,25 @@ from clipbias.tuning.tuned import Tuned
 
 @dataclasses.dataclass(frozen=True)
 class EquivalentBias:
-    """The mean of what a method's blocks add in one tower, in its two forms, float32.
+    """Equivalent bias of one tower in its two forms, float32.
 
     Attributes:
       vector: `[L, D]`, over all input tokens.
-      kind: `[L, 2, D]`: of the pooled token (`[cls]`, EOS), then of all other input tokens. `[L, 1, D]` where a pooling
-        head reads all tokens.
+      kind: `[L, 2, D]`: the pooled token (`[cls]`, EOS), then all other input tokens. `[L, 1, D]` under a pooling head.
     """
 
     vector: np.ndarray
     kind: np.ndarray
 
 
-# Sums over tokens by name: of one tower ("token", "pooled"), or of both ("vision/token", …).
+# Moments by name: "token" and "pooled", or with their tower, "vision/token", ….
 BlockSums = dict[str, Moments]
 # Texts that run at once: a tower's tokens of all layers are held for them.
 _TEXTS_AT_ONCE = 128
 
 
 def reference_adaptation(task: Task, initial: Learnables) -> Adaptation:
-    """What the reference run is given: the context that the method starts from, and nothing else."""
+    """Returns the adaptation of the reference run: the context that training started from, and nothing else."""
     return Adaptation(text_context=task.method.adapt(initial).text_context)
 
 
@@ -78,12 +78,12 @@ def reference_adaptation(task: Task, initial: Learnables) -> Adaptation:
 def vision_moments(
     classifier: Classifier, params: Params, learnables: Learnables, images: jax.Array, mask: jax.Array
 ) -> BlockSums:
-    """Of normalised images `[B, R, R, 3]`, counting where `mask [B]` is true; computed in float32 always.
+    """Sums up block changes over normalised images `[B, R, R, 3]` where `mask [B]` is true; always in float32.
 
-    Returns:
-      "vision/token" (`count [L, 1 + M]`) and "vision/pooled" (`count [L]`), the latter not for a pooling head.
+    Returns "vision/token" (`count [L, 1 + M]`) and, without a pooling head, "vision/pooled" (`count [L]`).
     """
     config: ClipConfig = classifier.config
+    # A change is the difference of two nearly equal outputs: reduced precision would leave mostly rounding.
     with jax.default_matmul_precision("highest"):
         counted = jnp.broadcast_to(mask[:, None], (images.shape[0], config.vision.tokens))
         sums = [
@@ -94,7 +94,7 @@ def vision_moments(
 
 
 def _joined(tower: str, stacked: BlockSums) -> BlockSums:
-    """Sums of several runs, stacked, as one, by the names of a tower."""
+    """Joins the stacked sums of several runs, and prefixes their names."""
     return {f"{tower}/{name}": sums.joined() for name, sums in stacked.items()}
 
 
@@ -127,10 +127,7 @@ def text_moments_of_images(
     images: jax.Array,
     mask: jax.Array,
 ) -> BlockSums:
-    """`text_moments` where texts depend on the images, `[B, R, R, 3]` or views of them, of which `mask [B]` count.
-
-    The text tower takes one image after another.
-    """
+    """Sums up block changes of texts that depend on images, `[B, R, R, 3]` or views of them, where `mask [B]`."""
     config = classifier.config
     with jax.default_matmul_precision("highest"):
         features = classifier.encode_images(params, classifier.method.adapt(learnables), images)
@@ -141,6 +138,7 @@ def text_moments_of_images(
             counted_texts = jnp.broadcast_to(is_counted, tokens.ids.shape[:1])
             return _sum_text_changes(params, config, adaptation, reference, tokens, counted_texts)
 
+        # One image after another: each has texts of its own for all classes, which do not fit for a whole batch.
         return _joined("text", jax.lax.map(sum_of_image, (features, mask)))
 
 
@@ -152,7 +150,7 @@ def _sum_text_changes(
     tokens: TextTokens,
     mask: jax.Array,
 ) -> BlockSums:
-    """Of texts `[C, N]` whose contexts the adaptations hold, counting where `mask [C]` is true."""
+    """Sums up block changes of texts `[C, N]` where `mask [C]` is true."""
     run = embed_text(params, config, tokens, adaptation)
     counted = tokens.counted & mask[:, None]
     if adaptation.text_context is None and adaptation.text_prompts is None:
@@ -163,9 +161,9 @@ def _sum_text_changes(
 
 
 def text_moments(task: Task, params: Params, learnables: Learnables, initial: Learnables) -> BlockSums:
-    """Of all the task's texts: "text/token" (`count [L, N]`, `N` the longest text) and "text/pooled".
+    """Sums up block changes of all the task's texts: "text/token" (`count [L, N]`) and "text/pooled".
 
-    Nothing where the text tower is as it was, or texts depend on images. `initial` are the learnables before training.
+    Empty where the text tower is unchanged, or texts depend on images. `initial`: learnables before training.
     """
     if "text" not in changed_towers(task, learnables) or task.method.conditional:
         return {}
@@ -185,10 +183,10 @@ def _sum_changes(
     slots: jax.Array | None = None,
     words: jax.Array | None = None,
 ) -> BlockSums:
-    """Runs the tuned tower, and each frozen block on the same input tokens; sums up their differences layer by layer.
+    """Runs the tuned tower and each frozen block on its input tokens; sums up their differences layer by layer.
 
-    `counted [B, N']` says which of the first `N'` tokens count: the others are slots, or of no influence. Where slots
-    stand among them (`slots [B, N]`), frozen blocks have `words [B, N, D]` there, tokens of the reference run.
+    `counted [B, N']` masks slots and tokens without influence among the first `N'`. At `slots [B, N]` frozen blocks get
+    `words [B, N, D]`, tokens of the reference run.
     """
     length = counted.shape[1]
 
@@ -200,10 +198,12 @@ def _sum_changes(
         seen = Record()
         hooks = stage.hooks(stage.attend_fused)
         tokens = run_block(tokens, layer, config, dataclasses.replace(hooks, tap=seen))
+        # The block's input holds the prompts of this layer: `places` are the positions of all other tokens.
         inputs = seen[INPUT][:, places[:length]]
         if words is not None and slots is not None:
             inputs = jnp.where(slots[..., None], words, inputs)
         change = tokens[:, places[:length]] - run_block(inputs, frozen, config, hooks)
+        # The reference run advances beside the tuned one, so that each layer's slots get its tokens of that layer.
         if words is not None:
             words = run_block(words, frozen, config, hooks)
         sums: BlockSums = {"token": Moments.of(change, counted)}
@@ -215,19 +215,20 @@ def _sum_changes(
 
 
 def equivalent_biases(sums: BlockSums) -> dict[str, EquivalentBias]:
-    """By tower, of the sums that `vision_moments` and `text_moments` give: by position, and at the pooled token."""
+    """Averages the sums of `vision_moments` and `text_moments` to the biases of each tower."""
 
     def count_and_mean(moments: Moments) -> tuple[np.ndarray, np.ndarray]:
         return np.asarray(moments.count, np.float64), np.asarray(moments.mean, np.float64)
 
     def ratio(total: np.ndarray, count: np.ndarray) -> np.ndarray:
-        """Means of sums `[L, D]` over counts `[L]`, float32; 0 where nothing was counted."""
+        """Divides sums `[L, D]` by counts `[L]`; 0 where the count is 0. Returns float32."""
         return (total / np.maximum(count, 1)[:, None]).astype(np.float32)
 
     biases = {}
     for name in TOWERS:
         if f"{name}/token" in sums:
             count, mean = count_and_mean(sums[f"{name}/token"])
+            # Sums in float64: "all others" is a difference of two sums, in which float32 would lose digits.
             total, count = (count[..., None] * mean).sum(1), count.sum(1)
             vector = ratio(total, count)
             kinds = [vector]  # a pooling head reads all tokens
@@ -240,7 +241,7 @@ def equivalent_biases(sums: BlockSums) -> dict[str, EquivalentBias]:
 
 
 def changed_towers(task: Task, learnables: Learnables) -> tuple[str, ...]:
-    """The towers in whose blocks a method changes tokens or weights."""
+    """Returns the towers in whose blocks a method changes tokens or weights."""
     adaptation = jax.eval_shape(task.method.adapt, learnables)
     names = ("context", "prompts", "class_prompts", "tokens", "bias", "adapters")
     towers = []
@@ -253,20 +254,20 @@ def changed_towers(task: Task, learnables: Learnables) -> tuple[str, ...]:
 
 
 def why_no_equivalent_bias(task: Task, learnables: Learnables) -> str:
-    """Why a method has no equivalent bias, in one sentence, or ""."""
-    reason = "Neither tokens nor weights inside the towers' blocks are changed, so that there is no bias in them."
+    """Returns why a method has no equivalent bias, in a sentence, or ""."""
+    reason = "The method changes no token and no weight inside the towers' blocks, so they add no bias."
     return "" if changed_towers(task, learnables) else reason
 
 
 def needs_images(task: Task, learnables: Learnables) -> bool:
-    """Whether the equivalent bias depends on images: where a method changes their tower, or they change its texts."""
+    """Whether the equivalent bias depends on images, through the vision tower or through texts."""
     return "vision" in changed_towers(task, learnables) or task.method.conditional
 
 
 def image_moments(
     task: Task, params: Params, learnables: Learnables, initial: Learnables, images: jax.Array, mask: jax.Array
 ) -> BlockSums:
-    """All that depends on normalised images `[B, R, R, 3]`, or on views of them where the method learns of crops."""
+    """Sums up block changes over normalised images `[B, R, R, 3]`, or views `[B, 1 + V, R, R, 3]` of them."""
     towers = changed_towers(task, learnables)
     sums: BlockSums = {}
     if "vision" in towers:
@@ -287,19 +288,26 @@ def measure_equivalent_bias(
     initial: Learnables,
     batches: Iterable[tuple[np.ndarray, np.ndarray]] = (),
 ) -> tuple[dict[str, EquivalentBias], int]:
-    """Measures the equivalent bias in the towers that a method changes, in memory that does not grow with the images.
+    """Measures the equivalent bias in the towers that a method changes.
 
-    Of a method bound to classes, the frozen weights, and its learnables as tuned and as before training. Of `batches`,
-    images `[B, R, R, 3]`, raw (uint8) or normalised, come with which of them count `[B]`; they are unused where the
-    vision tower is as it was and no text depends on an image. Returns `EquivalentBias` by tower, and the number of
-    images. Raises `ClipbiasError` where it has no equivalent bias, or there is no image.
+    Args:
+      task, params, learnables: a method bound to classes, the frozen weights, and its learnables.
+      initial: learnables before training.
+      batches: pairs of images `[B, R, R, 3]`, raw (uint8) or normalised, and a mask `[B]`; unused where the bias does
+        not depend on images. Memory does not grow with their number.
+
+    Returns:
+      The biases by tower, and the number of images.
+
+    Raises:
+      ClipbiasError: the method has no equivalent bias, or there is no image.
     """
     if reason := why_no_equivalent_bias(task, learnables):
         raise ClipbiasError(f"{type(task.method).__name__} has no equivalent bias. {reason}")
     if crops_of(task.method):
         raise ClipbiasError(
-            f"{type(task.method).__name__} learns of crops of each image, which are not made here, so its equivalent "
-            "bias is not measured."
+            f"{type(task.method).__name__} learns from crops of each image, and the images have no crops here, so its "
+            "equivalent bias cannot be measured."
         )
     sums = text_moments(task, params, learnables, initial)
     if not needs_images(task, learnables):
@@ -316,7 +324,7 @@ def measure_equivalent_bias(
 
 
 def missing(study: Study, model: Model) -> str:
-    """One sentence why there is nothing to measure of a study's model, or ""."""
+    """Returns why a study cannot measure a model's equivalent bias, in a sentence, or ""."""
     if reason := why_no_equivalent_bias(model.task, model.learnables):
         return reason
     is_measured = bool(study.training) or not needs_images(model.task, model.learnables)
@@ -326,19 +334,24 @@ def missing(study: Study, model: Model) -> str:
 def measure_equivalent_biases(
     study: Study, models: Sequence[Model]
 ) -> Computation[dict[str, dict[str, EquivalentBias]]]:
-    """By model of a study and by tower the equivalent bias, on the study's training images."""
+    """Measures equivalent biases on the study's training images, by model key and tower."""
+
+    def step(model: Model, initial: Learnables, batch: Batch) -> BlockSums:
+        pixels = study.normalize(batch["images"])
+        return image_moments(model.task, study.params, study.learnables[model.key], initial, pixels, batch["mask"])
+
     totals: dict[str, Totals] = {}
     requests: dict[str, Request] = {}
     for model in models:
         task = model.task
-        learnables = study.learnables[model.key]
-        totals[model.key] = text_moments(task, study.params, learnables, task.init(model.seed))
+        initial = task.init(model.seed)
+        totals[model.key] = text_moments(task, study.params, study.learnables[model.key], initial)
         if needs_images(task, model.learnables):
             requests[model.key] = Request(
                 f"equivalent-bias-{model.key}",
                 f"{model.label}: equivalent bias",
                 study.training_images,
-                _measuring_step(study, model),
+                functools.partial(step, model, initial),
                 split=study.training,
                 crops=model.crops,
             )
@@ -348,25 +361,14 @@ def measure_equivalent_biases(
     return {key: equivalent_biases(of_model) for key, of_model in totals.items()}
 
 
-def _measuring_step(study: Study, model: Model) -> Step:
-    learnables = study.learnables[model.key]
-    initial = model.task.init(model.seed)
-
-    def step(batch: Batch) -> BlockSums:
-        pixels = study.normalize(batch["images"])
-        return image_moments(model.task, study.params, learnables, initial, pixels, batch["mask"])
-
-    return step
-
-
-# What an adapter can hold, and the method that it is then one of.
+# Methods that can hold the bias, by its form.
 METHODS = {"vector": "bias", "kind": "bias_by_kind"}
-# Notes of a model that hold for its equivalent bias, too.
+# Notes of a model that hold for its equivalent bias too.
 _KEPT = ("dataset", "data", "shots", "train_images", "images_per_class", "seed", "start_seed")
 
 
 def equivalent_bias(model: Tuned, images: Pictures | Split | None, form: str, *, batch_size: int) -> Tuned:
-    """The equivalent bias of a tuned model, see `clipbias.equivalent_bias`."""
+    """Makes an adapter of a model's equivalent bias; see `clipbias.equivalent_bias`."""
     check_choice("form", form, tuple(METHODS))
     task, notes = model.task, model.notes
     initial = task.init(start_seed(notes))
@@ -382,12 +384,13 @@ def equivalent_bias(model: Tuned, images: Pictures | Split | None, form: str, *,
 
 
 def _check_texts(task: Task, initial: Learnables, bias_task: Task, method: str) -> None:
-    """Raises `ClipbiasError` unless the frozen model that the method starts from reads the texts of `bias_task`."""
+    """Raises `ClipbiasError` unless the method starts from the texts of `bias_task`."""
     start = reference_adaptation(task, initial).text_context
     if start is not None:
         context, ids, rows = (np.asarray(x) for x in (start, task.tokens.ids, task.tokens.context_rows))
         texts, positions = np.nonzero(rows >= 0)
         at = rows[texts, positions]
+        # One context for all texts, or one for each class or template, in the order of the texts.
         start_rows = context[at] if context.ndim == 2 else context[texts // (len(task.texts) // len(context)), at]
         words = np.asarray(task.clip.params["text"]["token_embedding"], np.float32)[ids[texts, positions]]
         if not np.array_equal(start_rows, words):

@@ -1,25 +1,25 @@
-"""The causal test of what a method does: a frozen and a tuned run side by side, and what lies between them.
+"""The causal test: activation patching between the frozen and the tuned model.
 
-R is the reference, the frozen model on the same input, and P the tuned model. *Slots* are the positions that a method
-fills with learned tokens (images: prompts appended; texts: the context, where R has the words that training started
-from); all other tokens are *inputs*. Of each run a layer gives, for input tokens as queries, per head:
+R is the reference run, of the frozen model, and P the run of the tuned model on the same input. *Slots* are the
+positions that a method fills with learned tokens (images: appended prompts; texts: the context, where R has the words
+that training started from). All other tokens are *inputs*. In each layer, a run has for input queries, per head:
 
     A    relative attention: the probabilities among input tokens, renormalised to 1
-    m    the attention that goes to slots, by which what inputs give is scaled
-    s    what is added beyond that: by slots `W_o cat_h(Σ_{k slot} a_ik v_k)`, and behind the block what the tuned block
-         gives beyond the frozen one on P's tokens, with P's attention and slots (biases, weights)
+    m    attention to slots, which leaves 1 − m to the inputs
+    s    added output: from slots `W_o cat_h(Σ_{k slot} a_ik v_k)`; behind the block, the tuned block's output less the
+         frozen block's on P's tokens, with P's attention and slots (biases, weights)
 
-Every *stream* runs the frozen blocks on input tokens of its own, with a run's A and m and with something for s:
+A *patched run* runs the frozen blocks on its own input tokens, with A, m and s set from outside:
 
     x_i += W_o cat_h((1 − m) Σ_j A_ij v_j(x)) + b_o + slots_i;  x_i += MLP(x_i) + blocks_i
 
-*Corners* take attention (A) and tokens (m and s, which belong to one softmax) from either run: RR is the reference and
-PP the tuned model, to rounding; PR is attention alone, RP tokens alone. Within a layer a prefix cannot change A
-(Petrov et al. 2024, arXiv 2310.19698), so what attention does is done through later layers.
+*Path patching* takes attention (A) and tokens (m and s, which belong to one softmax) from either run. RR is R and PP is
+P, up to rounding. PR is attention alone, RP is tokens alone. Within a layer a prefix cannot change A (Petrov et al.
+2024, arXiv 2310.19698), so attention acts through later layers.
 
-*Levels* have P's attention and, for s, more or less of what P adds on its own way: nothing; its mean over training
-images by kind of token, or by position; what it adds for another image; what it adds for this one (PP). What is added
-is the same for every image if and only if another image's does as well as an image's own.
+*Ablations* keep P's attention and replace s by nothing, by its mean over training images (*mean ablation*: by kind, the
+read-out token and all others, or by position), or by that of another image (*resample ablation*). P adds the same for
+every image if and only if resample ablation costs nothing.
 """
 
 import dataclasses
@@ -43,86 +43,84 @@ from clipbias.clip.precision import with_precision
 from clipbias.clip.text import embed_text, project_text
 from clipbias.clip.vision import embed_image, project_image
 
-# Texts that run at once, with their attention.
+# Bounds the memory: the attention of so many texts is held at once.
 _TEXTS_AT_ONCE = 32
 _TEXT_KINDS = 2
 
 
-class Run(enum.Enum):
-    """One of the two runs."""
+class Source(enum.Enum):
+    """Run that activations are taken from."""
 
     REFERENCE = "reference"
     TUNED = "tuned"
 
 
-class Corner(enum.Enum):
-    """Attention of one run and tokens (m and s) of one run."""
+class PathPatch(enum.Enum):
+    """Path patching: the run that gives attention (A), and the run that gives tokens (m and s)."""
 
-    RR = (Run.REFERENCE, Run.REFERENCE)
-    PR = (Run.TUNED, Run.REFERENCE)
-    RP = (Run.REFERENCE, Run.TUNED)
-    PP = (Run.TUNED, Run.TUNED)
+    RR = (Source.REFERENCE, Source.REFERENCE)
+    PR = (Source.TUNED, Source.REFERENCE)
+    RP = (Source.REFERENCE, Source.TUNED)
+    PP = (Source.TUNED, Source.TUNED)
 
 
-class Level(enum.Enum):
-    """What stands for what the tuned run adds."""
+class Ablation(enum.Enum):
+    """Replacement of what the tuned run adds (s)."""
 
     NOTHING = "nothing"
     KIND = "mean by kind"
     POSITION = "mean by position"
-    OTHER = "another image's"
-    OWN = "own"
+    RESAMPLE = "another image's"
+    OWN = "own"  # no ablation
 
-    def __lt__(self, other: "Level") -> bool:  # JAX sorts the keys of dictionaries
+    def __lt__(self, other: "Ablation") -> bool:  # JAX sorts the keys of dictionaries
         return self.value < other.value
 
 
 @dataclasses.dataclass(frozen=True)
-class Stream:
-    """Frozen blocks on tokens of their own."""
+class PatchedRun:
+    """Frozen blocks whose A, m and s are set from outside."""
 
-    attention: Run  # the run whose A they have
-    mass: Run  # the run whose m they have, and whose weights behind the last block read the feature
-    level: Level  # what stands for s; `NOTHING` is the reference's, which is 0 for images
-    draw: int = 0  # which of the other images, for `OTHER`
-
-    @classmethod
-    def corner(cls, corner: Corner) -> "Stream":
-        """The stream of a corner."""
-        attention, tokens = corner.value
-        return cls(attention, tokens, Level.OWN if tokens is Run.TUNED else Level.NOTHING)
+    attention: Source  # of A
+    mass: Source  # of m, and of the weights behind the last block, which read the feature
+    added: Ablation  # s; `NOTHING` is the reference's, which is 0 for images
+    draw: int = 0  # number of the other image, for `RESAMPLE`
 
     @classmethod
-    def at(cls, level: Level, draw: int = 0) -> "Stream":
-        """The stream of a level, all else of the tuned run."""
-        return cls(Run.TUNED, Run.TUNED, level, draw)
+    def path(cls, patch: PathPatch) -> "PatchedRun":
+        """Returns the run with attention and tokens of the sources of `patch`."""
+        attention, tokens = patch.value
+        return cls(attention, tokens, Ablation.OWN if tokens is Source.TUNED else Ablation.NOTHING)
+
+    @classmethod
+    def ablated(cls, added: Ablation, draw: int = 0) -> "PatchedRun":
+        """Returns the tuned run, except for what it adds."""
+        return cls(Source.TUNED, Source.TUNED, added, draw)
 
 
 @struct.dataclass
 class Added:
-    """What a tuned run adds to tokens beyond the frozen model, or a mean of it.
+    """Mean of what a tuned run adds to the frozen model: by position `[..., N, D]`, or by kind `[..., K, D]`."""
 
-    The axes between are tokens `N` for a mean by position, and kinds `K` for one by kind.
-    """
-
-    start: Any  # before the first block, where a method changes pixels or weights before it, `[..., D]`
+    start: Any  # before the first block, where a method changes pixels or embedding weights, `[..., D]`
     slots: Any  # to the output of attention, `[L, ..., D]`
     blocks: Any  # behind a block, `[L, ..., D]`; `None` where a method changes no block
 
     @classmethod
     def mean(cls, totals: Totals) -> "Added":
-        """Of the sums of `added_to_images` or `added_to_texts`, float32."""
+        """Returns the means, float32, of the moments of `added_to_images` or `added_to_texts`."""
         means = {name: np.asarray(moments.mean, np.float32) for name, moments in totals.items()}
         return cls(means["start"], means["slots"], means.get("blocks"))
 
     def by_kind(self, kinds: np.ndarray) -> "Added":
-        """A mean by position `[..., N, D]` as one by kind `[..., K, D]`, with the kinds `[N]` of the tokens."""
+        """Averages a mean by position over the tokens of each kind; `kinds [N]`."""
+        # All positions have as many images, so the mean of their means is the mean over images and tokens.
         members = [np.flatnonzero(kinds == kind) for kind in range(kinds.max() + 1)]
         return jax.tree.map(lambda mean: np.stack([mean[..., of, :].mean(-2) for of in members], axis=-2), self)
 
 
 class Parts(NamedTuple):
-    """`A [B, H, N, N]`, `m [B, N, H]` and what slots add, `[B, N, D]`, of one run in a layer."""
+    """A layer of one run: `A [B, H, N, N]`, `m [B, N, H]`, and the slots' part of s, `[B, N, D]`."""
 
     attention: jax.Array
     mass: jax.Array
@@ -131,49 +129,54 @@ class Parts(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class RunPair:
-    """Both runs of one tower up to the first block."""
+    """Reference and tuned run of one tower, embedded up to the first block."""
 
     reference: tower.TowerInput
     tuned: tower.TowerInput
     slots: jax.Array  # bool `[N']` or `[B, N']` over the tuned run's tokens
-    # Int `[N]` or `[B, N]` over the first `inputs` tokens: 0 for the one that is read out, 1 for all others, -1 for
-    # slots. All are 0 where a pooling head reads all tokens.
+    # Int `[N]` or `[B, N]` over the first `inputs` tokens: 0 for the read-out token, 1 for all others, -1 for slots.
+    # All are 0 where a pooling head reads all tokens.
     kinds: jax.Array
-    inputs: int  # the reference's number of tokens, which come first; slots beyond it are the tuned run's alone
+    inputs: int  # tokens of the reference, which come first; only the tuned run has slots behind them
     config: TowerConfig
 
     @property
     def start(self) -> jax.Array:
-        """What the tuned run's input tokens have beyond the reference's before the first block, `[B, N, D]`."""
+        """Tuned less reference input tokens before the first block, `[B, N, D]`."""
         return self.tuned.tokens[:, : self.inputs] - self.reference.tokens
 
     def parts(self, view: LayerView) -> Parts:
-        """A layer of one run."""
+        """Splits one layer of a run into A, m and the slots' part of s."""
         count = self.inputs
+        # Slots and inputs share one softmax. The difference is exactly 0 on slots, so A, m and s divide the run's
+        # output without a rest, and PP is P up to rounding.
         on_slots = jnp.where(self.slots[..., None, None, : view.tokens.shape[1]], view.probabilities, 0)
         attention = renormalise((view.probabilities - on_slots)[..., :count, :count])
         mass = jnp.moveaxis(on_slots.sum(-1), 1, 2)[:, :count]
         return Parts(attention, mass, view.project(view.heads_output(on_slots)[:, :count]))
 
     def observe(self, tokens: jax.Array, frozen: LayerInput, tuned: LayerInput) -> tuple[jax.Array, Parts, Any]:
-        """A block of the tuned run: all its tokens behind it, its parts, and what it adds behind the frozen block."""
+        """Runs a tuned block; returns all its output tokens, its parts, and the blocks' part of s, if any."""
         output, view = tower.observe_block(tokens, tuned, self.tuned, self.config)
         parts = self.parts(view)
+        # Prompts alone act through attention, and slots hold all of it: a second block would give zeros.
         if all(change is None for change in (tuned.bias, tuned.changes, tuned.adapters)):
             return output, parts, None
+        # The frozen block gets P's attention and slots, so that the difference holds biases and weights and nothing
+        # that A, m or slots hold already: otherwise PP would count it twice.
         hooks = _given([parts.attention], [1], [parts.mass], [parts.slots])
         plain = run_block(tokens[None, :, : self.inputs], frozen, self.config, hooks)[0]
         return output, parts, output[:, : self.inputs] - plain
 
-    def spread(self, constant: jax.Array, level: Level) -> jax.Array:
-        """What each token gets of a mean `[N, D]` by position or `[K, D]` by kind, 0 for slots."""
-        if level is Level.POSITION:
-            return constant
-        return jnp.where((self.kinds >= 0)[..., None], jnp.asarray(constant)[jnp.maximum(self.kinds, 0)], 0)
+    def spread(self, mean: jax.Array, ablation: Ablation) -> jax.Array:
+        """Gives each token its mean, from `[N, D]` by position or `[K, D]` by kind; slots get 0."""
+        if ablation is Ablation.POSITION:
+            return mean
+        return jnp.where((self.kinds >= 0)[..., None], jnp.asarray(mean)[jnp.maximum(self.kinds, 0)], 0)
 
 
 def image_pair(params: Params, config: ClipConfig, images: jax.Array, tuned: Adaptation, dtype: str) -> RunPair:
-    """Both runs of images `[B, R, R, 3]`; the reference has nothing added."""
+    """Embeds images `[B, R, R, 3]` for both runs; the reference has no adaptation."""
     runs = [embed_image(params, config, images, adaptation, dtype=dtype) for adaptation in (Adaptation(), tuned)]
     inputs = config.vision.tokens
     slots = jnp.arange(runs[1].tokens.shape[1]) >= inputs
@@ -181,7 +184,7 @@ def image_pair(params: Params, config: ClipConfig, images: jax.Array, tuned: Ada
 
 
 def image_kinds(config: ClipConfig) -> np.ndarray:
-    """The kind of each image token `[N]`: 0 `[cls]`, 1 patches; one for all where a head pools them."""
+    """Returns the kind of each image token `[N]`: 0 for `[cls]`, 1 for patches; 0 for all under a pooling head."""
     kinds = np.where(np.arange(config.vision.tokens) < config.vision.first_patch, 0, 1)
     return np.minimum(kinds, config.vision.token_types - 1)
 
@@ -189,8 +192,9 @@ def image_kinds(config: ClipConfig) -> np.ndarray:
 def text_pair(
     params: Params, config: ClipConfig, tokens: TextTokens, tuned: Adaptation, reference: Adaptation, dtype: str
 ) -> RunPair:
-    """Both runs of texts `[C, N]`; the reference has the context that training started from."""
+    """Embeds texts `[C, N]` for both runs; the reference has the context that training started from."""
     runs = [embed_text(params, config, tokens, adaptation, dtype=dtype) for adaptation in (reference, tuned)]
+    # Without a learned context the rows hold the same words in both runs: these are inputs, not slots.
     slots = (jnp.asarray(tokens.context_rows) >= 0) & (tuned.text_context is not None)
     is_eos = jnp.arange(tokens.ids.shape[1]) == jnp.asarray(tokens.eos)[:, None]
     kinds = jnp.where(slots, -1, jnp.where(is_eos, 0, 1))
@@ -203,28 +207,35 @@ def mix_images(
     config: ClipConfig,
     images: jax.Array,
     tuned: Adaptation,
-    streams: Sequence[Stream],
-    means: Mapping[Level, Added] | None = None,
+    patched: Sequence[PatchedRun],
+    means: Mapping[Ablation, Added] | None = None,
     donors: jax.Array | None = None,
     *,
     dtype: str = "float32",
 ) -> jax.Array:
-    """Image features of both runs and of streams, advanced side by side through one scan over layers.
+    """Computes image features of both runs and of `K` patched runs, side by side in one scan over layers.
 
-    Of normalised `images [B, R, R, 3]`; the prompts of `tuned` are the slots. There are `K` streams, at least one, in
-    any order. `means` are what is added on average, where a stream has such a level, and `donors [d, B, R, R, 3]` other
-    images, for `Level.OTHER`. Returns `[2 + K, B, d]`, not normalised: of the reference, of the tuned run, of the
-    streams.
+    Args:
+      params, config: the frozen model.
+      images: normalised, `[B, R, R, 3]`.
+      tuned: adaptation of the tuned run, whose prompts are the slots.
+      patched: one run or more, in any order.
+      means: by mean ablation, where a patched run has one.
+      donors: other images for resample ablation, `[d, B, R, R, 3]`, where a patched run has it.
+      dtype: of the computation.
+
+    Returns:
+      Features `[2 + K, B, d]`, not normalised: reference, tuned run, patched runs.
     """
     pair = image_pair(params, config, images, tuned, dtype)
     others = None
     if donors is not None:
         others = image_pair(params, config, donors.reshape(-1, *images.shape[1:]), tuned, dtype)
 
-    def read(rows: jax.Array, run: Run) -> jax.Array:
-        return project_image(params, config, rows, tuned if run is Run.TUNED else Adaptation())
+    def read(rows: jax.Array, source: Source) -> jax.Array:
+        return project_image(params, config, rows, tuned if source is Source.TUNED else Adaptation())
 
-    return _mix(pair, streams, read, means or {}, others)
+    return _mix(pair, patched, read, means or {}, others)
 
 
 @with_precision
@@ -234,92 +245,93 @@ def mix_texts(
     tokens: TextTokens,
     tuned: Adaptation,
     reference: Adaptation,
-    streams: Sequence[Stream],
-    means: Mapping[Level, Added] | None = None,
+    patched: Sequence[PatchedRun],
+    means: Mapping[Ablation, Added] | None = None,
     *,
     dtype: str = "float32",
 ) -> jax.Array:
-    """`mix_images` for texts `[C, N]`: `reference` has the context that training started from, nothing replaced."""
+    """Computes `mix_images` for texts `[C, N]`; `reference` has the context that training started from."""
     pair = text_pair(params, config, tokens, tuned, reference, dtype)
 
-    def read(rows: jax.Array, run: Run) -> jax.Array:
-        return project_text(params, config, rows, tuned if run is Run.TUNED else reference)
+    def read(rows: jax.Array, source: Source) -> jax.Array:
+        return project_text(params, config, rows, tuned if source is Source.TUNED else reference)
 
-    return _mix(pair, streams, read, means or {}, None)
+    return _mix(pair, patched, read, means or {}, None)
 
 
 class _Tokens(NamedTuple):
-    """Tokens of both runs and of other images `[d · B, N', D]`, and of the streams `[K, B, N, D]`."""
+    """Tokens of both runs, of other images `[d · B, N', D]`, and of the patched runs `[K, B, N, D]`."""
 
     reference: jax.Array
     tuned: jax.Array
     others: jax.Array | None
-    streams: jax.Array
+    patched: jax.Array
 
 
 def _mix(
     pair: RunPair,
-    streams: Sequence[Stream],
-    read: Callable[[jax.Array, Run], jax.Array],
-    means: Mapping[Level, Added],
+    patched: Sequence[PatchedRun],
+    read: Callable[[jax.Array, Source], jax.Array],
+    means: Mapping[Ablation, Added],
     others: RunPair | None,
 ) -> jax.Array:
     batch = len(pair.reference.tokens)
-    # Streams with the same attention lie side by side, so that each A is applied to their values at once.
-    order = sorted(range(len(streams)), key=lambda place: streams[place].attention is Run.TUNED)
-    sorted_streams = [streams[place] for place in order]
-    counts = [sum(stream.attention is run for stream in streams) for run in Run]
+    # Runs with the same attention lie side by side, so that one product applies A to the values of all of them.
+    order = sorted(range(len(patched)), key=lambda place: patched[place].attention is Source.TUNED)
+    in_order = [patched[place] for place in order]
+    counts = [sum(run.attention is source for run in patched) for source in Source]
 
-    def by_draw(values: jax.Array) -> dict[tuple[Level, int], jax.Array]:
+    def by_draw(values: jax.Array) -> dict[tuple[Ablation, int], jax.Array]:
         parts = values.reshape(-1, batch, *values.shape[1:])
-        return {(Level.OTHER, draw): part for draw, part in enumerate(parts)}
+        return {(Ablation.RESAMPLE, draw): part for draw, part in enumerate(parts)}
 
-    start = {(Level.NOTHING, 0): jnp.zeros_like(pair.start), (Level.OWN, 0): pair.start}
-    start |= {(level, 0): pair.spread(mean.start, level) for level, mean in means.items()}
+    start = {(Ablation.NOTHING, 0): jnp.zeros_like(pair.start), (Ablation.OWN, 0): pair.start}
+    start |= {(ablation, 0): pair.spread(mean.start, ablation) for ablation, mean in means.items()}
     if others is not None:
         start |= by_draw(others.start)
 
     def step(carry: _Tokens, scanned: Any) -> tuple[_Tokens, None]:
-        frozen, changed, by_level = scanned
+        # Both runs and the other images advance in the same scan as the runs that take from them: no layer's attention
+        # outlives its layer, so memory does not grow with depth.
+        frozen, changed, by_ablation = scanned
         reference, view = tower.observe_block(carry.reference, frozen, pair.reference, pair.config)
         of_reference = pair.parts(view)
         tuned, of_tuned, beyond = pair.observe(carry.tuned, frozen, changed)
-        slots = {(Level.NOTHING, 0): of_reference.slots, (Level.OWN, 0): of_tuned.slots}
-        blocks = {} if beyond is None else {(Level.OWN, 0): beyond}
-        for level, (mean_slots, mean_blocks) in by_level.items():
-            slots[level, 0] = pair.spread(mean_slots, level)
+        slots = {(Ablation.NOTHING, 0): of_reference.slots, (Ablation.OWN, 0): of_tuned.slots}
+        blocks = {} if beyond is None else {(Ablation.OWN, 0): beyond}
+        for ablation, (mean_slots, mean_blocks) in by_ablation.items():
+            slots[ablation, 0] = pair.spread(mean_slots, ablation)
             if mean_blocks is not None:
-                blocks[level, 0] = pair.spread(mean_blocks, level)
+                blocks[ablation, 0] = pair.spread(mean_blocks, ablation)
         of_others = carry.others
         if others is not None and of_others is not None:
             of_others, parts, beyond = others.observe(of_others, frozen, changed)
             slots |= by_draw(parts.slots)
             blocks |= {} if beyond is None else by_draw(beyond)
-        parts_of = {Run.REFERENCE: of_reference, Run.TUNED: of_tuned}
+        parts_of = {Source.REFERENCE: of_reference, Source.TUNED: of_tuned}
         hooks = _given(
-            [parts_of[run].attention for run, count in zip(Run, counts, strict=True) if count],
+            [parts_of[source].attention for source, count in zip(Source, counts, strict=True) if count],
             [count for count in counts if count],
-            [parts_of[stream.mass].mass for stream in sorted_streams],
-            [slots[stream.level, stream.draw] for stream in sorted_streams],
-            [blocks.get((stream.level, stream.draw)) for stream in sorted_streams],
+            [parts_of[run.mass].mass for run in in_order],
+            [slots[run.added, run.draw] for run in in_order],
+            [blocks.get((run.added, run.draw)) for run in in_order],
         )
-        return _Tokens(reference, tuned, of_others, run_block(carry.streams, frozen, pair.config, hooks)), None
+        return _Tokens(reference, tuned, of_others, run_block(carry.patched, frozen, pair.config, hooks)), None
 
     tokens = _Tokens(
         reference=pair.reference.tokens,
         tuned=pair.tuned.tokens,
         others=None if others is None else others.tuned.tokens,
-        streams=jnp.stack([pair.reference.tokens + start[stream.level, stream.draw] for stream in sorted_streams]),
+        patched=jnp.stack([pair.reference.tokens + start[run.added, run.draw] for run in in_order]),
     )
-    by_level = {level: (mean.slots, mean.blocks) for level, mean in means.items()}
-    tokens, _ = jax.lax.scan(step, tokens, (pair.reference.layers, pair.tuned.layers, by_level))
+    by_ablation = {ablation: (mean.slots, mean.blocks) for ablation, mean in means.items()}
+    tokens, _ = jax.lax.scan(step, tokens, (pair.reference.layers, pair.tuned.layers, by_ablation))
     pooled = pair.reference.pooled
-    reference = read(tower.take_rows(tokens.reference, pooled), Run.REFERENCE)
+    reference = read(tower.take_rows(tokens.reference, pooled), Source.REFERENCE)
     features = [
-        read(tower.take_rows(tokens.streams[order.index(place)], pooled), stream.mass)
-        for place, stream in enumerate(streams)
+        read(tower.take_rows(tokens.patched[order.index(place)], pooled), run.mass) for place, run in enumerate(patched)
     ]
-    return jnp.stack([reference, read(tower.take_rows(tokens.tuned, pooled), Run.TUNED), *features])
+    return jnp.stack([reference, read(tower.take_rows(tokens.tuned, pooled), Source.TUNED), *features])
 
 
 def _given(
@@ -329,10 +341,10 @@ def _given(
     slots: Sequence[jax.Array],
     beyond: Sequence[jax.Array | None] = (),
 ) -> BlockHooks:
-    """Hooks of a frozen block of `K` streams `[K, B, N, D]` whose attention is given; values are of their own tokens.
+    """Hooks of a frozen block of `K` patched runs `[K, B, N, D]`: A, m and s are given, values are their own.
 
-    Each of `attentions`, `A [B, H, N, N]`, is for so many of the streams in a row as `counts` says. `masses [B, N, H]`,
-    what `slots [B, N, D]` give behind attention, and what comes behind the block (`beyond`) are of each stream.
+    `attentions`: `A [B, H, N, N]`, each for the next `counts` runs. By run: `masses [B, N, H]`, `slots [B, N, D]`
+    added to attention, `beyond [B, N, D]` added behind the block.
     """
 
     def attention(normed: jax.Array, weights: layers.Weights, config: TowerConfig, tap: Tap) -> jax.Array:
@@ -343,6 +355,7 @@ def _given(
             part = values[first : first + count]
             seen.append(jnp.einsum("BHNM,KBMHC->KBNHC", probabilities.astype(values.dtype), part))
             first += count
+        # Slots take their share of the softmax even where they add nothing: `1 − m` is what is left to the inputs.
         scale = jnp.stack([1 - mass for mass in masses]).astype(values.dtype)
         heads = jnp.concatenate(seen) * scale[..., None]
         added = jnp.stack([jnp.broadcast_to(part, normed.shape[1:]) for part in slots])
@@ -352,19 +365,18 @@ def _given(
         added = [jnp.broadcast_to(0.0 if part is None else part, output.shape[1:]) for part in beyond]
         return output + jnp.stack(added).astype(output.dtype)
 
-    if any(part is not None for part in beyond):
-        return BlockHooks(attention, after=after)
-    return BlockHooks(attention)
+    # No hook where there is nothing to add: the compiled block then has no addition of zeros.
+    return BlockHooks(attention, after=after) if any(part is not None for part in beyond) else BlockHooks(attention)
 
 
 @jax.jit(static_argnums=0)
 def added_to_images(
     config: ClipConfig, params: Params, images: jax.Array, mask: jax.Array, tuned: Adaptation
 ) -> Totals:
-    """What a method adds to each token of normalised images `[B, R, R, 3]` where `mask [B]` is true; in float32 always.
+    """Computes moments of what the tuned run adds to normalised images `[B, R, R, 3]` where `mask [B]` is true.
 
-    Returns moments over images by position: "start" (`mean [N, D]`), "slots" (`[L, N, D]`), and "blocks" where the
-    method, which has one set of prompts at most, changes blocks.
+    Always in float32. Returns moments over images by position: "start" (`mean [N, D]`), "slots" (`[L, N, D]`), and
+    "blocks" where the method changes blocks. `tuned` has at most one set of prompts.
     """
     with jax.default_matmul_precision("highest"):
         pair = image_pair(params, config, images, tuned, "float32")
@@ -374,7 +386,7 @@ def added_to_images(
 def added_to_texts(
     config: ClipConfig, params: Params, tokens: TextTokens, tuned: Adaptation, reference: Adaptation
 ) -> Totals:
-    """`added_to_images` of texts `[C, N]` up to their ends, by kind: `mean [K, D]` and `[L, K, D]`."""
+    """Computes `added_to_images` for texts `[C, N]` up to their ends, by kind: `mean [K, D]` and `[L, K, D]`."""
 
     def sums(some: TextTokens, texts: np.ndarray, mask: np.ndarray) -> Totals:
         runs = [of_texts(adaptation, texts, len(tokens.ids)) for adaptation in (tuned, reference)]
@@ -389,6 +401,7 @@ def _some_texts(
 ) -> Totals:
     with jax.default_matmul_precision("highest"):
         pair = text_pair(params, config, tokens, tuned, reference, "float32")
+        # By kind at once, not by position first: class names differ in length, so a position has no token of its own.
         counted = tokens.counted & mask[:, None]
 
         def sums(values: jax.Array) -> Moments:

@@ -8,26 +8,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from clipbias.analysis.attention import kind_sums
+from clipbias.analysis.attention import type_sums
 from clipbias.analysis.model import Model, why_no_maps
 from clipbias.analysis.relevancy import Relevancy, relevancy
-from clipbias.analysis.results import CHANGES, TEXT_KINDS, Average, Missing, Predictions
+from clipbias.analysis.results import CHANGES, TEXT_TYPES, Average, Missing, Predictions
 from clipbias.analysis.sections import Section
 from clipbias.analysis.statistics import Moments, Totals, divided_by_sum, merge, rank_correlation, total_variation
 from clipbias.analysis.study import Batch, Computation, Request, Step, Study
-from clipbias.analysis.words import index_kinds, prompt_text, text_kinds
+from clipbias.analysis.words import index_types, prompt_text, text_types
 from clipbias.clip.params import Params
 from clipbias.sentences import counted
 from clipbias.tuning import Learnables
 from clipbias.tuning.task import Text
 
 GROUPS = ("corrected", "both_right", "all")
-VISION_KINDS = ("patches", "prompts")
+VISION_TYPES = ("patches", "prompts")
 
 
 @dataclasses.dataclass(frozen=True)
 class BothModels:
-    """Zero-shot's row and the tuned model's over the same samples."""
+    """Averages of zero-shot and of the tuned model over the same samples."""
 
     zero_shot: Average
     tuned: Average
@@ -39,23 +39,21 @@ class RelevancyGroup:
 
     count: int
     vision: BothModels  # `[M + V]`: patches row by row, then prompts (zero-shot: `V = 0`)
-    # `[N]` by token index, 0 after the text's end; several texts of a class are added up by token index.
-    text: BothModels
-    # vision_kinds, text_kinds: sums by `VISION_KINDS` `[2]`, by `TEXT_KINDS[:5]` `[5]`.
-    vision_kinds: BothModels
-    text_kinds: BothModels
-    # order, variation: `[1]`, rank correlation and total variation between the two models' rows over the patches.
-    order: Average
-    variation: Average
+    text: BothModels  # `[N]` by token index, 0 behind the text's end; a sum over the texts of a class
+    vision_types: BothModels  # `[2]`, sums by `VISION_TYPES`
+    text_types: BothModels  # `[5]`, sums by `TEXT_TYPES[:5]`
+    # `[1]`, between the two models' rows over the patches:
+    order: Average  # rank correlation
+    variation: Average  # total variation
 
 
 @dataclasses.dataclass(frozen=True)
 class RelevancyText:
-    """The text that a model's relevancy was computed with."""
+    """Text of a model's relevancy."""
 
     text: str
     texts: int  # of each class
-    index_kinds: tuple[str, ...]  # the kind of the token at each index, "" where it differs by class
+    index_types: tuple[str, ...]  # token type at each index, "" where it differs by class
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +68,7 @@ class RelevancyGroups:
 
     @property
     def groups(self) -> dict[str, RelevancyGroup]:
-        """Those with images, by name."""
+        """Groups with images, by name."""
         return {name: group for name in GROUPS if (group := getattr(self, name)) is not None}
 
     @property
@@ -79,9 +77,9 @@ class RelevancyGroups:
 
 
 def compute_predictions(study: Study) -> Computation[Predictions]:
-    """Every model's predicted class of every image; -1 if the image is unreadable or lacks a model's prediction.
+    """Predicts every image's class by every model; -1 if the image is unreadable or lacks a model's prediction.
 
-    An evaluation predicts the whole split. A study whose options limit images predicts only those.
+    Stored predictions of an evaluation cover the whole split. Others cover the study's images.
     """
     predicted: dict[str, np.ndarray] = {}
     requests: dict[str, Request] = {}
@@ -117,16 +115,13 @@ def _largest(logits: jax.Array) -> jax.Array:
 
 
 def corrected(predictions: Predictions, model: Model) -> np.ndarray:
-    """Numbers of the images that zero-shot gets wrong and the tuned model right."""
+    """Returns the numbers of the images that zero-shot gets wrong and the tuned model right."""
     return np.flatnonzero(predictions.changes(model.key) == CHANGES.index("wrong → right"))
 
 
 def relevancy_groups(study: Study, predictions: Predictions, model: Model) -> np.ndarray:
-    """Which images belong to which of `GROUPS`: bool `[n, 3]`.
-
-    "corrected" has all corrected images of the split. If the options limit images, "both_right" and "all" are sampled
-    evenly from the split.
-    """
+    """Assigns images to `GROUPS`: bool `[n, 3]`."""
+    # Corrected images are few, so all of the split are taken; the other groups keep to the study's images.
     groups = np.zeros((len(predictions.labels), len(GROUPS)), bool)
     groups[corrected(predictions, model), GROUPS.index("corrected")] = True
     both = predictions.changes(model.key) == CHANGES.index("both right")
@@ -136,7 +131,7 @@ def relevancy_groups(study: Study, predictions: Predictions, model: Model) -> np
 
 
 def relevancy_maps(study: Study, model: Model, images: jax.Array, targets: jax.Array) -> Relevancy:
-    """Relevancy of raw images `[B, R, R, 3]` for a class of each, `[B]`."""
+    """Computes the relevancy of raw images `[B, R, R, 3]` for a class of each, `[B]`."""
 
     def maps(
         params: Params, learnables: Learnables, text: Text | None, images: jax.Array, targets: jax.Array
@@ -151,14 +146,14 @@ def relevancy_maps(study: Study, model: Model, images: jax.Array, targets: jax.A
 
 
 def why_no_relevancy(study: Study, model: Model) -> str:
-    """Why a model's relevancy is not compared with zero-shot's, or ""."""
+    """Returns why a model's relevancy is not compared with zero-shot's, or ""."""
     return why_no_maps(study.worded.task) or why_no_maps(model.task)
 
 
 def relevancy_totals(study: Study) -> Computation[dict[str, dict[str, Any]]]:
-    """By model both sides' relevancy: moments `[groups, …]` by what, and of each image `each/{what} [n, …]`.
+    """Computes the relevancy of both models, by model key.
 
-    An image that was not looked at has NaN.
+    Returns moments `[groups, …]` by quantity, and rows of images as `each/{quantity} [n, …]`, NaN for other images.
     """
     predictions = yield from compute_predictions(study)
     models = [model for model in study.tuned if not why_no_relevancy(study, model)]
@@ -181,20 +176,20 @@ def relevancy_totals(study: Study) -> Computation[dict[str, dict[str, Any]]]:
         each: dict[str, np.ndarray] = {}
         for result in results.values():
             for name, value in result.items():
-                key, _, what = name.partition("/")
+                key, _, quantity = name.partition("/")
                 if key != model.key:
                     continue
                 if isinstance(value, Moments):
-                    averages = merge(averages, {what: value})
+                    averages = merge(averages, {quantity: value})
                 else:
                     empty = np.full((len(study.split), *value.shape[1:]), np.nan, np.float32)
-                    each.setdefault(what, empty)[result["images"]] = value
+                    each.setdefault(quantity, empty)[result["images"]] = value
         totals[model.key] = averages | each
     return totals
 
 
 def compute_relevancy(study: Study) -> Computation[dict[str, RelevancyGroups | Missing]]:
-    """Fig. 2 and 3: both models' normalised rows for the true class, for every group of images."""
+    """Computes Fig. 2 and 3: both models' normalised rows for the true class, for every group of images."""
     every = yield from relevancy_totals(study)
     results: dict[str, RelevancyGroups | Missing] = {}
     for model in study.tuned:
@@ -216,63 +211,63 @@ RELEVANCY = Section(
 
 
 def _relevancy_text(model: Model) -> RelevancyText:
-    kinds = index_kinds(text_kinds(model.task))
-    return RelevancyText(text=prompt_text(model.task), texts=model.texts, index_kinds=tuple(kinds))
+    types = index_types(text_types(model.task))
+    return RelevancyText(text=prompt_text(model.task), texts=model.texts, index_types=tuple(types))
 
 
 def _relevancy_group(totals: Totals) -> RelevancyGroup | None:
-    """The averages over a group of images; `None` where it has none."""
+    """Averages over a group of images; `None` for an empty group."""
     if not totals or not totals["order"].samples:
         return None
     both = {
-        what: BothModels(zero_shot=totals[f"{what}/zero_shot"].average, tuned=totals[f"{what}/tuned"].average)
-        for what in ("vision", "text", "vision_kinds", "text_kinds")
+        name: BothModels(zero_shot=totals[f"{name}/zero_shot"].average, tuned=totals[f"{name}/tuned"].average)
+        for name in ("vision", "text", "vision_types", "text_types")
     }
     order, variation = totals["order"], totals["variation"]
     return RelevancyGroup(count=order.samples, **both, order=order.average, variation=variation.average)
 
 
 def _relevancy_step(study: Study, tuned: Sequence[Model], groups: Mapping[str, np.ndarray]) -> Step:
-    """Of every tuned model and of zero-shot beside it: moments by `{key}/{what}`, rows by `{key}/each/{what}`."""
+    """Returns a step to moments `{key}/{quantity}` and rows `{key}/each/{quantity}` of tuned models and zero-shot."""
     patches = study.clip.config.vision.patches
 
     @jax.jit
     def summed(
-        maps: dict[str, Relevancy], kinds: dict[str, jax.Array], members: jax.Array, batch: Batch
+        maps: dict[str, Relevancy], token_types: dict[str, jax.Array], members: jax.Array, batch: Batch
     ) -> dict[str, Any]:
         values: dict[str, jax.Array] = {}
         among_patches = []
         for side, of_side in maps.items():
-            kind = kinds[side][batch["labels"]]
+            types = token_types[side][batch["labels"]]
             vision = divided_by_sum(of_side.vision)
-            # Of several texts of a class the row is that of all their tokens together, added up by token index.
-            text = divided_by_sum(of_side.text.reshape(kind.shape), kind < TEXT_KINDS.index("eos"))
+            # All texts of a class are one row of tokens, divided by one sum: a text without relevancy counts 0.
+            text = divided_by_sum(of_side.text.reshape(types.shape), types < TEXT_TYPES.index("eos"))
             among_patches.append(of_side.vision[:, :patches])
             values[f"vision/{side}"] = vision
             values[f"text/{side}"] = text.reshape(len(text), -1, of_side.text.shape[-1]).sum(1)
             by_source = jnp.stack([vision[:, :patches].sum(-1), vision[:, patches:].sum(-1)], axis=-1)
-            values[f"vision_kinds/{side}"] = by_source
-            values[f"text_kinds/{side}"] = kind_sums(text, kind)[:, : TEXT_KINDS.index("eos")]
+            values[f"vision_types/{side}"] = by_source
+            values[f"text_types/{side}"] = type_sums(text, types)[:, : TEXT_TYPES.index("eos")]
         values["order"] = rank_correlation(*among_patches)[:, None]
         values["variation"] = total_variation(*among_patches)[:, None]
         counted = batch["mask"][:, None] & members[batch["numbers"]]
-        each = {f"each/{name}": values[name] for name in ("text_kinds/zero_shot", "text_kinds/tuned", "variation")}
-        # All groups at once, `[groups, …]`: group by group the program has three times the parts to compile.
+        each = {f"each/{name}": values[name] for name in ("text_types/zero_shot", "text_types/tuned", "variation")}
+        # All groups at once, `[groups, …]`: group by group, the program would have three times the parts to compile.
         return each | {name: Moments.of(value[:, None], counted) for name, value in values.items()}
 
     models = (study.worded, *tuned)
-    kinds = []  # of the tokens of all a class' texts, one after another: `[C, S · N]`
+    types = []  # of all texts of a class, text by text: `[C, S · N]`
     for model in models:
-        by_text = text_kinds(model.task).reshape(model.texts, len(model.task.class_names), -1)
-        kinds.append(study.replicate(by_text.swapaxes(0, 1).reshape(len(model.task.class_names), -1)))
+        by_text = text_types(model.task).reshape(model.texts, len(model.task.class_names), -1)
+        types.append(study.replicate(by_text.swapaxes(0, 1).reshape(len(model.task.class_names), -1)))
     members = study.replicate({model.key: groups[model.key] for model in tuned})
 
     def step(batch: Batch) -> dict[str, Any]:
         maps = [relevancy_maps(study, model, batch["images"], batch["labels"]) for model in models]
         seen: dict[str, Any] = {}
-        for model, of_model, kind in zip(tuned, maps[1:], kinds[1:], strict=True):
+        for model, of_model, own_types in zip(tuned, maps[1:], types[1:], strict=True):
             sides = {"zero_shot": maps[0], "tuned": of_model}
-            sums = summed(sides, {"zero_shot": kinds[0], "tuned": kind}, members[model.key], batch)
+            sums = summed(sides, {"zero_shot": types[0], "tuned": own_types}, members[model.key], batch)
             seen |= {f"{model.key}/{name}": value for name, value in sums.items()}
         return seen
 

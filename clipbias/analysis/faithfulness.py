@@ -1,7 +1,7 @@
-"""Faithfulness: remove the patches that a map calls important, and see how soon the model fails (Chefer et al. 2021).
+"""The perturbation test of maps: accuracy while patches are removed in a map's order (Chefer et al. 2021).
 
-A patch is removed by making its pixels black before they are normalised. "positive" removes the highest values first: a
-faithful map makes the accuracy fall fast. "negative" removes the lowest first: a faithful map makes it stay.
+A removed patch is black before normalisation. "positive" removes the highest values first: under a faithful map,
+accuracy falls fast. "negative" removes the lowest values first: under a faithful map, accuracy stays.
 """
 
 import dataclasses
@@ -35,11 +35,7 @@ class PerturbationCurve:
 
 @dataclasses.dataclass(frozen=True)
 class ModelFaithfulness:
-    """The perturbation test of one model, by map of `MAPS`, direction and target.
-
-    `positive`: the most relevant patches go first; `negative`: the least relevant. Maps are of the `predicted` and of
-    the `true` class.
-    """
+    """Perturbation test of one model, by map of `MAPS`, direction and target class ("predicted", "true")."""
 
     count: int
     maps: dict[str, dict[str, dict[str, PerturbationCurve]]]
@@ -47,7 +43,7 @@ class ModelFaithfulness:
 
 @dataclasses.dataclass(frozen=True)
 class Faithfulness:
-    """The perturbation test (Chefer et al. 2021); `fractions [S]` are shares of the patches removed."""
+    """Perturbation tests; `fractions [S]` are shares of removed patches."""
 
     fractions: np.ndarray
     models: dict[str, ModelFaithfulness | Missing]
@@ -58,30 +54,29 @@ DIRECTIONS = ("positive", "negative")
 
 
 def ranks_to_remove(maps: jax.Array) -> jax.Array:
-    """The turn in which each patch is removed, from 0, in both `DIRECTIONS`: `[…, B, M]` to `[…, 2, B, M]`.
-
-    Of equal patches the first goes first.
-    """
+    """Ranks patches in both `DIRECTIONS`: maps `[…, B, M]` to the rank of removal, from 0, `[…, 2, B, M]`."""
+    # Stable: equal patches go by position, so that a map gives the same order on every device. A second argsort turns
+    # the order of patches into the rank of each patch.
     both = jnp.stack([-maps, maps], axis=-3)
     return jnp.argsort(jnp.argsort(both, axis=-1, stable=True), axis=-1)
 
 
 def black_out(images: jax.Array, patches: jax.Array, patch_size: int) -> jax.Array:
-    """`images [B, R, R, 3]` of raw pixels with the patches `[B, M]` set to 0."""
+    """Sets the patches `[B, M]` of raw `images [B, R, R, 3]` to 0."""
     batch, size = images.shape[:2]
     grid = size // patch_size
     mask = patches.reshape(batch, grid, grid).repeat(patch_size, axis=1).repeat(patch_size, axis=2)
-    if margin := size - grid * patch_size:
+    if margin := size - grid * patch_size:  # pixels beyond the last whole patch, which the tower does not read
         mask = jnp.pad(mask, [(0, 0), (0, margin), (0, margin)])
     return jnp.where(mask[..., None], jnp.zeros((), images.dtype), images)
 
 
 def distinct_rows(gone: np.ndarray, read: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What is to be classified where several tries, each a map, step and class, remove the same patches of an image.
+    """Lists the distinct pairs of an image and its removed patches.
 
-    `gone [K, B, M]` says which patches each of `K` tries removes, `read [B]` which images count. Returns images `[P]`
-    and their removed patches `[P, M]`, every pair once, ordered by image; and which of them each try of each image is,
-    `[K, B]`, 0 for images that do not count.
+    `gone [K, B, M]`: patches that each of `K` tries (a map, step and class) removes. `read [B]`: images that count.
+    Returns images `[P]` and removed patches `[P, M]`, ordered by image, and the pair of each try, `[K, B]`, 0 for
+    images that do not count.
     """
     images = np.flatnonzero(read)
     which = np.zeros(gone.shape[:2], np.int64)
@@ -93,17 +88,17 @@ def distinct_rows(gone: np.ndarray, read: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def area_under_curve(fractions: Sequence[float], accuracy: np.ndarray) -> float:
-    """Mean height of the accuracy curve `[S]` over the removed share, by trapezoids."""
+    """Computes the mean height of the accuracy curve `[S]` over the removed share, by trapezoids."""
     x = np.asarray(fractions, np.float64)
     return float(np.trapezoid(accuracy, x) / (x[-1] - x[0]))
 
 
 TARGETS = ("predicted", "true")
-IMAGES = 40  # at most so many are perturbed, each of which runs over a hundred times
+IMAGES = 40  # at most, since each runs over a hundred times
 
 
 def compute_faithfulness(study: Study) -> Computation[Faithfulness]:
-    """Accuracy while patches are removed in the order of each map, for the predicted and the true class."""
+    """Computes accuracy while patches are removed in the order of each map, for the predicted and the true class."""
     indices = study.images[spread(len(study.images), IMAGES)]
     models, left_out = divide(study.models, why_no_maps)
     results: dict[str, ModelFaithfulness | Missing] = {**left_out}
@@ -129,7 +124,7 @@ FAITHFULNESS = Section(
 
 
 def _curves(accuracy: np.ndarray) -> dict[str, dict[str, dict[str, PerturbationCurve]]]:
-    """By map, direction and target, of accuracies `[targets, maps, directions, steps]`."""
+    """Returns curves by map, direction and target; accuracies are `[targets, maps, directions, steps]`."""
 
     def curve(*place: int) -> PerturbationCurve:
         return PerturbationCurve(accuracy[place].astype(np.float32), area_under_curve(FRACTIONS, accuracy[place]))
@@ -177,7 +172,7 @@ def _perturbation_step(study: Study, model: Model) -> Step:
         maps = {name: explained[name].vision[..., : config.patches] for name in REDUCTIONS}
         maps["random"] = jax.vmap(order)(raw)
         ranks = ranks_to_remove(jnp.stack([maps[name][:, k] for name, k in cases]))
-        # A reversed random order is random, too, so one order serves both directions.
+        # A reversed random order is random too: one order serves both directions, and halves its runs.
         at = cases.index(("random", 0))
         return predicted, ranks.at[at, 1:].set(ranks[at, 0])
 
@@ -190,8 +185,8 @@ def _perturbation_step(study: Study, model: Model) -> Step:
         ordered = explain(study.params, study.learnables[model.key], of_model.text, batch, logits)
         facts = {name: batch[name] for name in ("images", "labels", "mask")}
         (predicted, ranks), host = placement.device_get((ordered, facts))
-        # An image without the same patches is classified once: if the predicted class is the true one, both targets
-        # share all their images.
+        # Each image with the same patches removed is classified once. Where the predicted class is the true class, all
+        # tries of the second target repeat those of the first.
         gone = ranks[:, :, None] < counts[:, None, None]  # [maps, directions, steps, B, M]
         images, patches, which = distinct_rows(gone.reshape(-1, *gone.shape[-2:]), host["mask"])
         raw = study.replicate(host["images"])

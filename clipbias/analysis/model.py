@@ -1,6 +1,6 @@
-"""One way to classify in a study, which sections apply to it, and one sentence why not.
+"""A model of a study, and for each section the reason why it does not apply, in a sentence.
 
-Sentences name no method, so that methods with the same reason share a sentence.
+Sentences name no method, so methods with the same reason share a sentence.
 """
 
 import dataclasses
@@ -16,23 +16,23 @@ from clipbias.tuning import Learnables, Task
 from clipbias.tuning.method import crops_of
 from clipbias.tuning.tuned import Tuned
 
-# Why the runs of a method whose towers are CLIP's are not mixed.
-NOTHING_INSIDE = "No token and no weight of the towers is changed, so that attention and values are CLIP's own."
+# Reason against the causal test of a method that leaves the towers as they are.
+NOTHING_INSIDE = "No token and no weight of the towers is changed, so attention and values are CLIP's."
 
 
 def additions(task: Task) -> Adaptation:
-    """The shapes of a method's adaptation."""
+    """Returns a method's adaptation, as shapes."""
     return jax.eval_shape(task.method.adapt, task.shapes)
 
 
 def passes(task: Task) -> int:
-    """The number of passes over an image, each with other vision prompts."""
+    """Returns the number of passes over an image, each with other vision prompts."""
     prompts = additions(task).vision_prompts
     return prompts.shape[0] if prompts is not None and len(prompts.shape) == 4 else 1
 
 
 def by_pass(adaptation: Adaptation) -> list[Adaptation]:
-    """An adaptation for each pass over an image: one, or as many as there are sets of vision prompts."""
+    """Returns an adaptation for each pass over an image, that is for each set of vision prompts."""
     prompts = adaptation.vision_prompts
     if prompts is None or prompts.ndim == 3:
         return [adaptation]
@@ -40,9 +40,10 @@ def by_pass(adaptation: Adaptation) -> list[Adaptation]:
 
 
 def of_texts(adaptation: Adaptation, texts: jax.Array | np.ndarray, count: int) -> Adaptation:
-    """The same for some of `count` texts, where they have contexts of their own, or share one with the next texts."""
+    """Returns the adaptation for the texts of these numbers, out of `count`."""
     context = adaptation.text_context
     class_prompts = adaptation.text_class_prompts
+    # Contexts are one for all texts, or one for every `count / len(contexts)` texts in a row: a text, or a template.
     if context is not None and context.ndim == 3:
         contexts = jnp.asarray(context)[texts // (count // context.shape[0])]
         adaptation = dataclasses.replace(adaptation, text_context=contexts)
@@ -54,11 +55,12 @@ def of_texts(adaptation: Adaptation, texts: jax.Array | np.ndarray, count: int) 
 def sum_over_texts(
     tokens: TextTokens, at_once: int, sums: Callable[[TextTokens, np.ndarray, np.ndarray], Totals]
 ) -> Totals:
-    """The sums that a function gives of some of a task's texts, their numbers, and which of them count `[C]`."""
+    """Sums up `sums(tokens, numbers, mask)` over a task's texts, at most `at_once` at a time."""
     count = len(tokens.ids)
     size = min(count, at_once)
     totals: Totals = {}
     for start in range(0, count, size):
+        # The last part repeats the last text outside the mask, so that all parts run the same program.
         numbers = np.arange(start, start + size)
         texts = np.minimum(numbers, count - 1)
         some: TextTokens = jax.tree.map(lambda x, texts=texts: np.asarray(x)[texts], tokens)
@@ -67,11 +69,12 @@ def sum_over_texts(
 
 
 def why_no_maps(task: Task) -> str:
-    """Why no map explains a class's logit, or ""."""
+    """Returns why no map explains a class's logit, or ""."""
     if task.descriptions is not None:
         return "The classes' texts are descriptions, and maps follow the tokens of a template."
     if crops_of(task.method):
         return "The context is learned anew from crops of each test image, and maps follow one image."
+    # Maps hold an image's context fixed. All else that depends on the image would carry gradient past it.
     adapt_to = task.method.adapt_to
     shifts_more = adapt_to is not None and task.method.logits is not None
     if adapt_to is not None and not shifts_more:
@@ -82,52 +85,52 @@ def why_no_maps(task: Task) -> str:
         changed = any(getattr(each, name) is not None for each in adaptations for name in others)
         shifts_more = changed or adaptations[0].text_context is None
     if shifts_more:
-        return "The texts depend on the image by more than their context, and maps follow that alone."
+        return "The texts depend on the image through more than their context, and maps follow the context alone."
     if additions(task).inserts_tokens:
         return "Tokens are inserted inside the towers, and maps follow attention over the same tokens in all layers."
     if task.method.patches:
-        return "The head reads features of patches, and maps follow those of whole images alone."
+        return "The head reads features of patches, and maps follow features of whole images alone."
     if passes(task) > 1:
-        return "The head reads several passes over an image, and maps follow one alone."
+        return "The head reads several passes over an image, and maps follow one pass alone."
     return ""
 
 
 def why_no_text_attention(task: Task) -> str:
-    """Why attention in the text tower is not measured, or ""."""
+    """Returns why attention in the text tower is not measured, or ""."""
     if task.descriptions is not None:
-        return "The classes' texts are descriptions, whose tokens are of no known kinds."
+        return "The classes' texts are descriptions, whose tokens have no known types."
     if task.method.conditional:
-        return "The texts depend on the image, so that no one run of the text tower stands for all."
+        return "The texts depend on the image, so no single run of the text tower stands for all."
     if additions(task).text_tokens is not None:
-        return "Tokens are inserted inside the text tower, so that its attention differs in size from block to block."
+        return "Tokens are inserted inside the text tower, so its attention differs in size from block to block."
     return ""
 
 
 def why_no_vision_attention(task: Task) -> str:
-    """Why attention in the vision tower is not measured, or ""."""
+    """Returns why attention in the vision tower is not measured, or ""."""
     if additions(task).vision_tokens is not None:
-        return "Tokens are inserted inside the vision tower, so that its attention differs in size from block to block."
+        return "Tokens are inserted inside the vision tower, so its attention differs in size from block to block."
     return ""
 
 
 def why_no_similarity(task: Task) -> str:
-    """Why no patches are compared with vision prompts, or ""."""
+    """Returns why patches are not compared with vision prompts, or ""."""
     if passes(task) > 1:
-        return "Every pass over an image has prompts of its own, and the maps are of one."
+        return "Every pass over an image has prompts of its own, and the maps are of one pass."
     if reason := why_no_vision_attention(task):
         return reason
     return "" if additions(task).vision_prompts is not None else "There are no vision prompts."
 
 
 def why_no_causal_test(task: Task) -> str:
-    """Why the effects of the frozen and the tuned run cannot be mixed, or ""."""
+    """Returns why no run can be patched between the frozen and the tuned model, or ""."""
     adaptation = additions(task)
     if not adaptation.changes_text and not adaptation.changes_vision:
         return NOTHING_INSIDE
     if task.method.patches and adaptation.changes_vision:
-        return "The head reads features of patches, and the two runs' mixtures give those of whole images alone."
+        return "The head reads features of patches, and patched runs give features of whole images alone."
     if adaptation.inserts_tokens:
-        return "Tokens are inserted inside the towers and read by the head, and the frozen model has nothing like them."
+        return "Tokens are inserted inside the towers and read by the head, and the frozen model has no such tokens."
     if adaptation.changes_text and task.descriptions is not None:
         return "The classes' texts are descriptions, and the test follows the tokens of templates."
     return ""
@@ -135,17 +138,17 @@ def why_no_causal_test(task: Task) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A tuned model in a study.
+    """A model of a study.
 
     Attributes:
       key: a short name without "/", unique in the study; "zero_shot" for the first.
-      label: the name in figures.
+      label: name in figures.
       tuned: the model, bound to the dataset's classes.
-      source: where its learnables come from.
-      seed: what its training started from, for what stood in its prompts' places before.
-      name: the label of all its seeds together; `None` takes the label.
-      training: what its training has in common with that of its other seeds.
-      few_shot_split: names its training images, where they are known.
+      source: file of its learnables.
+      seed: start seed; recreates the initial prompts.
+      name: label of all its seeds together. Default: `label`.
+      training: identity of the training without its seed.
+      few_shot_split: identity of the training images, where known.
     """
 
     key: str
@@ -167,12 +170,11 @@ class Model:
 
     @property
     def method(self) -> str:
-        """The method's name."""
         return self.task.method_name
 
     @property
     def options(self) -> dict[str, object]:
-        """Of its method."""
+        """Options of the method."""
         return self.task.options()
 
     @property
@@ -184,14 +186,15 @@ class Model:
         return vision, text
 
     def chunk(self, images: jax.Array) -> int | None:
-        """The images that `relevancy` takes at a time: fewer where a class has several texts; `None` for all."""
+        """Returns the images that `relevancy` takes at a time; `None` for all."""
+        # Each image runs all texts of its class: fewer images at a time keep the memory that of one text.
         return None if self.texts == 1 else max(1, len(images) // self.texts)
 
     @property
     def depths(self) -> tuple[int, int]:
-        """In how many layers of the vision and of the text tower, from the first on, learned tokens are put in.
+        """Layers of the vision and of the text tower, from the first on, into which learned tokens are inserted.
 
-        In these what stands in a slot is the same for every sample; beyond, it is what the layer before made of it.
+        In these layers a slot is the same for every sample; beyond, it is the output of the layer before.
         """
         adaptation = jax.eval_shape(self.task.method.adapt, self.learnables)
         prompts, deeper = adaptation.vision_prompts, adaptation.text_prompts
@@ -200,20 +203,20 @@ class Model:
 
     @property
     def texts(self) -> int:
-        """How many texts every class has, `S`, whose features the method reads together."""
+        """Number of texts of every class, `S`, whose features the method reads together."""
         return self.task.classifier.templates
 
     @property
     def passes(self) -> int:
-        """How many passes over an image it makes, each with vision prompts of its own."""
+        """Number of passes over an image, each with vision prompts of its own."""
         return passes(self.task)
 
     @property
     def crops(self) -> int:
-        """How many crops of each image it learns of besides the image itself."""
+        """Number of crops of each image that the method learns from, besides the image itself."""
         return crops_of(self.task.method)
 
     @property
     def has_own_head(self) -> bool:
-        """Whether its logits are something else than scaled cosines."""
+        """Whether logits are anything else than scaled cosines."""
         return self.task.method.logits is not None

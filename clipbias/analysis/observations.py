@@ -1,15 +1,15 @@
-"""The paper's observations (Ma et al., arXiv 2312.11570), each with a statistic, its interval, and whether it holds.
+"""The paper's observations (Ma et al., arXiv 2312.11570), each with a number, its interval, and a decision.
 
-**The rule.** A claim names a range for its number: *falls* below 0, *rises* above 0, *most of it* above 50 %,
-*unchanged* within 10 %, *identical* within 0.1 %, which leaves room for rounding. It *holds* if the whole 95 % interval
-lies inside the range, it *does not* if the whole interval lies outside, else it is *undecided*. So it is below ten
-images or classes, where there is no interval. The hypotheses of Sec. 4.2.1 are decided by the labels of the verdict
-(`verdict`), and the third one, that both parts are indispensable, by its limit ¼.
+**The rule.** A claim has a range for its number: *falls* below 0, *rises* above 0, *most of it* above 50 %, *unchanged*
+within 10 %, *identical* within 0.1 %, which leaves room for rounding. It *holds* if the whole 95 % interval lies inside
+the range, it *does not* if the whole interval lies outside, else it is *undecided*. Below ten images or classes there
+is no interval, so it is undecided. The labels of the verdict (`verdict`) decide the hypotheses of Sec. 4.2.1; its limit
+¼ decides the third, that both parts are indispensable.
 
-Intervals are those of the study: 2,000 seeded resamples over images, of text attention over classes, and seeds crossed
-where there are several (`uncertainty`). Claims about text are made of methods with text prompts, those about images of
-methods with vision prompts. Changes are tuned less zero-shot, attention is a mean over layers and heads, and corrected
-images are those that zero-shot gets wrong and the tuned model right.
+Intervals come from 2,000 seeded resamples over images (text attention: over classes), with seeds crossed
+(`uncertainty`). Claims about text concern methods with text prompts, claims about images those with vision prompts.
+Changes are tuned less zero-shot. Attention is a mean over layers and heads. Corrected images are those that zero-shot
+gets wrong and the tuned model right.
 """
 
 import dataclasses
@@ -23,16 +23,16 @@ import numpy as np
 from clipbias.analysis.attention import eos_shares, layer_maps, vision_totals
 from clipbias.analysis.dataset_sections import relevancy_totals
 from clipbias.analysis.model import why_no_similarity, why_no_text_attention, why_no_vision_attention
-from clipbias.analysis.results import TEXT_KINDS, ModelFacts, StudyResults, What, Where, same_but_for_seed
+from clipbias.analysis.results import TEXT_TYPES, ModelFacts, StudyResults, What, Where, same_but_for_seed
 from clipbias.analysis.sections import Section
 from clipbias.analysis.statistics import total_variation
 from clipbias.analysis.study import Batch, Computation, Request, Study, divide
 from clipbias.analysis.uncertainty import Estimate, cross, draw_counts, estimate, excludes, in_points, weigh
-from clipbias.analysis.verdict import QUARTER
+from clipbias.analysis.verdict import MINOR_SHARE
 
 
-class Outcome(enum.Enum):
-    """Whether a claim holds: by the whole interval (`explain.observations`)."""
+class ClaimOutcome(enum.Enum):
+    """Decision about a claim (`decide`)."""
 
     HOLDS = "holds"
     DOES_NOT = "does not"
@@ -41,39 +41,36 @@ class Outcome(enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class Observation:
-    """A claim of the paper about one method, over all its seeds."""
+    """Claim of the paper about one method, over all its seeds."""
 
-    source: str  # where it stands in the paper, such as "Fig. 2"
-    claim: str  # in one line
-    method: str  # its label; "Zero-shot" where the claim is about the frozen model
-    statistic: str  # what the number is, in words
-    unit: str  # "points", "%", or "" of a correlation
-    number: Estimate | None  # with its interval; `None` where nothing was measured
-    samples: int  # images or classes that it is a mean over; of several seeds the fewest
-    outcome: Outcome  # by the rule
+    source: str  # place in the paper, such as "Fig. 2"
+    claim: str
+    method: str  # label; "Zero-shot" for a claim about the frozen model
+    statistic: str  # name of the number
+    unit: str  # "points", "%", or "" for a correlation
+    number: Estimate | None  # `None` where nothing was measured
+    samples: int  # images or classes of the mean, the fewest over seeds
+    outcome: ClaimOutcome
 
 
 @dataclasses.dataclass(frozen=True)
 class ObservedModel:
-    """What observations are made of: float32, a row for each of `n` images or `C` classes; NaN where none was read."""
+    """Measurements of one model: float32, a row for each of `n` images or `C` classes; NaN for an unread image."""
 
-    # `[n, 2, 5]`, zero-shot's and the model's shares of the text's relevancy by `TEXT_KINDS[:5]`.
-    text_relevancy: np.ndarray | None = None
+    text_relevancy: np.ndarray | None = None  # `[n, 2, 5]`, shares of zero-shot and of the model by `TEXT_TYPES[:5]`
     patch_variation: np.ndarray | None = None  # `[n]`, total variation between both models' relevancy of patches
-    # `[C, 6]`, by `TEXT_KINDS`, a mean over layers, heads and the texts of a class.
-    eos_attention: np.ndarray | None = None
-    # distance, entropy: `[n, L]`, among input tokens, renormalised there, a mean over heads.
+    eos_attention: np.ndarray | None = None  # `[C, 6]`, by `TEXT_TYPES`, a mean over layers, heads and texts
+    # `[n, L]`, among input tokens, renormalised there, a mean over heads:
     distance: np.ndarray | None = None
     entropy: np.ndarray | None = None
-    # `[n]`, rank correlation between attention of `[cls]` and nearness to prompts, a mean over layers.
-    nearness: np.ndarray | None = None
-    # `[n]`, total variation between both models' attention of `[cls]` to patches, a mean over layers.
-    cls_variation: np.ndarray | None = None
+    # `[n]`, a mean over layers:
+    nearness: np.ndarray | None = None  # rank correlation between attention of `[cls]` and nearness to prompts
+    cls_variation: np.ndarray | None = None  # total variation between both models' attention of `[cls]` to patches
 
 
 @dataclasses.dataclass(frozen=True)
 class Observations:
-    """By model what was measured, and a row for each claim and method."""
+    """Measurements by model, and a row for each claim and method."""
 
     models: dict[str, ObservedModel]
     rows: tuple[Observation, ...]
@@ -82,21 +79,21 @@ class Observations:
 FEWEST_SAMPLES = 10
 UNCHANGED = 10.0  # percent
 IDENTICAL = 0.1
-# Learned prompts take the places of frozen words, so that both together are what stands there.
+# Learned prompts take the places of frozen words: zero-shot's words are compared with the model's prompts and words.
 PLACES = ("prompt", "words")
-# Labels of the verdict that decide a hypothesis; by others it is undecided.
-_DECIDED: Mapping[object, Outcome] = {
-    Where.ATTENTION: Outcome.HOLDS,
-    Where.NOT_ATTENTION: Outcome.DOES_NOT,
-    Where.OUTSIDE: Outcome.DOES_NOT,
-    What.SAME: Outcome.HOLDS,
-    What.DEPENDS: Outcome.DOES_NOT,
-    What.NOTHING: Outcome.DOES_NOT,
+# Decisions about a hypothesis by the verdict's label. Default: undecided.
+_DECIDED: Mapping[object, ClaimOutcome] = {
+    Where.ATTENTION: ClaimOutcome.HOLDS,
+    Where.NOT_ATTENTION: ClaimOutcome.DOES_NOT,
+    Where.OUTSIDE: ClaimOutcome.DOES_NOT,
+    What.SAME: ClaimOutcome.HOLDS,
+    What.DEPENDS: ClaimOutcome.DOES_NOT,
+    What.NOTHING: ClaimOutcome.DOES_NOT,
 }
 
 
 def compute_observations(study: Study) -> Computation[Observations]:
-    """What the paper's observations are measured on, of every model; their rows come with the verdict (`observe`)."""
+    """Measures every model for the paper's observations; `observe` adds the rows once the verdict is known."""
     relevancy = yield from relevancy_totals(study)
     seen = [
         model
@@ -108,7 +105,7 @@ def compute_observations(study: Study) -> Computation[Observations]:
     models = {}
 
     def of_images(result: Mapping[str, Any], name: str) -> np.ndarray | None:
-        """Rows of images by their numbers in the split, float32; NaN where there is none."""
+        """Places rows of images at their numbers in the split, float32, NaN elsewhere."""
         if name not in result:
             return None
         rows = np.full((len(study.split), *result[name].shape[1:]), np.nan, np.float32)
@@ -121,11 +118,11 @@ def compute_observations(study: Study) -> Computation[Observations]:
         among_inputs = "attention/without_prompt" if model.prompts[0] else "attention/clip"
         text_relevancy = None
         if of_relevancy:
-            sides = [of_relevancy[f"each/text_kinds/{side}"] for side in ("zero_shot", "tuned")]
+            sides = [of_relevancy[f"each/text_types/{side}"] for side in ("zero_shot", "tuned")]
             text_relevancy = np.stack(sides, axis=1)
         nearness = of_images(of_vision, "rank_correlation/layers")
         eos_attention = None
-        if not why_no_text_attention(model.task):  # of zero-shot with the text that figures show it with
+        if not why_no_text_attention(model.task):  # zero-shot has the text of the figures
             texts = eos_shares(study, study.worded if model is study.zero_shot else model)
             eos_attention = np.mean([shares.mean((0, 2)) for shares in texts], axis=0)
         models[model.key] = ObservedModel(
@@ -141,7 +138,7 @@ def compute_observations(study: Study) -> Computation[Observations]:
 
 
 def _cls_variations(study: Study) -> Computation[Mapping[str, np.ndarray]]:
-    """By model how much of each image's attention of `[cls]` lies on other patches than zero-shot's."""
+    """Computes the total variation of each image's `[cls]` attention from zero-shot's, by model."""
     models, _ = divide(study.tuned, why_no_similarity)
     if not models:
         return {}
@@ -157,23 +154,25 @@ def _cls_variations(study: Study) -> Computation[Mapping[str, np.ndarray]]:
     return results[request.name]
 
 
-def decide(number: Estimate | None, low: float, high: float) -> Outcome:
-    """Whether a claim holds: on which side of its range `low` to `high` the whole interval lies."""
+def decide(number: Estimate | None, low: float, high: float) -> ClaimOutcome:
+    """Decides a claim by the place of the whole interval relative to the range from `low` to `high`."""
     if number is None or number.low is None or number.high is None:
-        return Outcome.UNDECIDED
+        return ClaimOutcome.UNDECIDED
     if low < number.low and number.high < high:
-        return Outcome.HOLDS
-    return Outcome.DOES_NOT if number.high < low or high < number.low else Outcome.UNDECIDED
+        return ClaimOutcome.HOLDS
+    return ClaimOutcome.DOES_NOT if number.high < low or high < number.low else ClaimOutcome.UNDECIDED
 
 
 def estimate_over(
     samples: Sequence[np.ndarray], statistic: Callable[[np.ndarray], np.ndarray], *, seed: int = 0
 ) -> tuple[Estimate, int]:
-    """A function of means over samples, with its interval, and the fewest samples of a seed.
+    """Estimates a statistic of means over samples; returns it with the fewest samples of a seed.
 
-    `samples` are of each seed of a method `[n, q]`, the same images or classes; rows with NaN do not count. `statistic`
-    is of the means `[..., q]`. There is an interval from `FEWEST_SAMPLES` samples of each seed on.
+    `samples [n, q]` of each seed are the same images or classes; rows with NaN do not count. `statistic` maps means
+    `[..., q]` to numbers. Seeds with fewer than `FEWEST_SAMPLES` samples have no interval.
     """
+    # Seeds correct different images. All draw from the images that any seed has, by the same counts, so that a resample
+    # holds the same images for each of them and seeds stay paired.
     there = np.stack([~np.isnan(rows).any(1) for rows in samples])
     fewest = int(there.sum(1).min())
     if not fewest:
@@ -184,7 +183,7 @@ def estimate_over(
         values = np.where(is_there[:, None], rows, 0).astype(np.float64)
         sums = weigh(counts, np.column_stack([values, is_there])[there.any(0)])
         mean = statistic(values[is_there].mean(0))
-        # Of several seeds one may have no sample in a resample, which then says nothing of it.
+        # A resample without a sample of this seed says nothing about it: the seed's mean stands in.
         is_empty = sums[:, -1] == 0
         drawn = statistic(sums[:, :-1] / np.maximum(sums[:, -1:], 1))
         means.append(mean[None])
@@ -196,34 +195,33 @@ def estimate_over(
 
 
 def columns_of(results: StudyResults, measured: Mapping[str, ObservedModel], key: str) -> dict[str, np.ndarray]:
-    """What claims about a model are numbers of, by claim: `[n, q]`, NaN where a sample has none.
+    """Returns the columns `[n, q]` that claims about a model average, by name; NaN where a sample has none.
 
-    What was not measured is left out. Where a claim compares both models, the first half of the columns is the model's
-    and the second zero-shot's.
+    Claims that compare both models have the model's columns in the first half, zero-shot's in the second.
     """
     model, plain = (measured[each] for each in (key, results.zero_shot.key))
     corrected = results.predictions.changes(key) == 0
     columns: dict[str, np.ndarray] = {}
 
-    def kinds(shares: np.ndarray, *names: str) -> np.ndarray:
-        return shares[..., [TEXT_KINDS.index(name) for name in names]].sum(-1)
+    def share_of(shares: np.ndarray, *names: str) -> np.ndarray:
+        return shares[..., [TEXT_TYPES.index(name) for name in names]].sum(-1)
 
     def of_corrected(values: np.ndarray) -> np.ndarray:
         return np.where(corrected, values, np.nan)[:, None]
 
     if model.text_relevancy is not None:
         for claim, names in (("category", ("category",)), ("sos", ("sos",)), ("prompts", PLACES)):
-            before, after = kinds(model.text_relevancy, *names).T
+            before, after = share_of(model.text_relevancy, *names).T
             columns[f"relevancy of {claim}"] = of_corrected(100 * (after - before))
     if model.patch_variation is not None:
         columns["relevancy of patches"] = of_corrected(100 * model.patch_variation)
     if model.eos_attention is not None:
-        columns["EOS to SOS"] = 100 * kinds(model.eos_attention, "sos")[:, None]
+        columns["EOS to SOS"] = 100 * share_of(model.eos_attention, "sos")[:, None]
     if model.eos_attention is not None and plain.eos_attention is not None:
         both = [model.eos_attention, plain.eos_attention]
-        moved = kinds(both[0], *PLACES) - kinds(both[1], *PLACES)
-        columns["EOS to prompts"] = 100 * moved[:, None]
-        columns["EOS to category"] = np.stack([kinds(shares, "category") for shares in both], axis=1)
+        change = share_of(both[0], *PLACES) - share_of(both[1], *PLACES)
+        columns["EOS to prompts"] = 100 * change[:, None]
+        columns["EOS to category"] = np.stack([share_of(shares, "category") for shares in both], axis=1)
     pairs = {"distance": (model.distance, plain.distance), "entropy": (model.entropy, plain.entropy)}
     for quantity, (tuned, before) in pairs.items():
         if tuned is not None and before is not None:
@@ -239,16 +237,17 @@ def columns_of(results: StudyResults, measured: Mapping[str, ObservedModel], key
 
 
 def _relative(means: np.ndarray) -> np.ndarray:
-    """Percent by which the first half of the columns, the model's, differs from the second, zero-shot's."""
+    """Computes the relative change in percent from the second half of the columns, zero-shot's, to the first."""
+    # A ratio of means, not a mean of ratios, which a few samples near 0 would decide.
     tuned, plain = np.split(means, 2, axis=-1)
     return 100 * (tuned / plain - 1)
 
 
 class _Number(NamedTuple):
-    """A number and the range in which a claim about it holds.
+    """Number of a claim and the range in which the claim holds.
 
-    `tower` is "vision" or "text", whose prompts it is about; "" of the frozen model. `columns` names what it is made
-    of (`columns_of`), and `of` takes their means `[..., q]` to the number `[...]`.
+    `tower`: "vision" or "text", for methods with prompts there; "" for the frozen model. `columns`: a name of
+    `columns_of`. `of` maps their means `[..., q]` to the number `[...]`.
     """
 
     unit: str
@@ -261,7 +260,7 @@ class _Number(NamedTuple):
 _FALLS = (-np.inf, 0.0)
 _RISES = (0.0, np.inf)
 _KEPT = (-np.inf, UNCHANGED)
-# Where a claim stands, the claim, what is measured of it, in words; and its number.
+# Place in the paper, claim, name of the statistic, and number.
 _CLAIMS = (
     (
         "Fig. 2",
@@ -331,9 +330,9 @@ _CLAIMS = (
 
 
 def observe(results: StudyResults, *, seed: int = 0) -> Observations:
-    """A row for each claim of the paper and each method with the prompts that it is about, seeds together.
+    """Adds a row for each claim and each method with the prompts that it is about, all seeds together.
 
-    Of results with the section `observations`, and for the hypotheses with the causal test; `seed` draws the resamples.
+    Hypotheses need the causal test. `seed` draws the resamples.
     """
     methods = [models for models in same_but_for_seed(results.tuned) if models[0].has_prompts]
     observed: Observations = results.sections["observations"]
@@ -367,7 +366,7 @@ def observe(results: StudyResults, *, seed: int = 0) -> Observations:
 
 
 def _hypotheses(results: StudyResults, models: Sequence[ModelFacts]) -> list[Observation]:
-    """The three hypotheses of Sec. 4.2.1 on a method, in log-likelihood."""
+    """Decides the three hypotheses of Sec. 4.2.1 about a method, in log-likelihood."""
     keys = tuple(model.key for model in models)
     method = next(each for each in results.methods if each.models == keys)
     where, what = (None, None) if method.labels is None else (method.labels.where, method.labels.what)
@@ -382,13 +381,13 @@ def _hypotheses(results: StudyResults, models: Sequence[ModelFacts]) -> list[Obs
             "Prompts change where input tokens look",
             "share of the gain that attention alone has",
             attention,
-            _DECIDED.get(where, Outcome.UNDECIDED),
+            _DECIDED.get(where, ClaimOutcome.UNDECIDED),
         ),
         (
             "Prompts add a bias, the same for every image",
             "cost of exchanging it between images, of all that is added",
             exchange,
-            _DECIDED.get(what, Outcome.UNDECIDED),
+            _DECIDED.get(what, ClaimOutcome.UNDECIDED),
         ),
         (
             "Both are indispensable",
@@ -413,15 +412,18 @@ def _hypotheses(results: StudyResults, models: Sequence[ModelFacts]) -> list[Obs
     ]
 
 
-def _smaller_loss(attention: Estimate | None, tokens: Estimate | None) -> tuple[Estimate | None, Outcome]:
-    """The smaller part of the gain that attention alone or tokens alone lack, and whether both surely lack ¼."""
+def _smaller_loss(attention: Estimate | None, tokens: Estimate | None) -> tuple[Estimate | None, ClaimOutcome]:
+    """Returns the smaller part of the gain that attention alone or tokens alone lack; both must surely lack ¼."""
     if attention is None or tokens is None:
-        return None, Outcome.UNDECIDED
+        return None, ClaimOutcome.UNDECIDED
     kept = max(attention, tokens, key=lambda share: share.value)
     low, high = (None if end is None else 1 - end for end in (kept.high, kept.low))
     loss = Estimate(1 - kept.value, low, high)
-    sides = [excludes(share, 1 - QUARTER) for share in (attention, tokens)]
-    return loss, Outcome.DOES_NOT if 1 in sides else Outcome.HOLDS if sides == [-1, -1] else Outcome.UNDECIDED
+    sides = [excludes(share, 1 - MINOR_SHARE) for share in (attention, tokens)]
+    return loss, ClaimOutcome.DOES_NOT if 1 in sides else ClaimOutcome.HOLDS if sides == [
+        -1,
+        -1,
+    ] else ClaimOutcome.UNDECIDED
 
 
 OBSERVATIONS = Section(

@@ -12,10 +12,10 @@ from PIL import Image
 from clipbias.analysis.attention import layer_maps, to_image, vision_totals
 from clipbias.analysis.dataset_sections import compute_predictions, corrected, relevancy_maps
 from clipbias.analysis.model import Model, why_no_maps, why_no_similarity
-from clipbias.analysis.results import CHANGES, TEXT_KINDS, Average, Missing, Predictions
+from clipbias.analysis.results import CHANGES, TEXT_TYPES, Average, Missing, Predictions
 from clipbias.analysis.sections import Section
 from clipbias.analysis.study import Batch, Computation, Request, Study, divide
-from clipbias.analysis.words import text_kinds, token_labels
+from clipbias.analysis.words import text_types, token_labels
 from clipbias.data import Split
 
 
@@ -25,14 +25,14 @@ class SimilarityMaps:
 
     zero_shot_cls: np.ndarray
     cls: np.ndarray
-    prompts: np.ndarray  # 1 minus the min-max of the mean distance to the prompts
-    rank_correlation: Average  # `[L]` between the last two, over the dataset
-    count: int
+    prompts: np.ndarray  # 1 minus the mean distance to the prompts, scaled to 0 … 1
+    rank_correlation: Average  # `[L]`, between `cls` and `prompts`, over the dataset
+    count: int  # of images
 
 
 @dataclasses.dataclass(frozen=True)
 class Similarity:
-    """Fig. 6; `K` pictures are every example in every rotation. Pictures are `None` where no model has prompts."""
+    """Fig. 6: `K` pictures, every example in every rotation; `None` where no model has prompts."""
 
     images: np.ndarray | None  # uint8 `[K, R, R, 3]`
     rotations: np.ndarray | None  # `[K]`, degrees
@@ -42,53 +42,53 @@ class Similarity:
 
 @dataclasses.dataclass(frozen=True)
 class ExampleMaps:
-    """A model's maps of the examples, for the true class: `vision [K, M + V]`, `text [K, N]`, `logits [K, C]`."""
+    """Maps of the examples for the true class, by one model."""
 
-    vision: np.ndarray
-    text: np.ndarray
-    logits: np.ndarray
-    # Of each picture's text, up to but without EOS; of several texts of a class the first is shown.
-    tokens: tuple[tuple[str, ...], ...]
+    vision: np.ndarray  # `[K, M + V]`
+    text: np.ndarray  # `[K, N]`
+    logits: np.ndarray  # `[K, C]`
+    tokens: tuple[tuple[str, ...], ...]  # of each picture's text, without EOS; the first of several texts of a class
     texts: int  # of each class
 
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """Pictures with their relevancy: uint8 `images [K, R, R, 3]`, `labels [K]`."""
+    """Pictures with their relevancy."""
 
-    images: np.ndarray
-    labels: np.ndarray
+    images: np.ndarray  # uint8 `[K, R, R, 3]`
+    labels: np.ndarray  # `[K]`
     names: tuple[str, ...]
     models: dict[str, ExampleMaps | Missing]
 
 
 @dataclasses.dataclass(frozen=True)
 class ExploredModel:
-    """A model's maps to explore. A map is uint8 with a scale: value = q · scale / 255 (+ lowest)."""
+    """Maps of a model to explore, uint8 with a scale: value = q · scale / 255 (+ lowest).
 
-    relevancy: np.ndarray  # `[P, M]`, over patches, of each pair of an image and a class; its scale `[P]`
-    relevancy_scale: np.ndarray
-    relevancy_sum: np.ndarray  # `[P]`, of the row with its prompts
+    `P` are pairs of an image and a class, `K` images.
+    """
+
+    relevancy: np.ndarray  # `[P, M]`, over patches
+    relevancy_scale: np.ndarray  # `[P]`
+    relevancy_sum: np.ndarray  # `[P]`, over patches and prompts
     slot_relevancy: np.ndarray  # `[P, V]`
     text: np.ndarray  # `[P, N]`, over the text's tokens
-    attention: np.ndarray  # `[K, L, M]`, of `[cls]`, mean over heads; its scale `[K, L]`
-    attention_scale: np.ndarray
+    attention: np.ndarray  # `[K, L, M]`, of `[cls]`, mean over heads
+    attention_scale: np.ndarray  # `[K, L]`
     slot_attention: np.ndarray  # `[K, L, V]`
-    # margin, log_likelihood: `[K]`, as in the causal test.
-    margin: np.ndarray
-    log_likelihood: np.ndarray
-    distance: np.ndarray | None  # `[K, L, V, M]`, from every prompt to the patches; scale and lowest `[K, L, V]`
-    distance_scale: np.ndarray | None
-    distance_lowest: np.ndarray | None
+    margin: np.ndarray  # `[K]`, the true class's logit less the best other's
+    log_likelihood: np.ndarray  # `[K]`, of the true class, in nats
+    distance: np.ndarray | None  # `[K, L, V, M]`, from every prompt to the patches
+    distance_scale: np.ndarray | None  # `[K, L, V]`
+    distance_lowest: np.ndarray | None  # `[K, L, V]`
     texts: int  # of each class
-    # tokens, kinds: by class, of the text up to but without EOS.
-    tokens: dict[int, tuple[str, ...]]
-    kinds: dict[int, tuple[str, ...]]
+    tokens: dict[int, tuple[str, ...]]  # by class, of its text, without EOS
+    types: dict[int, tuple[str, ...]]  # of these tokens
 
 
 @dataclasses.dataclass(frozen=True)
 class Exploration:
-    """Images that a reader of the report chooses among."""
+    """Images of the report's explorer."""
 
     images: np.ndarray  # `[K]`, numbers of the examples in the split
     pictures: np.ndarray  # uint8 `[K, S, S, 3]`, at most 224 pixels wide
@@ -103,9 +103,9 @@ ROTATIONS = (0, 90, 180, 270)  # degrees counter-clockwise, of Fig. 6
 
 
 def choose_examples(study: Study, predictions: Predictions) -> np.ndarray:
-    """Numbers of the images to show, of different classes if there are enough.
+    """Chooses the examples: first images that zero-shot gets wrong and most tuned models get right, then others.
 
-    Images that zero-shot gets wrong and most tuned models get right come first, then other readable images.
+    Examples are of different classes if there are enough. Returns numbers of images.
     """
     labels = predictions.labels
     corrections = [set(corrected(predictions, model).tolist()) for model in study.tuned]
@@ -125,7 +125,7 @@ def choose_examples(study: Study, predictions: Predictions) -> np.ndarray:
 
 
 def compute_examples(study: Study) -> Computation[Examples]:
-    """Relevancy of single pictures for their true class, under every model."""
+    """Computes the relevancy of single pictures for their true class, by every model."""
     predictions = yield from compute_predictions(study)
     examples = choose_examples(study, predictions)
     pictures = study.pictures(examples)
@@ -160,13 +160,13 @@ EXAMPLES = Section(name="examples", title="Relevancy on example pictures", resul
 
 
 def first_text(rows: ArrayLike) -> np.ndarray:
-    """The relevancy `[P, N]` of the first text of every class, of `[P, N]` or, with several texts, `[P, S, N]`."""
+    """Returns the relevancy `[P, N]` of every class's first text, from `[P, N]` or, with several texts, `[P, S, N]`."""
     texts = np.asarray(rows, np.float32)
     return texts if texts.ndim == 2 else texts[:, 0]
 
 
 def compute_prompt_similarity(study: Study) -> Computation[Similarity]:
-    """Fig. 6: the attention of `[cls]` without and with prompts, and nearness to prompts, in rotated images."""
+    """Computes Fig. 6: attention of `[cls]` without and with prompts, and nearness to prompts, in rotated images."""
     prompted, left_out = divide(study.tuned, why_no_similarity)
     models: dict[str, SimilarityMaps | Missing] = {**left_out}
     if not prompted:
@@ -201,7 +201,7 @@ SIMILARITY = Section(
 
 
 def _layer_maps(study: Study, model: Model, pictures: np.ndarray, layers: np.ndarray) -> dict[str, np.ndarray]:
-    """Maps `[K, S, R, R]` of pictures `[K, R, R, 3]` in some layers, at the pictures' size."""
+    """Computes maps `[K, S, R, R]` of pictures `[K, R, R, 3]` in some layers."""
     vision = study.clip.config.vision
     maps = study.in_passes(lambda images, mask: layer_maps(study, model, images), pictures)
     cls = _enlarged(maps["attention"][:, layers, : vision.patches], vision.image_size)
@@ -215,14 +215,14 @@ def _layer_maps(study: Study, model: Model, pictures: np.ndarray, layers: np.nda
 _enlarged = jax.jit(to_image, static_argnums=1)
 
 
-LARGEST_BYTES = 15_000_000  # of what there is to explore in a page, where three bytes take four letters
-THUMBNAIL = 224
+LARGEST_BYTES = 15_000_000  # of the explorer's data in a page, in base64
+THUMBNAIL = 224  # pixels
 
 
 def choose_images(study: Study, predictions: Predictions, count: int) -> np.ndarray:
-    """Numbers of at most `count` images of the causal test, in ascending order.
+    """Chooses at most `count` of the study's images, in ascending order.
 
-    Images are taken in turn from every kind of change of every tuned model, and within a kind from every class.
+    Images are taken in turn from every change (`CHANGES`) of every tuned model, and there in turn from every class.
     """
     images = study.images
     candidates = images[np.min([predictions.models[model.key][images] for model in study.models], 0) >= 0]
@@ -250,19 +250,21 @@ def _classes_in_turn(numbers: np.ndarray, labels: np.ndarray) -> list[int]:
 
 
 def bytes_per_image(study: Study) -> int:
-    """About the bytes of one image in a page: its maps by layer, relevancy for two classes, and the image itself."""
+    """Estimates the bytes of one image in a page: maps by layer, relevancy for two classes, and the image itself."""
     vision = study.clip.config.vision
     classes = 2
     models = [model for model in study.models if not why_no_maps(model.task)]
     maps = sum(vision.layers * vision.patches * (1 + model.prompts[0]) for model in models)
     maps += classes * len(models) * (vision.patches + 4 * study.clip.config.text.context_length)
+    # Base64 takes four bytes for three; a compressed image takes about a byte for three pixels.
     return round(4 / 3 * (maps + min(vision.image_size, THUMBNAIL) ** 2 / 3))
 
 
 def quantise(values: np.ndarray, *, low: bool = False) -> tuple[np.ndarray, ...]:
-    """Rows `[…, M]` as uint8 `q`, the largest 255, with a `scale […]`: the values are about `q · scale / 255`.
+    """Quantises rows `[…, M]` to uint8 `q` with a `scale […]`: values are about `q · scale / 255`.
 
-    None may be below 0. With `low` any may be: the smallest is 0 in `q`, and `lowest […]`, which is added, comes third.
+    Without `low` no value may be below 0. With it, each row's smallest value `lowest […]` is subtracted first, and
+    comes third.
     """
     values = np.asarray(values, np.float64)
     lowest = values.min(-1) if low else np.zeros(values.shape[:-1])
@@ -275,11 +277,11 @@ def quantise(values: np.ndarray, *, low: bool = False) -> tuple[np.ndarray, ...]
 
 
 def compute_explore(study: Study) -> Computation[Exploration]:
-    """Relevancy for the true and the predicted classes, `[cls]` attention and distances to prompts, of a few images."""
+    """Computes a few images' relevancy for true and predicted classes, `[cls]` attention, and distances to prompts."""
     predictions = yield from compute_predictions(study)
     count = min(study.options.explore_images, max(1, LARGEST_BYTES // bytes_per_image(study)))
     images = choose_images(study, predictions, count)
-    # Pairs of an image's row and a class: its true one first, then those that models give it.
+    # Pairs of an image's row and a class: its true class first, then predicted classes.
     labels = study.split.labels[images]
     predicted = [predictions.models[model.key][images] for model in study.models]
     pairs = np.array(
@@ -292,6 +294,7 @@ def compute_explore(study: Study) -> Computation[Exploration]:
     models, left_out = divide(study.models, why_no_maps)
     numbers, split = images[pairs[:, 0]], study.split
     keys = tuple(f"{split.keys[int(i)]} {label}" for i, label in zip(numbers, pairs[:, 1], strict=True))
+    # A pair is an image with its class as the label: the requests' machinery then reads and explains it like any image.
     as_images = Split(keys, pairs[:, 1], lambda pair: split.read(int(numbers[pair])), split.source, split.upright)
     of_pairs = {model.key: _relevancy_of_pairs(study, model, as_images) for model in models}
     of_images = {model.key: _layers_of_images(study, model, images) for model in models}
@@ -327,7 +330,7 @@ def _relevancy_of_pairs(study: Study, model: Model, pairs: Split) -> Request:
 
 
 def _layers_of_images(study: Study, model: Model, images: np.ndarray) -> Request:
-    """By layer the attention of `[cls]` and distances to prompts; and the true class's margin and log-likelihood."""
+    """Requests `[cls]` attention and distances to prompts by layer, and the true class's margin and log-likelihood."""
 
     def step(batch: Batch) -> dict[str, jax.Array]:
         logits = study.predictor(model).logits(batch["images"])
@@ -339,7 +342,7 @@ def _layers_of_images(study: Study, model: Model, images: np.ndarray) -> Request
 def _pack(
     study: Study, model: Model, classes: list[int], pair_rows: dict[str, np.ndarray], image_rows: dict[str, np.ndarray]
 ) -> ExploredModel:
-    """A model's maps in few bytes, and the text tokens of some classes."""
+    """Packs a model's maps into few bytes, with the text tokens of some classes."""
     patches = study.clip.config.vision.patches
     vision = pair_rows["vision"]
     relevancy, relevancy_scale = quantise(vision[:, :patches])
@@ -348,7 +351,7 @@ def _pack(
     if "distance" in image_rows:
         distance = quantise(image_rows["distance"], low=True)
     tokens = {label: tuple(token_labels(model.task, label)) for label in classes}
-    kinds = text_kinds(model.task)
+    types = text_types(model.task)
     return ExploredModel(
         relevancy=relevancy,
         relevancy_scale=relevancy_scale,
@@ -365,13 +368,13 @@ def _pack(
         distance_lowest=distance[2],
         texts=model.texts,
         tokens=tokens,
-        kinds={label: tuple(TEXT_KINDS[kind] for kind in kinds[label][: len(tokens[label])]) for label in classes},
+        types={label: tuple(TEXT_TYPES[each] for each in types[label][: len(tokens[label])]) for label in classes},
     )
 
 
 @jax.jit
 def _margin_and_log_likelihood(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
-    """Margin and log-likelihood `[B]` of the true class: its logit less the best other's, and nats."""
+    """Computes the true class's margin, its logit less the best other's, and log-likelihood in nats, `[B]`."""
     true = jnp.take_along_axis(logits, labels[:, None], axis=-1)[:, 0]
     others = jnp.where(jax.nn.one_hot(labels, logits.shape[-1], dtype=bool), -jnp.inf, logits).max(-1)
     return {"margin": true - others, "log_likelihood": true - jax.nn.logsumexp(logits, axis=-1)}

@@ -1,21 +1,20 @@
-"""Maps of what a class is based on, as reductions of attention and its gradient (Eq. 13 to 16; Chefer, Gur, Wolf 2021).
+"""Relevancy maps of a class, as reductions of attention and its gradient (Eq. 13 to 16; Chefer, Gur, Wolf 2021).
 
-The target is a class's logit `y`, `exp(logit_scale) · cos(f, g)` unless the method has a head of its own, and each
-branch counts by itself. Relevancy is
+The target is a class's logit `y`: `exp(logit_scale) · cos(f, g)`, unless the method has its own head. Each tower has a
+map of its own. Relevancy is
 
     Ā_l = mean_h relu(∂y/∂A_l ⊙ A_l),    R ← R + Ā_l R,    first layer to last, R = I at the start,
 
-read at the row of `[cls]` or EOS. That row is `e (I + Ā_L) … (I + Ā_1)`: a row vector that starts at the last layer,
-which is where gradients come from, so one backward scan yields it. A head of one's own is differentiated by the image's
-features and by those of the target's texts; the texts of the other classes and whatever else it holds stay fixed.
+read at the row of `[cls]` or EOS. That row is `e (I + Ā_L) … (I + Ā_1)`. It starts at the last layer, as gradients do,
+so one backward scan computes both. The method's own head is differentiated by the features of the image and of the
+target's texts; the other classes' texts and all else in it stay fixed.
 
-One scan forward keeps of each block what is needed to differentiate it: some multiple of its tokens `[B, N, D]`, or
-these tokens alone, from which the rest is computed again. One scan backward differentiates a block by its tokens and by
-its attention probabilities, hands both the probabilities `A` and `G = ∂y/∂A` to the reductions, and forgets them.
-Neither `A` nor `G` is ever stacked over layers, nor is any matrix of tokens by tokens multiplied by another. The last
-block is read at one row, so only that row of it is computed. A reduction therefore starts from one row and continues
-with whole matrices, from the last layer to the first. Where a pooling head reads the tokens, its query is that row, and
-the last block counts as a whole.
+The forward scan keeps the residuals of each block: a multiple of its tokens `[B, N, D]`, or these tokens alone, from
+which the rest is computed again. The backward scan differentiates a block by its tokens and its attention
+probabilities, hands the probabilities `A` and `G = ∂y/∂A` to the reductions, and drops them. No `A` or `G` is stacked
+over layers, and no two matrices of tokens by tokens are multiplied. The last block is read at one row, so only that row
+is computed. A reduction therefore starts with one row and continues with whole matrices, from the last layer to the
+first. A pooling head's query is that row, and the last block then counts as a whole.
 
 - `relevancy`: as above.
 - `attention`: the last layer's attention of the pooled row, mean over heads.
@@ -26,8 +25,8 @@ the last block counts as a whole.
   `relu(λ_j Σ_c w_c v_jc)` with `w = ∂y/∂o` of the heads' outputs `o` of the pooled row, `v` the values, and `λ` the
   cosines of the row's query and each key over all heads, scaled to [0, 1] over the tokens that the map covers. Since
   `o = Σ_j A_j v_j` in each head, `Σ_c w_c v_jc` is the sum over heads of `∂y/∂A_j`, so `A` and `G` say all but `λ`.
-  The layers are the authors' for images; for texts they add up some of the last ones. Their code runs that layer as
-  one single head, and so explains another model than the one that classifies; here it keeps its heads.
+  The authors read the same layer for images, and sum some of the last layers for texts. Their code runs the layer as a
+  single head, and so explains another model than the one that classifies; here the layer keeps its heads.
 """
 
 import dataclasses
@@ -56,15 +55,14 @@ from clipbias.tuning import Classifier, Learnables, Task
 from clipbias.tuning.features import unit_length
 from clipbias.tuning.task import Text
 
-# What a block is differentiated by: its tokens `[B, N, D]` before prompts are put in, by this name, and what it
-# computes of them by the names `layers.KEPT`.
+# Residuals of a block: its tokens `[B, N, D]` before prompts are inserted, and its values by the names `layers.KEPT`.
 Saved = dict[str, jax.Array]
 TOKENS = "tokens"
 
 
 @jax.custom_jvp
 def _as_saved(computed: jax.Array, saved: jax.Array) -> jax.Array:
-    """`saved`, with the gradient of `computed`, whose value is then not needed: the compiler leaves it out."""
+    """Returns `saved` with the gradient of `computed`; the compiler then drops the value of `computed`."""
     return saved
 
 
@@ -81,35 +79,37 @@ class _Tower:
 
     inputs: TowerInput  # up to its first block
     config: TowerConfig
-    recompute: bool  # as of `MapOptions`
+    recompute: bool  # see `MapOptions`
 
     @property
     def whole_blocks(self) -> int:
-        """How many blocks are needed at all rows: all but the last, which is read at one, or all for a pooling head."""
+        """Number of blocks that run at all rows: all for a pooling head, else all but the last."""
         return self.config.layers - (self.inputs.pooled is not None)
 
     def layer(self, index: int | jax.Array) -> block.LayerInput:
-        """One layer's weights. Scanning over numbers, not over `weights[:-1]`, spares a copy of nearly all of them."""
+        """Returns one layer's weights."""
+        # Scans go over layer numbers: over `weights[:-1]` they would copy nearly all weights.
         return jax.tree.map(lambda leaf: leaf[index], self.inputs.layers)
 
     def observe(
         self, tokens: jax.Array, index: int | jax.Array, keep: Tap, tap: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array]:
-        """Advances `tokens [B, N, D]` by one block; returns its attention probabilities `[B, H, N, N]`, too.
+        """Runs one block on `tokens [B, N, D]`; returns its output and its attention probabilities `[B, H, N, N]`.
 
-        A `tap` is added to them.
+        `tap` is added to the probabilities.
         """
         tower.refuse_inserted(self.inputs)
         seen = Record()
 
         def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-            # Heads before tokens, so that the products of both passes read their operands as they lie.
+            # Heads before tokens: matrix products of both passes then read their operands without a transpose.
             q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
             scores = jnp.einsum("BHNK,BHMK->BHNM", q * q.shape[-1] ** -0.5, k).astype(jnp.float32)
             mask = self.inputs.mask(q.shape[2])
             if mask is not None:
                 scores = jnp.where(mask, scores, -jnp.inf)
             probabilities = jax.nn.softmax(scores, axis=-1)
+            # A tap of zeros changes no value. Its gradient is `G = ∂y/∂A`, of one head and layer at a time.
             seen["probabilities"] = probabilities if tap is None else probabilities + tap
             heads = jnp.einsum("BHNM,BHMK->BHNK", seen["probabilities"].astype(v.dtype), v)
             return heads.swapaxes(1, 2)
@@ -118,16 +118,16 @@ class _Tower:
         return run_block(tokens, self.layer(index), self.config, hooks), seen["probabilities"]
 
     def block(self, tokens: jax.Array, index: int | jax.Array) -> tuple[jax.Array, Saved]:
-        """Advances `tokens [B, N, D]` by one block; returns what it is differentiated by, too."""
+        """Runs one block on `tokens [B, N, D]`; returns its output and its residuals."""
         seen = Record()
         output, _ = self.observe(tokens, index, seen)
         return output, {TOKENS: tokens} | {name: seen[name] for name in layers.KEPT}
 
     def forward(self) -> tuple[Saved | jax.Array, jax.Array]:
-        """All blocks but the last, and that too where a pooling head reads all its rows.
+        """Runs the whole blocks.
 
-        Returns what is saved of every block, stacked, a `Saved`, or with `recompute` its tokens alone; and the tokens
-        `[B, N, D]` that reach the last block, or that head.
+        Returns the residuals of every block, stacked (with `recompute` its tokens alone), and the tokens `[B, N, D]`
+        that reach the last block or the pooling head.
         """
 
         def step(tokens: jax.Array, index: jax.Array) -> tuple[jax.Array, Saved | jax.Array]:
@@ -140,14 +140,14 @@ class _Tower:
     def backward(
         self, saved: Saved, index: jax.Array
     ) -> tuple[Callable[[jax.Array], tuple[jax.Array, jax.Array]], jax.Array]:
-        """Differentiates one block where the forward pass left it.
+        """Differentiates one block at its residuals.
 
-        Every part of it starts from what was saved, so that no matrix product of the forward pass is repeated but
-        `q kᵀ`. Returns a function from the gradient of the block's output to that of its tokens and of its attention;
-        and the attention probabilities `[B, H, N, N]`.
+        Returns a function from the gradient of the block's output to those of its tokens and of its attention, and the
+        attention probabilities `[B, H, N, N]`.
         """
 
         def put_back(computed: jax.Array, name: str) -> jax.Array:
+            # Each part of the block starts from its residual, so `q kᵀ` is the only matrix product that runs again.
             return _as_saved(computed, saved[name]) if name in saved else computed
 
         batch, length = saved[TOKENS].shape[:2]
@@ -158,9 +158,9 @@ class _Tower:
         return pull, probabilities
 
     def last_rows(self, tokens: jax.Array, tap: jax.Array) -> tuple[jax.Array, "LastRow"]:
-        """The last block at the pooled row alone, of tokens `[B, N, D]` at its input.
+        """Runs the last block at the pooled row alone; `tokens [B, N, D]` are its input.
 
-        Returns its output `[B, D]` and what reductions start from; `tap [B, H, N]` is added to the row's attention.
+        Returns its output `[B, D]` and the row of its attention, to which `tap [B, H, N]` is added.
         """
         places = jnp.arange(tokens.shape[1])
         number = jnp.asarray(self.inputs.pooled)[:, None]
@@ -171,6 +171,7 @@ class _Tower:
             nonlocal row
             mask = None if visible is None else visible[:, None, None, :]
             attention = layers.attention_probabilities(q[:, None], k, mask)[:, :, 0] + tap
+            # The row itself is no part of a map, so it may not stretch the range to which Grad-ECLIP scales cosines.
             others = places != number if visible is None else visible & (places != number)
             row = LastRow(attention, _cosine(q, k), number[:, 0], others)
             return jnp.einsum("BHM,BMHK->BHK", attention.astype(v.dtype), v)
@@ -183,42 +184,42 @@ class _Tower:
 
 @struct.dataclass
 class LastRow:
-    """The pooled row of the last layer."""
+    """Pooled row of the last layer."""
 
-    attention: jax.Array  # its probabilities `[B, H, N]`
-    cosine: jax.Array  # of its query and each key, all heads together, `[B, N]` float32
-    number: jax.Array | None  # the row `[B]`; `None` where it is no token's, but a pooling head's
-    others: jax.Array  # which other tokens it sees, bool `[B, N]`
+    attention: jax.Array  # probabilities `[B, H, N]`
+    cosine: jax.Array  # between its query and each key, all heads together, `[B, N]` float32
+    number: jax.Array | None  # position of its token `[B]`; `None` for a pooling head's query
+    others: jax.Array  # the other tokens that it sees, bool `[B, N]`
 
 
 @dataclasses.dataclass(frozen=True)
 class Reduction:
-    """What is kept of the attention and its gradient, as a function of the layers seen so far. Hashable."""
+    """Reduction of attention and its gradient, layer by layer from the last, to a map. Hashable."""
 
-    # From the last layer's pooled row and the gradient `[B, H, N]` of its probabilities to a state of any shape that
-    # starts with `B`.
+    # From the pooled row and the gradient `[B, H, N]` of its probabilities to a state `[B, …]`.
     first: Callable[[LastRow, jax.Array], jax.Array]
-    # From the state, and `A` and `G` of the layer below, `[B, H, N, N]` each, to the next state; by default the last
-    # layer counts alone.
+    # From the state, and the next lower layer's `A` and `G`, `[B, H, N, N]` each, to the next state. Default: the last
+    # layer alone.
     step: Callable[[jax.Array, jax.Array, jax.Array], jax.Array] = lambda state, attention, gradient: state
-    # From the state, the number of layers and the number of tokens that have an influence `[B]`, to a map `[B, N]`.
+    # From the state, the number of layers, and the number of tokens with an influence `[B]`, to a map `[B, N]`.
     finish: Callable[[jax.Array, int, jax.Array], jax.Array] = lambda state, layers, tokens: state
 
 
 def _unit_row(row: LastRow) -> jax.Array | float:
-    """`e`: `[B, N]`; nothing for a row that is no token's."""
+    """Returns `e [B, N]`, or 0 for a pooling head's query, which is no token."""
     return 0.0 if row.number is None else jax.nn.one_hot(row.number, row.attention.shape[-1])
 
 
 def _relevancy_step(row: jax.Array, attention: jax.Array, gradient: jax.Array) -> jax.Array:
-    """`r (I + Ā)`: `[B, N]`."""
+    """Returns `r (I + Ā)`, `[B, N]`."""
+    # A row times a matrix: `Ā` of `[N, N]` per image is never formed, and the mean over heads is one division.
     heads = attention.shape[1]
     return row + jnp.einsum("BN,BHNM->BM", row, jax.nn.relu(gradient * attention)) / heads
 
 
 def _rollout_first(row: LastRow, gradient: jax.Array) -> jax.Array:
     passed = row.attention.mean(1)
-    # Attention rows sum to 1, so halving is what normalises `mean_h A + I`.
+    # Attention rows sum to 1, so those of `mean_h A + I` sum to 2.
     return passed if row.number is None else (_unit_row(row) + passed) / 2
 
 
@@ -227,7 +228,8 @@ def _rollout_step(row: jax.Array, attention: jax.Array, gradient: jax.Array) -> 
 
 
 def _grad_eclip(row: LastRow, gradient: jax.Array) -> jax.Array:
-    """`relu(λ_j Σ_h ∂y/∂A_hj)` of the other tokens that the row sees; keys that are all alike have λ = 1."""
+    """Returns `relu(λ_j Σ_h ∂y/∂A_hj)` over the other tokens that the row sees."""
+    # Keys that are all alike have no range to scale to: λ = 1 then, and the inner `where` avoids 0 / 0.
     low = jnp.where(row.others, row.cosine, jnp.inf).min(-1, keepdims=True)
     high = jnp.where(row.others, row.cosine, -jnp.inf).max(-1, keepdims=True)
     weight = jnp.where(high > low, (row.cosine - low) / jnp.where(high > low, high - low, 1), 1)
@@ -247,22 +249,22 @@ REDUCTIONS = {
     ),
     "grad_eclip": Reduction(_grad_eclip),
 }
-# Those that depend on the class that is explained.
+# Maps that depend on the target class.
 OF_TARGET = ("relevancy", "legrad", "grad_eclip")
 
-States = dict[str, jax.Array]  # of reductions, by the names of their maps
+States = dict[str, jax.Array]  # by the names of reductions
 
 
 @struct.dataclass
 class Relevancy:
-    """Maps over the tokens of an image and of a prompt text, for given targets.
+    """Maps over the tokens of images and of their prompt texts, for given targets.
 
     Attributes:
       vision: `[B, M + V]`: patches row by row, then prompts.
       text: `[B, N]`: SOS, context, class name, '.'; 0 from EOS on. `[B, n, N]` for an ensemble of `n` templates.
-      scores: `[B]`: the scaled logits that were explained.
+      scores: `[B]`: the targets' scaled logits.
 
-    With several targets per image each has a further axis `K` after `B`.
+    With several targets per image, each array has an axis `K` after `B`.
     """
 
     vision: jax.Array
@@ -272,30 +274,32 @@ class Relevancy:
 
 @dataclasses.dataclass(frozen=True)
 class MapOptions:
-    """How maps are computed; see `relevancy`."""
+    """Settings of maps; see `relevancy`."""
 
-    maps: tuple[str, ...] = tuple(REDUCTIONS)  # their names
-    start_layer: int = 0  # the first layer that counts, in both towers; negative counts from the end
-    chunk: int | None = None  # so many images at a time; `None` all at once
-    recompute: bool = False  # whether blocks' intermediate tokens are computed twice, and not kept
+    maps: tuple[str, ...] = tuple(REDUCTIONS)  # names
+    start_layer: int = 0  # first layer that counts, in both towers; negative counts from the end
+    chunk: int | None = None  # images at a time; default: all
+    recompute: bool = False  # compute the residuals of blocks twice instead of keeping them
 
 
 @dataclasses.dataclass(frozen=True)
 class TowerPass:
-    """A tower's forward pass."""
+    """Forward pass of a tower."""
 
     tower: _Tower
-    saved: Saved | jax.Array  # what its blocks are differentiated by
-    features: jax.Array  # as they are read out, `[B, d]`
+    saved: Saved | jax.Array  # residuals of its blocks
+    features: jax.Array  # `[B, d]`
     # From the features' gradient to those of the tokens that reach the last block and of the row's attention.
     pull: Callable[[jax.Array], tuple[jax.Array, jax.Array]]
-    row: LastRow  # the pooled row in the last layer
+    row: LastRow
 
 
 def pooling_row(
     tokens: jax.Array, tap: jax.Array, params: Params, config: ClipConfig, adaptation: Adaptation
 ) -> tuple[jax.Array, LastRow]:
-    """The pooling head's feature `[B, d]` of the last block's tokens, and its query as the row to start from."""
+    """Runs the pooling head on the last block's tokens; returns features `[B, d]` and its query as the pooled row."""
+    # The head reads input tokens alone. Rows are padded to all tokens, so that prompts behind them get 0 here and may
+    # gain relevancy in the layers below.
     count = config.vision.tokens
     length = tokens.shape[1]
     feature, attention, query, keys = pool_image(params, config, tokens, adaptation, tap[..., :count])
@@ -306,7 +310,7 @@ def pooling_row(
 
 
 def _cosine(q: jax.Array, k: jax.Array) -> jax.Array:
-    """Of a query `[B, H, K]` and keys `[B, N, H, K]`, each as one vector over all heads: `[B, N]`."""
+    """Computes cosines `[B, N]` of a query `[B, H, K]` and keys `[B, N, H, K]`, each as one vector over all heads."""
     query, keys = (unit_length(x.reshape(*x.shape[:-2], -1).astype(jnp.float32)) for x in (q, k))
     return jnp.einsum("BD,BND->BN", query, keys)
 
@@ -316,9 +320,9 @@ def run_tower(
     project: Callable[[jax.Array], jax.Array],
     head: Callable[[jax.Array, jax.Array], tuple[jax.Array, LastRow]] | None = None,
 ) -> TowerPass:
-    """Runs a tower forward: its last block at the pooled row, and the feature that `project` makes of it.
+    """Runs a tower forward, its last block at the pooled row alone, which `project` reads.
 
-    A pooling `head` takes all tokens behind the last block, and what to add to its attention.
+    A pooling `head` takes all tokens behind the last block, and the tap of its attention.
     """
     saved, tokens = observed.forward()
     config, is_pooled = observed.config, observed.inputs.pooled is not None
@@ -338,9 +342,9 @@ def run_tower(
 def reduce_backward(
     tower_pass: TowerPass, gradients: tuple[jax.Array, jax.Array], options: MapOptions
 ) -> dict[str, jax.Array]:
-    """Runs the reductions from the last layer down to `start_layer`; returns the map `[K, B, N]` of each.
+    """Runs the reductions from the last layer down to `start_layer`; returns maps `[K, B, N]` by name.
 
-    `gradients` are, for each of `K` targets, of the tokens that reach the last block `[K, B, N, D]` and of the row's
+    `gradients` for each of `K` targets: of the tokens that reach the last block `[K, B, N, D]`, and of the pooled row's
     attention `[K, B, H, N]`.
     """
     observed = tower_pass.tower
@@ -356,8 +360,9 @@ def reduce_backward(
     def step(carry: tuple[jax.Array, States], index: jax.Array) -> tuple[tuple[jax.Array, States], None]:
         if isinstance(tower_pass.saved, dict):
             saved = jax.tree.map(lambda leaf: leaf[index], tower_pass.saved)
-        else:  # computed again where the forward pass did not keep it
+        else:  # with `recompute`
             saved = observed.block(tower_pass.saved[index], index)[1]
+        # Linearised once per layer, outside the loop over targets: they share the forward pass and differ in gradients.
         pull, probabilities = observed.backward(saved, index)
 
         def step_target(gradient: jax.Array, states: States) -> tuple[jax.Array, States]:
@@ -374,6 +379,7 @@ def reduce_backward(
         below = jnp.arange(start_layer, top)
         (_, states), _ = jax.lax.scan(step, (token_gradients, states), below, reverse=True)
     batch, length = inputs.tokens.shape[:2]
+    # Queries without an influence have no gradient: a mean over queries (LeGrad) may not count them.
     influential = jnp.full(batch, length) if inputs.visible is None else inputs.visible.sum(-1)
     if inputs.causal:
         influential = jnp.asarray(inputs.pooled) + 1
@@ -384,7 +390,7 @@ def reduce_backward(
 
 
 def check_targets(task: Task, images: jax.Array, targets: jax.Array | Sequence[int]) -> jax.Array:
-    """Targets as an int array `[B]` or `[B, K]`; what can be checked without their values is."""
+    """Returns targets as an int array `[B]` or `[B, K]`. Traced targets have no values, so their range is unchecked."""
     last = len(task.class_names) - 1
     try:
         targets = jnp.asarray(targets)
@@ -405,7 +411,7 @@ def check_targets(task: Task, images: jax.Array, targets: jax.Array | Sequence[i
 
 
 def first_layer(start_layer: int, config: TowerConfig) -> int:
-    """`start_layer` counted from 0; negative ones count from the last layer."""
+    """Returns `start_layer` counted from 0. Raises `ClipbiasError` for a layer that the tower does not have."""
     if not -config.layers <= start_layer < config.layers:
         tower_name = "text" if isinstance(config, TextConfig) else "vision"
         raise ClipbiasError(
@@ -416,7 +422,8 @@ def first_layer(start_layer: int, config: TowerConfig) -> int:
 
 
 def target_text(tokens: TextTokens, targets: jax.Array, templates: int) -> TextTokens:
-    """The texts of classes `targets [P]`, all templates of a class together: `[P · n, N]`."""
+    """Returns the texts of classes `targets [P]`, all templates of a class together: `[P · n, N]`."""
+    # A task's texts go template by template, a pair's class by class: gathering here spares running other classes.
     classes = tokens.ids.shape[0] // templates
     rows = (targets[:, None] + classes * jnp.arange(templates)).reshape(-1)
     texts: TextTokens = jax.tree.map(lambda leaf: jnp.asarray(leaf)[rows], tokens)
@@ -424,13 +431,13 @@ def target_text(tokens: TextTokens, targets: jax.Array, templates: int) -> TextT
 
 
 def target_adaptation(classifier: Classifier, learnables: Learnables, targets: jax.Array) -> Adaptation:
-    """The `Adaptation` for the classes `targets [P]` alone: class-specific contexts and residuals are picked."""
+    """Returns the adaptation with the contexts and residuals of classes `targets [P]` alone."""
     adaptation = classifier.method.adapt(learnables)
     context = adaptation.text_context
     picked: dict[str, Any] = {}
     if context is not None and context.ndim == 3:
         context = jnp.asarray(context)
-        if context.shape[0] == classifier.templates:  # of templates, in the order of `target_text`
+        if context.shape[0] == classifier.templates:  # a context per template, in the order of `target_text`
             picked["text_context"] = jnp.tile(context, (targets.shape[0], 1, 1))
         else:
             by_class = context.reshape(classifier.templates, -1, *context.shape[1:])[:, targets]
@@ -450,14 +457,20 @@ def own_pair_logits(
     class_features: jax.Array,
     targets: jax.Array,
 ) -> jax.Array:
-    """The logits of a method with a head of its own for every pair of an image and a target: `[B, K]`.
+    """Computes logits `[B, K]` of image and target pairs by the method's own head.
 
-    Of image features `[B, d]` and the pairs' text features `[B · K · n, d]`, which stand among those of all classes
-    `[n · C, d]`, which are held fixed together with the learnables; `targets` are `[B, K]`.
+    Args:
+      classifier, params, learnables: the method; its learnables stay fixed.
+      images: features `[B, d]`.
+      texts: features of the pairs' texts, `[B · K · n, d]`.
+      class_features: features of all classes' texts, `[n · C, d]`, fixed.
+      targets: `[B, K]`.
     """
     fixed = classifier.split_by_template(class_features)
 
     def logit(image: jax.Array, texts: jax.Array, target: jax.Array) -> jax.Array:
+        # The head needs all classes. The pair's own texts take the place of the fixed ones, so that the gradient
+        # reaches them alone: the map is then about the target's words, not about its rivals'.
         all_texts = fixed.at[:, target].set(texts).reshape(-1, texts.shape[-1])
         return classifier.head(params, learnables, image[None], all_texts)[0, target]
 
@@ -468,11 +481,16 @@ def own_pair_logits(
 def pair_logits(
     scale: jax.Array, images: jax.Array, texts: jax.Array, residual: jax.Array | None, templates: int
 ) -> jax.Array:
-    """`y = s · cos(f, g)` of every pair: `[B, K]`.
+    """Computes `y = s · cos(f, g)` of every pair, `[B, K]`.
 
-    Of image features `[B, d]`, the pairs' text features `[B · K · n, d]` in `n` templates, and a residual `[B · K, d]`.
-    `scale` is `s`, `exp(logit_scale)` or the method's own.
+    Args:
+      scale: `s`: `exp(logit_scale)`, or the method's.
+      images: features `[B, d]`.
+      texts: features of the pairs' texts in `n` templates, `[B · K · n, d]`.
+      residual: added to class features, `[B · K, d]`.
+      templates: `n`.
     """
+    # The classifier's order: unit length, mean over templates, residual, unit length. Another order is another logit.
     if templates > 1:
         texts = unit_length(texts).reshape(-1, templates, texts.shape[-1]).mean(1)
     texts = unit_length(texts if residual is None else texts + residual)
@@ -494,10 +512,10 @@ def compute_maps(
     *,
     dtype: str = "float32",
 ) -> dict[str, Relevancy]:
-    """The maps that `options` name of normalised images `[B, R, R, 3]` and target classes `[B, K]`.
+    """Computes the maps of `options` for normalised images `[B, R, R, 3]` and target classes `[B, K]`.
 
-    Of `tokens`, those of all the task's texts, only the targets' are run. `class_features [n · C, d]` are of all
-    classes, for a method with a head of its own; else `None`.
+    `tokens` are all the task's texts; only the targets' run. `class_features [n · C, d]` serve a method with its own
+    head.
     """
     config = classifier.config
     templates = classifier.templates
@@ -510,7 +528,8 @@ def compute_maps(
         head=lambda tokens, tap: pooling_row(tokens, tap, params, config, adaptation),
     )
     if (adapt_to := classifier.method.adapt_to) is not None:
-        # The contexts that images give their targets' texts, `[B · K · n, T, Dt]`: the images are held fixed.
+        # Contexts of the targets' texts by image, `[B · K · n, T, Dt]`. They stand outside `score`, so no gradient goes
+        # through a context back to its image: the text's map keeps the image fixed.
         contexts = jax.vmap(lambda image: adapt_to(learnables, image).text_context)(vision_pass.features)
         assert contexts is not None
         if contexts.ndim == 3:
@@ -529,12 +548,14 @@ def compute_maps(
         return own_pair_logits(classifier, params, learnables, image, text, class_features, targets)
 
     logits, pull = jax.vjp(score, vision_pass.features, text_pass.features)
-    # Every pair has its own text but shares its image, so the image gets one gradient per target and the texts one.
+    # A pair has a text of its own but shares its image: the image needs one gradient per target, the texts one in all,
+    # since no logit depends on another pair's text.
     each = jnp.broadcast_to(jnp.eye(per_image)[:, None], (per_image, batch, per_image))
     image_gradients = jax.vmap(lambda y: vision_pass.pull(pull(y)[0]))(each)
     text_gradients = jax.tree.map(lambda x: x[None], text_pass.pull(pull(jnp.ones_like(logits))[1]))
     vision = reduce_backward(vision_pass, image_gradients, options)
     words = reduce_backward(text_pass, text_gradients, options)
+    # EOS itself is the row that is read, so its `e` would dwarf all words; behind it tokens have no influence.
     before_end = jnp.arange(text.ids.shape[1]) < jnp.asarray(text.end)[:, None]
     shape = (batch, per_image) if templates == 1 else (batch, per_image, templates)
     return {
@@ -559,28 +580,26 @@ def relevancy(
     recompute: bool = False,
     text: Text | None = None,
 ) -> Relevancy:
-    """How much each patch, prompt and text token contributes to the logit of a class.
+    """Computes the relevancy of each patch, prompt and text token for the logit of a class (Chefer et al. 2021).
 
-    No attention is stacked over layers. What grows with depth is what is kept between the forward and the backward
-    pass: the blocks' intermediate tokens, nine times `[L, B, N, D]`, or once with `recompute`. For comparison,
-    attention `[B, H, N, N]` is `N / 64` times as large as `[B, N, D]`, and differentiating all layers at once keeps
-    several of them per layer.
+    Only the blocks' residuals grow with depth: nine times `[L, B, N, D]`, or once with `recompute`. No attention is
+    stacked over layers: attention `[B, H, N, N]` is `N / 64` times as large as `[B, N, D]`, and differentiating all
+    layers at once keeps several of them per layer.
 
     Args:
-      task, params, learnables: a method bound to classes, the frozen weights (`task.clip.params`), and what it learned.
+      task, params, learnables: a method bound to classes, the frozen weights (`task.clip.params`), and its learnables.
       images: `[B, R, R, 3]`, normalised.
-      targets: the class to explain in each image, int `[B]`, or `K` classes per image `[B, K]` that share one forward
+      targets: the class to explain in each image, int `[B]`, or `K` classes per image `[B, K]`, which share one forward
         pass of the image.
-      start_layer: the first layer that counts; 0 all of them, -1 the last alone.
-      chunk: so many images at a time, which bounds the memory of any batch; `None` all at once.
-      recompute: keeps nothing of a block but its tokens `[B, N, D]` and computes the rest again, about a third of the
-        memory for an eighth more time; the maps are the same.
-      text: what `task.text_features` returned, to compute it once for many calls; a method without a head of its own
-        has no use for it.
+      start_layer: the first layer that counts: 0 for all, -1 for the last alone.
+      chunk: images at a time, which bounds the memory. Default: all.
+      recompute: keep only the tokens `[B, N, D]` of a block and compute the rest again: about a third of the memory for
+        an eighth more time, and the same maps.
+      text: result of `task.text_features`, to compute it once for many calls. Only the method's own head uses it.
 
     Raises:
-      ClipbiasError: targets do not fit the images or the classes, there is no such layer, or `chunk` is no whole number
-        from 1 on.
+      ClipbiasError: targets do not fit the images or the classes, a tower has no such layer, or `chunk` is no whole
+        number from 1 on.
     """
     options = MapOptions(("relevancy",), start_layer, chunk, recompute)
     return explanations(task, params, learnables, images, targets, options, text=text)["relevancy"]
@@ -596,10 +615,7 @@ def explanations(
     *,
     text: Text | None = None,
 ) -> dict[str, Relevancy]:
-    """Several maps of the same images and targets by name, from one pass; arguments are as in `relevancy`.
-
-    By default all of "relevancy", "attention", "rollout", "legrad", "grad_eclip".
-    """
+    """Computes several maps, by name, in one pass; arguments as in `relevancy`. Default: all of `REDUCTIONS`."""
     if unknown := sorted(set(options.maps) - set(REDUCTIONS)):
         raise ClipbiasError(f"unknown map {unknown[0]!r}; choose from {', '.join(REDUCTIONS)}.")
     if reason := why_no_maps(task):
@@ -642,7 +658,7 @@ def _explanations(
         return run(images, targets)
 
     def split(x: jax.Array) -> jax.Array:
-        """`[n, chunk, …]`; the last chunk is filled up, since another size would be another program."""
+        # The last chunk is filled up with its last row, since another size would be another program.
         widths = np.zeros((x.ndim, 2), int)
         widths[0, 1] = -batch % chunk
         return jnp.pad(x, widths, "edge").reshape(-1, chunk, *x.shape[1:])

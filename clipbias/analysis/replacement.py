@@ -1,12 +1,12 @@
-"""What a tuned model can be exchanged for: students beside their teacher, from logits to words.
+"""Replacements of a tuned model: students fitted to it, compared with it, and a conclusion in words.
 
-A share of the gain says how well a student does, and not whether it does the same: that is told by the decisions that
-tuning moved. How many of these any student can make is told by the *ceiling*, the teacher's own method, fitted to the
-same outputs from another start with the same images, steps and loss. A fit is a lower bound on what a form can do.
+A share of the gain says how good a student is. Whether it makes the same predictions is measured on the *changed
+predictions*: images whose predicted class tuning changed. The *ceiling* says how many of these any student can make: it
+is the teacher's own method, fitted to the same outputs from another start, with the same images, steps and loss. A fit
+is a lower bound on what a form can do.
 
-Intervals are 2,000 seeded resamples of the images, with seeds crossed (`uncertainty`); a proportion of one model's
-images has Wilson's. Numbers of images vary by half an image more in each resample: an interval of no width would claim
-certainty where two models differ on no image (Agresti and Min 2005 add as much to each cell of a table).
+Intervals come from 2,000 seeded resamples of the images, with seeds crossed (`uncertainty`). A proportion of one
+model's images has Wilson's interval.
 """
 
 import dataclasses
@@ -22,10 +22,11 @@ from clipbias.analysis.bias import METHODS as MEANS
 from clipbias.analysis.bias import EquivalentBias, measure_equivalent_biases, missing
 from clipbias.analysis.causal_section import at_fitted_temperature
 from clipbias.analysis.model import Model
-from clipbias.analysis.results import ByOutcome, Missing, present, same_but_for_seed
+from clipbias.analysis.results import ByMetric, Missing, present, same_but_for_seed
 from clipbias.analysis.sections import Section
 from clipbias.analysis.study import Batch, Computation, Request, Study
 from clipbias.analysis.uncertainty import Estimate, cross, estimate, excludes, resample, share
+from clipbias.analysis.verdict import MAIN_SHARE
 from clipbias.data import Split
 from clipbias.data.few_shot import wilson_interval
 from clipbias.data.held_out import divide_unlabelled
@@ -52,22 +53,22 @@ from clipbias.tuning.method import parameter_count
 from clipbias.tuning.registry import make_method, method_options
 from clipbias.tuning.tuned import Tuned
 
-# The form of replacements that sentences are about: two vectors per layer.
+# Form that sentences are about: two vectors per layer.
 PLAIN = "kind"
 
 
-class Kind(enum.StrEnum):
-    """What stands in a teacher's place."""
+class Origin(enum.StrEnum):
+    """Origin of a student."""
 
-    FITTED = "fitted"  # a form that learned the teacher's outputs
-    CEILING = "ceiling"  # the teacher's own method that did, from another start
-    MEAN = "mean"  # the mean of what the teacher's blocks add; nothing was fitted
+    FITTED = "fitted"  # a form, fitted to the teacher's outputs
+    CEILING = "ceiling"  # the teacher's method, fitted likewise from another start
+    MEAN = "mean"  # the mean of what the teacher's blocks add, without a fit
     LABELS = "on labels"  # the form's method, trained on labels
     RETRAINED = "retrained"  # the teacher's method, trained again on the same labelled images
 
 
 class Word(enum.StrEnum):
-    """What is concluded of a form that was fitted to a teacher (`explain.replacement.conclude`)."""
+    """Conclusion about a fitted form (`conclude`)."""
 
     REPLACES = "replaces"
     GAIN = "has the gain of"
@@ -78,121 +79,116 @@ class Word(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True)
 class Student:
-    """What stands in a teacher's place."""
+    """Model that may replace a teacher."""
 
-    kind: Kind  # how it came to be
-    form: str  # the form's name, or the method's
-    words: str  # what it is
-    numbers: int  # how many it stores
-    # fitted_divergence, held_back_divergence: mean KL from the teacher in nats on the images that it was fitted on
-    # (high: the form or the steps do not suffice) and on held-back ones (high beside a low first: the images do not);
-    # `None` where nothing was fitted.
-    fitted_divergence: float | None = None
-    held_back_divergence: float | None = None
+    kind: Origin
+    form: str  # name of the form, or of the method
+    words: str  # description for sentences
+    numbers: int  # stored parameters
+    # Mean KL from the teacher in nats; `None` without a fit.
+    fitted_divergence: float | None = None  # on fitted images: high if the form or the steps do not suffice
+    held_back_divergence: float | None = None  # on held-back images: high beside a low first if images do not suffice
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """A student beside its teacher, on images that it was not fitted on. Intervals are over these images, and seeds.
+    """Comparison of a student with its teacher, on images that it was not fitted on.
 
-    R is the frozen model, P the teacher, F the student.
+    R is the frozen model, P the teacher, F the student. Intervals are over images and seeds.
     """
 
-    student: Student  # what it is
-    # models, images, moved_images: how many teachers; images; decisions that tuning moved, `argmax z_R ≠ argmax z_P`, a
-    # mean over the teachers.
-    models: int
+    student: Student
+    models: int  # teachers
     images: int
-    moved_images: int
+    moved_images: int  # changed predictions, `argmax z_R ≠ argmax z_P`, a mean over teachers
     divergence: Estimate  # mean KL `softmax z_P ‖ softmax z_F` in nats
-    agreement: Estimate  # share of images with the teacher's decision
-    # moved, fixed, broken: the same, of images whose decision tuning moved, made right, and made wrong; `None` where
-    # there is no such image.
-    moved: Estimate | None
-    fixed: Estimate | None
-    broken: Estimate | None
-    # Mean over images of that between `f_F - f_R` and `f_P - f_R`, of unit-length image features. What texts and heads
-    # change is not in it. `None` where one of the two moves no image feature.
+    agreement: Estimate  # share of images with the teacher's prediction
+    # The same share of some images; `None` without such an image:
+    moved: Estimate | None  # of changed predictions
+    fixed: Estimate | None  # of predictions that tuning made right
+    broken: Estimate | None  # of predictions that tuning made wrong
+    # Mean over images of the cosine between `f_F - f_R` and `f_P - f_R`, of unit-length image features, without changes
+    # of texts and heads. `None` where one of the two changes no image feature.
     cosine: Estimate | None
+    # `None` without labels:
     accuracy: float | None = None  # of the student
-    difference: Estimate | None = None  # from the teacher's, paired; both a share of images, `None` without labels
-    # Over the frozen model in points and in nats, with the share of the teacher's gain; `None` without labels.
-    gain: ByOutcome[Estimate] | None = None
-    less_ceiling: Estimate | None = None  # `moved` less the ceiling's, paired; `None` of what has no ceiling
-    word: Word | None = None  # what is concluded; `None` of what was not fitted
+    difference: Estimate | None = None  # of accuracies, student less teacher, paired, as a share of images
+    gain: ByMetric[Estimate] | None = None  # over the frozen model, with its share of the teacher's gain
+    less_ceiling: Estimate | None = None  # `moved` less the ceiling's, paired; `None` without a ceiling
+    word: Word | None = None  # `None` without a fit
 
     @property
     def margin(self) -> float | None:
-        """The smallest loss of accuracy that the interval rules out, a share; `None` without labels."""
+        """Smallest loss of accuracy that the interval rules out, as a share; `None` without labels."""
         if self.difference is None or self.difference.low is None:
             return None
         return max(0.0, -self.difference.low)
 
     @property
     def share(self) -> Estimate | None:
-        """Of the teacher's gain in log-likelihood; `None` where that is not surely above 0."""
+        """Share of the teacher's gain in log-likelihood; `None` where that is not surely above 0."""
         return None if self.gain is None else self.gain.log_likelihood.share
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageComparisons:
-    """A teacher and its students on each of `n` images. Columns `K` are frozen model, teacher, then the students."""
+    """Scores of `n` images. Columns `K` are frozen model, teacher, then the students."""
 
-    students: tuple[Student, ...]  # `K - 2` of them
-    decisions: np.ndarray  # the class that each gives each image, uint16 `[n, K]`
+    students: tuple[Student, ...]  # `K - 2`
+    decisions: np.ndarray  # predicted classes, uint16 `[n, K]`
     divergences: np.ndarray  # KL from the teacher in nats, float32 `[n, K]`
-    cosines: np.ndarray  # as of `Comparison`, float32 `[n, K]`; NaN where an image's feature does not move
+    cosines: np.ndarray  # see `Comparison`, float32 `[n, K]`; NaN where a feature does not change
+    # `None` without labels:
     correct: np.ndarray | None = None  # uint8 `[n, K]`
-    # Log-likelihood of the true class in nats, float32 `[n, K]`. Both are `None` without labels.
-    log_likelihood: np.ndarray | None = None
+    log_likelihood: np.ndarray | None = None  # of the true class in nats, float32 `[n, K]`
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelReplacements:
-    """What was fitted to one tuned model."""
+    """Students of one tuned model."""
 
     steps: int  # of each fit
-    # fitted_images, held_back_images: how many, without labels.
-    fitted_images: int
+    fitted_images: int  # without labels, as are held-back images
     held_back_images: int
     images: np.ndarray  # numbers of the study's images in the split, `[n]`
-    by_image: ImageComparisons  # all that follows is from this
+    by_image: ImageComparisons
     no_ceiling: str  # why the method was not fitted to itself; "" where it was
 
 
 @dataclasses.dataclass(frozen=True)
 class MethodReplacements:
-    """What one method can be exchanged for, over all its seeds."""
+    """Replacements of one method, over all its seeds."""
 
-    name: str  # how the method is called
-    models: tuple[str, ...]  # keys of its models
-    gain: ByOutcome[Estimate]  # over the frozen model, by outcome
-    rows: tuple[Comparison, ...]  # what stands in its place
-    sentence: str  # what is concluded of two vectors per layer, or of the first form
+    name: str
+    models: tuple[str, ...]  # keys
+    gain: ByMetric[Estimate]  # of the teachers over the frozen model
+    rows: tuple[Comparison, ...]
+    sentence: str  # conclusion about two vectors per layer, or about the first form
 
 
 @dataclasses.dataclass(frozen=True)
 class ReplacementResults:
-    """All replacements of a study: by model, and by method over its seeds."""
+    """Replacements of a study, by model and by method over its seeds."""
 
     models: dict[str, ModelReplacements | Missing]
     methods: tuple[MethodReplacements, ...]
 
 
-# A share of the gain above which a student has it, or most of it.
+# A student with a larger share has the gain; above `MAIN_SHARE` it has most of it.
 WHOLE = 0.9
-HALF = 0.5
-# By how much a share of moved decisions may be below the ceiling's.
+# Tolerance below the ceiling's share of changed predictions.
 MARGIN = 0.05
 # Two programs that compute the same unit-length feature in float32 differ by less.
 ROUNDING = 1e-5
+# Standard deviation, in images, added to counts of images in each resample. Without it, two models that differ on no
+# image would have an interval of no width (Agresti and Min 2005 add as much to each cell of a table).
 _HALF_IMAGE = 0.5
 
 
 def cosines(features: np.ndarray) -> np.ndarray:
-    """Cosines `[n, K]` between what the teacher and what each model changes of unit-length features `[n, K, d]`.
+    """Computes cosines `[n, K]` between each model's and the teacher's change of unit-length features `[n, K, d]`.
 
-    The frozen model comes first, the teacher second. NaN where one of the two changes them by no more than rounding.
+    The frozen model comes first, the teacher second. NaN where a change is no larger than rounding.
     """
     features = np.asarray(features, np.float64)
     changes = features - features[:, :1]
@@ -208,9 +204,9 @@ def by_image(
     features: np.ndarray | None = None,
     labels: np.ndarray | None = None,
 ) -> ImageComparisons:
-    """Frozen model, teacher, then `students` on each image.
+    """Scores frozen model, teacher and `students` on each image.
 
-    Of their logits `[n, K, C]`, image features of unit length `[n, K, d]`, if computed, and labels `[n]`.
+    Takes logits `[n, K, C]`, image features of unit length `[n, K, d]` and labels `[n]`; the last two may be missing.
     """
     decisions = logits.argmax(-1)
     correct = log_likelihood = None
@@ -228,43 +224,44 @@ def by_image(
     )
 
 
-def compare(models: Sequence[ImageComparisons]) -> tuple[ByOutcome[Estimate] | None, tuple[Comparison, ...]]:
-    """Students beside their teachers: of one model, or of several of one method that differ in their seeds alone.
+def compare(models: Sequence[ImageComparisons]) -> tuple[ByMetric[Estimate] | None, tuple[Comparison, ...]]:
+    """Compares students with their teacher, or with the teachers of one method that differ in their seeds alone.
 
-    Returns the teachers' gain over the frozen model in points and in nats, `None` without labels. And a comparison for
-    each kind and form, a mean where several students of a model are of it, over the models that have it.
+    Returns the teachers' gain over the frozen model in points and in nats, `None` without labels, and a comparison for
+    each origin and form, over the models that have it. Several students of one model are averaged.
     """
     places = dict.fromkeys((student.kind, student.form) for model in models for student in model.students)
     rows = tuple(_compare([model for model in models if _at(model, place)], place) for place in places)
     whole = _Means.of(models)
     if "gain" not in whole.mean:
         return None, rows
-    return ByOutcome(accuracy=whole.number("gain", unit=100.0), log_likelihood=whole.number("nats")), rows
+    return ByMetric(accuracy=whole.number("gain", unit=100.0), log_likelihood=whole.number("nats")), rows
 
 
 def conclude(share: Estimate | None, less_ceiling: Estimate | None) -> Word:
-    """The word for a fitted form.
+    """Returns the conclusion about a fitted form.
 
-    Of its `share` of the gain in log-likelihood, `None` where that is not surely above 0; and of the moved
-    decisions that it makes, less the ceiling's, `None` without a ceiling.
+    `share`: its share of the gain in log-likelihood. `less_ceiling`: its share of changed predictions less the
+    ceiling's.
     """
+    # The whole gain alone is not enough to replace a method: other predictions can gain as much.
     if excludes(share, WHOLE) > 0:
         return Word.REPLACES if excludes(less_ceiling, -MARGIN) > 0 else Word.GAIN
-    if excludes(share, HALF) > 0:
+    if excludes(share, MAIN_SHARE) > 0:
         return Word.MOST
-    return Word.NOT_MATCHED if excludes(share, HALF) < 0 else Word.UNDECIDED
+    return Word.NOT_MATCHED if excludes(share, MAIN_SHARE) < 0 else Word.UNDECIDED
 
 
 def plain_form(rows: Sequence[Comparison]) -> Comparison | None:
-    """Two vectors per layer, or else the first form that was fitted; `None` without one."""
-    fitted = {row.student.form: row for row in rows if row.student.kind is Kind.FITTED}
+    """Returns the comparison of two vectors per layer, or else of the first fitted form."""
+    fitted = {row.student.form: row for row in rows if row.student.kind is Origin.FITTED}
     return fitted.get(PLAIN, next(iter(fitted.values()), None))
 
 
 def sentence(name: str, rows: Sequence[Comparison], no_ceiling: str = "") -> str:
-    """What two vectors per layer, or the first form, are in the place of the method of that name.
+    """Writes the conclusion about `plain_form(rows)` in the place of the method `name`.
 
-    `rows` are of `compare`; `no_ceiling` says why the method was not fitted to itself, in a sentence.
+    `no_ceiling` says in a sentence why the method was not fitted to itself.
     """
     row = plain_form(rows)
     if row is None:
@@ -283,11 +280,11 @@ def sentence(name: str, rows: Sequence[Comparison], no_ceiling: str = "") -> str
         else f"{name} has no sure gain that {row.student.words} could have",
     }[row.word or Word.UNDECIDED]
     if row.moved is None:
-        return f"{text}; no decision was moved."
-    # After a statement of what the form has comes what it does; an undecided one begins again.
+        return f"{text}; no prediction changed."
+    # "Whether … is undecided and make" would be no sentence.
     joined = "; they make" if row.word is Word.UNDECIDED else " and make"
-    text += f"{joined} {100 * row.moved.value:.0f} % of the decisions that {name} moved"
-    ceiling = next((each for each in rows if each.student.kind is Kind.CEILING and each.moved is not None), None)
+    text += f"{joined} {100 * row.moved.value:.0f} % of the predictions that {name} changed"
+    ceiling = next((each for each in rows if each.student.kind is Origin.CEILING and each.moved is not None), None)
     if ceiling is not None and ceiling.moved is not None:
         return f"{text}; {name} fitted in the same way makes {100 * ceiling.moved.value:.0f} %."
     return f"{text}. {no_ceiling or f'{name} was not fitted to itself, so there is no ceiling.'}"
@@ -295,17 +292,17 @@ def sentence(name: str, rows: Sequence[Comparison], no_ceiling: str = "") -> str
 
 @dataclasses.dataclass(frozen=True)
 class _Means:
-    """Means over images and models by name, and the same over resamples `[R]`."""
+    """Means over images and models by name, and the same means in each resample, `[R]`."""
 
     mean: dict[str, float]
     draws: dict[str, np.ndarray]
 
     @classmethod
-    def of(cls, models: Sequence[ImageComparisons], place: tuple[Kind, str] | None = None) -> "_Means":
-        """Of what `_columns` says of each image; seeds and images are crossed.
+    def of(cls, models: Sequence[ImageComparisons], place: tuple[Origin, str] | None = None) -> "_Means":
+        """Averages `_columns` over images, with seeds and images crossed.
 
         Raises:
-          ValueError: the models are of different images.
+          ValueError: the models have different images.
         """
         columns = [_columns(model, place) for model in models]
         names = [*columns[0][0], *columns[0][1]]
@@ -313,7 +310,8 @@ class _Means:
         if len({len(rows) for rows in arrays}) > 1:
             raise ValueError("models that differ in their seeds are compared on the same images")
         draws = [resample(rows) for rows in arrays]
-        # The same half images for all models, as they have the same images.
+        # The same for all models, as they have the same images; for counts alone, which come first, since averages of
+        # nats vary anyway. Behind `resample`, so that its draws, and all intervals of the study, stay as they are.
         extra = np.random.default_rng(0).normal(0.0, _HALF_IMAGE / len(arrays[0]), draws[0].shape)
         extra[:, len(columns[0][0]) :] = 0.0
         means = [rows.mean(0) for rows in arrays]
@@ -323,23 +321,23 @@ class _Means:
         )
 
     def number(self, name: str, *, of: str | None = None, unit: float = 1.0) -> Estimate:
-        """A mean times `unit`; with its share of another mean, where that is surely not 0."""
+        """Estimates a mean times `unit`, with its share of the mean `of`, where that is surely not 0."""
         mean, draws = unit * self.mean[name], unit * self.draws[name]
         if of is None:
             return estimate(mean, draws)
         return share(mean, draws, unit * self.mean[of], unit * self.draws[of])
 
     def ratio(self, name: str, of: str) -> Estimate | None:
-        """A mean divided by another one; `None` where that is not surely above 0."""
+        """Estimates a mean divided by the mean `of`; `None` where that is not surely above 0."""
         return self.number(name, of=of).share
 
 
 def _columns(
-    model: ImageComparisons, place: tuple[Kind, str] | None
+    model: ImageComparisons, place: tuple[Origin, str] | None
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Of each image `[n]`, float64 by name, what numbers of images are made of, and what other means are.
+    """Per-image columns `[n]`, float64 by name: counts to sum, values to average.
 
-    Without a place of a student they are of the teacher alone.
+    Without a student's place they are of the teacher alone.
     """
     frozen, teacher = model.decisions[:, 0], model.decisions[:, 1]
     at = [] if place is None else _at(model, place)
@@ -352,8 +350,9 @@ def _columns(
     if place is not None:
         same = _same(model, place)
         counts |= {f"same {name}": rows * same for name, rows in groups.items()}
-        ceilings = [(each.kind, each.form) for each in model.students if each.kind is Kind.CEILING]
+        ceilings = [(each.kind, each.form) for each in model.students if each.kind is Origin.CEILING]
         if ceilings:
+            # Paired image by image: the difference of two shares has a narrower interval than each share has.
             counts["less ceiling"] = groups["moved"] * (same - _same(model, ceilings[0]))
     if model.correct is not None:
         correct = model.correct.astype(np.float64)
@@ -374,8 +373,8 @@ def _columns(
     return counts, values
 
 
-def _compare(models: Sequence[ImageComparisons], place: tuple[Kind, str]) -> Comparison:
-    """What is in one place, over the models that have it."""
+def _compare(models: Sequence[ImageComparisons], place: tuple[Origin, str]) -> Comparison:
+    """Compares the students in one place with their teachers."""
     means = _Means.of(models, place)
     images = len(models[0].decisions)
     of_place = [model.students[at - 2] for model in models for at in _at(model, place)]
@@ -389,7 +388,7 @@ def _compare(models: Sequence[ImageComparisons], place: tuple[Kind, str]) -> Com
             return Estimate(same, low, high)
         number = means.ratio(f"same {name}", name)
         if number is None or number.low is None or number.high is None:
-            return Estimate(same)  # of so few images that there may be none
+            return Estimate(same)  # so few images that a resample may hold none
         return Estimate(same, max(0.0, number.low), min(1.0, number.high))
 
     agreement = proportion("every")
@@ -417,24 +416,24 @@ def _compare(models: Sequence[ImageComparisons], place: tuple[Kind, str]) -> Com
             comparison,
             accuracy=means.mean["accuracy"],
             difference=means.number("difference"),
-            gain=ByOutcome(
+            gain=ByMetric(
                 accuracy=means.number("student's gain", of="gain", unit=100.0),
                 log_likelihood=means.number("student's nats", of="nats"),
             ),
         )
-    if place[0] is not Kind.FITTED:
+    if place[0] is not Origin.FITTED:
         return comparison
     less = means.ratio("less ceiling", "moved") if "less ceiling" in means.mean else None
     return dataclasses.replace(comparison, less_ceiling=less, word=conclude(comparison.share, less))
 
 
-def _at(model: ImageComparisons, place: tuple[Kind, str]) -> list[int]:
-    """The columns of what is in a place."""
+def _at(model: ImageComparisons, place: tuple[Origin, str]) -> list[int]:
+    """Returns the columns of the students of one origin and form."""
     return [at for at, student in enumerate(model.students, start=2) if (student.kind, student.form) == place]
 
 
-def _same(model: ImageComparisons, place: tuple[Kind, str]) -> np.ndarray:
-    """Whether what is in a place decides as the teacher, `[n]`, a mean where several models are there."""
+def _same(model: ImageComparisons, place: tuple[Origin, str]) -> np.ndarray:
+    """Returns how often the students in a place predict the teacher's class, `[n]`."""
     return (model.decisions[:, _at(model, place)] == model.decisions[:, [1]]).mean(1)
 
 
@@ -443,18 +442,16 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return float(np.mean(present)) if present else None
 
 
-FEWEST = 10
-# A student's description and the model itself.
+FEWEST = 10  # unlabelled images
 Candidate = tuple[Student, Tuned]
 
 
 def compute_replacement(study: Study) -> Computation[ReplacementResults]:
-    """What each tuned model can be exchanged for, and each method over its seeds.
+    """Fits students to every tuned model, and compares them and its controls with it.
 
-    For every model these are fitted to its outputs on the same images, with as many steps and the same loss: each form,
-    and the model's own method from another start, the ceiling. Beside them stand the mean of what the model's blocks
-    add, and models of the study to which nothing is fitted: the same method trained again on the same few-shot split,
-    and the form's own method trained on the labels of that split.
+    Each form and, as the ceiling, the model's own method from another start are fitted to the model's outputs on the
+    same images, with the same steps and loss. Controls are not fitted: the mean of what the model's blocks add, the
+    same method trained again on the same few-shot split, and the form's method trained on the labels of that split.
     """
     reasons = {model.key: why_not_fitted(study, model) for model in study.tuned}
     teachers = [model for model in study.tuned if not reasons[model.key]]
@@ -497,7 +494,7 @@ REPLACEMENT = Section(
 
 
 def why_not_fitted(study: Study, model: Model) -> str:
-    """One sentence why nothing is fitted to a model, or ""."""
+    """Returns why nothing is fitted to a model, in a sentence, or ""."""
     if not study.options.replacement_steps:
         return "Nothing is fitted: --config.replacement_steps is 0."
     if study.unlabelled is None or len(study.unlabelled) < FEWEST:
@@ -505,35 +502,35 @@ def why_not_fitted(study: Study, model: Model) -> str:
     if model.crops:
         return "The method learns from crops of each image, which a form cannot."
     if any(_is_of_form(model, form) for form in (*UNIFORM_FORMS, *study.options.replacement_forms)):
-        return "It is one of the forms that others are replaced by, trained on labels."
+        return "It has the form of a replacement already."
     earlier = study.tuned[: study.tuned.index(model)]
-    if any(kind is Kind.RETRAINED and other in earlier for kind, _, other in controls(study, model)):
-        return "It is another start of a model that forms are fitted to, and stands beside these."
+    if any(kind is Origin.RETRAINED and other in earlier for kind, _, other in controls(study, model)):
+        return "It is another start of a model that forms are fitted to, and is a control of that model."
     return ""
 
 
 def no_ceiling(model: Model) -> str:
-    """One sentence why a model's method cannot be fitted to its outputs, or ""."""
+    """Returns why a model's method cannot be fitted to its outputs, in a sentence, or ""."""
     reason = why_no_student(model.task.method)
     name = model.name or model.label
     return f"{name} cannot be fitted to outputs, so there is no ceiling: {reason}." if reason else ""
 
 
-def controls(study: Study, model: Model) -> list[tuple[Kind, str, Model]]:
-    """Models of the study trained on the same images as a tuned one, to which nothing is fitted: kind, form, model.
+def controls(study: Study, model: Model) -> list[tuple[Origin, str, Model]]:
+    """Returns the controls of a tuned model, trained on the same few-shot split: origin, form and model.
 
-    The same method with another start and order, and the forms' own methods trained on the labels.
+    They are the same method with another start and order, and the forms' methods.
     """
     if model.few_shot_split is None:
         return []
     others = [each for each in study.tuned if each.few_shot_split == model.few_shot_split and each.key != model.key]
     found = [
-        (Kind.RETRAINED, model.method, other)
+        (Origin.RETRAINED, model.method, other)
         for other in others
         if (other.method, other.options) == (model.method, model.options) and other.seed != model.seed
     ]
     for form in study.options.replacement_forms:
-        found += [(Kind.LABELS, form, other) for other in others if _is_of_form(other, form)]
+        found += [(Origin.LABELS, form, other) for other in others if _is_of_form(other, form)]
     return found
 
 
@@ -543,7 +540,7 @@ def _is_of_form(model: Model, form: str) -> bool:
 
 
 class Fits:
-    """The fits of a study, in one bar that says how long all of them still take."""
+    """Fits of a study, with one progress bar for all."""
 
     def __init__(self, study: Study, fitted: Split, held_back: Split, teachers: Sequence[Model]) -> None:
         self.study = study
@@ -556,25 +553,26 @@ class Fits:
             workers=study.options.workers,
         )
         self.steps = study.options.replacement_steps
-        self.done: dict[str, Tuned] = {}  # by what a fit depends on
+        self.done: dict[str, Tuned] = {}  # by identity
+        # The ceiling tries three rates; a trial that is as long as the fit is that fit.
         ceiling = 3 * min(self.steps, TRIAL_STEPS) + self.steps * (self.steps > TRIAL_STEPS)
         forms = self.steps * len(study.options.replacement_forms)
         total = sum(forms + ceiling * (not no_ceiling(model)) for model in teachers)
-        study.advance("", 0, 0)  # the fits have a bar
+        study.advance("", 0, 0)  # hides the study's bar
         say(f"replacements: {counted(total, 'step')} (--config.replacement_steps; 0 leaves them out)")
         self.progress = Progress(total, title="replacements")
 
     def fit(self, model: Model) -> list[Candidate]:
-        """The ceiling, where there is one, then each form."""
+        """Fits the ceiling, where there is one, then each form."""
 
         def divergence(rate: float) -> float:
             try:
                 trial = self._fit(model, model.task, rate, min(self.steps, TRIAL_STEPS))
                 return mean_divergence(model.tuned, trial, self.held_back, self.context)
-            except ClipbiasError:  # a loss that is not finite: the rate is too high
+            except ClipbiasError:  # the loss is not finite: the rate is too high
                 return np.nan
 
-        def described(student: Tuned, kind: Kind, form: str, words: str) -> Candidate:
+        def described(student: Tuned, kind: Origin, form: str, words: str) -> Candidate:
             kl = [mean_divergence(model.tuned, student, split, self.context) for split in (self.fitted, self.held_back)]
             say(f"{model.label}: {words}, fitted, KL {kl[0]:.3g} nats; on held-back images {kl[1]:.3g}")
             numbers = parameter_count(student.learnables)["total"]
@@ -584,21 +582,21 @@ class Fits:
         if not no_ceiling(model):
             ceiling = self._fit(model, model.task, select_learning_rate(divergence), self.steps)
             words = f"{model.name or model.label} itself, from another start"
-            candidates.append(described(ceiling, Kind.CEILING, model.method, words))
+            candidates.append(described(ceiling, Origin.CEILING, model.method, words))
         for name in self.study.options.replacement_forms:
             form = STUDENT_FORMS[name]
             task = form.task(self.study.clip, model.task, self.context.dtype)
             student = self._fit(model, task, form.learning_rate, self.steps)
-            candidates.append(described(student, Kind.FITTED, name, form.words))
+            candidates.append(described(student, Origin.FITTED, name, form.words))
         return candidates
 
     def _fit(self, model: Model, task: Task, rate: float, steps: int) -> Tuned:
         recipe = fit_recipe(learning_rate=rate, steps=steps)
         seed = self.study.options.seed
         seed += seed == model.seed  # another start than the teacher's
-        # What a fit depends on. A study with other models beside this one continues from its fits.
+        # The folder is named by all that a fit depends on, so a study with other models beside this one finds its fits.
         key = identity([model.tuned, task, self.fitted, recipe, seed])[:12]
-        if key in self.done:  # a trial that was as long
+        if key in self.done:
             return self.done[key]
         folder = self.study.parts / "replacement" / f"{Path(task.method_name).stem}-{key}"
         progress = self.progress.part(steps, f"{model.label}: {task.method_name} fitted to it")
@@ -609,22 +607,19 @@ class Fits:
 
 
 def _means(study: Study, model: Model, towers: Mapping[str, EquivalentBias]) -> list[Candidate]:
-    """The mean of what a model's blocks add, in place of what forms of the same shapes learn."""
+    """Makes students of a model's equivalent biases, in the forms that have their shapes."""
     candidates = []
     for form, name in MEANS.items():
         method = make_method(name, vision_tower="vision" in towers, text_tower="text" in towers)
         task = Task(study.clip, method, model.task, dtype=model.task.classifier.dtype)
         learnables = {f"{tower}_bias": getattr(bias, form) for tower, bias in towers.items()}
         numbers = parameter_count(learnables)["total"]
-        candidates.append((Student(Kind.MEAN, form, STUDENT_FORMS[form].words, numbers), Tuned(task, learnables)))
+        candidates.append((Student(Origin.MEAN, form, STUDENT_FORMS[form].words, numbers), Tuned(task, learnables)))
     return candidates
 
 
 def _classifications(study: Study, model: Model, beside: Sequence[Candidate], fitted: Split) -> Request:
-    """For "logits" `[n, K, C]` and "features" `[n, K, d]`: frozen model, tuned model, `beside`, then its controls.
-
-    What is kept of it is named by the images that forms were fitted on, which the study's identity does not cover.
-    """
+    """Requests "logits" `[n, K, C]` and "features" `[n, K, d]` of frozen model, tuned model, `beside`, controls."""
     predictors = [Predictor.of(each, study.params, study.replicate(each.learnables)) for _, each in beside]
     others_of = [other for _, _, other in controls(study, model)]
 
@@ -638,13 +633,13 @@ def _classifications(study: Study, model: Model, beside: Sequence[Candidate], fi
             "features": jnp.stack([features for _, features in outputs], axis=1),
         }
 
-    return Request(
-        f"replacement-{model.key}-{fitted.identity[:16]}", f"{model.label}: replacements", study.images, step
-    )
+    # Its name holds the fitted images, which the study's identity does not cover: others make other students.
+    name = f"replacement-{model.key}-{fitted.identity[:16]}"
+    return Request(name, f"{model.label}: replacements", study.images, step)
 
 
 def _by_method(study: Study, fitted: Mapping[str, ModelReplacements]) -> tuple[MethodReplacements, ...]:
-    """What each method can be exchanged for, over the models that something was fitted to."""
+    """Compares each method with its replacements, over the models that something was fitted to."""
     methods = []
     for models in same_but_for_seed([model for model in study.tuned if model.key in fitted]):
         first = models[0]

@@ -1,8 +1,8 @@
-"""What a study finds: `analysis` computes these records, `results_file` keeps them, `report` reads them.
+"""Results of a study: `analysis` computes these records, `results_file` stores them, `report` reads them.
 
-Layers are counted from 0. A section that was not requested is `None`; a model that a section leaves out has `Missing`
-in its place. Letters of shapes: `n` images of the split, `K` pictures or mixtures, `L` layers, `H` heads, `M` patches,
-`V` vision prompts, `N` tokens, `C` classes, `D` width, `R` pixels along a side.
+Layers are counted from 0. A model that a section leaves out has `Missing` in its place. Letters of shapes: `n` images
+of the split, `K` pictures or ways to classify, `L` layers, `H` heads, `M` patches, `V` vision prompts, `N` tokens, `C`
+classes, `D` width, `R` pixels along a side.
 """
 
 import dataclasses
@@ -15,22 +15,22 @@ import numpy as np
 from clipbias.analysis.uncertainty import Estimate
 from clipbias.data.confusion import binomial_error
 
-FORMAT = 12  # of stored results, and of what is kept of an unfinished study
+FORMAT = 13  # of stored results and of the parts of an unfinished study
 CHANGES = ("wrong → right", "right → wrong", "both right", "both wrong")
-TEXT_KINDS = ("sos", "prompt", "words", "category", "dot", "eos")
+TEXT_TYPES = ("sos", "prompt", "words", "category", "dot", "eos")
 T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
 class Missing:
-    """Why a section has no result for a model, in one sentence."""
+    """Reason why a section has no result for a model, in one sentence."""
 
     reason: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Average:
-    """A mean over samples and its standard error, arrays of one shape."""
+    """Mean over samples and its standard error, arrays of one shape."""
 
     mean: np.ndarray
     standard_error: np.ndarray
@@ -42,7 +42,7 @@ class DatasetFacts:
 
     name: str
     split: str
-    images: int  # how many could be read
+    images: int  # that could be read
     class_names: tuple[str, ...]
     template: str  # zero-shot's text
 
@@ -56,13 +56,13 @@ class ClipFacts:
     image_size: int
     grid: int  # patches along one side
     patches: int
-    tokens: int  # of an image without prompts: the patches, and `[cls]` where there is one
+    tokens: int  # of an image without prompts: patches, and `[cls]` where there is one
     vision_layers: int
 
 
 @dataclasses.dataclass(frozen=True)
 class ParameterCount:
-    """Numbers of learned parameters; `shared` belong to no single tower."""
+    """Numbers of learned parameters; `shared` are those of no single tower."""
 
     total: int
     vision: int
@@ -79,17 +79,15 @@ class ModelFacts:
     name: str  # of all its seeds together
     method: str
     options: dict[str, object]
-    training: str  # what all its seeds have in common: images, shots, recipe
+    training: str  # what all its seeds share: images, shots, recipe
     parameters: ParameterCount
-    # vision_prompts, text_prompts: learned tokens, `V` and `T`.
-    vision_prompts: int
-    text_prompts: int
+    vision_prompts: int  # learned tokens, `V`
+    text_prompts: int  # learned tokens, `T`
     vision_depth: int  # layers of the vision tower with learned tokens of their own
-    changes_vision: bool  # whether its vision tower is another than CLIP's
-    # accuracy, images: in percent, of the images that could be read.
-    accuracy: float
-    images: int
-    source: str  # where its adapter lies
+    changes_vision: bool  # whether it changes the vision tower
+    accuracy: float  # in percent, over images that could be read
+    images: int  # that could be read
+    source: str  # path of its adapter
 
     @property
     def has_prompts(self) -> bool:
@@ -97,13 +95,13 @@ class ModelFacts:
 
     @property
     def standard_error(self) -> float:
-        """Of the accuracy, binomial, in points."""
+        """Binomial standard error of the accuracy, in points."""
         return binomial_error(self.accuracy, self.images)
 
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-    """The class that every model gives each image, int32 `[n]`; -1 for an image that not all models saw."""
+    """Predicted classes of every model, int32 `[n]`; -1 for an image that not all models saw."""
 
     labels: np.ndarray
     models: dict[str, np.ndarray]  # by key
@@ -113,11 +111,11 @@ class Predictions:
         return next(iter(self.models.values()))
 
     def right(self, key: str) -> np.ndarray:
-        """Which images a model gets right."""
+        """Returns which images a model gets right, bool `[n]`."""
         return self.models[key] == self.labels
 
     def changes(self, key: str) -> np.ndarray:
-        """What a tuned model changes of every image, numbers of `CHANGES`; -1 for an image that was not read."""
+        """Returns each image's change by a tuned model, an index into `CHANGES`; -1 for an image that was not read."""
         was_right = self.zero_shot == self.labels
         is_right = self.right(key)
         change = np.select([~was_right & is_right, was_right & ~is_right, was_right & is_right], [0, 1, 2], 3)
@@ -125,8 +123,8 @@ class Predictions:
 
 
 @dataclasses.dataclass(frozen=True)
-class ByOutcome(Generic[T]):
-    """The same in both outcomes: accuracy in points, log-likelihood in nats, by which labels are decided."""
+class ByMetric(Generic[T]):
+    """Values for both metrics: accuracy in points, and log-likelihood in nats, which decides labels."""
 
     accuracy: T
     log_likelihood: T
@@ -139,34 +137,35 @@ class ByOutcome(Generic[T]):
 
 
 @dataclasses.dataclass(frozen=True)
-class Levels:
-    """What a tuned run adds to a tower's tokens, against nothing, at its own attention, in one outcome (`causal`)."""
+class Ablations:
+    """Effects of what a tuned run adds to a tower's tokens, at its own attention, in one metric (`causal`).
 
-    # All of it, with its share of the gain; of texts, whose images are the frozen model's, of the text's gain.
-    all: Estimate
-    kind: Estimate  # the mean by layer and kind of token over training images, or over classes; with its share of all
-    position: Estimate | None  # the mean by layer and position, likewise; `None` of texts
-    other: Estimate | None  # what it adds for another image, likewise
-    # An image's own less another image's: what exchanging it between images costs; with its share of all.
-    exchange: Estimate | None
+    Effects are over adding nothing. Text ablations keep the frozen model's images, and have no position nor other.
+    """
+
+    all: Estimate  # of everything added, with its share of the gain
+    # With their shares of `all`:
+    kind: Estimate  # mean ablation by layer and kind, over training images or classes
+    position: Estimate | None  # mean ablation by layer and position
+    other: Estimate | None  # resample ablation
+    exchange: Estimate | None  # loss under resample ablation: the image's own less another image's
 
 
 @dataclasses.dataclass(frozen=True)
 class CausalNumbers:
-    """What a gain is made of in one outcome; all but the first two with their shares of the gain."""
+    """Parts of a gain in one metric; all but the first two with their shares of the gain."""
 
-    reference: Estimate  # the outcome of the frozen model
+    reference: Estimate  # the frozen model's score
     gain: Estimate  # of the tuned model over it
-    attention: Estimate | None  # the corner PR, attention alone; `None` where the two runs are not mixed, as for heads
-    tokens: Estimate | None  # the corner RP, what is added to tokens, attention frozen
-    towers: dict[str, Estimate]  # by name, what each tower gains alone, where a method changes both
-    # image, text: what is added to image and to text tokens, where that was measured.
-    image: Levels | None
-    text: Levels | None
+    attention: Estimate | None  # PR, attention alone; `None` without path patching, as for heads
+    tokens: Estimate | None  # RP, tokens alone
+    towers: dict[str, Estimate]  # gain of each tower alone, by name, where a method changes both
+    image: Ablations | None  # of image tokens, where measured
+    text: Ablations | None  # of text tokens, where measured
 
 
 class Where(enum.Enum):
-    """Where a method acts, of the share of the gain that attention alone has."""
+    """First label: whether a method acts through attention, by the share of the gain of attention alone."""
 
     ATTENTION = "attention"
     NOT_ATTENTION = "not attention"
@@ -176,7 +175,7 @@ class Where(enum.Enum):
 
 
 class What(enum.Enum):
-    """What a method adds to image tokens, of what exchanging it between images costs."""
+    """Second label: the kind of addition to image tokens, by the effect of resample ablation."""
 
     NOTHING = "nothing"
     SAME = "the same for every image"
@@ -185,8 +184,8 @@ class What(enum.Enum):
 
 
 @dataclasses.dataclass(frozen=True)
-class Labels:
-    """The verdict on a method; `what` is `None` where there is no gain."""
+class VerdictLabels:
+    """Verdict on a method; `what` is `None` without a gain."""
 
     where: Where
     what: What | None
@@ -194,27 +193,27 @@ class Labels:
 
 @dataclasses.dataclass(frozen=True)
 class MethodResult:
-    """One method: its only adapter, or all its seeds together, over seeds and images crossed."""
+    """Result of one method: of its only adapter, or of all its seeds, with seeds and images crossed."""
 
-    label: str  # its name, with the number of seeds where there are several
-    name: str  # the same without that number
-    method: str  # as the registry names it
+    label: str  # name, with the number of seeds where there are several
+    name: str
+    method: str  # name in the registry
     models: tuple[str, ...]  # keys of its adapters
     accuracy: float  # in percent, a mean over seeds
-    images: int  # how many were tested
-    numbers: ByOutcome[CausalNumbers] | None  # of the causal test; `None` where it was not run
-    labels: Labels | None  # `None` where it was not run, or on too few images
-    sentence: str  # the verdict in words
+    images: int  # tested
+    numbers: ByMetric[CausalNumbers] | None  # `None` without the causal test
+    labels: VerdictLabels | None  # `None` without the causal test, or with too few images
+    sentence: str  # verdict in words
 
 
 @dataclasses.dataclass(frozen=True)
 class StudyResults:
-    """All that a study found: facts, the results of its sections, and the verdict on each method."""
+    """Results of a study: facts, results of its sections, and the verdict on each method."""
 
     dataset: DatasetFacts
     clip: ClipFacts
     models: tuple[ModelFacts, ...]
-    sections: dict[str, Any]  # the result of each section by its name (`sections`), predictions among them
+    sections: dict[str, Any]  # results by the section's name, predictions among them
     config: dict[str, object]
     seconds: float
     methods: tuple[MethodResult, ...] = ()
@@ -232,24 +231,24 @@ class StudyResults:
         return self.sections["predictions"]
 
     def why_missing(self, section: str) -> dict[str, str]:
-        """By model the reason why a section leaves it out."""
+        """Returns the reasons why a section leaves out models, by model key."""
         result = self.sections[section]
         models = result if isinstance(result, dict) else getattr(result, "models", {})
         return {key: model.reason for key, model in models.items() if isinstance(model, Missing)}
 
     @property
     def sentence(self) -> str:
-        """The verdicts in words, a sentence for each method."""
+        """Verdicts in words, a sentence for each method."""
         return " ".join(method.sentence for method in self.methods)
 
 
 def present(results: Mapping[str, T | Missing] | None) -> dict[str, T]:
-    """Of a section's results by model those that there are."""
+    """Returns a section's results without `Missing`, by model key."""
     return {key: result for key, result in (results or {}).items() if not isinstance(result, Missing)}
 
 
 def same_but_for_seed(models: Sequence[T]) -> list[list[T]]:
-    """Models by method and training, in the order in which they come."""
+    """Groups models by method and training, in order of appearance."""
     groups: dict[tuple[str, str], list[T]] = {}
     for model in models:
         facts: Any = model  # of a study (`Model`), or of its results (`ModelFacts`)

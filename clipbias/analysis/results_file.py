@@ -1,8 +1,7 @@
-"""All results of a study, on disk: arrays in `results.npz`, all else in `results.json`, by one codec (cattrs).
+"""Results of a study on disk: arrays in `results.npz`, everything else in `results.json`, by one codec (cattrs).
 
-An array's name in the archive is its place among the results, such as `relevancy/ivlp/corrected/vision/tuned/mean`. The
-JSON has `{"npz": name}` in that place. A digest of each file is kept, so that nobody reads a damaged or edited file, or
-arrays of another study.
+An array's name in the archive is its path among the results, such as `relevancy/ivlp/corrected/vision/tuned/mean`. The
+JSON has `{"npz": name}` at that path. Digests of both files detect damage, edits, and arrays of another study.
 """
 
 import hashlib
@@ -28,13 +27,12 @@ _ARRAY = "npz"
 
 
 def save_results(folder: str | os.PathLike, results: StudyResults) -> None:
-    """Writes both files, each atomically, the arrays first. NaN is no JSON: it is written as null.
-
-    A process that is killed between the two leaves what `load_results` refuses.
-    """
+    """Writes both files, each atomically. NaN is written as null, since JSON has no NaN."""
     folder = Path(folder)
     arrays: dict[str, np.ndarray] = {}
     content = _without_arrays(_CODEC.unstructure(results), "", arrays)
+    # Arrays first: after a kill between the two files, the JSON's digest of the arrays does not fit, and
+    # `load_results` refuses them.
     save_arrays(folder / ARRAYS, arrays)
     content = {"format": FORMAT, **content, _ARRAYS_DIGEST: sha256(folder / ARRAYS)}
     content[_DIGEST] = _digest(content)
@@ -42,7 +40,7 @@ def save_results(folder: str | os.PathLike, results: StudyResults) -> None:
 
 
 def load_results(folder: str | os.PathLike) -> StudyResults:
-    """Reads what `save_results` wrote. Raises `ClipbiasError` for none, or damaged ones, or those of another format."""
+    """Reads stored results. Raises `ClipbiasError` for missing or damaged files, or another format."""
     scalars_path = Path(folder) / SCALARS
     arrays_path = Path(folder) / ARRAYS
     for path in (scalars_path, arrays_path):
@@ -54,10 +52,10 @@ def load_results(folder: str | os.PathLike) -> StudyResults:
             f"{scalars_path} has format {content.get('format')!r}; this version reads {FORMAT}. Run the study again."
         )
     if content.pop(_DIGEST, None) != _digest(content):
-        raise ClipbiasError(f"{scalars_path} is not as it was written; delete it and run again.")
+        raise ClipbiasError(f"{scalars_path} was edited or damaged; delete it and run again.")
     if content.pop(_ARRAYS_DIGEST, None) != sha256(arrays_path):
         raise ClipbiasError(
-            f"{arrays_path} is damaged, or of another study than {scalars_path.name} beside it; run the study again."
+            f"{arrays_path} is damaged, or belongs to another study than {scalars_path.name}; run the study again."
         )
     del content["format"]
     content = _with_arrays(content, "", load_arrays(arrays_path))
@@ -78,7 +76,7 @@ def _digest(content: Mapping[str, Any]) -> str:
 
 
 def _without_arrays(value: Any, place: str, arrays: dict[str, np.ndarray]) -> Any:
-    """`value` in JSON's own types; its arrays go to `arrays` by their places."""
+    """Converts `value` to JSON's types; moves its arrays to `arrays`, by their paths."""
     if isinstance(value, Mapping):
         return {
             str(key): _without_arrays(item, f"{place}/{key}" if place else str(key), arrays)

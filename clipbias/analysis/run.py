@@ -1,4 +1,4 @@
-"""A whole study: the requested sections, over as few passes over the images as they allow."""
+"""Runs a study: computes the requested sections, judges the methods, and stores the results."""
 
 import dataclasses
 import time
@@ -8,14 +8,7 @@ from typing import Any
 
 from clipbias import hosts
 from clipbias.analysis.model import Model
-from clipbias.analysis.results import (
-    ClipFacts,
-    DatasetFacts,
-    ModelFacts,
-    ParameterCount,
-    Predictions,
-    StudyResults,
-)
+from clipbias.analysis.results import ClipFacts, DatasetFacts, ModelFacts, ParameterCount, Predictions, StudyResults
 from clipbias.analysis.results_file import save_results
 from clipbias.analysis.sections import Section, all_sections
 from clipbias.analysis.study import Study
@@ -33,10 +26,17 @@ def run_study(
     config: Mapping[str, Any] | None = None,
     sections: Iterable[str] | None = None,
 ) -> StudyResults:
-    """Computes the sections of these names, and writes `results.npz` and `results.json` into `folder`.
+    """Computes a study's sections and writes `results.npz` and `results.json` into `folder`.
 
-    Default: all of `all_sections`. Predictions are always made. `dataset` and `split` name the images, and `config` is
-    stored with the results. Raises `ClipbiasError` for an unknown section, or where no image could be read.
+    Args:
+      study: models, images and devices.
+      folder: of the results.
+      dataset, split: names of the images, for the results.
+      config: stored with the results.
+      sections: names; predictions are always computed. Default: all of `all_sections`.
+
+    Raises:
+      ClipbiasError: a section is unknown, or no image could be read.
     """
     began = time.monotonic()
     requested = named_sections(sections)
@@ -65,6 +65,7 @@ def run_study(
         config=dict(config or {}),
         seconds=0.0,
     )
+    # The verdict needs the causal test of all models, and a section's `finish` needs the verdict.
     results = judge(facts)
     finished = {section.name: section.finish(study, results) for section in requested if section.finish}
     results = dataclasses.replace(results, sections=computed | finished)
@@ -75,7 +76,7 @@ def run_study(
 
 
 def named_sections(names: Iterable[str] | None) -> list[Section[Any]]:
-    """The sections of these names, and predictions. Default: all. Raises `ClipbiasError` for an unknown name."""
+    """Returns the sections of these names, and predictions. Raises `ClipbiasError` for an unknown name."""
     known = all_sections()
     asked = list(known) if names is None else list(names)
     if unknown := [name for name in asked if name not in known]:

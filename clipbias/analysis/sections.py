@@ -1,7 +1,7 @@
-"""A section of a study is one thing: a name, a line that says what it measures, and a generator that computes it.
+"""Sections of a study: a name, a title, and a generator that computes a result.
 
-Every `Section` that a module of this package defines is in a study. Its result is stored under its name, and
-`report` shows it where a module there defines a `Drawing` of it. No list of sections stands anywhere else.
+Every `Section` that a module of this package defines is part of a study. Its result is stored under its name, and
+`report` shows it if a module there defines a `Drawing` of it. No list names the sections.
 """
 
 import dataclasses
@@ -24,12 +24,12 @@ class Section(Generic[T]):
     """A part of a study.
 
     Attributes:
-      name: its key among results and in `--config.sections`.
-      title: says what it shows, above it on the page.
-      result: the type of its result, a dataclass, or a dictionary of dataclasses by model; `results_file` reads the
-        result back by it.
+      name: key among results and in `--config.sections`.
+      title: heading on the page.
+      result: type of its result, a dataclass, or a dictionary of dataclasses by model, by which `results_file` reads
+        it.
       compute: yields requests for images and returns the result.
-      finish: returns the result again when the verdict is known. Default: it stays.
+      finish: returns the final result once the verdict is known. Default: the same result.
     """
 
     name: str
@@ -39,16 +39,17 @@ class Section(Generic[T]):
     finish: Callable[[Study, StudyResults], T] | None = None
 
     def of(self, results: StudyResults) -> T | None:
-        """The section's result; `None` where it was not requested."""
+        """Returns the section's result; `None` where it was not requested."""
         return results.sections.get(self.name)
 
 
 @functools.cache
 def all_sections() -> dict[str, Section[Any]]:
-    """The sections of all modules of this package, by name, in alphabetical order."""
+    """Returns the sections of all modules of this package, by name, in alphabetical order."""
     sections: dict[str, Section[Any]] = {}
     for module in pkgutil.iter_modules(analysis.__path__):
         for value in vars(importlib.import_module(f"{analysis.__name__}.{module.name}")).values():
+            # A section that a module imports from another one is the same object, and no duplicate.
             if isinstance(value, Section) and sections.setdefault(value.name, value) is not value:
                 raise ClipbiasError(f"two sections are called {value.name!r}, the second in {module.name}; rename it.")
     return dict(sorted(sections.items()))

@@ -1,7 +1,7 @@
 """Averages over a dataset in constant memory: mean, standard error, count; mergeable.
 
-A batch is reduced on the device (`Moments.of`, traced, so it is sharded with its input), and batches are merged on the
-host in float64 by Chan's formula. What several devices or hosts hold merges the same way.
+A batch is reduced on the device (`Moments.of`, traced, so it is sharded with its input). Batches are merged on the host
+in float64 by Chan's formula.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from clipbias.analysis.results import Average
 
 
 def _widen(x: Any, ndim: int) -> Any:
-    """`x` with axes appended up to `ndim`."""
+    """Appends axes to `x` up to `ndim`."""
     return x.reshape(x.shape + (1,) * (ndim - x.ndim))
 
 
@@ -34,17 +34,18 @@ class Moments:
 
     @classmethod
     def of(cls, values: jax.Array, mask: jax.Array | None = None) -> "Moments":
-        """Of `values [B, …]`, counting where `mask`, `[B]` or with more of the leading axes of `values`, is true."""
+        """Computes moments of `values [B, …]` where `mask`, over one or more of their leading axes, is true."""
         mask = jnp.ones(values.shape[:1]) if mask is None else mask.astype(jnp.float32)
         weight = _widen(mask, values.ndim)
         count = mask.sum(0)
-        # What is masked may hold anything, NaN included.
+        # Masked values may be NaN, and 0 · NaN is NaN: they are replaced, not weighted.
         values = jnp.where(weight > 0, values, 0).astype(jnp.float32)
         mean = values.sum(0) / jnp.maximum(_widen(count, values.ndim - 1), 1)
         return cls(count, mean, (weight * jnp.square(values - mean)).sum(0))
 
     def merge(self, other: "Moments") -> "Moments":
-        """Both together, in float64 on the host."""
+        """Joins two groups of samples, in float64 on the host."""
+        # Chan's formula: squares stay deviations from the mean. `Σx² − n x̄²` would cancel for means far from 0.
         mine, theirs = (jax.tree.map(lambda x: np.asarray(x, np.float64), m) for m in (self, other))
         total = mine.count + theirs.count
         share = _widen(theirs.count / np.maximum(total, 1), mine.mean.ndim)
@@ -53,7 +54,7 @@ class Moments:
         return Moments(total, mine.mean + delta * share, mine.squares + theirs.squares + between)
 
     def joined(self) -> "Moments":
-        """Those of several groups, stacked on a leading axis, as one; traced, where `merge` is on the host."""
+        """Joins groups of samples that are stacked on a leading axis, in traced code."""
         count = self.count.sum(0)
         weight = _widen(self.count, self.mean.ndim)
         mean = (weight * self.mean).sum(0) / jnp.maximum(_widen(count, self.mean.ndim - 1), 1)
@@ -61,7 +62,7 @@ class Moments:
 
     @property
     def standard_error(self) -> np.ndarray:
-        """Of the mean; NaN below two samples."""
+        """Standard error of the mean; NaN below two samples."""
         squares = np.asarray(self.squares, np.float64)
         count = _widen(np.asarray(self.count, np.float64), squares.ndim)
         error = np.sqrt(squares / np.maximum(count - 1, 1) / np.maximum(count, 1))
@@ -69,12 +70,11 @@ class Moments:
 
     @property
     def samples(self) -> int:
-        """The number of samples."""
         return int(np.max(self.count, initial=0))
 
     @property
     def average(self) -> Average:
-        """Mean and standard error, float32."""
+        """Mean and standard error in float32."""
         return Average(np.asarray(self.mean, np.float32), np.asarray(self.standard_error, np.float32))
 
 
@@ -82,7 +82,7 @@ Totals = dict[str, Moments]
 
 
 def merge(totals: Mapping[str, Moments], batch: Mapping[str, Moments]) -> Totals:
-    """Adds a batch's moments by name; names may be new."""
+    """Joins a batch's moments with totals, by name; names may be new."""
     merged = dict(totals)
     for name, moments in batch.items():
         merged[name] = merged[name].merge(moments) if name in merged else moments
@@ -90,14 +90,14 @@ def merge(totals: Mapping[str, Moments], batch: Mapping[str, Moments]) -> Totals
 
 
 def divided_by_sum(rows: jax.Array, visible: jax.Array | None = None) -> jax.Array:
-    """Rows `[..., N]`, none below 0, each divided by its sum where it is `visible`; one of zeros stays as it is."""
+    """Divides rows `[..., N]`, none below 0, by their sums over `visible` tokens; a row of zeros stays."""
     if visible is not None:
         rows = jnp.where(visible, rows, 0)
     return _ratio(rows, rows.sum(-1, keepdims=True))
 
 
 def stretched(rows: jax.Array) -> jax.Array:
-    """Rows `[..., N]`, each from 0 at its smallest number to 1 at its largest."""
+    """Scales rows `[..., N]` to 0 at their smallest number and 1 at their largest."""
     low = rows.min(-1, keepdims=True)
     return _ratio(rows - low, rows.max(-1, keepdims=True) - low)
 
@@ -107,13 +107,14 @@ def _ratio(rows: jax.Array, by: jax.Array) -> jax.Array:
 
 
 def rank_correlation(x: jax.Array, y: jax.Array) -> jax.Array:
-    """Spearman's ρ along the last axis, equal values sharing their mean rank; 0 where one side is constant."""
+    """Computes Spearman's ρ along the last axis; equal values share their mean rank; 0 where one side is constant."""
+    # Pearson's correlation of ranks: the shortcut `1 − 6 Σd² / (n³ − n)` is wrong where values are equal.
     a, b = (r - r.mean(-1, keepdims=True) for r in (rankdata(x, axis=-1), rankdata(y, axis=-1)))
     scale = jnp.sqrt(jnp.square(a).sum(-1) * jnp.square(b).sum(-1))
     return (a * b).sum(-1) / jnp.where(scale > 0, scale, 1)
 
 
 def total_variation(x: jax.Array, y: jax.Array) -> jax.Array:
-    """Half the sum of absolute differences of two distributions along the last axis, each divided by its sum."""
+    """Computes the total variation of two distributions along the last axis, each divided by its sum first."""
     a, b = divided_by_sum(x), divided_by_sum(y)
     return jnp.abs(a - b).sum(-1) / 2

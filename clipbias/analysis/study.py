@@ -1,12 +1,11 @@
-"""A zero-shot model, tuned ones and a dataset, and one pass over images that serves every section that needs them.
+"""A study: a zero-shot model, tuned models and a dataset, with one pass over the images for all sections.
 
-A section's `Computation` is a generator. It yields a `Request` for all that it needs of images, and receives the
-results by name. Its next requests may depend on them: the causal test needs means over images, then runs with these
-means. `Study.run` collects the requests of all sections, and reads each list of images once for all of them. Requests
-of the same name are one request.
+A section's `Computation` is a generator. It yields `Request`s and receives their results by name. Its next requests may
+depend on them: the causal test needs means over images first, then runs with these means. `Study.run` collects the
+requests of all sections and reads each list of images once. Requests of the same name are one request.
 
-Every minute, and whatever ends a pass, each request's state is written to `parts/`. An interrupted study continues from
-there.
+The state of each request is written to `parts/` every minute and at the end of each pass, even of a failed one. An
+interrupted study continues from there.
 """
 
 import dataclasses
@@ -50,64 +49,62 @@ Step = Callable[[Batch], Mapping[str, Any]]
 T = TypeVar("T")
 Program = TypeVar("Program", bound=Callable[..., object])
 SAVE_SECONDS = 60.0
-_STAGE = "texts and statistics"  # before, between and behind passes over images
+_STAGE = "texts and statistics"  # between passes over images
 _IDENTITY = "__identity__"
 _EXAMPLES = "__examples__"
 _FIELDS = ("count", "mean", "squares")  # of `Moments`
 
 
-# Images per batch by default. What a block makes of more of them leaves a CPU's caches.
+# Default images per batch. Larger batches fall out of CPU caches.
 _BATCH = 32
 _BATCH_ON_CPU = 8
 
 
 @dataclasses.dataclass(frozen=True)
 class StudyOptions:
-    """The options of a study, all of which are stored with its results."""
+    """Options of a study, stored with its results."""
 
     batch_size: Positive | None = setting(
         None,
-        f"Images at a time over all devices; None takes {_BATCH_ON_CPU} on a CPU and {_BATCH} elsewhere.",
+        f"Images per batch, over all devices. Default: {_BATCH_ON_CPU} on a CPU, {_BATCH} elsewhere.",
         no_effect="sums over images are the same to rounding",
     )
     image_limit: Positive | None = setting(
         None,
-        "At most so many images are explained, spread evenly; None takes all. Predictions of an evaluation are read "
-        "for all anyway.",
+        "Largest number of images to explain, spread evenly. Default: all. Stored predictions of an evaluation are "
+        "read for all images anyway.",
     )
     training_images: Positive | None = setting(
-        256, "Means of what is added are measured on so many training images, spread evenly; None takes all."
+        256, "Training images, spread evenly, over which mean ablations average; None for all."
     )
     explore_images: Annotated[int, Range(1, 1000)] = setting(
-        48,
-        "Images that a reader of the report can explore, layer by layer; fewer where their maps "
-        "would take more than 15 MB of the page.",
+        48, "Images to explore in the report, layer by layer; fewer where their maps would exceed 15 MB of the page."
     )
     replacement_forms: tuple[Annotated[str, Choices(tuple(STUDENT_FORMS))], ...] = setting(
-        ("kind",), f"Forms that are fitted to each adapter's outputs; there are {', '.join(STUDENT_FORMS)}."
+        ("kind",), f"Forms to fit to each adapter's outputs: some of {', '.join(STUDENT_FORMS)}."
     )
     replacement_steps: Count = setting(
-        300, "Steps of each form, and of the adapter's own method fitted to itself; 0 leaves replacements out."
+        300, "Steps of each fit, of a form or of the adapter's own method; 0 leaves replacements out."
     )
     on_image_error: OnImageError = setting_of(ImageReading, "on_image_error")
     workers: WorkerCount | None = setting_of(ImageReading, "workers", no_effect="threads that read images")
-    seed: Count = setting(0, "Of random orders, of other images in the causal test, and of fits.")
+    seed: Count = setting(0, "Seed of random orders, of resample ablation, and of fits.")
 
     def __post_init__(self) -> None:
         check_fields(self)
 
     @property
     def images_at_once(self) -> int:
-        """Images per step over all devices: `batch_size`, or what is fast here."""
+        """Images per batch over all devices: `batch_size`, or the backend's default."""
         return self.batch_size or (_BATCH_ON_CPU if jax.default_backend() == "cpu" else _BATCH)
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What a section needs of images.
+    """Request of a section for one pass over images.
 
-    Its result has what `step` returns, by name: `Moments` summed over all images; and of arrays `[B, …]` a row for each
-    image that could be read, `[n, …]`. Beside such rows "images" are the numbers of these images.
+    Its result holds the values of `step` by name: `Moments`, summed over all images; arrays `[B, …]`, as rows `[n, …]`
+    of the images that could be read, with their numbers under "images".
     """
 
     name: str  # unique in a study; a file name
@@ -115,8 +112,8 @@ class Request:
     indices: np.ndarray  # numbers of the images in the split
     # From a batch (uint8 "images" `[B, R, R, 3]`, "labels", "mask" and "numbers" `[B]`) to arrays or `Moments`.
     step: Step
-    split: Split | None = None  # the images; `None` takes the study's
-    crops: int = 0  # views of each image besides itself; images are then `[B, 1 + crops, R, R, 3]`
+    split: Split | None = None  # default: the study's
+    crops: int = 0  # crops of each image; with any, images are `[B, 1 + crops, R, R, 3]`
 
 
 # Yields requests, receives their results by name, returns the section's result.
@@ -124,10 +121,10 @@ Computation = Generator[Sequence[Request], dict[str, Any], T]
 
 
 class RequestProgress:
-    """How far a request is: sums and rows, and how many of its images are in them, always together."""
+    """State of a request: its sums and rows, and the number of images in them."""
 
     def __init__(self, request: Request, folder: Path, study: str) -> None:
-        """Takes up what the folder holds of the same study; nothing where a file is damaged or of another study."""
+        """Reads the state of the same study from the folder; starts anew if a file is damaged or of another study."""
         self.request = request
         self._path = folder / f"{request.name}.npz"
         self._study = study
@@ -148,7 +145,7 @@ class RequestProgress:
         self._saved = self.done
 
     def add(self, batch: dict[str, Any], count: int, mask: np.ndarray) -> None:
-        """Adds what `step` made of the next `count` images, on the host; `mask [B]` says which could be read."""
+        """Adds the results of `step` on the next `count` images, on the host; `mask [B]`: could be read."""
         examples = self.request.indices[self.done : self.done + count]
         read = mask[: len(examples)]
         sums = {name: value for name, value in batch.items() if isinstance(value, Moments)}
@@ -162,13 +159,14 @@ class RequestProgress:
 
     @property
     def result(self) -> dict[str, Any]:
-        """What the section receives."""
+        """Result that the section receives."""
         return self._sums | {name: np.concatenate(parts) for name, parts in self._rows.items()}
 
     def save(self) -> None:
         """Writes sums and rows, whole, if there is anything new."""
         if self.done == self._saved:
             return
+        # Sums and their number of images go to one file: a kill between two files would count images twice.
         arrays = {_IDENTITY: np.asarray(self._study), _EXAMPLES: np.asarray(self.done)}
         for name, value in self.result.items():
             if isinstance(value, Moments):
@@ -201,14 +199,17 @@ class Study:
           models: zero-shot first.
           split: labelled images.
           options: settings.
-          folder: for `parts/`; what is there of the same study is not computed again.
-          training: images of the training set, for equivalent biases; `None` leaves that out.
-          unlabelled: images that replacements are fitted on, none of which is in `split`; `None` leaves these out.
-          mesh: where to compute; `None` takes this process's first device.
+          folder: for `parts/`, from which the same study continues.
+          training: training images, for means; without them, sections leave out measures that need them.
+          unlabelled: images to fit replacements on, none of them in `split`; without them, none are fitted.
+          mesh: devices. Default: this process's first device.
           advance: called before the first batch and after every batch with a title, batches done, and batches in all;
-            with 0 and 0 for a stage without batches, and no title where something else shows its progress.
-          known: the class that a model was already seen to give every image, int32 `[n]`, -1 where one could not be
-            read; or `None`. Where all models' are known, `options.image_limit` does not apply to them.
+            with 0 and 0 for a stage without batches, without a title where another bar shows progress.
+          known: returns a model's stored predictions, int32 `[n]`, -1 for an unreadable image, or `None`. They hold for
+            the whole split, whatever `options.image_limit`.
+
+        Raises:
+          ClipbiasError: keys are not unique or not valid, or there is no image.
         """
         keys = [model.key for model in models]
         if keys[:1] != [ZERO_SHOT] or len(set(keys)) != len(keys) or any("/" in key for key in keys):
@@ -233,7 +234,7 @@ class Study:
         self.clip = models[0].task.clip
         self.params: Params = self.replicate(cast_weights(self.clip.params, models[0].task.classifier.dtype))
         self.learnables = {model.key: self.replicate(model.learnables) for model in models}
-        self.shared: dict[tuple[str, str], Any] = {}  # what several sections use, by the identity of what it is made of
+        self.shared: dict[tuple[str, str], Any] = {}  # predictors and programs of several sections, by identity
 
     @property
     def zero_shot(self) -> Model:
@@ -241,10 +242,7 @@ class Study:
 
     @functools.cached_property
     def worded(self) -> Model:
-        """Zero-shot with the text that figures of relevancy and of the text tower show it with.
-
-        That is the paper's, whatever template the dataset has.
-        """
+        """Zero-shot with the paper's text, whatever the dataset's template, for relevancy and the text tower."""
         model = self.zero_shot
         task = Task(self.clip, ZERO_SHOT, Classes(model.task.class_names), dtype=model.task.classifier.dtype)
         return model if task.texts == model.task.texts else dataclasses.replace(model, tuned=Tuned(task))
@@ -254,23 +252,23 @@ class Study:
         return self.models[1:]
 
     def replicate(self, tree: Any) -> Any:
-        """A tree of host arrays on every device of the mesh."""
+        """Places a tree of host arrays on every device of the mesh."""
         return placement.replicate(self.mesh, tree)
 
     def predictor(self, model: Model) -> Predictor:
-        """The model with its texts encoded, once for all sections."""
+        """Returns the model with its texts encoded, once for all sections."""
         place = ("predictor", model.tuned.identity)
         if place not in self.shared:
             self.shared[place] = Predictor.of(model.tuned, self.params, self.learnables[model.key])
         return self.shared[place]
 
     def program(self, name: str, model: Model, function: Program) -> Program:
-        """`function` compiled, once for all sections."""
+        """Compiles `function` once for all sections and models of the same task."""
         return self.shared.setdefault((name, model.task.identity), jax.jit(function))
 
     @functools.cached_property
     def identity(self) -> str:
-        """Names what is kept of an unfinished study: of these models, images and options."""
+        """Identity of an unfinished study's parts: models, images and options."""
         training = self.training and self.training.subset(self.training_images)
         models = {model.key: [model.tuned, model.seed] for model in self.models}
         return identity([FORMAT, models, self.split, training, self.options])
@@ -286,7 +284,7 @@ class Study:
         return spread(len(self.training or ()), self.options.training_images)
 
     def run(self, sections: Mapping[str, Computation[T]]) -> dict[str, T]:
-        """The results of sections by name. Each list of images is read once for all that request it at once."""
+        """Returns the results of sections by name."""
         finished: dict[str, T] = {}
         results: dict[str, Any] = {}
         waiting: dict[str, Sequence[Request]] = {}
@@ -301,6 +299,8 @@ class Study:
         self.advance(_STAGE, 0, 0)
         for name, section in sections.items():
             advance(name, section, None)
+        # In rounds: all sections yield their requests before a pass starts, so sections that need the same images read
+        # them once. A section that ends early takes no part in later rounds.
         while waiting:
             open_requests = [request for requests in waiting.values() for request in requests]
             new_requests = {request.name: request for request in open_requests if request.name not in results}
@@ -317,7 +317,7 @@ class Study:
         return self.run({"section": section})["section"]
 
     def _by_images(self, requests: Iterable[Request]) -> list[list[RequestProgress]]:
-        """Requests for the same images, which share a pass."""
+        """Groups requests for the same images, which share a pass."""
         groups: dict[Any, list[RequestProgress]] = {}
         for request in requests:
             progress = RequestProgress(request, self.parts, self.identity)
@@ -329,7 +329,7 @@ class Study:
         return list(groups.values())
 
     def _pass(self, requests: Sequence[RequestProgress]) -> None:
-        """Brings requests for the same images, as far as each other, to the end in one pass over the images."""
+        """Completes requests for the same images, equally far, in one pass."""
         first = requests[0].request
         title = first.title
         if len(requests) > 1:
@@ -337,9 +337,10 @@ class Study:
         size = self._size(first.split, first.crops)
         before, total = _batches_done(requests[0].done, len(first.indices), size)
         if before < total:
-            self.advance(title, before, total)  # the first batch may take long, since it compiles
+            self.advance(title, before, total)  # shows the bar before the first batch, which compiles
         saved = time.monotonic()
-        # Two at a time, since compiling keeps one core busy; several processes in turn, so that all do the same.
+        # Two threads, since compiling keeps one core busy. Several processes take one: their collectives must come in
+        # the same order everywhere.
         at_once = 1 if hosts.multi_process() else 2
         try:
             with ThreadPoolExecutor(at_once) as threads:
@@ -356,9 +357,9 @@ class Study:
                     if number == total or time.monotonic() - saved > SAVE_SECONDS:
                         saved = time.monotonic()
                         self._save(requests)
-                    if hosts.stops():  # several processes, which all stop at the same batch
+                    if hosts.stops():  # all processes stop at the same batch
                         raise hosts.Stopped
-        finally:  # whatever ends it, a notice to stop or an image that cannot be read
+        finally:  # also at a notice to stop or an unreadable image
             self._save(requests)
 
     def _save(self, requests: Sequence[RequestProgress]) -> None:
@@ -367,21 +368,16 @@ class Study:
                 progress.save()
 
     def _size(self, split: Split | None = None, crops: int = 0) -> int:
-        """Images per batch: the same for all sections, which so share programs; training images have their own.
-
-        With `crops` of each there are so many fewer.
-        """
+        """Returns the images per batch; with `crops` of each, so many fewer."""
+        # The same size for all sections, so that they share compiled programs.
         is_training = split is not None and split is self.training
         count = len(self.training_images) if is_training else len(self.images)
         at_once = max(1, self.options.images_at_once // (1 + crops))
         return placement.rows(self.mesh, min(at_once, max(count, 1)))
 
     def in_passes(self, compute: Callable[..., Any], *rows: np.ndarray) -> Any:
-        """`compute(*rows, mask)`, arrays `[B, …]`, over host rows `[n, …]` that all processes have, in batches.
-
-        All passes have the same size, whatever `n > 0` is, so that one program is compiled. The last one is filled up
-        with zeros, where `mask [B]` is false.
-        """
+        """Maps `compute(*rows, mask)`, of arrays `[B, …]`, over host rows `[n, …]`, the same in all processes."""
+        # Batches of one size, whatever `n` is, compile one program. The last is filled up with zeros, outside the mask.
         size = self._size()
         local = size // self._parts
         count = len(rows[0])
@@ -391,17 +387,18 @@ class Study:
             shards = [values[start : start + local] for values in (*rows, np.ones(count, bool))]
             padded = [np.concatenate([x, np.zeros((local - len(x), *x.shape[1:]), x.dtype)]) for x in shards]
             results.append(compute(*(placement.place_rows(self.mesh, x) for x in padded)))
-            jax.block_until_ready(results[-2:-1])  # as an evaluation does
+            # Waits for the batch before this one: the device stays busy, and no more than two batches are in memory.
+            jax.block_until_ready(results[-2:-1])
         return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *placement.device_get(results))
 
     def batches(
         self, indices: np.ndarray, start: int = 0, *, split: Split | None = None, crops: int = 0
     ) -> Iterator[tuple[Batch, int, int]]:
-        """Device batches of the examples `indices[start:]`: uint8 images, labels, mask, and their numbers in the split.
+        """Yields device batches of the examples `indices[start:]`, the batches done with each, and those in all.
 
-        They are those of the study's images, or of `split`, and the last batch is padded. With `crops` there are views
-        of each image, `[B, 1 + crops, R, R, 3]`, itself first. Beside each batch come the number of batches done with
-        it and the number in all, those before `start` included.
+        Batches hold uint8 images, labels, mask, and numbers in the split (default: the study's); the last is padded.
+        With `crops`, images are `[B, 1 + crops, R, R, 3]`, the image itself first. Batches done include those before
+        `start`.
         """
         size = self._size(split, crops)
         rest = indices[start:]
@@ -425,29 +422,30 @@ class Study:
             yield {name: placement.place_rows(self.mesh, values) for name, values in batch.items()}, number, total
 
     def normalize(self, images: jax.Array) -> jax.Array:
-        """Raw pixels to what the model takes."""
+        """Normalises raw pixels for the model."""
         return self.clip.preprocessing.normalize(images)
 
     def pictures(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """The examples as the model sees them, uint8 `[K, R, R, 3]`, whole on every process."""
+        """Returns the examples as the model sees them, uint8 `[K, R, R, 3]`, whole on every process."""
         return pictures(self.split, indices, self.clip.preprocessing.resizing)
 
 
 def _batches_done(done: int, count: int, size: int) -> tuple[int, int]:
-    """Batches that the first `done` of `count` examples took, the last perhaps not full, and with those of the rest."""
+    """Returns the batches of the first `done` of `count` examples, and these with the batches of the rest."""
+    # Two roundings: the last batch of an interrupted run may not have been full.
     before = -(-done // size)
     return before, before - (-(count - done) // size)
 
 
 def divide(models: Sequence[Model], why_not: Callable[[Task], str]) -> tuple[list[Model], dict[str, Missing]]:
-    """The models that a section has, and by key why it has not the others."""
+    """Splits models into supported ones and reasons for the others."""
     reasons = {model.key: why_not(model.task) for model in models}
     kept = [model for model in models if not reasons[model.key]]
     return kept, {key: Missing(reason) for key, reason in reasons.items() if reason}
 
 
 def spread(total: int, count: int | None) -> np.ndarray:
-    """`count` of the numbers below `total`, spread evenly; all of them for `None`, or where there are no more."""
+    """Returns `count` of the numbers below `total`, spread evenly; for `None`, or too few, all."""
     if count is None or count >= total:
         return np.arange(total)
     return np.linspace(0, total - 1, count).round().astype(int)

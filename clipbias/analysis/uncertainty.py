@@ -1,7 +1,7 @@
-"""How sure a mean over images is, what share it is of another, and both in words.
+"""Intervals of means over images and of their shares of other means, and both in words.
 
-Intervals are percentiles of the bootstrap (Efron 1979): images are drawn with replacement, all numbers of a study from
-the same draws, so that differences and shares stay paired.
+Intervals are percentiles of the bootstrap (Efron 1979). Images are drawn with replacement. All numbers of a study use
+the same draws, so differences and shares stay paired.
 """
 
 import dataclasses
@@ -13,94 +13,100 @@ import numpy as np
 RESAMPLES = 2000
 LEVEL = 0.95
 LARGEST_SHARE = 10.0
-# Outcomes by name, their units, and digits.
+# Limits of the verdict: a share surely above the first is the main part, one surely below the second a minor one.
+MAIN_SHARE = 0.5
+MINOR_SHARE = 0.25
 OUTCOMES = ("accuracy", "log_likelihood")
-UNITS = {"accuracy": ("points", 1), "log_likelihood": ("nats", 3)}
-# Counts of one round of draws, rows by images: bounds the memory, whatever the dataset's size.
+UNITS = {"accuracy": ("points", 1), "log_likelihood": ("nats", 3)}  # unit and digits
+# Draws, rows by images, of one round: bounds the memory whatever the dataset's size.
 _AT_ONCE = 4_000_000
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A number with its 95 % interval."""
+    """A number with its 95 % interval, if any."""
 
     value: float
-    # low, high: `None` where there is no interval.
     low: float | None = None
     high: float | None = None
-    # Of a gain; `None` where the gain's interval includes 0, or where it is no part of one.
-    share: "Estimate | None" = None
+    share: "Estimate | None" = None  # of a gain; `None` where the gain's interval includes 0, or without a gain
 
 
 @functools.lru_cache(maxsize=1)
 def draw_counts(n: int, *, seed: int = 0, resamples: int = RESAMPLES) -> np.ndarray:
-    """How often each resample holds each of `n` images: uint8 `[resamples, n]`. A seed always draws the same."""
+    """Counts how often each resample holds each of `n` images: uint8 `[resamples, n]`."""
+    # Counts instead of indices: a mean over a resample is then a matrix product, in which all numbers share the draws.
     generator = np.random.default_rng(seed)
     rounds = max(1, _AT_ONCE // n)
     counts = np.empty((resamples, n), np.uint8)  # a count above 255 never happens: its probability is below 1e-500
     for start in range(0, resamples, rounds):
         part = counts[start : start + rounds]
+        # Each resample has bins of its own in one `bincount` over the whole round.
         rows = generator.integers(0, n, part.shape) + n * np.arange(len(part))[:, None]
         part[:] = np.bincount(rows.ravel(), minlength=part.size).reshape(part.shape)
-    counts.setflags(write=False)  # all who ask get the same array
+    counts.setflags(write=False)  # the cache hands this array to all callers
     return counts
 
 
 def weigh(counts: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Sums `[RESAMPLES, q]` of `values [n, q]` over the images of every resample, in float64 and bounded memory."""
+    """Sums `values [n, q]` over the images of every resample, in float64: `[RESAMPLES, q]`."""
+    # Counts become float64 for the product, eight times their size: round by round, so that this stays bounded.
     rounds = max(1, _AT_ONCE // max(len(values), 1))
     parts = [counts[start : start + rounds].astype(np.float64) @ values for start in range(0, len(counts), rounds)]
     return np.concatenate(parts)
 
 
 def resample(values: np.ndarray, *, seed: int = 0) -> np.ndarray:
-    """Means `[RESAMPLES, q]` of `values [n, q]` over rows drawn with replacement; a seed draws the same rows always."""
+    """Averages `values [n, q]` over rows drawn with replacement: `[RESAMPLES, q]`. A seed fixes the rows."""
     values = np.asarray(values, np.float64)
     return weigh(draw_counts(len(values), seed=seed), values) / len(values)
 
 
 def cross(means: Sequence[np.ndarray], draws: Sequence[np.ndarray], *, seed: int = 0) -> np.ndarray:
-    """Resamples `[R, q]` of seeds and images crossed, of means `[q]` and draws `[R, q]` of each on the same images.
+    """Crosses seeds and images: resamples `[R, q]` from means `[q]` and draws `[R, q]` of each training seed.
 
-    One seed alone keeps its resamples of images. Seeds are too few for a bootstrap of their own: its intervals cover
-    49 % for two seeds and 86 % for five where seeds are all of the variance. So to the mean of the seeds' resamples
-    comes a weighted sum of the seeds' deviations, with weights that make it Student's t times the standard error over
-    seeds, in every linear combination of the numbers. A factor for the interval alone would do that at one level.
+    A bootstrap over so few training seeds is too narrow: where they are all of the variance, its intervals cover 49 %
+    for two and 86 % for five. So a weighted sum of the seeds' deviations is added to the mean of their resamples. Its
+    weights make it Student's t times the standard error over seeds.
     """
     if len(draws) == 1:
         return draws[0]
     count = len(draws)
-    # Not the stream of those who draw from the seed itself, such as the images.
+    # Another random stream than that of the images, which draw from `seed` itself: the two must be independent.
     generator = np.random.default_rng([seed, 1])
     resamples = len(draws[0])
+    # A normal divided by the root of a chi-square is t, and the same weights serve all numbers, so that every linear
+    # combination has its own t. A wider interval instead would be right for one number at one level alone.
     weights = generator.normal(size=(resamples, count))
     weights /= np.sqrt(count * generator.chisquare(count - 1, (resamples, 1)))
     return np.mean(draws, axis=0) + weights @ (np.stack(means) - np.mean(means, axis=0))
 
 
 def interval(draws: np.ndarray) -> np.ndarray:
-    """The central `LEVEL` of draws `[R, …]`: its ends `[2, …]`."""
+    """Returns the ends `[2, …]` of the central `LEVEL` of draws `[R, …]`."""
     return np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
 
 
 def estimate(mean: float, draws: np.ndarray) -> Estimate:
-    """A mean with its interval."""
+    """Joins a mean and its interval."""
     low, high = interval(draws).tolist()
     return Estimate(float(mean), low, high)
 
 
 def share(mean: float, draws: np.ndarray, gain: float, gain_draws: np.ndarray) -> Estimate:
-    """A mean with its interval, and as a share of a gain; without a share where the gain's interval includes 0."""
+    """Estimates a mean and its share of a gain; without a share where the gain's interval includes 0."""
     return shares(np.array([mean]), draws[:, None], gain, gain_draws)[0]
 
 
 def shares(means: np.ndarray, draws: np.ndarray, gain: float, gain_draws: np.ndarray) -> list[Estimate]:
-    """`share` of each of some means `[q]` with their draws `[R, q]`."""
+    """Estimates `share` for means `[q]` with draws `[R, q]`."""
     numbers = _with_intervals(means, draws)
     low, high = interval(gain_draws)
     if low <= 0 <= high:
         return numbers
-    # In a resample at most `LARGEST_SHARE`: what a share tends to as the gain tends to 0 from its side.
+    # Few resamples of a sure gain have another sign. They count as a tiny gain of its sign, so their share is clipped
+    # to ± `LARGEST_SHARE`, as it is when a gain tends to 0 from its side: a ratio with its sign turned would be taken
+    # for a small share.
     sign = np.sign(gain)
     gains = np.where(sign * gain_draws > 0, gain_draws, sign * np.finfo(np.float32).tiny)[:, None]
     of_gain = _with_intervals(means / gain, np.clip(draws / gains, -LARGEST_SHARE, LARGEST_SHARE))
@@ -113,7 +119,7 @@ def _with_intervals(means: np.ndarray, draws: np.ndarray) -> list[Estimate]:
 
 
 def excludes(number: Estimate | None, threshold: float = 0.0) -> int:
-    """On which side of a threshold the interval lies: 1 above, -1 below, 0 where it includes it or there is none."""
+    """Returns the side of a threshold on which the interval lies: 1 above, -1 below, 0 for both or no interval."""
     if number is None or number.low is None or number.high is None:
         return 0
     if number.low > threshold:
@@ -122,25 +128,25 @@ def excludes(number: Estimate | None, threshold: float = 0.0) -> int:
 
 
 def with_interval(number: Estimate, text: Callable[[float], str]) -> str:
-    """`5.3 (3.1 to 7.5)`: a number with its interval, where it has any."""
+    """Writes a number with its interval, if any: `5.3 (3.1 to 7.5)`."""
     if number.low is None or number.high is None:
         return text(number.value)
     return f"{text(number.value)} ({text(number.low)} to {text(number.high)})"
 
 
 def change(number: Estimate, outcome: str) -> str:
-    """A change with its interval, without its unit."""
+    """Writes a change with its interval, without a unit."""
     return with_interval(number, f"{{:+z.{UNITS[outcome][1]}f}}".format)
 
 
 def amount(number: Estimate, outcome: str) -> str:
-    """A change with its unit and interval."""
+    """Writes a change with its unit and interval."""
     value, _, interval = change(number, outcome).partition(" ")
     return " ".join(filter(None, [value, UNITS[outcome][0], interval]))
 
 
 def percent(share: Estimate | None) -> str:
-    """A share of a gain with its interval, in whole percent."""
+    """Writes a share with its interval, in whole percent."""
     if share is None:
         return "an unknown part"
     value, _, interval = with_interval(in_points(share), "{:z.0f}".format).partition(" ")
@@ -148,13 +154,13 @@ def percent(share: Estimate | None) -> str:
 
 
 def in_points(share: Estimate) -> Estimate:
-    """A share of images in percent."""
+    """Converts a share to percent."""
     low, high = (None if end is None else 100 * end for end in (share.low, share.high))
     return Estimate(100 * share.value, low, high)
 
 
 def by_reason(reasons: Iterable[tuple[str, str | None]]) -> list[str]:
-    """`A, B: why`, one line for each reason, of pairs of a label and a reason; without one there is nothing to say."""
+    """Writes `A, B: why`, a line for each reason, from pairs of a label and its reason, if any."""
     labels: dict[str, list[str]] = {}
     for label, reason in reasons:
         if reason:

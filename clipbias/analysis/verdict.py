@@ -5,15 +5,15 @@ every image. The labels are decided in log-likelihood at fitted temperatures (`c
 95 % intervals:
 
     gain      not surely above 0: *no gain*
-    where     of the gain, attention alone (the corner PR): surely above ½ *attention*, surely below ¼ *not attention*;
+    where     attention alone (PR), as a share of the gain: surely above ½ *attention*, surely below ¼ *not attention*;
               a method that changes nothing inside the towers *outside*; else *undecided*
-    what      all that is added to image tokens surely below ¼ of the gain: *nothing*. Of all of it, what exchanging it
-              between images costs: surely below ¼ *the same for every image*, surely above ½ *depends on the image*;
-              else *undecided*
+    what      everything added to image tokens, as a share of the gain: surely below ¼ *nothing*. The *exchange*, the
+              effect of resample ablation, as a share of everything added: surely below ¼ *the same for every image*,
+              surely above ½ *depends on the image*; else *undecided*
 
-"Both" is no label: what is partly a constant depends on the image. The exchange says whether what is added is the same,
-not whether a constant would do, so the means' shares stand beside it. The two axes are two: a bias of the queries is a
-constant that acts through attention alone.
+"Both" is no label: an addition that is partly constant depends on the image. The exchange says whether the addition is
+the same for every image, not whether a constant can replace it; the shares of the mean ablations say that. The two
+labels are independent: a bias of the queries is a constant that acts through attention alone.
 """
 
 import dataclasses
@@ -24,12 +24,12 @@ import numpy as np
 from clipbias.analysis.causal_section import CAUSAL
 from clipbias.analysis.model import NOTHING_INSIDE
 from clipbias.analysis.results import (
-    ByOutcome,
+    ByMetric,
     CausalNumbers,
-    Labels,
     MethodResult,
     ModelFacts,
     StudyResults,
+    VerdictLabels,
     What,
     Where,
     same_but_for_seed,
@@ -37,9 +37,10 @@ from clipbias.analysis.results import (
 from clipbias.analysis.uncertainty import Estimate, amount, excludes, percent
 from clipbias.sentences import counted
 
-HALF = 0.5
-QUARTER = 0.25
-# Percentiles of a bootstrap say little below.
+# Limits of the rule: a share surely above the first is the main part of the whole, surely below the second a minor one.
+MAIN_SHARE = 0.5
+MINOR_SHARE = 0.25
+# Below so many images the percentiles of a bootstrap say little.
 FEWEST_IMAGES = 20
 _WHERE = {
     Where.ATTENTION: "by changing where CLIP looks",
@@ -55,44 +56,44 @@ _WHAT = {
 }
 
 
-def label(numbers: CausalNumbers, *, outside: bool = False, images_changed: bool = True) -> Labels:
-    """The labels of a method, by numbers in log-likelihood.
+def label(numbers: CausalNumbers, *, outside: bool = False, images_changed: bool = True) -> VerdictLabels:
+    """Returns the labels of a method by its numbers in log-likelihood.
 
-    One that is `outside` changes nothing inside the towers. Without `images_changed`, which says whether the vision
-    tower is changed, nothing is added to image tokens.
+    `outside`: it changes nothing inside the towers. `images_changed`: it changes the vision tower.
     """
+    # Shares of a gain that may be 0 mean nothing, so the gain is decided first.
     if excludes(numbers.gain) <= 0:
-        return Labels(Where.NO_GAIN, None)
+        return VerdictLabels(Where.NO_GAIN, None)
     what = What.NOTHING if not images_changed else What.UNDECIDED
     if images_changed and numbers.image is not None:
         what = _what(numbers.image.all.share, numbers.image.exchange.share if numbers.image.exchange else None)
-    return Labels(Where.OUTSIDE if outside else _where(numbers.attention), what)
+    return VerdictLabels(Where.OUTSIDE if outside else _where(numbers.attention), what)
 
 
 def _where(attention: Estimate | None) -> Where:
     share = None if attention is None else attention.share
-    if excludes(share, HALF) > 0:
+    if excludes(share, MAIN_SHARE) > 0:
         return Where.ATTENTION
-    return Where.NOT_ATTENTION if excludes(share, QUARTER) < 0 else Where.UNDECIDED
+    return Where.NOT_ATTENTION if excludes(share, MINOR_SHARE) < 0 else Where.UNDECIDED
 
 
 def _what(added: Estimate | None, exchange: Estimate | None) -> What:
-    """Of what is added as a share of the gain, and of the exchange as a share of that."""
-    if excludes(added, QUARTER) < 0:
+    # An addition that hardly matters cannot be told from the same for every image: its own share is decided first.
+    if excludes(added, MINOR_SHARE) < 0:
         return What.NOTHING
-    if excludes(exchange, QUARTER) < 0:
+    if excludes(exchange, MINOR_SHARE) < 0:
         return What.SAME
-    return What.DEPENDS if excludes(exchange, HALF) > 0 else What.UNDECIDED
+    return What.DEPENDS if excludes(exchange, MAIN_SHARE) > 0 else What.UNDECIDED
 
 
 def judge(results: StudyResults) -> StudyResults:
-    """The results with the verdict on each method, in the order in which the study names them."""
+    """Adds the verdict on each method to the results, in the order of the study."""
     groups = same_but_for_seed(results.tuned)
     return dataclasses.replace(results, methods=tuple(judge_method(results, models) for models in groups))
 
 
 def judge_method(results: StudyResults, models: Sequence[ModelFacts]) -> MethodResult:
-    """The verdict on one tuned model, or on several that differ in their seed alone."""
+    """Judges one tuned model, or all seeds of a method."""
     first = models[0]
     keys = tuple(model.key for model in models)
     several = len(models) > 1
@@ -119,13 +120,13 @@ def judge_method(results: StudyResults, models: Sequence[ModelFacts]) -> MethodR
 
 
 def sentence(
-    name: str, dataset: str, labels: Labels | None, numbers: ByOutcome[CausalNumbers] | None, images: int
+    name: str, dataset: str, labels: VerdictLabels | None, numbers: ByMetric[CausalNumbers] | None, images: int
 ) -> str:
-    """The verdict in words; without `labels` there were too few images, without `numbers` no causal test."""
+    """Writes the verdict; without `labels` there are too few images, without `numbers` there is no causal test."""
     if numbers is None:
         return f"Why {name} differs from CLIP on {dataset} was not tested; --config.sections=causal does."
     if labels is None:
-        return f"{counted(images, 'image')} of {dataset} are too few to judge {name}; {FEWEST_IMAGES} are the least."
+        return f"{counted(images, 'image')} of {dataset} are too few to judge {name}; give {FEWEST_IMAGES} at least."
     accuracy, log_likelihood = (amount(numbers[outcome].gain, outcome) for outcome in ("accuracy", "log_likelihood"))
     if labels.where is Where.NO_GAIN:
         return (
@@ -139,10 +140,10 @@ def sentence(
     if labels.where is Where.OUTSIDE or labels.what is None:
         return f"{text}."
     text += f"; {_WHAT[labels.what]}"
-    levels = None if labels.what is What.NOTHING else numbers.log_likelihood.image
-    if levels is not None and levels.other is not None and levels.position is not None and levels.other.share:
+    image = None if labels.what is What.NOTHING else numbers.log_likelihood.image
+    if image is not None and image.other is not None and image.position is not None and image.other.share:
         text += (
-            f" (of all of it, another image's is worth {percent(levels.other.share)}, the mean by kind"
-            f" {percent(levels.kind.share)}, by position {percent(levels.position.share)})"
+            f" (of all of it, another image's is worth {percent(image.other.share)}, the mean by kind"
+            f" {percent(image.kind.share)}, by position {percent(image.position.share)})"
         )
     return f"{text}."

@@ -1,10 +1,9 @@
-"""Texts in words: kinds and labels of their tokens, and the vocabulary's words nearest to learned prompts.
+"""Token types and labels of texts, and the vocabulary's words nearest to learned prompts (Zhou et al. 2022).
 
-Words nearest to prompts are what CoOp's authors look at (Zhou et al. 2022). A *context* (`text_context`) stands where
-token embeddings stand, so its words are the rows of the token-embedding table, by Euclidean distance. Deeper prompts
-replace hidden states, and no word is a hidden state.
+A *context* (`text_context`) takes the place of token embeddings, so its words are rows of the embedding table, by
+Euclidean distance. Deeper prompts replace hidden states, which no word has.
 
-Nearest is not near: every result carries the mean distance over the whole vocabulary beside it. A prompt that is much
+The nearest word may be far: each result has the mean distance to the whole vocabulary beside it. A prompt that is much
 shorter than the embeddings is nearest to the shortest of them, whatever its direction.
 """
 
@@ -14,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from clipbias.analysis.model import Model, additions
-from clipbias.analysis.results import TEXT_KINDS, Missing
+from clipbias.analysis.results import TEXT_TYPES, Missing
 from clipbias.analysis.sections import Section
 from clipbias.analysis.study import Computation, Study
 from clipbias.clip.tokenizer import Tokenizer, encode
@@ -35,27 +34,24 @@ class PromptWords:
 
 @dataclasses.dataclass(frozen=True)
 class ModelWords:
-    """The words of a model's prompts."""
+    """Nearest words of a model's prompts."""
 
     prompts: tuple[PromptWords, ...]
 
 
-SOS, PROMPT, WORDS, CATEGORY, DOT, EOS = range(len(TEXT_KINDS))
-PAD = len(TEXT_KINDS)
-# The most bytes of a character, and what stands for some of them alone.
-_BYTES = 4
-_BROKEN = "\ufffd"
+SOS, PROMPT, WORDS, CATEGORY, DOT, EOS = range(len(TEXT_TYPES))
+PAD = len(TEXT_TYPES)
+_BYTES = 4  # at most, of a character
+_BROKEN = "\ufffd"  # decodes from a part of a character's bytes
 NEAREST = 5  # words of each prompt
 
 
-def text_kinds(task: Task) -> np.ndarray:
-    """The kind of every text token, an index into `TEXT_KINDS`, `PAD` after EOS: int32 `[n · C, N]`.
+def text_types(task: Task) -> np.ndarray:
+    """Returns the type of every text token, an index into `TEXT_TYPES`, `PAD` after EOS: int32 `[n · C, N]`.
 
-    A text that is not read at its EOS has "eos" at the position that is, and `PAD` from its end up to there.
-
-    "prompt" are the `T` learned tokens; "words" the words that stay frozen, those of a context that are left beside
-    fewer prompts and all of a text without prompts; "category" the class name's own tokens; "dot" the token before EOS
-    where the template ends with ".".
+    "prompt": learned tokens. "words": frozen words of the template. "category": tokens of the class name. "dot": the
+    token before EOS where the template ends with ".". "eos": the position that is read; from the text's end up to it,
+    tokens are `PAD`.
     """
     text = task.prompt
     tokenizer = task.clip.tokenizer
@@ -65,10 +61,10 @@ def text_kinds(task: Task) -> np.ndarray:
     pooled = np.asarray(task.tokens.eos)
     first = task.clip.config.text.first_word
     has_dots = bool(encode(tokenizer, ["."])[0])
-    kinds = np.full(task.tokens.ids.shape, WORDS, np.int32)
+    types = np.full(task.tokens.ids.shape, WORDS, np.int32)
     if additions(task).text_context is not None:
-        kinds[np.asarray(task.tokens.context_rows) >= 0] = PROMPT
-    for i, row in enumerate(kinds):
+        types[np.asarray(task.tokens.context_rows) >= 0] = PROMPT
+    for i, row in enumerate(types):
         template = text.templates[i // len(names)]
         before = len(encode(tokenizer, [template.partition("{}")[0].strip()])[0])
         if (place := text.before[i // len(names)]) < text.context_tokens:
@@ -80,24 +76,24 @@ def text_kinds(task: Task) -> np.ndarray:
             row[end - 1] = DOT
         row[end:] = PAD
         row[pooled[i]] = EOS
-    return kinds
+    return types
 
 
-def index_kinds(kinds: np.ndarray) -> list[str]:
-    """The kind's name at every token index, "" where texts `[C, N]` differ in it or it lies after the end of all."""
-    names = (*TEXT_KINDS, "")
-    return [names[column[0]] if (column == column[0]).all() else "" for column in np.asarray(kinds).T]
+def index_types(types: np.ndarray) -> list[str]:
+    """Returns the type's name at every token index, "" where texts `[C, N]` differ in it or all have ended."""
+    names = (*TEXT_TYPES, "")
+    return [names[column[0]] if (column == column[0]).all() else "" for column in np.asarray(types).T]
 
 
 def prompt_text(task: Task) -> str:
-    """The text around the class name, with `{}` in its place, as the method writes it before anything is learned."""
+    """Returns the text around the class name, with `{}` in its place, as it is before training."""
     return task.method.text(task.template, task.clip).templates[0]
 
 
 def token_labels(task: Task, text: int) -> list[str]:
-    """The tokens of one text as readable pieces, up to but without EOS; learned ones as "[1]", "[2]", …
+    """Returns the tokens of one text as readable pieces, without EOS; learned tokens as "[1]", "[2]", …
 
-    Tokens that hold parts of one character, of letters with accents and other scripts, are "ü 1/2" and "ü 2/2".
+    Tokens that hold parts of one character, such as a letter with an accent, are "ü 1/2" and "ü 2/2".
     """
     tokenizer = task.clip.tokenizer
     end = int(task.tokens.end[text])
@@ -109,6 +105,7 @@ def token_labels(task: Task, text: int) -> list[str]:
         if is_learned and rows[position] >= 0:
             labels.append(f"[{rows[position] + 1}]")
             continue
+        # A token may hold some bytes of a character: more tokens are decoded together until they make whole ones.
         most = min(end, position + _BYTES)
         for stop in range(position + 1, most + 1):
             piece = tokenizer.decode(words[position:stop]).strip()
@@ -123,15 +120,16 @@ def token_labels(task: Task, text: int) -> list[str]:
 
 
 class Nearest(NamedTuple):
-    """The nearest words of `n` vectors."""
+    """Nearest words of `n` vectors."""
 
-    ids: np.ndarray  # `[n, k]` token ids, the nearest first; equally near ones by id
+    ids: np.ndarray  # `[n, k]` token ids, the nearest first; equally near tokens by id
     distances: np.ndarray  # `[n, k]` Euclidean distances, float64
     mean_distance: np.ndarray  # `[n]`, to the whole vocabulary
 
 
 def context_words(context: np.ndarray, token_embedding: np.ndarray, count: int) -> Nearest:
-    """The `count` words nearest to contexts `[n, D]` in the embedding table `[vocabulary, D]`, both float32."""
+    """Finds the `count` words nearest to contexts `[n, D]` in the embedding table `[vocabulary, D]`, both float32."""
+    # In chunks: distances from many class contexts to a whole vocabulary may exceed the memory.
     from sklearn.metrics import pairwise_distances_chunked
 
     def nearest(distances: np.ndarray, start: int) -> tuple[np.ndarray, np.ndarray]:
@@ -140,7 +138,7 @@ def context_words(context: np.ndarray, token_embedding: np.ndarray, count: int) 
 
     parts = pairwise_distances_chunked(context, token_embedding, reduce_func=nearest)
     ids, mean_distance = (np.concatenate(each) for each in zip(*parts, strict=True))
-    # Those came from products. From differences a vector's own row is at distance 0.
+    # The chunks compute `|x|² + |y|² − 2 x·y`, which rounds. Differences put a vector's own row at distance 0.
     differences = token_embedding[ids].astype(np.float64) - context[:, None]
     distances = np.linalg.norm(differences, axis=-1)
     order = np.lexsort((ids, distances))
@@ -148,7 +146,7 @@ def context_words(context: np.ndarray, token_embedding: np.ndarray, count: int) 
 
 
 def readable_token(tokenizer: Tokenizer, token: int) -> str:
-    """A token as readers know it: its word, with a hyphen after it where it is only a word's beginning or middle."""
+    """Returns a token's text, with a hyphen behind a word's beginning or middle."""
     piece = tokenizer.convert_ids_to_tokens(int(token))
     if token in tokenizer.all_special_ids:
         return str(piece)
@@ -157,7 +155,7 @@ def readable_token(tokenizer: Tokenizer, token: int) -> str:
 
 
 def compute_words(study: Study) -> Computation[dict[str, ModelWords | Missing]]:
-    """The words nearest to each model's context."""
+    """Finds the words nearest to each model's context."""
     results: dict[str, ModelWords | Missing] = {}
     for model in study.tuned:
         prompts = _prompt_words(study, model)

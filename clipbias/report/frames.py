@@ -26,7 +26,7 @@ from clipbias.report.names import ordered_datasets, ordered_methods
 from clipbias.sentences import counted
 
 # Half the width of a 95 % interval, in standard errors.
-WITHIN = 1.96
+Z_95 = 1.96
 # From so many standard errors on a difference is seen in 80 % of studies like it.
 DETECTABLE = 1.959964 + 0.841621
 EXPLAINED = (

@@ -12,7 +12,7 @@ from typing import Any
 
 from clipbias.terminal import printable
 
-KIND_NAMES = {"sos": "SOS", "prompt": "prompts", "words": "words", "category": "category", "dot": "“.”", "eos": "EOS"}
+TYPE_NAMES = {"sos": "SOS", "prompt": "prompts", "words": "words", "category": "category", "dot": "“.”", "eos": "EOS"}
 
 
 def base_name(method: str) -> str:

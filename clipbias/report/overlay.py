@@ -10,12 +10,12 @@ import numpy as np
 from PIL import Image
 
 from clipbias.analysis.pictures import EXPLORE
-from clipbias.analysis.results import CHANGES, TEXT_KINDS, StudyResults, present
+from clipbias.analysis.results import CHANGES, TEXT_TYPES, StudyResults, present
 from clipbias.constants import ZERO_SHOT
 from clipbias.errors import ClipbiasError
 from clipbias.report import style
 from clipbias.report.drawings import Drawing
-from clipbias.report.names import KIND_NAMES
+from clipbias.report.names import TYPE_NAMES
 from clipbias.report.pages import data_uri
 from clipbias.terminal import printable
 
@@ -216,7 +216,7 @@ def explorer_data(study: StudyResults) -> dict[str, Any] | None:
             "slots": model.vision_prompts,
             "depth": model.vision_depth,
             "tokens": explored[model.key].tokens,
-            "kinds": explored[model.key].kinds,
+            "types": explored[model.key].types,
             "arrays": {
                 name: _packed(array)
                 for name, array in vars(explored[model.key]).items()
@@ -232,7 +232,7 @@ def explorer_data(study: StudyResults) -> dict[str, Any] | None:
         "colours": _packed(np.rint(255 * colormaps[HEAT](np.arange(256))[:, :3]).astype(np.uint8)),
         "changes": list(CHANGES),
         "classes": {number: names[number] for number in classes},
-        "kinds": [[kind, KIND_NAMES[kind]] for kind in TEXT_KINDS[:-1]],
+        "types": [[name, TYPE_NAMES[name]] for name in TEXT_TYPES[:-1]],
         "pairs": explore.pairs[:, 1].tolist(),
         "images": images,
         "models": described,

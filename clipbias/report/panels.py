@@ -13,7 +13,7 @@ import pandas as pd
 
 from clipbias.analysis.results import Average
 from clipbias.report import style
-from clipbias.report.frames import WITHIN
+from clipbias.report.frames import Z_95
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,7 +36,7 @@ def tidy(numbers: Average | np.ndarray, *axes: str, **labels: object) -> pd.Data
     places = np.indices(values.shape).reshape(values.ndim, -1) + 1
     frame = pd.DataFrame({**labels, **dict(zip(axes, places, strict=True))}, index=range(values.size))
     frame["value"] = values.ravel()
-    arms = WITHIN * np.asarray(error, float).ravel()
+    arms = Z_95 * np.asarray(error, float).ravel()
     return frame.assign(low=frame["value"] - arms, high=frame["value"] + arms)
 
 

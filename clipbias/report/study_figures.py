@@ -9,13 +9,13 @@ import numpy as np
 import pandas as pd
 
 from clipbias.analysis.attention import DECOMPOSITION, TEXT_ATTENTION, VISION_ATTENTION
-from clipbias.analysis.dataset_sections import GROUPS, RELEVANCY, VISION_KINDS, RelevancyGroups
+from clipbias.analysis.dataset_sections import GROUPS, RELEVANCY, VISION_TYPES, RelevancyGroups
 from clipbias.analysis.faithfulness import FAITHFULNESS, MAPS
 from clipbias.analysis.pictures import EXAMPLES, SIMILARITY, Similarity
-from clipbias.analysis.results import TEXT_KINDS, ModelFacts, StudyResults, present
+from clipbias.analysis.results import TEXT_TYPES, ModelFacts, StudyResults, present
 from clipbias.report import style
 from clipbias.report.drawings import Drawing
-from clipbias.report.names import KIND_NAMES, dataset_name
+from clipbias.report.names import TYPE_NAMES, dataset_name
 from clipbias.report.overlay import Overlay, heat_scale, overlay_grid, show_heat, show_picture
 from clipbias.report.pages import CaptionedFigure, captioned, file_name, words_of
 from clipbias.report.panels import bars, joined, level, lines, panels, points, tidy
@@ -44,8 +44,8 @@ _MAP_LOOKS: dict[str, Any] = {
     )
 }
 _KIND_LOOKS: dict[str, Any] = {
-    kind: {"color": style.COLOURS[place], "marker": "osD^vP"[place], "ms": 3.5, "label": KIND_NAMES[kind]}
-    for place, kind in enumerate(TEXT_KINDS)
+    kind: {"color": style.COLOURS[place], "marker": "osD^vP"[place], "ms": 3.5, "label": TYPE_NAMES[kind]}
+    for place, kind in enumerate(TEXT_TYPES)
 }
 _DASHED: dict[str, Any] = {"color": style.TUNED, "linestyle": style.DASHED}
 _SERIES: dict[str, Any] = {
@@ -135,7 +135,7 @@ def text_attention_figure(study: StudyResults) -> CaptionedFigure | None:
     frame = joined(tidy(result.shares, "layer", "head", "kind", model=key) for key, result in results.items())
     if frame.empty:
         return None
-    frame["kind"] = frame["kind"].map(lambda number: TEXT_KINDS[number - 1])
+    frame["kind"] = frame["kind"].map(lambda number: TEXT_TYPES[number - 1])
     used = frame[frame.groupby(["model", "kind"])["value"].transform("max") > 0]
 
     def draw(axes: "Axes", part: pd.DataFrame) -> None:
@@ -296,7 +296,7 @@ _BARS: dict[str, Any] = {
     "zero_shot": {"color": style.ZERO_SHOT, "hatch": "////", "edgecolor": "white"},
     "tuned": {"color": style.TUNED},
 }
-_KINDS = {"text": TEXT_KINDS[:-1], "vision": VISION_KINDS}
+_KINDS = {"text": TEXT_TYPES[:-1], "vision": VISION_TYPES}
 _THINGS = {"text": "text tokens", "vision": "patches and vision prompts"}
 _GROUPS = {"corrected": ("corrected", "o"), "both_right": ("both right", "s"), "all": ("all", "^")}
 _FIGURES = {"text": "fig2_text", "vision": "fig3_vision"}
@@ -329,15 +329,15 @@ def relevancy_frame(
         tokens = tidy(getattr(getattr(averaged, part), side), "index", **place)
         tokens["index"] -= 1
         if part == "text":
-            known = getattr(result, side).index_kinds[: len(tokens)]
+            known = getattr(result, side).index_types[: len(tokens)]
             tokens["kind"] = pd.Series(list(known)).reindex(tokens.index, fill_value="")
             tokens = tokens[: 1 + int(np.flatnonzero(tokens["value"]).max(initial=0))].assign(panel="tokens")
         else:
             prompts = tokens["index"] >= study.clip.patches
-            tokens["kind"] = prompts.map(VISION_KINDS.__getitem__)
+            tokens["kind"] = prompts.map(VISION_TYPES.__getitem__)
             tokens["panel"] = np.where(prompts, "prompts", "tokens")
         kinds = tidy(getattr(getattr(averaged, f"{part}_kinds"), side), "index", **place)
-        kinds = kinds.assign(kind=[KIND_NAMES.get(name, name) for name in _KINDS[part]][: len(kinds)], panel="kinds")
+        kinds = kinds.assign(kind=[TYPE_NAMES.get(name, name) for name in _KINDS[part]][: len(kinds)], panel="kinds")
         frames += [tokens, kinds.assign(index=-1)]
     return joined(frames)
 

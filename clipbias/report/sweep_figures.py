@@ -11,7 +11,7 @@ import pandas as pd
 
 from clipbias.constants import ZERO_SHOT
 from clipbias.report import style
-from clipbias.report.frames import ACCURACY, AVERAGE, WITHIN, Row, Sweep, difference_error, read_sweep, shots_words
+from clipbias.report.frames import ACCURACY, AVERAGE, Z_95, Row, Sweep, difference_error, read_sweep, shots_words
 from clipbias.report.names import base_name, dataset_name, draws, method_kind, method_name
 from clipbias.report.pages import CaptionedFigure, captioned
 from clipbias.report.panels import category_ticks, lines, panels
@@ -101,7 +101,7 @@ def gain_frame(sweep: Sweep) -> pd.DataFrame:
         if method == ZERO_SHOT or not draws(method) or len(pairs) < len(tuned) or any(map(math.isnan, gains)):
             continue
         value = sum(gains) / len(gains)
-        half = WITHIN * math.hypot(*(difference_error(*pair) for pair in pairs)) / len(pairs)  # independent datasets
+        half = Z_95 * math.hypot(*(difference_error(*pair) for pair in pairs)) / len(pairs)  # independent datasets
         counts = [row["parameters"] for row in sweep.by_method[method] if row.get("parameters") is not None]
         rows.append(
             {

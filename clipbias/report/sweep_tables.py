@@ -18,7 +18,7 @@ from clipbias.report.frames import (
     AVERAGE,
     DETECTABLE,
     EXPLAINED,
-    WITHIN,
+    Z_95,
     CellKey,
     Row,
     Sweep,
@@ -34,7 +34,7 @@ from clipbias.report.table import MISSING, Table, latex_text, markdown_text, ren
 from clipbias.sentences import counted
 from clipbias.terminal import printable
 
-BOLD = f"Bold: the best of a column, and all that are within {WITHIN} standard errors of the difference to it."
+BOLD = f"Bold: the best of a column, and all that are within {Z_95} standard errors of the difference to it."
 FILES = {"markdown": "table.md", "latex": "table.tex", "html": "table.html"}
 _EMPTY = "There are no results yet."
 # Scores that count each class alike: title, and what it is.
@@ -158,7 +158,7 @@ def _cell_text(sweep: Sweep, key: CellKey, expected: int) -> str:
     fewer = f" (n = {cell['seeds']})" if cell["drawn"] and cell["seeds"] < expected else ""
     if cell.get("images", math.nan) < SMALL and mean >= 0:
         low, high = wilson_interval(mean, cell["images"])
-        seeds = WITHIN * cell["seeds_error"]
+        seeds = Z_95 * cell["seeds_error"]
         low, high = max(0.0, mean - math.hypot(mean - low, seeds)), min(100.0, mean + math.hypot(high - mean, seeds))
         return f"{mean:.1f} ({low:.0f} to {high:.0f}){fewer}"
     return _number(mean) + (f" ± {cell['error']:.1f}" if cell["error"] >= 0 else "") + fewer
@@ -168,7 +168,7 @@ def best_methods(sweep: Sweep, measure: str, dataset: str, shots: int | None) ->
     """The best method, and those that its standard error does not tell apart from it; empty for fewer than two."""
     errors = _errors_to_best(sweep, measure, dataset, shots)
     means = {name: sweep.cells[measure, name, dataset, shots]["mean"] for name in errors}
-    return {name for name, error in errors.items() if max(means.values()) - means[name] <= max(0.0, WITHIN * error)}
+    return {name for name, error in errors.items() if max(means.values()) - means[name] <= max(0.0, Z_95 * error)}
 
 
 def _errors_to_best(sweep: Sweep, measure: str, dataset: str, shots: int | None) -> dict[str, float]:
@@ -394,7 +394,7 @@ def _recipe_words(rows: Sequence[Row]) -> str:
 def render_tables(
     sweep: Sweep, form: str, *, tables: Sequence[Table] | None = None, figure_svg: str | None = None
 ) -> str:
-    """All tables and failed runs in one of `table.FORMS`; an HTML page shows the figure above its tables."""
+    """All tables and failed runs in one of `table.TABLE_FORMATS`; an HTML page shows the figure above its tables."""
     made = make_tables(sweep) if tables is None else tables
     failures = []
     for row in sweep.failures:

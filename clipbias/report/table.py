@@ -16,7 +16,7 @@ from markupsafe import Markup
 from clipbias.terminal import printable
 
 MISSING = "–"
-FORMS = ("text", "markdown", "latex", "html")
+TABLE_FORMATS = ("text", "markdown", "latex", "html")
 # With more columns a LaTeX table is scaled to the width of the page.
 _MOST_COLUMNS = 8
 

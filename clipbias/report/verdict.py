@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from clipbias.analysis.causal_section import CAUSAL
-from clipbias.analysis.replacement import PLAIN, REPLACEMENT, Kind, MethodReplacements
-from clipbias.analysis.results import CausalNumbers, Labels, MethodResult, StudyResults, What
+from clipbias.analysis.replacement import PLAIN, REPLACEMENT, MethodReplacements, Origin
+from clipbias.analysis.results import CausalNumbers, MethodResult, StudyResults, VerdictLabels, What
 from clipbias.analysis.uncertainty import OUTCOMES, UNITS, Estimate, by_reason, change, excludes, in_points, percent
 from clipbias.errors import ClipbiasError
 from clipbias.report import style
@@ -50,7 +50,7 @@ def share_text(share: Estimate | None) -> str:
     return MISSING if share is None else percent(share)
 
 
-def quantities(numbers: CausalNumbers, labels: Labels | None) -> dict[str, Estimate]:
+def quantities(numbers: CausalNumbers, labels: VerdictLabels | None) -> dict[str, Estimate]:
     """Those of the table, by name; shares of the gain, from `KIND` on of all that is added to image tokens.
 
     Where hardly anything is added there is nothing to share out.
@@ -91,7 +91,7 @@ def verdict_table(study: StudyResults, methods: Sequence[MethodResult], title: s
         stand_ins = {
             row.student.kind: row
             for row in (fitted.rows if fitted else ())
-            if row.student.kind is Kind.CEILING or row.student.form == PLAIN
+            if row.student.kind is Origin.CEILING or row.student.form == PLAIN
         }
         for outcome, numbers in method.numbers.items():
             decides = outcome != "accuracy"
@@ -102,7 +102,7 @@ def verdict_table(study: StudyResults, methods: Sequence[MethodResult], title: s
                     texts.append(share_text(number.share if number and excludes(numbers.gain) > 0 else None))
                 else:
                     texts.append(change(number, outcome) if number else MISSING)
-            for kind in (Kind.FITTED, Kind.CEILING):
+            for kind in (Origin.FITTED, Origin.CEILING):
                 row = stand_ins.get(kind)
                 texts += [share_text((row.share if decides else row.moved) if row else None)]
             rows.append(texts)
@@ -145,7 +145,7 @@ def why_not_mixed(study: StudyResults) -> list[str]:
     causal = CAUSAL.of(study)
     tests = causal.models.items() if causal else ()
     reasons = [(labels[key], test.why) for key, test in tests]
-    return by_reason(reasons + [(labels[key], why) for key, test in tests for why in test.why_no_levels.values()])
+    return by_reason(reasons + [(labels[key], why) for key, test in tests for why in test.why_no_ablations.values()])
 
 
 def verdict_frame(studies: Sequence[StudyResults]) -> pd.DataFrame:
@@ -254,19 +254,19 @@ _REPLACEMENT_COLUMNS = (
     *("Same decisions", "Same moved decisions", "Less the ceiling's", "Cosine", "Conclusion"),
 )
 _KIND_WORDS = {
-    Kind.FITTED: "{}",
-    Kind.CEILING: "the ceiling: {}",
-    Kind.MEAN: "the mean: {}",
-    Kind.LABELS: "{}, on labels",
-    Kind.RETRAINED: "{}, retrained",
+    Origin.FITTED: "{}",
+    Origin.CEILING: "the ceiling: {}",
+    Origin.MEAN: "the mean: {}",
+    Origin.LABELS: "{}, on labels",
+    Origin.RETRAINED: "{}, retrained",
 }
 _KIND_LOOKS: dict[str, dict[str, Any]] = {
     kind: {"label": label, "color": colour, "marker": marker, "ms": 4.5, "elinewidth": 1.2, "capsize": 0}
     for kind, label, colour, marker in (
-        (Kind.CEILING, "the method itself, fitted (ceiling)", style.BLACK, "D"),
-        (Kind.FITTED, "two vectors, fitted", style.RED, "o"),
-        (Kind.LABELS, "two vectors, on labels", style.BLUE, "s"),
-        (Kind.MEAN, "two vectors, the mean", style.PURPLE, "v"),
+        (Origin.CEILING, "the method itself, fitted (ceiling)", style.BLACK, "D"),
+        (Origin.FITTED, "two vectors, fitted", style.RED, "o"),
+        (Origin.LABELS, "two vectors, on labels", style.BLUE, "s"),
+        (Origin.MEAN, "two vectors, the mean", style.PURPLE, "v"),
     )
 }
 
@@ -336,7 +336,7 @@ def replacement_figure(studies: Sequence[StudyResults], methods: Sequence[str] =
     if unknown := [name for name in methods if name not in present]:
         raise ClipbiasError(f"nothing was fitted to {unknown[0]!r}; there are {', '.join(present)}.")
     drawn = list(methods) or present
-    of_form = numbers[numbers["method"].isin(drawn) & (numbers["form"].eq(PLAIN) | numbers["kind"].eq(Kind.CEILING))]
+    of_form = numbers[numbers["method"].isin(drawn) & (numbers["form"].eq(PLAIN) | numbers["kind"].eq(Origin.CEILING))]
     parts = []
     for start, quantity in (("", "gain"), ("moved_", "moved decisions")):
         ends = {end: of_form[start + end] for end in ("value", "low", "high")}
@@ -365,15 +365,15 @@ def replacement_figure(studies: Sequence[StudyResults], methods: Sequence[str] =
 def replacement_message(numbers: pd.DataFrame) -> str:
     """One sentence on rows of a `replacement_frame`: what two vectors have, and what the ceiling has."""
 
-    def span(kind: Kind, column: str) -> str:
+    def span(kind: Origin, column: str) -> str:
         values = numbers.loc[numbers["kind"] == kind, column].dropna()
         if values.empty:
             return ""
         low, high = (f"{end:.0f}" for end in (values.min(), values.max()))
         return f"{low} %" if low == high else f"{low} to {high} %"
 
-    shares, moved = span(Kind.FITTED, "value"), span(Kind.FITTED, "moved_value")
-    best = span(Kind.CEILING, "moved_value")
+    shares, moved = span(Origin.FITTED, "value"), span(Origin.FITTED, "moved_value")
+    best = span(Origin.CEILING, "moved_value")
     if not moved:
         return "No decision was moved."
     gain = f"have {shares} of the gain in log-likelihood and " if shares else ""

@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 
 from clipbias.analysis.causal import (
+    Ablation,
     Added,
-    Corner,
-    Level,
-    Stream,
+    PatchedRun,
+    PathPatch,
     added_to_images,
     added_to_texts,
     image_kinds,
     mix_images,
     mix_texts,
 )
-from clipbias.analysis.causal_section import Way, compute_causal, halves, why_no_levels
+from clipbias.analysis.causal_section import Way, compute_causal, halves, why_no_ablations
 from clipbias.analysis.model import Model
 from clipbias.analysis.study import Study, StudyOptions
 from clipbias.clip import Adaptation, Clip, encode_image, tables
@@ -101,11 +101,11 @@ def bind(clip: Clip, name: str, seed: int = 0) -> Bound:
     return Bound(task, tuned, reference, after)
 
 
-def run_product(bound: Bound, clip: Clip, tower: str, images: Any, streams: Any, means: Any = None, donors: Any = None):
+def run_product(bound: Bound, clip: Clip, tower: str, images: Any, patched: Any, means: Any = None, donors: Any = None):
     def mix(params: Any, tuned: Adaptation, reference: Adaptation) -> Any:
         if tower == "vision":
-            return mix_images(params, clip.config, images, tuned, streams, means, donors)
-        return mix_texts(params, clip.config, bound.task.tokens, tuned, reference, streams, means)
+            return mix_images(params, clip.config, images, tuned, patched, means, donors)
+        return mix_texts(params, clip.config, bound.task.tokens, tuned, reference, patched, means)
 
     return jax.device_get(jax.jit(mix)(clip.params, bound.tuned, bound.reference))
 
@@ -159,11 +159,11 @@ def assert_close(actual: Any, expected: np.ndarray, what: str = "") -> None:
 def test_every_corner_equals_the_reference(name, tower, clip, reference, images):
     bound = bind(clip, name)
     runs = reference_runs(bound, reference, clip, name, tower, images)
-    streams = [Stream.corner(corner) for corner in Corner]
-    before, after, *corners = run_product(bound, clip, tower, np.float32(images), streams)
+    patched = [PatchedRun.path(corner) for corner in PathPatch]
+    before, after, *corners = run_product(bound, clip, tower, np.float32(images), patched)
     assert_close(before, runs[0].forward.features, "the reference")
     assert_close(after, runs[1].forward.features, "the tuned model")
-    for corner, features in zip(Corner, corners, strict=True):
+    for corner, features in zip(PathPatch, corners, strict=True):
         assert_close(features, causal.corner(*runs, *corner.name), corner.name)
     assert_close(corners[0], np.asarray(before, np.float64), "the corner RR")
     assert_close(corners[-1], np.asarray(after, np.float64), "the corner PP")
@@ -172,7 +172,7 @@ def test_every_corner_equals_the_reference(name, tower, clip, reference, images)
 # "everything" has slots, pixels, a bias by token, weights and the projection at once.
 @pytest.mark.ci
 @pytest.mark.parametrize("name", short(["ivlp", "lora", "everything", "layer_norm", "bias_by_kind"], "ivlp", "lora"))
-def test_image_levels_equal_the_reference(name, clip, reference, images):
+def test_image_ablations_equal_the_reference(name, clip, reference, images):
     """Means over images that are not those of the test; other images' values token by token."""
     training = helpers.random_images(reference.config, 4, seed=5)
     bound = bind(clip, name)
@@ -180,22 +180,24 @@ def test_image_levels_equal_the_reference(name, clip, reference, images):
     others = reference_runs(bound, reference, clip, name, "vision", training)
     every = causal.added(*others)
     expected = {
-        Level.NOTHING: causal.nothing(runs[0]),
-        Level.KIND: causal.of_samples(causal.mean_by_kind(others[1], every), np.arange(3)),
-        Level.POSITION: causal.of_samples(causal.mean_by_position(every), np.arange(3)),
-        Level.OWN: causal.added(*runs),
+        Ablation.NOTHING: causal.nothing(runs[0]),
+        Ablation.KIND: causal.of_samples(causal.mean_by_kind(others[1], every), np.arange(3)),
+        Ablation.POSITION: causal.of_samples(causal.mean_by_position(every), np.arange(3)),
+        Ablation.OWN: causal.added(*runs),
     }
     sums = added_to_images(clip.config, clip.params, np.float32(training), np.ones(4, bool), bound.tuned)
     by_position = Added.mean(jax.device_get(sums))
-    means = {Level.POSITION: by_position, Level.KIND: by_position.by_kind(image_kinds(clip.config))}
+    means = {Ablation.POSITION: by_position, Ablation.KIND: by_position.by_kind(image_kinds(clip.config))}
     drawn = np.array([[2, 0, 1], [1, 2, 0]])
-    streams = [Stream.at(level) for level in expected] + [Stream.at(Level.OTHER, draw) for draw in range(2)]
+    patched = [PatchedRun.ablated(level) for level in expected] + [
+        PatchedRun.ablated(Ablation.RESAMPLE, draw) for draw in range(2)
+    ]
     _, tuned, *mixed = run_product(
-        bound, clip, "vision", np.float32(images), streams, means, np.float32(training)[drawn]
+        bound, clip, "vision", np.float32(images), patched, means, np.float32(training)[drawn]
     )
     levels = [*expected.values(), *(causal.of_samples(every, rows) for rows in drawn)]
     seen: list[np.ndarray] = []
-    for stream, level, features in zip(streams, levels, mixed, strict=True):
+    for stream, level, features in zip(patched, levels, mixed, strict=True):
         features_of_level = causal.features(*runs, level)
         assert_close(features, features_of_level, str(stream))
         if name in ("ivlp", "everything"):  # what a bias adds is the same at all levels
@@ -206,14 +208,14 @@ def test_image_levels_equal_the_reference(name, clip, reference, images):
 
 @pytest.mark.ci
 @pytest.mark.parametrize("name", short(["maple", "bias_by_kind", "coop_long"], "maple", "bias_by_kind"))
-def test_text_levels_equal_the_reference(name, clip, reference):
+def test_text_ablations_equal_the_reference(name, clip, reference):
     bound = bind(clip, name)
     runs = reference_runs(bound, reference, clip, name, "text", None)
     mean = Added.mean(added_to_texts(clip.config, clip.params, bound.task.tokens, bound.tuned, bound.reference))
-    streams = [Stream.at(Level.NOTHING), Stream.at(Level.KIND)]
-    _, _, *mixed = run_product(bound, clip, "text", None, streams, {Level.KIND: mean})
+    patched = [PatchedRun.ablated(Ablation.NOTHING), PatchedRun.ablated(Ablation.KIND)]
+    _, _, *mixed = run_product(bound, clip, "text", None, patched, {Ablation.KIND: mean})
     levels = [causal.nothing(runs[0]), causal.mean_by_kind(runs[1], causal.added(*runs))]
-    for stream, level, features in zip(streams, levels, mixed, strict=True):
+    for stream, level, features in zip(patched, levels, mixed, strict=True):
         assert_close(features, causal.features(*runs, level), str(stream))
 
 
@@ -221,12 +223,12 @@ def test_networks_beside_blocks_are_added(clip, images):
     """Of MMA the corner RR is CLIP and PP the tuned model; attention alone and tokens alone are neither."""
     task = Task(clip, "mma", CLASS_NAMES, blocks=2, width=4, factor=1.0)
     tuned = task.method.adapt(moved(task))
-    streams = [Stream.corner(corner) for corner in Corner]
+    patched = [PatchedRun.path(corner) for corner in PathPatch]
 
     @jax.jit
     def run(params, tuned, images):
         ends = [encode_image(params, clip.config, images, each)[0] for each in (Adaptation(), tuned)]
-        return mix_images(params, clip.config, images, tuned, streams), ends
+        return mix_images(params, clip.config, images, tuned, patched), ends
 
     mixed, ends = jax.device_get(run(clip.params, tuned, images))
     for stream, expected in zip((mixed[2], mixed[-1]), ends, strict=True):
@@ -291,7 +293,7 @@ def test_a_study_has_all_ways_of_every_image(study, tests_of_study, clip, refere
     for way, level in zip((Way.TEXT_NOTHING, Way.TEXT_KIND), of_texts, strict=True):
         expected.append((way, ends["v"][0], causal.features(*texts, level)))
     test = tests_of_study.models["ivlp"]
-    assert test.ways == tuple(way.value for way, *_ in expected) and not test.why and not test.why_no_levels
+    assert test.ways == tuple(way.value for way, *_ in expected) and not test.why and not test.why_no_ablations
     logits = np.stack([numpy_clip.logits(reference.state, *pair) for _, *pair in expected], axis=1)
     second = halves(split().labels)
     for k, (way, *_) in enumerate(expected):
@@ -321,7 +323,7 @@ def test_numbers_of_towers_and_texts_are_differences(tests_of_study):
 
 def test_what_has_no_levels_says_why(clip, study, tmp_path):
     task = Task(clip, "cocoop", CLASS_NAMES)
-    assert "depend on the image" in why_no_levels(study, Model("a", "A", Tuned(task, task.init())), "text")
+    assert "depend on the image" in why_no_ablations(study, Model("a", "A", Tuned(task, task.init())), "text")
     bare = Study(study.models, split(), StudyOptions(), tmp_path)
     ivlp = study.models[1]
-    assert "training images" in why_no_levels(bare, ivlp, "vision") and not why_no_levels(bare, ivlp, "text")
+    assert "training images" in why_no_ablations(bare, ivlp, "vision") and not why_no_ablations(bare, ivlp, "text")

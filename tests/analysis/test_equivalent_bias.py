@@ -213,4 +213,4 @@ def test_a_study_says_what_it_cannot_measure(clip: Clip, tmp_path: Path) -> None
     bare = make(clip, tmp_path)
     assert "training images" in str(missing(bare, bare.tuned[0]))
     task = Task(clip, "taskres", CLASS_NAMES)
-    assert "Neither tokens nor weights" in str(missing(bare, Model("own", "Own", Tuned(task, task.init()))))
+    assert "no token and no weight" in str(missing(bare, Model("own", "Own", Tuned(task, task.init()))))

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from clipbias.analysis import verdict
-from clipbias.analysis.replacement import Kind
+from clipbias.analysis.replacement import Origin
 from clipbias.analysis.results import Average, Labels, What, Where
 from clipbias.analysis.study import StudyOptions
 from clipbias.analysis.uncertainty import Estimate
@@ -93,7 +93,9 @@ def test_models_are_scored_under_the_rules_that_they_were_trained_under(tmp_path
         score.score(tmp_path, specs, StudyOptions())
 
 
-@pytest.mark.parametrize(("name", "word"), [("labels.py", "0.02"), ("labels.py", "SAME_ORDER"), ("verdict.py", "HALF")])
+@pytest.mark.parametrize(
+    ("name", "word"), [("labels.py", "0.02"), ("labels.py", "SAME_ORDER"), ("verdict.py", "MAIN_SHARE")]
+)
 def test_the_hash_is_of_labels_and_rules(tmp_path, name, word):
     for path in (Path(labels.__file__), Path(verdict.__file__)):
         shutil.copy(path, tmp_path)
@@ -182,7 +184,7 @@ def test_the_verdict_is_the_packages():
 def with_forms(results, shares, less):
     """With these ends of both forms' shares of the gain, and of their agreement less the ceiling's."""
     (method,) = results.sections["replacement"].methods
-    (any_form,) = (row for row in method.rows if row.student.kind is Kind.FITTED)
+    (any_form,) = (row for row in method.rows if row.student.kind is Origin.FITTED)
     forms = []
     for form, of_share, of_less in zip(labels.FORMS, shares, less, strict=True):
         row = changed(any_form, ["gain", "log_likelihood", "share"], number(*of_share))

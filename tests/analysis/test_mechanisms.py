@@ -11,7 +11,7 @@ import pytest
 
 import clipbias
 from clipbias import data
-from clipbias.analysis.causal import Corner, Level, Stream, added_to_images, mix_images, mix_texts
+from clipbias.analysis.causal import Ablation, PatchedRun, PathPatch, added_to_images, mix_images, mix_texts
 from clipbias.analysis.model import NOTHING_INSIDE, why_no_causal_test
 from clipbias.analysis.results import What, Where
 from clipbias.analysis.study import StudyOptions
@@ -29,7 +29,10 @@ from tools.mechanisms.methods import BIAS, MEAN, centre, map_inputs
 from tools.mechanisms.planted import CONFIG, prompts_of
 from tools.mechanisms.train import dataset_of, frozen_model, logits_of, normalised, train_model
 
-STREAMS = [*(Stream.corner(corner) for corner in Corner), *(Stream.at(level) for level in (Level.NOTHING, Level.OTHER))]
+PATCHED = [
+    *(PatchedRun.path(corner) for corner in PathPatch),
+    *(PatchedRun.ablated(each) for each in (Ablation.NOTHING, Ablation.RESAMPLE)),
+]
 
 
 def task_of(clip, family, **options):
@@ -42,7 +45,7 @@ def task_of(clip, family, **options):
 
 
 def assert_does_what_labels_say(family, image, *, close, least):
-    """Of image features in `STREAMS`: equal ones to `close`, and what changes by more than `least`."""
+    """Of image features in `PATCHED`: equal ones to `close`, and what changes by more than `least`."""
     reference, attention, tokens, tuned, nothing, other = image
     same = functools.partial(np.testing.assert_allclose, rtol=0, atol=close)
     assert np.abs(tuned - reference).max() > least
@@ -71,8 +74,8 @@ BIASES = ("late_bias", "bias_by_kind", "bias_by_position")
 def test_a_model_does_what_its_labels_say(clip, images, family):
     task, learnables = task_of(clip, family)
     tuned = task.method.adapt(learnables)
-    seen = mix_images(clip.params, clip.config, images, tuned, STREAMS, donors=images[None, ::-1])
-    texts = mix_texts(clip.params, clip.config, task.tokens, tuned, Adaptation(), STREAMS[:4])
+    seen = mix_images(clip.params, clip.config, images, tuned, PATCHED, donors=images[None, ::-1])
+    texts = mix_texts(clip.params, clip.config, task.tokens, tuned, Adaptation(), PATCHED[:4])
     for features in (seen, texts):
         np.testing.assert_allclose(features[2], features[0], atol=1e-5)
         np.testing.assert_allclose(features[5], features[1], atol=1e-5)
@@ -245,12 +248,12 @@ def planted_task(name):
 
 @pytest.fixture(scope="module")
 def planted_numbers():
-    """Of planted models: features in `STREAMS`, and what they add."""
+    """Of planted models: features in `PATCHED`, and what they add."""
     tuned = Adaptation(vision_prompts=PROMPTS["vision_prompts"])
 
     @jax.jit
     def numbers(params, images):
-        mixed = mix_images(params, CONFIG, images, tuned, STREAMS, donors=images[None, ::-1])[2:]
+        mixed = mix_images(params, CONFIG, images, tuned, PATCHED, donors=images[None, ::-1])[2:]
         return mixed, added_to_images(CONFIG, params, images, np.ones(len(images), bool), tuned)["slots"]
 
     def of(name):

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from clipbias.analysis import observations
-from clipbias.analysis.observations import Observations, ObservedModel, Outcome, decide, estimate_over, observe
-from clipbias.analysis.results import ByOutcome, CausalNumbers, Labels, Levels, Predictions, What, Where
+from clipbias.analysis.observations import ClaimOutcome, Observations, ObservedModel, decide, estimate_over, observe
+from clipbias.analysis.results import Ablations, ByMetric, CausalNumbers, Predictions, VerdictLabels, What, Where
 from clipbias.analysis.uncertainty import RESAMPLES, Estimate
 
 KINDS = ("sos", "prompt", "words", "category", "dot", "eos")
@@ -132,7 +132,7 @@ def test_every_number_and_interval(study):
     assert {rows[claim].samples for claim in rows if "EOS" in claim} == {CLASSES}
     assert rows["The [cls] map is unchanged"].samples == IMAGES
     for claim in (*hypotheses, "Both are indispensable"):  # without a causal test
-        assert rows[claim].number is None and rows[claim].outcome is Outcome.UNDECIDED
+        assert rows[claim].number is None and rows[claim].outcome is ClaimOutcome.UNDECIDED
 
 
 RANGES = {
@@ -162,7 +162,7 @@ def test_each_claim_has_its_range(study, monkeypatch):
             number = Estimate(middle, middle - 0.01, middle + 0.01)
             monkeypatch.setattr(observations, "estimate_over", lambda *_, number=number, **__: (number, 50))
             rows = {row.claim: row.outcome for row in observe(study).rows}
-            assert rows[claim] is Outcome[outcome], (claim, middle)
+            assert rows[claim] is ClaimOutcome[outcome], (claim, middle)
 
 
 def test_claims_are_about_methods_with_such_prompts(study):
@@ -181,9 +181,9 @@ def test_claims_are_about_methods_with_such_prompts(study):
 def test_below_ten_samples_nothing_is_decided():
     rows = np.arange(10.0)[:, None]
     number, samples = estimate_over([rows], lambda means: means[..., 0])
-    assert samples == 10 and number.low is not None and decide(number, 0, 9) is Outcome.HOLDS
+    assert samples == 10 and number.low is not None and decide(number, 0, 9) is ClaimOutcome.HOLDS
     number, samples = estimate_over([rows[:9]], lambda means: means[..., 0])
-    assert samples == 9 and number == Estimate(4.0) and decide(number, 0, 9) is Outcome.UNDECIDED
+    assert samples == 9 and number == Estimate(4.0) and decide(number, 0, 9) is ClaimOutcome.UNDECIDED
     number, samples = estimate_over([np.full((3, 1), np.nan)], lambda means: means[..., 0])
     assert samples == 0 and np.isnan(number.value)
 
@@ -220,11 +220,11 @@ def method_of(attention, tokens, exchange, where, what):
         attention=estimate(attention),
         tokens=estimate(tokens),
         towers={},
-        image=Levels(estimate(1.0), estimate(0.1), None, None, estimate(exchange)),
+        image=Ablations(estimate(1.0), estimate(0.1), None, None, estimate(exchange)),
         text=None,
     )
-    labels = Labels(where, what)
-    return SimpleNamespace(models=("ivlp",), name="IVLP", numbers=ByOutcome(None, numbers), labels=labels, images=300)
+    labels = VerdictLabels(where, what)
+    return SimpleNamespace(models=("ivlp",), name="IVLP", numbers=ByMetric(None, numbers), labels=labels, images=300)
 
 
 @pytest.mark.parametrize(

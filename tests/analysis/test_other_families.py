@@ -11,9 +11,9 @@ import pytest
 import clipbias
 from clipbias.analysis.attention import observe_layers
 from clipbias.analysis.bias import measure_equivalent_bias, reference_adaptation
-from clipbias.analysis.causal import Corner, Stream, mix_images, mix_texts
+from clipbias.analysis.causal import PatchedRun, PathPatch, mix_images, mix_texts
 from clipbias.analysis.relevancy import MapOptions, explanations
-from clipbias.analysis.words import text_kinds, token_labels
+from clipbias.analysis.words import text_types, token_labels
 from clipbias.clip import Adaptation, Clip, encode_image, encode_text, tower
 from clipbias.clip.vision import embed_image, head_attention, pool_image
 from clipbias.tuning.features import unit_length
@@ -138,7 +138,7 @@ def test_corners_are_the_two_runs(family: str, tmp_path: Path) -> None:
     task = families.task_of(model, "ivlp")
     params = task.clip.params
     config = task.clip.config
-    streams = [Stream.corner(corner) for corner in (Corner.RR, Corner.PP)]
+    patched = [PatchedRun.path(corner) for corner in (PathPatch.RR, PathPatch.PP)]
     tokens = task.tokens
     adaptation = task.method.adapt(families.trained(model, "ivlp"))
     words = reference_adaptation(task, task.init())
@@ -146,8 +146,8 @@ def test_corners_are_the_two_runs(family: str, tmp_path: Path) -> None:
     @jax.jit
     def run(params: Any, images: Any, tuned: Adaptation, words: Adaptation) -> Any:
         mixed = (
-            mix_images(params, config, images, tuned, streams),
-            mix_texts(params, config, tokens, tuned, words, streams),
+            mix_images(params, config, images, tuned, patched),
+            mix_texts(params, config, tokens, tuned, words, patched),
         )
         plain = [encode_image(params, config, images, each)[0] for each in (Adaptation(), tuned)]
         return mixed, (plain, [encode_text(params, config, tokens, each)[0] for each in (words, tuned)])
@@ -181,7 +181,7 @@ def test_a_bias_is_its_own_equivalent_bias(family: str, method: str, tmp_path: P
 def test_kinds_and_labels_of_a_text_without_sos(tuned: tuple) -> None:
     task = tuned[0]
     assert token_labels(task, 2) == ["[1]", "[2]", "▁of", "▁a", "▁golden", "▁retriever", "."]
-    names = np.array(["sos", "prompt", "words", "category", "dot", "eos", "pad"])[text_kinds(task)[2]]
+    names = np.array(["sos", "prompt", "words", "category", "dot", "eos", "pad"])[text_types(task)[2]]
     assert names.tolist() == [*["prompt"] * 2, *["words"] * 2, *["category"] * 2, "dot", *["pad"] * 24, "eos"]
 
 

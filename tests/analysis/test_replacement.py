@@ -14,7 +14,7 @@ from scipy.special import log_softmax
 from clipbias.analysis import replacement
 from clipbias.analysis.causal_section import halves
 from clipbias.analysis.model import Model
-from clipbias.analysis.replacement import Comparison, Kind, Word, by_image, compare, conclude, plain_form, sentence
+from clipbias.analysis.replacement import Comparison, Origin, Word, by_image, compare, conclude, plain_form, sentence
 from clipbias.analysis.results import Missing
 from clipbias.analysis.results_file import load_results
 from clipbias.analysis.run import run_study
@@ -83,7 +83,7 @@ def test_numbers_against_numpy() -> None:
         changes = [(features[:, each] - features[:, 0])[7:] for each in (1, k)]
         units = [change / np.linalg.norm(change, axis=1)[:, None] for change in changes]
         assert row.cosine is not None and row.cosine.value == pytest.approx((units[0] * units[1]).sum(1).mean())
-        if row.student.kind is Kind.FITTED:
+        if row.student.kind is Origin.FITTED:
             less = ((decided == p).astype(float) - ceiling)[groups["moved"]]
             assert row.less_ceiling is not None and row.less_ceiling.value == pytest.approx(less.mean())
             assert row.word is conclude(row.share, row.less_ceiling)
@@ -140,7 +140,7 @@ def test_intervals_against_resampling_written_out(seeds: tuple[int, ...]) -> Non
     draws = resampled(columns)
     _, rows = compare(models)
     row = rows[1]
-    assert row.models == len(seeds) and row.student.kind is Kind.FITTED
+    assert row.models == len(seeds) and row.student.kind is Origin.FITTED
     expected = {
         "share": (row.share, draws["form"] / draws["gain"]),
         "moved": (row.moved, draws["same"] / draws["moved"]),
@@ -267,7 +267,7 @@ def test_which_models_stand_beside_the_forms(clip: Clip, tmp_path: Path) -> None
     models = models_of(clip)
     study = Study(models, colour_split(1, 3), StudyOptions(), tmp_path)
     beside = [(kind, form, each.key) for kind, form, each in replacement.controls(study, models[1])]
-    assert beside == [(Kind.RETRAINED, "ivlp", "again"), (Kind.LABELS, "kind", "kind")]
+    assert beside == [(Origin.RETRAINED, "ivlp", "again"), (Origin.LABELS, "kind", "kind")]
     assert not replacement.controls(study, models[4])
 
 
@@ -369,11 +369,11 @@ def test_the_section(
     assert not isinstance(found, Missing) and isinstance(results.models["again"], Missing)
     kinds = [(each.kind, each.form) for each in found.by_image.students]
     assert kinds == [
-        (Kind.CEILING, "ivlp"),
-        (Kind.FITTED, "kind"),
-        (Kind.MEAN, "kind"),
-        (Kind.RETRAINED, "ivlp"),
-        (Kind.LABELS, "kind"),
+        (Origin.CEILING, "ivlp"),
+        (Origin.FITTED, "kind"),
+        (Origin.MEAN, "kind"),
+        (Origin.RETRAINED, "ivlp"),
+        (Origin.LABELS, "kind"),
     ]
     assert (found.steps, found.fitted_images, found.held_back_images, found.no_ceiling) == (2, 12, 3, "")
     kind = Task(clip, "bias_by_kind", CLASS_NAMES)
@@ -421,5 +421,5 @@ def test_the_ceiling_reaches_a_teacher_of_its_own_form(clip: Clip, tmp_path: Pat
     fits = replacement.Fits(study, images, images, study.tuned)
     zero = Tuned(bias, bias.init(0))
     (ceiling, fitted), _ = fits.fit(models[1])
-    assert ceiling.kind is Kind.CEILING and fitted.task == bias
+    assert ceiling.kind is Origin.CEILING and fitted.task == bias
     assert ceiling.fitted_divergence < 0.5 * mean_divergence(models[1].tuned, zero, images, fits.context)

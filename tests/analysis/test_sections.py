@@ -145,7 +145,7 @@ def test_relevancy(results, reference, group):
     assert averaged.count == len(members)
     rows = {"zero_shot": reference.relevancy["zero_shot"], "tuned": reference.relevancy["ivlp"]}
     for side, rows_of_side in rows.items():
-        for part in ("vision", "text", "vision_kinds", "text_kinds"):
+        for part in ("vision", "text", "vision_types", "text_types"):
             averages(getattr(getattr(averaged, part), side), [rows_of_side[part][i] for i in members])
     pairs = [(rows["zero_shot"]["raw"][i], rows["tuned"]["raw"][i]) for i in members]
     averages(averaged.order, [np.array([sections.order(*pair)]) for pair in pairs])
@@ -155,8 +155,8 @@ def test_relevancy(results, reference, group):
 def test_relevancy_says_which_texts_it_is_of(results):
     about = results.sections["relevancy"]["ivlp"]
     assert about.zero_shot.text == "a photo of a {}."
-    assert about.zero_shot.index_kinds[:6] == ("sos", *["words"] * 4, "category")
-    assert about.tuned.index_kinds[:6] == ("sos", "prompt", "prompt", "words", "words", "category")
+    assert about.zero_shot.index_types[:6] == ("sos", *["words"] * 4, "category")
+    assert about.tuned.index_types[:6] == ("sos", "prompt", "prompt", "words", "words", "category")
 
 
 @pytest.mark.parametrize("name", ["zero_shot", "ivlp"])
@@ -282,7 +282,7 @@ def test_maps_to_explore(results, reference, key):
         close(values[: len(text)], text)
         assert not values[len(text) :].any()
         tokens = maps.tokens[label]
-        kinds = maps.kinds[label]
+        kinds = maps.types[label]
         assert len(tokens) == len(kinds) == len(text)
         named = [token for token, kind in zip(tokens, kinds, strict=True) if kind == "category"]
         assert "".join(named) == CLASS_NAMES[label].replace("_", "").replace(" ", "")
@@ -331,7 +331,7 @@ def test_what_observations_are_made_of(results, reference, key):
         return
     members = sorted({*GROUPS["all"], *GROUPS["corrected"]})
     for side, name in enumerate(("zero_shot", "ivlp")):
-        rows = [reference.relevancy[name]["text_kinds"][i] for i in members]
+        rows = [reference.relevancy[name]["text_types"][i] for i in members]
         close(observed.text_relevancy[members, side], rows)
     raw = [[reference.relevancy[name]["raw"][i] for i in members] for name in ("zero_shot", "ivlp")]
     close(observed.patch_variation[members], [sections.variation(*pair) for pair in zip(*raw, strict=True)])

@@ -20,7 +20,7 @@ from clipbias.analysis.results_file import SCALARS, load_results, save_results
 from clipbias.analysis.run import run_study
 from clipbias.analysis.statistics import Moments
 from clipbias.analysis.study import Request, Study, StudyOptions, spread
-from clipbias.analysis.words import CATEGORY, text_kinds
+from clipbias.analysis.words import CATEGORY, text_types
 from clipbias.data import Split
 from clipbias.data.images import pictures as load_pictures
 from clipbias.data.transforms import Resizing
@@ -291,14 +291,14 @@ def test_texts_of_a_class_are_counted_together(clip, tmp_path, monkeypatch):
     study = Study([plain.models[0], Model("two", "two", Tuned(task))], plain.split, plain.options, tmp_path)
 
     def maps(study, model, images, targets):
-        kinds = text_kinds(model.task).reshape(model.texts, len(CLASS_NAMES), -1)[:, np.asarray(targets)]
+        kinds = text_types(model.task).reshape(model.texts, len(CLASS_NAMES), -1)[:, np.asarray(targets)]
         text = (kinds == CATEGORY).swapaxes(0, 1).astype("f")
         seen = np.ones((len(targets), study.clip.config.vision.patches), np.float32)
         return Relevancy(seen, text if model.texts > 1 else text[:, 0], np.zeros(len(targets), np.float32))
 
     monkeypatch.setattr(dataset_sections, "relevancy_maps", maps)
     predicted = Predictions(plain.split.labels, dict.fromkeys(("zero_shot", "two"), plain.split.labels))
-    kinds = study.run_section(compute_relevancy(knows(study, predicted)))["two"].all.text_kinds
+    kinds = study.run_section(compute_relevancy(knows(study, predicted)))["two"].all.text_types
     np.testing.assert_allclose(kinds.tuned.mean, np.eye(5)[CATEGORY], atol=1e-6)
 
 
@@ -310,8 +310,8 @@ def test_nothing_corrected_is_said_and_not_averaged(clip, tmp_path, monkeypatch)
     result = study.run_section(compute_relevancy(knows(study, same)))["vpt"]
     assert result.corrected is None and result.corrected_count == 0
     assert (result.both_right.count, result.all.count) == (COUNT, COUNT)
-    mean = result.all.vision_kinds.tuned.mean
-    np.testing.assert_allclose(result.both_right.vision_kinds.tuned.mean, mean, rtol=COUNT * np.finfo("f").eps)
+    mean = result.all.vision_types.tuned.mean
+    np.testing.assert_allclose(result.both_right.vision_types.tuned.mean, mean, rtol=COUNT * np.finfo("f").eps)
 
 
 def test_unreadable_images_are_left_out_where_asked(clip, tmp_path):

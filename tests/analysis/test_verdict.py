@@ -9,7 +9,7 @@ import pytest
 from clipbias.analysis.causal_section import (
     CausalTest,
     CausalTests,
-    ImageOutcomes,
+    ImageScores,
     Way,
     outcomes,
     over_seeds,
@@ -18,16 +18,16 @@ from clipbias.analysis.causal_section import (
 )
 from clipbias.analysis.model import NOTHING_INSIDE
 from clipbias.analysis.results import (
-    ByOutcome,
+    Ablations,
+    ByMetric,
     CausalNumbers,
     ClipFacts,
     DatasetFacts,
-    Labels,
-    Levels,
     ModelFacts,
     ParameterCount,
     Predictions,
     StudyResults,
+    VerdictLabels,
     What,
     Where,
 )
@@ -51,7 +51,7 @@ def numbers(attention=None, added=None, exchange=None, gain=SURE):
     part = number(0.4, 0.6)
     levels = None
     if added is not None:
-        levels = Levels(all=added, kind=part, position=part, other=part, exchange=exchange)
+        levels = Ablations(all=added, kind=part, position=part, other=part, exchange=exchange)
     return CausalNumbers(
         reference=SURE, gain=gain, attention=attention, tokens=part, towers={}, image=levels, text=None
     )
@@ -78,24 +78,24 @@ def test_what_is_decided_by_all_of_it_and_by_the_exchange(added):
         if added[1] < 0.25:
             expected = What.NOTHING
         labels = label(numbers(number(0, 0.1), number(*added), number(*exchange)))
-        assert labels == Labels(Where.NOT_ATTENTION, expected), (added, exchange)
+        assert labels == VerdictLabels(Where.NOT_ATTENTION, expected), (added, exchange)
 
 
 def test_without_a_sure_gain_there_is_no_other_label():
     for gain in (UNSURE, Estimate(-0.3, -0.4, -0.2)):
         labels = label(numbers(number(0.8, 0.9), number(0.5, 1), number(0.6, 0.9), gain=gain))
-        assert labels == Labels(Where.NO_GAIN, None)
+        assert labels == VerdictLabels(Where.NO_GAIN, None)
 
 
 def test_without_shares_it_is_undecided():
     nothing = number(0, 0, share=False)
-    assert label(numbers(nothing, nothing, nothing)) == Labels(Where.UNDECIDED, What.UNDECIDED)
-    assert label(numbers(number(0.8, 0.9))) == Labels(Where.ATTENTION, What.UNDECIDED)
+    assert label(numbers(nothing, nothing, nothing)) == VerdictLabels(Where.UNDECIDED, What.UNDECIDED)
+    assert label(numbers(number(0.8, 0.9))) == VerdictLabels(Where.ATTENTION, What.UNDECIDED)
 
 
 def test_a_head_is_outside_and_texts_add_nothing_to_images():
-    assert label(numbers(), outside=True, images_changed=False) == Labels(Where.OUTSIDE, What.NOTHING)
-    assert label(numbers(number(0, 0.1)), images_changed=False) == Labels(Where.NOT_ATTENTION, What.NOTHING)
+    assert label(numbers(), outside=True, images_changed=False) == VerdictLabels(Where.OUTSIDE, What.NOTHING)
+    assert label(numbers(number(0, 0.1)), images_changed=False) == VerdictLabels(Where.NOT_ATTENTION, What.NOTHING)
 
 
 def model(key, method="ivlp"):
@@ -135,7 +135,7 @@ def study(moves, *, images=IMAGES, keys=("ivlp",), why="", noise=1.0):
         logits[np.arange(images), :, labels] += strengths
         values = outcomes(logits, labels)
         measured[key] = sample(values)
-        of_images = ImageOutcomes(np.arange(images), values.accuracy > 0, values.log_likelihood)
+        of_images = ImageScores(np.arange(images), values.accuracy > 0, values.log_likelihood)
         tests[key] = CausalTest(tuple(way.value for way in WAYS), of_images, why, {})
     ways = tests[keys[0]].ways
     by_keys = {key: summarize(each, ways) for key, each in measured.items()}
@@ -156,9 +156,17 @@ def study(moves, *, images=IMAGES, keys=("ivlp",), why="", noise=1.0):
 @pytest.mark.parametrize(
     ("moves", "expected", "words"),
     [
-        (ATTENTION, Labels(Where.ATTENTION, What.NOTHING), ["by changing where CLIP looks; what it adds"]),
-        (SAME, Labels(Where.NOT_ATTENTION, What.SAME), ["not by changing where CLIP looks", "same for every image"]),
-        (DEPENDS, Labels(Where.NOT_ATTENTION, What.DEPENDS), ["depends on the image (of all of it, another image's"]),
+        (ATTENTION, VerdictLabels(Where.ATTENTION, What.NOTHING), ["by changing where CLIP looks; what it adds"]),
+        (
+            SAME,
+            VerdictLabels(Where.NOT_ATTENTION, What.SAME),
+            ["not by changing where CLIP looks", "same for every image"],
+        ),
+        (
+            DEPENDS,
+            VerdictLabels(Where.NOT_ATTENTION, What.DEPENDS),
+            ["depends on the image (of all of it, another image's"],
+        ),
     ],
 )
 def test_a_study_has_labels_and_a_sentence_for_each_method(moves, expected, words):
@@ -198,18 +206,18 @@ def test_what_was_not_tested_or_is_outside_says_so():
     (method,) = judge(results).methods
     assert method.labels is None and "was not tested" in method.sentence
     (method,) = judge(study(SAME, why=NOTHING_INSIDE)).methods
-    assert method.labels == Labels(Where.OUTSIDE, What.NOTHING)
+    assert method.labels == VerdictLabels(Where.OUTSIDE, What.NOTHING)
     assert method.sentence.endswith("on noise, outside CLIP's towers, in which nothing changes.")
 
 
 def test_a_gain_in_one_outcome_alone_is_said_in_its_unit():
     log_likelihood = numbers(number(0, 0.1), number(0.8, 1), number(0.6, 0.9))
     accuracy = dataclasses.replace(log_likelihood, gain=Estimate(1.0, -0.5, 2.5))
-    text = sentence("VPT", "d", label(log_likelihood), ByOutcome(accuracy, log_likelihood), 100)
+    text = sentence("VPT", "d", label(log_likelihood), ByMetric(accuracy, log_likelihood), 100)
     expected = "VPT gains 0.300 nats (+0.200 to +0.400) of log-likelihood on d, with +1.0 points"
     assert text.startswith(expected)
     none = dataclasses.replace(log_likelihood, gain=UNSURE)
-    text = sentence("VPT", "d", label(none), ByOutcome(accuracy, none), 100)
+    text = sentence("VPT", "d", label(none), ByMetric(accuracy, none), 100)
     assert text.startswith("VPT has no sure gain on d: log-likelihood changes by +0.100 nats (-0.100 to")
 
 
@@ -218,7 +226,7 @@ def test_outcomes_of_images_are_not_what_decides():
     results = study(SAME)
     (method,) = judge(results).methods
     swapped = {
-        key: ByOutcome(accuracy=dataclasses.replace(each.accuracy, gain=UNSURE), log_likelihood=each.log_likelihood)
+        key: ByMetric(accuracy=dataclasses.replace(each.accuracy, gain=UNSURE), log_likelihood=each.log_likelihood)
         for key, each in results.sections["causal"].numbers.items()
     }
     again = judge(

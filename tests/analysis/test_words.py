@@ -12,9 +12,9 @@ from clipbias.analysis.study import Study, StudyOptions
 from clipbias.analysis.words import (
     compute_words,
     context_words,
-    index_kinds,
+    index_types,
     readable_token,
-    text_kinds,
+    text_types,
     token_labels,
 )
 from clipbias.clip import Clip
@@ -42,13 +42,13 @@ LETTERS = "spwcde-"  # SOS, prompt, words, category, dot, EOS, padding
     ],
 )
 def test_kinds_of_text_tokens(clip, method, options, expected):
-    kinds = text_kinds(Task(clip, method, ["cat", "maine coon"], **options))
+    kinds = text_types(Task(clip, method, ["cat", "maine coon"], **options))
     assert ["".join(LETTERS[kind] for kind in row) for row in kinds] == expected
 
 
 def test_what_is_the_same_for_all_classes_is_known_by_index(clip):
-    kinds = text_kinds(Task(clip, "maple", ["cat", "maine coon"]))
-    assert index_kinds(kinds) == ["sos", "prompt", "prompt", "words", "words", "category", "", "", ""]
+    kinds = text_types(Task(clip, "maple", ["cat", "maine coon"]))
+    assert index_types(kinds) == ["sos", "prompt", "prompt", "words", "words", "category", "", "", ""]
 
 
 def test_parts_of_a_character_are_told_with_the_whole(clip):

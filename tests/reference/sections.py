@@ -120,16 +120,16 @@ def relevancy_samples(
     clip: Reference, run: Run, images: np.ndarray, labels: Sequence[int], patches: int
 ) -> dict[str, list[np.ndarray]]:
     """Each image's rows for its class, divided by their sums, their sums by kind, and the row as it is."""
-    rows: dict[str, list[np.ndarray]] = {name: [] for name in ("vision", "text", "vision_kinds", "text_kinds", "raw")}
+    rows: dict[str, list[np.ndarray]] = {name: [] for name in ("vision", "text", "vision_types", "text_types", "raw")}
     for image, label in zip(images, labels, strict=True):
         vision, text = relevancy.relevancy(clip, run.inputs, image, int(label))
         rows["raw"].append(vision[:patches])
         vision, text = vision / vision.sum(), text / text.sum()
         rows["vision"].append(vision)
-        rows["vision_kinds"].append(np.array([vision[:patches].sum(), vision[patches:].sum()]))
+        rows["vision_types"].append(np.array([vision[:patches].sum(), vision[patches:].sum()]))
         rows["text"].append(np.pad(text, (0, run.inputs.tokens.shape[1] - len(text))))
         shares = text_shares(np.append(text, 0), len(text), run.text_prompts, WORDS - run.text_prompts)
-        rows["text_kinds"].append(np.array([shares[kind] for kind in KINDS if kind != "eos"]))
+        rows["text_types"].append(np.array([shares[kind] for kind in KINDS if kind != "eos"]))
     return rows
 
 

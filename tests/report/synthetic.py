@@ -19,7 +19,7 @@ from clipbias.analysis.causal_section import (
     DRAWS,
     CausalTest,
     CausalTests,
-    ImageOutcomes,
+    ImageScores,
     Way,
     outcomes,
     over_seeds,
@@ -28,12 +28,12 @@ from clipbias.analysis.causal_section import (
 )
 from clipbias.analysis.dataset_sections import GROUPS, BothModels, RelevancyGroup, RelevancyGroups, RelevancyText
 from clipbias.analysis.faithfulness import MAPS, Faithfulness, ModelFaithfulness, PerturbationCurve
-from clipbias.analysis.observations import Observation, Observations, Outcome
+from clipbias.analysis.observations import ClaimOutcome, Observation, Observations
 from clipbias.analysis.pictures import ExampleMaps, Examples, Exploration, ExploredModel, Similarity, SimilarityMaps
 from clipbias.analysis.replacement import (
-    Kind,
     MethodReplacements,
     ModelReplacements,
+    Origin,
     ReplacementResults,
     Student,
     by_image,
@@ -52,7 +52,7 @@ OBSERVED = Observation(
     "%",
     Estimate(78.04, 77.0, 79.26),
     10,
-    Outcome.HOLDS,
+    ClaimOutcome.HOLDS,
 )
 WAYS = tuple(way for way in Way for _ in range(DRAWS if way is Way.IMAGE_OTHER else 1))
 # How far each way moves the logit of the true class.
@@ -112,11 +112,11 @@ def _drawn(*, dataset="demo/digits", pictures=2, seed=0, **sizes):
 
 
 STUDENTS = (
-    Student(Kind.CEILING, "ivlp", "IVLP itself, from another start", 300, 0.1, 0.2),
-    Student(Kind.FITTED, "kind", "two vectors per layer", 200, 0.1, 0.2),
-    Student(Kind.MEAN, "kind", "two vectors per layer", 200),
-    Student(Kind.RETRAINED, "ivlp", "IVLP (seed 1, start 2)", 300),
-    Student(Kind.LABELS, "kind", "Bias tuning", 200),
+    Student(Origin.CEILING, "ivlp", "IVLP itself, from another start", 300, 0.1, 0.2),
+    Student(Origin.FITTED, "kind", "two vectors per layer", 200, 0.1, 0.2),
+    Student(Origin.MEAN, "kind", "two vectors per layer", 200),
+    Student(Origin.RETRAINED, "ivlp", "IVLP (seed 1, start 2)", 300),
+    Student(Origin.LABELS, "kind", "Bias tuning", 200),
 )
 
 
@@ -276,7 +276,7 @@ class _Builder:
             values = outcomes(self.logits(np.array([sizes[way] for way in WAYS]), labels), labels)
             measured[model.key] = sample(values)
             correct, nats = (values.accuracy > 0).astype(np.uint8), values.log_likelihood.astype(np.float32)
-            tests[model.key] = CausalTest(names, ImageOutcomes(images, correct, nats), "", {})
+            tests[model.key] = CausalTest(names, ImageScores(images, correct, nats), "", {})
         numbers = {key: summarize(each, names) for key, each in measured.items()}
         if self.twins:
             keys = ("ivlp", "ivlp_seed2")
@@ -297,18 +297,18 @@ class _Builder:
         return results
 
     def relevancy_of(self, model, group, count):
-        averages = {name: {} for name in ("vision", "vision_kinds", "text", "text_kinds")}
+        averages = {name: {} for name in ("vision", "vision_types", "text", "text_types")}
         for side, prompts in (("zero_shot", 0), ("tuned", model.vision_prompts)):
             row = self.row(self.patches + prompts)
             averages["vision"][side] = self.average(row)
-            averages["vision_kinds"][side] = self.average([row[: self.patches].sum(), row[self.patches :].sum()], 0.01)
+            averages["vision_types"][side] = self.average([row[: self.patches].sum(), row[self.patches :].sum()], 0.01)
             text = np.zeros(self.tokens)
             length = min(self.tokens, self.text_prompts + 4)
             text[:length] = self.row(length)
             averages["text"][side] = self.average(text)
             kinds = self.row(5)
             kinds[2 if model.text_prompts and side == "tuned" else 1] = 0  # no words, or no prompts
-            averages["text_kinds"][side] = self.average(kinds, 0.02)
+            averages["text_types"][side] = self.average(kinds, 0.02)
         return RelevancyGroup(
             count=count,
             **{name: BothModels(**sides) for name, sides in averages.items()},
@@ -320,7 +320,7 @@ class _Builder:
         results = {}
         for model in self.models:
             shares = self.draw.dirichlet([9, 2, 1.5, 0.7, 1.2], (self.layers, self.heads))
-            missing = found.TEXT_KINDS.index("words" if model.text_prompts else "prompt")
+            missing = found.TEXT_TYPES.index("words" if model.text_prompts else "prompt")
             average = self.average(np.insert(shares, missing, 0, axis=-1))
             results[model.key] = TextAttention(average, self.classes, 1, "a photo of a {}.")
         return results
@@ -453,7 +453,7 @@ class _Builder:
             distance_lowest=50 * self.reals(*shape, slots) if slots else None,
             texts=1,
             tokens=dict.fromkeys(range(self.classes), words),
-            kinds=dict.fromkeys(range(self.classes), kinds),
+            types=dict.fromkeys(range(self.classes), kinds),
         )
 
     def words(self):

@@ -52,7 +52,7 @@ def relevancy_rows(study, part, groups=("corrected",)):
                         prompt = at >= study.clip.patches
                         named = {"kind": "prompts" if prompt else "patches", "panel": "prompts" if prompt else "tokens"}
                     else:
-                        kinds = getattr(result, side).index_kinds
+                        kinds = getattr(result, side).index_types
                         named = {"kind": kinds[at] if at < len(kinds) else "", "panel": "tokens"}
                     if part == "vision" or at <= last:
                         yield {**line, **named, "index": at}

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from clipbias.analysis.observations import Observation, Observations, Outcome
+from clipbias.analysis.observations import ClaimOutcome, Observation, Observations
 from clipbias.analysis.pictures import Similarity
 from clipbias.analysis.results import Missing
 from clipbias.analysis.results_file import load_results, save_results
@@ -161,7 +161,7 @@ def test_what_is_missing_says_why(written, drawn):
     results = only("causal")
     tests = results.sections["causal"].models
     tests["bias"] = dataclasses.replace(tests["bias"], why="It has no second run.")
-    tests["ivlp"] = dataclasses.replace(tests["ivlp"], why_no_levels={"text": "Texts depend."})
+    tests["ivlp"] = dataclasses.replace(tests["ivlp"], why_no_ablations={"text": "Texts depend."})
     sections = results.sections | {
         "relevancy": {"bias": Missing("No map follows its logit.")},
         "similarity": Similarity(None, None, None, {}),
@@ -295,9 +295,11 @@ def test_nearest_words_have_a_row_per_prompt_until_there_are_too_many(monkeypatc
 
 def test_observations_have_a_row_for_each_claim_and_method(written):
     change = Observation(
-        "Fig. 2", "SOS falls", "IVLP", "a change", "points", Estimate(-0.04, -1.26, 0.2), 40, Outcome.UNDECIDED
+        "Fig. 2", "SOS falls", "IVLP", "a change", "points", Estimate(-0.04, -1.26, 0.2), 40, ClaimOutcome.UNDECIDED
     )
-    correlation = dataclasses.replace(OBSERVED, unit="", number=Estimate(-0.3349, -0.4, -0.2), outcome=Outcome.DOES_NOT)
+    correlation = dataclasses.replace(
+        OBSERVED, unit="", number=Estimate(-0.3349, -0.4, -0.2), outcome=ClaimOutcome.DOES_NOT
+    )
     few = dataclasses.replace(change, number=Estimate(2.0))
     nothing = dataclasses.replace(change, number=None, samples=0)
     observations = Observations({}, (OBSERVED, change, correlation, few, nothing))

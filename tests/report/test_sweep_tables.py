@@ -10,7 +10,7 @@ from clipbias.data.confusion import CLASS_MEASURES
 from clipbias.errors import ClipbiasError
 from clipbias.report import make_tables, names, read_sweep, render, render_tables
 from clipbias.report.sweep_tables import check_policies, class_tables
-from clipbias.report.table import FORMS, Table
+from clipbias.report.table import TABLE_FORMATS, Table
 from clipbias.tuning.recipe import MOST
 from tests.report.markup import Page
 from tests.report.test_sweep import run
@@ -82,7 +82,7 @@ def test_missing_and_failed_cells():
     rows = [run(dataset="a"), run(dataset="b"), run("coop", dataset="a", accuracy=50.0), lost]
     table = tables(rows)["Accuracy, 16 shots"]
     assert entries(table, "CoOp")[2:4] == ["–", "–"] and entries(table, "VPT")[1:4] == ["failed", "–", "–"]
-    for form in FORMS:
+    for form in TABLE_FORMATS:
         assert "VPT, a, 16 shots, seed 1: loss is not finite at step 3" in render_tables(read_sweep(rows), form)
         assert "There are no results yet." in render_tables(read_sweep([]), form)
 
@@ -231,7 +231,7 @@ def test_names_of_any_kind_stay_in_their_cells():
     """A line end, a bar or a bracket in a name makes no new row, column or argument."""
     name = "[a]|b\n\n# c\r`d` \x1b[31m$x_1$ \\end{table}"
     rows = [*a_few(), run(name, accuracy=40.0), run("vpt", accuracy=None, status="failed", error=name)]
-    rendered = {form: render_tables(read_sweep(rows), form) for form in FORMS}
+    rendered = {form: render_tables(read_sweep(rows), form) for form in TABLE_FORMATS}
     lines = [line for line in rendered["markdown"].splitlines() if line.startswith("|")]
     row = next(line for line in lines if line.startswith(r"| \[a\]\|b\\n\\n# c\\r\`d\` \\x1b\[31m$x\_1$"))
     assert row.replace(r"\|", "").count("|") == lines[0].count("|")

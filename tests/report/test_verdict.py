@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from clipbias.analysis.replacement import Kind, ReplacementResults
-from clipbias.analysis.results import Labels, What, Where
+from clipbias.analysis.replacement import Origin, ReplacementResults
+from clipbias.analysis.results import VerdictLabels, What, Where
 from clipbias.analysis.results_file import save_results
 from clipbias.analysis.verdict import judge, sentence
 from clipbias.errors import ClipbiasError
@@ -150,7 +150,7 @@ def test_the_table_has_two_vectors_beside_their_ceiling(results):
     (method,) = study.sections["replacement"].methods
     ivlp, ivlp_below, *bias = (row[-2:] for row in table.rows)
     assert bias == [["–", "–"]] * 2
-    for place, kind in enumerate((Kind.FITTED, Kind.CEILING)):
+    for place, kind in enumerate((Origin.FITTED, Origin.CEILING)):
         (k,) = [k for k, each in enumerate(by_image.students) if each.kind is kind]
         (row,) = [row for row in method.rows if row.student.kind is kind]
         moved = 100 * np.mean(others[k][plain != tuned] == tuned[plain != tuned])
@@ -260,7 +260,7 @@ def test_methods_that_were_studied_apart_stand_together(results, tmp_path):
 
 def test_where_hardly_anything_is_added_nothing_is_shared_out(results):
     (ivlp, _) = results["dtd"].methods
-    labels = Labels(Where.ATTENTION, What.NOTHING)
+    labels = VerdictLabels(Where.ATTENTION, What.NOTHING)
     row = verdict_table(results["dtd"], [dataclasses.replace(ivlp, labels=labels)]).rows[1]
     assert row[COLUMNS.index("All added")] != "–" and set(row[COLUMNS.index("All added") + 1 : -2]) == {"–"}
     assert "another image" not in sentence("IVLP", "dtd", labels, ivlp.numbers, 50)
@@ -268,10 +268,10 @@ def test_where_hardly_anything_is_added_nothing_is_shared_out(results):
 
 PLACES = ("demo/digits", "demo/fashion")
 LABELS = {
-    "the method itself, fitted (ceiling)": Kind.CEILING,
-    "two vectors, fitted": Kind.FITTED,
-    "two vectors, on labels": Kind.LABELS,
-    "two vectors, the mean": Kind.MEAN,
+    "the method itself, fitted (ceiling)": Origin.CEILING,
+    "two vectors, fitted": Origin.FITTED,
+    "two vectors, on labels": Origin.LABELS,
+    "two vectors, the mean": Origin.MEAN,
 }
 
 
@@ -338,8 +338,8 @@ def test_the_message_and_the_caption_have_the_numbers(exchanged):
     )
     assert figure.caption.startswith(message)
     drawn = figure.numbers[figure.numbers["method"] == "IVLP"]
-    of_form = drawn[(drawn["form"] == "kind") | (drawn["kind"] == Kind.CEILING)]
-    without = of_form[of_form["kind"] != Kind.CEILING].assign(value=np.nan)
+    of_form = drawn[(drawn["form"] == "kind") | (drawn["kind"] == Origin.CEILING)]
+    without = of_form[of_form["kind"] != Origin.CEILING].assign(value=np.nan)
     assert replacement_message(without).endswith(f"outputs, make {moved} of the decisions that it moved.")
     assert replacement_message(of_form.assign(moved_value=np.nan)) == "No decision was moved."
     with pytest.raises(ClipbiasError, match="nothing was fitted to 'CoOp'; there are IVLP, VPT"):

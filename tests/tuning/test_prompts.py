@@ -13,8 +13,8 @@ import pytest
 
 import clipbias
 from clipbias import hosts
-from clipbias.analysis.results import TEXT_KINDS
-from clipbias.analysis.words import text_kinds
+from clipbias.analysis.results import TEXT_TYPES
+from clipbias.analysis.words import text_types
 from clipbias.clip import Clip
 from clipbias.data import Dataset, Split
 from clipbias.data.few_shot import most_confident
@@ -176,9 +176,9 @@ def test_proda_takes_all_its_sets_in_turn():
 def test_kinds_of_tokens(pair, name, options):
     clip, _ = pair
     task = Task(clip, name, CLASS_NAMES, **options)
-    kinds = text_kinds(task)
+    kinds = text_types(task)
     names = [len(clip.tokenizer.encode(name.replace("_", " "))) - 2 for name in CLASS_NAMES]
-    category = TEXT_KINDS.index("category")
+    category = TEXT_TYPES.index("category")
     np.testing.assert_array_equal((kinds == category).sum(1), np.tile(names, len(kinds) // len(names)))
     firsts = (kinds == category).argmax(1).reshape(-1, len(names))[:, 0]
     expected = {"cocoop": [5], "plot": [5] * 4, "proda": [1, 3, 5, 5], "plot_plus_plus": [5, 6, 5]}[name]

@@ -45,7 +45,7 @@ import numpy as np
 from clipbias.analysis import verdict as package_rule
 from clipbias.analysis.attention import VISION_ATTENTION
 from clipbias.analysis.dataset_sections import RELEVANCY
-from clipbias.analysis.replacement import MARGIN, REPLACEMENT, Comparison, Kind
+from clipbias.analysis.replacement import MARGIN, REPLACEMENT, Comparison, Origin
 from clipbias.analysis.results import Missing, StudyResults, What, Where
 from clipbias.analysis.uncertainty import excludes
 
@@ -218,7 +218,7 @@ def fitted_constant(results: StudyResults, key: str, *, against_ceiling: bool) -
     """
     sides = []
     for form in fitted_forms(results, key):
-        side = excludes(form.share, package_rule.HALF)
+        side = excludes(form.share, package_rule.MAIN_SHARE)
         if against_ceiling:
             side = 0 if form.less_ceiling is None else min(side, excludes(form.less_ceiling, -MARGIN))
         sides.append(side)
@@ -232,7 +232,7 @@ def fitted_forms(results: StudyResults, key: str) -> list[Comparison]:
     """The constants that were fitted to a model's predictions."""
     replacement = REPLACEMENT.of(results)
     rows = next((method.rows for method in (replacement.methods if replacement else ()) if key in method.models), ())
-    return [row for row in rows if row.student.kind is Kind.FITTED and row.student.form in FORMS]
+    return [row for row in rows if row.student.kind is Origin.FITTED and row.student.form in FORMS]
 
 
 def patch_relevancy(results: StudyResults, key: str) -> Answer:
