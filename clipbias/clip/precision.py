@@ -31,7 +31,7 @@ AWAY: contextvars.ContextVar[Target | None] = contextvars.ContextVar("target", d
 
 
 def target() -> Target:
-    """The device that programs are traced for."""
+    """Returns the device that programs are traced for."""
     if (elsewhere := AWAY.get()) is not None:
         return elsewhere
     device = jax.local_devices()[0]

@@ -199,7 +199,7 @@ def open_clip_preprocessing(preprocessing: Preprocessing) -> dict[str, object]:
 
 
 def native_preprocessing(config: ClipConfig) -> Preprocessing:
-    """The preprocessing of the code that came with a file of its owner's: OpenAI's, Meta's or Chinese-CLIP's."""
+    """Returns the preprocessing of OpenAI's, Meta's or Chinese-CLIP's code, for their files without a configuration."""
     size = config.vision.image_size
     if config.family == "pe":
         return Preprocessing(Resizing(size, whole=True, resampling="bilinear"), SIGLIP_MEAN_STD, SIGLIP_MEAN_STD)

@@ -33,7 +33,7 @@ def load(entry: CatalogEntry, data_dir: str | os.PathLike | None, *, template: s
     `data_dir` is the root of the dataset's folder, or this folder; links are followed. Raises `ClipbiasError` for a
     folder, split file or list that is missing (with its address) or malformed.
     """
-    # Lists are read, and no image: ImageNet opens in seconds, also from shared storage.
+    # Lists are read, and no image.
     root = find_root(entry, data_dir)
     images = root / entry.images
     if entry.split_file is not None:

@@ -144,7 +144,7 @@ class Ahead(Iterator[_T], Generic[_T]):
 
 def _finished(pieces: list[Future[None]], finish: Callable[[], _T]) -> _T:
     """Waits for the pieces and returns the element. Raises the error of the first failed piece."""
-    # For all of them, also after an error: a piece still running would write into an array that is used again.
+    # For all of them, also after an error: no piece may write into the element of a consumer that has gone on.
     wait(pieces)
     for piece in pieces:
         piece.result()

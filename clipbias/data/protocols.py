@@ -128,6 +128,7 @@ def domain_generalization(source: Dataset, targets: Sequence[Dataset], *, shots:
     Classes are matched by `class_ids` if both have them, else by name. Raises `ClipbiasError` if a target has another
     class.
     """
+    # Training labels are named for each target, so that learnables of a class serve there, too.
     evaluations = [_same_classes(source.name, source)]
     for target in targets:
         # Names differ between ImageNet and its variants, and ImageNet has two "missile"; WordNet ids are unique.

@@ -86,6 +86,7 @@ def export(model: Tuned, folder: str | os.PathLike, *, form: str | None = None) 
             # Some methods use another scale than the model's; programs read it from the checkpoint.
             folded["logit_scale"] = np.asarray(task.method.logit_scale(clip.params))
             clip.save(temporary, folded, format="safetensors" if form == "checkpoint" else form, exact=True)
+        # PEFT has no class features, so a head lies beside it, as beside a checkpoint.
         if form == "peft":
             write_peft(temporary, task, learnables, clip.source)
         if form == "program":

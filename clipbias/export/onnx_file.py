@@ -62,7 +62,7 @@ def write_onnx(folder: Path, task: Task, learnables: Learnables) -> None:
 
 
 def convert(task: Task, weights: dict[str, np.ndarray]) -> bytes:
-    """The ONNX file: `images` uint8 `[B, R, R, 3]` to `logits` float32 `[B, C]` for every batch size `B`."""
+    """Returns the ONNX file: `images` uint8 `[B, R, R, 3]` to `logits` float32 `[B, C]` for every batch size `B`."""
     from clipbias.export.jaxpr_to_onnx import to_onnx  # its packages are an extra
 
     size = task.clip.config.vision.image_size

@@ -119,6 +119,7 @@ def write_program(folder: Path, task: Task, learnables: Learnables) -> None:
     exported = export_program(task, weights)
     with atomic_path(folder / PROGRAM) as temporary:
         temporary.write_bytes(exported.serialize())
+    # Weights keep their names: the program takes them by name, in a dictionary.
     write_tensors(folder / PROGRAM_WEIGHTS, weights, {"format": "np"})
     description = {
         "arguments": [PROGRAM_WEIGHTS, "images"],
