@@ -21,7 +21,7 @@ from clipbias.data.folder import is_hub_dataset
 from clipbias.data.pipeline import BATCH_SIZE
 from clipbias.data.sources import open_images
 from clipbias.data.user_images import Labels, Pictures, image_list, label_array, names_of_labels
-from clipbias.errors import ClipbiasError
+from clipbias.errors import ClipbiasError, ClipbiasWarning
 from clipbias.export.card import model_card
 from clipbias.export.folder import CARD
 from clipbias.io import reason, shorten, write_text
@@ -33,7 +33,7 @@ from clipbias.training.select import as_options, with_given
 from clipbias.tuned_model import Images, TunedModel, as_clip, check_model, labelled_images
 from clipbias.tuning import METHODS, Method, Recipe, Task, trainer_files
 from clipbias.tuning.adapter import read_adapter, write_adapter
-from clipbias.tuning.prompts import ClassList
+from clipbias.tuning.prompts import ClassList, follows_template
 from clipbias.tuning.recipe import COMMON
 
 
@@ -119,6 +119,13 @@ def fit(  # noqa: PLR0913 (a user's options, each by keyword)
         options = as_options(method, given | ({} if recipe is None else {"recipe": COMMON})) | options
     classes = _classes(images, labels, class_names)
     task = Task(clip, method, classes, template=template, shots=shots, **options)  # type: ignore[arg-type]
+    if template is not None and not follows_template(task.method, task.clip):
+        warnings.warn(
+            f"{task.method_name} has a text of its own, {task.prompt.templates[0]!r}, and does not read the template "
+            f"{template!r}; only zero-shot does.",
+            ClipbiasWarning,
+            stacklevel=2,
+        )
     # Zero-shot: nothing to train. Labelled images may still calibrate it.
     if not task.method.uses_images:
         learnables = task.init(seed if start_seed is None else start_seed)
@@ -151,7 +158,7 @@ def fit(  # noqa: PLR0913 (a user's options, each by keyword)
         )
     # Warnings of the training appear at the caller's line; the notes keep them for the model's card.
     for sentence in fitted.notes.get("warnings", ()):
-        warnings.warn(sentence, stacklevel=2)
+        warnings.warn(sentence, ClipbiasWarning, stacklevel=2)
     named = {"dataset": images.name} if isinstance(images, Dataset) else {}
     return TunedModel.of(dataclasses.replace(fitted, notes={**named, **fitted.notes}))
 

@@ -20,6 +20,10 @@ class ClipbiasError(ValueError):
         return printable(super().__str__(), keep="\n")
 
 
+class ClipbiasWarning(UserWarning):
+    """A sentence about an input that may not be meant as it was given. Commands print it."""
+
+
 class UnreadableImage(ClipbiasError):
     """An image that does not exist, or cannot be decoded. The message is the reason, and how to go on without it.
 

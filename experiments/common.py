@@ -5,6 +5,7 @@ import faulthandler
 import importlib
 import logging
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from clipbias import hosts
-from clipbias.errors import ClipbiasError
+from clipbias.errors import ClipbiasError, ClipbiasWarning
 from clipbias.io import BROKEN_DISK, NOT_ALLOWED, data_path, reason
 from clipbias.settings import as_json, from_config
 from clipbias.terminal import printable, quiet_when_closed
@@ -175,7 +176,17 @@ def quiet() -> None:
     get_absl_handler().addFilter(shows)
     get_absl_handler().setFormatter(_Sentence())
     get_absl_handler().python_handler.setStream(_AboveBars())
-    logging.captureWarnings(True)  # of other libraries: lines of their source, which are records now
+    logging.captureWarnings(True)
+    as_record = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *place: Any, **source: Any) -> None:
+        # Warnings of this package are sentences for the user; those of other libraries are lines of their source.
+        if issubclass(category, ClipbiasWarning):
+            tell(str(message))
+        else:
+            as_record(message, category, *place, **source)
+
+    warnings.showwarning = show
     # Where a checkpoint's array cannot be written, the storage library ends its event loop, and then complains of the
     # other arrays, after our sentence.
     report = sys.unraisablehook

@@ -29,7 +29,6 @@ from clipbias.data import Dataset, Split, held_out, protocols
 from clipbias.data.few_shot import accuracy_words
 from clipbias.data.held_out import FEWEST_TO_CALIBRATE
 from clipbias.errors import ClipbiasError
-from clipbias.identity import identity
 from clipbias.io import read_json, write_text
 from clipbias.report.names import method_name
 from clipbias.report.predictions import Answers, weakest_classes, write_answers
@@ -41,11 +40,11 @@ from clipbias.training.calibration import COLDEST, HOTTEST
 from clipbias.training.predictions import predictions_identity, save_predictions
 from clipbias.training.predictor import evaluate
 from clipbias.training.progress import MetricWriter
+from clipbias.training.spec import data_identity
 from clipbias.training.workdir import open_workdir
 from clipbias.tuning import Task
 from clipbias.tuning.adapter import Adapter
 from clipbias.tuning.conformal import NOT_CALIBRATED, measured_words
-from clipbias.tuning.prompts import Classes
 from configs.evaluate import EvaluateSettings
 from experiments import common
 from experiments.inputs import find_adapter, open_adapter
@@ -70,7 +69,7 @@ def main(settings: EvaluateSettings, workdir: Path) -> None:
             keep_evaluation(workdir, key)
             notes = {} if adapter is None else adapter.notes
             # The same name may hold other pictures today; those that trained the adapter are then no test.
-            now = identity([[Classes.of(dataset), dataset.splits]])
+            now = data_identity([dataset])
             is_same = notes.get("dataset") == name and notes.get("protocol") in ("few_shot", "full")
             if is_same and notes.get("data") != now:
                 common.tell(

@@ -33,7 +33,7 @@ from clipbias.checks import check_choice
 from clipbias.clip import Adaptation, TextTokens, tower
 from clipbias.clip.block import LayerInput, Record, run_block
 from clipbias.clip.config import ClipConfig, TowerConfig
-from clipbias.clip.encode import image_batches
+from clipbias.clip.encode import as_images, image_batches
 from clipbias.clip.layers import INPUT, of_layers
 from clipbias.clip.params import Params
 from clipbias.clip.text import embed_text
@@ -372,6 +372,8 @@ def equivalent_bias(model: Tuned, images: Pictures | Split | None, form: str, *,
     check_choice("form", form, tuple(METHODS))
     task, notes = model.task, model.notes
     initial = task.init(start_seed(notes))
+    # A generator can be read only once.
+    images = None if images is None else as_images(images)
     batches = () if images is None else image_batches(task.clip.preprocessing, images, batch_size)
     biases, count = measure_equivalent_bias(task, task.clip.params, model.learnables, initial, batches)
     method = make_method(METHODS[form], vision_tower="vision" in biases, text_tower="text" in biases)
@@ -379,7 +381,8 @@ def equivalent_bias(model: Tuned, images: Pictures | Split | None, form: str, *,
     _check_texts(task, initial, bias_task, task.method_name)
     source = {"method": task.method_name, "options": task.options(), "images": count}
     kept = {name: notes[name] for name in _KEPT if name in notes} | {"equivalent_bias": source}
-    kept["training"] = identity(["equivalent bias", form, notes.get("training")])
+    # Other images give another bias, and so another training: only biases of the same images are seeds of each other.
+    kept["training"] = identity(["equivalent bias", form, notes.get("training"), images if count else None])
     return Tuned(bias_task, {f"{tower}_bias": getattr(bias, form) for tower, bias in biases.items()}, kept)
 
 

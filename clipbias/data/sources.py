@@ -163,7 +163,8 @@ def from_arrays(
       pictures: paths, PIL images, uint8 arrays `[h, w, 3]`, or an array `[n, h, w, 3]`.
       labels: class of each picture, as numbers or names, `[n]`.
       class_names: the `C` classes. Default: the sorted names of labels.
-      splits: "train", "val" or "test" for each picture, `[n]`. Default: 50 %, 20 % and 30 % of each class.
+      splits: "train", "val" or "test" for each picture, `[n]`: there are no other splits. Default: 50 %, 20 % and 30 %
+        of each class.
 
     Raises `ClipbiasError` if pictures, labels, classes or splits do not fit, or no picture is for training.
     """
@@ -185,11 +186,10 @@ def from_arrays(
     if unknown:
         raise ClipbiasError(f"the split of an image is {shown(unknown[0])}; it must be train, val or test.")
     of_each = np.asarray([SPLIT_OF[split] for split in splits])
-    # Other splits can be made from training images, but not the reverse.
     if "train" not in of_each:
         raise ClipbiasError("no image is for training; give some the split 'train'.")
     parts = {split: whole.subset(np.flatnonzero(of_each == split)) for split in dict.fromkeys(of_each.tolist())}
-    return Dataset(name, names, template, complete_splits(parts, name))
+    return Dataset(name, names, template, parts)
 
 
 def open_images(source: T) -> T | Dataset:

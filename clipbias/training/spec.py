@@ -11,10 +11,12 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from clipbias.data import Dataset
 from clipbias.errors import ClipbiasError
 from clipbias.identity import identity
 from clipbias.sentences import counted
 from clipbias.tuning.method import Method
+from clipbias.tuning.prompts import Classes
 from clipbias.tuning.recipe import Recipe
 from clipbias.tuning.registry import resolve_method, source_digest
 
@@ -143,6 +145,11 @@ def make_groups(specs: Sequence[RunSpec], most: int | None = None) -> list[Group
         for together in _batched(list(by_rate.values()), rates_per_group):
             groups += map(tuple, _batched(list(itertools.chain.from_iterable(together)), size))
     return groups
+
+
+def data_identity(datasets: Sequence[Dataset]) -> str:
+    """Returns the identity of classes and images of a training's dataset and of further ones to evaluate on."""
+    return identity([[Classes.of(dataset), dataset.splits] for dataset in datasets])
 
 
 def part_of(specs: Sequence[RunSpec], part: tuple[int, int]) -> list[RunSpec]:

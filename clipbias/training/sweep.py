@@ -24,7 +24,6 @@ from clipbias import hosts
 from clipbias.checks import shown
 from clipbias.data import Dataset, held_out, protocols
 from clipbias.errors import ClipbiasError, UnreadableImage, sentence
-from clipbias.identity import identity
 from clipbias.io import read_json, write_text
 from clipbias.training.context import SweepContext
 from clipbias.training.device import drop_programs
@@ -33,7 +32,7 @@ from clipbias.training.progress import Progress
 from clipbias.training.rates import Rates
 from clipbias.training.run import run_group, spec_facts
 from clipbias.training.select import as_options, searches_options, with_given
-from clipbias.training.spec import TEST, UNSELECTED, Group, Row, RunSpec, make_groups, part_of, run_names
+from clipbias.training.spec import TEST, UNSELECTED, Group, Row, RunSpec, data_identity, make_groups, part_of, run_names
 from clipbias.training.workdir import SweepPaths, note_runs
 from clipbias.tuning.prompts import Classes
 from clipbias.tuning.recipe import Recipe
@@ -269,10 +268,8 @@ def make_specs(context: SweepContext, common: Recipe, axes: SweepAxes, rates: Ra
     for name in axes.methods:  # a misspelt option is reported before any dataset is looked at
         resolve_method(name, axes.options.get(name, {}))
     specs = []
-    # Once for each dataset: an identity looks at every file.
-    images_of = functools.cache(
-        lambda name: {part: split.identity for part, split in context.datasets[name].splits.items()}
-    )
+    # Once for the same datasets: an identity looks at every file.
+    data_of = functools.cache(lambda names: data_identity([context.datasets[name] for name in names]))
     datasets = [context.datasets[name] for name in axes.datasets if name in context.datasets]
     for dataset, name in itertools.product(datasets, axes.methods):
         options = {**axes.options.get(name, {}), **axes.options.get(f"{name}@{dataset.name}", {})}
@@ -284,9 +281,6 @@ def make_specs(context: SweepContext, common: Recipe, axes: SweepAxes, rates: Ra
             is_full = shots is None and method.uses_images and axes.protocol != "pseudo_labels"
             protocol = "full" if is_full else axes.protocol
             targets = protocols.targets_of(axes.protocol, dataset.name, axes.targets)
-            data = identity(
-                [[Classes.of(context.datasets[each]), images_of(each)] for each in (dataset.name, *targets)]
-            )
             # Learning rates are compared, or taken from a selection, for the common recipe alone: a method with its own
             # recipe keeps its authors' rate.
             recipe = with_given(method.recipe_for(common, shots), given) if method.trains else None
@@ -313,7 +307,7 @@ def make_specs(context: SweepContext, common: Recipe, axes: SweepAxes, rates: Ra
                     dtype=context.dtype,
                     task=task_identity(context.clip, method, Classes.of(dataset), context.dtype),
                     source=source_digest(type(method)),
-                    data=data,
+                    data=data_of((dataset.name, *targets)),
                     on_image_error=context.on_image_error,
                     score_on=axes.score_on,
                     validation=validation,

@@ -22,7 +22,7 @@ from clipbias.clip import Clip, ClipConfig, Preprocessing, abstract_params, hub
 from clipbias.clip.formats import open_safetensors_file
 from clipbias.constants import ADAPTER_FILE
 from clipbias.data.dataset import Descriptions
-from clipbias.errors import ClipbiasError
+from clipbias.errors import ClipbiasError, ClipbiasWarning
 from clipbias.identity import identity
 from clipbias.io import data_path, parse_json, user_path, write_tensors
 from clipbias.terminal import printable
@@ -167,7 +167,7 @@ class Adapter:
           ClipbiasError: `clip` is another model, or the method is a program that `own_methods` does not name.
 
         Warns:
-          UserWarning: that program is another than at the training.
+          ClipbiasWarning: that program is another than at the training; the model then has no calibration.
         """
         if clip.fingerprint != self.weights:
             raise ClipbiasError(
@@ -193,19 +193,22 @@ class Adapter:
             clip = dataclasses.replace(clip, config=config, preprocessing=preprocessing, published=clip.fingerprint)
         name = self.method if self.method in METHODS else match_user_method(self.method, own_methods)
         method = make_method(name, **self.options)
-        # A warning, not an error: an edited program may still predict the same.
+        calibration = self.calibration
+        # A warning, not an error: an edited program may still predict the same. Its scores are another program's.
         if self.source != source_digest(type(method)):
             warnings.warn(
                 f"{name} or a module that it imports was changed since this adapter was trained: its predictions may "
-                "be others.",
+                "be others, and it has no calibration.",
+                ClipbiasWarning,
                 stacklevel=2,
             )
+            calibration = None
         task = Task(clip, method, self.classes, method_name=name, dtype=dtype or self.dtype)
         _check_shapes(flatten(self.learnables), task, self.method)
         # Last, behind the checks with a more precise message. A header that was edited by hand may fit all of them.
         if self.sha256 != self.content:
             raise ClipbiasError("the adapter is not as it was written; save the model again.")
-        return Tuned(task, self.learnables, self.notes, self.calibration)
+        return Tuned(task, self.learnables, self.notes, calibration)
 
 
 def _header_types() -> dict[str, Any]:

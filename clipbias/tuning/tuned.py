@@ -107,17 +107,22 @@ class Tuned:
         same = task.identity == self.task.identity
         notes = {name: self.notes[name] for name in OF_TRAINING if name in self.notes}
         notes |= {"training_classes": self.notes.get("training_classes", len(self.class_names))}
+        learnables = transfer(self.task, task, self.learnables)
+        # Learnables of a class that is left out are lost. With them back from the start, it is no longer that training.
+        lost = set(self.task.classes.names_as_read) - set(task.classes.names_as_read)
+        if "training" in notes and lost and learnables is not self.learnables:
+            notes["training"] = identity([notes["training"], "without", sorted(lost)])
         return dataclasses.replace(
             self,
             task=task,
-            learnables=transfer(self.task, task, self.learnables),
+            learnables=learnables,
             notes=self.notes if same else notes,
             calibration=self.calibration if same else None,
         )
 
 
 def _read_only(leaf: Any) -> Any:
-    if isinstance(leaf, np.ndarray):
-        leaf = leaf.copy()
+    if isinstance(leaf, np.ndarray | np.generic):  # a scalar is read back as an array
+        leaf = np.array(leaf)
         leaf.flags.writeable = False
     return leaf
