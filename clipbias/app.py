@@ -127,10 +127,7 @@ def classify(
 
 
 def read_names(text: str) -> list[str]:
-    """Class names as people write them, each once: one per line, or separated by commas on a single line.
-
-    Raises `ClipbiasError` if there are none, or too many for a page.
-    """
+    """Distinct class names, one per line or separated by commas. Raises `ClipbiasError` for none, or too many."""
     lines = [line for line in text.splitlines() if line.strip()]
     parts = lines[0].split(",") if len(lines) == 1 else lines
     names = list(dict.fromkeys(part.strip() for part in parts if part.strip()))

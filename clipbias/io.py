@@ -166,10 +166,8 @@ def read_json(path: str | os.PathLike, kind: type | tuple[type, ...] = object, *
 
 
 def read_json_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """The objects in a JSONL file; none if it does not exist. A line that a crash cut short is left out.
-
-    Raises `ClipbiasError` if the file cannot be read.
-    """
+    """The objects in a JSONL file; none if it does not exist. Raises `ClipbiasError` if it cannot be read."""
+    # A line that a crash cut short is left out.
     if not (data_path(path).exists() if is_remote(path) else os.path.lexists(path)):
         return []
     check_file(path)
@@ -187,10 +185,7 @@ def read_json_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
-    """Yields a temporary path, which becomes `path` when the block ends without an error.
-
-    Raises `ClipbiasError` if the folder cannot be written, or the disk is full.
-    """
+    """Yields a temporary path that becomes `path` at the end. Raises `ClipbiasError` if the disk refuses it."""
     with _temporary(path, "the previous file, if any, is intact") as temporary:
         yield temporary
         if is_remote(path):
@@ -211,10 +206,7 @@ def check_new_folder(path: str | os.PathLike) -> None:
 
 @contextlib.contextmanager
 def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
-    """Yields a temporary folder, which becomes `path` when the block ends without an error.
-
-    Raises `ClipbiasError` if `path` exists and is not an empty folder, or cannot be written.
-    """
+    """Yields a temporary folder that becomes `path` at the end. Raises `ClipbiasError` as `check_new_folder`."""
     check_new_folder(path)
     path = data_path(path)
     with _temporary(path, "choose another folder") as temporary:
@@ -348,10 +340,7 @@ def is_locked(folder: Path) -> bool:
 
 
 def lock_file(file: int, how: int) -> bool:
-    """Locks an open file as `flock` does, without waiting; false on network file systems that have no locks.
-
-    Raises `BlockingIOError` if another process has locked it.
-    """
+    """Locks an open file without waiting; false on a disk without locks. Raises `BlockingIOError` if it is locked."""
     try:
         fcntl.flock(file, how | fcntl.LOCK_NB)
     except OSError as error:

@@ -59,10 +59,7 @@ class Prediction:
 
     @functools.cached_property
     def sets(self) -> list[tuple[str, ...]]:
-        """The classes of each picture's prediction set, the most likely first; none where it could not be read.
-
-        Raises `ClipbiasError` if the model is not calibrated.
-        """
+        """Each picture's prediction set, the likeliest class first. Raises `ClipbiasError` without calibration."""
         return self._rule.names(self.logits, self.class_names)
 
     @functools.cached_property

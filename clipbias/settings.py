@@ -73,10 +73,7 @@ def fields_of(kind: type, prefix: str = "") -> dict[str, Setting]:
 
 
 def to_config(kind: type, **changes: object) -> ConfigDict:
-    """A configuration with the defaults of a dataclass, but for the changes.
-
-    Raises `ClipbiasError` if a change names no setting.
-    """
+    """A configuration with a dataclass's defaults and the changes. Raises `ClipbiasError` for an unknown setting."""
     known = fields_of(kind)
     if unknown := [name for name in changes if name not in known]:
         raise ClipbiasError(f"there is no setting {unknown[0]!r}; take it out of the configuration.")

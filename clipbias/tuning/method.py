@@ -235,10 +235,7 @@ class Method(abc.ABC):
 
     @classmethod
     def options_for(cls, dataset: str, shots: int | None) -> Options:
-        """The authors' options for a dataset of the catalogue and `shots` images per class, `None` for all images.
-
-        A user's options replace them (`registry.resolve_method`). By default those of `datasets`.
-        """
+        """The authors' options for a dataset and `shots` images per class, `None` for all. Default: `datasets`."""
         return cls.datasets.get(dataset, {})
 
     def recipe_for(self, common: Recipe, shots: int | None) -> Recipe:
@@ -250,10 +247,9 @@ class Method(abc.ABC):
         return common
 
     def stages(self, recipe: Recipe) -> Sequence[tuple["Method", Recipe]]:
-        """The stages of training: the method and the recipe of each. Every stage starts a new optimiser.
+        """The method and the recipe of each stage of training, from the recipe of all stages together.
 
-        By default one stage, with the method itself. Other stages have their own methods, bound to the same classes.
-        `recipe` is that of all stages together, from `recipe_for`.
+        Every stage starts a new optimiser. Default: a single stage, with the method itself.
         """
         return ((self, recipe),)
 
@@ -266,10 +262,7 @@ class Method(abc.ABC):
         return learnables
 
     def average(self, epochs: int) -> np.ndarray | None:
-        """Weights `[epochs]`, with sum 1, of each epoch's learnables in the average that is evaluated.
-
-        By default `None`: the last epoch is evaluated.
-        """
+        """Weights `[epochs]`, with sum 1, of the epochs in the evaluated average. Default: the last epoch."""
         return None
 
     # Use.

@@ -258,10 +258,7 @@ def option_types(name: str) -> dict[str, type]:
 
 
 def name_of(method: Method) -> str | None:
-    """The name of the most specific preset that fits a method, or of the user's file or module.
-
-    `None` for other methods, such as a class that is defined in a notebook.
-    """
+    """The most specific preset that fits a method, or the user's file or module; `None` for a class of a notebook."""
     # A preset fits if the method has all of its options.
     options = method_options(method).items()
     names = [name for name, (kind, _) in METHODS.items() if kind is type(method)]

@@ -568,7 +568,7 @@ class Task:
           learnables: as from `init`.
           images: `[B, R, R, 3]` float32, normalised (`clip.preprocessing.normalize`); for a method that is trained on
             features, these may stand in their place, `[B, d]` (`Sampling`).
-          text: what `text_features` or `text_input` returned, to skip the text tower.
+          text: a result of `text_features` or `text_input`, to skip the text tower.
 
         Raises:
           ClipbiasError: the images are not normalised, or of another shape; or the learnables are another method's.
@@ -586,10 +586,9 @@ class Task:
         text: Text | None = None,
         reference: jax.Array | None = None,
     ) -> jax.Array:
-        """The method's loss: by default the mean cross-entropy of `logits` with integer `labels [B]`.
+        """The method's loss, by default the mean cross-entropy with `labels [B]`; without randomness such as dropout.
 
-        Randomness in training, such as dropout, is left out. `reference` is what `teacher_features` returned, to
-        compute it once.
+        `reference` is a result of `teacher_features`, to compute it once.
         """
         self.check_arguments(params, learnables)
         self._check_images(images)

@@ -129,10 +129,9 @@ def import_adapter(
 
 
 def read_trainer_file(tensors: Tensors, clip: Clip) -> TrainerFile:
-    """The learnables of a checkpoint, from its tensors by their names without `prompt_learner.`. No other is read.
+    """The learnables of a checkpoint, from its tensors by their names without `prompt_learner.`.
 
-    Raises:
-      ClipbiasError: it is of another trainer, has a gap in depth, or a tensor has another shape than `clip` asks for.
+    Raises `ClipbiasError` for another trainer, a gap in depth, or shapes that do not fit `clip`.
     """
     text, vision = clip.config.text, clip.config.vision
     if any(name.startswith("VPT_image_trans.") for name in tensors):

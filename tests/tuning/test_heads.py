@@ -19,7 +19,6 @@ from clipbias.tuning.features import cosines, text_classifier, validation_featur
 from clipbias.tuning.method import sampling_of
 from clipbias.tuning.methods import linear_probe, tip_adapter
 from clipbias.tuning.prompts import IMAGENET_SELECT
-from clipbias.tuning.transfer import transfer
 from tests.reference import heads, optimizers
 from tests.reference.numpy_clip import cross_entropy
 from tests.tuning import weights_common as common
@@ -363,22 +362,6 @@ def test_lp_plus_plus(clip, samples, steps):
             close(learned[name], value, 1e-6)
         logits = heads.lp_logits(samples.validation, samples.text, **expected)
         close(scored(method, learned, samples, samples.validation), logits, LOGITS)
-
-
-@pytest.mark.parametrize("name", ["linear_probe", "clap", "zs_lp", "lp_plus_plus", "gda"])
-def test_rows_of_a_part_of_the_classes(clip, samples, name):
-    task, part = (Task(clip, name, names) for names in (NAMES, ("blue", "red")))
-    method = task.method
-    shapes = method.support({}, samples) if name == "gda" else method.init(jax.random.key(0), clip, NAMES)
-    rng = np.random.default_rng(0)
-    learnables = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
-    moved = transfer(task, part, learnables, (2, 0))
-    two = dataclasses.replace(samples, text=samples.text[:, [2, 0]])
-    whole = np.asarray(scored(method, learnables, samples, samples.validation))
-    close(scored(method, moved, two, samples.validation), whole[:, [2, 0]], LOGITS)
-    if name != "gda":
-        with pytest.raises(ClipbiasError, match=r"cannot be used with other classes (such as 'blue'|alone); tune it"):
-            transfer(task, part, learnables, (-1, -1))
 
 
 # ProLIP
