@@ -153,7 +153,7 @@ CASES: list[Case] = [
     taught("the teacher has 2 classes and the student 3, or in another order", "bias", names=("red", "green")),
     taught("'tpt' learns from crops of each test image, so it teaches without augmentation", "bias", teacher="tpt"),
     ("different numbers of steps", of_different_sizes),
-    evaluated("is not finite", slice(None)),
+    evaluated("not finite", slice(None)),
     evaluated("no image to evaluate on", slice(0)),
     pure("the model is 'bias'; give what clipbias.fit or clipbias.load_adapter returned", clipbias.distil, "bias"),
     distilled("the model names no dataset; give one, or pictures"),
