@@ -144,9 +144,13 @@ class Split:
         return transforms.decode_picture(encoded, self.path(index), upright=self.upright)
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> "Split":
-        """Returns the images at `indices`, in this order."""
+        """Returns the images at `indices`, in this order. Raises `ClipbiasError` where there is none of a number."""
+        numbers = np.asarray(indices).reshape(-1)
+        # NumPy would read a mask as the numbers 0 and 1, and cut fractions off.
+        if len(numbers) and (numbers.dtype.kind not in "iu" or numbers.min() < 0 or numbers.max() >= len(self)):
+            raise ClipbiasError(f"images have the numbers 0 to {len(self) - 1}, but the subset is of {shown(indices)}.")
         # Python's integers, since some readers refuse NumPy's.
-        numbers = np.asarray(indices, dtype=np.int64).reshape(-1).tolist()
+        numbers = numbers.astype(int).tolist()
         keys = [self.keys[number] for number in numbers]
         read = self.read
         return dataclasses.replace(

@@ -92,12 +92,21 @@ def write_report(
         "report",
         title=f"Why does tuning help on {study.dataset.name}?",
         sentences=[" ".join(sentences[label]) for label in first] or ["There is no tuned model here to explain."],
-        basis=f"{counted(study.dataset.images, 'image')} of the {study.dataset.split} split. Zero-shot CLIP: "
-        f"{study.zero_shot.accuracy:.1f} %.",
+        basis=_basis(study),
         table=verdict_table(study, shown_methods(study)),
         pictures=pictures,
         sections=sections,
     )
+
+
+def _basis(study: StudyResults) -> str:
+    """Says which images the numbers are of: accuracies may be of more images than the causal test."""
+    tested = {method.images for method in study.methods if method.numbers is not None}
+    basis = f"{counted(study.dataset.images, 'image')} of the {study.dataset.split} split. Zero-shot CLIP: "
+    basis += f"{study.zero_shot.accuracy:.1f} %."
+    if tested - {study.dataset.images}:
+        basis += f" Gains, shares and labels are of {' or '.join(f'{n:,}' for n in sorted(tested))} of them."
+    return basis
 
 
 def method_sentences(study: StudyResults, method: MethodResult) -> list[str]:

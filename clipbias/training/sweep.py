@@ -23,6 +23,7 @@ from etils import epath
 from clipbias import hosts
 from clipbias.checks import shown
 from clipbias.data import Dataset, held_out, protocols
+from clipbias.data.sources import dataset_names
 from clipbias.errors import ClipbiasError, UnreadableImage, sentence
 from clipbias.io import read_json, write_text
 from clipbias.training.context import SweepContext
@@ -36,7 +37,7 @@ from clipbias.training.spec import TEST, UNSELECTED, Group, Row, RunSpec, data_i
 from clipbias.training.workdir import SweepPaths, note_runs
 from clipbias.tuning.prompts import Classes
 from clipbias.tuning.recipe import Recipe
-from clipbias.tuning.registry import method_options, resolve_method, source_digest
+from clipbias.tuning.registry import METHODS, method_options, resolve_method, source_digest
 from clipbias.tuning.task import task_identity
 
 GROUP_RESULTS = "results"
@@ -265,6 +266,12 @@ def make_specs(context: SweepContext, common: Recipe, axes: SweepAxes, rates: Ra
         raise ClipbiasError("the protocol full trains on all images; give --config.shots=None.")
     if axes.protocol not in ("few_shot", "full", "pseudo_labels") and None in axes.shots:
         raise ClipbiasError(f"the protocol {axes.protocol} draws images of each class; give --config.shots=16.")
+    if axes.concentration != protocols.CONCENTRATION and axes.protocol != protocols.IMBALANCED:
+        raise ClipbiasError(f"the protocol {axes.protocol} has no concentration; leave it out, or take 'imbalanced'.")
+    for key in axes.options:
+        method, _, of_dataset = key.partition("@")
+        if method not in (*METHODS, *axes.methods) or of_dataset not in ("", *dataset_names(), *axes.datasets):
+            raise ClipbiasError(f"method_options has {shown(key)}; give METHOD or METHOD@DATASET, with known names.")
     for name in axes.methods:  # a misspelt option is reported before any dataset is looked at
         resolve_method(name, axes.options.get(name, {}))
     specs = []
@@ -277,6 +284,11 @@ def make_specs(context: SweepContext, common: Recipe, axes: SweepAxes, rates: Ra
         options |= as_options(name, given)
         for shots in axes.shots if resolve_method(name, options).uses_images else (None,):
             method = resolve_method(name, options, dataset=dataset.name, shots=shots)
+            if method.uses_images and len(dataset.class_names) < 2:
+                raise ClipbiasError(
+                    f"{dataset.name} has a single class, {dataset.class_names[0]!r}; give images of two classes at "
+                    "least. A folder of images holds a folder for each class."
+                )
             # All labelled images are the protocol "full", whatever the sweep draws elsewhere.
             is_full = shots is None and method.uses_images and axes.protocol != "pseudo_labels"
             protocol = "full" if is_full else axes.protocol
@@ -314,6 +326,11 @@ def make_specs(context: SweepContext, common: Recipe, axes: SweepAxes, rates: Ra
                     concentration=axes.concentration if is_imbalanced else None,
                 )
                 specs.append(spec)
+    if axes.hold_out_shot and specs and all(spec.validation == UNSELECTED for spec in specs):
+        raise ClipbiasError("hold_out_shot selects nothing here; give learning rates to compare, or leave it out.")
+    without_steps = [name for name in axes.methods if not resolve_method(name, axes.options.get(name, {})).trains]
+    if "learning_rate" in axes.given and set(without_steps) >= set(axes.methods):
+        raise ClipbiasError(f"{', '.join(axes.methods)} learns without steps; leave out the learning rate.")
     return specs
 
 
