@@ -154,7 +154,7 @@ def test_the_rate_of_own_pictures_is_selected(model, pictures, tmp_path, monkeyp
         adapter.bind(clipbias.load(model)), "adapter"
     )
     # The same command takes it from the folder; other settings are refused there before anything is trained.
-    monkeypatch.setattr(select, "select", lambda *_, **__: pytest.fail("selected again"))
+    monkeypatch.setattr("clipbias.training.run.select_settings", lambda *_, **__: pytest.fail("selected again"))
     binaries.succeed_here(train, settings, tmp_path / "own")
     if row["accuracy"] > row["zero_shot_accuracy"]:
         refusal = binaries.refusal_here(train, settings | {"epochs": 7}, tmp_path / "own")
