@@ -315,6 +315,7 @@ def _classes(
     images: Images | None, labels: Labels | None, class_names: Sequence[str] | ClassList | None
 ) -> Sequence[str] | ClassList:
     """The classes of a dataset, the given classes, or those of the labels."""
+    # Labels of a dataset count by the order of its classes: other names, or another order, would rename them.
     if isinstance(images, Dataset):
         if class_names is not None and class_names is not images and tuple(images.class_names) != _names(class_names):
             raise ClipbiasError(f"{images.name} has classes of its own; leave `class_names` out.")

@@ -168,6 +168,7 @@ def plain_type(kind: object) -> type:
 
 def as_annotated(value: Any, kind: object) -> Any:
     """A checked value in its annotated type: a whole number as a float where it is one, a list as a tuple."""
+    # JSON and command lines know no tuples, and a list in a frozen dataclass could not be hashed.
     base = plain_type(kind)
     if value is None or base not in (float, tuple):
         return value

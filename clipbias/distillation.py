@@ -244,6 +244,8 @@ def distil(
 
 def select(candidates: Sequence[Comparison]) -> str:
     """The form of fewest numbers whose agreement on held-back images is within `TOLERANCE` of the best."""
+    # Within the tolerance the cheapest form wins, not the best: differences that small are noise of the held-back
+    # images.
     best = max(each.agreement.value for each in candidates)
     enough = [each.student for each in candidates if each.agreement.value >= best - TOLERANCE]
     return min(enough, key=lambda student: student.numbers).form

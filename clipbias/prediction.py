@@ -171,6 +171,7 @@ class Accuracy:
             lines = [accuracy_words(self.accuracy, self.images, "image")]
         if left_out := len(self.labels) - self.images:
             lines[0] += f"; {left_out} could not be read"
+        # Computed once: each property would count all images again.
         counts = self.confusion
         accuracies = self.per_class
         others, times = most_confused_with(counts)

@@ -123,6 +123,7 @@ class Adapter:
     @classmethod
     def of(cls, model: Tuned) -> "Adapter":
         """From a tuned model. Raises `ClipbiasError` for a method without a name, or values that cannot be written."""
+        # The file holds the method's name, not its code: a class of a notebook could not be found again.
         task, learnables = model.task, model.learnables
         if task.method_name not in METHODS and not is_user_method(task.method_name):
             raise ClipbiasError(

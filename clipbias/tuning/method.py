@@ -280,6 +280,7 @@ class Method(abc.ABC):
 
 def check_family(method: Method, adaptation: Adaptation, clip: Clip) -> None:
     """Raises `ClipbiasError` if the method needs a part of CLIP that the model's family lacks."""
+    # Before anything is traced: inside a tower the missing part would raise an error about shapes.
     name = type(method).__name__
     if method.patches and clip.config.vision.pooling == "attention":
         raise ClipbiasError(

@@ -134,6 +134,7 @@ def read_trainer_file(tensors: Tensors, clip: Clip) -> TrainerFile:
     Raises `ClipbiasError` for another trainer, a gap in depth, or shapes that do not fit `clip`.
     """
     text, vision = clip.config.text, clip.config.vision
+    # CoCoOp's and MaPLe's files have `ctx` too, and would pass for CoOp's: their own names are looked for first.
     if any(name.startswith("VPT_image_trans.") for name in tensors):
         raise ClipbiasError("it is a student of PromptKD, whose classes are the features of a teacher that it lacks.")
     if "meta_net.linear1.weight" in tensors:
@@ -160,6 +161,7 @@ def read_trainer_file(tensors: Tensors, clip: Clip) -> TrainerFile:
     text_depth, tokens, _ = text_prompts.shape
     options = {"text_tokens": tokens, "vision_tokens": vision_tokens, "text_depth": text_depth, "vision_depth": depth}
     learnables = {"text_context": text_prompts[0], "text_prompts": text_prompts[1:], "vision_prompts": vision_prompts}
+    # IVLP and PromptSRC learn the same tensors; only PromptSRC's file also holds its teacher's tower.
     is_src = any(name.startswith("ZS_image_encoder.") for name in tensors)
     return TrainerFile("promptsrc" if is_src else "ivlp", options, learnables, tokens)
 
@@ -242,6 +244,7 @@ def _stacked(tensors: Tensors, names: Sequence[str], shape: Sequence[int | str],
 
 def _cocoop(tensors: Tensors, clip: Clip) -> TrainerFile:
     width, joint = clip.config.text.width, clip.config.projection_width
+    # `.T`: torch stores a linear map as `[outputs, inputs]`.
     hidden = max(1, joint // 16)
     context = _read(tensors, "ctx", ("T", width), clip)
     learnables = {

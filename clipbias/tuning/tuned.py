@@ -104,6 +104,7 @@ class Tuned:
         `ClipbiasError` if the method has no learnables for a class that training did not see.
         """
         task = self.task.with_classes(class_names, descriptions=descriptions, free_text=free_text)
+        # Accuracy and calibration were measured with these classes. Identities, not names, tell whether they still are.
         same = task.identity == self.task.identity
         notes = {name: self.notes[name] for name in OF_TRAINING if name in self.notes}
         notes |= {"training_classes": self.notes.get("training_classes", len(self.class_names))}

@@ -53,6 +53,7 @@ class MMA(Method):
         count = min(self.blocks, vision.layers, text.layers)
         width = self.width
 
+        # One row per block, counted from the towers' starts, so that a shared kernel meets blocks of the same number.
         def dense(key: jax.Array, inputs: int, outputs: int) -> dict[str, jax.Array]:
             kernel = (2 / outputs) ** 0.5 * jax.random.normal(key, (count, inputs, outputs))
             return {"kernel": kernel, "bias": jnp.zeros((count, outputs))}

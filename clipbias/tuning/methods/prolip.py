@@ -70,6 +70,7 @@ class ProLip(FeatureMethod):
         return {"cross_entropy": cross_entropy(logits, labels), "penalty": penalty}
 
     def authors_recipe(self, common: Recipe, shots: int | None) -> Recipe:
+        # A batch of the largest size takes all images in one step.
         return dataclasses.replace(
             common,
             learning_rate=1e-5,

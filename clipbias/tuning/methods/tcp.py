@@ -58,6 +58,7 @@ class TCP(Method):
         context, hidden, output = jax.random.split(rng, 3)
         hidden_kernel, hidden_bias = initial_linear(hidden, width, hidden_width)
         output_kernel, output_bias = initial_linear(output, hidden_width, self.tokens * text_width)
+        # Class features are zeros here: they come from the teacher's texts, which `read_classes` gets after `init`.
         return {
             "text_context": random_prompts(context, self.tokens, text_width),
             "text_hidden_kernel": hidden_kernel,
