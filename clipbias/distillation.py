@@ -1,7 +1,7 @@
-"""Turns a tuned model into a plain CLIP: forms are fitted to its predictions, one is selected, and certified.
+"""Distillation of a tuned model into a plain CLIP: fits forms to its predictions, selects one, and certifies it.
 
-No label is read until the certificate. The form is selected on unlabelled images that no form was fitted on, and
-certified once, on images that were used nowhere else.
+Only the certificate reads labels. The form is selected on unlabelled images that no form was fitted on, and certified
+once, on images that were used nowhere else.
 """
 
 import contextlib
@@ -39,26 +39,26 @@ from clipbias.tuning import Task
 from clipbias.tuning.method import parameter_count
 from clipbias.tuning.tuned import Tuned
 
-# A smaller form is selected if its agreement on held-back images is lower by at most this share.
+# A smaller form is selected if its share of agreement on held-back images is below the best by no more than this.
 TOLERANCE = 0.01
 FEWEST = 5  # unlabelled images
 
 
 @dataclasses.dataclass(frozen=True)
 class DistilOptions:
-    """Options of the fits."""
+    """Settings of the fits."""
 
     form: Annotated[str, Choices(tuple(STUDENT_FORMS))] | None = setting(
         None,
-        '"vector", "kind", "layer_norm" or "lora" (docs/distil.md); None fits all that make a plain CLIP and takes the '
-        "smallest that agrees with the adapter as the best does, within one point.",
+        '"vector", "kind", "layer_norm" or "lora" (docs/distil.md). Default: fits all that make a plain CLIP and '
+        "selects the smallest whose agreement with the adapter is within one point of the best.",
     )
     steps: Positive = setting(STEPS, "Steps of Adam for each form.")
     batch_size: Positive = setting(BATCH_SIZE, "Unlabelled images per step, over all devices.")
     learning_rate: Annotated[float, Range(0, 3e38)] | None = setting(
         None, "Learning rate of Adam. Default: the form's."
     )
-    seed: Count = setting(1, "Seed of the start and the order of images.")
+    seed: Count = setting(1, "Seed of the start and of the order of images.")
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -66,12 +66,12 @@ class DistilOptions:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class DistilImages:
-    """The images of a distillation, in disjoint lists.
+    """Disjoint lists of images for a distillation.
 
     Attributes:
-      fitted: unlabelled images to fit forms on.
-      held_back: unlabelled images to select a form on.
-      certified: images of the certificate.
+      fitted: to fit forms, without labels.
+      held_back: to select a form, without labels.
+      certified: for the certificate.
       labelled: whether the labels of `certified` are classes of the model.
     """
 
@@ -86,7 +86,7 @@ class Distilled:
     """A distilled model.
 
     Attributes:
-      model: the student, with the form's method. Its notes hold the certificate, which an export writes.
+      model: has the form's method and the student's base. Its notes hold the certificate, which an export writes.
       certificate: comparison with the teacher, on images that were used nowhere else.
       sentences: the certificate in words: accuracy, divergence, agreement and numbers.
       candidates: comparisons of all fitted forms, on the held-back images.
@@ -99,11 +99,11 @@ class Distilled:
 
 
 def divide_images(source: Dataset | Split) -> DistilImages:
-    """The images of a distillation.
+    """Divides images for a distillation.
 
     Args:
-      source: a dataset, with training and validation images to fit and select on, and test images to certify; or
-        unlabelled images: three fifths to fit on, a fifth to select on, a fifth to certify, divided by their names.
+      source: a dataset, whose training and validation images fit and select, and whose test images certify; or images
+        without labels, divided by their names: three fifths fit, a fifth selects, a fifth certifies.
 
     Raises:
       ClipbiasError: there are too few images.
@@ -119,7 +119,7 @@ def divide_images(source: Dataset | Split) -> DistilImages:
             outside = " that are not among the test images"
             hint = "; or give a split, such as dataset.split('train'), of which a part certifies without labels"
         raise ClipbiasError(
-            f"there are {len(source)} unlabelled images{outside}; give {FEWEST} at least, each once, and rather some "
+            f"there are {len(source)} unlabelled images{outside}; give at least {FEWEST} different ones, better some "
             f"hundred{hint}."
         )
     return DistilImages(fitted, held_back, certified if test is None else test, labelled=test is not None)
@@ -132,10 +132,10 @@ def distil_model(
 
     Args:
       model: the teacher.
-      images: to fit, select and certify on.
-      options: forms, steps and rates.
-      context: the student's frozen model, the devices and threads.
-      outputs: reports and checkpoints; each form has a folder of its own in that of the checkpoints.
+      images: to fit, select and certify.
+      options: form, steps and rates.
+      context: the student's frozen model, devices and threads.
+      outputs: reports and checkpoints; each form has a subfolder for its checkpoints.
 
     Raises:
       ClipbiasError: the student's base is in half precision, a loss is not finite, or an image cannot be read.
@@ -146,7 +146,7 @@ def distil_model(
     frozen = Tuned(Task(model.clip, ZERO_SHOT, model.class_names, template=DEFAULT_TEMPLATE))
     names = [name for name, form in STUDENT_FORMS.items() if form.folds] if options.form is None else [options.form]
     fitted = images.fitted
-    # No fit reads more images than steps times batch size, and the teacher predicts each image once.
+    # No fit reads more images, but the mean divergence below would.
     if len(fitted) > (most := options.steps * options.batch_size):
         fitted = fitted.subset(np.sort(np.random.default_rng(options.seed).choice(len(fitted), most, replace=False)))
     students: dict[str, Tuned] = {}
@@ -200,7 +200,7 @@ def distil(
     mesh: Mesh | None = None,
     progress: bool = True,
 ) -> Distilled:
-    """Turns a tuned model into a plain CLIP with nearly the same predictions, and certifies the difference.
+    """Distils a tuned model into a plain CLIP with the same predictions, and certifies it.
 
         distilled = clipbias.distil(clipbias.load_adapter("maple.safetensors"), dataset)
         distilled.model.export("checkpoint")
@@ -208,16 +208,15 @@ def distil(
 
     Args:
       model: the teacher, of any method.
-      images: a dataset of the model's classes, or its name, whose training and validation images are learned without
-        labels and whose test images certify the result; or pictures or a split without labels. Default: the
-        dataset that the model names.
-      form: "vector", "kind", "layer_norm" or "lora"; `None` fits all that make a plain CLIP and takes the smallest that
-        agrees with the model as the best does, within one point of the held-back images.
+      images: a dataset of the model's classes, or its name, whose training and validation images are used without
+        labels and whose test images certify; or pictures or a split without labels. Default: the model's dataset.
+      form: "vector", "kind", "layer_norm" or "lora". Default: fits all that make a plain CLIP and selects the smallest
+        whose agreement with the model on held-back images is within one point of the best.
       clip: the student's frozen model. Default: the teacher's.
-      steps, batch_size, learning_rate: training of each form.
-      seed: seed of the start and of the order of images.
-      mesh: devices of the computation. Default: all devices.
-      progress: whether to show progress.
+      steps, batch_size, learning_rate: of each fit.
+      seed: of the start and of the order of images.
+      mesh: devices. Default: all.
+      progress: whether to show a progress bar.
 
     Raises:
       ClipbiasError: the images do not fit or cannot be read, or a loss is not finite.
@@ -229,8 +228,7 @@ def distil(
         raise ClipbiasError("the model names no dataset; give one, or pictures.")
     source: Any = open_images(named)
     if isinstance(source, Dataset):
-        # Called for its error: a dataset of other classes has no labels to certify with.
-        labelled_images(source, None, model.class_names)
+        labelled_images(source, None, model.class_names)  # raises for other classes
     elif not isinstance(source, Split):
         # Labels are needed for the type alone: no label is read before the certificate, which has none here.
         pictures, _ = list_images(source)
@@ -243,21 +241,19 @@ def distil(
 
 
 def select(candidates: Sequence[Comparison]) -> str:
-    """The form of fewest numbers whose agreement on held-back images is within `TOLERANCE` of the best."""
-    # Within the tolerance the cheapest form wins, not the best: differences that small are noise of the held-back
-    # images.
+    """Selects the form of fewest numbers whose agreement on held-back images is within `TOLERANCE` of the best."""
     best = max(each.agreement.value for each in candidates)
     enough = [each.student for each in candidates if each.agreement.value >= best - TOLERANCE]
     return min(enough, key=lambda student: student.numbers).form
 
 
 def certificate_sentences(certificate: Comparison, teacher: str, teacher_numbers: int) -> tuple[str, ...]:
-    """A sentence each for accuracy, divergence, agreement and numbers.
+    """Writes a sentence each for accuracy, divergence, agreement and numbers.
 
     Args:
-      certificate: comparison of a student whose form is in `STUDENT_FORMS`.
+      certificate: of a model with a form of `STUDENT_FORMS`.
       teacher: the teacher's method.
-      teacher_numbers: number of stored numbers of the teacher.
+      teacher_numbers: stored numbers of the teacher.
     """
     lines = []
     difference, accuracy = certificate.difference, certificate.accuracy
@@ -270,17 +266,17 @@ def certificate_sentences(certificate: Comparison, teacher: str, teacher_numbers
         )
     divergence, agreement, moved = certificate.divergence, certificate.agreement, certificate.moved
     lines.append(
-        f"Its predictions differ from those of {teacher} by a KL divergence of {divergence.value:.3g} nats in the mean "
+        f"The mean KL divergence of its predictions from those of {teacher} is {divergence.value:.3g} nats "
         f"(95 % interval {_ends(divergence, 1, '.3g')})."
     )
-    text = f"It decides as {teacher} on {100 * agreement.value:.1f} % ({_ends(agreement, 100, '.1f')}) of "
-    text += f"{certificate.images:,} images"
+    text = f"It predicts the same class as {teacher} on {100 * agreement.value:.1f} % ({_ends(agreement, 100, '.1f')}) "
+    text += f"of {certificate.images:,} images"
     if moved is not None:
         text += f", and on {100 * moved.value:.1f} % ({_ends(moved, 100, '.1f')}) of the "
-        text += f"{certificate.moved_images:,} whose decision tuning moved"
+        text += f"{certificate.moved_images:,} whose predicted class tuning changed"
     lines.append(f"{text}.")
     student = certificate.student
-    cost = "images cost what they cost in plain CLIP" if STUDENT_FORMS[student.form].folds else "it stays an adapter"
+    cost = "it runs as fast as plain CLIP" if STUDENT_FORMS[student.form].folds else "it stays an adapter"
     lines.append(
         f"It stores {student.numbers:,} numbers, {student.words}, where {teacher} stores {teacher_numbers:,}; {cost}."
     )
@@ -293,10 +289,10 @@ def _ends(number: Estimate, unit: float, digits: str) -> str:
 
 
 def _line(candidate: Comparison, fitted_images: int) -> str:
-    """Comparison of a fitted form on the held-back images, as a line."""
+    """Writes a fitted form's comparison on the held-back images, for the screen."""
     student = candidate.student
     return (
-        f"{student.form} ({student.words}): {student.numbers:,} numbers, decides as the adapter on "
+        f"{student.form} ({student.words}): {student.numbers:,} numbers, predicts the adapter's class on "
         f"{100 * candidate.agreement.value:.1f} % of {candidate.images:,} held-back images; KL "
         f"{candidate.divergence.value:.3g} nats, {student.fitted_divergence:.3g} on the {fitted_images:,} fitted ones"
     )
@@ -318,8 +314,8 @@ def _fit(
 def _compare(
     models: Sequence[Tuned], student: Student, split: Split, context: SweepContext, *, labelled: bool
 ) -> Comparison:
-    """Comparison of the student with its teacher; `models` are frozen model, teacher and student."""
-    # On the images that all three could read, so that differences are paired.
+    """Compares the student with the teacher; `models` are frozen model, teacher and student."""
+    # On images that all three could read: comparisons are paired.
     images = Images(split)
     results = [split_logits(model, images, context) for model in models]
     read = np.all([of_model for _, of_model in results], axis=0)

@@ -1,4 +1,4 @@
-"""A study of tuned models on a dataset, with its page: what `clipbias explain` and `clipbias.explain` do."""
+"""Studies of tuned models on a dataset, with a report: `clipbias explain` and `clipbias.explain`."""
 
 import contextlib
 import dataclasses
@@ -40,7 +40,7 @@ class FinishedStudy:
     """Result of `clipbias.explain`.
 
     Attributes:
-      results: all numbers, which the folder holds too.
+      results: all numbers, which are in the folder too.
       page: the report's file; `None` on all processes but the first.
     """
 
@@ -49,13 +49,13 @@ class FinishedStudy:
 
     @property
     def sentence(self) -> str:
-        """The report's first sentences, one for each method."""
+        """Verdicts and conclusions in words, as at the top of the report."""
         methods = self.results.methods
         return " ".join(sentence for method in methods for sentence in method_sentences(self.results, method))
 
     @property
     def labels(self) -> dict[str, VerdictLabels]:
-        """The verdict on each method that was tested, by its label."""
+        """Verdicts on the tested methods, by label."""
         return {method.label: method.labels for method in self.results.methods if method.labels is not None}
 
 
@@ -80,28 +80,29 @@ def explain(
         study = clipbias.explain([model, other], pets, "why")
         print(study.sentence)
 
-    An interrupted study continues from the content of its folder.
+    An interrupted study continues from its folder.
 
     Args:
-      models: models of the same CLIP. Those that differ only in the seed of their training are judged together.
-      dataset: a dataset, or its name or path as for `fit`. Models of other classes are bound to its classes, and
-        zero-shot has its template.
-      folder: place of `results.npz`, `results.json` and `report/report.html`.
-      split: the images of the study: "train", "val" or "test".
-      sections: names of those to compute (`clipbias.analysis.sections`); "replacement" trains. Default: all.
-      options: options of the study.
-      clip, dtype: the frozen model and its compute type, for a study without tuned models.
-      sources: paths of the adapters' files, `[len(models)]`, for the page.
-      predictions: folders of runs with predictions of the same models and images, to read instead of computing.
-      config: JSON values that the results keep.
-      mesh: devices of the computation. Default: the first device.
-      progress: whether to show progress.
+      models: one or several on the same CLIP. Models that differ in the seed of their training alone are judged
+        together.
+      dataset: from `clipbias.data.load`, or a name or path as for `fit`. Models of other classes are bound to its
+        classes, and zero-shot has its template.
+      folder: for `results.npz`, `results.json` and `report/report.html`.
+      split: images to explain: "train", "val" or "test".
+      sections: names to compute (`clipbias.analysis.sections`); "replacement" trains. Default: all.
+      options: of the study. Default: `StudyOptions()`.
+      clip, dtype: frozen model and its compute type, for a study without tuned models.
+      sources: paths of the adapters, `[len(models)]`, for the page.
+      predictions: folders of runs with stored predictions, used where model and images are the same.
+      config: JSON values to store with the results.
+      mesh: devices. Default: the first device.
+      progress: whether to show progress bars.
 
     Returns:
-      The results, with the answer as `sentence` and `labels`.
+      The results, with the verdicts as `sentence` and `labels`.
 
     Raises:
-      ClipbiasError: the models have several CLIPs, or cannot be bound to these classes; the split or section does not
+      ClipbiasError: the models have different CLIPs, or cannot be bound to these classes; a split or section does not
         exist, or no image could be read.
     """
     tuned = list(models) if isinstance(models, Sequence) else [models]
@@ -140,14 +141,13 @@ def bind_models(
     dtype: str = "float32",
     sources: Sequence[str] | None = None,
 ) -> list[Model]:
-    """Zero-shot with the dataset's own template, then the models. Labels add seed and training dataset where needed.
+    """Binds models to a dataset's classes, behind zero-shot with the dataset's template; arguments as for `explain`.
 
-    Args:
-      tuned, dataset, clip, dtype, sources: as for `explain`.
+    A repeated method is named by its seed, a method that was trained on another dataset by that dataset.
 
     Raises:
-      ClipbiasError: there is neither a tuned model nor a frozen one, there are several frozen ones, or a model's
-        learnables belong to other classes.
+      ClipbiasError: there is no model, there are several frozen models, or a model's learnables belong to other
+        classes.
     """
     if clip is None and not tuned:
         raise ClipbiasError("there is no model to explain; give tuned models, or clip=….")
@@ -156,8 +156,8 @@ def bind_models(
     for model in tuned:
         if different := [part for part, value in model.clip.parts.items() if value != clip.parts[part]]:
             raise ClipbiasError(
-                f"a model is of {model.clip.name!r} and not of {clip.name!r} (another {', another '.join(different)}); "
-                "study them apart."
+                f"a model is of {model.clip.name!r} and not of {clip.name!r} (different {', '.join(different)}); study "
+                "them apart."
             )
     dtype = tuned[0].task.classifier.dtype if tuned else dtype
     for model in tuned:
@@ -168,7 +168,7 @@ def bind_models(
     task = Task(clip, ZERO_SHOT, dataset, dtype=dtype)
     bound = [Model(ZERO_SHOT, method_name(ZERO_SHOT), Tuned(task), clip.name)]
     labels = {each.key: each.label for each in bound}
-    names: dict[str, list[str]] = {}  # by name: its trainings
+    names: dict[str, list[str]] = {}  # trainings by name
     seen: Counter[tuple[object, ...]] = Counter()
     for model, source in zip(tuned, sources or [""] * len(tuned), strict=True):
         own = model if model.class_names == tuple(dataset.class_names) else model.with_classes(dataset)
@@ -183,7 +183,8 @@ def bind_models(
         others = {each.notes.get("shots") for each in tuned if each.task.method_name == method}
         if isinstance(shots, int) and others != {shots}:
             name += f", {counted(shots, 'shot')}"
-        # Models of one name are seeds of one training, or are numbered: the same seed twice is no other seed.
+        # Models of the same name and training are seeds of one method, crossed in intervals. Another training, or the
+        # same seed again, is no further seed: it gets a number.
         training = str(model.notes.get("training") or identity(own.task.method))
         number = seen[facts := (training, seed, start)]
         seen[facts] += 1
@@ -211,13 +212,12 @@ def bind_models(
 
 
 def few_shot_split(notes: Mapping[str, object]) -> str:
-    """Names the images that an adapter was trained on: dataset, content, shots and the split's seed."""
+    """Returns the identity of an adapter's training images: dataset, content, shots and the split's seed."""
     return " ".join(str(notes.get(name, "")) for name in ("dataset", "data", "shots", "seed"))
 
 
 def unique_key(method: str, name: str, seed: object, start: int, labels: Mapping[str, str]) -> tuple[str, str]:
-    """A key and a label that no other model of the study has; `labels` are those by key."""
-    # Keys are names of files and of arrays: the file's stem for a user's method, without its path.
+    """Returns a key and a label that no other model of the study has; `labels` are the labels by key."""
     base = Path(method.partition(":")[0]).stem if method.endswith(".py") else method
     is_again = seed is not None and start != seed
     if base not in labels and not is_again:
@@ -235,10 +235,9 @@ def unique_key(method: str, name: str, seed: object, start: int, labels: Mapping
 
 
 def _known_predictions(folders: Sequence[Path], images: Split) -> Callable[[Model], np.ndarray | None]:
-    """Finds predictions of a model for the images in the folders of runs."""
+    """Returns a function that reads a model's predictions for the images from the folders of runs."""
     known = KnownPredictions(dict.fromkeys(folders))
-    # By the model's key: several sections ask for the same predictions.
-    found: dict[str, np.ndarray | None] = {}
+    found: dict[str, np.ndarray | None] = {}  # by model key, since several sections need them
 
     def find(model: Model) -> np.ndarray | None:
         if model.key not in found:
@@ -247,13 +246,13 @@ def _known_predictions(folders: Sequence[Path], images: Split) -> Callable[[Mode
                 say(f"{model.label}: predictions read from an evaluation")
         return found[model.key]
 
-    # Several processes may see different files, and must run the same programs: all of them compute.
+    # Processes may see different files, and a process that skips a computation would leave the others waiting.
     return (lambda model: None) if hosts.multi_process() else find
 
 
 @contextlib.contextmanager
 def _bars(shown: bool) -> Iterator[Callable[[str, int, int], None]]:
-    """Shows every step of a study: a bar for each title, one after another."""
+    """Shows the progress of a study, a bar for each title, one after another."""
     bar, last = Progress(), ("", 0)
 
     def advance(title: str, done: int, total: int) -> None:

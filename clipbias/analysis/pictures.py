@@ -12,10 +12,10 @@ from PIL import Image
 from clipbias.analysis.attention import layer_maps, to_image, vision_totals
 from clipbias.analysis.dataset_sections import compute_predictions, corrected, relevancy_maps
 from clipbias.analysis.model import Model, why_no_maps, why_no_similarity
-from clipbias.analysis.results import CHANGES, TEXT_TYPES, Average, Missing, Predictions
+from clipbias.analysis.results import CHANGES, Average, Missing, Predictions
 from clipbias.analysis.sections import Section
 from clipbias.analysis.study import Batch, Computation, Request, Study, divide
-from clipbias.analysis.words import text_types, token_labels
+from clipbias.analysis.words import token_labels
 from clipbias.data import Split
 
 
@@ -83,7 +83,6 @@ class ExploredModel:
     distance_lowest: np.ndarray | None  # `[K, L, V]`
     texts: int  # of each class
     tokens: dict[int, tuple[str, ...]]  # by class, of its text, without EOS
-    types: dict[int, tuple[str, ...]]  # of these tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -351,7 +350,6 @@ def _pack(
     if "distance" in image_rows:
         distance = quantise(image_rows["distance"], low=True)
     tokens = {label: tuple(token_labels(model.task, label)) for label in classes}
-    types = text_types(model.task)
     return ExploredModel(
         relevancy=relevancy,
         relevancy_scale=relevancy_scale,
@@ -368,7 +366,6 @@ def _pack(
         distance_lowest=distance[2],
         texts=model.texts,
         tokens=tokens,
-        types={label: tuple(TEXT_TYPES[each] for each in types[label][: len(tokens[label])]) for label in classes},
     )
 
 

@@ -145,12 +145,12 @@ class Split:
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> "Split":
         """Returns the images at `indices`, in this order. Raises `ClipbiasError` where there is none of a number."""
-        numbers = np.asarray(indices).reshape(-1)
+        asked = np.asarray(indices).reshape(-1)
         # NumPy would read a mask as the numbers 0 and 1, and cut fractions off.
-        if len(numbers) and (numbers.dtype.kind not in "iu" or numbers.min() < 0 or numbers.max() >= len(self)):
+        if len(asked) and (asked.dtype.kind not in "iu" or asked.min() < 0 or asked.max() >= len(self)):
             raise ClipbiasError(f"images have the numbers 0 to {len(self) - 1}, but the subset is of {shown(indices)}.")
         # Python's integers, since some readers refuse NumPy's.
-        numbers = numbers.astype(int).tolist()
+        numbers = asked.astype(int).tolist()
         keys = [self.keys[number] for number in numbers]
         read = self.read
         return dataclasses.replace(

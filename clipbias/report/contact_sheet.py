@@ -1,4 +1,4 @@
-"""One picture of a dataset's few-shot picks: labels, prompts and training crops, to see that all is as meant."""
+"""Contact sheet of a dataset's few-shot picks: labels, prompts and training crops."""
 
 from typing import TYPE_CHECKING
 
@@ -16,17 +16,16 @@ from clipbias.terminal import printable
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-TILE = 96
-# What is shown at most: classes, picks of each, and training crops of the first pick, those of the first epochs.
-CLASSES = 12
-PICKS = 6
-CROPS = 4
+TILE = 96  # pixels
+CLASSES = 12  # at most
+PICKS = 6  # at most, of each class
+CROPS = 4  # of the first pick, in the first epochs
 
 
 def contact_sheet(dataset: Dataset, *, shots: int, seed: int) -> "Figure":
     """Draws a row per class: its first picks as evaluation sees them, then training crops of the first pick.
 
-    The few-shot split of `shots` images per class and the crops are those of a run with this seed.
+    Picks and crops are those of a run with `shots` images per class and this seed.
     """
     train = dataset.split("train")
     drawn = train.subset(few_shot(train, None, shots=shots, seed=seed)[0])

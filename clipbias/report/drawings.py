@@ -1,4 +1,4 @@
-"""How the page shows a section of a study: every `Drawing` that a module of this package defines is on it."""
+"""Drawings of a study's sections: the page shows every `Drawing` that a module of this package defines."""
 
 import dataclasses
 import functools
@@ -21,10 +21,10 @@ class Drawing:
     """A section on the page.
 
     Attributes:
-      section: whose title stands above.
+      section: its title is the heading.
       place: orders the page, the smallest number first.
-      figures, tables, explorer: draw parts of it; each may return `None`.
-      nothing: says why nothing is drawn although the section was computed.
+      figures, tables, explorer: functions that draw parts of it; each may return `None`.
+      nothing: reason why a computed section may have nothing to draw.
     """
 
     section: Section[Any]
@@ -37,7 +37,7 @@ class Drawing:
 
 @functools.cache
 def all_drawings() -> tuple[Drawing, ...]:
-    """The drawings of all modules of this package, in the order of the page."""
+    """Returns the drawings of all modules of this package, in the order of the page."""
     modules = [
         importlib.import_module(f"{report.__name__}.{module.name}") for module in pkgutil.iter_modules(report.__path__)
     ]

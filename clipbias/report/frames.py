@@ -1,13 +1,13 @@
-"""Sweeps as data frames: the one place where numbers of their tables and figures are made from rows of `results.jsonl`.
+"""Sweeps as data frames: all numbers of their tables and figures, from rows of `results.jsonl`.
 
-What ± is in every table, one standard error: two things are drawn at random, the test images, and what goes with a seed
-(training images, the learnables' start, their order). Each gives a variance of a mean over seeds, and the standard
-error is the root of their sum:
+± is one standard error in every table. Two things are random: the test images, and everything drawn by a seed (training
+images, their order, the learnables' start). Each gives a variance of a mean over seeds, and the standard error is the
+root of their sum:
 
     ±² = p (1 − p) / images + s² / seeds
 
-All seeds are tested on the same images, so more seeds reduce the second part alone. What varies from image to image
-*and* from seed to seed is in both parts, so that errors are rather too large than too small.
+All seeds are tested on the same images, so more seeds reduce the second part alone. Variation from image to image *and*
+from seed to seed is in both parts, so errors are too large rather than too small.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ from clipbias.sentences import counted
 
 # Half the width of a 95 % interval, in standard errors.
 Z_95 = 1.96
-# From so many standard errors on a difference is seen in 80 % of studies like it.
+# A difference of so many standard errors is detected in 80 % of repeated studies.
 DETECTABLE = 1.959964 + 0.841621
 EXPLAINED = (
     "± is one standard error: of the test images, √(p (1 − p) / images), and of the seeds, s / √n, added in squares."
@@ -35,7 +35,7 @@ EXPLAINED = (
 
 
 def harmonic_error(base: float, new: float, errors: tuple[float, float]) -> float:
-    """The error of the harmonic mean `2 b n / (b + n)` of independent `b` and `n`, to first order."""
+    """Computes the error of the harmonic mean `2 b n / (b + n)` of independent `b` and `n`, to first order."""
     if base + new <= 0:
         return 0.0
     slopes = 2 * (new / (base + new)) ** 2, 2 * (base / (base + new)) ** 2
@@ -43,11 +43,9 @@ def harmonic_error(base: float, new: float, errors: tuple[float, float]) -> floa
 
 
 def difference_error(first: Mapping[str, Any], second: Mapping[str, Any]) -> float:
-    """The standard error of the difference of two cells of `Sweep` on one dataset; NaN where it is not known.
-
-    With `correct` of both, test images are compared in pairs; else they count as if each method had images of its own,
-    which is too much.
-    """
+    """Computes the standard error of the difference of two cells of `Sweep` on one dataset; NaN where unknown."""
+    # Images are compared in pairs where the answers of both are known. Else they count as if each method had images of
+    # its own, which gives too large an error.
     seeds = math.hypot(first["seeds_error"], second["seeds_error"])
     if first["correct"] is None or second["correct"] is None:
         return math.hypot(seeds, first["images_error"], second["images_error"])
@@ -62,10 +60,10 @@ def answers(
     names: Sequence[object],
     accuracies: Sequence[float],
 ) -> np.ndarray | None:
-    """The share of some runs, by their files without `.npz`, that were right on each test image, float `[n]`.
+    """Returns the share of runs that were right on each test image, float `[n]`; `names` are files without `.npz`.
 
-    `None` where a file is missing or damaged, has other images than are `known` of the dataset, since all methods must
-    be tested on the same, or does not agree with its row's accuracy.
+    Returns `None` where a file is missing or damaged, has other images than those `known` of the dataset, or does not
+    agree with its row's accuracy.
     """
     shares = []
     for name, accuracy in zip(names, accuracies, strict=True):
@@ -74,7 +72,7 @@ def answers(
         try:
             labels, predicted, images = load_arrays(folder / f"{name}.npz", "labels", "predicted", "images").values()
             right, images = (labels == predicted)[predicted >= 0], images[predicted >= 0]
-        except Exception:  # also of arrays that do not fit together
+        except Exception:  # arrays may also not fit together
             return None
         of_dataset = known.setdefault(dataset, images)
         if not len(right) or not np.array_equal(of_dataset, images) or abs(100 * right.mean() - accuracy) > 1e-6:
@@ -84,7 +82,7 @@ def answers(
 
 
 Row = Mapping[str, Any]
-# Measure, method, dataset and shots of a cell; shots are `None` for all images.
+# Measure, method, dataset and shots of a cell; `None` shots are all images.
 CellKey = tuple[str, str, str, int | None]
 ACCURACY = "accuracy"
 AVERAGE = "Average"
@@ -98,60 +96,60 @@ _ALL = 0
 class Sweep:
     """The runs of a sweep."""
 
-    rows: Sequence[Row]  # of `results.jsonl`; a method that was trained at several learning rates has as many names
+    rows: Sequence[Row]  # of `results.jsonl`; a method with several learning rates has as many names
     # By measure, method, dataset (or `AVERAGE`) and number of shots: `mean` over `seeds` runs in percent of `images`;
-    # `drawn`, False for a method that draws no images; `images_error` and `seeds_error`, whose hypotenuse is the
-    # standard `error`; and `correct`, the share of seeds that were right on each image, or `None`.
+    # `drawn`, False for a method that draws no training images; `images_error` and `seeds_error`, whose hypotenuse is
+    # the standard `error`; and `correct`, the share of seeds that were right on each image, or `None`.
     cells: Mapping[CellKey, Row]
-    measures: tuple[str, ...]  # "accuracy", or what a protocol measures: base, new and H, or datasets
-    methods: tuple[str, ...]  # they and datasets are in the order in which they are shown
+    measures: tuple[str, ...]  # "accuracy", or those of a protocol: base, new and H, or datasets
+    methods: tuple[str, ...]  # in the order of tables, like datasets
     datasets: tuple[str, ...]
-    shots: tuple[int | None, ...]  # ascending; `None` alone if no run was trained on few images
-    failures: Sequence[Row]  # the rows of runs that failed
+    shots: tuple[int | None, ...]  # ascending; `None` alone if no run was few-shot
+    failures: Sequence[Row]  # rows of failed runs
 
     @property
     def measure(self) -> str:
-        """The measure that one number of a method is of: accuracy, else H, else the first."""
+        """Main measure: accuracy, else H, else the first."""
         return next((name for name in (ACCURACY, "H") if name in self.measures), self.measures[0])
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The datasets and, of several, their average."""
+        """Datasets, and their average if there are several."""
         return self.datasets if len(self.datasets) < 2 else (*self.datasets, AVERAGE)
 
     @functools.cached_property
     def by_method(self) -> dict[str, list[Row]]:
-        """The rows of each method."""
+        """Rows of each method."""
         return {name: [row for row in self.rows if row["method"] == name] for name in self.methods}
 
     def means_of(self, values: Callable[[Row], Mapping[str, float | None]]) -> dict[CellKey, Row]:
-        """Cells of other numbers of the rows."""
+        """Averages other numbers of the rows to cells."""
         return cells_of(run_frame(self.rows, values), self.shots, self.datasets)
 
-    def table(self, measure: str, shots: int | None, what: str = "mean") -> pd.DataFrame:
-        """A field of the cells, methods x datasets; NaN where nothing is known."""
+    def table(self, measure: str, shots: int | None, field: str = "mean") -> pd.DataFrame:
+        """Returns a field of the cells, methods x datasets; NaN where unknown."""
         each = {
-            column: [self.cells.get((measure, name, column, shots), {}).get(what, math.nan) for name in self.methods]
+            column: [self.cells.get((measure, name, column, shots), {}).get(field, math.nan) for name in self.methods]
             for column in self.columns
         }
         return pd.DataFrame(each, index=list(self.methods))
 
     def seeds(self, measure: str, shots: int | None) -> int:
-        """How many seeds most methods have."""
+        """Returns the largest number of seeds of a cell."""
         return int(np.nanmax(self.table(measure, shots, "seeds").to_numpy(float), initial=1))
 
 
 def read_sweep(rows: Iterable[Row], predictions: Path | None = None) -> Sweep:
-    """Makes frames of the rows of a results file, one per run.
+    """Makes a sweep from the rows of a results file, one per run.
 
-    `predictions` is the folder of the answers to each test image, by which methods are compared in pairs.
+    `predictions`: folder of the answers to each test image, by which methods are compared in pairs.
     """
-    # Data frames refuse halves of surrogate pairs, which folders' names may have: they become escapes.
+    # Folder names may hold halves of surrogate pairs, which data frames refuse: they become escapes.
     named = [
         {**row, **{name: row[name].encode("utf-8", "backslashreplace").decode() for name in ("method", "dataset")}}
         for row in rows
     ]
-    # A method that was trained at several learning rates on the same draw goes by as many names.
+    # A mean over learning rates would be no method: each rate of a method on the same draw has a name of its own.
     rates: dict[tuple[str, str, int, int | None], set[float | None]] = {}
     for row in named:
         rates.setdefault(_key(row), set()).add(row.get("learning_rate"))
@@ -176,16 +174,15 @@ def read_sweep(rows: Iterable[Row], predictions: Path | None = None) -> Sweep:
 
 
 def shots_words(shots: int | None) -> str:
-    """`16 shots`, or of `None` all training images."""
+    """Writes `16 shots`, or `all images` for `None`."""
     return "all images" if shots is None else counted(shots, "shot")
 
 
 def run_frame(rows: Sequence[Row], values: Callable[[Row], Mapping[str, float | None]]) -> pd.DataFrame:
-    """A line for each finished run and each of its numbers, `values` of its row by name.
+    """Makes a line for each finished run and each of its numbers, `values` of its row by name.
 
-    Columns `method`, `dataset`, `shots`, `seed`, `measure`, `value`, `images` (how many it is of), `predictions` (the
-    file of the answers), and `drawn` (False for a method that draws no training images, whose numbers are the same for
-    any number of shots).
+    Columns: `method`, `dataset`, `shots`, `seed`, `measure`, `value`, `images` (their number), `predictions` (file of
+    the answers), and `drawn` (False for a method that draws no training images).
     """
     lines = []
     for row in filter(_is_ok, rows):
@@ -202,8 +199,9 @@ def run_frame(rows: Sequence[Row], values: Callable[[Row], Mapping[str, float | 
 def cells_of(
     runs: pd.DataFrame, shots: Sequence[int | None], datasets: Sequence[str], predictions: Path | None = None
 ) -> dict[CellKey, Row]:
-    """Means over seeds and datasets with their standard errors: `Sweep.cells`."""
+    """Averages over seeds and datasets, with standard errors, to `Sweep.cells`."""
     known: dict[str, np.ndarray] = {}  # test images by dataset
+    # Methods that draw no training images have the same number for every number of shots.
     counts = pd.DataFrame({"shots": [count or _ALL for count in shots]})
     same = runs[~runs["drawn"]].drop(columns="shots").merge(counts, how="cross")
     groups = (pd.concat([runs[runs["drawn"]], same]) if len(same) else runs).groupby(_CELL, sort=False)
@@ -219,7 +217,7 @@ def cells_of(
     means = cells["mean"].to_dict()
     errors = cells["images_error"].to_dict()
     for measure, *where in list(errors):
-        if measure == "H":  # its rows have both halves
+        if measure == "H":  # a run with H has base and new accuracies
             base = ("base", *where)
             new = ("new", *where)
             errors["H", *where] = harmonic_error(means[base], means[new], (errors[base], errors[new]))
@@ -238,7 +236,9 @@ def cells_of(
 
 
 def _averages(cells: pd.DataFrame, datasets: int) -> pd.DataFrame:
-    """Over the datasets, where all have a result. Each has images and draws of its own: errors are independent."""
+    """Averages cells over datasets, where all have a result."""
+    # Datasets have images and draws of their own, so errors are independent and their squares add. Unknown errors count
+    # as infinite: a sum would take NaN for 0.
     errors = ["images_error", "seeds_error", "error"]
     squares = cells.drop(columns="images")
     squares[errors] = cells[errors].pow(2).fillna(math.inf)
@@ -250,7 +250,7 @@ def _averages(cells: pd.DataFrame, datasets: int) -> pd.DataFrame:
 
 
 def _accuracies(row: Row) -> dict[str, float | None]:
-    """The accuracies of a run by measure; base and new have a harmonic mean."""
+    """Returns the accuracies of a run by measure, with the harmonic mean of base and new."""
     accuracies = dict(row.get("accuracies") or {ACCURACY: row.get("accuracy")})
     if {"base", "new"} <= accuracies.keys():
         base = accuracies["base"]
@@ -264,7 +264,7 @@ def _is_ok(row: Row) -> bool:
 
 
 def _is_drawn(row: Row) -> bool:
-    """Whether a run depends on a draw of images: zero-shot does not, and has no shots."""
+    """Whether a run depends on a draw of training images."""
     return bool(row.get("shots")) or row.get("protocol") == "full"
 
 

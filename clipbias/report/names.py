@@ -1,7 +1,7 @@
-"""The names and the order in which methods and datasets are shown, and what papers report for the eleven datasets.
+"""Names and order of methods and datasets, and published numbers for the eleven datasets.
 
-Reported numbers stand beside own results, never as own results. Imports of `tuning` are made when they are needed: it
-brings JAX, which drawing does without.
+Published numbers stand beside measured results, never among them. Functions import `tuning` when they need it: it loads
+JAX, which drawing does not need.
 """
 
 import functools
@@ -16,12 +16,12 @@ TYPE_NAMES = {"sos": "SOS", "prompt": "prompts", "words": "words", "category": "
 
 
 def base_name(method: str) -> str:
-    """Of a method that was trained at several learning rates, `bias, rate 0.1`, the name without its rate."""
+    """Returns a method's name without its learning rate: `bias` for `bias, rate 0.1`."""
     return method.partition(", rate ")[0]
 
 
 def method_name(method: str) -> str:
-    """A method's name as readers know it; a user's own method keeps the name it was given, unless it has a label."""
+    """Returns a method's label; a user's method without a label keeps its name."""
     from clipbias.tuning import registry
 
     base, comma, rate = method.partition(", rate ")
@@ -30,7 +30,7 @@ def method_name(method: str) -> str:
 
 
 def draws(method: str) -> bool:
-    """Whether a method is made from training images, by steps or at once; taken for granted of the user's own."""
+    """Whether a method uses training images, in steps or at once; `True` for a user's method."""
     from clipbias.tuning import METHODS, make_method
 
     name = base_name(method)
@@ -38,7 +38,7 @@ def draws(method: str) -> bool:
 
 
 def method_kind(method: str) -> str | None:
-    """What a method is grouped by, a value of `tuning.Kind`; `None` where it is not known."""
+    """Returns a method's kind, a value of `tuning.Kind`; `None` where unknown."""
     from clipbias.tuning import registry
 
     kind = registry.find_kind(base_name(method))
@@ -46,7 +46,7 @@ def method_kind(method: str) -> str | None:
 
 
 def ordered_methods(methods: Iterable[str]) -> tuple[str, ...]:
-    """Known methods in the order of a table's rows, then the others as they come, each once."""
+    """Orders methods as in tables, unknown ones last, each once."""
     from clipbias.tuning import METHODS
 
     places = {name: place for place, name in enumerate(METHODS)}
@@ -54,13 +54,13 @@ def ordered_methods(methods: Iterable[str]) -> tuple[str, ...]:
 
 
 def shown_shots(row: Mapping[str, Any]) -> int | str:
-    """The shots of a run's row as tables show them: "all" where all images were used, 0 where none were."""
+    """Returns the shots of a run's row for tables: "all" for all training images, 0 for none."""
     return "all" if row.get("protocol") == "full" else row.get("shots") or 0
 
 
 @functools.cache
 def published() -> Mapping[str, Any]:
-    """What papers report: `datasets` in their order, `averages` over these, and accuracies at `sixteen_shots`."""
+    """Returns published numbers: `datasets` in their order, `averages` over these, accuracies at `sixteen_shots`."""
     return json.loads(importlib.resources.files("clipbias").joinpath("assets/published.json").read_text("utf-8"))
 
 
@@ -75,16 +75,16 @@ def _plain(name: str) -> str:
 
 
 def dataset_name(dataset: str) -> str:
-    """A dataset's name as papers spell it, `OxfordPets` for `oxford_pets`; any other keeps its own."""
+    """Returns a dataset's name as papers spell it, `OxfordPets` for `oxford_pets`; other names stay."""
     return _spellings().get(_plain(dataset)) or printable(dataset)
 
 
 def are_the_eleven(datasets: Iterable[str]) -> bool:
-    """Whether these are exactly the eleven datasets, however they are spelled."""
+    """Whether these are exactly the eleven datasets, in any spelling."""
     return {dataset_name(name) for name in datasets} == set(published()["datasets"])
 
 
 def ordered_datasets(datasets: Iterable[str]) -> tuple[str, ...]:
-    """The eleven in the papers' order, then the others as they come, each once."""
+    """Orders datasets: the eleven in the papers' order, then the others, each once."""
     order = {name: position for position, name in enumerate(published()["datasets"])}
     return tuple(sorted(dict.fromkeys(datasets), key=lambda name: order.get(dataset_name(name), len(order))))

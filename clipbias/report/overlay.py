@@ -1,4 +1,4 @@
-"""Maps over single pictures: the heat map, the prompts' share, the words; and what the page's explorer shows."""
+"""Maps over single pictures: heat map, the prompts' share, words; and the data of the page's explorer."""
 
 import base64
 import dataclasses
@@ -10,12 +10,11 @@ import numpy as np
 from PIL import Image
 
 from clipbias.analysis.pictures import EXPLORE
-from clipbias.analysis.results import CHANGES, TEXT_TYPES, StudyResults, present
+from clipbias.analysis.results import CHANGES, StudyResults, present
 from clipbias.constants import ZERO_SHOT
 from clipbias.errors import ClipbiasError
 from clipbias.report import style
 from clipbias.report.drawings import Drawing
-from clipbias.report.names import TYPE_NAMES
 from clipbias.report.pages import data_uri
 from clipbias.terminal import printable
 
@@ -28,25 +27,25 @@ HEAT = "inferno"
 
 @dataclasses.dataclass(frozen=True)
 class Overlay:
-    """What one model says about one picture."""
+    """Relevancy of one picture by one model."""
 
-    title: str  # for example the model's name, or the class with its probability
+    title: str  # such as the model's name, or the class with its probability
     vision: np.ndarray  # relevancy of the M patches, row by row, then of the V prompts, `[M + V]`
     patches: int  # M
-    tokens: tuple[str, ...] = ()  # the text's tokens as words, from SOS up to but without EOS
+    tokens: tuple[str, ...] = ()  # of the text, as words, from SOS on without EOS
     text: np.ndarray | None = None  # relevancy of the tokens `[N]`, of which the first `len(tokens)` count
 
 
 def overlay_figure(image: np.ndarray, overlays: Sequence[Overlay], *, title: str = "picture") -> "Figure":
-    """The picture as the model saw it, [R, R, 3] uint8, then side by side each overlay.
+    """Draws the picture as the model saw it, uint8 `[R, R, 3]`, and its overlays, side by side.
 
-    Raises `ClipbiasError` where the patches do not fill a square grid.
+    Raises `ClipbiasError` if the patches do not fill a square grid.
     """
     return overlay_grid((2.3 * (1 + len(overlays)), 2.75), (4, 1), [image], [title], [overlays])
 
 
 def overlay_rows(images: Sequence[np.ndarray], overlays: Sequence[Overlay]) -> "Figure":
-    """Each picture with its own overlay beside it, one below the other."""
+    """Draws each picture with its overlay beside it, in rows."""
     heights = [part for overlay in overlays for part in (4, 1 if overlay.tokens else 0.05)]
     size = (4.6, 0.55 * sum(heights) + 0.3)
     return overlay_grid(size, heights, images, [""] * len(images), [[overlay] for overlay in overlays])
@@ -61,9 +60,9 @@ def overlay_grid(
     *,
     scale: bool = False,
 ) -> "Figure":
-    """A row for each picture: itself, and the heat map of each of its overlays with the coloured text below.
+    """Draws a row for each picture: itself, and the heat map of each overlay with the coloured text below.
 
-    Rows have two lines, of relative `heights`. With `scale` a bar says what the colours are.
+    `heights` are relative, of both lines of each row. `scale` adds a colour bar.
     """
     with style.styled():
         figure = style.new_figure(*size)
@@ -81,10 +80,10 @@ def overlay_grid(
 
 
 def heat_map(vision: np.ndarray, image_size: int, patches: int) -> np.ndarray:
-    """The patches' relevancy at image size, [R, R], scaled to 0 … 1, of that of patches and prompts, [M + V]."""
+    """Resizes the patches' part of relevancy `[M + V]` to image size, `[R, R]`, scaled to 0 … 1."""
     side = round(patches**0.5)
     if side * side != patches or patches > len(vision):
-        raise ClipbiasError(f"{patches} patches of a row of {len(vision)} relevancies do not fill a square grid.")
+        raise ClipbiasError(f"{patches} patches of {len(vision)} relevancies do not fill a square grid.")
     small = Image.fromarray(np.asarray(vision[:patches], np.float32).reshape(side, side))
     values = np.asarray(small.resize((image_size, image_size), Image.Resampling.BILINEAR))
     span = values.max() - values.min()
@@ -92,19 +91,19 @@ def heat_map(vision: np.ndarray, image_size: int, patches: int) -> np.ndarray:
 
 
 def show_picture(axes: "Axes", image: np.ndarray) -> None:
-    """The picture without axes."""
+    """Draws the picture without axes."""
     axes.imshow(image, interpolation="nearest" if len(image) < 100 else "antialiased")
     axes.set_axis_off()
 
 
 def show_heat(axes: "Axes", image: np.ndarray, values: np.ndarray) -> None:
-    """A map in 0 … 1 over the grey picture: the hotter, the less of the picture shines through."""
+    """Draws a map in 0 … 1 over the grey picture, more opaque at higher values."""
     axes.imshow(np.asarray(image, np.float32).mean(axis=-1), cmap="gray", vmin=0, vmax=255)
     axes.imshow(values, cmap=HEAT, alpha=0.25 + 0.5 * np.asarray(values, float), vmin=0, vmax=1)
 
 
 def heat_scale(figure: "Figure", grid: np.ndarray) -> None:
-    """Says what the colours of `show_heat` mean: a bar from 0 to 1 below all panels."""
+    """Draws the colour bar of `show_heat` below all panels."""
     from matplotlib.cm import ScalarMappable
 
     heat = ScalarMappable(cmap=HEAT)
@@ -115,7 +114,7 @@ def heat_scale(figure: "Figure", grid: np.ndarray) -> None:
 
 
 def draw_overlay(axes: "Axes", image: np.ndarray, overlay: Overlay) -> None:
-    """The heat map over a grey picture; beside it, where there are prompts, a bar with their share of relevancy."""
+    """Draws the heat map over a grey picture and, with prompts, a bar of their share of relevancy."""
     show_heat(axes, image, heat_map(overlay.vision, len(image), overlay.patches))
     axes.set_axis_off()
     axes.set_title(printable(overlay.title, keep="\n"), fontsize=8)
@@ -131,10 +130,7 @@ def draw_overlay(axes: "Axes", image: np.ndarray, overlay: Overlay) -> None:
 
 
 def draw_text(axes: "Axes", overlay: Overlay) -> None:
-    """The tokens in reading order, each on a ground as dark as its share of the largest relevancy after SOS.
-
-    SOS usually holds most of the row; it is drawn, and its share is written, but it does not set the scale.
-    """
+    """Draws the tokens in reading order, the darker the more relevant."""
     axes.set_axis_off()
     axes.set(xlim=(0, 1), ylim=(0, 1))
     if overlay.text is None or not overlay.tokens:
@@ -142,6 +138,7 @@ def draw_text(axes: "Axes", overlay: Overlay) -> None:
     from matplotlib import colormaps
 
     values = np.asarray(overlay.text[: len(overlay.tokens)], float)
+    # SOS usually holds most of the row: as the top of the scale it would leave all other tokens white.
     rest = values[1:] if len(values) > 1 else values
     scale = rest.max() if rest.size and rest.max() > 0 else 1.0
     colours = colormaps["Oranges"]
@@ -167,12 +164,12 @@ def draw_text(axes: "Axes", overlay: Overlay) -> None:
         x += length
 
 
-_LOSSLESS = 64  # pixels: pictures so small are shown pixel by pixel
-_SHOWN_APART = ("margin", "log_likelihood")  # numbers of images, beside them
+_LOSSLESS = 64  # pixels: smaller pictures are shown pixel by pixel, where JPEG would blur them
+_SHOWN_APART = ("margin", "log_likelihood")  # numbers of images, which stand with the image
 
 
 def explorer_data(study: StudyResults) -> dict[str, Any] | None:
-    """All that the page's script reads, in JSON's types, or `None` where the study has no images to explore."""
+    """Returns the data of the page's script in JSON's types, or `None` without images to explore."""
     from matplotlib import colormaps
 
     explore = EXPLORE.of(study)
@@ -216,7 +213,6 @@ def explorer_data(study: StudyResults) -> dict[str, Any] | None:
             "slots": model.vision_prompts,
             "depth": model.vision_depth,
             "tokens": explored[model.key].tokens,
-            "types": explored[model.key].types,
             "arrays": {
                 name: _packed(array)
                 for name, array in vars(explored[model.key]).items()
@@ -232,7 +228,6 @@ def explorer_data(study: StudyResults) -> dict[str, Any] | None:
         "colours": _packed(np.rint(255 * colormaps[HEAT](np.arange(256))[:, :3]).astype(np.uint8)),
         "changes": list(CHANGES),
         "classes": {number: names[number] for number in classes},
-        "types": [[name, TYPE_NAMES[name]] for name in TEXT_TYPES[:-1]],
         "pairs": explore.pairs[:, 1].tolist(),
         "images": images,
         "models": described,
@@ -245,12 +240,12 @@ DRAWING_OF_EXPLORE = Drawing(section=EXPLORE, place=40, explorer=explorer_data, 
 def _picture(pixels: np.ndarray) -> str:
     file = io.BytesIO()
     kind = "png" if len(pixels) <= _LOSSLESS else "jpeg"
-    Image.fromarray(pixels).save(file, kind, quality=85)  # which PNG does not look at
+    Image.fromarray(pixels).save(file, kind, quality=85)  # PNG ignores the quality
     return data_uri(file.getvalue(), f"image/{kind}")
 
 
 def _packed(array: np.ndarray) -> dict[str, Any]:
-    """An array as the script reads it: bytes, or little-endian 32-bit floats, in base64."""
+    """Encodes an array for the script: bytes, or little-endian 32-bit floats, in base64."""
     plain = array if array.dtype == np.uint8 else np.asarray(array, "<f4")
     kind = "uint8" if plain.dtype == np.uint8 else "float32"
     data = base64.b64encode(np.ascontiguousarray(plain).tobytes()).decode("ascii")

@@ -1,4 +1,4 @@
-"""Figures with their words and numbers, and the self-contained HTML pages that show them, every text escaped."""
+"""Figures with captions and numbers, and the self-contained HTML pages that show them, with all text escaped."""
 
 import base64
 import dataclasses
@@ -26,28 +26,28 @@ if TYPE_CHECKING:
 
 @functools.cache
 def captions() -> dict[str, dict[str, str]]:
-    """By kind of figure or table its title and its caption, as templates."""
+    """Returns templates of title and caption by kind of figure or table."""
     return tomllib.loads((importlib.resources.files("clipbias.report") / "templates/captions.toml").read_text("utf-8"))
 
 
 def words_of(kind: str, **facts: Any) -> tuple[str, str]:
-    """The title and the caption of a kind, whose braces `facts` fill."""
+    """Returns the title and the caption of a kind, with `facts` in their braces."""
     title, caption = (captions()[kind][part].format(**facts) for part in ("title", "caption"))
     return title, " ".join(caption.split())
 
 
 @dataclasses.dataclass(frozen=True)
 class CaptionedFigure:
-    """One figure with its words, and its numbers, one observation per row. Its files are named by `name`."""
+    """Figure with its caption and its numbers, one observation per row."""
 
-    name: str
+    name: str  # of its files
     title: str
     caption: str
     figure: "Figure"
     numbers: pd.DataFrame
 
     def save(self, folder: Path) -> tuple[Path, Path, Path]:
-        """Writes NAME.pdf, NAME.png and NAME.csv and returns their paths. Raises `ClipbiasError` where it cannot."""
+        """Writes NAME.pdf, NAME.png and NAME.csv and returns their paths. Raises `ClipbiasError` if it cannot."""
         pdf, png = style.save_figure(self.figure, folder / self.name)
         write_csv(table := folder / f"{self.name}.csv", self.numbers)
         return pdf, png, table
@@ -70,28 +70,25 @@ def write_csv(path: Path, numbers: pd.DataFrame) -> None:
 
 
 class Picture(NamedTuple):
-    """A figure whose files are written, as a page shows it."""
+    """Saved figure for a page."""
 
     title: str
     caption: str
-    number: str  # the figure's number in the paper, `Fig. 3. `, or nothing
+    number: str  # in the paper, `Fig. 3. `, or ""
     png: bytes
-    width: int  # in CSS pixels, which keeps a high-resolution picture at its printed size
-    files: tuple[tuple[str, str], ...]  # what to link to: the kind of each file and its path relative to the page
+    width: int  # in CSS pixels, so that a high-resolution picture keeps its printed size
+    files: tuple[tuple[str, str], ...]  # links: format of each file and its path relative to the page
 
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """A part of a page that a reader unfolds. Its content is shown in the order of the attributes.
-
-    `groups` are headings, each with its sentences.
-    """
+    """Part of a page that a reader unfolds, with its content in the order of the attributes."""
 
     title: str
     identifier: str = ""
     pictures: Sequence[Picture] = ()
     tables: Sequence[Table] = ()
-    groups: Sequence[tuple[str, Sequence[str]]] = ()
+    groups: Sequence[tuple[str, Sequence[str]]] = ()  # headings with their sentences
     remarks: Sequence[str] = ()
     explorer: Mapping[str, Any] | None = None
     code: str = ""
@@ -102,10 +99,7 @@ class Section:
 
 
 def save_pictures(figures: Iterable[CaptionedFigure | Sequence[CaptionedFigure] | None], folder: Path) -> list[Picture]:
-    """Writes the files of all figures that there are, some in lists, to a folder beside the page.
-
-    Raises `ClipbiasError` where it cannot.
-    """
+    """Writes the files of all figures to a folder beside the page. Raises `ClipbiasError` if it cannot."""
     listed = ([each] if isinstance(each, CaptionedFigure) else each or [] for each in figures)
     pictures = []
     for figure in itertools.chain.from_iterable(listed):
@@ -119,12 +113,12 @@ def save_pictures(figures: Iterable[CaptionedFigure | Sequence[CaptionedFigure] 
 
 
 def render(template: str, *, title: str, **content: Any) -> str:
-    """A page from `templates/TEMPLATE.html.j2`."""
+    """Renders a page from `templates/TEMPLATE.html.j2`."""
     return _environment().get_template(f"{template}.html.j2").render(title=title, **content)
 
 
 def write_page(path: Path, template: str, *, title: str, **content: Any) -> Path:
-    """Writes a page atomically and returns its path. Raises `ClipbiasError` where it cannot."""
+    """Writes a page atomically and returns its path. Raises `ClipbiasError` if it cannot."""
     write_text(path, render(template, title=title, **content))
     return path
 
@@ -134,7 +128,8 @@ _JOINED = re.compile(r"(?<=\d) (?=%)|(?<=\d) (?=to [+−-]?\d[\d.]*\))|(?<=\d to
 
 
 def data_uri(data: bytes | str, kind: str) -> str:
-    """An image of its own, so that an SVG's ids and styles cannot meet those of another."""
+    """Encodes an image as a data URI."""
+    # Inline, the ids and styles of one SVG would meet those of another.
     encoded = base64.b64encode(data.encode("utf-8") if isinstance(data, str) else data).decode("ascii")
     return f"data:{kind};base64,{encoded}"
 
@@ -142,7 +137,7 @@ def data_uri(data: bytes | str, kind: str) -> str:
 @functools.cache
 def _environment() -> jinja2.Environment:
     def displayable(value: Any) -> Any:
-        # What macros return is HTML already. HTML has no control characters, so they are shown as their escapes.
+        # Macros return HTML. HTML has no control characters, so they are shown as their escapes.
         if hasattr(value, "__html__"):
             return value
         return _JOINED.sub("\u00a0", printable(value, keep="\n\t\u200c\u200d"))

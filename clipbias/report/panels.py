@@ -1,7 +1,7 @@
-"""Small multiples: one way to lay out panels, and to draw lines, intervals and bars in them.
+"""Small multiples: a layout of panels, and lines, intervals and bars in them.
 
-A figure's numbers are a data frame with one observation per row. `value` is drawn, and `low` and `high` are the ends of
-its interval, NaN where there is none. The other columns say what the value is of, and two of them lay out the panels.
+A figure's numbers are a data frame with one observation per row: `value`, and `low` and `high`, the ends of its
+interval, NaN without one. The other columns identify the observation, and two of them lay out the panels.
 """
 
 import math
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# From so many points on, an interval is a band instead of whiskers.
+# With more points, an interval is a band instead of whiskers.
 _CROWDED = 24
 
 Look = Mapping[str, Any]
@@ -27,9 +27,9 @@ Share = bool | Literal["none", "all", "row", "col"]
 
 
 def tidy(numbers: Average | np.ndarray, *axes: str, **labels: object) -> pd.DataFrame:
-    """An array, or an average with its 95 % interval, as a frame: a row per number.
+    """Makes a frame with a row per number of an array, or of an average with its 95 % interval.
 
-    A column for each of the array's `axes` counts its places from 1; the columns `labels` are the same for all rows.
+    A column for each of the array's `axes` counts from 1. The columns `labels` are the same for all rows.
     """
     values = np.asarray(numbers.mean if isinstance(numbers, Average) else numbers, float)
     error = numbers.standard_error if isinstance(numbers, Average) else np.full(values.shape, np.nan)
@@ -41,9 +41,9 @@ def tidy(numbers: Average | np.ndarray, *axes: str, **labels: object) -> pd.Data
 
 
 def joined(frames: Iterable[pd.DataFrame]) -> pd.DataFrame:
-    """All frames as one; those without rows may lack columns."""
-    there = [frame for frame in frames if len(frame)]
-    return pd.concat(there, ignore_index=True) if there else pd.DataFrame()
+    """Concatenates frames; empty frames may lack columns."""
+    filled = [frame for frame in frames if len(frame)]
+    return pd.concat(filled, ignore_index=True) if filled else pd.DataFrame()
 
 
 def panels(
@@ -62,17 +62,20 @@ def panels(
     bottom: float | None = None,
     legend: bool | Mapping[str, Look] = True,
 ) -> "Figure":
-    """Draws a grid of panels, one for each pair of values of two columns, and one legend for all of them below.
+    """Draws a grid of panels, one for each pair of values of two columns, with one legend below.
 
     Args:
-      frame: the numbers; `draw` draws one panel, given its axes and its part of them.
-      by: the column whose values are rows of panels, and the one whose values are columns; "" where there is one only.
-      size: of a panel in inches; `widths` are of columns, relative to one another.
-      names: what the values of both columns are called, if not by themselves.
-      share_x, share_y: which panels have one scale, as for `Figure.subplots`.
-      wrap: without rows, start a new line of panels after so many.
-      bottom: where all y axes begin.
-      legend: whether to name what panels label, or looks to name instead, by label.
+      frame: the numbers.
+      draw: draws one panel on its axes from its part of the frame.
+      by: the columns whose values are rows and columns of panels; "" for a single row or column.
+      size: of a panel in inches.
+      names: titles by value. Default: the value.
+      x_label, y_label: of the axes.
+      share_x, share_y: panels with one scale, as for `Figure.subplots`.
+      wrap: without rows, panels in a line.
+      widths: of columns, relative to one another.
+      bottom: start of all y axes.
+      legend: whether to show the panels' labels; or looks by label to show instead.
     """
     names = names or {}
     rows, columns = (list(dict.fromkeys(frame[name])) if name else [""] for name in by)
@@ -99,7 +102,8 @@ def panels(
             if number % across == 0:
                 axes.set_ylabel("\n".join(filter(None, (names.get(row, str(row)), y_label))))
         if bottom is not None:
-            for axes in grid.ravel():  # only now: until all is drawn, what shares an axis may still make it longer
+            # At the end: until all is drawn, a panel that shares the axis may still extend it.
+            for axes in grid.ravel():
                 axes.set_ylim(bottom=bottom)
         if legend:
             _legend(figure, None if legend is True else legend)
@@ -107,7 +111,7 @@ def panels(
 
 
 def _legend(figure: "Figure", looks: Mapping[str, Look] | None) -> None:
-    """One legend below all panels: of looks by label, or of what the panels label."""
+    """Draws one legend below all panels, of looks by label or of the panels' labels."""
     from matplotlib.lines import Line2D
 
     handles: dict[str, Any] = {name: Line2D([], [], **look) for name, look in (looks or {}).items()}
@@ -115,13 +119,13 @@ def _legend(figure: "Figure", looks: Mapping[str, Look] | None) -> None:
         of_panel, labels = axes.get_legend_handles_labels()
         handles |= dict(zip(labels, of_panel, strict=True))
     if handles:
-        # As many names in a line as fit: letters are about half as wide as they are high, and a mark as wide as ten.
+        # As many names in a line as fit: letters are about half as wide as high, and a mark is as wide as ten letters.
         fit = max(1, int(figure.get_figwidth() * 72 / (max(map(len, handles)) * 4.4 + 46)))
         figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(fit, len(handles)))
 
 
 def groups(part: pd.DataFrame, hue: str, looks: Mapping[Any, Look]) -> Iterator[tuple[pd.DataFrame, dict[str, Any]]]:
-    """The parts of a frame with one value each of the column `hue`, and how each is drawn, in the order of `looks`."""
+    """Yields the part of a frame for each value of the column `hue`, with its look, in the order of `looks`."""
     if not hue:
         yield part, dict(looks.get("", {}))
         return
@@ -132,11 +136,12 @@ def groups(part: pd.DataFrame, hue: str, looks: Mapping[Any, Look]) -> Iterator[
 def lines(
     axes: "Axes", part: pd.DataFrame, *, x: str, hue: str = "", looks: Mapping[Any, Look], dots: bool = False
 ) -> None:
-    """A line along the column `x` for each value of the column `hue`, with its intervals.
+    """Draws a line along the column `x` for each value of the column `hue`, with intervals.
 
-    Where a line has several rows at one x, such as heads, it is their mean, and its interval the mean of theirs, which
-    is never too narrow. `dots` draws each of these rows too. `looks` are keywords of `Axes.plot` by value of `hue`.
+    Several rows at one x, such as heads, are averaged; `dots` draws each of them too. `looks` are keywords of
+    `Axes.plot` by value of `hue`.
     """
+    # The mean of several intervals stands for the interval of the mean: it is never too narrow.
     for of_hue, look in groups(part, hue, looks):
         if dots and of_hue[x].duplicated().any():
             axes.plot(of_hue[x], of_hue["value"], "o", color=look["color"], ms=3, alpha=0.45, mew=0)
@@ -146,7 +151,7 @@ def lines(
             axes.fill_between(mean.index, mean["low"], mean["high"], color=look["color"], alpha=0.18, lw=0)
         else:
             _whiskers(axes, mean.index, mean["value"], mean["low"], mean["high"], **look)
-    if x == "layer":  # about seven of them with a number
+    if x == "layer":  # about seven ticks
         count = int(part[x].max())
         step = 1 if count <= 6 else math.ceil(count / 6)
         ticks = [layer for layer in range(1, count + 1) if (layer - 1) % step == 0 or layer == count]
@@ -158,7 +163,7 @@ def lines(
 
 
 def _whiskers(axes: "Axes", x: Any, y: Any, low: Any, high: Any, *, along: str = "y", **look: Any) -> None:
-    """Points or a line with intervals along one axis; none where an end is not known."""
+    """Draws points or a line with intervals along one axis; without intervals where no end is known."""
     if np.all(np.isnan(np.asarray(low, float))):
         if look.get("fmt") != "none":
             of_whiskers = ("elinewidth", "capsize")
@@ -171,9 +176,9 @@ def _whiskers(axes: "Axes", x: Any, y: Any, low: Any, high: Any, *, along: str =
 
 
 def bars(axes: "Axes", part: pd.DataFrame, *, category: str, hue: str, looks: Mapping[Any, Look]) -> None:
-    """Horizontal bars from 0 with intervals, the first category on top, their numbers to the right of the panel.
+    """Draws horizontal bars from 0 with intervals, with their numbers to the right of the panel.
 
-    Each value of the column `category` has a place on the y axis, and each of `hue` a bar in it.
+    Each value of the column `category` has a place on the y axis, the first on top, with a bar for each of `hue`.
     """
     places = {name: place for place, name in enumerate(dict.fromkeys(part[category]))}
     height = 0.78 / sum((part[hue] == value).any() for value in looks)
@@ -204,9 +209,9 @@ def points(
     places: Sequence[str] = (),
     step: float = 0.2,
 ) -> None:
-    """A point with its interval for each value of `hue` in every place of the y axis, the first on top.
+    """Draws a point with its interval for each value of `hue` in every place of the y axis, the first on top.
 
-    Places are the values of the column `category`, or `places`; `step` is between two points of one, which is 1 high.
+    Places, of height 1, are `places` or the values of the column `category`; `step` separates the points of a place.
     """
     names = list(places or dict.fromkeys(part[category]))
     shown = list(groups(part, hue, looks))
@@ -217,7 +222,7 @@ def points(
 
 
 def category_ticks(axes: "Axes", names: Sequence[str]) -> None:
-    """A name at each place of the y axis, the first on top."""
+    """Writes a name at each place of the y axis, the first on top."""
     axes.set_yticks(range(len(names)), names)
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(len(names) - 0.5, -0.5)
@@ -225,5 +230,5 @@ def category_ticks(axes: "Axes", names: Sequence[str]) -> None:
 
 
 def level(axes: "Axes", value: float, axis: str = "y") -> None:
-    """A dotted line at a value to compare with."""
+    """Draws a dotted line at a reference value."""
     (axes.axhline if axis == "y" else axes.axvline)(value, color=style.GREY, linewidth=0.8, linestyle=":")

@@ -1,4 +1,4 @@
-"""What was predicted image by image: accuracies of classes, and what they are taken for."""
+"""Predictions image by image: accuracies of classes, and confusions."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -28,27 +28,27 @@ _MOST_NAMED = 60  # classes whose names fit beside the picture
 
 @dataclasses.dataclass(frozen=True)
 class Answers:
-    """What one model answered."""
+    """Predictions of one model."""
 
     labels: np.ndarray  # true class numbers, int `[n]`
-    predicted: np.ndarray  # class numbers, int `[n]`; -1 for an image that could not be read, which counts nowhere
+    predicted: np.ndarray  # class numbers, int `[n]`; -1 for an unreadable image, which counts nowhere
     class_names: Sequence[str]  # `[C]`
 
     @classmethod
     def read(cls, path: Path) -> "Answers":
-        """Those of a file that an evaluation left in `predictions/`. Raises `ClipbiasError` where it is damaged."""
+        """Reads a file that an evaluation left in `predictions/`. Raises `ClipbiasError` if it is damaged."""
         labels, predicted, class_names = load_arrays(path, "labels", "predicted", "class_names").values()
         return cls(labels, predicted, [str(name) for name in class_names])
 
     def confusion(self) -> np.ndarray:
-        """How many images of each class were taken for each: int [C, C], a row for each true class."""
+        """Counts images by true class (rows) and predicted class (columns): int `[C, C]`."""
         return confusion(self.labels, self.predicted, len(self.class_names))
 
     def frame(self) -> pd.DataFrame:
-        """A row for each class; `taken_for` is the class that it is most often taken for, so many `times`.
+        """Makes a row for each class; `taken_for` is its most frequent wrong prediction, `times` the number of it.
 
         Accuracy (the class's recall), precision and F1 are in percent. Accuracy and F1 of a class without images, and
-        the precision of a class that no image is taken for, are not numbers.
+        precision of a class without predictions, are NaN.
         """
         counts = self.confusion()
         others, times = most_confused_with(counts)
@@ -66,7 +66,7 @@ class Answers:
 
 
 def confusion_figure(answers: Answers, what: str) -> CaptionedFigure:
-    """The confusion matrix: how each class's images are shared out among the answers; `what` is for the caption."""
+    """Draws the confusion matrix in percent of each true class; `what` begins the caption."""
     counts = answers.confusion()
     names = [printable(name) for name in answers.class_names]
     shares = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
@@ -81,12 +81,12 @@ def confusion_figure(answers: Answers, what: str) -> CaptionedFigure:
             axes.set_xticks(range(len(names)), names, rotation=90, fontsize=6.5)
             axes.set_yticks(range(len(names)), names, fontsize=6.5)
         axes.grid(False)
-        axes.set(xlabel="answer", ylabel="true class")
+        axes.set(xlabel="predicted class", ylabel="true class")
         bar = figure.colorbar(picture, ax=axes, fraction=0.04, pad=0.02)
         bar.set_label("images of the true class (%)")
     unread = int((answers.predicted < 0).sum())
     caption = (
-        f"{what}: of the images of each class (rows) how many percent were answered with each class (columns); "
+        f"{what}: predictions of each class (columns) in percent of the images of each class (rows); "
         f"{counted(int(counts.sum()), 'image')} in {counted(len(names), 'class')}"
         + (f", without {unread:,} that could not be read." if unread else ".")
         + ("" if named else " Classes are in the dataset's order.")
@@ -96,13 +96,13 @@ def confusion_figure(answers: Answers, what: str) -> CaptionedFigure:
         for true, answer in np.argwhere(counts)
     ]
     numbers = pd.DataFrame(rows, columns=["class", "answer", "images"])
-    return CaptionedFigure("confusion", "Which classes are taken for which", caption, figure, numbers)
+    return CaptionedFigure("confusion", "Confusion of classes", caption, figure, numbers)
 
 
 def write_answers(folder: Path, images: Sequence[str], answers: Answers, what: str) -> None:
     """Writes `classes.csv`, `predictions.csv` and `confusion.{png,pdf,csv}`, each atomically.
 
-    `images` are names, and `what` names model and images in a caption.
+    `images` are names; `what` names model and images in the caption.
     """
     write_csv(folder / "classes.csv", answers.frame())
     names = [*answers.class_names, ""]  # -1 is the last
@@ -116,10 +116,7 @@ def write_answers(folder: Path, images: Sequence[str], answers: Answers, what: s
 
 
 def write_class_table(folder: Path) -> None:
-    """Writes `classes.csv` of all evaluations in `predictions/` of a run's folder, a row for each class of each.
-
-    Damaged files are left out and told.
-    """
+    """Writes `classes.csv` for all evaluations in `predictions/` of a run's folder; warns of damaged files."""
     tables = {}
     for path in sorted((folder / "predictions").glob("*.npz")):
         try:
@@ -131,7 +128,7 @@ def write_class_table(folder: Path) -> None:
 
 
 def weakest_classes(answers: Answers, most: int = 3) -> str:
-    """The classes of the lowest accuracies in words, with what they are taken for."""
+    """Writes the classes of the lowest accuracies, with their most frequent wrong predictions."""
     rows = answers.frame().to_dict("records")
     weakest = (rows[number] for number in least_recognised(answers.confusion(), most))
     return "; ".join(

@@ -1,6 +1,6 @@
-"""Work folders side by side: a row per run, and the settings in which they differ.
+"""Comparison of work folders: a row per run, and the settings in which they differ.
 
-Only files are read; no device is touched and no model loaded. `training/workdir.py` says what lies in a work folder.
+Only files are read: no device is touched, no model loaded. `training/workdir.py` describes a work folder.
 """
 
 import dataclasses
@@ -20,11 +20,11 @@ from clipbias.report.table import MISSING, Table, render
 from clipbias.sentences import counted
 
 FORMATS = ("text", "markdown", "json")
-# A setting that no other command has.
+# A setting of each command that no other command has.
 _BINARIES = {"methods": "table1", "texts": "predict", "sections": "explain", "ood": "evaluate", "method": "train"}
-_ROW = ("method", "dataset", "seed", "key", "status")  # fields that a line of results needs
+_ROW = ("method", "dataset", "seed", "key", "status")  # required fields of a line of results
 _MOST_IN_A_CELL = 4
-# The fields of a run, each with its column and how numbers are written.
+# Fields of a run, each with its column and the format of its numbers.
 _COLUMNS = {
     "name": ("Run", "{}"),
     "binary": ("What", "{}"),
@@ -50,25 +50,25 @@ _CAPTION = (
 
 @dataclasses.dataclass(frozen=True)
 class Workdir:
-    """What a work folder holds."""
+    """Content of a work folder."""
 
-    summary: Mapping[str, Any]  # its row, by `_COLUMNS`: JSON values, lists of a model or seed each, or several by name
+    summary: Mapping[str, Any]  # its row, by `_COLUMNS`: JSON values, lists over models or seeds, or values by name
     settings: Mapping[str, Any]  # configuration and environment, `{"method_options.depth": 9}`
     runs: Sequence[Mapping[str, Any]] = ()  # a row per run of a sweep, or per model of a study
-    results: Sequence[Mapping[str, Any]] = ()  # the lines of a sweep's `results.jsonl`
+    results: Sequence[Mapping[str, Any]] = ()  # lines of a sweep's `results.jsonl`
 
 
 def read_workdir(folder: str | Path) -> Workdir:
-    """Reads a work folder, of a run that is finished or not.
+    """Reads the work folder of a run, finished or not.
 
-    Raises `ClipbiasError` where there is no such folder, it is not that of a run, or a file in it is damaged.
+    Raises `ClipbiasError` if the folder is missing, belongs to no run, or has a damaged file.
     """
     path = user_path(folder)
     if not path.is_dir():
         raise ClipbiasError(f"there is no folder {folder}; give the --workdir of a run.")
     config = _read_object(path / "config.json")
     if not {"model", "workdir"} <= config.keys():
-        raise ClipbiasError(f"{folder} is not the work folder of a run: it holds no configuration of an experiment.")
+        raise ClipbiasError(f"{folder} is not the work folder of a run: it holds no configuration.")
     parts = sorted(path.glob("parts/*/"))  # of jobs that share a sweep
     environment = next(filter(None, (_read_object(inside / "environment.json") for inside in (path, *parts))), {})
     states = {inside: _read_object(inside / "state.json") for inside in (path, *parts)}
@@ -131,7 +131,7 @@ def read_workdir(folder: str | Path) -> Workdir:
 
 
 def _results(row: Mapping[str, Any]) -> dict[str, Any]:
-    """What a result says of a run; accuracies of several evaluations by name."""
+    """Returns the fields of a run from its result; accuracies of several evaluations by name."""
     values = {name: row.get(name) for name in ("method", "dataset", "seed", "learning_rate", "parameters", "loss")}
     if isinstance(values["parameters"], dict):  # of a study, by tower
         values["parameters"] = values["parameters"].get("total")
@@ -148,7 +148,8 @@ def _results(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _state_words(folder: Path, state: Mapping[str, Any]) -> str:
-    """How a run stands, by its `state.json` and by whether a process works on it."""
+    """Writes the state of a run."""
+    # A killed process leaves "running" behind; only the lock shows whether a process still works.
     if is_locked(folder):
         return "in progress"
     name = state.get("state", "not started")
@@ -156,17 +157,17 @@ def _state_words(folder: Path, state: Mapping[str, Any]) -> str:
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file, empty if there is no such file. Raises `ClipbiasError` if it is damaged."""
+    """Reads the JSON object in a file, empty without a file. Raises `ClipbiasError` if it is damaged."""
     return read_json(path, dict) if path.exists() else {}
 
 
 def _read_lines(path: Path, needed: Sequence[str]) -> list[dict[str, Any]]:
-    """The lines of a JSONL file that have the needed fields."""
+    """Reads the lines of a JSONL file that have the needed fields."""
     return [line for line in read_json_lines(path) if all(line.get(name) is not None for name in needed)]
 
 
 def _settings(config: Mapping[str, Any], environment: Mapping[str, Any]) -> dict[str, Any]:
-    """Configuration and environment, flat; without the folder that is written to, which differs always."""
+    """Flattens configuration and environment, without the output folder, which always differs."""
     facts = {name: environment.get(name) for name in ("git", "python", "packages")}
     facts["devices"] = [f"{number} x {kind}" for kind, number in Counter(environment.get("devices") or ()).items()]
     flat: dict[str, Any] = {}
@@ -180,7 +181,7 @@ def _settings(config: Mapping[str, Any], environment: Mapping[str, Any]) -> dict
 
 
 def differences(workdirs: Sequence[Workdir]) -> dict[str, list[Any]]:
-    """The settings in which folders differ, `{"method_options.depth": value per folder}`; absent ones are `None`."""
+    """Returns the settings in which folders differ, `{"method_options.depth": value per folder}`; `None` if absent."""
     keys = sorted({key for workdir in workdirs for key in workdir.settings})
     values = {key: [workdir.settings.get(key) for workdir in workdirs] for key in keys}
     return {key: each for key, each in values.items() if any(value != each[0] for value in each)}
@@ -189,9 +190,9 @@ def differences(workdirs: Sequence[Workdir]) -> dict[str, list[Any]]:
 def render_runs(
     workdirs: Sequence[Workdir], problems: Sequence[str], *, form: str = "text", every_run: bool = False
 ) -> str:
-    """A table of runs, with `every_run` those of sweeps too, tables of accuracies, and the settings that differ.
+    """Renders a table of runs, tables of accuracies, and the settings that differ.
 
-    The sentences of `problems` say what could not be read; only JSON has them.
+    `every_run` adds the runs of sweeps. `problems` are sentences about unreadable folders, for JSON alone.
     """
     shown = [run for workdir in workdirs for run in (workdir.summary, *(workdir.runs if every_run else ()))]
     runs = [{name: run.get(name) for name in _COLUMNS} for run in shown]
@@ -217,7 +218,7 @@ def render_runs(
 
 
 def _in_words(value: object, *, form: str = "{}") -> str:
-    """A value, several separated by commas or by name, or more than four as their number: `6 values`."""
+    """Writes a value, several with commas or by name, more than four as their number: `6 values`."""
     if value in (None, [], "", {}):
         return MISSING
     if isinstance(value, Mapping):

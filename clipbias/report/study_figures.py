@@ -1,4 +1,4 @@
-"""The figures of a study: a function each, from a study's arrays to panels, maps over pictures, and captions."""
+"""Figures of a study, a function each: panels and maps over pictures, with their captions."""
 
 import functools
 import math
@@ -43,9 +43,9 @@ _MAP_LOOKS: dict[str, Any] = {
         strict=True,
     )
 }
-_KIND_LOOKS: dict[str, Any] = {
-    kind: {"color": style.COLOURS[place], "marker": "osD^vP"[place], "ms": 3.5, "label": TYPE_NAMES[kind]}
-    for place, kind in enumerate(TEXT_TYPES)
+_TYPE_LOOKS: dict[str, Any] = {
+    name: {"color": style.COLOURS[place], "marker": "osD^vP"[place], "ms": 3.5, "label": TYPE_NAMES[name]}
+    for place, name in enumerate(TEXT_TYPES)
 }
 _DASHED: dict[str, Any] = {"color": style.TUNED, "linestyle": style.DASHED}
 _SERIES: dict[str, Any] = {
@@ -67,17 +67,17 @@ _BY_MODEL: dict[str, Any] = {"by": ("", "model"), "wrap": 4, "x_label": "layer",
 
 
 def counts_of(labels: Mapping[str, str], counts: Mapping[str, int]) -> str:
-    """`IVLP: 27 images; Bias tuning: 24 images`, of labels and counts by key."""
+    """Writes labels and counts by key: `IVLP: 27 images; Bias tuning: 24 images`."""
     return "; ".join(f"{labels[key]}: {counted(count, 'image')}" for key, count in counts.items())
 
 
 def labels_of(models: Iterable[ModelFacts]) -> dict[str, str]:
-    """Labels by key."""
+    """Returns labels by key."""
     return {model.key: model.label for model in models}
 
 
 def decomposition_figure(study: StudyResults) -> CaptionedFigure | None:
-    """Fig. 1: what prompts take from the input tokens in every layer, how large what they add is, and how constant."""
+    """Draws Fig. 1: in every layer the attention to prompts, and the size and constancy of their part of the output."""
     labels = labels_of(study.models)
     looks = dict(_SERIES)
     frames = []
@@ -130,16 +130,17 @@ DRAWING_OF_DECOMPOSITION = Drawing(
 
 
 def text_attention_figure(study: StudyResults) -> CaptionedFigure | None:
-    """Fig. 4: the EOS row's attention by kind of token."""
+    """Draws Fig. 4: the EOS row's attention by token type."""
     results = present(TEXT_ATTENTION.of(study))
-    frame = joined(tidy(result.shares, "layer", "head", "kind", model=key) for key, result in results.items())
+    frame = joined(tidy(result.shares, "layer", "head", "type", model=key) for key, result in results.items())
     if frame.empty:
         return None
-    frame["kind"] = frame["kind"].map(lambda number: TEXT_TYPES[number - 1])
-    used = frame[frame.groupby(["model", "kind"])["value"].transform("max") > 0]
+    frame["type"] = frame["type"].map(lambda number: TEXT_TYPES[number - 1])
+    # Types that a text does not have, such as prompts of zero-shot, would be lines at 0.
+    used = frame[frame.groupby(["model", "type"])["value"].transform("max") > 0]
 
     def draw(axes: "Axes", part: pd.DataFrame) -> None:
-        lines(axes, part, x="layer", hue="kind", looks=_KIND_LOOKS)
+        lines(axes, part, x="layer", hue="type", looks=_TYPE_LOOKS)
         axes.set_ylim(-0.02, 1.02)
 
     labels = labels_of(study.models)
@@ -159,7 +160,7 @@ DRAWING_OF_TEXT_ATTENTION = Drawing(
 
 
 def vision_attention_figure(study: StudyResults) -> CaptionedFigure | None:
-    """Fig. 5: attention distance and entropies, a row for each model and variant."""
+    """Draws Fig. 5: attention distance and entropies, a row for each model and variant."""
     results = present(VISION_ATTENTION.of(study))
     labels = labels_of(study.models)
     frame = joined(
@@ -215,7 +216,7 @@ DRAWING_OF_VISION_ATTENTION = Drawing(
 
 
 def correlation_figure(study: StudyResults) -> CaptionedFigure | None:
-    """The rank correlation of `[cls]` attention and similarity to the prompts by layer."""
+    """Draws the rank correlation of `[cls]` attention and similarity to the prompts by layer."""
     similarity = SIMILARITY.of(study)
     results = present(similarity.models if similarity else None)
     frame = joined(tidy(result.rank_correlation, "layer", model=key) for key, result in results.items())
@@ -234,7 +235,7 @@ def correlation_figure(study: StudyResults) -> CaptionedFigure | None:
 
 
 def faithfulness_figure(study: StudyResults) -> CaptionedFigure | None:
-    """Accuracy while patches are removed in the order of each map: lower is better on the left, higher on the right."""
+    """Draws accuracy while patches are removed in the order of each map: lower is better left, higher right."""
     faithfulness = FAITHFULNESS.of(study)
     if faithfulness is None:
         return None
@@ -246,9 +247,9 @@ def faithfulness_figure(study: StudyResults) -> CaptionedFigure | None:
             for target in ("predicted", "true"):
                 place = {"model": key, "direction": direction, "target": target}
                 place["panel"] = f"{first} relevant first,\nmap of {target} class"
-                for kind in MAPS:
-                    curve = result.maps[kind][direction][target].accuracy
-                    numbers = tidy(100 * np.asarray(curve), "removed", map=kind, **place)
+                for name in MAPS:
+                    curve = result.maps[name][direction][target].accuracy
+                    numbers = tidy(100 * np.asarray(curve), "removed", map=name, **place)
                     frames.append(numbers.assign(removed=removed))
     frame = joined(frames)
     if frame.empty:
@@ -266,15 +267,15 @@ def faithfulness_figure(study: StudyResults) -> CaptionedFigure | None:
 
 
 def area_table(study: StudyResults) -> Table | None:
-    """The areas under the curves of the perturbation test in percent, a row per model and map."""
+    """Makes the table of areas under the curves of the perturbation test, in percent."""
     labels = labels_of(study.models)
     targets = ("predicted", "true")
     rows = []
     faithfulness = FAITHFULNESS.of(study)
     for key, result in present(faithfulness.models if faithfulness else None).items():
-        for kind, curves in ((kind, result.maps[kind]) for kind in MAPS):
+        for name, curves in ((name, result.maps[name]) for name in MAPS):
             areas = [curves[direction][target].area for direction in _FIRST for target in targets]
-            rows.append((labels[key], MAP_NAMES[kind], *(f"{100 * area:.1f}" for area in areas)))
+            rows.append((labels[key], MAP_NAMES[name], *(f"{100 * area:.1f}" for area in areas)))
     heads = [f"{first.capitalize()} first, {target}" for first in _FIRST.values() for target in targets]
     return Table(*words_of("areas_table"), ("Model", "Map", *heads), rows, words={1}) if rows else None
 
@@ -296,17 +297,17 @@ _BARS: dict[str, Any] = {
     "zero_shot": {"color": style.ZERO_SHOT, "hatch": "////", "edgecolor": "white"},
     "tuned": {"color": style.TUNED},
 }
-_KINDS = {"text": TEXT_TYPES[:-1], "vision": VISION_TYPES}
+_TYPES = {"text": TEXT_TYPES[:-1], "vision": VISION_TYPES}
 _THINGS = {"text": "text tokens", "vision": "patches and vision prompts"}
 _GROUPS = {"corrected": ("corrected", "o"), "both_right": ("both right", "s"), "all": ("all", "^")}
 _FIGURES = {"text": "fig2_text", "vision": "fig3_vision"}
 # Panels from left to right, with their titles and relative widths.
 _LAYOUTS = {
-    "text": {"tokens": ("by token, without SOS", 1.3), "kinds": ("by kind of token", 1.0)},
+    "text": {"tokens": ("by token, without SOS", 1.3), "types": ("by token type", 1.0)},
     "vision": {
         "tokens": ("patches by index", 1.6),
         "prompts": ("prompts", 0.6),
-        "kinds": ("by kind", 1.1),
+        "types": ("by type", 1.1),
         "zero_shot": ("zero-shot's map", 0.8),
         "tuned": ("tuned model's", 0.8),
     },
@@ -316,9 +317,9 @@ _LAYOUTS = {
 def relevancy_frame(
     study: StudyResults, key: str, result: RelevancyGroups, part: str, group: str = "corrected"
 ) -> pd.DataFrame:
-    """Both models' rows by token and their sums by kind of token; empty without samples.
+    """Makes rows of both models by token, and their sums by token type; empty without samples.
 
-    Its `panel` is "tokens" (in text without SOS), "prompts" of the vision tower, or "kinds".
+    `panel` is "tokens" (text: up to the last token with relevancy), "prompts" (vision), or "types".
     """
     averaged = result.groups.get(group)
     if averaged is None:
@@ -330,20 +331,20 @@ def relevancy_frame(
         tokens["index"] -= 1
         if part == "text":
             known = getattr(result, side).index_types[: len(tokens)]
-            tokens["kind"] = pd.Series(list(known)).reindex(tokens.index, fill_value="")
+            tokens["type"] = pd.Series(list(known)).reindex(tokens.index, fill_value="")
             tokens = tokens[: 1 + int(np.flatnonzero(tokens["value"]).max(initial=0))].assign(panel="tokens")
         else:
             prompts = tokens["index"] >= study.clip.patches
-            tokens["kind"] = prompts.map(VISION_TYPES.__getitem__)
+            tokens["type"] = prompts.map(VISION_TYPES.__getitem__)
             tokens["panel"] = np.where(prompts, "prompts", "tokens")
-        kinds = tidy(getattr(getattr(averaged, f"{part}_kinds"), side), "index", **place)
-        kinds = kinds.assign(kind=[TYPE_NAMES.get(name, name) for name in _KINDS[part]][: len(kinds)], panel="kinds")
-        frames += [tokens, kinds.assign(index=-1)]
+        types = tidy(getattr(getattr(averaged, f"{part}_types"), side), "index", **place)
+        types = types.assign(type=[TYPE_NAMES.get(name, name) for name in _TYPES[part]][: len(types)], panel="types")
+        frames += [tokens, types.assign(index=-1)]
     return joined(frames)
 
 
 def relevancy_figure(study: StudyResults, part: str) -> CaptionedFigure | None:
-    """Fig. 2 (of "text") or 3 (of "vision"): relevancy by token, its sums by kind of token, and patches as maps."""
+    """Draws Fig. 2 ("text") or 3 ("vision"): relevancy by token, its sums by token type, and patches as maps."""
     results = present(RELEVANCY.of(study))
     labels = labels_of(study.tuned)
     frame = joined(relevancy_frame(study, key, result, part) for key, result in results.items())
@@ -358,8 +359,8 @@ def relevancy_figure(study: StudyResults, part: str) -> CaptionedFigure | None:
         of_model, panel = frame[frame["model"] == shown["model"].iloc[0]], shown["panel"].iloc[0]
         if panel not in SIDES:
             _draw(axes, shown)
-            if part == "vision" and panel != "kinds":  # prompts on the scale of the patches
-                axes.set_ylim(0, 1.05 * np.nanmax(of_model.loc[of_model["panel"] != "kinds", ["value", "high"]]))
+            if part == "vision" and panel != "types":  # prompts on the scale of the patches
+                axes.set_ylim(0, 1.05 * np.nanmax(of_model.loc[of_model["panel"] != "types", ["value", "high"]]))
             return
         pixels = shown["value"].to_numpy().reshape(study.clip.grid, study.clip.grid)
         top = of_model.loc[of_model["panel"] == "tokens", "value"].max()
@@ -391,25 +392,26 @@ vision_relevancy_figure = functools.partial(relevancy_figure, part="vision")
 
 
 def _draw(axes: "Axes", part: pd.DataFrame) -> None:
-    """Lines by token with the prompts shaded, or bars by kind of token."""
-    if part["panel"].iloc[0] == "kinds":
-        bars(axes, part, category="kind", hue="side", looks=_BARS)
+    """Draws lines by token with shaded prompts, or bars by token type."""
+    if part["panel"].iloc[0] == "types":
+        bars(axes, part, category="type", hue="side", looks=_BARS)
         return
-    shown = part[part["kind"] != "sos"]  # beside it the others are hard to see; its number is among the kinds
+    # SOS has most of the relevancy: beside it the other tokens are hard to see. Its number is among the sums by type.
+    shown = part[part["type"] != "sos"]
     lines(axes, shown, x="index", hue="side", looks=SIDES)
-    for index in shown.loc[shown["kind"].isin(("prompt", "prompts")) & (shown["side"] == "tuned"), "index"]:
+    for index in shown.loc[shown["type"].isin(("prompt", "prompts")) & (shown["side"] == "tuned"), "index"]:
         axes.axvspan(index - 0.5, index + 0.5, color=style.TUNED, alpha=0.08, lw=0)
     axes.set_ylim(bottom=0)
 
 
 def zero_shot_text(results: Iterable[RelevancyGroups]) -> str:
-    """The text that zero-shot's rows were computed with."""
+    """Returns the text of zero-shot's rows."""
     texts = {result.zero_shot.text for result in results}
     return " or ".join(f"“{text}”" for text in sorted(texts))
 
 
 def relevancy_groups_figure(study: StudyResults) -> CaptionedFigure | None:
-    """Relevancy by kind of token over corrected images, over the control, and over all; and how far patches moved."""
+    """Draws relevancy by token type, and its change over patches, over corrected images, the control, and all."""
     results = {key: result for key, result in present(RELEVANCY.of(study)).items() if result.groups}
     labels = labels_of(study.tuned)
     frames = []
@@ -418,13 +420,13 @@ def relevancy_groups_figure(study: StudyResults) -> CaptionedFigure | None:
         of_groups = []
         for group, averaged in result.groups.items():
             of_groups.append(f"{_GROUPS[group][0]} {counted(averaged.count, 'image')}")
-            for part in _KINDS:
+            for part in _TYPES:
                 frame = relevancy_frame(study, key, result, part, group)
-                frames.append(frame[frame["panel"] == "kinds"].assign(panel=_THINGS[part]))
+                frames.append(frame[frame["panel"] == "types"].assign(panel=_THINGS[part]))
             place = {"model": key, "group": group, "side": "", "panel": "change of patches"}
             frames += [
-                tidy(averaged.order, "index", kind="rank correlation", **place),
-                tidy(averaged.variation, "index", kind="total variation", **place),
+                tidy(averaged.order, "index", type="rank correlation", **place),
+                tidy(averaged.variation, "index", type="total variation", **place),
             ]
         counts.append(f"{labels[key]}: {', '.join(of_groups)}")
     frame = joined(frames)
@@ -443,7 +445,7 @@ def relevancy_groups_figure(study: StudyResults) -> CaptionedFigure | None:
     legend |= {SIDES[side]["label"]: {"color": sides[side], "linewidth": 3} for side in SIDES}
 
     def draw(axes: "Axes", part: pd.DataFrame) -> None:
-        points(axes, part, category="kind", hue="series", looks=looks, step=0.13)
+        points(axes, part, category="type", hue="series", looks=looks, step=0.13)
 
     by = ("model", "panel")
     figure = panels(frame, draw, by=by, legend=legend, names=labels, size=(2.7, 2.2), share_x=False, share_y=False)
@@ -461,7 +463,7 @@ DRAWING_OF_RELEVANCY = Drawing(
 
 
 def dataset_figures(studies: Sequence[StudyResults], key: str, label: str) -> list[CaptionedFigure]:
-    """Fig. 2 and 3 of one model over several datasets: a panel for each."""
+    """Draws Fig. 2 and 3 of one model over several datasets, a panel for each."""
     made = []
     for part, figure_name in _FIGURES.items():
         frames = []
@@ -477,7 +479,7 @@ def dataset_figures(studies: Sequence[StudyResults], key: str, label: str) -> li
         if frame.empty:
             continue
         figure = panels(
-            frame[frame["panel"] != "kinds"].assign(panel="tokens"),
+            frame[frame["panel"] != "types"].assign(panel="tokens"),
             _draw,
             by=("", "title"),
             wrap=3,
@@ -508,7 +510,7 @@ _SIDE = 0.82  # inches of a map
 
 
 def similarity_figures(study: StudyResults) -> list[CaptionedFigure]:
-    """Fig. 6: a figure per tuned model, and one of the two maps' rank correlation over the dataset."""
+    """Draws Fig. 6: maps of each tuned model, and their rank correlation over the dataset."""
     similarity = SIMILARITY.of(study)
     if similarity is None:
         return []
@@ -556,7 +558,8 @@ def _similarity_figure(study: StudyResults, similarity: Similarity, key: str, la
     for name, values in maps.items():
         for picture, place in np.ndindex(len(images), len(depths)):
             pixels = values[picture, place]
-            side = len(pixels) // size  # of a patch, whose number is the mean over its pixels
+            # Maps are at pixel resolution: a patch's number is the mean over its pixels.
+            side = len(pixels) // size
             means = pixels[: size * side, : size * side].reshape(size, side, size, side).mean((1, 3))
             where = {"rotation": int(rotations[picture]), "layer": int(depths[place]) + 1}
             frames.append(tidy(means, "row", "column", picture=picture, map=name).assign(**where))
@@ -573,7 +576,7 @@ def _similarity_figure(study: StudyResults, similarity: Similarity, key: str, la
 
 
 def examples_figure(study: StudyResults) -> CaptionedFigure | None:
-    """Example pictures with every model's relevancy over patches and text."""
+    """Draws example pictures with every model's relevancy over patches and text."""
     examples = EXAMPLES.of(study)
     if examples is None or not len(examples.images):
         return None
@@ -590,7 +593,6 @@ def examples_figure(study: StudyResults) -> CaptionedFigure | None:
             title = f"{labels[key]} {'✓' if predicted == label else '✗'}\n{printable(classes[predicted])}, "
             title += f"{100 * float(1 / np.exp(logits - logits.max()).sum()):.0f} %"
             overlays[-1].append(Overlay(title, vision, study.clip.patches, tokens, maps.text[picture]))
-            # A row for each patch, prompt and token of the text.
             parts = ["patch" if i < study.clip.patches else "prompt" for i in range(len(vision))]
             rows = [(part, i, "", value) for i, (part, value) in enumerate(zip(parts, vision, strict=True))]
             rows += [("text", i, token, maps.text[picture][i]) for i, token in enumerate(tokens)]

@@ -1,8 +1,7 @@
-"""The report of one study: one HTML file that needs nothing else, and its figures as PDF, PNG and CSV.
+"""The report of a study: one self-contained HTML file, and its figures as PDF, PNG and CSV.
 
-Its first page has the verdict in a sentence for each method, one table and one picture. All else is folded below, a
-part per section, each figure with its caption. Of studies of several datasets a page has the verdicts side by side,
-accuracies, and relevancy panels.
+Its top has the verdict in a sentence for each method, a table and a figure. The rest is folded below, a part per
+section. The overview of several datasets has verdicts side by side, accuracies, and relevancy panels.
 """
 
 import dataclasses
@@ -26,28 +25,25 @@ from clipbias.errors import ClipbiasError
 from clipbias.report import pages
 from clipbias.report.drawings import Drawing, all_drawings
 from clipbias.report.names import dataset_name, ordered_datasets
-from clipbias.report.study_figures import (
-    dataset_figures,
-    labels_of,
-)
+from clipbias.report.study_figures import dataset_figures, labels_of
 from clipbias.report.table import MISSING, Table
 from clipbias.report.verdict import (
-    other_levels,
     overview_figure,
     replaced,
     replacement_figure,
     seed_table,
     shown_methods,
+    towers_table,
     verdict_figure,
     verdict_table,
-    why_not_mixed,
+    why_not_patched,
 )
 from clipbias.sentences import counted
 
 REPORT = "report.html"
 OVERVIEW = "overview.html"
 FIGURES = "figures"
-MOST_SENTENCES = 3  # of the first page, one for each method
+MOST_SENTENCES = 3  # at the top, one for each method
 
 
 def write_report(
@@ -55,10 +51,10 @@ def write_report(
     output_folder: str | os.PathLike,
     advance: Callable[[str, int, int], None] = lambda title, done, total: None,
 ) -> Path:
-    """Draws all of a study, of the folder with its results, as `report.html` and `figures/`; returns the page's path.
+    """Draws a study as `report.html` and `figures/`; returns the page's path.
 
     `advance` is called with a title, a section's number and their count, before each is drawn. Raises `ClipbiasError`
-    where results are missing or damaged, or the output cannot be written.
+    if results are missing or damaged, or the output cannot be written.
     """
     study = load_results(results_folder)
     output = Path(output_folder)
@@ -66,7 +62,7 @@ def write_report(
     first = list(sentences)[:MOST_SENTENCES]
     groups = list(sentences.items()) if len(sentences) > len(first) else []
 
-    tables = [table for table in (seed_table(study), other_levels(study.methods)) if table]
+    tables = [table for table in (seed_table(study), towers_table(study.methods)) if table]
     sections = [pages.Section(CAUSAL.title, CAUSAL.name, tables=tables, groups=groups)]
     drawings = all_drawings()
     for number, drawing in enumerate(drawings, start=1):
@@ -110,21 +106,21 @@ def _basis(study: StudyResults) -> str:
 
 
 def method_sentences(study: StudyResults, method: MethodResult) -> list[str]:
-    """The verdict on a method, then what can stand in its place, if that was measured."""
+    """Returns the verdict on a method, and the conclusion about its replacements, if any."""
     fitted = replaced(study, method)
     return [method.sentence, fitted.sentence] if fitted else [method.sentence]
 
 
 def _missing(study: StudyResults, drawn: set[str]) -> list[str]:
-    """One sentence for each section that is not on the page, and for each model that a section leaves out."""
+    """Writes a sentence for each section that is not on the page, and for each model that a section leaves out."""
 
     def title(section: str) -> str:
         return section.replace("_", " ").capitalize()
 
-    sentences = why_not_mixed(study)
+    sentences = why_not_patched(study)
     for name in all_sections():
         if name not in study.sections:
-            sentences.append(f"{title(name)}: not computed; --config.sections={name} has it.")
+            sentences.append(f"{title(name)}: not computed; --config.sections={name} computes it.")
     for drawing in all_drawings():
         name = drawing.section.name
         if name in study.sections and name not in drawn:
@@ -162,11 +158,11 @@ def _config(study: StudyResults) -> str:
 
 
 def write_overview(results_folders: Sequence[str | os.PathLike], output_folder: str | os.PathLike) -> Path:
-    """Draws one page over studies of several datasets, `overview.html`, with its `figures/`; returns its path.
+    """Draws studies of several datasets as `overview.html` and `figures/`; returns the page's path.
 
-    Each dataset has a folder, as `write_report` reads it; where that also holds its report, at its top or in `report/`,
-    the page links to it. Raises `ClipbiasError` where none is given, two folders hold a method on the same dataset, or
-    results are missing or damaged.
+    Each folder holds the results of a study. The page links to a report at its top or in `report/`. Raises
+    `ClipbiasError` without folders, if two folders hold a method on the same dataset, or if results are missing or
+    damaged.
     """
     if not results_folders:
         raise ClipbiasError("an overview needs at least one folder with results; none was given.")
@@ -184,7 +180,7 @@ def write_overview(results_folders: Sequence[str | os.PathLike], output_folder: 
         pictures = pages.save_pictures(dataset_figures(ordered, key, label), output / FIGURES)
         sections.append(pages.Section(f"Relevancy: {label}", pictures=pictures))
     pictures = pages.save_pictures([replacement_figure(ordered)], output / FIGURES)
-    sections.append(pages.Section("What can stand for each method", pictures=pictures))
+    sections.append(pages.Section("Replacements of each method", pictures=pictures))
     reports = []
     for folder, name in zip(studies, names, strict=True):
         path = folder / REPORT if (folder / REPORT).is_file() else folder / "report" / REPORT
@@ -203,9 +199,9 @@ def write_overview(results_folders: Sequence[str | os.PathLike], output_folder: 
 
 
 def load_studies(folders: Iterable[Path]) -> dict[Path, StudyResults]:
-    """Studies by their folders, in the order in which datasets are shown.
+    """Reads studies by folder, in the order of datasets.
 
-    Raises `ClipbiasError` where two folders hold a method on the same dataset, or results are missing or damaged.
+    Raises `ClipbiasError` if two folders hold a method on the same dataset, or results are missing or damaged.
     """
     studies: dict[Path, StudyResults] = {}
     holders: dict[tuple[str, str], Path] = {}
@@ -215,8 +211,7 @@ def load_studies(folders: Iterable[Path]) -> dict[Path, StudyResults]:
         for name in dict.fromkeys(model.name for model in study.tuned):
             if (holder := holders.setdefault((dataset, name), folder)) != folder:
                 raise ClipbiasError(
-                    f"{folder} and {holder} both hold {name} on {dataset}; give one of them. Seeds belong into one"
-                    " study."
+                    f"{folder} and {holder} both hold {name} on {dataset}; give one of them. Seeds belong in one study."
                 )
     order = ordered_datasets(study.dataset.name for study in studies.values())
     return dict(sorted(studies.items(), key=lambda item: order.index(item[1].dataset.name)))
@@ -238,12 +233,12 @@ def _accuracies(studies: Sequence[StudyResults]) -> Table:
     return Table(*pages.words_of("accuracies_table"), ("Dataset", "Images", *labels.values()), rows)
 
 
-WORD_ROWS = 96  # on the page; the results have all
-CLASS_ROWS = 30  # with more classes, those that gained and lost most
+WORD_ROWS = 96  # on the page; results hold all
+CLASS_ROWS = 30  # with more classes, those with the largest losses and gains
 
 
 def word_table(study: StudyResults) -> Table | None:
-    """The nearest words, a row per prompt; `None` where there is no learned text prompt."""
+    """Makes a row of nearest words per prompt; `None` without learned text prompts."""
     labels = labels_of(study.tuned)
     prompts = [
         (labels[key], prompt) for key, result in present(PROMPT_WORDS.of(study)).items() for prompt in result.prompts
@@ -266,12 +261,12 @@ DRAWING_OF_PROMPT_WORDS = Drawing(
 
 
 def class_table(study: StudyResults) -> Table | None:
-    """Per class, zero-shot's accuracy and what it takes the class for, and every tuned model's change of accuracy."""
+    """Makes a row per class: zero-shot's accuracy, its most frequent error, and each tuned model's change."""
     if not study.tuned:
         return None
     predictions = study.predictions
     answered = predictions.zero_shot >= 0
-    steps = {}  # of each image: +1 where tuning made the answer right, -1 where it made it wrong, else 0
+    steps = {}  # by image: +1 where tuning made the prediction right, -1 where it made it wrong, else 0
     for model in study.tuned:
         changes = predictions.changes(model.key)
         steps[model.key] = np.select([changes == 0, changes == 1], [1, -1], 0)
@@ -297,13 +292,13 @@ def class_table(study: StudyResults) -> Table | None:
         ends = f"; of {len(order)} classes the {half} at either end"
         order = order[:half] + order[-half:]
     return Table(
-        "Which classes gain and lose",
+        "Gains and losses by class",
         "Change of accuracy against zero-shot in points ± one standard error, of the images of a class.",
-        ("Class", "Images", "Zero-shot (%)", "Zero-shot takes it most for", *labels_of(study.tuned).values()),
+        ("Class", "Images", "Zero-shot (%)", "Zero-shot's most frequent error", *labels_of(study.tuned).values()),
         [rows[label] for label in order],
         words={3},
-        note=f"Classes by the sum of these changes, the largest losses first{ends}. In brackets how many images became"
-        " right, and how many wrong.",
+        note=f"Classes by the sum of these changes, the largest losses first{ends}. In brackets: numbers of images that"
+        " became right and wrong.",
     )
 
 
@@ -313,14 +308,14 @@ DRAWING_OF_PREDICTIONS = Drawing(
 
 
 def observations_table(study: StudyResults) -> Table | None:
-    """A row for each claim and method; `None` where no observation was measured."""
+    """Makes a row for each claim and method; `None` without observations."""
     observations = OBSERVATIONS.of(study)
     forms = {"points": "{:+z.1f}", "%": "{:z.1f}", "": "{:z.2f}"}
     rows = []
     for row in observations.rows if observations else ():
         number = row.number and f"{with_interval(row.number, forms[row.unit].format)} {row.unit}".rstrip()
         rows.append((f"{row.source}: {row.claim}", row.method, row.statistic, number or MISSING, row.outcome.value))
-    heads = ("Claim", "Model", "Statistic", "Value", "It")
+    heads = ("Claim", "Model", "Statistic", "Value", "Decision")
     return Table(*pages.words_of("observations_table"), heads, rows, words={1, 2, 4}) if rows else None
 
 

@@ -1,6 +1,6 @@
-"""Colours, sizes and ways to save that all figures share.
+"""Colours, sizes and file formats of all figures.
 
-The colours are Okabe and Ito's, told apart by colour-blind readers too; no figure relies on colour alone.
+The colours are Okabe and Ito's, which colour-blind readers can tell apart; no figure relies on colour alone.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ SOLID, DASHED = LINES[:2]
 
 @functools.cache
 def look() -> Any:
-    """The settings of matplotlib that all figures have, in `templates/figures.mplstyle`."""
+    """Returns matplotlib's settings for all figures, from `templates/figures.mplstyle`."""
     import matplotlib
 
     path = importlib.resources.files("clipbias.report") / "templates/figures.mplstyle"
@@ -42,56 +42,57 @@ def look() -> Any:
 
 @contextlib.contextmanager
 def styled() -> Iterator[None]:
-    """Everything drawn inside has the project's look; the caller's own matplotlib settings are left alone."""
+    """Gives everything drawn inside the project's look, and leaves the caller's matplotlib settings alone."""
     import matplotlib
 
     with matplotlib.rc_context(look()), warnings.catch_warnings():
-        # A letter that the font has not is drawn as a box; the page beside the figure has the name in full.
+        # A letter that the font lacks is drawn as a box; the page beside the figure has the name in full.
         warnings.filterwarnings("ignore", r"Glyph .* missing from font")
         yield
 
 
 def new_figure(width: float, height: float) -> "Figure":
-    """A figure in inches, on no screen and known to no global list; a notebook shows it all the same."""
+    """Makes a figure of a size in inches, which a notebook shows."""
+    # Without pyplot: its global list of figures would keep every figure in memory, and need a screen's backend.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
-    figure.__dict__["_repr_png_"] = functools.partial(png_bytes, figure, dpi=130)  # notebooks look for it
+    figure.__dict__["_repr_png_"] = functools.partial(png_bytes, figure, dpi=130)  # for notebooks
     return figure
 
 
 def _drawn(figure: "Figure", kind: str, **options: Any) -> bytes:
-    buffer = io.BytesIO()  # a writer that runs out of room would leave its file open
+    buffer = io.BytesIO()  # on a full disk, matplotlib would leave its file open
     with styled():
         figure.savefig(buffer, format=kind, **options)
     return buffer.getvalue()
 
 
 def png_bytes(figure: "Figure", *, dpi: int = 200) -> bytes:
-    """The figure as PNG."""
+    """Draws the figure as PNG."""
     return _drawn(figure, "png", dpi=dpi)
 
 
 def svg_text(figure: "Figure") -> str:
-    """The figure as SVG, its letters drawn as outlines so that it looks the same everywhere."""
+    """Draws the figure as SVG, with letters as outlines, so that it looks the same everywhere."""
     return _drawn(figure, "svg", metadata={"Date": None}).decode("utf-8")
 
 
 def save_png(figure: "Figure", path: str | Path, *, dpi: int = 200) -> None:
-    """Writes the figure as PNG, atomically. Raises `ClipbiasError` where it cannot."""
-    data = png_bytes(figure, dpi=dpi)  # before a file is opened
+    """Writes the figure as PNG, atomically. Raises `ClipbiasError` if it cannot."""
+    data = png_bytes(figure, dpi=dpi)
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
 
 
 def save_figure(figure: "Figure", stem: Path) -> tuple[Path, Path]:
-    """Writes `stem`.pdf and `stem`.png and returns the two paths. Raises `ClipbiasError` where it cannot."""
+    """Writes `stem`.pdf and `stem`.png and returns the two paths. Raises `ClipbiasError` if it cannot."""
     pdf, png = (stem.with_name(f"{stem.name}.{kind}") for kind in ("pdf", "png"))
     with styled():
         figure.draw_without_rendering()
-    figure.set_layout_engine(None)  # the layout just found stays, instead of being found again for each file
+    figure.set_layout_engine(None)  # keeps this layout for both files
     data = _drawn(figure, "pdf", metadata={"CreationDate": None})
     with atomic_path(pdf) as temporary:
         temporary.write_bytes(data)
@@ -100,7 +101,7 @@ def save_figure(figure: "Figure", stem: Path) -> tuple[Path, Path]:
 
 
 def log_scale(axes: "Axes") -> None:
-    """A logarithmic x axis whose ticks are plain numbers; matplotlib's own are formulas, which are not read here."""
+    """Makes the x axis logarithmic, with plain numbers at its ticks instead of matplotlib's formulas."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axes.set_xscale("log")
@@ -111,7 +112,7 @@ def log_scale(axes: "Axes") -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-# In the order in which they are shown: title, colour and marker of a kind of method.
+# Title, colour and marker of each kind of method, in the order of tables.
 KINDS = {
     "training-free": ("Training-free", BLACK, "o"),
     "head": ("Heads", BLUE, "s"),
@@ -121,21 +122,20 @@ KINDS = {
     None: ("Others", GREY, "X"),
 }
 MARKERS = ("o", "s", "^", "D", "v", "P", "<", ">", "p", "h", "*")
-# The method whose line is thicker and above the others, and whose name is bold.
+# Method with a thicker line above the others and a bold name.
 STANDS_OUT = "bias"
 
 
-# By the hundreds of a preset's place in tables: zero-shot, CoOp's family, VPT's, IVLP's, MaPLe's, heads, and weights.
+# By the hundreds of a preset's order: zero-shot, the families of CoOp, VPT, IVLP and MaPLe, heads, weights.
 _FAMILIES = (ZERO_SHOT, ORANGE, SKY, GREEN, PURPLE, GREY, RED)
 
 
 def method_look(method: str) -> tuple[str, str, Any]:
-    """Colour, marker and line of a method, at whatever learning rate.
+    """Returns colour, marker and line of a method, at any learning rate.
 
-    Families have a colour each, and their members differ in marker and line: no two built-in methods look the same.
-    What is not built in is a black cross.
+    A family has one colour, and its members differ in marker and line. Methods that are not built in are black crosses.
     """
-    from clipbias.tuning import METHODS  # not at import: it brings JAX, which drawing does without
+    from clipbias.tuning import METHODS  # not at import: it loads JAX, which drawing does not need
 
     name = base_name(method)
     if name == "zero_shot":

@@ -1,4 +1,4 @@
-"""The pictures of a sweep: accuracy against shots and against costs, and what each method gains over zero-shot."""
+"""Figures of a sweep: accuracy against shots and costs, and each method's gain over zero-shot."""
 
 import itertools
 import math
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 
 def accuracy_figure(results: Sweep | Iterable[Row], *, measure: str | None = None) -> "Figure":
-    """Draws accuracy in percent against shots, one line per method, ± the standard error; zero-shot is a dashed level.
+    """Draws accuracy in percent against shots, a line per method, ± the standard error; zero-shot is a dashed level.
 
-    Where runs have several accuracies, `measure` is drawn; without it the plain one, else H, else the first.
+    `measure` is one of several accuracies. Default: the plain accuracy, else H, else the first.
     """
     sweep = results if isinstance(results, Sweep) else read_sweep(results)
     measure = measure or sweep.measure
@@ -38,9 +38,9 @@ def accuracy_figure(results: Sweep | Iterable[Row], *, measure: str | None = Non
         colour, marker, line = style.method_look(method)
         looks[method] = {"label": method_name(method), "color": colour, "marker": marker, "linestyle": line}
         looks[method] |= {"markeredgecolor": "white", "markeredgewidth": 0.5}
-        if method == STANDS_OUT:  # not at one of several rates
+        if method == STANDS_OUT:  # at a single rate
             looks[method] |= {"linewidth": 2.0, "zorder": 4}
-        # Methods stand side by side by a hair, so that error bars do not hide one another.
+        # Methods are shifted a little from each other, so that error bars do not hide one another.
         aside = 1 + min(0.014, 0.17 / len(sweep.methods)) * (position - len(sweep.methods) / 2)
         for panel, shots in itertools.product(sweep.columns, sweep.shots):
             cell = sweep.cells.get((measure, method, panel, shots))
@@ -58,7 +58,7 @@ def accuracy_figure(results: Sweep | Iterable[Row], *, measure: str | None = Non
             axes.axhline(level, **look)
         lines(axes, part[~is_level], x="x", hue="method", looks=looks)
         axes.set_xticks([])
-        if few:  # every doubling is one step; the ticks are the shots that were run
+        if few:
             axes.set_xscale("log", base=2)
             axes.set_xticks(few, [str(shots) for shots in few])
             axes.set_xlim(few[0] / 1.3, few[-1] * 1.3)
@@ -82,11 +82,10 @@ def accuracy_figure(results: Sweep | Iterable[Row], *, measure: str | None = Non
 
 
 def gain_frame(sweep: Sweep) -> pd.DataFrame:
-    """Each method's gain in accuracy over zero-shot in points, with most shots, as it is drawn from the top.
+    """Computes each method's gain in accuracy over zero-shot in points, with most shots, in the order of the figure.
 
-    Methods with the same number of parameters are neighbours; they stand where the best of them does. Columns are
-    `method`, `label`, `kind`, `parameters`, `varies` (whether these are a mean over datasets that differ), `value`,
-    `low` and `high` (95 % over test images, compared in pairs, and seeds), and each dataset's own gain. Empty without
+    Columns: `method`, `label`, `kind`, `parameters`, `varies` (whether parameters differ by dataset), `value`, `low`
+    and `high` (95 % over test images, compared in pairs, and seeds), and the gain on each dataset. Empty without
     zero-shot or without another method.
     """
     shots = sweep.shots[-1]
@@ -119,13 +118,14 @@ def gain_frame(sweep: Sweep) -> pd.DataFrame:
     if not rows:
         return pd.DataFrame()
     frame = pd.DataFrame(rows)
+    # Methods with the same number of parameters are neighbours, in the place of the best of them.
     best = frame.groupby("parameters")["value"].transform("max")
     places = sorted(frame.index, key=lambda i: (-best[i], frame["parameters"][i], -frame["value"][i]))
     return frame.loc[places].reset_index(drop=True)
 
 
 def gain_figure(sweep: Sweep) -> CaptionedFigure | None:
-    """A row for each method; `None` where there is no gain to show."""
+    """Draws a row for each method; `None` without gains."""
     frame = gain_frame(sweep)
     if frame.empty:
         return None
@@ -170,15 +170,15 @@ def gain_figure(sweep: Sweep) -> CaptionedFigure | None:
 PARAMETERS = "parameters"
 TRAINING = "training_seconds"
 _TIMES = (
-    "Training counts the features that are made of training images and all steps, without compiling. Runs that were"
-    " trained side by side have equal shares. Times are of the machine that ran this."
+    "Training time includes features of training images and all steps, without compiling. Runs that were trained"
+    " together have equal shares. Times are of the machine that ran this."
 )
 
 
 def cost_frame(sweep: Sweep, shots: int | None) -> pd.DataFrame:
-    """Kind, mean accuracy over datasets with its error, parameters and training seconds of each method, by its name.
+    """Makes a row for each method with measured costs, in the order of kinds.
 
-    Methods come in the order of kinds; those whose costs were not measured are left out.
+    Columns: kind, mean accuracy over datasets with its error, parameters, training seconds.
     """
 
     def costs(row: Row) -> dict[str, float]:
@@ -198,7 +198,7 @@ def cost_frame(sweep: Sweep, shots: int | None) -> pd.DataFrame:
 
 
 def cost_tables(sweep: Sweep) -> tuple[Table, ...]:
-    """Accuracy and cost of each method, grouped by kind, a table for each number of shots; none without costs."""
+    """Makes a table of accuracy and cost for each number of shots, with methods grouped by kind."""
     over = "mean over datasets, " if len(sweep.datasets) > 1 else ""
     what = "accuracy" if sweep.measure == ACCURACY else f"accuracy ({sweep.measure})"
     caption = f"Top-1 {what} in percent ± one standard error, {over}with learned parameters and training time."
@@ -221,7 +221,7 @@ def cost_tables(sweep: Sweep) -> tuple[Table, ...]:
 
 
 def cost_figures(sweep: Sweep) -> tuple[CaptionedFigure, ...]:
-    """Accuracy against learned parameters, and against training time, with most shots; none without costs."""
+    """Draws accuracy against learned parameters, and against training time, with most shots."""
     frame = cost_frame(sweep, sweep.shots[-1])
     if len(frame) < 2:
         return ()
@@ -242,7 +242,7 @@ def cost_figures(sweep: Sweep) -> tuple[CaptionedFigure, ...]:
 
 
 def duration_words(seconds: float) -> str:
-    """Two digits and a unit: `0 s`, `3.1 ms`, `12 s`, `4.5 min`."""
+    """Writes two digits and a unit: `0 s`, `3.1 ms`, `12 s`, `4.5 min`."""
     units = {"h": 3600, "min": 60, "s": 1, "ms": 1e-3, "µs": 1e-6}
     unit = next((name for name, length in units.items() if seconds >= length), "s" if seconds == 0 else "µs")
     value = seconds / units[unit]
@@ -250,9 +250,9 @@ def duration_words(seconds: float) -> str:
 
 
 MARKER = 5.5  # points, with its edge
-# Where a name may stand, the best place first: at so many points from its marker, in these directions.
+# Places of a name, the best first: points from its marker, in these directions.
 _REACHES = (4, 7, 11, 16, 22, 30, 40, 52, 66, 82, 100, 125, 150)
-_BESIDE = 7  # from farther away it has a line to its marker
+_BESIDE = 7  # a name farther away has a line to its marker
 _DIRECTIONS = ((1, 0), (-1, 0), (0, 1), (0, -1), *itertools.product((0.7, -0.7), repeat=2))
 _DIRECTIONS += tuple(
     (math.cos(a), math.sin(a)) for a in np.linspace(0, 2 * math.pi, 33)[1:] if a % (math.pi / 4) > 1e-6
@@ -260,10 +260,11 @@ _DIRECTIONS += tuple(
 
 
 def cost_scatter(frame: pd.DataFrame, *, x: str, y: str, x_label: str, y_label: str) -> "Figure":
-    """Accuracy against a cost on a logarithmic axis, a named point per method; what costs nothing has its own panel.
+    """Draws accuracy against a cost on a logarithmic axis, a named point per method.
 
     The frame has columns `method`, `label`, `kind` (a title of `KINDS`), and those of x and y.
     """
+    # A logarithmic axis has no 0: methods without a cost have a panel of their own.
     ordered = frame.assign(panel=np.where(frame[x] > 0, "paid", "free")).sort_values("panel", kind="stable")
     looks: dict[str, dict[str, Any]] = {
         title: {"color": colour, "marker": marker, "linestyle": "", "ms": 5, "mec": "white", "mew": 0.5}

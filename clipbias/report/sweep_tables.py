@@ -1,4 +1,4 @@
-"""The tables of a sweep, each a short function of its frames, and their files."""
+"""Tables of a sweep, and their files."""
 
 import dataclasses
 import math
@@ -37,7 +37,7 @@ from clipbias.terminal import printable
 BOLD = f"Bold: the best of a column, and all that are within {Z_95} standard errors of the difference to it."
 FILES = {"markdown": "table.md", "latex": "table.tex", "html": "table.html"}
 _EMPTY = "There are no results yet."
-# Scores that count each class alike: title, and what it is.
+# Scores that weigh classes equally: title and definition.
 _CLASS_MEASURES = {
     "balanced_accuracy": ("Balanced accuracy", "the mean over classes of their accuracies"),
     "macro_f1": ("Macro-F1", "the mean over classes of the harmonic mean of precision and recall"),
@@ -47,7 +47,7 @@ _Columns = Mapping[str, tuple[str, str, int | None]]  # measure, dataset and sho
 
 
 def make_tables(sweep: Sweep) -> list[Table]:
-    """Accuracies, selected learning rates, sizes, calibration, and what papers report of the same datasets."""
+    """Makes tables of accuracies, selected learning rates, sizes, calibration, and published numbers."""
     if not sweep.rows:
         return []
     made = [*make_accuracy_tables(sweep), _rate_table(sweep), _size_table(sweep), _calibration_table(sweep)]
@@ -61,7 +61,7 @@ def make_tables(sweep: Sweep) -> list[Table]:
 
 
 def make_accuracy_tables(sweep: Sweep) -> list[Table]:
-    """For each measure the average over datasets by shots, and a table for each number of shots."""
+    """Makes for each measure the average over datasets by shots, and a table for each number of shots."""
     if len(sweep.datasets) == 1 and len(sweep.measures) > 1:
         return [_measure_table(sweep, shots) for shots in sweep.shots]
     made = []
@@ -101,7 +101,7 @@ def _dataset_table(sweep: Sweep, measure: str, shots: int | None) -> Table:
 
 
 def _measure_table(sweep: Sweep, shots: int | None) -> Table:
-    """Several numbers of training on one dataset, such as base and new classes, or other datasets."""
+    """Makes a table of several measures on one dataset, such as base and new classes, or other datasets."""
     (dataset,) = map(dataset_name, sweep.datasets)
     columns = {dataset_name(measure): (measure, sweep.datasets[0], shots) for measure in sweep.measures}
     what = "H is the harmonic mean of base and new, " if "H" in sweep.measures else ""
@@ -110,7 +110,7 @@ def _measure_table(sweep: Sweep, shots: int | None) -> Table:
 
 
 def _with_facts(sweep: Sweep, columns: _Columns, title: str, caption: str) -> Table:
-    """A table whose last columns are the validation policy, where anything was selected, and parameters."""
+    """Makes a table whose last columns are the validation policy, if anything was selected, and parameters."""
     frame, bold = _accuracy_frame(sweep, columns)
     note = _note(sweep)
     images: dict[str, int] = {}  # of the test, by head
@@ -130,13 +130,13 @@ def _with_facts(sweep: Sweep, columns: _Columns, title: str, caption: str) -> Ta
     if set().union(*policies) - {"none"}:
         frame["Validation"] = [", ".join(sorted(names)) or MISSING for names in policies]
         words = {len(frame.columns)}
-        note.append("Validation: the images on which a learning rate, or something else, was selected.")
+        note.append("Validation: images on which a learning rate or another setting was selected.")
     frame["Parameters"] = [_range(sweep, name, "parameters") for name in sweep.methods]
     return Table.of(frame, title, caption, words=words, note=" ".join(note), bold=bold)
 
 
 def _accuracy_frame(sweep: Sweep, columns: _Columns) -> tuple[pd.DataFrame, set[tuple[int, int]]]:
-    """Accuracies as texts, and the places of the best."""
+    """Returns accuracies as strings, and the places of the best."""
     texts: dict[str, list[str]] = {}
     bold: set[tuple[int, int]] = set()
     for place, (head, (measure, dataset, shots)) in enumerate(columns.items(), start=1):
@@ -148,7 +148,7 @@ def _accuracy_frame(sweep: Sweep, columns: _Columns) -> tuple[pd.DataFrame, set[
 
 
 def _cell_text(sweep: Sweep, key: CellKey, expected: int) -> str:
-    """A mean with its error; of few test images Wilson's interval, to which that of seeds is added in squares."""
+    """Writes a mean with its error, or with an interval for few test images."""
     if key not in sweep.cells:
         _, method, dataset, shots = key
         lost = ((row["method"], row["dataset"], row.get("shots")) for row in sweep.failures)
@@ -158,6 +158,7 @@ def _cell_text(sweep: Sweep, key: CellKey, expected: int) -> str:
     fewer = f" (n = {cell['seeds']})" if cell["drawn"] and cell["seeds"] < expected else ""
     if cell.get("images", math.nan) < SMALL and mean >= 0:
         low, high = wilson_interval(mean, cell["images"])
+        # Wilson's interval covers images alone; the seeds' part is added in squares on either side.
         seeds = Z_95 * cell["seeds_error"]
         low, high = max(0.0, mean - math.hypot(mean - low, seeds)), min(100.0, mean + math.hypot(high - mean, seeds))
         return f"{mean:.1f} ({low:.0f} to {high:.0f}){fewer}"
@@ -165,17 +166,14 @@ def _cell_text(sweep: Sweep, key: CellKey, expected: int) -> str:
 
 
 def best_methods(sweep: Sweep, measure: str, dataset: str, shots: int | None) -> set[str]:
-    """The best method, and those that its standard error does not tell apart from it; empty for fewer than two."""
+    """Returns the best method and those not distinguishable from it; empty for fewer than two methods."""
     errors = _errors_to_best(sweep, measure, dataset, shots)
     means = {name: sweep.cells[measure, name, dataset, shots]["mean"] for name in errors}
     return {name for name, error in errors.items() if max(means.values()) - means[name] <= max(0.0, Z_95 * error)}
 
 
 def _errors_to_best(sweep: Sweep, measure: str, dataset: str, shots: int | None) -> dict[str, float]:
-    """The standard error of each method's difference to the best, 0 for that and where nothing is known.
-
-    Test images are compared in pairs where all answers are known. Empty for fewer than two methods.
-    """
+    """Computes the standard error of each method's difference to the best, 0 for the best and where unknown."""
     means = sweep.table(measure, shots)[dataset].dropna().astype(float)
     if len(means) < 2:
         return {}
@@ -192,16 +190,16 @@ def _errors_to_best(sweep: Sweep, measure: str, dataset: str, shots: int | None)
 
 
 def power_words(sweep: Sweep, measure: str, dataset: str, shots: int | None) -> str:
-    """Which difference to the best method could have been seen, by the median of its errors; "" where none is known."""
+    """Writes the detectable difference to the best method, by the median of the errors; "" where unknown."""
     errors = [error for error in _errors_to_best(sweep, measure, dataset, shots).values() if error > 0]
     if not errors:
         return ""
     over = "on average" if dataset == AVERAGE else f"on {dataset_name(dataset)}"
-    return f"A difference of {DETECTABLE * statistics.median(errors):.1f} points {over} could have been seen."
+    return f"A difference of {DETECTABLE * statistics.median(errors):.1f} points {over} is detectable."
 
 
 def _rate_table(sweep: Sweep) -> Table | None:
-    """Accuracies on validation images by learning rate, by which rates were selected; `None` if none was."""
+    """Makes the table of validation accuracies by learning rate; `None` if no rate was selected."""
     selected: dict[tuple[str, ...], float] = {}
     accuracies: dict[tuple[str, ...], dict[float, float | None]] = {}
     for row in sweep.rows:
@@ -220,14 +218,14 @@ def _rate_table(sweep: Sweep) -> Table | None:
         texts = [_number(by_rate[rate], "failed") if rate in by_rate else MISSING for rate in rates]
         rows.append([method_name(method), *where, *texts])
         bold |= {(place, 3 + i) for i, rate in enumerate(rates) if rate == selected[method, *where]}
-    caption = "Top-1 accuracy in percent on validation images by learning rate, of which the bold one was selected."
-    note = "Means over seeds, datasets and shots. Of equal rates the one of the lower cross-entropy was selected."
+    caption = "Top-1 accuracy in percent on validation images by learning rate; bold: the selected rate."
+    note = "Means over seeds, datasets and shots. Of equally accurate rates, that of lower cross-entropy was selected."
     heads = ["Method", "Dataset", "Shots", *(f"{rate:g}" for rate in rates)]
     return Table("Learning rates", caption, heads, rows, words={1}, note=note, bold=bold)
 
 
 def _size_table(sweep: Sweep) -> Table:
-    """Learned parameters, in all and by where they are, and how each method was trained."""
+    """Makes the table of learned parameters by tower, and of training recipes."""
     fields = {"Parameters": "", "Vision": "_vision", "Text": "_text", "Shared": "_shared"}
     frame = pd.DataFrame(
         {head: [_range(sweep, name, f"parameters{part}") for name in sweep.methods] for head, part in fields.items()},
@@ -244,7 +242,7 @@ def _size_table(sweep: Sweep) -> Table:
 
 
 def _calibration_table(sweep: Sweep) -> Table | None:
-    """The expected calibration error of each method; `None` where none was measured."""
+    """Makes the table of expected calibration errors; `None` where none was measured."""
     names = {"ece": "ECE", "ece_at_temperature": "ECE at temperature"}
 
     def values(row: Row) -> dict[str, float]:
@@ -264,17 +262,16 @@ def _calibration_table(sweep: Sweep) -> Table | None:
     }
     caption = "Expected calibration error (ECE) in percent, 15 bins of equal width, mean over seeds and datasets."
     note = (
-        "Temperature: after the logits were divided by the one that suits at most 4 validation images of a class best."
+        "At temperature: with logits divided by the temperature that fits at most 4 validation images of a class best."
     )
     frame = _cell_frame(sweep, cells, columns, lambda cell: _number(cell["mean"], digits=2))
     return Table.of(frame, "Calibration", caption, note=note) if cells else None
 
 
 def class_tables(sweep: Sweep, measures: Sequence[str]) -> list[Table]:
-    """For each measure of `data.confusion.CLASS_MEASURES` and each number of shots a table, methods by datasets."""
+    """Makes a table for each measure of `data.confusion.CLASS_MEASURES` and number of shots, methods by datasets."""
 
     def summaries(row: Row) -> dict[str, Row]:
-        """Of a run by evaluation."""
         return dict(row.get("class_summaries") or ({ACCURACY: row["class_summary"]} if "class_summary" in row else {}))
 
     def text(cell: Row) -> str:
@@ -323,7 +320,7 @@ def class_tables(sweep: Sweep, measures: Sequence[str]) -> list[Table]:
 def _cell_frame(
     sweep: Sweep, cells: Mapping[CellKey, Row], columns: _Columns, text: Callable[[Row], str]
 ) -> pd.DataFrame:
-    """Cells as texts, methods by columns."""
+    """Returns cells as strings, methods by columns."""
     texts = {
         head: [
             text(cells[key]) if (key := (measure, name, dataset, shots)) in cells else MISSING for name in sweep.methods
@@ -338,13 +335,13 @@ def _number(value: float | None, missing: str = MISSING, digits: int = 1) -> str
 
 
 def _range(sweep: Sweep, method: str, field: str, form: str = ",") -> str:
-    """A number of all runs of a method, or the smallest and largest: `5,120–16,384`."""
+    """Writes a number of a method's runs, or the smallest and the largest: `5,120–16,384`."""
     values = sorted({row[field] for row in sweep.by_method[method] if row.get(field) is not None})
     return "–".join(dict.fromkeys(f"{value:{form}}" for value in values[:1] + values[-1:])) or MISSING
 
 
 def training_words(sweep: Sweep, shots: int | None) -> str:
-    """How many images of a class runs were trained on, and how many seeds a number is the mean of."""
+    """Writes the number of training images of a class, and of seeds."""
     of_shots = [row for row in sweep.rows if row.get("shots") == shots]
     numbers = [number for row in of_shots for number in row.get("images_per_class") or ()]
     if shots:
@@ -380,8 +377,8 @@ def _note(sweep: Sweep) -> list[str]:
 
 
 def _recipe_words(rows: Sequence[Row]) -> str:
-    """What a method's own recipe has otherwise than the common one."""
-    from clipbias.tuning.recipe import MOST  # reading results alone loads no model
+    """Writes the differences of a method's recipe from the common recipe."""
+    from clipbias.tuning.recipe import MOST  # not at import: reading results loads no model
 
     settings: dict[str, dict[str, None]] = {}
     for row in rows:
@@ -394,7 +391,7 @@ def _recipe_words(rows: Sequence[Row]) -> str:
 def render_tables(
     sweep: Sweep, form: str, *, tables: Sequence[Table] | None = None, figure_svg: str | None = None
 ) -> str:
-    """All tables and failed runs in one of `table.TABLE_FORMATS`; an HTML page shows the figure above its tables."""
+    """Renders all tables and failed runs in one of `table.TABLE_FORMATS`; HTML shows the figure above its tables."""
     made = make_tables(sweep) if tables is None else tables
     failures = []
     for row in sweep.failures:
@@ -421,11 +418,11 @@ def render_tables(
 
 
 def write_tables(rows: Sequence[Row], workdir: Path, measures: Sequence[str] = ()) -> list[str]:
-    """Writes `table.md`, `.tex`, `.html`, pictures, `costs.md` and `classes.csv`; returns lines to print.
+    """Writes `table.md`, `.tex`, `.html`, figures, `costs.md` and `classes.csv`; returns lines to print.
 
-    The pictures are `gains`, over zero-shot with most shots, and of several numbers of shots `accuracy` against them.
-    Each of `measures`, scores that count classes alike (`class_tables`), has tables of its own. Raises `ClipbiasError`
-    where the rows follow two validation policies.
+    Figures: `gains` over zero-shot with most shots; with several numbers of shots also `accuracy`. `measures` are
+    scores of `class_tables`, with tables of their own. Raises `ClipbiasError` if the rows follow two validation
+    policies.
     """
     check_policies(rows)
     sweep = read_sweep(rows, workdir / "predictions")
@@ -439,7 +436,8 @@ def write_tables(rows: Sequence[Row], workdir: Path, measures: Sequence[str] = (
     if gains is None or figure is not gains.figure:
         save_figure(figure, workdir / "accuracy")
     lines = render_tables(sweep, "text", tables=tables).split("\n")
-    if costs := cost_tables(sweep):  # apart from tables that are the same whenever a sweep is run again
+    # Times differ from run to run: a file of their own keeps the other tables the same when a sweep is run again.
+    if costs := cost_tables(sweep):
         write_text(workdir / "costs.md", "\n\n".join(render(table, "markdown") for table in costs) + "\n")
         for picture in cost_figures(sweep):
             picture.save(workdir)
@@ -450,7 +448,7 @@ def write_tables(rows: Sequence[Row], workdir: Path, measures: Sequence[str] = (
 
 
 def check_policies(rows: Sequence[Row]) -> None:
-    """Refuses rows that selected something on validation images of two kinds: their accuracies are not comparable."""
+    """Raises `ClipbiasError` if rows follow two validation policies: their accuracies are not comparable."""
     used = {str(row["validation"]): row for row in rows if row.get("validation") not in (None, "none")}
     if len(used) > 1:
         names = (f"{policy!r} ({row['method']} on {row['dataset']})" for policy, row in sorted(used.items()))
@@ -461,7 +459,7 @@ def check_policies(rows: Sequence[Row]) -> None:
 
 
 def check_published(rows: Sequence[Row], workdir: Path) -> None:
-    """Raises `ClipbiasError` unless the rows are of the eleven datasets that published numbers are of."""
+    """Raises `ClipbiasError` unless the rows are of the eleven datasets with published numbers."""
     datasets = {row["dataset"] for row in rows}
     if not are_the_eleven(datasets):
         missing = sorted(name for name in catalog.ELEVEN if name not in datasets)

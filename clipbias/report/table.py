@@ -1,7 +1,7 @@
-"""The one kind of table: a data frame of texts with a title, a caption and a note, which pandas renders in four forms.
+"""Tables: strings with a title, a caption and a note, rendered by pandas in four formats.
 
-Names in a table come from users. Each form escapes them, so that a line end, a bar or a bracket in a name makes no new
-row, column or argument.
+Names in a table come from users. Each format escapes them, so that a line end, a bar or a bracket in a name makes no
+new row, column or argument.
 """
 
 import dataclasses
@@ -43,28 +43,28 @@ _MARKDOWN = str.maketrans({letter: f"\\{letter}" for letter in "\\|*_`<>[]"})
 class Table:
     """A table as it is shown."""
 
-    title: str  # a heading; LaTeX makes the label of it
-    caption: str  # one sentence: what the numbers are, and what ± is
+    title: str  # heading, and label in LaTeX
+    caption: str  # a sentence that defines the numbers and ±
     columns: Sequence[str]  # heads
-    rows: Sequence[Sequence[str]]  # texts; the first of each names the row
-    words: Collection[int] = ()  # numbers of the columns of words, left-aligned, as the first always is
-    note: str = ""  # what else a reader may need, in small letters below
-    bold: Collection[tuple[int, int]] = ()  # places (row, column) of numbers that stand out
+    rows: Sequence[Sequence[str]]  # the first string names the row
+    words: Collection[int] = ()  # numbers of the columns of words, left-aligned, like the first column
+    note: str = ""  # further facts, in small letters below
+    bold: Collection[tuple[int, int]] = ()  # places (row, column)
 
     @classmethod
     def of(cls, frame: pd.DataFrame, title: str, caption: str, **others: Any) -> "Table":
-        """A table of a data frame of texts whose index names the methods of the rows; `others` are fields."""
+        """Makes a table of a data frame of strings whose index names methods; `others` are fields."""
         rows = [(str(name), *texts) for name, texts in zip(frame.index, frame.to_numpy().tolist(), strict=True)]
         return cls(title, caption, ("Method", *map(str, frame.columns)), rows, **others)
 
     @property
     def html(self) -> Markup:
-        """For a page, whose headings are its own."""
+        """HTML without the title, for a page with headings of its own."""
         return Markup(_html(self))
 
 
 def render(table: Table, form: str) -> str:
-    """A table as plain text, as GitHub's Markdown, as a LaTeX `table` environment, or as HTML.
+    """Renders a table as plain text, GitHub's Markdown, a LaTeX `table` environment, or HTML.
 
     LaTeX needs the package `booktabs`, and `graphicx` for tables of more than eight columns.
     """
@@ -72,7 +72,7 @@ def render(table: Table, form: str) -> str:
 
 
 def _marked(table: Table, escaped: Callable[[str], str], bold: str) -> pd.DataFrame:
-    """The frame with texts escaped, and those that stand out in bold letters."""
+    """Makes a frame of escaped strings, some of them in bold."""
     rows = [[escaped(str(text)) for text in row] for row in table.rows]
     frame = pd.DataFrame(rows, columns=[escaped(str(name)) for name in table.columns], dtype=object)
     for row, column in table.bold:
@@ -85,7 +85,7 @@ def _aligned(table: Table) -> list[str]:
 
 
 def _tabulated(frame: pd.DataFrame, table: Table, form: str) -> str:
-    # Names such as 1e3 are no numbers.
+    # Names such as 1e3 would be parsed as numbers.
     return frame.to_markdown(
         index=False, tablefmt=form, colalign=_aligned(table), disable_numparse=True, preserve_whitespace=True
     )
@@ -94,7 +94,7 @@ def _tabulated(frame: pd.DataFrame, table: Table, form: str) -> str:
 def _text(table: Table) -> str:
     frame = _marked(table, printable, "{}*")
     numbers = [column for column in range(1, len(table.columns)) if column not in table.words]
-    for column in numbers:  # so that numbers end in one place, whether a star follows or not
+    for column in numbers:  # aligns numbers with and without a star
         if any(place[1] == column for place in table.bold):
             frame.isetitem(column, [text if text.endswith("*") else f"{text} " for text in frame.iloc[:, column]])
     body = "\n".join(line.rstrip() for line in _tabulated(frame, table, "simple").split("\n"))
@@ -102,7 +102,7 @@ def _text(table: Table) -> str:
 
 
 def markdown_text(text: str) -> str:
-    """Any text as Markdown shows it letter by letter."""
+    """Escapes a string for Markdown."""
     return printable(text).translate(_MARKDOWN)
 
 
@@ -114,7 +114,7 @@ def _markdown(table: Table) -> str:
 
 
 def latex_text(text: str) -> str:
-    """Any text as LaTeX shows it letter by letter."""
+    """Escapes a string for LaTeX."""
     return printable(text).translate(_LATEX)
 
 

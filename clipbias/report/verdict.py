@@ -1,4 +1,4 @@
-"""The verdict on methods, and what can stand in their place: tables and pictures, of one dataset or of several."""
+"""Tables and figures of the verdict and of replacements, for one dataset or several."""
 
 import dataclasses
 import textwrap
@@ -22,9 +22,9 @@ from clipbias.report.table import MISSING, Table
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-MOST_METHODS = 7  # of the first table and picture; those that gain most
+MOST_METHODS = 7  # in the first table and figure, those with the largest gains
+# Quantities in the order of the table's columns. From `KIND` on they are shares of all that is added.
 GAIN, ATTENTION, TOKENS, ADDED = "gain", "attention alone", "tokens alone", "all that is added"
-# What is drawn, in the order of the table's columns; from `KIND` on shares of all that is added.
 KIND, POSITION, OTHER, EXCHANGE = "mean by kind", "mean by position", "another image's", "exchange"
 _LOOKS: dict[str, dict[str, Any]] = {
     name: {"label": name, "color": colour, "marker": marker, "ms": 5, "elinewidth": 1.4, "capsize": 0}
@@ -46,33 +46,31 @@ COLUMNS = (
 
 
 def share_text(share: Estimate | None) -> str:
-    """A share with its interval, or a dash where there is nothing to share out."""
+    """Writes a share with its interval, or a dash without one."""
     return MISSING if share is None else percent(share)
 
 
 def quantities(numbers: CausalNumbers, labels: VerdictLabels | None) -> dict[str, Estimate]:
-    """Those of the table, by name; shares of the gain, from `KIND` on of all that is added to image tokens.
-
-    Where hardly anything is added there is nothing to share out.
-    """
+    """Returns the table's quantities by name."""
     named: dict[str, Estimate | None] = {GAIN: numbers.gain, ATTENTION: numbers.attention, TOKENS: numbers.tokens}
-    if levels := numbers.image:
-        parts = {KIND: levels.kind, POSITION: levels.position, OTHER: levels.other, EXCHANGE: levels.exchange}
+    if image := numbers.image:
+        parts = {KIND: image.kind, POSITION: image.position, OTHER: image.other, EXCHANGE: image.exchange}
+        # Shares of an addition that hardly matters would be ratios of noise.
         if labels is not None and labels.what is What.NOTHING:
             parts = {name: part and dataclasses.replace(part, share=None) for name, part in parts.items()}
-        named |= {ADDED: levels.all, **parts}
+        named |= {ADDED: image.all, **parts}
     return {name: number for name, number in named.items() if number is not None}
 
 
 def shown_methods(study: StudyResults) -> list[MethodResult]:
-    """Those with numbers, in the study's order; of too many those that gain most in log-likelihood."""
+    """Returns the methods of the first table, in the study's order: those with the largest gains in log-likelihood."""
     gains = {id(method): method.numbers.log_likelihood.gain.value for method in study.methods if method.numbers}
     largest = sorted(gains, key=gains.__getitem__)[-MOST_METHODS:]
     return [method for method in study.methods if id(method) in largest]
 
 
 def replaced(study: StudyResults, method: MethodResult) -> MethodReplacements | None:
-    """What was fitted to a method, or to the first of its seeds; `None` where nothing was."""
+    """Returns the replacements of a method, or of the first of its seeds."""
     return next((each for each in _replacements(study) if set(each.models) <= set(method.models)), None)
 
 
@@ -82,7 +80,7 @@ def _replacements(study: StudyResults) -> Sequence[MethodReplacements]:
 
 
 def verdict_table(study: StudyResults, methods: Sequence[MethodResult], title: str = "") -> Table | None:
-    """Two rows for each method with numbers, of `COLUMNS` but for those that have nothing but dashes."""
+    """Makes two rows for each method with numbers, in points and in log-likelihood."""
     rows = []
     for method in methods:
         if method.numbers is None:
@@ -106,6 +104,7 @@ def verdict_table(study: StudyResults, methods: Sequence[MethodResult], title: s
                 row = stand_ins.get(kind)
                 texts += [share_text((row.share if decides else row.moved) if row else None)]
             rows.append(texts)
+    # Columns of dashes alone say nothing, and phones are narrow.
     measured = [place for place, texts in enumerate(zip(*rows, strict=True)) if set(texts) != {MISSING}]
     heads = [COLUMNS[place] for place in measured]
     rows = [[row[place] for place in measured] for row in rows]
@@ -113,7 +112,7 @@ def verdict_table(study: StudyResults, methods: Sequence[MethodResult], title: s
 
 
 def seed_table(study: StudyResults) -> Table | None:
-    """The same of each seed of methods that have several."""
+    """Makes the verdict table of each seed of methods with several."""
     labels = {model.key: model.label for model in study.tuned}
     causal = CAUSAL.of(study)
     seeds = [
@@ -125,8 +124,8 @@ def seed_table(study: StudyResults) -> Table | None:
     return verdict_table(study, seeds, "Seed by seed")
 
 
-def other_levels(methods: Sequence[MethodResult]) -> Table | None:
-    """What each tower gains alone, and what is added to text tokens, in log-likelihood."""
+def towers_table(methods: Sequence[MethodResult]) -> Table | None:
+    """Makes the table of towers alone and of additions to text tokens, in log-likelihood."""
     rows = []
     for method in methods:
         if method.numbers is None or excludes(method.numbers.log_likelihood.gain) <= 0:
@@ -139,8 +138,8 @@ def other_levels(methods: Sequence[MethodResult]) -> Table | None:
     return Table(*words_of("towers_table"), heads, rows) if rows else None
 
 
-def why_not_mixed(study: StudyResults) -> list[str]:
-    """One sentence for each reason why the causal test lacks methods, or levels of what they add."""
+def why_not_patched(study: StudyResults) -> list[str]:
+    """Returns the reasons why the causal test lacks methods or their ablations, a sentence each."""
     labels = {model.key: model.label for model in study.tuned}
     causal = CAUSAL.of(study)
     tests = causal.models.items() if causal else ()
@@ -149,7 +148,7 @@ def why_not_mixed(study: StudyResults) -> list[str]:
 
 
 def verdict_frame(studies: Sequence[StudyResults]) -> pd.DataFrame:
-    """All numbers: a row for each dataset, method, outcome and quantity, with its share of the whole and the labels."""
+    """Makes a row for each dataset, method, outcome and quantity, with its share of the whole and the labels."""
     rows = []
     for study in studies:
         for method in study.methods:
@@ -175,7 +174,7 @@ def verdict_frame(studies: Sequence[StudyResults]) -> pd.DataFrame:
 
 
 def _drawn(numbers: pd.DataFrame) -> pd.DataFrame:
-    """Of a `verdict_frame` the shares in log-likelihood, in percent."""
+    """Selects the shares in log-likelihood from a `verdict_frame`, in percent."""
     is_drawn = (numbers["outcome"] == OUTCOMES[1]) & numbers["quantity"].isin(list(_LOOKS)) & numbers["share"].notna()
     drawn = numbers[is_drawn]
     low, high, value = (100 * drawn[f"share{end}"].astype(float) for end in ("_low", "_high", ""))
@@ -183,7 +182,7 @@ def _drawn(numbers: pd.DataFrame) -> pd.DataFrame:
 
 
 def _scale(axes: "Axes") -> None:
-    """Zero, what labels are decided by, and not more than a picture can show; in percent."""
+    """Draws 0 and the limits of the labels in percent, and cuts off what a figure cannot show."""
     axes.axvline(0, color="#4B5563", linewidth=0.8)
     for threshold in (25.0, 50.0):
         axes.axvline(threshold, color=style.GREY, linewidth=0.8, linestyle=style.DASHED)
@@ -193,7 +192,7 @@ def _scale(axes: "Axes") -> None:
 
 
 def verdict_figure(study: StudyResults) -> CaptionedFigure | None:
-    """Of each method the shares that labels are decided by; narrow enough for a phone. `None` without a sure gain."""
+    """Draws the shares that decide labels, narrow enough for a phone. Returns `None` without a sure gain."""
     names = [method.name for method in shown_methods(study)]
     numbers = verdict_frame([study])
     drawn = _drawn(numbers[numbers["method"].isin(names)])
@@ -217,7 +216,7 @@ def verdict_figure(study: StudyResults) -> CaptionedFigure | None:
 
 
 def overview_figure(studies: Sequence[StudyResults]) -> CaptionedFigure | None:
-    """The same of every dataset, side by side."""
+    """Draws `verdict_figure` for all datasets, side by side."""
     numbers = verdict_frame(studies)
     drawn = _drawn(numbers)
     if drawn.empty:
@@ -250,17 +249,17 @@ def overview_figure(studies: Sequence[StudyResults]) -> CaptionedFigure | None:
 
 
 _REPLACEMENT_COLUMNS = (
-    *("Method", "Stands for it", "Numbers", "Share of the gain", "Accuracy less the method's", "KL (nats)"),
-    *("Same decisions", "Same moved decisions", "Less the ceiling's", "Cosine", "Conclusion"),
+    *("Method", "Replacement", "Numbers", "Share of the gain", "Accuracy less the method's", "KL (nats)"),
+    *("Same predictions", "Same changed predictions", "Less the ceiling's", "Cosine", "Conclusion"),
 )
-_KIND_WORDS = {
+_ORIGIN_WORDS = {
     Origin.FITTED: "{}",
     Origin.CEILING: "the ceiling: {}",
     Origin.MEAN: "the mean: {}",
     Origin.LABELS: "{}, on labels",
     Origin.RETRAINED: "{}, retrained",
 }
-_KIND_LOOKS: dict[str, dict[str, Any]] = {
+_ORIGIN_LOOKS: dict[str, dict[str, Any]] = {
     kind: {"label": label, "color": colour, "marker": marker, "ms": 4.5, "elinewidth": 1.2, "capsize": 0}
     for kind, label, colour, marker in (
         (Origin.CEILING, "the method itself, fitted (ceiling)", style.BLACK, "D"),
@@ -272,11 +271,11 @@ _KIND_LOOKS: dict[str, dict[str, Any]] = {
 
 
 def replacement_table(study: StudyResults) -> Table | None:
-    """A row per method and what stands in its place; `None` where nothing was fitted."""
+    """Makes a row for each method and replacement; `None` where nothing was fitted."""
     rows = [
         (
             method.name,
-            _KIND_WORDS[row.student.kind].format(row.student.words),
+            _ORIGIN_WORDS[row.student.kind].format(row.student.words),
             f"{row.student.numbers:,}",
             share_text(row.share),
             MISSING if row.difference is None else change(in_points(row.difference), "accuracy"),
@@ -299,7 +298,7 @@ DRAWING_OF_REPLACEMENT = Drawing(
 
 
 def replacement_frame(studies: Sequence[StudyResults]) -> pd.DataFrame:
-    """A row for each method, dataset and what stands in its place; shares and differences in percent."""
+    """Makes a row for each dataset, method and replacement; shares and differences are in percent."""
     rows = []
     for study in studies:
         for method in _replacements(study):
@@ -324,10 +323,10 @@ def replacement_frame(studies: Sequence[StudyResults]) -> pd.DataFrame:
 
 
 def replacement_figure(studies: Sequence[StudyResults], methods: Sequence[str] = ()) -> CaptionedFigure | None:
-    """Shares of the gain and of the moved decisions, a column of panels for each dataset, a line for each method.
+    """Draws shares of the gain and of the changed predictions, a column of panels for each dataset.
 
-    Of some `methods` by name, or of all; the numbers have all. `None` where nothing was fitted; raises `ClipbiasError`
-    where nothing was fitted to one of the methods.
+    `methods` are names. Default: all. The numbers have all. Returns `None` where nothing was fitted. Raises
+    `ClipbiasError` for a method without replacements.
     """
     numbers = replacement_frame(studies)
     if numbers.empty:
@@ -338,7 +337,7 @@ def replacement_figure(studies: Sequence[StudyResults], methods: Sequence[str] =
     drawn = list(methods) or present
     of_form = numbers[numbers["method"].isin(drawn) & (numbers["form"].eq(PLAIN) | numbers["kind"].eq(Origin.CEILING))]
     parts = []
-    for start, quantity in (("", "gain"), ("moved_", "moved decisions")):
+    for start, quantity in (("", "gain"), ("moved_", "changed predictions")):
         ends = {end: of_form[start + end] for end in ("value", "low", "high")}
         parts.append(of_form[["method", "dataset", "kind"]].assign(quantity=quantity, **ends))
     shown = pd.concat(parts).dropna(subset="value")
@@ -348,7 +347,7 @@ def replacement_figure(studies: Sequence[StudyResults], methods: Sequence[str] =
     def draw(axes: "Axes", part: pd.DataFrame) -> None:
         level(axes, 0, "x")
         level(axes, 100, "x")
-        points(axes, part, category="method", hue="kind", looks=_KIND_LOOKS, places=drawn)
+        points(axes, part, category="method", hue="kind", looks=_ORIGIN_LOOKS, places=drawn)
         axes.set_xlim(-20, 140)  # what lies outside is cut off
 
     figure = panels(
@@ -363,7 +362,7 @@ def replacement_figure(studies: Sequence[StudyResults], methods: Sequence[str] =
 
 
 def replacement_message(numbers: pd.DataFrame) -> str:
-    """One sentence on rows of a `replacement_frame`: what two vectors have, and what the ceiling has."""
+    """Writes a sentence on the two vectors and the ceiling in rows of a `replacement_frame`."""
 
     def span(kind: Origin, column: str) -> str:
         values = numbers.loc[numbers["kind"] == kind, column].dropna()
@@ -375,7 +374,7 @@ def replacement_message(numbers: pd.DataFrame) -> str:
     shares, moved = span(Origin.FITTED, "value"), span(Origin.FITTED, "moved_value")
     best = span(Origin.CEILING, "moved_value")
     if not moved:
-        return "No decision was moved."
+        return "No prediction changed."
     gain = f"have {shares} of the gain in log-likelihood and " if shares else ""
-    text = f"Two vectors per layer, fitted to each method's outputs, {gain}make {moved} of the decisions that it moved"
+    text = f"Two vectors per layer, fitted to each method's outputs, {gain}make {moved} of the predictions it changed"
     return f"{text}; the method itself, fitted in the same way, makes {best}." if best else f"{text}."

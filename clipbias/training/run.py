@@ -222,7 +222,7 @@ def save(
     rows = []
     for run, spec in enumerate(selected.specs):
         row = _row(spec, job, result, run, common, scores[run]) | added[run]
-        learnables = run_learnables(result.learnables, run)
+        learnables = select_run(result.learnables, run)
         has_adapter = spec.score_on == TEST and (bool(jax.tree.leaves(learnables)) or paths.single)
         calibration, prediction_sets = None, "no prediction sets: the method learns nothing"
         if calibrates and has_adapter:
@@ -256,13 +256,6 @@ def evaluate_test(
     return task, learnables, evaluator.evaluate(*job.evaluation(task, learnables), validation=validation)
 
 
-def run_learnables(learnables: Learnables, run: int) -> Learnables:
-    """Returns the learnables of one run, of arrays `[R, …]` on the host."""
-    # Arrays also for single numbers: NumPy's scalars, which indexing gives, have another identity than the arrays of an
-    # adapter file, and the adapter would be refused as changed.
-    return jax.tree.map(np.asarray, select_run(learnables, run))
-
-
 def _score_test(group: Group, job: TrainJob, learnables: Learnables, paths: SweepPaths) -> list[Row]:
     """Scores the runs on all test images, and saves their predictions."""
     scores: list[dict[str, Row]] = [{} for _ in group]
@@ -281,7 +274,7 @@ def _score_test(group: Group, job: TrainJob, learnables: Learnables, paths: Swee
                 identities[run][evaluation.name] = save_predictions(
                     paths.workdir,
                     paths.predictions(spec, evaluation.name),
-                    Tuned(task, run_learnables(transferred, run)),
+                    Tuned(task, select_run(transferred, run)),
                     split,
                     predicted,
                     tested.log_probs[run],

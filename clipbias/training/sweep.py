@@ -22,8 +22,7 @@ from etils import epath
 
 from clipbias import hosts
 from clipbias.checks import shown
-from clipbias.data import Dataset, held_out, protocols
-from clipbias.data.sources import dataset_names
+from clipbias.data import Dataset, held_out, names, protocols
 from clipbias.errors import ClipbiasError, UnreadableImage, sentence
 from clipbias.io import read_json, write_text
 from clipbias.training.context import SweepContext
@@ -269,8 +268,8 @@ def make_specs(context: SweepContext, common: Recipe, axes: SweepAxes, rates: Ra
     if axes.concentration != protocols.CONCENTRATION and axes.protocol != protocols.IMBALANCED:
         raise ClipbiasError(f"the protocol {axes.protocol} has no concentration; leave it out, or take 'imbalanced'.")
     for key in axes.options:
-        method, _, of_dataset = key.partition("@")
-        if method not in (*METHODS, *axes.methods) or of_dataset not in ("", *dataset_names(), *axes.datasets):
+        of_method, _, of_dataset = key.partition("@")
+        if of_method not in (*METHODS, *axes.methods) or of_dataset not in ("", *names(), *axes.datasets):
             raise ClipbiasError(f"method_options has {shown(key)}; give METHOD or METHOD@DATASET, with known names.")
     for name in axes.methods:  # a misspelt option is reported before any dataset is looked at
         resolve_method(name, axes.options.get(name, {}))

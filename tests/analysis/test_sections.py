@@ -282,10 +282,8 @@ def test_maps_to_explore(results, reference, key):
         close(values[: len(text)], text)
         assert not values[len(text) :].any()
         tokens = maps.tokens[label]
-        kinds = maps.types[label]
-        assert len(tokens) == len(kinds) == len(text)
-        named = [token for token, kind in zip(tokens, kinds, strict=True) if kind == "category"]
-        assert "".join(named) == CLASS_NAMES[label].replace("_", "").replace(" ", "")
+        assert len(tokens) == len(text)
+        assert CLASS_NAMES[label].replace("_", "").replace(" ", "") in "".join(tokens)
     attention = np.stack([block.attention[SPREAD, :, 0, 1:].mean(1) for block in saved.vision.blocks], 1)
     steps(maps, "attention", attention[..., :PATCHES])
     close(maps.slot_attention, attention[..., PATCHES:])

@@ -435,7 +435,6 @@ class _Builder:
     def explored(self, model, count, pairs):
         slots = model.vision_prompts
         words = ("SOS", *(["[1]", "[2]"] if slots else ["a", "photo"]), "of", "a", "class", "1", ".")
-        kinds = ("sos", *(2 * ["prompt" if slots else "words"]), *(2 * ["words"]), *(2 * ["category"]), "dot")
         shape = (count, self.layers)
         return ExploredModel(
             relevancy=self.steps(pairs),
@@ -453,7 +452,6 @@ class _Builder:
             distance_lowest=50 * self.reals(*shape, slots) if slots else None,
             texts=1,
             tokens=dict.fromkeys(range(self.classes), words),
-            types=dict.fromkeys(range(self.classes), kinds),
         )
 
     def words(self):

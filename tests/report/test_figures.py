@@ -21,7 +21,7 @@ from clipbias.report.overlay import HEAT, Overlay, heat_map, overlay_figure, ove
 from tests.report.synthetic import synthetic_results
 
 TEXT = ("SOS", "prompts", "words", "category", "“.”", "EOS")
-KINDS = ("sos", "prompt", "words", "category", "dot", "eos")
+TYPES = ("sos", "prompt", "words", "category", "dot", "eos")
 THINGS = {"text": "text tokens", "vision": "patches and vision prompts"}
 SIDES = {"zero_shot": "zero-shot", "tuned": "tuned"}
 
@@ -50,27 +50,27 @@ def relevancy_rows(study, part, groups=("corrected",)):
                     at = line["index"] - 1
                     if part == "vision":
                         prompt = at >= study.clip.patches
-                        named = {"kind": "prompts" if prompt else "patches", "panel": "prompts" if prompt else "tokens"}
+                        named = {"type": "prompts" if prompt else "patches", "panel": "prompts" if prompt else "tokens"}
                     else:
-                        kinds = getattr(result, side).index_types
-                        named = {"kind": kinds[at] if at < len(kinds) else "", "panel": "tokens"}
+                        types = getattr(result, side).index_types
+                        named = {"type": types[at] if at < len(types) else "", "panel": "tokens"}
                     if part == "vision" or at <= last:
                         yield {**line, **named, "index": at}
                 names = TEXT if part == "text" else ("patches", "prompts")
-                for line in each(getattr(getattr(averaged, f"{part}_kinds"), side), "index", **place):
-                    yield {**line, "kind": names[line["index"] - 1], "panel": "kinds", "index": -1}
+                for line in each(getattr(getattr(averaged, f"{part}_types"), side), "index", **place):
+                    yield {**line, "type": names[line["index"] - 1], "panel": "types", "index": -1}
 
 
 def group_rows(study):
     for part, panel in THINGS.items():
         for row in relevancy_rows(study, part, GROUPS):
-            if row["panel"] == "kinds":
+            if row["panel"] == "types":
                 yield {**row, "panel": panel}
     for key, result in study.sections["relevancy"].items():
         for group, averaged in result.groups.items():
             place = {"model": key, "group": group, "side": "", "panel": "change of patches"}
-            yield from each(averaged.order, "index", kind="rank correlation", **place)
-            yield from each(averaged.variation, "index", kind="total variation", **place)
+            yield from each(averaged.order, "index", type="rank correlation", **place)
+            yield from each(averaged.variation, "index", type="total variation", **place)
 
 
 def decomposition_rows(study):
@@ -88,8 +88,8 @@ def decomposition_rows(study):
 
 def text_attention_rows(study):
     for key, result in study.sections["text_attention"].items():
-        for row in each(result.shares, "layer", "head", "kind", model=key):
-            yield {**row, "kind": KINDS[row["kind"] - 1]}
+        for row in each(result.shares, "layer", "head", "type", model=key):
+            yield {**row, "type": TYPES[row["type"] - 1]}
 
 
 def vision_attention_rows(study):
@@ -138,7 +138,7 @@ FIGURES = {
     "vision_relevancy": (lambda study: relevancy_rows(study, "vision"), ["model"], ["panel"], side_label),
     "relevancy_groups": (group_rows, ["model"], ["panel"], None),
     "decomposition": (decomposition_rows, ["model", "tower"], ["panel"], lambda row: SERIES[row["series"]]),
-    "text_attention": (text_attention_rows, [], ["model"], lambda row: TEXT[KINDS.index(row["kind"])]),
+    "text_attention": (text_attention_rows, [], ["model"], lambda row: TEXT[TYPES.index(row["type"])]),
     "vision_attention": (vision_attention_rows, ["model", "variant"], ["quantity"], mean_label),
     "correlation": (correlation_rows, [], ["model"], None),
     "faithfulness": (
@@ -193,12 +193,12 @@ def ends(part):
 
 
 def check_bars(axes, part):
-    """A bar for each row in the place of its kind, in the colour of its side, with its interval and its number."""
-    kinds = list(dict.fromkeys(part["kind"]))
-    assert [label.get_text() for label in axes.get_yticklabels()] == kinds
+    """A bar for each row in the place of its type, in the colour of its side, with its interval and its number."""
+    types = list(dict.fromkeys(part["type"]))
+    assert [label.get_text() for label in axes.get_yticklabels()] == types
     for bar, row in zip(axes.patches, part.itertuples(), strict=True):
         assert bar.get_width() == pytest.approx(row.value, rel=1e-6)
-        assert kinds[round(bar.get_y() + bar.get_height() / 2)] == row.kind
+        assert types[round(bar.get_y() + bar.get_height() / 2)] == row.type
         assert to_hex(bar.get_facecolor()) == to_hex(style.ZERO_SHOT if row.side == "zero_shot" else style.TUNED)
     whiskers = [bars for container in axes.containers if hasattr(container, "lines") for bars in container.lines[2]]
     np.testing.assert_allclose([bars.get_segments()[0][:, 0] for bars in whiskers], ends(part), rtol=1e-5, atol=1e-7)
@@ -207,7 +207,7 @@ def check_bars(axes, part):
 
 
 def check_points(axes, part):
-    """A container for each group and side, in this order; a point in the place of each kind."""
+    """A container for each group and side, in this order; a point in the place of each type."""
     containers = iter(axes.containers)
     for group in GROUPS:
         for side in dict.fromkeys(part["side"]):
@@ -216,18 +216,18 @@ def check_points(axes, part):
             np.testing.assert_allclose(np.asarray(line.get_xdata(), float), of_both["value"], rtol=1e-6)
             np.testing.assert_allclose([seg[:, 0] for seg in bars.get_segments()], ends(of_both), rtol=1e-5)
             names = [label.get_text() for label in axes.get_yticklabels()]
-            assert [names[round(y)] for y in line.get_ydata()] == list(of_both["kind"])
+            assert [names[round(y)] for y in line.get_ydata()] == list(of_both["type"])
 
 
 def check_lines(axes, part, label):
     x = next(name for name in ("layer", "removed", "index") if name in part)
-    shown = part[part["kind"] != "sos"] if x == "index" else part
+    shown = part[part["type"] != "sos"] if x == "index" else part
     labels = [label(row) if label else None for row in shown.to_dict("records")]
     for name in dict.fromkeys(labels):
         of_line = shown[[each == name for each in labels]]
         mean = of_line.groupby(x)[["value", "low", "high"]].mean() if "low" in of_line else of_line.set_index(x)
         if not mean["value"].any():
-            assert name not in axes.get_legend_handles_labels()[1]  # a kind of token that is not there
+            assert name not in axes.get_legend_handles_labels()[1]  # a token type that is not there
             continue
         (xs, ys), whiskers = line_of(axes, name)
         np.testing.assert_allclose(xs, mean.index)
@@ -259,12 +259,12 @@ def test_what_is_drawn_is_the_frame(drawn, name):
         for place, column in enumerate(columns.unique()):
             part = frame[(rows == row) & (columns == column)]
             if name == "vision_relevancy":
-                place = ("tokens", "prompts", "kinds").index(column)
+                place = ("tokens", "prompts", "types").index(column)
             axes = drawing.figure.axes[down * across + place]
             assert axes.axison != part.empty
             if name == "relevancy_groups":
                 check_points(axes, part)
-            elif column == "kinds":
+            elif column == "types":
                 check_bars(axes, part)
             elif len(part):
                 check_lines(axes, part, label)
@@ -352,7 +352,7 @@ def test_several_datasets_have_a_panel_each(study):
             pd.testing.assert_series_equal(
                 *(frame["value"].reset_index(drop=True) for frame in (rows, of_dataset)), rtol=1e-6
             )
-            check_lines(axes, rows[rows["panel"] != "kinds"], side_label)
+            check_lines(axes, rows[rows["panel"] != "types"], side_label)
     assert study_figures.dataset_figures([study], "nobody", "") == []
 
 

@@ -136,7 +136,7 @@ def test_the_first_page_says_its_sentence_and_has_a_table_and_a_picture(whole):
         "50 images of the test split.",
         "Attention alone Tokens alone",
         "Two vectors Ceiling",
-        "Each method twice:",
+        "Each method has two rows",
         "Where each method acts, and what it adds.",
     )
     places = [first.index(part) for part in parts]

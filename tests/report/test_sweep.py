@@ -265,7 +265,7 @@ def test_which_difference_could_have_been_seen():
     images = [math.sqrt(p * (100 - p) / 100) for p in (62.0, 70.5)]
     seeds = [np.std(pair, ddof=1) / math.sqrt(2) for pair in ((60.0, 64.0), (70.0, 71.0))]
     least = (1.959964 + 0.841621) * math.hypot(*images, *seeds)
-    words = f"A difference of {least:.1f} points on demo/digits could have been seen."
+    words = f"A difference of {least:.1f} points on demo/digits is detectable."
     assert power_words(read_sweep(rows), "accuracy", "demo/digits", 16) == words
     assert power_words(read_sweep(rows[:2]), "accuracy", "demo/digits", 16) == ""
 
