@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-LANGUAGES = ("bash", "python", "text", "math")
+LANGUAGES = ("bash", "python", "text", "toml", "math")
 ELLIPSIS = "…"
 
 # What a command line begins with. A program that is not listed here is refused: nobody checks what it does.

@@ -1,16 +1,21 @@
 """The code of docs/extend.md works as it stands there."""
 
+import json
 import re
 import sys
+import tomllib
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 import clipbias
 from clipbias import analysis, data, report
 from clipbias.analysis import load_results
 from clipbias.analysis.sections import all_sections
 from clipbias.clip import encode_image
+from clipbias.data import catalog
 from clipbias.report.drawings import all_drawings
 from tests.documents import ROOT
 
@@ -59,3 +64,39 @@ def test_a_section_is_computed_stored_and_shown(clip, section, tmp_path):
         assert stored[key].count == len(test)
     assert "How much patches look at [cls]" in study.page.read_text("utf-8")
     assert (study.page.parent / "figures" / "to_cls.csv").is_file()
+
+
+def test_prompts_of_all_layers_are_those_of_each(clip, tmp_path):
+    path = tmp_path / "shared_prompts.py"
+    path.write_text(FILES["shared_prompts.py"])
+    shared = clipbias.Task(clip, str(path), CLASS_NAMES)
+    learnables = shared.init()
+    depth = clip.config.vision.layers
+    each = clipbias.Task(clip, "vpt", CLASS_NAMES, tokens=4, depth=depth)
+    prompts = jnp.tile(learnables["vision_prompts"], (depth, 1, 1))
+    images = clip.preprocess(list(PIXELS))
+    alike = [
+        task.logits(clip.params, of_task, images)
+        for task, of_task in ((shared, learnables), (each, {"vision_prompts": prompts}))
+    ]
+    np.testing.assert_allclose(*alike, rtol=1e-5)
+
+
+def test_an_entry_is_a_dataset(tmp_path, monkeypatch):
+    (text,) = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
+    ((name, fields),) = tomllib.loads(text).items()
+    classes, sizes = fields["classes"], fields["sizes"]
+    entry = catalog._read(name, fields)
+    monkeypatch.setattr(catalog, "ENTRIES", {**catalog.ENTRIES, name: entry})
+    images = tmp_path / entry.folder / "images"
+    images.mkdir(parents=True)
+    Image.fromarray(PIXELS[0]).save(images / "a.png")
+    listing = {
+        part: [[f"{part}{i}.png", i % classes, f"flower {i % classes}"] for i in range(count)]
+        for part, count in sizes.items()
+    }
+    (tmp_path / entry.folder / entry.split_file).write_text(json.dumps(listing))
+    dataset = data.load(name, data_dir=tmp_path)
+    assert {part: len(split) for part, split in dataset.splits.items()} == sizes
+    assert len(dataset.class_names) == classes and dataset.template == fields["template"]
+    assert name in clipbias.list_datasets()
