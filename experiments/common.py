@@ -170,7 +170,8 @@ def quiet() -> None:
     def shows(record: logging.LogRecord) -> bool:
         # Orbax logs exceptions with a traceback and then raises them; `checkpoints` makes a sentence of these.
         severe = record.levelno >= logging.ERROR and not record.exc_info
-        return severe or record.pathname.startswith(here) or get_verbosity() >= DEBUG
+        is_ours = record.pathname.startswith(here) and record.name != "py.warnings"
+        return severe or is_ours or get_verbosity() >= DEBUG
 
     use_absl_handler()  # before the command line is read: configuration files are programs, which may log, too
     get_absl_handler().addFilter(shows)

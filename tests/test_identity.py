@@ -22,6 +22,7 @@ from clipbias.training.device import Compute
 from clipbias.training.sweep import SweepAxes, make_specs
 from clipbias.tuning import Descriptions, Recipe
 from clipbias.tuning.adapter import read_adapter, write_adapter
+from clipbias.tuning.conformal import Calibration
 from clipbias.tuning.prompts import Classes
 from clipbias.tuning.registry import source_digest
 from clipbias.tuning.tuned import Tuned
@@ -197,6 +198,20 @@ def test_seeds_of_one_training_are_known_by_all_that_they_share(clip: Clip, colo
     assert len({first, *different}) == 4
 
 
+def test_a_model_that_lost_a_class_is_no_seed_of_its_training(clip: Clip):
+    """Nor is an equivalent bias that was measured on other images."""
+    notes = {"training": "x", "seed": 1}
+    for method, keeps in (("taskres", False), ("bias", True)):
+        task = clipbias.Task(clip, method, NAMES)
+        model = clipbias.TunedModel(task, moved(task), notes)
+        lost = model.with_classes(NAMES[:2]).with_classes(NAMES)
+        assert (lost.notes["training"] == "x") is keeps and (lost.identity == model.identity) is keeps
+        assert model.with_classes(NAMES[::-1]).notes["training"] == "x"
+    pictures = np.random.default_rng(1).integers(0, 256, (2, 20, 20, 3)).astype(np.uint8)
+    trainings = [clipbias.equivalent_bias(model, each).notes["training"] for each in (pictures, pictures[:1])]
+    assert trainings[0] != trainings[1] == clipbias.equivalent_bias(model, list(pictures[:1])).notes["training"]
+
+
 PROGRAM = """
 import dataclasses
 from helper_of_it import SCALE
@@ -224,11 +239,15 @@ def test_the_program_of_a_user_s_method_counts_with_what_it_imports(clip: Clip, 
     source_digest.cache_clear()  # as in a later process
     third = clipbias.Task(clip, str(program), NAMES)
     assert third.identity not in (first.identity, second.identity)
-    write_adapter(tmp_path / "a.safetensors", Tuned(second, second.init()))
+    logits = np.random.default_rng(0).normal(size=(30, len(NAMES)))
+    scores = Calibration.of(logits, np.arange(30) % len(NAMES), 1.0)
+    write_adapter(tmp_path / "a.safetensors", Tuned(third, third.init(), calibration=scores))
+    assert read_adapter(tmp_path / "a.safetensors").bind(clip, own_methods=[str(program)]).calibration is not None
     helper.write_text("SCALE = 3\n")
     source_digest.cache_clear()
     with pytest.warns(UserWarning, match=r"own\.py or a module that it imports was changed since this adapter"):
-        read_adapter(tmp_path / "a.safetensors").bind(clip, own_methods=[str(program)])
+        bound = read_adapter(tmp_path / "a.safetensors").bind(clip, own_methods=[str(program)])
+    assert bound.calibration is None  # its scores are of the program that was
     assert source_digest(type(clipbias.Task(clip, "bias", NAMES).method)) is None
 
 

@@ -343,7 +343,7 @@ class Classes:
                         f"the class name {shown(repeated)} occurs {count} times; give each class a name of its own, or "
                         "the whole dataset where two of its classes share a name."
                     )
-            return cls(tuple(classes))
+            return cls(tuple(map(str, classes)))  # NumPy's strings show their type
         name = getattr(classes, "name", None)
         return cls(tuple(classes.class_names), classes.template, as_descriptions(classes.descriptions), name=name)
 

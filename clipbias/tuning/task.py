@@ -378,6 +378,8 @@ class Task:
         """
         if not isinstance(clip, Clip):
             raise ClipbiasError(f"the first argument is {shown(clip)} and no model; give what clipbias.load returned.")
+        if free_text and template is not None:
+            raise ClipbiasError("free texts have no template around them; leave out either.")
         classes = Classes.of(class_names)
         self.classes = dataclasses.replace(
             classes,

@@ -5,6 +5,7 @@ import dataclasses
 import io
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -315,6 +316,10 @@ def test_splits_may_be_given():
     assert {name: len(split) for name, split in dataset.splits.items()} == {"train": 6, "test": 2, "val": 2}
     np.testing.assert_array_equal(dataset.split("val").image(1), PIXELS[9][:, :10])
     assert dataset.template == "a {}." and dataset.name == "pets"
+    # There are no others: no image of the given ones is moved, or tested twice.
+    for given in (["train"] * 10, ["train"] * 6 + ["test"] * 4, ["train"] * 6 + ["val"] * 4):
+        splits_of = data.from_arrays(PIXELS, LABELS, splits=given).splits
+        assert {name: len(split) for name, split in splits_of.items()} == Counter(given)
 
 
 def equal(split: Split, numbers: Sequence[int]) -> None:

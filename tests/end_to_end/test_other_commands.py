@@ -156,6 +156,7 @@ LOGS = """
 import logging, warnings
 from absl import app
 from tqdm import tqdm
+from clipbias.errors import ClipbiasWarning
 from experiments import common
 common.quiet()
 
@@ -164,6 +165,7 @@ def main(words):
     logging.getLogger("orbax").warning("of orbax")
     logging.getLogger("orbax").error("an error of orbax")
     warnings.warn("of Python")
+    warnings.warn("for the user", ClipbiasWarning)
     record = ("clipbias", logging.WARNING, common.__file__, 1, "ours", (), None)
     if logging.getLogger().isEnabledFor(logging.WARNING):
         logging.getLogger().handle(logging.LogRecord(*record))
@@ -175,7 +177,7 @@ OURS = ["error: an error of orbax", "warning: ours"]
 
 @pytest.mark.parametrize(
     ("verbosity", "shown"),
-    [("-1", OURS), ("1", ["warning: of orbax", OURS[0], "warning: <string>:12: UserWarning: of Python", OURS[1]])],
+    [("-1", OURS), ("1", ["warning: of orbax", OURS[0], "warning: <string>:13: UserWarning: of Python", OURS[1]])],
 )
 def test_log_lines_are_sentences(verbosity, shown):
     """Without times and numbers of threads, on lines without a bar, and of other libraries only where asked for."""
@@ -183,6 +185,7 @@ def test_log_lines_are_sentences(verbosity, shown):
     done = subprocess.run(command, cwd=binaries.ROOT, capture_output=True, text=True, check=True)
     lines = [line.split("\\n")[0] for line in done.stderr.splitlines() if not line.startswith(("debug: ", "bar: "))]
     assert [line for line in lines if line.strip()] == shown
+    assert done.stdout == "for the user\n"
 
 
 # A results file beside published numbers

@@ -15,7 +15,7 @@ from clipbias import TunedModel, data
 from clipbias.clip import encode_image
 from clipbias.clip.precision import DTYPES
 from clipbias.export.folder import FORMS as EXPORTS
-from clipbias.tuning.method import TestTimeMethod, crops_of
+from clipbias.tuning.method import TestTimeMethod, crops_of, select_run, stack_runs
 from clipbias.tuning.prompts import ClassList
 from tests.relations.cases import Case, clip_of
 from tests.relations.table import (
@@ -68,6 +68,15 @@ def _(case: Case, folder: Path) -> None:
     for model in (case.model, loaded):
         model.save(folder / "again.safetensors")
         assert (folder / "again.safetensors").read_bytes() == first
+
+
+@relation("A model that was one run of a group, as commands train it, is the same model, and read back as it.")
+def _(case: Case, folder: Path) -> None:
+    host = jax.tree.map(np.asarray, case.model.learnables)
+    model = dataclasses.replace(case.model, learnables=select_run(stack_runs([host, host]), 1))
+    model.save(folder / "run.safetensors")
+    loaded = clipbias.load_adapter(folder / "run.safetensors", clip_of(case.family))
+    assert loaded.identity == model.identity == case.model.identity
 
 
 for dtype in DTYPES[1:]:
