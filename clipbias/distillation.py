@@ -140,7 +140,7 @@ def distil_model(
     Raises:
       ClipbiasError: the student's base is in half precision, a loss is not finite, or an image cannot be read.
     """
-    # A folded student is stored in the base's type: half precision would round away what was fitted.
+    # A folded student is stored in the base's type: half precision would round the fitted change away.
     if any(leaf.dtype != np.float32 for leaf in jax.tree.leaves(context.clip.params)):
         raise ClipbiasError(f"{context.clip.name} is loaded in half precision; load it in float32 to distil into it.")
     frozen = Tuned(Task(model.clip, ZERO_SHOT, model.class_names, template=DEFAULT_TEMPLATE))

@@ -57,7 +57,7 @@ def _feed(update: Callable[[bytes], None], value: Any) -> None:
     def write(kind: bytes, content: bytes = b"") -> None:
         update(kind + len(content).to_bytes(8, "little") + content)
 
-    # Order matters: a bool is an int, an enum may be a string, and a whole float must write what the int writes.
+    # Order matters: a bool is an int, an enum may be a string, and a whole float must write the bytes of the int.
     if isinstance(value, enum.Enum):
         value = value.value
     if isinstance(value, np.generic):

@@ -71,7 +71,7 @@ def user_path(path: str | os.PathLike) -> Path:
             f"{shorten(str(path), 200)} is an address of the web; download it, and give the path of the file."
         )
     resolved = os.path.expanduser(os.fspath(path))
-    # Looked at once, so that a missing permission is told with the path and not by a library deep below.
+    # Looked at once, so that the message for a missing permission has the path; a library's would not.
     try:
         os.stat(resolved)
         if os.path.isdir(resolved) and not os.access(resolved, os.R_OK | os.X_OK):

@@ -63,7 +63,7 @@ class Recipe:
         "Passes over the training images, those of the warm-up among them; None for 10, or as many as make 300 steps.",
     )
     warmup_epochs: Annotated[int, Range(0, MOST)] = setting(
-        1, "Epochs at the start whose learning rate is constant; none of them where no other epoch would follow."
+        1, "Epochs at the start whose learning rate is constant; 0 if no other epoch would follow."
     )
     warmup_learning_rate: _Number = setting(1e-5, "Learning rate of the warm-up's epochs.")
     batch_size: _Count = setting(32, "Training images per step of each run, over all devices.")

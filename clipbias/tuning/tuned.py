@@ -123,7 +123,8 @@ class Tuned:
 
 
 def _read_only(leaf: Any) -> Any:
-    if isinstance(leaf, np.ndarray | np.generic):  # a scalar is read back as an array
+    # A NumPy scalar becomes an array without axes, as a file gives it back: both must have the same identity.
+    if isinstance(leaf, np.ndarray | np.generic):
         leaf = np.array(leaf)
         leaf.flags.writeable = False
     return leaf

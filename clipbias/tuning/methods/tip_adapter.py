@@ -131,7 +131,7 @@ class TipAdapter(FrozenTowers, FeatureMethod):
         betas = LOWEST + np.arange(BETAS) * (self.beta_max - LOWEST) / BETAS
         cache = Cache(keys, labels, self.scale * text_classifier(samples.text))
         correct = count_correct(cache, *validation, alphas, betas)
-        # The authors' search starts from an accuracy of 0 and keeps what is greater: none keeps the initial values.
+        # The authors' search replaces the initial values only by an accuracy above 0.
         if not correct.any():
             return self.alpha, self.beta
         best_beta, best_alpha = np.unravel_index(correct.argmax(), correct.shape)
