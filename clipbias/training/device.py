@@ -34,7 +34,7 @@ class Compute:
     eval_batch_size: Positive = setting(BATCH_SIZE, "Images per step of evaluation, over all devices.")
     remat: str = setting(
         AUTO_REMAT,
-        'Values of blocks that the backward pass keeps: "products", "half" or "tokens", from fastest to smallest; '
+        'Values of blocks for the backward pass: "products", "half", "tokens" or "auto"; from fastest to smallest; '
         '"auto" is the fastest that fits the device\'s memory.',
     )
     class_chunks: Positive | None = setting(
@@ -51,7 +51,7 @@ class Compute:
     )
     trackers: tuple[str, ...] = setting(
         ("auto",),
-        'Trackers of training steps besides metrics.jsonl: "tensorboard", "wandb", "trackio"; "auto" is TensorBoard '
+        'Trackers besides metrics.jsonl: "tensorboard", "wandb" or "trackio"; "auto" is TensorBoard '
         "where tensorboardX is installed; () for none.",
     )
     profile: Annotated[str, Choices(("steps",))] | None = setting(

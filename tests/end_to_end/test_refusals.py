@@ -190,7 +190,7 @@ def test_mistakes_are_one_sentence(fifteen, tmp_path):
         (explain, {"adapters": "/nowhere"}, "no adapter file /nowhere"),
         (explain, {}, "no dataset to explain; give --config.dataset=NAME"),
         (predict, {"classes": "a"}, "no images to classify"),
-        (predict, {"images": "pyproject.toml", "classes": "a", "texts": "b"}, "texts stand in place of"),
+        (predict, {"images": "pyproject.toml", "classes": "a", "texts": "b"}, "texts replace class names"),
         (
             predict,
             {"images": "pyproject.toml", "adapters": ADAPTER, "model": BASE, "template": "{}"},
