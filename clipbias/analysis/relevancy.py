@@ -70,6 +70,7 @@ def _as_saved(computed: jax.Array, saved: jax.Array) -> jax.Array:
 def _change_as_computed(
     primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
+    # The value comes from the residual, the derivative from the computation: both are the same number up to rounding.
     return primals[1], tangents[0]
 
 
@@ -304,6 +305,7 @@ def pooling_row(
     length = tokens.shape[1]
     feature, attention, query, keys = pool_image(params, config, tokens, adaptation, tap[..., :count])
     padding = [(0, 0), (0, length - count)]
+    # The query is no token, so it excludes none of the input tokens.
     others = jnp.broadcast_to(jnp.arange(length) < count, (tokens.shape[0], length))
     row = LastRow(jnp.pad(attention, [(0, 0), *padding]), jnp.pad(_cosine(query, keys), padding), None, others)
     return feature.astype(jnp.float32), row
@@ -353,6 +355,7 @@ def reduce_backward(
     reductions = {name: REDUCTIONS[name] for name in options.maps}
     token_gradients, row_gradients = gradients
     states = {
+        # The last layer's attention is the same for all targets of an image; only its gradient has the axis of targets.
         name: jax.vmap(lambda g, r=reduction: r.first(tower_pass.row, g))(row_gradients)
         for name, reduction in reductions.items()
     }
@@ -375,6 +378,7 @@ def reduce_backward(
         return jax.vmap(step_target)(*carry), None
 
     top = observed.whole_blocks
+    # Layers below `start_layer` are never differentiated: relevancy that starts there does not depend on them.
     if start_layer < top:
         below = jnp.arange(start_layer, top)
         (_, states), _ = jax.lax.scan(step, (token_gradients, states), below, reverse=True)
@@ -520,6 +524,7 @@ def compute_maps(
     config = classifier.config
     templates = classifier.templates
     batch, per_image = targets.shape
+    # Only the targets' texts run: `B · K` texts, however many classes there are.
     adaptation = target_adaptation(classifier, learnables, targets.reshape(-1))
     text = target_text(tokens, targets.reshape(-1), templates)
     vision_pass = run_tower(
@@ -533,6 +538,8 @@ def compute_maps(
         contexts = jax.vmap(lambda image: classifier.method.adapt_to(learnables, image).text_context)(
             vision_pass.features
         )
+        # Only the context depends on the image here; `why_no_maps` refuses methods whose texts depend on it in other
+        # ways.
         assert contexts is not None
         if contexts.ndim == 3:
             contexts = jnp.repeat(contexts[:, None], templates, axis=1)
@@ -629,6 +636,7 @@ def explanations(
         check_int("chunk", options.chunk, lowest=1)
     pairs = targets[:, None] if targets.ndim == 1 else targets
     tokens = jax.tree.map(jnp.asarray, task.tokens)
+    # Scaled cosines need the targets' texts alone. A head of its own sees all classes at once.
     class_texts: Text | None = None
     if task.method.overrides("logits"):
         class_texts = task.text if text is None else text
@@ -665,5 +673,6 @@ def _explanations(
         widths[0, 1] = -batch % chunk
         return jnp.pad(x, widths, "edge").reshape(-1, chunk, *x.shape[1:])
 
+    # One chunk after another inside one program: a Python loop would dispatch, and hold, them all.
     maps = jax.lax.map(lambda chunk: run(*chunk), (split(images), split(targets)))
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:batch], maps)
