@@ -407,7 +407,6 @@ def _vision_step(study: Study, model: Model) -> Step:
 
 
 def compute_vision_attention(study: Study) -> Computation[dict[str, VisionAttention | Missing]]:
-    """Computes Fig. 5."""
     models, left_out = divide(study.models, why_no_vision_attention)
     totals = yield from vision_totals(study, models)
     return left_out | {model.key: _vision_attention(study, model, totals[model.key]) for model in models}

@@ -52,15 +52,10 @@ from clipbias.tuning.tuned import Tuned
 
 @dataclasses.dataclass(frozen=True)
 class EquivalentBias:
-    """Equivalent bias of one tower in its two forms, float32.
+    """Equivalent bias of one tower in its two forms, float32."""
 
-    Attributes:
-      vector: `[L, D]`, over all input tokens.
-      kind: `[L, 2, D]`: the pooled token (`[cls]`, EOS), then all other input tokens. `[L, 1, D]` under a pooling head.
-    """
-
-    vector: np.ndarray
-    kind: np.ndarray
+    vector: np.ndarray  # `[L, D]`, over all input tokens
+    kind: np.ndarray  # `[L, 2, D]`: pooled token (`[cls]`, EOS), all other inputs; `[L, 1, D]` under a pooling head
 
 
 # Moments by name: "token" and "pooled", or with their tower, "vision/token", ….
@@ -183,11 +178,8 @@ def _sum_changes(
     slots: jax.Array | None = None,
     words: jax.Array | None = None,
 ) -> BlockSums:
-    """Runs the tuned tower and each frozen block on its input tokens; sums up their differences layer by layer.
-
-    `counted [B, N']` masks slots and tokens without influence among the first `N'`. At `slots [B, N]` frozen blocks get
-    `words [B, N, D]`, tokens of the reference run.
-    """
+    """Sums up tuned less frozen blocks on the tuned run's inputs, where `counted [B, N']` is true, layer by layer."""
+    # At `slots [B, N]` frozen blocks get `words [B, N, D]`, tokens of the reference run.
     length = counted.shape[1]
 
     def step(
@@ -294,19 +286,11 @@ def measure_equivalent_bias(
     initial: Learnables,
     batches: Iterable[tuple[np.ndarray, np.ndarray]] = (),
 ) -> tuple[dict[str, EquivalentBias], int]:
-    """Measures the equivalent bias in the towers that a method changes.
+    """Measures the equivalent bias in the towers that a method changes; returns it by tower, and the number of images.
 
-    Args:
-      task, params, learnables: a method bound to classes, the frozen weights, and its learnables.
-      initial: learnables before training.
-      batches: pairs of images `[B, R, R, 3]`, raw (uint8) or normalised, and a mask `[B]`; unused where the bias does
-        not depend on images. Memory does not grow with their number.
-
-    Returns:
-      The biases by tower, and the number of images.
-
-    Raises:
-      ClipbiasError: the method has no equivalent bias, or there is no image.
+    `initial` are the learnables before training. `batches` are pairs of images `[B, R, R, 3]`, raw (uint8) or
+    normalised, and a mask `[B]`, unused where the bias does not depend on images. Raises `ClipbiasError` if the method
+    has no equivalent bias, or there is no image.
     """
     if reason := why_no_equivalent_bias(task, learnables):
         raise ClipbiasError(f"{type(task.method).__name__} has no equivalent bias. {reason}")

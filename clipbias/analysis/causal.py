@@ -220,17 +220,9 @@ def mix_images(
 ) -> jax.Array:
     """Computes image features of both runs and of `K` patched runs, side by side in one scan over layers.
 
-    Args:
-      params, config: the frozen model.
-      images: normalised, `[B, R, R, 3]`.
-      tuned: adaptation of the tuned run, whose prompts are the slots.
-      patched: one run or more, in any order.
-      means: by mean ablation, where a patched run has one.
-      donors: other images for resample ablation, `[d, B, R, R, 3]`, where a patched run has it.
-      dtype: of the computation.
-
-    Returns:
-      Features `[2 + K, B, d]`, not normalised: reference, tuned run, patched runs.
+    `images [B, R, R, 3]` are normalised; the prompts of `tuned` are the slots. Mean ablations need their `means`,
+    resample ablation needs other images, `donors [d, B, R, R, 3]`. Returns features `[2 + K, B, d]`, not normalised:
+    reference, tuned run, patched runs.
     """
     pair = image_pair(params, config, images, tuned, dtype)
     others = None
@@ -353,11 +345,7 @@ def _given(
     slots: Sequence[jax.Array],
     beyond: Sequence[jax.Array | None] = (),
 ) -> BlockHooks:
-    """Hooks of a frozen block of `K` patched runs `[K, B, N, D]`: A, m and s are given, values are their own.
-
-    `attentions`: `A [B, H, N, N]`, each for the next `counts` runs. By run: `masses [B, N, H]`, `slots [B, N, D]`
-    added to attention, `beyond [B, N, D]` added behind the block.
-    """
+    """Hooks of a frozen block on patched runs `[K, B, N, D]` with given A (each for the next `counts`), m and s."""
 
     def attention(normed: jax.Array, weights: layers.Weights, config: TowerConfig, keep: Keep) -> jax.Array:
         values = layers.split_heads(layers.dense(normed, layers.outputs(weights["qkv"], 2, 3)), config.heads)

@@ -325,11 +325,8 @@ def _two_models(study: Study, model: Model) -> Step:
 
 
 def _all_ways(study: Study, model: Model, inputs: AblationInputs) -> tuple[list[Way], Step]:
-    """Returns the ways to classify, and a step from a batch to their "logits" `[B, K, C]`.
-
-    Each text of a class and each pass over an image is patched by itself; the head sees the features of all of them.
-    Where texts depend on the image, all runs are made for each image.
-    """
+    """Returns the ways to classify, and a step from a batch to their "logits" `[B, K, C]`."""
+    # Each text of a class and each pass over an image is patched by itself; the head sees the features of all of them.
     task = model.task
     classifier = task.classifier
     config = study.clip.config

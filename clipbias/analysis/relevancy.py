@@ -224,10 +224,6 @@ def _rollout_first(row: LastRow, gradient: jax.Array) -> jax.Array:
     return passed if row.number is None else (_unit_row(row) + passed) / 2
 
 
-def _rollout_step(row: jax.Array, attention: jax.Array, gradient: jax.Array) -> jax.Array:
-    return (row + jnp.einsum("BN,BHNM->BM", row, attention) / attention.shape[1]) / 2
-
-
 def _grad_eclip(row: LastRow, gradient: jax.Array) -> jax.Array:
     """Returns `relu(λ_j Σ_h ∂y/∂A_hj)` over the other tokens that the row sees."""
     # Keys that are all alike have no range to scale to: λ = 1 then, and the inner `where` avoids 0 / 0.
@@ -242,7 +238,12 @@ REDUCTIONS = {
         first=lambda row, gradient: _unit_row(row) + jax.nn.relu(gradient * row.attention).mean(1), step=_relevancy_step
     ),
     "attention": Reduction(lambda row, gradient: row.attention.mean(1)),
-    "rollout": Reduction(_rollout_first, _rollout_step),
+    "rollout": Reduction(
+        first=_rollout_first,
+        step=lambda row, attention, gradient: (
+            (row + jnp.einsum("BN,BHNM->BM", row, attention) / attention.shape[1]) / 2
+        ),
+    ),
     "legrad": Reduction(
         first=lambda row, gradient: jax.nn.relu(gradient).mean(1),
         step=lambda total, attention, gradient: total + jax.nn.relu(gradient).mean(1).sum(1),
@@ -258,19 +259,11 @@ States = dict[str, jax.Array]  # by the names of reductions
 
 @struct.dataclass
 class Relevancy:
-    """Maps over the tokens of images and of their prompt texts, for given targets.
+    """Maps over the tokens of images and of their prompt texts; several targets per image are an axis behind `B`."""
 
-    Attributes:
-      vision: `[B, M + V]`: patches row by row, then prompts.
-      text: `[B, N]`: SOS, context, class name, '.'; 0 from EOS on. `[B, n, N]` for an ensemble of `n` templates.
-      scores: `[B]`: the targets' scaled logits.
-
-    With several targets per image, each array has an axis `K` after `B`.
-    """
-
-    vision: jax.Array
-    text: jax.Array
-    scores: jax.Array
+    vision: jax.Array  # `[B, M + V]`: patches row by row, then prompts
+    text: jax.Array  # `[B, N]`: SOS, context, class name, '.'; 0 from EOS on. `[B, n, N]` for `n` templates
+    scores: jax.Array  # `[B]`: the targets' scaled logits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -461,14 +454,9 @@ def own_pair_logits(
     class_features: jax.Array,
     targets: jax.Array,
 ) -> jax.Array:
-    """Computes logits `[B, K]` of image and target pairs by the method's own head.
+    """Computes logits `[B, K]` of images `[B, d]` and targets `[B, K]` by the method's own head.
 
-    Args:
-      classifier, params, learnables: the method; its learnables stay fixed.
-      images: features `[B, d]`.
-      texts: features of the pairs' texts, `[B · K · n, d]`.
-      class_features: features of all classes' texts, `[n · C, d]`, fixed.
-      targets: `[B, K]`.
+    `texts [B · K · n, d]` are features of the pairs' texts, `class_features [n · C, d]` of all classes' texts.
     """
     fixed = classifier.split_by_template(class_features)
 
@@ -485,14 +473,9 @@ def own_pair_logits(
 def pair_logits(
     scale: jax.Array, images: jax.Array, texts: jax.Array, residual: jax.Array | None, templates: int
 ) -> jax.Array:
-    """Computes `y = s · cos(f, g)` of every pair, `[B, K]`.
+    """Computes `y = s · cos(f, g)` of every pair, `[B, K]`; `scale` is `s`: `exp(logit_scale)`, or the method's.
 
-    Args:
-      scale: `s`: `exp(logit_scale)`, or the method's.
-      images: features `[B, d]`.
-      texts: features of the pairs' texts in `n` templates, `[B · K · n, d]`.
-      residual: added to class features, `[B · K, d]`.
-      templates: `n`.
+    `images [B, d]` and `texts [B · K · n, d]` are features, `residual [B · K, d]` is added to class features.
     """
     # The classifier's order: unit length, mean over templates, residual, unit length. Another order is another logit.
     if templates > 1:

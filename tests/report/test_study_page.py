@@ -169,14 +169,14 @@ def test_what_is_missing_says_why(written, drawn):
     _, page = written(judge(dataclasses.replace(results, sections=sections)))
     assert "Relevancy, Bias tuning: No map follows its logit." in page.text
     assert "Bias tuning: It has no second run." in page.text and "IVLP: Texts depend." in page.text
-    assert "Faithfulness: not computed; --config.sections=faithfulness has it." in page.text
+    assert "Faithfulness: not computed; --config.sections=faithfulness computes it." in page.text
     assert "Similarity: no model has vision prompts." in page.text
 
 
 def test_a_study_without_a_verdict_says_so_and_has_no_figures(written):
     path, page = written(only())
     assert "img" not in page.tags and not (path.parent / "figures").exists()
-    assert "Causal: not computed; --config.sections=causal has it." in page.text
+    assert "Causal: not computed; --config.sections=causal computes it." in page.text
     assert "Why IVLP differs from CLIP on demo/digits was not tested" in page.text
 
 
