@@ -66,36 +66,22 @@ class DistilOptions:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class DistilImages:
-    """Disjoint lists of images for a distillation.
+    """Disjoint lists of images for a distillation."""
 
-    Attributes:
-      fitted: to fit forms, without labels.
-      held_back: to select a form, without labels.
-      certified: for the certificate.
-      labelled: whether the labels of `certified` are classes of the model.
-    """
-
-    fitted: Split
-    held_back: Split
-    certified: Split
-    labelled: bool
+    fitted: Split  # to fit forms, without labels
+    held_back: Split  # to select a form, without labels
+    certified: Split  # for the certificate
+    labelled: bool  # whether the labels of `certified` are classes of the model
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Distilled:
-    """A distilled model.
+    """A distilled model."""
 
-    Attributes:
-      model: has the form's method and the student's base. Its notes hold the certificate, which an export writes.
-      certificate: comparison with the teacher, on images that were used nowhere else.
-      sentences: the certificate in words: accuracy, divergence, agreement and numbers.
-      candidates: comparisons of all fitted forms, on the held-back images.
-    """
-
-    model: TunedModel
-    certificate: Comparison
-    sentences: tuple[str, ...]
-    candidates: tuple[Comparison, ...]
+    model: TunedModel  # of the form's method; its notes hold the certificate, which an export writes
+    certificate: Comparison  # with the teacher, on images that were used nowhere else
+    sentences: tuple[str, ...]  # the certificate in words: accuracy, divergence, agreement and numbers
+    candidates: tuple[Comparison, ...]  # all fitted forms, on the held-back images
 
 
 def divide_images(source: Dataset | Split) -> DistilImages:
@@ -248,13 +234,7 @@ def select(candidates: Sequence[Comparison]) -> str:
 
 
 def certificate_sentences(certificate: Comparison, teacher: str, teacher_numbers: int) -> tuple[str, ...]:
-    """Writes a sentence each for accuracy, divergence, agreement and numbers.
-
-    Args:
-      certificate: of a model with a form of `STUDENT_FORMS`.
-      teacher: the teacher's method.
-      teacher_numbers: stored numbers of the teacher.
-    """
+    """Writes a sentence each for accuracy, divergence, agreement and numbers; `teacher` is a method."""
     lines = []
     difference, accuracy = certificate.difference, certificate.accuracy
     if difference is not None and accuracy is not None:

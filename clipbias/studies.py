@@ -37,15 +37,10 @@ from clipbias.tuning.tuned import Tuned
 
 @dataclasses.dataclass(frozen=True)
 class FinishedStudy:
-    """Result of `clipbias.explain`.
+    """Result of `clipbias.explain`."""
 
-    Attributes:
-      results: all numbers, which are in the folder too.
-      page: the report's file; `None` on all processes but the first.
-    """
-
-    results: StudyResults
-    page: Path | None
+    results: StudyResults  # all numbers, which are in the folder too
+    page: Path | None  # the report's file; `None` on all processes but the first
 
     @property
     def sentence(self) -> str:
@@ -83,8 +78,7 @@ def explain(
     An interrupted study continues from its folder.
 
     Args:
-      models: one or several on the same CLIP. Models that differ in the seed of their training alone are judged
-        together.
+      models: one or several on the same CLIP; models that differ in their seed alone are judged together.
       dataset: from `clipbias.data.load`, or a name or path as for `fit`. Models of other classes are bound to its
         classes, and zero-shot has its template.
       folder: for `results.npz`, `results.json` and `report/report.html`.
@@ -97,9 +91,6 @@ def explain(
       config: JSON values to store with the results.
       mesh: devices. Default: the first device.
       progress: whether to show progress bars.
-
-    Returns:
-      The results, with the verdicts as `sentence` and `labels`.
 
     Raises:
       ClipbiasError: the models have different CLIPs, or cannot be bound to these classes; a split or section does not

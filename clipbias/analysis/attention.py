@@ -141,6 +141,7 @@ def distance_and_entropy(probabilities: jax.Array, config: VisionConfig) -> dict
     pixels = config.patch_size * np.hypot(rows[:, None] - rows, columns[:, None] - columns)
     pixels = jnp.asarray(pixels, jnp.float32)
     among_patches = probabilities[..., first:inputs, first:inputs]
+    # Prompts are keys of the entropy but no queries: they are no part of the image.
     of_queries = entropy(probabilities[..., :inputs, :])
     return {
         "distance": jnp.einsum("BHNM,NM->BHN", among_patches, pixels).mean(-1),  # in two sums: each stays exact longer
@@ -266,6 +267,7 @@ def compute_text_attention(study: Study) -> Computation[dict[str, TextAttention 
             continue
         totals: Totals = {}
         for shares in eos_shares(study, model):
+            # Shares of several texts of a class are pooled: each text is a sample.
             totals = merge(totals, {"shares": over_texts(shares)})
         results[model.key] = TextAttention(
             shares=totals["shares"].average,
@@ -363,6 +365,7 @@ def _vision_step(study: Study, model: Model) -> Step:
         def observe(view: LayerView) -> dict[str, Any]:
             variants = {"clip": view.probabilities}
             if prompts:
+                # W/O Prompt as in the paper: the same run, with attention to prompts removed and the rest scaled to 1.
                 among_inputs = renormalise(view.probabilities[..., inputs, inputs])
                 variants = {"without_prompt": among_inputs, "with_prompt": view.probabilities}
             seen = {
@@ -382,6 +385,7 @@ def _vision_step(study: Study, model: Model) -> Step:
 
         def look(adaptation: Adaptation) -> dict[str, Any]:
             seen = encode_image(params, config, images, adaptation, observe=observe, dtype=dtype)[1]
+            # A pooling head has one attention for all layers, so each layer's distances are correlated with the head's.
             if "distance" in seen:
                 head = head_attention(params, config, images, adaptation, dtype=dtype)
                 seen["rank_correlation"] = jax.vmap(rank_correlation, (None, 0))(head, -seen.pop("distance"))
@@ -403,7 +407,6 @@ def _vision_step(study: Study, model: Model) -> Step:
 
 
 def compute_vision_attention(study: Study) -> Computation[dict[str, VisionAttention | Missing]]:
-    """Computes Fig. 5."""
     models, left_out = divide(study.models, why_no_vision_attention)
     totals = yield from vision_totals(study, models)
     return left_out | {model.key: _vision_attention(study, model, totals[model.key]) for model in models}
@@ -542,11 +545,14 @@ def constancy(totals: Mapping[str, Moments], bias: Mapping[str, np.ndarray]) -> 
     length = np.square(mean).sum(-1)
     spread = np.asarray(part.squares, np.float64).sum(-1)
     square = count * length + spread  # `Σ_i |x_ij|²` of each token
+    # A token in one sample has no product of two different samples: it counts in neither numerator nor denominator.
     repeated = count > 1
     of_mean = np.where(repeated, count * length - spread / np.maximum(count - 1, 1), 0).sum(-1)
     tiny = np.finfo(np.float64).tiny
     of_repeated = np.maximum((repeated * square).sum(-1), tiny)
+    # Weighted by samples: tokens near the end of texts occur in few of them.
     vector = (count[..., None] * mean).sum(1) / np.maximum(count.sum(1), 1)[:, None]
+    # Ratios of two estimates, each unbiased: the ratio of their sums over tokens is nearly so, a mean of ratios is not.
     pairs = _product_of_two(totals["tokens"])
     one_vector = _product_of_two(totals["total"]) / np.where(pairs > 0, pairs, np.nan)
     return {

@@ -52,15 +52,10 @@ from clipbias.tuning.tuned import Tuned
 
 @dataclasses.dataclass(frozen=True)
 class EquivalentBias:
-    """Equivalent bias of one tower in its two forms, float32.
+    """Equivalent bias of one tower in its two forms, float32."""
 
-    Attributes:
-      vector: `[L, D]`, over all input tokens.
-      kind: `[L, 2, D]`: the pooled token (`[cls]`, EOS), then all other input tokens. `[L, 1, D]` under a pooling head.
-    """
-
-    vector: np.ndarray
-    kind: np.ndarray
+    vector: np.ndarray  # `[L, D]`, over all input tokens
+    kind: np.ndarray  # `[L, 2, D]`: pooled token (`[cls]`, EOS), all other inputs; `[L, 1, D]` under a pooling head
 
 
 # Moments by name: "token" and "pooled", or with their tower, "vision/token", ….
@@ -183,11 +178,8 @@ def _sum_changes(
     slots: jax.Array | None = None,
     words: jax.Array | None = None,
 ) -> BlockSums:
-    """Runs the tuned tower and each frozen block on its input tokens; sums up their differences layer by layer.
-
-    `counted [B, N']` masks slots and tokens without influence among the first `N'`. At `slots [B, N]` frozen blocks get
-    `words [B, N, D]`, tokens of the reference run.
-    """
+    """Sums up tuned less frozen blocks on the tuned run's inputs, where `counted [B, N']` is true, layer by layer."""
+    # At `slots [B, N]` frozen blocks get `words [B, N, D]`, tokens of the reference run.
     length = counted.shape[1]
 
     def step(
@@ -202,12 +194,15 @@ def _sum_changes(
         inputs = seen[INPUT][:, places[:length]]
         if words is not None and slots is not None:
             inputs = jnp.where(slots[..., None], words, inputs)
+        # The frozen block runs on the tuned run's tokens, not on its own: differences of layers before are not in
+        # `c_l`.
         change = tokens[:, places[:length]] - run_block(inputs, frozen, config, hooks)
         # The reference run advances beside the tuned one, so that each layer's slots get its tokens of that layer.
         if words is not None:
             words = run_block(words, frozen, config, hooks)
         sums: BlockSums = {"token": Moments.of(change, counted)}
         if run.pooled is not None:
+            # The pooled token counts in a sample if any token does: a padded sample has none.
             sums["pooled"] = Moments.of(tower.take_rows(change, run.pooled), counted.any(1))
         return (tokens, words), sums
 
@@ -235,6 +230,8 @@ def equivalent_biases(sums: BlockSums) -> dict[str, EquivalentBias]:
             if f"{name}/pooled" in sums:
                 of_pooled, pooled = count_and_mean(sums[f"{name}/pooled"])
                 others = ratio(total - of_pooled[:, None] * pooled, count - of_pooled)
+                # The pooled token is a small part of all tokens, and its mean comes from its own sum, not from a
+                # difference.
                 kinds = [pooled.astype(np.float32), others]
             biases[name] = EquivalentBias(vector=vector, kind=np.stack(kinds, axis=1))
     return biases
@@ -242,6 +239,7 @@ def equivalent_biases(sums: BlockSums) -> dict[str, EquivalentBias]:
 
 def changed_towers(task: Task, learnables: Learnables) -> tuple[str, ...]:
     """Returns the towers in whose blocks a method changes tokens or weights."""
+    # Shapes suffice, and cost no memory; a part of size 0, such as prompts of depth 0, changes nothing.
     adaptation = jax.eval_shape(task.method.adapt, learnables)
     names = ("context", "prompts", "class_prompts", "tokens", "bias", "adapters")
     towers = []
@@ -288,19 +286,11 @@ def measure_equivalent_bias(
     initial: Learnables,
     batches: Iterable[tuple[np.ndarray, np.ndarray]] = (),
 ) -> tuple[dict[str, EquivalentBias], int]:
-    """Measures the equivalent bias in the towers that a method changes.
+    """Measures the equivalent bias in the towers that a method changes; returns it by tower, and the number of images.
 
-    Args:
-      task, params, learnables: a method bound to classes, the frozen weights, and its learnables.
-      initial: learnables before training.
-      batches: pairs of images `[B, R, R, 3]`, raw (uint8) or normalised, and a mask `[B]`; unused where the bias does
-        not depend on images. Memory does not grow with their number.
-
-    Returns:
-      The biases by tower, and the number of images.
-
-    Raises:
-      ClipbiasError: the method has no equivalent bias, or there is no image.
+    `initial` are the learnables before training. `batches` are pairs of images `[B, R, R, 3]`, raw (uint8) or
+    normalised, and a mask `[B]`, unused where the bias does not depend on images. Raises `ClipbiasError` if the method
+    has no equivalent bias, or there is no image.
     """
     if reason := why_no_equivalent_bias(task, learnables):
         raise ClipbiasError(f"{type(task.method).__name__} has no equivalent bias. {reason}")
@@ -309,12 +299,14 @@ def measure_equivalent_bias(
             f"{type(task.method).__name__} learns from crops of each image, and the images have no crops here, so its "
             "equivalent bias cannot be measured."
         )
+    # Texts first: they do not depend on images, so a method of the text tower alone never reads one.
     sums = text_moments(task, params, learnables, initial)
     if not needs_images(task, learnables):
         return equivalent_biases(sums), 0
     images = 0
     for batch, mask in batches:
         pixels = task.clip.preprocessing.normalize(batch) if batch.dtype == np.uint8 else jnp.asarray(batch)
+        # Sums leave the device batch by batch and are joined on the host in float64.
         moments = image_moments(task, params, learnables, initial, pixels, jnp.asarray(mask))
         sums = merge(sums, jax.device_get(moments))
         images += int(np.sum(mask))
@@ -378,10 +370,12 @@ def equivalent_bias(model: Tuned, images: Pictures | Split | None, form: str, *,
     biases, count = measure_equivalent_bias(task, task.clip.params, model.learnables, initial, batches)
     method = make_method(METHODS[form], vision_tower="vision" in biases, text_tower="text" in biases)
     bias_task = Task(task.clip, method, task)
+    # The bias is relative to the texts that the method starts from. Added to other texts, it is not this method's bias.
     _check_texts(task, initial, bias_task, task.method_name)
     source = {"method": task.method_name, "options": task.options(), "images": count}
     kept = {name: notes[name] for name in _KEPT if name in notes} | {"equivalent_bias": source}
-    # Other images give another bias, and so another training: only biases of the same images are seeds of each other.
+    # Another identity than the model's own training: a study may not take the bias for a seed of the method, nor
+    # biases that were measured on other images for seeds of each other.
     kept["training"] = identity(["equivalent bias", form, notes.get("training"), images if count else None])
     return Tuned(bias_task, {f"{tower}_bias": getattr(bias, form) for tower, bias in biases.items()}, kept)
 

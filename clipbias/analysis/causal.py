@@ -59,6 +59,7 @@ class PathPatch(enum.Enum):
     """Path patching: the run that gives attention (A), and the run that gives tokens (m and s)."""
 
     RR = (Source.REFERENCE, Source.REFERENCE)
+    # The first letter is the source of attention, the second that of tokens.
     PR = (Source.TUNED, Source.REFERENCE)
     RP = (Source.REFERENCE, Source.TUNED)
     PP = (Source.TUNED, Source.TUNED)
@@ -116,6 +117,7 @@ class Added:
         """Averages a mean by position over the tokens of each kind; `kinds [N]`."""
         # All positions have as many images, so the mean of their means is the mean over images and tokens.
         members = [np.flatnonzero(kinds == kind) for kind in range(kinds.max() + 1)]
+        # `start` has no layer axis, `slots` and `blocks` have one: all have tokens second to last.
         return jax.tree.map(lambda mean: np.stack([mean[..., of, :].mean(-2) for of in members], axis=-2), self)
 
 
@@ -172,11 +174,13 @@ class RunPair:
         """Gives each token its mean, from `[N, D]` by position or `[K, D]` by kind; slots get 0."""
         if ablation is Ablation.POSITION:
             return mean
+        # The gather may not read at -1: slots read kind 0 and are set to 0 by the mask.
         return jnp.where((self.kinds >= 0)[..., None], jnp.asarray(mean)[jnp.maximum(self.kinds, 0)], 0)
 
 
 def image_pair(params: Params, config: ClipConfig, images: jax.Array, tuned: Adaptation, dtype: str) -> RunPair:
     """Embeds images `[B, R, R, 3]` for both runs; the reference has no adaptation."""
+    # Prompts are appended behind all input tokens, so both runs have the inputs at the same positions.
     runs = [embed_image(params, config, images, adaptation, dtype=dtype) for adaptation in (Adaptation(), tuned)]
     inputs = config.vision.tokens
     slots = jnp.arange(runs[1].tokens.shape[1]) >= inputs
@@ -196,6 +200,7 @@ def text_pair(
     runs = [embed_text(params, config, tokens, adaptation, dtype=dtype) for adaptation in (reference, tuned)]
     # Without a learned context the rows hold the same words in both runs: these are inputs, not slots.
     slots = (jnp.asarray(tokens.context_rows) >= 0) & (tuned.text_context is not None)
+    # Slots are no kind: means are of inputs alone, and a slot of R and of P hold other things by construction.
     is_eos = jnp.arange(tokens.ids.shape[1]) == jnp.asarray(tokens.eos)[:, None]
     kinds = jnp.where(slots, -1, jnp.where(is_eos, 0, 1))
     return RunPair(runs[0], runs[1], slots, kinds, tokens.ids.shape[1], config.text)
@@ -215,21 +220,15 @@ def mix_images(
 ) -> jax.Array:
     """Computes image features of both runs and of `K` patched runs, side by side in one scan over layers.
 
-    Args:
-      params, config: the frozen model.
-      images: normalised, `[B, R, R, 3]`.
-      tuned: adaptation of the tuned run, whose prompts are the slots.
-      patched: one run or more, in any order.
-      means: by mean ablation, where a patched run has one.
-      donors: other images for resample ablation, `[d, B, R, R, 3]`, where a patched run has it.
-      dtype: of the computation.
-
-    Returns:
-      Features `[2 + K, B, d]`, not normalised: reference, tuned run, patched runs.
+    `images [B, R, R, 3]` are normalised; the prompts of `tuned` are the slots. Mean ablations need their `means`,
+    resample ablation needs other images, `donors [d, B, R, R, 3]`. Returns features `[2 + K, B, d]`, not normalised:
+    reference, tuned run, patched runs.
     """
     pair = image_pair(params, config, images, tuned, dtype)
     others = None
     if donors is not None:
+        # Other images need the tuned run's slots and blocks only, but share the machinery of a pair up to the first
+        # block.
         others = image_pair(params, config, donors.reshape(-1, *images.shape[1:]), tuned, dtype)
 
     def read(rows: jax.Array, source: Source) -> jax.Array:
@@ -285,6 +284,7 @@ def _mix(
         parts = values.reshape(-1, batch, *values.shape[1:])
         return {(Ablation.RESAMPLE, draw): part for draw, part in enumerate(parts)}
 
+    # The three places at which something is added, `start`, `slots` and `blocks`, are looked up by ablation and draw.
     start = {(Ablation.NOTHING, 0): jnp.zeros_like(pair.start), (Ablation.OWN, 0): pair.start}
     start |= {(ablation, 0): pair.spread(mean.start, ablation) for ablation, mean in means.items()}
     if others is not None:
@@ -295,7 +295,9 @@ def _mix(
         # outlives its layer, so memory does not grow with depth.
         frozen, changed, by_ablation = scanned
         reference, view = tower.observe_block(carry.reference, frozen, pair.reference, pair.config)
+        # R is observed at its own tokens: its A and m are those of the frozen model, whatever the patched runs do.
         of_reference = pair.parts(view)
+        # P runs whole, with its own slots in the sequence, so that what it adds is measured on its way and on no other.
         tuned, of_tuned, beyond = pair.observe(carry.tuned, frozen, changed)
         slots = {(Ablation.NOTHING, 0): of_reference.slots, (Ablation.OWN, 0): of_tuned.slots}
         blocks = {} if beyond is None else {(Ablation.OWN, 0): beyond}
@@ -310,6 +312,7 @@ def _mix(
             blocks |= {} if beyond is None else by_draw(beyond)
         parts_of = {Source.REFERENCE: of_reference, Source.TUNED: of_tuned}
         hooks = _given(
+            # An attention that no patched run takes needs no product.
             [parts_of[source].attention for source, count in zip(Source, counts, strict=True) if count],
             [count for count in counts if count],
             [parts_of[run.mass].mass for run in in_order],
@@ -326,6 +329,7 @@ def _mix(
     )
     by_ablation = {ablation: (mean.slots, mean.blocks) for ablation, mean in means.items()}
     tokens, _ = jax.lax.scan(step, tokens, (pair.reference.layers, pair.tuned.layers, by_ablation))
+    # Prompts lie behind the inputs, so the read-out row is at the same position in all runs.
     pooled = pair.reference.pooled
     reference = read(tower.take_rows(tokens.reference, pooled), Source.REFERENCE)
     features = [
@@ -341,11 +345,7 @@ def _given(
     slots: Sequence[jax.Array],
     beyond: Sequence[jax.Array | None] = (),
 ) -> BlockHooks:
-    """Hooks of a frozen block of `K` patched runs `[K, B, N, D]`: A, m and s are given, values are their own.
-
-    `attentions`: `A [B, H, N, N]`, each for the next `counts` runs. By run: `masses [B, N, H]`, `slots [B, N, D]`
-    added to attention, `beyond [B, N, D]` added behind the block.
-    """
+    """Hooks of a frozen block on patched runs `[K, B, N, D]` with given A (each for the next `counts`), m and s."""
 
     def attention(normed: jax.Array, weights: layers.Weights, config: TowerConfig, tap: Tap) -> jax.Array:
         values = layers.split_heads(layers.dense(normed, layers.outputs(weights["qkv"], 2, 3)), config.heads)
@@ -353,6 +353,7 @@ def _given(
         first = 0
         for probabilities, count in zip(attentions, counts, strict=True):
             part = values[first : first + count]
+            # Values are of the patched run's own tokens: attention is patched, the information that it moves is not.
             seen.append(jnp.einsum("BHNM,KBMHC->KBNHC", probabilities.astype(values.dtype), part))
             first += count
         # Slots take their share of the softmax even where they add nothing: `1 − m` is what is left to the inputs.
@@ -362,6 +363,7 @@ def _given(
         return layers.dense(heads.reshape(normed.shape), weights["out"]) + added.astype(normed.dtype)
 
     def after(output: jax.Array, inputs: jax.Array) -> jax.Array:
+        # A run without an addition gets zeros, since all runs share one stacked array.
         added = [jnp.broadcast_to(0.0 if part is None else part, output.shape[1:]) for part in beyond]
         return output + jnp.stack(added).astype(output.dtype)
 
@@ -380,6 +382,8 @@ def added_to_images(
     """
     with jax.default_matmul_precision("highest"):
         pair = image_pair(params, config, images, tuned, "float32")
+        # A mean of differences between nearly equal outputs: always float32 and full precision, whatever the model
+        # computes in.
         return _sum_added(pair, lambda values: Moments.of(values, mask))
 
 
@@ -414,6 +418,8 @@ def _some_texts(
 
 def _sum_added(pair: RunPair, sums: Callable[[jax.Array], Moments]) -> Totals:
     def step(tokens: jax.Array, scanned: tuple[LayerInput, LayerInput]) -> tuple[jax.Array, Totals]:
+        # Only P's tokens are carried: R is needed at the embedding alone, since `observe` runs frozen blocks on P's
+        # tokens.
         tokens, parts, beyond = pair.observe(tokens, *scanned)
         added = {"slots": parts.slots, "blocks": beyond}
         return tokens, {name: sums(values) for name, values in added.items() if values is not None}

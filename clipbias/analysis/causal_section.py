@@ -104,6 +104,7 @@ class Sample:
 def outcomes(logits: np.ndarray, labels: np.ndarray) -> ByMetric[np.ndarray]:
     """Scores every image, `[n, K]`, by logits `[n, K, C]` and labels `[n]`."""
     labels = np.asarray(labels)
+    # In points, so that a mean over images is an accuracy in percent.
     right = 100.0 * (np.asarray(logits).argmax(-1) == labels[:, None])
     return ByMetric(right, at_fitted_temperature(logits, labels)[0])
 
@@ -131,10 +132,12 @@ def at_fitted_temperature(logits: np.ndarray, labels: np.ndarray) -> tuple[np.nd
     """
     labels = np.asarray(labels)
     second = halves(labels)
+    # A temperature that was fitted on the images that it scores would flatter the way with the noisier logits.
     temperatures = np.stack([fit_temperatures(logits[part], labels[part]) for part in (~second, second)])
     lowest = temperatures == COLDEST  # all predictions of that half are right
     if lowest.any():
         temperatures = np.where(lowest, fit_temperatures(logits, labels), temperatures)
+    # First-half images take the second half's temperature, and the other way round.
     log_scales = -np.log(np.where(second[:, None], temperatures[0], temperatures[1]))
     return log_likelihoods(logits, labels, log_scales[:, :, None])[:, :, 0, 0], temperatures
 
@@ -184,7 +187,9 @@ class AblationInputs:
 def compute_causal(study: Study) -> Computation[CausalTests]:
     """Runs the causal test of every model, and joins the seeds of each method."""
     reasons = {model.key: why_no_causal_test(model.task) for model in study.tuned}
+    # Models without patched runs, such as heads, still have their gain: reference and tuned model, nothing between.
     patched = [model for model in study.tuned if not reasons[model.key]]
+    # Means come from a first pass over training images, so all models wait for it before the test images are read once.
     inputs = yield from measure_ablations(study, patched)
     requests = {}
     ways = {}
@@ -255,6 +260,8 @@ def measure_ablations(study: Study, models: Sequence[Model]) -> Computation[dict
     results: dict[str, Any] = {}
     donors = drawn = None
     if means:
+        # Others come from training images, not from the test set: a test image's own addition may not be drawn for
+        # itself.
         few = study.training_images[spread(len(study.training_images), _DONORS)]
         title = "training images to compare with"
         donor_request = Request(
@@ -270,6 +277,7 @@ def measure_ablations(study: Study, models: Sequence[Model]) -> Computation[dict
         text = None
         if "text" in towers[model.key]:
             task = model.task
+            # The reference's context is the one that training started from, which the model's seed recreates.
             runs = task.method.adapt(model.learnables), reference_adaptation(task, task.init(model.seed))
             text = study.replicate(Added.mean(added_to_texts(config, study.params, task.tokens, *runs)))
         inputs[model.key] = AblationInputs(text=text)
@@ -278,6 +286,7 @@ def measure_ablations(study: Study, models: Sequence[Model]) -> Computation[dict
             for name, moments in results[means[model.key].name].items():
                 number, _, part = name.partition("/")
                 sums[int(number)][part] = moments
+            # A pass over an image has prompts of its own, so each pass has means of its own.
             by_position = [Added.mean(of_pass) for of_pass in sums]
             image = tuple(
                 {Ablation.POSITION: mean, Ablation.KIND: mean.by_kind(image_kinds(config))} for mean in by_position
@@ -316,11 +325,8 @@ def _two_models(study: Study, model: Model) -> Step:
 
 
 def _all_ways(study: Study, model: Model, inputs: AblationInputs) -> tuple[list[Way], Step]:
-    """Returns the ways to classify, and a step from a batch to their "logits" `[B, K, C]`.
-
-    Each text of a class and each pass over an image is patched by itself; the head sees the features of all of them.
-    Where texts depend on the image, all runs are made for each image.
-    """
+    """Returns the ways to classify, and a step from a batch to their "logits" `[B, K, C]`."""
+    # Each text of a class and each pass over an image is patched by itself; the head sees the features of all of them.
     task = model.task
     classifier = task.classifier
     config = study.clip.config
@@ -330,6 +336,7 @@ def _all_ways(study: Study, model: Model, inputs: AblationInputs) -> tuple[list[
     image_runs = _PATHS + (_IMAGE_ABLATIONS if inputs.image else [])
     text_runs = _PATHS + ([] if inputs.text is None else _TEXT_ABLATIONS)
     text_means = {} if inputs.text is None else {Ablation.KIND: inputs.text}
+    # Texts of all runs are computed once for a study, images in every batch: a way only picks rows of both.
     places = _places(towers, bool(inputs.image), inputs.text is not None)
     runs = study.replicate((task.method.adapt(learnables), reference_adaptation(task, task.init(model.seed))))
 
@@ -339,6 +346,7 @@ def _all_ways(study: Study, model: Model, inputs: AblationInputs) -> tuple[list[
         """Features of both runs and of the patched runs, `[S, B, d]`, or `[S, B, m, d]` for `m` passes."""
         donors = None
         if inputs.donors is not None and inputs.drawn is not None:
+            # Pixels stay uint8 on the device and are normalised after the gather: a quarter of the memory.
             donors = study.normalize(inputs.donors[jnp.moveaxis(inputs.drawn[numbers], 1, 0)])
         passes = []
         for number, adaptation in enumerate(by_pass(tuned)):
@@ -371,6 +379,7 @@ def _all_ways(study: Study, model: Model, inputs: AblationInputs) -> tuple[list[
         def head(image: jax.Array, text: jax.Array) -> jax.Array:
             return classifier.head(params, learnables, image, text, mask)
 
+        # The head sees one way at a time, as in the model: some heads mix all classes or all images of a call.
         return jax.vmap(head)(features[images_at], texts[texts_at])
 
     @jax.jit
@@ -410,12 +419,14 @@ def _places(towers: Sequence[str], image_ablations: bool, text_ablations: bool) 
     """Returns each way with the places of its features in the results of `mix_images` and of `mix_texts`."""
     reference, tuned, attention, tokens, first_ablation = range(5)
     places = [
+        # Path patching acts in both towers at once, so attention alone and tokens alone divide the whole gain.
         (Way.REFERENCE, reference, reference),
         (Way.ATTENTION, attention, attention),
         (Way.TOKENS, tokens, tokens),
         (Way.TUNED, tuned, tuned),
     ]
     if len(towers) == 2:
+        # Each tower alone, only where both are changed: else one of them is the tuned model itself.
         places += [(Way.VISION, tuned, reference), (Way.TEXT, reference, tuned)]
     if image_ablations:
         names = [Way.IMAGE_NOTHING, Way.IMAGE_KIND, Way.IMAGE_POSITION, *DRAWS * [Way.IMAGE_OTHER]]
@@ -436,6 +447,7 @@ def summarize(measured: ByMetric[Sample], ways: Sequence[str]) -> ByMetric[Causa
     of_gain |= {way.name: mean[way] - frozen for way in _ALONE if way in mean}
     ablations: dict[str, dict[str, np.ndarray]] = {}  # contrasts of image and of text tokens
     if Way.IMAGE_NOTHING in mean:
+        # All ablations, the tuned run included, are against adding nothing at the tuned attention.
         nothing = mean[Way.IMAGE_NOTHING]
         ablations["image"] = {
             "all": tuned - nothing,
@@ -476,5 +488,6 @@ def _differences(of_ways: Sample, weights: Mapping[str, np.ndarray], *, of: str)
     place = list(weights).index(of)
     numbers = shares(contrast.mean, contrast.draws, contrast.mean[place], contrast.draws[:, place])
     by_name = dict(zip(weights, numbers, strict=True))
+    # A quantity is all of itself: a share of 1 without an interval would only confuse.
     by_name[of] = dataclasses.replace(by_name[of], share=None)
     return by_name

@@ -77,13 +77,12 @@ class RelevancyGroups:
 
 
 def compute_predictions(study: Study) -> Computation[Predictions]:
-    """Predicts every image's class by every model; -1 if the image is unreadable or lacks a model's prediction.
-
-    Stored predictions of an evaluation cover the whole split. Others cover the study's images.
-    """
+    """Predicts every image's class by every model; -1 if the image is unreadable or lacks a model's prediction."""
+    # Stored predictions of an evaluation cover the whole split, others the study's images.
     predicted: dict[str, np.ndarray] = {}
     requests: dict[str, Request] = {}
     for model in study.models:
+        # Stored predictions serve where they are complete, or where unreadable images may be skipped anyway.
         known = study.known(model)
         if known is not None and ((known >= 0).all() or study.options.on_image_error == "skip"):
             predicted[model.key] = known
@@ -99,6 +98,7 @@ def compute_predictions(study: Study) -> Computation[Predictions]:
         rows = results[request.name]
         predicted[key] = np.full(len(study.split), -1, np.int32)
         predicted[key][rows["images"]] = rows["predicted"]
+    # All models are compared on the same images.
     seen = np.min(list(predicted.values()), axis=0) >= 0
     return Predictions(
         labels=np.asarray(study.split.labels, np.int32),
@@ -216,7 +216,6 @@ def _relevancy_text(model: Model) -> RelevancyText:
 
 
 def _relevancy_group(totals: Totals) -> RelevancyGroup | None:
-    """Averages over a group of images; `None` for an empty group."""
     if not totals or not totals["order"].samples:
         return None
     both = {
@@ -228,7 +227,6 @@ def _relevancy_group(totals: Totals) -> RelevancyGroup | None:
 
 
 def _relevancy_step(study: Study, tuned: Sequence[Model], groups: Mapping[str, np.ndarray]) -> Step:
-    """Returns a step to moments `{key}/{quantity}` and rows `{key}/each/{quantity}` of tuned models and zero-shot."""
     patches = study.clip.config.vision.patches
 
     @jax.jit
@@ -245,11 +243,13 @@ def _relevancy_step(study: Study, tuned: Sequence[Model], groups: Mapping[str, n
             among_patches.append(of_side.vision[:, :patches])
             values[f"vision/{side}"] = vision
             values[f"text/{side}"] = text.reshape(len(text), -1, of_side.text.shape[-1]).sum(1)
+            # Zero-shot has no prompts: its second share is 0, and both models have the same columns.
             by_source = jnp.stack([vision[:, :patches].sum(-1), vision[:, patches:].sum(-1)], axis=-1)
             values[f"vision_types/{side}"] = by_source
             values[f"text_types/{side}"] = type_sums(text, types)[:, : TEXT_TYPES.index("eos")]
         values["order"] = rank_correlation(*among_patches)[:, None]
         values["variation"] = total_variation(*among_patches)[:, None]
+        # An image may be in several groups; the mask over groups counts it in each.
         counted = batch["mask"][:, None] & members[batch["numbers"]]
         each = {f"each/{name}": values[name] for name in ("text_types/zero_shot", "text_types/tuned", "variation")}
         # All groups at once, `[groups, …]`: group by group, the program would have three times the parts to compile.

@@ -78,10 +78,12 @@ def distinct_rows(gone: np.ndarray, read: np.ndarray) -> tuple[np.ndarray, np.nd
     Returns images `[P]` and removed patches `[P, M]`, ordered by image, and the pair of each try, `[K, B]`, 0 for
     images that do not count.
     """
+    # Padded and unreadable images have no tries.
     images = np.flatnonzero(read)
     which = np.zeros(gone.shape[:2], np.int64)
     numbers = np.broadcast_to(images[:, None], (len(gone), len(images), 1))
     rows = np.concatenate([numbers, gone[:, images]], axis=-1, dtype=np.int32)
+    # Sorting rows puts all tries of an image together, since its number is their first column.
     different, inverse = np.unique(rows.reshape(-1, rows.shape[-1]), axis=0, return_inverse=True)
     which[:, images] = inverse.reshape(len(gone), len(images))
     return different[:, 0], different[:, 1:].astype(bool), which
@@ -89,6 +91,7 @@ def distinct_rows(gone: np.ndarray, read: np.ndarray) -> tuple[np.ndarray, np.nd
 
 def area_under_curve(fractions: Sequence[float], accuracy: np.ndarray) -> float:
     """Computes the mean height of the accuracy curve `[S]` over the removed share, by trapezoids."""
+    # Divided by the removed range, so that areas of other fractions are comparable.
     x = np.asarray(fractions, np.float64)
     return float(np.trapezoid(accuracy, x) / (x[-1] - x[0]))
 
@@ -192,11 +195,13 @@ def _perturbation_step(study: Study, model: Model) -> Step:
         raw = study.replicate(host["images"])
         seen = which
         if len(images):
+            # Tries of a batch are far more than a batch: they run in batches of the study's size.
             classified = study.in_passes(
                 lambda which, gone, mask: of_model.logits(perturbed(raw, which, gone), mask), images, patches
             )
             seen = classified.argmax(-1)[which]
         hits = (seen == host["labels"]).reshape(gone.shape[:-1])[position]
+        # Fraction 0 is the model's own prediction, computed already.
         untouched = np.broadcast_to(predicted == host["labels"], (*hits.shape[:3], 1, hits.shape[-1]))
         hits = np.moveaxis(np.concatenate([untouched, hits], axis=3), -1, 0).astype(np.float32)
         return {"hits": _moments(*study.replicate((hits, host["mask"])))}

@@ -27,6 +27,7 @@ def additions(task: Task) -> Adaptation:
 
 def passes(task: Task) -> int:
     """Returns the number of passes over an image, each with other vision prompts."""
+    # Prompts `[S, L, V, D]` are sets, one for each pass; `[L, V, D]` are of a single pass.
     prompts = additions(task).vision_prompts
     return prompts.shape[0] if prompts is not None and len(prompts.shape) == 4 else 1
 
@@ -78,6 +79,7 @@ def why_no_maps(task: Task) -> str:
     adapt_to = task.method.adapt_to
     shifts_more = adapt_to is not None and task.method.logits is not None
     if adapt_to is not None and not shifts_more:
+        # Shapes alone show which parts of an adaptation depend on the image.
         image = jax.ShapeDtypeStruct((task.clip.config.projection_width,), "float32")
         adaptations = jax.eval_shape(adapt_to, task.shapes, image), additions(task)
         fields = [field.name for field in dataclasses.fields(Adaptation) if field.name.startswith("text_")]
@@ -138,27 +140,16 @@ def why_no_causal_test(task: Task) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A model of a study.
+    """A model of a study."""
 
-    Attributes:
-      key: a short name without "/", unique in the study; "zero_shot" for the first.
-      label: name in figures.
-      tuned: the model, bound to the dataset's classes.
-      source: file of its learnables.
-      seed: start seed; recreates the initial prompts.
-      name: label of all its seeds together. Default: `label`.
-      training: identity of the training without its seed.
-      few_shot_split: identity of the training images, where known.
-    """
-
-    key: str
-    label: str
-    tuned: Tuned
-    source: str = ""
-    seed: int = 0
-    name: str | None = None
-    training: str = ""
-    few_shot_split: str | None = None
+    key: str  # a short name without "/", unique in the study; "zero_shot" for the first
+    label: str  # name in figures
+    tuned: Tuned  # bound to the dataset's classes
+    source: str = ""  # file of its learnables
+    seed: int = 0  # start seed; recreates the initial prompts
+    name: str | None = None  # label of all its seeds together; default: `label`
+    training: str = ""  # identity of the training without its seed
+    few_shot_split: str | None = None  # identity of the training images, where known
 
     @property
     def task(self) -> Task:

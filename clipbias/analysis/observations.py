@@ -158,6 +158,7 @@ def decide(number: Estimate | None, low: float, high: float) -> ClaimOutcome:
     """Decides a claim by the place of the whole interval relative to the range from `low` to `high`."""
     if number is None or number.low is None or number.high is None:
         return ClaimOutcome.UNDECIDED
+    # The whole interval, not the estimate: a claim of "unchanged" needs evidence too.
     if low < number.low and number.high < high:
         return ClaimOutcome.HOLDS
     return ClaimOutcome.DOES_NOT if number.high < low or high < number.low else ClaimOutcome.UNDECIDED
@@ -180,6 +181,7 @@ def estimate_over(
     counts = draw_counts(int(there.any(0).sum()), seed=seed)  # of the samples that any seed has
     means, draws = [], []
     for rows, is_there in zip(samples, there, strict=True):
+        # A column of counts rides along in the same product, so that each resample's mean has its own denominator.
         values = np.where(is_there[:, None], rows, 0).astype(np.float64)
         sums = weigh(counts, np.column_stack([values, is_there])[there.any(0)])
         mean = statistic(values[is_there].mean(0))
@@ -227,6 +229,7 @@ def columns_of(results: StudyResults, measured: Mapping[str, ObservedModel], key
         if tuned is not None and before is not None:
             columns[quantity] = np.concatenate([tuned, before], axis=1)
     if "distance" in columns and "entropy" in columns:  # in layer 1
+        # Layers are the last axis of each model's half, and layer 1 is the first of them.
         sides = [columns[quantity].reshape(len(columns[quantity]), 2, -1)[..., 0] for quantity in pairs]
         columns["layer 1"] = np.stack(sides, axis=-1).reshape(len(sides[0]), -1)
     if model.nearness is not None:
@@ -244,17 +247,13 @@ def _relative(means: np.ndarray) -> np.ndarray:
 
 
 class _Number(NamedTuple):
-    """Number of a claim and the range in which the claim holds.
-
-    `tower`: "vision" or "text", for methods with prompts there; "" for the frozen model. `columns`: a name of
-    `columns_of`. `of` maps their means `[..., q]` to the number `[...]`.
-    """
+    """Number of a claim."""
 
     unit: str
-    range: tuple[float, float]
-    tower: str
-    columns: str
-    of: Callable[[np.ndarray], np.ndarray] = lambda means: means[..., 0]
+    range: tuple[float, float]  # in which the claim holds
+    tower: str  # "vision" or "text", for methods with prompts there; "" for the frozen model
+    columns: str  # name in `columns_of`
+    of: Callable[[np.ndarray], np.ndarray] = lambda means: means[..., 0]  # from means `[..., q]` to `[...]`
 
 
 _FALLS = (-np.inf, 0.0)
@@ -416,6 +415,7 @@ def _smaller_loss(attention: Estimate | None, tokens: Estimate | None) -> tuple[
     """Returns the smaller part of the gain that attention alone or tokens alone lack; both must surely lack ¼."""
     if attention is None or tokens is None:
         return None, ClaimOutcome.UNDECIDED
+    # The part that keeps most of the gain loses least without the other.
     kept = max(attention, tokens, key=lambda share: share.value)
     low, high = (None if end is None else 1 - end for end in (kept.high, kept.low))
     loss = Estimate(1 - kept.value, low, high)

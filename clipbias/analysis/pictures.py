@@ -108,6 +108,7 @@ def choose_examples(study: Study, predictions: Predictions) -> np.ndarray:
     """
     labels = predictions.labels
     corrections = [set(corrected(predictions, model).tolist()) for model in study.tuned]
+    # Pictures that several models correct show all of them at work.
     fixed_by = np.asarray([sum(index in fixed for fixed in corrections) for index in range(len(labels))])
     readable = np.flatnonzero(predictions.zero_shot >= 0)
     examples: list[int] = []
@@ -175,6 +176,7 @@ def compute_prompt_similarity(study: Study) -> Computation[Similarity]:
     totals = yield from vision_totals(study, prompted)
     predictions = yield from compute_predictions(study)
     upright = study.pictures(choose_examples(study, predictions))
+    # As in the paper: prompts that resemble background should follow a rotated picture.
     pictures = np.stack([np.rot90(image, angle // 90) for image in upright for angle in ROTATIONS])
     zero_shot_cls = _layer_maps(study, study.zero_shot, pictures, layers)["cls"]
     for model in prompted:
@@ -268,6 +270,7 @@ def quantise(values: np.ndarray, *, low: bool = False) -> tuple[np.ndarray, ...]
     values = np.asarray(values, np.float64)
     lowest = values.min(-1) if low else np.zeros(values.shape[:-1])
     scale = values.max(-1) - lowest
+    # A row of equal values has no range: all of it is 0, and the scale says so.
     shares = (values - lowest[..., None]) / np.where(scale > 0, scale, 1)[..., None]
     steps = np.rint(255 * shares).astype(np.uint8)
     if low:
@@ -278,6 +281,7 @@ def quantise(values: np.ndarray, *, low: bool = False) -> tuple[np.ndarray, ...]
 def compute_explore(study: Study) -> Computation[Exploration]:
     """Computes a few images' relevancy for true and predicted classes, `[cls]` attention, and distances to prompts."""
     predictions = yield from compute_predictions(study)
+    # The page is one file: its size bounds the number of images.
     count = min(study.options.explore_images, max(1, LARGEST_BYTES // bytes_per_image(study)))
     images = choose_images(study, predictions, count)
     # Pairs of an image's row and a class: its true class first, then predicted classes.
@@ -306,6 +310,7 @@ def compute_explore(study: Study) -> Computation[Exploration]:
     pictures = study.pictures(images)
     if pictures.shape[1] > THUMBNAIL:
         size = (THUMBNAIL, THUMBNAIL)
+        # Box filtering averages whole pixels, and needs no kernel that rings at edges.
         pictures = np.stack([np.asarray(Image.fromarray(x).resize(size, Image.Resampling.BOX)) for x in pictures])
     return Exploration(
         images=images.astype(np.int32),

@@ -70,6 +70,7 @@ def _as_saved(computed: jax.Array, saved: jax.Array) -> jax.Array:
 def _change_as_computed(
     primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
+    # The value comes from the residual, the derivative from the computation: both are the same number up to rounding.
     return primals[1], tangents[0]
 
 
@@ -223,10 +224,6 @@ def _rollout_first(row: LastRow, gradient: jax.Array) -> jax.Array:
     return passed if row.number is None else (_unit_row(row) + passed) / 2
 
 
-def _rollout_step(row: jax.Array, attention: jax.Array, gradient: jax.Array) -> jax.Array:
-    return (row + jnp.einsum("BN,BHNM->BM", row, attention) / attention.shape[1]) / 2
-
-
 def _grad_eclip(row: LastRow, gradient: jax.Array) -> jax.Array:
     """Returns `relu(λ_j Σ_h ∂y/∂A_hj)` over the other tokens that the row sees."""
     # Keys that are all alike have no range to scale to: λ = 1 then, and the inner `where` avoids 0 / 0.
@@ -241,7 +238,12 @@ REDUCTIONS = {
         first=lambda row, gradient: _unit_row(row) + jax.nn.relu(gradient * row.attention).mean(1), step=_relevancy_step
     ),
     "attention": Reduction(lambda row, gradient: row.attention.mean(1)),
-    "rollout": Reduction(_rollout_first, _rollout_step),
+    "rollout": Reduction(
+        first=_rollout_first,
+        step=lambda row, attention, gradient: (
+            (row + jnp.einsum("BN,BHNM->BM", row, attention) / attention.shape[1]) / 2
+        ),
+    ),
     "legrad": Reduction(
         first=lambda row, gradient: jax.nn.relu(gradient).mean(1),
         step=lambda total, attention, gradient: total + jax.nn.relu(gradient).mean(1).sum(1),
@@ -257,19 +259,11 @@ States = dict[str, jax.Array]  # by the names of reductions
 
 @struct.dataclass
 class Relevancy:
-    """Maps over the tokens of images and of their prompt texts, for given targets.
+    """Maps over the tokens of images and of their prompt texts; several targets per image are an axis behind `B`."""
 
-    Attributes:
-      vision: `[B, M + V]`: patches row by row, then prompts.
-      text: `[B, N]`: SOS, context, class name, '.'; 0 from EOS on. `[B, n, N]` for an ensemble of `n` templates.
-      scores: `[B]`: the targets' scaled logits.
-
-    With several targets per image, each array has an axis `K` after `B`.
-    """
-
-    vision: jax.Array
-    text: jax.Array
-    scores: jax.Array
+    vision: jax.Array  # `[B, M + V]`: patches row by row, then prompts
+    text: jax.Array  # `[B, N]`: SOS, context, class name, '.'; 0 from EOS on. `[B, n, N]` for `n` templates
+    scores: jax.Array  # `[B]`: the targets' scaled logits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -304,6 +298,7 @@ def pooling_row(
     length = tokens.shape[1]
     feature, attention, query, keys = pool_image(params, config, tokens, adaptation, tap[..., :count])
     padding = [(0, 0), (0, length - count)]
+    # The query is no token, so it excludes none of the input tokens.
     others = jnp.broadcast_to(jnp.arange(length) < count, (tokens.shape[0], length))
     row = LastRow(jnp.pad(attention, [(0, 0), *padding]), jnp.pad(_cosine(query, keys), padding), None, others)
     return feature.astype(jnp.float32), row
@@ -353,6 +348,7 @@ def reduce_backward(
     reductions = {name: REDUCTIONS[name] for name in options.maps}
     token_gradients, row_gradients = gradients
     states = {
+        # The last layer's attention is the same for all targets of an image; only its gradient has the axis of targets.
         name: jax.vmap(lambda g, r=reduction: r.first(tower_pass.row, g))(row_gradients)
         for name, reduction in reductions.items()
     }
@@ -375,6 +371,7 @@ def reduce_backward(
         return jax.vmap(step_target)(*carry), None
 
     top = observed.whole_blocks
+    # Layers below `start_layer` are never differentiated: relevancy that starts there does not depend on them.
     if start_layer < top:
         below = jnp.arange(start_layer, top)
         (_, states), _ = jax.lax.scan(step, (token_gradients, states), below, reverse=True)
@@ -457,14 +454,9 @@ def own_pair_logits(
     class_features: jax.Array,
     targets: jax.Array,
 ) -> jax.Array:
-    """Computes logits `[B, K]` of image and target pairs by the method's own head.
+    """Computes logits `[B, K]` of images `[B, d]` and targets `[B, K]` by the method's own head.
 
-    Args:
-      classifier, params, learnables: the method; its learnables stay fixed.
-      images: features `[B, d]`.
-      texts: features of the pairs' texts, `[B · K · n, d]`.
-      class_features: features of all classes' texts, `[n · C, d]`, fixed.
-      targets: `[B, K]`.
+    `texts [B · K · n, d]` are features of the pairs' texts, `class_features [n · C, d]` of all classes' texts.
     """
     fixed = classifier.split_by_template(class_features)
 
@@ -481,14 +473,9 @@ def own_pair_logits(
 def pair_logits(
     scale: jax.Array, images: jax.Array, texts: jax.Array, residual: jax.Array | None, templates: int
 ) -> jax.Array:
-    """Computes `y = s · cos(f, g)` of every pair, `[B, K]`.
+    """Computes `y = s · cos(f, g)` of every pair, `[B, K]`; `scale` is `s`: `exp(logit_scale)`, or the method's.
 
-    Args:
-      scale: `s`: `exp(logit_scale)`, or the method's.
-      images: features `[B, d]`.
-      texts: features of the pairs' texts in `n` templates, `[B · K · n, d]`.
-      residual: added to class features, `[B · K, d]`.
-      templates: `n`.
+    `images [B, d]` and `texts [B · K · n, d]` are features, `residual [B · K, d]` is added to class features.
     """
     # The classifier's order: unit length, mean over templates, residual, unit length. Another order is another logit.
     if templates > 1:
@@ -520,6 +507,7 @@ def compute_maps(
     config = classifier.config
     templates = classifier.templates
     batch, per_image = targets.shape
+    # Only the targets' texts run: `B · K` texts, however many classes there are.
     adaptation = target_adaptation(classifier, learnables, targets.reshape(-1))
     text = target_text(tokens, targets.reshape(-1), templates)
     vision_pass = run_tower(
@@ -531,6 +519,8 @@ def compute_maps(
         # Contexts of the targets' texts by image, `[B · K · n, T, Dt]`. They stand outside `score`, so no gradient goes
         # through a context back to its image: the text's map keeps the image fixed.
         contexts = jax.vmap(lambda image: adapt_to(learnables, image).text_context)(vision_pass.features)
+        # Only the context depends on the image here; `why_no_maps` refuses methods whose texts depend on it in other
+        # ways.
         assert contexts is not None
         if contexts.ndim == 3:
             contexts = jnp.repeat(contexts[:, None], templates, axis=1)
@@ -627,6 +617,7 @@ def explanations(
         check_int("chunk", options.chunk, lowest=1)
     pairs = targets[:, None] if targets.ndim == 1 else targets
     tokens = jax.tree.map(jnp.asarray, task.tokens)
+    # Scaled cosines need the targets' texts alone. A head of its own sees all classes at once.
     class_texts: Text | None = None
     if task.method.logits is not None:
         class_texts = task.text if text is None else text
@@ -663,5 +654,6 @@ def _explanations(
         widths[0, 1] = -batch % chunk
         return jnp.pad(x, widths, "edge").reshape(-1, chunk, *x.shape[1:])
 
+    # One chunk after another inside one program: a Python loop would dispatch, and hold, them all.
     maps = jax.lax.map(lambda chunk: run(*chunk), (split(images), split(targets)))
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:batch], maps)

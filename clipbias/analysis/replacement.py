@@ -208,6 +208,8 @@ def by_image(
 
     Takes logits `[n, K, C]`, image features of unit length `[n, K, d]` and labels `[n]`; the last two may be missing.
     """
+    # All comparisons start from the same logits, so that agreement, accuracy and divergence are of one run of each
+    # model.
     decisions = logits.argmax(-1)
     correct = log_likelihood = None
     if labels is not None:
@@ -230,8 +232,10 @@ def compare(models: Sequence[ImageComparisons]) -> tuple[ByMetric[Estimate] | No
     Returns the teachers' gain over the frozen model in points and in nats, `None` without labels, and a comparison for
     each origin and form, over the models that have it. Several students of one model are averaged.
     """
+    # A study may lack some students for some seeds: each row is over the models that have it, and says how many.
     places = dict.fromkeys((student.kind, student.form) for model in models for student in model.students)
     rows = tuple(_compare([model for model in models if _at(model, place)], place) for place in places)
+    # The gain is over all teachers, those without students included.
     whole = _Means.of(models)
     if "gain" not in whole.mean:
         return None, rows
@@ -304,6 +308,7 @@ class _Means:
         Raises:
           ValueError: the models have different images.
         """
+        # Per-image columns of all quantities are resampled together, so that every ratio below is of the same draws.
         columns = [_columns(model, place) for model in models]
         names = [*columns[0][0], *columns[0][1]]
         arrays = [np.stack([*counts.values(), *values.values()], axis=1) for counts, values in columns]
@@ -335,12 +340,10 @@ class _Means:
 def _columns(
     model: ImageComparisons, place: tuple[Origin, str] | None
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Per-image columns `[n]`, float64 by name: counts to sum, values to average.
-
-    Without a student's place they are of the teacher alone.
-    """
+    """Per-image columns `[n]`, float64 by name: counts to sum, values to average; of the teacher without a place."""
     frozen, teacher = model.decisions[:, 0], model.decisions[:, 1]
     at = [] if place is None else _at(model, place)
+    # Numerators and denominators of shares are both counts over images: which images changed differs by resample.
     groups = {"every": np.ones(len(frozen), bool), "moved": teacher != frozen}
     if model.correct is not None:
         was_right, is_right = model.correct[:, 0] > 0, model.correct[:, 1] > 0
@@ -369,12 +372,13 @@ def _columns(
     if place is not None:
         cosine = model.cosines[:, at].astype(np.float64)
         values["divergence"] = model.divergences[:, at].astype(np.float64).mean(1)
+        # A mean over images whose feature changed: NaN counts 0 in the numerator, and is not counted in the
+        # denominator.
         values["cosine"], values["moved feature"] = np.nan_to_num(cosine).mean(1), np.isfinite(cosine).mean(1)
     return counts, values
 
 
 def _compare(models: Sequence[ImageComparisons], place: tuple[Origin, str]) -> Comparison:
-    """Compares the students in one place with their teachers."""
     means = _Means.of(models, place)
     images = len(models[0].decisions)
     of_place = [model.students[at - 2] for model in models for at in _at(model, place)]
@@ -382,6 +386,8 @@ def _compare(models: Sequence[ImageComparisons], place: tuple[Origin, str]) -> C
     def proportion(name: str) -> Estimate | None:
         if not means.mean.get(name):
             return None
+        # A single model's share is a binomial proportion: Wilson's interval stays in [0, 1] and holds for few images,
+        # where a bootstrap of 0 or n successes has no width.
         same = means.mean[f"same {name}"] / means.mean[name]
         if len(models) == 1:
             low, high = (end / 100 for end in wilson_interval(100 * same, images * means.mean[name]))
@@ -428,7 +434,6 @@ def _compare(models: Sequence[ImageComparisons], place: tuple[Origin, str]) -> C
 
 
 def _at(model: ImageComparisons, place: tuple[Origin, str]) -> list[int]:
-    """Returns the columns of the students of one origin and form."""
     return [at for at, student in enumerate(model.students, start=2) if (student.kind, student.form) == place]
 
 
@@ -460,6 +465,7 @@ def compute_replacement(study: Study) -> Computation[ReplacementResults]:
         return ReplacementResults(models, ())
     assert study.unlabelled is not None, "without images nothing is fitted"
     fitted, held_back, _ = divide_unlabelled(study.unlabelled)
+    # Requests come before fits: means over training images belong to the study's passes, fits run in between.
     biases = yield from measure_equivalent_biases(study, [model for model in teachers if not missing(study, model)])
     fits = Fits(study, fitted, held_back, teachers)
     beside: dict[str, list[Candidate]] = {}
@@ -485,7 +491,16 @@ def compute_replacement(study: Study) -> Computation[ReplacementResults]:
             no_ceiling=no_ceiling(model),
         )
     ordered = {model.key: models[model.key] for model in study.tuned}
-    return ReplacementResults(ordered, _by_method(study, present(ordered)))
+    methods = []
+    for of_method in same_but_for_seed([model for model in study.tuned if model.key in beside]):
+        fitted_to = present({model.key: ordered[model.key] for model in of_method})
+        first = of_method[0]
+        name = (first.name or first.label) if len(of_method) > 1 else first.label
+        gain, comparisons = compare([each.by_image for each in fitted_to.values()])
+        assert gain is not None, "the images of a study have labels"
+        text = sentence(name, comparisons, fitted_to[first.key].no_ceiling)
+        methods.append(MethodReplacements(name, tuple(fitted_to), gain, comparisons, text))
+    return ReplacementResults(ordered, tuple(methods))
 
 
 REPLACEMENT = Section(
@@ -503,6 +518,7 @@ def why_not_fitted(study: Study, model: Model) -> str:
         return "The method learns from crops of each image, which a form cannot."
     if any(_is_of_form(model, form) for form in (*UNIFORM_FORMS, *study.options.replacement_forms)):
         return "It has the form of a replacement already."
+    # Of several starts on the same images only the first is a teacher; the others show how far two trainings differ.
     earlier = study.tuned[: study.tuned.index(model)]
     if any(kind is Origin.RETRAINED and other in earlier for kind, _, other in controls(study, model)):
         return "It is another start of a model that forms are fitted to, and is a control of that model."
@@ -573,6 +589,8 @@ class Fits:
                 return np.nan
 
         def described(student: Tuned, kind: Origin, form: str, words: str) -> Candidate:
+            # Both images: a high first number blames the form or the steps, a low first and a high second the number of
+            # images.
             kl = [mean_divergence(model.tuned, student, split, self.context) for split in (self.fitted, self.held_back)]
             say(f"{model.label}: {words}, fitted, KL {kl[0]:.3g} nats; on held-back images {kl[1]:.3g}")
             numbers = parameter_count(student.learnables)["total"]
@@ -580,6 +598,8 @@ class Fits:
 
         candidates = []
         if not no_ceiling(model):
+            # The rate of the method's own recipe is for labels. For outputs the ceiling searches one on held-back
+            # images.
             ceiling = self._fit(model, model.task, select_learning_rate(divergence), self.steps)
             words = f"{model.name or model.label} itself, from another start"
             candidates.append(described(ceiling, Origin.CEILING, model.method, words))
@@ -620,10 +640,12 @@ def _means(study: Study, model: Model, towers: Mapping[str, EquivalentBias]) -> 
 
 def _classifications(study: Study, model: Model, beside: Sequence[Candidate], fitted: Split) -> Request:
     """Requests "logits" `[n, K, C]` and "features" `[n, K, d]` of frozen model, tuned model, `beside`, controls."""
+    # Students' texts are encoded once, before the pass over the images.
     predictors = [Predictor.of(each, study.params, study.replicate(each.learnables)) for _, each in beside]
     others_of = [other for _, _, other in controls(study, model)]
 
     def step(batch: Batch) -> dict[str, jax.Array]:
+        # Controls are models of the study, whose predictors other sections share.
         frozen, tuned, *others = (study.predictor(each) for each in (study.worded, model, *others_of))
         outputs = [
             each.logits_and_features(batch["images"], batch["mask"]) for each in (frozen, tuned, *predictors, *others)
@@ -636,16 +658,3 @@ def _classifications(study: Study, model: Model, beside: Sequence[Candidate], fi
     # Its name holds the fitted images, which the study's identity does not cover: others make other students.
     name = f"replacement-{model.key}-{fitted.identity[:16]}"
     return Request(name, f"{model.label}: replacements", study.images, step)
-
-
-def _by_method(study: Study, fitted: Mapping[str, ModelReplacements]) -> tuple[MethodReplacements, ...]:
-    """Compares each method with its replacements, over the models that something was fitted to."""
-    methods = []
-    for models in same_but_for_seed([model for model in study.tuned if model.key in fitted]):
-        first = models[0]
-        name = (first.name or first.label) if len(models) > 1 else first.label
-        gain, rows = compare([fitted[model.key].by_image for model in models])
-        assert gain is not None, "the images of a study have labels"
-        text = sentence(name, rows, fitted[first.key].no_ceiling)
-        methods.append(MethodReplacements(name, tuple(model.key for model in models), gain, rows, text))
-    return tuple(methods)

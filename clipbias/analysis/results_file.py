@@ -72,6 +72,7 @@ def load_results(folder: str | os.PathLike) -> StudyResults:
 
 
 def _digest(content: Mapping[str, Any]) -> str:
+    # Sorted keys: the digest is of the content, not of the order in which it was written.
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -92,6 +93,7 @@ def _without_arrays(value: Any, place: str, arrays: dict[str, np.ndarray]) -> An
 
 def _with_arrays(value: Any, place: str, arrays: Mapping[str, np.ndarray]) -> Any:
     if isinstance(value, dict):
+        # Only a marker at its own path is an array: a user's configuration may hold a dictionary that looks like one.
         if value == {_ARRAY: place} and place in arrays:
             return arrays[place]
         return {key: _with_arrays(item, f"{place}/{key}" if place else key, arrays) for key, item in value.items()}

@@ -28,15 +28,8 @@ def run_study(
 ) -> StudyResults:
     """Computes a study's sections and writes `results.npz` and `results.json` into `folder`.
 
-    Args:
-      study: models, images and devices.
-      folder: of the results.
-      dataset, split: names of the images, for the results.
-      config: stored with the results.
-      sections: names; predictions are always computed. Default: all of `all_sections`.
-
-    Raises:
-      ClipbiasError: a section is unknown, or no image could be read.
+    `dataset` and `split` name the images; `config` is stored. `sections` are names (default: all); predictions are
+    always computed. Raises `ClipbiasError` if a section is unknown, or no image could be read.
     """
     began = time.monotonic()
     requested = named_sections(sections)
@@ -85,6 +78,7 @@ def named_sections(names: Iterable[str] | None) -> list[Section[Any]]:
 
 
 def _describe(model: Model, predictions: Predictions) -> ModelFacts:
+    # Accuracy is over images that all models could read, so that models are comparable.
     images = int((predictions.models[model.key] >= 0).sum())
     correct = int(predictions.right(model.key).sum())
     if not images:

@@ -21,21 +21,13 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class Section(Generic[T]):
-    """A part of a study.
+    """A part of a study."""
 
-    Attributes:
-      name: key among results and in `--config.sections`.
-      title: heading on the page.
-      result: type of its result, a dataclass, or a dictionary of dataclasses by model, by which `results_file` reads
-        it.
-      compute: yields requests for images and returns the result.
-      finish: returns the final result once the verdict is known. Default: the same result.
-    """
-
-    name: str
-    title: str
-    result: Any
-    compute: Callable[[Study], Computation[T]]
+    name: str  # key among results and in `--config.sections`
+    title: str  # heading on the page
+    result: Any  # type of its result, a dataclass or a dictionary of them by model, by which `results_file` reads it
+    compute: Callable[[Study], Computation[T]]  # yields requests for images, returns the result
+    # Returns the final result once the verdict is known. Default: the same result.
     finish: Callable[[Study, StudyResults], T] | None = None
 
     def of(self, results: StudyResults) -> T | None:

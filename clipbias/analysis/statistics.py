@@ -17,7 +17,6 @@ from clipbias.analysis.results import Average
 
 
 def _widen(x: Any, ndim: int) -> Any:
-    """Appends axes to `x` up to `ndim`."""
     return x.reshape(x.shape + (1,) * (ndim - x.ndim))
 
 
@@ -35,11 +34,13 @@ class Moments:
     @classmethod
     def of(cls, values: jax.Array, mask: jax.Array | None = None) -> "Moments":
         """Computes moments of `values [B, …]` where `mask`, over one or more of their leading axes, is true."""
+        # A mask over more axes counts each part of a sample by itself, such as a token that short texts lack.
         mask = jnp.ones(values.shape[:1]) if mask is None else mask.astype(jnp.float32)
         weight = _widen(mask, values.ndim)
         count = mask.sum(0)
         # Masked values may be NaN, and 0 · NaN is NaN: they are replaced, not weighted.
         values = jnp.where(weight > 0, values, 0).astype(jnp.float32)
+        # Two passes over the batch, mean first: deviations from it keep their digits in float32.
         mean = values.sum(0) / jnp.maximum(_widen(count, values.ndim - 1), 1)
         return cls(count, mean, (weight * jnp.square(values - mean)).sum(0))
 
@@ -50,6 +51,7 @@ class Moments:
         total = mine.count + theirs.count
         share = _widen(theirs.count / np.maximum(total, 1), mine.mean.ndim)
         delta = theirs.mean - mine.mean
+        # `δ² n₁ n₂ / n`, with n₂ / n computed first, so that an empty side divides by 1 and adds nothing.
         between = np.square(delta) * share * _widen(mine.count, mine.mean.ndim)
         return Moments(total, mine.mean + delta * share, mine.squares + theirs.squares + between)
 
@@ -65,6 +67,7 @@ class Moments:
         """Standard error of the mean; NaN below two samples."""
         squares = np.asarray(self.squares, np.float64)
         count = _widen(np.asarray(self.count, np.float64), squares.ndim)
+        # `s / √n` with the unbiased variance.
         error = np.sqrt(squares / np.maximum(count - 1, 1) / np.maximum(count, 1))
         return np.where(count < 2, np.nan, error)
 
@@ -74,7 +77,6 @@ class Moments:
 
     @property
     def average(self) -> Average:
-        """Mean and standard error in float32."""
         return Average(np.asarray(self.mean, np.float32), np.asarray(self.standard_error, np.float32))
 
 
@@ -91,6 +93,7 @@ def merge(totals: Mapping[str, Moments], batch: Mapping[str, Moments]) -> Totals
 
 def divided_by_sum(rows: jax.Array, visible: jax.Array | None = None) -> jax.Array:
     """Divides rows `[..., N]`, none below 0, by their sums over `visible` tokens; a row of zeros stays."""
+    # Masked before the sum, so that a row sums to 1 over its visible tokens.
     if visible is not None:
         rows = jnp.where(visible, rows, 0)
     return _ratio(rows, rows.sum(-1, keepdims=True))

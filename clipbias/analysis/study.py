@@ -140,12 +140,14 @@ class RequestProgress:
                     sums = {name: Moments(*(arrays[f"{name}|{field}"] for field in _FIELDS)) for name in names}
                     rows = {name: [values] for name, values in arrays.items() if "|" not in name}
                     self._sums, self._rows, self.done = sums, rows, done
+            # A file that was cut off by a kill costs its sums, not the study.
             except (ClipbiasError, KeyError, ValueError):
                 pass
         self._saved = self.done
 
     def add(self, batch: dict[str, Any], count: int, mask: np.ndarray) -> None:
         """Adds the results of `step` on the next `count` images, on the host; `mask [B]`: could be read."""
+        # The last batch is padded: rows beyond the request's images, and unreadable ones, are dropped here.
         examples = self.request.indices[self.done : self.done + count]
         read = mask[: len(examples)]
         sums = {name: value for name, value in batch.items() if isinstance(value, Moments)}
@@ -228,10 +230,13 @@ class Study:
         self.known = known
         self.parts = Path(folder) / "parts"
         self._workers = Workers(options.workers)
+        # Every process reads only its part of each batch.
         share = placement.share(self.mesh)
         self._part = share.part
         self._parts = share.parts
         self.clip = models[0].task.clip
+        # Cast and placed once, then passed as an argument of every jitted function: constants in a program would be
+        # compiled.
         self.params: Params = self.replicate(cast_weights(self.clip.params, models[0].task.classifier.dtype))
         self.learnables = {model.key: self.replicate(model.learnables) for model in models}
         self.shared: dict[tuple[str, str], Any] = {}  # predictors and programs of several sections, by identity
@@ -252,11 +257,11 @@ class Study:
         return self.models[1:]
 
     def replicate(self, tree: Any) -> Any:
-        """Places a tree of host arrays on every device of the mesh."""
         return placement.replicate(self.mesh, tree)
 
     def predictor(self, model: Model) -> Predictor:
         """Returns the model with its texts encoded, once for all sections."""
+        # By the identity of task and learnables, not by the model's key: two keys may share one adapter.
         place = ("predictor", model.tuned.identity)
         if place not in self.shared:
             self.shared[place] = Predictor.of(model.tuned, self.params, self.learnables[model.key])
@@ -270,6 +275,7 @@ class Study:
     def identity(self) -> str:
         """Identity of an unfinished study's parts: models, images and options."""
         training = self.training and self.training.subset(self.training_images)
+        # The split counts by its content: moved data are the same study, other images are another one.
         models = {model.key: [model.tuned, model.seed] for model in self.models}
         return identity([FORMAT, models, self.split, training, self.options])
 
@@ -303,6 +309,7 @@ class Study:
         # them once. A section that ends early takes no part in later rounds.
         while waiting:
             open_requests = [request for requests in waiting.values() for request in requests]
+            # Several sections may ask for one measurement; it is computed once and kept for later rounds.
             new_requests = {request.name: request for request in open_requests if request.name not in results}
             for passed in self._by_images(new_requests.values()):
                 self._pass(passed)
@@ -317,7 +324,6 @@ class Study:
         return self.run({"section": section})["section"]
 
     def _by_images(self, requests: Iterable[Request]) -> list[list[RequestProgress]]:
-        """Groups requests for the same images, which share a pass."""
         groups: dict[Any, list[RequestProgress]] = {}
         for request in requests:
             progress = RequestProgress(request, self.parts, self.identity)
@@ -325,6 +331,8 @@ class Study:
             # A killed process may have saved some requests later than others, which then have a pass of their own.
             indices = np.asarray(request.indices, np.int64).tobytes()
             images = (id(request.split), request.crops, indices, progress.done)
+            # Requests with the same images but unequal progress do not share a pass: sums would count some images
+            # twice.
             groups.setdefault(images, []).append(progress)
         return list(groups.values())
 
@@ -348,12 +356,15 @@ class Study:
                     first.indices, requests[0].done, split=first.split, crops=first.crops
                 ):
                     mask = placement.device_get(batch["mask"])
+                    # Each thread fetches its own result: one transfer overlaps the other thread's computation.
                     computed = threads.map(
                         lambda progress, batch=batch: placement.device_get(dict(progress.request.step(batch))), requests
                     )
                     for progress, results in zip(requests, computed, strict=True):
                         progress.add(results, size, mask)
                     self.advance(title, number, total)
+                    # By the clock, not by batches: how long a batch takes differs by orders of magnitude between
+                    # devices.
                     if number == total or time.monotonic() - saved > SAVE_SECONDS:
                         saved = time.monotonic()
                         self._save(requests)
@@ -370,6 +381,7 @@ class Study:
     def _size(self, split: Split | None = None, crops: int = 0) -> int:
         """Returns the images per batch; with `crops` of each, so many fewer."""
         # The same size for all sections, so that they share compiled programs.
+        # A batch is never larger than its list: a study of ten images would otherwise compute mostly padding.
         is_training = split is not None and split is self.training
         count = len(self.training_images) if is_training else len(self.images)
         at_once = max(1, self.options.images_at_once // (1 + crops))
@@ -384,6 +396,7 @@ class Study:
         results = []
         for start in range(self._part * local, self._part * local + count, size):
             hosts.check()
+            # Each process takes its rows of every batch; `place_rows` joins them to a global array.
             shards = [values[start : start + local] for values in (*rows, np.ones(count, bool))]
             padded = [np.concatenate([x, np.zeros((local - len(x), *x.shape[1:]), x.dtype)]) for x in shards]
             results.append(compute(*(placement.place_rows(self.mesh, x) for x in padded)))
@@ -418,6 +431,7 @@ class Study:
             local = size // self._parts
             first = (number - before - 1) * size + self._part * local
             numbers = rest[first : first + local].astype(np.int32)
+            # Numbers identify images where rows are drawn or stored by image; padding is 0, and masked.
             batch["numbers"] = np.pad(numbers, (0, local - len(numbers)))
             yield {name: placement.place_rows(self.mesh, values) for name, values in batch.items()}, number, total
 
@@ -448,4 +462,5 @@ def spread(total: int, count: int | None) -> np.ndarray:
     """Returns `count` of the numbers below `total`, spread evenly; for `None`, or too few, all."""
     if count is None or count >= total:
         return np.arange(total)
+    # Spread over the whole list: datasets are often sorted by class, and the first images would be of few classes.
     return np.linspace(0, total - 1, count).round().astype(int)

@@ -38,6 +38,7 @@ def draw_counts(n: int, *, seed: int = 0, resamples: int = RESAMPLES) -> np.ndar
     # Counts instead of indices: a mean over a resample is then a matrix product, in which all numbers share the draws.
     generator = np.random.default_rng(seed)
     rounds = max(1, _AT_ONCE // n)
+    # Bytes suffice, at an eighth of the memory of int64: 2,000 resamples of 50,000 images are 100 MB.
     counts = np.empty((resamples, n), np.uint8)  # a count above 255 never happens: its probability is below 1e-500
     for start in range(0, resamples, rounds):
         part = counts[start : start + rounds]
@@ -79,6 +80,7 @@ def cross(means: Sequence[np.ndarray], draws: Sequence[np.ndarray], *, seed: int
     # combination has its own t. A wider interval instead would be right for one number at one level alone.
     weights = generator.normal(size=(resamples, count))
     weights /= np.sqrt(count * generator.chisquare(count - 1, (resamples, 1)))
+    # Both parts vary independently, so the variance of the sum is that over images plus that over seeds.
     return np.mean(draws, axis=0) + weights @ (np.stack(means) - np.mean(means, axis=0))
 
 
@@ -141,6 +143,7 @@ def change(number: Estimate, outcome: str) -> str:
 
 def amount(number: Estimate, outcome: str) -> str:
     """Writes a change with its unit and interval."""
+    # The unit stands behind the number, before the brackets.
     value, _, interval = change(number, outcome).partition(" ")
     return " ".join(filter(None, [value, UNITS[outcome][0], interval]))
 

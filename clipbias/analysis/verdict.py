@@ -132,6 +132,7 @@ def sentence(
         return (
             f"{name} has no sure gain on {dataset}: log-likelihood changes by {log_likelihood}, accuracy by {accuracy}."
         )
+    # The sentence names the accuracy only where its gain is sure; the label is decided in log-likelihood.
     gains = f"{name} gains {accuracy.removeprefix('+')} on {dataset}"
     if excludes(numbers.accuracy.gain) <= 0:
         nats = log_likelihood.removeprefix("+")

@@ -62,6 +62,7 @@ def text_types(task: Task) -> np.ndarray:
     first = task.clip.config.text.first_word
     has_dots = bool(encode(tokenizer, ["."])[0])
     types = np.full(task.tokens.ids.shape, WORDS, np.int32)
+    # Types are assigned from the weakest to the strongest: later assignments overwrite earlier ones.
     if additions(task).text_context is not None:
         types[np.asarray(task.tokens.context_rows) >= 0] = PROMPT
     for i, row in enumerate(types):
@@ -71,6 +72,7 @@ def text_types(task: Task) -> np.ndarray:
             before = place
         end = int(ends[i])
         row[:first] = SOS
+        # A name that does not fit into the context is cut off, as the tokenizer cuts it.
         row[first + before : min(first + before + lengths[i % len(names)], end)] = CATEGORY
         if template.endswith(".") and end - 1 > before and has_dots:
             row[end - 1] = DOT
@@ -91,10 +93,7 @@ def prompt_text(task: Task) -> str:
 
 
 def token_labels(task: Task, text: int) -> list[str]:
-    """Returns the tokens of one text as readable pieces, without EOS; learned tokens as "[1]", "[2]", …
-
-    Tokens that hold parts of one character, such as a letter with an accent, are "ü 1/2" and "ü 2/2".
-    """
+    """Returns the tokens of one text without EOS, as readable pieces, "[1]" if learned, "ü 1/2" if half a letter."""
     tokenizer = task.clip.tokenizer
     end = int(task.tokens.end[text])
     rows = task.tokens.context_rows[text]
@@ -141,6 +140,7 @@ def context_words(context: np.ndarray, token_embedding: np.ndarray, count: int) 
     # The chunks compute `|x|² + |y|² − 2 x·y`, which rounds. Differences put a vector's own row at distance 0.
     differences = token_embedding[ids].astype(np.float64) - context[:, None]
     distances = np.linalg.norm(differences, axis=-1)
+    # Exact distances may reorder near ties of the rounded ones; ids break exact ties, so results are reproducible.
     order = np.lexsort((ids, distances))
     return Nearest(np.take_along_axis(ids, order, 1), np.take_along_axis(distances, order, 1), mean_distance)
 

@@ -18,21 +18,14 @@ Figures = CaptionedFigure | Sequence[CaptionedFigure] | None
 
 @dataclasses.dataclass(frozen=True)
 class Drawing:
-    """A section on the page.
+    """A section on the page. Its functions return `None` if there is nothing to draw."""
 
-    Attributes:
-      section: its title is the heading.
-      place: orders the page, the smallest number first.
-      figures, tables, explorer: functions that draw parts of it; each may return `None`.
-      nothing: reason why a computed section may have nothing to draw.
-    """
-
-    section: Section[Any]
-    place: int
+    section: Section[Any]  # its title is the heading
+    place: int  # orders the page, the smallest number first
     figures: Sequence[Callable[[StudyResults], Figures]] = ()
     tables: Sequence[Callable[[StudyResults], Table | None]] = ()
     explorer: Callable[[StudyResults], dict[str, Any] | None] = lambda study: None
-    nothing: str = ""
+    nothing: str = ""  # reason why a computed section may have nothing to draw
 
 
 @functools.cache

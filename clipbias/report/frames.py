@@ -60,11 +60,9 @@ def answers(
     names: Sequence[object],
     accuracies: Sequence[float],
 ) -> np.ndarray | None:
-    """Returns the share of runs that were right on each test image, float `[n]`; `names` are files without `.npz`.
-
-    Returns `None` where a file is missing or damaged, has other images than those `known` of the dataset, or does not
-    agree with its row's accuracy.
-    """
+    """Returns the share of runs that were right on each test image, float `[n]`; `names` are files without `.npz`."""
+    # `None` if a file is missing or damaged, has other images than those `known` of the dataset, or does not agree with
+    # its row's accuracy: a paired comparison of other images would be wrong without a sign of it.
     shares = []
     for name, accuracy in zip(names, accuracies, strict=True):
         if folder is None or not isinstance(name, str) or not name or Path(name).name != name:
@@ -264,7 +262,6 @@ def _is_ok(row: Row) -> bool:
 
 
 def _is_drawn(row: Row) -> bool:
-    """Whether a run depends on a draw of training images."""
     return bool(row.get("shots")) or row.get("protocol") == "full"
 
 

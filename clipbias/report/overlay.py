@@ -60,10 +60,7 @@ def overlay_grid(
     *,
     scale: bool = False,
 ) -> "Figure":
-    """Draws a row for each picture: itself, and the heat map of each overlay with the coloured text below.
-
-    `heights` are relative, of both lines of each row. `scale` adds a colour bar.
-    """
+    """Draws each picture and its overlays in a row with two lines of relative `heights`; `scale` adds a colour bar."""
     with style.styled():
         figure = style.new_figure(*size)
         grid = figure.subplots(2 * len(images), 1 + len(overlays[0]), squeeze=False, height_ratios=heights)

@@ -38,9 +38,9 @@ def words_of(kind: str, **facts: Any) -> tuple[str, str]:
 
 @dataclasses.dataclass(frozen=True)
 class CaptionedFigure:
-    """Figure with its caption and its numbers, one observation per row."""
+    """Figure with its caption and its numbers, one observation per row; `name` is of its files."""
 
-    name: str  # of its files
+    name: str
     title: str
     caption: str
     figure: "Figure"

@@ -148,7 +148,6 @@ def _results(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _state_words(folder: Path, state: Mapping[str, Any]) -> str:
-    """Writes the state of a run."""
     # A killed process leaves "running" behind; only the lock shows whether a process still works.
     if is_locked(folder):
         return "in progress"
@@ -162,7 +161,6 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 
 def _read_lines(path: Path, needed: Sequence[str]) -> list[dict[str, Any]]:
-    """Reads the lines of a JSONL file that have the needed fields."""
     return [line for line in read_json_lines(path) if all(line.get(name) is not None for name in needed)]
 
 

@@ -72,7 +72,6 @@ def counts_of(labels: Mapping[str, str], counts: Mapping[str, int]) -> str:
 
 
 def labels_of(models: Iterable[ModelFacts]) -> dict[str, str]:
-    """Returns labels by key."""
     return {model.key: model.label for model in models}
 
 

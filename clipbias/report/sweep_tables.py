@@ -136,7 +136,6 @@ def _with_facts(sweep: Sweep, columns: _Columns, title: str, caption: str) -> Ta
 
 
 def _accuracy_frame(sweep: Sweep, columns: _Columns) -> tuple[pd.DataFrame, set[tuple[int, int]]]:
-    """Returns accuracies as strings, and the places of the best."""
     texts: dict[str, list[str]] = {}
     bold: set[tuple[int, int]] = set()
     for place, (head, (measure, dataset, shots)) in enumerate(columns.items(), start=1):
@@ -320,7 +319,6 @@ def class_tables(sweep: Sweep, measures: Sequence[str]) -> list[Table]:
 def _cell_frame(
     sweep: Sweep, cells: Mapping[CellKey, Row], columns: _Columns, text: Callable[[Row], str]
 ) -> pd.DataFrame:
-    """Returns cells as strings, methods by columns."""
     texts = {
         head: [
             text(cells[key]) if (key := (measure, name, dataset, shots)) in cells else MISSING for name in sweep.methods

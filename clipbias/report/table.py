@@ -72,7 +72,6 @@ def render(table: Table, form: str) -> str:
 
 
 def _marked(table: Table, escaped: Callable[[str], str], bold: str) -> pd.DataFrame:
-    """Makes a frame of escaped strings, some of them in bold."""
     rows = [[escaped(str(text)) for text in row] for row in table.rows]
     frame = pd.DataFrame(rows, columns=[escaped(str(name)) for name in table.columns], dtype=object)
     for row, column in table.bold:

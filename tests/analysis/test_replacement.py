@@ -277,7 +277,7 @@ def test_what_is_not_fitted_and_why(clip: Clip, tmp_path: Path) -> None:
     study = Study(models_of(clip), colour_split(1, 3), StudyOptions(), tmp_path, unlabelled=images)
     reasons = [replacement.why_not_fitted(study, model) for model in study.tuned]
     assert [bool(reason) for reason in reasons] == [False, True, True, False]
-    assert "another start" in reasons[1] and "one of the forms" in reasons[2]
+    assert "another start" in reasons[1] and "the form of a replacement" in reasons[2]
     off = Study(models_of(clip), images, StudyOptions(replacement_steps=0), tmp_path, unlabelled=images)
     assert "replacement_steps is 0" in replacement.why_not_fitted(off, off.tuned[0])
     results = off.run_section(replacement.compute_replacement(off))

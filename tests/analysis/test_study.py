@@ -443,5 +443,5 @@ def test_an_edited_file_is_refused(tmp_path):
     content = json.loads((tmp_path / SCALARS).read_text())
     content["clip"]["patches"] += 1
     (tmp_path / SCALARS).write_text(json.dumps(content))
-    with pytest.raises(ClipbiasError, match=rf"^{tmp_path}/results\.json is not as it was written; "):
+    with pytest.raises(ClipbiasError, match=rf"^{tmp_path}/results\.json was edited or damaged; "):
         load_results(tmp_path)

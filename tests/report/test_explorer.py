@@ -275,58 +275,6 @@ def test_filters_and_orders(opened, explored):
         assert listing == sorted(listing, key=lambda i: (measure(images[i]), i)) != list(range(len(images)))
 
 
-def test_maps_are_painted_as_the_static_figures_are(opened, explored):
-    """The hottest patch's middle has the colour that its value and the picture beneath it make."""
-    opened.wait_for("document.querySelector('canvas').ariaBusy === 'false'")
-    pair = Expected(explored).pair(0, explored.predictions.labels[explored.sections["explore"].images[0]])
-    heat = explored.sections["explore"].models["ivlp"].relevancy[pair]
-    hottest = int(heat.argmax())
-    side = 224 // GRID
-    place = [(hottest % GRID) * side + side // 2, (hottest // GRID) * side + side // 2]
-    rgba = opened.evaluate(
-        f"[...document.querySelector('canvas').getContext('2d').getImageData({place[0]}, {place[1]}, 1, 1).data]"
-    )
-    picture = explored.sections["explore"].pictures[0].astype(float).mean(-1)
-    grey = picture[place[1] * 32 // 224, place[0] * 32 // 224]
-    from matplotlib import colormaps
-
-    value = 1 - 0.5 / side  # between the middles of pixels
-    colour = 255 * np.asarray(colormaps["inferno"](value)[:3])
-    np.testing.assert_allclose(rgba[:3], 0.25 * grey + 0.75 * colour, atol=6)
-
-
-@pytest.mark.parametrize(("width", "scheme"), [(1200, "dark"), (360, "light")])
-def test_nothing_is_wider_than_the_window_and_no_choice_is_cut_off(browser, page, width, scheme):
-    browser.complaints.clear()
-    browser.open(page, width=width, scheme=scheme)
-    unfold(browser)
-    assert browser.evaluate("document.documentElement.scrollWidth") <= width
-    sizes = browser.evaluate("[...document.querySelectorAll('canvas')].map(e => [e.clientWidth, e.clientHeight])")
-    assert len(sizes) == 5 and all(100 < w <= width and abs(w - h) <= 1 for w, h in sizes)
-    cut = browser.evaluate(
-        "[...document.querySelectorAll('#explorer select')].filter(e => e.offsetParent).flatMap(e => {"
-        " const pen = document.createElement('canvas').getContext('2d'); pen.font = getComputedStyle(e).font;"
-        " const room = e.clientWidth - 2 * parseFloat(getComputedStyle(e).paddingLeft) - 16;"  # for the arrow
-        " return [...e.options].map(o => o.text).filter(text => pen.measureText(text).width > room); })"
-    )
-    assert cut == []
-    ink, paper = browser.evaluate("['color', 'backgroundColor'].map(k => getComputedStyle(document.body)[k])")
-    dark = [sum(map(int, re.findall(r"\d+", colour))) < 384 for colour in (ink, paper)]
-    assert dark == ([True, False] if scheme == "light" else [False, True])
-    assert browser.complaints == []
-
-
-def test_paper_has_all_columns(browser, page):
-    """What a screen scrolls sideways would be cut off."""
-    browser.open(page, width=700, media="print")
-    unfold(browser)
-    cut = "[...document.querySelectorAll('.wide, pre')].filter(e => e.scrollWidth > e.clientWidth + 1).length"
-    assert browser.evaluate("document.querySelectorAll('.wide').length") > 2 and browser.evaluate(cut) == 0
-    browser.open(page, width=760)
-    unfold(browser)
-    assert browser.evaluate(cut) > 0
-
-
 def test_without_scripts_a_sentence_says_so(browser, page):
     browser.open(page, scripts=False)
     root = browser.call("DOM.getDocument")["root"]["nodeId"]

@@ -17,7 +17,7 @@ from clipbias.analysis.attention import AttentionVariant
 from clipbias.analysis.dataset_sections import GROUPS
 from clipbias.analysis.faithfulness import MAPS
 from clipbias.report import study_figures, style
-from clipbias.report.overlay import HEAT, Overlay, heat_map, overlay_figure, overlay_rows
+from clipbias.report.overlay import Overlay, heat_map, overlay_figure, overlay_rows
 from tests.report.synthetic import synthetic_results
 
 TEXT = ("SOS", "prompts", "words", "category", "“.”", "EOS")
@@ -272,25 +272,13 @@ def test_what_is_drawn_is_the_frame(drawn, name):
     assert seen == len(frame)
 
 
-def levels(axes):
-    return [line.get_ydata()[0] for line in axes.lines if line.get_linestyle() == ":"]
-
-
 def test_what_panels_compare_with(study, drawn):
-    """Dotted lines, shaded layers and prompts, zero-shot's line in the rows of others, and scales."""
-    (drawing,) = drawn("decomposition_figure")
-    for tower, row in zip(("vision", "text"), np.reshape(drawing.figure.axes[:8], (2, 4)), strict=True):
-        assert row[0].get_ylabel() == f"IVLP, {tower}"
-        assert [levels(axes) for axes in row] == [[0.5], [0.5], [], [0]]
-        shaded = [(patch.get_x(), patch.get_width()) for patch in row[2].patches]
-        assert shaded == ([(2.5, 1.0)] if tower == "vision" else [])  # vision prompts reach the second of three layers
+    """Zero-shot's line and the uniform entropy in the rows of other models, and both models' maps on one scale."""
     (drawing,) = drawn("vision_attention_figure")
     panels = np.reshape(drawing.figure.axes[:12], (4, 3))
-    assert [axes.get_ylabel() for axes in panels[:, 0]] == [
-        *("Zero-shot", "IVLP W/O Prompt", "IVLP W Prompt", "Bias tuning")
-    ]
     for row in panels:
-        assert [levels(axes) for axes in row] == [[], [math.log(10)], [math.log(10)]]
+        levels = [[line.get_ydata()[0] for line in axes.lines if line.get_linestyle() == ":"] for axes in row]
+        assert levels == [[], [math.log(10)], [math.log(10)]]
     original = study.sections["vision_attention"]["zero_shot"].clip.distance.mean.mean(1)
     np.testing.assert_allclose(line_of(panels[2, 0], "zero-shot's again")[0][1], original, rtol=1e-6)
     (drawing,) = drawn("vision_relevancy_figure")
@@ -300,24 +288,6 @@ def test_what_panels_compare_with(study, drawn):
     for axes, side in ((before, vision.zero_shot), (after, vision.tuned)):
         np.testing.assert_allclose(np.asarray(axes.images[0].get_array()).ravel(), side.mean[:9], rtol=1e-6)
     assert before.images[0].norm.vmax == after.images[0].norm.vmax
-    (drawing,) = drawn("text_relevancy_figure")
-    assert [patch.get_x() for patch in drawing.figure.axes[0].patches] == [0.5, 1.5]  # the prompts
-    assert levels(drawn("correlation_figure")[0].figure.axes[0]) == [0]
-    titles = [axes.get_title(loc="left") for axes in drawn("faithfulness_figure")[0].figure.axes[:4]]
-    ways = [(first, target) for first in ("most", "least") for target in ("predicted", "true")]
-    assert titles == [f"{first} relevant first,\nmap of {target} class" for first, target in ways]
-
-
-def test_captions_state_their_samples(drawn):
-    words = {
-        "text_relevancy_figure": "IVLP: 27 images; Bias tuning: 27 images",
-        "relevancy_groups_figure": "IVLP: corrected 27 images, both right 11 images, all 50 images;",
-        "text_attention_figure": "over 4 classes",
-        "vision_attention_figure": "[cls] and 9 patches, ln 10 = 2.3026",
-        "decomposition_figure": "IVLP, vision: 50 images; IVLP, text: 4 classes",
-    }
-    for name, part in words.items():
-        assert part in drawn(name)[0].caption
 
 
 def test_models_without_samples_and_towers_without_cls():
@@ -358,8 +328,6 @@ def test_several_datasets_have_a_panel_each(study):
 
 def test_similarity_draws_three_rows_per_picture(study, drawn):
     maps, _ = drawn("similarity_figures")
-    *_, bar = maps.figure.axes
-    assert bar.collections[-1].get_cmap().name == HEAT and bar.get_xlim() == (0, 1) and "least (0)" in bar.get_xlabel()
     panels = np.reshape(maps.figure.axes[:48], (6, 8))
     assert sum(bool(axes.images) for axes in panels.ravel()) == 4 * (1 + 3 * 3)
     for picture, degrees in enumerate((0, 90, 180, 270)):
@@ -392,8 +360,6 @@ def test_examples_show_every_model_with_its_prediction(study, drawn):
             prompts = len(maps.vision[picture]) - 9
             assert list(rows["part"]) == ["patch"] * 9 + ["prompt"] * prompts + ["text"] * len(words)
             assert set(rows["name"]) == {f"test/class_{picture}/{picture:04d}.png"}
-    inches = drawing.figure.get_size_inches()[0]
-    assert all(1 < inches * axes.get_position().width < 3 for axes in drawing.figure.axes if axes.get_title())
 
 
 def test_areas_are_those_of_the_results(study):

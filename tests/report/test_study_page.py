@@ -69,27 +69,6 @@ def written(tmp_path):
     return write
 
 
-def test_sections_are_counted_before_they_are_drawn(tmp_path, monkeypatch):
-    drawn = []
-    drawings = [
-        dataclasses.replace(each, figures=(lambda study, name=each.section.name: drawn.append(name),), tables=())
-        for each in all_drawings()
-    ]
-    monkeypatch.setattr(study_page, "all_drawings", lambda: drawings)
-    monkeypatch.setattr(pages, "save_pictures", lambda figures, folder: [])
-    save_results(tmp_path, synthetic_results(layers=1, heads=1, pictures=1))
-    seen = []
-    write_report(tmp_path, tmp_path / "report", lambda title, done, total: seen.append((len(drawn), done, total)))
-    assert seen == [(number, number + 1, len(drawings)) for number in range(len(drawings))]
-    assert drawn == [each.section.name for each in drawings]
-
-
-def test_a_number_keeps_its_sign_and_its_interval_on_one_line():
-    text = "Of it 88 % stay, or more %. 81 % (72 to 91), 1 to 2; +6.0 (-14.0 to +26.0)"
-    shown = "Of it 88\u00a0% stay, or more %. 81\u00a0% (72\u00a0to\u00a091), 1 to 2; +6.0 (-14.0\u00a0to\u00a0+26.0)"
-    assert f"<p>{shown}</p>" in pages.render("tables", title="", svg=None, tables=(), failures=(), empty=text)
-
-
 def test_everything_after_the_first_page_is_folded(whole):
     """In the order of the page's description, which names every section."""
     page, path, *_ = whole
@@ -127,20 +106,10 @@ def test_verdict_models_and_config_are_told(whole):
     assert [page.text.count(sentence) for sentence in sentences] == [1] * len(sentences)
 
 
-def test_the_first_page_says_its_sentence_and_has_a_table_and_a_picture(whole):
-    """In this order, and not more than 250 words; numbers are none."""
+def test_the_first_page_is_short_and_begins_with_its_sentence(whole):
     page, _, results, _ = whole
     first = page.text.partition("More All methods")[0].rpartition("Why does tuning help on demo/digits?")[2]
-    parts = (
-        results.methods[0].sentence,
-        "50 images of the test split.",
-        "Attention alone Tokens alone",
-        "Two vectors Ceiling",
-        "Each method has two rows",
-        "Where each method acts, and what it adds.",
-    )
-    places = [first.index(part) for part in parts]
-    assert places == sorted(places)
+    assert first.strip().startswith(results.methods[0].sentence)
     # “to” stands in intervals.
     words = [word for word in first.split() if any(letter.isalpha() for letter in word) and word != "to"]
     assert len(words) <= 250
@@ -169,14 +138,14 @@ def test_what_is_missing_says_why(written, drawn):
     _, page = written(judge(dataclasses.replace(results, sections=sections)))
     assert "Relevancy, Bias tuning: No map follows its logit." in page.text
     assert "Bias tuning: It has no second run." in page.text and "IVLP: Texts depend." in page.text
-    assert "Faithfulness: not computed; --config.sections=faithfulness has it." in page.text
+    assert "Faithfulness: not computed; --config.sections=faithfulness computes it." in page.text
     assert "Similarity: no model has vision prompts." in page.text
 
 
 def test_a_study_without_a_verdict_says_so_and_has_no_figures(written):
     path, page = written(only())
     assert "img" not in page.tags and not (path.parent / "figures").exists()
-    assert "Causal: not computed; --config.sections=causal has it." in page.text
+    assert "Causal: not computed; --config.sections=causal computes it." in page.text
     assert "Why IVLP differs from CLIP on demo/digits was not tested" in page.text
 
 

@@ -13,7 +13,7 @@ import pytest
 from clipbias.analysis.results import Average
 from clipbias.report import panels as small
 from clipbias.report import style
-from clipbias.report.pages import CaptionedFigure, captioned, captions, write_csv
+from clipbias.report.pages import CaptionedFigure, write_csv
 
 RED = {"color": "red"}
 
@@ -107,27 +107,6 @@ def test_save_writes_three_files_of_one_stem_the_same_bytes_again(tmp_path):
     first, second = ([path.read_bytes() for path in sorted(folder.iterdir())] for folder in folders)
     assert first == second and style.svg_text(drawn()) == style.svg_text(drawn())
     assert dict(matplotlib.rcParams) == before and not plt.get_fignums()  # nor is a figure known to a global list
-
-
-def test_captions_say_what_their_figures_fill_in():
-    figure = style.new_figure(1, 1)
-    made = captioned("dataset_relevancy", figure, pd.DataFrame(), name="n", what="text", label="IVLP", text="“a”")
-    assert (made.name, made.title) == ("n", "Relevancy of text: IVLP") and "Zero-shot's text is “a”." in made.caption
-    assert all(words["caption"].strip().endswith((".", "}")) for words in captions().values())
-    with pytest.raises(KeyError):
-        captioned("dataset_relevancy", figure, pd.DataFrame(), what="text")
-
-
-def test_logarithmic_ticks_are_numbers() -> None:
-    for ends, expected in (([131, 736], {"200", "500"}), ([0.001, 10000], {"0.01", "100"})):
-        with style.styled():
-            figure = style.new_figure(3, 2)
-            axes = figure.add_subplot()
-            axes.plot(ends, [1, 2])
-            style.log_scale(axes)
-            figure.draw_without_rendering()
-        texts = [label.get_text() for label in axes.get_xticklabels()]
-        assert expected <= {*texts} and all(not text or float(text.replace(",", "")) > 0 for text in texts)
 
 
 def test_runs_are_listed_without_a_model_and_a_plotting_library():

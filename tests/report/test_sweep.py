@@ -12,7 +12,7 @@ import pytest
 from clipbias.report import accuracy_figure, cost_figures, cost_tables, read_sweep, render_tables, style
 from clipbias.report.frames import AVERAGE, harmonic_error
 from clipbias.report.names import method_name
-from clipbias.report.sweep_figures import MARKER, cost_scatter, duration_words, gain_figure, name_points
+from clipbias.report.sweep_figures import MARKER, cost_scatter, duration_words, gain_figure
 from clipbias.report.sweep_tables import best_methods, power_words
 from clipbias.tuning import METHODS, Kind
 
@@ -307,25 +307,6 @@ def test_several_learning_rates_on_the_same_draw_are_rows_of_their_own():
 # Legends, looks, and names of points
 
 
-@pytest.mark.parametrize("datasets", [("a",), pytest.param(tuple("abcdefghijk"), marks=pytest.mark.long)])
-def test_methods_are_named_in_a_legend_that_fits(datasets):
-    made = [
-        run(method, dataset, k, 1, 40.0 + (k or 0) + 2 * number)
-        for number, method in enumerate(METHODS)
-        for dataset in datasets
-        for k in ((None,) if method == "zero_shot" else (4, 16))
-    ]
-    figure = accuracy_figure(made)
-    figure.draw_without_rendering()
-    (legend,) = figure.legends
-    assert [text.get_text() for text in legend.get_texts()] == [preset.label for _, preset in METHODS.values()]
-    box, whole = legend.get_window_extent(), figure.bbox
-    assert whole.x0 <= box.x0 and box.x1 <= whole.x1 and whole.y0 <= box.y0
-    for axes in figure.axes:
-        assert not axes.axison or axes.get_tightbbox().y0 >= box.y1 - 1
-        assert not axes.axison or axes.get_window_extent().height > 80
-
-
 def test_no_two_methods_look_alike_and_each_has_a_kind_that_is_shown():
     looks = [style.method_look(method) for method in METHODS]
     assert len(set(looks)) == len(looks)
@@ -404,17 +385,3 @@ def test_points_stand_at_their_numbers(zoo, scatter):
     assert (moved < 6 * width).all() and (moved < 1).sum() > len(paid_rows) / 2
     alone = cost_scatter(zoo[zoo["parameters"] > 0], x="parameters", y="accuracy", x_label="x", y_label="y")
     assert len(alone.axes) == 1
-
-
-def test_markers_of_one_place_stand_side_by_side():
-    figure = style.new_figure(3, 2)
-    axes = figure.subplots()
-    for x in (1, 1, 1, 5):
-        axes.plot(x, 2, "o")
-    axes.set_xlim(0, 6)
-    figure.draw_without_rendering()
-    figure.set_layout_engine(None)
-    name_points(axes, "abcd", [False] * 4)
-    pixels = axes.transData.transform(markers(axes))[:, 0]
-    np.testing.assert_allclose(np.diff(sorted(pixels)[:3]), MARKER * axes.figure.dpi / 72)
-    np.testing.assert_allclose(markers(axes)[3], [5, 2])

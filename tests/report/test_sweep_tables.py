@@ -1,7 +1,5 @@
 """What a reader finds in a sweep's tables, in each form."""
 
-import re
-
 import numpy as np
 import pytest
 from scipy.stats import binomtest
@@ -188,31 +186,6 @@ def test_calibration_is_the_mean_over_seeds_and_datasets():
     both = {"base": {"ece": 4.0}, "new": {"ece": 9.0}}
     (row,) = tables([run(accuracy=None, accuracies={"base": 80.0, "new": 60.0}, calibrations=both)])["Calibration"].rows
     assert [*row[1:]] == ["4.00", "9.00"]
-
-
-def test_markdown_and_plain_text():
-    lines = [line for line in render_tables(read_sweep(a_few()), "markdown").splitlines() if line.startswith("|")]
-    rows = [[text.strip() for text in line.strip("|").split("|")] for line in lines[:5]]
-    assert rows[0] == ["Method", "demo/digits", "Parameters"]
-    assert [(text[0], text[-1]) for text in rows[1]] == [(":", "-"), ("-", ":"), ("-", ":")]
-    assert rows[2] == ["Zero-shot", "43.2 ± 5.0", "0"] and rows[4] == ["Bias tuning", "**71.0 ± 4.6**", "15,360"]
-    text = render_tables(read_sweep(a_few()), "text").splitlines()
-    body = text[text.index("Accuracy, 16 shots") + 3 :][:3]
-    assert len({line.index("±") for line in body}) == 1 and body[-1].count("*") == 1
-
-
-def test_latex_pastes_into_a_paper():
-    latex = render_tables(read_sweep([*a_few(), run("my_method", "50%_{odd}")]), "latex")
-    first = latex[: latex.index(r"\end{table}")]
-    order = [r"\begin{table}[t]", r"\caption{Top-1 accuracy", r"\label{tab:accuracy-16-shots}", r"\toprule"]
-    order += [r"\bottomrule", r"\end{tabular}", r"\footnotesize"]
-    assert [first.index(part) for part in order] == sorted(first.index(part) for part in order)
-    assert r"\textbf{71.0 $\pm$ 4.6}" in latex and r"my\_method" in latex and r"50\%\_\{odd\}" in latex
-    assert latex.count(r"\begin{table}") == latex.count(r"\end{table}") and r"\resizebox" not in latex
-    labels = re.findall(r"\\label{(.*?)}", latex)
-    assert len(set(labels)) == len(labels)
-    wide = render_tables(read_sweep(row | {"dataset": name} for name in ELEVEN for row in a_few()), "latex")
-    assert r"\resizebox{\textwidth}{!}{%" in wide
 
 
 def test_html_is_well_formed_self_contained_and_escaped():
