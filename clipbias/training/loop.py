@@ -157,6 +157,13 @@ class TrainResult:
     training_seconds: tuple[float, ...] = ()
 
 
+def run_learnables(learnables: Learnables, run: int) -> Learnables:
+    """Returns the learnables of one run, of arrays `[R, …]` on the host."""
+    # Arrays also for single numbers: NumPy's scalars, which indexing gives, have another identity than the arrays of an
+    # adapter file, and the adapter would be refused as changed.
+    return jax.tree.map(np.asarray, select_run(learnables, run))
+
+
 def plan_stages(job: TrainJob) -> tuple[TrainJob, ...]:
     """Returns the stages of a job, each with its task, recipe and memory plan; none where no step is made."""
     method = job.task.method

@@ -25,7 +25,16 @@ from clipbias.training import placement
 from clipbias.training.cautions import cautions_of_fit
 from clipbias.training.context import SweepContext
 from clipbias.training.evaluator import Predictions
-from clipbias.training.loop import Run, RunOutputs, TrainJob, TrainResult, check_images, train_job, validation_images
+from clipbias.training.loop import (
+    Run,
+    RunOutputs,
+    TrainJob,
+    TrainResult,
+    check_images,
+    run_learnables,
+    train_job,
+    validation_images,
+)
 from clipbias.training.memory import fit_evaluation
 from clipbias.training.predictions import predictions_name, save_predictions
 from clipbias.training.progress import Progress
@@ -254,13 +263,6 @@ def evaluate_test(
     evaluator = context.evaluator(evaluation.dataset.split("test"))
     validation = context.temperature_evaluator(job.protocol, evaluation)
     return task, learnables, evaluator.evaluate(*job.evaluation(task, learnables), validation=validation)
-
-
-def run_learnables(learnables: Learnables, run: int) -> Learnables:
-    """Returns the learnables of one run, of arrays `[R, …]` on the host."""
-    # Arrays also for single numbers: NumPy's scalars, which indexing gives, have another identity than the arrays of an
-    # adapter file, and the adapter would be refused as changed.
-    return jax.tree.map(np.asarray, select_run(learnables, run))
 
 
 def _score_test(group: Group, job: TrainJob, learnables: Learnables, paths: SweepPaths) -> list[Row]:

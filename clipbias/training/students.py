@@ -12,10 +12,9 @@ from clipbias.data import Dataset, Split, protocols
 from clipbias.data.images import Images
 from clipbias.training import placement
 from clipbias.training.context import SweepContext
-from clipbias.training.loop import Run, RunOutputs, TrainJob, train_job
+from clipbias.training.loop import Run, RunOutputs, TrainJob, run_learnables, train_job
 from clipbias.training.teacher import split_logits
 from clipbias.tuning import Recipe, Task
-from clipbias.tuning.method import select_run
 from clipbias.tuning.prompts import ClassList
 from clipbias.tuning.tuned import Tuned
 
@@ -104,7 +103,7 @@ def fit_student(
         teacher=teacher,
         outputs=dataclasses.replace(outputs, keeps_last=True),
     )
-    return Tuned(student, select_run(train_job(job).learnables, 0))
+    return Tuned(student, run_learnables(train_job(job).learnables, 0))
 
 
 def select_learning_rate(divergence: Callable[[float], float], *, first: float = FIRST_RATE, most: int = 8) -> float:
