@@ -85,14 +85,10 @@ class Distilled:
 
 
 def divide_images(source: Dataset | Split) -> DistilImages:
-    """Divides images for a distillation.
+    """Divides images for a distillation. Raises `ClipbiasError` for too few.
 
-    Args:
-      source: a dataset, whose training and validation images fit and select, and whose test images certify; or images
-        without labels, divided by their names: three fifths fit, a fifth selects, a fifth certifies.
-
-    Raises:
-      ClipbiasError: there are too few images.
+    A dataset's training and validation images fit and select, its test images certify. A split is divided by its
+    images' names: three fifths fit, a fifth selects, a fifth certifies.
     """
     test: Split | None = None
     if isinstance(source, Dataset):
@@ -114,22 +110,15 @@ def divide_images(source: Dataset | Split) -> DistilImages:
 def distil_model(
     model: TunedModel, images: DistilImages, options: DistilOptions, context: SweepContext, outputs: RunOutputs
 ) -> Distilled:
-    """Fits the forms, selects one and certifies it.
+    """Fits the forms to a teacher, selects one and certifies it; `context` holds the student's frozen model.
 
-    Args:
-      model: the teacher.
-      images: to fit, select and certify.
-      options: form, steps and rates.
-      context: the student's frozen model, devices and threads.
-      outputs: reports and checkpoints; each form has a subfolder for its checkpoints.
-
-    Raises:
-      ClipbiasError: the student's base is in half precision, a loss is not finite, or an image cannot be read.
+    Raises `ClipbiasError` if the student's base is in half precision, a loss is not finite, or an image is unreadable.
     """
     # A folded student is stored in the base's type: half precision would round the fitted change away.
     if any(leaf.dtype != np.float32 for leaf in jax.tree.leaves(context.clip.params)):
         raise ClipbiasError(f"{context.clip.name} is loaded in half precision; load it in float32 to distil into it.")
     frozen = Tuned(Task(model.clip, ZERO_SHOT, model.class_names, template=DEFAULT_TEMPLATE))
+    # A form that does not fold stays an adapter, which nobody wants unless they ask for it.
     names = [name for name, form in STUDENT_FORMS.items() if form.folds] if options.form is None else [options.form]
     fitted = images.fitted
     # No fit reads more images, but the mean divergence below would.
@@ -150,13 +139,15 @@ def distil_model(
         students[name] = student
         candidates[name] = _compare((frozen, model, student), facts, images.held_back, context, labelled=False)
         outputs.progress.say(_line(candidates[name], len(fitted)))
-    # Selected on held-back images, then certified once on others: the certificate has no bias of the selection.
+    # Selection reads held-back images, the certificate others: a form that was selected on them would look too good
+    # there.
     selected = select(tuple(candidates.values()))
     student = students[selected]
     of_three = (frozen, model, student)
     certificate = _compare(of_three, candidates[selected].student, images.certified, context, labelled=images.labelled)
     teacher_numbers = sum(np.size(leaf) for leaf in jax.tree.leaves(model.learnables))
     sentences = certificate_sentences(certificate, model.task.method_name, teacher_numbers)
+    # Notes of the teacher's training do not hold for the student, except for the dataset.
     notes = {name: model.notes[name] for name in ("dataset",) if name in model.notes}
     notes |= {"start_seed": options.seed}
     notes[NOTE] = {
@@ -168,6 +159,7 @@ def distil_model(
     }
     if certificate.accuracy is not None:
         notes["accuracy"] = 100 * certificate.accuracy
+    # The identity covers all that determines the student, so that a study tells two distillations apart.
     notes["training"] = identity([model, student.task, fitted, options])
     distilled = TunedModel(student.task, student.learnables, notes)
     return Distilled(distilled, certificate, sentences, tuple(candidates.values()))
@@ -228,6 +220,7 @@ def distil(
 
 def select(candidates: Sequence[Comparison]) -> str:
     """Selects the form of fewest numbers whose agreement on held-back images is within `TOLERANCE` of the best."""
+    # By agreement, not accuracy: selection has no labels.
     best = max(each.agreement.value for each in candidates)
     enough = [each.student for each in candidates if each.agreement.value >= best - TOLERANCE]
     return min(enough, key=lambda student: student.numbers).form

@@ -117,8 +117,8 @@ def explain(
             advance=advance,
             known=_known_predictions([Path(place) for place in predictions], images),
         )
-        # Before any computation: processes with other images would wait for each other in collectives.
-        hosts.assert_same("the study", study.identity)
+        # Processes that explain different things would wait for each other forever, or mix their sums.
+        hosts.assert_same("what is explained", study.identity)
         results = run_study(study, Path(folder), dataset=data.name, split=split, config=config, sections=sections)
         page = write_report(folder, Path(folder) / "report", advance) if hosts.is_first() else None
     return FinishedStudy(results, page)
@@ -150,6 +150,7 @@ def bind_models(
                 f"a model is of {model.clip.name!r} and not of {clip.name!r} (different {', '.join(different)}); study "
                 "them apart."
             )
+    # Zero-shot computes as the tuned models do: else a difference of dtypes would count as a gain.
     dtype = tuned[0].task.classifier.dtype if tuned else dtype
     for model in tuned:
         if model.task.classifier.dtype != dtype:
@@ -162,6 +163,7 @@ def bind_models(
     names: dict[str, list[str]] = {}  # trainings by name
     seen: Counter[tuple[object, ...]] = Counter()
     for model, source in zip(tuned, sources or [""] * len(tuned), strict=True):
+        # Models of other classes are bound anew: predictions and zero-shot's classes must agree.
         own = model if model.class_names == tuple(dataset.class_names) else model.with_classes(dataset)
         method = own.task.method_name
         name = method_name(method)

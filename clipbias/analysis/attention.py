@@ -129,10 +129,8 @@ def renormalise(probabilities: jax.Array) -> jax.Array:
 def distance_and_entropy(probabilities: jax.Array, config: VisionConfig) -> dict[str, jax.Array]:
     """Computes statistics `[B, H]` of attention `[B, H, N, N]` whose first tokens are `[cls]`, if any, and the patches.
 
-    - distance: mean over patch queries of `Σ_j A_ij · pixels` over patch keys. Rows are not renormalised: attention to
-      `[cls]` and prompts counts 0.
-    - entropy: mean over the `[cls]` and patch queries.
-    - cls_entropy: of the `[cls]` query.
+    Distance: mean over patch queries of `Σ_j A_ij · pixels` over patch keys, of rows that are not renormalised.
+    Entropy: mean over the `[cls]` and patch queries; "cls_entropy" of the `[cls]` query.
     """
     first = config.first_patch
     inputs = config.tokens
@@ -179,17 +177,11 @@ def to_image(maps: jax.Array, image_size: int) -> jax.Array:
 
 
 def observe_parts(roles: Roles, pooled: jax.Array | None, mask: jax.Array | None = None) -> Observe:
-    """Makes an observer of the terms of Eq. 12.
+    """Makes an observer of the terms of Eq. 12; `pooled [B]` is the row of `[cls]` or EOS.
 
-    Args:
-      roles: of the tokens.
-      pooled: `[B]`, the row of `[cls]` or EOS; `None` under a pooling head.
-      mask: `[B]`, the samples that count in averages over samples.
-
-    Returns:
-      An observer. For each sample: `prompt_mass [B, H]`, a mean over queries; `pooled_mass [B, H]` of the pooled row;
-      `norm_share [B]`, the prompt part's norm over the sum of both norms. As `Moments` over samples: `part [N, D]`, the
-      prompt part behind the output projection; `total [D]`, its sum over a sample's queries; `tokens`, their number.
+    For each sample: `prompt_mass [B, H]`, a mean over queries; `pooled_mass [B, H]` of the pooled row; `norm_share
+    [B]`, the prompt part's norm over the sum of both norms. As `Moments` over the samples of `mask [B]`: `part [N, D]`,
+    the prompt part behind the output projection; `total [D]`, its sum over a sample's queries; `tokens`, their number.
     """
 
     def observe(view: LayerView) -> dict[str, Any]:

@@ -72,11 +72,10 @@ def black_out(images: jax.Array, patches: jax.Array, patch_size: int) -> jax.Arr
 
 
 def distinct_rows(gone: np.ndarray, read: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Lists the distinct pairs of an image and its removed patches.
+    """Lists the distinct pairs of an image and its removed patches in `K` tries, each a map, step and class.
 
-    `gone [K, B, M]`: patches that each of `K` tries (a map, step and class) removes. `read [B]`: images that count.
-    Returns images `[P]` and removed patches `[P, M]`, ordered by image, and the pair of each try, `[K, B]`, 0 for
-    images that do not count.
+    From `gone [K, B, M]` and the images that count, `read [B]`, to images `[P]` and removed patches `[P, M]`, ordered
+    by image, and the pair of each try, `[K, B]`, 0 for images that do not count.
     """
     # Padded and unreadable images have no tries.
     images = np.flatnonzero(read)

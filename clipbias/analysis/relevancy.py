@@ -24,9 +24,8 @@ first. A pooling head's query is that row, and the last block then counts as a w
 - `grad_eclip` (Zhao et al. 2024, Gradient-based Visual Explanation for Transformer-based CLIP): in the last layer,
   `relu(λ_j Σ_c w_c v_jc)` with `w = ∂y/∂o` of the heads' outputs `o` of the pooled row, `v` the values, and `λ` the
   cosines of the row's query and each key over all heads, scaled to [0, 1] over the tokens that the map covers. Since
-  `o = Σ_j A_j v_j` in each head, `Σ_c w_c v_jc` is the sum over heads of `∂y/∂A_j`, so `A` and `G` say all but `λ`.
-  The authors read the same layer for images, and sum some of the last layers for texts. Their code runs the layer as a
-  single head, and so explains another model than the one that classifies; here the layer keeps its heads.
+  `o = Σ_j A_j v_j` in each head, `Σ_c w_c v_jc` is the sum over heads of `∂y/∂A_j`. The authors sum some of the last
+  layers for texts, and their code runs a layer as a single head; here it keeps its heads.
 """
 
 import dataclasses

@@ -49,9 +49,7 @@ NEAREST = 5  # words of each prompt
 def text_types(task: Task) -> np.ndarray:
     """Returns the type of every text token, an index into `TEXT_TYPES`, `PAD` after EOS: int32 `[n · C, N]`.
 
-    "prompt": learned tokens. "words": frozen words of the template. "category": tokens of the class name. "dot": the
-    token before EOS where the template ends with ".". "eos": the position that is read; from the text's end up to it,
-    tokens are `PAD`.
+    Prompts are learned, words are of the frozen template, the category is the class name, "eos" is the position read.
     """
     text = task.prompt
     tokenizer = task.clip.tokenizer

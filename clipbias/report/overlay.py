@@ -78,6 +78,7 @@ def overlay_grid(
 
 def heat_map(vision: np.ndarray, image_size: int, patches: int) -> np.ndarray:
     """Resizes the patches' part of relevancy `[M + V]` to image size, `[R, R]`, scaled to 0 … 1."""
+    # Prompts have no place in the picture, and may be so many that the whole row fills a larger square.
     side = round(patches**0.5)
     if side * side != patches or patches > len(vision):
         raise ClipbiasError(f"{patches} patches of {len(vision)} relevancies do not fill a square grid.")
@@ -95,6 +96,7 @@ def show_picture(axes: "Axes", image: np.ndarray) -> None:
 
 def show_heat(axes: "Axes", image: np.ndarray, values: np.ndarray) -> None:
     """Draws a map in 0 … 1 over the grey picture, more opaque at higher values."""
+    # Grey, so that only the map has colours.
     axes.imshow(np.asarray(image, np.float32).mean(axis=-1), cmap="gray", vmin=0, vmax=255)
     axes.imshow(values, cmap=HEAT, alpha=0.25 + 0.5 * np.asarray(values, float), vmin=0, vmax=1)
 

@@ -106,6 +106,7 @@ def save_pictures(figures: Iterable[CaptionedFigure | Sequence[CaptionedFigure] 
         paths = figure.save(folder)
         paper = figure.name.partition("_")[0].removeprefix("fig")
         number = f"Fig. {paper}. " if paper.isdigit() else ""
+        # 96 CSS pixels are an inch; a little larger than in print, since screens are read from farther away.
         width = round(96 * figure.figure.get_size_inches()[0] * 1.15)
         files = tuple((path.suffix[1:].upper(), f"{folder.name}/{path.name}") for path in paths)
         pictures.append(Picture(figure.title, figure.caption, number, paths[1].read_bytes(), width, files))

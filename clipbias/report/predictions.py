@@ -69,6 +69,7 @@ def confusion_figure(answers: Answers, what: str) -> CaptionedFigure:
     """Draws the confusion matrix in percent of each true class; `what` begins the caption."""
     counts = answers.confusion()
     names = [printable(name) for name in answers.class_names]
+    # By row: a class with many images would otherwise outshine all others.
     shares = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     named = len(names) <= _MOST_NAMED
     with style.styled():
@@ -105,6 +106,7 @@ def write_answers(folder: Path, images: Sequence[str], answers: Answers, what: s
     `images` are names; `what` names model and images in the caption.
     """
     write_csv(folder / "classes.csv", answers.frame())
+    # An unreadable image stays in the file, with an empty prediction.
     names = [*answers.class_names, ""]  # -1 is the last
     rows = [
         (image, names[label], names[answer], int(label == answer))

@@ -59,10 +59,7 @@ class Workdir:
 
 
 def read_workdir(folder: str | Path) -> Workdir:
-    """Reads the work folder of a run, finished or not.
-
-    Raises `ClipbiasError` if the folder is missing, belongs to no run, or has a damaged file.
-    """
+    """Reads the work folder of a run. Raises `ClipbiasError` if it is missing, of no run, or has a damaged file."""
     path = user_path(folder)
     if not path.is_dir():
         raise ClipbiasError(f"there is no folder {folder}; give the --workdir of a run.")
@@ -70,6 +67,7 @@ def read_workdir(folder: str | Path) -> Workdir:
     if not {"model", "workdir"} <= config.keys():
         raise ClipbiasError(f"{folder} is not the work folder of a run: it holds no configuration.")
     parts = sorted(path.glob("parts/*/"))  # of jobs that share a sweep
+    # Jobs that share a sweep write their environment to folders of their own.
     environment = next(filter(None, (_read_object(inside / "environment.json") for inside in (path, *parts))), {})
     states = {inside: _read_object(inside / "state.json") for inside in (path, *parts)}
     summary: dict[str, Any] = {
@@ -88,6 +86,7 @@ def read_workdir(folder: str | Path) -> Workdir:
         results = rows = _read_lines(path / "results.jsonl", _ROW)
         failed = [row for row in rows if row["status"] != "ok"]
         done = len(rows) - len(failed)
+        # How many runs a sweep has is known only once learning rates are selected.
         expected = environment.get("runs")  # known when runs on test images begin
         if parts:
             words = {part.name.replace("-of-", "/"): _state_words(part, states[part]) for part in parts}
@@ -166,6 +165,7 @@ def _read_lines(path: Path, needed: Sequence[str]) -> list[dict[str, Any]]:
 
 def _settings(config: Mapping[str, Any], environment: Mapping[str, Any]) -> dict[str, Any]:
     """Flattens configuration and environment, without the output folder, which always differs."""
+    # Host names and times always differ, and say nothing about results.
     facts = {name: environment.get(name) for name in ("git", "python", "packages")}
     facts["devices"] = [f"{number} x {kind}" for kind, number in Counter(environment.get("devices") or ()).items()]
     flat: dict[str, Any] = {}
@@ -188,10 +188,7 @@ def differences(workdirs: Sequence[Workdir]) -> dict[str, list[Any]]:
 def render_runs(
     workdirs: Sequence[Workdir], problems: Sequence[str], *, form: str = "text", every_run: bool = False
 ) -> str:
-    """Renders a table of runs, tables of accuracies, and the settings that differ.
-
-    `every_run` adds the runs of sweeps. `problems` are sentences about unreadable folders, for JSON alone.
-    """
+    """Renders runs (with `every_run` those of sweeps), accuracies, differing settings, and, as JSON, `problems`."""
     shown = [run for workdir in workdirs for run in (workdir.summary, *(workdir.runs if every_run else ()))]
     runs = [{name: run.get(name) for name in _COLUMNS} for run in shown]
     differing = differences(workdirs)

@@ -114,6 +114,8 @@ def decomposition_figure(study: StudyResults) -> CaptionedFigure | None:
             level(axes, 0)
         elif panel == _CONSTANCY:
             if depth < last:
+                # Beyond the prompts' depth a slot holds what the layer before made of it, which differs from image to
+                # image.
                 axes.axvspan(depth + 0.5, last + 0.5, color=style.GREY, alpha=0.12, lw=0)
         else:
             level(axes, 0.5)
@@ -331,6 +333,7 @@ def relevancy_frame(
         if part == "text":
             known = getattr(result, side).index_types[: len(tokens)]
             tokens["type"] = pd.Series(list(known)).reindex(tokens.index, fill_value="")
+            # Texts differ in length: the padding behind the longest one is not drawn.
             tokens = tokens[: 1 + int(np.flatnonzero(tokens["value"]).max(initial=0))].assign(panel="tokens")
         else:
             prompts = tokens["index"] >= study.clip.patches
@@ -362,6 +365,7 @@ def relevancy_figure(study: StudyResults, part: str) -> CaptionedFigure | None:
                 axes.set_ylim(0, 1.05 * np.nanmax(of_model.loc[of_model["panel"] != "types", ["value", "high"]]))
             return
         pixels = shown["value"].to_numpy().reshape(study.clip.grid, study.clip.grid)
+        # One scale for both models' maps, so that colours can be compared.
         top = of_model.loc[of_model["panel"] == "tokens", "value"].max()
         axes.imshow(pixels, cmap="viridis", vmin=0, vmax=top)
         axes.set(xticks=[], yticks=[])

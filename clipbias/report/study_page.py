@@ -22,22 +22,11 @@ from clipbias.analysis.sections import all_sections
 from clipbias.analysis.uncertainty import by_reason, with_interval
 from clipbias.analysis.words import PROMPT_WORDS
 from clipbias.errors import ClipbiasError
-from clipbias.report import pages
+from clipbias.report import pages, verdict
 from clipbias.report.drawings import Drawing, all_drawings
 from clipbias.report.names import dataset_name, ordered_datasets
 from clipbias.report.study_figures import dataset_figures, labels_of
 from clipbias.report.table import MISSING, Table
-from clipbias.report.verdict import (
-    overview_figure,
-    replaced,
-    replacement_figure,
-    seed_table,
-    shown_methods,
-    towers_table,
-    verdict_figure,
-    verdict_table,
-    why_not_patched,
-)
 from clipbias.sentences import counted
 
 REPORT = "report.html"
@@ -60,9 +49,10 @@ def write_report(
     output = Path(output_folder)
     sentences = {method.label: method_sentences(study, method) for method in study.methods}
     first = list(sentences)[:MOST_SENTENCES]
+    # Sentences that fit at the top are not repeated below.
     groups = list(sentences.items()) if len(sentences) > len(first) else []
 
-    tables = [table for table in (seed_table(study), towers_table(study.methods)) if table]
+    tables = [table for table in (verdict.seed_table(study), verdict.towers_table(study.methods)) if table]
     sections = [pages.Section(CAUSAL.title, CAUSAL.name, tables=tables, groups=groups)]
     drawings = all_drawings()
     for number, drawing in enumerate(drawings, start=1):
@@ -78,18 +68,19 @@ def write_report(
                 )
             )
     sections = [each for each in sections if not each.is_empty]
+    # Every section and model is accounted for: on the page, or in a sentence that says why not.
     missing = _missing(study, {each.identifier for each in sections})
     sections.append(
         pages.Section("How it was made", "config", tables=[_models(study)], remarks=missing, code=_config(study))
     )
-    pictures = pages.save_pictures([verdict_figure(study)], output / FIGURES)
+    pictures = pages.save_pictures([verdict.verdict_figure(study)], output / FIGURES)
     return pages.write_page(
         output / REPORT,
         "report",
         title=f"Why does tuning help on {study.dataset.name}?",
         sentences=[" ".join(sentences[label]) for label in first] or ["There is no tuned model here to explain."],
         basis=_basis(study),
-        table=verdict_table(study, shown_methods(study)),
+        table=verdict.verdict_table(study, verdict.shown_methods(study)),
         pictures=pictures,
         sections=sections,
     )
@@ -107,7 +98,7 @@ def _basis(study: StudyResults) -> str:
 
 def method_sentences(study: StudyResults, method: MethodResult) -> list[str]:
     """Returns the verdict on a method, and the conclusion about its replacements, if any."""
-    fitted = replaced(study, method)
+    fitted = verdict.replaced(study, method)
     return [method.sentence, fitted.sentence] if fitted else [method.sentence]
 
 
@@ -117,7 +108,7 @@ def _missing(study: StudyResults, drawn: set[str]) -> list[str]:
     def title(section: str) -> str:
         return section.replace("_", " ").capitalize()
 
-    sentences = why_not_patched(study)
+    sentences = verdict.why_not_patched(study)
     for name in all_sections():
         if name not in study.sections:
             sentences.append(f"{title(name)}: not computed; --config.sections={name} computes it.")
@@ -170,28 +161,29 @@ def write_overview(results_folders: Sequence[str | os.PathLike], output_folder: 
     ordered = list(studies.values())
     names = [dataset_name(study.dataset.name) for study in ordered]
     output = Path(output_folder)
-    verdict = pages.save_pictures([overview_figure(ordered)], output / FIGURES)
+    overview = pages.save_pictures([verdict.overview_figure(ordered)], output / FIGURES)
     sections = []
     for study, name in zip(ordered, names, strict=True):
-        table = verdict_table(study, study.methods)
+        table = verdict.verdict_table(study, study.methods)
         groups = [(method.label, method_sentences(study, method)) for method in study.methods]
         sections.append(pages.Section(f"Verdicts on {name}", tables=[table] if table else [], groups=groups))
     for key, label in {model.key: model.label for study in ordered for model in study.tuned}.items():
         pictures = pages.save_pictures(dataset_figures(ordered, key, label), output / FIGURES)
         sections.append(pages.Section(f"Relevancy: {label}", pictures=pictures))
-    pictures = pages.save_pictures([replacement_figure(ordered)], output / FIGURES)
+    pictures = pages.save_pictures([verdict.replacement_figure(ordered)], output / FIGURES)
     sections.append(pages.Section("Replacements of each method", pictures=pictures))
     reports = []
     for folder, name in zip(studies, names, strict=True):
         path = folder / REPORT if (folder / REPORT).is_file() else folder / "report" / REPORT
         if path.is_file():
+            # Relative links: a folder with reports and overview can be moved, and opened from any disk.
             reports.append((name, Path(os.path.relpath(path, output)).as_posix()))
     return pages.write_page(
         output / OVERVIEW,
         "overview",
         title=f"Why does tuning help on {counted(len(ordered), 'dataset')}?",
         datasets=names,
-        pictures=verdict,
+        pictures=overview,
         accuracies=_accuracies(ordered),
         reports=reports,
         sections=[section for section in sections if not section.is_empty],
@@ -270,6 +262,7 @@ def class_table(study: StudyResults) -> Table | None:
     for model in study.tuned:
         changes = predictions.changes(model.key)
         steps[model.key] = np.select([changes == 0, changes == 1], [1, -1], 0)
+        # Changes of different models are compared on the same images.
         answered &= changes >= 0
     columns = {"label": predictions.labels, "zero_shot": predictions.zero_shot, **steps}
     names = study.dataset.class_names
@@ -284,6 +277,7 @@ def class_table(study: StudyResults) -> Table | None:
             error = f" ± {100 * change.sem():.1f}" if len(change) > 1 else ""
             became = f"({(change == 1).sum()}, {(change == -1).sum()})"
             rows[label].append(f"{100 * change.mean():+.1f}{error} {became}")
+        # Classes are ordered by what all models together change, so that one model's noise does not order them.
         net[label] = images[list(steps)].mean().sum()
     order = sorted(rows, key=lambda label: (net[label], label))
     half = CLASS_ROWS // 2

@@ -131,10 +131,7 @@ _FAMILIES = (ZERO_SHOT, ORANGE, SKY, GREEN, PURPLE, GREY, RED)
 
 
 def method_look(method: str) -> tuple[str, str, Any]:
-    """Returns colour, marker and line of a method, at any learning rate.
-
-    A family has one colour, and its members differ in marker and line. Methods that are not built in are black crosses.
-    """
+    """Returns colour (one per family), marker and line of a method; methods that are not built in are black crosses."""
     from clipbias.tuning import METHODS  # not at import: it loads JAX, which drawing does not need
 
     name = base_name(method)

@@ -97,6 +97,7 @@ def gain_frame(sweep: Sweep) -> pd.DataFrame:
         )
         pairs = [(after, before) for after, before in zip(tuned, plain, strict=True) if after and before]
         gains = [after["mean"] - before["mean"] for after, before in pairs]
+        # A mean over datasets needs all of them, and a method without training images has no gain by training.
         if method == ZERO_SHOT or not draws(method) or len(pairs) < len(tuned) or any(map(math.isnan, gains)):
             continue
         value = sum(gains) / len(gains)
@@ -192,6 +193,7 @@ def cost_frame(sweep: Sweep, shots: int | None) -> pd.DataFrame:
             accuracy = sweep.cells.get((sweep.measure, *key), {})
             numbers = [accuracy.get("mean", math.nan)]
             numbers += [means.get((cost, *key), {}).get("mean", math.nan) for cost in (PARAMETERS, TRAINING)]
+            # A method whose costs were not measured has no place in the figure.
             if not any(map(math.isnan, numbers)):
                 rows[method] = (title, numbers[0], accuracy["error"], *numbers[1:])
     return pd.DataFrame(list(rows.values()), list(rows), ["kind", "accuracy", "error", PARAMETERS, TRAINING])

@@ -139,6 +139,7 @@ def _accuracy_frame(sweep: Sweep, columns: _Columns) -> tuple[pd.DataFrame, set[
     texts: dict[str, list[str]] = {}
     bold: set[tuple[int, int]] = set()
     for place, (head, (measure, dataset, shots)) in enumerate(columns.items(), start=1):
+        # Cells with fewer seeds than others say so: their error is less certain.
         expected = sweep.seeds(measure, shots)
         texts[head] = [_cell_text(sweep, (measure, name, dataset, shots), expected) for name in sweep.methods]
         best = best_methods(sweep, measure, dataset, shots)
@@ -176,6 +177,7 @@ def _errors_to_best(sweep: Sweep, measure: str, dataset: str, shots: int | None)
     means = sweep.table(measure, shots)[dataset].dropna().astype(float)
     if len(means) < 2:
         return {}
+    # Every method is compared with the best of the column, image by image where answers are stored.
     first = str(means.idxmax())
     errors = {first: 0.0}
     for method in means.index.difference([first]):
@@ -341,6 +343,7 @@ def _range(sweep: Sweep, method: str, field: str, form: str = ",") -> str:
 def training_words(sweep: Sweep, shots: int | None) -> str:
     """Writes the number of training images of a class, and of seeds."""
     of_shots = [row for row in sweep.rows if row.get("shots") == shots]
+    # Small classes have fewer images than the shots asked for, so the true range is written.
     numbers = [number for row in of_shots for number in row.get("images_per_class") or ()]
     if shots:
         numbers = numbers or [shots]

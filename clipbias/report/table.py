@@ -64,10 +64,7 @@ class Table:
 
 
 def render(table: Table, form: str) -> str:
-    """Renders a table as plain text, GitHub's Markdown, a LaTeX `table` environment, or HTML.
-
-    LaTeX needs the package `booktabs`, and `graphicx` for tables of more than eight columns.
-    """
+    """Renders a table as plain text, GitHub's Markdown, LaTeX (`booktabs`; `graphicx` for wide tables), or HTML."""
     return {"text": _text, "markdown": _markdown, "latex": _latex, "html": _html}[form](table)
 
 
@@ -147,6 +144,7 @@ def _html(table: Table) -> str:
         heads[column] = f'<div class="words">{heads[column]}</div>'
     # The first column heads the rows.
     frame = frame.iloc[:, 1:].set_axis(frame.iloc[:, 0].to_numpy(), axis=0)
+    # The name of the index is the head of its column: pandas then writes one row of heads.
     frame.columns = pd.Index(heads[1:], name=heads[0])
     with pd.option_context("display.max_colwidth", None):
         body = frame.to_html(escape=False, border=0, classes="many" if len(table.columns) > _MOST_COLUMNS else "")

@@ -65,6 +65,7 @@ def quantities(numbers: CausalNumbers, labels: VerdictLabels | None) -> dict[str
 def shown_methods(study: StudyResults) -> list[MethodResult]:
     """Returns the methods of the first table, in the study's order: those with the largest gains in log-likelihood."""
     gains = {id(method): method.numbers.log_likelihood.gain.value for method in study.methods if method.numbers}
+    # The table at the top is for a first look; all methods are in the sections below.
     largest = sorted(gains, key=gains.__getitem__)[-MOST_METHODS:]
     return [method for method in study.methods if id(method) in largest]
 
@@ -92,6 +93,7 @@ def verdict_table(study: StudyResults, methods: Sequence[MethodResult], title: s
             if row.student.kind is Origin.CEILING or row.student.form == PLAIN
         }
         for outcome, numbers in method.numbers.items():
+            # Points have no shares: a share of an accuracy's gain of a few images would be a ratio of noise.
             decides = outcome != "accuracy"
             named = quantities(numbers, method.labels)
             texts = [method.label, "nats, %" if decides else "points", change(numbers.gain, outcome)]
@@ -128,6 +130,7 @@ def towers_table(methods: Sequence[MethodResult]) -> Table | None:
     """Makes the table of towers alone and of additions to text tokens, in log-likelihood."""
     rows = []
     for method in methods:
+        # Shares of a gain that is not sure would be dashes in every column.
         if method.numbers is None or excludes(method.numbers.log_likelihood.gain) <= 0:
             continue
         numbers = method.numbers.log_likelihood
@@ -187,6 +190,7 @@ def _scale(axes: "Axes") -> None:
     for threshold in (25.0, 50.0):
         axes.axvline(threshold, color=style.GREY, linewidth=0.8, linestyle=style.DASHED)
     low, high = axes.get_xlim()
+    # One wide interval would press all others together.
     axes.set_xlim(max(low, -60.0), min(high, 160.0))
     axes.set_xticks([tick for tick in (-50, 0, 50, 100, 150) if axes.get_xlim()[0] <= tick <= axes.get_xlim()[1]])
 
@@ -221,6 +225,7 @@ def overview_figure(studies: Sequence[StudyResults]) -> CaptionedFigure | None:
     drawn = _drawn(numbers)
     if drawn.empty:
         return None
+    # Names of methods differ by seeds and datasets; their order is that of the registry.
     of_method = {method.name: method.method for study in studies for method in study.methods}
     order = ordered_methods(of_method.values())
     methods = sorted(dict.fromkeys(drawn["method"]), key=lambda name: order.index(of_method[name]))

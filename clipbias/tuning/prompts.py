@@ -343,7 +343,8 @@ class Classes:
                         f"the class name {shown(repeated)} occurs {count} times; give each class a name of its own, or "
                         "the whole dataset where two of its classes share a name."
                     )
-            return cls(tuple(map(str, classes)))  # NumPy's strings show their type
+            # NumPy's strings show their type in messages.
+            return cls(tuple(str(name) if isinstance(name, str) else name for name in classes))
         name = getattr(classes, "name", None)
         return cls(tuple(classes.class_names), classes.template, as_descriptions(classes.descriptions), name=name)
 

@@ -90,7 +90,7 @@ def test_what_is_not_there_or_cannot_be_had_is_one_sentence(tmp_path, bucket, mo
         lambda: read_adapter(f"{GS}/adapter.safetensors"),
         lambda: read_descriptions(f"{GS}/descriptions.json"),
     ):
-        with pytest.raises(ClipbiasError, match=r"(gs|s3)://\S+ is in a bucket, where images.*mount the bucket"):
+        with pytest.raises(ClipbiasError, match=r"(gs|s3)://\S+ is in a bucket.*mount the bucket"):
             call()
     bucket.refused = "Anonymous caller\nhas no access"
     with pytest.raises(ClipbiasError, match="cannot open gs://bucket/data: Anonymous caller has no access; check"):

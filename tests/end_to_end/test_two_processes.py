@@ -13,11 +13,11 @@ import pytest
 from safetensors.numpy import load_file
 
 from clipbias.analysis.results_file import ARRAYS, load_arrays, load_results
+from clipbias.constants import ADAPTER_FILE
 from clipbias.hosts import Stopped, stoppable
 from clipbias.io import read_json, read_json_lines
 from clipbias.settings import from_config
 from clipbias.training import loop
-from clipbias.training.workdir import ADAPTER
 from configs import demo
 from configs import train as config_file
 from configs.table1 import Table1Settings
@@ -103,7 +103,7 @@ def test_two_processes_train_what_one_does(method, model, trained, cache, tmp_pa
         assert rows[0][name] == rows[1][name], name
     losses = [[line["loss"] for line in read_json_lines(folder / "metrics.jsonl")] for folder in (whole, two)]
     np.testing.assert_allclose(*losses, rtol=1e-4)
-    names = assert_same_adapters(whole / ADAPTER, two / ADAPTER)
+    names = assert_same_adapters(whole / ADAPTER_FILE, two / ADAPTER_FILE)
     assert any(name.startswith("constants/") for name in names) == (method == "tip_adapter_f")
 
 
@@ -133,7 +133,7 @@ def test_a_run_moves_between_processes_and_devices(model, cache, tmp_path):
     losses = [[line["loss"] for line in read_json_lines(folder / "metrics.jsonl")] for folder in (whole, moved)]
     assert [line["step"] for line in read_json_lines(metrics)] == list(range(1, STEPS + 1))
     np.testing.assert_allclose(*losses, rtol=1e-4)
-    assert_same_adapters(whole / ADAPTER, moved / ADAPTER)
+    assert_same_adapters(whole / ADAPTER_FILE, moved / ADAPTER_FILE)
 
 
 SWEEP = {"methods": ("taskres",), "datasets": ("demo/digits",), "epochs": 2, "shots": (1,), "seeds": (1, 2)}
