@@ -172,6 +172,7 @@ def compute_prompt_similarity(study: Study) -> Computation[Similarity]:
     if not prompted:
         return Similarity(images=None, rotations=None, layers=None, models=models)
     count = study.clip.config.vision.layers
+    # The first, the middle and the last two layers: as many as a figure can show.
     layers = np.asarray(sorted({0, count // 2, max(count - 2, 0), count - 1}))
     totals = yield from vision_totals(study, prompted)
     predictions = yield from compute_predictions(study)
@@ -234,6 +235,7 @@ def choose_images(study: Study, predictions: Predictions, count: int) -> np.ndar
     sample: list[int] = []
     while len(sample) < count and any(groups):
         for group in groups:
+            # Models share many changes: an image that another group gave already does not count as this group's turn.
             while group and group[0] in sample:
                 group.pop(0)
             if group and len(sample) < count:

@@ -87,6 +87,7 @@ def panels(
         cells = [(row, column) for row in rows for column in columns]
         for number, axes in enumerate(grid.ravel()):
             row, column = cells[number] if number < len(cells) else ("", "")
+            # A grid may have more cells than panels; the rest stays blank.
             part = frame if number < len(cells) else frame[:0]
             for name, value in zip(by, (row, column), strict=True):
                 part = part[part[name] == value] if name else part
@@ -170,6 +171,7 @@ def _whiskers(axes: "Axes", x: Any, y: Any, low: Any, high: Any, *, along: str =
             axes.plot(x, y, **{"linewidth": 1.2} | {name: v for name, v in look.items() if name not in of_whiskers})
         return
     middle = np.asarray(y if along == "y" else x, float)
+    # An end that is not known is an arm of length 0: matplotlib refuses NaN.
     arms = np.nan_to_num([middle - np.asarray(low, float), np.asarray(high, float) - middle])
     error = {"yerr" if along == "y" else "xerr": arms}
     axes.errorbar(x, y, **error, **{"elinewidth": 0.8, "capsize": 1.6, "linewidth": 1.2} | look)
@@ -188,6 +190,7 @@ def bars(axes: "Axes", part: pd.DataFrame, *, category: str, hue: str, looks: Ma
         y = places[row[category]] + height * (values.index(row[hue]) - (len(values) - 1) / 2)
         axes.barh(y, row["value"], 0.9 * height, **{"linewidth": 0} | dict(looks[row[hue]]))
         _whiskers(axes, [row["value"]], [y], [row["low"]], [row["high"]], along="x", color="#374151", fmt="none")
+        # Numbers stand in a column at the right: beside the bars they would cover whiskers.
         text = f"{row['value']:.2f}"
         axes.text(1.02, y, text, transform=axes.get_yaxis_transform(), va="center", fontsize=6.5)
     axes.axvline(0, color="#4B5563", linewidth=0.8)

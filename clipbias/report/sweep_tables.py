@@ -421,9 +421,7 @@ def render_tables(
 def write_tables(rows: Sequence[Row], workdir: Path, measures: Sequence[str] = ()) -> list[str]:
     """Writes `table.md`, `.tex`, `.html`, figures, `costs.md` and `classes.csv`; returns lines to print.
 
-    Figures: `gains` over zero-shot with most shots; with several numbers of shots also `accuracy`. `measures` are
-    scores of `class_tables`, with tables of their own. Raises `ClipbiasError` if the rows follow two validation
-    policies.
+    `measures` are scores of `class_tables`. Raises `ClipbiasError` if the rows follow two validation policies.
     """
     check_policies(rows)
     sweep = read_sweep(rows, workdir / "predictions")

@@ -156,7 +156,7 @@ CASES: list[Case] = [
     evaluated("no image to evaluate on", slice(0)),
     pure("the model is 'bias'; give what clipbias.fit or clipbias.load_adapter returned", clipbias.distil, "bias"),
     distilled("the model names no dataset; give one, or pictures"),
-    distilled("there are 4 unlabelled images; give 5 at least", IMAGES[:4]),
+    distilled("there are 4 unlabelled images; give at least 5", IMAGES[:4]),
     distilled("form is 'vectors'; choose", IMAGES, form="vectors"),
     combined("of a single shot none is left to train on when one is held out", shots=(1,), **HELD),
     combined("pseudo-labelled images have no label to select by", protocol="pseudo_labels", shots=(2,), **HELD),
