@@ -368,7 +368,7 @@ def observe(results: StudyResults, *, seed: int = 0) -> Observations:
 
 
 def _hypotheses(results: StudyResults, models: Sequence[ModelFacts]) -> list[Observation]:
-    """Decides the three hypotheses of Sec. 4.2.1 about a method, in log-likelihood."""
+    # Sec. 4.2.1, in log-likelihood, which decides labels. Accuracy of few images would leave most undecided.
     keys = tuple(model.key for model in models)
     method = next(each for each in results.methods if each.models == keys)
     where, what = (None, None) if method.labels is None else (method.labels.where, method.labels.what)

@@ -348,7 +348,7 @@ def _layers_of_images(study: Study, model: Model, images: np.ndarray) -> Request
 def _pack(
     study: Study, model: Model, classes: list[int], pair_rows: dict[str, np.ndarray], image_rows: dict[str, np.ndarray]
 ) -> ExploredModel:
-    """Packs a model's maps into few bytes, with the text tokens of some classes."""
+    # A byte per patch: a page holds maps of many images, layers and models. Texts are of the explored classes alone.
     patches = study.clip.config.vision.patches
     vision = pair_rows["vision"]
     relevancy, relevancy_scale = quantise(vision[:, :patches])

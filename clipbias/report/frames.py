@@ -250,7 +250,7 @@ def _averages(cells: pd.DataFrame, datasets: int) -> pd.DataFrame:
 
 
 def _accuracies(row: Row) -> dict[str, float | None]:
-    """Returns the accuracies of a run by measure, with the harmonic mean of base and new."""
+    # H is taken within a run and then averaged: the harmonic mean of two averages over seeds is another number.
     accuracies = dict(row.get("accuracies") or {ACCURACY: row.get("accuracy")})
     if {"base", "new"} <= accuracies.keys():
         base = accuracies["base"]

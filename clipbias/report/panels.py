@@ -112,7 +112,7 @@ def panels(
 
 
 def _legend(figure: "Figure", looks: Mapping[str, Look] | None) -> None:
-    """Draws one legend below all panels, of looks by label or of the panels' labels."""
+    # Panels repeat their labels, so one legend below all of them names each once.
     from matplotlib.lines import Line2D
 
     handles: dict[str, Any] = {name: Line2D([], [], **look) for name, look in (looks or {}).items()}
@@ -164,7 +164,7 @@ def lines(
 
 
 def _whiskers(axes: "Axes", x: Any, y: Any, low: Any, high: Any, *, along: str = "y", **look: Any) -> None:
-    """Draws points or a line with intervals along one axis; without intervals where no end is known."""
+    # Without any known end, a plain line: `errorbar` would draw caps on the points.
     if np.all(np.isnan(np.asarray(low, float))):
         if look.get("fmt") != "none":
             of_whiskers = ("elinewidth", "capsize")

@@ -204,6 +204,7 @@ def _accuracies(studies: Sequence[StudyResults]) -> Table:
     rows = []
     accuracies: dict[str, list[float]] = {key: [] for key in labels}
     for study in studies:
+        # Studies may have different models: a dash where a dataset lacks one, and no average over different datasets.
         texts = dict.fromkeys(labels, MISSING)
         for model in study.models:
             texts[model.key] = f"{model.accuracy:.1f} ± {model.standard_error:.1f}"

@@ -340,12 +340,12 @@ def name_points(axes: "Axes", names: Sequence[str], stand_out: Sequence[bool]) -
     directions = np.array(_DIRECTIONS)
 
     def meeting(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
-        """How many of the others each box meets."""
+        """Counts the others that each box meets."""
         boxes = boxes[..., None, :]
         return ((boxes[..., :2] < others[:, 2:]) & (others[:, :2] < boxes[..., 2:])).all(-1).sum(-1)
 
     def arrange(order: Sequence[int]) -> tuple[float, dict[int, tuple[np.ndarray, np.ndarray | None]]]:
-        """Finds a box for each name in turn, and where its line ends, if it has one; and says how bad all of it is."""
+        """Places a box for each name in turn; returns their total badness, and boxes with the ends of their lines."""
         total = 0.0
         taken = np.empty((0, 4))
         arranged: dict[int, tuple[np.ndarray, np.ndarray | None]] = {}
@@ -377,6 +377,7 @@ def name_points(axes: "Axes", names: Sequence[str], stand_out: Sequence[bool]) -
                 if least < 1e5:  # nothing is covered
                     break
             total += least
+            # Boxes and pieces of lines that are placed already are obstacles for the names that follow.
             taken = np.vstack([taken, *chosen])
         return total, arranged
 
