@@ -12,7 +12,7 @@ import pytest
 
 from clipbias.analysis import verdict
 from clipbias.analysis.replacement import Origin
-from clipbias.analysis.results import Average, Labels, What, Where
+from clipbias.analysis.results import Average, VerdictLabels, What, Where
 from clipbias.analysis.study import StudyOptions
 from clipbias.analysis.uncertainty import Estimate
 from clipbias.errors import ClipbiasError
@@ -171,7 +171,7 @@ def test_the_verdict_is_the_packages():
     results = synthetic_results()
     for method in results.methods:
         assert labels.verdict(results, method.models[0]) == Answer(method.labels.where.value, method.labels.what.value)
-    none = tuple(dataclasses.replace(method, labels=Labels(Where.NO_GAIN, None)) for method in results.methods)
+    none = tuple(dataclasses.replace(method, labels=VerdictLabels(Where.NO_GAIN, None)) for method in results.methods)
     none = dataclasses.replace(results, methods=none)
     assert labels.gains(results, "ivlp") and not labels.gains(none, "ivlp")
     assert set(labels.explain(none, "ivlp").values()) == {Answer(where="no gain")}
