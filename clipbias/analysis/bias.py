@@ -216,7 +216,7 @@ def equivalent_biases(sums: BlockSums) -> dict[str, EquivalentBias]:
         return np.asarray(moments.count, np.float64), np.asarray(moments.mean, np.float64)
 
     def ratio(total: np.ndarray, count: np.ndarray) -> np.ndarray:
-        """Divides sums `[L, D]` by counts `[L]`; 0 where the count is 0. Returns float32."""
+        # A count of 0, where nothing but the pooled token counts, gives 0: NaN would spread through the adapter.
         return (total / np.maximum(count, 1)[:, None]).astype(np.float32)
 
     biases = {}

@@ -200,7 +200,7 @@ def text_pair(
     runs = [embed_text(params, config, tokens, adaptation, dtype=dtype) for adaptation in (reference, tuned)]
     # Without a learned context the rows hold the same words in both runs: these are inputs, not slots.
     slots = (jnp.asarray(tokens.context_rows) >= 0) & (tuned.text_context is not None)
-    # Slots are no kind: means are of inputs alone, and a slot of R and of P hold other things by construction.
+    # Slots are no kind: means are of inputs alone, since slots of R and of P differ by construction.
     is_eos = jnp.arange(tokens.ids.shape[1]) == jnp.asarray(tokens.eos)[:, None]
     kinds = jnp.where(slots, -1, jnp.where(is_eos, 0, 1))
     return RunPair(runs[0], runs[1], slots, kinds, tokens.ids.shape[1], config.text)

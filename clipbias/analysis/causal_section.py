@@ -371,8 +371,7 @@ def _all_ways(study: Study, model: Model, inputs: AblationInputs) -> tuple[list[
     def classify(
         params: Params, learnables: Learnables, features: jax.Array, texts: jax.Array, mask: jax.Array | None
     ) -> jax.Array:
-        """Logits `[K, B, C]`."""
-        # An unchanged tower has one row of features, the reference's: every place in it is clipped to 0.
+        # To logits `[K, B, C]`. An unchanged tower has one row of features, the reference's: places are clipped to 0.
         images_at = np.minimum([place for _, place, _ in places], len(features) - 1)
         texts_at = np.minimum([place for _, _, place in places], len(texts) - 1)
 

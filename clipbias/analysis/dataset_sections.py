@@ -140,6 +140,7 @@ def relevancy_maps(study: Study, model: Model, images: jax.Array, targets: jax.A
             model.task, params, learnables, study.normalize(images), targets, chunk=model.chunk(images), text=text
         )
 
+    # The method's own head needs the texts of all classes, which are encoded once for all batches.
     text = study.predictor(model).text if model.has_own_head else None
     run = study.program("relevancy", model, maps)
     return run(study.params, study.learnables[model.key], text, images, targets)
@@ -240,6 +241,7 @@ def _relevancy_step(study: Study, tuned: Sequence[Model], groups: Mapping[str, n
             vision = divided_by_sum(of_side.vision)
             # All texts of a class are one row of tokens, divided by one sum: a text without relevancy counts 0.
             text = divided_by_sum(of_side.text.reshape(types.shape), types < TEXT_TYPES.index("eos"))
+            # Order and variation compare patches alone, since zero-shot has no prompts.
             among_patches.append(of_side.vision[:, :patches])
             values[f"vision/{side}"] = vision
             values[f"text/{side}"] = text.reshape(len(text), -1, of_side.text.shape[-1]).sum(1)
@@ -251,6 +253,7 @@ def _relevancy_step(study: Study, tuned: Sequence[Model], groups: Mapping[str, n
         values["variation"] = total_variation(*among_patches)[:, None]
         # An image may be in several groups; the mask over groups counts it in each.
         counted = batch["mask"][:, None] & members[batch["numbers"]]
+        # Rows of images serve the observations, whose bootstrap draws images.
         each = {f"each/{name}": values[name] for name in ("text_types/zero_shot", "text_types/tuned", "variation")}
         # All groups at once, `[groups, …]`: group by group, the program would have three times the parts to compile.
         return each | {name: Moments.of(value[:, None], counted) for name, value in values.items()}

@@ -189,6 +189,7 @@ def _perturbation_step(study: Study, model: Model) -> Step:
         (predicted, ranks), host = placement.device_get((ordered, facts))
         # Each image with the same patches removed is classified once. Where the predicted class is the true class, all
         # tries of the second target repeat those of the first.
+        # A patch is gone at a step if its rank of removal is below the step's count.
         gone = ranks[:, :, None] < counts[:, None, None]  # [maps, directions, steps, B, M]
         images, patches, which = distinct_rows(gone.reshape(-1, *gone.shape[-2:]), host["mask"])
         raw = study.replicate(host["images"])
@@ -199,6 +200,7 @@ def _perturbation_step(study: Study, model: Model) -> Step:
                 lambda which, gone, mask: of_model.logits(perturbed(raw, which, gone), mask), images, patches
             )
             seen = classified.argmax(-1)[which]
+        # The accuracy of the true class counts, whichever class the map explains.
         hits = (seen == host["labels"]).reshape(gone.shape[:-1])[position]
         # Fraction 0 is the model's own prediction, computed already.
         untouched = np.broadcast_to(predicted == host["labels"], (*hits.shape[:3], 1, hits.shape[-1]))

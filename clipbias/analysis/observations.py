@@ -124,6 +124,7 @@ def compute_observations(study: Study) -> Computation[Observations]:
         eos_attention = None
         if not why_no_text_attention(model.task):  # zero-shot has the text of the figures
             texts = eos_shares(study, study.worded if model is study.zero_shot else model)
+            # One row per class, over which the bootstrap draws.
             eos_attention = np.mean([shares.mean((0, 2)) for shares in texts], axis=0)
         models[model.key] = ObservedModel(
             text_relevancy=text_relevancy,
@@ -340,11 +341,13 @@ def observe(results: StudyResults, *, seed: int = 0) -> Observations:
     }
     rows = []
     for source, claim, statistic, about in _CLAIMS:
+        # A claim about the frozen model has one row, whatever the methods.
         for models in methods if about.tower else [[results.zero_shot]]:
             if about.tower and not getattr(models[0], f"{about.tower}_prompts"):
                 continue
             measured = [columns[model.key][about.columns] for model in models if about.columns in columns[model.key]]
             number, samples = None, 0
+            # A method is measured only if every seed is: a mean over some of its seeds would not be the method's.
             if len(measured) == len(models):
                 number, samples = estimate_over(measured, about.of, seed=seed)
             rows.append(
@@ -365,7 +368,7 @@ def observe(results: StudyResults, *, seed: int = 0) -> Observations:
 
 
 def _hypotheses(results: StudyResults, models: Sequence[ModelFacts]) -> list[Observation]:
-    """Decides the three hypotheses of Sec. 4.2.1 about a method, in log-likelihood."""
+    # Sec. 4.2.1, in log-likelihood, which decides labels. Accuracy of few images would leave most undecided.
     keys = tuple(model.key for model in models)
     method = next(each for each in results.methods if each.models == keys)
     where, what = (None, None) if method.labels is None else (method.labels.where, method.labels.what)

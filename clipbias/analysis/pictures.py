@@ -172,6 +172,7 @@ def compute_prompt_similarity(study: Study) -> Computation[Similarity]:
     if not prompted:
         return Similarity(images=None, rotations=None, layers=None, models=models)
     count = study.clip.config.vision.layers
+    # The first, the middle and the last two layers: as many as a figure can show.
     layers = np.asarray(sorted({0, count // 2, max(count - 2, 0), count - 1}))
     totals = yield from vision_totals(study, prompted)
     predictions = yield from compute_predictions(study)
@@ -234,6 +235,7 @@ def choose_images(study: Study, predictions: Predictions, count: int) -> np.ndar
     sample: list[int] = []
     while len(sample) < count and any(groups):
         for group in groups:
+            # Models share many changes: an image that another group gave already does not count as this group's turn.
             while group and group[0] in sample:
                 group.pop(0)
             if group and len(sample) < count:
@@ -346,7 +348,7 @@ def _layers_of_images(study: Study, model: Model, images: np.ndarray) -> Request
 def _pack(
     study: Study, model: Model, classes: list[int], pair_rows: dict[str, np.ndarray], image_rows: dict[str, np.ndarray]
 ) -> ExploredModel:
-    """Packs a model's maps into few bytes, with the text tokens of some classes."""
+    # A byte per patch: a page holds maps of many images, layers and models. Texts are of the explored classes alone.
     patches = study.clip.config.vision.patches
     vision = pair_rows["vision"]
     relevancy, relevancy_scale = quantise(vision[:, :patches])

@@ -243,11 +243,7 @@ def compare(models: Sequence[ImageComparisons]) -> tuple[ByMetric[Estimate] | No
 
 
 def conclude(share: Estimate | None, less_ceiling: Estimate | None) -> Word:
-    """Returns the conclusion about a fitted form.
-
-    `share`: its share of the gain in log-likelihood. `less_ceiling`: its share of changed predictions less the
-    ceiling's.
-    """
+    """Concludes from a form's share of the gain in log-likelihood, and of changed predictions less the ceiling's."""
     # The whole gain alone is not enough to replace a method: other predictions can gain as much.
     if excludes(share, WHOLE) > 0:
         return Word.REPLACES if excludes(less_ceiling, -MARGIN) > 0 else Word.GAIN
@@ -303,11 +299,7 @@ class _Means:
 
     @classmethod
     def of(cls, models: Sequence[ImageComparisons], place: tuple[Origin, str] | None = None) -> "_Means":
-        """Averages `_columns` over images, with seeds and images crossed.
-
-        Raises:
-          ValueError: the models have different images.
-        """
+        """Averages `_columns` over images, with seeds and images crossed; `ValueError` for different images."""
         # Per-image columns of all quantities are resampled together, so that every ratio below is of the same draws.
         columns = [_columns(model, place) for model in models]
         names = [*columns[0][0], *columns[0][1]]

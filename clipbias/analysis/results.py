@@ -251,6 +251,7 @@ def same_but_for_seed(models: Sequence[T]) -> list[list[T]]:
     """Groups models by method and training, in order of appearance."""
     groups: dict[tuple[str, str], list[T]] = {}
     for model in models:
+        # `training` leaves the seed out, so models with equal training are seeds of one method.
         facts: Any = model  # of a study (`Model`), or of its results (`ModelFacts`)
         groups.setdefault((facts.method, facts.training), []).append(model)
     return list(groups.values())

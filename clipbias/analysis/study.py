@@ -235,8 +235,8 @@ class Study:
         self._part = share.part
         self._parts = share.parts
         self.clip = models[0].task.clip
-        # Cast and placed once, then passed as an argument of every jitted function: constants in a program would be
-        # compiled.
+        # Cast and placed once, then passed as an argument of every jitted function: a program that closes over weights
+        # compiles them too, and holds a copy.
         self.params: Params = self.replicate(cast_weights(self.clip.params, models[0].task.classifier.dtype))
         self.learnables = {model.key: self.replicate(model.learnables) for model in models}
         self.shared: dict[tuple[str, str], Any] = {}  # predictors and programs of several sections, by identity

@@ -13,9 +13,6 @@ import numpy as np
 RESAMPLES = 2000
 LEVEL = 0.95
 LARGEST_SHARE = 10.0
-# Limits of the verdict: a share surely above the first is the main part, one surely below the second a minor one.
-MAIN_SHARE = 0.5
-MINOR_SHARE = 0.25
 OUTCOMES = ("accuracy", "log_likelihood")
 UNITS = {"accuracy": ("points", 1), "log_likelihood": ("nats", 3)}  # unit and digits
 # Draws, rows by images, of one round: bounds the memory whatever the dataset's size.

@@ -174,6 +174,7 @@ def _prompt_words(study: Study, model: Model) -> tuple[PromptWords, ...]:
     count = context.shape[-2]
     rows = np.asarray(context).reshape(-1, context.shape[-1])
     table = np.asarray(study.clip.params["text"]["token_embedding"])
+    # Contexts of all classes in one search, which reads the table once.
     near = context_words(rows, table, NEAREST)
     by_class = context.ndim == 3 and len(context) == len(model.task.texts)
     names = model.task.class_names

@@ -45,6 +45,7 @@ def contact_sheet(dataset: Dataset, *, shots: int, seed: int) -> "Figure":
             images = [drawn.image(index) for index in of_label[:PICKS]]
             tiles = dict(enumerate(transforms.test_image(image, transforms.Resizing(TILE)) for image in images))
             for epoch in range(CROPS):
+                # The generator of training, so that the crops are those that a run sees.
                 rng = augmentation_rng(seed, epoch, of_label[0])
                 tiles[picks + epoch] = transforms.train_image(images[0], rng, transforms.Resizing(TILE))
             for place, axes in enumerate(row):

@@ -35,4 +35,5 @@ def all_drawings() -> tuple[Drawing, ...]:
         importlib.import_module(f"{report.__name__}.{module.name}") for module in pkgutil.iter_modules(report.__path__)
     ]
     drawings = [value for module in modules for value in vars(module).values() if isinstance(value, Drawing)]
+    # A drawing that a module imports from another counts once.
     return tuple(sorted(dict.fromkeys(drawings), key=lambda drawing: drawing.place))

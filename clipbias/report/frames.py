@@ -159,6 +159,7 @@ def read_sweep(rows: Iterable[Row], predictions: Path | None = None) -> Sweep:
     shots = tuple(sorted({row["shots"] for row in named if row.get("shots")})) or (None,)
     measures = tuple(dict.fromkeys(runs["measure"])) or (ACCURACY,)
     datasets = ordered_datasets(row["dataset"] for row in named)
+    # A run that failed once and succeeded later is no failure.
     finished = {tuple(line) for line in runs[_KEY].itertuples(index=False)}
     return Sweep(
         rows=named,
@@ -206,6 +207,7 @@ def cells_of(
     cells = groups.agg(
         mean=("value", "mean"), seeds=("value", "size"), drawn=("drawn", "all"), deviation=("value", "std")
     )
+    # The smallest test set of a cell's runs, and none if a run does not know its own.
     cells["images"] = groups["images"].min().where(groups["images"].count() == cells["seeds"])
     cells["images_error"] = [
         binomial_error(mean, images) if images >= 1 and not math.isnan(mean) else math.nan
@@ -248,7 +250,7 @@ def _averages(cells: pd.DataFrame, datasets: int) -> pd.DataFrame:
 
 
 def _accuracies(row: Row) -> dict[str, float | None]:
-    """Returns the accuracies of a run by measure, with the harmonic mean of base and new."""
+    # H is taken within a run and then averaged: the harmonic mean of two averages over seeds is another number.
     accuracies = dict(row.get("accuracies") or {ACCURACY: row.get("accuracy")})
     if {"base", "new"} <= accuracies.keys():
         base = accuracies["base"]

@@ -1,7 +1,6 @@
-"""Names and order of methods and datasets, and published numbers for the eleven datasets.
+"""Names and order of methods and datasets, and published numbers, which stand beside measured ones, never among them.
 
-Published numbers stand beside measured results, never among them. Functions import `tuning` when they need it: it loads
-JAX, which drawing does not need.
+Functions import `tuning` when they need it: it loads JAX, which drawing does not need.
 """
 
 import functools

@@ -143,6 +143,7 @@ def draw_text(axes: "Axes", overlay: Overlay) -> None:
     colours = colormaps["Oranges"]
     place, figure = axes.get_subplotspec(), axes.get_figure(root=True)
     assert place is not None and figure is not None  # panels are made by `subplots`
+    # Lengths of words are estimated: measuring each would draw the figure once per word.
     width = figure.get_size_inches()[0] * 72 / place.get_gridspec().ncols * 0.92  # of a line in points
     x, y = 0.0, 1.0
     for token, value in zip(overlay.tokens, values, strict=True):

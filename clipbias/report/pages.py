@@ -104,6 +104,7 @@ def save_pictures(figures: Iterable[CaptionedFigure | Sequence[CaptionedFigure] 
     pictures = []
     for figure in itertools.chain.from_iterable(listed):
         paths = figure.save(folder)
+        # Names such as `fig3_vision_relevancy` carry the number of the paper's figure.
         paper = figure.name.partition("_")[0].removeprefix("fig")
         number = f"Fig. {paper}. " if paper.isdigit() else ""
         # 96 CSS pixels are an inch; a little larger than in print, since screens are read from farther away.

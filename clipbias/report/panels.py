@@ -87,6 +87,7 @@ def panels(
         cells = [(row, column) for row in rows for column in columns]
         for number, axes in enumerate(grid.ravel()):
             row, column = cells[number] if number < len(cells) else ("", "")
+            # A grid may have more cells than panels; the rest stays blank.
             part = frame if number < len(cells) else frame[:0]
             for name, value in zip(by, (row, column), strict=True):
                 part = part[part[name] == value] if name else part
@@ -111,7 +112,7 @@ def panels(
 
 
 def _legend(figure: "Figure", looks: Mapping[str, Look] | None) -> None:
-    """Draws one legend below all panels, of looks by label or of the panels' labels."""
+    # Panels repeat their labels, so one legend below all of them names each once.
     from matplotlib.lines import Line2D
 
     handles: dict[str, Any] = {name: Line2D([], [], **look) for name, look in (looks or {}).items()}
@@ -163,13 +164,14 @@ def lines(
 
 
 def _whiskers(axes: "Axes", x: Any, y: Any, low: Any, high: Any, *, along: str = "y", **look: Any) -> None:
-    """Draws points or a line with intervals along one axis; without intervals where no end is known."""
+    # Without any known end, a plain line: `errorbar` would draw caps on the points.
     if np.all(np.isnan(np.asarray(low, float))):
         if look.get("fmt") != "none":
             of_whiskers = ("elinewidth", "capsize")
             axes.plot(x, y, **{"linewidth": 1.2} | {name: v for name, v in look.items() if name not in of_whiskers})
         return
     middle = np.asarray(y if along == "y" else x, float)
+    # An end that is not known is an arm of length 0: matplotlib refuses NaN.
     arms = np.nan_to_num([middle - np.asarray(low, float), np.asarray(high, float) - middle])
     error = {"yerr" if along == "y" else "xerr": arms}
     axes.errorbar(x, y, **error, **{"elinewidth": 0.8, "capsize": 1.6, "linewidth": 1.2} | look)
@@ -188,6 +190,7 @@ def bars(axes: "Axes", part: pd.DataFrame, *, category: str, hue: str, looks: Ma
         y = places[row[category]] + height * (values.index(row[hue]) - (len(values) - 1) / 2)
         axes.barh(y, row["value"], 0.9 * height, **{"linewidth": 0} | dict(looks[row[hue]]))
         _whiskers(axes, [row["value"]], [y], [row["low"]], [row["high"]], along="x", color="#374151", fmt="none")
+        # Numbers stand in a column at the right: beside the bars they would cover whiskers.
         text = f"{row['value']:.2f}"
         axes.text(1.02, y, text, transform=axes.get_yaxis_transform(), va="center", fontsize=6.5)
     axes.axvline(0, color="#4B5563", linewidth=0.8)

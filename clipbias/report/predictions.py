@@ -47,8 +47,7 @@ class Answers:
     def frame(self) -> pd.DataFrame:
         """Makes a row for each class; `taken_for` is its most frequent wrong prediction, `times` the number of it.
 
-        Accuracy (the class's recall), precision and F1 are in percent. Accuracy and F1 of a class without images, and
-        precision of a class without predictions, are NaN.
+        Accuracy (recall), precision and F1 are in percent; NaN without images, or without predictions of the class.
         """
         counts = self.confusion()
         others, times = most_confused_with(counts)

@@ -395,7 +395,6 @@ vision_relevancy_figure = functools.partial(relevancy_figure, part="vision")
 
 
 def _draw(axes: "Axes", part: pd.DataFrame) -> None:
-    """Draws lines by token with shaded prompts, or bars by token type."""
     if part["panel"].iloc[0] == "types":
         bars(axes, part, category="type", hue="side", looks=_BARS)
         return

@@ -151,9 +151,8 @@ def _config(study: StudyResults) -> str:
 def write_overview(results_folders: Sequence[str | os.PathLike], output_folder: str | os.PathLike) -> Path:
     """Draws studies of several datasets as `overview.html` and `figures/`; returns the page's path.
 
-    Each folder holds the results of a study. The page links to a report at its top or in `report/`. Raises
-    `ClipbiasError` without folders, if two folders hold a method on the same dataset, or if results are missing or
-    damaged.
+    The page links to reports in the folders or their `report/`. Raises `ClipbiasError` without folders, if two hold a
+    method on the same dataset, or if results are missing or damaged.
     """
     if not results_folders:
         raise ClipbiasError("an overview needs at least one folder with results; none was given.")
@@ -214,6 +213,7 @@ def _accuracies(studies: Sequence[StudyResults]) -> Table:
     rows = []
     accuracies: dict[str, list[float]] = {key: [] for key in labels}
     for study in studies:
+        # Studies may have different models: a dash where a dataset lacks one, and no average over different datasets.
         texts = dict.fromkeys(labels, MISSING)
         for model in study.models:
             texts[model.key] = f"{model.accuracy:.1f} ± {model.standard_error:.1f}"

@@ -52,6 +52,7 @@ def accuracy_figure(results: Sweep | Iterable[Row], *, measure: str | None = Non
         return style.new_figure(4, 3)
 
     def draw(axes: "Axes", part: pd.DataFrame) -> None:
+        # A method that uses no training images has one accuracy for all shots: a level, unless runs differ.
         is_level = ~part["method"].map(draws) & (part.groupby("method")["value"].transform("nunique") == 1)
         for method, level in part[is_level].groupby("method", sort=False)["value"].first().items():
             look = {name: value for name, value in looks[str(method)].items() if not name.startswith("marker")}
@@ -322,6 +323,8 @@ def name_points(axes: "Axes", names: Sequence[str], stand_out: Sequence[bool]) -
     labels = []
     for name, is_bold, line in zip(names, stand_out, list(axes.lines), strict=True):
         ((x, y),) = axes.transData.transform(line.get_xydata())
+        # Only markers at about the same height can cover each other, so a shift along x suffices; y is the accuracy and
+        # stays.
         beside = places[np.abs(places[:, 1] - y) < step, 0]
         shifts = (x + step * sign * count for count in itertools.count() for sign in (1, -1))
         places = np.vstack([places, (next(at for at in shifts if (np.abs(beside - at) >= step - 1e-6).all()), y)])
@@ -337,12 +340,12 @@ def name_points(axes: "Axes", names: Sequence[str], stand_out: Sequence[bool]) -
     directions = np.array(_DIRECTIONS)
 
     def meeting(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
-        """How many of the others each box meets."""
+        """Counts the others that each box meets."""
         boxes = boxes[..., None, :]
         return ((boxes[..., :2] < others[:, 2:]) & (others[:, :2] < boxes[..., 2:])).all(-1).sum(-1)
 
     def arrange(order: Sequence[int]) -> tuple[float, dict[int, tuple[np.ndarray, np.ndarray | None]]]:
-        """Finds a box for each name in turn, and where its line ends, if it has one; and says how bad all of it is."""
+        """Places a box for each name in turn; returns their total badness, and boxes with the ends of their lines."""
         total = 0.0
         taken = np.empty((0, 4))
         arranged: dict[int, tuple[np.ndarray, np.ndarray | None]] = {}
@@ -364,6 +367,7 @@ def name_points(axes: "Axes", names: Sequence[str], stand_out: Sequence[bool]) -
                 else:  # clearly nearest to its own marker, or a reader takes it for another's
                     apart = np.linalg.norm(places - np.clip(places, boxes[:, None, :2], boxes[:, None, 2:]), axis=-1)
                     covered += (apart < apart[:, [index]] + 4 * scale).sum(1) - 1
+                # Outside the panel is worse than on another name, and both are worse than any distance from the marker.
                 badness = 1e5 * covered + 1e6 * outside + reach**1.5
                 best = int(badness.argmin())
                 if badness[best] < least:
@@ -373,6 +377,7 @@ def name_points(axes: "Axes", names: Sequence[str], stand_out: Sequence[bool]) -
                 if least < 1e5:  # nothing is covered
                     break
             total += least
+            # Boxes and pieces of lines that are placed already are obstacles for the names that follow.
             taken = np.vstack([taken, *chosen])
         return total, arranged
 

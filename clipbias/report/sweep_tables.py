@@ -226,7 +226,7 @@ def _rate_table(sweep: Sweep) -> Table | None:
 
 
 def _size_table(sweep: Sweep) -> Table:
-    """Makes the table of learned parameters by tower, and of training recipes."""
+    # Every recipe that differs is named below, since accuracies of different recipes stand in one table.
     fields = {"Parameters": "", "Vision": "_vision", "Text": "_text", "Shared": "_shared"}
     frame = pd.DataFrame(
         {head: [_range(sweep, name, f"parameters{part}") for name in sweep.methods] for head, part in fields.items()},
@@ -243,7 +243,6 @@ def _size_table(sweep: Sweep) -> Table:
 
 
 def _calibration_table(sweep: Sweep) -> Table | None:
-    """Makes the table of expected calibration errors; `None` where none was measured."""
     names = {"ece": "ECE", "ece_at_temperature": "ECE at temperature"}
 
     def values(row: Row) -> dict[str, float]:
@@ -421,9 +420,7 @@ def render_tables(
 def write_tables(rows: Sequence[Row], workdir: Path, measures: Sequence[str] = ()) -> list[str]:
     """Writes `table.md`, `.tex`, `.html`, figures, `costs.md` and `classes.csv`; returns lines to print.
 
-    Figures: `gains` over zero-shot with most shots; with several numbers of shots also `accuracy`. `measures` are
-    scores of `class_tables`, with tables of their own. Raises `ClipbiasError` if the rows follow two validation
-    policies.
+    `measures` are scores of `class_tables`. Raises `ClipbiasError` if the rows follow two validation policies.
     """
     check_policies(rows)
     sweep = read_sweep(rows, workdir / "predictions")

@@ -328,10 +328,9 @@ def replacement_frame(studies: Sequence[StudyResults]) -> pd.DataFrame:
 
 
 def replacement_figure(studies: Sequence[StudyResults], methods: Sequence[str] = ()) -> CaptionedFigure | None:
-    """Draws shares of the gain and of the changed predictions, a column of panels for each dataset.
+    """Draws shares of the gain and of the changed predictions of `methods` (default: all), by dataset.
 
-    `methods` are names. Default: all. The numbers have all. Returns `None` where nothing was fitted. Raises
-    `ClipbiasError` for a method without replacements.
+    Returns `None` where nothing was fitted. Raises `ClipbiasError` for a method without replacements.
     """
     numbers = replacement_frame(studies)
     if numbers.empty:

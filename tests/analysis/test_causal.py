@@ -1,4 +1,4 @@
-"""Corners and levels of the two runs, in both towers, for every kind of method, against the plain NumPy reference."""
+"""Path patching and ablations of the two runs, in both towers, for every kind of method, against plain NumPy."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -156,17 +156,17 @@ def assert_close(actual: Any, expected: np.ndarray, what: str = "") -> None:
 @pytest.mark.parametrize(
     ("name", "tower"), [pytest.param(*part, marks=[pytest.mark.long] * (part in LONG)) for part in PARTS]
 )
-def test_every_corner_equals_the_reference(name, tower, clip, reference, images):
+def test_every_path_equals_the_reference(name, tower, clip, reference, images):
     bound = bind(clip, name)
     runs = reference_runs(bound, reference, clip, name, tower, images)
-    patched = [PatchedRun.path(corner) for corner in PathPatch]
-    before, after, *corners = run_product(bound, clip, tower, np.float32(images), patched)
+    patched = [PatchedRun.path(patch) for patch in PathPatch]
+    before, after, *paths = run_product(bound, clip, tower, np.float32(images), patched)
     assert_close(before, runs[0].forward.features, "the reference")
     assert_close(after, runs[1].forward.features, "the tuned model")
-    for corner, features in zip(PathPatch, corners, strict=True):
-        assert_close(features, causal.corner(*runs, *corner.name), corner.name)
-    assert_close(corners[0], np.asarray(before, np.float64), "the corner RR")
-    assert_close(corners[-1], np.asarray(after, np.float64), "the corner PP")
+    for patch, features in zip(PathPatch, paths, strict=True):
+        assert_close(features, causal.corner(*runs, *patch.name), patch.name)
+    assert_close(paths[0], np.asarray(before, np.float64), "path RR")
+    assert_close(paths[-1], np.asarray(after, np.float64), "path PP")
 
 
 # "everything" has slots, pixels, a bias by token, weights and the projection at once.
@@ -189,20 +189,20 @@ def test_image_ablations_equal_the_reference(name, clip, reference, images):
     by_position = Added.mean(jax.device_get(sums))
     means = {Ablation.POSITION: by_position, Ablation.KIND: by_position.by_kind(image_kinds(clip.config))}
     drawn = np.array([[2, 0, 1], [1, 2, 0]])
-    patched = [PatchedRun.ablated(level) for level in expected] + [
+    patched = [PatchedRun.ablated(ablation) for ablation in expected] + [
         PatchedRun.ablated(Ablation.RESAMPLE, draw) for draw in range(2)
     ]
     _, tuned, *mixed = run_product(
         bound, clip, "vision", np.float32(images), patched, means, np.float32(training)[drawn]
     )
-    levels = [*expected.values(), *(causal.of_samples(every, rows) for rows in drawn)]
+    ablations = [*expected.values(), *(causal.of_samples(every, rows) for rows in drawn)]
     seen: list[np.ndarray] = []
-    for stream, level, features in zip(patched, levels, mixed, strict=True):
-        features_of_level = causal.features(*runs, level)
-        assert_close(features, features_of_level, str(stream))
-        if name in ("ivlp", "everything"):  # what a bias adds is the same at all levels
-            assert all(np.abs(features_of_level - other).max() > 1e-3 for other in seen), stream
-        seen.append(features_of_level)
+    for run, ablation, features in zip(patched, ablations, mixed, strict=True):
+        features_of_ablation = causal.features(*runs, ablation)
+        assert_close(features, features_of_ablation, str(run))
+        if name in ("ivlp", "everything"):  # what a bias adds is the same at all ablations
+            assert all(np.abs(features_of_ablation - other).max() > 1e-3 for other in seen), run
+        seen.append(features_of_ablation)
     assert_close(mixed[3], np.asarray(tuned, np.float64), "own")
 
 
@@ -214,16 +214,16 @@ def test_text_ablations_equal_the_reference(name, clip, reference):
     mean = Added.mean(added_to_texts(clip.config, clip.params, bound.task.tokens, bound.tuned, bound.reference))
     patched = [PatchedRun.ablated(Ablation.NOTHING), PatchedRun.ablated(Ablation.KIND)]
     _, _, *mixed = run_product(bound, clip, "text", None, patched, {Ablation.KIND: mean})
-    levels = [causal.nothing(runs[0]), causal.mean_by_kind(runs[1], causal.added(*runs))]
-    for stream, level, features in zip(patched, levels, mixed, strict=True):
-        assert_close(features, causal.features(*runs, level), str(stream))
+    ablations = [causal.nothing(runs[0]), causal.mean_by_kind(runs[1], causal.added(*runs))]
+    for run, ablation, features in zip(patched, ablations, mixed, strict=True):
+        assert_close(features, causal.features(*runs, ablation), str(run))
 
 
 def test_networks_beside_blocks_are_added(clip, images):
-    """Of MMA the corner RR is CLIP and PP the tuned model; attention alone and tokens alone are neither."""
+    """Of MMA path RR is CLIP and PP the tuned model; attention alone and tokens alone are neither."""
     task = Task(clip, "mma", CLASS_NAMES, blocks=2, width=4, factor=1.0)
     tuned = task.method.adapt(moved(task))
-    patched = [PatchedRun.path(corner) for corner in PathPatch]
+    patched = [PatchedRun.path(patch) for patch in PathPatch]
 
     @jax.jit
     def run(params, tuned, images):
@@ -231,8 +231,8 @@ def test_networks_beside_blocks_are_added(clip, images):
         return mix_images(params, clip.config, images, tuned, patched), ends
 
     mixed, ends = jax.device_get(run(clip.params, tuned, images))
-    for stream, expected in zip((mixed[2], mixed[-1]), ends, strict=True):
-        np.testing.assert_allclose(stream, expected, atol=TOLERANCE * np.abs(expected).max())
+    for run, expected in zip((mixed[2], mixed[-1]), ends, strict=True):
+        np.testing.assert_allclose(run, expected, atol=TOLERANCE * np.abs(expected).max())
     assert all(np.abs(mixed[k] - end).max() > 1e-3 for k in (3, 4) for end in ends)
 
 
@@ -280,18 +280,18 @@ def test_a_study_has_all_ways_of_every_image(study, tests_of_study, clip, refere
         (Way.VISION, ends["v"][1], frozen_text),
         (Way.TEXT, ends["v"][0], tuned_text),
     ]
-    levels = {
+    ablations = {
         Way.IMAGE_NOTHING: causal.nothing(vision[0]),
         Way.IMAGE_KIND: causal.of_samples(causal.mean_by_kind(others[1], every), np.zeros(7, int)),
         Way.IMAGE_POSITION: causal.of_samples(causal.mean_by_position(every), np.zeros(7, int)),
     }
-    expected += [(way, causal.features(*vision, level), tuned_text) for way, level in levels.items()]
+    expected += [(way, causal.features(*vision, ablation), tuned_text) for way, ablation in ablations.items()]
     for k in range(3):
         other = causal.features(*vision, causal.of_samples(every, drawn[:, k]))
         expected.append((Way.IMAGE_OTHER, other, tuned_text))
     of_texts = causal.nothing(texts[0]), causal.mean_by_kind(texts[1], causal.added(*texts))
-    for way, level in zip((Way.TEXT_NOTHING, Way.TEXT_KIND), of_texts, strict=True):
-        expected.append((way, ends["v"][0], causal.features(*texts, level)))
+    for way, ablation in zip((Way.TEXT_NOTHING, Way.TEXT_KIND), of_texts, strict=True):
+        expected.append((way, ends["v"][0], causal.features(*texts, ablation)))
     test = tests_of_study.models["ivlp"]
     assert test.ways == tuple(way.value for way, *_ in expected) and not test.why and not test.why_no_ablations
     logits = np.stack([numpy_clip.logits(reference.state, *pair) for _, *pair in expected], axis=1)
@@ -321,7 +321,7 @@ def test_numbers_of_towers_and_texts_are_differences(tests_of_study):
             assert number.value == pytest.approx(expected, abs=1e-5), (outcome, place)
 
 
-def test_what_has_no_levels_says_why(clip, study, tmp_path):
+def test_what_has_no_ablations_says_why(clip, study, tmp_path):
     task = Task(clip, "cocoop", CLASS_NAMES)
     assert "depend on the image" in why_no_ablations(study, Model("a", "A", Tuned(task, task.init())), "text")
     bare = Study(study.models, split(), StudyOptions(), tmp_path)

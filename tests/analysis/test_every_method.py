@@ -143,7 +143,7 @@ def test_passes_and_texts_of_an_image_are_each_runs_of_its_own(clip, reference, 
                 runs = causal.vision_run(reference, images), causal.vision_run(reference, images, inputs)
             else:
                 runs = causal.text_run(reference, start), causal.text_run(reference, inputs)
-            features[tower].append(np.stack([causal.corner(*runs, *corner.name) for corner in PathPatch]))
+            features[tower].append(np.stack([causal.corner(*runs, *patch.name) for patch in PathPatch]))
     image, text = (np.stack(features[tower], axis=1) for tower in ("vision", "text"))  # [4, m, B, d] and [4, P, C, d]
     logits = [prompts_plot.transport_logits(reference, *pair) for pair in zip(image, text, strict=True)]
     logits += [prompts_plot.transport_logits(reference, image[3], text[0])]
@@ -156,8 +156,8 @@ def test_passes_and_texts_of_an_image_are_each_runs_of_its_own(clip, reference, 
     for feature in seen:
         shifted = prompts.shifted(reference, CLASS_NAMES, learnables, feature)
         runs = causal.text_run(reference, start), causal.text_run(reference, shifted)
-        by_corner = [causal.corner(*runs, *corner.name) for corner in PathPatch]
-        rows.append([numpy_clip.logits(reference.state, feature[None], texts)[0] for texts in by_corner])
+        by_path = [causal.corner(*runs, *patch.name) for patch in PathPatch]
+        rows.append([numpy_clip.logits(reference.state, feature[None], texts)[0] for texts in by_path])
     check(tests["cocoop"], np.array(rows), labels, CORNERS)
 
 

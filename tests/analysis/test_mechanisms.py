@@ -30,7 +30,7 @@ from tools.mechanisms.planted import CONFIG, prompts_of
 from tools.mechanisms.train import dataset_of, frozen_model, logits_of, normalised, train_model
 
 PATCHED = [
-    *(PatchedRun.path(corner) for corner in PathPatch),
+    *(PatchedRun.path(patch) for patch in PathPatch),
     *(PatchedRun.ablated(each) for each in (Ablation.NOTHING, Ablation.RESAMPLE)),
 ]
 
@@ -95,7 +95,7 @@ def test_a_bias_by_position_has_mean_0_by_kind(clip):
     assert np.abs(bias[:, 1:]).max() > 0.1
 
 
-def test_a_head_has_no_corners(clip):
+def test_a_head_has_no_patched_runs(clip):
     assert why_no_causal_test(task_of(clip, "head")[0]) == NOTHING_INSIDE
 
 

@@ -132,13 +132,13 @@ def test_legrad_of_a_padded_text_is_a_mean_over_the_tokens_that_it_sees(tmp_path
         for family in ("siglip_2", *NEW)
     ],
 )
-def test_corners_are_the_two_runs(family: str, tmp_path: Path) -> None:
+def test_paths_end_in_the_two_runs(family: str, tmp_path: Path) -> None:
     """Of the causal test: none of the tuned run's parts, and all of them."""
     model = families.reference(family, 1, tmp_path)
     task = families.task_of(model, "ivlp")
     params = task.clip.params
     config = task.clip.config
-    patched = [PatchedRun.path(corner) for corner in (PathPatch.RR, PathPatch.PP)]
+    patched = [PatchedRun.path(patch) for patch in (PathPatch.RR, PathPatch.PP)]
     tokens = task.tokens
     adaptation = task.method.adapt(families.trained(model, "ivlp"))
     words = reference_adaptation(task, task.init())

@@ -49,11 +49,11 @@ def number(low, high, share=True):
 
 def numbers(attention=None, added=None, exchange=None, gain=SURE):
     part = number(0.4, 0.6)
-    levels = None
+    ablations = None
     if added is not None:
-        levels = Ablations(all=added, kind=part, position=part, other=part, exchange=exchange)
+        ablations = Ablations(all=added, kind=part, position=part, other=part, exchange=exchange)
     return CausalNumbers(
-        reference=SURE, gain=gain, attention=attention, tokens=part, towers={}, image=levels, text=None
+        reference=SURE, gain=gain, attention=attention, tokens=part, towers={}, image=ablations, text=None
     )
 
 

@@ -142,7 +142,7 @@ def test_the_table_has_both_outcomes_of_every_method(results, numbers):
 
 
 def test_the_table_has_two_vectors_beside_their_ceiling(results):
-    """Moved decisions in the first row, the share of the gain below; dashes where nothing was fitted."""
+    """The same changed predictions in the first row, the share of the gain below; dashes where nothing was fitted."""
     study = results["demo/fashion"]
     table = verdict_table(study, study.methods)
     by_image = study.sections["replacement"].models["ivlp"].by_image

@@ -156,7 +156,7 @@ CASES: list[Case] = [
     ),
     results("results.npz is damaged", ARRAYS, lambda path: path.write_bytes(b"PK")),
     # As a process leaves it that was killed before it wrote the other file.
-    results("to another study than results.json", ARRAYS, lambda path: save_arrays(path, {"x": np.ones(2)})),
+    results("belongs to another study than results.json", ARRAYS, lambda path: save_arrays(path, {"x": np.ones(2)})),
     # Exports.
     form(
         "'vpt' is not changes of weights alone and cannot be folded into a checkpoint; export it as a program",
