@@ -15,7 +15,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 from clipbias.analysis.replacement import Comparison, Origin, Student, by_image, compare
-from clipbias.analysis.uncertainty import Estimate
 from clipbias.checks import Choices, Count, Positive, Range, check_fields
 from clipbias.clip import Clip
 from clipbias.constants import DEFAULT_TEMPLATE, ZERO_SHOT
@@ -27,6 +26,7 @@ from clipbias.data.user_images import image_list, list_images
 from clipbias.errors import ClipbiasError
 from clipbias.export.card import NOTE
 from clipbias.identity import identity
+from clipbias.intervals import Estimate
 from clipbias.settings import setting
 from clipbias.training.context import SweepContext, make_context
 from clipbias.training.loop import RunOutputs

@@ -7,16 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from clipbias.data.confusion import (
-    binomial_error,
-    class_accuracies,
-    class_summary,
-    confusion,
-    least_recognised,
-    most_confused_with,
-)
-from clipbias.data.few_shot import SMALL, accuracy_words, wilson_interval
+from clipbias.data.confusion import class_accuracies, class_summary, confusion, least_recognised, most_confused_with
 from clipbias.errors import ClipbiasError
+from clipbias.intervals import SMALL, accuracy_words, binomial_error, wilson_interval
 from clipbias.sentences import counted
 from clipbias.terminal import printable
 from clipbias.tuning.conformal import NOT_CALIBRATED, AnswerRule, measured_words

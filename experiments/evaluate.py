@@ -26,9 +26,9 @@ import clipbias
 from clipbias import TunedModel, hosts
 from clipbias.constants import ZERO_SHOT
 from clipbias.data import Dataset, Split, held_out, protocols
-from clipbias.data.few_shot import accuracy_words
 from clipbias.data.held_out import FEWEST_TO_CALIBRATE
 from clipbias.errors import ClipbiasError
+from clipbias.intervals import accuracy_words
 from clipbias.io import read_json, write_text
 from clipbias.report.names import method_name
 from clipbias.report.predictions import Answers, weakest_classes, write_answers

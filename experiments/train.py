@@ -16,9 +16,9 @@ import jax
 
 from clipbias import hosts
 from clipbias.constants import ZERO_SHOT
-from clipbias.data.few_shot import accuracy_words
 from clipbias.data.sources import USER_DATASETS
 from clipbias.errors import ClipbiasError
+from clipbias.intervals import accuracy_words
 from clipbias.io import read_json
 from clipbias.settings import as_json
 from clipbias.training.cautions import cautions_of_row

@@ -13,10 +13,10 @@ from scipy.special import log_softmax
 import clipbias
 from clipbias import TunedModel
 from clipbias.analysis.replacement import Comparison, Origin, Student
-from clipbias.analysis.uncertainty import Estimate
 from clipbias.clip import Clip
 from clipbias.data.images import Images
 from clipbias.distillation import divide_images, select
+from clipbias.intervals import Estimate
 from clipbias.training import placement
 from clipbias.tuning import Task
 from clipbias.tuning.adapter import read_adapter

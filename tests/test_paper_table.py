@@ -35,7 +35,9 @@ def test_a_bias_against_prompts_of_as_many_numbers(tmp_path):
     error = 100 * math.sqrt(sum(variances) + np.var([0.56, 0.57], ddof=1) / 2)
     assert (row.source, row.unit, row.samples) == ("Table 1", "points", 200)
     np.testing.assert_allclose(
-        (row.number.value, row.number.low, row.number.high), (7.5, 7.5 - 1.96 * error, 7.5 + 1.96 * error), rtol=1e-9
+        (row.number.value, row.number.low, row.number.high),
+        (7.5, 7.5 - 1.959963984540054 * error, 7.5 + 1.959963984540054 * error),
+        rtol=1e-9,
     )
     assert row.outcome is ClaimOutcome.UNDECIDED and row.number.low < 0
     more = rows_of({"bias": [70.0, 70.0], "ivlp_matched": [50.0, 50.0]}, "demo/emoji")
@@ -59,6 +61,6 @@ def test_test_images_are_compared_in_pairs(tmp_path):
         lines.append(line | {"predictions": {"test": method}})
     (row,) = bias_above_prompts(read_sweep(lines, tmp_path))
     differences = right["bias"].astype(float) - right["ivlp_matched"]
-    half = 1.96 * 100 * differences.std(ddof=1) / math.sqrt(200)
+    half = 1.959963984540054 * 100 * differences.std(ddof=1) / math.sqrt(200)
     middle = 100 * differences.mean()
     np.testing.assert_allclose((row.number.low, row.number.high), (middle - half, middle + half), rtol=1e-9)

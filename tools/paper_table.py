@@ -16,11 +16,11 @@ from absl import app, flags
 
 from clipbias.analysis.observations import OBSERVATIONS, Observation, decide
 from clipbias.analysis.results_file import load_results
-from clipbias.analysis.uncertainty import Estimate
 from clipbias.errors import ClipbiasError
+from clipbias.intervals import Z_95, Estimate
 from clipbias.io import read_json_lines
 from clipbias.report import read_sweep
-from clipbias.report.frames import ACCURACY, Z_95, Sweep, difference_error
+from clipbias.report.frames import ACCURACY, Sweep, difference_error
 from clipbias.report.names import dataset_name, method_name
 from clipbias.report.pages import write_csv
 from clipbias.training.predictions import PREDICTIONS

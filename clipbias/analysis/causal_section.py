@@ -39,9 +39,9 @@ from clipbias.analysis.results import Ablations, ByMetric, CausalNumbers, same_b
 from clipbias.analysis.sections import Section
 from clipbias.analysis.statistics import Moments
 from clipbias.analysis.study import Batch, Computation, Request, Step, Study, spread
-from clipbias.analysis.uncertainty import Estimate, cross, estimate, resample, shares
 from clipbias.clip import Adaptation, TextTokens
 from clipbias.clip.params import Params
+from clipbias.intervals import Estimate, cross, estimate, resample, shares
 from clipbias.training.calibration import COLDEST, fit_temperatures, log_likelihoods
 from clipbias.tuning import Learnables
 

@@ -7,7 +7,7 @@ is no interval, so it is undecided. The labels of the verdict (`verdict`) decide
 ¼ decides the third, that both parts are indispensable.
 
 Intervals come from 2,000 seeded resamples over images (text attention: over classes), with seeds crossed
-(`uncertainty`). Claims about text concern methods with text prompts, claims about images those with vision prompts.
+(`intervals`). Claims about text concern methods with text prompts, claims about images those with vision prompts.
 Changes are tuned less zero-shot. Attention is a mean over layers and heads. Corrected images are those that zero-shot
 gets wrong and the tuned model right.
 """
@@ -27,8 +27,8 @@ from clipbias.analysis.results import TEXT_TYPES, ModelFacts, StudyResults, What
 from clipbias.analysis.sections import Section
 from clipbias.analysis.statistics import total_variation
 from clipbias.analysis.study import Batch, Computation, Request, Study, divide
-from clipbias.analysis.uncertainty import Estimate, cross, draw_counts, estimate, excludes, in_points, weigh
 from clipbias.analysis.verdict import MINOR_SHARE
+from clipbias.intervals import Estimate, cross, draw_counts, estimate, excludes, in_points, weigh
 
 
 class ClaimOutcome(enum.Enum):

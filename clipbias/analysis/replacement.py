@@ -5,7 +5,7 @@ predictions*: images whose predicted class tuning changed. The *ceiling* says ho
 is the teacher's own method, fitted to the same outputs from another start, with the same images, steps and loss. A fit
 is a lower bound on what a form can do.
 
-Intervals come from 2,000 seeded resamples of the images, with seeds crossed (`uncertainty`). A proportion of one
+Intervals come from 2,000 seeded resamples of the images, with seeds crossed (`intervals`). A proportion of one
 model's images has Wilson's interval.
 """
 
@@ -25,13 +25,12 @@ from clipbias.analysis.model import Model
 from clipbias.analysis.results import ByMetric, Missing, present, same_but_for_seed
 from clipbias.analysis.sections import Section
 from clipbias.analysis.study import Batch, Computation, Request, Study
-from clipbias.analysis.uncertainty import Estimate, cross, estimate, excludes, resample, share
 from clipbias.analysis.verdict import MAIN_SHARE
 from clipbias.data import Split
-from clipbias.data.few_shot import wilson_interval
 from clipbias.data.held_out import divide_unlabelled
 from clipbias.errors import ClipbiasError
 from clipbias.identity import identity
+from clipbias.intervals import Estimate, cross, estimate, excludes, resample, share, wilson_interval
 from clipbias.sentences import counted
 from clipbias.training.context import SweepContext, make_context
 from clipbias.training.loop import RunOutputs

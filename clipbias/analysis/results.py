@@ -12,8 +12,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from clipbias.analysis.uncertainty import Estimate
-from clipbias.data.confusion import binomial_error
+from clipbias.intervals import Estimate, binomial_error
 
 FORMAT = 13  # of stored results and of the parts of an unfinished study
 CHANGES = ("wrong → right", "right → wrong", "both right", "both wrong")

@@ -34,7 +34,7 @@ from clipbias.analysis.results import (
     Where,
     same_but_for_seed,
 )
-from clipbias.analysis.uncertainty import Estimate, amount, excludes, percent
+from clipbias.intervals import Estimate, amount, excludes, percent
 from clipbias.sentences import counted
 
 # Limits of the rule: a share surely above the first is the main part of the whole, surely below the second a minor one.

@@ -1,12 +1,9 @@
 """Confusion matrices, scores by class and their means, and the standard error of an accuracy."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-
-from clipbias.data.few_shot import SMALL, Z_95, wilson_interval
 
 # Numbers of `class_summary` for tables.
 CLASS_MEASURES = ("balanced_accuracy", "macro_f1", "worst_accuracy")
@@ -21,16 +18,6 @@ def confusion(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.nda
     # One `bincount` over pairs: a loop over ImageNet's images would take seconds.
     pairs = labels[read].astype(np.int64) * classes + predicted[read]
     return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
-
-
-def binomial_error(accuracy: float, images: int) -> float:
-    """Computes the standard error `√(p (1 − p) / n)` of an accuracy in percent on `n` test images."""
-    # For few images from the width of Wilson's interval: the formula would give 0 for an accuracy of 0 or 100 %.
-    if images < SMALL:
-        low, high = wilson_interval(accuracy, images)
-        return (high - low) / (2 * Z_95)
-    share = min(max(accuracy / 100, 0.0), 1.0)
-    return 100 * math.sqrt(share * (1 - share) / images)
 
 
 def class_accuracies(counts: np.ndarray) -> np.ndarray:

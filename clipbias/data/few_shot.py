@@ -1,7 +1,6 @@
 """The few-shot splits of the CoOp benchmark, bit for bit; imbalanced splits; intervals of accuracies."""
 
 import heapq
-import math
 import random
 from collections.abc import Sequence
 
@@ -10,7 +9,6 @@ from absl import logging
 
 from clipbias.data.dataset import Split
 from clipbias.errors import ClipbiasError
-from clipbias.sentences import counted
 
 # Most validation images per class (Zhou et al. 2022).
 MAX_VAL_SHOTS = 4
@@ -105,11 +103,6 @@ def _draw(
 
 # Intervals of accuracies.
 
-# Below so many test images the normal distribution is a poor approximation, and accuracies have a Wilson interval.
-SMALL = 100
-# Half the width of a 95 % interval, in standard errors.
-Z_95 = 1.959963984540054
-
 
 def images_per_class(labels: np.ndarray, classes: int) -> list[int]:
     """Returns the smallest and the largest number of images of a class, `[lowest, highest]`."""
@@ -120,26 +113,3 @@ def images_per_class(labels: np.ndarray, classes: int) -> list[int]:
 def range_words(numbers: Sequence[int]) -> str:
     """Formats the smallest and the largest of some numbers: "16", or "6 to 16"."""
     return " to ".join(f"{number:,}" for number in dict.fromkeys((min(numbers), max(numbers))))
-
-
-def wilson_interval(accuracy: float, images: float) -> tuple[float, float]:
-    """Computes the 95 % interval of an accuracy in percent on `n` test images (Wilson 1927).
-
-    `(p + z²/2n ± z √(p (1 − p)/n + z²/4n²)) / (1 + z²/n)`; the accuracy may be a mean over seeds.
-    """
-    # A mean over seeds may exceed the bounds by rounding, and the root below would be NaN.
-    share = min(max(accuracy / 100, 0.0), 1.0)
-    square = Z_95**2 / images
-    centre = share + square / 2
-    half = Z_95 * math.sqrt(share * (1 - share) / images + square / images / 4)
-    low, high = ((centre - half) / (1 + square), (centre + half) / (1 + square))
-    return 100 * max(low, 0.0), 100 * min(high, 1.0)
-
-
-def accuracy_words(accuracy: float, images: int, what: str = "test image") -> str:
-    """Formats an accuracy and the number of images: "91.67 % of 12 test images (95 % interval 64.6 to 98.5)"."""
-    words = f"{accuracy:.2f} % of {counted(images, what)}"
-    if images >= SMALL:
-        return words
-    low, high = wilson_interval(accuracy, images)
-    return f"{words} (95 % interval {low:.1f} to {high:.1f})"

@@ -12,7 +12,8 @@ from clipbias.clip.config import MODELS
 from clipbias.clip.hub import parse
 from clipbias.clip.preprocess import Preprocessing
 from clipbias.clip.tokenizer import CLEAN, is_clips
-from clipbias.data.few_shot import accuracy_words, range_words
+from clipbias.data.few_shot import range_words
+from clipbias.intervals import accuracy_words
 from clipbias.sentences import counted
 from clipbias.terminal import printable
 from clipbias.tuning import METHODS, Task, parameter_count

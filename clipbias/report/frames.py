@@ -20,13 +20,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from clipbias.data.confusion import binomial_error
+from clipbias.intervals import binomial_error
 from clipbias.io import load_arrays
 from clipbias.report.names import ordered_datasets, ordered_methods
 from clipbias.sentences import counted
 
-# Half the width of a 95 % interval, in standard errors.
-Z_95 = 1.96
 # A difference of so many standard errors is detected in 80 % of repeated studies.
 DETECTABLE = 1.959964 + 0.841621
 EXPLAINED = (

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 
 from clipbias.analysis.results import Average
+from clipbias.intervals import Z_95
 from clipbias.report import style
-from clipbias.report.frames import Z_95
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

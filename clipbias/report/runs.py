@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clipbias.data.confusion import binomial_error
 from clipbias.errors import ClipbiasError
+from clipbias.intervals import binomial_error
 from clipbias.io import is_locked, read_json, read_json_lines, user_path
 from clipbias.report.frames import read_sweep
 from clipbias.report.names import shown_shots

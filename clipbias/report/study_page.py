@@ -19,9 +19,9 @@ from clipbias.analysis.observations import OBSERVATIONS
 from clipbias.analysis.results import MethodResult, StudyResults, present
 from clipbias.analysis.results_file import load_results
 from clipbias.analysis.sections import all_sections
-from clipbias.analysis.uncertainty import by_reason, with_interval
 from clipbias.analysis.words import PROMPT_WORDS
 from clipbias.errors import ClipbiasError
+from clipbias.intervals import by_reason, with_interval
 from clipbias.report import pages, verdict
 from clipbias.report.drawings import Drawing, all_drawings
 from clipbias.report.names import dataset_name, ordered_datasets

@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 
 from clipbias.constants import ZERO_SHOT
+from clipbias.intervals import Z_95
 from clipbias.report import style
-from clipbias.report.frames import ACCURACY, AVERAGE, Z_95, Row, Sweep, difference_error, read_sweep, shots_words
+from clipbias.report.frames import ACCURACY, AVERAGE, Row, Sweep, difference_error, read_sweep, shots_words
 from clipbias.report.names import base_name, dataset_name, draws, method_kind, method_name
 from clipbias.report.pages import CaptionedFigure, captioned
 from clipbias.report.panels import category_ticks, lines, panels

@@ -9,8 +9,9 @@ from pathlib import Path
 import pandas as pd
 
 from clipbias.data import catalog
-from clipbias.data.few_shot import SMALL, range_words, wilson_interval
+from clipbias.data.few_shot import range_words
 from clipbias.errors import ClipbiasError
+from clipbias.intervals import SMALL, Z_95, wilson_interval
 from clipbias.io import write_text
 from clipbias.report import pages
 from clipbias.report.frames import (
@@ -18,7 +19,6 @@ from clipbias.report.frames import (
     AVERAGE,
     DETECTABLE,
     EXPLAINED,
-    Z_95,
     CellKey,
     Row,
     Sweep,
@@ -34,7 +34,7 @@ from clipbias.report.table import MISSING, Table, latex_text, markdown_text, ren
 from clipbias.sentences import counted
 from clipbias.terminal import printable
 
-BOLD = f"Bold: the best of a column, and all that are within {Z_95} standard errors of the difference to it."
+BOLD = f"Bold: the best of a column, and all that are within {Z_95:.2f} standard errors of the difference to it."
 FILES = {"markdown": "table.md", "latex": "table.tex", "html": "table.html"}
 _EMPTY = "There are no results yet."
 # Scores that weigh classes equally: title and definition.

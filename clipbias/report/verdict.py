@@ -10,8 +10,8 @@ import pandas as pd
 from clipbias.analysis.causal_section import CAUSAL
 from clipbias.analysis.replacement import PLAIN, REPLACEMENT, MethodReplacements, Origin
 from clipbias.analysis.results import CausalNumbers, MethodResult, StudyResults, VerdictLabels, What
-from clipbias.analysis.uncertainty import OUTCOMES, UNITS, Estimate, by_reason, change, excludes, in_points, percent
 from clipbias.errors import ClipbiasError
+from clipbias.intervals import OUTCOMES, UNITS, Estimate, by_reason, change, excludes, in_points, percent
 from clipbias.report import style
 from clipbias.report.drawings import Drawing
 from clipbias.report.names import dataset_name, ordered_datasets, ordered_methods

@@ -2,8 +2,8 @@
 
 import math
 
-from clipbias.data.few_shot import wilson_interval
 from clipbias.data.held_out import HeldOut
+from clipbias.intervals import wilson_interval
 from clipbias.sentences import counted
 from clipbias.training.loop import TrainJob, TrainResult
 from clipbias.training.select import Candidate, Selection, compare, nothing_held_out

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from clipbias.analysis import uncertainty
+from clipbias import intervals
 from clipbias.analysis.causal_section import at_fitted_temperature, halves, outcomes, sample
-from clipbias.analysis.uncertainty import cross, draw_counts, estimate, excludes, resample, share, shares
+from clipbias.intervals import cross, draw_counts, estimate, excludes, resample, share, shares
 from tests.reference import calibration
 
 
@@ -106,7 +106,7 @@ def test_intervals_over_seeds_and_images_cover(seeds, share):
 def test_memory_is_bounded_without_changing_the_draws(monkeypatch):
     values = np.random.default_rng(0).normal(size=(50, 3))
     whole = resample(values, seed=4)
-    monkeypatch.setattr(uncertainty, "_AT_ONCE", 50 * 7)
+    monkeypatch.setattr(intervals, "_AT_ONCE", 50 * 7)
     np.testing.assert_allclose(resample(values, seed=4), whole, atol=1e-12)
     assert np.abs(resample(values, seed=5) - whole).max() > 0.01
 

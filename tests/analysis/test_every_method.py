@@ -15,11 +15,11 @@ from clipbias.analysis.relevancy import relevancy
 from clipbias.analysis.results import StudyResults, present
 from clipbias.analysis.run import run_study
 from clipbias.analysis.study import Study, StudyOptions
-from clipbias.analysis.uncertainty import by_reason
 from clipbias.clip import Clip
 from clipbias.clip.encode import image_batches
 from clipbias.data import transforms
 from clipbias.data.transforms import Resizing
+from clipbias.intervals import by_reason
 from clipbias.tuning import Task
 from clipbias.tuning.tuned import Tuned
 from tests.analysis.models import CLASS_NAMES, moved

@@ -14,8 +14,8 @@ from clipbias.analysis import verdict
 from clipbias.analysis.replacement import Origin
 from clipbias.analysis.results import Average, VerdictLabels, What, Where
 from clipbias.analysis.study import StudyOptions
-from clipbias.analysis.uncertainty import Estimate
 from clipbias.errors import ClipbiasError
+from clipbias.intervals import Estimate
 from tests.report.synthetic import synthetic_results
 from tools.mechanisms import labels, score, train
 from tools.mechanisms.labels import FAMILIES, UNDECIDED, Answer, Spec, counts, digest

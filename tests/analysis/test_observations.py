@@ -9,7 +9,7 @@ import pytest
 from clipbias.analysis import observations
 from clipbias.analysis.observations import ClaimOutcome, Observations, ObservedModel, decide, estimate_over, observe
 from clipbias.analysis.results import Ablations, ByMetric, CausalNumbers, Predictions, VerdictLabels, What, Where
-from clipbias.analysis.uncertainty import RESAMPLES, Estimate
+from clipbias.intervals import RESAMPLES, Estimate
 
 KINDS = ("sos", "prompt", "words", "category", "dot", "eos")
 IMAGES = 60

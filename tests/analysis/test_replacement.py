@@ -19,8 +19,8 @@ from clipbias.analysis.results import Missing
 from clipbias.analysis.results_file import load_results
 from clipbias.analysis.run import run_study
 from clipbias.analysis.study import Study, StudyOptions
-from clipbias.analysis.uncertainty import Estimate
 from clipbias.clip import Clip
+from clipbias.intervals import Estimate
 from clipbias.training import loop, teacher
 from clipbias.training.calibration import fit_temperatures
 from clipbias.training.students import divergences, mean_divergence, select_learning_rate

@@ -31,8 +31,8 @@ from clipbias.analysis.results import (
     What,
     Where,
 )
-from clipbias.analysis.uncertainty import Estimate
 from clipbias.analysis.verdict import FEWEST_IMAGES, judge, label, sentence
+from clipbias.intervals import Estimate
 
 IMAGES = 300
 CLASSES = 4

@@ -11,9 +11,8 @@ from PIL import Image
 from scipy.stats import binomtest
 
 from clipbias import data
-from clipbias.data.confusion import binomial_error
 from clipbias.data.dataset import Dataset, Split
-from clipbias.data.few_shot import SMALL, accuracy_words, images_per_class, range_words, wilson_interval
+from clipbias.data.few_shot import images_per_class, range_words
 from clipbias.data.files import split_of_files
 from clipbias.data.folder import from_hub_dataset
 from clipbias.data.held_out import unlabelled_images
@@ -22,6 +21,7 @@ from clipbias.data.protocols import validation_outside_test
 from clipbias.data.sources import describe_missing, open_datasets
 from clipbias.data.user_images import image_list
 from clipbias.errors import ClipbiasError, UnreadableImage
+from clipbias.intervals import SMALL, accuracy_words, binomial_error, wilson_interval
 from tests.data.pictures import picture, write
 from tests.data.test_own_images import table
 

@@ -40,9 +40,9 @@ from clipbias.analysis.replacement import (
     compare,
     sentence,
 )
-from clipbias.analysis.uncertainty import Estimate
 from clipbias.analysis.verdict import judge
 from clipbias.analysis.words import ModelWords, PromptWords
+from clipbias.intervals import Estimate
 
 OBSERVED = Observation(
     "Fig. 4",

@@ -30,7 +30,7 @@ def each(numbers, *axes, **labels):
     """A row for each number of an array, or of a mean with its standard error."""
     mean = np.asarray(getattr(numbers, "mean", numbers) if not isinstance(numbers, np.ndarray) else numbers, float)
     for place in np.ndindex(mean.shape):
-        error = 1.96 * numbers.standard_error[place] if hasattr(numbers, "standard_error") else math.nan
+        error = 1.959963984540054 * numbers.standard_error[place] if hasattr(numbers, "standard_error") else math.nan
         value = mean[place]
         yield {**labels, **{name: i + 1 for name, i in zip(axes, place, strict=True)}, "value": value} | {
             "low": value - error,

@@ -11,9 +11,9 @@ from clipbias.analysis.observations import ClaimOutcome, Observation, Observatio
 from clipbias.analysis.pictures import Similarity
 from clipbias.analysis.results import Missing
 from clipbias.analysis.results_file import load_results, save_results
-from clipbias.analysis.uncertainty import Estimate
 from clipbias.analysis.verdict import judge
 from clipbias.errors import ClipbiasError
+from clipbias.intervals import Estimate
 from clipbias.report import pages, study_page, write_overview, write_report
 from clipbias.report.drawings import all_drawings
 from clipbias.report.study_page import class_table, observations_table, word_table

@@ -109,8 +109,8 @@ def test_a_tables_numbers_and_what_is_bold(swept):
                 mean, error = swept.accuracy(method, datasets, shots)
                 assert re.findall(r"[\d.]+", shown[name][column]) == [f"{mean:.1f}", f"{error:.1f}"]
                 behind, doubt = swept.difference(best, method, datasets, shots)
-                assert ("**" in shown[name][column]) == (behind <= 1.96 * doubt)
-                bold |= {method} if behind <= 1.96 * doubt else set()
+                assert ("**" in shown[name][column]) == (behind <= 1.959963984540054 * doubt)
+                bold |= {method} if behind <= 1.959963984540054 * doubt else set()
             assert bold >= {"bias"} and not bold & {"coop", "zero_shot"}
             assert column or "vpt" in bold  # which is not told apart from the best
 
@@ -141,7 +141,9 @@ def test_gains_over_zero_shot(swept):
         mean, error = swept.difference(method, "zero_shot", "ab", 16)
         each = [swept.difference(method, "zero_shot", dataset, 16)[0] for dataset in "ab"]
         row = frame.loc[method, ["value", "low", "high", "a", "b"]].astype(float)
-        np.testing.assert_allclose(row, [mean, mean - 1.96 * error, mean + 1.96 * error, *each])
+        np.testing.assert_allclose(
+            row, [mean, mean - 1.959963984540054 * error, mean + 1.959963984540054 * error, *each]
+        )
         assert frame.loc[method, "parameters"] == PARAMETERS[method]
         assert frame.loc[method, "varies"] == (method == "coop")
     assert list(frame.index) == ["bias", "ivlp_matched", "vpt", "coop"]  # IVLP beside bias tuning, though the last

@@ -65,7 +65,7 @@ def test_counts_are_the_true_ones_and_few_test_images_have_an_interval():
     assert entries(table, "CoOp")[1] == "50.0 (25 to 75)"
     # Seeds of 10 and 12 right add 1.96 times their error on each side, in squares.
     seeds = [run(seed=seed, accuracy=100 * right / 12, **counts) for seed, right in ((1, 10), (2, 12))]
-    error = 1.96 * 100 * np.std([10 / 12, 1], ddof=1) / np.sqrt(2)
+    error = 1.959963984540054 * 100 * np.std([10 / 12, 1], ddof=1) / np.sqrt(2)
     below, above = (100 * np.hypot(end - 11 / 12, error / 100) for end in (low, high))
     shown = f"91.7 ({1100 / 12 - below:.0f} to {min(100, 1100 / 12 + above):.0f})"
     assert entries(tables(seeds)["Accuracy, 16 shots"], "Bias tuning")[1] == shown

@@ -51,7 +51,7 @@ def ids(task: Task, text: int) -> list[int]:
 
 @pytest.mark.parametrize("method", ["zero_shot", "bias", "vpt"])
 def test_texts_stand_alone(clip, method):
-    task = Task(clip, method, FREE, template="a photo of a {}, a pet.", free_text=True)
+    task = Task(clip, method, FREE, free_text=True)
     tokenizer = clip.tokenizer
     for i, words in enumerate(encode(tokenizer, list(FREE))):
         assert ids(task, i) == [tokenizer.bos_token_id, *words, tokenizer.eos_token_id]

@@ -47,7 +47,7 @@ from clipbias.analysis.attention import VISION_ATTENTION
 from clipbias.analysis.dataset_sections import RELEVANCY
 from clipbias.analysis.replacement import MARGIN, REPLACEMENT, Comparison, Origin
 from clipbias.analysis.results import Missing, StudyResults, What, Where
-from clipbias.analysis.uncertainty import excludes
+from clipbias.intervals import excludes
 
 OWN = "tools.mechanisms.methods"
 LAST = 4  # blocks of both towers of the embedded model

@@ -14,10 +14,10 @@ from clipbias.analysis.results import StudyResults, Where
 from clipbias.analysis.results_file import load_results
 from clipbias.analysis.run import run_study
 from clipbias.analysis.study import Study, StudyOptions
-from clipbias.analysis.uncertainty import RESAMPLES
 from clipbias.constants import ZERO_SHOT
 from clipbias.data.held_out import unlabelled_images
 from clipbias.errors import ClipbiasError
+from clipbias.intervals import RESAMPLES
 from clipbias.tuning import Task
 from clipbias.tuning.tuned import Tuned
 from tools.mechanisms.labels import FAMILIES, OWN, RULES, UNDECIDED, Answer, Spec, digest, explain, gains

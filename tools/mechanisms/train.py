@@ -30,7 +30,6 @@ import numpy as np
 import clipbias
 from clipbias import data
 from clipbias.analysis.causal_section import outcomes, sample
-from clipbias.analysis.uncertainty import estimate, excludes
 from clipbias.clip import Clip
 from clipbias.clip.block import Record, run_block
 from clipbias.clip.encode import image_batches
@@ -39,9 +38,9 @@ from clipbias.clip.params import Params
 from clipbias.clip.vision import embed_image
 from clipbias.constants import ZERO_SHOT
 from clipbias.data import Dataset, Split, protocols
-from clipbias.data.few_shot import wilson_interval
 from clipbias.data.images import pictures
 from clipbias.errors import ClipbiasError
+from clipbias.intervals import estimate, excludes, wilson_interval
 from clipbias.training import placement
 from clipbias.training.context import make_context
 from clipbias.training.loop import Run, TrainJob, plan_stages, train

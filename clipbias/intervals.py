@@ -1,4 +1,4 @@
-"""Intervals of means over images and of their shares of other means, and both in words.
+"""Intervals at 95 %: of accuracies (Wilson), of means over images and their shares (bootstrap), over seeds (Student).
 
 Intervals are percentiles of the bootstrap (Efron 1979). Images are drawn with replacement. All numbers of a study use
 the same draws, so differences and shares stay paired.
@@ -6,10 +6,17 @@ the same draws, so differences and shares stay paired.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
+from clipbias.sentences import counted
+
+# Half the width of a 95 % interval, in standard errors.
+Z_95 = 1.959963984540054
+# Below so many test images the normal distribution is a poor approximation, and accuracies have a Wilson interval.
+SMALL = 100
 RESAMPLES = 2000
 LEVEL = 0.95
 LARGEST_SHARE = 10.0
@@ -166,3 +173,36 @@ def by_reason(reasons: Iterable[tuple[str, str | None]]) -> list[str]:
         if reason:
             labels.setdefault(reason, []).append(label)
     return [f"{', '.join(dict.fromkeys(names))}: {reason}" for reason, names in labels.items()]
+
+
+def wilson_interval(accuracy: float, images: float) -> tuple[float, float]:
+    """Computes the 95 % interval of an accuracy in percent on `n` test images (Wilson 1927).
+
+    `(p + z²/2n ± z √(p (1 − p)/n + z²/4n²)) / (1 + z²/n)`; the accuracy may be a mean over seeds.
+    """
+    # A mean over seeds may exceed the bounds by rounding, and the root below would be NaN.
+    share = min(max(accuracy / 100, 0.0), 1.0)
+    square = Z_95**2 / images
+    centre = share + square / 2
+    half = Z_95 * math.sqrt(share * (1 - share) / images + square / images / 4)
+    low, high = ((centre - half) / (1 + square), (centre + half) / (1 + square))
+    return 100 * max(low, 0.0), 100 * min(high, 1.0)
+
+
+def binomial_error(accuracy: float, images: int) -> float:
+    """Computes the standard error `√(p (1 − p) / n)` of an accuracy in percent on `n` test images."""
+    # For few images from the width of Wilson's interval: the formula would give 0 for an accuracy of 0 or 100 %.
+    if images < SMALL:
+        low, high = wilson_interval(accuracy, images)
+        return (high - low) / (2 * Z_95)
+    share = min(max(accuracy / 100, 0.0), 1.0)
+    return 100 * math.sqrt(share * (1 - share) / images)
+
+
+def accuracy_words(accuracy: float, images: int, what: str = "test image") -> str:
+    """Formats an accuracy and the number of images: "91.67 % of 12 test images (95 % interval 64.6 to 98.5)"."""
+    words = f"{accuracy:.2f} % of {counted(images, what)}"
+    if images >= SMALL:
+        return words
+    low, high = wilson_interval(accuracy, images)
+    return f"{words} (95 % interval {low:.1f} to {high:.1f})"
