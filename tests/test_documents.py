@@ -114,7 +114,7 @@ def test_each_number_of_a_table_is_in_its_csv(name):
                 continue
             candidates = [row for row in rows if all(row[key] in " ".join((*line, head)) for key in keys)]
             candidates = [row for row in candidates if column(name, head).items() <= row.items()]
-            start = "moved_" if "moved" in head else ""
+            start = "moved_" if "changed" in head else ""
             if column(name, head).get("outcome") == "log_likelihood":
                 candidates = [in_percent(row) for row in candidates]
             numbers = re.findall(r"[+-]?\d[\d.]*", cell)
@@ -204,9 +204,9 @@ def sentences() -> dict[str, list[str]]:
             f"by {digits.replace(' (', ' points (')} on digits, {clothes} on clothes and {emoji} on emoji",
             f"TaskRes, a head, gains most ({float(demo['taskres']['value']):.1f} points)",
             f"it gains {gain:.1f} points, not by changing where CLIP looks",
-            f"worth {other[0]} % ({other[1]} to {other[2]}) of it, the mean by kind of token {mean[0]} % ({mean[1]} to",
+            f"worth {other[0]} % ({other[1]} to {other[2]}) of it, the mean by token type {mean[0]} % ({mean[1]} to",
             f"have most of the gain ({share[0]} %, {share[1]} to {share[2]}) and make"
-            f" {float(vectors['moved_value']):.0f} % of the decisions that it moved; IVLP, fitted in the same way,"
+            f" {float(vectors['moved_value']):.0f} % of the predictions that it changed; IVLP, fitted in the same way,"
             f" makes {float(ceiling['moved_value']):.0f} %. What bias tuning adds is the same for every image.",
             f"A folder of two classes needs {few} pictures per class for this, a folder of ten {many}.",
         ],
@@ -220,7 +220,7 @@ def sentences() -> dict[str, list[str]]:
             f"{of_all} for the eight methods of this table",
             f"{without} without CLIP-LoRA",
             f"two vectors have {head[0]} % of its gain on digits, {head[1]} % on clothes and {head[2]} % on emoji, and"
-            f" make {moved[0]}, {moved[1]} and {moved[2]} % of the decisions that it moved. Fitted in the same way,"
+            f" make {moved[0]}, {moved[1]} and {moved[2]} % of the predictions that it changed. Fitted in the same way,"
             f" TaskRes makes {own[0]}, {own[1]} and {own[2]} %.",
             *map(of_prompts, SETS),
             of_siglip(),
@@ -264,7 +264,7 @@ def of_prompts(dataset: str) -> str:
 
 
 def of_siglip() -> str:
-    """Labels and moved decisions of the embedded SigLIP, IVLP before VPT."""
+    """Labels and changed predictions of the embedded SigLIP, IVLP before VPT."""
     what = {(row["method"], row["dataset"].removeprefix("demo/")): row["what"] for row in rows_of("verdict_siglip.csv")}
     assert {cell for cell, label in what.items() if label != "depends on the image"} == {("VPT", "digits")}
     assert what["VPT", "digits"] == "undecided"
@@ -278,7 +278,7 @@ def of_siglip() -> str:
     )
     first, *others = (f"{moved[name]} on {word} ({{}}{own[name]})" for name, word in WORDS.items())
     cells = ", ".join((first.format("the methods themselves "), *(cell.format("") for cell in others)))
-    return f"Of the decisions that IVLP and VPT moved, two vectors make {cells}."
+    return f"Of the predictions that IVLP and VPT changed, two vectors make {cells}."
 
 
 def fewest_pictures(classes: int) -> int:

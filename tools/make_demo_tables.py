@@ -109,7 +109,7 @@ def _share(row: Row | None) -> str:
 
 
 def replacements(rows: Sequence[Row]) -> str:
-    """By method of several seeds and dataset: what two fitted vectors have of the gain and of the moved decisions.
+    """By method of several seeds and dataset: what two fitted vectors have of the gain and of the changed predictions.
 
     And what the method itself has of these, fitted in the same way.
     """
@@ -119,8 +119,8 @@ def replacements(rows: Sequence[Row]) -> str:
         "method",
         "seeds",
         "share of the gain (%)",
-        "moved decisions (%)",
-        "moved decisions of the method itself (%)",
+        "changed predictions (%)",
+        "changed predictions of the method itself (%)",
     )
     lines = []
     for row in rows:
