@@ -72,17 +72,17 @@ def test_damaged_records(built, data, split):
 
 
 @pytest.mark.parametrize("split", ["../../../escaped", "a/b", "", "train\0"])
-def test_a_split_does_not_name_a_file_elsewhere(built, split):
-    """Neither the description nor the metadata."""
+def test_a_split_does_not_name_a_file_elsewhere(built, split, monkeypatch):
+    """A description may call a split anything, and the name of the split becomes a part of the index's."""
     described = json.loads((built / "dataset_info.json").read_text())
     for part in described["splits"]:
         part["name"] = split if part["name"] == "train" else part["name"]
-    metadata = json.loads((built / "metadata.json").read_text())
-    for name, content in (
-        ("dataset_info.json", described),
-        ("metadata.json", {**metadata, "stored_as": {**metadata["stored_as"], "train": split}}),
-    ):
-        use_with(built, name, json.dumps(content))
+    use_with(built, "dataset_info.json", json.dumps(described))
+    prepared = tfds.find_prepared(built.parents[1], built.parent.name, "0.0.0")
+    monkeypatch.setattr(type(prepared), "splits", (split, "test"))
+    monkeypatch.setattr(prepared._builder.info, "_splits", {split: prepared._builder.info.splits["train"]})
+    with pytest.raises(ClipbiasError, match="has no split"):
+        prepared.records(split, None)
 
 
 @pytest.mark.parametrize("key", ["pythonClassName", "python_class_name", "type"])
