@@ -72,7 +72,13 @@ def sweep(
         raise ClipbiasError(
             f"{workdir} holds {other}, which `predict` and others would take; choose another --workdir."
         )
-    rows = hosts.from_first(lambda: read_rows(workdir, specs))
+
+    def finished_rows() -> list[Row]:
+        # With today's facts: the rates that a finished run was selected from may be more by now.
+        rows = hosts.from_first(lambda: read_rows(workdir, specs))
+        return [row | (facts or {}).get(row["key"], {}) for row in rows]
+
+    rows = finished_rows()
 
     def is_replaced(row: Row) -> bool:
         """Whether a later run, on other images or with other settings, overwrote the files of this row."""
@@ -126,7 +132,7 @@ def sweep(
                 ended += len(attempted)
                 bar.advance_to(ended, {"last": last})
     # Read again, since other parts may have ended meanwhile: the last part to end writes all rows.
-    rows = hosts.from_first(lambda: read_rows(workdir, specs))
+    rows = finished_rows()
     write_results(workdir, rows)
     return rows
 

@@ -52,8 +52,10 @@ def test_every_run_once_and_a_failing_one_costs_no_other(clip, colours, recipe, 
     # Seeds side by side have equal shares of what they ran together; nothing is trained for zero-shot.
     costs = [row["training_seconds"] for row in rows[2:]]
     assert costs[0] == 0 < costs[1] == costs[2]
-    again = TinySweep(clip, colours, recipe, tmp_path).run(specs)
-    assert again[2:] == rows[2:] and again[0]["error"] == rows[0]["error"]
+    facts = {specs[2].key: {"choice": {"tried": 3}}}  # today's, such as rates that were compared since
+    again = TinySweep(clip, colours, recipe, tmp_path).run(specs, facts=facts)
+    assert again[3:] == rows[3:] and again[0]["error"] == rows[0]["error"]
+    assert again[2] == rows[2] | facts[specs[2].key] and read_json_lines(tmp_path / RESULTS) == again
     assert not [*tmp_path.glob("checkpoints/*")]
     parts = TinySweep(clip, colours, recipe, tmp_path / "parts")
     assert [row["method"] for row in parts.run(specs[2:], part=(0, 2))] == ["zero_shot"]
