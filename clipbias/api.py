@@ -126,6 +126,13 @@ def fit(  # noqa: PLR0913 (a user's options, each by keyword)
             ClipbiasWarning,
             stacklevel=2,
         )
+    unused = [*given] + (["recipe"] if isinstance(recipe, Recipe) else [])
+    if unused and not task.method.trains:
+        warnings.warn(
+            f"{task.method_name} learns without steps of an optimiser and does not use {', '.join(unused)}.",
+            ClipbiasWarning,
+            stacklevel=2,
+        )
     # Zero-shot: nothing to train. Labelled images may still calibrate it.
     if not task.method.uses_images:
         learnables = task.init(seed if start_seed is None else start_seed)

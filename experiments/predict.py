@@ -31,7 +31,7 @@ from clipbias.analysis.relevancy import relevancy
 from clipbias.constants import ZERO_SHOT
 from clipbias.data.files import file_sizes
 from clipbias.errors import ClipbiasError
-from clipbias.io import is_remote, write_text
+from clipbias.io import is_remote, sha256, write_text
 from clipbias.prediction import Prediction
 from clipbias.report import style
 from clipbias.report.overlay import overlay_figure
@@ -114,7 +114,17 @@ def write_table(files: Sequence[Path], models: Sequence[TunedModel], settings: P
         "adapter, model or classes": model.identity,
         "prediction sets": None if rule is None else dataclasses.asdict(rule),
     }
-    contents = dict(zip(map(str, files), file_sizes([*map(str, files)]), strict=True))
+    remote = [str(path) for path in files if is_remote(path)]
+    sizes = dict(zip(remote, file_sizes(remote), strict=True))
+
+    def content(name: str) -> str:
+        # Bytes, since two pictures may have one size; but a bucket's pictures would be downloaded twice.
+        if name in sizes:
+            return str(sizes[name])
+        with contextlib.suppress(ClipbiasError):
+            return sha256(name)
+        return "-1"
+
     columns = ["image", "content", "class", "probability"]
     if rule is not None:
         columns += ["set", "rejected"]
@@ -123,8 +133,8 @@ def write_table(files: Sequence[Path], models: Sequence[TunedModel], settings: P
     broken = 0
     with open_table(settings.output, [*columns, "error"], facts) as table:
         left = [(number, path) for number, path in enumerate(files) if key(path) not in table.images]
-        for name, content in contents.items():
-            if table.images.get(key(name), str(content)) != str(content):
+        for name in map(str, files):
+            if key(name) in table.images and table.images[key(name)] != content(name):
                 raise ClipbiasError(
                     f"{name} has changed since its line was written to {table.path}; delete that line, or choose "
                     "another --config.output."
@@ -133,7 +143,7 @@ def write_table(files: Sequence[Path], models: Sequence[TunedModel], settings: P
         if done:
             common.tell(f"{done:,} of {counted(len(files), 'image')} have a line in {table.path} already")
         for entries in classified(left, models, settings, workdir, done=done):
-            table.append([table_row(entry) | {"content": contents[entry["image"]]} for entry in entries])
+            table.append([table_row(entry) | {"content": content(entry["image"])} for entry in entries])
             broken += sum("error" in entry for entry in entries)
         unread = f"; {broken:,} of them could not be read" if broken else ""
         common.tell(f"{counted(len(left), 'line')} written to {table.path}{unread}")

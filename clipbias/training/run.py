@@ -39,6 +39,7 @@ from clipbias.training.select import (
     replaced_options,
     score_validation,
     select_settings,
+    used_options,
     write_selection,
 )
 from clipbias.training.spec import TEST, Group, Row, RunSpec
@@ -305,6 +306,8 @@ def merge_scores(scores: Mapping[str, Row]) -> Row:
 def _row(spec: RunSpec, job: TrainJob, result: TrainResult, run: int, common: Recipe, scores: Row) -> Row:
     counts = parameter_count(select_run(result.learnables, run))
     row = spec_facts(spec, common) | {"model": job.context.clip.name, "status": "ok"} | scores
+    # `options` are those that were asked for.
+    row |= used_options(job.task.method, select_run(result.learnables, run))
     row |= {f"parameters_{part}": counts[part] for part in ("vision", "text", "shared")}
     row |= {"parameters": counts["total"], "loss": None, "training_seconds": round(result.training_seconds[run], 4)}
     if result.losses:
@@ -386,6 +389,7 @@ def fit_task(
     notes["images_per_class"] = images_per_class(images.labels, len(model.class_names))
     if job.recipe is not None:
         notes |= {"learning_rate": job.recipe.learning_rate, "recipe": job.recipe.facts()}
+    notes |= used_options(task.method, model.learnables)
     if selection is not None:
         notes["choice"] = selection.note
     cautions = [

@@ -177,6 +177,13 @@ def searches_options(method: Method) -> bool:
     return sampling is not None and sampling.validation
 
 
+def used_options(method: Method, learnables: Learnables) -> dict[str, dict[str, float]]:
+    """Returns the entry of rows and notes with the options that the method's search found, if it searches any."""
+    if searches_options(method) and isinstance(method, FeatureMethod):
+        return {"used_options": dict(method.searched_options(learnables))}
+    return {}
+
+
 def replaced_options(method: Method, learnables: Learnables) -> list[str]:
     """Returns a sentence for each given option that the method's search on validation images replaced."""
     if not (searches_options(method) and isinstance(method, FeatureMethod)):

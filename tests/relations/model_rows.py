@@ -338,10 +338,10 @@ def exported_logits(case: Case, form: str, folder: Path) -> np.ndarray:
 
 ENCODE = jax.jit(encode_image, static_argnums=1)
 NOT_EXPORTED = (
-    "which no exported file does",
+    "and exported files cannot",
     "export it as a (checkpoint|head|program)",
     "tunes another network than CLIP's",
-    "holds what CLIP-LoRA learns",
+    "has the learnables of CLIP-LoRA",
 )
 
 for form in EXPORTS:
