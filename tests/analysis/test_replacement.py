@@ -364,7 +364,7 @@ def test_the_section(
     run_study(study, tmp_path, dataset="colours", sections=("replacement",))
     # Of the teacher and of both students those of the fitted images and those held back, once: the trial is a student.
     assert len(evaluated) == 6 and len(set(evaluated)) == 2
-    results = load_results(tmp_path).replacement
+    results = load_results(tmp_path).sections["replacement"]
     assert results is not None
     found = results.models["ivlp"]
     assert not isinstance(found, Missing) and isinstance(results.models["again"], Missing)

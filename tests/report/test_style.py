@@ -39,7 +39,7 @@ def test_arrays_become_rows_with_their_places_and_intervals():
     assert list(table.columns) == ["model", "layer", "head", "value", "low", "high"]
     for row in table.itertuples():
         assert row.value == values[row.layer - 1, row.head - 1] and row.model == "m"
-        assert (row.low, row.high) == pytest.approx((row.value - 0.98, row.value + 0.98))
+        assert (row.low, row.high) == pytest.approx((row.value - 0.979982, row.value + 0.979982))
     assert small.tidy(values, "layer", "head")[["low", "high"]].isna().all().all()
 
 
