@@ -119,7 +119,7 @@ def fit(  # noqa: PLR0913 (a user's options, each by keyword)
         options = as_options(method, given | ({} if recipe is None else {"recipe": COMMON})) | options
     classes = _classes(images, labels, class_names)
     task = Task(clip, method, classes, template=template, shots=shots, **options)  # type: ignore[arg-type]
-    if template is not None and not follows_template(task.method, task.clip):
+    if template not in (None, *task.prompt.templates) and not follows_template(task.method, task.clip):
         warnings.warn(
             f"{task.method_name} has a text of its own, {task.prompt.templates[0]!r}, and does not read the template "
             f"{template!r}; only zero-shot does.",

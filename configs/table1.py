@@ -138,10 +138,6 @@ class Table1Settings(GridSettings):
         super().__post_init__()
         if "learning_rate" in self.given and self.learning_rates:
             raise ClipbiasError("learning_rate is one for all, learning_rates are to be compared; leave out either.")
-        if self.choose != PER_METHOD and not self.learning_rates:
-            raise ClipbiasError(
-                "choose says what a rate is selected for; give learning_rates to compare, or leave it out."
-            )
         if self.hold_out_shot and self.rates_file is not None:
             raise ClipbiasError(
                 f"hold_out_shot selects on one image of each class, and the rates of {self.rates_file} were selected "

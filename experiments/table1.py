@@ -65,6 +65,8 @@ def main(settings: Table1Settings, workdir: Path) -> None:
         context, rates = prepare(settings, axes_of(settings), skip_missing=settings.on_missing == "skip")
         note_model(workdir, context.clip)
         specs, rows = run(settings, context, rates, workdir)
+        if settings.hold_out_shot and all(spec.validation == UNSELECTED for spec in specs):
+            common.tell("--config.hold_out_shot holds nothing out, since nothing is selected; give learning_rates.")
         # Tables take the first process alone, and the others' connections would time out meanwhile.
         hosts.leave()
         if settings.calibrate:

@@ -331,8 +331,6 @@ def make_specs(context: SweepContext, common: Recipe, axes: SweepAxes, rates: Ra
                     concentration=axes.concentration if is_imbalanced else None,
                 )
                 specs.append(spec)
-    if axes.hold_out_shot and specs and all(spec.validation == UNSELECTED for spec in specs):
-        raise ClipbiasError("hold_out_shot selects nothing here; give learning rates to compare, or leave it out.")
     without_steps = [name for name in axes.methods if not resolve_method(name, axes.options.get(name, {})).trains]
     if "learning_rate" in axes.given and set(without_steps) >= set(axes.methods):
         raise ClipbiasError(f"{', '.join(axes.methods)} learns without steps; leave out the learning rate.")

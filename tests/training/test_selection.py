@@ -185,4 +185,4 @@ def fit_and_listen(*arguments: Any, **options: Any) -> tuple[TunedModel, list[st
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         model = clipbias.fit(*arguments, **options)
-    return model, [str(warning.message) for warning in caught if warning.category is UserWarning]
+    return model, [str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)]
