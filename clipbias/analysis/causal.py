@@ -48,7 +48,7 @@ _TEXTS_AT_ONCE = 32
 _TEXT_KINDS = 2
 
 
-class Source(enum.Enum):
+class ActivationSource(enum.Enum):
     """Run that activations are taken from."""
 
     REFERENCE = "reference"
@@ -58,11 +58,11 @@ class Source(enum.Enum):
 class PathPatch(enum.Enum):
     """Path patching: the run that gives attention (A), and the run that gives tokens (m and s)."""
 
-    RR = (Source.REFERENCE, Source.REFERENCE)
+    RR = (ActivationSource.REFERENCE, ActivationSource.REFERENCE)
     # The first letter is the source of attention, the second that of tokens.
-    PR = (Source.TUNED, Source.REFERENCE)
-    RP = (Source.REFERENCE, Source.TUNED)
-    PP = (Source.TUNED, Source.TUNED)
+    PR = (ActivationSource.TUNED, ActivationSource.REFERENCE)
+    RP = (ActivationSource.REFERENCE, ActivationSource.TUNED)
+    PP = (ActivationSource.TUNED, ActivationSource.TUNED)
 
 
 class Ablation(enum.Enum):
@@ -82,8 +82,8 @@ class Ablation(enum.Enum):
 class PatchedRun:
     """Frozen blocks whose A, m and s are set from outside."""
 
-    attention: Source  # of A
-    mass: Source  # of m, and of the weights behind the last block, which read the feature
+    attention: ActivationSource  # of A
+    mass: ActivationSource  # of m, and of the weights behind the last block, which read the feature
     added: Ablation  # s; `NOTHING` is the reference's, which is 0 for images
     draw: int = 0  # number of the other image, for `RESAMPLE`
 
@@ -91,12 +91,12 @@ class PatchedRun:
     def path(cls, patch: PathPatch) -> "PatchedRun":
         """Returns the run with attention and tokens of the sources of `patch`."""
         attention, tokens = patch.value
-        return cls(attention, tokens, Ablation.OWN if tokens is Source.TUNED else Ablation.NOTHING)
+        return cls(attention, tokens, Ablation.OWN if tokens is ActivationSource.TUNED else Ablation.NOTHING)
 
     @classmethod
     def ablated(cls, added: Ablation, draw: int = 0) -> "PatchedRun":
         """Returns the tuned run, except for what it adds."""
-        return cls(Source.TUNED, Source.TUNED, added, draw)
+        return cls(ActivationSource.TUNED, ActivationSource.TUNED, added, draw)
 
 
 @struct.dataclass
@@ -231,8 +231,8 @@ def mix_images(
         # block.
         others = image_pair(params, config, donors.reshape(-1, *images.shape[1:]), tuned, dtype)
 
-    def read(rows: jax.Array, source: Source) -> jax.Array:
-        return project_image(params, config, rows, tuned if source is Source.TUNED else Adaptation())
+    def read(rows: jax.Array, source: ActivationSource) -> jax.Array:
+        return project_image(params, config, rows, tuned if source is ActivationSource.TUNED else Adaptation())
 
     return _mix(pair, patched, read, means or {}, others)
 
@@ -252,8 +252,8 @@ def mix_texts(
     """Computes `mix_images` for texts `[C, N]`; `reference` has the context that training started from."""
     pair = text_pair(params, config, tokens, tuned, reference, dtype)
 
-    def read(rows: jax.Array, source: Source) -> jax.Array:
-        return project_text(params, config, rows, tuned if source is Source.TUNED else reference)
+    def read(rows: jax.Array, source: ActivationSource) -> jax.Array:
+        return project_text(params, config, rows, tuned if source is ActivationSource.TUNED else reference)
 
     return _mix(pair, patched, read, means or {}, None)
 
@@ -270,15 +270,15 @@ class _Tokens(NamedTuple):
 def _mix(
     pair: RunPair,
     patched: Sequence[PatchedRun],
-    read: Callable[[jax.Array, Source], jax.Array],
+    read: Callable[[jax.Array, ActivationSource], jax.Array],
     means: Mapping[Ablation, Added],
     others: RunPair | None,
 ) -> jax.Array:
     batch = len(pair.reference.tokens)
     # Runs with the same attention lie side by side, so that one product applies A to the values of all of them.
-    order = sorted(range(len(patched)), key=lambda place: patched[place].attention is Source.TUNED)
+    order = sorted(range(len(patched)), key=lambda place: patched[place].attention is ActivationSource.TUNED)
     in_order = [patched[place] for place in order]
-    counts = [sum(run.attention is source for run in patched) for source in Source]
+    counts = [sum(run.attention is source for run in patched) for source in ActivationSource]
 
     def by_draw(values: jax.Array) -> dict[tuple[Ablation, int], jax.Array]:
         parts = values.reshape(-1, batch, *values.shape[1:])
@@ -310,10 +310,10 @@ def _mix(
             of_others, parts, beyond = others.observe(of_others, frozen, changed)
             slots |= by_draw(parts.slots)
             blocks |= {} if beyond is None else by_draw(beyond)
-        parts_of = {Source.REFERENCE: of_reference, Source.TUNED: of_tuned}
+        parts_of = {ActivationSource.REFERENCE: of_reference, ActivationSource.TUNED: of_tuned}
         hooks = _given(
             # An attention that no patched run takes needs no product.
-            [parts_of[source].attention for source, count in zip(Source, counts, strict=True) if count],
+            [parts_of[source].attention for source, count in zip(ActivationSource, counts, strict=True) if count],
             [count for count in counts if count],
             [parts_of[run.mass].mass for run in in_order],
             [slots[run.added, run.draw] for run in in_order],
@@ -331,11 +331,11 @@ def _mix(
     tokens, _ = jax.lax.scan(step, tokens, (pair.reference.layers, pair.tuned.layers, by_ablation))
     # Prompts lie behind the inputs, so the read-out row is at the same position in all runs.
     pooled = pair.reference.pooled
-    reference = read(tower.take_rows(tokens.reference, pooled), Source.REFERENCE)
+    reference = read(tower.take_rows(tokens.reference, pooled), ActivationSource.REFERENCE)
     features = [
         read(tower.take_rows(tokens.patched[order.index(place)], pooled), run.mass) for place, run in enumerate(patched)
     ]
-    return jnp.stack([reference, read(tower.take_rows(tokens.tuned, pooled), Source.TUNED), *features])
+    return jnp.stack([reference, read(tower.take_rows(tokens.tuned, pooled), ActivationSource.TUNED), *features])
 
 
 def _given(

@@ -81,7 +81,7 @@ class Picture(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Section:
+class PageSection:
     """Part of a page that a reader unfolds, with its content in the order of the attributes."""
 
     title: str

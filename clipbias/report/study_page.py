@@ -53,13 +53,13 @@ def write_report(
     groups = list(sentences.items()) if len(sentences) > len(first) else []
 
     tables = [table for table in (verdict.seed_table(study), verdict.towers_table(study.methods)) if table]
-    sections = [pages.Section(CAUSAL.title, CAUSAL.name, tables=tables, groups=groups)]
+    sections = [pages.PageSection(CAUSAL.title, CAUSAL.name, tables=tables, groups=groups)]
     drawings = all_drawings()
     for number, drawing in enumerate(drawings, start=1):
         advance("drawing the report", number, len(drawings))
         if drawing.section.name in study.sections:
             sections.append(
-                pages.Section(
+                pages.PageSection(
                     drawing.section.title,
                     drawing.section.name,
                     pictures=pages.save_pictures([draw(study) for draw in drawing.figures], output / FIGURES),
@@ -71,7 +71,7 @@ def write_report(
     # Every section and model is accounted for: on the page, or in a sentence that says why not.
     missing = _missing(study, {each.identifier for each in sections})
     sections.append(
-        pages.Section("How it was made", "config", tables=[_models(study)], remarks=missing, code=_config(study))
+        pages.PageSection("How it was made", "config", tables=[_models(study)], remarks=missing, code=_config(study))
     )
     pictures = pages.save_pictures([verdict.verdict_figure(study)], output / FIGURES)
     return pages.write_page(
@@ -165,12 +165,12 @@ def write_overview(results_folders: Sequence[str | os.PathLike], output_folder: 
     for study, name in zip(ordered, names, strict=True):
         table = verdict.verdict_table(study, study.methods)
         groups = [(method.label, method_sentences(study, method)) for method in study.methods]
-        sections.append(pages.Section(f"Verdicts on {name}", tables=[table] if table else [], groups=groups))
+        sections.append(pages.PageSection(f"Verdicts on {name}", tables=[table] if table else [], groups=groups))
     for key, label in {model.key: model.label for study in ordered for model in study.tuned}.items():
         pictures = pages.save_pictures(dataset_figures(ordered, key, label), output / FIGURES)
-        sections.append(pages.Section(f"Relevancy: {label}", pictures=pictures))
+        sections.append(pages.PageSection(f"Relevancy: {label}", pictures=pictures))
     pictures = pages.save_pictures([verdict.replacement_figure(ordered)], output / FIGURES)
-    sections.append(pages.Section("Replacements of each method", pictures=pictures))
+    sections.append(pages.PageSection("Replacements of each method", pictures=pictures))
     reports = []
     for folder, name in zip(studies, names, strict=True):
         path = folder / REPORT if (folder / REPORT).is_file() else folder / "report" / REPORT

@@ -43,7 +43,7 @@ def score(outcome: Outcome, temperature: float | None) -> Row:
 
 
 @dataclasses.dataclass(frozen=True)
-class Predictions:
+class RunPredictions:
     """Predictions of `R` runs for the `n` images of a split, of which `m` are readable.
 
     Attributes:
@@ -224,7 +224,7 @@ class Evaluator:
         *,
         validation: "Evaluator | None" = None,
         keeps_logits: bool = False,
-    ) -> Predictions:
+    ) -> RunPredictions:
         """Predicts all images, and fits each run's temperature on the images of `validation`, of the same classes."""
         # Texts once for all images. Temperatures before the images: the program of a batch takes them as an argument.
         inputs = encode_texts(static, inputs)
@@ -249,7 +249,7 @@ class Evaluator:
         # On the host: XLA's conversion to float16 needs an instruction that not every CPU has.
         with np.errstate(over="ignore"):
             log_probs = values.log_probs.astype(np.float16)
-        return Predictions(
+        return RunPredictions(
             outcomes=[
                 Outcome(
                     correct=every.predicted[run] == labels[read],

@@ -30,7 +30,7 @@ Leaf = Any
 
 
 def make_mesh(*, run: int | None = 1, data: int | None = None, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Arranges devices as `[run, data]`; `None` takes all remaining devices. Raises `ClipbiasError` if none fit."""
+    """Arranges devices as `[run, data]`; by default all remaining ones. Raises `ClipbiasError` if none fit."""
     check_value("run", run, Positive | None)
     check_value("data", data, Positive | None)
     devices = list(jax.devices() if devices is None else devices)

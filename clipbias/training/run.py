@@ -24,7 +24,7 @@ from clipbias.sentences import counted
 from clipbias.training import placement
 from clipbias.training.cautions import cautions_of_fit
 from clipbias.training.context import SweepContext
-from clipbias.training.evaluator import Predictions
+from clipbias.training.evaluator import RunPredictions
 from clipbias.training.loop import Run, RunOutputs, TrainJob, TrainResult, check_images, train_job, validation_images
 from clipbias.training.memory import fit_evaluation
 from clipbias.training.predictions import predictions_name, save_predictions
@@ -241,7 +241,7 @@ def save(
 
 def evaluate_test(
     job: TrainJob, learnables: Learnables, evaluation: protocols.EvaluationSet
-) -> tuple[Task, Learnables, Predictions]:
+) -> tuple[Task, Learnables, RunPredictions]:
     """Evaluates all runs of a job on test images; `learnables [R, …]` lie on the host.
 
     Returns the task of the evaluation's classes, which may differ from those of training, its learnables, and the
@@ -350,8 +350,8 @@ def fit_task(
 
     Args:
       dataset: has the task's classes; "train" trains, "val" selects and calibrates.
-      shots: images of each class; `None` takes all.
-      start_seed: seed of initial learnables and order of images; `None` takes that of the few-shot split, `seed`.
+      shots: images of each class. Default: all.
+      start_seed: seed of initial learnables and order of images. Default: `seed`, that of the few-shot split.
       compares_rates: whether the learning rate is selected on held-out images (`data.held_out`).
       calibrates: whether images are left to calibrate; `None` where there are enough.
 
