@@ -14,6 +14,7 @@ prediction sets, and the shares of rejected images. `classes.csv` has each class
 A folder keeps its evaluation: another adapter, other images or other settings need another --workdir.
 """
 
+import dataclasses
 import json
 import time
 from collections.abc import Mapping
@@ -69,7 +70,7 @@ def main(settings: EvaluateSettings, workdir: Path) -> None:
             keep_evaluation(workdir, key)
             notes = {} if adapter is None else adapter.notes
             # The same name may hold other pictures today; those that trained the adapter are then no test.
-            now = data_identity([dataset])
+            now = data_identity([dataclasses.replace(dataset, template=model.task.template)])
             is_same = notes.get("dataset") == name and notes.get("protocol") in ("few_shot", "full")
             if is_same and notes.get("data") != now:
                 common.tell(

@@ -179,7 +179,10 @@ def _facts(model: Tuned) -> list[tuple[str, str]]:
     counts = parameter_count(model.learnables)
     # A fact without a value is left out at the end: adapters of other programs have few notes.
     towers = ", ".join(f"{tower} {counts[tower]:,}" for tower in ("vision", "text", "shared") if counts[tower])
-    options = ", ".join(f"{name}={value!r}" for name, value in task.options().items())
+    # A search on validation images replaces options.
+    used = notes.get("used_options")
+    every = task.options() | (dict(used) if isinstance(used, Mapping) else {})
+    options = ", ".join(f"{name}={value!r}" for name, value in every.items())
     facts = [
         ("method", as_code(task.method_name) + (_plain(f" ({options})") if options else "")),
         ("which is", _plain(_description(task))),

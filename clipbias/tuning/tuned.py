@@ -34,6 +34,7 @@ OF_TRAINING = (
     "learning_rate",
     "recipe",
     "choice",
+    "used_options",
     "training",
     "equivalent_bias",
     "imported",
