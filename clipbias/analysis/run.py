@@ -61,8 +61,8 @@ def run_study(
     # The verdict needs the causal test of all models, and a section's `finish` needs the verdict.
     results = judge(facts)
     finished = {section.name: section.finish(study, results) for section in requested if section.finish}
-    results = dataclasses.replace(results, sections=computed | finished)
-    results = dataclasses.replace(results, seconds=round(time.monotonic() - began, 1))
+    seconds = round(time.monotonic() - began, 1)
+    results = dataclasses.replace(results, sections=computed | finished, seconds=seconds)
     if hosts.is_first():
         save_results(folder, results)
     return results

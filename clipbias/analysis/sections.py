@@ -9,6 +9,7 @@ import functools
 import importlib
 import pkgutil
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any, Generic, TypeVar
 
 from clipbias import analysis
@@ -35,13 +36,22 @@ class Section(Generic[T]):
         return results.sections.get(self.name)
 
 
+def defined_in(package: ModuleType, kind: type[T]) -> list[T]:
+    """Returns the values of a class that the modules of a package define."""
+    modules = [
+        importlib.import_module(f"{package.__name__}.{each.name}") for each in pkgutil.iter_modules(package.__path__)
+    ]
+    # By object: a value that a module imports from another one counts once.
+    values = {id(value): value for module in modules for value in vars(module).values() if isinstance(value, kind)}
+    return list(values.values())
+
+
 @functools.cache
 def all_sections() -> dict[str, Section[Any]]:
-    """Returns the sections of all modules of this package, by name, in alphabetical order."""
+    """Returns the sections of this package by name, in alphabetical order."""
     sections: dict[str, Section[Any]] = {}
-    for module in pkgutil.iter_modules(analysis.__path__):
-        for value in vars(importlib.import_module(f"{analysis.__name__}.{module.name}")).values():
-            # A section that a module imports from another one is the same object, and no duplicate.
-            if isinstance(value, Section) and sections.setdefault(value.name, value) is not value:
-                raise ClipbiasError(f"two sections are called {value.name!r}, the second in {module.name}; rename it.")
+    for section in defined_in(analysis, Section):
+        if sections.setdefault(section.name, section) is not section:
+            place = section.compute.__module__
+            raise ClipbiasError(f"two sections are called {section.name!r}, the second in {place}; rename it.")
     return dict(sorted(sections.items()))

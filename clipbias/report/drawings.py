@@ -2,14 +2,12 @@
 
 import dataclasses
 import functools
-import importlib
-import pkgutil
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from clipbias import report
 from clipbias.analysis.results import StudyResults
-from clipbias.analysis.sections import Section
+from clipbias.analysis.sections import Section, defined_in
 from clipbias.report.pages import CaptionedFigure
 from clipbias.report.table import Table
 
@@ -31,9 +29,4 @@ class Drawing:
 @functools.cache
 def all_drawings() -> tuple[Drawing, ...]:
     """Returns the drawings of all modules of this package, in the order of the page."""
-    modules = [
-        importlib.import_module(f"{report.__name__}.{module.name}") for module in pkgutil.iter_modules(report.__path__)
-    ]
-    drawings = [value for module in modules for value in vars(module).values() if isinstance(value, Drawing)]
-    # A drawing that a module imports from another counts once.
-    return tuple(sorted(dict.fromkeys(drawings), key=lambda drawing: drawing.place))
+    return tuple(sorted(defined_in(report, Drawing), key=lambda drawing: drawing.place))

@@ -24,14 +24,13 @@ from clipbias.training.forward import (
     check_finite,
     correct_and_loss,
     encode_texts,
-    first_run,
     image_features,
     images_per_step,
     logits,
     outcomes,
 )
 from clipbias.training.spec import Row
-from clipbias.tuning.method import crops_of, mixes_crops
+from clipbias.tuning.method import crops_of, mixes_crops, select_run
 
 
 def score(outcome: Outcome, temperature: float | None) -> Row:
@@ -170,7 +169,7 @@ class Evaluator:
         classifier = static.classifier
         method = classifier.method
         learnables = inputs.learnables
-        changes = classifier.changes_vision(first_run(learnables))
+        changes = classifier.changes_vision(select_run(learnables, 0))
         crops = crops_of(method)
         config = classifier.config
         key = method.patches, crops, mixes_crops(method)

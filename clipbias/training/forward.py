@@ -17,7 +17,7 @@ from clipbias.training import placement
 from clipbias.training.device import explain_exhaustion
 from clipbias.training.step import over_runs, place_text
 from clipbias.tuning import Task
-from clipbias.tuning.method import Learnables
+from clipbias.tuning.method import Learnables, select_run
 from clipbias.tuning.task import Classifier, Text
 
 
@@ -188,15 +188,11 @@ def outcomes(
     )
 
 
-def first_run(learnables: Learnables) -> Learnables:
-    return jax.tree.map(lambda leaf: leaf[0], learnables)
-
-
 def encode_texts(static: EvalStatic, inputs: EvalInputs) -> EvalInputs:
     """Returns the inputs with features in place of tokens, unless prompts depend on the image."""
     if static.classifier.method.conditional:
         return inputs
-    if static.classifier.changes_text(first_run(inputs.learnables)):
+    if static.classifier.changes_text(select_run(inputs.learnables, 0)):
         with explain_exhaustion("lower --config.eval_batch_size."):
             return dataclasses.replace(inputs, text=text_features(static, inputs))
     assert isinstance(inputs.text, jax.Array), "texts that no learnable changes were encoded once"

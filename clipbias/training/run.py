@@ -304,10 +304,12 @@ def merge_scores(scores: Mapping[str, Row]) -> Row:
 
 
 def _row(spec: RunSpec, job: TrainJob, result: TrainResult, run: int, common: Recipe, scores: Row) -> Row:
-    counts = parameter_count(select_run(result.learnables, run))
+    learnables = select_run(result.learnables, run)
+    counts = parameter_count(learnables)
     row = spec_facts(spec, common) | {"model": job.context.clip.name, "status": "ok"} | scores
     # `options` are those that were asked for.
-    row |= used_options(job.task.method, select_run(result.learnables, run))
+    if (used := used_options(job.task.method, learnables)) is not None:
+        row["used_options"] = used
     row |= {f"parameters_{part}": counts[part] for part in ("vision", "text", "shared")}
     row |= {"parameters": counts["total"], "loss": None, "training_seconds": round(result.training_seconds[run], 4)}
     if result.losses:
@@ -389,7 +391,8 @@ def fit_task(
     notes["images_per_class"] = images_per_class(images.labels, len(model.class_names))
     if job.recipe is not None:
         notes |= {"learning_rate": job.recipe.learning_rate, "recipe": job.recipe.facts()}
-    notes |= used_options(task.method, model.learnables)
+    if (used := used_options(task.method, model.learnables)) is not None:
+        notes["used_options"] = used
     if selection is not None:
         notes["choice"] = selection.note
     cautions = [

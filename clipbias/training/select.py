@@ -177,19 +177,17 @@ def searches_options(method: Method) -> bool:
     return sampling is not None and sampling.validation
 
 
-def used_options(method: Method, learnables: Learnables) -> dict[str, dict[str, float]]:
-    """Returns the entry of rows and notes with the options that the method's search found, if it searches any."""
+def used_options(method: Method, learnables: Learnables) -> dict[str, float] | None:
+    """Returns the options that the method's search on validation images found; `None` for a method without one."""
     if searches_options(method) and isinstance(method, FeatureMethod):
-        return {"used_options": dict(method.searched_options(learnables))}
-    return {}
+        return dict(method.searched_options(learnables))
+    return None
 
 
 def replaced_options(method: Method, learnables: Learnables) -> list[str]:
     """Returns a sentence for each given option that the method's search on validation images replaced."""
-    if not (searches_options(method) and isinstance(method, FeatureMethod)):
-        return []
     sentences = []
-    for name, used in method.searched_options(learnables).items():
+    for name, used in (used_options(method, learnables) or {}).items():
         given = getattr(method, name)
         if given not in (used, getattr(type(method)(), name)):
             sentences.append(

@@ -331,8 +331,7 @@ def make_specs(context: SweepContext, common: Recipe, axes: SweepAxes, rates: Ra
                     concentration=axes.concentration if is_imbalanced else None,
                 )
                 specs.append(spec)
-    without_steps = [name for name in axes.methods if not resolve_method(name, axes.options.get(name, {})).trains]
-    if "learning_rate" in axes.given and set(without_steps) >= set(axes.methods):
+    if "learning_rate" in axes.given and specs and all(spec.recipe is None for spec in specs):
         raise ClipbiasError(f"{', '.join(axes.methods)} learns without steps; leave out the learning rate.")
     return specs
 
