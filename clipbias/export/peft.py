@@ -103,13 +103,19 @@ def write_peft(folder: Path, task: Task, learnables: Learnables, base: str) -> N
 
 
 def read_peft(
-    folder: str | os.PathLike, clip: Clip, class_names: Sequence[str], *, template: str | None = None
+    folder: str | os.PathLike,
+    clip: Clip,
+    class_names: Sequence[str],
+    *,
+    template: str | None = None,
+    descriptions: Mapping[str, Sequence[str]] | None = None,
+    free_text: bool = False,
 ) -> Tuned:
     """Reads a PEFT folder as a tuned model of the method CLIP-LoRA.
 
-    The folder has `adapter_config.json` and `adapter_model.safetensors`; `clip` is its base model. Default template:
-    CLIP-LoRA's "a photo of a {}.". Raises `ClipbiasError` if files are missing or damaged, or have other content than
-    low-rank changes of equal kernels in neighbouring blocks.
+    The folder has `adapter_config.json` and `adapter_model.safetensors`; `clip` is its base model. Texts of the classes
+    are as for `Task`; default template: CLIP-LoRA's "a photo of a {}.". Raises `ClipbiasError` if files are missing or
+    damaged, or have other content than low-rank changes of equal kernels in neighbouring blocks.
     """
     # The user names the base model: nothing in the folder proves it.
     folder = user_path(folder)
@@ -123,7 +129,7 @@ def read_peft(
     options = _scale(config, folder) | _places(tensors, clip, folder)
     if template is not None:
         options["templates"] = (template,)
-    task = Task(clip, METHOD, class_names, **options)
+    task = Task(clip, METHOD, class_names, template=template, descriptions=descriptions, free_text=free_text, **options)
     assert isinstance(task.method, ClipLora)
     learnables = jax.tree.map(np.array, jax.device_get(task.init()))
     views = _views(task.method, learnables)

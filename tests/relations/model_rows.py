@@ -359,7 +359,7 @@ for form in EXPORTS:
         levels = np.random.default_rng(0).integers(0, 256, (3, size, size, 3), np.uint8)
         expected = logits(model, levels)
         if form == "peft":
-            again = clipbias.export.read_peft(folder / form, model.clip, model.class_names)
+            again = clipbias.export.read_peft(folder / form, model.clip, model.class_names, **case.texts.again)
             close(logits(TunedModel.of(again), levels), expected, case.tolerance)
         else:
             close(exported_logits(case, form, folder / form), expected, 1e-4)
