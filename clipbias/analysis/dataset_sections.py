@@ -88,11 +88,7 @@ def compute_predictions(study: Study) -> Computation[Predictions]:
             predicted[model.key] = known
             continue
 
-        def step(batch: Batch, model: Model = model) -> dict[str, jax.Array]:
-            return {"predicted": _largest(study.predictor(model).logits(batch["images"], batch["mask"]))}
-
-        title = f"{model.label}: predictions"
-        requests[model.key] = Request(f"predictions-{model.key}", title, study.images, step, crops=model.crops)
+        requests[model.key] = _prediction_request(study, model, f"predictions-{model.key}")
     results = yield list(requests.values())
     for key, request in requests.items():
         rows = results[request.name]
@@ -104,6 +100,13 @@ def compute_predictions(study: Study) -> Computation[Predictions]:
         labels=np.asarray(study.split.labels, np.int32),
         models={model.key: np.where(seen, predicted[model.key], -1).astype(np.int32) for model in study.models},
     )
+
+
+def _prediction_request(study: Study, model: Model, name: str) -> Request:
+    def step(batch: Batch) -> dict[str, jax.Array]:
+        return {"predicted": _largest(study.predictor(model).logits(batch["images"], batch["mask"]))}
+
+    return Request(name, f"{model.label}: predictions", study.images, step, crops=model.crops)
 
 
 PREDICTIONS = Section(name="predictions", title="Class by class", result=Predictions, compute=compute_predictions)
@@ -154,12 +157,19 @@ def why_no_relevancy(study: Study, model: Model) -> str:
 def relevancy_totals(study: Study) -> Computation[dict[str, dict[str, Any]]]:
     """Computes the relevancy of both models, by model key.
 
-    Returns moments `[groups, …]` by quantity, and rows of images as `each/{quantity} [n, …]`, NaN for other images.
+    Returns moments `[groups, …]` by quantity, rows of images as `each/{quantity} [n, …]`, NaN for other images, and
+    `corrected [n]`, which of them zero-shot gets wrong and the model right.
     """
     predictions = yield from compute_predictions(study)
     models = [model for model in study.tuned if not why_no_relevancy(study, model)]
     if not models:
         return {}
+    if study.worded is not study.zero_shot:
+        # Zero-shot's maps are those of the paper's text, so this text also says which images zero-shot gets wrong.
+        (rows,) = (yield [_prediction_request(study, study.worded, "predictions-worded")]).values()
+        worded = np.full(len(study.split), -1, np.int32)
+        worded[rows["images"]] = rows["predicted"]
+        predictions = dataclasses.replace(predictions, models={**predictions.models, study.zero_shot.key: worded})
     groups = {model.key: relevancy_groups(study, predictions, model) for model in models}
     # Images that the same models need go together, so that zero-shot's maps are computed once for all.
     needed = np.stack([members.any(1) for members in groups.values()], axis=1)
@@ -185,7 +195,7 @@ def relevancy_totals(study: Study) -> Computation[dict[str, dict[str, Any]]]:
                 else:
                     empty = np.full((len(study.split), *value.shape[1:]), np.nan, np.float32)
                     each.setdefault(quantity, empty)[result["images"]] = value
-        totals[model.key] = averages | each
+        totals[model.key] = averages | each | {"corrected": groups[model.key][:, GROUPS.index("corrected")]}
     return totals
 
 

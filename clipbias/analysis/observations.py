@@ -57,8 +57,10 @@ class Observation:
 class ObservedModel:
     """Measurements of one model: float32, a row for each of `n` images or `C` classes; NaN for an unread image."""
 
+    # Of corrected images, NaN for others:
     text_relevancy: np.ndarray | None = None  # `[n, 2, 5]`, shares of zero-shot and of the model by `TEXT_TYPES[:5]`
     patch_variation: np.ndarray | None = None  # `[n]`, total variation between both models' relevancy of patches
+    # Of all images:
     eos_attention: np.ndarray | None = None  # `[C, 6]`, by `TEXT_TYPES`, a mean over layers, heads and texts
     # `[n, L]`, among input tokens, renormalised there, a mean over heads:
     distance: np.ndarray | None = None
@@ -116,10 +118,12 @@ def compute_observations(study: Study) -> Computation[Observations]:
         of_relevancy = relevancy.get(model.key)
         of_vision = vision.get(model.key, {})
         among_inputs = "attention/without_prompt" if model.prompts[0] else "attention/clip"
-        text_relevancy = None
+        text_relevancy = patch_variation = None
         if of_relevancy:
+            corrected = of_relevancy["corrected"]
             sides = [of_relevancy[f"each/text_types/{side}"] for side in ("zero_shot", "tuned")]
-            text_relevancy = np.stack(sides, axis=1)
+            text_relevancy = np.where(corrected[:, None, None], np.stack(sides, axis=1), np.nan)
+            patch_variation = np.where(corrected, of_relevancy["each/variation"][:, 0], np.nan)
         nearness = of_images(of_vision, "rank_correlation/layers")
         eos_attention = None
         if not why_no_text_attention(model.task):  # zero-shot has the text of the figures
@@ -128,7 +132,7 @@ def compute_observations(study: Study) -> Computation[Observations]:
             eos_attention = np.mean([shares.mean((0, 2)) for shares in texts], axis=0)
         models[model.key] = ObservedModel(
             text_relevancy=text_relevancy,
-            patch_variation=of_relevancy["each/variation"][:, 0] if of_relevancy else None,
+            patch_variation=patch_variation,
             eos_attention=eos_attention,
             distance=of_images(of_vision, f"{among_inputs}/distance/layers"),
             entropy=of_images(of_vision, f"{among_inputs}/entropy/layers"),
@@ -203,21 +207,17 @@ def columns_of(results: StudyResults, measured: Mapping[str, ObservedModel], key
     Claims that compare both models have the model's columns in the first half, zero-shot's in the second.
     """
     model, plain = (measured[each] for each in (key, results.zero_shot.key))
-    corrected = results.predictions.changes(key) == 0
     columns: dict[str, np.ndarray] = {}
 
     def share_of(shares: np.ndarray, *names: str) -> np.ndarray:
         return shares[..., [TEXT_TYPES.index(name) for name in names]].sum(-1)
 
-    def of_corrected(values: np.ndarray) -> np.ndarray:
-        return np.where(corrected, values, np.nan)[:, None]
-
     if model.text_relevancy is not None:
         for claim, names in (("category", ("category",)), ("sos", ("sos",)), ("prompts", PLACES)):
             before, after = share_of(model.text_relevancy, *names).T
-            columns[f"relevancy of {claim}"] = of_corrected(100 * (after - before))
+            columns[f"relevancy of {claim}"] = 100 * (after - before)[:, None]
     if model.patch_variation is not None:
-        columns["relevancy of patches"] = of_corrected(100 * model.patch_variation)
+        columns["relevancy of patches"] = 100 * model.patch_variation[:, None]
     if model.eos_attention is not None:
         columns["EOS to SOS"] = 100 * share_of(model.eos_attention, "sos")[:, None]
     if model.eos_attention is not None and plain.eos_attention is not None:

@@ -57,6 +57,8 @@ def study():
     predicted["ivlp"][::5] = (labels[::5] + 1) % 3
     models = {"zero_shot": observed(draw), "ivlp": observed(draw)}
     models["ivlp"].patch_variation[4] = np.nan  # an image that could not be read
+    others = (predicted["zero_shot"] == labels) | (predicted["ivlp"] != labels)
+    models["ivlp"].text_relevancy[others] = models["ivlp"].patch_variation[others] = np.nan
     return SimpleNamespace(
         zero_shot=zero,
         tuned=[tuned],

@@ -216,6 +216,32 @@ def test_only_so_many_images_are_classified_unless_all_models_did_before(clip, t
                 np.testing.assert_array_equal(predicted[key][seen], whole[key][seen])
 
 
+def test_the_text_of_zero_shots_maps_says_which_images_it_gets_wrong(clip, tmp_path):
+    tuned_model = Tuned(*tuned(clip, "vpt"))
+
+    def predicted(model):
+        return np.asarray(
+            jax.jit(model.task.logits)(clip.params, model.learnables, clip.preprocessing.normalize(pixels()))
+        ).argmax(-1)
+
+    templates = ("a photo of a {}.", "{} of", "the dog {} on a tree")
+    by_template = [predicted(Tuned(Task(clip, "zero_shot", CLASS_NAMES, template=template))) for template in templates]
+    right = predicted(tuned_model)
+    images = dataclasses.replace(split(), labels=right)  # the tuned model has every image right
+    other = next(
+        i for i, names in enumerate(by_template) if not np.array_equal(names == right, by_template[0] == right)
+    )
+    models = [
+        Model("zero_shot", "Zero-shot", Tuned(Task(clip, "zero_shot", CLASS_NAMES, template=templates[other]))),
+        Model("vpt", "VPT", tuned_model),
+    ]
+    found = Study(models, images, StudyOptions(batch_size=3), tmp_path)
+    totals = found.run_section(dataset_sections.relevancy_totals(found))["vpt"]
+    np.testing.assert_array_equal(totals["corrected"], by_template[0] != right)
+    groups = found.run_section(compute_relevancy(found))["vpt"]
+    assert groups.corrected_count == np.sum(by_template[0] != right)
+
+
 def test_batches_of_all_sections_are_of_one_size(clip, tmp_path):
     sizes = []
     study = make(clip, tmp_path)
