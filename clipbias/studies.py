@@ -112,7 +112,7 @@ def explain(
             options or StudyOptions(),
             Path(folder),
             training=data.splits.get("train"),
-            unlabelled=unlabelled_images(data, images) if sections is None or "replacement" in sections else None,
+            unlabelled=unlabelled_images(data, images),
             mesh=mesh,
             advance=advance,
             known=_known_predictions([Path(place) for place in predictions], images),

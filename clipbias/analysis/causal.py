@@ -6,31 +6,37 @@ that training started from). All other tokens are *inputs*. In each layer, a run
 
     A    relative attention: the probabilities among input tokens, renormalised to 1
     m    attention to slots, which leaves 1 − m to the inputs
-    s    added output: from slots `W_o cat_h(Σ_{k slot} a_ik v_k)`; behind the block, the tuned block's output less the
-         frozen block's on P's tokens, with P's attention and slots (biases, weights)
+    s    added output, at the two sums of a block. Behind attention: from slots `W_o cat_h(Σ_{k slot} a_ik v_k)`, and
+         the tuned attention's output less the frozen attention's, both with P's A and m on P's tokens. Behind the MLP:
+         the tuned MLP's output less the frozen MLP's, both on P's tokens behind attention
 
 A *patched run* runs the frozen blocks on its own input tokens, with A, m and s set from outside:
 
-    x_i += W_o cat_h((1 − m) Σ_j A_ij v_j(x)) + b_o + slots_i;  x_i += MLP(x_i) + blocks_i
+    x_i += W_o cat_h((1 − m) Σ_j A_ij v_j(x)) + b_o + attention_i;  x_i += MLP(x_i) + mlp_i
+
+Read behind the whole block, the frozen MLP's answer to a constant at the attention's output would count as added, and
+would depend on the image.
 
 *Path patching* takes attention (A) and tokens (m and s, which belong to one softmax) from either run. RR is R and PP is
 P, up to rounding. PR is attention alone, RP is tokens alone. Within a layer a prefix cannot change A (Petrov et al.
 2024, arXiv 2310.19698), so attention acts through later layers.
 
-*Ablations* keep P's attention and replace s by nothing, by its mean over training images (*mean ablation*: by kind, the
-read-out token and all others, or by position), or by that of another image (*resample ablation*). P adds the same for
-every image if and only if resample ablation costs nothing.
+*Ablations* keep P's attention. *Nothing* is attention alone: it takes m and s from R, since P's `1 − m` with nothing in
+the slots' place would scale attention down, a damage that no model has. *Mean ablation* replaces s by its mean by
+position over a group of images, *resample ablation* by that of another image. What no later part reads costs nothing
+under any ablation: they say what is the same for every image in its effect.
 """
 
 import dataclasses
 import enum
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax.ad_checkpoint import checkpoint_name
 
 from clipbias.analysis.attention import renormalise
 from clipbias.analysis.model import of_texts, sum_over_texts
@@ -38,6 +44,7 @@ from clipbias.analysis.statistics import Moments, Totals
 from clipbias.clip import Adaptation, LayerView, TextTokens, layers, tower
 from clipbias.clip.block import BlockHooks, LayerInput, Tap, run_block
 from clipbias.clip.config import ClipConfig, TowerConfig
+from clipbias.clip.layers import ATTENDED
 from clipbias.clip.params import Params
 from clipbias.clip.precision import with_precision
 from clipbias.clip.text import embed_text, project_text
@@ -69,13 +76,9 @@ class Ablation(enum.Enum):
     """Replacement of what the tuned run adds (s)."""
 
     NOTHING = "nothing"
-    KIND = "mean by kind"
-    POSITION = "mean by position"
+    MEAN = "mean of a group"
     RESAMPLE = "another image's"
     OWN = "own"  # no ablation
-
-    def __lt__(self, other: "Ablation") -> bool:  # JAX sorts the keys of dictionaries
-        return self.value < other.value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,50 +86,55 @@ class PatchedRun:
     """Frozen blocks whose A, m and s are set from outside."""
 
     attention: ActivationSource  # of A
-    mass: ActivationSource  # of m, and of the weights behind the last block, which read the feature
+    mass: ActivationSource  # of m
     added: Ablation  # s; `NOTHING` is the reference's, which is 0 for images
-    draw: int = 0  # number of the other image, for `RESAMPLE`
+    readout: ActivationSource  # of the weights behind the last block, which read the feature
+    number: int = 0  # of the grouping, for `MEAN`; of the other image, for `RESAMPLE`
 
     @classmethod
     def path(cls, patch: PathPatch) -> "PatchedRun":
         """Returns the run with attention and tokens of the sources of `patch`."""
         attention, tokens = patch.value
-        return cls(attention, tokens, Ablation.OWN if tokens is ActivationSource.TUNED else Ablation.NOTHING)
+        return cls(attention, tokens, Ablation.OWN if tokens is ActivationSource.TUNED else Ablation.NOTHING, tokens)
 
     @classmethod
-    def ablated(cls, added: Ablation, draw: int = 0) -> "PatchedRun":
-        """Returns the tuned run, except for what it adds."""
-        return cls(ActivationSource.TUNED, ActivationSource.TUNED, added, draw)
+    def ablated(cls, added: Ablation, number: int = 0) -> "PatchedRun":
+        """Returns the tuned run, except for what it adds to tokens."""
+        tuned = ActivationSource.TUNED
+        mass = ActivationSource.REFERENCE if added is Ablation.NOTHING else tuned
+        # Weights behind the last block add to no token, so that every ablation keeps them.
+        return cls(tuned, mass, added, tuned, number)
 
 
 @struct.dataclass
 class Added:
-    """Mean of what a tuned run adds to the frozen model: by position `[..., N, D]`, or by kind `[..., K, D]`."""
+    """Mean of what a tuned run adds: to images by group and position `[G, N, D]`, to texts by kind `[K, D]`."""
 
-    start: Any  # before the first block, where a method changes pixels or embedding weights, `[..., D]`
-    slots: Any  # to the output of attention, `[L, ..., D]`
-    blocks: Any  # behind a block, `[L, ..., D]`; `None` where a method changes no block
+    start: Any  # before the first block, where a method changes pixels or embedding weights
+    attention: Any  # to the output of attention, with a leading axis of layers
+    mlp: Any  # to the output of the MLP, likewise; `None` where a method has prompts alone
 
     @classmethod
     def mean(cls, totals: Totals) -> "Added":
         """Returns the means, float32, of the moments of `added_to_images` or `added_to_texts`."""
         means = {name: np.asarray(moments.mean, np.float32) for name, moments in totals.items()}
-        return cls(means["start"], means["slots"], means.get("blocks"))
+        return cls(means["start"], means["attention"], means.get("mlp"))
 
-    def by_kind(self, kinds: np.ndarray) -> "Added":
-        """Averages a mean by position over the tokens of each kind; `kinds [N]`."""
-        # All positions have as many images, so the mean of their means is the mean over images and tokens.
-        members = [np.flatnonzero(kinds == kind) for kind in range(kinds.max() + 1)]
-        # `start` has no layer axis, `slots` and `blocks` have one: all have tokens second to last.
-        return jax.tree.map(lambda mean: np.stack([mean[..., of, :].mean(-2) for of in members], axis=-2), self)
+
+@struct.dataclass
+class GroupMeans:
+    """Means over groups of images, and the groups of a batch."""
+
+    added: Added
+    groups: Any  # for each image its group in each grouping, int `[B, K]`, below `G`
 
 
 class Parts(NamedTuple):
-    """A layer of one run: `A [B, H, N, N]`, `m [B, N, H]`, and the slots' part of s, `[B, N, D]`."""
+    """A layer of one run: `A [B, H, N, N]`, `m [B, N, H]`, and s at the output of attention, `[B, N, D]`."""
 
     attention: jax.Array
     mass: jax.Array
-    slots: jax.Array
+    added: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,11 +144,9 @@ class RunPair:
     reference: tower.TowerInput
     tuned: tower.TowerInput
     slots: jax.Array  # bool `[N']` or `[B, N']` over the tuned run's tokens
-    # Int `[N]` or `[B, N]` over the first `inputs` tokens: 0 for the read-out token, 1 for all others, -1 for slots.
-    # All are 0 where a pooling head reads all tokens.
-    kinds: jax.Array
     inputs: int  # tokens of the reference, which come first; only the tuned run has slots behind them
     config: TowerConfig
+    kinds: jax.Array | None = None  # of text tokens, int `[B, N]`: 0 for the read-out token, 1 for others, -1 for slots
 
     @property
     def start(self) -> jax.Array:
@@ -148,7 +154,7 @@ class RunPair:
         return self.tuned.tokens[:, : self.inputs] - self.reference.tokens
 
     def parts(self, view: LayerView) -> Parts:
-        """Splits one layer of a run into A, m and the slots' part of s."""
+        """Splits one layer of a run into A, m and what slots add."""
         count = self.inputs
         # Slots and inputs share one softmax. The difference is exactly 0 on slots, so A, m and s divide the run's
         # output without a rest, and PP is P up to rounding.
@@ -158,24 +164,30 @@ class RunPair:
         return Parts(attention, mass, view.project(view.heads_output(on_slots)[:, :count]))
 
     def observe(self, tokens: jax.Array, frozen: LayerInput, tuned: LayerInput) -> tuple[jax.Array, Parts, Any]:
-        """Runs a tuned block; returns all its output tokens, its parts, and the blocks' part of s, if any."""
+        """Runs a tuned block; returns all its output tokens, its parts, and s at the MLP's output, if any."""
         output, view = tower.observe_block(tokens, tuned, self.tuned, self.config)
         parts = self.parts(view)
         # Prompts alone act through attention, and slots hold all of it: a second block would give zeros.
         if all(change is None for change in (tuned.bias, tuned.changes, tuned.adapters)):
             return output, parts, None
-        # The frozen block gets P's attention and slots, so that the difference holds biases and weights and nothing
-        # that A, m or slots hold already: otherwise PP would count it twice.
-        hooks = _given([parts.attention], [1], [parts.mass], [parts.slots])
-        plain = run_block(tokens[None, :, : self.inputs], frozen, self.config, hooks)[0]
-        return output, parts, output[:, : self.inputs] - plain
+        assert view.attended is not None
+        attended = view.attended[:, : self.inputs]
+        at_attention = None
 
-    def spread(self, mean: jax.Array, ablation: Ablation) -> jax.Array:
-        """Gives each token its mean, from `[N, D]` by position or `[K, D]` by kind; slots get 0."""
-        if ablation is Ablation.POSITION:
-            return mean
-        # The gather may not read at -1: slots read kind 0 and are set to 0 by the mask.
-        return jnp.where((self.kinds >= 0)[..., None], jnp.asarray(mean)[jnp.maximum(self.kinds, 0)], 0)
+        def tap(value: jax.Array, name: str) -> jax.Array:
+            # The frozen attention ends here: its MLP gets P's tokens, so that each sum has its own difference.
+            nonlocal at_attention
+            if name != ATTENDED:
+                return value
+            at_attention = value
+            return attended[None]
+
+        # The frozen attention gets P's A and m, so that its difference holds nothing that these hold already:
+        # otherwise PP would count it twice.
+        hooks = _given([parts.attention], [1], [parts.mass], [jnp.zeros_like(parts.added)], tap=tap)
+        plain = run_block(tokens[None, :, : self.inputs], frozen, self.config, hooks)[0]
+        assert at_attention is not None
+        return output, parts._replace(added=attended - at_attention[0]), output[:, : self.inputs] - plain
 
 
 def image_pair(params: Params, config: ClipConfig, images: jax.Array, tuned: Adaptation, dtype: str) -> RunPair:
@@ -184,13 +196,7 @@ def image_pair(params: Params, config: ClipConfig, images: jax.Array, tuned: Ada
     runs = [embed_image(params, config, images, adaptation, dtype=dtype) for adaptation in (Adaptation(), tuned)]
     inputs = config.vision.tokens
     slots = jnp.arange(runs[1].tokens.shape[1]) >= inputs
-    return RunPair(runs[0], runs[1], slots, jnp.asarray(image_kinds(config)), inputs, config.vision)
-
-
-def image_kinds(config: ClipConfig) -> np.ndarray:
-    """Returns the kind of each image token `[N]`: 0 for `[cls]`, 1 for patches; 0 for all under a pooling head."""
-    kinds = np.where(np.arange(config.vision.tokens) < config.vision.first_patch, 0, 1)
-    return np.minimum(kinds, config.vision.token_types - 1)
+    return RunPair(runs[0], runs[1], slots, inputs, config.vision)
 
 
 def text_pair(
@@ -203,7 +209,7 @@ def text_pair(
     # Slots are no kind: means are of inputs alone, since slots of R and of P differ by construction.
     is_eos = jnp.arange(tokens.ids.shape[1]) == jnp.asarray(tokens.eos)[:, None]
     kinds = jnp.where(slots, -1, jnp.where(is_eos, 0, 1))
-    return RunPair(runs[0], runs[1], slots, kinds, tokens.ids.shape[1], config.text)
+    return RunPair(runs[0], runs[1], slots, tokens.ids.shape[1], config.text, kinds)
 
 
 @with_precision
@@ -213,15 +219,15 @@ def mix_images(
     images: jax.Array,
     tuned: Adaptation,
     patched: Sequence[PatchedRun],
-    means: Mapping[Ablation, Added] | None = None,
+    means: GroupMeans | None = None,
     donors: jax.Array | None = None,
     *,
     dtype: str = "float32",
 ) -> jax.Array:
     """Computes image features of both runs and of `K` patched runs, side by side in one scan over layers.
 
-    `images [B, R, R, 3]` are normalised; the prompts of `tuned` are the slots. Mean ablations need their `means`,
-    resample ablation needs other images, `donors [d, B, R, R, 3]`. Returns features `[2 + K, B, d]`, not normalised:
+    `images [B, R, R, 3]` are normalised; the prompts of `tuned` are the slots. Mean ablation needs `means`, resample
+    ablation needs other images, `donors [d, B, R, R, 3]`. Returns features `[2 + K, B, d]`, not normalised:
     reference, tuned run, patched runs.
     """
     pair = image_pair(params, config, images, tuned, dtype)
@@ -234,7 +240,11 @@ def mix_images(
     def read(rows: jax.Array, source: ActivationSource) -> jax.Array:
         return project_image(params, config, rows, tuned if source is ActivationSource.TUNED else Adaptation())
 
-    return _mix(pair, patched, read, means or {}, others)
+    def of_groups(added: jax.Array) -> dict[int, jax.Array]:
+        assert means is not None
+        return {number: jnp.asarray(added)[groups] for number, groups in enumerate(jnp.moveaxis(means.groups, 1, 0))}
+
+    return _mix(pair, patched, read, None if means is None else means.added, of_groups, others)
 
 
 @with_precision
@@ -245,17 +255,25 @@ def mix_texts(
     tuned: Adaptation,
     reference: Adaptation,
     patched: Sequence[PatchedRun],
-    means: Mapping[Ablation, Added] | None = None,
+    means: Added | None = None,
     *,
     dtype: str = "float32",
 ) -> jax.Array:
-    """Computes `mix_images` for texts `[C, N]`; `reference` has the context that training started from."""
+    """Computes `mix_images` for texts `[C, N]`; `reference` has the context that training started from.
+
+    Texts have one group.
+    """
     pair = text_pair(params, config, tokens, tuned, reference, dtype)
 
     def read(rows: jax.Array, source: ActivationSource) -> jax.Array:
         return project_text(params, config, rows, tuned if source is ActivationSource.TUNED else reference)
 
-    return _mix(pair, patched, read, means or {}, None)
+    def of_kinds(added: jax.Array) -> dict[int, jax.Array]:
+        assert pair.kinds is not None
+        # The gather may not read at -1: slots read kind 0 and are set to 0 by the mask.
+        return {0: jnp.where((pair.kinds >= 0)[..., None], jnp.asarray(added)[jnp.maximum(pair.kinds, 0)], 0)}
+
+    return _mix(pair, patched, read, means, of_kinds, None)
 
 
 class _Tokens(NamedTuple):
@@ -271,7 +289,8 @@ def _mix(
     pair: RunPair,
     patched: Sequence[PatchedRun],
     read: Callable[[jax.Array, ActivationSource], jax.Array],
-    means: Mapping[Ablation, Added],
+    means: Added | None,
+    spread: Callable[[jax.Array], dict[int, jax.Array]],  # from a mean to each token's, by the grouping's number
     others: RunPair | None,
 ) -> jax.Array:
     batch = len(pair.reference.tokens)
@@ -284,40 +303,40 @@ def _mix(
         parts = values.reshape(-1, batch, *values.shape[1:])
         return {(Ablation.RESAMPLE, draw): part for draw, part in enumerate(parts)}
 
-    # The three places at which something is added, `start`, `slots` and `blocks`, are looked up by ablation and draw.
+    def by_group(mean: jax.Array | None) -> dict[tuple[Ablation, int], jax.Array]:
+        return {} if mean is None else {(Ablation.MEAN, number): each for number, each in spread(mean).items()}
+
+    # What is added in each of the three places (`Added`) is looked up by ablation and number.
     start = {(Ablation.NOTHING, 0): jnp.zeros_like(pair.start), (Ablation.OWN, 0): pair.start}
-    start |= {(ablation, 0): pair.spread(mean.start, ablation) for ablation, mean in means.items()}
+    start |= by_group(None if means is None else means.start)
     if others is not None:
         start |= by_draw(others.start)
 
     def step(carry: _Tokens, scanned: Any) -> tuple[_Tokens, None]:
         # Both runs and the other images advance in the same scan as the runs that take from them: no layer's attention
         # outlives its layer, so memory does not grow with depth.
-        frozen, changed, by_ablation = scanned
+        frozen, changed, mean_attention, mean_mlp = scanned
         reference, view = tower.observe_block(carry.reference, frozen, pair.reference, pair.config)
         # R is observed at its own tokens: its A and m are those of the frozen model, whatever the patched runs do.
         of_reference = pair.parts(view)
         # P runs whole, with its own slots in the sequence, so that what it adds is measured on its way and on no other.
         tuned, of_tuned, beyond = pair.observe(carry.tuned, frozen, changed)
-        slots = {(Ablation.NOTHING, 0): of_reference.slots, (Ablation.OWN, 0): of_tuned.slots}
-        blocks = {} if beyond is None else {(Ablation.OWN, 0): beyond}
-        for ablation, (mean_slots, mean_blocks) in by_ablation.items():
-            slots[ablation, 0] = pair.spread(mean_slots, ablation)
-            if mean_blocks is not None:
-                blocks[ablation, 0] = pair.spread(mean_blocks, ablation)
+        attention = {(Ablation.NOTHING, 0): of_reference.added, (Ablation.OWN, 0): of_tuned.added}
+        attention |= by_group(mean_attention)
+        mlp = by_group(mean_mlp) | ({} if beyond is None else {(Ablation.OWN, 0): beyond})
         of_others = carry.others
         if others is not None and of_others is not None:
             of_others, parts, beyond = others.observe(of_others, frozen, changed)
-            slots |= by_draw(parts.slots)
-            blocks |= {} if beyond is None else by_draw(beyond)
+            attention |= by_draw(parts.added)
+            mlp |= {} if beyond is None else by_draw(beyond)
         parts_of = {ActivationSource.REFERENCE: of_reference, ActivationSource.TUNED: of_tuned}
         hooks = _given(
             # An attention that no patched run takes needs no product.
             [parts_of[source].attention for source, count in zip(ActivationSource, counts, strict=True) if count],
             [count for count in counts if count],
             [parts_of[run.mass].mass for run in in_order],
-            [slots[run.added, run.draw] for run in in_order],
-            [blocks.get((run.added, run.draw)) for run in in_order],
+            [attention[run.added, run.number] for run in in_order],
+            [mlp.get((run.added, run.number)) for run in in_order],
         )
         return _Tokens(reference, tuned, of_others, run_block(carry.patched, frozen, pair.config, hooks)), None
 
@@ -325,15 +344,16 @@ def _mix(
         reference=pair.reference.tokens,
         tuned=pair.tuned.tokens,
         others=None if others is None else others.tuned.tokens,
-        patched=jnp.stack([pair.reference.tokens + start[run.added, run.draw] for run in in_order]),
+        patched=jnp.stack([pair.reference.tokens + start[run.added, run.number] for run in in_order]),
     )
-    by_ablation = {ablation: (mean.slots, mean.blocks) for ablation, mean in means.items()}
-    tokens, _ = jax.lax.scan(step, tokens, (pair.reference.layers, pair.tuned.layers, by_ablation))
+    of_layers = (None, None) if means is None else (means.attention, means.mlp)
+    tokens, _ = jax.lax.scan(step, tokens, (pair.reference.layers, pair.tuned.layers, *of_layers))
     # Prompts lie behind the inputs, so the read-out row is at the same position in all runs.
     pooled = pair.reference.pooled
     reference = read(tower.take_rows(tokens.reference, pooled), ActivationSource.REFERENCE)
     features = [
-        read(tower.take_rows(tokens.patched[order.index(place)], pooled), run.mass) for place, run in enumerate(patched)
+        read(tower.take_rows(tokens.patched[order.index(place)], pooled), run.readout)
+        for place, run in enumerate(patched)
     ]
     return jnp.stack([reference, read(tower.take_rows(tokens.tuned, pooled), ActivationSource.TUNED), *features])
 
@@ -342,8 +362,10 @@ def _given(
     attentions: Sequence[jax.Array],
     counts: Sequence[int],
     masses: Sequence[jax.Array],
-    slots: Sequence[jax.Array],
-    beyond: Sequence[jax.Array | None] = (),
+    at_attention: Sequence[jax.Array],
+    at_mlp: Sequence[jax.Array | None] = (),
+    *,
+    tap: Tap = checkpoint_name,
 ) -> BlockHooks:
     """Hooks of a frozen block on patched runs `[K, B, N, D]` with given A (each for the next `counts`), m and s."""
 
@@ -359,32 +381,34 @@ def _given(
         # Slots take their share of the softmax even where they add nothing: `1 − m` is what is left to the inputs.
         scale = jnp.stack([1 - mass for mass in masses]).astype(values.dtype)
         heads = jnp.concatenate(seen) * scale[..., None]
-        added = jnp.stack([jnp.broadcast_to(part, normed.shape[1:]) for part in slots])
+        added = jnp.stack([jnp.broadcast_to(part, normed.shape[1:]) for part in at_attention])
         return layers.dense(heads.reshape(normed.shape), weights["out"]) + added.astype(normed.dtype)
 
     def after(output: jax.Array, inputs: jax.Array) -> jax.Array:
         # A run without an addition gets zeros, since all runs share one stacked array.
-        added = [jnp.broadcast_to(0.0 if part is None else part, output.shape[1:]) for part in beyond]
+        added = [jnp.broadcast_to(0.0 if part is None else part, output.shape[1:]) for part in at_mlp]
         return output + jnp.stack(added).astype(output.dtype)
 
     # No hook where there is nothing to add: the compiled block then has no addition of zeros.
-    return BlockHooks(attention, after=after) if any(part is not None for part in beyond) else BlockHooks(attention)
+    if all(part is None for part in at_mlp):
+        return BlockHooks(attention, tap=tap)
+    return BlockHooks(attention, tap=tap, after=after)
 
 
 @jax.jit(static_argnums=0)
 def added_to_images(
-    config: ClipConfig, params: Params, images: jax.Array, mask: jax.Array, tuned: Adaptation
+    config: ClipConfig, params: Params, images: jax.Array, members: jax.Array, tuned: Adaptation
 ) -> Totals:
-    """Computes moments of what the tuned run adds to normalised images `[B, R, R, 3]` where `mask [B]` is true.
+    """Computes the means of what the tuned run adds to normalised images `[B, R, R, 3]`, over groups of them.
 
-    Always in float32. Returns moments over images by position: "start" (`mean [N, D]`), "slots" (`[L, N, D]`), and
-    "blocks" where the method changes blocks. `tuned` has at most one set of prompts.
+    Always in float32. `members [B, G]` says which groups an image is in. Returns "start" (`mean [G, N, D]`),
+    "attention" (`[L, G, N, D]`), and "mlp" where the method changes blocks. `tuned` has at most one set of prompts.
     """
     with jax.default_matmul_precision("highest"):
         pair = image_pair(params, config, images, tuned, "float32")
         # A mean of differences between nearly equal outputs: always float32 and full precision, whatever the model
         # computes in.
-        return _sum_added(pair, lambda values: Moments.of(values, mask))
+        return _sum_added(pair, lambda values: Moments.of_groups(values, members))
 
 
 def added_to_texts(
@@ -421,7 +445,7 @@ def _sum_added(pair: RunPair, sums: Callable[[jax.Array], Moments]) -> Totals:
         # Only P's tokens are carried: R is needed at the embedding alone, since `observe` runs frozen blocks on P's
         # tokens.
         tokens, parts, beyond = pair.observe(tokens, *scanned)
-        added = {"slots": parts.slots, "blocks": beyond}
+        added = {"attention": parts.added, "mlp": beyond}
         return tokens, {name: sums(values) for name, values in added.items() if values is not None}
 
     totals = jax.lax.scan(step, pair.tuned.tokens, (pair.reference.layers, pair.tuned.layers))[1]

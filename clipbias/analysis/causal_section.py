@@ -4,6 +4,13 @@ Ablations of image tokens keep the tuned texts. Ablations of text tokens keep CL
 ablation, since texts differ in length. All patched runs use the model's own head, so for a method with a head the
 reference is the frozen towers under that head.
 
+The *reading curve* says how much of the image a method reads. What it adds to image tokens is replaced by its mean by
+position over ever smaller groups of unlabelled images, never of test images: all; the class that zero-shot CLIP
+predicts, which asks nothing of the tuned model; clusters of frozen image features, the same for every method; and the
+class that the tuned model predicts. That is an upper bound: what leads to a prediction is given to the images that have
+it. Of the loss under resample ablation, a group explains what is gone with its mean. Images that zero-shot CLIP gets
+wrong stand apart, since the class is wrong there.
+
 *Log-likelihood* decides. A temperature changes no prediction, but it would count as a gain. So each way to classify
 divides its logits by a temperature of its own, fitted by maximum likelihood (Guo et al. 2017) on one half of the images
 and used on the other half. Halves are drawn by a seed and have half of every class. A half in which all predictions are
@@ -21,27 +28,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from scipy.cluster.vq import kmeans2
 
 from clipbias.analysis.bias import reference_adaptation
 from clipbias.analysis.causal import (
     Ablation,
     Added,
+    GroupMeans,
     PatchedRun,
     PathPatch,
     added_to_images,
     added_to_texts,
-    image_kinds,
     mix_images,
     mix_texts,
 )
+from clipbias.analysis.dataset_sections import compute_predictions
 from clipbias.analysis.model import Model, by_pass, of_texts, why_no_causal_test
-from clipbias.analysis.results import Ablations, ByMetric, CausalNumbers, same_but_for_seed
+from clipbias.analysis.results import ByMetric, CausalNumbers, ImageAblations, TextAblations, same_but_for_seed
 from clipbias.analysis.sections import Section
 from clipbias.analysis.statistics import Moments
 from clipbias.analysis.study import Batch, Computation, Request, Step, Study, spread
 from clipbias.clip import Adaptation, TextTokens
 from clipbias.clip.params import Params
-from clipbias.intervals import Estimate, cross, estimate, resample, shares
+from clipbias.data import Split
+from clipbias.intervals import Estimate, cross, draw_counts, estimate, shares, weigh
 from clipbias.training.calibration import COLDEST, fit_temperatures, log_likelihoods
 from clipbias.tuning import Learnables
 
@@ -53,6 +63,7 @@ class ImageScores:
     images: np.ndarray  # numbers of the examples in the split, `[n]`
     correct: np.ndarray  # uint8
     log_likelihood: np.ndarray  # of the true class in nats, at the way's temperature, fitted on other images
+    zero_shot_right: np.ndarray  # whether zero-shot CLIP predicts the true class, bool `[n]`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,14 +90,20 @@ class CausalTests:
 
 # Other images for each image: resample ablation is a mean over them.
 DRAWS = 3
-# Other images are drawn from at most so many training images, since all of them stay in device memory.
+# Other images are drawn from at most so many, since all of them stay in device memory.
 _DONORS = 256
+# Unlabelled images over which groups average, at most.
+_GROUPED = 1024
+# Clusters per class, while so many images a cluster are left.
+_CLUSTERS = (2, 4, 8)
+_FEWEST_OF_CLUSTER = 10
+# Bytes of the means of all groups; groupings that would exceed them are left out.
+_MEAN_BYTES = 2**32
+# Fewer images than these say nothing apart.
+_FEWEST_APART = 20
+Pair = tuple[np.ndarray, np.ndarray]  # of the study's images and of unlabelled images, by their numbers in each split
 _PATHS = [PatchedRun.path(patch) for patch in (PathPatch.PR, PathPatch.RP)]
-_IMAGE_ABLATIONS = [
-    *(PatchedRun.ablated(each) for each in (Ablation.NOTHING, Ablation.KIND, Ablation.POSITION)),
-    *(PatchedRun.ablated(Ablation.RESAMPLE, draw) for draw in range(DRAWS)),
-]
-_TEXT_ABLATIONS = [PatchedRun.ablated(Ablation.NOTHING), PatchedRun.ablated(Ablation.KIND)]
+_TEXT_ABLATIONS = [PatchedRun.ablated(Ablation.NOTHING), PatchedRun.ablated(Ablation.MEAN)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,9 +126,18 @@ def outcomes(logits: np.ndarray, labels: np.ndarray) -> ByMetric[np.ndarray]:
     return ByMetric(right, at_fitted_temperature(logits, labels)[0])
 
 
-def sample(values: ByMetric[np.ndarray]) -> ByMetric[Sample]:
-    """Averages the scores of `outcomes`, with resamples."""
-    return ByMetric(*(Sample(rows.mean(0), resample(rows)) for _, rows in values.items()))
+def sample(values: ByMetric[np.ndarray], among: np.ndarray | None = None) -> ByMetric[Sample]:
+    """Averages the scores of `outcomes`, with resamples; over the images `among`, bool `[n]`, alone."""
+
+    def averaged(rows: np.ndarray) -> Sample:
+        rows = np.asarray(rows, np.float64)
+        kept = np.ones(len(rows)) if among is None else among.astype(np.float64)
+        # Resamples are of all images, so that seeds and parts stay paired; how many they hold of `among` varies.
+        counts = draw_counts(len(rows))
+        draws = weigh(counts, kept[:, None] * rows) / np.maximum(weigh(counts, kept[:, None]), 1)
+        return Sample(kept @ rows / kept.sum(), draws)
+
+    return ByMetric(*(averaged(rows) for _, rows in values.items()))
 
 
 def halves(labels: np.ndarray, *, seed: int = 0) -> np.ndarray:
@@ -163,13 +189,26 @@ class Way(enum.Enum):
     VISION = "vision tower alone"
     TEXT = "text tower alone"
     IMAGE_NOTHING = "image tokens: nothing"
-    IMAGE_KIND = "image tokens: mean by kind"
-    IMAGE_POSITION = "image tokens: mean by position"
+    IMAGE_MEAN = "image tokens: mean of all images"
+    IMAGE_CLASS = "image tokens: mean of zero-shot's class"
+    IMAGE_CLUSTERS_2 = "image tokens: mean of 2 clusters per class"
+    IMAGE_CLUSTERS_4 = "image tokens: mean of 4 clusters per class"
+    IMAGE_CLUSTERS_8 = "image tokens: mean of 8 clusters per class"
+    IMAGE_TUNED_CLASS = "image tokens: mean of the tuned class"
     IMAGE_OTHER = "image tokens: another image's"
     TEXT_NOTHING = "text tokens: nothing"
-    TEXT_KIND = "text tokens: mean by kind"
+    TEXT_MEAN = "text tokens: mean of all classes"
 
 
+# Means of groups by their name in results, from large groups to small ones.
+GROUPS = {
+    "all images": Way.IMAGE_MEAN,
+    "zero-shot's class": Way.IMAGE_CLASS,
+    "2 clusters per class": Way.IMAGE_CLUSTERS_2,
+    "4 clusters per class": Way.IMAGE_CLUSTERS_4,
+    "8 clusters per class": Way.IMAGE_CLUSTERS_8,
+    "the tuned class": Way.IMAGE_TUNED_CLASS,
+}
 _ALONE = (Way.ATTENTION, Way.TOKENS, Way.VISION, Way.TEXT)
 _TOWERS = {"vision": Way.VISION, "text": Way.TEXT}
 
@@ -178,10 +217,12 @@ _TOWERS = {"vision": Way.VISION, "text": Way.TEXT}
 class AblationInputs:
     """Means and other images for the ablations of one model, on devices."""
 
-    image: tuple[dict[Ablation, Added], ...] = ()  # for each pass over an image; empty without image ablations
+    image: tuple[Added, ...] = ()  # means by group for each pass over an image; empty without image ablations
+    groups: jax.Array | None = None  # for each image of the split its group in each grouping, int32 `[n, K]`
     text: Added | None = None  # the mean over classes
-    donors: jax.Array | None = None  # training images, uint8 `[P, R, R, 3]`
+    donors: jax.Array | None = None  # unlabelled images, uint8 `[P, R, R, 3]`
     drawn: jax.Array | None = None  # for each image of the split the numbers of its donors, int32 `[n, DRAWS]`
+    groupings: tuple[Way, ...] = struct.field(pytree_node=False, default=())  # `[K]`
 
 
 def compute_causal(study: Study) -> Computation[CausalTests]:
@@ -189,7 +230,8 @@ def compute_causal(study: Study) -> Computation[CausalTests]:
     reasons = {model.key: why_no_causal_test(model.task) for model in study.tuned}
     # Models without patched runs, such as heads, still have their gain: reference and tuned model, nothing between.
     patched = [model for model in study.tuned if not reasons[model.key]]
-    # Means come from a first pass over training images, so all models wait for it before the test images are read once.
+    # Groups and means come from passes over unlabelled images, so all models wait for them before the test images are
+    # read once for all ways.
     inputs = yield from measure_ablations(study, patched)
     requests = {}
     ways = {}
@@ -201,18 +243,19 @@ def compute_causal(study: Study) -> Computation[CausalTests]:
         title = f"{model.label}: causal test"
         requests[model.key] = Request(f"causal-{model.key}", title, study.images, step, crops=model.crops)
     rows = yield list(requests.values())
+    zero_shot = (yield from compute_predictions(study)).zero_shot
     tests: dict[str, CausalTest] = {}
-    measured: dict[str, ByMetric[Sample]] = {}
     for model in study.tuned:
         of_model = rows[requests[model.key].name]
-        values = outcomes(of_model["logits"], study.split.labels[of_model["images"]])
-        measured[model.key] = sample(values)
+        labels = study.split.labels[of_model["images"]]
+        values = outcomes(of_model["logits"], labels)
         tests[model.key] = CausalTest(
             ways=tuple(way.value for way in ways[model.key]),
             outcomes=ImageScores(
                 images=of_model["images"],
                 correct=(values.accuracy > 0).astype(np.uint8),
                 log_likelihood=values.log_likelihood.astype(np.float32),
+                zero_shot_right=zero_shot[of_model["images"]] == labels,
             ),
             why=reasons[model.key],
             why_no_ablations={
@@ -223,10 +266,7 @@ def compute_causal(study: Study) -> Computation[CausalTests]:
         )
     groups: list[tuple[str, ...]] = [(model.key,) for model in study.tuned]
     groups += [tuple(model.key for model in models) for models in same_but_for_seed(study.tuned)]
-    numbers = {
-        " ".join(keys): summarize(over_seeds([measured[key] for key in keys]), tests[keys[0]].ways)
-        for keys in dict.fromkeys(groups)
-    }
+    numbers = {" ".join(keys): summarize([tests[key] for key in keys]) for keys in dict.fromkeys(groups)}
     return CausalTests(models=tests, numbers=numbers)
 
 
@@ -244,34 +284,18 @@ def why_no_ablations(study: Study, model: Model, tower: str) -> str:
     """Returns why a tower that a model changes has no ablations, or ""."""
     if tower == "text" and model.task.method.conditional:
         return "Texts depend on the image, so there is no mean over classes to compare them with."
-    if tower == "vision" and not study.training:
-        return "The mean of what is added to image tokens is measured on training images, and there are none."
+    if tower == "vision" and not study.unlabelled:
+        return "Means of what is added to image tokens are over training and validation images, and there are none."
     return ""
 
 
 def measure_ablations(study: Study, models: Sequence[Model]) -> Computation[dict[str, AblationInputs]]:
-    """Measures means and draws other images, by model key."""
+    """Measures means over groups of images and draws other images, by model key."""
     config = study.clip.config
     towers = {
         model.key: [tower for tower in changed_towers(model) if not why_no_ablations(study, model, tower)]
         for model in models
     }
-    means = {model.key: _mean_request(study, model) for model in models if "vision" in towers[model.key]}
-    results: dict[str, Any] = {}
-    donors = drawn = None
-    if means:
-        # Others come from training images, not from the test set: a test image's own addition may not be drawn for
-        # itself.
-        few = study.training_images[spread(len(study.training_images), _DONORS)]
-        title = "training images to compare with"
-        donor_request = Request(
-            "causal-donors", title, few, lambda batch: {"pixels": batch["images"]}, split=study.training
-        )
-        results = yield [*means.values(), donor_request]
-        pixels = results[donor_request.name]["pixels"]
-        # Drawn for the whole split, not for the batch: a study that continues gives each image the same others.
-        draw = np.random.default_rng(study.options.seed).integers(0, len(pixels), (len(study.split), DRAWS))
-        donors, drawn = study.replicate((pixels, draw.astype(np.int32)))
     inputs = {}
     for model in models:
         text = None
@@ -281,35 +305,150 @@ def measure_ablations(study: Study, models: Sequence[Model]) -> Computation[dict
             runs = task.method.adapt(model.learnables), reference_adaptation(task, task.init(model.seed))
             text = study.replicate(Added.mean(added_to_texts(config, study.params, task.tokens, *runs)))
         inputs[model.key] = AblationInputs(text=text)
-        if model.key in means:
-            sums: list[dict[str, Moments]] = [{} for _ in range(model.passes)]
-            for name, moments in results[means[model.key].name].items():
-                number, _, part = name.partition("/")
-                sums[int(number)][part] = moments
-            # A pass over an image has prompts of its own, so each pass has means of its own.
-            by_position = [Added.mean(of_pass) for of_pass in sums]
-            image = tuple(
-                {Ablation.POSITION: mean, Ablation.KIND: mean.by_kind(image_kinds(config))} for mean in by_position
-            )
-            inputs[model.key] = AblationInputs(study.replicate(image), text, donors, drawn)
+    of_images = [model for model in models if "vision" in towers[model.key]]
+    if not of_images:
+        return inputs
+    # 1. What images are grouped by: frozen features and the predictions of all models, of unlabelled and test images.
+    images = spread(len(study.unlabelled or ()), _GROUPED)
+    donors = images[spread(len(images), _DONORS)]
+    requests = [
+        _features(study, "causal-features", study.images, None),
+        _features(study, "causal-unlabelled-features", images, study.unlabelled),
+        *(_predictions(study, model, images) for model in (study.zero_shot, *of_images)),
+        # Others come from unlabelled images, not from the test set: a test image's own addition may not be drawn for
+        # itself.
+        Request(
+            "causal-donors",
+            "unlabelled images to compare with",
+            donors,
+            lambda batch: {"pixels": batch["images"]},
+            split=study.unlabelled,
+        ),
+    ]
+    rows = yield requests
+    predictions = yield from compute_predictions(study)
+
+    def by_number(name: str, count: int) -> np.ndarray:
+        """Places rows of images at their numbers in the split, 0 elsewhere."""
+        of_images = next(value for key, value in rows[name].items() if key != "images")
+        placed = np.zeros((count, *of_images.shape[1:]), of_images.dtype)
+        placed[rows[name]["images"]] = of_images
+        return placed
+
+    count = len(study.unlabelled or ())
+    features = by_number("causal-features", len(study.split)), by_number("causal-unlabelled-features", count)
+    clusters: dict[Way, Pair] = {}
+    for way, per_class in zip(
+        (Way.IMAGE_CLUSTERS_2, Way.IMAGE_CLUSTERS_4, Way.IMAGE_CLUSTERS_8), _CLUSTERS, strict=True
+    ):
+        number = per_class * len(study.zero_shot.task.class_names)
+        read = rows["causal-unlabelled-features"]["images"]
+        if number * _FEWEST_OF_CLUSTER <= len(read):
+            clusters[way] = _clusters(number, read, features, seed=study.options.seed)
+    pixels = rows["causal-donors"]["pixels"]
+    # Drawn for the whole split, not for the batch: a study that continues gives each image the same others.
+    drawn = np.random.default_rng(study.options.seed).integers(0, len(pixels), (len(study.split), DRAWS))
+    others = study.replicate((pixels, drawn.astype(np.int32)))
+    # 2. Means of what each model adds, over the groups.
+    groups, members, groupings = {}, {}, {}
+    for model in of_images:
+        key = model.key
+        by_class: dict[Way, Pair] = {
+            way: (np.maximum(predictions.models[each.key], 0), by_number(f"causal-predictions-{each.key}", count))
+            for way, each in ((Way.IMAGE_CLASS, study.zero_shot), (Way.IMAGE_TUNED_CLASS, model))
+        }
+        one = np.zeros(len(study.split), np.int32), np.zeros(count, np.int32)
+        every = {Way.IMAGE_MEAN: one, **by_class, **clusters}
+        groupings[key] = _that_fit(study, model, [way for way in GROUPS.values() if way in every], every)
+        groups[key], members[key] = _numbered([every[way] for way in groupings[key]])
+    sums = yield [_mean_request(study, model, images, members[model.key]) for model in of_images]
+    for model in of_images:
+        key = model.key
+        of_pass: list[dict[str, Moments]] = [{} for _ in range(model.passes)]
+        for name, moments in sums[f"causal-means-{key}"].items():
+            number, _, part = name.partition("/")
+            # A group without an unlabelled image has the mean of all, which is group 0.
+            empty = (np.asarray(moments.count) == 0)[..., None, None]
+            mean = np.where(empty, np.take(moments.mean, [0], axis=-3), moments.mean)
+            of_pass[int(number)][part] = Moments(moments.count, mean, None)
+        # A pass over an image has prompts of its own, so each pass has means of its own.
+        image, of_split = study.replicate((tuple(Added.mean(each) for each in of_pass), groups[key]))
+        inputs[key] = AblationInputs(
+            image, of_split, inputs[key].text, donors=others[0], drawn=others[1], groupings=groupings[key]
+        )
     return inputs
 
 
-def _mean_request(study: Study, model: Model) -> Request:
+def _features(study: Study, name: str, images: np.ndarray, split: Split | None) -> Request:
+    def step(batch: Batch) -> dict[str, jax.Array]:
+        frozen = study.predictor(study.zero_shot)
+        return {"features": frozen.logits_and_features(batch["images"], batch["mask"])[1]}
+
+    return Request(name, "frozen image features", images, step, split=split)
+
+
+def _predictions(study: Study, model: Model, images: np.ndarray) -> Request:
+    def step(batch: Batch) -> dict[str, jax.Array]:
+        logits = study.predictor(model).logits(batch["images"], batch["mask"])
+        return {"predicted": logits.argmax(-1).astype("int32")}
+
+    title = f"{model.label}: classes of unlabelled images"
+    return Request(f"causal-predictions-{model.key}", title, images, step, split=study.unlabelled, crops=model.crops)
+
+
+def _clusters(number: int, read: np.ndarray, features: Pair, *, seed: int) -> Pair:
+    """Assigns features `[n, d]` to the nearest of `number` centres of k-means, int32 `[n]`.
+
+    Centres are of the unlabelled images (the second list) that could be `read`.
+    """
+    fitted = features[1][read].astype(np.float64)
+    centres, _ = kmeans2(fitted, number, iter=50, minit="++", missing="warn", rng=seed)
+    of_split, unlabelled = (
+        # Of unit-length features, the nearest centre has the largest `2 f · c − |c|²`.
+        np.argmax(2 * rows @ centres.T - np.square(centres).sum(1), axis=1).astype(np.int32)
+        for rows in features
+    )
+    return of_split, unlabelled
+
+
+def _that_fit(study: Study, model: Model, ways: Sequence[Way], every: Mapping[Way, Pair]) -> tuple[Way, ...]:
+    """Returns the first groupings whose means fit into `_MEAN_BYTES` together; the mean of all images always does."""
+    vision = study.clip.config.vision
+    of_group = 4 * 2 * vision.layers * vision.tokens * vision.width * model.passes
+    total, kept = 0, []
+    for way in ways:
+        total += of_group * (1 + max(int(groups.max(initial=0)) for groups in every[way]))
+        if total <= _MEAN_BYTES or way is Way.IMAGE_MEAN:
+            kept.append(way)
+    return tuple(kept)
+
+
+def _numbered(groupings: Sequence[Pair]) -> Pair:
+    """Numbers the groups of all groupings `[n]` through: int32 `[n, K]` of the split and of unlabelled images."""
+    numbered, first = [], 0
+    for pair in groupings:
+        numbered.append([groups + first for groups in pair])
+        first += 1 + max(int(groups.max(initial=0)) for groups in pair)
+    split, unlabelled = (np.stack(each, axis=1).astype(np.int32) for each in zip(*numbered, strict=True))
+    return split, unlabelled
+
+
+def _mean_request(study: Study, model: Model, images: np.ndarray, groups: np.ndarray) -> Request:
     learnables = study.learnables[model.key]
+    placed = study.replicate(groups)
+    every = np.arange(groups.max(initial=0) + 1)
 
     def step(batch: Batch) -> dict[str, Any]:
-        images = study.normalize(batch["images"])
+        pixels = study.normalize(batch["images"])
+        members = (placed[batch["numbers"]][..., None] == every).any(1) & batch["mask"][:, None].astype(bool)
         return {
             f"{number}/{name}": moments
             for number, adaptation in enumerate(by_pass(model.task.method.adapt(learnables)))
-            for name, moments in added_to_images(
-                study.clip.config, study.params, images, batch["mask"], adaptation
-            ).items()
+            for name, moments in added_to_images(study.clip.config, study.params, pixels, members, adaptation).items()
         }
 
     title = f"{model.label}: what it adds on average"
-    return Request(f"causal-means-{model.key}", title, study.training_images, step, split=study.training)
+    return Request(f"causal-means-{model.key}", title, images, step, split=study.unlabelled)
 
 
 def _two_models(study: Study, model: Model) -> Step:
@@ -333,11 +472,14 @@ def _all_ways(study: Study, model: Model, inputs: AblationInputs) -> tuple[list[
     dtype = classifier.dtype
     learnables = study.learnables[model.key]
     towers = changed_towers(model)
-    image_runs = _PATHS + (_IMAGE_ABLATIONS if inputs.image else [])
+    image_runs = list(_PATHS)
+    if inputs.image:
+        image_runs += [PatchedRun.ablated(Ablation.NOTHING)]
+        image_runs += [PatchedRun.ablated(Ablation.MEAN, number) for number in range(len(inputs.groupings))]
+        image_runs += [PatchedRun.ablated(Ablation.RESAMPLE, draw) for draw in range(DRAWS)]
     text_runs = _PATHS + ([] if inputs.text is None else _TEXT_ABLATIONS)
-    text_means = {} if inputs.text is None else {Ablation.KIND: inputs.text}
     # Texts of all runs are computed once for a study, images in every batch: a way only picks rows of both.
-    places = _places(towers, bool(inputs.image), inputs.text is not None)
+    places = _places(towers, inputs.groupings, inputs.text is not None)
     runs = study.replicate((task.method.adapt(learnables), reference_adaptation(task, task.init(model.seed))))
 
     def image_features(
@@ -350,14 +492,14 @@ def _all_ways(study: Study, model: Model, inputs: AblationInputs) -> tuple[list[
             donors = study.normalize(inputs.donors[jnp.moveaxis(inputs.drawn[numbers], 1, 0)])
         passes = []
         for number, adaptation in enumerate(by_pass(tuned)):
-            means = inputs.image[number] if inputs.image else {}
+            means = None if inputs.groups is None else GroupMeans(inputs.image[number], inputs.groups[numbers])
             passes.append(mix_images(params, config, images, adaptation, image_runs, means, donors, dtype=dtype))
         return passes[0] if len(passes) == 1 else jnp.stack(passes, axis=2)
 
     @jax.jit
     def mix(params: Params, runs: tuple[Adaptation, Adaptation], tokens: TextTokens, rows: jax.Array) -> jax.Array:
         tuned, reference = (of_texts(adaptation, rows, len(task.texts)) for adaptation in runs)
-        return mix_texts(params, config, tokens, tuned, reference, text_runs, text_means, dtype=dtype)
+        return mix_texts(params, config, tokens, tuned, reference, text_runs, inputs.text, dtype=dtype)
 
     def all_texts(params: Params, runs: tuple[Adaptation, Adaptation]) -> jax.Array:
         """Features of both runs and of the patched runs, `[S, T · C, d]`, `T` texts of every class."""
@@ -414,7 +556,7 @@ def _all_ways(study: Study, model: Model, inputs: AblationInputs) -> tuple[list[
     return [way for way, _, _ in places], lambda batch: step(study.params, learnables, runs, texts, inputs, batch)
 
 
-def _places(towers: Sequence[str], image_ablations: bool, text_ablations: bool) -> list[tuple[Way, int, int]]:
+def _places(towers: Sequence[str], groupings: Sequence[Way], text_ablations: bool) -> list[tuple[Way, int, int]]:
     """Returns each way with the places of its features in the results of `mix_images` and of `mix_texts`."""
     reference, tuned, attention, tokens, first_ablation = range(5)
     places = [
@@ -427,47 +569,70 @@ def _places(towers: Sequence[str], image_ablations: bool, text_ablations: bool) 
     if len(towers) == 2:
         # Each tower alone, only where both are changed: else one of them is the tuned model itself.
         places += [(Way.VISION, tuned, reference), (Way.TEXT, reference, tuned)]
-    if image_ablations:
-        names = [Way.IMAGE_NOTHING, Way.IMAGE_KIND, Way.IMAGE_POSITION, *DRAWS * [Way.IMAGE_OTHER]]
+    if groupings:
+        names = [Way.IMAGE_NOTHING, *groupings, *DRAWS * [Way.IMAGE_OTHER]]
         places += [(way, first_ablation + number, tuned) for number, way in enumerate(names)]
     if text_ablations:
-        places += [(Way.TEXT_NOTHING, reference, first_ablation), (Way.TEXT_KIND, reference, first_ablation + 1)]
+        places += [(Way.TEXT_NOTHING, reference, first_ablation), (Way.TEXT_MEAN, reference, first_ablation + 1)]
     return places
 
 
-def summarize(measured: ByMetric[Sample], ways: Sequence[str]) -> ByMetric[CausalNumbers]:
-    """Divides the gain into its parts, for each metric; `ways` are values of `Way`, equal ones are averaged."""
+def summarize(tests: Sequence[CausalTest]) -> ByMetric[CausalNumbers]:
+    """Divides the gain into its parts, for each metric, over all seeds of a method; equal ways are averaged."""
     # Each number is a contrast: weights `[K]` over the ways. Differences are taken within each resample, so that
     # intervals of parts and shares stay paired.
+    ways = tests[0].ways
     unit = np.eye(len(ways))
     mean = {Way(name): np.mean([unit[k] for k, each in enumerate(ways) if each == name], axis=0) for name in ways}
     frozen, tuned = mean[Way.REFERENCE], mean[Way.TUNED]
     of_gain = {"gain": tuned - frozen}
     of_gain |= {way.name: mean[way] - frozen for way in _ALONE if way in mean}
-    ablations: dict[str, dict[str, np.ndarray]] = {}  # contrasts of image and of text tokens
+    image: dict[str, np.ndarray] = {}
     if Way.IMAGE_NOTHING in mean:
-        # All ablations, the tuned run included, are against adding nothing at the tuned attention.
-        nothing = mean[Way.IMAGE_NOTHING]
-        ablations["image"] = {
-            "all": tuned - nothing,
-            "kind": mean[Way.IMAGE_KIND] - nothing,
-            "position": mean[Way.IMAGE_POSITION] - nothing,
-            "other": mean[Way.IMAGE_OTHER] - nothing,
-            "exchange": tuned - mean[Way.IMAGE_OTHER],
-        }
+        # All ablations, the tuned run included, are against attention alone, which adds nothing.
+        nothing, other = mean[Way.IMAGE_NOTHING], mean[Way.IMAGE_OTHER]
+        image = {"all": tuned - nothing, "other": other - nothing, "exchange": tuned - other}
+        image |= {name: mean[way] - nothing for name, way in GROUPS.items() if way in mean}
+    text: dict[str, np.ndarray] = {}
     if Way.TEXT_NOTHING in mean:
         nothing = mean[Way.TEXT_NOTHING]
         # Where the text tower alone is changed, images are CLIP's in the tuned model too.
-        ablations["text"] = {"all": mean.get(Way.TEXT, tuned) - nothing, "kind": mean[Way.TEXT_KIND] - nothing}
-    of_gain |= {tokens: weights["all"] for tokens, weights in ablations.items()}
+        text = {"all": mean.get(Way.TEXT, tuned) - nothing, "mean": mean[Way.TEXT_MEAN] - nothing}
+    of_gain |= {name: weights["all"] for name, weights in (("image", image), ("text", text)) if weights}
 
-    def of_outcome(of_ways: Sample) -> CausalNumbers:
+    def measured(among: str | None) -> ByMetric[Sample] | None:
+        samples = []
+        for test in tests:
+            scores = test.outcomes
+            values = ByMetric(100.0 * scores.correct, scores.log_likelihood.astype(np.float64))
+            rows = None if among is None else scores.zero_shot_right == (among == "right")
+            if rows is not None and rows.sum() < _FEWEST_APART:
+                return None
+            samples.append(sample(values, rows))
+        return over_seeds(samples)
+
+    def of_images(of_ways: Sample, all_of_gain: Estimate) -> ImageAblations:
+        parts = _differences(of_ways, image, of="all")
+        explained = {name: image[name] - image["other"] for name in GROUPS if name in image}
+        of_exchange = _differences(of_ways, {"exchange": image["exchange"], **explained}, of="exchange")
+        return ImageAblations(
+            all=all_of_gain,
+            other=parts["other"],
+            exchange=parts["exchange"],
+            means={name: parts[name] for name in explained},
+            explained={name: of_exchange[name] for name in explained},
+        )
+
+    every = measured(None)
+    assert every is not None
+    apart = {name: found for name in ("right", "wrong") if image and (found := measured(name)) is not None}
+
+    def of_outcome(outcome: str) -> CausalNumbers:
+        of_ways = every[outcome]
         numbers = _differences(of_ways, of_gain, of="gain")
-        added: dict[str, Ablations | None] = dict.fromkeys(("image", "text"))
-        for tokens, weights in ablations.items():
-            parts: dict[str, Any] = dict.fromkeys(("position", "other", "exchange"))
-            parts |= _differences(of_ways, weights, of="all")
-            added[tokens] = Ablations(**{**parts, "all": numbers[tokens]})
+        texts = None
+        if text:
+            texts = TextAblations(all=numbers["text"], mean=_differences(of_ways, text, of="all")["mean"])
         reference = of_ways.contrast(frozen[:, None])
         return CausalNumbers(
             reference=estimate(float(reference.mean[0]), reference.draws[:, 0]),
@@ -475,10 +640,15 @@ def summarize(measured: ByMetric[Sample], ways: Sequence[str]) -> ByMetric[Causa
             attention=numbers.get(Way.ATTENTION.name),
             tokens=numbers.get(Way.TOKENS.name),
             towers={tower: numbers[way.name] for tower, way in _TOWERS.items() if way.name in numbers},
-            **added,
+            image=of_images(of_ways, numbers["image"]) if image else None,
+            text=texts,
+            apart={
+                name: of_images(found[outcome], _differences(found[outcome], of_gain, of="gain")["image"])
+                for name, found in apart.items()
+            },
         )
 
-    return ByMetric(accuracy=of_outcome(measured.accuracy), log_likelihood=of_outcome(measured.log_likelihood))
+    return ByMetric(accuracy=of_outcome("accuracy"), log_likelihood=of_outcome("log_likelihood"))
 
 
 def _differences(of_ways: Sample, weights: Mapping[str, np.ndarray], *, of: str) -> dict[str, Estimate]:

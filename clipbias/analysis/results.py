@@ -136,18 +136,27 @@ class ByMetric(Generic[T]):
 
 
 @dataclasses.dataclass(frozen=True)
-class Ablations:
-    """Effects of what a tuned run adds to a tower's tokens, at its own attention, in one metric (`causal`).
+class ImageAblations:
+    """Effects of what a tuned run adds to image tokens, at its own attention, in one metric (`causal_section`).
 
-    Effects are over adding nothing. Text ablations keep the frozen model's images, and have no position nor other.
+    Effects are over attention alone, which adds nothing.
     """
 
     all: Estimate  # of everything added, with its share of the gain
     # With their shares of `all`:
-    kind: Estimate  # mean ablation by layer and kind, over training images or classes
-    position: Estimate | None  # mean ablation by layer and position
-    other: Estimate | None  # resample ablation
-    exchange: Estimate | None  # loss under resample ablation: the image's own less another image's
+    other: Estimate  # resample ablation
+    exchange: Estimate  # loss under resample ablation: the image's own less another image's
+    means: dict[str, Estimate]  # mean ablation over groups of images, by the group, from large to small
+    # With its share of `exchange`:
+    explained: dict[str, Estimate]  # the mean of a group less another image's
+
+
+@dataclasses.dataclass(frozen=True)
+class TextAblations:
+    """Effects of what a tuned run adds to text tokens, with the frozen model's images, over attention alone."""
+
+    all: Estimate  # of everything added, with its share of the gain
+    mean: Estimate  # mean ablation by layer and kind over all classes, with its share of `all`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,8 +168,10 @@ class CausalNumbers:
     attention: Estimate | None  # PR, attention alone; `None` without path patching, as for heads
     tokens: Estimate | None  # RP, tokens alone
     towers: dict[str, Estimate]  # gain of each tower alone, by name, where a method changes both
-    image: Ablations | None  # of image tokens, where measured
-    text: Ablations | None  # of text tokens, where measured
+    image: ImageAblations | None  # where measured
+    text: TextAblations | None  # where measured
+    # Image ablations over the images that zero-shot CLIP gets "right" and "wrong", where they are enough:
+    apart: dict[str, ImageAblations] = dataclasses.field(default_factory=dict)
 
 
 class Where(enum.Enum):

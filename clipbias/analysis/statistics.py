@@ -24,7 +24,8 @@ def _widen(x: Any, ndim: int) -> Any:
 class Moments:
     """Count, mean and sum of squared deviations of samples of any shape (Welford 1962; Chan et al. 1983).
 
-    `count` is a scalar, or an array over the leading axes of `mean` where parts of a sample may be missing.
+    `count` is a scalar, or an array over the leading axes of `mean` where parts of a sample may be missing. `squares`
+    is `None` where only means are needed.
     """
 
     count: Any
@@ -44,6 +45,15 @@ class Moments:
         mean = values.sum(0) / jnp.maximum(_widen(count, values.ndim - 1), 1)
         return cls(count, mean, (weight * jnp.square(values - mean)).sum(0))
 
+    @classmethod
+    def of_groups(cls, values: jax.Array, members: jax.Array) -> "Moments":
+        """Computes means of `values [B, …]` over groups, `[G, …]`; `members [B, G]` are bool. An empty group has 0."""
+        weights = members.astype(jnp.float32)
+        count = weights.sum(0)
+        # One product for all groups: a mask for each would hold the values as often.
+        sums = jnp.tensordot(weights, values.astype(jnp.float32), axes=(0, 0))
+        return cls(count, sums / jnp.maximum(_widen(count, sums.ndim), 1), None)
+
     def merge(self, other: "Moments") -> "Moments":
         """Joins two groups of samples, in float64 on the host."""
         # Chan's formula: squares stay deviations from the mean. `Σx² − n x̄²` would cancel for means far from 0.
@@ -51,6 +61,8 @@ class Moments:
         total = mine.count + theirs.count
         share = _widen(theirs.count / np.maximum(total, 1), mine.mean.ndim)
         delta = theirs.mean - mine.mean
+        if mine.squares is None:
+            return Moments(total, mine.mean + delta * share, None)
         # `δ² n₁ n₂ / n`, with n₂ / n computed first, so that an empty side divides by 1 and adds nothing.
         between = np.square(delta) * share * _widen(mine.count, mine.mean.ndim)
         return Moments(total, mine.mean + delta * share, mine.squares + theirs.squares + between)

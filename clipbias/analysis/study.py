@@ -137,7 +137,7 @@ class RequestProgress:
                 if str(arrays.pop(_IDENTITY, None)) == study:
                     done = check_int("the number of examples", arrays.pop(_EXAMPLES).item())
                     names = sorted({name.rpartition("|")[0] for name in arrays if "|" in name})
-                    sums = {name: Moments(*(arrays[f"{name}|{field}"] for field in _FIELDS)) for name in names}
+                    sums = {name: Moments(*(arrays.get(f"{name}|{field}") for field in _FIELDS)) for name in names}
                     rows = {name: [values] for name, values in arrays.items() if "|" not in name}
                     self._sums, self._rows, self.done = sums, rows, done
             # A file that was cut off by a kill costs its sums, not the study.
@@ -172,7 +172,12 @@ class RequestProgress:
         arrays = {_IDENTITY: np.asarray(self._study), _EXAMPLES: np.asarray(self.done)}
         for name, value in self.result.items():
             if isinstance(value, Moments):
-                arrays |= {f"{name}|{field}": np.asarray(getattr(value, field), np.float64) for field in _FIELDS}
+                fields = {field: getattr(value, field) for field in _FIELDS}
+                arrays |= {
+                    f"{name}|{field}": np.asarray(each, np.float64)
+                    for field, each in fields.items()
+                    if each is not None
+                }
             else:
                 arrays[name] = value
         save_arrays(self._path, arrays)
@@ -203,7 +208,8 @@ class Study:
           options: settings.
           folder: for `parts/`, from which the same study continues.
           training: training images, for means; without them, sections leave out measures that need them.
-          unlabelled: images to fit replacements on, none of them in `split`; without them, none are fitted.
+          unlabelled: images for mean and resample ablations and to fit replacements on, none of them in `split`;
+            without them, sections leave these out.
           mesh: devices. Default: this process's first device.
           advance: called before the first batch and after every batch with a title, batches done, and batches in all;
             with 0 and 0 for a stage without batches, without a title where another bar shows progress.
@@ -277,7 +283,7 @@ class Study:
         training = self.training and self.training.subset(self.training_images)
         # The split counts by its content: moved data are the same study, other images are another one.
         models = {model.key: [model.tuned, model.seed] for model in self.models}
-        return identity([FORMAT, models, self.split, training, self.options])
+        return identity([FORMAT, models, self.split, training, self.unlabelled, self.options])
 
     @property
     def images(self) -> np.ndarray:

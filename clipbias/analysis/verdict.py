@@ -1,4 +1,4 @@
-"""The verdict on a method: two labels, by one rule, and one sentence.
+"""The verdict on a method: two labels, by one rule, and a few sentences.
 
 The paper's hypotheses (Sec. 4.2.1): (a) prompts change where input tokens look; (b) prompts add a bias, the same for
 every image. The labels are decided in log-likelihood at fitted temperatures (`causal_section`), on whole
@@ -7,12 +7,13 @@ every image. The labels are decided in log-likelihood at fitted temperatures (`c
     gain      not surely above 0: *no gain*
     where     attention alone (PR), as a share of the gain: surely above ½ *attention*, surely below ¼ *not attention*;
               a method that changes nothing inside the towers *outside*; else *undecided*
-    what      everything added to image tokens, as a share of the gain: surely below ¼ *nothing*. The *exchange*, the
-              effect of resample ablation, as a share of everything added: surely below ¼ *the same for every image*,
-              surely above ½ *depends on the image*; else *undecided*
+    what      everything added to image tokens, as a share of the gain: surely within ± ¼ *nothing*. The *exchange*, the
+              effect of resample ablation, as a share of everything added: surely within ± ¼ *the same for every image*,
+              surely outside ± ½ *depends on the image*; else *undecided*
 
-"Both" is no label: an addition that is partly constant depends on the image. The exchange says whether the addition is
-the same for every image, not whether a constant can replace it; the shares of the mean ablations say that. The two
+Labels are about effects: what no later part of the model reads is the same for every image in its effect. "Both" is no
+label: an addition that is partly constant depends on the image. Beside *depends on the image* stands how much of that
+the class explains: the share of the exchange that is gone with the mean over the images of zero-shot's class. The two
 labels are independent: a bias of the queries is a constant that acts through attention alone.
 """
 
@@ -34,7 +35,7 @@ from clipbias.analysis.results import (
     Where,
     same_but_for_seed,
 )
-from clipbias.intervals import Estimate, amount, excludes, percent
+from clipbias.intervals import Estimate, excludes
 from clipbias.sentences import counted
 
 # Limits of the rule: a share surely above the first is the main part of the whole, surely below the second a minor one.
@@ -42,17 +43,18 @@ MAIN_SHARE = 0.5
 MINOR_SHARE = 0.25
 # Below so many images the percentiles of a bootstrap say little.
 FEWEST_IMAGES = 20
+CLASS = "zero-shot's class"  # the group that sentences name
 _WHERE = {
-    Where.ATTENTION: "by changing where CLIP looks",
-    Where.NOT_ATTENTION: "not by changing where CLIP looks",
-    Where.OUTSIDE: "outside CLIP's towers, in which nothing changes",
-    Where.UNDECIDED: "undecided whether by changing where CLIP looks",
+    Where.ATTENTION: "It changes where CLIP looks, and the gain comes from there.",
+    Where.NOT_ATTENTION: "The gain does not come from changing where CLIP looks.",
+    Where.OUTSIDE: "It changes nothing inside CLIP's towers.",
+    Where.UNDECIDED: "Whether the gain comes from changing where CLIP looks is undecided.",
 }
 _WHAT = {
-    What.NOTHING: "what it adds to image tokens, if anything, matters little",
-    What.SAME: "what it adds to image tokens is the same for every image",
-    What.DEPENDS: "what it adds to image tokens depends on the image",
-    What.UNDECIDED: "whether what it adds to image tokens depends on the image is undecided",
+    What.NOTHING: "What it adds to image tokens, if anything, matters little.",
+    What.SAME: "What it adds to image tokens has the same effect for every image.",
+    What.DEPENDS: "What it adds to image tokens depends on the image.",
+    What.UNDECIDED: "Whether what it adds to image tokens depends on the image is undecided.",
 }
 
 
@@ -78,12 +80,16 @@ def _where(attention: Estimate | None) -> Where:
 
 
 def _what(added: Estimate | None, exchange: Estimate | None) -> What:
+    def is_within(share: Estimate | None, limit: float) -> bool:
+        return excludes(share, limit) < 0 < excludes(share, -limit)
+
     # An addition that hardly matters cannot be told from the same for every image: its own share is decided first.
-    if excludes(added, MINOR_SHARE) < 0:
+    if is_within(added, MINOR_SHARE):
         return What.NOTHING
-    if excludes(exchange, MINOR_SHARE) < 0:
+    if is_within(exchange, MINOR_SHARE):
         return What.SAME
-    return What.DEPENDS if excludes(exchange, MAIN_SHARE) > 0 else What.UNDECIDED
+    is_beyond = excludes(exchange, MAIN_SHARE) > 0 or excludes(exchange, -MAIN_SHARE) < 0
+    return What.DEPENDS if is_beyond else What.UNDECIDED
 
 
 def judge(results: StudyResults) -> StudyResults:
@@ -122,29 +128,37 @@ def judge_method(results: StudyResults, models: Sequence[ModelFacts]) -> MethodR
 def sentence(
     name: str, dataset: str, labels: VerdictLabels | None, numbers: ByMetric[CausalNumbers] | None, images: int
 ) -> str:
-    """Writes the verdict; without `labels` there are too few images, without `numbers` there is no causal test."""
+    """Writes the verdict in short sentences with one number each; their intervals are in the table.
+
+    Without `labels` there are too few images, without `numbers` there is no causal test.
+    """
     if numbers is None:
         return f"Why {name} differs from CLIP on {dataset} was not tested; --config.sections=causal does."
     if labels is None:
         return f"{counted(images, 'image')} of {dataset} are too few to judge {name}; give {FEWEST_IMAGES} at least."
-    accuracy, log_likelihood = (amount(numbers[outcome].gain, outcome) for outcome in ("accuracy", "log_likelihood"))
+    accuracy, nats = numbers.accuracy.gain, numbers.log_likelihood.gain
+    points = f"{accuracy.value:+.1f} points"
     if labels.where is Where.NO_GAIN:
+        return f"{name} has no sure gain on {dataset} ({points} of accuracy, {nats.value:+.3f} nats of log-likelihood)."
+    if excludes(accuracy) <= 0:
+        # Labels are of log-likelihood; without more right predictions nobody asks for the reason.
         return (
-            f"{name} has no sure gain on {dataset}: log-likelihood changes by {log_likelihood}, accuracy by {accuracy}."
+            f"{name} has a sure gain in log-likelihood on {dataset} ({nats.value:+.3f} nats), but none in accuracy "
+            f"({points})."
         )
-    # The sentence names the accuracy only where its gain is sure; the label is decided in log-likelihood.
-    gains = f"{name} gains {accuracy.removeprefix('+')} on {dataset}"
-    if excludes(numbers.accuracy.gain) <= 0:
-        nats = log_likelihood.removeprefix("+")
-        gains = f"{name} gains {nats} of log-likelihood on {dataset}, with {accuracy} of accuracy"
-    text = f"{gains}, {_WHERE[labels.where]}"
-    if labels.where is Where.OUTSIDE or labels.what is None:
-        return f"{text}."
-    text += f"; {_WHAT[labels.what]}"
-    image = None if labels.what is What.NOTHING else numbers.log_likelihood.image
-    if image is not None and image.other is not None and image.position is not None and image.other.share:
-        text += (
-            f" (of all of it, another image's is worth {percent(image.other.share)}, the mean by kind"
-            f" {percent(image.kind.share)}, by position {percent(image.position.share)})"
-        )
-    return f"{text}."
+    sentences = [f"{name} gains {accuracy.value:.1f} points on {dataset}.", _WHERE[labels.where]]
+    if excludes(numbers.log_likelihood.attention) < 0:
+        sentences.append("Attention alone, with all else frozen, does harm.")
+    image = numbers.log_likelihood.image
+    if labels.where is not Where.OUTSIDE and labels.what is not None:
+        sentences.append(_WHAT[labels.what])
+        explained = image.explained.get(CLASS) if image else None
+        if labels.what is What.DEPENDS and explained is not None and explained.share is not None:
+            share = 100 * explained.share.value
+            sentences.append(f"The class that CLIP alone predicts explains {share:.0f} % of this dependence.")
+    if image is not None and labels.what is not What.NOTHING:
+        if excludes(image.all) < 0:
+            sentences.append("All in all, what it adds to image tokens does harm.")
+        elif excludes(image.exchange) < 0:
+            sentences.append("Another image's addition would do better than the image's own.")
+    return " ".join(sentences)

@@ -30,7 +30,7 @@ from clipbias.clip.block import (
     with_inserted,
 )
 from clipbias.clip.config import TextConfig, TowerConfig
-from clipbias.clip.layers import HALF, INPUT
+from clipbias.clip.layers import ATTENDED, HALF, INPUT
 from clipbias.errors import ClipbiasError
 
 Carry = TypeVar("Carry", bound=tuple[Any, ...])
@@ -111,6 +111,7 @@ class LayerView:
       probabilities: `[B, H, N, N]`, attention after softmax, a tap included, float32.
       values: `[B, N, H, K]`, bias included.
       weights: the block's weights.
+      attended: `[B, N, D]` behind attention, before the MLP.
     """
 
     index: jax.Array
@@ -118,6 +119,7 @@ class LayerView:
     probabilities: jax.Array
     values: jax.Array
     weights: layers.Weights
+    attended: jax.Array | None = None
 
     def heads_output(self, probabilities: jax.Array) -> jax.Array:
         """Computes `Σ_j A_ij v_j` per head, `[B, N, H, K]`, for probabilities `A [B, H, N, N]`."""
@@ -157,7 +159,7 @@ def observe_block(
 
     output = run_block(tokens, layer, config, dataclasses.replace(tower.hooks(attend), tap=record))
     assert view is not None
-    return output, view
+    return output, dataclasses.replace(view, attended=record[ATTENDED])
 
 
 def refuse_inserted(tower: TowerInput) -> None:

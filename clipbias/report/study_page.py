@@ -53,7 +53,8 @@ def write_report(
     groups = list(sentences.items()) if len(sentences) > len(first) else []
 
     tables = [table for table in (verdict.seed_table(study), verdict.towers_table(study.methods)) if table]
-    sections = [pages.PageSection(CAUSAL.title, CAUSAL.name, tables=tables, groups=groups)]
+    curve = pages.save_pictures([verdict.reading_figure([study])], output / FIGURES)
+    sections = [pages.PageSection(CAUSAL.title, CAUSAL.name, pictures=curve, tables=tables, groups=groups)]
     drawings = all_drawings()
     for number, drawing in enumerate(drawings, start=1):
         advance("drawing the report", number, len(drawings))
@@ -160,7 +161,8 @@ def write_overview(results_folders: Sequence[str | os.PathLike], output_folder: 
     ordered = list(studies.values())
     names = [dataset_name(study.dataset.name) for study in ordered]
     output = Path(output_folder)
-    overview = pages.save_pictures([verdict.overview_figure(ordered)], output / FIGURES)
+    figures = [verdict.overview_figure(ordered), verdict.reading_figure(ordered)]
+    overview = pages.save_pictures(figures, output / FIGURES)
     sections = []
     for study, name in zip(ordered, names, strict=True):
         table = verdict.verdict_table(study, study.methods)

@@ -7,40 +7,44 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from clipbias.analysis.causal_section import CAUSAL
+from clipbias.analysis.causal_section import CAUSAL, GROUPS
 from clipbias.analysis.replacement import PLAIN, REPLACEMENT, MethodReplacements, Origin
 from clipbias.analysis.results import CausalNumbers, MethodResult, StudyResults, VerdictLabels, What
+from clipbias.analysis.verdict import CLASS
 from clipbias.errors import ClipbiasError
 from clipbias.intervals import OUTCOMES, UNITS, Estimate, by_reason, change, excludes, in_points, percent
 from clipbias.report import style
 from clipbias.report.drawings import Drawing
 from clipbias.report.names import dataset_name, ordered_datasets, ordered_methods
 from clipbias.report.pages import CaptionedFigure, captioned, words_of
-from clipbias.report.panels import level, panels, points
+from clipbias.report.panels import level, lines, panels, points
 from clipbias.report.table import MISSING, Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MOST_METHODS = 7  # in the first table and figure, those with the largest gains
-# Quantities in the order of the table's columns. From `KIND` on they are shares of all that is added.
+# Quantities in the order of the table's columns. From `OTHER` on they are shares of all that is added; `EXPLAINED` is a
+# share of the exchange.
 GAIN, ATTENTION, TOKENS, ADDED = "gain", "attention alone", "tokens alone", "all that is added"
-KIND, POSITION, OTHER, EXCHANGE = "mean by kind", "mean by position", "another image's", "exchange"
+OTHER, MEAN, OF_CLASS, EXCHANGE = "another image's", "mean of all images", "mean of its class", "exchange"
+EXPLAINED = "explained by the class"
 _LOOKS: dict[str, dict[str, Any]] = {
     name: {"label": name, "color": colour, "marker": marker, "ms": 5, "elinewidth": 1.4, "capsize": 0}
     for name, colour, marker in (
         (ATTENTION, style.SKY, "o"),
         (TOKENS, style.GREEN, "^"),
         (ADDED, style.ORANGE, "s"),
-        (KIND, style.PURPLE, "o"),
-        (POSITION, style.PURPLE, "D"),
         (OTHER, style.BLUE, "v"),
+        (MEAN, style.PURPLE, "o"),
+        (OF_CLASS, style.PURPLE, "D"),
         (EXCHANGE, style.RED, "s"),
+        (EXPLAINED, style.RED, "o"),
     )
 }
 COLUMNS = (
     *("Model", "In", "Gain", "Attention alone", "Tokens alone"),
-    *("All added", "Mean by kind", "By position", "Another image's", "Exchange"),
+    *("All added", "Another image's", "Mean of all", "Of its class", "Exchange", "By the class"),
     *("Two vectors", "Ceiling"),
 )
 
@@ -54,7 +58,13 @@ def quantities(numbers: CausalNumbers, labels: VerdictLabels | None) -> dict[str
     """Returns the table's quantities by name."""
     named: dict[str, Estimate | None] = {GAIN: numbers.gain, ATTENTION: numbers.attention, TOKENS: numbers.tokens}
     if image := numbers.image:
-        parts = {KIND: image.kind, POSITION: image.position, OTHER: image.other, EXCHANGE: image.exchange}
+        parts = {
+            OTHER: image.other,
+            MEAN: image.means["all images"],
+            OF_CLASS: image.means.get(CLASS),
+            EXCHANGE: image.exchange,
+            EXPLAINED: image.explained.get(CLASS),
+        }
         # Shares of an addition that hardly matters would be ratios of noise.
         if labels is not None and labels.what is What.NOTHING:
             parts = {name: part and dataclasses.replace(part, share=None) for name, part in parts.items()}
@@ -135,7 +145,7 @@ def towers_table(methods: Sequence[MethodResult]) -> Table | None:
             continue
         numbers = method.numbers.log_likelihood
         parts = [numbers.towers.get("vision"), numbers.towers.get("text")]
-        parts += [numbers.text.all, numbers.text.kind] if numbers.text else [None, None]
+        parts += [numbers.text.all, numbers.text.mean] if numbers.text else [None, None]
         rows.append([method.label, *(share_text(part.share if part else None) for part in parts)])
     heads = ("Model", "Vision tower alone", "Text tower alone", "All added to texts", "Its mean over classes")
     return Table(*words_of("towers_table"), heads, rows) if rows else None
@@ -214,7 +224,7 @@ def verdict_figure(study: StudyResults) -> CaptionedFigure | None:
             label.set_fontweight("normal" if "\n" in row else "bold")
         _scale(axes)
 
-    x_label = "%, from “mean by kind” on of all that is added"
+    x_label = "% of the gain, or of what is added"
     figure = panels(drawn, draw, by=("", ""), size=(3.4, 0.1 + 0.2 * len(rows)), x_label=x_label, legend=False)
     return captioned("verdict", figure, numbers)
 
@@ -251,6 +261,80 @@ def overview_figure(studies: Sequence[StudyResults]) -> CaptionedFigure | None:
         wrap=4,
     )
     return captioned("verdict_overview", figure, numbers, datasets=", ".join(map(dataset_name, datasets)))
+
+
+_APART = {"": "all images", "right": "zero-shot right", "wrong": "zero-shot wrong"}
+_CURVE = ("attention alone", "another image's", *GROUPS, "its own")
+
+
+def reading_frame(studies: Sequence[StudyResults]) -> pd.DataFrame:
+    """Makes a row for each dataset, method, group of test images and step of the reading curve, in percent.
+
+    A step is the effect of an addition as a share of all that is added, in log-likelihood, and the points beside it.
+    """
+    rows = []
+    for study in studies:
+        for method in study.methods:
+            numbers = method.numbers
+            # Without a sure gain, and where what is added hardly matters, shares are ratios of noise.
+            if numbers is None or method.labels is None or method.labels.what in (None, What.NOTHING):
+                continue
+            for among in _APART:
+                accuracy, nats = (each.apart.get(among) if among else each.image for _, each in numbers.items())
+                if accuracy is None or nats is None:
+                    continue
+                steps = {_CURVE[1]: (accuracy.other, nats.other)}
+                steps |= {name: (accuracy.means[name], each) for name, each in nats.means.items()}
+                for name, (of_points, effect) in steps.items():
+                    if effect.share is None:
+                        continue
+                    share = in_points(effect.share)
+                    rows.append(
+                        {
+                            **{"dataset": study.dataset.name, "method": method.name, "among": among, "step": name},
+                            **{"value": share.value, "low": share.low, "high": share.high},
+                            **{"points": of_points.value, "points_low": of_points.low, "points_high": of_points.high},
+                        }
+                    )
+    return pd.DataFrame(rows)
+
+
+def reading_figure(studies: Sequence[StudyResults]) -> CaptionedFigure | None:
+    """Draws the reading curve of each method: how much the means over ever smaller groups keep of what is added.
+
+    One dataset has its images apart by zero-shot's prediction, several stand side by side. Returns `None` without a
+    method whose additions matter.
+    """
+    numbers = reading_frame(studies)
+    if numbers.empty:
+        return None
+    apart = len(studies) == 1
+    drawn = numbers if apart else numbers[numbers["among"] == ""]
+    drawn = drawn.assign(place=drawn["step"].map(list(_CURVE).index))
+    methods = list(dict.fromkeys(drawn["method"]))
+    looks = {
+        name: {"label": name, "color": style.COLOURS[at % len(style.COLOURS)], "marker": "o", "ms": 3}
+        for at, name in enumerate(methods)
+    }
+    steps = [step for step in _CURVE[1:-1] if (drawn["step"] == step).any()]
+
+    def draw(axes: "Axes", part: pd.DataFrame) -> None:
+        level(axes, 0)
+        level(axes, 100)
+        lines(axes, part, x="place", hue="method", looks=looks)
+        axes.set_xticks([_CURVE.index(step) for step in steps], steps, rotation=40, ha="right")
+        axes.set_ylim(-60, 140)  # one wide interval would press all others together
+
+    figure = panels(
+        drawn,
+        draw,
+        by=("", "among" if apart else "dataset"),
+        names=_APART if apart else {name: dataset_name(name) for name in drawn["dataset"]},
+        size=(2.2, 1.9),
+        y_label="% of what is added",
+        wrap=None if apart else 4,
+    )
+    return captioned("reading", figure, numbers)
 
 
 _REPLACEMENT_COLUMNS = (

@@ -11,19 +11,20 @@ import pytest
 from clipbias.analysis.causal import (
     Ablation,
     Added,
+    GroupMeans,
     PatchedRun,
     PathPatch,
     added_to_images,
     added_to_texts,
-    image_kinds,
     mix_images,
     mix_texts,
 )
-from clipbias.analysis.causal_section import Way, compute_causal, halves, why_no_ablations
+from clipbias.analysis.causal_section import Way, _clusters, _numbered, compute_causal, halves, why_no_ablations
 from clipbias.analysis.model import Model
 from clipbias.analysis.study import Study, StudyOptions
 from clipbias.clip import Adaptation, Clip, encode_image, tables
 from clipbias.clip.layers import fold_changes
+from clipbias.data.held_out import without_labels
 from clipbias.data.images import pictures
 from clipbias.data.transforms import Resizing
 from clipbias.tuning import Learnables, Task
@@ -173,34 +174,34 @@ def test_every_path_equals_the_reference(name, tower, clip, reference, images):
 @pytest.mark.ci
 @pytest.mark.parametrize("name", short(["ivlp", "lora", "everything", "layer_norm", "bias_by_kind"], "ivlp", "lora"))
 def test_image_ablations_equal_the_reference(name, clip, reference, images):
-    """Means over images that are not those of the test; other images' values token by token."""
+    """Means over groups of images that are not those of the test; other images' values token by token."""
     training = helpers.random_images(reference.config, 4, seed=5)
     bound = bind(clip, name)
     runs = reference_runs(bound, reference, clip, name, "vision", images)
     others = reference_runs(bound, reference, clip, name, "vision", training)
     every = causal.added(*others)
-    expected = {
-        Ablation.NOTHING: causal.nothing(runs[0]),
-        Ablation.KIND: causal.of_samples(causal.mean_by_kind(others[1], every), np.arange(3)),
-        Ablation.POSITION: causal.of_samples(causal.mean_by_position(every), np.arange(3)),
-        Ablation.OWN: causal.added(*runs),
-    }
-    sums = added_to_images(clip.config, clip.params, np.float32(training), np.ones(4, bool), bound.tuned)
-    by_position = Added.mean(jax.device_get(sums))
-    means = {Ablation.POSITION: by_position, Ablation.KIND: by_position.by_kind(image_kinds(clip.config))}
+    groups = np.array([0, 1, 1, 0])  # of training images; all images are a group as well
+    members = np.stack([np.ones(4, bool), groups == 0, groups == 1], axis=1)
+    wanted = np.array([[0, 1], [0, 2], [0, 1]])  # by test image its place among the means, in both groupings
+    sums = added_to_images(clip.config, clip.params, np.float32(training), members, bound.tuned)
+    means = GroupMeans(Added.mean(jax.device_get(sums)), wanted)
     drawn = np.array([[2, 0, 1], [1, 2, 0]])
-    patched = [PatchedRun.ablated(ablation) for ablation in expected] + [
-        PatchedRun.ablated(Ablation.RESAMPLE, draw) for draw in range(2)
-    ]
+    runs_of = {
+        PatchedRun.ablated(Ablation.NOTHING): (causal.nothing(runs[0]), "R"),
+        PatchedRun.ablated(Ablation.MEAN): (causal.mean_of_groups(every, np.zeros(4), [0, 0, 0]), "P"),
+        PatchedRun.ablated(Ablation.MEAN, 1): (causal.mean_of_groups(every, groups, [0, 1, 0]), "P"),
+        PatchedRun.ablated(Ablation.OWN): (causal.added(*runs), "P"),
+    }
+    for draw, rows in enumerate(drawn):
+        runs_of[PatchedRun.ablated(Ablation.RESAMPLE, draw)] = causal.of_samples(every, rows), "P"
     _, tuned, *mixed = run_product(
-        bound, clip, "vision", np.float32(images), patched, means, np.float32(training)[drawn]
+        bound, clip, "vision", np.float32(images), list(runs_of), means, np.float32(training)[drawn]
     )
-    ablations = [*expected.values(), *(causal.of_samples(every, rows) for rows in drawn)]
     seen: list[np.ndarray] = []
-    for run, ablation, features in zip(patched, ablations, mixed, strict=True):
-        features_of_ablation = causal.features(*runs, ablation)
+    for (run, (ablation, mass)), features in zip(runs_of.items(), mixed, strict=True):
+        features_of_ablation = causal.features(*runs, ablation, mass=mass)
         assert_close(features, features_of_ablation, str(run))
-        if name in ("ivlp", "everything"):  # what a bias adds is the same at all ablations
+        if name in ("ivlp", "everything"):  # what a bias adds is the same under all ablations
             assert all(np.abs(features_of_ablation - other).max() > 1e-3 for other in seen), run
         seen.append(features_of_ablation)
     assert_close(mixed[3], np.asarray(tuned, np.float64), "own")
@@ -212,11 +213,11 @@ def test_text_ablations_equal_the_reference(name, clip, reference):
     bound = bind(clip, name)
     runs = reference_runs(bound, reference, clip, name, "text", None)
     mean = Added.mean(added_to_texts(clip.config, clip.params, bound.task.tokens, bound.tuned, bound.reference))
-    patched = [PatchedRun.ablated(Ablation.NOTHING), PatchedRun.ablated(Ablation.KIND)]
-    _, _, *mixed = run_product(bound, clip, "text", None, patched, {Ablation.KIND: mean})
-    ablations = [causal.nothing(runs[0]), causal.mean_by_kind(runs[1], causal.added(*runs))]
-    for run, ablation, features in zip(patched, ablations, mixed, strict=True):
-        assert_close(features, causal.features(*runs, ablation), str(run))
+    patched = [PatchedRun.ablated(Ablation.NOTHING), PatchedRun.ablated(Ablation.MEAN)]
+    _, _, *mixed = run_product(bound, clip, "text", None, patched, mean)
+    ablations = [(causal.nothing(runs[0]), "R"), (causal.mean_by_kind(runs[1], causal.added(*runs)), "P")]
+    for run, (ablation, mass), features in zip(patched, ablations, mixed, strict=True):
+        assert_close(features, causal.features(*runs, ablation, mass=mass), str(run))
 
 
 def test_networks_beside_blocks_are_added(clip, images):
@@ -248,9 +249,9 @@ def study(clip, tmp_path_factory) -> Study:
     return Study(
         models,
         split(),
-        StudyOptions(batch_size=4, training_images=3),
+        StudyOptions(batch_size=4),
         folder,
-        training=split().subset([6, 5, 3, 1]),
+        unlabelled=without_labels(split().subset([6, 5, 3, 1])),
     )
 
 
@@ -261,15 +262,15 @@ def tests_of_study(study):
 
 @pytest.mark.ci
 def test_a_study_has_all_ways_of_every_image(study, tests_of_study, clip, reference):
-    """From files to each image's likelihood: means over training images, other images by the seed, texts as tuned."""
+    """From files to each image's likelihood: means over groups, other images by the seed, texts as tuned."""
     bound = bind(clip, "ivlp", seed=1)
     shown, training = (
-        np.float64(study.normalize(pictures(split(), rows, Resizing(16)))) for rows in (np.arange(7), [6, 3, 1])
+        np.float64(study.normalize(pictures(split(), rows, Resizing(16)))) for rows in (np.arange(7), [6, 5, 3, 1])
     )
     vision, others = (reference_runs(bound, reference, clip, "ivlp", "vision", x) for x in (shown, training))
     texts = reference_runs(bound, reference, clip, "ivlp", "text", None)
     every = causal.added(*others)
-    drawn = np.random.default_rng(0).integers(0, 3, (7, 3))
+    drawn = np.random.default_rng(0).integers(0, 4, (7, 3))
     ends = {tower: [causal.corner(*pair, run, run) for run in "RP"] for tower, pair in (("v", vision), ("t", texts))}
     frozen_text, tuned_text = ends["t"]
     expected = [
@@ -280,18 +281,28 @@ def test_a_study_has_all_ways_of_every_image(study, tests_of_study, clip, refere
         (Way.VISION, ends["v"][1], frozen_text),
         (Way.TEXT, ends["v"][0], tuned_text),
     ]
+
+    def classes(pair: Any, run: str, text: Any) -> np.ndarray:
+        return numpy_clip.logits(reference.state, causal.corner(*pair, run, run), text).argmax(-1)
+
+    plain = causal.text_run(reference, methods.prepare(reference, "zero_shot", CLASS_NAMES, {})).forward.features
+    zero_shot, tuned_classes = (
+        (classes(pair, "R", plain), classes(pair, "P", tuned_text)) for pair in (others, vision)
+    )
+    zero_shot, tuned_classes = zip(zero_shot, tuned_classes, strict=True)
     ablations = {
-        Way.IMAGE_NOTHING: causal.nothing(vision[0]),
-        Way.IMAGE_KIND: causal.of_samples(causal.mean_by_kind(others[1], every), np.zeros(7, int)),
-        Way.IMAGE_POSITION: causal.of_samples(causal.mean_by_position(every), np.zeros(7, int)),
+        Way.IMAGE_MEAN: causal.mean_of_groups(every, np.zeros(4), np.zeros(7)),
+        Way.IMAGE_CLASS: causal.mean_of_groups(every, *zero_shot),
+        Way.IMAGE_TUNED_CLASS: causal.mean_of_groups(every, *tuned_classes),
     }
+    expected.append((Way.IMAGE_NOTHING, causal.corner(*vision, "P", "R"), tuned_text))
     expected += [(way, causal.features(*vision, ablation), tuned_text) for way, ablation in ablations.items()]
     for k in range(3):
         other = causal.features(*vision, causal.of_samples(every, drawn[:, k]))
         expected.append((Way.IMAGE_OTHER, other, tuned_text))
-    of_texts = causal.nothing(texts[0]), causal.mean_by_kind(texts[1], causal.added(*texts))
-    for way, ablation in zip((Way.TEXT_NOTHING, Way.TEXT_KIND), of_texts, strict=True):
-        expected.append((way, ends["v"][0], causal.features(*texts, ablation)))
+    mean = causal.features(*texts, causal.mean_by_kind(texts[1], causal.added(*texts)))
+    of_texts = {Way.TEXT_NOTHING: causal.corner(*texts, "P", "R"), Way.TEXT_MEAN: mean}
+    expected += [(way, ends["v"][0], features) for way, features in of_texts.items()]
     test = tests_of_study.models["ivlp"]
     assert test.ways == tuple(way.value for way, *_ in expected) and not test.why and not test.why_no_ablations
     logits = np.stack([numpy_clip.logits(reference.state, *pair) for _, *pair in expected], axis=1)
@@ -315,10 +326,27 @@ def test_numbers_of_towers_and_texts_are_differences(tests_of_study):
             (numbers.towers["vision"], mean[Way.VISION] - mean[Way.REFERENCE]),
             (numbers.towers["text"], mean[Way.TEXT] - mean[Way.REFERENCE]),
             (numbers.text.all, mean[Way.TEXT] - mean[Way.TEXT_NOTHING]),
-            (numbers.text.kind, mean[Way.TEXT_KIND] - mean[Way.TEXT_NOTHING]),
+            (numbers.text.mean, mean[Way.TEXT_MEAN] - mean[Way.TEXT_NOTHING]),
         ]
         for place, (number, expected) in enumerate(pairs):
             assert number.value == pytest.approx(expected, abs=1e-5), (outcome, place)
+
+
+def test_images_are_in_the_cluster_of_the_nearest_centre():
+    """Around centres that lie far apart, every cluster is the images of a centre; groups are numbered through."""
+    draw = np.random.default_rng(0)
+    centres = np.linalg.qr(draw.normal(size=(8, 8)))[0][:4]
+    of_images, of_unlabelled = draw.integers(0, 4, 30), np.arange(60) % 4
+    features = [centres[of] + 0.02 * draw.normal(size=(len(of), 8)) for of in (of_images, of_unlabelled)]
+    unread = features[1].copy()
+    unread[7] = 0
+    found, clusters = _clusters(4, np.delete(np.arange(60), 7), (features[0], unread), seed=3)
+    name = dict(zip(of_unlabelled.tolist(), clusters.tolist(), strict=True))
+    assert len(set(name.values())) == 4 and [name[of] for of in of_images.tolist()] == found.tolist()
+    assert all(name[of] == at for n, (of, at) in enumerate(zip(of_unlabelled, clusters, strict=True)) if n != 7)
+    split, unlabelled = _numbered([(np.array([0, 1]), np.array([1, 1, 0])), (np.array([0, 0]), np.array([0, 2, 0]))])
+    np.testing.assert_array_equal(split, [[0, 2], [1, 2]])
+    np.testing.assert_array_equal(unlabelled, [[1, 2], [1, 4], [0, 2]])
 
 
 def test_what_has_no_ablations_says_why(clip, study, tmp_path):
@@ -326,4 +354,6 @@ def test_what_has_no_ablations_says_why(clip, study, tmp_path):
     assert "depend on the image" in why_no_ablations(study, Model("a", "A", Tuned(task, task.init())), "text")
     bare = Study(study.models, split(), StudyOptions(), tmp_path)
     ivlp = study.models[1]
-    assert "training images" in why_no_ablations(bare, ivlp, "vision") and not why_no_ablations(bare, ivlp, "text")
+    assert "training and validation images" in why_no_ablations(bare, ivlp, "vision") and not why_no_ablations(
+        bare, ivlp, "text"
+    )

@@ -12,17 +12,15 @@ from clipbias.analysis.causal_section import (
     ImageScores,
     Way,
     outcomes,
-    over_seeds,
-    sample,
     summarize,
 )
 from clipbias.analysis.model import NOTHING_INSIDE
 from clipbias.analysis.results import (
-    Ablations,
     ByMetric,
     CausalNumbers,
     ClipFacts,
     DatasetFacts,
+    ImageAblations,
     ModelFacts,
     ParameterCount,
     Predictions,
@@ -31,7 +29,7 @@ from clipbias.analysis.results import (
     What,
     Where,
 )
-from clipbias.analysis.verdict import FEWEST_IMAGES, judge, label, sentence
+from clipbias.analysis.verdict import CLASS, FEWEST_IMAGES, judge, label, sentence
 from clipbias.intervals import Estimate
 
 IMAGES = 300
@@ -51,13 +49,13 @@ def numbers(attention=None, added=None, exchange=None, gain=SURE):
     part = number(0.4, 0.6)
     ablations = None
     if added is not None:
-        ablations = Ablations(all=added, kind=part, position=part, other=part, exchange=exchange)
+        ablations = ImageAblations(all=added, other=part, exchange=exchange, means={}, explained={CLASS: part})
     return CausalNumbers(
         reference=SURE, gain=gain, attention=attention, tokens=part, towers={}, image=ablations, text=None
     )
 
 
-ENDS = (-0.2, 0.1, 0.249, 0.251, 0.4, 0.499, 0.501, 0.9, 1.4)
+ENDS = (-0.9, -0.501, -0.499, -0.251, -0.249, 0.1, 0.249, 0.251, 0.499, 0.501, 1.4)
 INTERVALS = [(low, high) for low, high in itertools.combinations(ENDS, 2)]
 
 
@@ -71,11 +69,11 @@ def test_where_is_decided_by_the_whole_interval(low, high):
 def test_what_is_decided_by_all_of_it_and_by_the_exchange(added):
     for exchange in INTERVALS:
         expected = What.UNDECIDED
-        if exchange[1] < 0.25:
+        if exchange[0] > -0.25 and exchange[1] < 0.25:
             expected = What.SAME
-        if exchange[0] > 0.5:
+        if exchange[0] > 0.5 or exchange[1] < -0.5:
             expected = What.DEPENDS
-        if added[1] < 0.25:
+        if added[0] > -0.25 and added[1] < 0.25:
             expected = What.NOTHING
         labels = label(numbers(number(0, 0.1), number(*added), number(*exchange)))
         assert labels == VerdictLabels(Where.NOT_ATTENTION, expected), (added, exchange)
@@ -119,7 +117,7 @@ def model(key, method="ivlp"):
 
 # How far each way moves the true class's logit.
 ATTENTION = {Way.ATTENTION: 2.0, Way.TOKENS: 0.1, Way.IMAGE_NOTHING: 2.0}
-SAME = {Way.ATTENTION: 0.1, Way.TOKENS: 2.0, Way.IMAGE_NOTHING: 0.2, Way.IMAGE_OTHER: 2.1, Way.IMAGE_KIND: 1.0}
+SAME = {Way.ATTENTION: 0.1, Way.TOKENS: 2.0, Way.IMAGE_NOTHING: 0.2, Way.IMAGE_OTHER: 2.1, Way.IMAGE_CLASS: 1.0}
 DEPENDS = {**SAME, Way.IMAGE_OTHER: -0.3}
 
 
@@ -129,17 +127,16 @@ def study(moves, *, images=IMAGES, keys=("ivlp",), why="", noise=1.0):
     labels = draw.integers(0, CLASSES, images)
     strengths = np.array([2.1 * (way is Way.TUNED) + moves.get(way, 0.0) for way in WAYS])
     shared = draw.normal(size=(images, 1, CLASSES))
-    tests, measured = {}, {}
+    tests = {}
     for key in keys:
         logits = shared + noise * 0.1 * draw.normal(size=(images, len(WAYS), CLASSES))
         logits[np.arange(images), :, labels] += strengths
         values = outcomes(logits, labels)
-        measured[key] = sample(values)
-        of_images = ImageScores(np.arange(images), values.accuracy > 0, values.log_likelihood)
+        right = shared[:, 0].argmax(-1) == labels
+        of_images = ImageScores(np.arange(images), values.accuracy > 0, values.log_likelihood, right)
         tests[key] = CausalTest(tuple(way.value for way in WAYS), of_images, why, {})
-    ways = tests[keys[0]].ways
-    by_keys = {key: summarize(each, ways) for key, each in measured.items()}
-    by_keys[" ".join(keys)] = summarize(over_seeds(list(measured.values())), ways)
+    by_keys = {key: summarize([each]) for key, each in tests.items()}
+    by_keys[" ".join(keys)] = summarize(list(tests.values()))
     return StudyResults(
         dataset=DatasetFacts("noise", "test", images, ("a",) * CLASSES, "{}"),
         clip=ClipFacts("tiny", "f", 16, 4, 16, 17, 2),
@@ -156,16 +153,23 @@ def study(moves, *, images=IMAGES, keys=("ivlp",), why="", noise=1.0):
 @pytest.mark.parametrize(
     ("moves", "expected", "words"),
     [
-        (ATTENTION, VerdictLabels(Where.ATTENTION, What.NOTHING), ["by changing where CLIP looks; what it adds"]),
+        (
+            ATTENTION,
+            VerdictLabels(Where.ATTENTION, What.NOTHING),
+            "It changes where CLIP looks, and the gain comes from there. What it adds to image tokens, if anything, "
+            "matters little.",
+        ),
         (
             SAME,
             VerdictLabels(Where.NOT_ATTENTION, What.SAME),
-            ["not by changing where CLIP looks", "same for every image"],
+            "The gain does not come from changing where CLIP looks. What it adds to image tokens has the same effect "
+            "for every image.",
         ),
         (
             DEPENDS,
             VerdictLabels(Where.NOT_ATTENTION, What.DEPENDS),
-            ["depends on the image (of all of it, another image's"],
+            "The gain does not come from changing where CLIP looks. What it adds to image tokens depends on the image. "
+            "The class that CLIP alone predicts explains {} % of this dependence.",
         ),
     ],
 )
@@ -173,14 +177,44 @@ def test_a_study_has_labels_and_a_sentence_for_each_method(moves, expected, word
     results = judge(study(moves))
     (method,) = results.methods
     assert method.labels == expected and method.images == IMAGES and method.models == ("ivlp",)
-    assert method.sentence == results.sentence and method.sentence.startswith("IVLP gains ")
+    nats, values = (results.sections["causal"].models["ivlp"].outcomes.log_likelihood.mean(0), dict(enumerate(WAYS)))
+    mean = {way: nats[k] for k, way in values.items()}
+    lost = mean[Way.TUNED] - mean[Way.IMAGE_OTHER]
+    explained = round(100 * (mean[Way.IMAGE_CLASS] - mean[Way.IMAGE_OTHER]) / lost)
     gain = method.numbers.accuracy.gain
-    assert f"gains {gain.value:.1f} points ({gain.low:+.1f} to {gain.high:+.1f}) on noise" in method.sentence
-    for each in words:
-        assert each in method.sentence
-    share = method.numbers.log_likelihood.image.kind.share
-    if expected.what is not What.NOTHING:
-        assert f"the mean by kind {round(100 * share.value)} % (" in method.sentence
+    assert method.sentence == f"IVLP gains {gain.value:.1f} points on noise. {words.format(explained)}"
+    assert method.sentence == results.sentence
+
+
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [
+        ({"exchange": (-0.4, -0.3)}, "Another image's addition would do better than the image's own."),
+        ({"exchange": (-0.9, -0.6)}, "Another image's addition would do better than the image's own."),
+        ({"attention": (-0.9, -0.2)}, "Attention alone, with all else frozen, does harm."),
+    ],
+)
+def test_a_sure_effect_of_the_wrong_sign_is_said(parts, words):
+    shares = {"attention": (0, 0.1), "added": (0.8, 1), "exchange": (0.6, 0.9)} | parts
+    measured = numbers(*(dataclasses.replace(number(*ends), low=ends[0], high=ends[1]) for ends in shares.values()))
+    text = sentence("VPT", "d", label(measured), ByMetric(measured, measured), 100)
+    assert words in text
+    plain = numbers(number(0, 0.1), number(0.8, 1), number(0.6, 0.9))
+    assert words not in sentence("VPT", "d", label(plain), ByMetric(plain, plain), 100)
+
+
+def test_images_that_zero_shot_gets_wrong_stand_apart():
+    results = study(DEPENDS)
+    test = results.sections["causal"].models["ivlp"]
+    for name, among in (("right", test.outcomes.zero_shot_right), ("wrong", ~test.outcomes.zero_shot_right)):
+        mean = dict(zip(WAYS, test.outcomes.log_likelihood[among].astype(np.float64).mean(0), strict=True))
+        numbers = results.sections["causal"].of(("ivlp",)).log_likelihood.apart[name]
+        assert numbers.all.value == pytest.approx(mean[Way.TUNED] - mean[Way.IMAGE_NOTHING])
+        of_class = mean[Way.IMAGE_CLASS] - mean[Way.IMAGE_NOTHING]
+        assert numbers.means[CLASS].share.value == pytest.approx(of_class / numbers.all.value)
+        explained = mean[Way.IMAGE_CLASS] - mean[Way.IMAGE_OTHER]
+        lost = mean[Way.TUNED] - mean[Way.IMAGE_OTHER]
+        assert numbers.explained[CLASS].share.value == pytest.approx(explained / lost)
 
 
 def test_seeds_have_one_sentence_together():
@@ -207,18 +241,17 @@ def test_what_was_not_tested_or_is_outside_says_so():
     assert method.labels is None and "was not tested" in method.sentence
     (method,) = judge(study(SAME, why=NOTHING_INSIDE)).methods
     assert method.labels == VerdictLabels(Where.OUTSIDE, What.NOTHING)
-    assert method.sentence.endswith("on noise, outside CLIP's towers, in which nothing changes.")
+    assert method.sentence.endswith("on noise. It changes nothing inside CLIP's towers.")
 
 
 def test_a_gain_in_one_outcome_alone_is_said_in_its_unit():
     log_likelihood = numbers(number(0, 0.1), number(0.8, 1), number(0.6, 0.9))
     accuracy = dataclasses.replace(log_likelihood, gain=Estimate(1.0, -0.5, 2.5))
     text = sentence("VPT", "d", label(log_likelihood), ByMetric(accuracy, log_likelihood), 100)
-    expected = "VPT gains 0.300 nats (+0.200 to +0.400) of log-likelihood on d, with +1.0 points"
-    assert text.startswith(expected)
+    assert text == "VPT has a sure gain in log-likelihood on d (+0.300 nats), but none in accuracy (+1.0 points)."
     none = dataclasses.replace(log_likelihood, gain=UNSURE)
     text = sentence("VPT", "d", label(none), ByMetric(accuracy, none), 100)
-    assert text.startswith("VPT has no sure gain on d: log-likelihood changes by +0.100 nats (-0.100 to")
+    assert text == "VPT has no sure gain on d (+1.0 points of accuracy, +0.100 nats of log-likelihood)."
 
 
 def test_outcomes_of_images_are_not_what_decides():

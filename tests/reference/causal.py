@@ -2,11 +2,12 @@
 
 Letters as in `numpy_clip`; `n` input tokens: all but the *slots*, the positions that a method fills with learned
 tokens. Of both runs, for every layer, head and input token as a query: `A` [n], attention among inputs, renormalised
-to 1; and `m`, the mass on slots. What a run adds to each input token: from slots `W_o cat_h(Σ_slots a v)` [D], without
-the output's bias; behind each block, what the tuned block gives that the frozen one on the same tokens, with the same
-attention, mass and slots, does not; and before the first block. A stream advances its own input tokens:
+to 1; and `m`, the mass on slots. What a run adds to each input token: before the first block; to attention's output,
+what the tuned attention gives that the frozen one on the same tokens, with the same `A` and `m` and nothing of slots,
+does not; and to the MLP's output, what the tuned MLP (and all behind it) gives that the frozen one on the same tokens
+behind attention does not. A stream advances its own input tokens:
 
-    x_i += W_o cat_h((1 − m_ih) Σ_j A_ij v_j(x)) + b_o + slots_i;  x_i += MLP(LN2(x_i)) + blocks_i
+    x_i += W_o cat_h((1 − m_ih) Σ_j A_ij v_j(x)) + b_o + attention_i;  x_i += MLP(LN2(x_i)) + mlp_i
 
 with the frozen weights. The readout is that of the run whose tokens it has.
 """
@@ -69,32 +70,34 @@ def parts(run: Run, layer: int) -> Parts:
     return Parts(attention, mass, added)
 
 
+PLACES = ("start", "attention", "mlp")
+
+
 @dataclasses.dataclass
 class Added:
     """What stands for what a run adds, of every sample and input token."""
 
     start: np.ndarray  # [B, n, D]
-    slots: np.ndarray  # [L, B, n, D]
-    blocks: np.ndarray  # [L, B, n, D]
+    attention: np.ndarray  # [L, B, n, D]
+    mlp: np.ndarray  # [L, B, n, D]
 
 
 def nothing(reference: Run) -> Added:
     """What the reference itself has: in texts, what its words in the slots give."""
-    slots = np.stack([parts(reference, l).added for l in range(len(reference.forward.blocks))])
-    return Added(np.zeros_like(reference.start), slots, np.zeros_like(slots))
+    of_slots = np.stack([parts(reference, l).added for l in range(len(reference.forward.blocks))])
+    return Added(np.zeros_like(reference.start), of_slots, np.zeros_like(of_slots))
 
 
 def added(reference: Run, tuned: Run) -> Added:
     """What the tuned run adds on its own tokens."""
-    slots, blocks = [], []
+    at_attention, at_mlp = [], []
     for l, seen in enumerate(tuned.forward.blocks):
         of_layer = parts(tuned, l)
-        x = _at_inputs(tuned, seen.tokens)
-        given = zip(x, of_layer.attention, of_layer.mass, of_layer.added, strict=True)
-        frozen = [block(reference, l, *sample) for sample in given]
-        slots.append(of_layer.added)
-        blocks.append(_at_inputs(tuned, seen.after) - np.stack(frozen))
-    return Added(tuned.start - reference.start, np.stack(slots), np.stack(blocks))
+        x, middle, after = (_at_inputs(tuned, tokens) for tokens in (seen.tokens, seen.middle, seen.after))
+        given = zip(x, of_layer.attention, of_layer.mass, np.zeros_like(x), strict=True)
+        at_attention.append(middle - np.stack([attend(reference, l, *sample) for sample in given]))
+        at_mlp.append(after - np.stack([mlp(reference, l, sample) for sample in middle]))
+    return Added(tuned.start - reference.start, np.stack(at_attention), np.stack(at_mlp))
 
 
 def _at_inputs(run: Run, tokens: np.ndarray) -> np.ndarray:
@@ -109,8 +112,8 @@ def mean_by_kind(tuned: Run, values: Added) -> Added:
             read = int(tuned.forward.rows[b])
             if tuned.tower == "vision" or position <= read:
                 groups[bool(position == read)].append((b, n))
-    means = Added(*(np.zeros_like(getattr(values, part)) for part in ("start", "slots", "blocks")))
-    for part in ("start", "slots", "blocks"):
+    means = Added(*(np.zeros_like(getattr(values, part)) for part in PLACES))
+    for part in PLACES:
         for b, inputs in enumerate(tuned.inputs):
             for n, position in enumerate(inputs):
                 listed = [getattr(values, part)[..., c, m, :] for c, m in groups[position == tuned.forward.rows[b]]]
@@ -118,15 +121,19 @@ def mean_by_kind(tuned: Run, values: Added) -> Added:
     return means
 
 
-def mean_by_position(values: Added) -> Added:
-    """Means over samples, token by token, in every sample's place."""
-    arrays = (values.start, values.slots, values.blocks)
-    return Added(*(np.broadcast_to(x.mean(-3, keepdims=True), x.shape) for x in arrays))
+def mean_of_groups(values: Added, groups: Sequence[int], wanted: Sequence[int]) -> Added:
+    """Means token by token over the samples of a group; of each wanted group, of all samples where it has none."""
+    means: dict[str, list[np.ndarray]] = {part: [] for part in PLACES}
+    for group in wanted:
+        rows = [b for b, each in enumerate(groups) if each == group] or list(range(len(groups)))
+        for part in PLACES:
+            means[part].append(sum(getattr(values, part)[..., b, :, :] for b in rows) / len(rows))
+    return Added(*(np.stack(means[part], axis=-3) for part in PLACES))
 
 
 def of_samples(values: Added, samples: np.ndarray) -> Added:
     """Those of other samples, in the places of these."""
-    return Added(values.start[samples], values.slots[:, samples], values.blocks[:, samples])
+    return Added(values.start[samples], values.attention[:, samples], values.mlp[:, samples])
 
 
 def corner(reference: Run, tuned: Run, attention: str, tokens: str) -> np.ndarray:
@@ -143,8 +150,8 @@ def features(
     x = reference.start + level.start
     for l in range(len(reference.forward.blocks)):
         given = parts(runs[attention], l).attention, parts(runs[mass], l).mass
-        outputs = [block(reference, l, *sample) for sample in zip(x, *given, level.slots[l], strict=True)]
-        x = np.stack(outputs) + level.blocks[l]
+        middle = [attend(reference, l, *sample) for sample in zip(x, *given, level.attention[l], strict=True)]
+        x = np.stack([mlp(reference, l, sample) for sample in middle]) + level.mlp[l]
     return read_out(runs[readout], x)
 
 
@@ -154,8 +161,8 @@ def read_out(run: Run, x: np.ndarray) -> np.ndarray:
     return numpy_clip.project(run.state, {f"{run.tower}_config": run.sizes}, run.tower, rows)
 
 
-def block(run: Run, layer: int, x: np.ndarray, attention: np.ndarray, mass: np.ndarray, added: np.ndarray):
-    """One sample's tokens [n, D] after a block, with `attention` [H, n, n], `mass` [H, n] and `added` [n, D] given."""
+def attend(run: Run, layer: int, x: np.ndarray, attention: np.ndarray, mass: np.ndarray, added: np.ndarray):
+    """One sample's tokens [n, D] behind attention, with `attention` [H, n, n], `mass` [H, n], `added` [n, D] given."""
     name = f"{run.tower}_model.encoder.layers.{layer}"
     epsilon = run.sizes["layer_norm_eps"]
     values = numpy_clip.linear(
@@ -167,10 +174,14 @@ def block(run: Run, layer: int, x: np.ndarray, attention: np.ndarray, mass: np.n
         columns = slice(h * width, (h + 1) * width)
         for i in range(len(x)):
             heads[i, columns] = (1 - mass[h, i]) * (attention[h, i] @ values[:, columns])
-    x = x + numpy_clip.linear(run.state, f"{name}.self_attn.out_proj", heads) + added
-    hidden = numpy_clip.linear(
-        run.state, f"{name}.mlp.fc1", numpy_clip.layer_norm(run.state, f"{name}.layer_norm2", epsilon, x)
-    )
+    return x + numpy_clip.linear(run.state, f"{name}.self_attn.out_proj", heads) + added
+
+
+def mlp(run: Run, layer: int, x: np.ndarray) -> np.ndarray:
+    """One sample's tokens [n, D] behind the MLP, from those behind attention."""
+    name = f"{run.tower}_model.encoder.layers.{layer}"
+    normed = numpy_clip.layer_norm(run.state, f"{name}.layer_norm2", run.sizes["layer_norm_eps"], x)
+    hidden = numpy_clip.linear(run.state, f"{name}.mlp.fc1", normed)
     return x + numpy_clip.linear(run.state, f"{name}.mlp.fc2", numpy_clip.activate(run.sizes["hidden_act"], hidden))
 
 

@@ -22,10 +22,9 @@ from clipbias.analysis.causal_section import (
     ImageScores,
     Way,
     outcomes,
-    over_seeds,
-    sample,
     summarize,
 )
+from clipbias.analysis.causal_section import GROUPS as IMAGE_MEANS
 from clipbias.analysis.dataset_sections import GROUPS, BothModels, RelevancyGroup, RelevancyGroups, RelevancyText
 from clipbias.analysis.faithfulness import MAPS, Faithfulness, ModelFaithfulness, PerturbationCurve
 from clipbias.analysis.observations import ClaimOutcome, Observation, Observations
@@ -64,11 +63,15 @@ SIZES = {
     Way.VISION: 1.4,
     Way.TEXT: 0.9,
     Way.IMAGE_NOTHING: 0.4,
-    Way.IMAGE_KIND: 1.2,
-    Way.IMAGE_POSITION: 1.3,
+    Way.IMAGE_MEAN: 1.3,
+    Way.IMAGE_CLASS: 1.8,
+    Way.IMAGE_CLUSTERS_2: 2.0,
+    Way.IMAGE_CLUSTERS_4: 2.1,
+    Way.IMAGE_CLUSTERS_8: 2.2,
+    Way.IMAGE_TUNED_CLASS: 2.3,
     Way.IMAGE_OTHER: 0.3,
     Way.TEXT_NOTHING: 0.2,
-    Way.TEXT_KIND: 0.6,
+    Way.TEXT_MEAN: 0.6,
 }
 
 
@@ -269,18 +272,20 @@ class _Builder:
         """Outcomes under every way; bias tuning is the same for every image."""
         labels = self.predicted.labels
         images = np.arange(self.images, dtype=np.int32)
-        tests, measured = {}, {}
+        tests = {}
+        right = self.predicted.zero_shot == labels
         names = tuple(way.value for way in WAYS)
         for model in self.models[1:]:
-            sizes = SIZES | (dict.fromkeys((Way.IMAGE_KIND, Way.IMAGE_OTHER), 2.7) if model.key == "bias" else {})
+            sizes = SIZES | (
+                dict.fromkeys((*IMAGE_MEANS.values(), Way.IMAGE_OTHER), 2.7) if model.key == "bias" else {}
+            )
             values = outcomes(self.logits(np.array([sizes[way] for way in WAYS]), labels), labels)
-            measured[model.key] = sample(values)
             correct, nats = (values.accuracy > 0).astype(np.uint8), values.log_likelihood.astype(np.float32)
-            tests[model.key] = CausalTest(names, ImageScores(images, correct, nats), "", {})
-        numbers = {key: summarize(each, names) for key, each in measured.items()}
+            tests[model.key] = CausalTest(names, ImageScores(images, correct, nats, right), "", {})
+        numbers = {key: summarize([each]) for key, each in tests.items()}
         if self.twins:
             keys = ("ivlp", "ivlp_seed2")
-            numbers[" ".join(keys)] = summarize(over_seeds([measured[key] for key in keys]), names)
+            numbers[" ".join(keys)] = summarize([tests[key] for key in keys])
         return CausalTests(tests, numbers)
 
     def relevancy(self):

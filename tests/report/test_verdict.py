@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from clipbias.analysis.causal_section import GROUPS
 from clipbias.analysis.replacement import Origin, ReplacementResults
 from clipbias.analysis.results import VerdictLabels, What, Where
 from clipbias.analysis.results_file import save_results
@@ -18,6 +19,7 @@ from clipbias.report.study_page import load_studies
 from clipbias.report.verdict import (
     COLUMNS,
     overview_figure,
+    reading_figure,
     replacement_figure,
     replacement_message,
     seed_table,
@@ -39,13 +41,20 @@ PAIRS = {
     "attention alone": ("attention", "reference", "attention alone", "gain"),
     "tokens alone": ("tokens", "reference", "tokens alone", "gain"),
     "all that is added": ("image.all", "image tokens: nothing", "tuned", "gain"),
-    "mean by kind": ("image.kind", "image tokens: nothing", "image tokens: mean by kind", "all that is added"),
-    "mean by position": (
-        *("image.position", "image tokens: nothing", "image tokens: mean by position"),
-        "all that is added",
-    ),
     "another image's": ("image.other", "image tokens: nothing", "image tokens: another image's", "all that is added"),
+    "mean of all images": (
+        lambda numbers: numbers.image.means["all images"],
+        *("image tokens: nothing", "image tokens: mean of all images", "all that is added"),
+    ),
+    "mean of its class": (
+        lambda numbers: numbers.image.means["zero-shot's class"],
+        *("image tokens: nothing", "image tokens: mean of zero-shot's class", "all that is added"),
+    ),
     "exchange": ("image.exchange", "image tokens: another image's", "tuned", "all that is added"),
+    "explained by the class": (
+        lambda numbers: numbers.image.explained["zero-shot's class"],
+        *("image tokens: another image's", "image tokens: mean of zero-shot's class", "exchange"),
+    ),
 }
 
 
@@ -61,7 +70,7 @@ def quantities_of(results, keys, outcome):
 
     numbers = {}
     for quantity, (field, before, after, whole) in PAIRS.items():
-        number = operator.attrgetter(field)(stored)
+        number = field(stored) if callable(field) else operator.attrgetter(field)(stored)
         value = of_way(after) - of_way(before)
         numbers[quantity] = {"value": value, "low": number.low, "high": number.high}
         if number.share:
@@ -132,9 +141,11 @@ def test_the_table_has_both_outcomes_of_every_method(results, numbers):
                 digits = 1 if outcome == "accuracy" else 3
                 middle, low, high = (f"{round(of_quantity[end], digits) + 0.0:+.{digits}f}" for end in ENDS)
                 assert text == f"{middle} ({low} to {high})"
-            else:
+            elif "share" in of_quantity:
                 middle, low, high = (round(100 * of_quantity[end]) for end in SHARES)
                 assert text == f"{middle} % ({low} to {high})"
+            else:
+                assert text == "–"
     seeds = seed_table(study).rows
     assert [row[0] for row in seeds] == ["IVLP", "IVLP", "IVLP (seed 2)", "IVLP (seed 2)"]
     alone = quantities_of(study, ["ivlp_seed2"], "log_likelihood")["gain"]["value"]
@@ -180,11 +191,15 @@ def test_what_is_drawn_is_the_file(results, numbers, studies):
     pd.testing.assert_frame_equal(drawing.numbers, verdict_frame([results["dtd"]]))
     (axes,) = drawing.figure.axes
     rows = [text.get_text() for text in axes.get_yticklabels()]
-    assert rows == [row for method in KEYS for row in (method, *list(PAIRS)[1:])]
+    of_methods = {method: numbers[method, "log_likelihood", "dtd"] for method in KEYS}
+    expected = []
+    for method, of_method in of_methods.items():
+        expected += [method, *(name for name in list(PAIRS)[1:] if "share" in of_method[name])]
+    assert rows == expected
     of_row = marks(axes.containers)
     for place, row in enumerate(rows):
         if row not in KEYS:
-            of_quantity = numbers["IVLP" if place < len(PAIRS) else "Bias tuning", "log_likelihood", "dtd"][row]
+            of_quantity = of_methods["IVLP" if place < rows.index("Bias tuning") else "Bias tuning"][row]
             assert of_row[place] == pytest.approx([100 * of_quantity[end] for end in SHARES], abs=0.1), row
     drawing = overview_figure(studies)
     pd.testing.assert_frame_equal(drawing.numbers, verdict_frame(studies))
@@ -196,8 +211,42 @@ def test_what_is_drawn_is_the_file(results, numbers, studies):
         for place, method in enumerate(KEYS):
             for step, quantity in enumerate(list(PAIRS)[1:]):
                 of_quantity = numbers[method, "log_likelihood", name][quantity]
-                middle = shown[round(place + 0.12 * (step - 3), 2)]
+                if "share" not in of_quantity:
+                    continue
+                middle = shown[round(place + 0.12 * (step - 3.5), 2)]
                 assert middle == pytest.approx([100 * of_quantity[end] for end in SHARES], abs=0.1)
+
+
+def test_the_reading_curve_is_of_the_images_outcomes(results):
+    """Each step as a share of all that is added, and its points; also where zero-shot is right or wrong."""
+    study = results["dtd"]
+    drawing = reading_figure([study])
+    frame = drawing.numbers
+    test = study.sections["causal"].models["ivlp"]
+    right = np.asarray(test.outcomes.zero_shot_right, bool)
+    shown = frame[frame["method"] == "IVLP"]
+    assert list(shown["step"].unique()) == ["another image's", *GROUPS]
+    assert set(shown["among"]) == {""} | {
+        name for name, n in (("right", right.sum()), ("wrong", sum(~right))) if n >= 20
+    }
+    for _, row in shown.iterrows():
+        among = {"": np.ones(len(right), bool), "right": right, "wrong": ~right}[row["among"]]
+
+        def of_way(way, values, among=among):
+            places = [k for k, each in enumerate(test.ways) if each == way]
+            return np.float64(values)[among][:, places].mean()
+
+        way = "image tokens: another image's" if row["step"] == "another image's" else GROUPS[row["step"]].value
+        nats, correct = test.outcomes.log_likelihood, test.outcomes.correct
+        nothing = of_way("image tokens: nothing", nats)
+        share = (of_way(way, nats) - nothing) / (of_way("tuned", nats) - nothing)
+        assert row["value"] == pytest.approx(100 * share, abs=1e-3)
+        points = 100 * (of_way(way, correct) - of_way("image tokens: nothing", correct))
+        assert row["points"] == pytest.approx(points, abs=1e-6)
+        assert row["low"] < row["value"] < row["high"]
+    line = next(each for each in drawing.figure.axes[0].get_lines() if len(each.get_xdata()) == len(GROUPS) + 1)
+    np.testing.assert_allclose(np.float64(line.get_ydata()), shown[shown["among"] == ""]["value"])
+    assert reading_figure([dataclasses.replace(study, methods=())]) is None
 
 
 def test_a_study_without_a_sure_gain_has_no_picture(results):
