@@ -376,7 +376,7 @@ def _hypotheses(results: StudyResults, models: Sequence[ModelFacts]) -> list[Obs
     if method.numbers is not None:
         numbers = method.numbers.log_likelihood
         attention, tokens = (None if each is None else each.share for each in (numbers.attention, numbers.tokens))
-        if numbers.image is not None and numbers.image.exchange is not None:
+        if numbers.image is not None:
             exchange = numbers.image.exchange.share
     rows = [
         (

@@ -8,7 +8,7 @@ import pytest
 
 from clipbias.analysis import observations
 from clipbias.analysis.observations import ClaimOutcome, Observations, ObservedModel, decide, estimate_over, observe
-from clipbias.analysis.results import Ablations, ByMetric, CausalNumbers, Predictions, VerdictLabels, What, Where
+from clipbias.analysis.results import ByMetric, CausalNumbers, ImageAblations, Predictions, VerdictLabels, What, Where
 from clipbias.intervals import RESAMPLES, Estimate
 
 KINDS = ("sos", "prompt", "words", "category", "dot", "eos")
@@ -222,7 +222,7 @@ def method_of(attention, tokens, exchange, where, what):
         attention=estimate(attention),
         tokens=estimate(tokens),
         towers={},
-        image=Ablations(estimate(1.0), estimate(0.1), None, None, estimate(exchange)),
+        image=ImageAblations(estimate(1.0), estimate(0.1), estimate(exchange), means={}, explained={}),
         text=None,
     )
     labels = VerdictLabels(where, what)

@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from tests.relations import command_rows, model_rows, picture_rows  # noqa: F401 (they add their rows)
+from tests.relations import command_rows, model_rows, picture_rows, verdict_rows  # noqa: F401 (they add their rows)
 from tests.relations.cases import Case
 from tests.relations.choose import cases, names
 from tests.relations.table import ROWS, Relation, outcome
