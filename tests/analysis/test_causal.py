@@ -220,6 +220,37 @@ def test_text_ablations_equal_the_reference(name, clip, reference):
         assert_close(features, causal.features(*runs, ablation, mass=mass), str(run))
 
 
+@pytest.mark.parametrize("site", ["attention", "mlp"])
+def test_one_function_by_two_mechanisms_is_the_same_for_every_image(site, clip, images):
+    """A constant on values is one on the attention's output, and bias tuning one on the MLP's; none of them reads."""
+    vision = clip.params["vision"]["layers"]
+    drawn = 0.3 * np.random.default_rng(0).normal(size=vision["out"]["bias"].shape).astype(np.float32)
+    pairs = {
+        "attention": (
+            Adaptation(vision_weights={"layers": {"qkv": {"bias": np.pad(drawn, ((0, 0), (2 * drawn.shape[1], 0)))}}}),
+            Adaptation(
+                vision_weights={"layers": {"out": {"bias": np.einsum("ld,lde->le", drawn, vision["out"]["kernel"])}}}
+            ),
+        ),
+        "mlp": (Adaptation(vision_bias=drawn), Adaptation(vision_weights={"layers": {"fc2": {"bias": drawn}}})),
+    }
+    patched = [
+        *map(PatchedRun.path, PathPatch),
+        *(PatchedRun.ablated(each) for each in (Ablation.NOTHING, Ablation.OWN, Ablation.RESAMPLE)),
+    ]
+
+    @jax.jit
+    def run(tuned):
+        return mix_images(clip.params, clip.config, images, tuned, patched, donors=images[None, ::-1])
+
+    one, other = (np.asarray(run(tuned), np.float64) for tuned in pairs[site])
+    assert_close(one, other, "the other mechanism")
+    reference, tuned, *_, nothing, own, exchanged = one
+    assert_close(own, tuned, "own")
+    assert_close(exchanged, tuned, "another image's")
+    assert np.abs(nothing - tuned).max() > 1e-2 and np.abs(reference - tuned).max() > 1e-2
+
+
 def test_networks_beside_blocks_are_added(clip, images):
     """Of MMA path RR is CLIP and PP the tuned model; attention alone and tokens alone are neither."""
     task = Task(clip, "mma", CLASS_NAMES, blocks=2, width=4, factor=1.0)
