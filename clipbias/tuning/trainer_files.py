@@ -297,7 +297,7 @@ def _text_ids(tensors: Tensors, file: TrainerFile, clip: Clip) -> list[list[int]
 def _frozen_weights(clip: Clip) -> Iterator[tuple[str, np.ndarray]]:
     """The frozen weights by the names that these trainers give them, one leaf of the tree at a time."""
     # These trainers wrap OpenAI's model, whose names are open_clip's below `image_encoder` and `text_encoder`.
-    for row in OPEN_CLIP.rows:
+    for row in OPEN_CLIP.tensors:
         tower, _, leaf = row.path.partition("/")
         if tower == "vision":
             name = f"image_encoder.{row.name.removeprefix('visual.')}"
