@@ -87,21 +87,21 @@ class Bench:
             names, template = "\n".join(model.class_names), model.task.template
         return choice, names, template, uploaded
 
-    def answer(self, path: str | None, names: str, template: str, adapter: str, of_class: str) -> tuple[object, ...]:
+    def answer(self, picture: str | None, lines: str, template: str, adapter: str, of_class: str) -> tuple[object, ...]:
         """Probabilities, words and maps of zero-shot and of the tuned model, and the classes to choose from."""
         # All at once: results that stand side by side must belong to the same picture and settings.
         gr = _gradio()
-        if path is None:
+        if picture is None:
             return *BLANK, *BLANK, gr.skip()
         try:
-            zero_shot = self.bind(ZERO_SHOT, names, template)
-            tuned = None if adapter == ZERO_SHOT else self.bind(adapter, names)
+            zero_shot = self.bind(ZERO_SHOT, lines, template)
+            tuned = None if adapter == ZERO_SHOT else self.bind(adapter, lines)
             shown: list[object] = []
             for model in (zero_shot, tuned):
-                shares, words, drawn = classify(model, path, of_class) if model else BLANK
+                shares, words, drawn = classify(model, picture, of_class) if model else BLANK
                 shown += [shares, html.escape(words), drawn]
         except ClipbiasError as error:
-            _warn(error, path, adapter)
+            _warn(error, picture, adapter)
             return *BLANK, *BLANK, gr.skip()
         classes = [LIKELIEST, *map(printable, zero_shot.class_names)]
         # A class that somebody selects meanwhile stays selected.
@@ -161,7 +161,7 @@ def build(
     first = next(iter(bench.models), ZERO_SHOT)
     pictures, class_names, template = starting_point(bench.models.get(first), class_names, template)
     starts = [str(path) for path in examples] or pictures
-    results: list[object] = []
+    outputs: list[object] = []
     # Uploads are looked for every ten minutes, and deleted when they are an hour old.
     with gr.Blocks(title="clipbias: zero-shot beside tuned", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.Markdown(f"## CLIP `{printable(bench.clip.name)}`: zero-shot beside tuned")
@@ -190,9 +190,9 @@ def build(
                 with gr.Row():
                     for label in ("Zero-shot", "Tuned"):
                         with gr.Column(min_width=280):
-                            results += [gr.Label(label=label, num_top_classes=SHOWN), gr.HTML(elem_classes="words")]
+                            outputs += [gr.Label(label=label, num_top_classes=SHOWN), gr.HTML(elem_classes="words")]
                             shown = {"show_label": False, "interactive": False, "elem_classes": "map"}
-                            results.append(gr.Image(buttons=["download", "fullscreen"], **shown))
+                            outputs.append(gr.Image(buttons=["download", "fullscreen"], **shown))
                 of_class = gr.Dropdown([LIKELIEST], value=LIKELIEST, label="Class of the maps")
         uploaded = gr.State([])
         # An event that comes while its function runs waits until that ends, and the last of several counts.
@@ -200,8 +200,8 @@ def build(
         answer = {
             "fn": bench.answer,
             "inputs": [image, names, around, adapter, of_class],
-            "outputs": [*results, of_class],
-            "show_progress_on": results,  # hides the results of the last picture
+            "outputs": [*outputs, of_class],
+            "show_progress_on": outputs,  # hides the results of the last picture
             **last,
         }
         gr.on(upload.upload, lambda path: path, upload, image, **last)

@@ -133,11 +133,11 @@ def excludes(number: Estimate | None, threshold: float = 0.0) -> int:
     return -1 if number.high < threshold else 0
 
 
-def with_interval(number: Estimate, text: Callable[[float], str]) -> str:
+def with_interval(number: Estimate, written: Callable[[float], str]) -> str:
     """Writes a number with its interval, if any: `5.3 (3.1 to 7.5)`."""
     if number.low is None or number.high is None:
-        return text(number.value)
-    return f"{text(number.value)} ({text(number.low)} to {text(number.high)})"
+        return written(number.value)
+    return f"{written(number.value)} ({written(number.low)} to {written(number.high)})"
 
 
 def change(number: Estimate, outcome: str) -> str:
@@ -168,11 +168,11 @@ def in_points(share: Estimate) -> Estimate:
 
 def by_reason(reasons: Iterable[tuple[str, str | None]]) -> list[str]:
     """Writes `A, B: why`, a line for each reason, from pairs of a label and its reason, if any."""
-    labels: dict[str, list[str]] = {}
+    labels_of: dict[str, list[str]] = {}
     for label, reason in reasons:
         if reason:
-            labels.setdefault(reason, []).append(label)
-    return [f"{', '.join(dict.fromkeys(names))}: {reason}" for reason, names in labels.items()]
+            labels_of.setdefault(reason, []).append(label)
+    return [f"{', '.join(dict.fromkeys(names))}: {reason}" for reason, names in labels_of.items()]
 
 
 def wilson_interval(accuracy: float, images: float) -> tuple[float, float]:

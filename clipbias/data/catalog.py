@@ -140,7 +140,7 @@ class CatalogEntry:
     classes: int
     sizes: Mapping[str, int]
     fetch: Mapping[str, str]
-    images: str = "images"
+    image_folder: str = "images"
     layout: str = "split file"
     template: str = DEFAULT_TEMPLATE
     split_file: str | None = None

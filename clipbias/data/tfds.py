@@ -211,7 +211,7 @@ class PreparedDataset:
             if name is not None and name not in features:
                 raise ClipbiasError(f"{self.folder} has no feature {name!r}; it has {', '.join(features)}.")
         ids: list[str] = []
-        labels: list[int] = []
+        read_labels: list[int] = []
         source = self.source(split)
         last_line = time.monotonic()
         logging.info("%s has no index: all %d records of %s are read, this once", self.folder, len(source), split)
@@ -220,13 +220,13 @@ class PreparedDataset:
             for first in range(0, len(source), CHUNK):
                 hosts.check()
                 for record in source.__getitems__(range(first, min(first + CHUNK, len(source)))):
-                    labels.append(int(record["label"]))
+                    read_labels.append(int(record["label"]))
                     if id_feature:
                         ids.append(bytes(record[id_feature]).decode())
                 if time.monotonic() > last_line + SECONDS_BETWEEN_LINES:
                     last_line = time.monotonic()
-                    logging.info("%d of %d records of %s", len(labels), len(source), split)
-        return np.asarray(labels, np.int32), tuple(ids)
+                    logging.info("%d of %d records of %s", len(read_labels), len(source), split)
+        return np.asarray(read_labels, np.int32), tuple(ids)
 
 
 def records_path(path: str | os.PathLike) -> Path:
