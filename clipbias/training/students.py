@@ -80,7 +80,7 @@ def fit_recipe(*, learning_rate: float, steps: int = STEPS, batch_size: int = BA
 def fit_student(
     student: Task,
     teacher: Tuned,
-    images: Split,
+    split: Split,
     recipe: Recipe,
     context: SweepContext,
     *,
@@ -92,9 +92,9 @@ def fit_student(
     The seed decides the start and the order of images. A finished fit is read from its checkpoints. Raises
     `ClipbiasError` where the method cannot learn from a teacher, the loss is not finite, or an image is unreadable.
     """
-    splits = {"train": images, "test": images.subset([])}
+    splits = {"train": split, "test": split.subset([])}
     dataset = Dataset("unlabelled images", student.class_names, student.template, splits)
-    (run_images,) = context.training_images([images])
+    (run_images,) = context.training_images([split])
     job = TrainJob(
         context=context,
         task=student.with_memory(class_shards=context.mesh.shape[placement.DATA]),
@@ -123,9 +123,9 @@ def select_learning_rate(divergence: Callable[[float], float], *, first: float =
     return min(tried, key=lambda rate: (np.isnan(tried[rate]), tried[rate]))
 
 
-def mean_divergence(teacher: Tuned, student: Tuned, images: Split, context: SweepContext) -> float:
+def mean_divergence(teacher: Tuned, student: Tuned, split: Split, context: SweepContext) -> float:
     """Returns the mean of `divergences` over images that both models could read, in nats."""
-    opened = Images(images)
+    opened = Images(split)
     expected, read = split_logits(teacher, opened, context)
     actual, also_read = split_logits(student, opened, context)
     return float(divergences(expected[read & also_read], actual[read & also_read]).mean())
