@@ -27,7 +27,7 @@ from clipbias.identity import identity
 from clipbias.io import data_path, parse_json, user_path, write_tensors
 from clipbias.terminal import printable
 from clipbias.tuning.conformal import Calibration
-from clipbias.tuning.method import CONSTANTS, SEPARATOR, Array, Learnables, flatten, unflatten
+from clipbias.tuning.method import CONSTANTS, SEPARATOR, Array, Learnables, Options, flatten, unflatten
 from clipbias.tuning.prompts import Classes
 from clipbias.tuning.registry import METHODS, is_user_method, make_method, match_user_method, source_digest
 from clipbias.tuning.task import Task
@@ -77,7 +77,7 @@ class Adapter:
 
     learnables: Learnables
     method: str
-    options: dict[str, Any]
+    options: Options
     source: str | None
     class_names: list[str]
     template: str
@@ -87,7 +87,7 @@ class Adapter:
     base: str
     weights: str
     tokenizer: str
-    config: dict[str, Any]
+    config: Mapping[str, Any]
     preprocessing: dict[str, Any]
     notes: dict[str, Any]
     calibration: Calibration | None = None

@@ -22,6 +22,7 @@ from clipbias.constants import WORDS
 from clipbias.errors import ClipbiasError
 from clipbias.io import shorten, user_path
 from clipbias.tuning.adapter import Adapter
+from clipbias.tuning.method import Options
 from clipbias.tuning.prompts import Classes, ClassList, names_in_prompt, word_ids
 from clipbias.tuning.task import Task
 from clipbias.tuning.transfer import match_labels
@@ -45,7 +46,7 @@ class TrainerFile:
     """A checkpoint as method, options (read from shapes) and learnables, float32; `tokens` is the context's length."""
 
     method: str
-    options: Mapping[str, Any]
+    options: Options
     learnables: Arrays
     tokens: int = 0
 
