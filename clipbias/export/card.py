@@ -268,7 +268,7 @@ def _front_matter(model: Tuned, form: str, title: str) -> str:
     on_the_hub = re.fullmatch(r"\w[\w.-]*/[\w.-]+", base) and not Path(model.clip.source).exists()
     dataset = _tested_on(model)
     accuracy = _accuracies(model.notes).get("")
-    results: list[EvalResult] = []
+    evaluations: list[EvalResult] = []
     if dataset and accuracy is not None:
         result = EvalResult(
             task_type="image-classification",
@@ -278,14 +278,14 @@ def _front_matter(model: Tuned, form: str, title: str) -> str:
             metric_value=accuracy,
             metric_name="top-1 accuracy in percent",
         )
-        results.append(result)
+        evaluations.append(result)
     card: Any = ModelCardData(
         base_model=base if on_the_hub else None,
         library_name=library,
         pipeline_tag=task,
         tags=["clip", "clipbias", "few-shot"],
-        model_name=title if results else None,
-        eval_results=results or None,
+        model_name=title if evaluations else None,
+        eval_results=evaluations or None,
     )
     return card.to_yaml()
 

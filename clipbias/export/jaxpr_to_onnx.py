@@ -61,7 +61,7 @@ def to_onnx(function: Callable[[jax.Array], jax.Array], image_shape: Sequence[in
 class Graph:
     """Operators and constants of a model, in the order of their addition."""
 
-    def __init__(self, images: str, batch: Any):
+    def __init__(self, image_name: str, batch: Any):
         self.batch = batch  # JAX's symbol
         self.names = (f"x{index}" for index in itertools.count())
         self.initializers: list[onnx.TensorProto] = []
@@ -70,22 +70,24 @@ class Graph:
         # Operators before all others, whose results loops' bodies may read, too.
         self.first: list[onnx.NodeProto] = []
         self.nodes = self.first
-        self.batch_size = self.node("Shape", images, start=0, end=1)
+        self.batch_size = self.node("Shape", image_name, start=0, end=1)
         self.nodes = []
 
-    def run(self, program: ClosedJaxpr | Jaxpr, inputs: Sequence[Value]) -> list[Value]:
+    def run(self, program: ClosedJaxpr | Jaxpr, arguments: Sequence[Value]) -> list[Value]:
         """Adds the operations of a program; returns its outputs."""
         jaxpr, consts = (program.jaxpr, program.consts) if isinstance(program, ClosedJaxpr) else (program, ())
         constants = [np.asarray(x) for x in consts]
-        values: dict[Any, Value] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*constants, *inputs], strict=True))
+        bound: dict[Any, Value] = dict(
+            zip([*jaxpr.constvars, *jaxpr.invars], [*constants, *arguments], strict=True)
+        )
 
         def read(x: Any) -> Value:
             is_literal = isinstance(x, Literal)
-            return np.asarray(x.val, x.aval.dtype) if is_literal else values[x]
+            return np.asarray(x.val, x.aval.dtype) if is_literal else bound[x]
 
         # An interpreter: each variable is a constant, or the name of a value in the graph.
         for eqn in jaxpr.eqns:
-            values.update(zip(eqn.outvars, self.apply(eqn, [read(x) for x in eqn.invars]), strict=True))
+            bound.update(zip(eqn.outvars, self.apply(eqn, [read(x) for x in eqn.invars]), strict=True))
         return [read(x) for x in jaxpr.outvars]
 
     def apply(self, eqn: Operation, values: Sequence[Value]) -> Sequence[Value]:
@@ -292,7 +294,7 @@ def _scan(graph: Graph, eqn: Operation, values: Sequence[Value]) -> list[Value]:
     shared, carry = values[:constants], list(values[constants : constants + carried])
     scanned = values[constants + carried :]
     length = eqn.params["length"]
-    rows: list[list[Value]] = [[] for _ in range(stacks.count(True))]
+    stacked: list[list[Value]] = [[] for _ in range(stacks.count(True))]
     order = range(length)
     # Carries pass from step to step by name; nothing of the loop remains in the graph.
     for step in reversed(order) if eqn.params["reverse"] else order:
@@ -302,11 +304,11 @@ def _scan(graph: Graph, eqn: Operation, values: Sequence[Value]) -> list[Value]:
         ]
         results = graph.run(eqn.params["jaxpr"], [*shared, *carry, *parts])
         carry = results[:carried]
-        for stack, row in zip(rows, results[carried:], strict=True):
+        for stack, row in zip(stacked, results[carried:], strict=True):
             stack.append(row)
-    for stack in rows if eqn.params["reverse"] else ():
+    for stack in stacked if eqn.params["reverse"] else ():
         stack.reverse()
-    return [*carry, *(_stacked(graph, stack, 0) for stack in rows)]
+    return [*carry, *(_stacked(graph, stack, 0) for stack in stacked)]
 
 
 def _select_n(graph: Graph, eqn: Operation, values: Sequence[Value]) -> str:
