@@ -529,7 +529,7 @@ DRAWING_OF_SIMILARITY = Drawing(
 
 
 def _similarity_figure(study: StudyResults, similarity: Similarity, key: str, label: str) -> CaptionedFigure:
-    images, rotations, depths = similarity.images, similarity.rotations, similarity.layers
+    images, rotations, depths = similarity.pictures, similarity.rotations, similarity.layers
     assert images is not None and rotations is not None and depths is not None
     result = present(similarity.models)[key]
     maps = {name: getattr(result, name) for name in _ROWS}
@@ -580,7 +580,7 @@ def _similarity_figure(study: StudyResults, similarity: Similarity, key: str, la
 def examples_figure(study: StudyResults) -> CaptionedFigure | None:
     """Draws example pictures with every model's relevancy over patches and text."""
     examples = EXAMPLES.of(study)
-    if examples is None or not len(examples.images):
+    if examples is None or not len(examples.pictures):
         return None
     labels = labels_of(study.models)
     classes = study.dataset.class_names
@@ -590,7 +590,7 @@ def examples_figure(study: StudyResults) -> CaptionedFigure | None:
     for picture, label in enumerate(map(int, examples.labels)):
         overlays.append([])
         for key, maps in models.items():
-            logits, vision, tokens = maps.logits[picture], maps.vision[picture], maps.tokens[picture]
+            logits, vision, tokens = maps.logits[picture], maps.vision[picture], maps.words[picture]
             predicted = int(np.argmax(logits))
             title = f"{labels[key]} {'✓' if predicted == label else '✗'}\n{printable(classes[predicted])}, "
             title += f"{100 * float(1 / np.exp(logits - logits.max()).sum()):.0f} %"
@@ -600,10 +600,10 @@ def examples_figure(study: StudyResults) -> CaptionedFigure | None:
             rows += [("text", i, token, maps.text[picture][i]) for i, token in enumerate(tokens)]
             of_model = pd.DataFrame(rows, columns=["part", "index", "token", "relevancy"])
             frames.append(of_model.assign(picture=picture, name=examples.names[picture], model=key))
-    count = len(examples.images)
+    count = len(examples.pictures)
     size = (2.25 * (1 + len(models)), 2.8 * count + 0.55)
     titles = [printable(classes[int(label)]) for label in examples.labels]
-    figure = overlay_grid(size, (4.2, 1) * count, list(examples.images), titles, overlays, scale=True)
+    figure = overlay_grid(size, (4.2, 1) * count, list(examples.pictures), titles, overlays, scale=True)
     counts = counted(count, "picture")
     return captioned("examples", figure, joined(frames), dataset=study.dataset.name, counts=counts)
 

@@ -354,7 +354,7 @@ def test_examples_show_every_model_with_its_prediction(study, drawn):
     for key, maps in study.sections["examples"].models.items():  # noqa: B007, PERF102 (a query reads `key`)
         for picture in range(2):
             rows = drawing.numbers.query("model == @key and picture == @picture")
-            words = maps.tokens[picture]
+            words = maps.words[picture]
             expected = [*maps.vision[picture], *maps.text[picture, : len(words)]]
             np.testing.assert_array_equal(rows["relevancy"], expected)
             prompts = len(maps.vision[picture]) - 9
@@ -371,7 +371,7 @@ def test_areas_are_those_of_the_results(study):
             areas = [curves[way][to].area for way in ("positive", "negative") for to in ("predicted", "true")]
             expected.append([model.label, study_figures.MAP_NAMES[name], *(f"{100 * area:.1f}" for area in areas)])
     heads = ("Most first, predicted", "Most first, true", "Least first, predicted", "Least first, true")
-    assert table.columns == ("Model", "Map", *heads) and [list(row) for row in table.rows] == expected
+    assert table.columns == ("Model", "Map", *heads) and [list(row) for row in table.body] == expected
 
 
 @pytest.mark.parametrize("name", EVERY)
