@@ -337,7 +337,7 @@ def make_overlays(
     for number, (title, label) in enumerate(zip(titles, targets, strict=True)):
         overlay = Overlay(title, rows[number], task.clip.config.vision.patches)
         if texts is not None:
-            overlay = dataclasses.replace(overlay, tokens=tuple(token_labels(task, int(label))), text=texts[number])
+            overlay = dataclasses.replace(overlay, words=tuple(token_labels(task, int(label))), text=texts[number])
         overlays.append(overlay)
     return overlays
 

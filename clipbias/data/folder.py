@@ -331,19 +331,19 @@ def _is_table(value: object) -> bool:
     return isinstance(getattr(value, "features", None), Mapping) and hasattr(value, "cast_column")
 
 
-def from_hub_dataset(source: HubDataset | Mapping[str, HubDataset], *, template: str = DEFAULT_TEMPLATE) -> Dataset:
+def from_hub_dataset(tables: HubDataset | Mapping[str, HubDataset], *, template: str = DEFAULT_TEMPLATE) -> Dataset:
     """Converts a table, or tables by the name of their split, to a dataset; pictures are read when they are used.
 
     A single table serves for training and testing. Raises `ClipbiasError` unless each table has one column of images
     and one of class labels, every row has a label, tables have the same classes, and split names are known.
     """
     # Whoever gives one table, to `fit` or to `evaluate`, means all of its rows.
-    if not isinstance(source, Mapping):
-        split, names = _read(source, "row")
+    if not isinstance(tables, Mapping):
+        split, names = _read(tables, "row")
         return Dataset(HUB_NAME, names, template, {"train": split, "test": split})
     splits: dict[str, Split] = {}
     class_names: dict[tuple[str, ...], None] = {}
-    for name, table in source.items():
+    for name, table in tables.items():
         if name not in SPLIT_OF:
             raise ClipbiasError(
                 f"the dataset has a split {shown(name)}; name it train, validation or test, or give it alone."
