@@ -27,7 +27,7 @@ from clipbias.tuning import Task
 if TYPE_CHECKING:
     import gradio
 
-ZERO_SHOT = "none"
+NO_ADAPTER = "none"
 LIKELIEST = "the likeliest of each model"
 # Class names that a page takes at once, and the number of them that are shown.
 MOST_CLASSES = 1000
@@ -60,7 +60,7 @@ class Bench:
 
     def model(self, name: str) -> TunedModel | None:
         """A tuned model by its name on the page or that of a file; `None` for zero-shot."""
-        return None if name == ZERO_SHOT else self.models.get(name) or self._load(name)
+        return None if name == NO_ADAPTER else self.models.get(name) or self._load(name)
 
     def _bind(self, name: str, text: str, template: str = "") -> TunedModel:
         model = self.model(name)
@@ -79,10 +79,10 @@ class Bench:
         except ClipbiasError as error:
             _warn(error, adapter)
             return choice, names, template, uploaded
-        if adapter not in (ZERO_SHOT, *self.models):
+        if adapter not in (NO_ADAPTER, *self.models):
             uploaded = list(dict.fromkeys([*uploaded, adapter]))
             files = [(Path(path).name, path) for path in uploaded]
-            choice = gr.update(choices=[ZERO_SHOT, *self.models, *files], value=adapter)
+            choice = gr.update(choices=[NO_ADAPTER, *self.models, *files], value=adapter)
         if model is not None:
             names, template = "\n".join(model.class_names), model.task.template
         return choice, names, template, uploaded
@@ -94,8 +94,8 @@ class Bench:
         if picture is None:
             return *BLANK, *BLANK, gr.skip()
         try:
-            zero_shot = self.bind(ZERO_SHOT, lines, template)
-            tuned = None if adapter == ZERO_SHOT else self.bind(adapter, lines)
+            zero_shot = self.bind(NO_ADAPTER, lines, template)
+            tuned = None if adapter == NO_ADAPTER else self.bind(adapter, lines)
             shown: list[object] = []
             for model in (zero_shot, tuned):
                 shares, words, drawn = classify(model, picture, of_class) if model else BLANK
@@ -158,7 +158,7 @@ def build(
 ) -> "gradio.Blocks":
     """Builds the page, by default from `starting_point`. Raises `ClipbiasError` without gradio."""
     gr = _gradio()
-    first = next(iter(bench.models), ZERO_SHOT)
+    first = next(iter(bench.models), NO_ADAPTER)
     pictures, class_names, template = starting_point(bench.models.get(first), class_names, template)
     starts = [str(path) for path in examples] or pictures
     outputs: list[object] = []
@@ -184,7 +184,7 @@ def build(
                 )
                 names = gr.Textbox("\n".join(class_names), label="Class names, one per line", lines=4, max_lines=8)
                 around = gr.Textbox(template or DEFAULT_TEMPLATE, label="Text of zero-shot, {} for the name")
-                adapter = gr.Dropdown([ZERO_SHOT, *bench.models], value=first, label="Tuned adapter")
+                adapter = gr.Dropdown([NO_ADAPTER, *bench.models], value=first, label="Tuned adapter")
                 file = gr.UploadButton("Load an adapter file", file_types=[".safetensors"], size="md")
             with gr.Column(scale=5, min_width=320):
                 with gr.Row():

@@ -31,7 +31,7 @@ from clipbias.settings import setting
 from clipbias.training.context import SweepContext, make_context
 from clipbias.training.loop import RunOutputs
 from clipbias.training.progress import Progress
-from clipbias.training.students import BATCH_SIZE, STEPS, STUDENT_FORMS, fit_recipe, fit_student, mean_divergence
+from clipbias.training.students import FIT_BATCH, FIT_STEPS, STUDENT_FORMS, fit_recipe, fit_student, mean_divergence
 from clipbias.training.teacher import split_logits
 from clipbias.tuned_model import AnyImages, TunedModel, as_clip, check_model, labelled_images
 from clipbias.tuning import Task
@@ -39,8 +39,8 @@ from clipbias.tuning.method import parameter_count
 from clipbias.tuning.tuned import Tuned
 
 # A smaller form is selected if its share of agreement on held-back images is below the best by no more than this.
-TOLERANCE = 0.01
-FEWEST = 5  # unlabelled images
+AGREEMENT_TOLERANCE = 0.01
+FEWEST_UNLABELLED = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,8 +52,8 @@ class DistilOptions:
         '"vector", "kind", "layer_norm" or "lora" (docs/distil.md). Default: fits all that make a plain CLIP and '
         "selects the smallest whose agreement with the adapter is within one point of the best.",
     )
-    steps: Positive = setting(STEPS, "Steps of Adam for each form.")
-    batch_size: Positive = setting(BATCH_SIZE, "Unlabelled images per step, over all devices.")
+    steps: Positive = setting(FIT_STEPS, "Steps of Adam for each form.")
+    batch_size: Positive = setting(FIT_BATCH, "Unlabelled images per step, over all devices.")
     learning_rate: Annotated[float, Range(0, 3e38)] | None = setting(
         None, "Learning rate of Adam. Default: the form's."
     )
@@ -94,14 +94,14 @@ def divide_images(data: Dataset | Split) -> DistilImages:
         test = data.split("test")
         data = unlabelled_images(data, test) or test.subset([])
     fitted, held_back, certified = divide_unlabelled(data, certified=test is None)
-    if len(data) < FEWEST or not all(map(len, (fitted, held_back, certified if test is None else test))):
+    if len(data) < FEWEST_UNLABELLED or not all(map(len, (fitted, held_back, certified if test is None else test))):
         outside, hint = "", ""
         if test is not None:
             outside = " that are not among the test images"
             hint = "; or give a split, such as dataset.split('train'), of which a part certifies without labels"
         raise ClipbiasError(
-            f"there are {len(data)} unlabelled images{outside}; give at least {FEWEST} different ones, better some "
-            f"hundred{hint}."
+            f"there are {len(data)} unlabelled images{outside}; give at least {FEWEST_UNLABELLED} different ones, "
+            f"better some hundred{hint}."
         )
     return DistilImages(fitted, held_back, certified if test is None else test, labelled=test is not None)
 
@@ -170,8 +170,8 @@ def distil(
     *,
     form: str | None = None,
     clip: Clip | str | os.PathLike | None = None,
-    steps: int = STEPS,
-    batch_size: int = BATCH_SIZE,
+    steps: int = FIT_STEPS,
+    batch_size: int = FIT_BATCH,
     learning_rate: float | None = None,
     seed: int = 1,
     mesh: Mesh | None = None,
@@ -218,10 +218,10 @@ def distil(
 
 
 def select(candidates: Sequence[Comparison]) -> str:
-    """Selects the form of fewest numbers whose agreement on held-back images is within `TOLERANCE` of the best."""
+    """Selects the form of fewest numbers whose held-back agreement is within `AGREEMENT_TOLERANCE` of the best."""
     # By agreement, not accuracy: selection has no labels.
     best = max(each.agreement.value for each in candidates)
-    enough = [each.student for each in candidates if each.agreement.value >= best - TOLERANCE]
+    enough = [each.student for each in candidates if each.agreement.value >= best - AGREEMENT_TOLERANCE]
     return min(enough, key=lambda student: student.numbers).form
 
 

@@ -35,7 +35,7 @@ BROKEN_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, 
 NOT_ALLOWED = (errno.EACCES, errno.EPERM)
 
 # The packages that read buckets.
-PACKAGES = {"gs://": "gcsfs", "s3://": "s3fs", "az://": "adlfs", "hf://": "huggingface_hub"}
+BUCKET_PACKAGES = {"gs://": "gcsfs", "s3://": "s3fs", "az://": "adlfs", "hf://": "huggingface_hub"}
 
 
 def reason(error: Exception) -> str:
@@ -353,7 +353,7 @@ def lock_file(file: int, how: int) -> bool:
 
 def is_remote(path: object) -> bool:
     """Whether a path is in a bucket."""
-    return isinstance(path, str | os.PathLike) and str(path).startswith(tuple(PACKAGES))
+    return isinstance(path, str | os.PathLike) and str(path).startswith(tuple(BUCKET_PACKAGES))
 
 
 def _store(path: str | os.PathLike) -> Any:
@@ -372,7 +372,7 @@ def remote_errors(path: str | os.PathLike) -> Iterator[None]:
     except FileNotFoundError as error:  # its message may be just the path
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)) from error
     except ImportError as error:
-        package = next(package for scheme, package in PACKAGES.items() if str(path).startswith(scheme))
+        package = next(package for scheme, package in BUCKET_PACKAGES.items() if str(path).startswith(scheme))
         raise ClipbiasError(f"{path} needs a package to be read: pip install {package}.") from error
     except Exception as error:  # credentials, network, server
         raise OSError(None, " ".join(str(error).split())[:200] or type(error).__name__) from error

@@ -34,9 +34,9 @@ from clipbias.clip.formats import (
 )
 from clipbias.clip.params import Params
 from clipbias.clip.precision import resolve
-from clipbias.clip.preprocess import FILES as PREPROCESSING_FILES
 from clipbias.clip.preprocess import (
     PREPROCESSOR,
+    PREPROCESSOR_FILES,
     Preprocessing,
     native_preprocessing,
     open_clip_preprocessing,
@@ -46,13 +46,13 @@ from clipbias.clip.preprocess import (
 from clipbias.clip.tables import from_tensors, table_of, table_of_family, to_tensors
 from clipbias.clip.tokenizer import (
     CLIP_VOCABULARY,
+    TOKENIZER_FILES,
     Tokenizer,
     clip_tokenizer,
     has_tokenizer,
     import_transformers,
     read_tokenizer,
 )
-from clipbias.clip.tokenizer import FILES as TOKENIZER_FILES
 from clipbias.data.pipeline import BATCH_SIZE
 from clipbias.data.user_images import Pictures
 from clipbias.errors import ClipbiasError
@@ -72,7 +72,7 @@ READABLE = {
 # Files of weights in their publishers' formats, which need no configuration; the last choice.
 NATIVE = re.compile(r"PE-Core-(?!G)\w+-\d+\.pt|clip_cn_vit\S*\.pt")
 # Small files of a model, downloaded before its weights.
-SMALL_FILES = (*READABLE, *PREPROCESSING_FILES, *TOKENIZER_FILES)
+SMALL_FILES = (*READABLE, *PREPROCESSOR_FILES, *TOKENIZER_FILES)
 EMBEDDED = ("demo", "demo-siglip")  # folders of `assets`: a small CLIP, and a SigLIP trained on the same pictures
 
 

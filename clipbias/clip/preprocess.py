@@ -51,7 +51,7 @@ class Preprocessing:
 
 PREPROCESSOR = "preprocessor_config.json"
 PROCESSOR = "processor_config.json"
-FILES = (PREPROCESSOR, PROCESSOR)
+PREPROCESSOR_FILES = (PREPROCESSOR, PROCESSOR)
 
 _CLIP_DEFAULTS = {"size": {"shortest_edge": 224}, "crop_size": 224, "do_center_crop": True, "resample": 3}
 _SIGLIP_DEFAULTS: dict[str, Any] = {

@@ -254,12 +254,7 @@ def _records(path: Path) -> Iterator[tuple[int, Mapping]]:
 
 
 def _dataset(
-    name: str,
-    root: Path,
-    table: list[TableRow],
-    template: str | None,
-    class_names: Sequence[str] | None,
-    place: str,
+    name: str, root: Path, table: list[TableRow], template: str | None, class_names: Sequence[str] | None, place: str
 ) -> Dataset:
     if not table:
         raise ClipbiasError(f"{place} lists no image.")

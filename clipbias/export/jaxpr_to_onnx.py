@@ -26,7 +26,7 @@ Operation = Any  # a `JaxprEqn`, whose types do not say that its variables have 
 Rule = Callable[["Graph", Operation, Sequence[Value]], str | Sequence[Value]]
 
 # Operations that only matter for gradients or the compiler.
-SAME = {"copy", "name", "stop_gradient"}
+IDENTITIES = {"copy", "name", "stop_gradient"}
 # JAX and ONNX broadcast alike if operands have equal ranks, or a rank is 0.
 ELEMENTWISE = {
     **{name: name.capitalize() for name in ("abs", "add", "and", "div", "erf", "exp", "log", "max", "min", "mul")},
@@ -34,7 +34,7 @@ ELEMENTWISE = {
     **{"eq": "Equal", "ge": "GreaterOrEqual", "gt": "Greater", "le": "LessOrEqual", "lt": "Less"},
     "logistic": "Sigmoid",
 }
-REDUCTIONS = {f"reduce_{name}": f"Reduce{name.capitalize()}" for name in ("max", "min", "prod", "sum")}
+REDUCE_OPERATORS = {f"reduce_{name}": f"Reduce{name.capitalize()}" for name in ("max", "min", "prod", "sum")}
 
 
 def to_onnx(function: Callable[[jax.Array], jax.Array], image_shape: Sequence[int]) -> onnx.ModelProto:
@@ -77,9 +77,7 @@ class Graph:
         """Adds the operations of a program; returns its outputs."""
         jaxpr, consts = (program.jaxpr, program.consts) if isinstance(program, ClosedJaxpr) else (program, ())
         constants = [np.asarray(x) for x in consts]
-        bound: dict[Any, Value] = dict(
-            zip([*jaxpr.constvars, *jaxpr.invars], [*constants, *arguments], strict=True)
-        )
+        bound: dict[Any, Value] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*constants, *arguments], strict=True))
 
         def read(x: Any) -> Value:
             is_literal = isinstance(x, Literal)
@@ -105,12 +103,12 @@ class Graph:
             for called in (eqn.params.get(key) for key in ("jaxpr", "call_jaxpr")):
                 if called is not None:
                     return self.run(called, values)
-        if name in SAME:
+        if name in IDENTITIES:
             return values
         if name in ELEMENTWISE:
             return [self.node(ELEMENTWISE[name], *values)]
-        if name in REDUCTIONS:
-            return [self.node(REDUCTIONS[name], values[0], np.array(eqn.params["axes"]), keepdims=0)]
+        if name in REDUCE_OPERATORS:
+            return [self.node(REDUCE_OPERATORS[name], values[0], np.array(eqn.params["axes"]), keepdims=0)]
         if name not in RULES:
             raise NotImplementedError(f"JAX's operation {name!r} has no translation to ONNX")
         results = RULES[name](self, eqn, values)

@@ -187,11 +187,11 @@ def vision_attention_figure(study: StudyResults) -> CaptionedFigure | None:
         quantity = part["quantity"].iloc[0]
         tuned = part["model"].iloc[0] != zero_shot
         name = "tuned" if tuned else "zero-shot"
-        look = {"color": style.TUNED if tuned else style.ZERO_SHOT, "label": f"{name}, mean over heads"}
+        look = {"color": style.TUNED if tuned else style.UNTUNED, "label": f"{name}, mean over heads"}
         lines(axes, part, x="layer", looks={"": look}, dots=True)
         if tuned:
             mean = original[original["quantity"] == quantity].groupby("layer")["value"].mean()
-            axes.plot(mean.index, mean, color=style.ZERO_SHOT, linestyle=style.DASHED, lw=1, label="zero-shot's again")
+            axes.plot(mean.index, mean, color=style.UNTUNED, linestyle=style.DASHED, lw=1, label="zero-shot's again")
         if quantity != "distance":
             level(axes, math.log(clip.tokens))
 
@@ -291,11 +291,11 @@ DRAWING_OF_FAITHFULNESS = Drawing(
 
 
 SIDES: dict[str, Any] = {
-    "zero_shot": {"color": style.ZERO_SHOT, "linestyle": (0, (4, 1.5)), "label": "zero-shot"},
+    "zero_shot": {"color": style.UNTUNED, "linestyle": (0, (4, 1.5)), "label": "zero-shot"},
     "tuned": {"color": style.TUNED, "label": "tuned"},
 }
 _BARS: dict[str, Any] = {
-    "zero_shot": {"color": style.ZERO_SHOT, "hatch": "////", "edgecolor": "white"},
+    "zero_shot": {"color": style.UNTUNED, "hatch": "////", "edgecolor": "white"},
     "tuned": {"color": style.TUNED},
 }
 _TYPES = {"text": TEXT_TYPES[:-1], "vision": VISION_TYPES}
@@ -435,7 +435,7 @@ def relevancy_groups_figure(study: StudyResults) -> CaptionedFigure | None:
     if frame.empty:
         return None
     frame["series"] = frame["group"] + " " + frame["side"]
-    sides = {"zero_shot": style.ZERO_SHOT, "tuned": style.TUNED, "": style.BLACK}
+    sides = {"zero_shot": style.UNTUNED, "tuned": style.TUNED, "": style.BLACK}
     looks: dict[str, Any] = {
         f"{group} {side}": {"color": colour, "marker": _GROUPS[group][1], "ms": 3.5, "label": None}
         for group in GROUPS

@@ -318,12 +318,11 @@ def class_tables(sweep: Sweep, measures: Sequence[str]) -> list[Table]:
 
 
 def _cell_frame(
-    sweep: Sweep, cells: Mapping[CellKey, Row], columns: _Columns, text_of: Callable[[Row], str]
+    sweep: Sweep, cells: Mapping[CellKey, Row], columns: _Columns, show: Callable[[Row], str]
 ) -> pd.DataFrame:
     texts = {
         head: [
-            text_of(cells[key]) if (key := (measure, name, dataset, shots)) in cells else MISSING
-            for name in sweep.methods
+            show(cells[key]) if (key := (measure, name, dataset, shots)) in cells else MISSING for name in sweep.methods
         ]
         for head, (measure, dataset, shots) in columns.items()
     }

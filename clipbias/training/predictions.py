@@ -12,7 +12,7 @@ from clipbias.identity import identity
 from clipbias.io import load_arrays, save_arrays
 from clipbias.tuning.tuned import Tuned
 
-PREDICTIONS = "predictions"
+PREDICTIONS_FOLDER = "predictions"
 
 
 def predictions_name(name: str) -> str:
@@ -41,7 +41,7 @@ def save_predictions(
     an unreadable image), "class_names", "identity", and for runs of a sweep "log_probs" (`forward.BatchPredictions`).
     """
     known_by = predictions_identity(model, images_identity or split.identity)
-    path = workdir / PREDICTIONS / f"{predictions_name(name)}.npz"
+    path = workdir / PREDICTIONS_FOLDER / f"{predictions_name(name)}.npz"
     arrays = {
         "images": np.asarray(split.keys),
         "labels": np.asarray(split.labels, np.int32),
@@ -59,7 +59,7 @@ class KnownPredictions:
     def __init__(self, workdirs: Iterable[Path]) -> None:
         self._paths: dict[str, Path] = {}
         for workdir in workdirs:
-            for path in sorted((workdir / PREDICTIONS).glob("*.npz")):
+            for path in sorted((workdir / PREDICTIONS_FOLDER).glob("*.npz")):
                 if (stored := stored_identity(path)) is not None:
                     self._paths.setdefault(stored, path)
 

@@ -24,12 +24,12 @@ import numpy as np
 from absl import logging
 from tqdm import tqdm
 
+from clipbias.constants import SECONDS_BETWEEN_LINES
 from clipbias.errors import ClipbiasError, sentence
 from clipbias.io import data_path, is_remote, read_json_lines, write_text
 from clipbias.terminal import printable
 from clipbias.training import placement
 
-SECONDS_BETWEEN_LINES = 10.0
 SECONDS_BETWEEN_STAGES = 2.0
 
 

@@ -19,8 +19,8 @@ from clipbias.tuning.method import select_run
 from clipbias.tuning.prompts import ClassList
 from clipbias.tuning.tuned import Tuned
 
-STEPS = 1500
-BATCH_SIZE = 16
+FIT_STEPS = 1500
+FIT_BATCH = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +63,7 @@ RATE_FACTOR = 4.0
 TRIAL_STEPS = 300
 
 
-def fit_recipe(*, learning_rate: float, steps: int = STEPS, batch_size: int = BATCH_SIZE) -> Recipe:
+def fit_recipe(*, learning_rate: float, steps: int = FIT_STEPS, batch_size: int = FIT_BATCH) -> Recipe:
     """Adam with a cosine over all steps, without decay or augmentation."""
     return Recipe(
         learning_rate=learning_rate,

@@ -27,7 +27,7 @@ from clipbias.errors import ClipbiasError, UnreadableImage, sentence
 from clipbias.io import read_json, write_text
 from clipbias.training.context import SweepContext
 from clipbias.training.device import drop_programs
-from clipbias.training.predictions import PREDICTIONS, stored_identity
+from clipbias.training.predictions import PREDICTIONS_FOLDER, stored_identity
 from clipbias.training.progress import Progress
 from clipbias.training.rates import Rates
 from clipbias.training.run import run_group, spec_facts
@@ -83,7 +83,7 @@ def sweep(
     def is_replaced(row: Row) -> bool:
         """Whether a later run, on other images or with other settings, overwrote the files of this row."""
         names: Mapping[str, str] = row.get("predictions", {})
-        stored = {name: stored_identity(workdir / PREDICTIONS / f"{file}.npz") for name, file in names.items()}
+        stored = {name: stored_identity(workdir / PREDICTIONS_FOLDER / f"{file}.npz") for name, file in names.items()}
         return any(value not in (None, row["identities"][name]) for name, value in stored.items())
 
     replaced = hosts.from_first(lambda: [row["key"] for row in rows if is_replaced(row)])

@@ -34,7 +34,7 @@ from clipbias.tuning.task import Task
 from clipbias.tuning.tuned import Tuned
 
 # Version of the file's form; a new number where earlier code would misread the file.
-FORMAT = 2
+ADAPTER_FORMAT = 2
 # Key of the scores of calibration images among the tensors.
 _CALIBRATION = "calibration"
 
@@ -247,7 +247,7 @@ def write_adapter(path: str | os.PathLike, model: Tuned) -> None:
     header = {field: getattr(adapter, field) for field in _header_types()}
     try:
         # `allow_nan`: a NaN in the notes would make a header that no JSON reader accepts.
-        text = json.dumps({"format": FORMAT, **header}, allow_nan=False)
+        text = json.dumps({"format": ADAPTER_FORMAT, **header}, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise ClipbiasError(
             f"cannot save the adapter: its notes and options must be JSON values ({error}); convert them."
@@ -273,8 +273,8 @@ def read_adapter(path: str | os.PathLike) -> Adapter:
         learnables = unflatten(tensors)
     except ValueError as error:
         raise ClipbiasError(f"{path} is not a clipbias adapter; it lacks a readable 'clipbias' header.") from error
-    if header.get("format") != FORMAT:
-        raise ClipbiasError(f"{path} has format {header.get('format')!r}; this clipbias reads format {FORMAT}.")
+    if header.get("format") != ADAPTER_FORMAT:
+        raise ClipbiasError(f"{path} has format {header.get('format')!r}; this clipbias reads format {ADAPTER_FORMAT}.")
     try:
         scores = learnables.pop(_CALIBRATION, None)
         calibration = None if scores is None else Calibration.read(scores)

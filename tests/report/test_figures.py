@@ -199,7 +199,7 @@ def check_bars(axes, part):
     for bar, row in zip(axes.patches, part.itertuples(), strict=True):
         assert bar.get_width() == pytest.approx(row.value, rel=1e-6)
         assert types[round(bar.get_y() + bar.get_height() / 2)] == row.type
-        assert to_hex(bar.get_facecolor()) == to_hex(style.ZERO_SHOT if row.side == "zero_shot" else style.TUNED)
+        assert to_hex(bar.get_facecolor()) == to_hex(style.UNTUNED if row.side == "zero_shot" else style.TUNED)
     whiskers = [bars for container in axes.containers if hasattr(container, "lines") for bars in container.lines[2]]
     np.testing.assert_allclose([bars.get_segments()[0][:, 0] for bars in whiskers], ends(part), rtol=1e-5, atol=1e-7)
     assert [text.get_text() for text in axes.texts] == [f"{value:.2f}" for value in part["value"]]
