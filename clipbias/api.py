@@ -30,7 +30,7 @@ from clipbias.training.device import keep_programs
 from clipbias.training.progress import Progress
 from clipbias.training.run import calibrate_untrained, fit_task
 from clipbias.training.select import as_options, with_given
-from clipbias.tuned_model import Images, TunedModel, as_clip, check_model, labelled_images
+from clipbias.tuned_model import AnyImages, TunedModel, as_clip, check_model, labelled_images
 from clipbias.tuning import METHODS, Method, Recipe, Task, trainer_files
 from clipbias.tuning.adapter import read_adapter, write_adapter
 from clipbias.tuning.prompts import ClassList, follows_template
@@ -40,7 +40,7 @@ from clipbias.tuning.recipe import COMMON
 def fit(  # noqa: PLR0913 (a user's options, each by keyword)
     clip: Clip | str | os.PathLike,
     method: str | Method,
-    images: Images | None = None,
+    images: AnyImages | None = None,
     labels: Labels | None = None,
     *,
     class_names: Sequence[str] | ClassList | None = None,
@@ -319,7 +319,7 @@ def _check_arguments(clip: object, method: object, shots: int | None, seed: int,
 
 
 def _classes(
-    images: Images | None, labels: Labels | None, class_names: Sequence[str] | ClassList | None
+    images: AnyImages | None, labels: Labels | None, class_names: Sequence[str] | ClassList | None
 ) -> Sequence[str] | ClassList:
     """The classes of a dataset, the given classes, or those of the labels."""
     # Labels of a dataset count by the order of its classes: other names, or another order, would rename them.
@@ -343,7 +343,7 @@ def _names(class_names: Sequence[str] | ClassList) -> tuple[str, ...]:
 
 
 def _training_dataset(
-    task: Task, images: Images | None, labels: Labels | None, validation: Split | tuple[Pictures, Labels] | None
+    task: Task, images: AnyImages | None, labels: Labels | None, validation: Split | tuple[Pictures, Labels] | None
 ) -> Dataset:
     """The images of `fit` as a dataset with the task's classes and texts."""
     if images is None:

@@ -27,7 +27,7 @@ from clipbias.tuning import Task
 if TYPE_CHECKING:
     import gradio
 
-ZERO_SHOT = "none"
+NO_ADAPTER = "none"
 LIKELIEST = "the likeliest of each model"
 # Class names that a page takes at once, and the number of them that are shown.
 MOST_CLASSES = 1000
@@ -60,7 +60,7 @@ class Bench:
 
     def model(self, name: str) -> TunedModel | None:
         """A tuned model by its name on the page or that of a file; `None` for zero-shot."""
-        return None if name == ZERO_SHOT else self.models.get(name) or self._load(name)
+        return None if name == NO_ADAPTER else self.models.get(name) or self._load(name)
 
     def _bind(self, name: str, text: str, template: str = "") -> TunedModel:
         model = self.model(name)
@@ -79,29 +79,29 @@ class Bench:
         except ClipbiasError as error:
             _warn(error, adapter)
             return choice, names, template, uploaded
-        if adapter not in (ZERO_SHOT, *self.models):
+        if adapter not in (NO_ADAPTER, *self.models):
             uploaded = list(dict.fromkeys([*uploaded, adapter]))
             files = [(Path(path).name, path) for path in uploaded]
-            choice = gr.update(choices=[ZERO_SHOT, *self.models, *files], value=adapter)
+            choice = gr.update(choices=[NO_ADAPTER, *self.models, *files], value=adapter)
         if model is not None:
             names, template = "\n".join(model.class_names), model.task.template
         return choice, names, template, uploaded
 
-    def answer(self, path: str | None, names: str, template: str, adapter: str, of_class: str) -> tuple[object, ...]:
+    def answer(self, picture: str | None, lines: str, template: str, adapter: str, of_class: str) -> tuple[object, ...]:
         """Probabilities, words and maps of zero-shot and of the tuned model, and the classes to choose from."""
         # All at once: results that stand side by side must belong to the same picture and settings.
         gr = _gradio()
-        if path is None:
+        if picture is None:
             return *BLANK, *BLANK, gr.skip()
         try:
-            zero_shot = self.bind(ZERO_SHOT, names, template)
-            tuned = None if adapter == ZERO_SHOT else self.bind(adapter, names)
+            zero_shot = self.bind(NO_ADAPTER, lines, template)
+            tuned = None if adapter == NO_ADAPTER else self.bind(adapter, lines)
             shown: list[object] = []
             for model in (zero_shot, tuned):
-                shares, words, drawn = classify(model, path, of_class) if model else BLANK
+                shares, words, drawn = classify(model, picture, of_class) if model else BLANK
                 shown += [shares, html.escape(words), drawn]
         except ClipbiasError as error:
-            _warn(error, path, adapter)
+            _warn(error, picture, adapter)
             return *BLANK, *BLANK, gr.skip()
         classes = [LIKELIEST, *map(printable, zero_shot.class_names)]
         # A class that somebody selects meanwhile stays selected.
@@ -158,10 +158,10 @@ def build(
 ) -> "gradio.Blocks":
     """Builds the page, by default from `starting_point`. Raises `ClipbiasError` without gradio."""
     gr = _gradio()
-    first = next(iter(bench.models), ZERO_SHOT)
+    first = next(iter(bench.models), NO_ADAPTER)
     pictures, class_names, template = starting_point(bench.models.get(first), class_names, template)
     starts = [str(path) for path in examples] or pictures
-    results: list[object] = []
+    outputs: list[object] = []
     # Uploads are looked for every ten minutes, and deleted when they are an hour old.
     with gr.Blocks(title="clipbias: zero-shot beside tuned", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.Markdown(f"## CLIP `{printable(bench.clip.name)}`: zero-shot beside tuned")
@@ -184,15 +184,15 @@ def build(
                 )
                 names = gr.Textbox("\n".join(class_names), label="Class names, one per line", lines=4, max_lines=8)
                 around = gr.Textbox(template or DEFAULT_TEMPLATE, label="Text of zero-shot, {} for the name")
-                adapter = gr.Dropdown([ZERO_SHOT, *bench.models], value=first, label="Tuned adapter")
+                adapter = gr.Dropdown([NO_ADAPTER, *bench.models], value=first, label="Tuned adapter")
                 file = gr.UploadButton("Load an adapter file", file_types=[".safetensors"], size="md")
             with gr.Column(scale=5, min_width=320):
                 with gr.Row():
                     for label in ("Zero-shot", "Tuned"):
                         with gr.Column(min_width=280):
-                            results += [gr.Label(label=label, num_top_classes=SHOWN), gr.HTML(elem_classes="words")]
+                            outputs += [gr.Label(label=label, num_top_classes=SHOWN), gr.HTML(elem_classes="words")]
                             shown = {"show_label": False, "interactive": False, "elem_classes": "map"}
-                            results.append(gr.Image(buttons=["download", "fullscreen"], **shown))
+                            outputs.append(gr.Image(buttons=["download", "fullscreen"], **shown))
                 of_class = gr.Dropdown([LIKELIEST], value=LIKELIEST, label="Class of the maps")
         uploaded = gr.State([])
         # An event that comes while its function runs waits until that ends, and the last of several counts.
@@ -200,8 +200,8 @@ def build(
         answer = {
             "fn": bench.answer,
             "inputs": [image, names, around, adapter, of_class],
-            "outputs": [*results, of_class],
-            "show_progress_on": results,  # hides the results of the last picture
+            "outputs": [*outputs, of_class],
+            "show_progress_on": outputs,  # hides the results of the last picture
             **last,
         }
         gr.on(upload.upload, lambda path: path, upload, image, **last)

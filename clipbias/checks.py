@@ -33,9 +33,9 @@ Positive = Annotated[int, Range(1, LARGEST)]
 
 @dataclasses.dataclass(frozen=True)
 class Choices:
-    """The texts that are allowed, as in `Annotated[str, Choices(("sum", "mean"))]`."""
+    """The strings that are allowed, as in `Annotated[str, Choices(("sum", "mean"))]`."""
 
-    texts: tuple[str, ...]
+    allowed: tuple[str, ...]
 
 
 def check_int(name: str, value: object, *, lowest: float = 0, highest: float = LARGEST) -> int:
@@ -99,7 +99,7 @@ def check_value(name: str, value: object, kind: object) -> None:
     elif kind is float:
         check_number(name, value, lowest=bounds.lowest, highest=bounds.highest)
     elif kind is str and isinstance(limits, Choices):
-        check_choice(name, value, limits.texts)
+        check_choice(name, value, limits.allowed)
     elif kind is str:
         check_text(name, value)
     elif origin in (types.UnionType, Union):

@@ -5,6 +5,7 @@ ZERO_SHOT = "zero_shot"
 # The adapter's file in a work folder, an export or a repository.
 ADAPTER_FILE = "adapter.safetensors"
 TOWERS = ("vision", "text")
+SECONDS_BETWEEN_LINES = 10.0  # of progress in a log
 # The words before a class name, and the template of a dataset without its own.
 WORDS = "a photo of a"
 DEFAULT_TEMPLATE = f"{WORDS} {{}}."

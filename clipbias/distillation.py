@@ -31,17 +31,16 @@ from clipbias.settings import setting
 from clipbias.training.context import SweepContext, make_context
 from clipbias.training.loop import RunOutputs
 from clipbias.training.progress import Progress
-from clipbias.training.students import BATCH_SIZE, STEPS, STUDENT_FORMS, fit_recipe, fit_student, mean_divergence
+from clipbias.training.students import FIT_BATCH, FIT_STEPS, STUDENT_FORMS, fit_recipe, fit_student, mean_divergence
 from clipbias.training.teacher import split_logits
-from clipbias.tuned_model import Images as UserImages
-from clipbias.tuned_model import TunedModel, as_clip, check_model, labelled_images
+from clipbias.tuned_model import AnyImages, TunedModel, as_clip, check_model, labelled_images
 from clipbias.tuning import Task
 from clipbias.tuning.method import parameter_count
 from clipbias.tuning.tuned import Tuned
 
 # A smaller form is selected if its share of agreement on held-back images is below the best by no more than this.
-TOLERANCE = 0.01
-FEWEST = 5  # unlabelled images
+AGREEMENT_TOLERANCE = 0.01
+FEWEST_UNLABELLED = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +52,8 @@ class DistilOptions:
         '"vector", "kind", "layer_norm" or "lora" (docs/distil.md). Default: fits all that make a plain CLIP and '
         "selects the smallest whose agreement with the adapter is within one point of the best.",
     )
-    steps: Positive = setting(STEPS, "Steps of Adam for each form.")
-    batch_size: Positive = setting(BATCH_SIZE, "Unlabelled images per step, over all devices.")
+    steps: Positive = setting(FIT_STEPS, "Steps of Adam for each form.")
+    batch_size: Positive = setting(FIT_BATCH, "Unlabelled images per step, over all devices.")
     learning_rate: Annotated[float, Range(0, 3e38)] | None = setting(
         None, "Learning rate of Adam. Default: the form's."
     )
@@ -84,31 +83,31 @@ class Distilled:
     candidates: tuple[Comparison, ...]  # all fitted forms, on the held-back images
 
 
-def divide_images(source: Dataset | Split) -> DistilImages:
+def divide_images(data: Dataset | Split) -> DistilImages:
     """Divides images for a distillation. Raises `ClipbiasError` for too few.
 
     A dataset's training and validation images fit and select, its test images certify. A split is divided by its
     images' names: three fifths fit, a fifth selects, a fifth certifies.
     """
     test: Split | None = None
-    if isinstance(source, Dataset):
-        test = source.split("test")
-        source = unlabelled_images(source, test) or test.subset([])
-    fitted, held_back, certified = divide_unlabelled(source, certified=test is None)
-    if len(source) < FEWEST or not all(map(len, (fitted, held_back, certified if test is None else test))):
+    if isinstance(data, Dataset):
+        test = data.split("test")
+        data = unlabelled_images(data, test) or test.subset([])
+    fitted, held_back, certified = divide_unlabelled(data, certified=test is None)
+    if len(data) < FEWEST_UNLABELLED or not all(map(len, (fitted, held_back, certified if test is None else test))):
         outside, hint = "", ""
         if test is not None:
             outside = " that are not among the test images"
             hint = "; or give a split, such as dataset.split('train'), of which a part certifies without labels"
         raise ClipbiasError(
-            f"there are {len(source)} unlabelled images{outside}; give at least {FEWEST} different ones, better some "
-            f"hundred{hint}."
+            f"there are {len(data)} unlabelled images{outside}; give at least {FEWEST_UNLABELLED} different ones, "
+            f"better some hundred{hint}."
         )
     return DistilImages(fitted, held_back, certified if test is None else test, labelled=test is not None)
 
 
 def distil_model(
-    model: TunedModel, images: DistilImages, options: DistilOptions, context: SweepContext, outputs: RunOutputs
+    model: TunedModel, parts: DistilImages, options: DistilOptions, context: SweepContext, outputs: RunOutputs
 ) -> Distilled:
     """Fits the forms to a teacher, selects one and certifies it; `context` holds the student's frozen model.
 
@@ -120,7 +119,7 @@ def distil_model(
     frozen = Tuned(Task(model.clip, ZERO_SHOT, model.class_names, template=DEFAULT_TEMPLATE))
     # A form that does not fold stays an adapter, which nobody wants unless they ask for it.
     names = [name for name, form in STUDENT_FORMS.items() if form.folds] if options.form is None else [options.form]
-    fitted = images.fitted
+    fitted = parts.fitted
     # No fit reads more images, but the mean divergence below would.
     if len(fitted) > (most := options.steps * options.batch_size):
         fitted = fitted.subset(np.sort(np.random.default_rng(options.seed).choice(len(fitted), most, replace=False)))
@@ -134,17 +133,17 @@ def distil_model(
             words=STUDENT_FORMS[name].words,
             numbers=parameter_count(student.learnables)["total"],
             fitted_divergence=mean_divergence(model, student, fitted, context),
-            held_back_divergence=mean_divergence(model, student, images.held_back, context),
+            held_back_divergence=mean_divergence(model, student, parts.held_back, context),
         )
         students[name] = student
-        candidates[name] = _compare((frozen, model, student), facts, images.held_back, context, labelled=False)
+        candidates[name] = _compare((frozen, model, student), facts, parts.held_back, context, labelled=False)
         outputs.progress.say(_line(candidates[name], len(fitted)))
     # Selection reads held-back images, the certificate others: a form that was selected on them would look too good
     # there.
     selected = select(tuple(candidates.values()))
     student = students[selected]
     of_three = (frozen, model, student)
-    certificate = _compare(of_three, candidates[selected].student, images.certified, context, labelled=images.labelled)
+    certificate = _compare(of_three, candidates[selected].student, parts.certified, context, labelled=parts.labelled)
     teacher_numbers = sum(np.size(leaf) for leaf in jax.tree.leaves(model.learnables))
     sentences = certificate_sentences(certificate, model.task.method_name, teacher_numbers)
     # Notes of the teacher's training do not hold for the student, except for the dataset.
@@ -167,12 +166,12 @@ def distil_model(
 
 def distil(
     model: TunedModel,
-    images: UserImages | None = None,
+    images: AnyImages | None = None,
     *,
     form: str | None = None,
     clip: Clip | str | os.PathLike | None = None,
-    steps: int = STEPS,
-    batch_size: int = BATCH_SIZE,
+    steps: int = FIT_STEPS,
+    batch_size: int = FIT_BATCH,
     learning_rate: float | None = None,
     seed: int = 1,
     mesh: Mesh | None = None,
@@ -204,25 +203,25 @@ def distil(
     named = model.notes.get("dataset") if images is None else images
     if named is None:
         raise ClipbiasError("the model names no dataset; give one, or pictures.")
-    source: Any = open_images(named)
-    if isinstance(source, Dataset):
-        labelled_images(source, None, model.class_names)  # raises for other classes
-    elif not isinstance(source, Split):
+    data: Any = open_images(named)
+    if isinstance(data, Dataset):
+        labelled_images(data, None, model.class_names)  # raises for other classes
+    elif not isinstance(data, Split):
         # Labels are needed for the type alone: no label is read before the certificate, which has none here.
-        pictures, _ = list_images(source)
-        source = image_list(pictures, [0] * len(pictures), model.class_names)
-    divided = divide_images(source)
+        pictures, _ = list_images(data)
+        data = image_list(pictures, [0] * len(pictures), model.class_names)
+    parts = divide_images(data)
     student = model.clip if clip is None else as_clip(clip)
     context = make_context(student, mesh, dtype=model.task.classifier.dtype)
     with contextlib.closing(Progress(title="distil", shown=progress)) as bar:
-        return distil_model(model, divided, options, context, RunOutputs(progress=bar))
+        return distil_model(model, parts, options, context, RunOutputs(progress=bar))
 
 
 def select(candidates: Sequence[Comparison]) -> str:
-    """Selects the form of fewest numbers whose agreement on held-back images is within `TOLERANCE` of the best."""
+    """Selects the form of fewest numbers whose held-back agreement is within `AGREEMENT_TOLERANCE` of the best."""
     # By agreement, not accuracy: selection has no labels.
     best = max(each.agreement.value for each in candidates)
-    enough = [each.student for each in candidates if each.agreement.value >= best - TOLERANCE]
+    enough = [each.student for each in candidates if each.agreement.value >= best - AGREEMENT_TOLERANCE]
     return min(enough, key=lambda student: student.numbers).form
 
 
@@ -272,7 +271,7 @@ def _line(candidate: Comparison, fitted_images: int) -> str:
 
 
 def _fit(
-    name: str, teacher: Tuned, images: Split, options: DistilOptions, context: SweepContext, outputs: RunOutputs
+    name: str, teacher: Tuned, fitted: Split, options: DistilOptions, context: SweepContext, outputs: RunOutputs
 ) -> Tuned:
     form = STUDENT_FORMS[name]
     student = form.task(context.clip, teacher.task, context.dtype)
@@ -281,16 +280,16 @@ def _fit(
     # A folder for each form: checkpoints of two forms have the same steps.
     if outputs.checkpoints is not None:
         outputs = dataclasses.replace(outputs, checkpoints=outputs.checkpoints / name)
-    return fit_student(student, teacher, images, recipe, context, seed=options.seed, outputs=outputs)
+    return fit_student(student, teacher, fitted, recipe, context, seed=options.seed, outputs=outputs)
 
 
 def _compare(
-    models: Sequence[Tuned], student: Student, split: Split, context: SweepContext, *, labelled: bool
+    tuned_models: Sequence[Tuned], student: Student, split: Split, context: SweepContext, *, labelled: bool
 ) -> Comparison:
-    """Compares the student with the teacher; `models` are frozen model, teacher and student."""
+    """Compares the student with the teacher; `tuned_models` are frozen model, teacher and student."""
     # On images that all three could read: comparisons are paired.
     images = Images(split)
-    results = [split_logits(model, images, context) for model in models]
+    results = [split_logits(model, images, context) for model in tuned_models]
     read = np.all([of_model for _, of_model in results], axis=0)
     logits = np.stack([of_model[read] for of_model, _ in results], axis=1)
     labels = split.labels[read] if labelled else None

@@ -52,10 +52,10 @@ def identity(value: object) -> str:
 
 
 def _feed(update: Callable[[bytes], None], value: Any) -> None:
-    """Each value is written with a letter for its kind and its length, so that no two read alike."""
+    """Each value is written with a letter for its type and its length, so that no two read alike."""
 
-    def write(kind: bytes, content: bytes = b"") -> None:
-        update(kind + len(content).to_bytes(8, "little") + content)
+    def write(letter: bytes, content: bytes = b"") -> None:
+        update(letter + len(content).to_bytes(8, "little") + content)
 
     # Order matters: a bool is an int, an enum may be a string, and a whole float must write the bytes of the int.
     if isinstance(value, enum.Enum):

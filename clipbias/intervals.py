@@ -133,11 +133,11 @@ def excludes(number: Estimate | None, threshold: float = 0.0) -> int:
     return -1 if number.high < threshold else 0
 
 
-def with_interval(number: Estimate, text: Callable[[float], str]) -> str:
+def with_interval(number: Estimate, write: Callable[[float], str]) -> str:
     """Writes a number with its interval, if any: `5.3 (3.1 to 7.5)`."""
     if number.low is None or number.high is None:
-        return text(number.value)
-    return f"{text(number.value)} ({text(number.low)} to {text(number.high)})"
+        return write(number.value)
+    return f"{write(number.value)} ({write(number.low)} to {write(number.high)})"
 
 
 def change(number: Estimate, outcome: str) -> str:
@@ -168,23 +168,23 @@ def in_points(share: Estimate) -> Estimate:
 
 def by_reason(reasons: Iterable[tuple[str, str | None]]) -> list[str]:
     """Writes `A, B: why`, a line for each reason, from pairs of a label and its reason, if any."""
-    labels: dict[str, list[str]] = {}
+    labels_of: dict[str, list[str]] = {}
     for label, reason in reasons:
         if reason:
-            labels.setdefault(reason, []).append(label)
-    return [f"{', '.join(dict.fromkeys(names))}: {reason}" for reason, names in labels.items()]
+            labels_of.setdefault(reason, []).append(label)
+    return [f"{', '.join(dict.fromkeys(names))}: {reason}" for reason, names in labels_of.items()]
 
 
-def wilson_interval(accuracy: float, images: float) -> tuple[float, float]:
+def wilson_interval(accuracy: float, n: float) -> tuple[float, float]:
     """Computes the 95 % interval of an accuracy in percent on `n` test images (Wilson 1927).
 
     `(p + z²/2n ± z √(p (1 − p)/n + z²/4n²)) / (1 + z²/n)`; the accuracy may be a mean over seeds.
     """
     # A mean over seeds may exceed the bounds by rounding, and the root below would be NaN.
     share = min(max(accuracy / 100, 0.0), 1.0)
-    square = Z_95**2 / images
+    square = Z_95**2 / n
     centre = share + square / 2
-    half = Z_95 * math.sqrt(share * (1 - share) / images + square / images / 4)
+    half = Z_95 * math.sqrt(share * (1 - share) / n + square / n / 4)
     low, high = ((centre - half) / (1 + square), (centre + half) / (1 + square))
     return 100 * max(low, 0.0), 100 * min(high, 1.0)
 

@@ -35,7 +35,7 @@ BROKEN_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, 
 NOT_ALLOWED = (errno.EACCES, errno.EPERM)
 
 # The packages that read buckets.
-PACKAGES = {"gs://": "gcsfs", "s3://": "s3fs", "az://": "adlfs", "hf://": "huggingface_hub"}
+BUCKET_PACKAGES = {"gs://": "gcsfs", "s3://": "s3fs", "az://": "adlfs", "hf://": "huggingface_hub"}
 
 
 def reason(error: Exception) -> str:
@@ -138,7 +138,7 @@ def sha256(path: str | os.PathLike) -> str:
         raise ClipbiasError(f"cannot read {path}: {reason(error)}.") from error
 
 
-def parse_json(text: str, kind: type | tuple[type, ...] = object) -> Any:
+def parse_json(text: str, expected: type | tuple[type, ...] = object) -> Any:
     """The value of a JSON text. Raises `ValueError` with a short message for everything that cannot be read."""
     try:
         value = json.loads(text)
@@ -148,19 +148,19 @@ def parse_json(text: str, kind: type | tuple[type, ...] = object) -> Any:
         raise ValueError("not valid JSON: it is nested too deeply") from error
     except ValueError as error:  # a number of thousands of digits
         raise ValueError("not valid JSON: a number is too long") from error
-    if not isinstance(value, kind):
+    if not isinstance(value, expected):
         raise ValueError(f"another kind of content, {text.strip()[:40]!r}")
     return value
 
 
-def read_json(path: str | os.PathLike, kind: type | tuple[type, ...] = object, *, what: str = "a JSON file") -> Any:
-    """The value in a JSON file, of type `kind`; `what` is the file's purpose, for the message.
+def read_json(path: str | os.PathLike, expected: type | tuple[type, ...] = object, *, what: str = "a JSON file") -> Any:
+    """The value in a JSON file, of type `expected`; `what` is the file's purpose, for the message.
 
     Raises `ClipbiasError` if it cannot be read, is no JSON (with the line where it breaks off), or is of another kind.
     """
     text = read_text(path)
     try:
-        return parse_json(text, kind)
+        return parse_json(text, expected)
     except ValueError as error:
         raise ClipbiasError(f"{path} is not {what} ({error}); fetch it again.") from error
 
@@ -353,7 +353,7 @@ def lock_file(file: int, how: int) -> bool:
 
 def is_remote(path: object) -> bool:
     """Whether a path is in a bucket."""
-    return isinstance(path, str | os.PathLike) and str(path).startswith(tuple(PACKAGES))
+    return isinstance(path, str | os.PathLike) and str(path).startswith(tuple(BUCKET_PACKAGES))
 
 
 def _store(path: str | os.PathLike) -> Any:
@@ -372,7 +372,7 @@ def remote_errors(path: str | os.PathLike) -> Iterator[None]:
     except FileNotFoundError as error:  # its message may be just the path
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)) from error
     except ImportError as error:
-        package = next(package for scheme, package in PACKAGES.items() if str(path).startswith(scheme))
+        package = next(package for scheme, package in BUCKET_PACKAGES.items() if str(path).startswith(scheme))
         raise ClipbiasError(f"{path} needs a package to be read: pip install {package}.") from error
     except Exception as error:  # credentials, network, server
         raise OSError(None, " ".join(str(error).split())[:200] or type(error).__name__) from error

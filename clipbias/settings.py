@@ -113,11 +113,11 @@ def from_config(kind: type[T], config: ConfigDict) -> T:
 
 def values_of(settings: object, prefix: str = "") -> dict[str, object]:
     """The values of settings by their names in a configuration."""
-    values: dict[str, object] = {}
+    by_name: dict[str, object] = {}
     for field, _, path in _settings(type(settings), prefix):
         value = getattr(settings, field.name)
-        values |= values_of(value, path) if _FLAT in field.metadata else {path: value}
-    return values
+        by_name |= values_of(value, path) if _FLAT in field.metadata else {path: value}
+    return by_name
 
 
 def as_json(settings: object) -> dict[str, Any]:
@@ -170,10 +170,10 @@ def flatten(value: object, path: str) -> dict[str, object]:
     """A value by its path, or those within it by theirs, as `method_options.bias.depth`."""
     if not isinstance(value, Mapping) or not value:
         return {path: value}
-    values: dict[str, object] = {}
+    by_path: dict[str, object] = {}
     for name, inner in value.items():
-        values |= flatten(inner, f"{path}.{name}")
-    return values
+        by_path |= flatten(inner, f"{path}.{name}")
+    return by_path
 
 
 def _values(config: Mapping[str, Any], known: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
@@ -186,10 +186,10 @@ def _values(config: Mapping[str, Any], known: Mapping[str, object], prefix: str 
             yield path, value.to_dict() if isinstance(value, ConfigDict) else value
 
 
-def _make(kind: type[T], values: Mapping[str, object], prefix: str = "") -> T:
+def _make(kind: type[T], by_name: Mapping[str, object], prefix: str = "") -> T:
     arguments: dict[str, object] = {}
     for field, annotation, path in _settings(kind, prefix):
-        arguments[field.name] = _make(annotation, values, path) if _FLAT in field.metadata else values[path]
+        arguments[field.name] = _make(annotation, by_name, path) if _FLAT in field.metadata else by_name[path]
     return kind(**arguments)
 
 

@@ -125,7 +125,7 @@ def explain(
 
 
 def bind_models(
-    tuned: Sequence[TunedModel],
+    tuned_models: Sequence[TunedModel],
     dataset: Dataset,
     *,
     clip: Clip | None = None,
@@ -140,19 +140,19 @@ def bind_models(
       ClipbiasError: there is no model, there are several frozen models, or a model's learnables belong to other
         classes.
     """
-    if clip is None and not tuned:
+    if clip is None and not tuned_models:
         raise ClipbiasError("there is no model to explain; give tuned models, or clip=….")
-    clip = tuned[0].clip if clip is None else clip
+    clip = tuned_models[0].clip if clip is None else clip
     # One frozen model for all: features of images and texts are computed once, and differences come from tuning alone.
-    for model in tuned:
+    for model in tuned_models:
         if different := [part for part, value in model.clip.parts.items() if value != clip.parts[part]]:
             raise ClipbiasError(
                 f"a model is of {model.clip.name!r} and not of {clip.name!r} (different {', '.join(different)}); study "
                 "them apart."
             )
     # Zero-shot computes as the tuned models do: else a difference of dtypes would count as a gain.
-    dtype = tuned[0].task.classifier.dtype if tuned else dtype
-    for model in tuned:
+    dtype = tuned_models[0].task.classifier.dtype if tuned_models else dtype
+    for model in tuned_models:
         if model.task.classifier.dtype != dtype:
             raise ClipbiasError(
                 f"models compute in {dtype} and in {model.task.classifier.dtype}; load their adapters with one dtype."
@@ -160,9 +160,9 @@ def bind_models(
     task = Task(clip, ZERO_SHOT, dataset, dtype=dtype)
     bound = [Model(ZERO_SHOT, method_name(ZERO_SHOT), Tuned(task), clip.name)]
     labels = {each.key: each.label for each in bound}
-    names: dict[str, list[str]] = {}  # trainings by name
+    trainings: dict[str, list[str]] = {}  # trainings by name
     seen: Counter[tuple[object, ...]] = Counter()
-    for model, source in zip(tuned, sources or [""] * len(tuned), strict=True):
+    for model, source in zip(tuned_models, sources or [""] * len(tuned_models), strict=True):
         # Models of other classes are bound anew: predictions and zero-shot's classes must agree.
         own = model if model.class_names == tuple(dataset.class_names) else model.with_classes(dataset)
         method = own.task.method_name
@@ -173,7 +173,7 @@ def bind_models(
         if trained_on and trained_on != dataset.name:
             name += f" trained on {dataset_name(trained_on)}"
         shots = model.notes.get("shots")
-        others = {each.notes.get("shots") for each in tuned if each.task.method_name == method}
+        others = {each.notes.get("shots") for each in tuned_models if each.task.method_name == method}
         if isinstance(shots, int) and others != {shots}:
             name += f", {counted(shots, 'shot')}"
         # Models of the same name and training are seeds of one method, crossed in intervals. Another training, or the
@@ -182,7 +182,7 @@ def bind_models(
         number = seen[facts := (training, seed, start)]
         seen[facts] += 1
         training += f" ({number + 1})" if number else ""
-        alike = names.setdefault(name, [])
+        alike = trainings.setdefault(name, [])
         if training not in alike:
             alike.append(training)
         if place := alike.index(training):
@@ -227,14 +227,14 @@ def unique_key(method: str, name: str, seed: object, start: int, labels: Mapping
     return key, f"{name} ({words})" if is_again or name in labels.values() else name
 
 
-def _known_predictions(folders: Sequence[Path], images: Split) -> Callable[[Model], np.ndarray | None]:
+def _known_predictions(folders: Sequence[Path], split: Split) -> Callable[[Model], np.ndarray | None]:
     """Returns a function that reads a model's predictions for the images from the folders of runs."""
     known = KnownPredictions(dict.fromkeys(folders))
     found: dict[str, np.ndarray | None] = {}  # by model key, since several sections need them
 
     def find(model: Model) -> np.ndarray | None:
         if model.key not in found:
-            found[model.key] = known.find(model.tuned, images)
+            found[model.key] = known.find(model.tuned, split)
             if found[model.key] is not None:
                 say(f"{model.label}: predictions read from an evaluation")
         return found[model.key]

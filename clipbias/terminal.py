@@ -6,14 +6,14 @@ import sys
 from collections.abc import Iterator
 
 
-def printable(text: object, *, keep: str = "") -> str:
-    """`text` with its control characters and unprintable characters as escapes, except those in `keep`."""
+def printable(value: object, *, keep: str = "") -> str:
+    """`str(value)` with its control characters and unprintable characters as escapes, except those in `keep`."""
     # Names come from folders, lists and files of other people. An escape sequence could recolour, overwrite or retitle
     # the terminal, a newline could forge a line, a direction mark could reorder a line, and half a surrogate pair
     # cannot be encoded at all.
     return "".join(
         letter if letter.isprintable() or letter in keep else letter.encode("unicode_escape").decode("ascii")
-        for letter in str(text)
+        for letter in str(value)
     )
 
 

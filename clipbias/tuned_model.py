@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 MOST_MAPS = 32
 
 # Labelled images: a dataset, its name or path, a split of one, or pictures with labels beside them.
-Images: TypeAlias = Dataset | Split | Pictures | HubDataset | Mapping[str, HubDataset]
+AnyImages: TypeAlias = Dataset | Split | Pictures | HubDataset | Mapping[str, HubDataset]
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -72,7 +72,7 @@ class TunedModel(Tuned):
 
     def calibrate(
         self,
-        images: Images,
+        images: AnyImages,
         labels: Labels | None = None,
         *,
         split: str = "val",
@@ -148,7 +148,7 @@ class TunedModel(Tuned):
 
     def evaluate(
         self,
-        images: Images,
+        images: AnyImages,
         labels: Labels | None = None,
         *,
         split: str = "test",
@@ -256,12 +256,12 @@ class TunedModel(Tuned):
         overlays = make_overlays(self.task, maps, classes, [str(title) for title in titles])
         return overlay_rows([*self.clip.preprocessing.levels(images)], overlays)
 
-    def _preprocessed(self, images: np.ndarray | Split, normalised: bool) -> np.ndarray:
+    def _preprocessed(self, pictures: np.ndarray | Split, normalised: bool) -> np.ndarray:
         """Normalised images `[B, R, R, 3]`."""
         # An array may be levels that somebody forgot to normalise: `check_normalised` refuses these unless `sure`.
-        if isinstance(images, Split):
-            return preprocess(self.clip.preprocessing, images)
-        pixels = np.asarray(images[None] if images.ndim == 3 else images, np.float32)
+        if isinstance(pictures, Split):
+            return preprocess(self.clip.preprocessing, pictures)
+        pixels = np.asarray(pictures[None] if pictures.ndim == 3 else pictures, np.float32)
         check_normalised(pixels, self.clip.config.vision.image_size, sure=normalised)
         return pixels
 
@@ -328,16 +328,16 @@ def predict_batches(
 
 
 def make_overlays(
-    task: Task, maps: Relevancy | np.ndarray, labels: Sequence[int] | np.ndarray, titles: Sequence[str]
+    task: Task, maps: Relevancy | np.ndarray, targets: Sequence[int] | np.ndarray, titles: Sequence[str]
 ) -> list[Overlay]:
     """Overlays of maps with their titles `[B]`, and with the text of each class for a `Relevancy`."""
     rows = np.asarray(maps.vision if isinstance(maps, Relevancy) else maps, np.float32)
     texts = first_text(maps.text) if isinstance(maps, Relevancy) else None
     overlays = []
-    for number, (title, label) in enumerate(zip(titles, labels, strict=True)):
+    for number, (title, label) in enumerate(zip(titles, targets, strict=True)):
         overlay = Overlay(title, rows[number], task.clip.config.vision.patches)
         if texts is not None:
-            overlay = dataclasses.replace(overlay, tokens=tuple(token_labels(task, int(label))), text=texts[number])
+            overlay = dataclasses.replace(overlay, words=tuple(token_labels(task, int(label))), text=texts[number])
         overlays.append(overlay)
     return overlays
 
@@ -357,7 +357,7 @@ def as_clip(clip: Clip | str | os.PathLike) -> Clip:
     raise ClipbiasError(f"the model is {shown(clip)}; give what clipbias.load returned, or a name that it takes.")
 
 
-def labelled_images(images: Images, labels: Labels | None, class_names: tuple[str, ...]) -> Dataset | Split:
+def labelled_images(images: AnyImages, labels: Labels | None, class_names: tuple[str, ...]) -> Dataset | Split:
     """A dataset of these classes, or a split. Raises `ClipbiasError` for pictures without labels."""
     source = open_images(images) if labels is None or is_hub_dataset(images) else images
     if isinstance(source, Dataset | Split) and labels is None and source.class_names not in (None, class_names):

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Annotated
 
 from clipbias.checks import Choices, Count, Positive
-from clipbias.clip.precision import CHOICES
+from clipbias.clip.precision import DTYPE_CHOICES
 from clipbias.data.pipeline import ImageReading, OnImageError
 from clipbias.errors import ClipbiasError
 from clipbias.settings import group, setting, setting_of
@@ -32,7 +32,7 @@ class InputSettings(WorkdirSettings):
         "{dataset} in its path stands for the dataset's name.",
     )
     on_image_error: OnImageError = setting_of(ImageReading, "on_image_error")
-    dtype: Annotated[str, Choices(CHOICES)] | None = setting(
+    dtype: Annotated[str, Choices(DTYPE_CHOICES)] | None = setting(
         None,
         'Compute type: "float32", "bfloat16", "auto" or others (docs/devices.md); "tensorfloat32" is for GPUs, '
         '"bfloat16_3x" for TPUs, "auto" the fastest of the device that trains what float32 trains; None takes that of '

@@ -23,7 +23,7 @@ from clipbias.report import read_sweep
 from clipbias.report.frames import ACCURACY, Sweep, difference_error
 from clipbias.report.names import dataset_name, method_name
 from clipbias.report.pages import write_csv
-from clipbias.training.predictions import PREDICTIONS
+from clipbias.training.predictions import PREDICTIONS_FOLDER
 from clipbias.training.sweep import RESULTS
 from experiments import common
 
@@ -99,7 +99,7 @@ def main(studies: Sequence[str]) -> int:
         lines = read_json_lines(sweep / RESULTS)
         if not lines:
             raise ClipbiasError(f"{sweep} holds no {RESULTS}; give a folder of experiments.table1.")
-        rows += bias_above_prompts(read_sweep(lines, sweep / PREDICTIONS))
+        rows += bias_above_prompts(read_sweep(lines, sweep / PREDICTIONS_FOLDER))
     write_csv(Path(OUTPUT.value).expanduser(), observation_frame(rows))
     common.tell(OUTPUT.value)
     return 0

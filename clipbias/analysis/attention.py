@@ -252,23 +252,23 @@ PARTS = ("part", "total", "tokens")
 
 def compute_text_attention(study: Study) -> Computation[dict[str, TextAttention | Missing]]:
     """Computes Fig. 4 over all texts of all classes."""
-    results: dict[str, TextAttention | Missing] = {}
+    by_model: dict[str, TextAttention | Missing] = {}
     for model in (study.worded, *study.tuned):
         if reason := why_no_text_attention(model.task):
-            results[model.key] = Missing(reason)
+            by_model[model.key] = Missing(reason)
             continue
         totals: Totals = {}
         for shares in eos_shares(study, model):
             # Shares of several texts of a class are pooled: each text is a sample.
             totals = merge(totals, {"shares": over_texts(shares)})
-        results[model.key] = TextAttention(
+        by_model[model.key] = TextAttention(
             shares=totals["shares"].average,
             count=totals["shares"].samples,
             texts=model.texts,
             text=prompt_text(model.task),
         )
     yield ()  # a section is a generator, and this one reads no image
-    return results
+    return by_model
 
 
 TEXT_ATTENTION = Section(
@@ -430,7 +430,7 @@ def _vision_attention(study: Study, model: Model, totals: Totals) -> VisionAtten
 
 def compute_decomposition(study: Study) -> Computation[dict[str, Decomposition | Missing]]:
     """Computes Eq. 12 and Fig. 1 for the towers in which a model has prompts."""
-    results: dict[str, Decomposition | Missing] = {}
+    by_model: dict[str, Decomposition | Missing] = {}
     towers: dict[str, list[str]] = {}
     for model in study.tuned:
         reasons = {"vision": why_no_vision_attention(model.task), "text": why_no_text_attention(model.task)}
@@ -438,7 +438,7 @@ def compute_decomposition(study: Study) -> Computation[dict[str, Decomposition |
         towers[model.key] = [tower for tower, reason in reasons.items() if counts[tower] and not reason]
         if not towers[model.key]:
             reason = next(filter(None, reasons.values()), "There are no prompts that attention could go to.")
-            results[model.key] = Missing(reason)
+            by_model[model.key] = Missing(reason)
     totals = yield from vision_totals(study, [model for model in study.tuned if "vision" in towers[model.key]])
     for model in study.tuned:
         of_model = {}
@@ -451,8 +451,8 @@ def compute_decomposition(study: Study) -> Computation[dict[str, Decomposition |
                 means = functools.reduce(merge, runs)  # over the samples of all runs together
             of_model[tower] = _decompose(study, model, tower, means, runs)
         if of_model:
-            results[model.key] = Decomposition(of_model)
-    return results
+            by_model[model.key] = Decomposition(of_model)
+    return by_model
 
 
 DECOMPOSITION = Section(

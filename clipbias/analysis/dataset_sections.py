@@ -202,15 +202,15 @@ def relevancy_totals(study: Study) -> Computation[dict[str, dict[str, Any]]]:
 def compute_relevancy(study: Study) -> Computation[dict[str, RelevancyGroups | Missing]]:
     """Computes Fig. 2 and 3: both models' normalised rows for the true class, for every group of images."""
     every = yield from relevancy_totals(study)
-    results: dict[str, RelevancyGroups | Missing] = {}
+    by_model: dict[str, RelevancyGroups | Missing] = {}
     for model in study.tuned:
         if model.key not in every:
-            results[model.key] = Missing(why_no_relevancy(study, model))
+            by_model[model.key] = Missing(why_no_relevancy(study, model))
             continue
         totals = {name: value for name, value in every[model.key].items() if isinstance(value, Moments)}
         groups = {group: _relevancy_group(jax.tree.map(lambda x, i=i: x[i], totals)) for i, group in enumerate(GROUPS)}
-        results[model.key] = RelevancyGroups(_relevancy_text(study.worded), _relevancy_text(model), **groups)
-    return results
+        by_model[model.key] = RelevancyGroups(_relevancy_text(study.worded), _relevancy_text(model), **groups)
+    return by_model
 
 
 RELEVANCY = Section(
@@ -237,14 +237,14 @@ def _relevancy_group(totals: Totals) -> RelevancyGroup | None:
     return RelevancyGroup(count=order.samples, **both, order=order.average, variation=variation.average)
 
 
-def _relevancy_step(study: Study, tuned: Sequence[Model], groups: Mapping[str, np.ndarray]) -> Step:
+def _relevancy_step(study: Study, explained: Sequence[Model], groups: Mapping[str, np.ndarray]) -> Step:
     patches = study.clip.config.vision.patches
 
     @jax.jit
     def summed(
         maps: dict[str, Relevancy], token_types: dict[str, jax.Array], members: jax.Array, batch: Batch
     ) -> dict[str, Any]:
-        values: dict[str, jax.Array] = {}
+        quantities: dict[str, jax.Array] = {}
         among_patches = []
         for side, of_side in maps.items():
             types = token_types[side][batch["labels"]]
@@ -253,32 +253,32 @@ def _relevancy_step(study: Study, tuned: Sequence[Model], groups: Mapping[str, n
             text = divided_by_sum(of_side.text.reshape(types.shape), types < TEXT_TYPES.index("eos"))
             # Order and variation compare patches alone, since zero-shot has no prompts.
             among_patches.append(of_side.vision[:, :patches])
-            values[f"vision/{side}"] = vision
-            values[f"text/{side}"] = text.reshape(len(text), -1, of_side.text.shape[-1]).sum(1)
+            quantities[f"vision/{side}"] = vision
+            quantities[f"text/{side}"] = text.reshape(len(text), -1, of_side.text.shape[-1]).sum(1)
             # Zero-shot has no prompts: its second share is 0, and both models have the same columns.
             by_source = jnp.stack([vision[:, :patches].sum(-1), vision[:, patches:].sum(-1)], axis=-1)
-            values[f"vision_types/{side}"] = by_source
-            values[f"text_types/{side}"] = type_sums(text, types)[:, : TEXT_TYPES.index("eos")]
-        values["order"] = rank_correlation(*among_patches)[:, None]
-        values["variation"] = total_variation(*among_patches)[:, None]
+            quantities[f"vision_types/{side}"] = by_source
+            quantities[f"text_types/{side}"] = type_sums(text, types)[:, : TEXT_TYPES.index("eos")]
+        quantities["order"] = rank_correlation(*among_patches)[:, None]
+        quantities["variation"] = total_variation(*among_patches)[:, None]
         # An image may be in several groups; the mask over groups counts it in each.
         counted = batch["mask"][:, None] & members[batch["numbers"]]
         # Rows of images serve the observations, whose bootstrap draws images.
-        each = {f"each/{name}": values[name] for name in ("text_types/zero_shot", "text_types/tuned", "variation")}
+        each = {f"each/{name}": quantities[name] for name in ("text_types/zero_shot", "text_types/tuned", "variation")}
         # All groups at once, `[groups, …]`: group by group, the program would have three times the parts to compile.
-        return each | {name: Moments.of(value[:, None], counted) for name, value in values.items()}
+        return each | {name: Moments.of(value[:, None], counted) for name, value in quantities.items()}
 
-    models = (study.worded, *tuned)
+    models = (study.worded, *explained)
     types = []  # of all texts of a class, text by text: `[C, S · N]`
     for model in models:
         by_text = text_types(model.task).reshape(model.texts, len(model.task.class_names), -1)
         types.append(study.replicate(by_text.swapaxes(0, 1).reshape(len(model.task.class_names), -1)))
-    members = study.replicate({model.key: groups[model.key] for model in tuned})
+    members = study.replicate({model.key: groups[model.key] for model in explained})
 
     def step(batch: Batch) -> dict[str, Any]:
         maps = [relevancy_maps(study, model, batch["images"], batch["labels"]) for model in models]
         seen: dict[str, Any] = {}
-        for model, of_model, own_types in zip(tuned, maps[1:], types[1:], strict=True):
+        for model, of_model, own_types in zip(explained, maps[1:], types[1:], strict=True):
             sides = {"zero_shot": maps[0], "tuned": of_model}
             sums = summed(sides, {"zero_shot": types[0], "tuned": own_types}, members[model.key], batch)
             seen |= {f"{model.key}/{name}": value for name, value in sums.items()}

@@ -103,7 +103,7 @@ def compute_faithfulness(study: Study) -> Computation[Faithfulness]:
     """Computes accuracy while patches are removed in the order of each map, for the predicted and the true class."""
     indices = study.images[spread(len(study.images), IMAGES)]
     models, left_out = divide(study.models, why_no_maps)
-    results: dict[str, ModelFaithfulness | Missing] = {**left_out}
+    by_model: dict[str, ModelFaithfulness | Missing] = {**left_out}
     requests = {
         model.key: Request(
             f"faithfulness-{model.key}", f"{model.label}: faithfulness", indices, _perturbation_step(study, model)
@@ -113,8 +113,8 @@ def compute_faithfulness(study: Study) -> Computation[Faithfulness]:
     sums = yield list(requests.values())
     for key, request in requests.items():
         hits = sums[request.name]["hits"]
-        results[key] = ModelFaithfulness(count=hits.samples, maps=_curves(np.asarray(hits.mean)))
-    return Faithfulness(fractions=np.asarray(FRACTIONS, np.float32), models=results)
+        by_model[key] = ModelFaithfulness(count=hits.samples, maps=_curves(np.asarray(hits.mean)))
+    return Faithfulness(fractions=np.asarray(FRACTIONS, np.float32), models=by_model)
 
 
 FAITHFULNESS = Section(

@@ -34,7 +34,7 @@ class SimilarityMaps:
 class Similarity:
     """Fig. 6: `K` pictures, every example in every rotation; `None` where no model has prompts."""
 
-    images: np.ndarray | None  # uint8 `[K, R, R, 3]`
+    pictures: np.ndarray | None  # uint8 `[K, R, R, 3]`
     rotations: np.ndarray | None  # `[K]`, degrees
     layers: np.ndarray | None  # `[S]`
     models: dict[str, SimilarityMaps | Missing]
@@ -47,7 +47,7 @@ class ExampleMaps:
     vision: np.ndarray  # `[K, M + V]`
     text: np.ndarray  # `[K, N]`
     logits: np.ndarray  # `[K, C]`
-    tokens: tuple[tuple[str, ...], ...]  # of each picture's text, without EOS; the first of several texts of a class
+    words: tuple[tuple[str, ...], ...]  # of each picture's text, without EOS; the first of several texts of a class
     texts: int  # of each class
 
 
@@ -55,7 +55,7 @@ class ExampleMaps:
 class Examples:
     """Pictures with their relevancy."""
 
-    images: np.ndarray  # uint8 `[K, R, R, 3]`
+    pictures: np.ndarray  # uint8 `[K, R, R, 3]`
     labels: np.ndarray  # `[K]`
     names: tuple[str, ...]
     models: dict[str, ExampleMaps | Missing]
@@ -82,7 +82,7 @@ class ExploredModel:
     distance_scale: np.ndarray | None  # `[K, L, V]`
     distance_lowest: np.ndarray | None  # `[K, L, V]`
     texts: int  # of each class
-    tokens: dict[int, tuple[str, ...]]  # by class, of its text, without EOS
+    words: dict[int, tuple[str, ...]]  # by class, of its text, without EOS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,19 +149,19 @@ def compute_examples(study: Study) -> Computation[Examples]:
             vision=rows["vision"].astype(np.float32),
             text=first_text(rows["text"]),
             logits=rows["logits"].astype(np.float32),
-            tokens=tuple(tuple(token_labels(model.task, int(label))) for label in labels),
+            words=tuple(tuple(token_labels(model.task, int(label))) for label in labels),
             texts=model.texts,
         )
     names = tuple(study.split.keys[int(index)] for index in examples)
-    return Examples(images=pictures, labels=labels, names=names, models=models)
+    return Examples(pictures=pictures, labels=labels, names=names, models=models)
 
 
 EXAMPLES = Section(name="examples", title="Relevancy on example pictures", result=Examples, compute=compute_examples)
 
 
-def first_text(rows: ArrayLike) -> np.ndarray:
+def first_text(relevancy: ArrayLike) -> np.ndarray:
     """Returns the relevancy `[P, N]` of every class's first text, from `[P, N]` or, with several texts, `[P, S, N]`."""
-    texts = np.asarray(rows, np.float32)
+    texts = np.asarray(relevancy, np.float32)
     return texts if texts.ndim == 2 else texts[:, 0]
 
 
@@ -170,7 +170,7 @@ def compute_prompt_similarity(study: Study) -> Computation[Similarity]:
     prompted, left_out = divide(study.tuned, why_no_similarity)
     models: dict[str, SimilarityMaps | Missing] = {**left_out}
     if not prompted:
-        return Similarity(images=None, rotations=None, layers=None, models=models)
+        return Similarity(pictures=None, rotations=None, layers=None, models=models)
     count = study.clip.config.vision.layers
     # The first, the middle and the last two layers: as many as a figure can show.
     layers = np.asarray(sorted({0, count // 2, max(count - 2, 0), count - 1}))
@@ -191,7 +191,7 @@ def compute_prompt_similarity(study: Study) -> Computation[Similarity]:
             count=correlation.samples,
         )
     every_rotation = np.tile(np.asarray(ROTATIONS), len(upright))
-    return Similarity(images=pictures, rotations=every_rotation, layers=layers, models=models)
+    return Similarity(pictures=pictures, rotations=every_rotation, layers=layers, models=models)
 
 
 SIMILARITY = Section(
@@ -304,11 +304,11 @@ def compute_explore(study: Study) -> Computation[Exploration]:
     of_pairs = {model.key: _relevancy_of_pairs(study, model, as_images) for model in models}
     of_images = {model.key: _layers_of_images(study, model, images) for model in models}
     rows = yield list(of_pairs.values()) + list(of_images.values())
-    results: dict[str, ExploredModel | Missing] = {**left_out}
+    by_model: dict[str, ExploredModel | Missing] = {**left_out}
     for model in models:
         pair_rows = rows[of_pairs[model.key].name]
         image_rows = rows[of_images[model.key].name]
-        results[model.key] = _pack(study, model, np.unique(pairs[:, 1]).tolist(), pair_rows, image_rows)
+        by_model[model.key] = _pack(study, model, np.unique(pairs[:, 1]).tolist(), pair_rows, image_rows)
     pictures = study.pictures(images)
     if pictures.shape[1] > THUMBNAIL:
         size = (THUMBNAIL, THUMBNAIL)
@@ -319,7 +319,7 @@ def compute_explore(study: Study) -> Computation[Exploration]:
         pictures=pictures,
         pairs=pairs.astype(np.int32).reshape(-1, 2),
         names=tuple(study.split.keys[int(index)] for index in images),
-        models=results,
+        models=by_model,
     )
 
 
@@ -346,7 +346,7 @@ def _layers_of_images(study: Study, model: Model, images: np.ndarray) -> Request
 
 
 def _pack(
-    study: Study, model: Model, classes: list[int], pair_rows: dict[str, np.ndarray], image_rows: dict[str, np.ndarray]
+    study: Study, model: Model, explored: list[int], pair_rows: dict[str, np.ndarray], image_rows: dict[str, np.ndarray]
 ) -> ExploredModel:
     # A byte per patch: a page holds maps of many images, layers and models. Texts are of the explored classes alone.
     patches = study.clip.config.vision.patches
@@ -356,7 +356,7 @@ def _pack(
     distance: tuple[np.ndarray | None, ...] = (None, None, None)
     if "distance" in image_rows:
         distance = quantise(image_rows["distance"], low=True)
-    tokens = {label: tuple(token_labels(model.task, label)) for label in classes}
+    words = {label: tuple(token_labels(model.task, label)) for label in explored}
     return ExploredModel(
         relevancy=relevancy,
         relevancy_scale=relevancy_scale,
@@ -372,7 +372,7 @@ def _pack(
         distance_scale=distance[1],
         distance_lowest=distance[2],
         texts=model.texts,
-        tokens=tokens,
+        words=words,
     )
 
 

@@ -422,8 +422,8 @@ def target_text(tokens: TextTokens, targets: jax.Array, templates: int) -> TextT
     # A task's texts go template by template, a pair's class by class: gathering here spares running other classes.
     classes = tokens.ids.shape[0] // templates
     rows = (targets[:, None] + classes * jnp.arange(templates)).reshape(-1)
-    texts: TextTokens = jax.tree.map(lambda leaf: jnp.asarray(leaf)[rows], tokens)
-    return texts
+    of_targets: TextTokens = jax.tree.map(lambda leaf: jnp.asarray(leaf)[rows], tokens)
+    return of_targets
 
 
 def target_adaptation(classifier: Classifier, learnables: Learnables, targets: jax.Array) -> Adaptation:

@@ -14,7 +14,7 @@ import numpy as np
 
 from clipbias.intervals import Estimate, binomial_error
 
-FORMAT = 13  # of stored results and of the parts of an unfinished study
+FORMAT = 14  # of stored results and of the parts of an unfinished study
 CHANGES = ("wrong → right", "right → wrong", "both right", "both wrong")
 TEXT_TYPES = ("sos", "prompt", "words", "category", "dot", "eos")
 T = TypeVar("T")

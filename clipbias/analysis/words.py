@@ -90,13 +90,13 @@ def prompt_text(task: Task) -> str:
     return task.method.text(task.template, task.clip).templates[0]
 
 
-def token_labels(task: Task, text: int) -> list[str]:
+def token_labels(task: Task, index: int) -> list[str]:
     """Returns the tokens of one text without EOS, as readable pieces, "[1]" if learned, "ü 1/2" if half a letter."""
     tokenizer = task.clip.tokenizer
-    end = int(task.tokens.end[text])
-    rows = task.tokens.context_rows[text]
+    end = int(task.tokens.end[index])
+    rows = task.tokens.context_rows[index]
     is_learned = additions(task).text_context is not None
-    words = [int(token) for token in task.tokens.ids[text, :end]]
+    words = [int(token) for token in task.tokens.ids[index, :end]]
     labels = ["SOS" for _ in range(task.clip.config.text.first_word)]
     while (position := len(labels)) < end:
         if is_learned and rows[position] >= 0:
@@ -154,12 +154,12 @@ def readable_token(tokenizer: Tokenizer, token: int) -> str:
 
 def compute_words(study: Study) -> Computation[dict[str, ModelWords | Missing]]:
     """Finds the words nearest to each model's context."""
-    results: dict[str, ModelWords | Missing] = {}
+    by_model: dict[str, ModelWords | Missing] = {}
     for model in study.tuned:
         prompts = _prompt_words(study, model)
-        results[model.key] = ModelWords(prompts) if prompts else Missing("There are no learned text prompts.")
+        by_model[model.key] = ModelWords(prompts) if prompts else Missing("There are no learned text prompts.")
     yield ()  # a section is a generator, and this one reads no image
-    return results
+    return by_model
 
 
 PROMPT_WORDS = Section(

@@ -320,11 +320,11 @@ def bias_rows(
     return jnp.where(positions < bias.shape[1], positions, -1)
 
 
-def bias_of_tokens(bias: jax.Array, rows: jax.Array | None) -> jax.Array:
-    """Returns the bias of each token: `[..., N, D]` for `rows [..., N]`, or an array that broadcasts to it."""
-    if rows is None:
+def bias_of_tokens(bias: jax.Array, bias_rows: jax.Array | None) -> jax.Array:
+    """Returns the bias of each token: `[..., N, D]` for `bias_rows [..., N]`, or an array that broadcasts to it."""
+    if bias_rows is None:
         return bias
     if bias.shape[-2] == 2:
         # A choice between two vectors; its gradient is two sums, where an index would scatter.
-        return jnp.where((rows == 0)[..., None], bias[..., :1, :], bias[..., 1:, :])
-    return jnp.where((rows >= 0)[..., None], bias[jnp.maximum(rows, 0)], 0)
+        return jnp.where((bias_rows == 0)[..., None], bias[..., :1, :], bias[..., 1:, :])
+    return jnp.where((bias_rows >= 0)[..., None], bias[jnp.maximum(bias_rows, 0)], 0)

@@ -34,9 +34,9 @@ from clipbias.clip.formats import (
 )
 from clipbias.clip.params import Params
 from clipbias.clip.precision import resolve
-from clipbias.clip.preprocess import FILES as PREPROCESSING_FILES
 from clipbias.clip.preprocess import (
     PREPROCESSOR,
+    PREPROCESSOR_FILES,
     Preprocessing,
     native_preprocessing,
     open_clip_preprocessing,
@@ -46,13 +46,13 @@ from clipbias.clip.preprocess import (
 from clipbias.clip.tables import from_tensors, table_of, table_of_family, to_tensors
 from clipbias.clip.tokenizer import (
     CLIP_VOCABULARY,
+    TOKENIZER_FILES,
     Tokenizer,
     clip_tokenizer,
     has_tokenizer,
     import_transformers,
     read_tokenizer,
 )
-from clipbias.clip.tokenizer import FILES as TOKENIZER_FILES
 from clipbias.data.pipeline import BATCH_SIZE
 from clipbias.data.user_images import Pictures
 from clipbias.errors import ClipbiasError
@@ -72,7 +72,7 @@ READABLE = {
 # Files of weights in their publishers' formats, which need no configuration; the last choice.
 NATIVE = re.compile(r"PE-Core-(?!G)\w+-\d+\.pt|clip_cn_vit\S*\.pt")
 # Small files of a model, downloaded before its weights.
-SMALL_FILES = (*READABLE, *PREPROCESSING_FILES, *TOKENIZER_FILES)
+SMALL_FILES = (*READABLE, *PREPROCESSOR_FILES, *TOKENIZER_FILES)
 EMBEDDED = ("demo", "demo-siglip")  # folders of `assets`: a small CLIP, and a SigLIP trained on the same pictures
 
 
@@ -120,36 +120,36 @@ def find(source: str | os.PathLike) -> ModelLocation:
     return ModelLocation(folder, str(name), folder.name)
 
 
-def choose(folder: Path, names: Collection[str] | None = None, *, where: str = "") -> tuple[str, str | None]:
-    """Chooses the weights and the configuration of a model from `names`. Default: the folder's files.
+def choose(folder: Path, files: Collection[str] | None = None, *, where: str = "") -> tuple[str, str | None]:
+    """Chooses the weights and the configuration of a model from `files`. Default: the folder's files.
 
     Returns the file of weights, or the index of its shards, and the configuration, `None` for a file that needs none.
     Raises `ClipbiasError` if there are no weights that clipbias reads, or they are another network's.
     """
     where = where or str(folder)
-    if names is None:
-        names = [path.name for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
+    if files is None:
+        files = [path.name for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
     # Hugging Face's names before open_clip's, safetensors before msgpack before torch's `.bin`, a file before shards.
     # A repository may hold several of them; an error counts only if none is readable.
     complaints: list[ClipbiasError] = []
     for configuration, weights in READABLE.items():
-        candidates = [file for name in weights for file in (name, f"{name}.index.json") if file in names]
+        candidates = [file for name in weights for file in (name, f"{name}.index.json") if file in files]
         if not candidates:
             continue
-        if configuration not in names:
+        if configuration not in files:
             missing = f"{where} has {candidates[0]} but no {configuration}; fetch that too."
             complaints.append(ClipbiasError(missing))
         elif refusal := _refusal(folder / configuration):
             complaints.append(refusal)
         else:
             return candidates[0], configuration
-    native = sorted(filter(NATIVE.fullmatch, names))
+    native = sorted(filter(NATIVE.fullmatch, files))
     if len(native) == 1:
         return native[0], None
     if complaints:
         raise complaints[0]
     readable = ", ".join(name for weights in READABLE.values() for name in weights)
-    listed = shorten(", ".join(sorted(names)), 200) or "nothing"
+    listed = shorten(", ".join(sorted(files)), 200) or "nothing"
     raise ClipbiasError(f"{where} holds no CLIP weights that clipbias reads ({readable}); it holds {listed}.")
 
 

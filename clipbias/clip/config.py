@@ -229,11 +229,11 @@ def other_network(where: str, sign: str) -> ClipbiasError:
     )
 
 
-def from_hugging_face(config: Any) -> ClipConfig:
+def from_hugging_face(transformers_config: Any) -> ClipConfig:
     """Reads the geometry from a configuration of `transformers`, for a family in `MODELS`."""
-    vision = config.vision_config
-    text = config.text_config
-    family = config.model_type
+    vision = transformers_config.vision_config
+    text = transformers_config.text_config
+    family = transformers_config.model_type
     if vision.num_channels != 3:
         raise ClipbiasError(f"config.json asks for {vision.num_channels} image channels; only RGB (3) is supported.")
     if not getattr(vision, "vision_use_head", True):
@@ -257,7 +257,7 @@ def from_hugging_face(config: Any) -> ClipConfig:
         if getattr(text, "position_embedding_type", "absolute") != "absolute" or text.type_vocab_size != 2:
             raise ClipbiasError("config.json describes a BERT with other embeddings than Chinese-CLIP's.")
         text_sizes = BERT_TEXT | text_sizes
-    return ClipConfig(VisionConfig(**sizes), TextConfig(**text_sizes), config.projection_dim, family)
+    return ClipConfig(VisionConfig(**sizes), TextConfig(**text_sizes), transformers_config.projection_dim, family)
 
 
 def to_hugging_face(config: ClipConfig) -> dict[str, Any]:

@@ -26,15 +26,15 @@ from clipbias.errors import ClipbiasError
 _TOKENS = 8
 
 
-def check_images(images: ArrayLike, size: int) -> None:
+def check_images(array: ArrayLike, size: int) -> None:
     """Raises `ClipbiasError` for arrays that are not float `[B, R, R, 3]`, or `[B, 1 + V, R, R, 3]` with crops.
 
     `size` is `R`. The numbers are not checked.
     """
-    shape = np.shape(images)
-    dtype = getattr(images, "dtype", None)
+    shape = np.shape(array)
+    dtype = getattr(array, "dtype", None)
     # Before the type: torch's types are none of NumPy's, and the message would name the wrong cause.
-    if hasattr(images, "detach"):
+    if hasattr(array, "detach"):
         raise ClipbiasError("the images are a torch tensor; give jax.numpy.asarray(images.detach().cpu()).")
     if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
         raise ClipbiasError(

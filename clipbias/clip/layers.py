@@ -361,15 +361,15 @@ def check_changes(changes: Changes | None, weights: Changes, name: str) -> None:
 
 
 def _check_low_rank(
-    leaves: Mapping[tuple[str, ...], jax.Array], path: tuple[str, ...], kernel: tuple[int, ...] | None, name: str
+    leaves: Mapping[tuple[str, ...], jax.Array], leaf_path: tuple[str, ...], kernel: tuple[int, ...] | None, name: str
 ) -> None:
-    where = "/".join(path)
-    down, up = (np.shape(leaves.get((*path, part), 0.0)) for part in LOW_RANK)  # a missing leaf has no axes
+    where = "/".join(leaf_path)
+    down, up = (np.shape(leaves.get((*leaf_path, part), 0.0)) for part in LOW_RANK)  # a missing leaf has no axes
     if kernel is None or len(kernel) != 3:
         raise ClipbiasError(f"{name} changes {where!r} by low rank, which is no stack of kernels of this tower.")
     # `qkv` has three parts, so that queries, keys and values change apart (LoRA changes only some of them).
     layers, inputs, outputs = kernel
-    parts = 3 if path[-1] == "qkv" else 1
+    parts = 3 if leaf_path[-1] == "qkv" else 1
     rank = down[-1] if down else 0
     expected = (layers, parts, inputs, rank), (layers, parts, rank, outputs // parts)
     if rank == 0 or (down, up) != expected:
@@ -377,7 +377,7 @@ def _check_low_rank(
             f"{name} changes {where!r} by down {down} and up {up}; expected [{layers}, {parts}, {inputs}, rank] and "
             f"[{layers}, {parts}, rank, {outputs // parts}]."
         )
-    for name_of, leaf in ((part, leaves.get((*path, part))) for part in DROPOUT):
+    for name_of, leaf in ((part, leaves.get((*leaf_path, part))) for part in DROPOUT):
         if leaf is not None and np.shape(leaf) != (layers,):
             raise ClipbiasError(f"{name} has {where}/{name_of} of shape {np.shape(leaf)}; expected ({layers},).")
 

@@ -79,7 +79,7 @@ class ClipModule(nn.Module):
         self,
         encode: Callable[..., tuple[jax.Array, Observed]],
         tower: str,
-        inputs: jax.Array | TextTokens,
+        batch: jax.Array | TextTokens,
         adaptation: Adaptation | None,
         taps: jax.Array | None,
         observe: Observe | None,
@@ -88,7 +88,7 @@ class ClipModule(nn.Module):
         features, seen = encode(
             self.variables["params"],
             self.config,
-            inputs,
+            batch,
             adaptation,
             taps=taps,
             observe=observe,

@@ -51,8 +51,8 @@ BERT_VOCABULARY, BERT_POSITIONS = 30522, 512
 
 # Keys that parts of a `model_cfg` may have, and their values; `...` allows any value. open_clip has hundreds of
 # settings; an unknown one may change the network, so it is an error.
-def _any(names: str) -> dict[str, object]:
-    return dict.fromkeys(names.split(), ...)
+def _any(keys: str) -> dict[str, object]:
+    return dict.fromkeys(keys.split(), ...)
 
 
 _TOWER_KEYS = _any("width layers mlp_ratio output_tokens norm_kwargs") | {"block_type": "default"}
@@ -278,7 +278,7 @@ def config_from_shapes(tensors: Mapping[str, Tensor], table: NameTable, *, activ
     def shape(path: str) -> tuple[int, ...]:
         """Returns the shape of a leaf of the parameter tree, or of its first block."""
         # Looked up by the leaf, so that every format with a table has shapes.
-        row = next(row for row in table.rows if row.path == path)
+        row = next(row for row in table.tensors if row.path == path)
         name = row.name.format(0)
         try:
             leaf = row.layout.load(np.broadcast_to(np.float32(0), by_name[name].shape))
@@ -287,7 +287,7 @@ def config_from_shapes(tensors: Mapping[str, Tensor], table: NameTable, *, activ
         return leaf.shape if leaf.ndim == 2 else (0, 0)  # a size of 0 is refused below
 
     def tower(name: str, width: int) -> dict[str, Any]:
-        row = next(row for row in table.rows if row.path == f"{name}/layers/norm1/scale")
+        row = next(row for row in table.tensors if row.path == f"{name}/layers/norm1/scale")
         block = re.compile(re.escape(row.name).replace(r"\{\}", r"\d+"))
         return {
             "width": width,

@@ -51,7 +51,7 @@ PRECISIONS = {"float32": "highest", "tensorfloat32": "high", "bfloat16_3x": "hig
 DTYPES = tuple(PRECISIONS)
 # Stands for the default dtype of the device.
 AUTO = "auto"
-CHOICES = (AUTO, *DTYPES)
+DTYPE_CHOICES = (AUTO, *DTYPES)
 
 # Weights that half precision narrows: nearly all of a model. Projections to features are small and stay exact.
 LARGE = ("kernel", "patch_embedding", "token_embedding")
@@ -68,7 +68,7 @@ def resolve(dtype: str, platform: str | None = None) -> str:
 
     Raises `ClipbiasError` for an unknown type, or a type that the device lacks.
     """
-    check_choice("dtype", dtype, CHOICES)
+    check_choice("dtype", dtype, DTYPE_CHOICES)
     # Without a platform: the device that is traced for, which may be another machine's (`AWAY`).
     device = DEVICES.get(platform or target().platform, "")
     if dtype == AUTO:
@@ -102,7 +102,7 @@ def cast_weights(weights: Any, dtype: str) -> Any:
     # this is then the identity.
     held_as = jax.numpy.dtype("bfloat16" if dtype == "bfloat16" else "float32")
 
-    def cast_leaf(path: tuple[Any, ...], leaf: Any) -> Any:
-        return leaf.astype(held_as) if path[-1].key in LARGE and leaf.dtype != held_as else leaf
+    def cast_leaf(leaf_path: tuple[Any, ...], leaf: Any) -> Any:
+        return leaf.astype(held_as) if leaf_path[-1].key in LARGE and leaf.dtype != held_as else leaf
 
     return jax.tree_util.tree_map_with_path(cast_leaf, weights)

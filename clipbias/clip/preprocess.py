@@ -37,21 +37,21 @@ class Preprocessing:
         """The resolution R in pixels."""
         return self.resizing.side
 
-    def normalize(self, images: np.ndarray | jax.Array) -> jax.Array:
+    def normalize(self, levels: np.ndarray | jax.Array) -> jax.Array:
         """Computes `(x / 255 - mean) / std` on the device: uint8 `[..., R, R, 3]` to float32."""
         # Divided by 255 first, as torchvision's ToTensor does: one factor for both would round differently.
-        scaled = jnp.asarray(images).astype(jnp.float32) / 255
+        scaled = jnp.asarray(levels).astype(jnp.float32) / 255
         return (scaled - jnp.asarray(self.mean)) / jnp.asarray(self.std)
 
-    def levels(self, images: np.ndarray) -> np.ndarray:
+    def levels(self, normalised: np.ndarray) -> np.ndarray:
         """Computes the inverse of `normalize`: float32 `[..., R, R, 3]` to uint8."""
-        levels = 255 * (images * np.asarray(self.std) + np.asarray(self.mean))
+        levels = 255 * (normalised * np.asarray(self.std) + np.asarray(self.mean))
         return levels.round().clip(0, 255).astype(np.uint8)
 
 
 PREPROCESSOR = "preprocessor_config.json"
 PROCESSOR = "processor_config.json"
-FILES = (PREPROCESSOR, PROCESSOR)
+PREPROCESSOR_FILES = (PREPROCESSOR, PROCESSOR)
 
 _CLIP_DEFAULTS = {"size": {"shortest_edge": 224}, "crop_size": 224, "do_center_crop": True, "resample": 3}
 _SIGLIP_DEFAULTS: dict[str, Any] = {
@@ -208,14 +208,14 @@ def native_preprocessing(config: ClipConfig) -> Preprocessing:
 
 def preprocessing_of(resizing: Resizing, mean: Any, std: Any) -> Preprocessing:
     """Adds mean and standard deviation, by default CLIP's. Raises `ValueError` or `TypeError` for other values."""
-    numbers: dict[str, Any] = {}
+    mean_std: dict[str, Any] = {}
     for name, values in (("mean", mean), ("std", std)):
         if values is not None:
             array = np.broadcast_to(np.asarray(values, np.float64), 3)
             if not np.isfinite(array).all() or (name == "std" and array.min() <= 0):
                 raise ValueError("mean and std need three values each")
-            numbers[name] = tuple(array.tolist())
-    return Preprocessing(resizing, **numbers)
+            mean_std[name] = tuple(array.tolist())
+    return Preprocessing(resizing, **mean_std)
 
 
 def preprocessor_json(preprocessing: Preprocessing) -> str:

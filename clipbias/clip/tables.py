@@ -73,7 +73,7 @@ class NameTable:
       optional_prefix: a prefix that some writers add to names.
     """
 
-    rows: tuple[TensorName, ...]
+    tensors: tuple[TensorName, ...]
     families: tuple[str, ...] = ("clip",)
     ignored: frozenset[str] = frozenset()
     zeros: tuple[tuple[str, str], ...] = ()
@@ -81,7 +81,7 @@ class NameTable:
 
     def unknown(self, names: Collection[str]) -> list[str]:
         """Returns the names that are not in the table."""
-        known = {row.name for row in self.rows} | self.ignored | {name for name, _ in self.zeros}
+        known = {row.name for row in self.tensors} | self.ignored | {name for name, _ in self.zeros}
         unknown = []
         for name in names:
             plain = self.plain(name)
@@ -110,9 +110,9 @@ def norm(path: str, name: str) -> list[TensorName]:
     return [TensorName(f"{name}.weight", f"{path}/scale"), TensorName(f"{name}.bias", f"{path}/bias")]
 
 
-def blocks(tower: str, prefix: str, rows: Iterable[TensorName]) -> list[TensorName]:
-    """Returns the rows of a tower's transformer blocks, with `prefix` before their names."""
-    return [dataclasses.replace(row, name=prefix + row.name, path=f"{tower}/layers/{row.path}") for row in rows]
+def blocks(tower: str, prefix: str, tensors: Iterable[TensorName]) -> list[TensorName]:
+    """Returns the tensors of a tower's transformer blocks, with `prefix` before their names."""
+    return [dataclasses.replace(row, name=prefix + row.name, path=f"{tower}/layers/{row.path}") for row in tensors]
 
 
 _HUGGING_FACE_BLOCK = [
@@ -155,7 +155,7 @@ def _in_flax(row: TensorName) -> TensorName:
     return dataclasses.replace(row, name=f"{name}.{suffix}".lstrip(".").replace(".", "/"), layout=layout)
 
 
-FLAX = NameTable(tuple(map(_in_flax, HUGGING_FACE.rows)))
+FLAX = NameTable(tuple(map(_in_flax, HUGGING_FACE.tensors)))
 
 _ONE_TOKEN = Layout(lambda x: x[0, 0], lambda x: x[None, None])
 
@@ -178,7 +178,7 @@ _NUMBER = Layout(lambda x: x.reshape(()), lambda x: x.reshape(1))
 _NOT_SIGLIPS = ("class_embedding", "pre_norm", "projection", "logit_scale")
 SIGLIP = NameTable(
     (
-        *(row for row in HUGGING_FACE.rows if not any(part in row.path for part in _NOT_SIGLIPS)),
+        *(row for row in HUGGING_FACE.tensors if not any(part in row.path for part in _NOT_SIGLIPS)),
         TensorName("vision_model.embeddings.patch_embedding.bias", "vision/patch_bias"),
         *pool("vision_model.head", "attention", "mlp.fc1", "mlp.fc2"),
         TensorName("text_model.head.weight", "text/projection", TRANSPOSED),
@@ -217,7 +217,7 @@ _BERT_BLOCK = [
 ]
 CHINESE_CLIP = NameTable(
     (
-        *(row for row in HUGGING_FACE.rows if not row.path.startswith("text/")),
+        *(row for row in HUGGING_FACE.tensors if not row.path.startswith("text/")),
         *bert("text_model."),
         TensorName("text_projection.weight", "text/projection", TRANSPOSED),
     ),
@@ -289,7 +289,7 @@ _POOL_ROWS = [
 ]
 # open_clip's text tower as a separate module.
 _TEXT_ROWS = [
-    dataclasses.replace(row, name=f"text.{row.name}") for row in OPEN_CLIP.rows if row.path.startswith("text/")
+    dataclasses.replace(row, name=f"text.{row.name}") for row in OPEN_CLIP.tensors if row.path.startswith("text/")
 ]
 _LOGIT_SCALE = TensorName("logit_scale", "logit_scale")
 
@@ -322,7 +322,7 @@ OPEN_CLIP_PE = NameTable(
 )
 # Meta's `.pt` files of Perception Encoder: OpenAI's names and a pooling head.
 META_PE = NameTable(
-    (*OPEN_CLIP.rows, *pool("visual.attn_pool", "attn", "mlp.c_fc", "mlp.c_proj")),
+    (*OPEN_CLIP.tensors, *pool("visual.attn_pool", "attn", "mlp.c_fc", "mlp.c_proj")),
     families=("pe",),
     ignored=OPEN_CLIP.ignored,
 )
@@ -343,7 +343,7 @@ BIOMED_CLIP = NameTable(
 # Chinese-CLIP's `.pt` files.
 CN_CLIP = NameTable(
     (
-        *(row for row in OPEN_CLIP.rows if row.path.startswith("vision/")),
+        *(row for row in OPEN_CLIP.tensors if row.path.startswith("vision/")),
         *bert("bert."),
         TensorName("text_projection", "text/projection"),
         _LOGIT_SCALE,
@@ -379,7 +379,7 @@ def table_of(tensors: Mapping[str, Tensor], *, where: str) -> NameTable:
 def _pieces(config: ClipConfig, table: NameTable, tree: Params) -> Iterator[tuple[TensorName, str, np.ndarray]]:
     """Yields every tensor of a model: its row, its name in the file, and a view of its part of the leaf."""
     leaves = flatten_dict(tree, sep="/")
-    for row in table.rows:
+    for row in table.tensors:
         whole = leaves[row.path]
         layers = range(getattr(config, row.path.partition("/")[0]).layers) if "{}" in row.name else [None]
         for layer in layers:

@@ -78,23 +78,23 @@ def as_tokens(ids: ArrayLike, config: ClipConfig, context_length: int = 0) -> Te
 def put_context(
     embeddings: jax.Array,
     context: jax.Array | None,
-    rows: jax.Array | np.ndarray,
+    context_rows: jax.Array | np.ndarray,
     texts: jax.Array | np.ndarray,
     count: int,
 ) -> jax.Array:
-    """Replaces token embeddings `[..., D]` by rows of the context where `rows [...] >= 0`.
+    """Replaces token embeddings `[..., D]` by rows of the context where `context_rows [...] >= 0`.
 
     The context is `[T, D]`, or `[S, T, D]` for `S` equal spans of the `count` texts. `texts`, int32 and broadcastable
-    to `rows`, is the number of each token's text.
+    to `context_rows`, is the number of each token's text.
     """
     if context is None or context.shape[-2] == 0:
         return embeddings
     # Texts of one context lie in a row: an integer division gives the context of a text.
     context = jnp.asarray(context)  # a NumPy array takes no traced index
-    index = jnp.maximum(rows, 0)
+    index = jnp.maximum(context_rows, 0)
     # Both branches of the `where` are computed, so that rows of -1 gather row 0 and are dropped.
     new = context[index] if context.ndim == 2 else context[texts // (count // context.shape[0]), index]
-    return jnp.where((rows >= 0)[..., None], new.astype(embeddings.dtype), embeddings)
+    return jnp.where((context_rows >= 0)[..., None], new.astype(embeddings.dtype), embeddings)
 
 
 def text_layers(params: Params, config: ClipConfig, adaptation: Adaptation, dtype: str) -> block.LayerInput:

@@ -44,7 +44,7 @@ class Tokenizer(Protocol):
 
     def convert_ids_to_tokens(self, token: int) -> str: ...
 
-    def decode(self, tokens: Sequence[int]) -> str: ...
+    def decode(self, ids: Sequence[int]) -> str: ...
 
     def save_pretrained(self, folder: str | os.PathLike) -> object: ...
 
@@ -174,7 +174,7 @@ def pad(token_ids: Sequence[Sequence[int]], texts: Sequence[str], config: TextCo
 
 # A tokenizer's files.
 
-FILES = (
+TOKENIZER_FILES = (
     "tokenizer.json",
     "vocab.json",
     "merges.txt",
@@ -202,7 +202,7 @@ def read_tokenizer(folder: Path, family: str = "clip", cleaning: str | None = No
     """
     if not has_tokenizer(folder):
         raise ClipbiasError(f"{folder} has no tokenizer (tokenizer.json, or vocab.json and merges.txt).")
-    for name in FILES:
+    for name in TOKENIZER_FILES:
         if (folder / name).exists():
             check_file(folder / name)
     try:

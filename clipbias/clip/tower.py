@@ -74,7 +74,7 @@ class TowerInput:
 
     def pooled_hooks(self, attend: Attend) -> BlockHooks:
         """Returns hooks of the last block at the pooled rows; `attend` as for `row_attention`."""
-        select_rows = functools.partial(take_rows, rows=self.pooled)
+        select_rows = functools.partial(take_rows, pooled=self.pooled)
         rows = self.bias_rows
         if rows is not None:
             # The bias of the pooled row alone, as the other rows are not computed.
@@ -180,8 +180,8 @@ def run_explicit(
     layers (`None` without it).
     """
 
-    def step(tokens: jax.Array, inputs: tuple[LayerInput, jax.Array | None]) -> tuple[jax.Array, Observed]:
-        layer, tap = inputs
+    def step(tokens: jax.Array, layer_and_tap: tuple[LayerInput, jax.Array | None]) -> tuple[jax.Array, Observed]:
+        layer, tap = layer_and_tap
         tokens, view = observe_block(tokens, layer, tower, config, tap)
         # Reduced inside the scan: `L` views at once would hold all attention of the tower.
         return tokens, None if observe is None else observe(view)
@@ -277,8 +277,8 @@ def scan_blocks(
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), first, rest)
 
 
-def take_rows(tokens: jax.Array, rows: jax.Array | np.ndarray | None) -> jax.Array:
-    """Selects `rows [B]` of `tokens [B, N, D]`: `[B, D]`; all tokens for a pooling head (`None`)."""
-    if rows is None:
+def take_rows(tokens: jax.Array, pooled: jax.Array | np.ndarray | None) -> jax.Array:
+    """Selects the rows `pooled [B]` of `tokens [B, N, D]`: `[B, D]`; all tokens for a pooling head (`None`)."""
+    if pooled is None:
         return tokens
-    return jnp.take_along_axis(tokens, rows[:, None, None], axis=1)[:, 0]
+    return jnp.take_along_axis(tokens, pooled[:, None, None], axis=1)[:, 0]

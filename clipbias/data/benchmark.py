@@ -35,7 +35,7 @@ def load(entry: CatalogEntry, data_dir: str | os.PathLike | None, *, template: s
     """
     # Lists are read, and no image.
     root = find_root(entry, data_dir)
-    images = root / entry.images
+    images = root / entry.image_folder
     if entry.split_file is not None:
         hint = how_to_fetch(entry, split_alone=True)
         listing = read_split_file(root / entry.split_file, hint=hint, split_names=tuple(entry.sizes))
@@ -68,7 +68,7 @@ def find_root(entry: CatalogEntry, data_dir: str | os.PathLike | None) -> Path:
     if (folder := dataset_folder(entry, root)) is not None:
         return folder
     # Users also give the dataset's folder itself. Its name must fit, since several datasets have a folder "images".
-    marks = [mark for mark in (entry.split_file, entry.images, "variants.txt") if mark]
+    marks = [mark for mark in (entry.split_file, entry.image_folder, "variants.txt") if mark]
     if any((root / mark).exists() for mark in marks) and (root.name == entry.name or root.name in entry.folders):
         return root
     raise ClipbiasError(f"{entry.name}: there is no folder {root / entry.folder}; {how_to_fetch(entry)}")
@@ -104,7 +104,7 @@ def read_split_file(path: Path, *, hint: str, split_names: Sequence[str] = ("tra
         raise ClipbiasError(f"there is no split file {path}; {hint}")
     content = read_json(path)
     splits: dict[str, SplitListing] = {}
-    names: dict[int, str] = {}
+    titles: dict[int, str] = {}
     try:
         for split_name in split_names:
             paths = []
@@ -116,8 +116,8 @@ def read_split_file(path: Path, *, hint: str, split_names: Sequence[str] = ("tra
                 labels.append(check_int(f"{path}: the label of {image}", label))
                 # A file that was edited by hand may rename a class half-way, and every later table would mix two
                 # classes.
-                if names.setdefault(label, name) != name:
-                    raise ClipbiasError(f"{path}: label {label} is called both {names[label]!r} and {name!r}.")
+                if titles.setdefault(label, name) != name:
+                    raise ClipbiasError(f"{path}: label {label} is called both {titles[label]!r} and {name!r}.")
             splits[split_name] = (tuple(paths), np.asarray(labels, np.int32))
     except ClipbiasError:
         raise
@@ -126,13 +126,13 @@ def read_split_file(path: Path, *, hint: str, split_names: Sequence[str] = ("tra
             f"{path} is not a split file: expected {', '.join(split_names)} lists of [path, label, class name]; "
             f"fetch it again ({hint})"
         ) from error
-    if not names:
+    if not titles:
         raise ClipbiasError(f"{path} lists no image; fetch it again ({hint})")
     # Without gaps, a label is the index of a class name.
-    missing = next((label for label in range(len(names)) if label not in names), None)
+    missing = next((label for label in range(len(titles)) if label not in titles), None)
     if missing is not None:
-        raise ClipbiasError(f"{path}: label {missing} has no image, but label {max(names)} has; labels leave a gap.")
-    return DatasetListing(tuple(names[label] for label in range(len(names))), (), splits)
+        raise ClipbiasError(f"{path}: label {missing} has no image, but label {max(titles)} has; labels leave a gap.")
+    return DatasetListing(tuple(titles[label] for label in range(len(titles))), (), splits)
 
 
 def read_variant_lists(entry: CatalogEntry, root: Path) -> DatasetListing:
@@ -157,7 +157,7 @@ def read_variant_lists(entry: CatalogEntry, root: Path) -> DatasetListing:
 
 def from_class_folders(
     entry: CatalogEntry,
-    names: Mapping[str, str],
+    name_of_label: Mapping[str, str],
     folders_in: Callable[[str], Sequence[str]],
     images_in: Callable[[str, Sequence[str]], Iterable[Sequence[str]]],
     place: str,
@@ -165,17 +165,17 @@ def from_class_folders(
     """Lists ImageNet or a variant from folders of WordNet ids or, for V2, of label numbers.
 
     Args:
-      names: class names by WordNet id, in label order.
+      name_of_label: class names by WordNet id, in label order.
       folders_in: lists the folders in a folder, of a disk or of an archive's index.
       images_in: lists the sorted images of several folders in a folder.
       place: name of the image folder in messages.
     """
     parts = {"train": "train/", "val": "val/"} if entry.layout == "imagenet" else {"test": ""}
-    ids = tuple(names)
+    ids = tuple(name_of_label)
     is_numbered = entry.layout == "numbered folders"
     if not is_numbered:
         ids = tuple(sorted(folders_in(parts.get("train", ""))))
-        unknown = [identifier for identifier in ids if identifier not in names]
+        unknown = [identifier for identifier in ids if identifier not in name_of_label]
         if not ids or unknown:
             example = unknown[0] if unknown else "no folder"
             raise ClipbiasError(
@@ -203,7 +203,7 @@ def from_class_folders(
     if entry.layout == "imagenet":
         # ImageNet's test labels were never published, so the literature tests on its validation images.
         splits["test"] = splits["val"]
-    return DatasetListing(tuple(names[identifier] for identifier in ids), ids, splits)
+    return DatasetListing(tuple(name_of_label[identifier] for identifier in ids), ids, splits)
 
 
 def _lines(path: Path, entry: CatalogEntry) -> list[str]:

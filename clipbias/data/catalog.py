@@ -140,7 +140,7 @@ class CatalogEntry:
     classes: int
     sizes: Mapping[str, int]
     fetch: Mapping[str, str]
-    images: str = "images"
+    image_folder: str = "images"
     layout: str = "split file"
     template: str = DEFAULT_TEMPLATE
     split_file: str | None = None
@@ -156,12 +156,12 @@ class CatalogEntry:
         return (self.folder, *self.other_folders)
 
 
-ELEVEN_DATASETS, IMAGENET_VARIANTS, OTHER = GROUPS = ("eleven", "imagenet variants", "other")
+ELEVEN_DATASETS, IMAGENET_VARIANTS, OTHER = DATASET_GROUPS = ("eleven", "imagenet variants", "other")
 
 
 def _read(name: str, fields: dict[str, Any]) -> CatalogEntry:
     renamed = fields.pop("renamed", {})  # labels to class names
-    check_choice(f"the group of {name} in datasets.toml", fields.get("group"), GROUPS)
+    check_choice(f"the group of {name} in datasets.toml", fields.get("group"), DATASET_GROUPS)
     # Class names are the benchmark's: accuracies depend on the words of a prompt.
     function = fields.pop("class_name", None)
     class_name = _CLASS_NAMES[function] if function else lambda label: renamed.get(label, label)

@@ -65,9 +65,9 @@ def read_descriptions(path: str | os.PathLike) -> Descriptions:
     return Descriptions(texts, source=f"the descriptions in {path}")
 
 
-def as_descriptions(texts: Descriptions | Mapping[str, Sequence[str]] | None) -> Descriptions | None:
+def as_descriptions(given: Descriptions | Mapping[str, Sequence[str]] | None) -> Descriptions | None:
     """Converts texts by class name to `Descriptions`."""
-    return texts if texts is None or isinstance(texts, Descriptions) else Descriptions(texts)
+    return given if given is None or isinstance(given, Descriptions) else Descriptions(given)
 
 
 _LISTS = itertools.count(1)  # numbers the lists without a source
@@ -246,17 +246,17 @@ class Dataset:
             raise ClipbiasError(f"{self.name} has no {name} images; it has {', '.join(sorted(self.splits))}.")
         return self.splits[name]
 
-    def with_classes(self, labels: Sequence[int]) -> "Dataset":
-        """Returns the dataset with only the classes `labels`, renumbered from 0 in this order."""
+    def with_classes(self, kept: Sequence[int]) -> "Dataset":
+        """Returns the dataset with only the classes `kept`, by label, renumbered from 0 in this order."""
         # -1 marks the classes that are left out, whose images go below.
         renumbered = np.full(len(self.class_names), -1, np.int32)
-        renumbered[list(labels)] = np.arange(len(labels))
+        renumbered[list(kept)] = np.arange(len(kept))
         splits = {}
         for name, split in self.splits.items():
             subset = split.subset(np.flatnonzero(renumbered[split.labels] >= 0))
             splits[name] = dataclasses.replace(subset, labels=renumbered[subset.labels])
-        class_names = tuple(self.class_names[label] for label in labels)
-        class_ids = tuple(self.class_ids[label] for label in labels) if self.class_ids else ()
+        class_names = tuple(self.class_names[label] for label in kept)
+        class_ids = tuple(self.class_ids[label] for label in kept) if self.class_ids else ()
         return dataclasses.replace(self, class_names=class_names, class_ids=class_ids, splits=splits)
 
 

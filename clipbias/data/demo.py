@@ -15,8 +15,8 @@ from clipbias.errors import ClipbiasError
 
 DATASETS = ("demo/digits", "demo/fashion", "demo/emoji")
 # The classes of `demo/emoji` by other artists; test images only.
-VARIANTS = ("demo/emoji_outlined", "demo/emoji_glossy", "demo/emoji_black")
-NAMES = (*DATASETS, *VARIANTS)
+EMOJI = ("demo/emoji_outlined", "demo/emoji_glossy", "demo/emoji_black")
+NAMES = (*DATASETS, *EMOJI)
 DESCRIPTION = "dataset.json"  # the first member of an archive; the others are images, named by their keys
 
 

@@ -110,6 +110,6 @@ def images_per_class(labels: np.ndarray, classes: int) -> list[int]:
     return [int(counts.min()), int(counts.max())]
 
 
-def range_words(numbers: Sequence[int]) -> str:
+def range_words(counts: Sequence[int]) -> str:
     """Formats the smallest and the largest of some numbers: "16", or "6 to 16"."""
-    return " to ".join(f"{number:,}" for number in dict.fromkeys((min(numbers), max(numbers))))
+    return " to ".join(f"{number:,}" for number in dict.fromkeys((min(counts), max(counts))))

@@ -172,7 +172,7 @@ def read_image(path: str | os.PathLike, *, listed_in: str = "") -> bytes:
 
 
 def split_of_files(
-    root: Path, keys: Sequence[str], labels: Sequence[int] | np.ndarray, *, listed_in: str = "", upright: bool = False
+    root: Path, keys: Sequence[str], labels: np.ndarray, *, listed_in: str = "", upright: bool = False
 ) -> Split:
     """Returns a split with paths relative to `root` as keys; `listed_in` names the file that lists them."""
     # Links are resolved in the source, so that one folder under two names is the same data.

@@ -75,7 +75,7 @@ def load(data_dir: str | os.PathLike | None, *, template: str | None = None) -> 
             f"{roots.get('train', root)} has no sub-folder; expected one folder of images per class, "
             f"such as {roots.get('train', root) / 'cat' / 'one.jpg'}."
         )
-    others: list[str] = []  # images whose format is not read
+    unread: list[str] = []  # images whose format is not read
     splits = {}
     for split_name, place in (roots or {"all": root}).items():
         unknown = sorted(set(files.sub_folders(place)) - set(class_names))
@@ -93,12 +93,12 @@ def load(data_dir: str | os.PathLike | None, *, template: str | None = None) -> 
             if not names and split_name in ("all", "train"):  # every class needs an image there
                 why = f" that is read ({files.describe_others(left_out)})" if left_out else ""
                 raise ClipbiasError(f"the class folder {place / class_name} has no image{why}; add some or remove it.")
-            others += [f"{prefix}{class_name}/{file_name}" for file_name in left_out]
+            unread += [f"{prefix}{class_name}/{file_name}" for file_name in left_out]
             keys += [f"{prefix}{class_name}/{file_name}" for file_name in names]
             counts.append(len(names))
         labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
         splits[split_name] = files.split_of_files(root, keys, labels, upright=True)
-    files.warn_of_others(root, others)
+    files.warn_of_others(root, unread)
     splits = complete_splits(splits, str(root))
     return Dataset("folder", class_names, DEFAULT_TEMPLATE if template is None else template, splits)
 
@@ -197,15 +197,15 @@ def _is_file(path: Path) -> bool:
 
 def load_metadata(folder: Path, *, template: str | None = None, class_names: Sequence[str] | None = None) -> Dataset:
     """Reads Hugging Face's image folder: `metadata.jsonl` with `file_name` and label, in it or in split folders."""
-    rows: list[TableRow] = []
+    table: list[TableRow] = []
     # The folder of a metadata file says its split, unless a row has one.
     for place, split_name in [("", ""), *SPLIT_OF.items()]:
         for name in METADATA:
             path = folder / place / name
             if _is_file(path):
                 for image, label, row_split, row in _rows(path, "file_name", split_name):
-                    rows.append((f"{place}/{image}" if place else image, label, row_split, row))
-    return _dataset("folder", folder, rows, template, class_names, str(folder))
+                    table.append((f"{place}/{image}" if place else image, label, row_split, row))
+    return _dataset("folder", folder, table, template, class_names, str(folder))
 
 
 def _rows(path: Path, path_column: str, split_name: str) -> Iterator[TableRow]:
@@ -254,18 +254,18 @@ def _records(path: Path) -> Iterator[tuple[int, Mapping]]:
 
 
 def _dataset(
-    name: str, root: Path, rows: list[TableRow], template: str | None, class_names: Sequence[str] | None, place: str
+    name: str, root: Path, table: list[TableRow], template: str | None, class_names: Sequence[str] | None, place: str
 ) -> Dataset:
-    if not rows:
+    if not table:
         raise ClipbiasError(f"{place} lists no image.")
     # An image that is listed twice could be in training and test at once.
     places: dict[str, str] = {}
-    for image, _, _, row in rows:
+    for image, _, _, row in table:
         if (other := places.setdefault(image, row)) != row:
             raise ClipbiasError(f"{image} is listed twice, in {other} and in {row}; list it once.")
     # The first row of each label is the place that a message names.
     unsorted: dict[str, str] = {}
-    for _, label, _, row in rows:
+    for _, label, _, row in table:
         unsorted.setdefault(label, row)
     check_told_apart(unsorted, place)
     numbers = all(label.isdecimal() and len(label) < MAX_LABEL_DIGITS for label in unsorted)
@@ -281,14 +281,14 @@ def _dataset(
             )
         label_of = {label: [*class_names].index(label) if are_names else int(label) for label in labels}
     splits: dict[str, Split] = {}
-    split_names = sorted({split for _, _, split, _ in rows})
+    split_names = sorted({split for _, _, split, _ in table})
     # Dividing only the rows without a split would mix two rules.
     if "" in split_names and len(split_names) > 1:
         raise ClipbiasError(f"{place}: some images have a split and some have none; give every image one, or none.")
     for split_name in split_names:
-        images = [image for image, _, split, _ in rows if split == split_name]
-        numbered = [label_of[label] for _, label, split, _ in rows if split == split_name]
-        splits[split_name or "all"] = files.split_of_files(root, images, numbered, listed_in=place, upright=True)
+        images = [image for image, _, split, _ in table if split == split_name]
+        classes = np.array([label_of[label] for _, label, split, _ in table if split == split_name])
+        splits[split_name or "all"] = files.split_of_files(root, images, classes, listed_in=place, upright=True)
     if not {"all", "train"} & set(splits):
         raise ClipbiasError(f"{place} has {', '.join(split_names)} images but none for train; add some.")
     return Dataset(
@@ -315,30 +315,30 @@ class HubDataset(Protocol):
     def select_columns(self, column_names: list[str]) -> "HubDataset": ...
 
 
-def is_hub_dataset(source: object) -> TypeGuard[HubDataset | Mapping[str, HubDataset]]:
+def is_hub_dataset(value: object) -> TypeGuard[HubDataset | Mapping[str, HubDataset]]:
     """Whether an object is a `datasets.Dataset` or `datasets.DatasetDict`."""
-    if isinstance(source, Mapping):
-        return bool(source) and all(map(_is_table, source.values()))
-    return _is_table(source)
+    if isinstance(value, Mapping):
+        return bool(value) and all(map(_is_table, value.values()))
+    return _is_table(value)
 
 
-def _is_table(source: object) -> bool:
-    return isinstance(getattr(source, "features", None), Mapping) and hasattr(source, "cast_column")
+def _is_table(value: object) -> bool:
+    return isinstance(getattr(value, "features", None), Mapping) and hasattr(value, "cast_column")
 
 
-def from_hub_dataset(source: HubDataset | Mapping[str, HubDataset], *, template: str = DEFAULT_TEMPLATE) -> Dataset:
+def from_hub_dataset(tables: HubDataset | Mapping[str, HubDataset], *, template: str = DEFAULT_TEMPLATE) -> Dataset:
     """Converts a table, or tables by the name of their split, to a dataset; pictures are read when they are used.
 
     A single table serves for training and testing. Raises `ClipbiasError` unless each table has one column of images
     and one of class labels, every row has a label, tables have the same classes, and split names are known.
     """
     # Whoever gives one table, to `fit` or to `evaluate`, means all of its rows.
-    if not isinstance(source, Mapping):
-        split, names = _read(source, "row")
+    if not isinstance(tables, Mapping):
+        split, names = _read(tables, "row")
         return Dataset(HUB_NAME, names, template, {"train": split, "test": split})
     splits: dict[str, Split] = {}
     class_names: dict[tuple[str, ...], None] = {}
-    for name, table in source.items():
+    for name, table in tables.items():
         if name not in SPLIT_OF:
             raise ClipbiasError(
                 f"the dataset has a split {shown(name)}; name it train, validation or test, or give it alone."

@@ -154,41 +154,41 @@ HELD_BACK = 0.2
 def unlabelled_images(dataset: Dataset, evaluated: Split) -> Split | None:
     """Returns training and validation images that are not in `evaluated`, with labels 0; `None` without such images."""
     parts = [dataset.splits.get("train"), dataset.splits.get("val")]
-    splits = [images for part in parts if part is not None and len(images := _without_copies(part, evaluated))]
+    splits = [split for part in parts if part is not None and len(split := _without_copies(part, evaluated))]
     if not splits:
         return None
     return without_labels(splits[0] if len(splits) == 1 else _joined(*splits))
 
 
-def _without_copies(images: Split, *others: Split) -> Split:
+def _without_copies(split: Split, *others: Split) -> Split:
     """Returns the images that are not among the others, by path, and for a user's images also by content."""
     # The benchmark's lists stay as published. A user's folder often has copies; bytes are read only if marks, such as
     # sizes of files, are equal.
     for other in others:
-        images = images.without(other)
-        if not images.upright:
+        split = split.without(other)
+        if not split.upright:
             continue
-        marks, theirs = images.marks(), other.marks()
-        if len(marks) != len(images) or len(theirs) != len(other):  # marks of a whole table say nothing of an image
+        marks, theirs = split.marks(), other.marks()
+        if len(marks) != len(split) or len(theirs) != len(other):  # marks of a whole table say nothing of an image
             continue
         shared = set(marks) & set(theirs)
         contents = {other.content(row) for row, mark in enumerate(theirs) if mark in shared} - {""}
-        rest = [n for n, mark in enumerate(marks) if mark not in shared or images.content(n) not in contents]
-        images = images.subset(rest) if len(rest) < len(images) else images
-    return images
+        rest = [n for n, mark in enumerate(marks) if mark not in shared or split.content(n) not in contents]
+        split = split.subset(rest) if len(rest) < len(split) else split
+    return split
 
 
-def without_labels(images: Split) -> Split:
+def without_labels(split: Split) -> Split:
     """Returns the images with label 0."""
-    return dataclasses.replace(images, labels=np.zeros(len(images), np.int32))
+    return dataclasses.replace(split, labels=np.zeros(len(split), np.int32))
 
 
-def divide_unlabelled(images: Split, *, certified: bool = False) -> tuple[Split, Split, Split]:
+def divide_unlabelled(split: Split, *, certified: bool = False) -> tuple[Split, Split, Split]:
     """Divides images into those to fit on, held-back ones, and with `certified` as many for a certificate."""
     # Copies of images in an earlier list are left out: a certificate on images that were fitted would be void.
     shares = (HELD_BACK, HELD_BACK if certified else 0.0)
-    images = without_labels(images)
-    fitted, held_back, rest = (images.subset(part) for part in divide(images, shares))
+    split = without_labels(split)
+    fitted, held_back, rest = (split.subset(part) for part in divide(split, shares))
     return fitted, _without_copies(held_back, fitted), _without_copies(rest, fitted, held_back)
 
 

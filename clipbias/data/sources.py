@@ -192,15 +192,15 @@ def from_arrays(
     return Dataset(name, names, template, parts)
 
 
-def open_images(source: T) -> T | Dataset:
+def open_images(given: T) -> T | Dataset:
     """Opens a dataset by name, by the path of a folder or table, or from Hugging Face's; returns others unchanged."""
     # Before paths: a `DatasetDict` is a mapping, and everything else stays as it is.
-    if is_hub_dataset(source):
-        return from_hub_dataset(source)
-    if isinstance(source, os.PathLike) or (isinstance(source, str) and not is_name(source)):
-        path = data_path(source)
+    if is_hub_dataset(given):
+        return from_hub_dataset(given)
+    if isinstance(given, os.PathLike) or (isinstance(given, str) and not is_name(given)):
+        path = data_path(given)
         if path.is_dir():
             return load("folder", data_dir=path)
         if path.suffix.lower() in TABLE_SUFFIXES:
             return load("csv", data_dir=path)
-    return load(source) if isinstance(source, str) else source
+    return load(given) if isinstance(given, str) else given

@@ -26,7 +26,7 @@ from etils import epath
 
 from clipbias import hosts
 from clipbias.checks import check_text
-from clipbias.constants import DEFAULT_TEMPLATE
+from clipbias.constants import DEFAULT_TEMPLATE, SECONDS_BETWEEN_LINES
 from clipbias.data import benchmark, catalog, transforms
 from clipbias.data.catalog import CatalogEntry, TfdsBuilder
 from clipbias.data.dataset import Dataset, Split
@@ -90,8 +90,7 @@ def _read(path: epath.Path, records: str, count: int) -> RecordIndex | None:
     return (labels, ids) if len(labels) == count and len(ids) in (0, count) else None
 
 
-CHUNK = 256  # records in a read
-SECONDS_BETWEEN_LINES = 10.0
+RECORDS_AT_ONCE = 256  # records in a read
 # Keys of Python classes in a description of features; the last one is that of old descriptions.
 CLASS_KEYS = frozenset({"pythonClassName", "python_class_name", "type"})
 TFDS_FEATURES = "tensorflow_datasets.core.features."
@@ -211,22 +210,22 @@ class PreparedDataset:
             if name is not None and name not in features:
                 raise ClipbiasError(f"{self.folder} has no feature {name!r}; it has {', '.join(features)}.")
         ids: list[str] = []
-        labels: list[int] = []
+        read_labels: list[int] = []
         source = self.source(split)
         last_line = time.monotonic()
         logging.info("%s has no index: all %d records of %s are read, this once", self.folder, len(source), split)
         with self.explained(split):
             # Records are read in chunks, which takes a fraction of the time of single reads.
-            for first in range(0, len(source), CHUNK):
+            for first in range(0, len(source), RECORDS_AT_ONCE):
                 hosts.check()
-                for record in source.__getitems__(range(first, min(first + CHUNK, len(source)))):
-                    labels.append(int(record["label"]))
+                for record in source.__getitems__(range(first, min(first + RECORDS_AT_ONCE, len(source)))):
+                    read_labels.append(int(record["label"]))
                     if id_feature:
                         ids.append(bytes(record[id_feature]).decode())
                 if time.monotonic() > last_line + SECONDS_BETWEEN_LINES:
                     last_line = time.monotonic()
-                    logging.info("%d of %d records of %s", len(labels), len(source), split)
-        return np.asarray(labels, np.int32), tuple(ids)
+                    logging.info("%d of %d records of %s", len(read_labels), len(source), split)
+        return np.asarray(read_labels, np.int32), tuple(ids)
 
 
 def records_path(path: str | os.PathLike) -> Path:

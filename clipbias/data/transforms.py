@@ -109,8 +109,8 @@ MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK")
 _MODE_OF = {"La": "LA", "RGBa": "RGBA", "PA": "RGBA"}
 
 
-def in_known_mode(image: Image.Image, name: str, kind: str | None = None) -> Image.Image:
-    """Converts a Pillow image to one of `MODES`; `kind` is its file's format, if any.
+def in_known_mode(image: Image.Image, name: str, file_format: str | None = None) -> Image.Image:
+    """Converts a Pillow image to one of `MODES`; `file_format` is its file's, if any.
 
     Raises `ClipbiasError` for levels of 32 bits that are not whole numbers up to 255.
     """
@@ -121,7 +121,7 @@ def in_known_mode(image: Image.Image, name: str, kind: str | None = None) -> Ima
     # Pillow's conversion would cut levels off at 255. Levels of 16 bits are divided by 257, so that black and white
     # stay, and rounded; Pillow reads those of PPM as 16 bits. Levels of 32 bits have no known range.
     levels = np.asarray(image)
-    if image.mode.startswith("I;16") or kind == "PPM":
+    if image.mode.startswith("I;16") or file_format == "PPM":
         return Image.fromarray(((levels.astype(np.uint32) + 128) // 257).astype(np.uint8))
     with np.errstate(invalid="ignore"):
         whole = levels.astype(np.uint8)

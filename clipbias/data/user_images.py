@@ -38,25 +38,25 @@ _ADVICE = (
 _OBJECTS = "OUT"
 
 
-def as_array(images: object) -> Any:
+def as_array(value: object) -> Any:
     """Converts arrays of JAX, torch tensors and pandas columns to NumPy; returns other objects unchanged."""
-    if isinstance(images, np.ndarray | Image.Image) or not hasattr(images, "shape"):
-        return images
+    if isinstance(value, np.ndarray | Image.Image) or not hasattr(value, "shape"):
+        return value
     try:
-        if hasattr(images, "detach"):
+        if hasattr(value, "detach"):
             # NumPy refuses tensors with a gradient or on another device, and has no bfloat16.
-            tensor = images.detach().cpu()
+            tensor = value.detach().cpu()
             return np.asarray(tensor.float() if tensor.is_floating_point() else tensor)
-        return np.asarray(images)
+        return np.asarray(value)
     except TypeError as error:
         raise ClipbiasError(f"the array holds numbers that NumPy lacks ({error}); give float32 or uint8.") from error
 
 
-def _items(values: Any) -> list | None:
+def _items(items: Any) -> list | None:
     """Returns the elements of an ordered collection; `None` for other objects."""
-    if isinstance(values, str | bytes | bytearray | Mapping | set | frozenset) or not isinstance(values, Iterable):
+    if isinstance(items, str | bytes | bytearray | Mapping | set | frozenset) or not isinstance(items, Iterable):
         return None
-    return values.tolist() if isinstance(values, np.ndarray) else list(values)
+    return items.tolist() if isinstance(items, np.ndarray) else list(items)
 
 
 def list_images(pictures: Pictures) -> tuple[list[Picture], bool]:
@@ -199,11 +199,11 @@ def names_of_labels(labels: Labels) -> list[str]:
         raise ClipbiasError("there are no labels; give images, and a label for each.")
     if array.dtype.kind != "U":
         raise ClipbiasError("the labels are no names, so the classes have none; give class_names, a name per number.")
-    first: dict[str, str] = {}
+    first_image: dict[str, str] = {}
     for number, name in enumerate(array.tolist()):
-        first.setdefault(name, f"of image {number}")
-    check_told_apart(first, "the labels")
-    return sorted(first)
+        first_image.setdefault(name, f"of image {number}")
+    check_told_apart(first_image, "the labels")
+    return sorted(first_image)
 
 
 def label_numbers(labels: Labels, class_names: Sequence[str]) -> np.ndarray:

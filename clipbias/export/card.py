@@ -71,7 +71,7 @@ logits = scale * (features / features.norm(dim=-1, keepdim=True)) @ classes.T
 print(class_names[int(logits.argmax())], logits.softmax(-1))
 """
 
-OPEN_CLIP = """\
+OPEN_CLIP_CODE = """\
 import json
 
 import open_clip
@@ -90,7 +90,7 @@ logits = scale * features @ classes.T
 print(class_names[int(logits.argmax())], logits.softmax(-1))
 """
 
-PROGRAM = """\
+PROGRAM_CODE = """\
 import json
 from pathlib import Path
 
@@ -110,7 +110,7 @@ logits = jax.jit(program.call)(weights, np.asarray(image)[None])  # any number o
 print(class_names[int(logits.argmax())], jax.nn.softmax(logits))
 """
 
-ONNX = """\
+ONNX_CODE = """\
 import json
 
 import numpy as np
@@ -130,7 +130,7 @@ UPRIGHT = 'ImageOps.exif_transpose(Image.open("image.png"))'  # as a camera held
 SIDES = ("width", "height")
 WHITE = 'image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")'
 
-CLIPBIAS = """\
+CLIPBIAS_CODE = """\
 import clipbias
 
 model = clipbias.load_adapter("adapter.safetensors"{own_methods})
@@ -268,7 +268,7 @@ def _front_matter(model: Tuned, form: str, title: str) -> str:
     on_the_hub = re.fullmatch(r"\w[\w.-]*/[\w.-]+", base) and not Path(model.clip.source).exists()
     dataset = _tested_on(model)
     accuracy = _accuracies(model.notes).get("")
-    results: list[EvalResult] = []
+    evaluations: list[EvalResult] = []
     if dataset and accuracy is not None:
         result = EvalResult(
             task_type="image-classification",
@@ -278,14 +278,14 @@ def _front_matter(model: Tuned, form: str, title: str) -> str:
             metric_value=accuracy,
             metric_name="top-1 accuracy in percent",
         )
-        results.append(result)
+        evaluations.append(result)
     card: Any = ModelCardData(
         base_model=base if on_the_hub else None,
         library_name=library,
         pipeline_tag=task,
         tags=["clip", "clipbias", "few-shot"],
-        model_name=title if results else None,
-        eval_results=results or None,
+        model_name=title if evaluations else None,
+        eval_results=evaluations or None,
     )
     return card.to_yaml()
 
@@ -340,9 +340,9 @@ def _other_readers(task: Task) -> str:
 def _usage(model: Tuned, form: str) -> str:
     """Returns the code blocks of a card, each with a sentence."""
     task, source, family = model.task, model.clip.source, model.clip.config.family
-    code = OPEN_CLIP if form == "open_clip" else ""
+    code = OPEN_CLIP_CODE if form == "open_clip" else ""
     if form in ("program", "onnx"):
-        code = (PROGRAM if form == "program" else ONNX).format(picture=_picture_code(task.clip.preprocessing))
+        code = (PROGRAM_CODE if form == "program" else ONNX_CODE).format(picture=_picture_code(task.clip.preprocessing))
     elif form not in ("adapter", "open_clip") and family in MODELS:
         # These folders have no weights of the base model, so the code loads it from its source.
         on_base = form in ("head", "peft")
@@ -375,5 +375,5 @@ def _usage(model: Tuned, form: str) -> str:
         where = f", where the method's program {as_code(program)} is at hand"
         own_methods = f", own_methods=[{json.dumps(program)}]"
     blocks = [(NEEDS[form].format(more=_other_readers(task) if form == "checkpoint" else ""), code)] if code else []
-    blocks.append((f"With clipbias, from the adapter file{where}:", CLIPBIAS.format(own_methods=own_methods)))
+    blocks.append((f"With clipbias, from the adapter file{where}:", CLIPBIAS_CODE.format(own_methods=own_methods)))
     return "\n".join(f"{sentence}\n\n```python\n{block}```\n" for sentence, block in blocks)

@@ -26,7 +26,7 @@ Operation = Any  # a `JaxprEqn`, whose types do not say that its variables have 
 Rule = Callable[["Graph", Operation, Sequence[Value]], str | Sequence[Value]]
 
 # Operations that only matter for gradients or the compiler.
-SAME = {"copy", "name", "stop_gradient"}
+IDENTITIES = {"copy", "name", "stop_gradient"}
 # JAX and ONNX broadcast alike if operands have equal ranks, or a rank is 0.
 ELEMENTWISE = {
     **{name: name.capitalize() for name in ("abs", "add", "and", "div", "erf", "exp", "log", "max", "min", "mul")},
@@ -34,7 +34,7 @@ ELEMENTWISE = {
     **{"eq": "Equal", "ge": "GreaterOrEqual", "gt": "Greater", "le": "LessOrEqual", "lt": "Less"},
     "logistic": "Sigmoid",
 }
-REDUCTIONS = {f"reduce_{name}": f"Reduce{name.capitalize()}" for name in ("max", "min", "prod", "sum")}
+REDUCE_OPERATORS = {f"reduce_{name}": f"Reduce{name.capitalize()}" for name in ("max", "min", "prod", "sum")}
 
 
 def to_onnx(function: Callable[[jax.Array], jax.Array], image_shape: Sequence[int]) -> onnx.ModelProto:
@@ -61,7 +61,7 @@ def to_onnx(function: Callable[[jax.Array], jax.Array], image_shape: Sequence[in
 class Graph:
     """Operators and constants of a model, in the order of their addition."""
 
-    def __init__(self, images: str, batch: Any):
+    def __init__(self, image_name: str, batch: Any):
         self.batch = batch  # JAX's symbol
         self.names = (f"x{index}" for index in itertools.count())
         self.initializers: list[onnx.TensorProto] = []
@@ -70,22 +70,22 @@ class Graph:
         # Operators before all others, whose results loops' bodies may read, too.
         self.first: list[onnx.NodeProto] = []
         self.nodes = self.first
-        self.batch_size = self.node("Shape", images, start=0, end=1)
+        self.batch_size = self.node("Shape", image_name, start=0, end=1)
         self.nodes = []
 
-    def run(self, program: ClosedJaxpr | Jaxpr, inputs: Sequence[Value]) -> list[Value]:
+    def run(self, program: ClosedJaxpr | Jaxpr, arguments: Sequence[Value]) -> list[Value]:
         """Adds the operations of a program; returns its outputs."""
         jaxpr, consts = (program.jaxpr, program.consts) if isinstance(program, ClosedJaxpr) else (program, ())
         constants = [np.asarray(x) for x in consts]
-        values: dict[Any, Value] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*constants, *inputs], strict=True))
+        bound: dict[Any, Value] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*constants, *arguments], strict=True))
 
         def read(x: Any) -> Value:
             is_literal = isinstance(x, Literal)
-            return np.asarray(x.val, x.aval.dtype) if is_literal else values[x]
+            return np.asarray(x.val, x.aval.dtype) if is_literal else bound[x]
 
         # An interpreter: each variable is a constant, or the name of a value in the graph.
         for eqn in jaxpr.eqns:
-            values.update(zip(eqn.outvars, self.apply(eqn, [read(x) for x in eqn.invars]), strict=True))
+            bound.update(zip(eqn.outvars, self.apply(eqn, [read(x) for x in eqn.invars]), strict=True))
         return [read(x) for x in jaxpr.outvars]
 
     def apply(self, eqn: Operation, values: Sequence[Value]) -> Sequence[Value]:
@@ -103,12 +103,12 @@ class Graph:
             for called in (eqn.params.get(key) for key in ("jaxpr", "call_jaxpr")):
                 if called is not None:
                     return self.run(called, values)
-        if name in SAME:
+        if name in IDENTITIES:
             return values
         if name in ELEMENTWISE:
             return [self.node(ELEMENTWISE[name], *values)]
-        if name in REDUCTIONS:
-            return [self.node(REDUCTIONS[name], values[0], np.array(eqn.params["axes"]), keepdims=0)]
+        if name in REDUCE_OPERATORS:
+            return [self.node(REDUCE_OPERATORS[name], values[0], np.array(eqn.params["axes"]), keepdims=0)]
         if name not in RULES:
             raise NotImplementedError(f"JAX's operation {name!r} has no translation to ONNX")
         results = RULES[name](self, eqn, values)
@@ -292,7 +292,7 @@ def _scan(graph: Graph, eqn: Operation, values: Sequence[Value]) -> list[Value]:
     shared, carry = values[:constants], list(values[constants : constants + carried])
     scanned = values[constants + carried :]
     length = eqn.params["length"]
-    rows: list[list[Value]] = [[] for _ in range(stacks.count(True))]
+    stacked: list[list[Value]] = [[] for _ in range(stacks.count(True))]
     order = range(length)
     # Carries pass from step to step by name; nothing of the loop remains in the graph.
     for step in reversed(order) if eqn.params["reverse"] else order:
@@ -302,11 +302,11 @@ def _scan(graph: Graph, eqn: Operation, values: Sequence[Value]) -> list[Value]:
         ]
         results = graph.run(eqn.params["jaxpr"], [*shared, *carry, *parts])
         carry = results[:carried]
-        for stack, row in zip(rows, results[carried:], strict=True):
+        for stack, row in zip(stacked, results[carried:], strict=True):
             stack.append(row)
-    for stack in rows if eqn.params["reverse"] else ():
+    for stack in stacked if eqn.params["reverse"] else ():
         stack.reverse()
-    return [*carry, *(_stacked(graph, stack, 0) for stack in rows)]
+    return [*carry, *(_stacked(graph, stack, 0) for stack in stacked)]
 
 
 def _select_n(graph: Graph, eqn: Operation, values: Sequence[Value]) -> str:

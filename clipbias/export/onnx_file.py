@@ -20,7 +20,7 @@ from clipbias.tuning import Learnables, Task
 
 CLASSIFIER = "classifier.onnx"
 LABELS = "labels.json"
-PACKAGES = ("onnx", "onnxruntime")
+ONNX_PACKAGES = ("onnx", "onnxruntime")
 # Largest allowed difference between logits of ONNX Runtime and JAX, relative to the largest logit.
 TOLERANCE = 1e-4
 # An ONNX file is a protocol buffer, which holds less than 2 GiB.
@@ -31,7 +31,7 @@ CHECKED = 16
 
 def check_packages() -> None:
     """Raises `ClipbiasError` unless the packages for conversion and check are installed."""
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise ClipbiasError(f"an ONNX file needs {', '.join(missing)}; install them: pip install 'clipbias[onnx]'.")
 

@@ -26,12 +26,12 @@ from clipbias.tuning import CONSTANTS, Learnables, Task
 from clipbias.tuning.methods.clip_lora import PRODUCTS, ClipLora
 from clipbias.tuning.tuned import Tuned
 
-CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 PEFT_FAMILIES = ("clip", "metaclip_2", "siglip")  # families with equal names of attention's products in both towers
 METHOD = "clip_lora"
 MODULE = "{}_model.encoder.layers.{}.{}"
-PARTS = {
+PROJECTIONS = {
     "q": "self_attn.q_proj",
     "k": "self_attn.k_proj",
     "v": "self_attn.v_proj",
@@ -39,8 +39,8 @@ PARTS = {
     "fc1": "mlp.fc1",
     "fc2": "mlp.fc2",
 }
-PLACE = MODULE.format("(vision|text)", r"(\d+)", f"({'|'.join(PARTS.values())})").replace(".", r"\.")
-NAME = re.compile(rf"base_model\.model\.{PLACE}\.lora_[AB]\.weight")
+PLACE = MODULE.format("(vision|text)", r"(\d+)", f"({'|'.join(PROJECTIONS.values())})").replace(".", r"\.")
+TENSOR = re.compile(rf"base_model\.model\.{PLACE}\.lora_[AB]\.weight")
 # Settings of PEFT that change the result without a tensor in the file: ignoring them would give wrong numbers silently.
 UNSUPPORTED = (
     "alpha_pattern",
@@ -98,8 +98,8 @@ def write_peft(folder: Path, task: Task, learnables: Learnables, base: str) -> N
         "inference_mode": True,
     }
     tensors = {key: np.array(view, np.float32, order="C") for key, view in views.items()}
-    write_tensors(folder / WEIGHTS, tensors, {"format": "pt"})
-    write_text(folder / CONFIG, json.dumps(config, indent=2) + "\n")
+    write_tensors(folder / ADAPTER_WEIGHTS, tensors, {"format": "pt"})
+    write_text(folder / ADAPTER_CONFIG, json.dumps(config, indent=2) + "\n")
 
 
 def read_peft(
@@ -119,12 +119,12 @@ def read_peft(
     """
     # The user names the base model: nothing in the folder proves it.
     folder = user_path(folder)
-    for name in (CONFIG, WEIGHTS):
+    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         if not (folder / name).is_file():
             raise ClipbiasError(f"{folder} is no PEFT adapter: it has no {name}.")
-    with open_safetensors_file(folder / WEIGHTS) as file:
+    with open_safetensors_file(folder / ADAPTER_WEIGHTS) as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
-    config = read_json(folder / CONFIG, dict, what="PEFT's configuration")
+    config = read_json(folder / ADAPTER_CONFIG, dict, what="PEFT's configuration")
     # The file decides the method's options, so that the learnables have its shapes.
     options = _scale(config, folder) | _places(tensors, clip, folder)
     if template is not None:
@@ -161,7 +161,7 @@ def _views(method: ClipLora, learnables: Learnables) -> dict[str, np.ndarray]:
             parts = [part for part in PRODUCTS[product] if part in method.parts]
             for letter, stacked in (("A", pair["down"]), ("B", pair["up"])):
                 for block, number in np.ndindex(stacked.shape[:2]):
-                    module = MODULE.format(tower, block + method.first_block - 1, PARTS[parts[number]])
+                    module = MODULE.format(tower, block + method.first_block - 1, PROJECTIONS[parts[number]])
                     views[f"base_model.model.{module}.lora_{letter}.weight"] = stacked[block, number].T
     return views
 
@@ -184,7 +184,7 @@ def _scale(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 def _places(names: Collection[str], clip: Clip, folder: Path) -> dict[str, Any]:
     """Returns the changed towers, parts and blocks (of the first changed tower) as options."""
     # A name outside of the pattern is a module that would be lost silently.
-    matches = {name: NAME.fullmatch(name) for name in names}
+    matches = {name: TENSOR.fullmatch(name) for name in names}
     places = [match.groups() for match in matches.values() if match]
     if len(places) < len(matches) or not places:
         odd = next((name for name, match in matches.items() if match is None), "nothing")
@@ -197,7 +197,7 @@ def _places(names: Collection[str], clip: Clip, folder: Path) -> dict[str, Any]:
     last = max(blocks) + 1
     return {
         "towers": towers,
-        "parts": tuple(part for part, name in PARTS.items() if any(name == place[2] for place in places)),
+        "parts": tuple(part for part, name in PROJECTIONS.items() if any(name == place[2] for place in places)),
         "first_block": min(blocks) + 1,
         "last_block": None if last == getattr(clip.config, towers[0]).layers else last,
     }

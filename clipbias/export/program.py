@@ -27,7 +27,7 @@ from clipbias.tuning.task import cosine_logits
 
 PROGRAM = "classifier.stablehlo"
 PROGRAM_WEIGHTS = "weights.safetensors"
-DESCRIPTION = "program.json"
+PROGRAM_DESCRIPTION = "program.json"
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 Weights = Mapping[str, Any]
@@ -128,7 +128,7 @@ def write_program(folder: Path, task: Task, learnables: Learnables) -> None:
         "calling_convention_version": exported.calling_convention_version,
         "jax": jax.__version__,
     }
-    write_text(folder / DESCRIPTION, json.dumps(description, indent=2) + "\n")
+    write_text(folder / PROGRAM_DESCRIPTION, json.dumps(description, indent=2) + "\n")
 
 
 def preparation_words(preprocessing: Preprocessing) -> str:

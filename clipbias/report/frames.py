@@ -55,14 +55,14 @@ def answers(
     folder: Path | None,
     known: dict[str, np.ndarray],
     dataset: str,
-    names: Sequence[object],
+    files: Sequence[object],
     accuracies: Sequence[float],
 ) -> np.ndarray | None:
-    """Returns the share of runs that were right on each test image, float `[n]`; `names` are files without `.npz`."""
+    """Returns the share of runs that were right on each test image, float `[n]`; `files` have names without `.npz`."""
     # `None` if a file is missing or damaged, has other images than those `known` of the dataset, or does not agree with
     # its row's accuracy: a paired comparison of other images would be wrong without a sign of it.
     shares = []
-    for name, accuracy in zip(names, accuracies, strict=True):
+    for name, accuracy in zip(files, accuracies, strict=True):
         if folder is None or not isinstance(name, str) or not name or Path(name).name != name:
             return None
         try:
@@ -118,9 +118,9 @@ class Sweep:
         """Rows of each method."""
         return {name: [row for row in self.rows if row["method"] == name] for name in self.methods}
 
-    def means_of(self, values: Callable[[Row], Mapping[str, float | None]]) -> dict[CellKey, Row]:
+    def means_of(self, numbers_of: Callable[[Row], Mapping[str, float | None]]) -> dict[CellKey, Row]:
         """Averages other numbers of the rows to cells."""
-        return cells_of(run_frame(self.rows, values), self.shots, self.datasets)
+        return cells_of(run_frame(self.rows, numbers_of), self.shots, self.datasets)
 
     def table(self, measure: str, shots: int | None, field: str = "mean") -> pd.DataFrame:
         """Returns a field of the cells, methods x datasets; NaN where unknown."""
@@ -135,7 +135,7 @@ class Sweep:
         return int(np.nanmax(self.table(measure, shots, "seeds").to_numpy(float), initial=1))
 
 
-def read_sweep(rows: Iterable[Row], predictions: Path | None = None) -> Sweep:
+def read_sweep(records: Iterable[Row], predictions: Path | None = None) -> Sweep:
     """Makes a sweep from the rows of a results file, one per run.
 
     `predictions`: folder of the answers to each test image, by which methods are compared in pairs.
@@ -143,7 +143,7 @@ def read_sweep(rows: Iterable[Row], predictions: Path | None = None) -> Sweep:
     # Folder names may hold halves of surrogate pairs, which data frames refuse: they become escapes.
     named = [
         {**row, **{name: row[name].encode("utf-8", "backslashreplace").decode() for name in ("method", "dataset")}}
-        for row in rows
+        for row in records
     ]
     # A mean over learning rates would be no method: each rate of a method on the same draw has a name of its own.
     rates: dict[tuple[str, str, int, int | None], set[float | None]] = {}
@@ -175,15 +175,15 @@ def shots_words(shots: int | None) -> str:
     return "all images" if shots is None else counted(shots, "shot")
 
 
-def run_frame(rows: Sequence[Row], values: Callable[[Row], Mapping[str, float | None]]) -> pd.DataFrame:
-    """Makes a line for each finished run and each of its numbers, `values` of its row by name.
+def run_frame(rows: Sequence[Row], numbers_of: Callable[[Row], Mapping[str, float | None]]) -> pd.DataFrame:
+    """Makes a line for each finished run and each of its numbers, `numbers_of` its row by name.
 
     Columns: `method`, `dataset`, `shots`, `seed`, `measure`, `value`, `images` (their number), `predictions` (file of
     the answers), and `drawn` (False for a method that draws no training images).
     """
     lines = []
     for row in filter(_is_ok, rows):
-        for measure, value in values(row).items():
+        for measure, value in numbers_of(row).items():
             plain = measure == ACCURACY
             images = row.get("images") if plain else (row.get("tested_images") or {}).get(measure)
             file = (row.get("predictions") or {}).get("test" if plain else measure)
@@ -233,7 +233,7 @@ def cells_of(
     return {(*where, None if count == _ALL else int(count)): line for (*where, count), line in lines}
 
 
-def _averages(cells: pd.DataFrame, datasets: int) -> pd.DataFrame:
+def _averages(cells: pd.DataFrame, count: int) -> pd.DataFrame:
     """Averages cells over datasets, where all have a result."""
     # Datasets have images and draws of their own, so errors are independent and their squares add. Unknown errors count
     # as infinite: a sum would take NaN for 0.
@@ -242,8 +242,8 @@ def _averages(cells: pd.DataFrame, datasets: int) -> pd.DataFrame:
     squares[errors] = cells[errors].pow(2).fillna(math.inf)
     groups = squares.drop(columns="correct").groupby(["measure", "method", "shots"], sort=False)
     means = groups.agg({"mean": "mean", "seeds": "min", "drawn": "all"} | dict.fromkeys(errors, "sum"))
-    means[errors] = means[errors].replace(math.inf, math.nan).pow(0.5) / datasets
-    means = means[groups.size() == datasets].assign(correct=None, dataset=AVERAGE)
+    means[errors] = means[errors].replace(math.inf, math.nan).pow(0.5) / count
+    means = means[groups.size() == count].assign(correct=None, dataset=AVERAGE)
     return means.set_index("dataset", append=True).reorder_levels(_CELL)
 
 

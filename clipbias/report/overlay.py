@@ -32,8 +32,8 @@ class Overlay:
     title: str  # such as the model's name, or the class with its probability
     vision: np.ndarray  # relevancy of the M patches, row by row, then of the V prompts, `[M + V]`
     patches: int  # M
-    tokens: tuple[str, ...] = ()  # of the text, as words, from SOS on without EOS
-    text: np.ndarray | None = None  # relevancy of the tokens `[N]`, of which the first `len(tokens)` count
+    words: tuple[str, ...] = ()  # readable tokens of the text, from SOS on without EOS
+    text: np.ndarray | None = None  # relevancy of the tokens `[N]`, of which the first `len(words)` count
 
 
 def overlay_figure(image: np.ndarray, overlays: Sequence[Overlay], *, title: str = "picture") -> "Figure":
@@ -44,17 +44,17 @@ def overlay_figure(image: np.ndarray, overlays: Sequence[Overlay], *, title: str
     return overlay_grid((2.3 * (1 + len(overlays)), 2.75), (4, 1), [image], [title], [overlays])
 
 
-def overlay_rows(images: Sequence[np.ndarray], overlays: Sequence[Overlay]) -> "Figure":
+def overlay_rows(pictures: Sequence[np.ndarray], overlays: Sequence[Overlay]) -> "Figure":
     """Draws each picture with its overlay beside it, in rows."""
-    heights = [part for overlay in overlays for part in (4, 1 if overlay.tokens else 0.05)]
+    heights = [part for overlay in overlays for part in (4, 1 if overlay.words else 0.05)]
     size = (4.6, 0.55 * sum(heights) + 0.3)
-    return overlay_grid(size, heights, images, [""] * len(images), [[overlay] for overlay in overlays])
+    return overlay_grid(size, heights, pictures, [""] * len(pictures), [[overlay] for overlay in overlays])
 
 
 def overlay_grid(
     size: tuple[float, float],
     heights: Sequence[float],
-    images: Sequence[np.ndarray],
+    pictures: Sequence[np.ndarray],
     titles: Sequence[str],
     overlays: Sequence[Sequence[Overlay]],
     *,
@@ -63,8 +63,8 @@ def overlay_grid(
     """Draws each picture and its overlays in a row with two lines of relative `heights`; `scale` adds a colour bar."""
     with style.styled():
         figure = style.new_figure(*size)
-        grid = figure.subplots(2 * len(images), 1 + len(overlays[0]), squeeze=False, height_ratios=heights)
-        for above, below, image, title, row in zip(grid[::2], grid[1::2], images, titles, overlays, strict=True):
+        grid = figure.subplots(2 * len(pictures), 1 + len(overlays[0]), squeeze=False, height_ratios=heights)
+        for above, below, image, title, row in zip(grid[::2], grid[1::2], pictures, titles, overlays, strict=True):
             show_picture(above[0], image)
             above[0].set_title(title, fontsize=8)
             below[0].set_axis_off()
@@ -132,11 +132,11 @@ def draw_text(axes: "Axes", overlay: Overlay) -> None:
     """Draws the tokens in reading order, the darker the more relevant."""
     axes.set_axis_off()
     axes.set(xlim=(0, 1), ylim=(0, 1))
-    if overlay.text is None or not overlay.tokens:
+    if overlay.text is None or not overlay.words:
         return
     from matplotlib import colormaps
 
-    values = np.asarray(overlay.text[: len(overlay.tokens)], float)
+    values = np.asarray(overlay.text[: len(overlay.words)], float)
     # SOS usually holds most of the row: as the top of the scale it would leave all other tokens white.
     rest = values[1:] if len(values) > 1 else values
     scale = rest.max() if rest.size and rest.max() > 0 else 1.0
@@ -146,7 +146,7 @@ def draw_text(axes: "Axes", overlay: Overlay) -> None:
     # Lengths of words are estimated: measuring each would draw the figure once per word.
     width = figure.get_size_inches()[0] * 72 / place.get_gridspec().ncols * 0.92  # of a line in points
     x, y = 0.0, 1.0
-    for token, value in zip(overlay.tokens, values, strict=True):
+    for token, value in zip(overlay.words, values, strict=True):
         length = (len(token) * 4.1 + 7) / width
         if x > 0 and x + length > 1:
             x = 0.0
@@ -212,7 +212,7 @@ def explorer_data(study: StudyResults) -> dict[str, Any] | None:
             "tuned": model.key != ZERO_SHOT,
             "slots": model.vision_prompts,
             "depth": model.vision_depth,
-            "tokens": explored[model.key].tokens,
+            "tokens": explored[model.key].words,
             "arrays": {
                 name: _packed(array)
                 for name, array in vars(explored[model.key]).items()

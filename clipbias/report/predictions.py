@@ -99,17 +99,17 @@ def confusion_figure(answers: Answers, what: str) -> CaptionedFigure:
     return CaptionedFigure("confusion", "Confusion of classes", caption, figure, numbers)
 
 
-def write_answers(folder: Path, images: Sequence[str], answers: Answers, what: str) -> None:
+def write_answers(folder: Path, image_names: Sequence[str], answers: Answers, what: str) -> None:
     """Writes `classes.csv`, `predictions.csv` and `confusion.{png,pdf,csv}`, each atomically.
 
-    `images` are names; `what` names model and images in the caption.
+    `what` names model and images in the caption.
     """
     write_csv(folder / "classes.csv", answers.frame())
     # An unreadable image stays in the file, with an empty prediction.
     names = [*answers.class_names, ""]  # -1 is the last
     rows = [
         (image, names[label], names[answer], int(label == answer))
-        for image, label, answer in zip(images, answers.labels, answers.predicted, strict=True)
+        for image, label, answer in zip(image_names, answers.labels, answers.predicted, strict=True)
     ]
     columns = ["image", "class", "answer", "correct"]
     write_csv(folder / "predictions.csv", pd.DataFrame(rows, columns=columns))

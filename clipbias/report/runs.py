@@ -80,12 +80,12 @@ def read_workdir(folder: str | Path) -> Workdir:
         "seconds": sum(each.get("seconds") or 0 for each in states.values()) or None,
         "state": _state_words(path, states[path]),
     }
-    rows: list[dict[str, Any]] = []  # of each run or model
+    entries: list[dict[str, Any]] = []  # of each run or model
     results: list[dict[str, Any]] = []
     if summary["binary"] == "table1":
-        results = rows = _read_lines(path / "results.jsonl", _ROW)
-        failed = [row for row in rows if row["status"] != "ok"]
-        done = len(rows) - len(failed)
+        results = entries = _read_lines(path / "results.jsonl", _ROW)
+        failed = [row for row in entries if row["status"] != "ok"]
+        done = len(entries) - len(failed)
         # How many runs a sweep has is known only once learning rates are selected.
         expected = environment.get("runs")  # known when runs on test images begin
         if parts:
@@ -97,14 +97,14 @@ def read_workdir(folder: str | Path) -> Workdir:
         if failed:
             summary["state"] += f"; {counted(len(failed), 'run')} failed: {failed[0].get('error')}"
         summary["progress"] = f"{done} of {counted(expected, 'run')}" if expected else counted(done, "run")
-        summary["learning_rate"] = sorted({row.get("learning_rate") for row in rows} - {None})
+        summary["learning_rate"] = sorted({row.get("learning_rate") for row in entries} - {None})
     elif summary["binary"] == "explain":
         folders = [path / name.replace("/", "_") for name in config.get("datasets") or ()] or [path]
         studies = [study for inside in folders if (study := _read_object(inside / "results.json"))]
         for study in studies:
             facts = {"dataset": study.get("dataset", {}).get("name"), "status": "ok"}
-            rows += [{**model, **facts} for model in study.get("models", ())]
-        models = [_results(row) for row in rows]
+            entries += [{**model, **facts} for model in study.get("models", ())]
+        models = [_results(row) for row in entries]
         summary |= {name: [row[name] for row in models] for name in ("method", "accuracy", "error", "images")}
         summary["parameters"] = [row["parameters"] for row in models]
         summary["dataset"] = summary["dataset"] or list(dict.fromkeys(row["dataset"] for row in models))
@@ -124,7 +124,7 @@ def read_workdir(folder: str | Path) -> Workdir:
             "seconds": row.get("seconds"),
             "state": "finished" if row["status"] == "ok" else f"failed: {row.get('error')}",
         }
-        for number, row in enumerate(rows, start=1)
+        for number, row in enumerate(entries, start=1)
     ]
     return Workdir(summary, _settings(config, environment), runs, results)
 

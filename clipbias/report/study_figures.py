@@ -187,11 +187,11 @@ def vision_attention_figure(study: StudyResults) -> CaptionedFigure | None:
         quantity = part["quantity"].iloc[0]
         tuned = part["model"].iloc[0] != zero_shot
         name = "tuned" if tuned else "zero-shot"
-        look = {"color": style.TUNED if tuned else style.ZERO_SHOT, "label": f"{name}, mean over heads"}
+        look = {"color": style.TUNED if tuned else style.UNTUNED, "label": f"{name}, mean over heads"}
         lines(axes, part, x="layer", looks={"": look}, dots=True)
         if tuned:
             mean = original[original["quantity"] == quantity].groupby("layer")["value"].mean()
-            axes.plot(mean.index, mean, color=style.ZERO_SHOT, linestyle=style.DASHED, lw=1, label="zero-shot's again")
+            axes.plot(mean.index, mean, color=style.UNTUNED, linestyle=style.DASHED, lw=1, label="zero-shot's again")
         if quantity != "distance":
             level(axes, math.log(clip.tokens))
 
@@ -291,11 +291,11 @@ DRAWING_OF_FAITHFULNESS = Drawing(
 
 
 SIDES: dict[str, Any] = {
-    "zero_shot": {"color": style.ZERO_SHOT, "linestyle": (0, (4, 1.5)), "label": "zero-shot"},
+    "zero_shot": {"color": style.UNTUNED, "linestyle": (0, (4, 1.5)), "label": "zero-shot"},
     "tuned": {"color": style.TUNED, "label": "tuned"},
 }
 _BARS: dict[str, Any] = {
-    "zero_shot": {"color": style.ZERO_SHOT, "hatch": "////", "edgecolor": "white"},
+    "zero_shot": {"color": style.UNTUNED, "hatch": "////", "edgecolor": "white"},
     "tuned": {"color": style.TUNED},
 }
 _TYPES = {"text": TEXT_TYPES[:-1], "vision": VISION_TYPES}
@@ -435,7 +435,7 @@ def relevancy_groups_figure(study: StudyResults) -> CaptionedFigure | None:
     if frame.empty:
         return None
     frame["series"] = frame["group"] + " " + frame["side"]
-    sides = {"zero_shot": style.ZERO_SHOT, "tuned": style.TUNED, "": style.BLACK}
+    sides = {"zero_shot": style.UNTUNED, "tuned": style.TUNED, "": style.BLACK}
     looks: dict[str, Any] = {
         f"{group} {side}": {"color": colour, "marker": _GROUPS[group][1], "ms": 3.5, "label": None}
         for group in GROUPS
@@ -529,7 +529,7 @@ DRAWING_OF_SIMILARITY = Drawing(
 
 
 def _similarity_figure(study: StudyResults, similarity: Similarity, key: str, label: str) -> CaptionedFigure:
-    images, rotations, depths = similarity.images, similarity.rotations, similarity.layers
+    images, rotations, depths = similarity.pictures, similarity.rotations, similarity.layers
     assert images is not None and rotations is not None and depths is not None
     result = present(similarity.models)[key]
     maps = {name: getattr(result, name) for name in _ROWS}
@@ -580,7 +580,7 @@ def _similarity_figure(study: StudyResults, similarity: Similarity, key: str, la
 def examples_figure(study: StudyResults) -> CaptionedFigure | None:
     """Draws example pictures with every model's relevancy over patches and text."""
     examples = EXAMPLES.of(study)
-    if examples is None or not len(examples.images):
+    if examples is None or not len(examples.pictures):
         return None
     labels = labels_of(study.models)
     classes = study.dataset.class_names
@@ -590,7 +590,7 @@ def examples_figure(study: StudyResults) -> CaptionedFigure | None:
     for picture, label in enumerate(map(int, examples.labels)):
         overlays.append([])
         for key, maps in models.items():
-            logits, vision, tokens = maps.logits[picture], maps.vision[picture], maps.tokens[picture]
+            logits, vision, tokens = maps.logits[picture], maps.vision[picture], maps.words[picture]
             predicted = int(np.argmax(logits))
             title = f"{labels[key]} {'✓' if predicted == label else '✗'}\n{printable(classes[predicted])}, "
             title += f"{100 * float(1 / np.exp(logits - logits.max()).sum()):.0f} %"
@@ -600,10 +600,10 @@ def examples_figure(study: StudyResults) -> CaptionedFigure | None:
             rows += [("text", i, token, maps.text[picture][i]) for i, token in enumerate(tokens)]
             of_model = pd.DataFrame(rows, columns=["part", "index", "token", "relevancy"])
             frames.append(of_model.assign(picture=picture, name=examples.names[picture], model=key))
-    count = len(examples.images)
+    count = len(examples.pictures)
     size = (2.25 * (1 + len(models)), 2.8 * count + 0.55)
     titles = [printable(classes[int(label)]) for label in examples.labels]
-    figure = overlay_grid(size, (4.2, 1) * count, list(examples.images), titles, overlays, scale=True)
+    figure = overlay_grid(size, (4.2, 1) * count, list(examples.pictures), titles, overlays, scale=True)
     counts = counted(count, "picture")
     return captioned("examples", figure, joined(frames), dataset=study.dataset.name, counts=counts)
 

@@ -24,7 +24,7 @@ BLUE, RED, PURPLE, GREY = "#0072B2", "#D55E00", "#CC79A7", "#6B7280"
 COLOURS = (BLUE, RED, GREEN, ORANGE, PURPLE, SKY, BLACK, GREY)  # for things without an order
 
 # As in the paper: the original model blue, the tuned one red, which looks orange here.
-ZERO_SHOT = BLUE
+UNTUNED = BLUE
 TUNED = RED
 
 LINES: tuple[Any, ...] = ("-", (0, (4, 2)), (0, (1, 1)), (0, (5, 1, 1, 1)))
@@ -127,7 +127,7 @@ STANDS_OUT = "bias"
 
 
 # By the hundreds of a preset's order: zero-shot, the families of CoOp, VPT, IVLP and MaPLe, heads, weights.
-_FAMILIES = (ZERO_SHOT, ORANGE, SKY, GREEN, PURPLE, GREY, RED)
+_FAMILIES = (UNTUNED, ORANGE, SKY, GREEN, PURPLE, GREY, RED)
 
 
 def method_look(method: str) -> tuple[str, str, Any]:
@@ -136,7 +136,7 @@ def method_look(method: str) -> tuple[str, str, Any]:
 
     name = base_name(method)
     if name == "zero_shot":
-        return ZERO_SHOT, "", DASHED
+        return UNTUNED, "", DASHED
     if name not in METHODS or METHODS[name][1].order // 100 >= len(_FAMILIES):
         return BLACK, "X", SOLID
     families = {each: preset.order // 100 for each, (_, preset) in METHODS.items()}

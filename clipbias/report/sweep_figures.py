@@ -154,7 +154,7 @@ def gain_figure(sweep: Sweep) -> CaptionedFigure | None:
         for _, same in frame.groupby("parameters"):
             if len(same) > 1:
                 axes.axhspan(same.index[0] - 0.44, same.index[-1] + 0.44, color="#F1F5F9", zorder=0)
-        axes.axvline(0, color=style.ZERO_SHOT, linestyle="--", linewidth=1.0)
+        axes.axvline(0, color=style.UNTUNED, linestyle="--", linewidth=1.0)
         category_ticks(axes, list(frame["label"]))
         axes.set_xlabel("points of accuracy over zero-shot CLIP")
     shots = sweep.shots[-1]

@@ -113,15 +113,15 @@ def _with_facts(sweep: Sweep, columns: _Columns, title: str, caption: str) -> Ta
     """Makes a table whose last columns are the validation policy, if anything was selected, and parameters."""
     frame, bold = _accuracy_frame(sweep, columns)
     note = _note(sweep)
-    images: dict[str, int] = {}  # of the test, by head
+    image_counts: dict[str, int] = {}  # of the test, by head
     for head, (measure, dataset, shots) in columns.items():
         cells = (sweep.cells.get((measure, method, dataset, shots), {}) for method in sweep.methods)
         if counts := [cell["images"] for cell in cells if cell.get("images", math.nan) >= 1]:
-            images[head] = int(min(counts))
-    if images:
-        several = ", ".join(f"{head} {count:,}" for head, count in images.items())
-        note.append(f"Test images: {several if len(columns) > 1 else f'{min(images.values()):,}'}.")
-        if min(images.values()) < SMALL:
+            image_counts[head] = int(min(counts))
+    if image_counts:
+        several = ", ".join(f"{head} {count:,}" for head, count in image_counts.items())
+        note.append(f"Test images: {several if len(columns) > 1 else f'{min(image_counts.values()):,}'}.")
+        if min(image_counts.values()) < SMALL:
             note.append(f"In parentheses: the 95 % interval, with fewer than {SMALL} test images.")
     policies = [
         {str(row["validation"]) for row in sweep.by_method[name] if row.get("validation")} for name in sweep.methods
@@ -136,15 +136,15 @@ def _with_facts(sweep: Sweep, columns: _Columns, title: str, caption: str) -> Ta
 
 
 def _accuracy_frame(sweep: Sweep, columns: _Columns) -> tuple[pd.DataFrame, set[tuple[int, int]]]:
-    texts: dict[str, list[str]] = {}
+    by_head: dict[str, list[str]] = {}
     bold: set[tuple[int, int]] = set()
     for place, (head, (measure, dataset, shots)) in enumerate(columns.items(), start=1):
         # Cells with fewer seeds than others say so: their error is less certain.
         expected = sweep.seeds(measure, shots)
-        texts[head] = [_cell_text(sweep, (measure, name, dataset, shots), expected) for name in sweep.methods]
+        by_head[head] = [_cell_text(sweep, (measure, name, dataset, shots), expected) for name in sweep.methods]
         best = best_methods(sweep, measure, dataset, shots)
         bold |= {(row, place) for row, name in enumerate(sweep.methods) if name in best}
-    return pd.DataFrame(texts, index=list(map(method_name, sweep.methods))), bold
+    return pd.DataFrame(by_head, index=list(map(method_name, sweep.methods))), bold
 
 
 def _cell_text(sweep: Sweep, key: CellKey, expected: int) -> str:
@@ -213,16 +213,16 @@ def _rate_table(sweep: Sweep) -> Table | None:
     if not selected:
         return None
     rates = sorted({rate for by_rate in accuracies.values() for rate in by_rate})
-    rows: list[list[str]] = []
+    lines: list[list[str]] = []
     bold: set[tuple[int, int]] = set()
     for place, ((method, *where), by_rate) in enumerate(accuracies.items()):
         texts = [_number(by_rate[rate], "failed") if rate in by_rate else MISSING for rate in rates]
-        rows.append([method_name(method), *where, *texts])
+        lines.append([method_name(method), *where, *texts])
         bold |= {(place, 3 + i) for i, rate in enumerate(rates) if rate == selected[method, *where]}
     caption = "Top-1 accuracy in percent on validation images by learning rate; bold: the selected rate."
     note = "Means over seeds, datasets and shots. Of equally accurate rates, that of lower cross-entropy was selected."
     heads = ["Method", "Dataset", "Shots", *(f"{rate:g}" for rate in rates)]
-    return Table("Learning rates", caption, heads, rows, words={1}, note=note, bold=bold)
+    return Table("Learning rates", caption, heads, lines, words={1}, note=note, bold=bold)
 
 
 def _size_table(sweep: Sweep) -> Table:
@@ -318,11 +318,11 @@ def class_tables(sweep: Sweep, measures: Sequence[str]) -> list[Table]:
 
 
 def _cell_frame(
-    sweep: Sweep, cells: Mapping[CellKey, Row], columns: _Columns, text: Callable[[Row], str]
+    sweep: Sweep, cells: Mapping[CellKey, Row], columns: _Columns, show: Callable[[Row], str]
 ) -> pd.DataFrame:
     texts = {
         head: [
-            text(cells[key]) if (key := (measure, name, dataset, shots)) in cells else MISSING for name in sweep.methods
+            show(cells[key]) if (key := (measure, name, dataset, shots)) in cells else MISSING for name in sweep.methods
         ]
         for head, (measure, dataset, shots) in columns.items()
     }

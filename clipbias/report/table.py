@@ -46,7 +46,7 @@ class Table:
     title: str  # heading, and label in LaTeX
     caption: str  # a sentence that defines the numbers and ±
     columns: Sequence[str]  # heads
-    rows: Sequence[Sequence[str]]  # the first string names the row
+    body: Sequence[Sequence[str]]  # the first string names the row
     words: Collection[int] = ()  # numbers of the columns of words, left-aligned, like the first column
     note: str = ""  # further facts, in small letters below
     bold: Collection[tuple[int, int]] = ()  # places (row, column)
@@ -69,7 +69,7 @@ def render(table: Table, form: str) -> str:
 
 
 def _marked(table: Table, escaped: Callable[[str], str], bold: str) -> pd.DataFrame:
-    rows = [[escaped(str(text)) for text in row] for row in table.rows]
+    rows = [[escaped(str(text)) for text in row] for row in table.body]
     frame = pd.DataFrame(rows, columns=[escaped(str(name)) for name in table.columns], dtype=object)
     for row, column in table.bold:
         frame.iat[row, column] = bold.format(frame.iat[row, column])

@@ -207,9 +207,9 @@ def describe_program(program: Program) -> str:
     return f"{program.name}: {format_bytes(sum(sizes.values()))} per device ({parts}), {exchanged}"
 
 
-KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.-]+) .*\{$")
-_EXCHANGE = re.compile(rf"= (.+?) ({'|'.join(KINDS)})(-start)?\(")
+_EXCHANGE = re.compile(rf"= (.+?) ({'|'.join(COLLECTIVES)})(-start)?\(")
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition|branch_computations|called_computations)=(\{[^}]*\}|%?[\w.-]+)")
 _BODY = re.compile(r"body=%?([\w.-]+)")
 _SHAPE = re.compile(r"([a-z]+)(\d*)(?:e\dm\d\w*)?\[([\d,]*)\]")

@@ -28,7 +28,7 @@ from clipbias.tuning import Recipe, Sampling
 
 
 def split_batches(
-    images: Split | Images,
+    split: Split | Images,
     mesh: Mesh,
     *,
     resizing: Resizing,
@@ -44,7 +44,7 @@ def split_batches(
     """
     share = placement.share(mesh)
     return test_batches(
-        images,
+        split,
         resizing=resizing,
         batch_size=batch_size,
         shard=(share.part, share.parts),
@@ -64,7 +64,7 @@ class RunBatches(Iterator[Batch]):
 
     def __init__(
         self,
-        images: Sequence[Images],
+        run_images: Sequence[Images],
         seeds: Sequence[int],
         recipe: Recipe,
         mesh: Mesh,
@@ -76,18 +76,18 @@ class RunBatches(Iterator[Batch]):
     ) -> None:
         """Makes nothing yet. Runs have equally many steps, of which `start_step` are done."""
         share = placement.share(mesh)
-        runs = share.runs(mesh, len(images))
-        keys = [(id(images[run]), seeds[run]) for run in runs]
+        runs = share.runs(mesh, len(run_images))
+        keys = [(id(run_images[run]), seeds[run]) for run in runs]
         first_with = {key: run for key, run in zip(reversed(keys), reversed(runs), strict=True)}
         distinct = list(dict.fromkeys(keys))
 
         def source(run: int) -> Source:
             return train_source(
-                images[run],
+                run_images[run],
                 resizing=resizing,
                 batch_size=recipe.batch_size,
                 seed=seeds[run],
-                epochs=recipe.total_epochs(len(images[run])),
+                epochs=recipe.total_epochs(len(run_images[run])),
                 start_step=start_step,
                 shard=(share.part, share.parts),
                 keep_last=recipe.keep_last,
@@ -97,7 +97,7 @@ class RunBatches(Iterator[Batch]):
 
         sources = [source(first_with[key]) for key in distinct]
         self._mesh = mesh
-        self._images = images
+        self._images = run_images
         self._sources = sources
         self._of_runs = tuple(map(distinct.index, keys))  # the source of each run of this process
         self._multiple = share.multiple
@@ -105,7 +105,7 @@ class RunBatches(Iterator[Batch]):
         # decoded, kept and sent to the devices once. The devices copy them where each device holds the batches of all
         # sources: these must be no more than its own runs, and this process must have a part of all runs.
         self._copies = len(runs) > len(distinct)
-        has_all = len(runs) == placement.RunAxis(mesh, len(images)).padded
+        has_all = len(runs) == placement.RunAxis(mesh, len(run_images)).padded
         there = has_all and len(distinct) * mesh.shape[placement.RUN] <= len(runs)
         self._copies_there = self._copies and there
         self._computed: Any = None
@@ -276,25 +276,25 @@ class TrainingFeatures:
         return features.reshape(passes, -1, features.shape[-1])[:, :count]
 
 
-def support_features(source: TrainingFeatures, sampling: Sampling) -> np.ndarray:
+def support_features(training_features: TrainingFeatures, sampling: Sampling) -> np.ndarray:
     """Returns the features for `Method.support`, `[E, N', d]`, of readable images alone."""
-    features = _support(source, sampling)  # before `readable`, which it updates
-    return features[:, source.readable]
+    features = _support(training_features, sampling)  # before `readable`, which it updates
+    return features[:, training_features.readable]
 
 
-def epoch_features(source: TrainingFeatures, sampling: Sampling, epochs: int) -> np.ndarray:
+def epoch_features(training_features: TrainingFeatures, sampling: Sampling, epochs: int) -> np.ndarray:
     """Returns the passes for so many epochs of training, `[E, N, d]`: one for each epoch if they are fresh.
 
     Unreadable images are among them; `FeatureBatches` masks these.
     """
     # Behind the passes of `support`, so that training sees other augmentations.
     if sampling.training == "fresh":
-        return source.passes(sampling.passes + epochs)[sampling.passes :]
-    return _support(source, sampling)
+        return training_features.passes(sampling.passes + epochs)[sampling.passes :]
+    return _support(training_features, sampling)
 
 
-def _support(source: TrainingFeatures, sampling: Sampling) -> np.ndarray:
-    return source.passes(sampling.passes) if sampling.passes else source.plain()
+def _support(training_features: TrainingFeatures, sampling: Sampling) -> np.ndarray:
+    return training_features.passes(sampling.passes) if sampling.passes else training_features.plain()
 
 
 @dataclasses.dataclass(eq=False)
@@ -306,7 +306,7 @@ class FeatureBatches(Iterator[Batch]):
     """
 
     features: Sequence[np.ndarray]
-    labels: Sequence[np.ndarray]
+    run_labels: Sequence[np.ndarray]
     seeds: Sequence[int]
     recipe: Recipe
     mesh: Mesh
@@ -317,7 +317,7 @@ class FeatureBatches(Iterator[Batch]):
     waiting_share: ClassVar[float] = 0.0
 
     def __post_init__(self) -> None:
-        self._readable = self.readable or [np.ones(len(of_run), bool) for of_run in self.labels]
+        self._readable = self.readable or [np.ones(len(of_run), bool) for of_run in self.run_labels]
         self._step = self.start_step
 
     def __next__(self) -> Batch:
@@ -343,7 +343,7 @@ class FeatureBatches(Iterator[Batch]):
 
     def _rows(self, run: int) -> Batch:
         features = self.features[run]
-        labels = self.labels[run]
+        labels = self.run_labels[run]
         readable = self._readable[run]
         passes, examples = features.shape[:2]
         # Order, pass and rows are functions of seed and step, so that a resumed training draws the same batches.

@@ -24,30 +24,30 @@ def above_chance(method: Method, loss: float | None, classes: int) -> str:
     )
 
 
-def no_better(tuned: Candidate, frozen: Candidate, images: int, what: str) -> str:
+def no_better(fitted: Candidate, frozen: Candidate, images: int, what: str) -> str:
     """Warns where a tuned model is no better than the frozen one on the same images; else returns "".
 
     The higher accuracy is better; of equal ones the lower cross-entropy.
     """
-    if tuned.accuracy > frozen.accuracy:
+    if fitted.accuracy > frozen.accuracy:
         return ""
-    lower = tuned.loss is not None and frozen.loss is not None and tuned.loss < frozen.loss
-    if tuned.accuracy == frozen.accuracy and lower:
+    lower = fitted.loss is not None and frozen.loss is not None and fitted.loss < frozen.loss
+    if fitted.accuracy == frozen.accuracy and lower:
         return ""
-    unsure = " The difference is within chance." if within_chance(frozen.accuracy, tuned.accuracy, images) else ""
+    unsure = " The difference is within chance." if within_chance(frozen.accuracy, fitted.accuracy, images) else ""
     advice = "Take more training images, another method or learning rate, or zero-shot."
     return (
-        f"the tuned model is no better than zero-shot on {counted(images, what)}: {tuned.accuracy:.1f} % after "
+        f"the tuned model is no better than zero-shot on {counted(images, what)}: {fitted.accuracy:.1f} % after "
         f"{frozen.accuracy:.1f} %.{unsure} {advice}"
     )
 
 
-def too_few_to_tell(tuned: Candidate, frozen: Candidate, images: int, what: str) -> str:
+def too_few_to_tell(fitted: Candidate, frozen: Candidate, images: int, what: str) -> str:
     """Warns where so few images show no gain even for a perfect model; else returns ""."""
     if not within_chance(100.0, frozen.accuracy, images):
         return ""
     return (
-        f"{counted(images, what)} cannot tell whether tuning helped: {tuned.accuracy:.1f} % after "
+        f"{counted(images, what)} cannot tell whether tuning helped: {fitted.accuracy:.1f} % after "
         f"{frozen.accuracy:.1f} % is within chance, as any accuracy would be. Evaluate the model on more images before "
         "you use it."
     )

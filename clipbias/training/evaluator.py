@@ -121,11 +121,11 @@ class Evaluator:
         # crops, whether crops are mixed.
         self._plain_features: dict[tuple[bool, int, bool], list[tuple[jax.Array, Batch]]] = {}
 
-    def for_temperature(self, images: Split) -> "Evaluator":
+    def for_temperature(self, split: Split) -> "Evaluator":
         """Returns the evaluator of images that fit a temperature for this split."""
         # A broken image among them must not cost the result. Whole batches of the same size use the same program.
         return Evaluator(
-            images,
+            split,
             mesh=self.mesh,
             batch_size=self.batch_size,
             on_error="skip",

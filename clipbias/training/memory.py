@@ -55,12 +55,12 @@ class Program:
 
 @dataclasses.dataclass(frozen=True)
 class StepShape:
-    """Sizes of a training step: `rows` images of each run over all devices, and `runs` with their padding.
+    """Sizes of a training step: `batch` images of each run over all devices, and `runs` with their padding.
 
     `images` counts a run's training images; `taught` adds a teacher's logits to the batch.
     """
 
-    rows: int
+    batch: int
     runs: int
     mesh: Mesh
     images: int = 0
@@ -81,7 +81,7 @@ def training_program(task: Task, recipe: Recipe, size: StepShape) -> Program:
     )
     # Shapes alone: planning must not fill the memory that it measures.
     state = jax.eval_shape(lambda start: init_state(method, recipe, start), learnables)
-    rows = size.rows + -size.rows % mesh.shape[placement.DATA]
+    rows = size.batch + -size.batch % mesh.shape[placement.DATA]
     side = config.vision.image_size
     pixels = shape((runs, rows, side, side, 3), np.uint8)
     if sampling is not None:
@@ -139,16 +139,16 @@ def evaluation_programs(task: Task, *, batch: int, runs: int, mesh: Mesh) -> lis
     images = placement.device_put(mesh, images, placement.RUN, placement.DATA)
     static, inputs = _evaluation(task, runs, mesh)
     if not task.method.conditional:
-        text: Any = inputs.text
+        class_text: Any = inputs.text
         if task.classifier.changes_text(task.shapes):
             programs.append(class_program(task, runs=runs, mesh=mesh))
             width = task.clip.config.projection_width
-            text = placement.device_put(
+            class_text = placement.device_put(
                 mesh, jax.ShapeDtypeStruct((runs, len(task.texts), width), np.float32), placement.RUN
             )
         else:
-            text = placement.replicate(mesh, jax.ShapeDtypeStruct((1, *text.shape), text.dtype))
-        inputs = dataclasses.replace(inputs, text=text)
+            class_text = placement.replicate(mesh, jax.ShapeDtypeStruct((1, *class_text.shape), class_text.dtype))
+        inputs = dataclasses.replace(inputs, text=class_text)
     mask = placement.device_put(mesh, jax.ShapeDtypeStruct((batch,), np.bool_), placement.DATA)
     labels = placement.device_put(mesh, jax.ShapeDtypeStruct((batch,), np.int32), placement.DATA)
     temperatures = placement.replicate(mesh, jax.ShapeDtypeStruct((runs,), np.float32))

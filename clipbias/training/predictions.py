@@ -12,7 +12,7 @@ from clipbias.identity import identity
 from clipbias.io import load_arrays, save_arrays
 from clipbias.tuning.tuned import Tuned
 
-PREDICTIONS = "predictions"
+PREDICTIONS_FOLDER = "predictions"
 
 
 def predictions_name(name: str) -> str:
@@ -20,9 +20,9 @@ def predictions_name(name: str) -> str:
     return re.sub(r"[^\w.-]+", "_", name)
 
 
-def predictions_identity(model: Tuned, images: str) -> str:
+def predictions_identity(model: Tuned, images_identity: str) -> str:
     """Hashes all that predictions depend on: the tuned model, and the identity of images and labels."""
-    return identity([model.identity, images])
+    return identity([model.identity, images_identity])
 
 
 def save_predictions(
@@ -33,15 +33,15 @@ def save_predictions(
     predicted: np.ndarray,
     log_probs: np.ndarray | None = None,
     *,
-    images: str | None = None,
+    images_identity: str | None = None,
 ) -> str:
     """Writes `predictions/NAME.npz` in a run's folder, atomically, and returns the identity of the predictions.
 
-    `images` is the split's identity, where it is known. The file holds "images" (names), "labels", "predicted" (-1 for
+    `images_identity` is the split's, where it is known. The file holds "images" (names), "labels", "predicted" (-1 for
     an unreadable image), "class_names", "identity", and for runs of a sweep "log_probs" (`forward.BatchPredictions`).
     """
-    known_by = predictions_identity(model, images or split.identity)
-    path = workdir / PREDICTIONS / f"{predictions_name(name)}.npz"
+    known_by = predictions_identity(model, images_identity or split.identity)
+    path = workdir / PREDICTIONS_FOLDER / f"{predictions_name(name)}.npz"
     arrays = {
         "images": np.asarray(split.keys),
         "labels": np.asarray(split.labels, np.int32),
@@ -59,7 +59,7 @@ class KnownPredictions:
     def __init__(self, workdirs: Iterable[Path]) -> None:
         self._paths: dict[str, Path] = {}
         for workdir in workdirs:
-            for path in sorted((workdir / PREDICTIONS).glob("*.npz")):
+            for path in sorted((workdir / PREDICTIONS_FOLDER).glob("*.npz")):
                 if (stored := stored_identity(path)) is not None:
                     self._paths.setdefault(stored, path)
 

@@ -52,26 +52,26 @@ class Predictor:
         """Text features `[S · C, d]`, as `task.logits` takes them; tokens where prompts depend on the image."""
         return self.inputs.text[0] if isinstance(self.inputs.text, jax.Array) else self.inputs.text
 
-    def logits(self, images: jax.Array | np.ndarray, mask: jax.Array | np.ndarray | None = None) -> jax.Array:
+    def logits(self, pixels: jax.Array | np.ndarray, mask: jax.Array | np.ndarray | None = None) -> jax.Array:
         """Computes logits `[B, C]` of images `[B, R, R, 3]`, levels from 0 to 255, or of views `[B, 1 + V, R, R, 3]`.
 
         `mask [B]` is false for images that fill the batch.
         """
-        return self.logits_and_features(images, mask)[0]
+        return self.logits_and_features(pixels, mask)[0]
 
     def logits_and_features(
-        self, images: jax.Array | np.ndarray, mask: jax.Array | np.ndarray | None = None
+        self, pixels: jax.Array | np.ndarray, mask: jax.Array | np.ndarray | None = None
     ) -> tuple[jax.Array, jax.Array]:
         """Computes `logits`, and the images' features of unit length, `[B, d]`."""
-        mask = np.ones(len(images), bool) if mask is None else mask
-        return _logits_and_features(self.static, self.inputs, images, mask)
+        mask = np.ones(len(pixels), bool) if mask is None else mask
+        return _logits_and_features(self.static, self.inputs, pixels, mask)
 
     def classify(
-        self, images: jax.Array | np.ndarray, mask: np.ndarray, *, normalised: bool = False
+        self, pixels: jax.Array | np.ndarray, mask: np.ndarray, *, normalised: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
         """Computes probabilities and `logits`. Raises `ClipbiasError` where logits are not finite."""
         static = dataclasses.replace(self.static, preprocessing=None) if normalised else self.static
-        scores, _ = _logits_and_features(static, self.inputs, images, mask)
+        scores, _ = _logits_and_features(static, self.inputs, pixels, mask)
         logits = np.asarray(scores)
         check_finite(logits[mask].max(-1))
         return np.asarray(jax.nn.softmax(scores, axis=-1)), logits
@@ -114,8 +114,8 @@ def evaluate(
     static, inputs = make_evaluation(task, params, single, runs=1, mesh=mesh)
     shared = Workers(workers)
 
-    def open_images(images: Split) -> Evaluator:
-        return Evaluator(images, mesh=mesh, batch_size=eval_batch_size, on_error=on_image_error, workers=shared)
+    def open_images(split: Split) -> Evaluator:
+        return Evaluator(split, mesh=mesh, batch_size=eval_batch_size, on_error=on_image_error, workers=shared)
 
     tested = open_images(split)
     others = temperature_images(split, validation)

@@ -24,12 +24,12 @@ import numpy as np
 from absl import logging
 from tqdm import tqdm
 
+from clipbias.constants import SECONDS_BETWEEN_LINES
 from clipbias.errors import ClipbiasError, sentence
 from clipbias.io import data_path, is_remote, read_json_lines, write_text
 from clipbias.terminal import printable
 from clipbias.training import placement
 
-SECONDS_BETWEEN_LINES = 10.0
 SECONDS_BETWEEN_STAGES = 2.0
 
 
@@ -218,8 +218,8 @@ def _tensorboard(folder: Path) -> Tracker:
 
     writer = tensorboardX.SummaryWriter(str(folder / "tensorboard"))
 
-    def write(step: int, values: dict[str, float]) -> None:
-        for name, value in values.items():
+    def write(step: int, scalars: dict[str, float]) -> None:
+        for name, value in scalars.items():
             writer.add_scalar(name, value, step)
 
     return write, writer.close
@@ -331,15 +331,15 @@ class MetricWriter(contextlib.AbstractContextManager["MetricWriter"]):
                 f"cannot write {self._path}: {error.strerror}; make room, or see to the disk, and run the same command "
                 "again."
             ) from error
-        numbers: dict[str, float] = {}
+        scalars: dict[str, float] = {}
         for name, value in values.items():
             if isinstance(value, list):
-                numbers |= {f"{name}/{place}": number for place, number in enumerate(value)}
+                scalars |= {f"{name}/{place}": number for place, number in enumerate(value)}
             elif isinstance(value, int | float):
-                numbers[name] = value
+                scalars[name] = value
         for name, (write, _) in list(self._trackers.items()):
             try:
-                write(step, numbers)
+                write(step, scalars)
             # A tracker is another program, often on another host. Its failure must not end the training.
             except Exception as error:
                 logging.warning("%s gets no more metrics (%s); metrics.jsonl has all.", name, sentence(error))
@@ -391,10 +391,10 @@ class StepReport:
         self._since: float | None = None
         self._timed = 0
 
-    def step(self, step: int, values: Any, rate: np.ndarray) -> None:
+    def step(self, step: int, metrics: Any, rate: np.ndarray) -> None:
         """Takes a step's metrics, which the device may still compute, and reports those of the step before."""
         self.catch_up()
-        self._late = (step, values, rate)
+        self._late = (step, metrics, rate)
 
     def catch_up(self) -> None:
         """Reports the last step. Raises `ClipbiasError` for a loss that is not finite, with `ends_on_failure`."""

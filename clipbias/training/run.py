@@ -279,7 +279,7 @@ def _score_test(group: Group, job: TrainJob, learnables: Learnables, paths: Swee
                     split,
                     predicted,
                     tested.log_probs[run],
-                    images=images,
+                    images_identity=images,
                 )
     rows = []
     for run, spec in enumerate(group):
@@ -328,11 +328,11 @@ def spec_facts(spec: RunSpec, common: Recipe) -> Row:
     return {"key": spec.key, **spec.facts(), **({"own_recipe": different} if different else {})}
 
 
-def calibrate(model: Tuned, images: Split, context: SweepContext) -> Calibration:
+def calibrate(model: Tuned, split: Split, context: SweepContext) -> Calibration:
     """Calibrates a tuned model on images that neither trained it nor selected a setting."""
-    logits, read = split_logits(model, Images(images), context)
+    logits, read = split_logits(model, Images(split), context)
     scale = float(np.exp(np.asarray(model.task.method.logit_scale(model.clip.params))))
-    return Calibration.of(logits[read], images.labels[read], scale)
+    return Calibration.of(logits[read], split.labels[read], scale)
 
 
 def fit_task(

@@ -103,7 +103,7 @@ class Selection:
     zero_shot: Candidate
     images: int
     from_training: bool
-    options: Mapping[str, float]
+    searched: Mapping[str, float]
 
     @property
     def best(self) -> Candidate:
@@ -118,7 +118,7 @@ class Selection:
             "from": FROM_TRAINING if self.from_training else "validation split",
             "tried": [dataclasses.asdict(candidate) for candidate in self.candidates],
             ZERO_SHOT: {"accuracy": self.zero_shot.accuracy, "loss": self.zero_shot.loss},
-            "options": dict(self.options),
+            "options": dict(self.searched),
         }
 
     @classmethod
@@ -129,14 +129,14 @@ class Selection:
             zero_shot=Candidate(learning_rate=None, **note[ZERO_SHOT]),
             images=note["images"],
             from_training=note["from"] == FROM_TRAINING,
-            options=note["options"],
+            searched=note["options"],
         )
 
     def of_job(self, job: TrainJob) -> TrainJob:
         """Returns the job with these settings."""
         task = job.task
-        if self.options:
-            task = task.with_method(dataclasses.replace(task.method, **self.options))
+        if self.searched:
+            task = task.with_method(dataclasses.replace(task.method, **self.searched))
         recipe = job.recipe and job.recipe.with_learning_rate(self.best.learning_rate)
         runs = tuple(dataclasses.replace(run, learning_rate=self.best.learning_rate) for run in job.runs)
         return dataclasses.replace(job, task=task, recipe=recipe, runs=runs)
@@ -144,7 +144,7 @@ class Selection:
     def of_spec(self, spec: RunSpec) -> RunSpec:
         """Returns the spec with these settings."""
         recipe = spec.recipe and spec.recipe.with_learning_rate(self.best.learning_rate)
-        return dataclasses.replace(spec, recipe=recipe, options={**spec.options, **self.options})
+        return dataclasses.replace(spec, recipe=recipe, options={**spec.options, **self.searched})
 
     def __str__(self) -> str:
         words = [
@@ -158,8 +158,8 @@ class Selection:
                 f"learning rate {self.best.learning_rate:g}, of {', '.join(words)}: cross-entropy on {self.images} "
                 f"held-out images after a third of the steps; zero-shot {self.zero_shot.loss:.3g}"
             )
-        if self.options:
-            settings = ", ".join(f"{name} {value:.3g}" for name, value in self.options.items())
+        if self.searched:
+            settings = ", ".join(f"{name} {value:.3g}" for name, value in self.searched.items())
             lines.append(f"{settings}, selected on {self.images} held-out training images")
         return "; ".join(lines)
 
@@ -240,13 +240,13 @@ def select_settings(job: TrainJob, held: HeldOut, *, compares_rates: bool) -> Se
         zero_shot=score_zero_shot(trial, held.choose),
         images=scores[0]["validation_images"],
         from_training=held.from_training,
-        options={},
+        searched={},
     )
     method = job.task.method
     # The final search would see images that it trains on. So the options of this search are kept, as given ones.
     if held.from_training and isinstance(method, FeatureMethod):
         best = select_run(learnables, candidates.index(selection.best))
-        selection = dataclasses.replace(selection, options=method.searched_options(best))
+        selection = dataclasses.replace(selection, searched=method.searched_options(best))
     return selection
 
 
@@ -268,15 +268,15 @@ def frozen_job(job: TrainJob) -> TrainJob:
     return dataclasses.replace(job, task=job.task.with_method(make_method(ZERO_SHOT)), recipe=None, runs=job.runs[:1])
 
 
-def score_zero_shot(job: TrainJob, images: Split) -> Candidate:
-    (row,) = score_images(frozen_job(job), {}, [images])
+def score_zero_shot(job: TrainJob, split: Split) -> Candidate:
+    (row,) = score_images(frozen_job(job), {}, [split])
     return _candidate(None, row)
 
 
-def compare(job: TrainJob, learnables: Learnables, images: Split) -> tuple[Candidate, Candidate, int]:
+def compare(job: TrainJob, learnables: Learnables, split: Split) -> tuple[Candidate, Candidate, int]:
     """Scores the tuned model of a job of one run and the frozen one, and counts the readable images."""
-    (row,) = score_images(job, learnables, [images], finite=False)
-    return _candidate(job.runs[0].learning_rate, row), score_zero_shot(job, images), row["validation_images"]
+    (row,) = score_images(job, learnables, [split], finite=False)
+    return _candidate(job.runs[0].learning_rate, row), score_zero_shot(job, split), row["validation_images"]
 
 
 def _candidate(learning_rate: float | None, score: Row) -> Candidate:

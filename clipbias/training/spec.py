@@ -8,14 +8,14 @@ import functools
 import itertools
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from clipbias.data import Dataset
 from clipbias.errors import ClipbiasError
 from clipbias.identity import identity
 from clipbias.sentences import counted
-from clipbias.tuning.method import Method
+from clipbias.tuning.method import Method, Options
 from clipbias.tuning.prompts import Classes
 from clipbias.tuning.recipe import Recipe
 from clipbias.tuning.registry import resolve_method, source_digest
@@ -51,7 +51,7 @@ class RunSpec:
     """
 
     method: str
-    options: Mapping[str, Any]
+    options: Options
     dataset: str
     protocol: str
     targets: tuple[str, ...]
@@ -163,8 +163,8 @@ def _cell(spec: RunSpec) -> tuple[str, str, int | None]:
     return spec.method, spec.dataset, spec.shots
 
 
-def _batched(values: Sequence[Any], size: int) -> list[Sequence[Any]]:
-    return [values[start : start + size] for start in range(0, len(values), size)]
+def _batched(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
 
 
 def group_key(group: Iterable[RunSpec]) -> str:

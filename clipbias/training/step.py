@@ -141,13 +141,13 @@ def place_text(mesh: Mesh, task: Task, params: Params, *, training: bool = False
     return _place_packed(mesh, task.text, abstract=abstract)
 
 
-def _place_packed(mesh: Mesh, text: PackedTokens, *, abstract: bool) -> PackedTokens:
+def _place_packed(mesh: Mesh, tokens: PackedTokens, *, abstract: bool) -> PackedTokens:
     # All arrays have a leading axis of shards, one for each device along `data`, except the order of the classes, which
     # every device needs whole. Texts with another number of shards (templates) are replicated.
-    text = placement.shapes(text) if abstract else text
-    split = placement.DATA if text.ids.shape[0] % mesh.shape[placement.DATA] == 0 else None
-    placed = placement.device_put(mesh, dataclasses.replace(text, order=text.ends), split)
-    return dataclasses.replace(placed, order=placement.replicate(mesh, text.order))
+    tokens = placement.shapes(tokens) if abstract else tokens
+    split = placement.DATA if tokens.ids.shape[0] % mesh.shape[placement.DATA] == 0 else None
+    placed = placement.device_put(mesh, dataclasses.replace(tokens, order=tokens.ends), split)
+    return dataclasses.replace(placed, order=placement.replicate(mesh, tokens.order))
 
 
 # `images`, `labels`, `mask`, and for a student `teacher`, the logits of its teacher.

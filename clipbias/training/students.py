@@ -19,8 +19,8 @@ from clipbias.tuning.method import select_run
 from clipbias.tuning.prompts import ClassList
 from clipbias.tuning.tuned import Tuned
 
-STEPS = 1500
-BATCH_SIZE = 16
+FIT_STEPS = 1500
+FIT_BATCH = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +63,7 @@ RATE_FACTOR = 4.0
 TRIAL_STEPS = 300
 
 
-def fit_recipe(*, learning_rate: float, steps: int = STEPS, batch_size: int = BATCH_SIZE) -> Recipe:
+def fit_recipe(*, learning_rate: float, steps: int = FIT_STEPS, batch_size: int = FIT_BATCH) -> Recipe:
     """Adam with a cosine over all steps, without decay or augmentation."""
     return Recipe(
         learning_rate=learning_rate,
@@ -80,7 +80,7 @@ def fit_recipe(*, learning_rate: float, steps: int = STEPS, batch_size: int = BA
 def fit_student(
     student: Task,
     teacher: Tuned,
-    images: Split,
+    split: Split,
     recipe: Recipe,
     context: SweepContext,
     *,
@@ -92,9 +92,9 @@ def fit_student(
     The seed decides the start and the order of images. A finished fit is read from its checkpoints. Raises
     `ClipbiasError` where the method cannot learn from a teacher, the loss is not finite, or an image is unreadable.
     """
-    splits = {"train": images, "test": images.subset([])}
+    splits = {"train": split, "test": split.subset([])}
     dataset = Dataset("unlabelled images", student.class_names, student.template, splits)
-    (run_images,) = context.training_images([images])
+    (run_images,) = context.training_images([split])
     job = TrainJob(
         context=context,
         task=student.with_memory(class_shards=context.mesh.shape[placement.DATA]),
@@ -123,9 +123,9 @@ def select_learning_rate(divergence: Callable[[float], float], *, first: float =
     return min(tried, key=lambda rate: (np.isnan(tried[rate]), tried[rate]))
 
 
-def mean_divergence(teacher: Tuned, student: Tuned, images: Split, context: SweepContext) -> float:
+def mean_divergence(teacher: Tuned, student: Tuned, split: Split, context: SweepContext) -> float:
     """Returns the mean of `divergences` over images that both models could read, in nats."""
-    opened = Images(images)
+    opened = Images(split)
     expected, read = split_logits(teacher, opened, context)
     actual, also_read = split_logits(student, opened, context)
     return float(divergences(expected[read & also_read], actual[read & also_read]).mean())

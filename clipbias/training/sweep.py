@@ -27,7 +27,7 @@ from clipbias.errors import ClipbiasError, UnreadableImage, sentence
 from clipbias.io import read_json, write_text
 from clipbias.training.context import SweepContext
 from clipbias.training.device import drop_programs
-from clipbias.training.predictions import PREDICTIONS, stored_identity
+from clipbias.training.predictions import PREDICTIONS_FOLDER, stored_identity
 from clipbias.training.progress import Progress
 from clipbias.training.rates import Rates
 from clipbias.training.run import run_group, spec_facts
@@ -83,7 +83,7 @@ def sweep(
     def is_replaced(row: Row) -> bool:
         """Whether a later run, on other images or with other settings, overwrote the files of this row."""
         names: Mapping[str, str] = row.get("predictions", {})
-        stored = {name: stored_identity(workdir / PREDICTIONS / f"{file}.npz") for name, file in names.items()}
+        stored = {name: stored_identity(workdir / PREDICTIONS_FOLDER / f"{file}.npz") for name, file in names.items()}
         return any(value not in (None, row["identities"][name]) for name, value in stored.items())
 
     replaced = hosts.from_first(lambda: [row["key"] for row in rows if is_replaced(row)])
@@ -188,10 +188,8 @@ def write_group(group: Group, rows: Sequence[Row], paths: SweepPaths) -> None:
 
 
 def read_rows(workdir: Path, specs: Sequence[RunSpec]) -> list[Row]:
-    rows: list[Row] = []
-    for path in sorted((workdir / GROUP_RESULTS).glob("*.json")):
-        rows += read_json(path, list, what="a file of results")
-    return _in_order(rows, specs)
+    paths = sorted((workdir / GROUP_RESULTS).glob("*.json"))
+    return _in_order([row for path in paths for row in read_json(path, list, what="a file of results")], specs)
 
 
 def _in_order(rows: Sequence[Row], specs: Sequence[RunSpec]) -> list[Row]:
@@ -209,13 +207,13 @@ def write_results(workdir: Path, rows: Sequence[Row]) -> None:
         write_text(workdir / name, "".join(json.dumps(row) + "\n" for row in rows))
 
 
-def parse_part(text: str | None) -> tuple[int, int]:
+def parse_part(part: str | None) -> tuple[int, int]:
     """Reads `"2/4"` as `(1, 4)`, and `None` as the whole, `(0, 1)`. Raises `ClipbiasError` for anything else."""
-    if text is None:
+    if part is None:
         return 0, 1
-    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text.strip())
+    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", part.strip())
     if not match or not 1 <= int(match[1]) <= int(match[2]):
-        raise ClipbiasError(f"part is {text!r}; give its number and that of all parts, such as 1/4, from 1 on.")
+        raise ClipbiasError(f"part is {part!r}; give its number and that of all parts, such as 1/4, from 1 on.")
     return int(match[1]) - 1, int(match[2])
 
 

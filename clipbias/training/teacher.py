@@ -76,7 +76,7 @@ class TaughtBatches(RunBatches):
     def __init__(
         self,
         teacher: Tuned,
-        images: Sequence[Images],
+        run_images: Sequence[Images],
         seeds: Sequence[int],
         recipe: Recipe,
         context: SweepContext,
@@ -92,19 +92,19 @@ class TaughtBatches(RunBatches):
         # A student reads no label: each image's number in the list takes its place, by which a batch finds its logits.
         numbered = {
             id(of_run): Images(dataclasses.replace(of_run.split, labels=np.arange(len(of_run))), of_run.cache)
-            for of_run in images
+            for of_run in run_images
         }
-        images = [numbered[id(of_run)] for of_run in images]
-        options: dict[str, Any] = {"workers": context.workers, "on_error": context.on_image_error}
-        options["start_step"] = start_step
-        super().__init__(images, seeds, recipe, mesh, resizing=resizing, **options)
+        run_images = [numbered[id(of_run)] for of_run in run_images]
+        reading: dict[str, Any] = {"workers": context.workers, "on_error": context.on_image_error}
+        reading["start_step"] = start_step
+        super().__init__(run_images, seeds, recipe, mesh, resizing=resizing, **reading)
         self._table: jax.Array | None = None
         self._evaluation: tuple[EvalStatic, EvalInputs] | None = None
         self._of_teacher: RunBatches | None = None
         if not recipe.augment:
             logits = {id(of_run): split_logits(teacher, of_run, context)[0] for of_run in numbered.values()}
-            stacked = np.stack([logits[id(of_run)] for of_run in images])
-            self._table = placement.RunAxis(mesh, len(images)).place(stacked)
+            stacked = np.stack([logits[id(of_run)] for of_run in run_images])
+            self._table = placement.RunAxis(mesh, len(run_images)).place(stacked)
         elif isinstance(teacher.task.method, TestTimeMethod):
             raise ClipbiasError(
                 f"{teacher.task.method_name!r} learns from crops of each test image, so it teaches without "
@@ -115,7 +115,7 @@ class TaughtBatches(RunBatches):
             self._evaluation = static, encode_texts(static, inputs)
             resizing_of_teacher = teacher.task.clip.preprocessing.resizing
             if resizing_of_teacher != resizing:
-                self._of_teacher = RunBatches(images, seeds, recipe, mesh, resizing=resizing_of_teacher, **options)
+                self._of_teacher = RunBatches(run_images, seeds, recipe, mesh, resizing=resizing_of_teacher, **reading)
 
     def __next__(self) -> Batch:
         batch: Any = super().__next__()
@@ -123,8 +123,8 @@ class TaughtBatches(RunBatches):
             logits = _look_up(self._mesh, self._table, batch["labels"])
         else:
             assert self._evaluation is not None, "the teacher sees the images of the batch"
-            images: Any = (batch if self._of_teacher is None else next(self._of_teacher))["images"]
-            logits = _batch_logits(*self._evaluation, images, batch["mask"])
+            pixels: Any = (batch if self._of_teacher is None else next(self._of_teacher))["images"]
+            logits = _batch_logits(*self._evaluation, pixels, batch["mask"])
         return {**batch, TEACHER: logits}
 
     def close(self) -> None:

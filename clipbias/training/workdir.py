@@ -140,7 +140,7 @@ class SweepPaths:
     """Places of the files of a sweep, or of a `single` run, in the work folder; `names` are by spec key."""
 
     workdir: Path
-    names: dict[str, str]
+    names: Mapping[str, str]
     single: bool = False
 
     def other_kind(self) -> str:

@@ -27,14 +27,14 @@ from clipbias.identity import identity
 from clipbias.io import data_path, parse_json, user_path, write_tensors
 from clipbias.terminal import printable
 from clipbias.tuning.conformal import Calibration
-from clipbias.tuning.method import CONSTANTS, SEPARATOR, Array, Learnables, flatten, unflatten
+from clipbias.tuning.method import CONSTANTS, SEPARATOR, Array, Learnables, Options, flatten, unflatten
 from clipbias.tuning.prompts import Classes
 from clipbias.tuning.registry import METHODS, is_user_method, make_method, match_user_method, source_digest
 from clipbias.tuning.task import Task
 from clipbias.tuning.tuned import Tuned
 
 # Version of the file's form; a new number where earlier code would misread the file.
-FORMAT = 2
+ADAPTER_FORMAT = 2
 # Key of the scores of calibration images among the tensors.
 _CALIBRATION = "calibration"
 
@@ -77,7 +77,7 @@ class Adapter:
 
     learnables: Learnables
     method: str
-    options: dict[str, Any]
+    options: Options
     source: str | None
     class_names: list[str]
     template: str
@@ -87,7 +87,7 @@ class Adapter:
     base: str
     weights: str
     tokenizer: str
-    config: dict[str, Any]
+    config: Mapping[str, Any]
     preprocessing: dict[str, Any]
     notes: dict[str, Any]
     calibration: Calibration | None = None
@@ -247,7 +247,7 @@ def write_adapter(path: str | os.PathLike, model: Tuned) -> None:
     header = {field: getattr(adapter, field) for field in _header_types()}
     try:
         # `allow_nan`: a NaN in the notes would make a header that no JSON reader accepts.
-        text = json.dumps({"format": FORMAT, **header}, allow_nan=False)
+        text = json.dumps({"format": ADAPTER_FORMAT, **header}, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise ClipbiasError(
             f"cannot save the adapter: its notes and options must be JSON values ({error}); convert them."
@@ -273,8 +273,8 @@ def read_adapter(path: str | os.PathLike) -> Adapter:
         learnables = unflatten(tensors)
     except ValueError as error:
         raise ClipbiasError(f"{path} is not a clipbias adapter; it lacks a readable 'clipbias' header.") from error
-    if header.get("format") != FORMAT:
-        raise ClipbiasError(f"{path} has format {header.get('format')!r}; this clipbias reads format {FORMAT}.")
+    if header.get("format") != ADAPTER_FORMAT:
+        raise ClipbiasError(f"{path} has format {header.get('format')!r}; this clipbias reads format {ADAPTER_FORMAT}.")
     try:
         scores = learnables.pop(_CALIBRATION, None)
         calibration = None if scores is None else Calibration.read(scores)

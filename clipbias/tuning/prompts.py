@@ -33,7 +33,7 @@ class ClassTexts:
     `n` texts repeats its first. `counts [C]` are the numbers of texts; features of repeated texts count as zeros.
     """
 
-    texts: tuple[str, ...]
+    texts: Sequence[str]
     tokens: TextTokens
     counts: tuple[int, ...]
 
@@ -47,56 +47,56 @@ class ClassTexts:
         return self.counts if len(set(self.counts)) > 1 else None
 
 
-def names_in_prompt(names: Sequence[str], text: PromptText) -> list[str]:
-    return [name_in_prompt(name, text.spaces) for name in names]
+def names_in_prompt(names: Sequence[str], prompt: PromptText) -> list[str]:
+    return [name_in_prompt(name, prompt.spaces) for name in names]
 
 
-def name_tokens(clip: Clip, names: Sequence[str], text: PromptText) -> list[list[int]]:
+def name_tokens(clip: Clip, names: Sequence[str], prompt: PromptText) -> list[list[int]]:
     """Tokens of each name as it stands in a prompt."""
     # Behind a space: some tokenizers split the first word of a text differently.
-    return encode(clip.tokenizer, [f" {name}" if name.strip() else "" for name in names_in_prompt(names, text)])
+    return encode(clip.tokenizer, [f" {name}" if name.strip() else "" for name in names_in_prompt(names, prompt)])
 
 
-def without_template(text: PromptText) -> PromptText:
+def without_template(prompt: PromptText) -> PromptText:
     """The prompt for free text: the text alone, or after the learned context."""
-    if not text.context_tokens:
+    if not prompt.context_tokens:
         return PromptText(("{}",), spaces="")
-    before = (template.partition("{}")[0] + "{}" for template in text.templates)
-    return dataclasses.replace(text, templates=tuple(before), spaces="")
+    before = (template.partition("{}")[0] + "{}" for template in prompt.templates)
+    return dataclasses.replace(prompt, templates=tuple(before), spaces="")
 
 
-def template_texts(clip: Clip, class_names: Sequence[str], text: PromptText) -> ClassTexts:
+def template_texts(clip: Clip, class_names: Sequence[str], prompt: PromptText) -> ClassTexts:
     """Every template's texts, template after template, and their tokens `[n · C, N]` with `N` the longest text.
 
     Raises `ClipbiasError` for an empty name, a template without `{}`, or a text that is too long.
     """
     if not class_names:
         raise ClipbiasError("there are no class names; a task needs at least one.")
-    name_lengths = [len(ids) for ids in name_tokens(clip, class_names, text)]
+    name_lengths = [len(ids) for ids in name_tokens(clip, class_names, prompt)]
     if 0 in name_lengths:  # nothing but white space and control characters
         raise ClipbiasError(f"class {name_lengths.index(0)} has an empty name; give every class a name.")
-    for template in text.templates:
+    for template in prompt.templates:
         if check_text("the template", template).count("{}") != 1:
             raise ClipbiasError(f"the template {template!r} must contain '{{}}' exactly once, for the class name.")
     # A class name in the middle or front moves tokens of the text whose name is at the end, as CoOp's code does: the
     # tokens of the name stay the same, wherever it stands. Context rows move with their tokens.
-    in_prompt = names_in_prompt(class_names, text)
-    texts = [template.replace("{}", name) for template in text.templates for name in in_prompt]
-    count = text.context_tokens
+    in_prompt = names_in_prompt(class_names, prompt)
+    texts = [template.replace("{}", name) for template in prompt.templates for name in in_prompt]
+    count = prompt.context_tokens
     first = clip.config.text.first_word
     # Each token knows its row of the context, -1 for none: the tower inserts learned rows there before positions.
     rows = framed(clip.tokenizer, texts, clip.config.text)
     contexts = _context_rows(clip, rows, count)
     for i, row in enumerate(rows):
         name = slice(first + count, first + count + name_lengths[i % len(class_names)])
-        before = first + text.before[i // len(class_names)]
+        before = first + prompt.before[i // len(class_names)]
 
-        def move(values: list[int], name: slice = name, before: int = before) -> list[int]:
-            return values[:before] + values[name] + values[before : first + count] + values[name.stop :]
+        def move(items: list[int], name: slice = name, before: int = before) -> list[int]:
+            return items[:before] + items[name] + items[before : first + count] + items[name.stop :]
 
         rows[i] = move(row)
         contexts[i] = move(contexts[i])
-    counts = (len(text.templates),) * len(class_names)
+    counts = (len(prompt.templates),) * len(class_names)
     return ClassTexts(tuple(texts), _padded(clip, rows, texts, contexts), counts)
 
 
@@ -123,23 +123,23 @@ def text_layout(adaptation: Adaptation, prompt: PromptText, templates: int, text
     return (templates, specific) if context.shape[0] == templates else (1, True)
 
 
-def template_tokens(clip: Clip, text: PromptText) -> TextTokens:
+def template_tokens(clip: Clip, prompt: PromptText) -> TextTokens:
     """Tokens of the templates without a class name, the context after SOS: `[n, N]`."""
-    texts = [template.replace(" {}", "").replace("{}", "") for template in text.templates]
+    texts = [template.replace(" {}", "").replace("{}", "") for template in prompt.templates]
     rows = framed(clip.tokenizer, texts, clip.config.text)
-    return _padded(clip, rows, texts, _context_rows(clip, rows, text.context_tokens))
+    return _padded(clip, rows, texts, _context_rows(clip, rows, prompt.context_tokens))
 
 
-def _context_rows(clip: Clip, rows: Sequence[list[int]], count: int) -> list[list[int]]:
+def _context_rows(clip: Clip, id_lists: Sequence[list[int]], count: int) -> list[list[int]]:
     """For each token its row of a context of `count` tokens at the text's start; -1 for the others."""
     first = clip.config.text.first_word
-    return [[i - first if first <= i < first + count else -1 for i in range(len(row))] for row in rows]
+    return [[i - first if first <= i < first + count else -1 for i in range(len(row))] for row in id_lists]
 
 
 def _padded(
-    clip: Clip, rows: Sequence[list[int]], texts: Sequence[str], contexts: Sequence[Sequence[int]]
+    clip: Clip, id_lists: Sequence[list[int]], texts: Sequence[str], contexts: Sequence[Sequence[int]]
 ) -> TextTokens:
-    ids = pad(rows, texts, clip.config.text)
+    ids = pad(id_lists, texts, clip.config.text)
     context_rows = np.full_like(ids, -1)
     for i, context in enumerate(contexts):
         context_rows[i, : len(context)] = context
@@ -287,9 +287,9 @@ class ClassList(Protocol):
     def descriptions(self) -> Descriptions | Mapping[str, Sequence[str]] | None: ...
 
 
-def _texts_as_read(classes: "Classes") -> list[list[str]] | None:
-    texts = classes.descriptions
-    return None if texts is None else [*texts.of(classes.class_names).values()]
+def _texts_as_read(task_classes: "Classes") -> list[list[str]] | None:
+    texts = task_classes.descriptions
+    return None if texts is None else [*texts.of(task_classes.class_names).values()]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -369,8 +369,8 @@ def take_templates(method: Method, clip: Clip) -> bool:
     """Whether descriptions take the place of a method's text: it is the dataset's own template, or an ensemble."""
     # A template that nobody writes shows whether the method passes it on.
     marker = "something whose template is {}."
-    text: PromptText = method.text(marker, clip)
-    return text.context_tokens == 0 and (len(text.templates) > 1 or marker in text.templates)
+    prompt: PromptText = method.text(marker, clip)
+    return prompt.context_tokens == 0 and (len(prompt.templates) > 1 or marker in prompt.templates)
 
 
 def follows_template(method: Method, clip: Clip) -> bool:

@@ -92,19 +92,19 @@ def classes(module: ModuleType) -> list[type[Method]]:
 
 
 @functools.cache
-def source_digest(kind: type[Method]) -> str | None:
+def source_digest(method_type: type[Method]) -> str | None:
     """SHA-256 of a user's program as it was loaded, with its own modules that it imports; `None` of a built-in."""
     # Cached from the first call, when the program is loaded: a file that is edited later is not the program that runs.
-    if kind.__module__.startswith(f"{methods.__name__}."):
+    if method_type.__module__.startswith(f"{methods.__name__}."):
         return None
-    module = sys.modules.get(kind.__module__)
+    module = sys.modules.get(method_type.__module__)
     program: dict[str, bytes] = {}
     try:
         if module is not None and getattr(module, "__file__", None):
             _add_program(str(module.__file__), module.__package__ or "", program)
-        return identity(list(program.values()) or inspect.getsource(kind))
+        return identity(list(program.values()) or inspect.getsource(method_type))
     except (OSError, TypeError, SyntaxError):  # of a class that was typed in, its compiled code is left
-        codes = [getattr(value, "__code__", None) for value in vars(kind).values()]
+        codes = [getattr(value, "__code__", None) for value in vars(method_type).values()]
         return identity([repr((code.co_code, code.co_consts)) for code in codes if code is not None])
 
 
@@ -114,15 +114,15 @@ def _add_program(path: str, package: str, program: dict[str, bytes]) -> None:
     program[path] = Path(path).read_bytes()
     libraries = (str(Path(methods.__file__).parents[1]), *sysconfig.get_paths().values())
     for node in ast.walk(ast.parse(program[path])):
-        names: list[str] = []
+        modules: list[str] = []
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            modules = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             base = "." * node.level + (node.module or "")
             with contextlib.suppress(ImportError):
                 base = importlib.util.resolve_name(base, package)
-            names = [base, *(f"{base}.{alias.name}" for alias in node.names)]
-        for name in names:
+            modules = [base, *(f"{base}.{alias.name}" for alias in node.names)]
+        for name in modules:
             spec = None
             with contextlib.suppress(ImportError, ValueError, AttributeError):  # a name in a module, not a module
                 spec = importlib.util.find_spec(name)
@@ -177,7 +177,7 @@ def _absolute(where: str) -> str:
 
 
 @functools.cache
-def _execute(path: Path, source: bytes) -> ModuleType:
+def _execute(path: Path, code: bytes) -> ModuleType:
     """Runs a file once for each content."""
     # Cached: methods are static arguments of compiled functions, and classes of two runs of a file are not equal.
     spec = importlib.util.spec_from_file_location(_module_name(str(path)), path)

@@ -177,8 +177,8 @@ class Classifier:
             assert self.method.adapt_to is not None, "the texts of other methods do not depend on the image"
             return self.method.adapt_to(learnables, image)
 
-        def logits(tuned: Learnables) -> jax.Array:
-            return self.head(params, tuned, image, self.encode_text(params, self.method.adapt(tuned), text))
+        def logits(learned: Learnables) -> jax.Array:
+            return self.head(params, learned, image, self.encode_text(params, self.method.adapt(learned), text))
 
         assert isinstance(self.method, TestTimeMethod), "other methods use one feature of an image"
         return self.method.adapt(self.method.at_test(learnables, logits))

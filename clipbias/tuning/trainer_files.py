@@ -22,6 +22,7 @@ from clipbias.constants import WORDS
 from clipbias.errors import ClipbiasError
 from clipbias.io import shorten, user_path
 from clipbias.tuning.adapter import Adapter
+from clipbias.tuning.method import Options
 from clipbias.tuning.prompts import Classes, ClassList, names_in_prompt, word_ids
 from clipbias.tuning.task import Task
 from clipbias.tuning.transfer import match_labels
@@ -45,7 +46,7 @@ class TrainerFile:
     """A checkpoint as method, options (read from shapes) and learnables, float32; `tokens` is the context's length."""
 
     method: str
-    options: Mapping[str, Any]
+    options: Options
     learnables: Arrays
     tokens: int = 0
 
@@ -297,7 +298,7 @@ def _text_ids(tensors: Tensors, file: TrainerFile, clip: Clip) -> list[list[int]
 def _frozen_weights(clip: Clip) -> Iterator[tuple[str, np.ndarray]]:
     """The frozen weights by the names that these trainers give them, one leaf of the tree at a time."""
     # These trainers wrap OpenAI's model, whose names are open_clip's below `image_encoder` and `text_encoder`.
-    for row in OPEN_CLIP.rows:
+    for row in OPEN_CLIP.tensors:
         tower, _, leaf = row.path.partition("/")
         if tower == "vision":
             name = f"image_encoder.{row.name.removeprefix('visual.')}"

@@ -14,7 +14,7 @@ from clipbias.tuning.task import Task
 
 
 def transfer(
-    source: Task, target: Task, learnables: Learnables, labels: Sequence[int] | None = None, *, axis: int = 0
+    source: Task, target: Task, learnables: Learnables, source_labels: Sequence[int] | None = None, *, axis: int = 0
 ) -> Learnables:
     """Learnables of `source` for the classes of `target`, a task of the same method and model.
 
@@ -23,7 +23,7 @@ def transfer(
     classes are returned unchanged.
 
     Args:
-      labels: `[C']`, the label in `source` of each class of `target`, -1 for classes that training did not see.
+      source_labels: `[C']`, the label in `source` of each class of `target`, -1 for classes that training did not see.
         Default: classes are matched by their names, as the model reads them.
       axis: the axis of classes, 1 with a leading axis of runs.
 
@@ -33,7 +33,7 @@ def transfer(
     method = source.method
     # Tokens, not strings: "maine_coon" and "Maine  coon" are the same class to the model.
     names = (name_tokens(task.clip, task.class_names, source.prompt) for task in (source, target))
-    places = match_labels(*names) if labels is None else np.asarray(labels, np.int32)
+    places = match_labels(*names) if source_labels is None else np.asarray(source_labels, np.int32)
     in_place = np.array_equal(places, np.arange(len(source.class_names)))
     if in_place and source.classes.identity == target.classes.identity:
         return learnables
@@ -73,10 +73,10 @@ def transfer(
 def match_labels(known: Sequence[Sequence[int]], wanted: Sequence[Sequence[int]]) -> np.ndarray:
     """The label `[C']` of each wanted class among the known ones, by tokens, or -1."""
     # Classes may share a name (ImageNet's two "missile"): equal ones are matched in order, since `pop` takes the last.
-    labels: dict[tuple[int, ...], list[int]] = collections.defaultdict(list)
+    labels_of: dict[tuple[int, ...], list[int]] = collections.defaultdict(list)
     for label in reversed(range(len(known))):
-        labels[tuple(known[label])].append(label)
-    return np.asarray([labels[tuple(name)].pop() if labels[tuple(name)] else -1 for name in wanted], np.int32)
+        labels_of[tuple(known[label])].append(label)
+    return np.asarray([labels_of[tuple(name)].pop() if labels_of[tuple(name)] else -1 for name in wanted], np.int32)
 
 
 def _plain_texts(task: Task) -> np.ndarray:

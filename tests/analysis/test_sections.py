@@ -185,10 +185,10 @@ def test_similarity(results, reference):
     similarity = results.sections["similarity"]
     keys = results.sections["examples"].names
     upright = [picture(int(key.removesuffix(".png"))) for key in keys]
-    np.testing.assert_array_equal(results.sections["examples"].images, upright)
+    np.testing.assert_array_equal(results.sections["examples"].pictures, upright)
     # Pillow turns counter-clockwise.
     rotated = [np.asarray(Image.fromarray(image).rotate(angle)) for image in upright for angle in ROTATIONS]
-    np.testing.assert_array_equal(similarity.images, rotated)
+    np.testing.assert_array_equal(similarity.pictures, rotated)
     np.testing.assert_array_equal(similarity.rotations, ROTATIONS * len(upright))
     prompted = reference.forward("ivlp", normalised(rotated))
     cls = sections.cls_attention(prompted, PATCHES)
@@ -281,7 +281,7 @@ def test_maps_to_explore(results, reference, key):
     for (_, label), (_, text), values in zip(pairs, rows, maps.text, strict=True):
         close(values[: len(text)], text)
         assert not values[len(text) :].any()
-        tokens = maps.tokens[label]
+        tokens = maps.words[label]
         assert len(tokens) == len(text)
         assert CLASS_NAMES[label].replace("_", "").replace(" ", "") in "".join(tokens)
     attention = np.stack([block.attention[SPREAD, :, 0, 1:].mean(1) for block in saved.vision.blocks], 1)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import clipbias
-from clipbias.app import ZERO_SHOT, Bench, build, classify, serve
+from clipbias.app import NO_ADAPTER, Bench, build, classify, serve
 from clipbias.clip import Clip
 from clipbias.tuning.conformal import Calibration
 from tests.app import NAMES, PICTURE, tuned
@@ -42,7 +42,7 @@ def address(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("uploads")))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # gradio's own, of what it is built on
-        for name in (ZERO_SHOT, "prompts"):  # compiled before it is asked
+        for name in (NO_ADAPTER, "prompts"):  # compiled before it is asked
             classify(bench.bind(name, "\n".join(NAMES)), PICTURE)
         page = build(bench)
         yield serve(page, server_name="127.0.0.1", prevent_thread_lock=True)

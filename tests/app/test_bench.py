@@ -8,7 +8,7 @@ import pytest
 import scipy.special
 
 import clipbias
-from clipbias.app import PICTURES, ZERO_SHOT, classify, read_names, starting_point
+from clipbias.app import NO_ADAPTER, PICTURES, classify, read_names, starting_point
 from clipbias.data import demo
 from tests.app import NAMES, PICTURE, tuned
 
@@ -17,7 +17,7 @@ TEXT = "\n".join(NAMES)
 
 @pytest.mark.ci
 def test_probabilities_are_those_of_the_task_for_any_names(bench, clip):
-    prompts, plain = bench.bind("prompts", "bird, cat"), bench.bind(ZERO_SHOT, "bird, cat", "a {}.")
+    prompts, plain = bench.bind("prompts", "bird, cat"), bench.bind(NO_ADAPTER, "bird, cat", "a {}.")
     assert prompts is bench.bind("prompts", "bird, cat")
     for side, method, text in ((prompts, "ivlp", {}), (plain, "zero_shot", {"template": "a {}."})):
         task = clipbias.Task(clip, method, ["bird", "cat"], **text)

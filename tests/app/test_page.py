@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipbias.app import LIKELIEST, PICTURES, ZERO_SHOT, Bench, build, classify, serve
+from clipbias.app import LIKELIEST, NO_ADAPTER, PICTURES, Bench, build, classify, serve
 from clipbias.report import style
 from tests.app import NAMES, PICTURE
 from tests.browser import Browser
@@ -43,7 +43,7 @@ BRIGHT = """(map => {
 def shown(bench: Bench, picture: np.ndarray, names: list[str] = NAMES, adapter: str = "prompts") -> str:
     """A script that is true where both lists hold a picture's probabilities."""
     rows = []
-    for name in (ZERO_SHOT, adapter):
+    for name in (NO_ADAPTER, adapter):
         shares = classify(bench.bind(name, "\n".join(names)), picture)[0]
         rows += [f"{key} {100 * shares[key]:.0f}%" for key in sorted(shares, key=lambda key: -shares[key])]
     return f"{SHARES}.join() == {json.dumps(','.join(rows))}"
@@ -90,17 +90,17 @@ def test_what_the_page_does_when_it_is_asked(bench, files, tmp_path):
     Image.fromarray(PICTURE).save(path := str(tmp_path / "photo.png"))
     question = (path, "\n".join(NAMES), "a photo of a {}.")
     *answers, classes = events["answer"](*question, "prompts", NAMES[1])
-    for number, name in enumerate((ZERO_SHOT, "prompts")):
+    for number, name in enumerate((NO_ADAPTER, "prompts")):
         side = bench.bind(name, *question[1:])
         shares, words, drawn = answers[3 * number : 3 * number + 3]
         expected = [classify(side, PICTURE, of_class) for of_class in NAMES[:2]]
         assert (shares, words) == expected[1][:2]
         assert drawn == expected[1][2] != expected[0][2]
     assert classes["choices"] == [LIKELIEST, *NAMES] and "value" not in classes
-    *answers, classes = events["answer"](*question, ZERO_SHOT, "a class of other names")
+    *answers, classes = events["answer"](*question, NO_ADAPTER, "a class of other names")
     assert answers[3:] == [None, "", None] and classes["value"] == LIKELIEST
     assert events["answer"](None, *question[1:], "prompts", LIKELIEST)[:6] == (None, "", None) * 2
-    choice, *others, uploaded = events["select"](ZERO_SHOT, [])
+    choice, *others, uploaded = events["select"](NO_ADAPTER, [])
     assert others == [choice] * 2 and uploaded == []  # nothing changes
     # An answer may wait for the first of two files while the second is chosen.
     choices = events["select"](files["bias"], events["select"](files["shapes"], [])[-1])[0]["choices"]

@@ -54,7 +54,7 @@ def make(root: Path, name: str) -> Path:
     elif entry.layout == "variant lists":
         _aircraft(folder)
     else:
-        _imagenet(folder / entry.images, entry.layout)
+        _imagenet(folder / entry.image_folder, entry.layout)
         text = "".join(f"{identifier} {name}\n" for identifier, name in zip(WNIDS, WNID_NAMES, strict=True))
         (folder / "classnames.txt").write_text(text)
     return folder
@@ -90,7 +90,7 @@ def split_content(name: str) -> dict[str, list]:
 def _with_split_file(folder: Path, name: str) -> None:
     content = split_content(name)
     for number, item in enumerate(item for items in content.values() for item in items):
-        write(folder / ENTRIES[name].images / item[0], seed=number, height=10, width=12)
+        write(folder / ENTRIES[name].image_folder / item[0], seed=number, height=10, width=12)
     (folder / ENTRIES[name].split_file).write_text(json.dumps(content, indent=4))
 
 

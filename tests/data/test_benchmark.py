@@ -27,7 +27,7 @@ def test_every_image_is_found_with_its_label(fifteen, name):
     for split in dataset.splits.values():
         assert len(split) > 0
         for index in range(len(split)):
-            assert split.read(index) == (fifteen / entry.folder / entry.images / split.keys[index]).read_bytes()
+            assert split.read(index) == (fifteen / entry.folder / entry.image_folder / split.keys[index]).read_bytes()
 
 
 @pytest.mark.parametrize("name", list(miniatures.NAMED))
@@ -60,7 +60,7 @@ def test_variants_give_imagenet_labels_or_ranks(fifteen, tmp_path):
     assert data.load("imagenet_r", data_dir=fifteen).class_ids == miniatures.WNIDS
     folder = miniatures.make(tmp_path, "imagenet_v2")
     (folder / "classnames.txt").unlink()
-    images = folder / catalog.ENTRIES["imagenet_v2"].images
+    images = folder / catalog.ENTRIES["imagenet_v2"].image_folder
     os.rename(images / "3", images / "10")
     dataset = data.load("imagenet_v2", data_dir=tmp_path)
     assert len(dataset.class_names) == 1000 and dataset.class_names[10] == "brambling"

@@ -48,7 +48,7 @@ def test_with_classes_renumbers_in_the_given_order():
 
 
 def test_a_message_has_the_path(tmp_path):
-    split = split_of_files(tmp_path, ["a/b.png", "c.png"], [0, 1], listed_in="list.csv")
+    split = split_of_files(tmp_path, ["a/b.png", "c.png"], np.asarray([0, 1]), listed_in="list.csv")
     with pytest.raises(
         UnreadableImage, match=r"cannot read the image .*c\.png, listed in list\.csv: No such"
     ) as raised:

@@ -24,7 +24,7 @@ SIZES = {
     "demo/digits": {"train": 20, "val": 12, "test": 112},
     "demo/fashion": {"train": 20, "val": 40, "test": 112},
     "demo/emoji": {"train": 20, "val": 8, "test": 19},
-    **{name: {"test": 19} for name in demo.VARIANTS},
+    **{name: {"test": 19} for name in demo.EMOJI},
 }
 
 
@@ -84,7 +84,7 @@ def test_no_style_is_both_seen_and_tested_and_every_class_has_its_own_icons():
 
 def test_the_protocols_find_their_targets_among_the_embedded_datasets():
     plan = make_protocol("domain_generalization", "demo/emoji", demo.load, shots=16, seed=1)
-    assert [evaluation.name for evaluation in plan.evaluations] == ["demo/emoji", *demo.VARIANTS]
+    assert [evaluation.name for evaluation in plan.evaluations] == ["demo/emoji", *demo.EMOJI]
     assert plan.evaluations[2].source_labels == tuple(range(60))
     plan = make_protocol("cross_dataset", "demo/emoji", demo.load, shots=16, seed=1)
     assert [evaluation.name for evaluation in plan.evaluations] == ["demo/emoji", "demo/digits", "demo/fashion"]

@@ -95,7 +95,7 @@ def other_values(kind: object, value: object) -> list[object]:
     choices = None
     if get_origin(kind) is Annotated:
         kind, limits, *_ = get_args(kind)
-        choices = limits.texts if isinstance(limits, Choices) else None
+        choices = limits.allowed if isinstance(limits, Choices) else None
     if choices is not None:
         return [choice for choice in choices if choice != value]
     if kind is bool:
@@ -108,7 +108,7 @@ def other_values(kind: object, value: object) -> list[object]:
         return ["the painting of a {}.", "the photo of the"]
     if get_origin(kind) is tuple and isinstance(value, tuple):
         choices = get_args(get_args(kind)[0])[1:]
-        return [tuple(choices[0].texts[:1])] if choices and isinstance(choices[0], Choices) else [value[:2]]
+        return [tuple(choices[0].allowed[:1])] if choices and isinstance(choices[0], Choices) else [value[:2]]
     return []
 
 

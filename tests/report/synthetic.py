@@ -357,7 +357,7 @@ class _Builder:
             correlation = self.average(np.linspace(0.2, -0.45, self.layers))
             models[model.key] = SimilarityMaps(**maps, rank_correlation=correlation, count=self.images)
         return Similarity(
-            images=np.stack([np.rot90(picture, turn) for picture in self.pictures(pictures) for turn in range(4)]),
+            pictures=np.stack([np.rot90(picture, turn) for picture in self.pictures(pictures) for turn in range(4)]),
             rotations=np.array([0, 90, 180, 270] * pictures),
             layers=np.array(shown),
             models=models,
@@ -456,7 +456,7 @@ class _Builder:
             distance_scale=20 * self.reals(*shape, slots) if slots else None,
             distance_lowest=50 * self.reals(*shape, slots) if slots else None,
             texts=1,
-            tokens=dict.fromkeys(range(self.classes), words),
+            words=dict.fromkeys(range(self.classes), words),
         )
 
     def words(self):

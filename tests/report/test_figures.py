@@ -199,7 +199,7 @@ def check_bars(axes, part):
     for bar, row in zip(axes.patches, part.itertuples(), strict=True):
         assert bar.get_width() == pytest.approx(row.value, rel=1e-6)
         assert types[round(bar.get_y() + bar.get_height() / 2)] == row.type
-        assert to_hex(bar.get_facecolor()) == to_hex(style.ZERO_SHOT if row.side == "zero_shot" else style.TUNED)
+        assert to_hex(bar.get_facecolor()) == to_hex(style.UNTUNED if row.side == "zero_shot" else style.TUNED)
     whiskers = [bars for container in axes.containers if hasattr(container, "lines") for bars in container.lines[2]]
     np.testing.assert_allclose([bars.get_segments()[0][:, 0] for bars in whiskers], ends(part), rtol=1e-5, atol=1e-7)
     assert [text.get_text() for text in axes.texts] == [f"{value:.2f}" for value in part["value"]]
@@ -354,7 +354,7 @@ def test_examples_show_every_model_with_its_prediction(study, drawn):
     for key, maps in study.sections["examples"].models.items():  # noqa: B007, PERF102 (a query reads `key`)
         for picture in range(2):
             rows = drawing.numbers.query("model == @key and picture == @picture")
-            words = maps.tokens[picture]
+            words = maps.words[picture]
             expected = [*maps.vision[picture], *maps.text[picture, : len(words)]]
             np.testing.assert_array_equal(rows["relevancy"], expected)
             prompts = len(maps.vision[picture]) - 9
@@ -371,7 +371,7 @@ def test_areas_are_those_of_the_results(study):
             areas = [curves[way][to].area for way in ("positive", "negative") for to in ("predicted", "true")]
             expected.append([model.label, study_figures.MAP_NAMES[name], *(f"{100 * area:.1f}" for area in areas)])
     heads = ("Most first, predicted", "Most first, true", "Least first, predicted", "Least first, true")
-    assert table.columns == ("Model", "Map", *heads) and [list(row) for row in table.rows] == expected
+    assert table.columns == ("Model", "Map", *heads) and [list(row) for row in table.body] == expected
 
 
 @pytest.mark.parametrize("name", EVERY)

@@ -224,7 +224,7 @@ def test_classes_by_counting(monkeypatch):
     zero_shot = predicted["zero_shot"].tolist()
     table = class_table(results)
     totals = []
-    for row in table.rows:
+    for row in table.body:
         label = int(row[0].removeprefix("class "))
         members = [i for i, other_label in enumerate(labels) if other_label == label]
         right = [zero_shot[i] == label for i in members]
@@ -241,7 +241,7 @@ def test_classes_by_counting(monkeypatch):
     assert len(totals) == 4 and totals == sorted(totals)
     monkeypatch.setattr(study_page, "CLASS_ROWS", 2)
     cut = class_table(results)
-    assert cut.rows == [table.rows[0], table.rows[-1]] and "of 4 classes the 1 at either end" in cut.note
+    assert cut.body == [table.body[0], table.body[-1]] and "of 4 classes the 1 at either end" in cut.note
 
 
 def test_nearest_words_have_a_row_per_prompt_until_there_are_too_many(monkeypatch):
@@ -249,15 +249,15 @@ def test_nearest_words_have_a_row_per_prompt_until_there_are_too_many(monkeypatc
     ivlp = study.sections["words"]["ivlp"]
     first, second = ivlp.prompts[1].distances
     table = word_table(study)
-    assert len(table.rows) == 2
-    assert list(table.rows[1]) == ["IVLP", "2", f"photo ({first:.3g}), tex- ({second:.3g})", "0.5"]
+    assert len(table.body) == 2
+    assert list(table.body[1]) == ["IVLP", "2", f"photo ({first:.3g}), tex- ({second:.3g})", "0.5"]
     named = dataclasses.replace(ivlp, prompts=(dataclasses.replace(ivlp.prompts[0], class_name="a cat"),))
     study.sections["words"]["ivlp"] = named
-    assert list(word_table(study).rows[0][:2]) == ["IVLP, a cat", "1"]
+    assert list(word_table(study).body[0][:2]) == ["IVLP, a cat", "1"]
     study.sections["words"]["ivlp"] = ivlp
     monkeypatch.setattr(study_page, "WORD_ROWS", 1)
     cut = word_table(study)
-    assert len(cut.rows) == 1 and "1 more prompt in results.json" in cut.caption
+    assert len(cut.body) == 1 and "1 more prompt in results.json" in cut.caption
     del study.sections["words"]["ivlp"]
     assert word_table(study) is None and word_table(only_sections(study)) is None
 
@@ -275,10 +275,10 @@ def test_observations_have_a_row_for_each_claim_and_method(written):
     results = only("predictions")
     results.sections["observations"] = observations
     table = observations_table(results)
-    assert [row[0] for row in table.rows[:2]] == ["Fig. 4: EOS looks at SOS", "Fig. 2: SOS falls"]
+    assert [row[0] for row in table.body[:2]] == ["Fig. 4: EOS looks at SOS", "Fig. 2: SOS falls"]
     numbers = ["78.0 (77.0 to 79.3) %", "+0.0 (-1.3 to +0.2) points", "-0.33 (-0.40 to -0.20)", "+2.0 points", "–"]
-    assert [row[3] for row in table.rows] == numbers
-    assert [row[4] for row in table.rows[:3]] == ["holds", "undecided", "does not"]
+    assert [row[3] for row in table.body] == numbers
+    assert [row[4] for row in table.body[:3]] == ["holds", "undecided", "does not"]
     _, page = written(results)
     assert "observations" in page.folded and numbers[0] in page.text.replace("\u00a0", " ")
     for without in (None, Observations({}, ())):

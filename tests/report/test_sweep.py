@@ -166,7 +166,7 @@ def test_costs_are_the_means_of_the_rows_and_drawn_as_the_table_says(swept):
     assert (few.title, table.title) == ("Accuracy and cost, 4 shots", "Accuracy and cost, 16 shots")
     assert table.columns == ("Method", "Kind", "Accuracy", "Parameters", "Training")
     expected = {}
-    for row, (method, words) in zip(table.rows, NAMES.items(), strict=True):
+    for row, (method, words) in zip(table.body, NAMES.items(), strict=True):
         mean, error = swept.accuracy(method, "ab", 16)
         seconds = 2 + len(method) if method in RATES else 0
         numbers = f"{PARAMETERS.get(method, 0)}", duration_words(seconds)
@@ -189,7 +189,7 @@ def test_what_was_not_measured_is_left_out_and_tables_of_accuracies_have_no_time
     without = [{name: value for name, value in row.items() if name != "training_seconds"} for row in timed]
     assert cost_tables(read_sweep(without)) == () and cost_figures(read_sweep(without)) == ()
     (table,) = cost_tables(read_sweep([timed[0], without[1]]))
-    assert [row[0] for row in table.rows] == ["Bias tuning"]
+    assert [row[0] for row in table.body] == ["Bias tuning"]
     assert render_tables(read_sweep(timed), "html") == render_tables(read_sweep(without), "html")
     seconds = (0, 4e-6, 0.0031, 0.25, 12.3, 270, 7200)
     words = ["0 s", "4.0 µs", "3.1 ms", "250 ms", "12 s", "4.5 min", "2.0 h"]

@@ -30,7 +30,7 @@ def tables(rows):
 
 
 def entries(table, name):
-    return next(list(row) for row in table.rows if row[0] == name)
+    return next(list(row) for row in table.body if row[0] == name)
 
 
 def test_numbers_seeds_and_parameters_of_a_table():
@@ -125,7 +125,7 @@ def test_base_to_new_of_one_dataset_is_one_table_and_of_several_one_for_each_mea
     measures |= {"accuracy": None, "images": None}
     table = tables([run(**measures)])["Accuracy, 16 shots of demo/digits"]
     assert table.columns == ("Method", "base", "new", "H", "Parameters") and "harmonic mean" in table.caption
-    assert [text[:4] for text in table.rows[0][1:4]] == ["80.0", "60.0", "68.6"]
+    assert [text[:4] for text in table.body[0][1:4]] == ["80.0", "60.0", "68.6"]
     both = tables([run(dataset=name, **measures) for name in "ab"])
     assert list(both) == [*(f"Accuracy, 16 shots: {measure}" for measure in ("base", "new", "H")), "Size"]
 
@@ -162,13 +162,13 @@ def test_selected_rates_have_a_table():
     ]
     table = tables(rows)["Learning rates"]
     assert table.columns == ["Method", "Dataset", "Shots", "0.1", "0.2", "0.4"]
-    assert {tuple(row) for row in table.rows} == {
+    assert {tuple(row) for row in table.body} == {
         ("VPT", "all", "all", "71.0", "70.0", "–"),
         ("Bias tuning", "all", "all", "70.0", "75.0", "failed"),
     }
-    assert {(table.rows[row][0], column) for row, column in table.bold} == {("VPT", 3), ("Bias tuning", 4)}
+    assert {(table.body[row][0], column) for row, column in table.bold} == {("VPT", 3), ("Bias tuning", 4)}
     by_cell = [{**row, "choice": {**row["choice"], "for": "cell"}} for row in rows[:2]]
-    assert [list(row[1:3]) for row in tables(by_cell)["Learning rates"].rows] == [["demo/digits", "16"], ["b", "16"]]
+    assert [list(row[1:3]) for row in tables(by_cell)["Learning rates"].body] == [["demo/digits", "16"], ["b", "16"]]
 
 
 def test_calibration_is_the_mean_over_seeds_and_datasets():
@@ -184,7 +184,7 @@ def test_calibration_is_the_mean_over_seeds_and_datasets():
     assert table.columns == ("Method", "ECE, 16 shots", "ECE at temperature, 16 shots")
     assert entries(table, "Bias tuning")[1:] == ["4.50", "2.00"] and entries(table, "VPT")[1:] == ["–", "–"]
     both = {"base": {"ece": 4.0}, "new": {"ece": 9.0}}
-    (row,) = tables([run(accuracy=None, accuracies={"base": 80.0, "new": 60.0}, calibrations=both)])["Calibration"].rows
+    (row,) = tables([run(accuracy=None, accuracies={"base": 80.0, "new": 60.0}, calibrations=both)])["Calibration"].body
     assert [*row[1:]] == ["4.00", "9.00"]
 
 

@@ -125,7 +125,7 @@ def test_every_number_of_the_file_is_recomputed(numbers, studies):
 def test_the_table_has_both_outcomes_of_every_method(results, numbers):
     study = results["demo/fashion"]
     table = verdict_table(study, shown_methods(study))
-    rows = [tuple(row) for row in table.rows]
+    rows = [tuple(row) for row in table.body]
     assert list(table.columns) == [*COLUMNS]
     assert [row[:2] for row in rows] == [
         *(("IVLP, 2 seeds", "points"), ("IVLP, 2 seeds", "nats, %")),
@@ -146,7 +146,7 @@ def test_the_table_has_both_outcomes_of_every_method(results, numbers):
                 assert text == f"{middle} % ({low} to {high})"
             else:
                 assert text == "–"
-    seeds = seed_table(study).rows
+    seeds = seed_table(study).body
     assert [row[0] for row in seeds] == ["IVLP", "IVLP", "IVLP (seed 2)", "IVLP (seed 2)"]
     alone = quantities_of(study, ["ivlp_seed2"], "log_likelihood")["gain"]["value"]
     assert seeds[3][2].startswith(f"{alone:+.3f}")
@@ -160,7 +160,7 @@ def test_the_table_has_two_vectors_beside_their_ceiling(results):
     plain, tuned, *others = by_image.decisions.T
     gains = by_image.log_likelihood.mean(0)
     (method,) = study.sections["replacement"].methods
-    ivlp, ivlp_below, *bias = (row[-2:] for row in table.rows)
+    ivlp, ivlp_below, *bias = (row[-2:] for row in table.body)
     assert bias == [["–", "–"]] * 2
     for place, kind in enumerate((Origin.FITTED, Origin.CEILING)):
         (k,) = [k for k, each in enumerate(by_image.students) if each.kind is kind]
@@ -171,7 +171,7 @@ def test_the_table_has_two_vectors_beside_their_ceiling(results):
             assert text == f"{value:.0f} % ({100 * number.low:.0f} to {100 * number.high:.0f})"
     without = dataclasses.replace(study, sections={**study.sections, "replacement": None})
     assert verdict_table(without, study.methods).columns == list(COLUMNS[:-2])
-    seeds = [row[-2:] for row in seed_table(study).rows]
+    seeds = [row[-2:] for row in seed_table(study).body]
     assert seeds == [ivlp, ivlp_below, *bias]  # only the first seed was fitted to
 
 
@@ -266,7 +266,7 @@ def test_a_study_without_a_sure_gain_has_no_picture(results):
     assert all(method.labels.where.value == "no gain" for method in study.methods)
     rows = verdict_table(
         dataclasses.replace(study, sections={**study.sections, "replacement": None}), study.methods
-    ).rows
+    ).body
     assert {text for row in rows[1::2] for text in row[3:]} == {"–"}
 
 
@@ -311,7 +311,7 @@ def test_methods_that_were_studied_apart_stand_together(results, tmp_path):
 def test_where_hardly_anything_is_added_nothing_is_shared_out(results):
     (ivlp, _) = results["dtd"].methods
     labels = VerdictLabels(Where.ATTENTION, What.NOTHING)
-    row = verdict_table(results["dtd"], [dataclasses.replace(ivlp, labels=labels)]).rows[1]
+    row = verdict_table(results["dtd"], [dataclasses.replace(ivlp, labels=labels)]).body[1]
     assert row[COLUMNS.index("All added")] != "–" and set(row[COLUMNS.index("All added") + 1 : -2]) == {"–"}
     assert "another image" not in sentence("IVLP", "dtd", labels, ivlp.numbers, 50)
 

@@ -308,7 +308,7 @@ def test_other_classes_are_those_of_the_tuned_text_tower(other):
     common.close(jax.jit(target.logits)(clip.params, moved, images.astype(np.float32)), expected, common.LOGITS)
     # Of the classes of training, in another order, the learned rows.
     some = Task(clip, "two_stage", common.CLASS_NAMES[3:1:-1])
-    rows = transfer(source, some, learnables, labels=[3, 2])["classes"]
+    rows = transfer(source, some, learnables, source_labels=[3, 2])["classes"]
     np.testing.assert_array_equal(rows, np.asarray(learnables["classes"])[[3, 2]])
 
 

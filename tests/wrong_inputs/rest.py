@@ -14,7 +14,7 @@ from clipbias.analysis.relevancy import relevancy
 from clipbias.analysis.results_file import ARRAYS, SCALARS, load_results, save_arrays, save_results
 from clipbias.analysis.run import run_study
 from clipbias.analysis.study import Study, StudyOptions
-from clipbias.app import ZERO_SHOT, Bench
+from clipbias.app import NO_ADAPTER, Bench
 from clipbias.data import Split
 from clipbias.export import export, onnx_file, read_peft
 from clipbias.report import style, write_report
@@ -80,7 +80,7 @@ def of_family(place: Place, family: str, method: str = "clip_lora", name: str = 
 
 
 def without_packages(place: Place) -> None:
-    place.request.getfixturevalue("monkeypatch").setattr(onnx_file, "PACKAGES", ("numpy", "no_such_package"))
+    place.request.getfixturevalue("monkeypatch").setattr(onnx_file, "ONNX_PACKAGES", ("numpy", "no_such_package"))
     export(place.tuned(), place.tmp_path / "out", form="onnx")
 
 
@@ -128,7 +128,7 @@ def continued(place: Place, content: str, name: str = "a.csv", **facts: str) -> 
         pass
 
 
-bench = case(lambda place, names: Bench(place.clip, {}).bind(ZERO_SHOT, names))
+bench = case(lambda place, names: Bench(place.clip, {}).bind(NO_ADAPTER, names))
 plotted = case(lambda place, pictures, **options: place.tuned("ivlp").plot(pictures, **options))
 
 

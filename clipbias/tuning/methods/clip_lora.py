@@ -25,11 +25,11 @@ from clipbias.tuning.methods.weight_tuning import TowerNames, lora_recipe
 from clipbias.tuning.prompts import choose_templates
 from clipbias.tuning.recipe import AUTHORS, COMMON, MOST, Recipe, RecipeName
 
-QKV = ("q", "k", "v")
+ATTENTION_INPUTS = ("q", "k", "v")
 # The kernels of a block by the products that they are parts of.
-PRODUCTS = {"qkv": QKV, "out": ("o",), "fc1": ("fc1",), "fc2": ("fc2",)}
+PRODUCTS = {"qkv": ATTENTION_INPUTS, "out": ("o",), "fc1": ("fc1",), "fc2": ("fc2",)}
 ATTENTION = ("qkv", "out")
-ALL_PARTS = (*QKV, "o", "fc1", "fc2")
+ALL_PARTS = (*ATTENTION_INPUTS, "o", "fc1", "fc2")
 Part = Annotated[str, Choices(ALL_PARTS)]
 
 
@@ -63,7 +63,7 @@ class ClipLora(Method):
     kind = Kind.WEIGHTS
     scale = COSINE_SCALE
 
-    parts: tuple[Part, ...] = QKV
+    parts: tuple[Part, ...] = ATTENTION_INPUTS
     towers: TowerNames = TOWERS
     first_block: Annotated[int, Range(1, 1000)] = 1
     last_block: Annotated[int, Range(1, 1000)] | None = None

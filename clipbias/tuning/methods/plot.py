@@ -22,7 +22,7 @@ from clipbias.tuning.recipe import COMMON, Recipe, RecipeName
 
 ENTROPY = 0.1
 MAX_ITERATIONS = 100
-TOLERANCE = 1e-2
+SINKHORN_TOLERANCE = 1e-2
 
 
 def transport_logits(features: Features, image: jax.Array, *, pooled: bool) -> jax.Array:
@@ -56,7 +56,7 @@ def sinkhorn(kernel: jax.Array, mask: jax.Array | None) -> jax.Array:
     def unfinished(state: tuple[jax.Array, ...]) -> jax.Array:
         _, _, iteration, change = state
         # `~(<)`, not `>=`: the iterations continue while the change is NaN, as the authors' `if err < thresh: break`.
-        return (iteration < MAX_ITERATIONS) & ~(change < TOLERANCE)
+        return (iteration < MAX_ITERATIONS) & ~(change < SINKHORN_TOLERANCE)
 
     def iterate(state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         # Rows before columns, from `r = c = 1`: the plan's column sums are exact, its row sums within the tolerance.

@@ -40,7 +40,7 @@ Weight = Annotated[float, Range(0, 1e6)]
 
 # Points of the search, from the lowest value on. Neither α nor β reaches its maximum.
 BETAS = 200
-ALPHAS = 20
+ALPHA_COUNT = 20
 LOWEST = 0.1
 # The search takes validation images in chunks with so many affinities.
 CHUNK = 2_000_000
@@ -127,7 +127,7 @@ class TipAdapter(FrozenTowers, FeatureMethod):
         validation = validation_features(samples)
         if validation is None:
             return self.alpha, self.beta
-        alphas = LOWEST + np.arange(ALPHAS) * (self.alpha_max - LOWEST) / ALPHAS
+        alphas = LOWEST + np.arange(ALPHA_COUNT) * (self.alpha_max - LOWEST) / ALPHA_COUNT
         betas = LOWEST + np.arange(BETAS) * (self.beta_max - LOWEST) / BETAS
         cache = Cache(keys, labels, self.scale * text_classifier(samples.text))
         correct = count_correct(cache, *validation, alphas, betas)

@@ -61,10 +61,10 @@ class TPT(CoOp, TestTimeMethod):
     def at_test(self, learnables: Learnables, logits: Callable[[Learnables], jax.Array]) -> Learnables:
         optimizer = optax.adamw(self.rate, weight_decay=self.decay)
 
-        def step(tuned: Learnables, state: optax.OptState, views: jax.Array | None) -> _StepState:
-            gradients, views = jax.grad(lambda tree: self.loss(logits, tree, views), has_aux=True)(tuned)
-            updates, state = optimizer.update(gradients, state, tuned)
-            return optax.apply_updates(tuned, updates), state, views
+        def step(learned: Learnables, state: optax.OptState, views: jax.Array | None) -> _StepState:
+            gradients, views = jax.grad(lambda tree: self.loss(logits, tree, views), has_aux=True)(learned)
+            updates, state = optimizer.update(gradients, state, learned)
+            return optax.apply_updates(learned, updates), state, views
 
         # The first step selects the views; the loop of the others has them in its state. One step needs no loop.
         first = step(learnables, optimizer.init(learnables), None)

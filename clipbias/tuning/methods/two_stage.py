@@ -18,7 +18,7 @@ from clipbias.tuning.method import CONSTANTS, Learnables, Method, Preset
 from clipbias.tuning.methods.weight_tuning import BitFit, LayerNormTuning, WeightTuning
 from clipbias.tuning.recipe import AUTHORS, Recipe, RecipeName
 
-TUNED = {"layer_norm": LayerNormTuning, "bitfit": BitFit}
+FIRST_STAGES = {"layer_norm": LayerNormTuning, "bitfit": BitFit}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,14 +39,14 @@ class TwoStage(WeightTuning):
 
     presets = {"two_stage": Preset("2SFS", order=640)}
 
-    tuned: Annotated[str, Choices(tuple(TUNED))] = "layer_norm"
+    tuned: Annotated[str, Choices(tuple(FIRST_STAGES))] = "layer_norm"
     share: Annotated[float, Range(0, 1)] = 0.6
     recipe: RecipeName = AUTHORS
 
     @property
     def first(self) -> WeightTuning:
         """The method of the first stage."""
-        return TUNED[self.tuned](towers=self.towers, decay=self.decay)
+        return FIRST_STAGES[self.tuned](towers=self.towers, decay=self.decay)
 
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
         return {**self.first.init(rng, clip, class_names), "classes": _no_classes(clip, class_names)}

@@ -22,16 +22,16 @@ from clipbias.tuning.recipe import COMMON, MOST, Recipe, RecipeName
 
 # The parts of a block that have a bias besides "qkv".
 BLOCK_PARTS = ("out", "fc1", "fc2", "norm1", "norm2")
-QKV = "qkv"
+QKV_PART = "qkv"
 # LayerNorms outside the blocks, two in the vision tower and one in the text tower: the last, or BERT's first.
 OUTER = "outer_norms"
 OUTER_NORMS = ("pre_norm", "post_norm", "final_norm", "embedding_norm")
 
 TowerNames = tuple[Annotated[str, Choices(TOWERS)], ...]
-Part = Annotated[str, Choices((*BLOCK_PARTS, OUTER, QKV))]
+Part = Annotated[str, Choices((*BLOCK_PARTS, OUTER, QKV_PART))]
 # Weight decay pulls the tuned weights themselves towards zero, or only their changes.
-WEIGHTS = "weights"
-CHANGES = "changes"
+DECAY_WEIGHTS = "weights"
+DECAY_CHANGES = "changes"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +49,7 @@ class WeightTuning(Method):
     kind = Kind.WEIGHTS
 
     towers: TowerNames = TOWERS
-    decay: Annotated[str, Choices((WEIGHTS, CHANGES))] = WEIGHTS
+    decay: Annotated[str, Choices((DECAY_WEIGHTS, DECAY_CHANGES))] = DECAY_WEIGHTS
     recipe: RecipeName = COMMON
     steps_per_shot: Annotated[int, Range(1, MOST)] = 300
 
@@ -58,7 +58,7 @@ class WeightTuning(Method):
 
     def decayed_weights(self, learnables: Learnables, params: Params) -> Learnables:
         # Learnables are changes, from zero. AdamW on whole weights pulls these to zero, so the decay sees `W + Δ`.
-        if self.decay == CHANGES:
+        if self.decay == DECAY_CHANGES:
             return learnables
         return {name: _added(change, params[name.removesuffix("_weights")]) for name, change in learnables.items()}
 
@@ -88,7 +88,7 @@ class BitFit(WeightTuning):
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
         parts = set(self.only or (*BLOCK_PARTS, OUTER))
         if self.qkv:
-            parts.add(QKV)
+            parts.add(QKV_PART)
         if OUTER in parts:
             parts = parts - {OUTER} | {*OUTER_NORMS}
         return no_changes(clip, parts, ("bias",), self.towers)
@@ -121,7 +121,7 @@ def no_changes(clip: Clip, parts: set[str], leaves: Sequence[str], towers: Seque
     for tower in towers:
         geometry = getattr(clip.config, tower)
         # Biases of queries, keys and values are stored as one array, `[3 D]`.
-        widths = {QKV: 3 * geometry.width, "fc1": geometry.mlp_width}
+        widths = {QKV_PART: 3 * geometry.width, "fc1": geometry.mlp_width}
         tree: dict[str, Any] = {}
         for part in sorted(parts):
             if part not in OUTER_NORMS:
