@@ -234,7 +234,7 @@ def test_planted_outliers_are_few_and_massive_and_decisions_stay():
     np.testing.assert_array_equal(token_norms(demo, params, images)[0], token_norms(demo, demo.params, images)[0])
 
 
-PROMPTS = {"vision_prompts": prompts_of(1)["vision_prompts"]}
+PROMPTS = {"vision_prompts": prompts_of(1)}
 PLANTED = [name for name, family in FAMILIES.items() if family.mechanism]
 
 
