@@ -101,7 +101,6 @@ _CONSTANT = f"{OWN}:Constant"
 _POSITIONS = f"{OWN}:PositionBias"
 _UNREAD = f"{OWN}:UnreadMap"
 _MAP = f"{OWN}:CentredMap"
-_ALONE = {"vision_tower": False, "text_tower": False}
 FAMILIES: Mapping[str, Family] = MappingProxyType(
     {
         "qk_both": Family("lora", 0.01, Where.ATTENTION, What.NOTHING, _QUERIES_KEYS),
@@ -130,7 +129,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "marked": Family(f"{OWN}:MarkReader", 0.003, None, What.DEPENDS, task=MARKED),
         "qk_shuffled": Family("lora", 0.01, Where.NO_GAIN, None, _QUERIES_KEYS, task=SHUFFLED),
         "bias_shuffled": Family("bias_by_kind", 0.02, Where.NO_GAIN, task=SHUFFLED),
-        "unread": Family(_UNREAD, None, Where.NO_GAIN, options=_ALONE),
+        "unread": Family(_UNREAD, None, Where.NO_GAIN),  # untrained, so that its biases are 0
         "planted_attention": _planted("attention", Where.ATTENTION, What.NOTHING),
         "planted_scale": _planted("scale", Where.NOT_ATTENTION, What.NOTHING),
         "planted_constant": _planted("constant", Where.NOT_ATTENTION, What.SAME),
@@ -208,8 +207,8 @@ def counts(family: Family, gain: int, accuracy_low: float, bound: float | None) 
 # Rules.
 
 UNDECIDED = "undecided"
-# Limits of attention that "does not change": rank correlation of relevancy over patches, and relative change of distance
-# and entropy, a mean over heads, in the layer that changes most. The paper names no threshold.
+# Limits of attention that "does not change": rank correlation of relevancy over patches, and relative change of
+# distance and entropy, a mean over heads, in the layer that changes most. The paper names no threshold.
 SAME_ORDER = 0.9
 SAME_ATTENTION = 0.05
 # Half the width of a 95 % interval, in standard errors.
@@ -329,7 +328,7 @@ def code(path: Path) -> str:
     tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
     outside = (tokenize.NEWLINE, tokenize.NL, tokenize.INDENT, tokenize.DEDENT, tokenize.COMMENT)
     # From the end on, so that earlier places stay where they are. A string that is a whole statement is a docstring.
-    for before, token, after in reversed(list(zip([tokens[-2], *tokens], tokens, tokens[1:]))):
+    for before, token, after in reversed(list(zip([tokens[-2], *tokens], tokens, tokens[1:], strict=False))):
         alone = before.type in outside and after.type == tokenize.NEWLINE
         if token.type == tokenize.COMMENT or (token.type == tokenize.STRING and alone):
             (first, start), (last, end) = token.start, token.end

@@ -98,7 +98,7 @@ class UnreadMap(BiasByKind):
     """Bias tuning by token type, beside a fixed random map that nothing reads.
 
     Behind each vision block the map adds `(LN1(x) · r) 1` to its input token `x`. Every later LayerNorm removes the
-    direction of all ones. Without towers for the biases the map is alone.
+    direction of all ones. Biases start at 0, so that the untrained method has the map alone.
     """
 
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
@@ -115,7 +115,7 @@ class UnreadMap(BiasByKind):
 
 @dataclasses.dataclass(frozen=True)
 class CentredMap(Method):
-    """Behind each vision block, adds `(LN1(x) − μ) D U` to its input token `x`, with `μ` a mean by layer and token type.
+    """Behind each vision block, adds `(LN1(x) − μ) D U` to its input token `x`; `μ` is a mean by layer and token type.
 
     `centre` sets `μ` to the mean over training images of the tuned run's own tokens, so that the added vectors have
     mean 0 by layer and type.

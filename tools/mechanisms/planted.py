@@ -13,15 +13,15 @@ beside a constant. A text is its class's word. Two prompts in every layer of the
                         the last layer
     kinds               likewise, from `[cls]` alone
     image               each patch attends to either prompt by its evidence, which they add to it
-    class               `[cls]` attends to either prompt by the sign of its evidence, which is zero-shot's class, and gets
-                        one of two vectors; weak evidence then counts for the other class, as it should
+    class               `[cls]` attends to either prompt by the sign of its evidence, which is zero-shot's class, and
+                        gets one of two vectors; weak evidence then counts for the other class, as it should
     both                attention and constant
     together            they take the bias away in the layer that reads the evidence, and most of the attention: scale
                         alone costs accuracy, with values it costs nothing
     attention_harms     as both, but attention turns to worse evidence; the constant gains more
     constant_harms      as both, but the constant adds a bias; attention gains more
-    image_harms         constant, and prompts take further evidence from each patch, which is evidence for the true class;
-                        the constant gains more
+    image_harms         constant, and prompts take further evidence for the true class from each patch; the constant
+                        gains more
     none                as attention, but the other patches' evidence is as good: answers change, and nothing is gained
 
 `strength` from 0 to 1 says how far. Prompts of different seeds are more or less of this.
@@ -74,7 +74,7 @@ BIAS = {
     "kinds": 0.7,
     "together": 0.7,
     "both": 0.9,
-    "attention_harms": 0.7,
+    "attention_harms": 0.8,
     "image_harms": 1.2,
 }
 HARM = 0.7  # bias that prompts add to `[cls]`
@@ -113,7 +113,7 @@ def prompts_of(seed: int) -> np.ndarray:
 
 
 def planted(mechanism: str, strength: float, *, seed: int) -> Clip:
-    """Returns the frozen model in which the prompts of `prompts_of` act by a mechanism; `seed` is of the second head."""
+    """Returns the frozen model in which `prompts_of` act by a mechanism; `seed` is of the second head."""
     params = jax.tree.map(np.array, _initial())
     draw = np.random.default_rng(seed)
     # A text attends to its class's words, and to no word of the template.
@@ -164,7 +164,7 @@ def _words() -> list[Numbers]:
     numbers: dict[str, Numbers] = {word: {WORD: 1} for word in WORDS}
     numbers |= {START: {}, END: {CLS: 1}}
     for name, sign in zip(NAMES, (1.0, -1.0), strict=True):
-        numbers |= dict.fromkeys(name.split(), {EVIDENCE: sign})
+        numbers |= {word: {EVIDENCE: sign} for word in name.split()}
     return list(numbers.values())
 
 
@@ -269,8 +269,8 @@ def _pictures(mechanism: str, count: int, *, seed: int) -> tuple[np.ndarray, np.
             pass
         case "attention_harms":
             # Its noise comes on top: a mean of both sorts is never better than either.
-            bad = noisy(0.6, 0.35)
-            good = bad + noisy(0.0, 0.5)
+            bad = noisy(0.6, 0.25)
+            good = bad + noisy(-0.15, 0.4)
         case "scale":
             good = bad = noisy(0.6, 0.4)
             other = noisy(0.0, 1.0)
@@ -282,7 +282,9 @@ def _pictures(mechanism: str, count: int, *, seed: int) -> tuple[np.ndarray, np.
             other = noisy(0.6, 0.3)
         case "class":
             # A few images show evidence for the other class, so that no model is always right.
-            level = np.where(draw.random(count) < 0.35, -WEAK, STRONG) * np.where(draw.random(count) < 0.04, -sign, sign)
+            level = np.where(draw.random(count) < 0.35, -WEAK, STRONG) * np.where(
+                draw.random(count) < 0.04, -sign, sign
+            )
             good = bad = level + np.clip(0.2 * draw.normal(size=count), -0.4, 0.4)
         case _:
             bad = good

@@ -163,7 +163,9 @@ def _separate(tokens: np.ndarray, where: np.ndarray) -> tuple[np.ndarray, float]
     on = score[target > 0].min()
     off = score[target == 0].max()
     if on <= off:
-        raise ValueError(f"no score separates the patches at {where.tolist()} from the others: {on:.3f} is below {off:.3f}")
+        raise ValueError(
+            f"no score separates the patches at {where.tolist()} from the others: {on:.3f} is below {off:.3f}"
+        )
     return weights / (on - off), -(on + off) / 2 / (on - off)
 
 
