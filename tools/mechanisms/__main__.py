@@ -52,6 +52,7 @@ def main(arguments: list[str]) -> None:
             options = StudyOptions(replacement_forms=FORMS, replacement_steps=REPLACEMENT_STEPS)
             answers = score.score(workdir, table(_FAMILIES.value), options)
             write_csv(workdir / "answers.csv", answers)
+            print(score.origin(answers))
             print(score.rates(answers).round(1).to_string(index=False))
         case _:
             raise ClipbiasError(f"the command is {arguments[1:]}; give train or score.")

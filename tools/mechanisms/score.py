@@ -19,7 +19,7 @@ from clipbias.errors import ClipbiasError
 from clipbias.intervals import wilson_interval
 from clipbias.tuning import Task
 from clipbias.tuning.tuned import Tuned
-from tools.mechanisms.labels import FAMILIES, OWN, RULES, UNDECIDED, Answer, Spec, digest, explain, gains
+from tools.mechanisms.labels import FAMILIES, OWN, RULES, UNDECIDED, Answer, Spec, digest, explain, gains, table
 from tools.mechanisms.train import adapter_path, dataset_of, frozen_model, training_images
 
 SECTIONS = ("predictions", "causal")
@@ -32,12 +32,12 @@ HASH = 12  # letters of the hash in a file of answers
 # Evidence of each rule, for the page.
 EVIDENCE = {
     "verdict": "attention alone; everything added, and exchanging it between images",
-    "fitted constant: share": "the share of the gain that a fitted constant has. With ten classes a constant can gain as"
-    " much as a map whose mean is 0, so this shows what a constant can do, not what is added",
+    "fitted constant: share": "the share of the gain that a fitted constant has. With ten classes a constant can gain"
+    " as much as a map whose mean is 0, so this shows the effect of a constant, not the addition itself",
     "fitted constant: against the ceiling": "this share, and whether the constant makes changed predictions as often as"
     " the method that is fitted to itself",
-    "relevancy of patches (Fig. 3)": "whether patches keep the order of their relevancy over corrected images; our rule,"
-    " for prompts alone",
+    "relevancy of patches (Fig. 3)": "whether patches keep the order of their relevancy over corrected images; our"
+    " rule, for prompts alone",
     "distance and entropy (Fig. 5)": "whether attention's distance and entropy stay, without intervals; our rule, for"
     " prompts alone",
 }
@@ -155,10 +155,11 @@ def rates(answers: pd.DataFrame) -> pd.DataFrame:
     for name, axis, explainer, models in [*cases, (Where.NO_GAIN.value, "where", "verdict", none)]:
         asked = models[models["family"].isin(PROMPTS)] if explainer in PAPER else models
         said = asked[f"{explainer}: {axis}"]
+        # "No gain" is said by all rules at once, and is no answer of a rule about the axis.
+        if said.isin((UNDECIDED, Where.NO_GAIN.value) if name == axis else ()).all():
+            continue
         # A model without a gain has a wrong label where the verdict is undecided: it then finds a gain.
         decided = said != (UNDECIDED if name == axis else "")
-        if not decided.any():
-            continue
         right = said == asked[f"truth: {axis}"]
         families = asked["family"].nunique()
         row: dict[str, object] = {"axis": name, "explainer": explainer, "models": len(said), "families": families}
@@ -174,19 +175,22 @@ def origin(answers: pd.DataFrame) -> str:
     """Says with which rule answers were made, by their hashes, and which families they lack."""
     (made,) = set(answers["digest"])
     rule = "the rule, labels and recipes of this version" if digest().startswith(made) else "an earlier rule"
-    text = f"Made with {rule} (hash `{made}`). {int(answers['counts'].sum())} of {len(answers)} models count."
+    text = (
+        f"Made with {rule} (hash `{made}`). {len(answers)} of {len(table())} models were run, and"
+        f" {int(answers['counts'].sum())} of these count."
+    )
     missing = [f"`{family}`" for family in FAMILIES if family not in set(answers["family"])]
     return f"{text} Not run yet: {', '.join(missing)}." if missing else text
 
 
 def limits(answers: pd.DataFrame) -> str:
     """Says how many families have a label, and how often the verdict may be wrong about further ones."""
-    table = rates(answers).set_index(["explainer", "axis"]).loc["verdict"]
-    families, high = ([table.loc[axis, column] for axis in AXES] for column in ("families", "wrong_high"))
+    verdict = rates(answers).set_index(["explainer", "axis"]).loc["verdict"]
+    families, high = ([verdict.loc[axis, column] for axis in AXES] for column in ("families", "wrong_high"))
     return (
-        f"{families[0]} families have a label *where* and {families[1]} a label *what*. If these were drawn at random,"
+        f"{families[0]} families have a label *where* and {families[1]} a label *what*. If they were drawn at random,"
         f" the verdict could be wrong about up to {high[0]:.0f} and {high[1]:.0f} % of further families (95 %). They are"
-        " not drawn at random but made by hand, so this is no guarantee."
+        " made by hand, so this is no guarantee."
     )
 
 
