@@ -189,8 +189,8 @@ def limits(answers: pd.DataFrame) -> str:
     families, high = ([verdict.loc[axis, column] for axis in AXES] for column in ("families", "wrong_high"))
     return (
         f"{families[0]} families have a label *where* and {families[1]} a label *what*. If they were drawn at random,"
-        f" the verdict could be wrong about up to {high[0]:.0f} and {high[1]:.0f} % of further families (95 %). They are"
-        " made by hand, so this is no guarantee."
+        f" the verdict could be wrong about up to {high[0]:.0f} and {high[1]:.0f} % of further families (95 %). They"
+        " are made by hand, so this is no guarantee."
     )
 
 
