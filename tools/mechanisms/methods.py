@@ -110,7 +110,7 @@ class UnreadMap(BiasByKind):
     def adapt(self, learnables: Learnables) -> Adaptation:
         biases = super().adapt({name: value for name, value in learnables.items() if name != CONSTANTS})
         reader = learnables[CONSTANTS][READER]
-        return biases.replace(vision_adapters=_linear(reader, jnp.ones(reader.swapaxes(1, 2).shape)))
+        return dataclasses.replace(biases, vision_adapters=_linear(reader, jnp.ones(reader.swapaxes(1, 2).shape)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,6 +185,8 @@ def centre(task: Task, learnables: Learnables, images: np.ndarray) -> dict[str, 
       learnables: of one run.
       images: normalised, `[B, R, R, 3]`.
     """
+    method = task.method
+    assert isinstance(method, CentredMap)
     centred: dict[str, Any] = jax.tree.map(np.array, dict(learnables))
     # Layer after layer, since the mean of one changes the tokens of the next.
     for layer in range(task.clip.config.vision.layers):
@@ -192,7 +194,7 @@ def centre(task: Task, learnables: Learnables, images: np.ndarray) -> dict[str, 
         mean = np.stack([kind.mean((0, 1)) for kind in by_kind(tokens)])
         centred[CONSTANTS][MEAN][layer] = mean
         if BIAS in centred:
-            share = task.method.share
+            share = method.share
             of_map, of_bias = squares(centred, tokens, layer)
             # Both factors act on norms, of which these are the squares.
             factor = (share / (1 - share) * of_bias / of_map) ** 0.25 if of_map else 0.0
