@@ -195,9 +195,6 @@ def sentences() -> dict[str, list[str]]:
     assert vectors["word"] == "has most of the gain of"
     share = [round(float(vectors[end])) for end in ("value", "low", "high")]
     few, many = map(fewest_pictures, (2, 10))
-    models = rows_of("mechanisms.csv")
-    counted = sum(row["counts"] == "True" for row in models)
-    where, what = (len({row["family"] for row in judged(axis, "verdict")}) for axis in ("where", "what"))
     of_paper, of_all, without = correlations()
     return {
         "README.md": [
@@ -209,11 +206,6 @@ def sentences() -> dict[str, list[str]]:
             f" {float(vectors['moved_value']):.0f} % of the predictions that it changed; IVLP, fitted in the same way,"
             f" makes {float(ceiling['moved_value']):.0f} %. What bias tuning adds is the same for every image.",
             f"A folder of two classes needs {few} pictures per class for this, a folder of ten {many}.",
-        ],
-        "docs/mechanisms.md": [
-            f"the models that count ({counted} of {len(models)})",
-            f"There are {where} families with a label *where* and {what} with *what*",
-            f"up to {300 / where:.0f} and {300 / what:.0f} % of families",
         ],
         "docs/results.md": [
             f"{of_paper} for the six methods of the paper's Table 1",

@@ -164,12 +164,13 @@ def _observed(row: Row) -> str:
 def mechanisms(rows: Sequence[Row]) -> str:
     """How often each explainer is right and wrong about models whose mechanism is known."""
     answers = pd.DataFrame(rows)
-    rates = score.rates(answers.assign(counts=answers["counts"] == "True"))
+    answers["counts"] = answers["counts"] == "True"
     lines = []
-    for rate in rates.to_dict("records"):
+    for rate in score.rates(answers).to_dict("records"):
         counts = (_rounded(rate[f"{name}{end}"] for end in ("", "_low", "_high")) for name in ("right", "wrong"))
         lines.append((rate["axis"], rate["explainer"], f"{rate['models']}", *counts))
-    return markdown(("label", "explainer", "models", "right (%)", "wrong (%)"), lines)
+    table = markdown(("label", "explainer", "models", "right (%)", "wrong (%)"), lines)
+    return "\n\n".join((score.origin(answers), table, score.evidence(answers), score.limits(answers)))
 
 
 # By page: numbers beside its pictures, and what is made of them.

@@ -1,7 +1,7 @@
 """Rules and scores of the benchmark of mechanisms: read and counted by hand, and tied to labels and rules by a hash."""
 
 import dataclasses
-import shutil
+import re
 from pathlib import Path
 from types import MappingProxyType
 
@@ -10,15 +10,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from clipbias.analysis import verdict
 from clipbias.analysis.replacement import Origin
 from clipbias.analysis.results import Average, VerdictLabels, What, Where
 from clipbias.analysis.study import StudyOptions
 from clipbias.errors import ClipbiasError
-from clipbias.intervals import Estimate
+from clipbias.intervals import Estimate, wilson_interval
 from tests.report.synthetic import synthetic_results
 from tools.mechanisms import labels, score, train
-from tools.mechanisms.labels import FAMILIES, UNDECIDED, Answer, Spec, counts, digest
+from tools.mechanisms.labels import FAMILIES, FIXED, RETURNED, UNDECIDED, Answer, Spec, counts, digest
 
 SAME, DEPENDS = What.SAME.value, What.DEPENDS.value
 ATTENTION, NOT_ATTENTION, NO_GAIN = Where.ATTENTION.value, Where.NOT_ATTENTION.value, Where.NO_GAIN.value
@@ -67,12 +66,75 @@ def test_scores_are_those_counted_by_hand(tmp_path):
 
 
 def test_intervals_are_over_families():
-    """Copies of a model say no more than one: of two families, one all right, the interval is everything."""
+    """Copies of a model say no more than one: 50 of each of two families, of which one is all right."""
     answers = pd.DataFrame([row(n, *each) for n, each in enumerate(50 * [("bias", UNDECIDED, SAME)])])
     wrong = pd.DataFrame([row(n, *each) for n, each in enumerate(50 * [("map_8", UNDECIDED, SAME)])])
     rates = score.rates(pd.concat([answers, wrong])).set_index(["axis", "explainer"])
     right = rates.loc[("what", "verdict")]
-    assert (right["right"], right["right_low"], right["right_high"]) == (50, 0, 100)
+    assert (right["models"], right["families"], right["right"]) == (100, 2, 50)
+    assert (right["right_low"], right["right_high"]) == pytest.approx(wilson_interval(50, 2))
+    assert right["right_low"] < 10
+
+
+def test_no_gain_is_no_answer_about_an_axis():
+    """All rules say so at once; a fitted constant says nothing of where a change acts."""
+    answers = pd.DataFrame([row(1, "last_bias", NOT_ATTENTION, SAME), row(2, "qk_both", ATTENTION)])
+    answers.loc[1, [f"{name}: where" for name in labels.RULES]] = NO_GAIN
+    rates = score.rates(answers).set_index(["axis", "explainer"])
+    assert [explainer for axis, explainer in rates.index if axis == "where"] == ["verdict"]
+    assert rates.loc[("where", "verdict"), "wrong"] == 50
+
+
+def test_the_origin_of_answers_is_read_from_their_hash():
+    answers = by_hand()
+    assert score.origin(answers).startswith(
+        f"Made with the rule, labels and recipes of this version (hash `{digest()[:12]}`)"
+    )
+    assert "9 of 264 models were run, and 8 of these count" in score.origin(answers)
+    assert "`planted_class`" in score.origin(answers) and "`bias`" not in score.origin(answers)
+    assert score.origin(answers.assign(digest="0123456789ab")).startswith(
+        "Made with an earlier rule (hash `0123456789ab`)"
+    )
+    with pytest.raises(ValueError, match="too many values"):
+        score.origin(pd.concat([answers, answers.assign(digest="0123456789ab")]))
+
+
+def test_the_bound_is_that_of_the_table():
+    text = score.limits(by_hand())
+    assert (
+        f"up to {wilson_interval(50, 2)[1]:.0f} and {wilson_interval(20, 3)[1]:.0f} %" in text
+        and "no guarantee" in text
+    )
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "mechanisms.md"
+
+
+def test_the_page_has_all_families_with_their_labels():
+    text = PAGE.read_text(encoding="utf-8")
+    found = {}
+    for line in text.splitlines():
+        if line.startswith("| `"):
+            names, _, *truths = (cell.strip() for cell in line.strip("|").split(" | "))
+            found |= {name: tuple(truths) for name in re.findall("`([^`]+)`", names)}
+    short = {None: "–", What.SAME: "the same", What.DEPENDS: "depends"}
+    expected = {
+        name: tuple(short.get(label) or label.value for label in (family.where, family.what))
+        for name, family in FAMILIES.items()
+    }
+    assert found == expected
+    assert f"`{RETURNED[0]}`, `{RETURNED[1]}` and `{RETURNED[2]}`\nwere dropped" in text and set(RETURNED) < set(
+        FAMILIES
+    )
+
+
+def test_the_page_says_by_which_rule_its_answers_were_made():
+    """By the hashes of file and code; no hash is typed in by hand."""
+    text = PAGE.read_text(encoding="utf-8")
+    answers = pd.read_csv(PAGE.parent / "images" / "mechanisms.csv", keep_default_na=False)
+    (made,) = set(answers["digest"])
+    assert ("Made with an earlier rule" in text) == (made != digest()[:12])
+    assert re.findall(r"\b[0-9a-f]{12,}\b", text) == [made]
 
 
 def test_models_are_scored_under_the_rules_that_they_were_trained_under(tmp_path, monkeypatch):
@@ -94,15 +156,30 @@ def test_models_are_scored_under_the_rules_that_they_were_trained_under(tmp_path
 
 
 @pytest.mark.parametrize(
-    ("name", "word"), [("labels.py", "0.02"), ("labels.py", "SAME_ORDER"), ("verdict.py", "MAIN_SHARE")]
+    ("name", "old", "new"),
+    [
+        ("labels.py", "0.02", "0.03"),
+        ("labels.py", "SAME_ORDER", "MOST"),
+        ("verdict.py", "MAIN_SHARE", "MOST"),
+        ("methods.py", '"values"', '"keys"'),
+        ("planted.py", "SCALE = 10.0", "SCALE = 11.0"),
+        ("train.py", "ROUNDS = 6", "ROUNDS = 7"),
+    ],
 )
-def test_the_hash_is_of_labels_and_rules(tmp_path, name, word):
-    for path in (Path(labels.__file__), Path(verdict.__file__)):
-        shutil.copy(path, tmp_path)
-    files = tmp_path / "labels.py", tmp_path / "verdict.py"
-    assert digest(*files) == digest()
-    (tmp_path / name).write_text((tmp_path / name).read_text().replace(word, "MOST"))
-    assert digest(*files) != digest() and np.isscalar(digest())
+def test_the_hash_is_of_rule_labels_and_recipes(tmp_path, name, old, new):
+    """Prose and layout keep it."""
+    files = [tmp_path / path.name for path in FIXED]
+    for path, copy in zip(FIXED, files, strict=True):
+        copy.write_text(path.read_text())
+    changed = tmp_path / name
+    text = changed.read_text()
+    (docstring,) = re.findall(r'\A"""(?s:.*?)"""', text)
+    changed.write_text(
+        text.replace(docstring, '"""Other words."""\n').replace("  # ", "    # other ") + "\n\n# Words.\n"
+    )
+    assert digest(files) == digest() and changed.read_text() != text
+    changed.write_text(text.replace(old, new))
+    assert digest(files) != digest()
 
 
 def test_a_work_folder_has_one_frozen_model(tmp_path, clip):
@@ -118,7 +195,7 @@ def test_a_work_folder_has_one_frozen_model(tmp_path, clip):
 
 @pytest.mark.ci
 @pytest.mark.filterwarnings("ignore::UserWarning")  # two steps gain nothing
-@pytest.mark.parametrize("family", ["map_8", "query_bias", "bias_by_position"])
+@pytest.mark.parametrize("family", ["map_three_quarters", "last_values", "unread_and_bias"])
 def test_a_model_is_trained_on_the_images_of_its_seed(tmp_path, family):
     (spec, *_) = labels.table([family])
     train.choose_model(tmp_path, "demo")
@@ -223,7 +300,10 @@ def test_which_models_count():
 def test_the_table_has_all_labels_of_both_axes():
     specs = labels.table()
     trained = sum(family.mechanism is None for family in FAMILIES.values())
-    assert len(specs) == len({spec.key for spec in specs}) == 8 * trained + 4 * (len(FAMILIES) - trained)
+    assert len(specs) == len({spec.key for spec in specs}) == 8 * trained + 4 * (len(FAMILIES) - trained) == 264
     assert {family.where for family in FAMILIES.values()} == {None, *Where} - {Where.UNDECIDED}
     assert {family.what for family in FAMILIES.values()} == {None, *What} - {What.UNDECIDED}
-    assert all(family.where or family.what for family in FAMILIES.values())
+    assert [name for name, family in FAMILIES.items() if not (family.where or family.what)] == ["map_quarter"]
+    assert {
+        name for name in FAMILIES for seed in labels.SEEDS if (name, seed) not in {(s.family, s.seed) for s in specs}
+    } == set()

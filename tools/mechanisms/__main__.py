@@ -20,8 +20,8 @@ from tools.mechanisms.labels import FAMILIES, FORMS, STEPS, table
 from tools.mechanisms.train import adapter_path, choose_model, train_model
 
 REPLACEMENT_STEPS = 300  # of each form that is fitted to the predictions
-_WORKDIR = flags.DEFINE_string("workdir", "workdir/mechanisms", "Where models, studies and scores are kept.")
-_MODEL = flags.DEFINE_string("model", "demo", "What is tuned: a folder or a name, as `clipbias.load` takes it.")
+_WORKDIR = flags.DEFINE_string("workdir", "workdir/mechanisms", "Folder of models, studies and scores.")
+_MODEL = flags.DEFINE_string("model", "demo", "Frozen model: a folder or a name, as `clipbias.load` takes it.")
 _FAMILIES = flags.DEFINE_list("families", list(FAMILIES), "Trains and scores these alone.")
 _STEPS = flags.DEFINE_integer("steps", STEPS, "Steps of each training.", lower_bound=1)
 
@@ -52,6 +52,7 @@ def main(arguments: list[str]) -> None:
             options = StudyOptions(replacement_forms=FORMS, replacement_steps=REPLACEMENT_STEPS)
             answers = score.score(workdir, table(_FAMILIES.value), options)
             write_csv(workdir / "answers.csv", answers)
+            print(score.origin(answers))
             print(score.rates(answers).round(1).to_string(index=False))
         case _:
             raise ClipbiasError(f"the command is {arguments[1:]}; give train or score.")

@@ -1,10 +1,9 @@
-"""Explains trained models, asks every explainer for its labels, and counts them against the truth."""
+"""Explains trained models, asks every explainer for its labels, and counts right and wrong labels."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 import clipbias
@@ -17,22 +16,35 @@ from clipbias.analysis.study import Study, StudyOptions
 from clipbias.constants import ZERO_SHOT
 from clipbias.data.held_out import unlabelled_images
 from clipbias.errors import ClipbiasError
-from clipbias.intervals import RESAMPLES
+from clipbias.intervals import wilson_interval
 from clipbias.tuning import Task
 from clipbias.tuning.tuned import Tuned
-from tools.mechanisms.labels import FAMILIES, OWN, RULES, UNDECIDED, Answer, Spec, digest, explain, gains
+from tools.mechanisms.labels import FAMILIES, OWN, RULES, UNDECIDED, Answer, Spec, digest, explain, gains, table
 from tools.mechanisms.train import adapter_path, dataset_of, frozen_model, training_images
 
 SECTIONS = ("predictions", "causal")
-OF_PROMPTS = ("relevancy", "vision_attention")  # what the evidence of the paper is read from, with prompts alone
+OF_PROMPTS = ("relevancy", "vision_attention")  # sections with the paper's evidence, for prompts alone
 AXES = ("where", "what")
 PROMPTS = [name for name, family in FAMILIES.items() if family.mechanism is not None]
-PAPER = ("relevancy of patches (Fig. 3)", "distance and entropy (Fig. 5)")  # rules that are asked of prompts alone
+PAPER = ("relevancy of patches (Fig. 3)", "distance and entropy (Fig. 5)")  # rules for prompts alone
 MODEL = "model"
+HASH = 12  # letters of the hash in a file of answers
+# Evidence of each rule, for the page.
+EVIDENCE = {
+    "verdict": "attention alone; everything added, and exchanging it between images",
+    "fitted constant: share": "the share of the gain that a fitted constant has. With ten classes a constant can gain"
+    " as much as a map whose mean is 0, so this shows the effect of a constant, not the addition itself",
+    "fitted constant: against the ceiling": "this share, and whether the constant makes changed predictions as often as"
+    " the method that is fitted to itself",
+    "relevancy of patches (Fig. 3)": "whether patches keep the order of their relevancy over corrected images; our"
+    " rule, for prompts alone",
+    "distance and entropy (Fig. 5)": "whether attention's distance and entropy stay, without intervals; our rule, for"
+    " prompts alone",
+}
 
 
 def study_model(workdir: Path, spec: Spec, options: StudyOptions) -> StudyResults:
-    """The study of one trained model, with constants in its place if it surely gains."""
+    """Returns the study of one trained model, with fitted constants in its place if it surely gains."""
     sections = (*SECTIONS, *OF_PROMPTS) if spec.family in PROMPTS else SECTIONS
     results = study(workdir / "studies" / spec.key, workdir, spec, sections, options)
     if not gains(results, MODEL):
@@ -43,7 +55,7 @@ def study_model(workdir: Path, spec: Spec, options: StudyOptions) -> StudyResult
 
 
 def study(folder: Path, workdir: Path, spec: Spec, sections: Sequence[str], options: StudyOptions) -> StudyResults:
-    """Sections on a dataset's test images; those that are finished with these options are read.
+    """Computes sections on a dataset's test images, or reads finished ones with the same options.
 
     Args:
       folder: of the results.
@@ -84,12 +96,12 @@ def study(folder: Path, workdir: Path, spec: Spec, sections: Sequence[str], opti
 
 
 def score(workdir: Path, specs: Sequence[Spec], options: StudyOptions) -> pd.DataFrame:
-    """Studies those of the models that are trained and count.
+    """Studies the trained models that count.
 
     Returns:
       A row for each trained model: its name, the blocks of its frozen model, the hash of labels and rules, whether it
-      counts, its true labels, and what each explainer says of it. A cell is empty where there is no true label, and
-      after a model that does not count.
+      counts, its true labels, and each explainer's labels. A cell is empty without a true label, and for a model that
+      does not count.
 
     Raises:
       ClipbiasError: a model was trained under other labels or rules.
@@ -111,60 +123,78 @@ def score(workdir: Path, specs: Sequence[Spec], options: StudyOptions) -> pd.Dat
 
 
 def row(spec: Spec, layers: int, counts: bool, answers: Mapping[str, Answer]) -> dict[str, object]:
-    """What `score` returns of a model."""
+    """Returns a model's row of `score`."""
     labels = {axis: getattr(spec.of_family, axis) for axis in AXES}
     truths = {f"truth: {axis}": "" if label is None else label.value for axis, label in labels.items()}
     silent = Answer("", "")
     said = {f"{name}: {axis}": getattr(answers.get(name, silent), axis) for name in RULES for axis in AXES}
-    facts = {"model": spec.key, "family": spec.family, "layers": layers, "digest": digest()[:12], "counts": counts}
+    facts = {"model": spec.key, "family": spec.family, "layers": layers, "digest": digest()[:HASH], "counts": counts}
     return {**facts, **truths, **said}
 
 
 def notes_of(path: Path) -> Mapping[str, object]:
-    """What a model's file says of its training."""
+    """Reads the notes on training from a model's file."""
     return clipbias.tuning.adapter.read_adapter(path).notes
 
 
 def scored(answers: pd.DataFrame, axis: str) -> pd.DataFrame:
-    """The models that count, have a label on the axis, and should gain."""
+    """Returns the models that count, have a label on the axis, and should gain."""
     has_label = answers["counts"] & (answers[f"truth: {axis}"] != "")
     return answers[has_label & (answers["truth: where"] != Where.NO_GAIN.value)]
 
 
 def rates(answers: pd.DataFrame) -> pd.DataFrame:
-    """How many percent of the models an explainer is right, wrong and undecided about, a row for each axis.
+    """Computes the percentage of models about which an explainer is right, wrong and undecided, a row for each axis.
 
-    Intervals hold 95 % of 2,000 resamples of families, since models of a family are copies. An explainer that gives no
-    model a label on an axis is left out there. Models without a gain are a row of their own, *no gain*.
+    Models of a family are nearly copies, so intervals are Wilson's of as many cases as families. An explainer without
+    any label on an axis is left out there. Models without a gain are a row of their own, *no gain*.
     """
-    rows = []
-    for axis in AXES:
-        of_axis = scored(answers, axis)
-        for explainer in RULES:
-            asked = of_axis[of_axis["family"].isin(PROMPTS)] if explainer in PAPER else of_axis
-            said = asked[f"{explainer}: {axis}"]
-            if not len(said) or (said == UNDECIDED).all():
-                continue
-            right = said == asked[f"truth: {axis}"]
-            outcomes = {"right": right, "wrong": ~right & (said != UNDECIDED), "undecided": said == UNDECIDED}
-            row: dict[str, object] = {"axis": axis, "explainer": explainer, "models": len(said)}
-            for name, holds in outcomes.items():
-                row |= _over_families(name, holds, asked["family"])
-            rows.append(row)
     none = answers[answers["counts"] & (answers["truth: where"] == Where.NO_GAIN.value)]
-    if len(none):
-        right = none["verdict: where"] == Where.NO_GAIN.value
-        row = {"axis": Where.NO_GAIN.value, "explainer": "verdict", "models": len(none)}
-        rows.append(
-            row | _over_families("right", right, none["family"]) | _over_families("wrong", ~right, none["family"])
-        )
+    cases = [(axis, axis, explainer, scored(answers, axis)) for axis in AXES for explainer in RULES]
+    rows = []
+    for name, axis, explainer, models in [*cases, (Where.NO_GAIN.value, "where", "verdict", none)]:
+        asked = models[models["family"].isin(PROMPTS)] if explainer in PAPER else models
+        said = asked[f"{explainer}: {axis}"]
+        # "No gain" is said by all rules at once, and is no answer of a rule about the axis.
+        if said.isin((UNDECIDED, Where.NO_GAIN.value) if name == axis else ()).all():
+            continue
+        # A model without a gain has a wrong label where the verdict is undecided: it then finds a gain.
+        decided = said != (UNDECIDED if name == axis else "")
+        right = said == asked[f"truth: {axis}"]
+        families = asked["family"].nunique()
+        row: dict[str, object] = {"axis": name, "explainer": explainer, "models": len(said), "families": families}
+        for outcome, holds in (("right", right), ("wrong", ~right & decided), ("undecided", ~decided)):
+            rate = 100 * float(holds.mean())
+            low, high = wilson_interval(rate, families)
+            row |= {outcome: rate, f"{outcome}_low": low, f"{outcome}_high": high}
+        rows.append(row)
     return pd.DataFrame(rows)
 
 
-def _over_families(name: str, holds: pd.Series, families: pd.Series) -> dict[str, float]:
-    """The percentage of models of which something holds, with its interval over families."""
-    of_family = holds.groupby(families).agg(["sum", "size"]).to_numpy(float)
-    counts = np.random.default_rng(0).integers(0, len(of_family), (RESAMPLES, len(of_family)))
-    drawn = of_family[counts].sum(1)
-    low, high = np.quantile(100 * drawn[:, 0] / drawn[:, 1], [0.025, 0.975])
-    return {name: 100 * float(holds.mean()), f"{name}_low": float(low), f"{name}_high": float(high)}
+def origin(answers: pd.DataFrame) -> str:
+    """Says with which rule answers were made, by their hashes, and which families they lack."""
+    (made,) = set(answers["digest"])
+    rule = "the rule, labels and recipes of this version" if digest().startswith(made) else "an earlier rule"
+    text = (
+        f"Made with {rule} (hash `{made}`). {len(answers)} of {len(table())} models were run, and"
+        f" {int(answers['counts'].sum())} of these count."
+    )
+    missing = [f"`{family}`" for family in FAMILIES if family not in set(answers["family"])]
+    return f"{text} Not run yet: {', '.join(missing)}." if missing else text
+
+
+def limits(answers: pd.DataFrame) -> str:
+    """Says how many families have a label, and how often the verdict may be wrong about further ones."""
+    verdict = rates(answers).set_index(["explainer", "axis"]).loc["verdict"]
+    families, high = ([verdict.loc[axis, column] for axis in AXES] for column in ("families", "wrong_high"))
+    return (
+        f"{families[0]} families have a label *where* and {families[1]} a label *what*. If they were drawn at random,"
+        f" the verdict could be wrong about up to {high[0]:.0f} and {high[1]:.0f} % of further families (95 %). They"
+        " are made by hand, so this is no guarantee."
+    )
+
+
+def evidence(answers: pd.DataFrame) -> str:
+    """Lists the explainers with a rate, and their evidence."""
+    names = dict.fromkeys(rates(answers)["explainer"])
+    return "\n".join(f"- *{name}*: {EVIDENCE[name]}." for name in names)

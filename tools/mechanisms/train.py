@@ -1,18 +1,18 @@
-"""Makes the benchmark's models, one file each: frozen models, tasks, trainings. Files that exist are left alone.
+"""Makes the benchmark's models, one file each: frozen models, tasks, trainings.
 
-A file holds the trained adapter, and in its notes what was seen on validation images and the hash of labels and rules.
+A file holds the trained adapter; its notes hold the outcome on validation images and the hash of labels and rules.
 
-The *marked* task has every picture twice: without a mark, which is the first of two classes, and with one, which is the
-second, whatever the picture shows. The mark is a pixel that the frozen model does not see: its weights in the patch
-embedding are zero. So a picture and its marked copy have the same tokens, and whatever constants are added, in whatever
-layers, both get the same answer, which is right for exactly one of them.
+The *marked* task has every picture twice: without a mark in the first of two classes, with a mark in the second. The
+mark is a pixel that the frozen model does not see: its weights in the patch embedding are zero. So a picture and its
+marked copy have the same tokens. With any constants, in any layers, both get the same answer, which is right for
+exactly one of them.
 
 *Outliers* are tokens that become massive, as in large CLIPs (arXiv 2309.16588). One hidden unit of the first block's
-MLP, the one that adds least, is replaced. Its inputs are those of a ridge regression that tells the patches at
-`outlier_places` from all other tokens, so that it is on there and off elsewhere. Its output is a large vector along one
-direction: that of mean zero which keys and values of later blocks read least. It is all that LayerNorm leaves of an
-outlier, and zero-shot accuracy stays as it is (of 1,120 test images 490 are right with outliers and 489 without on
-clothes, and 757 and 761 on digits).
+MLP, the one that adds least, is replaced. Its inputs are from a ridge regression that separates the patches at
+`outlier_places` from all other tokens: the unit is on at these patches alone. Its output is a large vector along the
+direction of mean zero that keys and values of later blocks read least. LayerNorm leaves nothing else of an outlier, and
+zero-shot accuracy stays (of 1,120 test images 490 are right with outliers and 489 without on clothes, and 757 and 761
+on digits).
 """
 
 import dataclasses
@@ -65,11 +65,11 @@ from tools.mechanisms.labels import (
 )
 from tools.mechanisms.methods import CentredMap, centre
 
-# Trainings of a centred map, each with the mean of the one before; the last mean is taken after the last.
+# Trainings of a centred map, each with the mean after the one before.
 ROUNDS = 6
-# Of a planted CLIP, by split; of training images as many besides.
+# Images of a planted CLIP by split; training images have as many opposites.
 PLANTED_IMAGES = MappingProxyType({"train": SHOTS, "val": 560, "test": 1120})
-# By dataset two classes, which zero-shot tells apart.
+# Two classes by dataset that zero-shot CLIP separates.
 PAIRS = MappingProxyType({"demo/fashion": (1, 7), "demo/digits": (3, 6)})
 GREY = 123  # about 0 when it is normalised
 WHITE = 255
@@ -79,12 +79,12 @@ RIDGE = 1e-4
 
 
 def adapter_path(workdir: Path, spec: Spec) -> Path:
-    """The file of a model."""
+    """Returns the path of a model's file."""
     return workdir / "models" / f"{spec.key}.safetensors"
 
 
 def choose_model(workdir: Path, source: str) -> None:
-    """Makes a model the frozen one of a work folder, where it is stored.
+    """Stores the frozen model of a work folder.
 
     Raises:
       ClipbiasError: the folder has another.
@@ -97,9 +97,9 @@ def choose_model(workdir: Path, source: str) -> None:
 
 
 def frozen_model(workdir: Path, spec: Spec) -> Clip:
-    """The model that is tuned: that of the planted prompts, or that of the work folder."""
+    """Returns the model that is tuned: with a planted mechanism, or the work folder's."""
     if spec.of_family.mechanism is not None and spec.strength is not None:
-        return planted.planted(spec.of_family.mechanism, spec.strength, seed=spec.seed, exact=True)
+        return planted.planted(spec.of_family.mechanism, spec.strength, seed=spec.seed)
     return _stored_model(workdir, spec.outliers, spec.blind)
 
 
@@ -109,7 +109,7 @@ def _folder(workdir: Path, *, outlying: bool = False, blind: bool = False) -> Pa
 
 @functools.cache
 def _stored_model(workdir: Path, outlying: bool, blind: bool) -> Clip:
-    """A work folder's model, with outliers or without, and with or without eyes for a mark."""
+    """Returns a work folder's model, with or without outliers, and with or without weights for the mark."""
     clip = clipbias.load(_folder(workdir))
     if not (outlying or blind):
         return clip
@@ -123,13 +123,13 @@ def _stored_model(workdir: Path, outlying: bool, blind: bool) -> Clip:
 
 
 def outlier_places(clip: Clip) -> np.ndarray:
-    """The tokens that become massive: the patches in the two lower corners, which show background."""
+    """Returns the tokens that become massive: the patches in the two lower corners, which show background."""
     vision = clip.config.vision
     return np.array([vision.patches - vision.grid, vision.patches - 1]) + vision.first_patch
 
 
 def plant_outliers(clip: Clip, images: np.ndarray) -> Params:
-    """Frozen weights with outliers; the unit is fitted to normalised images `[B, R, R, 3]`."""
+    """Returns frozen weights with outliers; the unit is fitted to normalised images `[B, R, R, 3]`."""
     params: Params = jax.tree.map(np.array, clip.params)
     tower = params["vision"]["layers"]
     config = clip.config.vision
@@ -151,7 +151,7 @@ def plant_outliers(clip: Clip, images: np.ndarray) -> Params:
 
 
 def _separate(tokens: np.ndarray, where: np.ndarray) -> tuple[np.ndarray, float]:
-    """Weights and offset by ridge regression: above 0 at tokens `[B, N, D]` of these places, below at the others."""
+    """Fits weights and offset of a score above 0 at tokens `[B, N, D]` of these places, and below 0 at all others."""
     rows = tokens.reshape(-1, tokens.shape[-1])
     target = np.tile(np.isin(np.arange(tokens.shape[1]), where), len(tokens)).astype(float)
     balance = np.where(target > 0, 1 / target.mean(), 1 / (1 - target.mean()))
@@ -163,12 +163,14 @@ def _separate(tokens: np.ndarray, where: np.ndarray) -> tuple[np.ndarray, float]
     on = score[target > 0].min()
     off = score[target == 0].max()
     if on <= off:
-        raise ValueError(f"the patches at {where.tolist()} are not told from the others: {on:.3f} is below {off:.3f}")
+        raise ValueError(
+            f"no score separates the patches at {where.tolist()} from the others: {on:.3f} is below {off:.3f}"
+        )
     return weights / (on - off), -(on + off) / 2 / (on - off)
 
 
 def least_read(params: Params) -> np.ndarray:
-    """The unit vector of mean zero whose keys and values, behind the LayerNorms of later blocks, are smallest."""
+    """Returns the unit vector of mean zero with the smallest keys and values in later blocks."""
     tower = params["vision"]["layers"]
     width = tower["norm1"]["scale"].shape[-1]
     read = tower["norm1"]["scale"][1:, :, None] * tower["qkv"]["kernel"][1:, :, width:]
@@ -179,7 +181,7 @@ def least_read(params: Params) -> np.ndarray:
 
 
 def normalised(clip: Clip, split: Split) -> np.ndarray:
-    """A split's images as the model takes them, `[n, R, R, 3]`."""
+    """Returns a split's images as the model reads them, `[n, R, R, 3]`."""
     return np.asarray(clip.preprocessing.normalize(pictures(split, range(len(split)), clip.preprocessing.resizing)))
 
 
@@ -188,7 +190,7 @@ def normalised(clip: Clip, split: Split) -> np.ndarray:
 
 @functools.cache
 def dataset_of(workdir: Path, spec: Spec) -> Dataset:
-    """The images and labels that a model is trained and tested on."""
+    """Returns the images and labels that a model is trained and tested on."""
     if spec.of_family.mechanism is not None:
         return of_planted(frozen_model(workdir, spec), spec.of_family.mechanism, seed=spec.seed)
     dataset = data.load(spec.dataset)
@@ -198,14 +200,14 @@ def dataset_of(workdir: Path, spec: Spec) -> Dataset:
 
 
 def shuffled(dataset: Dataset, *, seed: int) -> Dataset:
-    """The dataset with the labels of its training images in random order."""
+    """Returns the dataset with the labels of its training images in random order."""
     train = dataset.split("train")
     labels = np.random.default_rng(seed).permutation(train.labels)
     return dataclasses.replace(dataset, splits={**dataset.splits, "train": dataclasses.replace(train, labels=labels)})
 
 
 def marked(clip: Clip, dataset: Dataset) -> Dataset:
-    """Pictures of two classes of a dataset, each without a mark and with one; the mark alone gives the label."""
+    """Returns pictures of two classes, each without a mark and with one; the mark alone gives the label."""
     whole = dataset.with_classes(PAIRS[dataset.name])
     drawn, labels, names = [], [], []
     for name, split in whole.splits.items():
@@ -227,7 +229,7 @@ def marked(clip: Clip, dataset: Dataset) -> Dataset:
 
 
 def of_planted(clip: Clip, mechanism: str, *, seed: int) -> Dataset:
-    """Images that a planted CLIP tells apart. Each training image has its opposite, so that what is odd has mean 0."""
+    """Returns images of a planted CLIP. Each training image has its opposite, so that odd functions have mean 0."""
     drawn, labels, splits = [], [], []
     for place, (split, count) in enumerate(PLANTED_IMAGES.items()):
         own = np.random.SeedSequence([seed, place]).generate_state(1)[0]
@@ -243,14 +245,14 @@ def of_planted(clip: Clip, mechanism: str, *, seed: int) -> Dataset:
 
 
 def blinded(clip: Clip) -> Params:
-    """Frozen weights that do not see the first pixel of any patch."""
+    """Returns frozen weights that do not read the first pixel of any patch."""
     embedding = np.array(clip.params["vision"]["patch_embedding"])
     embedding[:3] = 0
     return {**clip.params, "vision": {**clip.params["vision"], "patch_embedding": embedding}}
 
 
 def constant_bound(clip: Clip, split: Split) -> float:
-    """The largest percentage of marked images that a model can get right which does not see the mark."""
+    """Computes the largest accuracy on marked images of a model that does not see the mark, in percent."""
     seen = pictures(split, range(len(split)), clip.preprocessing.resizing)
     seen[:, :: clip.config.vision.patch_size, :: clip.config.vision.patch_size] = 0
     labels: Mapping[bytes, Counter[int]] = defaultdict(Counter)
@@ -260,12 +262,12 @@ def constant_bound(clip: Clip, split: Split) -> float:
 
 
 def training_images(dataset: Dataset, spec: Spec) -> Split:
-    """The few-shot split of a model's seed."""
+    """Returns the few-shot split of a model's seed."""
     return protocols.few_shot(dataset, shots=SHOTS, seed=spec.seed).source.split("train")
 
 
 def method_of(family: Family, layers: int) -> Method:
-    """A family's method for a model of so many blocks; what changes the last block changes the last of these."""
+    """Returns a family's method for a model of so many blocks."""
     options = dict(family.options)
     if options.get("first_block") == LAST:
         options["first_block"] = layers
@@ -273,14 +275,15 @@ def method_of(family: Family, layers: int) -> Method:
 
 
 def train_model(workdir: Path, spec: Spec, *, steps: int) -> TunedModel:
-    """Trains one model, if it is not planted, and writes its file."""
+    """Trains one model, unless it is planted or nothing is trained, and writes its file."""
     clip = frozen_model(workdir, spec)
     dataset = dataset_of(workdir, spec)
     seed = spec.seed
     family = spec.of_family
     task = Task(clip, method_of(family, clip.config.vision.layers), dataset)
     if family.learning_rate is None:
-        model = TunedModel(task, {name: planted.prompts_of(seed)[name] for name in task.shapes})
+        is_planted = family.mechanism is not None
+        model = TunedModel(task, {"vision_prompts": planted.prompts_of(seed)} if is_planted else task.init(seed))
     elif isinstance(task.method, CentredMap):
         model = TunedModel(task, fit_centred(task, dataset, seed, family.learning_rate, steps=steps))
     else:
@@ -302,7 +305,7 @@ def train_model(workdir: Path, spec: Spec, *, steps: int) -> TunedModel:
 
 
 def fit_centred(task: Task, dataset: Dataset, seed: int, learning_rate: float, *, steps: int) -> Learnables:
-    """The learnables of a centred map: trained in rounds along a cosine, centred after each."""
+    """Returns learnables of a centred map: trained in rounds along a cosine, and centred after each."""
     protocol = protocols.few_shot(dataset, shots=SHOTS, seed=seed)
     split = protocol.source.split("train")
     context = make_context(task.clip, None, dtype="float32")
@@ -325,11 +328,11 @@ def fit_centred(task: Task, dataset: Dataset, seed: int, learning_rate: float, *
 
 
 def validate(model: TunedModel, dataset: Dataset, spec: Spec) -> Mapping[str, object]:
-    """What is seen on validation images, and whether the model counts."""
+    """Measures the gain on validation images, and decides whether the model counts."""
     split = dataset.split("val")
     task = model.task
     before = task, task.init(spec.seed)
-    if spec.of_family.mechanism is not None:  # prompts start as anything; the frozen model is the one without
+    if spec.of_family.learning_rate is None:  # nothing is trained, so the start is the tuned model itself
         before = Task(task.clip, ZERO_SHOT, dataset), {}
     logits = np.stack([logits_of(*each, split) for each in (before, (task, model.learnables))], 1)
     difference = sample(outcomes(logits, split.labels)).accuracy.contrast(np.array([[-1.0], [1.0]]))
@@ -347,7 +350,7 @@ def validate(model: TunedModel, dataset: Dataset, spec: Spec) -> Mapping[str, ob
 
 
 def logits_of(task: Task, learnables: Learnables, split: Split) -> np.ndarray:
-    """`[n, C]`."""
+    """Computes the logits of a split, `[n, C]`."""
     classify = jax.jit(task.logits)
     rows = []
     for raw, mask in image_batches(task.clip.preprocessing, split, 100):
