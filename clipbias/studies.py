@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import os
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,16 +23,18 @@ from clipbias.constants import ZERO_SHOT
 from clipbias.data import Dataset, Split
 from clipbias.data.held_out import unlabelled_images
 from clipbias.data.sources import open_images
-from clipbias.errors import ClipbiasError
+from clipbias.errors import ClipbiasError, ClipbiasWarning
 from clipbias.identity import identity
 from clipbias.report.names import dataset_name, method_name
 from clipbias.report.study_page import method_sentences, write_report
 from clipbias.sentences import counted
 from clipbias.training.predictions import KnownPredictions
 from clipbias.training.progress import Progress, say
+from clipbias.training.spec import changed_since_training
 from clipbias.tuned_model import TunedModel
 from clipbias.tuning import Task
 from clipbias.tuning.adapter import start_seed
+from clipbias.tuning.prompts import Classes
 from clipbias.tuning.tuned import Tuned
 
 
@@ -80,7 +83,7 @@ def explain(
     Args:
       models: one or several on the same CLIP; models that differ in their seed alone are judged together.
       dataset: from `clipbias.data.load`, or a name or path as for `fit`. Models of other classes are bound to its
-        classes, and zero-shot has its template.
+        classes. Zero-shot has the texts of the models, where these agree, else those of the dataset.
       folder: for `results.npz`, `results.json` and `report/report.html`.
       split: images to explain: "train", "val" or "test".
       sections: names to compute (`clipbias.analysis.sections`); "replacement" trains. Default: all.
@@ -104,6 +107,9 @@ def explain(
     if not isinstance(data, Dataset):
         raise ClipbiasError(f"the dataset is {shown(dataset)}; give what clipbias.data.load returned, or a name.")
     images = data.split(split)
+    for model in tuned:
+        if words := changed_since_training(model.notes, data, model.task.classes):
+            warnings.warn(words, ClipbiasWarning, stacklevel=2)
     bound = bind_models(tuned, data, clip=clip, dtype=dtype, sources=sources)
     with _bars(progress) as advance:
         study = Study(
@@ -132,7 +138,10 @@ def bind_models(
     dtype: str = "float32",
     sources: Sequence[str] | None = None,
 ) -> list[Model]:
-    """Binds models to a dataset's classes, behind zero-shot with the dataset's template; arguments as for `explain`.
+    """Binds models to a dataset's classes, behind zero-shot; arguments as for `explain`.
+
+    Zero-shot reads the texts of the models, where these agree, else those of the dataset: with other texts, two changes
+    were compared.
 
     A repeated method is named by its seed, a method that was trained on another dataset by that dataset.
 
@@ -157,14 +166,19 @@ def bind_models(
             raise ClipbiasError(
                 f"models compute in {dtype} and in {model.task.classifier.dtype}; load their adapters with one dtype."
             )
-    task = Task(clip, ZERO_SHOT, dataset, dtype=dtype)
+    # Models of other classes are bound anew: predictions and zero-shot's classes must agree.
+    own_models = [
+        model if model.class_names == tuple(dataset.class_names) else model.with_classes(dataset)
+        for model in tuned_models
+    ]
+    texts = {model.task.classes.identity: model.task.classes for model in own_models}
+    classes = texts.popitem()[1] if len(texts) == 1 else Classes.of(dataset)
+    task = Task(clip, ZERO_SHOT, dataclasses.replace(classes, class_names=tuple(dataset.class_names)), dtype=dtype)
     bound = [Model(ZERO_SHOT, method_name(ZERO_SHOT), Tuned(task), clip.name)]
     labels = {each.key: each.label for each in bound}
     trainings: dict[str, list[str]] = {}  # trainings by name
     seen: Counter[tuple[object, ...]] = Counter()
-    for model, source in zip(tuned_models, sources or [""] * len(tuned_models), strict=True):
-        # Models of other classes are bound anew: predictions and zero-shot's classes must agree.
-        own = model if model.class_names == tuple(dataset.class_names) else model.with_classes(dataset)
+    for model, own, source in zip(tuned_models, own_models, sources or [""] * len(tuned_models), strict=True):
         method = own.task.method_name
         name = method_name(method)
         seed = model.notes.get("seed")

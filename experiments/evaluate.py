@@ -14,7 +14,6 @@ prediction sets, and the shares of rejected images. `classes.csv` has each class
 A folder keeps its evaluation: another adapter, other images or other settings need another --workdir.
 """
 
-import dataclasses
 import json
 import time
 from collections.abc import Mapping
@@ -41,7 +40,7 @@ from clipbias.training.calibration import COLDEST, HOTTEST
 from clipbias.training.predictions import predictions_identity, save_predictions
 from clipbias.training.predictor import evaluate
 from clipbias.training.progress import MetricWriter
-from clipbias.training.spec import data_identity
+from clipbias.training.spec import changed_since_training
 from clipbias.training.workdir import open_workdir
 from clipbias.tuning import Task
 from clipbias.tuning.adapter import Adapter
@@ -68,15 +67,9 @@ def main(settings: EvaluateSettings, workdir: Path) -> None:
         hosts.assert_same(f"the images of {name}", key)
         if hosts.is_first():
             keep_evaluation(workdir, key)
-            notes = {} if adapter is None else adapter.notes
             # The same name may hold other pictures today; those that trained the adapter are then no test.
-            now = data_identity([dataclasses.replace(dataset, template=model.task.template)])
-            is_same = notes.get("dataset") == name and notes.get("protocol") in ("few_shot", "full")
-            if is_same and notes.get("data") != now:
-                common.tell(
-                    f"the pictures or classes of {name} have changed since the adapter's training: pictures that "
-                    "trained or calibrated it may be evaluated here."
-                )
+            if adapter is not None and (words := changed_since_training(adapter.notes, dataset, adapter.classes)):
+                common.tell(words)
         began = time.monotonic()
         score, predicted = evaluate(
             model,

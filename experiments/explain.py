@@ -26,11 +26,10 @@ from clipbias.training import placement
 from clipbias.training.device import explain_exhaustion
 from clipbias.training.progress import MetricWriter
 from clipbias.training.workdir import open_workdir
-from clipbias.tuned_model import TunedModel
 from configs.explain import ExplainSettings
 from experiments import common
 from experiments.command_line import split
-from experiments.inputs import AdapterFile, by_dataset, find_adapters
+from experiments.inputs import AdapterFile, by_dataset, find_adapters, open_adapter, refuse_other_descriptions
 
 _CONFIG = "configs/explain.py"
 
@@ -89,13 +88,10 @@ def explain(
 ) -> FinishedStudy:
     """Runs the study of a dataset in `folder`."""
     clip = clipbias.load(settings.model or next((adapter.base for adapter, _ in adapters), "demo"), device="host")
-    own_methods = split(settings.own_methods)
-    # Zero-shot gets the template of the adapters, as beside their training: otherwise two changes were compared.
-    templates = {adapter.template for adapter, _ in adapters if adapter.notes.get("dataset") == dataset.name}
-    if settings.template is None and len(templates) == 1:
-        dataset = dataclasses.replace(dataset, template=templates.pop())
     dtype = settings.dtype or next((adapter.dtype for adapter, _ in adapters), "float32")
-    tuned = [TunedModel.of(adapter.bind(clip, own_methods=own_methods, dtype=dtype)) for adapter, _ in adapters]
+    tuned = [open_adapter(adapter, clip, settings, dtype=dtype) for adapter, _ in adapters]
+    for model in tuned:
+        refuse_other_descriptions(model, dataset)
     with explain_exhaustion("lower --config.batch_size."):
         return studies.explain(
             tuned,

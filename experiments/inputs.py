@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 from clipbias import TunedModel
 from clipbias.clip import Clip
 from clipbias.constants import ADAPTER_FILE
+from clipbias.data import Dataset
 from clipbias.data.files import IMAGE_SUFFIXES, describe_others, image_files, warn_of_others
 from clipbias.errors import ClipbiasError
+from clipbias.identity import identity
 from clipbias.io import data_path, read_text, user_path
 from clipbias.tuning.adapter import Adapter, read_adapter
 from experiments.command_line import matching, split
@@ -17,6 +19,7 @@ from experiments.command_line import matching, split
 if TYPE_CHECKING:
     from configs.distil import DistilSettings
     from configs.evaluate import EvaluateSettings
+    from configs.explain import ExplainSettings
     from configs.predict import PredictSettings
 
 AdapterFile = tuple[Adapter, str]  # an adapter and the path of its file
@@ -56,19 +59,34 @@ def find_adapter(text: str | None) -> AdapterFile | None:
 
 
 def open_adapter(
-    adapter: Adapter, clip: Clip, settings: "PredictSettings | EvaluateSettings | DistilSettings"
+    adapter: Adapter,
+    clip: Clip,
+    settings: "PredictSettings | EvaluateSettings | DistilSettings | ExplainSettings",
+    *,
+    dtype: str | None = None,
 ) -> TunedModel:
-    """Binds an adapter, with the user's own methods that the settings name.
+    """Binds an adapter, with the user's own methods that the settings name; `dtype` is used where they name none.
 
     Raises `ClipbiasError` for another template than the adapter's, and as `Adapter.bind` does.
     """
-    model = TunedModel.of(adapter.bind(clip, own_methods=split(settings.own_methods), dtype=settings.dtype))
+    own_methods = split(settings.own_methods)
+    model = TunedModel.of(adapter.bind(clip, own_methods=own_methods, dtype=settings.dtype or dtype))
     if settings.template not in (None, model.task.template):
         raise ClipbiasError(
             f"the adapter has the template {model.task.template!r}, not {settings.template!r}; leave out "
             "--config.template."
         )
     return model
+
+
+def refuse_other_descriptions(model: TunedModel, dataset: Dataset) -> None:
+    """Raises `ClipbiasError` for descriptions that are not the adapter's, where it is studied as it was trained."""
+    given, own = dataset.descriptions, model.task.classes.descriptions
+    if given is not None and identity(given) != identity(own):
+        raise ClipbiasError(
+            "--config.descriptions are not the texts of the adapter; leave them out, or see what they change with "
+            "`clipbias evaluate`."
+        )
 
 
 def by_dataset(adapters: Sequence[AdapterFile], datasets: Sequence[str] | None) -> dict[str, list[AdapterFile]]:

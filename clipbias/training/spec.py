@@ -8,7 +8,7 @@ import functools
 import itertools
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from clipbias.data import Dataset
@@ -150,6 +150,22 @@ def make_groups(specs: Sequence[RunSpec], most: int | None = None) -> list[Group
 def data_identity(datasets: Sequence[Dataset]) -> str:
     """Returns the identity of classes and images of a training's dataset and of further ones to evaluate on."""
     return identity([[Classes.of(dataset), dataset.splits] for dataset in datasets])
+
+
+def changed_since_training(notes: Mapping[str, Any], dataset: Dataset, classes: Classes) -> str:
+    """Returns a sentence if a dataset holds other pictures than at the training of an adapter with `notes`, or "".
+
+    `classes` are those of the adapter: its texts, which may be others than the dataset's, are no change.
+    """
+    if notes.get("dataset") != dataset.name or notes.get("protocol") not in ("few_shot", "full") or "data" not in notes:
+        return ""
+    texts = dataclasses.replace(dataset, template=classes.template, descriptions=classes.descriptions)
+    if notes["data"] == data_identity([texts]):
+        return ""
+    return (
+        f"the pictures or classes of {dataset.name} have changed since the adapter's training: pictures that trained "
+        "or calibrated it may be evaluated here."
+    )
 
 
 def part_of(specs: Sequence[RunSpec], part: tuple[int, int]) -> list[RunSpec]:
