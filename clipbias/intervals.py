@@ -20,6 +20,7 @@ SMALL = 100
 RESAMPLES = 2000
 LEVEL = 0.95
 LARGEST_SHARE = 10.0
+_ROUNDING = 1e-9  # of float64 means of points and nats
 OUTCOMES = ("accuracy", "log_likelihood")
 UNITS = {"accuracy": ("points", 1), "log_likelihood": ("nats", 3)}  # unit and digits
 # Draws, rows by images, of one round: bounds the memory whatever the dataset's size.
@@ -108,7 +109,8 @@ def shares(means: np.ndarray, draws: np.ndarray, gain: float, gain_draws: np.nda
     """Estimates `share` for means `[q]` with draws `[R, q]`."""
     numbers = _with_intervals(means, draws)
     low, high = interval(gain_draws)
-    if low <= 0 <= high:
+    # A difference between equal numbers is rounding, which may have the same sign in every resample.
+    if low <= 0 <= high or abs(gain) < _ROUNDING:
         return numbers
     # Few resamples of a sure gain have another sign. They count as a tiny gain of its sign, so their share is clipped
     # to ± `LARGEST_SHARE`, as it is when a gain tends to 0 from its side: a ratio with its sign turned would be taken

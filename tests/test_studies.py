@@ -13,9 +13,10 @@ from clipbias import data
 from clipbias.analysis import load_results
 from clipbias.analysis.results import same_but_for_seed
 from clipbias.clip import Clip
-from clipbias.errors import ClipbiasError
+from clipbias.errors import ClipbiasError, ClipbiasWarning
 from clipbias.report.overlay import heat_map
 from clipbias.studies import bind_models
+from clipbias.training.spec import changed_since_training, data_identity
 
 PIXELS = np.random.default_rng(2).integers(0, 256, (24, 20, 16, 3), dtype=np.uint8)
 CLASS_NAMES = ("cat", "dog", "bird")
@@ -93,6 +94,34 @@ def test_models_are_bound_to_the_datasets_classes_and_named_apart(clip, pets):
     assert zero_shot.task.template == pets.template and {m.task.class_names for m in bound} == {CLASS_NAMES}
     assert bound[0].few_shot_split == json.dumps(f"{pets.name}  4 1").strip('"') and bound[2].few_shot_split is None
     assert bind_models([], pets, clip=clip)[0].key == "zero_shot"
+
+
+def test_zero_shot_reads_the_texts_of_its_models_where_they_agree(clip, pets):
+    def bound(**texts):
+        task = clipbias.Task(clip, "taskres", CLASS_NAMES, **texts)
+        return clipbias.TunedModel(task, task.init())
+
+    described = bound(descriptions={name: [f"a {name} on a tree."] for name in CLASS_NAMES})
+    for model in (bound(template="the {} of a photo."), described):
+        zero_shot, other = bind_models([model], pets)
+        assert zero_shot.task.texts == other.task.texts != clipbias.Task(clip, "zero_shot", pets).texts
+    zero_shot, *_ = bind_models([described, bound(template="the {} of a photo.")], pets)
+    assert zero_shot.task.texts == clipbias.Task(clip, "zero_shot", pets).texts
+
+
+def test_pictures_that_have_changed_since_the_training_are_said(clip, tmp_path):
+    def pictures(pixels, template="a photo of a {}."):
+        splits = ["train"] * 12 + ["test"] * 12
+        return data.from_arrays(pixels, np.arange(24) % 3, CLASS_NAMES, splits=splits, name="pets", template=template)
+
+    notes = {"dataset": "pets", "protocol": "few_shot", "data": data_identity([pictures(PIXELS)])}
+    model = tuned(clip, "bias", **notes)
+    classes = model.task.classes
+    assert not changed_since_training(notes, pictures(PIXELS, "the {}."), classes)  # another text is no other picture
+    with pytest.warns(ClipbiasWarning, match="the pictures or classes of pets have changed since"):
+        clipbias.explain(model, pictures(PIXELS[::-1]), tmp_path, sections=("predictions",), progress=False)
+    for other in ({"dataset": "cars"}, {"protocol": "cross_dataset"}):
+        assert not changed_since_training({**notes, **other}, pictures(PIXELS[::-1]), classes)
 
 
 def test_models_are_judged_together_where_their_trainings_differ_in_the_seed_alone(clip, pets):

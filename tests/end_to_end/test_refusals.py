@@ -196,6 +196,11 @@ def test_mistakes_are_one_sentence(fifteen, tmp_path):
             {"images": "pyproject.toml", "adapters": ADAPTER, "model": BASE, "template": "{}"},
             "a photo of a {}.', not '{}'; leave out --config.template",
         ),
+        (
+            explain,
+            {"adapters": ADAPTER, "model": BASE, "dataset": "demo/digits", "template": "{}"},
+            "a photo of a {}.', not '{}'; leave out --config.template",
+        ),
         (predict, {"images": "pyproject.toml", "texts": "/nowhere.txt"}, "there is no file of texts /nowhere.txt"),
     ):
         workdir = tmp_path / "work" if command in (explain, predict) else ""
