@@ -31,7 +31,7 @@ from clipbias.settings import setting
 from clipbias.training.context import SweepContext, make_context
 from clipbias.training.loop import RunOutputs
 from clipbias.training.progress import Progress
-from clipbias.training.students import BATCH_SIZE, STEPS, STUDENT_FORMS, fit_recipe, fit_student, mean_divergence
+from clipbias.training.students import BATCH_SIZE, STEPS, STUDENT_FORMS, Fit, fit_student, mean_divergence
 from clipbias.training.teacher import split_logits
 from clipbias.tuned_model import Images as UserImages
 from clipbias.tuned_model import TunedModel, as_clip, check_model, labelled_images
@@ -53,10 +53,10 @@ class DistilOptions:
         '"vector", "kind", "layer_norm" or "lora" (docs/distil.md). Default: fits all that make a plain CLIP and '
         "selects the smallest whose agreement with the adapter is within one point of the best.",
     )
-    steps: Positive = setting(STEPS, "Steps of Adam for each form.")
+    steps: Positive = setting(STEPS, "Largest number of steps of Adam for each form; a plateau ends a fit before.")
     batch_size: Positive = setting(BATCH_SIZE, "Unlabelled images per step, over all devices.")
     learning_rate: Annotated[float, Range(0, 3e38)] | None = setting(
-        None, "Learning rate of Adam. Default: the form's."
+        None, "Learning rate of Adam. Default: the best on held-back images."
     )
     seed: Count = setting(1, "Seed of the start and of the order of images.")
 
@@ -127,7 +127,8 @@ def distil_model(
     students: dict[str, Tuned] = {}
     candidates: dict[str, Comparison] = {}
     for name in names:
-        student = _fit(name, model, fitted, options, context, outputs)
+        fit = _fit(name, model, fitted, images.held_back, options, context, outputs)
+        student = fit.student
         facts = Student(
             kind=Origin.FITTED,
             form=name,
@@ -135,6 +136,8 @@ def distil_model(
             numbers=parameter_count(student.learnables)["total"],
             fitted_divergence=mean_divergence(model, student, fitted, context),
             held_back_divergence=mean_divergence(model, student, images.held_back, context),
+            steps=fit.steps,
+            plateau=fit.plateau,
         )
         students[name] = student
         candidates[name] = _compare((frozen, model, student), facts, images.held_back, context, labelled=False)
@@ -191,7 +194,8 @@ def distil(
       form: "vector", "kind", "layer_norm" or "lora". Default: fits all that make a plain CLIP and selects the smallest
         whose agreement with the model on held-back images is within one point of the best.
       clip: the student's frozen model. Default: the teacher's.
-      steps, batch_size, learning_rate: of each fit.
+      steps: largest number of steps of each fit, which ends before at a plateau (`training.students.until_plateau`).
+      batch_size, learning_rate: of each fit. Default of the rate: the best on held-back images.
       seed: of the start and of the order of images.
       mesh: devices. Default: all.
       progress: whether to show a progress bar.
@@ -272,16 +276,34 @@ def _line(candidate: Comparison, fitted_images: int) -> str:
 
 
 def _fit(
-    name: str, teacher: Tuned, images: Split, options: DistilOptions, context: SweepContext, outputs: RunOutputs
-) -> Tuned:
+    name: str,
+    teacher: Tuned,
+    images: Split,
+    held_back: Split,
+    options: DistilOptions,
+    context: SweepContext,
+    outputs: RunOutputs,
+) -> Fit:
     form = STUDENT_FORMS[name]
-    student = form.task(context.clip, teacher.task, context.dtype)
-    rate = form.learning_rate if options.learning_rate is None else options.learning_rate
-    recipe = fit_recipe(learning_rate=rate, steps=options.steps, batch_size=options.batch_size)
-    # A folder for each form: checkpoints of two forms have the same steps.
-    if outputs.checkpoints is not None:
-        outputs = dataclasses.replace(outputs, checkpoints=outputs.checkpoints / name)
-    return fit_student(student, teacher, images, recipe, context, seed=options.seed, outputs=outputs)
+
+    def of_cycle(key: str, steps: int) -> RunOutputs:
+        # A folder for each cycle: checkpoints of two cycles may have the same steps.
+        folder = outputs.checkpoints
+        return dataclasses.replace(outputs, checkpoints=None if folder is None else folder / f"{name}-{key}")
+
+    return fit_student(
+        form.task(context.clip, teacher.task, context.dtype),
+        teacher,
+        images,
+        held_back,
+        context,
+        rate=form.learning_rate if options.learning_rate is None else options.learning_rate,
+        searched=options.learning_rate is None,
+        most_steps=options.steps,
+        batch_size=options.batch_size,
+        seed=options.seed,
+        outputs=of_cycle,
+    )
 
 
 def _compare(

@@ -28,8 +28,6 @@ from clipbias.analysis.study import Batch, Computation, Request, Study
 from clipbias.analysis.verdict import MAIN_SHARE
 from clipbias.data import Split
 from clipbias.data.held_out import divide_unlabelled
-from clipbias.errors import ClipbiasError
-from clipbias.identity import identity
 from clipbias.intervals import Estimate, cross, estimate, excludes, resample, share, wilson_interval
 from clipbias.sentences import counted
 from clipbias.training.context import SweepContext, make_context
@@ -37,14 +35,13 @@ from clipbias.training.loop import RunOutputs
 from clipbias.training.predictor import Predictor
 from clipbias.training.progress import Progress, say
 from clipbias.training.students import (
+    FIRST_RATE,
     STUDENT_FORMS,
-    TRIAL_STEPS,
     UNIFORM_FORMS,
+    cycle_lengths,
     divergences,
-    fit_recipe,
     fit_student,
     mean_divergence,
-    select_learning_rate,
 )
 from clipbias.training.teacher import why_no_student
 from clipbias.tuning import Task
@@ -87,6 +84,8 @@ class Student:
     # Mean KL from the teacher in nats; `None` without a fit.
     fitted_divergence: float | None = None  # on fitted images: high if the form or the steps do not suffice
     held_back_divergence: float | None = None  # on held-back images: high beside a low first if images do not suffice
+    steps: int | None = None  # of the fit; `None` without one
+    plateau: bool | None = None  # whether the fit ended at a plateau (`until_plateau`), not at the last allowed step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +145,7 @@ class ImageComparisons:
 class ModelReplacements:
     """Students of one tuned model."""
 
-    steps: int  # of each fit
+    steps: int  # upper bound of each fit
     fitted_images: int  # without labels, as are held-back images
     held_back_images: int
     images: np.ndarray  # numbers of the study's images in the split, `[n]`
@@ -395,6 +394,8 @@ def _compare(models: Sequence[ImageComparisons], place: tuple[Origin, str]) -> C
         numbers=round(np.mean([each.numbers for each in of_place])),
         fitted_divergence=_mean([each.fitted_divergence for each in of_place]),
         held_back_divergence=_mean([each.held_back_divergence for each in of_place]),
+        steps=None if of_place[0].steps is None else round(np.mean([each.steps or 0 for each in of_place])),
+        plateau=None if of_place[0].plateau is None else all(each.plateau for each in of_place),
     )
     comparison = Comparison(
         student=student,
@@ -454,18 +455,21 @@ def compute_replacement(study: Study) -> Computation[ReplacementResults]:
     models: dict[str, ModelReplacements | Missing] = {key: Missing(reason) for key, reason in reasons.items() if reason}
     if not teachers:
         return ReplacementResults(models, ())
-    assert study.unlabelled is not None, "without images nothing is fitted"
-    fitted, held_back, _ = divide_unlabelled(study.unlabelled)
     # Requests come before fits: means over training images belong to the study's passes, fits run in between.
     biases = yield from measure_equivalent_biases(study, [model for model in teachers if not missing(study, model)])
-    fits = Fits(study, fitted, held_back, teachers)
+    forms = study.options.replacement_forms
+    fits = Fits(study, sum(len(forms) + (not no_ceiling(model)) for model in teachers))
     beside: dict[str, list[Candidate]] = {}
     for model in teachers:
-        beside[model.key] = fits.fit(model)
+        beside[model.key] = [] if no_ceiling(model) else [fits.ceiling(model)]
+        for name in forms:
+            task = STUDENT_FORMS[name].task(study.clip, model.task, fits.context.dtype)
+            form = Student(Origin.FITTED, name, STUDENT_FORMS[name].words, 0)
+            beside[model.key].append(fits.fit(model, task, form, rate=STUDENT_FORMS[name].learning_rate))
         if model.key in biases:
             beside[model.key] += _means(study, model, biases[model.key])
     fits.progress.close()
-    requests = {model.key: _classifications(study, model, beside[model.key], fitted) for model in teachers}
+    requests = {model.key: _classifications(study, model, beside[model.key], fits.fitted) for model in teachers}
     rows = yield list(requests.values())
     for model in teachers:
         of_model = rows[requests[model.key].name]
@@ -475,8 +479,8 @@ def compute_replacement(study: Study) -> Computation[ReplacementResults]:
         labels = study.split.labels[of_model["images"]]
         models[model.key] = ModelReplacements(
             steps=study.options.replacement_steps,
-            fitted_images=len(fitted),
-            held_back_images=len(held_back),
+            fitted_images=len(fits.fitted),
+            held_back_images=len(fits.held_back),
             images=of_model["images"],
             by_image=by_image(students, of_model["logits"], of_model["features"], labels),
             no_ceiling=no_ceiling(model),
@@ -549,9 +553,11 @@ def _is_of_form(model: Model, form: str) -> bool:
 class Fits:
     """Fits of a study, with one progress bar for all."""
 
-    def __init__(self, study: Study, fitted: Split, held_back: Split, teachers: Sequence[Model]) -> None:
+    def __init__(self, study: Study, count: int) -> None:
+        """Divides the unlabelled images for `count` fits."""
+        assert study.unlabelled is not None, "without images nothing is fitted"
         self.study = study
-        self.fitted, self.held_back = fitted, held_back
+        self.fitted, self.held_back, _ = divide_unlabelled(study.unlabelled)
         self.context: SweepContext = make_context(
             study.clip,
             study.mesh,
@@ -559,62 +565,59 @@ class Fits:
             on_image_error=study.options.on_image_error,
             workers=study.options.workers,
         )
-        self.steps = study.options.replacement_steps
-        self.done: dict[str, Tuned] = {}  # by identity
-        # The ceiling tries three rates; a trial that is as long as the fit is that fit.
-        ceiling = 3 * min(self.steps, TRIAL_STEPS) + self.steps * (self.steps > TRIAL_STEPS)
-        forms = self.steps * len(study.options.replacement_forms)
-        total = sum(forms + ceiling * (not no_ceiling(model)) for model in teachers)
+        steps = study.options.replacement_steps
+        # A search tries at least three rates, of which one goes on.
+        total = count * (steps + 2 * cycle_lengths(steps)[0])
         study.advance("", 0, 0)  # hides the study's bar
-        say(f"replacements: {counted(total, 'step')} (--config.replacement_steps; 0 leaves them out)")
+        say(f"replacements: at most about {counted(total, 'step')} (--config.replacement_steps; 0 leaves them out)")
         self.progress = Progress(total, title="replacements")
 
-    def fit(self, model: Model) -> list[Candidate]:
-        """Fits the ceiling, where there is one, then each form."""
+    def ceiling(self, model: Model) -> Candidate:
+        """Fits the method itself, from another start."""
+        # The rate of the method's own recipe is for labels.
+        student = Student(Origin.CEILING, model.method, f"{model.name or model.label} itself, from another start", 0)
+        return self.fit(model, model.task, student, rate=FIRST_RATE)
 
-        def divergence(rate: float) -> float:
-            try:
-                trial = self._fit(model, model.task, rate, min(self.steps, TRIAL_STEPS))
-                return mean_divergence(model.tuned, trial, self.held_back, self.context)
-            except ClipbiasError:  # the loss is not finite: the rate is too high
-                return np.nan
+    def fit(self, model: Model, task: Task, student: Student, *, rate: float) -> Candidate:
+        """Fits a task to a model's outputs, and completes the facts of the student."""
 
-        def described(student: Tuned, kind: Origin, form: str, words: str) -> Candidate:
-            # Both images: a high first number blames the form or the steps, a low first and a high second the number of
-            # images.
-            kl = [mean_divergence(model.tuned, student, split, self.context) for split in (self.fitted, self.held_back)]
-            say(f"{model.label}: {words}, fitted, KL {kl[0]:.3g} nats; on held-back images {kl[1]:.3g}")
-            numbers = parameter_count(student.learnables)["total"]
-            return Student(kind, form, words, numbers, fitted_divergence=kl[0], held_back_divergence=kl[1]), student
+        def outputs(key: str, steps: int) -> RunOutputs:
+            # The folder is named by all that a cycle depends on: a study with other models beside this one finds it.
+            folder = self.study.parts / "replacement" / f"{Path(task.method_name).stem}-{key}"
+            progress = self.progress.part(steps, f"{model.label}: {task.method_name} fitted to it")
+            return RunOutputs(checkpoints=folder, progress=progress)
 
-        candidates = []
-        if not no_ceiling(model):
-            # The rate of the method's own recipe is for labels. For outputs the ceiling searches one on held-back
-            # images.
-            ceiling = self._fit(model, model.task, select_learning_rate(divergence), self.steps)
-            words = f"{model.name or model.label} itself, from another start"
-            candidates.append(described(ceiling, Origin.CEILING, model.method, words))
-        for name in self.study.options.replacement_forms:
-            form = STUDENT_FORMS[name]
-            task = form.task(self.study.clip, model.task, self.context.dtype)
-            student = self._fit(model, task, form.learning_rate, self.steps)
-            candidates.append(described(student, Origin.FITTED, name, form.words))
-        return candidates
-
-    def _fit(self, model: Model, task: Task, rate: float, steps: int) -> Tuned:
-        recipe = fit_recipe(learning_rate=rate, steps=steps)
         seed = self.study.options.seed
-        seed += seed == model.seed  # another start than the teacher's
-        # The folder is named by all that a fit depends on, so a study with other models beside this one finds its fits.
-        key = identity([model.tuned, task, self.fitted, recipe, seed])[:12]
-        if key in self.done:
-            return self.done[key]
-        folder = self.study.parts / "replacement" / f"{Path(task.method_name).stem}-{key}"
-        progress = self.progress.part(steps, f"{model.label}: {task.method_name} fitted to it")
-        outputs = RunOutputs(checkpoints=folder, progress=progress)
-        self.done[key] = fit_student(task, model.tuned, self.fitted, recipe, self.context, seed=seed, outputs=outputs)
-        progress.at_work("predicting")
-        return self.done[key]
+        fit = fit_student(
+            task,
+            model.tuned,
+            self.fitted,
+            self.held_back,
+            self.context,
+            rate=rate,
+            most_steps=self.study.options.replacement_steps,
+            seed=seed + (seed == model.seed),  # another start than the teacher's
+            outputs=outputs,
+        )
+        # Both images: a high first number blames the form or the steps, a low first and a high second the number of
+        # images.
+        splits = (self.fitted, self.held_back)
+        kl = [mean_divergence(model.tuned, fit.student, split, self.context) for split in splits]
+        end = "a plateau" if fit.plateau else "--config.replacement_steps"
+        say(
+            f"{model.label}: {student.words}, fitted, KL {kl[0]:.3g} nats; on held-back images {kl[1]:.3g}; rate "
+            f"{fit.learning_rate:g}, {counted(fit.steps, 'step')} to {end}"
+        )
+        numbers = parameter_count(fit.student.learnables)["total"]
+        student = dataclasses.replace(
+            student,
+            numbers=numbers,
+            fitted_divergence=kl[0],
+            held_back_divergence=kl[1],
+            steps=fit.steps,
+            plateau=fit.plateau,
+        )
+        return student, fit.student
 
 
 def _means(study: Study, model: Model, towers: Mapping[str, EquivalentBias]) -> list[Candidate]:

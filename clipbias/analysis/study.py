@@ -84,7 +84,9 @@ class StudyOptions:
         ("kind",), f"Forms to fit to each adapter's outputs: some of {', '.join(STUDENT_FORMS)}."
     )
     replacement_steps: Count = setting(
-        300, "Steps of each fit, of a form or of the adapter's own method; 0 leaves replacements out."
+        600,
+        "Largest number of steps of each fit, of a form or of the adapter's own method; a plateau ends it before. 0 "
+        "leaves replacements out.",
     )
     on_image_error: OnImageError = setting_of(ImageReading, "on_image_error")
     workers: WorkerCount | None = setting_of(ImageReading, "workers", no_effect="threads that read images")

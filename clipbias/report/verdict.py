@@ -254,7 +254,7 @@ def overview_figure(studies: Sequence[StudyResults]) -> CaptionedFigure | None:
 
 
 _REPLACEMENT_COLUMNS = (
-    *("Method", "Replacement", "Numbers", "Share of the gain", "Accuracy less the method's", "KL (nats)"),
+    *("Method", "Replacement", "Numbers", "Steps", "Share of the gain", "Accuracy less the method's", "KL (nats)"),
     *("Same predictions", "Same changed predictions", "Less the ceiling's", "Cosine", "Conclusion"),
 )
 _ORIGIN_WORDS = {
@@ -282,6 +282,9 @@ def replacement_table(study: StudyResults) -> Table | None:
             method.name,
             _ORIGIN_WORDS[row.student.kind].format(row.student.words),
             f"{row.student.numbers:,}",
+            MISSING
+            if row.student.steps is None
+            else f"{row.student.steps:,}{'' if row.student.plateau else ' (bound)'}",
             share_text(row.share),
             MISSING if row.difference is None else change(in_points(row.difference), "accuracy"),
             f"{row.divergence.value:.3g}",
@@ -294,7 +297,7 @@ def replacement_table(study: StudyResults) -> Table | None:
         for method in _replacements(study)
         for row in method.rows
     ]
-    return Table(*words_of("replacement_table"), _REPLACEMENT_COLUMNS, rows, words={1, 10}) if rows else None
+    return Table(*words_of("replacement_table"), _REPLACEMENT_COLUMNS, rows, words={1, 11}) if rows else None
 
 
 DRAWING_OF_REPLACEMENT = Drawing(
@@ -315,6 +318,8 @@ def replacement_frame(studies: Sequence[StudyResults]) -> pd.DataFrame:
                     "kind": row.student.kind.value,
                     "form": row.student.form,
                     "numbers": row.student.numbers,
+                    "steps": row.student.steps,
+                    "plateau": row.student.plateau,
                     "divergence": row.divergence.value,
                 }
                 parts = {"": row.share, "moved_": row.moved}

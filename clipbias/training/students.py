@@ -10,6 +10,8 @@ from scipy.special import log_softmax
 from clipbias.clip import Clip
 from clipbias.data import Dataset, Split, protocols
 from clipbias.data.images import Images
+from clipbias.errors import ClipbiasError
+from clipbias.identity import identity
 from clipbias.training import placement
 from clipbias.training.context import SweepContext
 from clipbias.training.loop import Run, RunOutputs, TrainJob, train_job
@@ -21,6 +23,9 @@ from clipbias.tuning.tuned import Tuned
 
 STEPS = 1500
 BATCH_SIZE = 16
+# Cycles of a fit (`until_plateau`): steps of the first, and the share of the divergence by which each must lower it.
+FIRST_CYCLE = 40
+PLATEAU = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +35,7 @@ class Form:
     Attributes:
       method: the method that learns it, with default options.
       words: its description in a sentence.
-      learning_rate: of Adam, from a pilot on the embedded model.
+      learning_rate: of Adam, the first that a search tries.
       folds: whether it changes weights alone, so that the result is a plain CLIP.
     """
 
@@ -56,11 +61,19 @@ STUDENT_FORMS: Mapping[str, Form] = MappingProxyType(
 
 # Forms that add the same vectors to every image.
 UNIFORM_FORMS = ("vector", "kind")
-# `select_learning_rate` fits a method to its own outputs: from the first rate by a factor as long as the divergence on
-# held-back images falls, with at most so many steps each.
+# First learning rate of a search for a method, and the factor between two rates of a search.
 FIRST_RATE = 0.005
 RATE_FACTOR = 4.0
-TRIAL_STEPS = 300
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """A fitted student."""
+
+    student: Tuned
+    learning_rate: float
+    steps: int  # of all cycles
+    plateau: bool  # whether the fit ended at a plateau, not at its last allowed step
 
 
 def fit_recipe(*, learning_rate: float, steps: int = STEPS, batch_size: int = BATCH_SIZE) -> Recipe:
@@ -78,33 +91,109 @@ def fit_recipe(*, learning_rate: float, steps: int = STEPS, batch_size: int = BA
 
 
 def fit_student(
-    student: Task,
+    task: Task,
     teacher: Tuned,
     images: Split,
-    recipe: Recipe,
+    held_back: Split,
     context: SweepContext,
     *,
+    rate: float,
+    searched: bool = True,
+    most_steps: int,
+    batch_size: int = BATCH_SIZE,
     seed: int,
-    outputs: RunOutputs,
-) -> Tuned:
-    """Trains a student, bound to the teacher's classes; its learnables lie on the host.
+    outputs: Callable[[str, int], RunOutputs],
+) -> Fit:
+    """Fits a student, bound to the teacher's classes, until a plateau (`until_plateau`).
 
-    The seed decides the start and the order of images. A finished fit is read from its checkpoints. Raises
-    `ClipbiasError` where the method cannot learn from a teacher, the loss is not finite, or an image is unreadable.
+    Its learnables lie on the host. The seed decides start and order of images. `outputs(key, steps)` are those of a
+    cycle, whose key is of all that it depends on. A finished cycle is read from its checkpoints.
+
+    Raises:
+      ClipbiasError: the method cannot learn from a teacher, no rate has a finite loss, or an image is unreadable.
     """
     splits = {"train": images, "test": images.subset([])}
-    dataset = Dataset("unlabelled images", student.class_names, student.template, splits)
-    (run_images,) = context.training_images([images])
-    job = TrainJob(
-        context=context,
-        task=student.with_memory(class_shards=context.mesh.shape[placement.DATA]),
-        # The rate of the run counts; a constant rate in the recipe lets all fits of a form share one program.
-        recipe=recipe.with_learning_rate(FIRST_RATE),
-        runs=(Run(run_images, seed, protocols.full(dataset), learning_rate=recipe.learning_rate),),
-        teacher=teacher,
-        outputs=dataclasses.replace(outputs, keeps_last=True),
-    )
-    return Tuned(student, select_run(train_job(job).learnables, 0))
+    protocol = protocols.full(Dataset("unlabelled images", task.class_names, task.template, splits))
+
+    def cycle(rate: float, steps: int, start: Tuned | None) -> Tuned:
+        recipe = fit_recipe(learning_rate=rate, steps=steps, batch_size=batch_size)
+        (run_images,) = context.training_images([images])
+        initial = None if start is None else start.learnables
+        of_cycle = outputs(identity([teacher, task, images, recipe, seed, start])[:12], steps)
+        job = TrainJob(
+            context=context,
+            task=task.with_memory(class_shards=context.mesh.shape[placement.DATA]),
+            recipe=recipe,
+            runs=(Run(run_images, seed, protocol, start=initial),),
+            teacher=teacher,
+            outputs=dataclasses.replace(of_cycle, keeps_last=True),
+        )
+        student = Tuned(task, select_run(train_job(job).learnables, 0))
+        of_cycle.progress.at_work("predicting")
+        return student
+
+    def divergence(student: Tuned) -> float:
+        return mean_divergence(teacher, student, held_back, context)
+
+    return until_plateau(cycle, divergence, rate=rate, searched=searched, most_steps=most_steps)
+
+
+def until_plateau(
+    cycle: Callable[[float, int, Tuned | None], Tuned],
+    divergence: Callable[[Tuned], float],
+    *,
+    rate: float,
+    searched: bool = True,
+    most_steps: int,
+) -> Fit:
+    """Fits by cosine cycles with warm restarts (Loshchilov & Hutter 2017, arXiv 1608.03983) until a plateau.
+
+    Each cycle is twice as long as the one before and starts from its student. The fit ends where a cycle lowers the
+    divergence by less than a tenth (`PLATEAU`), or after `most_steps`; the student of the lowest divergence stays. The
+    first cycle searches the learning rate from `rate` on.
+
+    `cycle(rate, steps, start)` trains a student, from the method's own start for `None`; `divergence` is its mean KL on
+    held-back images.
+    """
+    first, *others = cycle_lengths(most_steps)
+    trials: dict[float, Tuned] = {}
+
+    def trial(rate: float) -> float:
+        try:
+            trials[rate] = cycle(rate, first, None)
+            return divergence(trials[rate])
+        except ClipbiasError:  # the loss is not finite: the rate is too high
+            return np.nan
+
+    if searched:
+        rate = select_learning_rate(trial, first=rate)
+    # Without a trial that ended, its error is raised here.
+    best = trials[rate] if rate in trials else cycle(rate, first, None)
+    lowest = divergence(best)
+    steps = first
+    plateau = False
+    for length in others:
+        student = cycle(rate, length, best)
+        reached = divergence(student)
+        steps += length
+        # At the end of a cycle the rate is 0: within it the divergence is mostly noise of the steps.
+        plateau = not reached < (1 - PLATEAU) * lowest
+        if reached < lowest:
+            best, lowest = student, reached
+        if plateau:
+            break
+    return Fit(best, rate, steps, plateau)
+
+
+def cycle_lengths(most_steps: int) -> list[int]:
+    """Returns the steps of each cycle of a fit: `FIRST_CYCLE`, then twice as many as before, in all `most_steps`."""
+    lengths, rest, each = [], most_steps, FIRST_CYCLE
+    while rest:
+        # The last cycle takes what no full cycle could follow: a shorter one would look like a plateau.
+        lengths.append(each if rest >= 3 * each else rest)
+        rest -= lengths[-1]
+        each *= 2
+    return lengths
 
 
 def select_learning_rate(divergence: Callable[[float], float], *, first: float = FIRST_RATE, most: int = 8) -> float:

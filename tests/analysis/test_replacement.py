@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,18 @@ from clipbias.analysis.results_file import load_results
 from clipbias.analysis.run import run_study
 from clipbias.analysis.study import Study, StudyOptions
 from clipbias.clip import Clip
+from clipbias.errors import ClipbiasError
 from clipbias.intervals import Estimate
-from clipbias.training import loop, teacher
+from clipbias.training import loop, students, teacher
 from clipbias.training.calibration import fit_temperatures
-from clipbias.training.students import divergences, mean_divergence, select_learning_rate
+from clipbias.training.students import (
+    Fit,
+    cycle_lengths,
+    divergences,
+    mean_divergence,
+    select_learning_rate,
+    until_plateau,
+)
 from clipbias.tuning import Task
 from clipbias.tuning.tuned import Tuned
 from tests.analysis.models import CLASS_NAMES, moved
@@ -318,6 +328,62 @@ def test_the_rate_is_the_lowest_that_is_tried(best: float, tried: int) -> None:
     assert select_learning_rate(lambda rate: np.nan if rate > 0.004 else 1.0) < 0.004
 
 
+def fitted_to_curve(divergence: Any, most_steps: int, rates: Sequence[float] = (0.02,)) -> tuple[Fit, list[Any]]:
+    """A fit whose student is its number of steps and its rate, and the cycles that it made."""
+    cycles = []
+
+    def cycle(rate: float, steps: int, start: Any) -> Any:
+        cycles.append((rate, steps, start))
+        if rate not in rates:
+            raise ClipbiasError("the loss is nan")
+        return (steps + (start[0] if start else 0), rate)
+
+    return until_plateau(cycle, lambda student: divergence(*student), rate=0.02, most_steps=most_steps), cycles
+
+
+def test_a_fit_ends_at_the_plateau_of_its_curve() -> None:
+    """By hand: of 0.1 + 2 / steps the cycles that end at 40, 120, 280, 600, 1240 have 0.15, 0.117, 0.107, 0.103, …"""
+
+    def curve(steps: int, rate: float) -> float:
+        return 0.1 + 2 / steps
+
+    fit, cycles = fitted_to_curve(curve, 5080)
+    # 0.117 is 22 % below 0.15, and 0.107 is 8 % below 0.117: that is a plateau.
+    assert (fit.student, fit.steps, fit.plateau, fit.learning_rate) == ((280, 0.02), 280, True, 0.02)
+    assert cycles == [
+        (0.02, 40, None),
+        (0.08, 40, None),
+        (0.005, 40, None),
+        (0.02, 80, (40, 0.02)),
+        (0.02, 160, (120, 0.02)),
+    ]
+    fit, _ = fitted_to_curve(curve, 120)
+    assert (fit.steps, fit.plateau) == (120, False)  # the bound came first
+    fit, _ = fitted_to_curve(lambda steps, rate: 2 / steps, 5080)
+    assert (fit.steps, fit.plateau) == (5080, False)
+    # A cycle that raises the divergence ends the fit, and the student before it stays.
+    fit, _ = fitted_to_curve(lambda steps, rate: abs(steps - 120) + 1, 5080)
+    assert (fit.student, fit.steps, fit.plateau) == ((120, 0.02), 280, True)
+
+
+def test_the_rate_of_a_fit_is_searched_in_its_first_cycle() -> None:
+    def curve(steps: int, rate: float) -> float:
+        return abs(np.log(rate / 0.32)) + 1 / steps
+
+    fit, cycles = fitted_to_curve(curve, 120, rates=(0.005, 0.02, 0.08, 0.32, 1.28))
+    assert fit.learning_rate == pytest.approx(0.32) and [steps for _, steps, _ in cycles] == [40] * 5 + [80]
+    with pytest.raises(ClipbiasError, match="the loss is nan"):
+        fitted_to_curve(curve, 120, rates=())
+
+
+@pytest.mark.parametrize("most", [1, 2, 60, 119, 120, 300, 600, 1500])
+def test_each_cycle_is_at_least_twice_as_long(most: int) -> None:
+    lengths = cycle_lengths(most)
+    assert sum(lengths) == most and lengths[0] == (40 if most >= 120 else most)
+    assert all(after >= 2 * before for before, after in itertools.pairwise(lengths))
+    assert all(after == 2 * before for before, after in itertools.pairwise(lengths[:-1]))
+
+
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Equivalent biases that the section measured, for one form alone."""
@@ -351,18 +417,18 @@ def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def test_the_section(
     clip: Clip, tmp_path: Path, measured: list[Any], evaluated: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def one_rate(divergence: Any) -> float:
-        assert np.isfinite(divergence(0.02))
-        return 0.02
+    def one_rate(divergence: Any, *, first: float) -> float:
+        assert np.isfinite(divergence(first))
+        return first
 
-    monkeypatch.setattr(replacement, "select_learning_rate", one_rate)
+    monkeypatch.setattr(students, "select_learning_rate", one_rate)
     models = models_of(clip)[:4]
     test = colour_split(4, 3)
     images = colour_split(5, 0)
     options = StudyOptions(replacement_steps=2)
     study = Study(models, test, options, tmp_path, training=images, unlabelled=images)
     run_study(study, tmp_path, dataset="colours", sections=("replacement",))
-    # Of the teacher and of both students those of the fitted images and those held back, once: the trial is a student.
+    # Of the teacher and of both students those of the fitted images and those held back, once: the trial is the fit.
     assert len(evaluated) == 6 and len(set(evaluated)) == 2
     results = load_results(tmp_path).sections["replacement"]
     assert results is not None
@@ -380,6 +446,7 @@ def test_the_section(
     kind = Task(clip, "bias_by_kind", CLASS_NAMES)
     numbers = [sum(np.prod(leaf.shape) for leaf in task.shapes.values()) for task in (models[1].task, kind)]
     assert [each.numbers for each in found.by_image.students[:2]] == numbers
+    assert [(each.steps, each.plateau) for each in found.by_image.students[:3]] == [(2, False)] * 2 + [(None, None)]
     (method,) = results.methods
     assert method.name == "IVLP" and method.models == ("ivlp",)
     assert (method.gain, method.rows) == compare([found.by_image])
@@ -419,8 +486,8 @@ def test_the_ceiling_reaches_a_teacher_of_its_own_form(clip: Clip, tmp_path: Pat
     models = [models_of(clip)[0], Model("bias", "Bias", Tuned(bias, drawn(bias.shapes, 0.1)), seed=1)]
     images = colour_split(6, 0)
     study = Study(models, colour_split(4, 3), StudyOptions(replacement_steps=60), tmp_path, unlabelled=images)
-    fits = replacement.Fits(study, images, images, study.tuned)
+    fits = replacement.Fits(study, 1)
     zero = Tuned(bias, bias.init(0))
-    (ceiling, fitted), _ = fits.fit(models[1])
+    ceiling, fitted = fits.ceiling(models[1])
     assert ceiling.kind is Origin.CEILING and fitted.task == bias
-    assert ceiling.fitted_divergence < 0.5 * mean_divergence(models[1].tuned, zero, images, fits.context)
+    assert ceiling.fitted_divergence < 0.5 * mean_divergence(models[1].tuned, zero, fits.fitted, fits.context)
