@@ -28,7 +28,17 @@ from clipbias.analysis.study import Batch, Computation, Request, Study
 from clipbias.analysis.verdict import MAIN_SHARE
 from clipbias.data import Split
 from clipbias.data.held_out import divide_unlabelled
-from clipbias.intervals import Estimate, cross, estimate, excludes, resample, share, wilson_interval
+from clipbias.intervals import (
+    Estimate,
+    cross,
+    estimate,
+    excludes,
+    in_points,
+    resample,
+    share,
+    wilson_interval,
+    with_interval,
+)
 from clipbias.sentences import counted
 from clipbias.training.context import SweepContext, make_context
 from clipbias.training.loop import RunOutputs
@@ -257,35 +267,41 @@ def plain_form(rows: Sequence[Comparison]) -> Comparison | None:
 
 
 def sentence(name: str, rows: Sequence[Comparison], no_ceiling: str = "") -> str:
-    """Writes the conclusion about `plain_form(rows)` in the place of the method `name`.
+    """Writes the conclusion about `plain_form(rows)` in the place of the method `name`, and its gap to the ceiling.
 
     `no_ceiling` says in a sentence why the method was not fitted to itself.
     """
     row = plain_form(rows)
     if row is None:
         return ""
-    words = row.student.words[:1].upper() + row.student.words[1:]
-    part = ""
-    if row.share is not None and row.share.low is not None and row.share.high is not None:
-        part = f" ({100 * row.share.value:.0f} %, {100 * row.share.low:.0f} to {100 * row.share.high:.0f})"
+    words = row.student.words
+    one = words.startswith("one ")
+    have = "has" if one else "have"
     text = {
-        Word.REPLACES: f"{words} can replace {name}: they have the same gain",
-        Word.GAIN: f"{words} have {'more' if excludes(row.share, 1 / WHOLE) > 0 else 'the same'} gain",
-        Word.MOST: f"{words} have most of the gain{part}",
-        Word.NOT_MATCHED: f"{words}, with so many images and steps, have less than half of the gain{part}",
-        Word.UNDECIDED: f"Whether {row.student.words} have the gain of {name} is undecided{part}"
-        if part
-        else f"{name} has no sure gain that {row.student.words} could have",
+        Word.REPLACES: f"{words} can replace {name}",
+        Word.GAIN: f"{words} {have} {'more than ' if excludes(row.share, 1 / WHOLE) > 0 else ''}the gain of {name}",
+        Word.MOST: f"{words} {have} most of the gain of {name}",
+        Word.NOT_MATCHED: f"{words} did not match the gain of {name} with so many images and steps",
+        Word.UNDECIDED: f"whether {words} {have} the gain of {name} is undecided"
+        if row.share
+        else f"{name} has no sure gain that {words} could have",
     }[row.word or Word.UNDECIDED]
+    text = f"{text[:1].upper()}{text[1:]}."
     if row.moved is None:
-        return f"{text}; no prediction changed."
-    # "Whether … is undecided and make" would be no sentence.
-    joined = "; they make" if row.word is Word.UNDECIDED else " and make"
-    text += f"{joined} {100 * row.moved.value:.0f} % of the predictions that {name} changed"
-    ceiling = next((each for each in rows if each.student.kind is Origin.CEILING and each.moved is not None), None)
-    if ceiling is not None and ceiling.moved is not None:
-        return f"{text}; {name} fitted in the same way makes {100 * ceiling.moved.value:.0f} %."
-    return f"{text}. {no_ceiling or f'{name} was not fitted to itself, so there is no ceiling.'}"
+        return f"{text} No prediction changed."
+    if row.less_ceiling is None:
+        return f"{text} {no_ceiling or f'{name} was not fitted to itself, so there is no ceiling.'}"
+    gap = fewer(row.less_ceiling)
+    make = "it makes" if one else "they make"
+    return f"{text} Of 100 predictions that {name} changed, {make} {gap} than {name} fitted in the same way."
+
+
+def fewer(less: Estimate) -> str:
+    """Writes a difference of shares with its interval: `17 (13 to 22) fewer` of 100, or `3 (-1 to 7) more`."""
+    if round(100 * less.value) > 0:
+        return f"{with_interval(in_points(less), '{:z.0f}'.format)} more"
+    low, high = (None if end is None else -end for end in (less.high, less.low))
+    return f"{with_interval(in_points(Estimate(-less.value, low, high)), '{:z.0f}'.format)} fewer"
 
 
 @dataclasses.dataclass(frozen=True)

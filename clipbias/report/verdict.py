@@ -371,19 +371,15 @@ def replacement_figure(studies: Sequence[StudyResults], methods: Sequence[str] =
 
 
 def replacement_message(numbers: pd.DataFrame) -> str:
-    """Writes a sentence on the two vectors and the ceiling in rows of a `replacement_frame`."""
-
-    def span(kind: Origin, column: str) -> str:
-        values = numbers.loc[numbers["kind"] == kind, column].dropna()
-        if values.empty:
-            return ""
-        low, high = (f"{end:.0f}" for end in (values.min(), values.max()))
-        return f"{low} %" if low == high else f"{low} to {high} %"
-
-    shares, moved = span(Origin.FITTED, "value"), span(Origin.FITTED, "moved_value")
-    best = span(Origin.CEILING, "moved_value")
-    if not moved:
+    """Writes a sentence on the gap between the two vectors and the ceiling in rows of a `replacement_frame`."""
+    if numbers["moved_value"].isna().all():
         return "No prediction changed."
-    gain = f"have {shares} of the gain in log-likelihood and " if shares else ""
-    text = f"Two vectors per layer, fitted to each method's outputs, {gain}make {moved} of the predictions it changed"
-    return f"{text}; the method itself, fitted in the same way, makes {best}." if best else f"{text}."
+    gaps = -numbers["less_ceiling_value"].dropna()
+    if gaps.empty:
+        return "No method was fitted to itself, so there is no ceiling."
+    low, high = (f"{end:z.0f}" for end in (gaps.min(), gaps.max()))
+    span = low if low == high else f"{low} to {high}"
+    return (
+        f"Of 100 predictions that a method changed, two vectors per layer make {span} fewer than the method itself, "
+        "fitted in the same way."
+    )
