@@ -13,6 +13,8 @@ from jax.sharding import Mesh
 
 from clipbias import hosts
 from clipbias.analysis.model import Model
+from clipbias.analysis.rank import RANK
+from clipbias.analysis.replacement import REPLACEMENT
 from clipbias.analysis.results import StudyResults, VerdictLabels
 from clipbias.analysis.run import run_study
 from clipbias.analysis.study import Study, StudyOptions
@@ -83,7 +85,7 @@ def explain(
         classes, and zero-shot has its template.
       folder: for `results.npz`, `results.json` and `report/report.html`.
       split: images to explain: "train", "val" or "test".
-      sections: names to compute (`clipbias.analysis.sections`); "replacement" trains. Default: all.
+      sections: names to compute (`clipbias.analysis.sections`); "replacement" and "rank" train. Default: all.
       options: of the study. Default: `StudyOptions()`.
       clip, dtype: frozen model and its compute type, for a study without tuned models.
       sources: paths of the adapters, `[len(models)]`, for the page.
@@ -104,6 +106,7 @@ def explain(
     if not isinstance(data, Dataset):
         raise ClipbiasError(f"the dataset is {shown(dataset)}; give what clipbias.data.load returned, or a name.")
     images = data.split(split)
+    fitting = {REPLACEMENT.name, RANK.name}
     bound = bind_models(tuned, data, clip=clip, dtype=dtype, sources=sources)
     with _bars(progress) as advance:
         study = Study(
@@ -112,7 +115,7 @@ def explain(
             options or StudyOptions(),
             Path(folder),
             training=data.splits.get("train"),
-            unlabelled=unlabelled_images(data, images) if sections is None or "replacement" in sections else None,
+            unlabelled=unlabelled_images(data, images) if sections is None or fitting & set(sections) else None,
             mesh=mesh,
             advance=advance,
             known=_known_predictions([Path(place) for place in predictions], images),

@@ -11,7 +11,7 @@ model's images has Wilson's interval.
 
 import dataclasses
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -55,7 +55,7 @@ from clipbias.training.students import (
 )
 from clipbias.training.teacher import why_no_student
 from clipbias.tuning import Task
-from clipbias.tuning.method import parameter_count
+from clipbias.tuning.method import CONSTANTS, Learnables, parameter_count
 from clipbias.tuning.registry import make_method, method_options
 from clipbias.tuning.tuned import Tuned
 
@@ -485,15 +485,38 @@ def compute_replacement(study: Study) -> Computation[ReplacementResults]:
         if model.key in biases:
             beside[model.key] += _means(study, model, biases[model.key])
     fits.progress.close()
-    requests = {model.key: _classifications(study, model, beside[model.key], fits.fitted) for model in teachers}
+    others = {model.key: controls(study, model) for model in teachers}
+    return (yield from compare_students(study, fits, beside, others, models, write=sentence, name="replacement"))
+
+
+def compare_students(
+    study: Study,
+    fits: "Fits",
+    beside: Mapping[str, list[Candidate]],
+    others: Mapping[str, Sequence[tuple[Origin, str, Model]]],
+    models: Mapping[str, ModelReplacements | Missing],
+    *,
+    write: Callable[[str, Sequence[Comparison], str], str],
+    name: str,
+) -> Computation[ReplacementResults]:
+    """Compares teachers with students beside them and other models of the study, by model, then over seeds.
+
+    `models` has the other tuned models; `write` makes a method's sentence as `sentence` does; `name` is a section's.
+    """
+    teachers = [model for model in study.tuned if model.key in beside]
+    requests = {
+        model.key: _classifications(study, name, model, beside[model.key], others.get(model.key, ()), fits.fitted)
+        for model in teachers
+    }
     rows = yield list(requests.values())
+    compared = dict(models)
     for model in teachers:
         of_model = rows[requests[model.key].name]
         students = [student for student, _ in beside[model.key]]
-        for kind, form, other in controls(study, model):
+        for kind, form, other in others.get(model.key, ()):
             students.append(Student(kind, form, other.label, parameter_count(other.learnables)["total"]))
         labels = study.split.labels[of_model["images"]]
-        models[model.key] = ModelReplacements(
+        compared[model.key] = ModelReplacements(
             steps=study.options.replacement_steps,
             fitted_images=len(fits.fitted),
             held_back_images=len(fits.held_back),
@@ -501,16 +524,16 @@ def compute_replacement(study: Study) -> Computation[ReplacementResults]:
             by_image=by_image(students, of_model["logits"], of_model["features"], labels),
             no_ceiling=no_ceiling(model),
         )
-    ordered = {model.key: models[model.key] for model in study.tuned}
+    ordered = {model.key: compared[model.key] for model in study.tuned}
     methods = []
-    for of_method in same_but_for_seed([model for model in study.tuned if model.key in beside]):
+    for of_method in same_but_for_seed(teachers):
         fitted_to = present({model.key: ordered[model.key] for model in of_method})
         first = of_method[0]
-        name = (first.name or first.label) if len(of_method) > 1 else first.label
+        label = (first.name or first.label) if len(of_method) > 1 else first.label
         gain, comparisons = compare([each.by_image for each in fitted_to.values()])
         assert gain is not None, "the images of a study have labels"
-        text = sentence(name, comparisons, fitted_to[first.key].no_ceiling)
-        methods.append(MethodReplacements(name, tuple(fitted_to), gain, comparisons, text))
+        text = write(label, comparisons, fitted_to[first.key].no_ceiling)
+        methods.append(MethodReplacements(label, tuple(fitted_to), gain, comparisons, text))
     return ReplacementResults(ordered, tuple(methods))
 
 
@@ -594,8 +617,10 @@ class Fits:
         student = Student(Origin.CEILING, model.method, f"{model.name or model.label} itself, from another start", 0)
         return self.fit(model, model.task, student, rate=FIRST_RATE)
 
-    def fit(self, model: Model, task: Task, student: Student, *, rate: float) -> Candidate:
-        """Fits a task to a model's outputs, and completes the facts of the student."""
+    def fit(
+        self, model: Model, task: Task, student: Student, *, rate: float, constants: Learnables | None = None
+    ) -> Candidate:
+        """Fits a task, with `constants` among its learnables, to a model's outputs; completes the student's facts."""
 
         def outputs(key: str, steps: int) -> RunOutputs:
             # The folder is named by all that a cycle depends on: a study with other models beside this one finds it.
@@ -604,6 +629,11 @@ class Fits:
             return RunOutputs(checkpoints=folder, progress=progress)
 
         seed = self.study.options.seed
+        seed += seed == model.seed  # another start than the teacher's
+        initial = None
+        if constants is not None:
+            learnables = task.init(seed)
+            initial = Tuned(task, {**learnables, CONSTANTS: {**learnables[CONSTANTS], **constants}})
         fit = fit_student(
             task,
             model.tuned,
@@ -612,7 +642,8 @@ class Fits:
             self.context,
             rate=rate,
             most_steps=self.study.options.replacement_steps,
-            seed=seed + (seed == model.seed),  # another start than the teacher's
+            seed=seed,
+            initial=initial,
             outputs=outputs,
         )
         # Both images: a high first number blames the form or the steps, a low first and a high second the number of
@@ -648,17 +679,25 @@ def _means(study: Study, model: Model, towers: Mapping[str, EquivalentBias]) -> 
     return candidates
 
 
-def _classifications(study: Study, model: Model, beside: Sequence[Candidate], fitted: Split) -> Request:
-    """Requests "logits" `[n, K, C]` and "features" `[n, K, d]` of frozen model, tuned model, `beside`, controls."""
+def _classifications(
+    study: Study,
+    section: str,
+    model: Model,
+    beside: Sequence[Candidate],
+    others: Sequence[tuple[Origin, str, Model]],
+    fitted: Split,
+) -> Request:
+    """Requests "logits" `[n, K, C]` and "features" `[n, K, d]` of frozen model, tuned model, `beside`, `others`."""
     # Students' texts are encoded once, before the pass over the images.
     predictors = [Predictor.of(each, study.params, study.replicate(each.learnables)) for _, each in beside]
-    others_of = [other for _, _, other in controls(study, model)]
 
     def step(batch: Batch) -> dict[str, jax.Array]:
-        # Controls are models of the study, whose predictors other sections share.
-        frozen, tuned, *others = (study.predictor(each) for each in (study.worded, model, *others_of))
+        # Others are models of the study, whose predictors other sections share.
+        frozen, tuned, *rest = (
+            study.predictor(each) for each in (study.worded, model, *(other[2] for other in others))
+        )
         outputs = [
-            each.logits_and_features(batch["images"], batch["mask"]) for each in (frozen, tuned, *predictors, *others)
+            each.logits_and_features(batch["images"], batch["mask"]) for each in (frozen, tuned, *predictors, *rest)
         ]
         return {
             "logits": jnp.stack([logits for logits, _ in outputs], axis=1),
@@ -666,5 +705,5 @@ def _classifications(study: Study, model: Model, beside: Sequence[Candidate], fi
         }
 
     # Its name holds the fitted images, which the study's identity does not cover: others make other students.
-    name = f"replacement-{model.key}-{fitted.identity[:16]}"
-    return Request(name, f"{model.label}: replacements", study.images, step)
+    name = f"{section}-{model.key}-{fitted.identity[:16]}"
+    return Request(name, f"{model.label}: {section}", study.images, step)

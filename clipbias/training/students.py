@@ -102,12 +102,14 @@ def fit_student(
     most_steps: int,
     batch_size: int = BATCH_SIZE,
     seed: int,
+    initial: Tuned | None = None,
     outputs: Callable[[str, int], RunOutputs],
 ) -> Fit:
     """Fits a student, bound to the teacher's classes, until a plateau (`until_plateau`).
 
-    Its learnables lie on the host. The seed decides start and order of images. `outputs(key, steps)` are those of a
-    cycle, whose key is of all that it depends on. A finished cycle is read from its checkpoints.
+    Its learnables lie on the host. The seed decides the order of images, and the start without `initial`.
+    `outputs(key, steps)` are those of a cycle, whose key is of all that it depends on; a finished one is read from its
+    checkpoints.
 
     Raises:
       ClipbiasError: the method cannot learn from a teacher, no rate has a finite loss, or an image is unreadable.
@@ -118,13 +120,13 @@ def fit_student(
     def cycle(rate: float, steps: int, start: Tuned | None) -> Tuned:
         recipe = fit_recipe(learning_rate=rate, steps=steps, batch_size=batch_size)
         (run_images,) = context.training_images([images])
-        initial = None if start is None else start.learnables
+        start = initial if start is None else start
         of_cycle = outputs(identity([teacher, task, images, recipe, seed, start])[:12], steps)
         job = TrainJob(
             context=context,
             task=task.with_memory(class_shards=context.mesh.shape[placement.DATA]),
             recipe=recipe,
-            runs=(Run(run_images, seed, protocol, start=initial),),
+            runs=(Run(run_images, seed, protocol, start=None if start is None else start.learnables),),
             teacher=teacher,
             outputs=dataclasses.replace(of_cycle, keeps_last=True),
         )
