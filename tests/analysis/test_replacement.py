@@ -393,6 +393,9 @@ def test_a_fit_ends_at_the_plateau_of_its_curve() -> None:
     assert (fit.steps, fit.plateau) == (120, False)  # the bound came first
     fit, _ = fitted_to_curve(lambda steps, rate: 2 / steps, 5080)
     assert (fit.steps, fit.plateau) == (5080, False)
+    # A slow start is no plateau: the second cycle, which lowers nothing, ends no fit; the third starts at the first.
+    fit, cycles = fitted_to_curve(lambda steps, rate: 1.0 if steps == 40 else 2.0 if steps == 120 else 1 / steps, 600)
+    assert (fit.steps, fit.plateau) == (600, False) and cycles[-2][2] == (40, 0.02)
     # A cycle that raises the divergence ends the fit, and the student before it stays.
     fit, _ = fitted_to_curve(lambda steps, rate: abs(steps - 120) + 1, 5080)
     assert (fit.student, fit.steps, fit.plateau) == ((120, 0.02), 280, True)
