@@ -31,12 +31,11 @@ from clipbias.settings import setting
 from clipbias.training.context import SweepContext, make_context
 from clipbias.training.loop import RunOutputs
 from clipbias.training.progress import Progress
-from clipbias.training.students import BATCH_SIZE, STEPS, STUDENT_FORMS, Fit, fit_student, mean_divergence
+from clipbias.training.students import BATCH_SIZE, STEPS, STUDENT_FORMS, fit_student, steps_of_fits
 from clipbias.training.teacher import split_logits
 from clipbias.tuned_model import Images as UserImages
 from clipbias.tuned_model import TunedModel, as_clip, check_model, labelled_images
 from clipbias.tuning import Task
-from clipbias.tuning.method import parameter_count
 from clipbias.tuning.tuned import Tuned
 
 # A smaller form is selected if its share of agreement on held-back images is below the best by no more than this.
@@ -124,21 +123,26 @@ def distil_model(
     # No fit reads more images, but the mean divergence below would.
     if len(fitted) > (most := options.steps * options.batch_size):
         fitted = fitted.subset(np.sort(np.random.default_rng(options.seed).choice(len(fitted), most, replace=False)))
+    outputs.progress.start(steps_of_fits(len(names), options.steps))
     students: dict[str, Tuned] = {}
     candidates: dict[str, Comparison] = {}
     for name in names:
-        fit = _fit(name, model, fitted, images.held_back, options, context, outputs)
-        student = fit.student
-        facts = Student(
-            kind=Origin.FITTED,
-            form=name,
-            words=STUDENT_FORMS[name].words,
-            numbers=parameter_count(student.learnables)["total"],
-            fitted_divergence=mean_divergence(model, student, fitted, context),
-            held_back_divergence=mean_divergence(model, student, images.held_back, context),
-            steps=fit.steps,
-            plateau=fit.plateau,
+        form = STUDENT_FORMS[name]
+        fit = fit_student(
+            form.task(context.clip, model.task, context.dtype),
+            model,
+            fitted,
+            images.held_back,
+            context,
+            rate=form.learning_rate if options.learning_rate is None else options.learning_rate,
+            searched=options.learning_rate is None,
+            most_steps=options.steps,
+            batch_size=options.batch_size,
+            seed=options.seed,
+            outputs=outputs,
         )
+        facts = Student.of(fit, Origin.FITTED, name, form.words)
+        student = fit.student
         students[name] = student
         candidates[name] = _compare((frozen, model, student), facts, images.held_back, context, labelled=False)
         outputs.progress.say(_line(candidates[name], len(fitted)))
@@ -272,37 +276,6 @@ def _line(candidate: Comparison, fitted_images: int) -> str:
         f"{student.form} ({student.words}): {student.numbers:,} numbers, predicts the adapter's class on "
         f"{100 * candidate.agreement.value:.1f} % of {candidate.images:,} held-back images; KL "
         f"{candidate.divergence.value:.3g} nats, {student.fitted_divergence:.3g} on the {fitted_images:,} fitted ones"
-    )
-
-
-def _fit(
-    name: str,
-    teacher: Tuned,
-    images: Split,
-    held_back: Split,
-    options: DistilOptions,
-    context: SweepContext,
-    outputs: RunOutputs,
-) -> Fit:
-    form = STUDENT_FORMS[name]
-
-    def of_cycle(key: str, steps: int) -> RunOutputs:
-        # A folder for each cycle: checkpoints of two cycles may have the same steps.
-        folder = outputs.checkpoints
-        return dataclasses.replace(outputs, checkpoints=None if folder is None else folder / f"{name}-{key}")
-
-    return fit_student(
-        form.task(context.clip, teacher.task, context.dtype),
-        teacher,
-        images,
-        held_back,
-        context,
-        rate=form.learning_rate if options.learning_rate is None else options.learning_rate,
-        searched=options.learning_rate is None,
-        most_steps=options.steps,
-        batch_size=options.batch_size,
-        seed=options.seed,
-        outputs=of_cycle,
     )
 
 

@@ -41,7 +41,7 @@ from clipbias.clip import Adaptation, Clip, ClipConfig, encode_image
 from clipbias.clip.adaptation import NOTHING
 from clipbias.clip.params import Params
 from clipbias.intervals import excludes
-from clipbias.training.students import FIRST_RATE, STUDENT_FORMS
+from clipbias.training.students import STUDENT_FORMS
 from clipbias.tuning import CONSTANTS, Classifier, Learnables, Method, Task
 from clipbias.tuning.features import Features, unit_length
 from clipbias.tuning.method import without_constants
@@ -202,22 +202,20 @@ def fit_maps(fits: Fits, model: Model) -> list[Candidate]:
     seen = {SEEN: np.asarray(study.zero_shot.task.class_features(params, {}))}
     rate = STUDENT_FORMS["kind"].learning_rate
 
-    def fit(method: Method, kind: Origin, form: str, words: str, rate: float) -> Candidate:
+    def task_of(method: Method, form: str) -> Task:
         dtype = study.zero_shot.task.classifier.dtype
-        task = Task(study.clip, FixedTexts(method), model.task.classes, method_name=form, dtype=dtype)
-        if isinstance(method, ClassVectors):
-            return fits.fit(model, bound(task), Student(kind, form, words, 0), rate=rate, constants=texts | seen)
-        return fits.fit(model, task, Student(kind, form, words, 0), rate=rate, constants=texts)
+        return Task(study.clip, FixedTexts(method), model.task.classes, method_name=form, dtype=dtype)
 
-    itself = f"{model.name or model.label} itself, from another start"
-    return [
-        fit(model.task.method, Origin.CEILING, model.method, itself, FIRST_RATE),
-        fit(ClassVectors(), Origin.FITTED, BY_CLASS, "two vectors per layer for each class", rate),
-        *(
-            fit(LinearMap(rank), Origin.FITTED, f"rank{rank}", f"two vectors and a map of rank {rank} per layer", rate)
-            for rank in RANKS
-        ),
-    ]
+    by_class = bound(task_of(ClassVectors(), BY_CLASS))
+    forms = [("two vectors per layer for each class", by_class, texts | seen)]
+    for rank in RANKS:
+        task = task_of(LinearMap(rank), f"rank{rank}")
+        forms.append((f"two vectors and a map of rank {rank} per layer", task, texts))
+    candidates = [fits.ceiling(model, task_of(model.task.method, model.method), texts)]
+    for words, task, constants in forms:
+        fit = fits.fit(model, task, rate=rate, constants=constants)
+        candidates.append((Student.of(fit, Origin.FITTED, task.method_name, words), fit.student))
+    return candidates
 
 
 def rank_of(row: Comparison) -> int | None:

@@ -12,7 +12,6 @@ model's images has Wilson's interval.
 import dataclasses
 import enum
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -48,10 +47,10 @@ from clipbias.training.students import (
     FIRST_RATE,
     STUDENT_FORMS,
     UNIFORM_FORMS,
-    cycle_lengths,
+    Fit,
     divergences,
     fit_student,
-    mean_divergence,
+    steps_of_fits,
 )
 from clipbias.training.teacher import why_no_student
 from clipbias.tuning import Task
@@ -96,6 +95,12 @@ class Student:
     held_back_divergence: float | None = None  # on held-back images: high beside a low first if images do not suffice
     steps: int | None = None  # of the fit; `None` without one
     plateau: bool | None = None  # whether the fit ended at a plateau (`until_plateau`), not at the last allowed step
+
+    @classmethod
+    def of(cls, fit: Fit, kind: Origin, form: str, words: str) -> "Student":
+        """Describes a fitted student."""
+        numbers = parameter_count(fit.student.learnables)["total"]
+        return cls(kind, form, words, numbers, fit.fitted_divergence, fit.held_back_divergence, fit.steps, fit.plateau)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -477,11 +482,12 @@ def compute_replacement(study: Study) -> Computation[ReplacementResults]:
     fits = Fits(study, sum(len(forms) + (not no_ceiling(model)) for model in teachers))
     beside: dict[str, list[Candidate]] = {}
     for model in teachers:
-        beside[model.key] = [] if no_ceiling(model) else [fits.ceiling(model)]
+        beside[model.key] = [] if no_ceiling(model) else [fits.ceiling(model, model.task)]
         for name in forms:
-            task = STUDENT_FORMS[name].task(study.clip, model.task, fits.context.dtype)
-            form = Student(Origin.FITTED, name, STUDENT_FORMS[name].words, 0)
-            beside[model.key].append(fits.fit(model, task, form, rate=STUDENT_FORMS[name].learning_rate))
+            form = STUDENT_FORMS[name]
+            task = form.task(study.clip, model.task, fits.context.dtype)
+            fit = fits.fit(model, task, rate=form.learning_rate)
+            beside[model.key].append((Student.of(fit, Origin.FITTED, name, form.words), fit.student))
         if model.key in biases:
             beside[model.key] += _means(study, model, biases[model.key])
     fits.progress.close()
@@ -604,30 +610,20 @@ class Fits:
             on_image_error=study.options.on_image_error,
             workers=study.options.workers,
         )
-        steps = study.options.replacement_steps
-        # A search tries at least three rates, of which one goes on.
-        total = count * (steps + 2 * cycle_lengths(steps)[0])
+        total = steps_of_fits(count, study.options.replacement_steps)
         study.advance("", 0, 0)  # hides the study's bar
-        say(f"replacements: at most about {counted(total, 'step')} (--config.replacement_steps; 0 leaves them out)")
+        say(f"replacements: about {counted(total, 'step')} at most (--config.replacement_steps; 0 leaves them out)")
         self.progress = Progress(total, title="replacements")
 
-    def ceiling(self, model: Model) -> Candidate:
-        """Fits the method itself, from another start."""
+    def ceiling(self, model: Model, task: Task, constants: Learnables | None = None) -> Candidate:
+        """Fits a task of the method itself, from another start."""
         # The rate of the method's own recipe is for labels.
-        student = Student(Origin.CEILING, model.method, f"{model.name or model.label} itself, from another start", 0)
-        return self.fit(model, model.task, student, rate=FIRST_RATE)
+        fit = self.fit(model, task, rate=FIRST_RATE, constants=constants)
+        words = f"{model.name or model.label} itself, from another start"
+        return Student.of(fit, Origin.CEILING, model.method, words), fit.student
 
-    def fit(
-        self, model: Model, task: Task, student: Student, *, rate: float, constants: Learnables | None = None
-    ) -> Candidate:
-        """Fits a task, with `constants` among its learnables, to a model's outputs; completes the student's facts."""
-
-        def outputs(key: str, steps: int) -> RunOutputs:
-            # The folder is named by all that a cycle depends on: a study with other models beside this one finds it.
-            folder = self.study.parts / "replacement" / f"{Path(task.method_name).stem}-{key}"
-            progress = self.progress.part(steps, f"{model.label}: {task.method_name} fitted to it")
-            return RunOutputs(checkpoints=folder, progress=progress)
-
+    def fit(self, model: Model, task: Task, *, rate: float, constants: Learnables | None = None) -> Fit:
+        """Fits a task, with `constants` among its learnables, to a model's outputs."""
         seed = self.study.options.seed
         seed += seed == model.seed  # another start than the teacher's
         initial = None
@@ -644,27 +640,16 @@ class Fits:
             most_steps=self.study.options.replacement_steps,
             seed=seed,
             initial=initial,
-            outputs=outputs,
+            outputs=RunOutputs(checkpoints=self.study.parts / "replacement", progress=self.progress),
         )
         # Both images: a high first number blames the form or the steps, a low first and a high second the number of
         # images.
-        splits = (self.fitted, self.held_back)
-        kl = [mean_divergence(model.tuned, fit.student, split, self.context) for split in splits]
-        end = "a plateau" if fit.plateau else "--config.replacement_steps"
         say(
-            f"{model.label}: {student.words}, fitted, KL {kl[0]:.3g} nats; on held-back images {kl[1]:.3g}; rate "
-            f"{fit.learning_rate:g}, {counted(fit.steps, 'step')} to {end}"
+            f"{model.label}: {task.method_name}, fitted, KL {fit.fitted_divergence:.3g} nats; on held-back images "
+            f"{fit.held_back_divergence:.3g}; rate {fit.learning_rate:g}, {counted(fit.steps, 'step')} to "
+            f"{'a plateau' if fit.plateau else '--config.replacement_steps'}"
         )
-        numbers = parameter_count(fit.student.learnables)["total"]
-        student = dataclasses.replace(
-            student,
-            numbers=numbers,
-            fitted_divergence=kl[0],
-            held_back_divergence=kl[1],
-            steps=fit.steps,
-            plateau=fit.plateau,
-        )
-        return student, fit.student
+        return fit
 
 
 def _means(study: Study, model: Model, towers: Mapping[str, EquivalentBias]) -> list[Candidate]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
@@ -68,12 +69,14 @@ RATE_FACTOR = 4.0
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """A fitted student."""
+    """A fitted student. Divergences are mean KL from the teacher in nats."""
 
     student: Tuned
     learning_rate: float
     steps: int  # of all cycles
     plateau: bool  # whether the fit ended at a plateau, not at its last allowed step
+    held_back_divergence: float
+    fitted_divergence: float = np.nan
 
 
 def fit_recipe(*, learning_rate: float, steps: int = STEPS, batch_size: int = BATCH_SIZE) -> Recipe:
@@ -103,13 +106,12 @@ def fit_student(
     batch_size: int = BATCH_SIZE,
     seed: int,
     initial: Tuned | None = None,
-    outputs: Callable[[str, int], RunOutputs],
+    outputs: RunOutputs,
 ) -> Fit:
     """Fits a student, bound to the teacher's classes, until a plateau (`until_plateau`).
 
-    Its learnables lie on the host. The seed decides the order of images, and the start without `initial`.
-    `outputs(key, steps)` are those of a cycle, whose key is of all that it depends on; a finished one is read from its
-    checkpoints.
+    Its learnables lie on the host. The seed decides the order of images, and the start without `initial`. Cycles are
+    parts of the progress in `outputs`; each has a folder below its checkpoints, from which a finished one is read.
 
     Raises:
       ClipbiasError: the method cannot learn from a teacher, no rate has a finite loss, or an image is unreadable.
@@ -121,23 +123,27 @@ def fit_student(
         recipe = fit_recipe(learning_rate=rate, steps=steps, batch_size=batch_size)
         (run_images,) = context.training_images([images])
         start = initial if start is None else start
-        of_cycle = outputs(identity([teacher, task, images, recipe, seed, start])[:12], steps)
+        # The folder is named by all that a cycle depends on, so other fits beside this one find it, and no other.
+        name = f"{Path(task.method_name).stem}-{identity([teacher, task, images, recipe, seed, start])[:12]}"
+        folder = None if outputs.checkpoints is None else outputs.checkpoints / name
+        progress = outputs.progress.part(steps, f"{task.method_name} fitted to {teacher.task.method_name}")
         job = TrainJob(
             context=context,
             task=task.with_memory(class_shards=context.mesh.shape[placement.DATA]),
             recipe=recipe,
             runs=(Run(run_images, seed, protocol, start=None if start is None else start.learnables),),
             teacher=teacher,
-            outputs=dataclasses.replace(of_cycle, keeps_last=True),
+            outputs=dataclasses.replace(outputs, checkpoints=folder, progress=progress, keeps_last=True),
         )
         student = Tuned(task, select_run(train_job(job).learnables, 0))
-        of_cycle.progress.at_work("predicting")
+        progress.at_work("predicting")
         return student
 
     def divergence(student: Tuned) -> float:
         return mean_divergence(teacher, student, held_back, context)
 
-    return until_plateau(cycle, divergence, rate=rate, searched=searched, most_steps=most_steps)
+    fit = until_plateau(cycle, divergence, rate=rate, searched=searched, most_steps=most_steps)
+    return dataclasses.replace(fit, fitted_divergence=mean_divergence(teacher, fit.student, images, context))
 
 
 def until_plateau(
@@ -185,7 +191,12 @@ def until_plateau(
             best, lowest = student, reached
         if plateau:
             break
-    return Fit(best, rate, steps, plateau)
+    return Fit(best, rate, steps, plateau, lowest)
+
+
+def steps_of_fits(count: int, most_steps: int) -> int:
+    """Returns the steps of several fits without a plateau, whose searches try three rates, the fewest."""
+    return count * (most_steps + 2 * cycle_lengths(most_steps)[0])
 
 
 def cycle_lengths(most_steps: int) -> list[int]:

@@ -19,6 +19,7 @@ from clipbias.report.verdict import (
     overview_figure,
     replacement_figure,
     replacement_message,
+    replacement_table,
     seed_table,
     shown_methods,
     verdict_figure,
@@ -161,6 +162,19 @@ def test_the_table_has_two_vectors_beside_their_ceiling(results):
     assert verdict_table(without, study.methods).columns == list(COLUMNS[:-2])
     seeds = [row[-2:] for row in seed_table(study).rows]
     assert seeds == [ivlp, ivlp_below, *bias]  # only the first seed was fitted to
+
+
+def test_the_table_says_how_each_fit_ended(results):
+    study = results["demo/fashion"]
+    (method,) = study.sections["replacement"].methods
+    ends = [(1240, True), (600, False), (None, None)]
+    rows = [
+        dataclasses.replace(row, student=dataclasses.replace(row.student, steps=steps, plateau=plateau))
+        for row, (steps, plateau) in zip(method.rows, ends, strict=False)
+    ]
+    fitted = ReplacementResults({}, (dataclasses.replace(method, rows=tuple(rows)),))
+    table = replacement_table(dataclasses.replace(study, sections={**study.sections, "replacement": fitted}))
+    assert [row[table.columns.index("Steps")] for row in table.rows] == ["1,240", "600 (bound)", "–"]
 
 
 def marks(containers):
