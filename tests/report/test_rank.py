@@ -5,26 +5,19 @@ import dataclasses
 import numpy as np
 import pytest
 
-from clipbias.analysis.rank import sentence
-from clipbias.analysis.replacement import Origin, ReplacementResults, compare
-from clipbias.analysis.results import Missing
+from clipbias.analysis.replacement import Origin
 from clipbias.report.rank import PLACES, rank_figure
-from tests.report.synthetic import STUDENTS, model_replacements, only_sections, replaced_method, synthetic_results
+from tests.report.synthetic import synthetic_results
 
 
 def test_each_mark_is_a_comparison() -> None:
-    forms = ("class", "rank0", "rank4")
-    students = (STUDENTS[0], *(dataclasses.replace(STUDENTS[1], form=form) for form in forms))
-    models = {"ivlp": model_replacements(students=students)}
-    method = replaced_method(models)
-    method = dataclasses.replace(method, sentence=sentence("IVLP", method.rows))
-    study = only_sections(synthetic_results(pictures=1), "replacement")
-    results = ReplacementResults({**models, "bias": Missing("No map is fitted.")}, (method,))
-    figure = rank_figure(dataclasses.replace(study, sections=study.sections | {"rank": results}))
+    study = synthetic_results(pictures=1)
+    figure = rank_figure(study)
+    (method,) = study.sections["rank"].methods
     assert figure is not None and figure.caption.startswith(method.sentence)
     assert [axes.get_ylabel() for axes in figure.figure.axes] == list(dict.fromkeys(figure.numbers["quantity"]))
     assert [label.get_text() for label in figure.figure.axes[-1].get_xticklabels()] == list(PLACES)
-    rows = {row.student.form: row for row in compare([models["ivlp"].by_image])[1]}
+    rows = {row.student.form: row for row in method.rows}
     places = {"ivlp": len(PLACES) - 1, "class": 0, "rank0": PLACES.index("0"), "rank4": PLACES.index("4")}
     for axes, quantity in zip(figure.figure.axes, ("moved", "share", "divergence"), strict=True):
         drawn = {}
