@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from clipbias.analysis.replacement import Comparison, Origin, Student, by_image, compare
 from clipbias.checks import Choices, Count, Positive, Range, check_fields
 from clipbias.clip import Clip
-from clipbias.constants import DEFAULT_TEMPLATE, ZERO_SHOT
+from clipbias.constants import ZERO_SHOT
 from clipbias.data import Dataset, Split
 from clipbias.data.held_out import divide_unlabelled, unlabelled_images
 from clipbias.data.images import Images
@@ -31,11 +31,12 @@ from clipbias.settings import setting
 from clipbias.training.context import SweepContext, make_context
 from clipbias.training.loop import RunOutputs
 from clipbias.training.progress import Progress
-from clipbias.training.students import FIT_BATCH, FIT_STEPS, STUDENT_FORMS, fit_recipe, fit_student, mean_divergence
+from clipbias.training.spec import changed_since_training
+from clipbias.training.students import FIT_BATCH, FIT_STEPS, STUDENT_FORMS, fit_student, steps_of_fits
 from clipbias.training.teacher import split_logits
 from clipbias.tuned_model import AnyImages, TunedModel, as_clip, check_model, labelled_images
 from clipbias.tuning import Task
-from clipbias.tuning.method import parameter_count
+from clipbias.tuning.prompts import Classes
 from clipbias.tuning.tuned import Tuned
 
 # A smaller form is selected if its share of agreement on held-back images is below the best by no more than this.
@@ -52,10 +53,10 @@ class DistilOptions:
         '"vector", "kind", "layer_norm" or "lora" (docs/distil.md). Default: fits all that make a plain CLIP and '
         "selects the smallest whose agreement with the adapter is within one point of the best.",
     )
-    steps: Positive = setting(FIT_STEPS, "Steps of Adam for each form.")
+    steps: Positive = setting(FIT_STEPS, "Largest number of steps of Adam for each form; a plateau ends a fit before.")
     batch_size: Positive = setting(FIT_BATCH, "Unlabelled images per step, over all devices.")
     learning_rate: Annotated[float, Range(0, 3e38)] | None = setting(
-        None, "Learning rate of Adam. Default: the form's."
+        None, "Learning rate of Adam. Default: the best on held-back images."
     )
     seed: Count = setting(1, "Seed of the start and of the order of images.")
 
@@ -71,6 +72,7 @@ class DistilImages:
     held_back: Split  # to select a form, without labels
     certified: Split  # for the certificate
     labelled: bool  # whether the labels of `certified` are classes of the model
+    caution: str = ""  # that they may have trained the model
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -83,14 +85,17 @@ class Distilled:
     candidates: tuple[Comparison, ...]  # all fitted forms, on the held-back images
 
 
-def divide_images(data: Dataset | Split) -> DistilImages:
-    """Divides images for a distillation. Raises `ClipbiasError` for too few.
+def divide_images(data: Dataset | Split, model: TunedModel | None = None) -> DistilImages:
+    """Divides images for a distillation of a model. Raises `ClipbiasError` for too few.
 
     A dataset's training and validation images fit and select, its test images certify. A split is divided by its
     images' names: three fifths fit, a fifth selects, a fifth certifies.
     """
     test: Split | None = None
+    caution = ""
     if isinstance(data, Dataset):
+        if model is not None:
+            caution = changed_since_training(model.notes, data, model.task.classes)
         test = data.split("test")
         data = unlabelled_images(data, test) or test.subset([])
     fitted, held_back, certified = divide_unlabelled(data, certified=test is None)
@@ -103,7 +108,8 @@ def divide_images(data: Dataset | Split) -> DistilImages:
             f"there are {len(data)} unlabelled images{outside}; give at least {FEWEST_UNLABELLED} different ones, "
             f"better some hundred{hint}."
         )
-    return DistilImages(fitted, held_back, certified if test is None else test, labelled=test is not None)
+    tested = certified if test is None else test
+    return DistilImages(fitted, held_back, tested, labelled=test is not None, caution=caution)
 
 
 def distil_model(
@@ -116,25 +122,36 @@ def distil_model(
     # A folded student is stored in the base's type: half precision would round the fitted change away.
     if any(leaf.dtype != np.float32 for leaf in jax.tree.leaves(context.clip.params)):
         raise ClipbiasError(f"{context.clip.name} is loaded in half precision; load it in float32 to distil into it.")
-    frozen = Tuned(Task(model.clip, ZERO_SHOT, model.class_names, template=DEFAULT_TEMPLATE))
+    # Zero-shot reads the text that the model's training started from: with another, two changes would be compared.
+    frozen = Tuned(Task(model.clip, ZERO_SHOT, Classes(model.class_names)))
+    if model.task.descriptions is not None or model.task.texts != frozen.task.texts:
+        frozen = Tuned(Task(model.clip, ZERO_SHOT, model.task.classes))
     # A form that does not fold stays an adapter, which nobody wants unless they ask for it.
     names = [name for name, form in STUDENT_FORMS.items() if form.folds] if options.form is None else [options.form]
     fitted = parts.fitted
     # No fit reads more images, but the mean divergence below would.
     if len(fitted) > (most := options.steps * options.batch_size):
         fitted = fitted.subset(np.sort(np.random.default_rng(options.seed).choice(len(fitted), most, replace=False)))
+    outputs.progress.start(steps_of_fits(len(names), options.steps))
     students: dict[str, Tuned] = {}
     candidates: dict[str, Comparison] = {}
     for name in names:
-        student = _fit(name, model, fitted, options, context, outputs)
-        facts = Student(
-            kind=Origin.FITTED,
-            form=name,
-            words=STUDENT_FORMS[name].words,
-            numbers=parameter_count(student.learnables)["total"],
-            fitted_divergence=mean_divergence(model, student, fitted, context),
-            held_back_divergence=mean_divergence(model, student, parts.held_back, context),
+        form = STUDENT_FORMS[name]
+        fit = fit_student(
+            form.task(context.clip, model.task, context.dtype),
+            model,
+            fitted,
+            parts.held_back,
+            context,
+            rate=form.learning_rate if options.learning_rate is None else options.learning_rate,
+            searched=options.learning_rate is None,
+            most_steps=options.steps,
+            batch_size=options.batch_size,
+            seed=options.seed,
+            outputs=outputs,
         )
+        facts = Student.of(fit, Origin.FITTED, name, form.words)
+        student = fit.student
         students[name] = student
         candidates[name] = _compare((frozen, model, student), facts, parts.held_back, context, labelled=False)
         outputs.progress.say(_line(candidates[name], len(fitted)))
@@ -145,7 +162,7 @@ def distil_model(
     of_three = (frozen, model, student)
     certificate = _compare(of_three, candidates[selected].student, parts.certified, context, labelled=parts.labelled)
     teacher_numbers = sum(np.size(leaf) for leaf in jax.tree.leaves(model.learnables))
-    sentences = certificate_sentences(certificate, model.task.method_name, teacher_numbers)
+    sentences = certificate_sentences(certificate, model.task.method_name, teacher_numbers, parts.caution)
     # Notes of the teacher's training do not hold for the student, except for the dataset.
     notes = {name: model.notes[name] for name in ("dataset",) if name in model.notes}
     notes |= {"start_seed": options.seed}
@@ -190,7 +207,8 @@ def distil(
       form: "vector", "kind", "layer_norm" or "lora". Default: fits all that make a plain CLIP and selects the smallest
         whose agreement with the model on held-back images is within one point of the best.
       clip: the student's frozen model. Default: the teacher's.
-      steps, batch_size, learning_rate: of each fit.
+      steps: largest number of steps of each fit, which ends before at a plateau (`training.students.until_plateau`).
+      batch_size, learning_rate: of each fit. Default of the rate: the best on held-back images.
       seed: of the start and of the order of images.
       mesh: devices. Default: all.
       progress: whether to show a progress bar.
@@ -210,7 +228,7 @@ def distil(
         # Labels are needed for the type alone: no label is read before the certificate, which has none here.
         pictures, _ = list_images(data)
         data = image_list(pictures, [0] * len(pictures), model.class_names)
-    parts = divide_images(data)
+    parts = divide_images(data, model)
     student = model.clip if clip is None else as_clip(clip)
     context = make_context(student, mesh, dtype=model.task.classifier.dtype)
     with contextlib.closing(Progress(title="distil", shown=progress)) as bar:
@@ -225,13 +243,16 @@ def select(candidates: Sequence[Comparison]) -> str:
     return min(enough, key=lambda student: student.numbers).form
 
 
-def certificate_sentences(certificate: Comparison, teacher: str, teacher_numbers: int) -> tuple[str, ...]:
+def certificate_sentences(
+    certificate: Comparison, teacher: str, teacher_numbers: int, caution: str = ""
+) -> tuple[str, ...]:
     """Writes a sentence each for accuracy, divergence, agreement and numbers; `teacher` is a method."""
-    lines = []
+    lines = [f"{caution[:1].upper()}{caution[1:]}"] if caution else []
+    unseen = "" if caution else " that were used nowhere else"
     difference, accuracy = certificate.difference, certificate.accuracy
     if difference is not None and accuracy is not None:
         lines.append(
-            f"On {certificate.images:,} test images that were used nowhere else the distilled model has "
+            f"On {certificate.images:,} test images{unseen} the distilled model has "
             f"{100 * accuracy:.1f} % right and {teacher} {100 * (accuracy - difference.value):.1f} %: a paired "
             f"difference of {100 * difference.value:+.1f} points (95 % interval {_ends(difference, 100, '+.1f')}), "
             f"which rules out a loss of more than {100 * (certificate.margin or 0):.1f} points."
@@ -268,19 +289,6 @@ def _line(candidate: Comparison, fitted_images: int) -> str:
         f"{100 * candidate.agreement.value:.1f} % of {candidate.images:,} held-back images; KL "
         f"{candidate.divergence.value:.3g} nats, {student.fitted_divergence:.3g} on the {fitted_images:,} fitted ones"
     )
-
-
-def _fit(
-    name: str, teacher: Tuned, fitted: Split, options: DistilOptions, context: SweepContext, outputs: RunOutputs
-) -> Tuned:
-    form = STUDENT_FORMS[name]
-    student = form.task(context.clip, teacher.task, context.dtype)
-    rate = form.learning_rate if options.learning_rate is None else options.learning_rate
-    recipe = fit_recipe(learning_rate=rate, steps=options.steps, batch_size=options.batch_size)
-    # A folder for each form: checkpoints of two forms have the same steps.
-    if outputs.checkpoints is not None:
-        outputs = dataclasses.replace(outputs, checkpoints=outputs.checkpoints / name)
-    return fit_student(student, teacher, fitted, recipe, context, seed=options.seed, outputs=outputs)
 
 
 def _compare(

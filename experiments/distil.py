@@ -36,7 +36,7 @@ from clipbias.training.workdir import open_workdir
 from clipbias.tuning.adapter import read_adapter
 from configs.distil import DistilSettings
 from experiments import common
-from experiments.inputs import find_adapter, find_images, open_adapter
+from experiments.inputs import find_adapter, find_images, open_adapter, refuse_other_descriptions
 
 _CONFIG = "configs/distil.py"
 # The note of an exported adapter that names the teacher, images, student and options that it was made of.
@@ -109,7 +109,7 @@ def find_unlabelled(settings: DistilSettings, model: TunedModel) -> DistilImages
             dataset = None
         if dataset is None or tuple(dataset.class_names) != model.class_names:
             files = find_images(settings.data_dir)
-            return divide_images(image_list(files, [0 for _ in files], model.class_names))
+            return divide_images(image_list(files, [0 for _ in files], model.class_names), model)
     else:
         dataset = common.load_dataset(settings, name)
         if tuple(dataset.class_names) != model.class_names:
@@ -117,7 +117,8 @@ def find_unlabelled(settings: DistilSettings, model: TunedModel) -> DistilImages
                 f"{name} has {len(dataset.class_names)} classes, not the adapter's {len(model.class_names)}, or not in "
                 "their order; give images without labels: --config.dataset=folder --config.data_dir=FOLDER."
             )
-    return divide_images(dataset)
+    refuse_other_descriptions(model, dataset)
+    return divide_images(dataset, model)
 
 
 if __name__ == "__main__":

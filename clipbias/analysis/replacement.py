@@ -11,8 +11,7 @@ model's images has Wilson's interval.
 
 import dataclasses
 import enum
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -28,27 +27,34 @@ from clipbias.analysis.study import Batch, Computation, Request, Study
 from clipbias.analysis.verdict import MAIN_SHARE
 from clipbias.data import Split
 from clipbias.data.held_out import divide_unlabelled
-from clipbias.errors import ClipbiasError
-from clipbias.identity import identity
-from clipbias.intervals import Estimate, cross, estimate, excludes, resample, share, wilson_interval
+from clipbias.intervals import (
+    Estimate,
+    cross,
+    estimate,
+    excludes,
+    in_points,
+    resample,
+    share,
+    wilson_interval,
+    with_interval,
+)
 from clipbias.sentences import counted
 from clipbias.training.context import SweepContext, make_context
 from clipbias.training.loop import RunOutputs
 from clipbias.training.predictor import Predictor
 from clipbias.training.progress import Progress, say
 from clipbias.training.students import (
+    FIRST_RATE,
     STUDENT_FORMS,
-    TRIAL_STEPS,
     UNIFORM_FORMS,
+    Fit,
     divergences,
-    fit_recipe,
     fit_student,
-    mean_divergence,
-    select_learning_rate,
+    steps_of_fits,
 )
 from clipbias.training.teacher import why_no_student
 from clipbias.tuning import Task
-from clipbias.tuning.method import parameter_count
+from clipbias.tuning.method import CONSTANTS, Learnables, parameter_count
 from clipbias.tuning.registry import make_method, method_options
 from clipbias.tuning.tuned import Tuned
 
@@ -87,6 +93,14 @@ class Student:
     # Mean KL from the teacher in nats; `None` without a fit.
     fitted_divergence: float | None = None  # on fitted images: high if the form or the steps do not suffice
     held_back_divergence: float | None = None  # on held-back images: high beside a low first if images do not suffice
+    steps: int | None = None  # of the fit; `None` without one
+    plateau: bool | None = None  # whether the fit ended at a plateau (`until_plateau`), not at the last allowed step
+
+    @classmethod
+    def of(cls, fit: Fit, kind: Origin, form: str, words: str) -> "Student":
+        """Describes a fitted student."""
+        numbers = parameter_count(fit.student.learnables)["total"]
+        return cls(kind, form, words, numbers, fit.fitted_divergence, fit.held_back_divergence, fit.steps, fit.plateau)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +160,7 @@ class ImageComparisons:
 class ModelReplacements:
     """Students of one tuned model."""
 
-    steps: int  # of each fit
+    steps: int  # upper bound of each fit
     fitted_images: int  # without labels, as are held-back images
     held_back_images: int
     images: np.ndarray  # numbers of the study's images in the split, `[n]`
@@ -258,35 +272,41 @@ def plain_form(rows: Sequence[Comparison]) -> Comparison | None:
 
 
 def sentence(name: str, rows: Sequence[Comparison], no_ceiling: str = "") -> str:
-    """Writes the conclusion about `plain_form(rows)` in the place of the method `name`.
+    """Writes the conclusion about `plain_form(rows)` in the place of the method `name`, and its gap to the ceiling.
 
     `no_ceiling` says in a sentence why the method was not fitted to itself.
     """
     row = plain_form(rows)
     if row is None:
         return ""
-    words = row.student.words[:1].upper() + row.student.words[1:]
-    part = ""
-    if row.share is not None and row.share.low is not None and row.share.high is not None:
-        part = f" ({100 * row.share.value:.0f} %, {100 * row.share.low:.0f} to {100 * row.share.high:.0f})"
+    words = row.student.words
+    one = words.startswith("one ")
+    have = "has" if one else "have"
     text = {
-        Word.REPLACES: f"{words} can replace {name}: they have the same gain",
-        Word.GAIN: f"{words} have {'more' if excludes(row.share, 1 / WHOLE) > 0 else 'the same'} gain",
-        Word.MOST: f"{words} have most of the gain{part}",
-        Word.NOT_MATCHED: f"{words}, with so many images and steps, have less than half of the gain{part}",
-        Word.UNDECIDED: f"Whether {row.student.words} have the gain of {name} is undecided{part}"
-        if part
-        else f"{name} has no sure gain that {row.student.words} could have",
+        Word.REPLACES: f"{words} can replace {name}",
+        Word.GAIN: f"{words} {have} {'more than ' if excludes(row.share, 1 / WHOLE) > 0 else ''}the gain of {name}",
+        Word.MOST: f"{words} {have} most of the gain of {name}",
+        Word.NOT_MATCHED: f"{words} did not match the gain of {name} with so many images and steps",
+        Word.UNDECIDED: f"whether {words} {have} the gain of {name} is undecided"
+        if row.share
+        else f"{name} has no sure gain that {words} could have",
     }[row.word or Word.UNDECIDED]
+    text = f"{text[:1].upper()}{text[1:]}."
     if row.moved is None:
-        return f"{text}; no prediction changed."
-    # "Whether … is undecided and make" would be no sentence.
-    joined = "; they make" if row.word is Word.UNDECIDED else " and make"
-    text += f"{joined} {100 * row.moved.value:.0f} % of the predictions that {name} changed"
-    ceiling = next((each for each in rows if each.student.kind is Origin.CEILING and each.moved is not None), None)
-    if ceiling is not None and ceiling.moved is not None:
-        return f"{text}; {name} fitted in the same way makes {100 * ceiling.moved.value:.0f} %."
-    return f"{text}. {no_ceiling or f'{name} was not fitted to itself, so there is no ceiling.'}"
+        return f"{text} No prediction changed."
+    if row.less_ceiling is None:
+        return f"{text} {no_ceiling or f'{name} was not fitted to itself, so there is no ceiling.'}"
+    gap = fewer(row.less_ceiling)
+    make = "it makes" if one else "they make"
+    return f"{text} Of 100 predictions that {name} changed, {make} {gap} than {name} fitted in the same way."
+
+
+def fewer(less: Estimate) -> str:
+    """Writes a difference of shares with its interval: `17 (13 to 22) fewer` of 100, or `3 (-1 to 7) more`."""
+    if round(100 * less.value) > 0:
+        return f"{with_interval(in_points(less), '{:z.0f}'.format)} more"
+    low, high = (None if end is None else -end for end in (less.high, less.low))
+    return f"{with_interval(in_points(Estimate(-less.value, low, high)), '{:z.0f}'.format)} fewer"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -317,9 +337,9 @@ class _Means:
         )
 
     def number(self, name: str, *, of: str | None = None, unit: float = 1.0) -> Estimate:
-        """Estimates a mean times `unit`, with its share of the mean `of`, where that is surely not 0."""
+        """Estimates a mean times `unit`, with its share of the mean `of`, where that is surely above 0."""
         mean, draws = unit * self.mean[name], unit * self.draws[name]
-        if of is None:
+        if of is None or self.mean[of] <= 0:
             return estimate(mean, draws)
         return share(mean, draws, unit * self.mean[of], unit * self.draws[of])
 
@@ -395,6 +415,8 @@ def _compare(models: Sequence[ImageComparisons], place: tuple[Origin, str]) -> C
         numbers=round(np.mean([each.numbers for each in of_place])),
         fitted_divergence=_mean([each.fitted_divergence for each in of_place]),
         held_back_divergence=_mean([each.held_back_divergence for each in of_place]),
+        steps=None if of_place[0].steps is None else round(np.mean([each.steps or 0 for each in of_place])),
+        plateau=None if of_place[0].plateau is None else all(each.plateau for each in of_place),
     )
     comparison = Comparison(
         student=student,
@@ -454,43 +476,70 @@ def compute_replacement(study: Study) -> Computation[ReplacementResults]:
     models: dict[str, ModelReplacements | Missing] = {key: Missing(reason) for key, reason in reasons.items() if reason}
     if not teachers:
         return ReplacementResults(models, ())
-    assert study.unlabelled is not None, "without images nothing is fitted"
-    fitted, held_back, _ = divide_unlabelled(study.unlabelled)
     # Requests come before fits: means over training images belong to the study's passes, fits run in between.
     biases = yield from measure_equivalent_biases(study, [model for model in teachers if not missing(study, model)])
-    fits = Fits(study, fitted, held_back, teachers)
+    forms = study.options.replacement_forms
+    fits = Fits(study, sum(len(forms) + (not no_ceiling(model)) for model in teachers))
     beside: dict[str, list[Candidate]] = {}
     for model in teachers:
-        beside[model.key] = fits.fit(model)
+        beside[model.key] = [] if no_ceiling(model) else [fits.ceiling(model, model.task)]
+        for name in forms:
+            form = STUDENT_FORMS[name]
+            task = form.task(study.clip, model.task, fits.context.dtype)
+            fit = fits.fit(model, task, rate=form.learning_rate)
+            beside[model.key].append((Student.of(fit, Origin.FITTED, name, form.words), fit.student))
         if model.key in biases:
             beside[model.key] += _means(study, model, biases[model.key])
     fits.progress.close()
-    requests = {model.key: _classifications(study, model, beside[model.key], fitted) for model in teachers}
+    others = {model.key: controls(study, model) for model in teachers}
+    return (yield from compare_students(study, fits, beside, others, models, write=sentence, name="replacement"))
+
+
+def compare_students(
+    study: Study,
+    fits: "Fits",
+    beside: Mapping[str, list[Candidate]],
+    others: Mapping[str, Sequence[tuple[Origin, str, Model]]],
+    models: Mapping[str, ModelReplacements | Missing],
+    *,
+    write: Callable[[str, Sequence[Comparison], str], str],
+    name: str,
+) -> Computation[ReplacementResults]:
+    """Compares teachers with students beside them and other models of the study, by model, then over seeds.
+
+    `models` has the other tuned models; `write` makes a method's sentence as `sentence` does; `name` is a section's.
+    """
+    teachers = [model for model in study.tuned if model.key in beside]
+    requests = {
+        model.key: _classifications(study, name, model, beside[model.key], others.get(model.key, ()), fits.fitted)
+        for model in teachers
+    }
     rows = yield list(requests.values())
+    compared = dict(models)
     for model in teachers:
         of_model = rows[requests[model.key].name]
         students = [student for student, _ in beside[model.key]]
-        for kind, form, other in controls(study, model):
+        for kind, form, other in others.get(model.key, ()):
             students.append(Student(kind, form, other.label, parameter_count(other.learnables)["total"]))
         labels = study.split.labels[of_model["images"]]
-        models[model.key] = ModelReplacements(
+        compared[model.key] = ModelReplacements(
             steps=study.options.replacement_steps,
-            fitted_images=len(fitted),
-            held_back_images=len(held_back),
+            fitted_images=len(fits.fitted),
+            held_back_images=len(fits.held_back),
             images=of_model["images"],
             by_image=by_image(students, of_model["logits"], of_model["features"], labels),
             no_ceiling=no_ceiling(model),
         )
-    ordered = {model.key: models[model.key] for model in study.tuned}
+    ordered = {model.key: compared[model.key] for model in study.tuned}
     methods = []
-    for of_method in same_but_for_seed([model for model in study.tuned if model.key in beside]):
+    for of_method in same_but_for_seed(teachers):
         fitted_to = present({model.key: ordered[model.key] for model in of_method})
         first = of_method[0]
-        name = (first.name or first.label) if len(of_method) > 1 else first.label
+        label = (first.name or first.label) if len(of_method) > 1 else first.label
         gain, comparisons = compare([each.by_image for each in fitted_to.values()])
         assert gain is not None, "the images of a study have labels"
-        text = sentence(name, comparisons, fitted_to[first.key].no_ceiling)
-        methods.append(MethodReplacements(name, tuple(fitted_to), gain, comparisons, text))
+        text = write(label, comparisons, fitted_to[first.key].no_ceiling)
+        methods.append(MethodReplacements(label, tuple(fitted_to), gain, comparisons, text))
     return ReplacementResults(ordered, tuple(methods))
 
 
@@ -549,9 +598,11 @@ def _is_of_form(model: Model, form: str) -> bool:
 class Fits:
     """Fits of a study, with one progress bar for all."""
 
-    def __init__(self, study: Study, fitted: Split, held_back: Split, teachers: Sequence[Model]) -> None:
+    def __init__(self, study: Study, count: int) -> None:
+        """Divides the unlabelled images for `count` fits."""
+        assert study.unlabelled is not None, "without images nothing is fitted"
         self.study = study
-        self.fitted, self.held_back = fitted, held_back
+        self.fitted, self.held_back, _ = divide_unlabelled(study.unlabelled)
         self.context: SweepContext = make_context(
             study.clip,
             study.mesh,
@@ -559,62 +610,46 @@ class Fits:
             on_image_error=study.options.on_image_error,
             workers=study.options.workers,
         )
-        self.steps = study.options.replacement_steps
-        self.done: dict[str, Tuned] = {}  # by identity
-        # The ceiling tries three rates; a trial that is as long as the fit is that fit.
-        ceiling = 3 * min(self.steps, TRIAL_STEPS) + self.steps * (self.steps > TRIAL_STEPS)
-        forms = self.steps * len(study.options.replacement_forms)
-        total = sum(forms + ceiling * (not no_ceiling(model)) for model in teachers)
+        total = steps_of_fits(count, study.options.replacement_steps)
         study.advance("", 0, 0)  # hides the study's bar
-        say(f"replacements: {counted(total, 'step')} (--config.replacement_steps; 0 leaves them out)")
+        say(f"replacements: about {counted(total, 'step')} at most (--config.replacement_steps; 0 leaves them out)")
         self.progress = Progress(total, title="replacements")
 
-    def fit(self, model: Model) -> list[Candidate]:
-        """Fits the ceiling, where there is one, then each form."""
+    def ceiling(self, model: Model, task: Task, constants: Learnables | None = None) -> Candidate:
+        """Fits a task of the method itself, from another start."""
+        # The rate of the method's own recipe is for labels.
+        fit = self.fit(model, task, rate=FIRST_RATE, constants=constants)
+        words = f"{model.name or model.label} itself, from another start"
+        return Student.of(fit, Origin.CEILING, model.method, words), fit.student
 
-        def divergence(rate: float) -> float:
-            try:
-                trial = self._fit(model, model.task, rate, min(self.steps, TRIAL_STEPS))
-                return mean_divergence(model.tuned, trial, self.held_back, self.context)
-            except ClipbiasError:  # the loss is not finite: the rate is too high
-                return np.nan
-
-        def described(student: Tuned, kind: Origin, form: str, words: str) -> Candidate:
-            # Both images: a high first number blames the form or the steps, a low first and a high second the number of
-            # images.
-            kl = [mean_divergence(model.tuned, student, split, self.context) for split in (self.fitted, self.held_back)]
-            say(f"{model.label}: {words}, fitted, KL {kl[0]:.3g} nats; on held-back images {kl[1]:.3g}")
-            numbers = parameter_count(student.learnables)["total"]
-            return Student(kind, form, words, numbers, fitted_divergence=kl[0], held_back_divergence=kl[1]), student
-
-        candidates = []
-        if not no_ceiling(model):
-            # The rate of the method's own recipe is for labels. For outputs the ceiling searches one on held-back
-            # images.
-            ceiling = self._fit(model, model.task, select_learning_rate(divergence), self.steps)
-            words = f"{model.name or model.label} itself, from another start"
-            candidates.append(described(ceiling, Origin.CEILING, model.method, words))
-        for name in self.study.options.replacement_forms:
-            form = STUDENT_FORMS[name]
-            task = form.task(self.study.clip, model.task, self.context.dtype)
-            student = self._fit(model, task, form.learning_rate, self.steps)
-            candidates.append(described(student, Origin.FITTED, name, form.words))
-        return candidates
-
-    def _fit(self, model: Model, task: Task, rate: float, steps: int) -> Tuned:
-        recipe = fit_recipe(learning_rate=rate, steps=steps)
+    def fit(self, model: Model, task: Task, *, rate: float, constants: Learnables | None = None) -> Fit:
+        """Fits a task, with `constants` among its learnables, to a model's outputs."""
         seed = self.study.options.seed
         seed += seed == model.seed  # another start than the teacher's
-        # The folder is named by all that a fit depends on, so a study with other models beside this one finds its fits.
-        key = identity([model.tuned, task, self.fitted, recipe, seed])[:12]
-        if key in self.done:
-            return self.done[key]
-        folder = self.study.parts / "replacement" / f"{Path(task.method_name).stem}-{key}"
-        progress = self.progress.part(steps, f"{model.label}: {task.method_name} fitted to it")
-        outputs = RunOutputs(checkpoints=folder, progress=progress)
-        self.done[key] = fit_student(task, model.tuned, self.fitted, recipe, self.context, seed=seed, outputs=outputs)
-        progress.at_work("predicting")
-        return self.done[key]
+        initial = None
+        if constants is not None:
+            learnables = task.init(seed)
+            initial = Tuned(task, {**learnables, CONSTANTS: {**learnables[CONSTANTS], **constants}})
+        fit = fit_student(
+            task,
+            model.tuned,
+            self.fitted,
+            self.held_back,
+            self.context,
+            rate=rate,
+            most_steps=self.study.options.replacement_steps,
+            seed=seed,
+            initial=initial,
+            outputs=RunOutputs(checkpoints=self.study.parts / "replacement", progress=self.progress),
+        )
+        # Both images: a high first number blames the form or the steps, a low first and a high second the number of
+        # images.
+        say(
+            f"{model.label}: {task.method_name}, fitted, KL {fit.fitted_divergence:.3g} nats; on held-back images "
+            f"{fit.held_back_divergence:.3g}; rate {fit.learning_rate:g}, {counted(fit.steps, 'step')} to "
+            f"{'a plateau' if fit.plateau else '--config.replacement_steps'}"
+        )
+        return fit
 
 
 def _means(study: Study, model: Model, towers: Mapping[str, EquivalentBias]) -> list[Candidate]:
@@ -629,17 +664,25 @@ def _means(study: Study, model: Model, towers: Mapping[str, EquivalentBias]) -> 
     return candidates
 
 
-def _classifications(study: Study, model: Model, beside: Sequence[Candidate], fitted: Split) -> Request:
-    """Requests "logits" `[n, K, C]` and "features" `[n, K, d]` of frozen model, tuned model, `beside`, controls."""
+def _classifications(
+    study: Study,
+    section: str,
+    model: Model,
+    beside: Sequence[Candidate],
+    others: Sequence[tuple[Origin, str, Model]],
+    fitted: Split,
+) -> Request:
+    """Requests "logits" `[n, K, C]` and "features" `[n, K, d]` of frozen model, tuned model, `beside`, `others`."""
     # Students' texts are encoded once, before the pass over the images.
     predictors = [Predictor.of(each, study.params, study.replicate(each.learnables)) for _, each in beside]
-    others_of = [other for _, _, other in controls(study, model)]
 
     def step(batch: Batch) -> dict[str, jax.Array]:
-        # Controls are models of the study, whose predictors other sections share.
-        frozen, tuned, *others = (study.predictor(each) for each in (study.worded, model, *others_of))
+        # Others are models of the study, whose predictors other sections share.
+        frozen, tuned, *rest = (
+            study.predictor(each) for each in (study.reference(model), model, *(other[2] for other in others))
+        )
         outputs = [
-            each.logits_and_features(batch["images"], batch["mask"]) for each in (frozen, tuned, *predictors, *others)
+            each.logits_and_features(batch["images"], batch["mask"]) for each in (frozen, tuned, *predictors, *rest)
         ]
         return {
             "logits": jnp.stack([logits for logits, _ in outputs], axis=1),
@@ -647,5 +690,5 @@ def _classifications(study: Study, model: Model, beside: Sequence[Candidate], fi
         }
 
     # Its name holds the fitted images, which the study's identity does not cover: others make other students.
-    name = f"replacement-{model.key}-{fitted.identity[:16]}"
-    return Request(name, f"{model.label}: replacements", study.images, step)
+    name = f"{section}-{model.key}-{fitted.identity[:16]}"
+    return Request(name, f"{model.label}: {section}", study.images, step)

@@ -84,7 +84,12 @@ class StudyOptions:
         ("kind",), f"Forms to fit to each adapter's outputs: some of {', '.join(STUDENT_FORMS)}."
     )
     replacement_steps: Count = setting(
-        300, "Steps of each fit, of a form or of the adapter's own method; 0 leaves replacements out."
+        600,
+        "Largest number of steps of each fit, of a form or of the adapter's own method; a plateau ends it before. 0 "
+        "leaves replacements out.",
+    )
+    rank_curve: bool = setting(
+        False, "Whether to fit linear maps of rising rank too, beside two vectors per layer: eight fits per adapter."
     )
     on_image_error: OnImageError = setting_of(ImageReading, "on_image_error")
     workers: WorkerCount | None = setting_of(ImageReading, "workers", no_effect="threads that read images")
@@ -257,6 +262,11 @@ class Study:
         model = self.zero_shot
         task = Task(self.clip, ZERO_SHOT, Classes(model.task.class_names), dtype=model.task.classifier.dtype)
         return model if task.texts == model.task.texts else dataclasses.replace(model, tuned=Tuned(task))
+
+    def reference(self, model: Model) -> Model:
+        """Returns zero-shot with the text that a model's training started from: the paper's, or that of the classes."""
+        starts_worded = model.task.descriptions is None and model.task.texts == self.worded.task.texts
+        return self.worded if starts_worded else self.zero_shot
 
     @property
     def tuned(self) -> tuple[Model, ...]:

@@ -338,7 +338,7 @@ def reading_figure(studies: Sequence[StudyResults]) -> CaptionedFigure | None:
 
 
 _REPLACEMENT_COLUMNS = (
-    *("Method", "Replacement", "Numbers", "Share of the gain", "Accuracy less the method's", "KL (nats)"),
+    *("Method", "Replacement", "Numbers", "Steps", "Share of the gain", "Accuracy less the method's", "KL (nats)"),
     *("Same predictions", "Same changed predictions", "Less the ceiling's", "Cosine", "Conclusion"),
 )
 _ORIGIN_WORDS = {
@@ -366,6 +366,9 @@ def replacement_table(study: StudyResults) -> Table | None:
             method.name,
             _ORIGIN_WORDS[row.student.kind].format(row.student.words),
             f"{row.student.numbers:,}",
+            MISSING
+            if row.student.steps is None
+            else f"{row.student.steps:,}{'' if row.student.plateau else ' (bound)'}",
             share_text(row.share),
             MISSING if row.difference is None else change(in_points(row.difference), "accuracy"),
             f"{row.divergence.value:.3g}",
@@ -378,7 +381,7 @@ def replacement_table(study: StudyResults) -> Table | None:
         for method in _replacements(study)
         for row in method.rows
     ]
-    return Table(*words_of("replacement_table"), _REPLACEMENT_COLUMNS, rows, words={1, 10}) if rows else None
+    return Table(*words_of("replacement_table"), _REPLACEMENT_COLUMNS, rows, words={1, 11}) if rows else None
 
 
 DRAWING_OF_REPLACEMENT = Drawing(
@@ -399,6 +402,8 @@ def replacement_frame(studies: Sequence[StudyResults]) -> pd.DataFrame:
                     "kind": row.student.kind.value,
                     "form": row.student.form,
                     "numbers": row.student.numbers,
+                    "steps": row.student.steps,
+                    "plateau": row.student.plateau,
                     "divergence": row.divergence.value,
                 }
                 parts = {"": row.share, "moved_": row.moved}
@@ -450,19 +455,15 @@ def replacement_figure(studies: Sequence[StudyResults], methods: Sequence[str] =
 
 
 def replacement_message(numbers: pd.DataFrame) -> str:
-    """Writes a sentence on the two vectors and the ceiling in rows of a `replacement_frame`."""
-
-    def span(kind: Origin, column: str) -> str:
-        values = numbers.loc[numbers["kind"] == kind, column].dropna()
-        if values.empty:
-            return ""
-        low, high = (f"{end:.0f}" for end in (values.min(), values.max()))
-        return f"{low} %" if low == high else f"{low} to {high} %"
-
-    shares, moved = span(Origin.FITTED, "value"), span(Origin.FITTED, "moved_value")
-    best = span(Origin.CEILING, "moved_value")
-    if not moved:
+    """Writes a sentence on the gap between the two vectors and the ceiling in rows of a `replacement_frame`."""
+    if numbers["moved_value"].isna().all():
         return "No prediction changed."
-    gain = f"have {shares} of the gain in log-likelihood and " if shares else ""
-    text = f"Two vectors per layer, fitted to each method's outputs, {gain}make {moved} of the predictions it changed"
-    return f"{text}; the method itself, fitted in the same way, makes {best}." if best else f"{text}."
+    gaps = -numbers["less_ceiling_value"].dropna()
+    if gaps.empty:
+        return "No method was fitted to itself, so there is no ceiling."
+    low, high = (f"{end:z.0f}" for end in (gaps.min(), gaps.max()))
+    span = low if low == high else f"{low} to {high}"
+    return (
+        f"Of 100 predictions that a method changed, two vectors per layer make {span} fewer than the method itself, "
+        "fitted in the same way."
+    )

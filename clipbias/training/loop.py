@@ -40,14 +40,15 @@ from clipbias.tuning.tuned import Tuned
 class Run:
     """Run of a job: a spec in memory.
 
-    The start seed decides the initial learnables, and the order and augmentation of images. A learning rate of `None`
-    is the recipe's.
+    The start seed decides the initial learnables, unless `start` has them, and the order and augmentation of images. A
+    learning rate of `None` is the recipe's.
     """
 
     images: Images
     start_seed: int
     protocol: EvalProtocol
     learning_rate: float | None = None
+    start: Learnables | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -455,7 +456,8 @@ def train_job(job: TrainJob) -> TrainResult:
         raise NotSideBySide("the learning rates do not fit the memory side by side.")
     samples = sample_features(job)
     began = time.monotonic()
-    start = stack_runs([jax.device_get(job.task.init(run.start_seed)) for run in job.runs])
+    starts = [job.task.init(run.start_seed) if run.start is None else run.start for run in job.runs]
+    start = stack_runs(jax.device_get(starts))
     if isinstance(method, FeatureMethod):
         start = _each_run(method.support, start, samples)
     host = time.monotonic() - began

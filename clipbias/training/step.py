@@ -40,9 +40,10 @@ class StepStatic:
     @classmethod
     def of(cls, task: Task, recipe: Recipe, mesh: Mesh | None = None) -> "StepStatic":
         """Builds the static arguments from a task."""
-        # The step takes the learning rate as an argument. A constant in its place here makes recipes that differ in
-        # their rate equal, so that they share a program.
-        return cls(task.classifier, task.clip.preprocessing, recipe.with_learning_rate(1.0), mesh)
+        # The step takes the learning rate as an argument, and no step knows how many follow. Constants in their place
+        # here make recipes that differ in these alone equal, so that they share a program.
+        recipe = dataclasses.replace(recipe, learning_rate=1.0, epochs=None, steps=None)
+        return cls(task.classifier, task.clip.preprocessing, recipe, mesh)
 
 
 @struct.dataclass

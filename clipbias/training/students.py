@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
@@ -10,6 +11,8 @@ from scipy.special import log_softmax
 from clipbias.clip import Clip
 from clipbias.data import Dataset, Split, protocols
 from clipbias.data.images import Images
+from clipbias.errors import ClipbiasError
+from clipbias.identity import identity
 from clipbias.training import placement
 from clipbias.training.context import SweepContext
 from clipbias.training.loop import Run, RunOutputs, TrainJob, train_job
@@ -21,6 +24,9 @@ from clipbias.tuning.tuned import Tuned
 
 FIT_STEPS = 1500
 FIT_BATCH = 16
+# Cycles of a fit (`until_plateau`): steps of the first, and the share of the divergence by which each must lower it.
+FIRST_CYCLE = 40
+PLATEAU = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +36,7 @@ class Form:
     Attributes:
       method: the method that learns it, with default options.
       words: its description in a sentence.
-      learning_rate: of Adam, from a pilot on the embedded model.
+      learning_rate: of Adam, the first that a search tries.
       folds: whether it changes weights alone, so that the result is a plain CLIP.
     """
 
@@ -56,11 +62,21 @@ STUDENT_FORMS: Mapping[str, Form] = MappingProxyType(
 
 # Forms that add the same vectors to every image.
 UNIFORM_FORMS = ("vector", "kind")
-# `select_learning_rate` fits a method to its own outputs: from the first rate by a factor as long as the divergence on
-# held-back images falls, with at most so many steps each.
+# First learning rate of a search for a method, and the factor between two rates of a search.
 FIRST_RATE = 0.005
 RATE_FACTOR = 4.0
-TRIAL_STEPS = 300
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """A fitted student. Divergences are mean KL from the teacher in nats."""
+
+    student: Tuned
+    learning_rate: float
+    steps: int  # of all cycles
+    plateau: bool  # whether the fit ended at a plateau, not at its last allowed step
+    held_back_divergence: float
+    fitted_divergence: float = np.nan
 
 
 def fit_recipe(*, learning_rate: float, steps: int = FIT_STEPS, batch_size: int = FIT_BATCH) -> Recipe:
@@ -78,33 +94,120 @@ def fit_recipe(*, learning_rate: float, steps: int = FIT_STEPS, batch_size: int 
 
 
 def fit_student(
-    student: Task,
+    task: Task,
     teacher: Tuned,
-    split: Split,
-    recipe: Recipe,
+    images: Split,
+    held_back: Split,
     context: SweepContext,
     *,
+    rate: float,
+    searched: bool = True,
+    most_steps: int,
+    batch_size: int = FIT_BATCH,
     seed: int,
+    initial: Tuned | None = None,
     outputs: RunOutputs,
-) -> Tuned:
-    """Trains a student, bound to the teacher's classes; its learnables lie on the host.
+) -> Fit:
+    """Fits a student, bound to the teacher's classes, until a plateau (`until_plateau`).
 
-    The seed decides the start and the order of images. A finished fit is read from its checkpoints. Raises
-    `ClipbiasError` where the method cannot learn from a teacher, the loss is not finite, or an image is unreadable.
+    Its learnables lie on the host. The seed decides the order of images, and the start without `initial`. Cycles are
+    parts of the progress in `outputs`; each has a folder below its checkpoints, from which a finished one is read.
+
+    Raises:
+      ClipbiasError: the method cannot learn from a teacher, no rate has a finite loss, or an image is unreadable.
     """
-    splits = {"train": split, "test": split.subset([])}
-    dataset = Dataset("unlabelled images", student.class_names, student.template, splits)
-    (run_images,) = context.training_images([split])
-    job = TrainJob(
-        context=context,
-        task=student.with_memory(class_shards=context.mesh.shape[placement.DATA]),
-        # The rate of the run counts; a constant rate in the recipe lets all fits of a form share one program.
-        recipe=recipe.with_learning_rate(FIRST_RATE),
-        runs=(Run(run_images, seed, protocols.full(dataset), learning_rate=recipe.learning_rate),),
-        teacher=teacher,
-        outputs=dataclasses.replace(outputs, keeps_last=True),
-    )
-    return Tuned(student, select_run(train_job(job).learnables, 0))
+    splits = {"train": images, "test": images.subset([])}
+    protocol = protocols.full(Dataset("unlabelled images", task.class_names, task.template, splits))
+
+    def cycle(rate: float, steps: int, start: Tuned | None) -> Tuned:
+        recipe = fit_recipe(learning_rate=rate, steps=steps, batch_size=batch_size)
+        (run_images,) = context.training_images([images])
+        start = initial if start is None else start
+        # The folder is named by all that a cycle depends on, so other fits beside this one find it, and no other.
+        name = f"{Path(task.method_name).stem}-{identity([teacher, task, images, recipe, seed, start])[:12]}"
+        folder = None if outputs.checkpoints is None else outputs.checkpoints / name
+        progress = outputs.progress.part(steps, f"{task.method_name} fitted to {teacher.task.method_name}")
+        job = TrainJob(
+            context=context,
+            task=task.with_memory(class_shards=context.mesh.shape[placement.DATA]),
+            recipe=recipe,
+            runs=(Run(run_images, seed, protocol, start=None if start is None else start.learnables),),
+            teacher=teacher,
+            outputs=dataclasses.replace(outputs, checkpoints=folder, progress=progress, keeps_last=True),
+        )
+        student = Tuned(task, select_run(train_job(job).learnables, 0))
+        progress.at_work("predicting")
+        return student
+
+    def divergence(student: Tuned) -> float:
+        return mean_divergence(teacher, student, held_back, context)
+
+    fit = until_plateau(cycle, divergence, rate=rate, searched=searched, most_steps=most_steps)
+    return dataclasses.replace(fit, fitted_divergence=mean_divergence(teacher, fit.student, images, context))
+
+
+def until_plateau(
+    cycle: Callable[[float, int, Tuned | None], Tuned],
+    divergence: Callable[[Tuned], float],
+    *,
+    rate: float,
+    searched: bool = True,
+    most_steps: int,
+) -> Fit:
+    """Fits by cosine cycles with warm restarts (Loshchilov & Hutter 2017, arXiv 1608.03983) until a plateau.
+
+    Each cycle is twice as long as the one before and starts from the best student so far. The fit ends where a cycle,
+    the third or a later one, lowers the divergence by less than a tenth (`PLATEAU`), or after `most_steps`; the student
+    of the lowest divergence stays. The first cycle searches the learning rate from `rate` on.
+
+    `cycle(rate, steps, start)` trains a student, from the method's own start for `None`; `divergence` is its mean KL on
+    held-back images.
+    """
+    first, *others = cycle_lengths(most_steps)
+    trials: dict[float, Tuned] = {}
+
+    def trial(rate: float) -> float:
+        try:
+            trials[rate] = cycle(rate, first, None)
+            return divergence(trials[rate])
+        except ClipbiasError:  # the loss is not finite: the rate is too high
+            return np.nan
+
+    if searched:
+        rate = select_learning_rate(trial, first=rate)
+    # Without a trial that ended, its error is raised here.
+    best = trials[rate] if rate in trials else cycle(rate, first, None)
+    lowest = divergence(best)
+    steps = first
+    plateau = False
+    for number, length in enumerate(others, start=2):
+        student = cycle(rate, length, best)
+        reached = divergence(student)
+        steps += length
+        # At the end of a cycle the rate is 0: within it the divergence is mostly noise of the steps.
+        # The second is so short that a slow start, as of a map from 0, would look like a plateau.
+        plateau = number > 2 and not reached < (1 - PLATEAU) * lowest
+        if reached < lowest:
+            best, lowest = student, reached
+        if plateau:
+            break
+    return Fit(best, rate, steps, plateau, lowest)
+
+
+def steps_of_fits(count: int, most_steps: int) -> int:
+    """Returns the steps of several fits without a plateau, whose searches try three rates, the fewest."""
+    return count * (most_steps + 2 * cycle_lengths(most_steps)[0])
+
+
+def cycle_lengths(most_steps: int) -> list[int]:
+    """Returns the steps of each cycle of a fit: `FIRST_CYCLE`, then twice as many as before, in all `most_steps`."""
+    lengths, rest, each = [], most_steps, FIRST_CYCLE
+    while rest:
+        # The last cycle takes what no full cycle could follow: a shorter one would look like a plateau.
+        lengths.append(each if rest >= 3 * each else rest)
+        rest -= lengths[-1]
+        each *= 2
+    return lengths
 
 
 def select_learning_rate(divergence: Callable[[float], float], *, first: float = FIRST_RATE, most: int = 8) -> float:

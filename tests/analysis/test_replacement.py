@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +16,34 @@ from scipy.special import log_softmax
 from clipbias.analysis import replacement
 from clipbias.analysis.causal_section import halves
 from clipbias.analysis.model import Model
-from clipbias.analysis.replacement import Comparison, Origin, Word, by_image, compare, conclude, plain_form, sentence
+from clipbias.analysis.replacement import (
+    Comparison,
+    Origin,
+    Word,
+    by_image,
+    compare,
+    conclude,
+    fewer,
+    plain_form,
+    sentence,
+)
 from clipbias.analysis.results import Missing
 from clipbias.analysis.results_file import load_results
 from clipbias.analysis.run import run_study
 from clipbias.analysis.study import Study, StudyOptions
 from clipbias.clip import Clip
+from clipbias.errors import ClipbiasError
 from clipbias.intervals import Estimate
-from clipbias.training import loop, teacher
+from clipbias.training import loop, students, teacher
 from clipbias.training.calibration import fit_temperatures
-from clipbias.training.students import divergences, mean_divergence, select_learning_rate
+from clipbias.training.students import (
+    Fit,
+    cycle_lengths,
+    divergences,
+    mean_divergence,
+    select_learning_rate,
+    until_plateau,
+)
 from clipbias.tuning import Task
 from clipbias.tuning.tuned import Tuned
 from tests.analysis.models import CLASS_NAMES, moved
@@ -191,6 +211,7 @@ ABOVE, MOST, BELOW, AROUND = (
     Estimate(0.6, 0.4, 0.8),
 )
 EQUAL, WORSE = Estimate(0.0, -0.04, 0.04), Estimate(-0.02, -0.06, 0.02)
+GAP = Estimate(-0.172, -0.216, -0.131)
 
 
 @pytest.mark.parametrize(
@@ -214,8 +235,8 @@ def some_rows() -> tuple[Comparison, ...]:
     return compare([model_replacements().by_image])[1]
 
 
-def said(share: Estimate | None, word: Word, *, ceiling: bool = True, moved: bool = True, why: str = "") -> str:
-    """The sentence of a form with this share that makes 76 % of the changed predictions; the ceiling makes 95 %."""
+def said(share: Estimate | None, word: Word, *, gap: Estimate | None = GAP, moved: bool = True, why: str = "") -> str:
+    """The sentence of two vectors with this share and this gap to the ceiling."""
     rows = some_rows()
     assert rows[1].gain is not None
     log_likelihood = dataclasses.replace(rows[1].gain.log_likelihood, share=share)
@@ -224,29 +245,50 @@ def said(share: Estimate | None, word: Word, *, ceiling: bool = True, moved: boo
         gain=dataclasses.replace(rows[1].gain, log_likelihood=log_likelihood),
         word=word,
         moved=Estimate(0.757, 0.7, 0.8) if moved else None,
+        less_ceiling=gap,
     )
-    best = dataclasses.replace(rows[0], moved=Estimate(0.953, 0.9, 0.97))
-    return sentence("IVLP", [best, form] if ceiling else [form], why)
+    return sentence("IVLP", [rows[0], form], why)
 
 
 def test_sentences() -> None:
-    cases = [
-        (ABOVE, Word.GAIN, ["the same gain"]),
-        (Estimate(1.37, 1.16, 1.8), Word.GAIN, ["more gain"]),
-        (ABOVE, Word.REPLACES, ["can replace IVLP", "the same gain"]),
-        (MOST, Word.MOST, ["most of the gain (80 %, 60 to 95)"]),
-        (BELOW, Word.NOT_MATCHED, ["less than half of the gain (30 %, 20 to 40)"]),
-        (AROUND, Word.UNDECIDED, ["is undecided (60 %, 40 to 80)"]),
-        (None, Word.UNDECIDED, ["IVLP has no sure gain"]),
-    ]
-    for share, word, parts in cases:
-        text = said(share, word)
-        assert all(part in text.replace("Two", "two") for part in [*parts, "two vectors", "76 %", "makes 95 %"]), text
-    assert "76 %" not in said(ABOVE, Word.GAIN, moved=False)
-    without = said(ABOVE, Word.GAIN, ceiling=False, why="GDA cannot be fitted.")
-    assert "95 %" not in without and without.endswith("GDA cannot be fitted.")
-    assert said(ABOVE, Word.GAIN, ceiling=False).endswith("IVLP was not fitted to itself, so there is no ceiling.")
+    """A word and the gap to the ceiling, without levels, which depend on the steps."""
+    gap = " Of 100 predictions that IVLP changed, they make 17 (13 to 22) fewer than IVLP fitted in the same way."
+    for share, word, first in (
+        (ABOVE, Word.GAIN, "Two vectors per layer have the gain of IVLP."),
+        (Estimate(1.37, 1.16, 1.8), Word.GAIN, "Two vectors per layer have more than the gain of IVLP."),
+        (ABOVE, Word.REPLACES, "Two vectors per layer can replace IVLP."),
+        (MOST, Word.MOST, "Two vectors per layer have most of the gain of IVLP."),
+        (
+            BELOW,
+            Word.NOT_MATCHED,
+            "Two vectors per layer did not match the gain of IVLP with so many images and steps.",
+        ),
+        (AROUND, Word.UNDECIDED, "Whether two vectors per layer have the gain of IVLP is undecided."),
+        (None, Word.UNDECIDED, "IVLP has no sure gain that two vectors per layer could have."),
+    ):
+        assert said(share, word) == first + gap
+    first = "Two vectors per layer have the gain of IVLP. "
+    assert said(ABOVE, Word.GAIN, moved=False) == first + "No prediction changed."
+    assert said(ABOVE, Word.GAIN, gap=None, why="GDA cannot be fitted.") == first + "GDA cannot be fitted."
+    assert said(ABOVE, Word.GAIN, gap=None).endswith("IVLP was not fitted to itself, so there is no ceiling.")
     assert sentence("IVLP", []) == "" and plain_form([]) is None
+    form = dataclasses.replace(some_rows()[1], word=Word.MOST, less_ceiling=GAP)
+    vector = dataclasses.replace(form, student=dataclasses.replace(form.student, words="one vector per layer"))
+    assert sentence("IVLP", [vector]).startswith("One vector per layer has most of the gain of IVLP. Of 100 ")
+    assert "changed, it makes 17 " in sentence("IVLP", [vector])
+
+
+@pytest.mark.parametrize(
+    ("less", "text"),
+    [
+        (GAP, "17 (13 to 22) fewer"),
+        (Estimate(-0.004, -0.02, 0.03), "0 (-3 to 2) fewer"),
+        (Estimate(0.03, -0.01, 0.07), "3 (-1 to 7) more"),
+        (Estimate(-0.2), "20 fewer"),
+    ],
+)
+def test_the_gap_in_words(less: Estimate, text: str) -> None:
+    assert fewer(less) == text
 
 
 def models_of(clip: Clip) -> list[Model]:
@@ -318,6 +360,65 @@ def test_the_rate_is_the_lowest_that_is_tried(best: float, tried: int) -> None:
     assert select_learning_rate(lambda rate: np.nan if rate > 0.004 else 1.0) < 0.004
 
 
+def fitted_to_curve(divergence: Any, most_steps: int, rates: Sequence[float] = (0.02,)) -> tuple[Fit, list[Any]]:
+    """A fit whose student is its number of steps and its rate, and the cycles that it made."""
+    cycles = []
+
+    def cycle(rate: float, steps: int, start: Any) -> Any:
+        cycles.append((rate, steps, start))
+        if rate not in rates:
+            raise ClipbiasError("the loss is nan")
+        return (steps + (start[0] if start else 0), rate)
+
+    return until_plateau(cycle, lambda student: divergence(*student), rate=0.02, most_steps=most_steps), cycles
+
+
+def test_a_fit_ends_at_the_plateau_of_its_curve() -> None:
+    """By hand: of 0.1 + 2 / steps the cycles that end at 40, 120, 280, 600, 1240 have 0.15, 0.117, 0.107, 0.103, …"""
+
+    def curve(steps: int, rate: float) -> float:
+        return 0.1 + 2 / steps
+
+    fit, cycles = fitted_to_curve(curve, 5080)
+    # 0.117 is 22 % below 0.15, and 0.107 is 8 % below 0.117: that is a plateau.
+    assert (fit.student, fit.steps, fit.plateau, fit.learning_rate) == ((280, 0.02), 280, True, 0.02)
+    assert cycles == [
+        (0.02, 40, None),
+        (0.08, 40, None),
+        (0.005, 40, None),
+        (0.02, 80, (40, 0.02)),
+        (0.02, 160, (120, 0.02)),
+    ]
+    fit, _ = fitted_to_curve(curve, 120)
+    assert (fit.steps, fit.plateau) == (120, False)  # the bound came first
+    fit, _ = fitted_to_curve(lambda steps, rate: 2 / steps, 5080)
+    assert (fit.steps, fit.plateau) == (5080, False)
+    # A slow start is no plateau: the second cycle, which lowers nothing, ends no fit; the third starts at the first.
+    fit, cycles = fitted_to_curve(lambda steps, rate: 1.0 if steps == 40 else 2.0 if steps == 120 else 1 / steps, 600)
+    assert (fit.steps, fit.plateau) == (600, False) and cycles[-2][2] == (40, 0.02)
+    # A cycle that raises the divergence ends the fit, and the student before it stays.
+    fit, _ = fitted_to_curve(lambda steps, rate: abs(steps - 120) + 1, 5080)
+    assert (fit.student, fit.steps, fit.plateau) == ((120, 0.02), 280, True)
+
+
+def test_the_rate_of_a_fit_is_searched_in_its_first_cycle() -> None:
+    def curve(steps: int, rate: float) -> float:
+        return abs(np.log(rate / 0.32)) + 1 / steps
+
+    fit, cycles = fitted_to_curve(curve, 120, rates=(0.005, 0.02, 0.08, 0.32, 1.28))
+    assert fit.learning_rate == pytest.approx(0.32) and [steps for _, steps, _ in cycles] == [40] * 5 + [80]
+    with pytest.raises(ClipbiasError, match="the loss is nan"):
+        fitted_to_curve(curve, 120, rates=())
+
+
+@pytest.mark.parametrize("most", [1, 2, 60, 119, 120, 300, 600, 1500])
+def test_each_cycle_is_at_least_twice_as_long(most: int) -> None:
+    lengths = cycle_lengths(most)
+    assert sum(lengths) == most and lengths[0] == (40 if most >= 120 else most)
+    assert all(after >= 2 * before for before, after in itertools.pairwise(lengths))
+    assert all(after == 2 * before for before, after in itertools.pairwise(lengths[:-1]))
+
+
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Equivalent biases that the section measured, for one form alone."""
@@ -351,18 +452,18 @@ def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def test_the_section(
     clip: Clip, tmp_path: Path, measured: list[Any], evaluated: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def one_rate(divergence: Any) -> float:
-        assert np.isfinite(divergence(0.02))
-        return 0.02
+    def one_rate(divergence: Any, *, first: float) -> float:
+        assert np.isfinite(divergence(first))
+        return first
 
-    monkeypatch.setattr(replacement, "select_learning_rate", one_rate)
+    monkeypatch.setattr(students, "select_learning_rate", one_rate)
     models = models_of(clip)[:4]
     test = colour_split(4, 3)
     images = colour_split(5, 0)
     options = StudyOptions(replacement_steps=2)
     study = Study(models, test, options, tmp_path, training=images, unlabelled=images)
     run_study(study, tmp_path, dataset="colours", sections=("replacement",))
-    # Of the teacher and of both students those of the fitted images and those held back, once: the trial is a student.
+    # Of the teacher and of both students those of the fitted images and those held back, once: the trial is the fit.
     assert len(evaluated) == 6 and len(set(evaluated)) == 2
     results = load_results(tmp_path).sections["replacement"]
     assert results is not None
@@ -380,6 +481,7 @@ def test_the_section(
     kind = Task(clip, "bias_by_kind", CLASS_NAMES)
     numbers = [sum(np.prod(leaf.shape) for leaf in task.shapes.values()) for task in (models[1].task, kind)]
     assert [each.numbers for each in found.by_image.students[:2]] == numbers
+    assert [(each.steps, each.plateau) for each in found.by_image.students[:3]] == [(2, False)] * 2 + [(None, None)]
     (method,) = results.methods
     assert method.name == "IVLP" and method.models == ("ivlp",)
     assert (method.gain, method.rows) == compare([found.by_image])
@@ -419,8 +521,8 @@ def test_the_ceiling_reaches_a_teacher_of_its_own_form(clip: Clip, tmp_path: Pat
     models = [models_of(clip)[0], Model("bias", "Bias", Tuned(bias, drawn(bias.shapes, 0.1)), seed=1)]
     images = colour_split(6, 0)
     study = Study(models, colour_split(4, 3), StudyOptions(replacement_steps=60), tmp_path, unlabelled=images)
-    fits = replacement.Fits(study, images, images, study.tuned)
+    fits = replacement.Fits(study, 1)
     zero = Tuned(bias, bias.init(0))
-    (ceiling, fitted), _ = fits.fit(models[1])
+    ceiling, fitted = fits.ceiling(models[1], bias)
     assert ceiling.kind is Origin.CEILING and fitted.task == bias
-    assert ceiling.fitted_divergence < 0.5 * mean_divergence(models[1].tuned, zero, images, fits.context)
+    assert ceiling.fitted_divergence < 0.5 * mean_divergence(models[1].tuned, zero, fits.fitted, fits.context)

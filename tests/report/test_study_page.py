@@ -84,7 +84,8 @@ def test_every_figure_is_drawn(whole):
     for figure in figures.values():  # a page writes a full stop behind a title
         assert figure.title[-1].isalnum() and not re.search(r"[?!.][.]", figure.caption)
     assert list(figures) == [
-        *("reading", "fig1_decomposition", "fig2_text_relevancy", "fig3_vision_relevancy", "relevancy_groups"),
+        *("reading", "rank_curve", "fig1_decomposition", "fig2_text_relevancy", "fig3_vision_relevancy"),
+        "relevancy_groups",
         *("fig4_text_attention", "fig5_vision_attention", "fig6_similarity_ivlp", "fig6_rank_correlation"),
         *("faithfulness", "examples", "verdict"),
     ]

@@ -2,7 +2,6 @@
 
 import dataclasses
 import operator
-import re
 import types
 
 import numpy as np
@@ -22,6 +21,7 @@ from clipbias.report.verdict import (
     reading_figure,
     replacement_figure,
     replacement_message,
+    replacement_table,
     seed_table,
     shown_methods,
     verdict_figure,
@@ -173,6 +173,19 @@ def test_the_table_has_two_vectors_beside_their_ceiling(results):
     assert verdict_table(without, study.methods).columns == list(COLUMNS[:-2])
     seeds = [row[-2:] for row in seed_table(study).body]
     assert seeds == [ivlp, ivlp_below, *bias]  # only the first seed was fitted to
+
+
+def test_the_table_says_how_each_fit_ended(results):
+    study = results["demo/fashion"]
+    (method,) = study.sections["replacement"].methods
+    ends = [(1240, True), (600, False), (None, None)]
+    rows = [
+        dataclasses.replace(row, student=dataclasses.replace(row.student, steps=steps, plateau=plateau))
+        for row, (steps, plateau) in zip(method.rows, ends, strict=False)
+    ]
+    fitted = ReplacementResults({}, (dataclasses.replace(method, rows=tuple(rows)),))
+    table = replacement_table(dataclasses.replace(study, sections={**study.sections, "replacement": fitted}))
+    assert [row[table.columns.index("Steps")] for row in table.rows] == ["1,240", "600 (bound)", "–"]
 
 
 def marks(containers):
@@ -376,18 +389,14 @@ def test_the_message_and_the_caption_have_the_numbers(exchanged):
     figure = replacement_figure(exchanged, ["IVLP"])
     rows = [study.sections["replacement"].methods[0].rows for study in exchanged]
 
-    def span(values):
-        return f"{100 * min(values):.0f} to {100 * max(values):.0f} %"
-
-    shares = span([row[1].share.value for row in rows])
-    moved, best = (span([row[place].moved.value for row in rows]) for place in (1, 0))
-    numbers = re.findall(r"\d+ to \d+ %", figure.caption)
-    assert numbers[:3] == [shares, moved, best]
+    gaps = [-100 * row[1].less_ceiling.value for row in rows]
+    low, high = sorted(round(gap) for gap in gaps)
+    assert low < high and f"two vectors per layer make {low} to {high} fewer than the method itself" in figure.caption
     drawn = figure.numbers[figure.numbers["method"] == "IVLP"]
     of_form = drawn[(drawn["form"] == "kind") | (drawn["kind"] == Origin.CEILING)]
-    without = of_form[of_form["kind"] != Origin.CEILING].assign(value=np.nan)
-    assert re.findall(r"\d+ to \d+ %", replacement_message(without)) == [moved]
-    assert "%" not in replacement_message(of_form.assign(moved_value=np.nan))
+    assert f"make {low} fewer" in replacement_message(of_form.assign(less_ceiling_value=-low))
+    assert "no ceiling" in replacement_message(of_form.assign(less_ceiling_value=np.nan))
+    assert replacement_message(of_form.assign(moved_value=np.nan)) == "No prediction changed."
     with pytest.raises(ClipbiasError, match="nothing was fitted to 'CoOp'; there are IVLP, VPT"):
         replacement_figure(exchanged, ["CoOp"])
     assert replacement_figure([dataclasses.replace(exchanged[0], sections={})]) is None
