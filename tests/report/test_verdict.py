@@ -185,7 +185,7 @@ def test_the_table_says_how_each_fit_ended(results):
     ]
     fitted = ReplacementResults({}, (dataclasses.replace(method, rows=tuple(rows)),))
     table = replacement_table(dataclasses.replace(study, sections={**study.sections, "replacement": fitted}))
-    assert [row[table.columns.index("Steps")] for row in table.rows] == ["1,240", "600 (bound)", "–"]
+    assert [row[table.columns.index("Steps")] for row in table.body] == ["1,240", "600 (bound)", "–"]
 
 
 def marks(containers):
