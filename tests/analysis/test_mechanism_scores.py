@@ -161,6 +161,7 @@ def test_models_are_scored_under_the_rules_that_they_were_trained_under(tmp_path
         ("labels.py", "0.02", "0.03"),
         ("labels.py", "SAME_ORDER", "MOST"),
         ("verdict.py", "MAIN_SHARE", "MOST"),
+        ("causal.py", "spread", "scatter"),
         ("methods.py", '"values"', '"keys"'),
         ("planted.py", "SCALE = 10.0", "SCALE = 11.0"),
         ("train.py", "ROUNDS = 6", "ROUNDS = 7"),

@@ -457,7 +457,18 @@ def test_planted_gains(name):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("family", ["planted_constant", "planted_image", "planted_class", "planted_constant_harms"])
+@pytest.mark.parametrize(
+    "family",
+    [
+        "planted_constant",
+        "planted_image",
+        "planted_class",
+        pytest.param(
+            "planted_constant_harms",
+            marks=pytest.mark.xfail(strict=True, reason="the rule has no lower limit for *nothing*"),
+        ),
+    ],
+)
 def test_planted_prompts_are_explained(family, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "PLANTED_IMAGES", {"train": 16, "val": 200, "test": 300})
     spec = Spec(family, labels.PLANTED, outliers=False, seed=1, strength=1.0)

@@ -45,6 +45,7 @@ from types import MappingProxyType
 
 import numpy as np
 
+from clipbias.analysis import causal, causal_section
 from clipbias.analysis import verdict as package_rule
 from clipbias.analysis.attention import VISION_ATTENTION
 from clipbias.analysis.dataset_sections import RELEVANCY
@@ -309,9 +310,9 @@ def explain(results: StudyResults, key: str) -> dict[str, Answer]:
     return {name: rule(results, key) for name, rule in RULES.items()}
 
 
-# Files with rule, thresholds, labels and recipes.
+# Files with the rule and its numbers, thresholds, labels and recipes.
 FIXED = (
-    Path(package_rule.__file__),
+    *(Path(module.__file__) for module in (package_rule, causal_section, causal)),
     *(Path(__file__).parent / name for name in ("labels.py", "methods.py", "planted.py", "train.py")),
 )
 
