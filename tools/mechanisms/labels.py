@@ -13,9 +13,9 @@ A label is exact by construction, on the two axes of the verdict, which are scor
 
 *What* is added to image tokens:
 
-    nothing         by changes of queries and keys, behind the towers, and by planted prompts whose values are 0
-    the same        constants by layer, token type or position, wherever in a block; and values of planted prompts that
-                    all tokens of a type attend to alike. Beside a constant, a map that every later LayerNorm removes
+    nothing         by changes of queries and keys, and behind the towers
+    the same        constants by layer, token type or position, wherever in a block; and planted prompts that all tokens
+                    of a type attend to alike, whether they have values or take attention alone. Beside a constant, a map that every later LayerNorm removes
                     is the same in effect
     depends         maps of the token whose mean over training images is 0 by layer and token type, exactly, alone or as
                     one half or more of the squared norm; a task in which a constant is right on at most one half of the
@@ -132,7 +132,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "bias_shuffled": Family("bias_by_kind", 0.02, Where.NO_GAIN, task=SHUFFLED),
         "unread": Family(_UNREAD, None, Where.NO_GAIN),  # untrained, so that its biases are 0
         "planted_attention": _planted("attention", Where.ATTENTION, What.NOTHING),
-        "planted_scale": _planted("scale", Where.NOT_ATTENTION, What.NOTHING),
+        "planted_scale": _planted("scale", Where.NOT_ATTENTION, What.SAME),
         "planted_constant": _planted("constant", Where.NOT_ATTENTION, What.SAME),
         "planted_kinds": _planted("kinds", Where.NOT_ATTENTION, What.SAME),
         "planted_image": _planted("image", Where.NOT_ATTENTION, What.DEPENDS),
