@@ -312,7 +312,9 @@ def explain(results: StudyResults, key: str) -> dict[str, Answer]:
 
 # Files with the rule and its numbers, thresholds, labels and recipes.
 FIXED = (
-    *(Path(module.__file__) for module in (package_rule, causal_section, causal)),
+    Path(package_rule.__file__),
+    Path(causal_section.__file__),
+    Path(causal.__file__),
     *(Path(__file__).parent / name for name in ("labels.py", "methods.py", "planted.py", "train.py")),
 )
 
