@@ -147,7 +147,7 @@ class ClassClassifier(Classifier):
     """The computations of a task with `ClassVectors`: a bias for each image."""
 
     def encode_images(self, params: Params, adaptation: Adaptation, images: jax.Array) -> jax.Array:
-        assert isinstance(adaptation, ClassAdaptation)
+        assert isinstance(adaptation, ClassAdaptation), "the method makes it"
         assert adaptation.vision_bias is not None and adaptation.seen is not None
         frozen = unit_length(super().encode_images(params, NOTHING, images))
         weights = jax.nn.softmax(cosine_logits(params, frozen, adaptation.seen))

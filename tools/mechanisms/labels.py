@@ -15,8 +15,8 @@ A label is exact by construction, on the two axes of the verdict, which are scor
 
     nothing         by changes of queries and keys, and behind the towers
     the same        constants by layer, token type or position, wherever in a block; and planted prompts that all tokens
-                    of a type attend to alike, whether they have values or take attention alone. Beside a constant, a map that every later LayerNorm removes
-                    is the same in effect
+                    of a type attend to alike, whether they have values or take attention alone. Beside a constant, a
+                    map that every later LayerNorm removes is the same in effect
     depends         maps of the token whose mean over training images is 0 by layer and token type, exactly, alone or as
                     one half or more of the squared norm; a task in which a constant is right on at most one half of the
                     pictures (`marked` in `train.py`); values of planted prompts that patches attend to by their
