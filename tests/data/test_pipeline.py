@@ -321,34 +321,6 @@ def test_what_is_dropped_is_not_made():
         next(elements)
 
 
-class Late:
-    """An element that is there after so many seconds of a clock of the test's own."""
-
-    def __init__(self, clock, seconds):
-        self._clock = clock
-        self._at = seconds
-
-    def done(self):
-        return self._at <= 0
-
-    def cancel(self):
-        pass
-
-    def result(self):
-        self._clock[0] += max(self._at, 0)
-
-
-def test_waiting_is_what_the_steps_wait_for(monkeypatch):
-    clock = [0.0]
-    monkeypatch.setattr(images.time, "perf_counter", lambda: clock[0])
-    elements = ahead(0, None)
-    elements._elements.extend((Late(clock, seconds), []) for seconds in (5, 1, 0, 2))
-    for work in (100, 3, 3, 0):  # the first one compiles
-        next(elements)
-        clock[0] += work
-    assert elements.seconds_waiting == 8 and elements.waiting_share == pytest.approx(3 / 9)
-
-
 def test_processors_are_those_of_this_process_and_its_container(monkeypatch, tmp_path):
     monkeypatch.setattr(images.os, "sched_getaffinity", lambda pid: set(range(6)), raising=False)
     for text, expected in (("max 100000", 6), ("250000 100000", 3), ("5000 100000", 1), ("9000000 100000", 6), ("", 6)):
