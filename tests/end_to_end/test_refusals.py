@@ -74,8 +74,8 @@ HELPED = [
     ("show --helpfull", ["\n  --config.every_run=False\n      Whether every run of a sweep "]),
     ("table1 --config.shots=4,8 --config.shots=2,16 --config.part=None --help", ['\n  --config.shots="(2, 16)" ']),
     (
-        "table1 --config.methods=vpt,/a/b.py --config.datasets ~/d --config.seeds=1 --config.learning_rate=1 -h",
-        ["('vpt', '/a/b.py')", "('~/d',)", '--config.seeds="(1,)"', "--config.given=\"('learning_rate',)\""],
+        "table1 --config.methods=vpt,/a/b.py --config.datasets ~/d --config.learning_rate=1 --helpfull",
+        ["('vpt', '/a/b.py')", "('~/d',)", "--config.given=\"('learning_rate',)\""],
     ),
 ]
 

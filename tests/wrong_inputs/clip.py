@@ -25,6 +25,7 @@ from tests.wrong_inputs.place import Case, Place, case, pure
 FORMATS = Path(__file__).parents[1] / "data_files" / "formats"
 OPEN_CLIP = "open_clip_model.safetensors"
 CONFIG = "open_clip_config.json"
+TOKENS = "tokenizer.json"
 IMAGES = np.zeros((2, 16, 16, 3), np.float32)
 LEVELS = np.zeros((2, 30, 22, 3), np.uint8)
 IDS = "text_model.embeddings.position_ids"
@@ -123,8 +124,12 @@ CASES: list[Case] = [
         for content in (*NO_OBJECT, '{"model_type": "bert"}', '{"text_config": 3}')
     ),
     *(
-        damaged("holds|has|is a", name, lambda path, make=make: (path.unlink(), make(path)), "open_clip")
-        for name in (OPEN_CLIP, CONFIG, "tokenizer.json")
+        damaged(words, name, lambda path, make=make: (path.unlink(), make(path)), "open_clip")
+        for name, words in (
+            (OPEN_CLIP, "no CLIP weights"),
+            (CONFIG, "no open_clip_config"),
+            (TOKENS, "is a (pipe|folder)"),
+        )
         for make in (os.mkfifo, os.mkdir)
     ),
     chosen(r"config\.json holds a network that .* \(architecture", *("config.json", "model.safetensors")),
