@@ -1,7 +1,6 @@
 """Batches: determinism over workers, hosts and resumption; padding; unreadable images; caching."""
 
 import threading
-from concurrent.futures import CancelledError
 
 import jax
 import numpy as np
@@ -298,27 +297,6 @@ def test_the_first_pieces_error_is_raised_and_the_rest_goes_on():
     assert next(made) == [2, 2, 2]
     with pytest.raises(StopIteration):
         next(made)
-
-
-def test_what_is_dropped_is_not_made():
-    gate = threading.Event()
-    made = []
-
-    def make(number, piece):
-        gate.wait(10)
-        made.append((number, piece))
-
-    elements = ahead(50, make, threads=1)
-    elements._refill()
-    pending = [element for element, _ in elements._elements]
-    elements.close()
-    gate.set()
-    for future in pending:
-        with pytest.raises(CancelledError):
-            future.result(10)
-    assert len(made) <= 1  # what had begun
-    with pytest.raises(StopIteration):
-        next(elements)
 
 
 def test_processors_are_those_of_this_process_and_its_container(monkeypatch, tmp_path):
