@@ -31,17 +31,3 @@ def test_a_command_shows_its_own_settings_a_line_each(command):
     for name, field in known.items():
         first = re.split(r"(?<=[.;]) ", field.help)[0]
         assert summary(field.help, ROOM).startswith(first.removesuffix(";")), f"{name}: shorten the first clause"
-
-
-def test_the_full_help_has_every_word():
-    known = fields_of(settings_type(importlib.import_module("experiments.table1").main))
-    words = " ".join(page("table1", full=True).split())
-    assert all(" ".join(field.help.split()) in words for field in known.values())
-
-
-def test_a_summary_takes_the_clauses_that_fit():
-    text = "Images per class; None takes all. Few are enough."
-    assert summary(text, 80) == text
-    assert summary(text, 40) == "Images per class; None takes all."
-    assert summary(text, 20) == "Images per class."
-    assert summary(text, 10) == "Images …"

@@ -1,7 +1,6 @@
 """`clipbias.explain`: a study from Python, with its page; `TunedModel.relevancy` and `TunedModel.plot`."""
 
 import json
-import re
 from typing import Any
 
 import numpy as np
@@ -45,20 +44,6 @@ def test_a_study_and_its_page(clip, pets, tmp_path):
     predicted = model.with_classes(pets).predict([pets.split("test").image(i) for i in range(len(pets.split("test")))])
     np.testing.assert_array_equal(results.predictions.models["bias"], predicted.labels)
     assert study.labels == {} and "was not tested" in study.sentence
-
-
-@pytest.mark.ci
-def test_each_pass_has_a_bar_that_begins_and_ends(clip, pets, tmp_path, capsys):
-    sections, options = (
-        ("causal", "relevancy", "examples"),
-        clipbias.analysis.StudyOptions(batch_size=4, image_limit=4),
-    )
-    clipbias.explain(tuned(clip, "bias"), pets, tmp_path, sections=sections, options=options)
-    said = capsys.readouterr().err
-    assert "texts and statistics" in said.splitlines()
-    bars = re.findall(r"^(.+ images) (\d+)/(\d+)", said, re.MULTILINE)
-    begun = [title for title, done, _ in bars if done == "0"]
-    assert begun == [title for title, done, total in bars if done == total]
 
 
 def test_what_cannot_be_studied(clip, pets, tmp_path):

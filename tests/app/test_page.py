@@ -108,11 +108,7 @@ def test_what_the_page_does_when_it_is_asked(bench, files, tmp_path):
 
 
 def test_a_picture_is_classified_both_ways(opened, address):
-    """The prediction set stands below the tuned model's probabilities."""
-    column = "document.querySelectorAll('.confidence-set')[3].getBoundingClientRect()"
-    box = f"{SET}.getBoundingClientRect()"
     opened.wait_for(SET, PATIENCE)
-    assert opened.evaluate(f"{box}.left >= {column}.left - 20 && {box}.top > {column}.bottom")
     assert opened.requests
     assert not [url for url in opened.requests if not url.startswith((address, "data:", "blob:"))]
     # gradio's own list of pictures writes this to the console.
@@ -179,8 +175,6 @@ def test_mistakes_are_told_on_the_page(browser, clip, tmp_path):
     browser.wait_for(f"{MAPS}.length == 1", PATIENCE)
     assert browser.evaluate("document.querySelectorAll('img').length") >= 1 + PICTURES
     assert browser.evaluate(f"{NAMES_FIELD}.value").startswith("airplane\napple\n")
-    button = "[...document.querySelectorAll('button')].find(x => x.textContent.trim() == 'Upload a picture')"
-    assert 0 < browser.evaluate(f"{button}.getBoundingClientRect().bottom") <= 800
     before = browser.evaluate(f"{SHARES}.join()")
     browser.evaluate("document.querySelectorAll('.gallery-item')[1].click(); 1")
     browser.wait_for(f"{SHARES}.length == 5 && {SHARES}.join() != {json.dumps(before)}", PATIENCE)
@@ -191,9 +185,3 @@ def test_mistakes_are_told_on_the_page(browser, clip, tmp_path):
     assert "the image broken.png cannot be decoded" in message and "/" not in message
     browser.wait_for(f"{MAPS}.length == 0 && {SHARES}.length == 0", PATIENCE)
     page.close(verbose=False)
-
-
-def test_it_fits_a_phone(browser, address):
-    browser.open(address, width=400, height=850)
-    browser.wait_for(ADAPTER, PATIENCE)
-    assert browser.evaluate("document.documentElement.scrollWidth") <= 400

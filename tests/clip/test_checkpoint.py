@@ -48,10 +48,6 @@ def test_what_is_saved_is_what_was_loaded_bit_for_bit(folder, tmp_path, dtype):
         assert tensor.dtype == second[name].dtype == dtype
         assert tensor.shape == second[name].shape
         assert tensor.tobytes() == second[name].tobytes(), name
-    again = clipbias.load(tmp_path / "again")
-    assert again.fingerprint == clip.fingerprint
-    assert again.config == clip.config
-    np.testing.assert_array_equal(again.tokenize(["a photo of a cat."]), clip.tokenize(["a photo of a cat."]))
 
 
 def test_shards(folder):

@@ -284,8 +284,6 @@ def test_a_model_is_written_back_bit_for_bit(stored, tmp_path):
     assert {str(value.dtype) for value in read_arrays(tmp_path / "flax_model.msgpack").values()} == {stored}
     again = clipbias.load(tmp_path)
     assert again.stored_dtype == stored
-    assert (again.config, again.preprocessing) == (clip.config, clip.preprocessing)
-    assert again.tokenize(["a photo"]).tolist() == clip.tokenize(["a photo"]).tolist()
     jax.tree.map(np.testing.assert_array_equal, again.params, params)
     if stored == "float32":
         theirs, ours = (msgpack_restore((folder / FILE.name).read_bytes()) for folder in (FILE.parent, tmp_path))

@@ -149,13 +149,10 @@ def test_three_steps_equal_the_owners(model, method):
 
 
 @pytest.mark.parametrize(("family", "number"), [(family, 1) for family in FAMILIES])
-def test_what_is_saved_is_the_same_model(model, tmp_path):
+def test_what_is_saved_is_what_the_owners_wrote(model, tmp_path):
     clip = model.clip
     with families.sizes(model.geometry):
         clip.save(tmp_path)
-    again = families.load(tmp_path, model.geometry)
-    assert (again.fingerprint, again.config, again.preprocessing) == (clip.fingerprint, clip.config, clip.preprocessing)
-    np.testing.assert_array_equal(again.tokenize(["A big, big bird"]), clip.tokenize(["A big, big bird"]))
     name = "model.safetensors" if (tmp_path / "model.safetensors").exists() else "open_clip_model.safetensors"
     saved, theirs = (safetensors.numpy.load_file(Path(folder) / name) for folder in (tmp_path, clip.name))
     assert saved.keys() == theirs.keys()

@@ -145,10 +145,7 @@ def test_hugging_face_names_in_a_file(tmp_path, format, file):
 
 
 def test_what_is_saved_is_what_open_clip_wrote(tmp_path):
-    clip = clipbias.load(FORMATS / "open_clip")
-    clip.save(tmp_path, format="open_clip")
-    again = clipbias.load(tmp_path)
-    assert (again.fingerprint, again.config, again.preprocessing) == (clip.fingerprint, clip.config, clip.preprocessing)
+    clipbias.load(FORMATS / "open_clip").save(tmp_path, format="open_clip")
     written, saved = (load_file(folder / WEIGHTS) for folder in (FORMATS / "open_clip", tmp_path))
     assert saved.keys() == written.keys()
     for name, value in written.items():

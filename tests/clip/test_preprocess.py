@@ -15,7 +15,6 @@ from clipbias.clip import ClipConfig, Preprocessing, TextConfig, VisionConfig, e
 from clipbias.clip.encode import preprocess
 from clipbias.clip.preprocess import of_open_clip, preprocessor_json, read_preprocessor
 from clipbias.clip.text import as_tokens
-from clipbias.data.user_images import UserImages, list_images
 from clipbias.training import placement
 
 # What `tools/reference/write_pixels.py` of commit 879c20d8 stored: pixels by those libraries.
@@ -154,16 +153,6 @@ def test_what_open_clip_asks_for_and_cannot_have(wishes):
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (7, 30, 22, 3), dtype=np.uint8)
 TEXTS = ["a cat.", "a dog on the grass.", "x"]
-
-
-def test_grey_and_transparent_pictures():
-    grey = PIXELS[0, ..., 0]
-    for image in (grey, grey[..., None], Image.fromarray(grey)):
-        np.testing.assert_array_equal(np.asarray(UserImages([image]).decoded(0)), grey)
-    clear = np.concatenate([PIXELS[0], np.zeros((30, 22, 1), np.uint8)], -1)
-    np.testing.assert_array_equal(np.asarray(UserImages([clear]).decoded(0)), clear)
-    assert list_images(PIXELS[..., 0])[1] is False and list_images(grey)[1] is True
-    np.testing.assert_array_equal(UserImages(grey[None]).decoded(0), grey)  # one picture, wherever its channel is
 
 
 @pytest.mark.ci

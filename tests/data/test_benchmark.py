@@ -94,17 +94,6 @@ def test_entries_are_complete(entry):
         entry.tfds.path.format(id="1", label="a", split="train")
 
 
-def test_eleven_and_four():
-    assert len(catalog.ELEVEN) == 11 and len(catalog.VARIANTS) == 4
-    assert sum(catalog.ENTRIES[name].classes for name in catalog.ELEVEN) == 2191
-    assert all(len(catalog.ENTRIES[name].sizes) == 3 for name in catalog.ELEVEN)
-    assert all(catalog.ENTRIES[name].sizes.keys() == {"test"} for name in catalog.VARIANTS)
-    random_splits = [catalog.ENTRIES[name] for name in ("food101", "dtd", "eurosat")]
-    for entry in random_splits:  # 50/20/30 exactly, where every class has a round number of images
-        total = sum(entry.sizes.values())
-        assert [10 * entry.sizes[name] for name in ("train", "val", "test")] == [total * 5, total * 2, total * 3]
-
-
 @pytest.mark.parametrize(
     ("dataset", "label", "name"),
     [

@@ -1,7 +1,6 @@
 """Batches: determinism over workers, hosts and resumption; padding; unreadable images; caching."""
 
 import threading
-from concurrent.futures import CancelledError
 
 import jax
 import numpy as np
@@ -298,55 +297,6 @@ def test_the_first_pieces_error_is_raised_and_the_rest_goes_on():
     assert next(made) == [2, 2, 2]
     with pytest.raises(StopIteration):
         next(made)
-
-
-def test_what_is_dropped_is_not_made():
-    gate = threading.Event()
-    made = []
-
-    def make(number, piece):
-        gate.wait(10)
-        made.append((number, piece))
-
-    elements = ahead(50, make, threads=1)
-    elements._refill()
-    pending = [element for element, _ in elements._elements]
-    elements.close()
-    gate.set()
-    for future in pending:
-        with pytest.raises(CancelledError):
-            future.result(10)
-    assert len(made) <= 1  # what had begun
-    with pytest.raises(StopIteration):
-        next(elements)
-
-
-class Late:
-    """An element that is there after so many seconds of a clock of the test's own."""
-
-    def __init__(self, clock, seconds):
-        self._clock = clock
-        self._at = seconds
-
-    def done(self):
-        return self._at <= 0
-
-    def cancel(self):
-        pass
-
-    def result(self):
-        self._clock[0] += max(self._at, 0)
-
-
-def test_waiting_is_what_the_steps_wait_for(monkeypatch):
-    clock = [0.0]
-    monkeypatch.setattr(images.time, "perf_counter", lambda: clock[0])
-    elements = ahead(0, None)
-    elements._elements.extend((Late(clock, seconds), []) for seconds in (5, 1, 0, 2))
-    for work in (100, 3, 3, 0):  # the first one compiles
-        next(elements)
-        clock[0] += work
-    assert elements.seconds_waiting == 8 and elements.waiting_share == pytest.approx(3 / 9)
 
 
 def test_processors_are_those_of_this_process_and_its_container(monkeypatch, tmp_path):

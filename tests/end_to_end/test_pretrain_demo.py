@@ -12,8 +12,7 @@ import pytest
 from absl.testing import flagsaver
 
 import clipbias
-from clipbias.clip import checkpoint, init_params
-from clipbias.clip.vision import encode_image
+from clipbias.clip import checkpoint
 from clipbias.data import demo
 from tools import pretrain_demo
 from tools.demo import corpus, icons, vocabulary
@@ -80,30 +79,6 @@ def test_equal_captions_of_other_images_count_for_nothing_in_siglips_loss():
         expected += np.log(1 + np.exp(-logits[i, j] if i == j else logits[i, j])) / 3
     value = jax.jit(pretrain_demo.sigmoid_loss)(image_features, text_features, ids, np.log(np.float32(4)), -2.0)
     assert float(value) == pytest.approx(expected, rel=1e-5)
-
-
-@pytest.mark.ci
-def test_a_deeper_model_starts_from_repeated_blocks():
-    """Where blocks add constants, three blocks that each add a third of a block's are that block."""
-    shallow, deep = (pretrain_demo.model_config(16, layers) for layers in (2, 6))
-    params = init_params(shallow, jax.random.key(0))
-    draw = np.random.default_rng(0)
-    for tower in ("vision", "text"):
-        for kernel in ("out", "fc2"):
-            of_kernel = params[tower]["layers"][kernel]
-            of_kernel["bias"] = draw.normal(size=of_kernel["bias"].shape).astype(np.float32)
-    started = pretrain_demo.started_from(params, init_params(deep, jax.random.key(1)))
-    for tower in ("vision", "text"):
-        layers = started[tower]["layers"]
-        for kernel, parts in (("qkv", 1), ("fc1", 1), ("out", 3), ("fc2", 3)):
-            expected = [params[tower]["layers"][kernel]["kernel"][block] / parts for block in (0, 0, 0, 1, 1, 1)]
-            np.testing.assert_allclose(layers[kernel]["kernel"], expected, rtol=1e-6)
-        for towers in (params, started):
-            for kernel in ("out", "fc2"):
-                towers[tower]["layers"][kernel]["kernel"] *= 0
-    images = draw.normal(size=(2, 48, 48, 3)).astype(np.float32)
-    features = [encode_image(*model, images)[0] for model in ((params, shallow), (started, deep))]
-    np.testing.assert_allclose(*features, atol=1e-5)
 
 
 @pytest.mark.ci

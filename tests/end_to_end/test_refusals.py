@@ -66,40 +66,16 @@ REFUSED = [
 ]
 HELPED = [
     ("", ["  table1         Trains methods x datasets"]),
-    (
-        "predict --help",
-        [
-            "\n  --config.top=5                        How many classes are shown.\n",
-            "    clipbias predict --config.images=photos --config.adapters=workdir/digits --config.relevancy",
-        ],
-    ),
+    ("predict --help", ["\n  --config.top=5   ", "    clipbias predict --config.images=photos "]),
     (  # the file after a setting that is its own
         "train --config.method_options.depth=7 --config.epochs=3 --config configs/train.py:ivlp --config.epochs=2 -h",
         ["==== ivlp ", "\n  --config.epochs=2 ", "\n  --config.method_options.depth=7 "],
     ),
+    ("show --helpfull", ["\n  --config.every_run=False\n      Whether every run of a sweep "]),
+    ("table1 --config.shots=4,8 --config.shots=2,16 --config.part=None --help", ['\n  --config.shots="(2, 16)" ']),
     (
-        "show --helpfull",
-        ["\n  --config.every_run=False\n      Whether every run of a sweep and every model of a study is listed.\n"],
-    ),
-    (
-        "table1 --config.datasets=dtd,eurosat --config.shots=4,8 --config.shots=2,16 --config.part=None --help",
-        ["\n  --config.datasets=\"('dtd', 'eurosat')\" ", '\n  --config.shots="(2, 16)" '],
-    ),
-    (
-        "table1 --config.learning_rate=0.01 --config.rates_file=None --config.learning_rate 0.02 --helpfull",
-        [
-            "\n  --config.learning_rate=0.02\n",
-            "\n  --config.rates_file=None\n",
-            "--config.given=\"('learning_rate',)\"",
-        ],
-    ),
-    (
-        "table1 --config.methods=vpt,/a/b.py,../c.py --config.datasets ~/d,folder --config.seeds=1 --helpfull",
-        [
-            "--config.methods=\"('vpt', '/a/b.py', '../c.py')\"",
-            "--config.datasets=\"('~/d', 'folder')\"",
-            '--config.seeds="(1,)"',
-        ],
+        "table1 --config.methods=vpt,/a/b.py --config.datasets ~/d --config.learning_rate=1 --helpfull",
+        ["('vpt', '/a/b.py')", "('~/d',)", "--config.given=\"('learning_rate',)\""],
     ),
 ]
 
@@ -131,10 +107,7 @@ def test_corrupt_image_is_named_or_skipped_and_few_images_are_all_used(model, pi
 @pytest.mark.ci
 def test_an_adapter_of_another_model(trained, tmp_path):
     folder, _, output = trained
-    # The start is one line; the whole configuration is in the folder, whose name it has.
-    places = f"everything is written to {folder}, the settings to config.json there"
-    assert output.startswith(f"train: {places}; loading the model\n")
-    assert "learning_rate" not in output
+    assert str(folder) in output.splitlines()[0]
     assert json.loads((folder / "config.json").read_text())["workdir"] == str(folder)
     adapter = str(folder / "adapter.safetensors")
     printed, _ = binaries.succeed_here(evaluate, {"adapters": adapter}, tmp_path / "e")

@@ -201,21 +201,6 @@ def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, An
     return binaries.results(folder)
 
 
-@pytest.mark.ci
-def test_a_stopped_run(model, trained, tmp_path):
-    """Of `train`; that a sweep continues to the same rows is found in `tests/training/test_rows.py` too."""
-    before = signal.getsignal(signal.SIGTERM)
-    settings = binaries.SHORT_RUN | {"model": str(model)}
-    with helpers.signal_at(loop, "train_step", 2):
-        status, output = binaries.answer_here(train, settings, tmp_path)
-    assert status == 143 and "stopped at step 2 of 5" in output
-    assert signal.getsignal(signal.SIGTERM) == before
-    assert not list(tmp_path.rglob(f"{PART}*"))
-    assert json.loads((tmp_path / "state.json").read_text())["state"] == "interrupted"
-    binaries.succeed_here(train, settings, tmp_path)
-    assert binaries.results(tmp_path) == binaries.results(trained[0]) != {}
-
-
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("where", "name", "call", "number", "status", "sentence"),

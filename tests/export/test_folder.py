@@ -71,9 +71,7 @@ def read_head(folder):
     ("method", "options", "templates"),
     [
         ("zero_shot", {"templates": ("a {}.", "the {}.")}, ["a {}.", "the {}."]),
-        pytest.param("coop", {}, ["a photo of a {}."], marks=pytest.mark.long),
         ("coop", {"class_specific": True, "tokens": 2, "position": "front"}, ["X X {}."]),
-        pytest.param("taskres", {}, ["a {} of a pet."], marks=pytest.mark.long),
         ("own.py", {}, ["a photo of a {}."]),
     ],
 )

@@ -20,6 +20,7 @@ from clipbias.clip.checkpoint import OTHER_FORMATS
 from clipbias.data import Dataset
 from clipbias.data.user_images import image_list
 from clipbias.errors import ClipbiasError
+from clipbias.io import PART
 from clipbias.training import loop
 from clipbias.training.predictor import evaluate as evaluate_task
 from clipbias.tuning.method import CONSTANTS, FeatureMethod
@@ -243,7 +244,8 @@ def _(case: Case, folder: Path) -> None:
     binaries.succeed_here(train, settings, folder / "whole")
     with helpers.signal_at(loop, "train_step", 2):
         status, _ = binaries.answer_here(train, settings, folder / "stopped")
-    assert status == 143
+    assert status == 143 and not list((folder / "stopped").rglob(f"{PART}*"))
+    assert json.loads((folder / "stopped" / "state.json").read_text())["state"] == "interrupted"
     binaries.succeed_here(train, settings, folder / "stopped")
     assert binaries.results(folder / "stopped") == binaries.results(folder / "whole") != {}
 

@@ -271,6 +271,25 @@ def _(case: Case, folder: Path) -> None:
     np.testing.assert_array_equal(evaluated(case).predicted, answer(case).argmax(-1))
 
 
+# Methods without a map, and why.
+NO_MAP = (
+    "learned anew from crops of each test image",
+    "features of patches",
+    "several passes",
+    "Tokens are inserted inside the towers",
+)
+
+
+@relation("Relevancy explains the logits that the model predicts.", over=(), quick=1, ci=12, refusals=NO_MAP)
+def _(case: Case, folder: Path) -> None:
+    model = case.model
+    every_class = np.tile(np.arange(3), (2, 1))
+    images = model.clip.preprocess(PICTURES[:2])
+    maps = clipbias.relevancy(model.task, model.clip.params, model.learnables, images, every_class)
+    close(maps.scores, answer(case)[:2], 1e-4)
+    assert np.isfinite(maps.vision).all() and np.isfinite(maps.text).all()
+
+
 @relation("A model that was asked before says the same when it is asked again.", over=(), quick=3)
 def _(case: Case, folder: Path) -> None:
     same(logits(case.model), answer(case))

@@ -275,26 +275,6 @@ def test_filters_and_orders(opened, explored):
         assert listing == sorted(listing, key=lambda i: (measure(images[i]), i)) != list(range(len(images)))
 
 
-def test_maps_are_painted_as_the_static_figures_are(opened, explored):
-    """The hottest patch's middle has the colour that its value and the picture beneath it make."""
-    opened.wait_for("document.querySelector('canvas').ariaBusy === 'false'")
-    pair = Expected(explored).pair(0, explored.predictions.labels[explored.sections["explore"].images[0]])
-    heat = explored.sections["explore"].models["ivlp"].relevancy[pair]
-    hottest = int(heat.argmax())
-    side = 224 // GRID
-    place = [(hottest % GRID) * side + side // 2, (hottest // GRID) * side + side // 2]
-    rgba = opened.evaluate(
-        f"[...document.querySelector('canvas').getContext('2d').getImageData({place[0]}, {place[1]}, 1, 1).data]"
-    )
-    picture = explored.sections["explore"].pictures[0].astype(float).mean(-1)
-    grey = picture[place[1] * 32 // 224, place[0] * 32 // 224]
-    from matplotlib import colormaps
-
-    value = 1 - 0.5 / side  # between the middles of pixels
-    colour = 255 * np.asarray(colormaps["inferno"](value)[:3])
-    np.testing.assert_allclose(rgba[:3], 0.25 * grey + 0.75 * colour, atol=6)
-
-
 def test_without_scripts_a_sentence_says_so(browser, page):
     browser.open(page, scripts=False)
     root = browser.call("DOM.getDocument")["root"]["nodeId"]

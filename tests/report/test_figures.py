@@ -17,7 +17,7 @@ from clipbias.analysis.attention import AttentionVariant
 from clipbias.analysis.dataset_sections import GROUPS
 from clipbias.analysis.faithfulness import MAPS
 from clipbias.report import study_figures, style
-from clipbias.report.overlay import Overlay, heat_map, overlay_figure, overlay_rows
+from clipbias.report.overlay import Overlay, heat_map, overlay_figure
 from tests.report.synthetic import synthetic_results
 
 TEXT = ("SOS", "prompts", "words", "category", "“.”", "EOS")
@@ -426,15 +426,6 @@ def test_words_are_darker_the_more_relevant_and_sos_does_not_set_the_scale():
     words = ("SOS", *(f"word{index}" for index in range(12)))
     texts = overlay_figure(IMAGE, [overlay(tokens=words, text=(1,) * 13)]).axes[3].texts
     assert len({text.get_position()[1] for text in texts}) > 1  # long texts go on in a second line
-
-
-def test_pictures_one_below_the_other_each_have_their_overlay():
-    figure = overlay_rows([IMAGE, 255 - IMAGE], [overlay(), overlay(title="Bias", tokens=(), text=None)])
-    first, heat, _, words, second, other, _, nothing = figure.axes[:8]
-    for axes, image in ((first, IMAGE), (second, 255 - IMAGE)):
-        np.testing.assert_array_equal(axes.images[0].get_array(), image)
-    assert (heat.get_title(), other.get_title()) == ("IVLP", "Bias")
-    assert (len(words.texts), len(nothing.texts)) == (4, 0)
 
 
 def test_dollar_signs_are_no_mathematics(tmp_path):

@@ -82,12 +82,6 @@ def test_the_picture_shows_shares_of_the_true_class_and_holds_every_pair(answers
     assert [label.get_text() for label in figure.figure.axes[0].get_yticklabels()] == NAMES
 
 
-def test_names_of_many_classes_are_not_drawn():
-    answers = Answers(np.array([0]), np.array([70]), [f"class {number}" for number in range(90)])
-    axes = confusion_figure(answers, "x").figure.axes[0]
-    assert not any("class" in label.get_text() for label in axes.get_yticklabels())
-
-
 def test_files_hold_every_answer(answers, tmp_path):
     images = [f"{number}.png" for number in range(40)]
     write_answers(tmp_path, images, answers, "IVLP on pets")

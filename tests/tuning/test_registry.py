@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from clipbias.data import Dataset, Split
-from clipbias.errors import ClipbiasError
 from clipbias.report import read_sweep, render_tables
 from clipbias.report.names import method_name, ordered_methods
 from clipbias.report.style import method_look
@@ -128,39 +127,6 @@ def test_the_name_of_a_method():
     assert make_method("ivlp_matched", depth=2) == IVLP(text_tokens=1, vision_tokens=1, depth=2)
     assert name_of(make_method("ivlp", text_tokens=1, vision_tokens=1, depth=3)) == "ivlp_matched"
     assert name_of(make_method("tests.own_methods:Cache")) == "tests.own_methods:Cache"
-
-
-SHARED = """
-import dataclasses
-import jax.numpy as jnp
-from clipbias.tuning import Adaptation, Method
-
-@dataclasses.dataclass(frozen=True)
-class Shared(Method):
-    tokens: int = 2
-    def init(self, rng, clip, class_names):
-        return {"vision_prompts": jnp.zeros((self.tokens, clip.config.vision.width))}
-    def adapt(self, learnables):
-        prompts = learnables["vision_prompts"]
-        shape = self.clip_config.vision.layers, *prompts.shape
-        return Adaptation(vision_prompts=jnp.broadcast_to(prompts, shape))
-"""
-
-
-def test_prompts_that_all_layers_share_are_deep_prompts_with_equal_rows(clip, tmp_path):
-    path = tmp_path / "shared.py"
-    path.write_text(SHARED)
-    shared, deep = Task(clip, str(path), ("cat", "dog")), Task(clip, "vpt", ("cat", "dog"), tokens=2)
-    assert shared.method == make_method(str(path))
-    prompts = np.random.default_rng(0).normal(size=(2, clip.config.vision.width)).astype(np.float32)
-    rows = np.stack([prompts] * clip.config.vision.layers)
-    images = np.random.default_rng(1).normal(size=(2, *[clip.config.vision.image_size] * 2, 3)).astype(np.float32)
-    np.testing.assert_array_equal(
-        shared.logits(clip.params, {"vision_prompts": prompts}, images),
-        deep.logits(clip.params, {"vision_prompts": rows}, images),
-    )
-    with pytest.raises(ClipbiasError, match="Task"):
-        make_method(str(path)).adapt({"vision_prompts": prompts})
 
 
 def test_methods_without_a_training_use_no_images():

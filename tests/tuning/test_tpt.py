@@ -14,7 +14,7 @@ from clipbias.data.pipeline import test_batches as evaluated
 from clipbias.data.transforms import Resizing
 from clipbias.training import placement
 from clipbias.training.evaluator import Budget, Evaluator
-from clipbias.training.forward import EvalInputs, EvalStatic, images_per_step, make_evaluation
+from clipbias.training.forward import EvalInputs, EvalStatic
 from clipbias.tuning import Task, make_method
 from tests.data.pictures import encoded, picture
 from tests.reference import methods, prompts
@@ -91,25 +91,6 @@ def test_tuned_contexts_and_logits_equal_numpy(pair, start, views):
     # Every image starts anew: alone, or in another order, its logits are the same.
     again = np.asarray(compute(clip.params, start, normal[::-1]))[::-1]
     np.testing.assert_allclose(again, logits, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.long
-def test_evaluation_of_runs_and_devices_is_that_of_single_images(pair, start, views):
-    """Two runs side by side over two devices, of which the second run has another start."""
-    clip, reference = pair
-    _, images = views
-    task = Task(clip, "tpt", CLASS_NAMES, **OPTIONS)
-    best = prompts.tpt_logits(reference, CLASS_NAMES, start, images, **RULE).argmax(-1)
-    split = Split(tuple("abcd"), best, lambda index: encoded(picture(index)))
-    mesh = placement.make_mesh(data=2, devices=jax.devices()[:2])
-    other = jax.tree.map(lambda leaf: -leaf, start)
-    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), start, other)
-    static, inputs = make_evaluation(task, placement.replicate(mesh, clip.params), stacked, runs=2, mesh=mesh)
-    scores = Evaluator(split, mesh=mesh, batch_size=24).evaluate(static, inputs).scores
-    second = prompts.tpt_logits(reference, CLASS_NAMES, other, images, **RULE).argmax(-1)
-    assert [score["correct"] for score in scores] == [COUNT, int((second == best).sum())] and (second != best).any()
-    assert images_per_step(24, CROPS, placement.single_device()) == 2
-    assert images_per_step(1, CROPS, placement.make_mesh(data=2, devices=jax.devices()[:2])) == 2
 
 
 def test_features_of_views_are_computed_once(pair, start, monkeypatch):

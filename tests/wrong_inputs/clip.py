@@ -25,6 +25,7 @@ from tests.wrong_inputs.place import Case, Place, case, pure
 FORMATS = Path(__file__).parents[1] / "data_files" / "formats"
 OPEN_CLIP = "open_clip_model.safetensors"
 CONFIG = "open_clip_config.json"
+TOKENS = "tokenizer.json"
 IMAGES = np.zeros((2, 16, 16, 3), np.float32)
 LEVELS = np.zeros((2, 30, 22, 3), np.uint8)
 IDS = "text_model.embeddings.position_ids"
@@ -123,20 +124,19 @@ CASES: list[Case] = [
         for content in (*NO_OBJECT, '{"model_type": "bert"}', '{"text_config": 3}')
     ),
     *(
-        damaged("holds|has|is a", name, lambda path, make=make: (path.unlink(), make(path)), "open_clip")
-        for name in (OPEN_CLIP, CONFIG, "tokenizer.json")
+        damaged(words, name, lambda path, make=make: (path.unlink(), make(path)), "open_clip")
+        for name, words in (
+            (OPEN_CLIP, "no CLIP weights"),
+            (CONFIG, "no open_clip_config"),
+            (TOKENS, "is a (pipe|folder)"),
+        )
         for make in (os.mkfifo, os.mkdir)
     ),
-    chosen(
-        r"config\.json holds a network that .* \(architecture 'vit_base_patch16_clip_224'\); CLIP with two",
-        *("config.json", "model.safetensors"),
-    ),
+    chosen(r"config\.json holds a network that .* \(architecture", *("config.json", "model.safetensors")),
     ("it holds nothing", lambda place: choose(place.tmp_path / "none")),
     # Other networks, by open_clip's configuration.
     open_clip(r"\(init_logit_bias = -10\)", "", init_logit_bias=-10),
-    open_clip(
-        "asks for images of 16 pixels in a tower for 224", "vision_cfg", timm_model_name="vit_base_patch16_siglip_224"
-    ),
+    open_clip("asks for images of 16 pixels in a tower", "vision_cfg", timm_model_name="vit_base_patch16_siglip_224"),
     open_clip(r"timm_model_name = 'a_new_tower'", "vision_cfg", timm_model_name="a_new_tower"),
     open_clip(r"vision_cfg\.pool_type = 'avg'", "vision_cfg", pool_type="avg"),
     open_clip("not square", "vision_cfg", image_size=[16, 32]),
@@ -163,9 +163,7 @@ CASES: list[Case] = [
     ),
     # Images, texts, labels, types.
     preprocessed("cannot read the image .*nowhere.png", "nowhere.png"),
-    preprocessed(
-        "https://example.org/a//b.png is an address of the web; .*give the path", "https://example.org/a//b.png"
-    ),
+    preprocessed("/a//b.png is an address of the web; .*give the path", "https://example.org/a//b.png"),
     preprocessed("the images are 5; give a path, a PIL image", 5),
     preprocessed(r"image 0 holds float64 numbers; .* of levels from 0 to 1 \(255 \* image\)", np.zeros((4, 4, 3))),
     preprocessed(r"of a tensor image\.clip\(0, 255\)\.round\(\)\.byte\(\)", np.full((4, 4, 3), 200, np.float32)),
@@ -188,9 +186,5 @@ CASES: list[Case] = [
     *(bias("text", *shape) for shape in ((3, 3, 16), (3, 15), (2, 2, 16), (1, 3, 16))),
     weights("'layers/fc3/bias', which is no weight", fc3={"bias": np.zeros(3)}),
     weights("expected [3, 3, 24, r", qkv=PAIR),
-    folded(
-        "only biases and other changes of weights fold",
-        vision_bias=np.ones((3, 24)),
-        vision_prompts=np.ones((3, 1, 24)),
-    ),
+    folded("only biases and other changes of", vision_bias=np.ones((3, 24)), vision_prompts=np.ones((3, 1, 24))),
 ]

@@ -159,27 +159,17 @@ CASES: list[Case] = [
     bound("'ivlp' has nothing to learn with these options", ("cat",), "ivlp", text_tokens=0, vision_tokens=0),
     # Classes and their texts.
     bound("no class names", ()),
-    bound(
-        "the method is .*ZeroShot.*; give its name, or an object of its class", ("cat",), type(make_method("zero_shot"))
-    ),
+    bound("the method is .*ZeroShot.*; give its name, or an object of its", ("cat",), type(make_method("zero_shot"))),
     bound("class_names is 'cat'; give a list of names", "cat"),
     bound("class_names is {'cat'}; give a list of names", {"cat"}),  # whose order differs between processes
     bound("reads the class names 'big cat' and 'big_cat' as the same text", ("big cat", "dog", "big_cat")),
     bound("reads the class names 'cat' and 'Cat' as the same text", ("cat", "Cat")),
     bound("the class name 'cat' occurs 2 times; give each class a name of its own", ("cat", "dog", "cat")),
     bound("must contain '{}' exactly once", ("cat",), template="no place"),
-    bound(
-        "give them or texts of your own, not both", ("a dog",), free_text=True, descriptions={"a dog": ["It barks."]}
-    ),
-    bound(
-        "the classes 'cat' and 'dog' have the same descriptions",
-        ("cat", "dog"),
-        descriptions={"cat": ["a pet"], "dog": ["a pet"]},
-    ),
+    bound("or texts of your own, not both", ("a dog",), free_text=True, descriptions={"a dog": ["It barks."]}),
+    bound("'cat' and 'dog' have the same des", ("cat", "dog"), descriptions={"cat": ["a pet"], "dog": ["a pet"]}),
     bound("the class name 5 is not a string", ("a dog", 5), free_text=True),
-    bound(
-        "blocks 4 to 3 are to be tuned, and the vision tower has blocks 1 to 3", ("cat",), "clip_lora", first_block=4
-    ),
+    bound("blocks 4 to 3 are to be tuned, and the vision tower has blocks 1 to", ("cat",), "clip_lora", first_block=4),
     described(rf"{NAMED}not valid JSON", "{"),
     described(rf"{NAMED}have no texts for the class 'maine_coon'", '{"cat": ["a"], "dog": ["a"]}'),
     described(rf"{NAMED}tokens for the class 'cat'", json.dumps({"cat": ["photo " * 100], "maine coon": ["a"]})),
@@ -220,12 +210,7 @@ CASES: list[Case] = [
         "tcp",
         lambda x: {"text_class_prompts": x.text_class_prompts[:1]},
     ),
-    adapted(
-        r"text_adapters have 'down' of shapes \(2, 24, 32\)",
-        "text",
-        "mma",
-        lambda x: {"text_adapters": x.vision_adapters},
-    ),
+    adapted(r"text_adapters have 'down' of shapes", "text", "mma", lambda x: {"text_adapters": x.vision_adapters}),
     adapted(r"layers/qkv/rate of shape \(2,\); expected \(3,\)", "text", "clip_lora", fewer_rates),
     # Files of adapters.
     ("no adapter file", lambda place: read_adapter(place.tmp_path / "none")),
@@ -267,8 +252,5 @@ CASES: list[Case] = [
         "learned something for each class and cannot be used with other classes",
         lambda place: place.tuned("taskres").with_classes(("a dog.",), free_text=True),
     ),
-    (
-        "was trained on .* and does not fit .*open_clip.*; load its own base model",
-        lambda place: read_adapter(place.adapter()).bind(clipbias.load(OPEN_CLIP)),
-    ),
+    ("does not fit .*; load its own base", lambda place: read_adapter(place.adapter()).bind(clipbias.load(OPEN_CLIP))),
 ]
