@@ -89,7 +89,7 @@ class StudyOptions:
         "leaves replacements out.",
     )
     rank_curve: bool = setting(
-        False, "Whether to fit linear maps of rising rank too, beside two vectors per layer: eight fits per adapter."
+        False, "Whether to fit maps of rising rank beside two vectors per layer; eight fits per adapter."
     )
     on_image_error: OnImageError = setting_of(ImageReading, "on_image_error")
     workers: WorkerCount | None = setting_of(ImageReading, "workers", no_effect="threads that read images")
