@@ -24,7 +24,7 @@ pytestmark = pytest.mark.ci
 
 CLASS_NAMES = ("cat", "maine_coon", "golden retriever")
 TEMPLATE = "a centered satellite photo of {}."
-# Zero-shot with the dataset's template is right about images 4 and 6, with the paper's text wrong: the groups follow the
+# Zero-shot with the dataset's template is right about images 4 and 6, with the paper's text wrong: groups follow the
 # text of the maps. `test_groups_follow_the_text_of_the_maps` has their definition.
 LABELS = np.array([2, 0, 2, 2, 2, 1, 2, 2, 1])
 GROUPS = {"corrected": [0, 4, 6, 8], "both_right": [2], "all": [0, 2, 4, 6, 8]}
