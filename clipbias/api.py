@@ -332,7 +332,10 @@ def _classes(
     if images is None:
         raise ClipbiasError("there are neither images nor class names; give a dataset, or pictures and their labels.")
     if isinstance(images, Split):
-        raise ClipbiasError("a split has no class names; give class_names=dataset.")
+        raise ClipbiasError(
+            "a split has images and labels, but no template and no texts of its classes; give "
+            "class_names=dataset, the dataset of this split, or the names of its classes."
+        )
     if labels is None:
         raise ClipbiasError("there are images without labels; give a dataset, or labels of the images.")
     return names_of_labels(labels)

@@ -1,5 +1,6 @@
 """The code of docs/extend.md works as it stands there."""
 
+import ast
 import json
 import re
 import sys
@@ -13,16 +14,28 @@ from PIL import Image
 import clipbias
 from clipbias import analysis, data, report
 from clipbias.analysis import load_results
+from clipbias.analysis.results import Missing
 from clipbias.analysis.sections import all_sections
 from clipbias.clip import encode_image
 from clipbias.data import catalog
+from clipbias.errors import ClipbiasError
 from clipbias.report.drawings import all_drawings
+from tests.data import test_benchmark
 from tests.documents import ROOT
 
 PAGE = (ROOT / "docs" / "extend.md").read_text("utf-8")
 FILES = dict(re.findall(r"`(\w[\w/]+\.py)`[^`]*\n```python\n(.*?)```", PAGE.replace("`place`", "place"), re.DOTALL))
 PIXELS = np.random.default_rng(2).integers(0, 256, (9, 20, 16, 3), dtype=np.uint8)
 CLASS_NAMES = ("cat", "dog", "bird")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_argument_and_answer_has_a_type(name):
+    """As mypy asks of the package."""
+    for function in ast.walk(ast.parse(FILES[name])):
+        if isinstance(function, ast.FunctionDef):
+            untyped = [each.arg for each in function.args.args if each.arg != "self" and each.annotation is None]
+            assert not untyped and function.returns is not None, function.name
 
 
 @pytest.fixture
@@ -66,6 +79,17 @@ def test_a_section_is_computed_stored_and_shown(clip, section, tmp_path):
     assert (study.page.parent / "figures" / "to_cls.csv").is_file()
 
 
+@pytest.mark.ci
+def test_a_tower_without_cls_has_a_reason(section, tmp_path):
+    task = clipbias.Task(clipbias.load("demo-siglip"), "vpt", CLASS_NAMES)
+    pets = data.from_arrays(PIXELS, np.arange(9) % 3, CLASS_NAMES)
+    model = clipbias.TunedModel(task, task.init())
+    study = clipbias.explain(model, pets, tmp_path / "why", sections=[section], progress=False)
+    stored = load_results(tmp_path / "why").sections[section]
+    assert set(stored) == {"zero_shot", "vpt"} and all(isinstance(each, Missing) for each in stored.values())
+    assert "The image tower has no [cls] token." in study.page.read_text("utf-8")
+
+
 def test_prompts_of_all_layers_are_those_of_each(clip, tmp_path):
     path = tmp_path / "shared_prompts.py"
     path.write_text(FILES["shared_prompts.py"])
@@ -80,6 +104,8 @@ def test_prompts_of_all_layers_are_those_of_each(clip, tmp_path):
         for task, of_task in ((shared, learnables), (each, {"vision_prompts": prompts}))
     ]
     np.testing.assert_allclose(*alike, rtol=1e-5)
+    with pytest.raises(ClipbiasError, match=r"'tokens' of method .* is 0; it must be a whole number from 1"):
+        clipbias.Task(clip, str(path), CLASS_NAMES, tokens=0)
 
 
 def test_an_entry_is_a_dataset(tmp_path, monkeypatch):
@@ -87,6 +113,12 @@ def test_an_entry_is_a_dataset(tmp_path, monkeypatch):
     ((name, fields),) = tomllib.loads(text).items()
     classes, sizes = fields["classes"], fields["sizes"]
     entry = catalog._read(name, fields)
+    # The list of datasets with the name, as the page says.
+    listed = tmp_path / "docs" / "datasets.md"
+    listed.parent.mkdir()
+    listed.write_text((ROOT / "docs" / "datasets.md").read_text("utf-8") + f"`{name}`")
+    monkeypatch.setattr(test_benchmark, "ROOT", tmp_path)
+    test_benchmark.test_entries_are_complete(entry)
     monkeypatch.setattr(catalog, "ENTRIES", {**catalog.ENTRIES, name: entry})
     images = tmp_path / entry.folder / "images"
     images.mkdir(parents=True)

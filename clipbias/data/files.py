@@ -77,7 +77,7 @@ def image_files(folder: Path) -> tuple[list[str], list[str]]:
             "%s: %d pictures are left out, since their names are not UTF-8 (%s): rename them.",
             folder,
             len(nameless),
-            _examples([repr(name) for name in nameless]),
+            examples([repr(name) for name in nameless]),
         )
     return readable, sorted(others)
 
@@ -101,12 +101,13 @@ def warn_of_others(place: Path, others: Sequence[str]) -> None:
             "%s: %d pictures are left out, since their format is not read (%s): %s.",
             place,
             len(others),
-            _examples(others),
+            examples(others),
             describe_others(others),
         )
 
 
-def _examples(names: Sequence[str]) -> str:
+def examples(names: Sequence[str]) -> str:
+    """Returns the first names of a list, for a message."""
     return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
 
 

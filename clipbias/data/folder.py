@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import io
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeGuard
@@ -20,8 +21,9 @@ from clipbias.constants import DEFAULT_TEMPLATE
 from clipbias.data import files
 from clipbias.data.dataset import Dataset, Split, check_told_apart
 from clipbias.data.user_images import is_missing
-from clipbias.errors import ClipbiasError, UnreadableImage
+from clipbias.errors import ClipbiasError, ClipbiasWarning, UnreadableImage
 from clipbias.io import data_path, parse_json, read_text, reason
+from clipbias.sentences import counted
 
 # Common names of the splits' folders.
 SPLIT_FOLDERS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
@@ -38,19 +40,7 @@ def load(data_dir: str | os.PathLike | None, *, template: str | None = None) -> 
     of the same text, and images outside of this layout.
     """
     root = files.existing_folder(data_dir, needed_for="dataset folder")
-    roots = {}
-    present = files.sub_folders(root)
-    for split_name, candidates in SPLIT_FOLDERS.items():
-        # "Train" may also be a class, such as in pictures of vehicles: it is a split if it has folders.
-        folders = [root / name for name in present if name.lower() in candidates]
-        folders = [place for place in folders if place.name in candidates or files.sub_folders(place)]
-        if len(folders) > 1:
-            raise ClipbiasError(
-                f"{root} has {folders[0].name}/ and {folders[1].name}/, which both hold {split_name} images; merge or "
-                "remove one."
-            )
-        if folders:
-            roots[split_name] = folders[0]
+    roots = _split_folders(root)
     # Images outside of all splits would be left out silently: a sign that "train" is a class here, or a folder
     # misplaced.
     if "train" in roots:
@@ -87,6 +77,8 @@ def load(data_dir: str | os.PathLike | None, *, template: str | None = None) -> 
         keys: list[str] = []
         counts: list[int] = []
         prefix = "".join(f"{part}/" for part in place.relative_to(root).parts)
+        if split_name not in ("all", "train"):
+            _check_classes_are_said(place)
         # Folders are listed by several threads, in the order of the classes.
         files_by_class = files.image_files_in_each(place, class_names)
         for class_name, (names, left_out) in zip(class_names, files_by_class, strict=True):
@@ -101,6 +93,35 @@ def load(data_dir: str | os.PathLike | None, *, template: str | None = None) -> 
     files.warn_of_others(root, unread)
     splits = complete_splits(splits, str(root))
     return Dataset("folder", class_names, DEFAULT_TEMPLATE if template is None else template, splits)
+
+
+def _split_folders(root: Path) -> dict[str, Path]:
+    """Returns the folder of each split. Raises `ClipbiasError` for two folders of one split."""
+    places: dict[str, Path] = {}
+    present = files.sub_folders(root)
+    for split_name, candidates in SPLIT_FOLDERS.items():
+        # "Train" may also be a class, such as in pictures of vehicles: it is a split if it has folders or metadata.
+        folders = [root / name for name in present if name.lower() in candidates]
+        folders = [
+            place for place in folders if place.name in candidates or files.sub_folders(place) or _metadata_files(place)
+        ]
+        if len(folders) > 1:
+            raise ClipbiasError(
+                f"{root} has {folders[0].name}/ and {folders[1].name}/, which both hold {split_name} images; merge or "
+                "remove one."
+            )
+        if folders:
+            places[split_name] = folders[0]
+    return places
+
+
+def _check_classes_are_said(place: Path) -> None:
+    """Raises `ClipbiasError` for pictures in a split folder without class folders and metadata."""
+    if not files.sub_folders(place) and (images := files.image_files(place)[0]):
+        raise ClipbiasError(
+            f"{place} has {counted(len(images), 'picture')}, but neither class folders nor a {METADATA[0]} says their "
+            "classes; add one, or move the folder elsewhere."
+        )
 
 
 def complete_splits(splits: dict[str, Split], place: str) -> dict[str, Split]:
@@ -183,8 +204,14 @@ def load_table(
 
 def has_metadata(folder: Path) -> bool:
     """Whether `folder` or a split folder in it has a `metadata.jsonl` or `metadata.csv`."""
-    places = ["", *SPLIT_OF]
-    return any(_is_file(folder / place / name) for place in places for name in METADATA)
+    if _metadata_files(folder):
+        return True
+    present = files.sub_folders(folder) if folder.is_dir() else []
+    return any(_metadata_files(folder / name) for name in present if name.lower() in SPLIT_OF)
+
+
+def _metadata_files(folder: Path) -> list[Path]:
+    return [folder / name for name in METADATA if _is_file(folder / name)]
 
 
 def _is_file(path: Path) -> bool:
@@ -196,16 +223,96 @@ def _is_file(path: Path) -> bool:
 
 
 def load_metadata(folder: Path, *, template: str | None = None, class_names: Sequence[str] | None = None) -> Dataset:
-    """Reads Hugging Face's image folder: `metadata.jsonl` with `file_name` and label, in it or in split folders."""
-    table: list[TableRow] = []
-    # The folder of a metadata file says its split, unless a row has one.
-    for place, split_name in [("", ""), *SPLIT_OF.items()]:
-        for name in METADATA:
-            path = folder / place / name
-            if _is_file(path):
-                for image, label, row_split, row in _rows(path, "file_name", split_name):
-                    table.append((f"{place}/{image}" if place else image, label, row_split, row))
-    return _dataset("folder", folder, table, template, class_names, str(folder))
+    """Reads Hugging Face's image folder: `metadata.jsonl` with `file_name` and label, in it or in split folders.
+
+    A split folder without metadata has class folders. A row's split is its "split", else the split folder that holds
+    the image, if all listed images lie in such folders.
+
+    Raises `ClipbiasError` for a folder or table that cannot be read so, and where both splits of a row contradict each
+    other. Warns of pictures that no metadata lists.
+    """
+    table = _with_splits_of_folders([row for path in _metadata_files(folder) for row in _rows(path, "file_name", "")])
+    listed = {_top(image) for image, *_ in table}
+    from_class_folders: list[TableRow] = []
+    for split_name, place in _split_folders(folder).items():
+        if metadata := _metadata_files(place):
+            for path in metadata:
+                rows = _rows(path, "file_name", split_name)
+                table += [(f"{place.name}/{image}", label, split, row) for image, label, split, row in rows]
+        elif place.name not in listed:  # the metadata beside the folder may list its images
+            from_class_folders += _class_folder_rows(place, split_name)
+    table += from_class_folders
+    # A split of another name than its folder is meant, as validation images in train/ are, unless that split has a
+    # folder, too: then test images would train, or training images test.
+    with_folders = {_split_of_folder(image) for image, *_ in table}
+    for image, _, split, row in table if None not in with_folders else ():
+        if split in with_folders and split != _split_of_folder(image):
+            raise ClipbiasError(
+                f"{row}: the split of {image} is {split}, but it lies in {_top(image)}/ beside a folder of {split} "
+                "images; correct one of both."
+            )
+    trained = {label for _, label, split, _ in table if split == "train"}
+    for _, label, split, row in table if from_class_folders and trained else ():
+        if label not in trained:
+            raise ClipbiasError(
+                f"{row}: no training image has the class {label!r} of these {split} images; the training images' "
+                f"classes are {shown(sorted(trained))}."
+            )
+    dataset = _dataset("folder", folder, table, template, class_names, str(folder))
+    _warn_of_unlisted(folder, {image for image, *_ in table})
+    return dataset
+
+
+def _top(image: str) -> str:
+    """Returns the first folder of a path, or ""."""
+    return image.rpartition("/")[0].partition("/")[0]
+
+
+def _split_of_folder(image: str) -> str | None:
+    return SPLIT_OF.get(_top(image).lower())
+
+
+def _with_splits_of_folders(rows: list[TableRow]) -> list[TableRow]:
+    """Adds the splits of the folders train/, test/, … to rows without a split, where these folders are splits."""
+    splits = [_split_of_folder(image) for image, *_ in rows]
+    names = sorted({split for split in splits if split})
+    # One such folder among others may be a class, two are none.
+    if None in splits and len(names) < 2:
+        return rows
+    split_rows: list[TableRow] = []
+    for (image, label, split, row), of_folder in zip(rows, splits, strict=True):
+        if not split and not of_folder:
+            raise ClipbiasError(
+                f"{row}: {image} lies outside of the folders of {' and '.join(names)} images and so has no split; "
+                "move it into one, or give every image a split."
+            )
+        split_rows.append((image, label, split or of_folder or "", row))
+    return split_rows
+
+
+def _class_folder_rows(place: Path, split_name: str) -> Iterator[TableRow]:
+    """Yields the images of a split folder that has class folders, as rows of a table."""
+    _check_classes_are_said(place)
+    names = files.sub_folders(place)
+    for class_name, (images, _) in zip(names, files.image_files_in_each(place, names), strict=True):
+        if not images and split_name == "train":
+            raise ClipbiasError(f"the class folder {place / class_name} has no image; add some or remove it.")
+        for image in images:
+            yield f"{place.name}/{class_name}/{image}", class_name, split_name, str(place / class_name)
+
+
+def _warn_of_unlisted(folder: Path, listed: set[str]) -> None:
+    images, others = files.image_files(folder)
+    left_out = [image for image in images if image not in listed]
+    if left_out:
+        warnings.warn(
+            f"{folder}: {counted(len(left_out), 'picture')} without a row in the metadata "
+            f"{'is' if len(left_out) == 1 else 'are'} left out ({files.examples(left_out)}); add rows, or move such "
+            "pictures elsewhere.",
+            ClipbiasWarning,
+            stacklevel=4,
+        )
+    files.warn_of_others(folder, [image for image in others if image not in listed])
 
 
 def _rows(path: Path, path_column: str, split_name: str) -> Iterator[TableRow]:
@@ -219,12 +326,38 @@ def _rows(path: Path, path_column: str, split_name: str) -> Iterator[TableRow]:
         split = str(record.get("split") or split_name)
         if split and split not in SPLIT_OF:
             raise ClipbiasError(f"{place}: the split is {split!r}; it must be train, val or test.")
-        yield image, str(record["label"]), SPLIT_OF.get(split, ""), place
+        yield image, _label_text(record["label"], place), SPLIT_OF.get(split, ""), place
+
+
+def _label_text(label: object, place: str) -> str:
+    # Python counts True as 1, and programs that know missing values write 1.0.
+    if isinstance(label, float) and label.is_integer():
+        label = int(label)
+    if isinstance(label, bool) or not isinstance(label, str | int):
+        raise ClipbiasError(f"{place}: the label is {shown(label)}; it must be a name or a whole number.")
+    if isinstance(label, int) and label < 0:
+        raise _no_class(place, label)
+    return str(label)
+
+
+def _no_class(place: str, label: object) -> ClipbiasError:
+    return ClipbiasError(f"{place} has the label {label}, which is no class; leave such rows out.")
+
+
+def _check_separator(path: Path, header: str) -> None:
+    """Raises `ClipbiasError` for a header whose columns are not separated by commas."""
+    for separator, name in (("\t", "tabs"), (";", "semicolons"), ("|", "vertical bars")):
+        columns = [column.strip(' "\r') for column in header.split(separator)]
+        if len(columns) > 1 and "label" in columns and not header.lstrip().startswith("{"):
+            raise ClipbiasError(
+                f"{path} separates its columns by {name}; write a .csv file that separates them by commas."
+            )
 
 
 def _records(path: Path) -> Iterator[tuple[int, Mapping]]:
     # CSV may have line breaks inside quotes, so that the reader counts lines; JSON lines have none.
     text = read_text(path)
+    _check_separator(path, text.partition("\n")[0])
     if path.suffix.lower() == ".csv":
         reader = csv.DictReader(io.StringIO(text, newline=""))
         try:
@@ -268,18 +401,28 @@ def _dataset(
     for _, label, _, row in table:
         unsorted.setdefault(label, row)
     check_told_apart(unsorted, place)
-    numbers = all(label.isdecimal() and len(label) < MAX_LABEL_DIGITS for label in unsorted)
+    numbers = all(label.removeprefix("-").isdecimal() and len(label) < MAX_LABEL_DIGITS for label in unsorted)
     # The string decides between 1 and 01, so that the order does not depend on the rows.
     labels = sorted(unsorted, key=lambda label: (int(label), label)) if numbers else sorted(unsorted)
     label_of = {label: index for index, label in enumerate(labels)}
     if class_names is not None:
         check_class_names(class_names)
-        are_names = {*labels} <= {*class_names}  # digits may be names, too, as in `from_arrays`
-        if not are_names and (not numbers or int(labels[-1]) >= len(class_names)):
+    are_names = {*labels} <= {*(class_names or ())}  # digits may be names, too, as in `from_arrays`
+    # -1 marks images without a label, by a convention of Hugging Face's datasets.
+    if numbers and not are_names and labels[0].startswith("-"):
+        raise _no_class(unsorted[labels[0]], labels[0])
+    if class_names is not None and are_names:
+        label_of = {label: [*class_names].index(label) for label in labels}
+    elif class_names is not None:
+        count = len(class_names)
+        label_of = {label: int(label) for label in labels if label.isdecimal() and len(label) < MAX_LABEL_DIGITS}
+        wrong = [label for label in labels if label_of.get(label, count) >= count]
+        if wrong:
+            label = next(label for label in [*wrong, *labels] if label not in class_names)
             raise ClipbiasError(
-                f"{place}: class_names needs labels from 0 to {len(class_names) - 1}, found {labels[-1]!r}."
+                f"{unsorted[label]}: the label {label!r} does not fit class_names, which is for numbered labels: they "
+                f"must be numbers from 0 to {count - 1}, or all be among these names."
             )
-        label_of = {label: [*class_names].index(label) if are_names else int(label) for label in labels}
     splits: dict[str, Split] = {}
     split_names = sorted({split for _, _, split, _ in table})
     # Dividing only the rows without a split would mix two rules.

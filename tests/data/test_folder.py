@@ -12,7 +12,7 @@ from clipbias import data
 from clipbias.data.dataset import Split
 from clipbias.data.files import IMAGE_SUFFIXES, image_files
 from clipbias.data.folder import divide
-from clipbias.errors import ClipbiasError
+from clipbias.errors import ClipbiasError, ClipbiasWarning
 from tests.data.pictures import write
 
 
@@ -211,3 +211,92 @@ def test_metadata_folders(tmp_path, places):
     for split in dataset.splits.values():
         assert split.read(1) == (tmp_path / split.keys[1]).read_bytes()
     assert len(places) == 1 or dataset.splits["val"].keys[1] == "validation/im 1.png"
+
+
+def make_splits(root, kinds, *, at_root=False):
+    """Three images of each of two classes in split folders: a folder per class, or metadata ("listed") of the same."""
+    rows = {}
+    for split, kind in kinds.items():
+        for name in ("b", "A"):
+            for number in range(3):
+                write(root / split / name / f"{number}.png", number)
+                rows.setdefault(split, []).append({"file_name": f"{name}/{number}.png", "label": name})
+        if kind == "listed" and not at_root:
+            (root / split / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows[split])))
+    if at_root:
+        listed = [{**row, "file_name": f"{split}/{row['file_name']}"} for split in rows for row in rows[split]]
+        (root / "metadata.jsonl").write_text("\n".join(map(json.dumps, listed)))
+    return root
+
+
+def rows_of(dataset):
+    """Each split as sorted pairs of a path and the name of its class."""
+    return {
+        name: sorted(zip(split.keys, (dataset.class_names[label] for label in split.labels), strict=True))
+        for name, split in dataset.splits.items()
+    }
+
+
+@pytest.mark.parametrize("test", ["test", "Testing"])
+@pytest.mark.parametrize("val", ["validation", None])
+def test_a_split_beside_train_is_read_however_its_classes_are_said(tmp_path, val, test):
+    places = ["train", test, *([val] if val else [])]
+    expected = rows_of(data.load("folder", data_dir=make_splits(tmp_path / "folders", dict.fromkeys(places))))
+    assert {key.split("/")[0] for key, _ in expected["test"]} == {test}
+    for number in range(1, 2 ** len(places)):
+        kinds = {place: "listed" if number >> bit & 1 else "folders" for bit, place in enumerate(places)}
+        dataset = data.load("folder", data_dir=make_splits(tmp_path / str(number), kinds))
+        assert rows_of(dataset) == expected, kinds
+    at_root = data.load("folder", data_dir=make_splits(tmp_path / "root", dict.fromkeys(places), at_root=True))
+    assert rows_of(at_root) == expected
+
+
+def write_rows(folder, *rows):
+    """Writes `metadata.jsonl` of (path, split, or None) and the images."""
+    records = [{"file_name": path, "label": "a", **({"split": split} if split else {})} for path, split in rows]
+    for path, _ in rows:
+        write(folder / path)
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, records)))
+
+
+def test_a_split_in_a_row_decides_where_no_folder_has_its_name(tmp_path):
+    write_rows(tmp_path / "val", ("train/0.png", "train"), ("train/1.png", "val"), ("test/2.png", None))
+    splits = data.load("folder", data_dir=tmp_path / "val").splits
+    assert {name: split.keys for name, split in splits.items()} == {
+        **{"train": ("train/0.png",), "val": ("train/1.png",), "test": ("test/2.png",)}
+    }
+    # Classes may have the names of splits where the rows say the split.
+    write_rows(tmp_path / "classes", ("train/0.png", "test"), ("bus/1.png", "train"), ("test/2.png", "train"))
+    assert len(data.load("folder", data_dir=tmp_path / "classes").splits["test"]) == 1
+    # A folder "train" among others may be a class.
+    write_rows(tmp_path / "class", *((f"{name}/{n}.png", None) for name in ("train", "bus") for n in range(5)))
+    assert sum(len(split) for split in data.load("folder", data_dir=tmp_path / "class").splits.values()) == 10
+
+
+def test_pictures_without_a_row_are_counted_once(tmp_path):
+    root = make_splits(tmp_path, {"train": "listed", "test": "folders"})
+    for name in ("train/new.png", "train/A/new.png", "test/new.png", "more/new.png"):
+        write(root / name)
+    with pytest.warns(ClipbiasWarning) as warned:
+        dataset = data.load("folder", data_dir=root)
+    (sentence,) = [str(each.message) for each in warned]
+    assert "4 pictures without a row in the metadata are left out (more/new.png, test/new.png, train/A/" in sentence
+    assert warned[0].filename == __file__ and sum(map(len, dataset.splits.values())) == 12
+
+
+def test_whole_numbers_are_one_label_however_json_writes_them(tmp_path):
+    labels = [0, 0.0, "0", 1, 1.0, "1"]
+    records = [{"path": f"{n}.png", "label": label, "split": "train"} for n, label in enumerate(labels)]
+    (tmp_path / "list.jsonl").write_text(
+        "\n".join(map(json.dumps, [*records, {**records[0], "path": "v", "split": "val"}]))
+    )
+    for class_names in (None, ["cat", "dog"]):
+        dataset = data.load("csv", data_dir=tmp_path / "list.jsonl", class_names=class_names)
+        assert dataset.splits["train"].labels.tolist() == [0, 0, 0, 1, 1, 1]
+        assert dataset.class_names == (("0", "1") if class_names is None else ("cat", "dog"))
+
+
+def test_negative_numbers_are_names_where_they_are_named(tmp_path):
+    path = write_csv(tmp_path, ["path,label,split", "0.png,-1,train", "1.png,1,train", "2.png,1,val"])
+    dataset = data.load("csv", data_dir=path, class_names=["-1", "1"])
+    assert dataset.splits["train"].labels.tolist() == [0, 1]

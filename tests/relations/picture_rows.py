@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -203,3 +204,45 @@ for what, names in ALIKE.items():
             dataset = data.from_arrays(PICTURES, labels)
         taken = dataset is not None and not refused(lambda: clipbias.Task(clip, "zero_shot", dataset))
         assert not taken, "a dataset takes them"
+
+
+def folder_of(root: Path, kinds: dict[str, str]) -> Path:
+    """The pictures of `table.py` in split folders: a folder per class, with metadata beside it, or at the root."""
+    names = ("cat", "dog", "bird")
+    listed: list[str] = []
+    for split, kind in kinds.items():
+        rows = []
+        for number, (pixels, label) in enumerate(zip(PICTURES, LABELS, strict=True)):
+            path = root / split / names[label] / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(path)
+            place = path.relative_to(root if kind == "at the root" else root / split)
+            rows.append(json.dumps({"file_name": str(place), "label": names[label]}))
+        if kind == "metadata":
+            (root / split / "metadata.jsonl").write_text("\n".join(rows))
+        listed += rows if kind == "at the root" else []
+    if listed:
+        (root / "metadata.jsonl").write_text("\n".join(listed))
+    return root
+
+
+FOLDERS = "class folders"
+for kinds in (("metadata", "metadata"), ("metadata", FOLDERS), (FOLDERS, "metadata"), ("at the root", "at the root")):
+
+    @relation(
+        f"A folder whose train/ has {kinds[0]} and whose test/ has {kinds[1]} is that folder with class folders.",
+        over=(),
+        few=1,
+    )
+    def _(case: Case, folder: Path, kinds: tuple[str, str] = kinds) -> None:
+        made, expected = (
+            data.load("folder", data_dir=folder_of(folder / name, {"train": train, "test": test}))
+            for name, (train, test) in (("made", kinds), ("expected", (FOLDERS, FOLDERS)))
+        )
+        assert made.class_names == expected.class_names and made.splits.keys() == expected.splits.keys()
+        for name, split in made.splits.items():
+            other = expected.split(name)
+            order = [split.keys.index(key) for key in other.keys]
+            assert len(split) == len(other) and split.labels[order].tolist() == other.labels.tolist()
+            for at, number in enumerate(order):
+                np.testing.assert_array_equal(split.image(number), other.image(at))

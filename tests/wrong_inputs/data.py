@@ -39,6 +39,7 @@ def made(place: Place, call: Callable[[Path], Any], files: Mapping[str, Any] = {
         elif name.endswith("/"):
             path.mkdir(parents=True)
         else:
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content if isinstance(content, bytes) else content.encode())
     call(place.tmp_path)
 
@@ -49,6 +50,21 @@ def classes(words: str, *images: str) -> Case:
 
 def table(words: str, content: str | bytes, name: str = "a.csv", **options: Any) -> Case:
     return made(words, load("csv", name, **options), {name: content})
+
+
+def metadata(words: str, *images: str, root: str = "", **by_folder: str) -> Case:
+    """Images, and a `metadata.jsonl` in the folder or in split folders of it."""
+    tables = {f"{name}/metadata.jsonl": content for name, content in by_folder.items()}
+    tables |= {"metadata.jsonl": root} if root else {}
+    return made(words, load("folder"), tables | {name: None if name.endswith(".png") else "" for name in images})
+
+
+def row(file_name: str, **more: Any) -> str:
+    """A line of `metadata.jsonl`."""
+    return json.dumps({"file_name": file_name, "label": "cat"} | more) + "\n"
+
+
+TRAINED = row("0.png")
 
 
 def benchmark(words: str, name: str, path: str = "", content: Any = "", **options: Any) -> Case:
@@ -114,7 +130,49 @@ CASES: list[Case] = [
     table("line 2: no value for 'label'", "path,label\n0.png, \n"),
     table("line 1: no value for 'label'", '{"path": "x.png", "label": NaN}', "a.jsonl"),
     table("class_names is {'a'}; give a list", "path,label\nx.png,0\n", class_names={"a"}),
-    table("needs labels from 0 to 1, found '10'", "path,label\nx.png,10\ny.png,1\n", class_names=["a", "b"]),
+    table(
+        "line 2: the label '10' does not fit class_names, which is for numbered labels: .* from 0 to 1",
+        "path,label\nx.png,10\ny.png,1\n",
+        class_names=["a", "b"],
+    ),
+    table("line 3: the label 'c' does not fit", "path,label\nx.png,a\ny.png,c\n", class_names=["a", "b"]),
+    table("line 3: the label '0' does not fit", "path,label\nx.png,a\ny.png,0\n", class_names=["a", "b"]),
+    table("line 3 has the label -1, which is no class; leave such rows out", "path,label\nx.png,1\ny.png,-1\n"),
+    table("line 3 has the label -1, which is no", "path,label\nx.png,1\ny.png,-1\n", class_names=["a", "b"]),
+    *(
+        table(f"line 2{words}", f'{{"path": "x.png", "label": 1}}\n{{"path": "y.png", "label": {label}}}', "a.jsonl")
+        for label, words in (
+            ("-1", " has the label -1, which is no class"),
+            ("-1.0", " has the label -1, which is no class"),
+            ("1.5", ": the label is 1.5; it must be a name or a whole number"),
+            ("true", ": the label is True; it must be"),
+            ("[1]", r": the label is \[1\]; it must be"),
+            ('{"a": 1}', ": the label is {'a': 1}; it must be"),
+        )
+    ),
+    table("separates its columns by tabs; write a .csv file that", "path\tlabel\nx.png\ta\n"),
+    table("separates its columns by tabs", "path\tlabel\r\nx.png\ta\r\n", "a.tsv"),
+    table("separates its columns by semicolons", 'path;"label"\nx.png;a\n'),
+    # A folder with metadata.
+    metadata("test has 1 picture, but neither class folders nor a metadata.jsonl", "test/0.png", train=TRAINED),
+    classes("test has 1 picture, but neither class folders nor", "train/cat/0.png", "test/0.png"),
+    metadata("test/dog: no training image has the class 'dog' of these test", "test/dog/0.png", train=TRAINED),
+    metadata("line 1: no training image has the class 'cat' of these test", "train/dog/0.png", test=TRAINED),
+    metadata("train/dog has no image", "train/dog/0.txt", test=TRAINED),
+    metadata(
+        "line 1: the split of test/0.png is train, but it lies in test/ beside",
+        test=row("0.png", split="train"),
+        train=TRAINED,
+    ),
+    metadata(
+        "line 2: the split of test/0.png is train, but", root=row("train/0.png") + row("test/0.png", split="train")
+    ),
+    metadata(
+        "line 3: 2.png lies outside of the folders of train and val images",
+        root=row("train/0.png") + row("valid/1.png") + row("2.png"),
+    ),
+    metadata("has test images but none for train", root=row("test/0.png")),
+    metadata("line 1 has the label -1, which is no class", test=row("0.png", label=-1), train=row("0.png", label=1)),
     # CoOp's layout: missing and broken files.
     made(r"eurosat: there is no folder .*eurosat; put into eurosat/: 2750 from http", load("eurosat")),
     benchmark(r"no split file .*split_zhou_EuroSAT\.json; .*drive\.google", "eurosat", SPLIT_FILE, ...),

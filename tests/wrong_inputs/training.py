@@ -128,7 +128,7 @@ CASES: list[Case] = [
     fitted("colours has classes of its own", DATA, class_names=("cat", "dog")),
     fitted("neither images nor class names"),
     fitted("there are no labels; give images, and a label for each", [], []),
-    fitted("a split has no class names; give class_names=dataset", DATA.split("train")),
+    fitted("no template and no texts of its classes; give class_names=dataset, the dataset of", DATA.split("train")),
     fitted("have labels of their own", DATA, LABELS),
     fitted("there is a single class, 'cat'; give images of two classes at least", IMAGES, ["cat"] * 18),
     fitted("learning_rate is -1", DATA, learning_rate=-1),
