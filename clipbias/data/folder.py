@@ -78,7 +78,7 @@ def load(data_dir: str | os.PathLike | None, *, template: str | None = None) -> 
         counts: list[int] = []
         prefix = "".join(f"{part}/" for part in place.relative_to(root).parts)
         if split_name not in ("all", "train"):
-            _check_classes_are_said(place)
+            _check_has_labels(place)
         # Folders are listed by several threads, in the order of the classes.
         files_by_class = files.image_files_in_each(place, class_names)
         for class_name, (names, left_out) in zip(class_names, files_by_class, strict=True):
@@ -115,7 +115,7 @@ def _split_folders(root: Path) -> dict[str, Path]:
     return places
 
 
-def _check_classes_are_said(place: Path) -> None:
+def _check_has_labels(place: Path) -> None:
     """Raises `ClipbiasError` for pictures in a split folder without class folders and metadata."""
     if not files.sub_folders(place) and (images := files.image_files(place)[0]):
         raise ClipbiasError(
@@ -191,7 +191,8 @@ def load_table(
       data_dir: the `.csv` (with a header line) or `.jsonl` file; paths in it are relative to its folder, and below it.
       class_names: names of integer labels 0, 1, ... Default: the sorted labels are the names.
 
-    Raises `ClipbiasError` for a missing file or column, an unknown split, a path that leaves the folder.
+    Raises `ClipbiasError` for a missing file or column, an unknown split, a path that leaves the folder, and a label
+    that is neither a name nor a number from 0 on.
     """
     if data_dir is None:
         raise ClipbiasError("dataset csv needs data_dir, the .csv or .jsonl file that lists the images.")
@@ -233,13 +234,16 @@ def load_metadata(folder: Path, *, template: str | None = None, class_names: Seq
     """
     table = _with_splits_of_folders([row for path in _metadata_files(folder) for row in _rows(path, "file_name", "")])
     listed = {_top(image) for image, *_ in table}
+    places = _split_folders(folder)
+    # Without training images in a folder of their own, "test" may be any folder: its pictures are then unlisted.
+    are_splits = "train" in {*places, *(SPLIT_OF.get(top.lower()) for top in listed)}
     from_class_folders: list[TableRow] = []
-    for split_name, place in _split_folders(folder).items():
+    for split_name, place in places.items():
         if metadata := _metadata_files(place):
             for path in metadata:
                 rows = _rows(path, "file_name", split_name)
                 table += [(f"{place.name}/{image}", label, split, row) for image, label, split, row in rows]
-        elif place.name not in listed:  # the metadata beside the folder may list its images
+        elif are_splits and place.name not in listed:  # the metadata beside the folder may list its images
             from_class_folders += _class_folder_rows(place, split_name)
     table += from_class_folders
     # A split of another name than its folder is meant, as validation images in train/ are, unless that split has a
@@ -292,7 +296,7 @@ def _with_splits_of_folders(rows: list[TableRow]) -> list[TableRow]:
 
 def _class_folder_rows(place: Path, split_name: str) -> Iterator[TableRow]:
     """Yields the images of a split folder that has class folders, as rows of a table."""
-    _check_classes_are_said(place)
+    _check_has_labels(place)
     names = files.sub_folders(place)
     for class_name, (images, _) in zip(names, files.image_files_in_each(place, names), strict=True):
         if not images and split_name == "train":

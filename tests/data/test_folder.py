@@ -281,6 +281,11 @@ def test_pictures_without_a_row_are_counted_once(tmp_path):
         dataset = data.load("folder", data_dir=root)
     (sentence,) = [str(each.message) for each in warned]
     assert "4 pictures without a row in the metadata are left out (more/new.png, test/new.png, train/A/" in sentence
+    # A folder "test" beside pictures without a split is no split.
+    write_rows(tmp_path / "single", *((f"{n}.png", None) for n in range(10)))
+    write(tmp_path / "single" / "test" / "0.png")
+    with pytest.warns(ClipbiasWarning, match=r"1 picture without .* is left out \(test/0.png\)"):
+        assert sum(map(len, data.load("folder", data_dir=tmp_path / "single").splits.values())) == 10
     assert warned[0].filename == __file__ and sum(map(len, dataset.splits.values())) == 12
 
 

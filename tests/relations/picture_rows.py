@@ -226,6 +226,17 @@ def folder_of(root: Path, kinds: dict[str, str]) -> Path:
     return root
 
 
+@relation("A row with the label -1 is refused in CSV, in JSON lines and in metadata.", over=(), few=1)
+def _(case: Case, folder: Path) -> None:
+    Image.fromarray(PICTURES[0]).save(folder / "0.png")
+    (folder / "list.csv").write_text("path,label\n0.png,-1\n")
+    for name, column in (("list.jsonl", "path"), ("metadata.jsonl", "file_name")):
+        (folder / name).write_text(json.dumps({column: "0.png", "label": -1}))
+    for given in (folder / "list.csv", folder / "list.jsonl", folder):
+        words = refused(lambda given=given: clipbias.fit(case.model.clip, "zero_shot", given))
+        assert "has the label -1, which is no class; leave such rows out." in words, given
+
+
 FOLDERS = "class folders"
 for kinds in (("metadata", "metadata"), ("metadata", FOLDERS), (FOLDERS, "metadata"), ("at the root", "at the root")):
 
