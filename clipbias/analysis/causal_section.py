@@ -201,7 +201,7 @@ class Way(enum.Enum):
 
 
 # Means of groups by their name in results, from large groups to small ones.
-GROUPS = {
+MEANS_OF_GROUPS = {
     "all images": Way.IMAGE_MEAN,
     "zero-shot's class": Way.IMAGE_CLASS,
     "2 clusters per class": Way.IMAGE_CLUSTERS_2,
@@ -359,7 +359,7 @@ def measure_ablations(study: Study, models: Sequence[Model]) -> Computation[dict
         }
         one = np.zeros(len(study.split), np.int32), np.zeros(count, np.int32)
         every = {Way.IMAGE_MEAN: one, **by_class, **clusters}
-        groupings[key] = _that_fit(study, model, [way for way in GROUPS.values() if way in every], every)
+        groupings[key] = _that_fit(study, model, [way for way in MEANS_OF_GROUPS.values() if way in every], every)
         groups[key], members[key] = _numbered([every[way] for way in groupings[key]])
     sums = yield [_mean_request(study, model, images, members[model.key]) for model in of_images]
     for model in of_images:
@@ -592,7 +592,7 @@ def summarize(tests: Sequence[CausalTest]) -> ByMetric[CausalNumbers]:
         # All ablations, the tuned run included, are against attention alone, which adds nothing.
         nothing, other = mean[Way.IMAGE_NOTHING], mean[Way.IMAGE_OTHER]
         image = {"all": tuned - nothing, "other": other - nothing, "exchange": tuned - other}
-        image |= {name: mean[way] - nothing for name, way in GROUPS.items() if way in mean}
+        image |= {name: mean[way] - nothing for name, way in MEANS_OF_GROUPS.items() if way in mean}
     text: dict[str, np.ndarray] = {}
     if Way.TEXT_NOTHING in mean:
         nothing = mean[Way.TEXT_NOTHING]
@@ -613,7 +613,7 @@ def summarize(tests: Sequence[CausalTest]) -> ByMetric[CausalNumbers]:
 
     def of_images(of_ways: Sample, all_of_gain: Estimate) -> ImageAblations:
         parts = _differences(of_ways, image, of="all")
-        explained = {name: image[name] - image["other"] for name in GROUPS if name in image}
+        explained = {name: image[name] - image["other"] for name in MEANS_OF_GROUPS if name in image}
         of_exchange = _differences(of_ways, {"exchange": image["exchange"], **explained}, of="exchange")
         return ImageAblations(
             all=all_of_gain,

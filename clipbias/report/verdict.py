@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from clipbias.analysis.causal_section import CAUSAL, GROUPS
+from clipbias.analysis.causal_section import CAUSAL, MEANS_OF_GROUPS
 from clipbias.analysis.replacement import PLAIN, REPLACEMENT, MethodReplacements, Origin
 from clipbias.analysis.results import CausalNumbers, MethodResult, StudyResults, VerdictLabels, What
 from clipbias.analysis.verdict import CLASS
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MOST_METHODS = 7  # in the first table and figure, those with the largest gains
-# Quantities in the order of the table's columns. From `OTHER` on they are shares of all that is added; `EXPLAINED` is a
+# Quantities in the order of the table's columns. From `OTHER` on they are shares of all that is added; `BY_CLASS` is a
 # share of the exchange.
 GAIN, ATTENTION, TOKENS, ADDED = "gain", "attention alone", "tokens alone", "all that is added"
 OTHER, MEAN, OF_CLASS, EXCHANGE = "another image's", "mean of all images", "mean of its class", "exchange"
-EXPLAINED = "explained by the class"
+BY_CLASS = "explained by the class"
 _LOOKS: dict[str, dict[str, Any]] = {
     name: {"label": name, "color": colour, "marker": marker, "ms": 5, "elinewidth": 1.4, "capsize": 0}
     for name, colour, marker in (
@@ -39,7 +39,7 @@ _LOOKS: dict[str, dict[str, Any]] = {
         (MEAN, style.PURPLE, "o"),
         (OF_CLASS, style.PURPLE, "D"),
         (EXCHANGE, style.RED, "s"),
-        (EXPLAINED, style.RED, "o"),
+        (BY_CLASS, style.RED, "o"),
     )
 }
 COLUMNS = (
@@ -63,7 +63,7 @@ def quantities(numbers: CausalNumbers, labels: VerdictLabels | None) -> dict[str
             MEAN: image.means["all images"],
             OF_CLASS: image.means.get(CLASS),
             EXCHANGE: image.exchange,
-            EXPLAINED: image.explained.get(CLASS),
+            BY_CLASS: image.explained.get(CLASS),
         }
         # Shares of an addition that hardly matters would be ratios of noise.
         if labels is not None and labels.what is What.NOTHING:
@@ -264,7 +264,7 @@ def overview_figure(studies: Sequence[StudyResults]) -> CaptionedFigure | None:
 
 
 _APART = {"": "all images", "right": "zero-shot right", "wrong": "zero-shot wrong"}
-_CURVE = ("attention alone", "another image's", *GROUPS, "its own")
+_CURVE = ("attention alone", "another image's", *MEANS_OF_GROUPS, "its own")
 
 
 def reading_frame(studies: Sequence[StudyResults]) -> pd.DataFrame:

@@ -18,6 +18,7 @@ from clipbias.analysis.attention import (
 )
 from clipbias.analysis.causal_section import (
     DRAWS,
+    MEANS_OF_GROUPS,
     CausalTest,
     CausalTests,
     ImageScores,
@@ -25,7 +26,6 @@ from clipbias.analysis.causal_section import (
     outcomes,
     summarize,
 )
-from clipbias.analysis.causal_section import GROUPS as IMAGE_MEANS
 from clipbias.analysis.dataset_sections import GROUPS, BothModels, RelevancyGroup, RelevancyGroups, RelevancyText
 from clipbias.analysis.faithfulness import MAPS, Faithfulness, ModelFaithfulness, PerturbationCurve
 from clipbias.analysis.observations import ClaimOutcome, Observation, Observations
@@ -279,7 +279,7 @@ class _Builder:
         names = tuple(way.value for way in WAYS)
         for model in self.models[1:]:
             sizes = SIZES | (
-                dict.fromkeys((*IMAGE_MEANS.values(), Way.IMAGE_OTHER), 2.7) if model.key == "bias" else {}
+                dict.fromkeys((*MEANS_OF_GROUPS.values(), Way.IMAGE_OTHER), 2.7) if model.key == "bias" else {}
             )
             values = outcomes(self.logits(np.array([sizes[way] for way in WAYS]), labels), labels)
             correct, nats = (values.accuracy > 0).astype(np.uint8), values.log_likelihood.astype(np.float32)

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from clipbias.analysis.causal_section import GROUPS
+from clipbias.analysis.causal_section import MEANS_OF_GROUPS
 from clipbias.analysis.replacement import Origin, ReplacementResults
 from clipbias.analysis.results import VerdictLabels, What, Where
 from clipbias.analysis.results_file import save_results
@@ -238,7 +238,7 @@ def test_the_reading_curve_is_of_the_images_outcomes(results):
     test = study.sections["causal"].models["ivlp"]
     right = np.asarray(test.outcomes.zero_shot_right, bool)
     shown = frame[frame["method"] == "IVLP"]
-    assert list(shown["step"].unique()) == ["another image's", *GROUPS]
+    assert list(shown["step"].unique()) == ["another image's", *MEANS_OF_GROUPS]
     assert set(shown["among"]) == {""} | {
         name for name, n in (("right", right.sum()), ("wrong", sum(~right))) if n >= 20
     }
@@ -249,7 +249,9 @@ def test_the_reading_curve_is_of_the_images_outcomes(results):
             places = [k for k, each in enumerate(test.ways) if each == way]
             return np.float64(values)[among][:, places].mean()
 
-        way = "image tokens: another image's" if row["step"] == "another image's" else GROUPS[row["step"]].value
+        way = (
+            "image tokens: another image's" if row["step"] == "another image's" else MEANS_OF_GROUPS[row["step"]].value
+        )
         nats, correct = test.outcomes.log_likelihood, test.outcomes.correct
         nothing = of_way("image tokens: nothing", nats)
         share = (of_way(way, nats) - nothing) / (of_way("tuned", nats) - nothing)
@@ -257,7 +259,9 @@ def test_the_reading_curve_is_of_the_images_outcomes(results):
         points = 100 * (of_way(way, correct) - of_way("image tokens: nothing", correct))
         assert row["points"] == pytest.approx(points, abs=1e-6)
         assert row["low"] < row["value"] < row["high"]
-    line = next(each for each in drawing.figure.axes[0].get_lines() if len(each.get_xdata()) == len(GROUPS) + 1)
+    line = next(
+        each for each in drawing.figure.axes[0].get_lines() if len(each.get_xdata()) == len(MEANS_OF_GROUPS) + 1
+    )
     np.testing.assert_allclose(np.float64(line.get_ydata()), shown[shown["among"] == ""]["value"])
     assert reading_figure([dataclasses.replace(study, methods=())]) is None
 
