@@ -92,8 +92,6 @@ class CausalTests:
 DRAWS = 3
 # Other images are drawn from at most so many, since all of them stay in device memory.
 _DONORS = 256
-# Unlabelled images over which groups average, at most.
-_GROUPED = 1024
 # Clusters per class, while so many images a cluster are left.
 _CLUSTERS = (2, 4, 8)
 _FEWEST_OF_CLUSTER = 10
@@ -309,7 +307,7 @@ def measure_ablations(study: Study, models: Sequence[Model]) -> Computation[dict
     if not of_images:
         return inputs
     # 1. What images are grouped by: frozen features and the predictions of all models, of unlabelled and test images.
-    images = spread(len(study.unlabelled or ()), _GROUPED)
+    images = spread(len(study.unlabelled or ()), study.options.training_images)
     donors = images[spread(len(images), _DONORS)]
     requests = [
         _features(study, "causal-features", study.images, None),
