@@ -75,7 +75,7 @@ class StudyOptions:
         "read for all images anyway.",
     )
     training_images: Positive | None = setting(
-        1024, "Training and validation images, spread evenly, over which mean ablations average; None for all."
+        1024, "Training and validation images that mean ablations average over; None for all."
     )
     explore_images: Annotated[int, Range(1, 1000)] = setting(
         48, "Images to explore in the report, layer by layer; fewer where their maps would exceed 15 MB of the page."
