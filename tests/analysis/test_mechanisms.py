@@ -462,6 +462,7 @@ def test_planted_gains(name):
         "planted_image",
         "planted_class",
         "planted_constant_harms",
+        "planted_image_harms",
     ],
 )
 def test_planted_prompts_are_explained(family, tmp_path, monkeypatch):
