@@ -106,6 +106,7 @@ def test_evaluate(folders, run, tmp_path):
     assert "holds the evaluation of another adapter or of other images" in refusal
 
 
+@pytest.mark.filterwarnings("ignore:the pictures or classes of folder have changed")
 def test_explain(folders, run, tmp_path):
     """The predictions of the run lie beside its adapter, and the sums of a study in its folder."""
     expected = accuracies(run, folders)

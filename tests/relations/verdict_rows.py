@@ -18,7 +18,7 @@ from clipbias.clip.params import Params
 from clipbias.constants import TOWERS
 from clipbias.data import Dataset, Split
 from clipbias.tuning import CONSTANTS, Task
-from tests.relations.cases import Case
+from tests.relations.cases import IN_COMMON, Case
 from tests.relations.command_rows import dataset_of
 from tests.relations.table import relation
 
@@ -42,7 +42,7 @@ def scores(test: CausalTest, *, others: bool = True) -> tuple[np.ndarray, np.nda
 
 def tunes_tokens(case: Case) -> bool:
     """Whether a method has prompts or biases in the towers, without weights and without a head of its own."""
-    if case.kind.patches or CONSTANTS in case.task.shapes:
+    if case.kind.patches or CONSTANTS in case.task.shapes or case.method in IN_COMMON:
         return False
     added = additions(case.task)
     weights = added.vision_weights, added.text_weights, added.vision_adapters, added.text_adapters
