@@ -197,7 +197,7 @@ def _drawn(numbers: pd.DataFrame) -> pd.DataFrame:
 def _scale(axes: "Axes") -> None:
     """Draws 0 and the limits of the labels in percent, and cuts off what a figure cannot show."""
     axes.axvline(0, color="#4B5563", linewidth=0.8)
-    for threshold in (25.0, 50.0):
+    for threshold in (-50.0, -25.0, 25.0, 50.0):
         axes.axvline(threshold, color=style.GREY, linewidth=0.8, linestyle=style.DASHED)
     low, high = axes.get_xlim()
     # One wide interval would press all others together.
@@ -263,7 +263,7 @@ def overview_figure(studies: Sequence[StudyResults]) -> CaptionedFigure | None:
     return captioned("verdict_overview", figure, numbers, datasets=", ".join(map(dataset_name, datasets)))
 
 
-_APART = {"": "all images", "right": "zero-shot right", "wrong": "zero-shot wrong"}
+_APART = {"all": "all images", "right": "zero-shot right", "wrong": "zero-shot wrong"}
 _CURVE = ("attention alone", "another image's", *MEANS_OF_GROUPS, "its own")
 
 
@@ -280,7 +280,9 @@ def reading_frame(studies: Sequence[StudyResults]) -> pd.DataFrame:
             if numbers is None or method.labels is None or method.labels.what in (None, What.NOTHING):
                 continue
             for among in _APART:
-                accuracy, nats = (each.apart.get(among) if among else each.image for _, each in numbers.items())
+                accuracy, nats = (
+                    each.image if among == "all" else each.apart.get(among) for _, each in numbers.items()
+                )
                 if accuracy is None or nats is None:
                     continue
                 steps = {_CURVE[1]: (accuracy.other, nats.other)}
@@ -309,20 +311,20 @@ def reading_figure(studies: Sequence[StudyResults]) -> CaptionedFigure | None:
     if numbers.empty:
         return None
     apart = len(studies) == 1
-    drawn = numbers if apart else numbers[numbers["among"] == ""]
-    drawn = drawn.assign(place=drawn["step"].map(list(_CURVE).index))
+    drawn = numbers if apart else numbers[numbers["among"] == "all"]
+    steps = [step for step in _CURVE[1:-1] if (drawn["step"] == step).any()]
+    drawn = drawn.assign(place=drawn["step"].map(steps.index))
     methods = list(dict.fromkeys(drawn["method"]))
     looks = {
         name: {"label": name, "color": style.COLOURS[at % len(style.COLOURS)], "marker": "o", "ms": 3}
         for at, name in enumerate(methods)
     }
-    steps = [step for step in _CURVE[1:-1] if (drawn["step"] == step).any()]
 
     def draw(axes: "Axes", part: pd.DataFrame) -> None:
         level(axes, 0)
         level(axes, 100)
         lines(axes, part, x="place", hue="method", looks=looks)
-        axes.set_xticks([_CURVE.index(step) for step in steps], steps, rotation=40, ha="right")
+        axes.set_xticks(range(len(steps)), steps, rotation=40, ha="right")
         axes.set_ylim(-60, 140)  # one wide interval would press all others together
 
     figure = panels(

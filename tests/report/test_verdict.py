@@ -239,11 +239,11 @@ def test_the_reading_curve_is_of_the_images_outcomes(results):
     right = np.asarray(test.outcomes.zero_shot_right, bool)
     shown = frame[frame["method"] == "IVLP"]
     assert list(shown["step"].unique()) == ["another image's", *MEANS_OF_GROUPS]
-    assert set(shown["among"]) == {""} | {
+    assert set(shown["among"]) == {"all"} | {
         name for name, n in (("right", right.sum()), ("wrong", sum(~right))) if n >= 20
     }
     for _, row in shown.iterrows():
-        among = {"": np.ones(len(right), bool), "right": right, "wrong": ~right}[row["among"]]
+        among = {"all": np.ones(len(right), bool), "right": right, "wrong": ~right}[row["among"]]
 
         def of_way(way, values, among=among):
             places = [k for k, each in enumerate(test.ways) if each == way]
@@ -262,7 +262,7 @@ def test_the_reading_curve_is_of_the_images_outcomes(results):
     line = next(
         each for each in drawing.figure.axes[0].get_lines() if len(each.get_xdata()) == len(MEANS_OF_GROUPS) + 1
     )
-    np.testing.assert_allclose(np.float64(line.get_ydata()), shown[shown["among"] == ""]["value"])
+    np.testing.assert_allclose(np.float64(line.get_ydata()), shown[shown["among"] == "all"]["value"])
     assert reading_figure([dataclasses.replace(study, methods=())]) is None
 
 
