@@ -42,12 +42,12 @@ from clipbias.analysis.causal import (
     mix_images,
     mix_texts,
 )
-from clipbias.analysis.dataset_sections import compute_predictions
+from clipbias.analysis.dataset_sections import compute_predictions, prediction_request
 from clipbias.analysis.model import Model, by_pass, of_texts, why_no_causal_test
 from clipbias.analysis.results import ByMetric, CausalNumbers, ImageAblations, TextAblations, same_but_for_seed
 from clipbias.analysis.sections import Section
 from clipbias.analysis.statistics import Moments
-from clipbias.analysis.study import Batch, Computation, Request, Step, Study, spread
+from clipbias.analysis.study import Batch, Computation, Request, Step, Study, at_numbers, spread
 from clipbias.clip import Adaptation, TextTokens
 from clipbias.clip.params import Params
 from clipbias.data import Split
@@ -312,7 +312,10 @@ def measure_ablations(study: Study, models: Sequence[Model]) -> Computation[dict
     requests = [
         _features(study, "causal-features", study.images, None),
         _features(study, "causal-unlabelled-features", images, study.unlabelled),
-        *(_predictions(study, model, images) for model in (study.zero_shot, *of_images)),
+        *(
+            prediction_request(study, model, f"causal-predictions-{model.key}", images=images, split=study.unlabelled)
+            for model in (study.zero_shot, *of_images)
+        ),
         # Others come from unlabelled images, not from the test set: a test image's own addition may not be drawn for
         # itself.
         Request(
@@ -326,15 +329,11 @@ def measure_ablations(study: Study, models: Sequence[Model]) -> Computation[dict
     rows = yield requests
     predictions = yield from compute_predictions(study)
 
-    def by_number(name: str, count: int) -> np.ndarray:
-        """Places rows of images at their numbers in the split, 0 elsewhere."""
-        of_images = next(value for key, value in rows[name].items() if key != "images")
-        placed = np.zeros((count, *of_images.shape[1:]), of_images.dtype)
-        placed[rows[name]["images"]] = of_images
-        return placed
-
     count = len(study.unlabelled or ())
-    features = by_number("causal-features", len(study.split)), by_number("causal-unlabelled-features", count)
+    features = (
+        at_numbers(rows["causal-features"], "features", len(study.split), 0),
+        at_numbers(rows["causal-unlabelled-features"], "features", count, 0),
+    )
     clusters: dict[Way, Pair] = {}
     for way, per_class in zip(
         (Way.IMAGE_CLUSTERS_2, Way.IMAGE_CLUSTERS_4, Way.IMAGE_CLUSTERS_8), _CLUSTERS, strict=True
@@ -352,7 +351,10 @@ def measure_ablations(study: Study, models: Sequence[Model]) -> Computation[dict
     for model in of_images:
         key = model.key
         by_class: dict[Way, Pair] = {
-            way: (np.maximum(predictions.models[each.key], 0), by_number(f"causal-predictions-{each.key}", count))
+            way: (
+                np.maximum(predictions.models[each.key], 0),
+                at_numbers(rows[f"causal-predictions-{each.key}"], "predicted", count, 0),
+            )
             for way, each in ((Way.IMAGE_CLASS, study.zero_shot), (Way.IMAGE_TUNED_CLASS, model))
         }
         one = np.zeros(len(study.split), np.int32), np.zeros(count, np.int32)
@@ -383,15 +385,6 @@ def _features(study: Study, name: str, images: np.ndarray, split: Split | None) 
         return {"features": frozen.logits_and_features(batch["images"], batch["mask"])[1]}
 
     return Request(name, "frozen image features", images, step, split=split)
-
-
-def _predictions(study: Study, model: Model, images: np.ndarray) -> Request:
-    def step(batch: Batch) -> dict[str, jax.Array]:
-        logits = study.predictor(model).logits(batch["images"], batch["mask"])
-        return {"predicted": logits.argmax(-1).astype("int32")}
-
-    title = f"{model.label}: classes of unlabelled images"
-    return Request(f"causal-predictions-{model.key}", title, images, step, split=study.unlabelled, crops=model.crops)
 
 
 def _clusters(number: int, read: np.ndarray, features: Pair, *, seed: int) -> Pair:

@@ -14,9 +14,10 @@ from clipbias.analysis.relevancy import Relevancy, relevancy
 from clipbias.analysis.results import CHANGES, TEXT_TYPES, Average, Missing, Predictions
 from clipbias.analysis.sections import Section
 from clipbias.analysis.statistics import Moments, Totals, divided_by_sum, merge, rank_correlation, total_variation
-from clipbias.analysis.study import Batch, Computation, Request, Step, Study
+from clipbias.analysis.study import Batch, Computation, Request, Step, Study, at_numbers
 from clipbias.analysis.words import index_types, prompt_text, text_types
 from clipbias.clip.params import Params
+from clipbias.data import Split
 from clipbias.sentences import counted
 from clipbias.tuning import Learnables
 from clipbias.tuning.task import Text
@@ -88,12 +89,10 @@ def compute_predictions(study: Study) -> Computation[Predictions]:
             predicted[model.key] = known
             continue
 
-        requests[model.key] = _prediction_request(study, model, f"predictions-{model.key}")
+        requests[model.key] = prediction_request(study, model, f"predictions-{model.key}")
     results = yield list(requests.values())
     for key, request in requests.items():
-        rows = results[request.name]
-        predicted[key] = np.full(len(study.split), -1, np.int32)
-        predicted[key][rows["images"]] = rows["predicted"]
+        predicted[key] = at_numbers(results[request.name], "predicted", len(study.split), -1)
     # All models are compared on the same images.
     seen = np.min(list(predicted.values()), axis=0) >= 0
     return Predictions(
@@ -102,11 +101,16 @@ def compute_predictions(study: Study) -> Computation[Predictions]:
     )
 
 
-def _prediction_request(study: Study, model: Model, name: str) -> Request:
+def prediction_request(
+    study: Study, model: Model, name: str, *, images: np.ndarray | None = None, split: Split | None = None
+) -> Request:
+    """Requests the classes "predicted" by a model. Default: of the study's images."""
+
     def step(batch: Batch) -> dict[str, jax.Array]:
         return {"predicted": _largest(study.predictor(model).logits(batch["images"], batch["mask"]))}
 
-    return Request(name, f"{model.label}: predictions", study.images, step, crops=model.crops)
+    indices = study.images if images is None else images
+    return Request(name, f"{model.label}: predictions", indices, step, split=split, crops=model.crops)
 
 
 PREDICTIONS = Section(name="predictions", title="Class by class", result=Predictions, compute=compute_predictions)
@@ -166,9 +170,8 @@ def relevancy_totals(study: Study) -> Computation[dict[str, dict[str, Any]]]:
         return {}
     if study.worded is not study.zero_shot:
         # Zero-shot's maps are those of the paper's text, so this text also says which images zero-shot gets wrong.
-        (rows,) = (yield [_prediction_request(study, study.worded, "predictions-worded")]).values()
-        worded = np.full(len(study.split), -1, np.int32)
-        worded[rows["images"]] = rows["predicted"]
+        (rows,) = (yield [prediction_request(study, study.worded, "predictions-worded")]).values()
+        worded = at_numbers(rows, "predicted", len(study.split), -1)
         predictions = dataclasses.replace(predictions, models={**predictions.models, study.zero_shot.key: worded})
     groups = {model.key: relevancy_groups(study, predictions, model) for model in models}
     # Images that the same models need go together, so that zero-shot's maps are computed once for all.

@@ -26,7 +26,7 @@ from clipbias.analysis.model import why_no_similarity, why_no_text_attention, wh
 from clipbias.analysis.results import TEXT_TYPES, ModelFacts, StudyResults, What, Where, same_but_for_seed
 from clipbias.analysis.sections import Section
 from clipbias.analysis.statistics import total_variation
-from clipbias.analysis.study import Batch, Computation, Request, Study, divide
+from clipbias.analysis.study import Batch, Computation, Request, Study, at_numbers, divide
 from clipbias.analysis.verdict import MINOR_SHARE
 from clipbias.intervals import Estimate, cross, draw_counts, estimate, excludes, in_points, weigh
 
@@ -107,12 +107,7 @@ def compute_observations(study: Study) -> Computation[Observations]:
     models = {}
 
     def of_images(result: Mapping[str, Any], name: str) -> np.ndarray | None:
-        """Places rows of images at their numbers in the split, float32, NaN elsewhere."""
-        if name not in result:
-            return None
-        rows = np.full((len(study.split), *result[name].shape[1:]), np.nan, np.float32)
-        rows[result["images"]] = result[name]
-        return rows
+        return at_numbers(result, name, len(study.split), np.nan) if name in result else None
 
     for model in study.models:
         of_relevancy = relevancy.get(model.key)

@@ -467,6 +467,13 @@ def _batches_done(done: int, count: int, size: int) -> tuple[int, int]:
     return before, before - (-(count - done) // size)
 
 
+def at_numbers(rows: Mapping[str, np.ndarray], name: str, count: int, fill: float) -> np.ndarray:
+    """Places the rows `name` of a request at the numbers of their images, `[count, …]`; `fill` elsewhere."""
+    placed = np.full((count, *rows[name].shape[1:]), fill, rows[name].dtype)
+    placed[rows["images"]] = rows[name]
+    return placed
+
+
 def divide(models: Sequence[Model], why_not: Callable[[Task], str]) -> tuple[list[Model], dict[str, Missing]]:
     """Splits models into supported ones and reasons for the others."""
     reasons = {model.key: why_not(model.task) for model in models}
