@@ -88,10 +88,7 @@ class FixedTexts(Method):
 
 @dataclasses.dataclass(frozen=True)
 class LinearMap(Method):
-    """Two vectors per vision layer by token type, and a linear map beside each block that both towers have.
-
-    The network beside a block makes the map of two ReLUs: `z = relu(z) − relu(−z)`.
-    """
+    """Two vectors per vision layer by token type, and a linear map beside each block that both towers have."""
 
     rank: Annotated[int, Range(0, 1000)] = 0
 
@@ -108,15 +105,16 @@ class LinearMap(Method):
         if not self.rank:
             return Adaptation(**learnables)
         down, up = learnables["vision_down"], learnables["vision_up"]
-        network = {
-            "down": _dense(jnp.concatenate([down, -down], axis=-1)),
-            "up": _dense(jnp.concatenate([up, -up], axis=1)),
-        }
-        return Adaptation(vision_bias=learnables["vision_bias"], vision_adapters=network)
+        return Adaptation(vision_bias=learnables["vision_bias"], vision_adapters=linear_network(down, up))
 
 
-def _dense(kernel: jax.Array) -> dict[str, jax.Array]:
-    return {"kernel": kernel, "bias": jnp.zeros((len(kernel), kernel.shape[-1]))}
+def linear_network(down: jax.Array, up: jax.Array) -> Params:
+    """Returns the network beside blocks that makes the map `x D U`, for `down [n, D, r]` and `up [n, r, D]`."""
+    # The network has a ReLU, and `z = relu(z) − relu(−z)`.
+    halves = {"down": jnp.concatenate([down, -down], axis=-1), "up": jnp.concatenate([up, -up], axis=1)}
+    return {
+        name: {"kernel": kernel, "bias": jnp.zeros((len(kernel), kernel.shape[-1]))} for name, kernel in halves.items()
+    }
 
 
 @struct.dataclass

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from clipbias.analysis.rank import linear_network
 from clipbias.checks import Choices, Range
 from clipbias.clip import Adaptation, Clip, LayerView
 from clipbias.clip.layers import layer_norm
@@ -110,7 +111,9 @@ class UnreadMap(BiasByKind):
     def adapt(self, learnables: Learnables) -> Adaptation:
         biases = super().adapt({name: value for name, value in learnables.items() if name != CONSTANTS})
         reader = learnables[CONSTANTS][READER]
-        return dataclasses.replace(biases, vision_adapters=_linear(reader, jnp.ones(reader.swapaxes(1, 2).shape)))
+        return dataclasses.replace(
+            biases, vision_adapters=linear_network(reader, jnp.ones(reader.swapaxes(1, 2).shape))
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +144,7 @@ class CentredMap(Method):
         bias = -(learnables[CONSTANTS][MEAN] @ down @ up)
         if BIAS in learnables:
             bias += learnables[BIAS]
-        return Adaptation(vision_adapters=_linear(down, up), vision_bias=bias)
+        return Adaptation(vision_adapters=linear_network(down, up), vision_bias=bias)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,14 +164,6 @@ class MarkReader(Method):
     def adapt(self, learnables: Learnables) -> Adaptation:
         changes = {"patch_embedding": learnables["vision_patches"]}
         return Adaptation(vision_adapters=learnables["vision_networks"], vision_weights=changes)
-
-
-def _linear(down: jax.Array, up: jax.Array) -> dict[str, Any]:
-    # The network beside a block has a ReLU, and `z = relu(z) − relu(−z)`.
-    return {
-        "down": _dense(jnp.concatenate([down, -down], axis=-1)),
-        "up": _dense(jnp.concatenate([up, -up], axis=1)),
-    }
 
 
 def _dense(kernel: jax.Array) -> dict[str, jax.Array]:
