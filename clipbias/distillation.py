@@ -124,7 +124,7 @@ def distil_model(
         raise ClipbiasError(f"{context.clip.name} is loaded in half precision; load it in float32 to distil into it.")
     # Zero-shot reads the text that the model's training started from: with another, two changes would be compared.
     frozen = Tuned(Task(model.clip, ZERO_SHOT, Classes(model.class_names)))
-    if model.task.descriptions is not None or model.task.texts != frozen.task.texts:
+    if model.task.texts != frozen.task.texts:
         frozen = Tuned(Task(model.clip, ZERO_SHOT, model.task.classes))
     # A form that does not fold stays an adapter, which nobody wants unless they ask for it.
     names = [name for name, form in STUDENT_FORMS.items() if form.folds] if options.form is None else [options.form]

@@ -265,8 +265,7 @@ class Study:
 
     def reference(self, model: Model) -> Model:
         """Returns zero-shot with the text that a model's training started from: the paper's, or that of the classes."""
-        starts_worded = model.task.descriptions is None and model.task.texts == self.worded.task.texts
-        return self.worded if starts_worded else self.zero_shot
+        return self.worded if model.task.texts == self.worded.task.texts else self.zero_shot
 
     @property
     def tuned(self) -> tuple[Model, ...]:
