@@ -51,7 +51,7 @@ from clipbias.analysis.study import Batch, Computation, Request, Step, Study, at
 from clipbias.clip import Adaptation, TextTokens
 from clipbias.clip.params import Params
 from clipbias.data import Split
-from clipbias.intervals import Estimate, cross, draw_counts, estimate, shares, weigh
+from clipbias.intervals import Estimate, cross, estimate, resample, shares
 from clipbias.training.calibration import COLDEST, fit_temperatures, log_likelihoods
 from clipbias.tuning import Learnables
 
@@ -131,9 +131,8 @@ def sample(values: ByMetric[np.ndarray], among: np.ndarray | None = None) -> ByM
         rows = np.asarray(rows, np.float64)
         kept = np.ones(len(rows)) if among is None else among.astype(np.float64)
         # Resamples are of all images, so that seeds and parts stay paired; how many they hold of `among` varies.
-        counts = draw_counts(len(rows))
-        draws = weigh(counts, kept[:, None] * rows) / np.maximum(weigh(counts, kept[:, None]), 1)
-        return Sample(kept @ rows / kept.sum(), draws)
+        fraction = np.maximum(resample(kept[:, None]), 1 / len(rows))
+        return Sample(kept @ rows / kept.sum(), resample(kept[:, None] * rows) / fraction)
 
     return ByMetric(*(averaged(rows) for _, rows in values.items()))
 
