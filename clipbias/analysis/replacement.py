@@ -25,7 +25,6 @@ from clipbias.analysis.results import ByMetric, Missing, present, same_but_for_s
 from clipbias.analysis.sections import Section
 from clipbias.analysis.study import Batch, Computation, Request, Study
 from clipbias.analysis.verdict import MAIN_SHARE
-from clipbias.data import Split
 from clipbias.data.held_out import divide_unlabelled
 from clipbias.intervals import (
     Estimate,
@@ -511,7 +510,7 @@ def compare_students(
     """
     teachers = [model for model in study.tuned if model.key in beside]
     requests = {
-        model.key: _classifications(study, name, model, beside[model.key], others.get(model.key, ()), fits.fitted)
+        model.key: _classifications(study, name, model, beside[model.key], others.get(model.key, ()))
         for model in teachers
     }
     rows = yield list(requests.values())
@@ -670,7 +669,6 @@ def _classifications(
     model: Model,
     beside: Sequence[Candidate],
     others: Sequence[tuple[Origin, str, Model]],
-    fitted: Split,
 ) -> Request:
     """Requests "logits" `[n, K, C]` and "features" `[n, K, d]` of frozen model, tuned model, `beside`, `others`."""
     # Students' texts are encoded once, before the pass over the images.
@@ -689,6 +687,4 @@ def _classifications(
             "features": jnp.stack([features for _, features in outputs], axis=1),
         }
 
-    # Its name holds the fitted images, which the study's identity does not cover: others make other students.
-    name = f"{section}-{model.key}-{fitted.identity[:16]}"
-    return Request(name, f"{model.label}: {section}", study.images, step)
+    return Request(f"{section}-{model.key}", f"{model.label}: {section}", study.images, step)
