@@ -264,7 +264,7 @@ def overview_figure(studies: Sequence[StudyResults]) -> CaptionedFigure | None:
 
 
 _APART = {"all": "all images", "right": "zero-shot right", "wrong": "zero-shot wrong"}
-_CURVE = ("attention alone", "another image's", *MEANS_OF_GROUPS, "its own")
+_STEPS = (OTHER, *MEANS_OF_GROUPS)  # from attention alone, at 0 %, to the image's own, at 100 %
 
 
 def reading_frame(studies: Sequence[StudyResults]) -> pd.DataFrame:
@@ -285,7 +285,7 @@ def reading_frame(studies: Sequence[StudyResults]) -> pd.DataFrame:
                 )
                 if accuracy is None or nats is None:
                     continue
-                steps = {_CURVE[1]: (accuracy.other, nats.other)}
+                steps = {OTHER: (accuracy.other, nats.other)}
                 steps |= {name: (accuracy.means[name], each) for name, each in nats.means.items()}
                 for name, (of_points, effect) in steps.items():
                     if effect.share is None:
@@ -312,7 +312,7 @@ def reading_figure(studies: Sequence[StudyResults]) -> CaptionedFigure | None:
         return None
     apart = len(studies) == 1
     drawn = numbers if apart else numbers[numbers["among"] == "all"]
-    steps = [step for step in _CURVE[1:-1] if (drawn["step"] == step).any()]
+    steps = [step for step in _STEPS if (drawn["step"] == step).any()]
     drawn = drawn.assign(place=drawn["step"].map(steps.index))
     methods = list(dict.fromkeys(drawn["method"]))
     looks = {
