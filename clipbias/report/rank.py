@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # Places on the x axis: by class, each rank, the ceiling.
-PLACES = ("by class", *map(str, RANKS), "itself")
+RANK_PLACES = ("by class", *map(str, RANKS), "itself")
 _LOOKS: dict[str, dict[str, Any]] = {
     BY_CLASS: {"label": "vectors for each class", "color": style.PURPLE, "marker": "v", "ms": 4.5},
     "map": {"label": "two vectors and a map, by rank", "color": style.RED, "marker": "o", "ms": 4.5},
@@ -49,9 +49,9 @@ def rank_frame(study: StudyResults) -> pd.DataFrame:
 def _of_row(row: Comparison, rank: int | None) -> tuple[str, int]:
     """Returns the kind of a student, and its place on the x axis."""
     if rank is not None:
-        return "map", PLACES.index(str(rank))
+        return "map", RANK_PLACES.index(str(rank))
     if row.student.kind is Origin.CEILING:
-        return Origin.CEILING.value, len(PLACES) - 1
+        return Origin.CEILING.value, len(RANK_PLACES) - 1
     return BY_CLASS, 0
 
 
@@ -63,7 +63,7 @@ def rank_figure(study: StudyResults) -> CaptionedFigure | None:
 
     def draw(axes: "Axes", part: pd.DataFrame) -> None:
         lines(axes, part, x="place", hue="student", looks=_LOOKS)
-        axes.set_xticks(range(len(PLACES)), PLACES, rotation=45, ha="right")
+        axes.set_xticks(range(len(RANK_PLACES)), RANK_PLACES, rotation=45, ha="right")
 
     figure = panels(numbers, draw, by=("quantity", "method"), size=(2.6, 1.7), x_label="rank of the map")
     results = RANK.of(study)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from clipbias.analysis.replacement import Origin
-from clipbias.report.rank import PLACES, rank_figure
+from clipbias.report.rank import RANK_PLACES, rank_figure
 from tests.report.synthetic import synthetic_results
 
 
@@ -16,9 +16,14 @@ def test_each_mark_is_a_comparison() -> None:
     (method,) = study.sections["rank"].methods
     assert figure is not None and figure.caption.startswith(method.sentence)
     assert [axes.get_ylabel() for axes in figure.figure.axes] == list(dict.fromkeys(figure.numbers["quantity"]))
-    assert [label.get_text() for label in figure.figure.axes[-1].get_xticklabels()] == list(PLACES)
+    assert [label.get_text() for label in figure.figure.axes[-1].get_xticklabels()] == list(RANK_PLACES)
     rows = {row.student.form: row for row in method.rows}
-    places = {"ivlp": len(PLACES) - 1, "class": 0, "rank0": PLACES.index("0"), "rank4": PLACES.index("4")}
+    places = {
+        "ivlp": len(RANK_PLACES) - 1,
+        "class": 0,
+        "rank0": RANK_PLACES.index("0"),
+        "rank4": RANK_PLACES.index("4"),
+    }
     for axes, quantity in zip(figure.figure.axes, ("moved", "share", "divergence"), strict=True):
         drawn = {}
         for container in axes.containers:
