@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MOST_METHODS = 7  # in the first table and figure, those with the largest gains
-# Quantities in the order of the table's columns. From `OTHER` on they are shares of all that is added; `BY_CLASS` is a
+# Quantities in the order of the table's columns. From `OTHER` on they are shares of all that is added; `CLASS_SHARE` is a
 # share of the exchange.
 GAIN, ATTENTION, TOKENS, ADDED = "gain", "attention alone", "tokens alone", "all that is added"
 OTHER, MEAN, OF_CLASS, EXCHANGE = "another image's", "mean of all images", "mean of its class", "exchange"
-BY_CLASS = "explained by the class"
+CLASS_SHARE = "explained by the class"
 _LOOKS: dict[str, dict[str, Any]] = {
     name: {"label": name, "color": colour, "marker": marker, "ms": 5, "elinewidth": 1.4, "capsize": 0}
     for name, colour, marker in (
@@ -39,7 +39,7 @@ _LOOKS: dict[str, dict[str, Any]] = {
         (MEAN, style.PURPLE, "o"),
         (OF_CLASS, style.PURPLE, "D"),
         (EXCHANGE, style.RED, "s"),
-        (BY_CLASS, style.RED, "o"),
+        (CLASS_SHARE, style.RED, "o"),
     )
 }
 COLUMNS = (
@@ -63,7 +63,7 @@ def quantities(numbers: CausalNumbers, labels: VerdictLabels | None) -> dict[str
             MEAN: image.means["all images"],
             OF_CLASS: image.means.get(CLASS),
             EXCHANGE: image.exchange,
-            BY_CLASS: image.explained.get(CLASS),
+            CLASS_SHARE: image.explained.get(CLASS),
         }
         # Shares of an addition that hardly matters would be ratios of noise.
         if labels is not None and labels.what is What.NOTHING:
