@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MOST_METHODS = 7  # in the first table and figure, those with the largest gains
-# Quantities in the order of the table's columns. From `OTHER` on they are shares of all that is added; `CLASS_SHARE` is a
-# share of the exchange.
+# Quantities in the order of the table's columns. From `OTHER` on they are shares of all that is added; `CLASS_SHARE` is
+# a share of the exchange.
 GAIN, ATTENTION, TOKENS, ADDED = "gain", "attention alone", "tokens alone", "all that is added"
 OTHER, MEAN, OF_CLASS, EXCHANGE = "another image's", "mean of all images", "mean of its class", "exchange"
 CLASS_SHARE = "explained by the class"
