@@ -125,6 +125,32 @@ def judge_method(results: StudyResults, models: Sequence[ModelFacts]) -> MethodR
     )
 
 
+# Clauses of the headline.
+_HEAD_WHERE = {
+    Where.ATTENTION: ", by looking elsewhere",
+    Where.NOT_ATTENTION: ", not by looking elsewhere",
+    Where.OUTSIDE: ", with CLIP itself unchanged",
+}
+_HEAD_WHAT = {What.SAME: "one bias for all pictures", What.DEPENDS: "a different bias for each picture"}
+
+
+def headline(method: MethodResult) -> str:
+    """Writes the verdict on a method in at most 20 words and one number; a method's name counts as one word."""
+    numbers, labels, name = method.numbers, method.labels, method.name
+    if numbers is None:
+        return f"Why {name} differs from CLIP was not tested."
+    if labels is None:
+        return f"{counted(method.images, 'picture')} are too few to judge {name}."
+    gain = numbers.accuracy.gain
+    if labels.where is Where.NO_GAIN or excludes(gain) <= 0:
+        return f"{name} makes no surely larger share of the pictures right ({gain.value:+.1f} points)."
+    where = _HEAD_WHERE.get(labels.where, "")
+    what = _HEAD_WHAT.get(labels.what, "") if labels.what and labels.where is not Where.OUTSIDE else ""
+    if what:
+        what = (", but by " if labels.where is Where.NOT_ATTENTION else "; it adds ") + what
+    return f"{name} raises accuracy by {gain.value:.1f} points{where}{what}."
+
+
 def sentence(
     name: str, dataset: str, labels: VerdictLabels | None, numbers: ByMetric[CausalNumbers] | None, images: int
 ) -> str:

@@ -4,13 +4,13 @@ import base64
 import dataclasses
 import io
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from clipbias.analysis.pictures import EXPLORE
-from clipbias.analysis.results import CHANGES, StudyResults, present
+from clipbias.analysis.results import CHANGES, ModelFacts, StudyResults, present
 from clipbias.constants import ZERO_SHOT
 from clipbias.errors import ClipbiasError
 from clipbias.report import style
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 HEAT = "inferno"
+STRIP = 3  # pictures of a change on the first page
+_FINE = 112  # pixels, the least of a map on the first page
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +100,11 @@ def show_heat(axes: "Axes", image: np.ndarray, values: np.ndarray) -> None:
     """Draws a map in 0 … 1 over the grey picture, more opaque at higher values."""
     # Grey, so that only the map has colours.
     axes.imshow(np.asarray(image, np.float32).mean(axis=-1), cmap="gray", vmin=0, vmax=255)
-    axes.imshow(values, cmap=HEAT, alpha=0.25 + 0.5 * np.asarray(values, float), vmin=0, vmax=1)
+    axes.imshow(values, cmap=HEAT, alpha=_opacity(values), vmin=0, vmax=1)
+
+
+def _opacity(values: np.ndarray) -> np.ndarray:
+    return 0.25 + 0.5 * np.asarray(values, float)
 
 
 def heat_scale(figure: "Figure", grid: np.ndarray) -> None:
@@ -234,7 +240,49 @@ def explorer_data(study: StudyResults) -> dict[str, Any] | None:
     }
 
 
-DRAWING_OF_EXPLORE = Drawing(section=EXPLORE, place=40, explorer=explorer_data, nothing="no image could be read")
+class ChangedPicture(NamedTuple):
+    """Picture whose prediction tuning changed, for the first page."""
+
+    place: int  # among the explorer's images
+    change: str  # `corrected` or `broken`
+    shown: list[tuple[str, str, str]]  # line below, text alternative and data URI: the picture, then each model's map
+
+
+def changed_pictures(study: StudyResults, model: ModelFacts) -> list[ChangedPicture]:
+    """Returns the first explored pictures that a tuned model corrected, then those that it broke, three at most each.
+
+    Maps are of zero-shot CLIP and of the model, for the true class. A model without maps has no pictures.
+    """
+    from matplotlib import colormaps
+
+    explore = EXPLORE.of(study)
+    explored = {} if explore is None else present(explore.models)
+    if explore is None or not {ZERO_SHOT, model.key} <= set(explored):
+        return []
+    names = study.dataset.class_names
+    changes = study.predictions.changes(model.key)[explore.images]
+    pictures = []
+    for place in (int(place) for kind in (0, 1) for place in np.flatnonzero(changes == kind)[:STRIP]):
+        number, small = explore.images[place], explore.pictures[place]
+        label = int(study.predictions.labels[number])
+        change = "broken" if changes[place] else "corrected"
+        shown = [(f"{names[label]}: {change}", f"{names[label]}, {CHANGES[changes[place]]}", _picture(small))]
+        # The first pair of a picture is that of its true class.
+        pair = int(np.flatnonzero(explore.pairs[:, 0] == place)[0])
+        times = -(-_FINE // len(small))  # a map is finer than a picture of few pixels
+        grey = small.mean(-1, keepdims=True).repeat(times, axis=0).repeat(times, axis=1)
+        for each in (study.zero_shot, model):
+            heat = heat_map(explored[each.key].relevancy[pair], len(grey), study.clip.grid**2)
+            alpha = _opacity(heat)[..., None]
+            drawn = np.rint((1 - alpha) * grey + 255 * alpha * colormaps[HEAT](heat)[..., :3]).astype(np.uint8)
+            predicted = int(study.predictions.models[each.key][number])
+            line = f"{each.label}: {names[predicted]} {'✓' if predicted == label else '✗'}"
+            shown.append((line, f"Where {each.label} looks for {names[label]}", _picture(drawn)))
+        pictures.append(ChangedPicture(place, change, shown))
+    return pictures
+
+
+DRAWING_OF_EXPLORE = Drawing(section=EXPLORE, place=5, explorer=explorer_data, nothing="no image could be read")
 
 
 def _picture(pixels: np.ndarray) -> str:

@@ -17,7 +17,7 @@ import pandas as pd
 
 from clipbias.io import atomic_path, write_text
 from clipbias.report import style
-from clipbias.report.table import Table
+from clipbias.report.table import Table, unbroken
 from clipbias.terminal import printable
 
 if TYPE_CHECKING:
@@ -125,10 +125,6 @@ def write_page(path: Path, template: str, *, title: str, **content: Any) -> Path
     return path
 
 
-# No line is broken between a number and its unit, or within an interval.
-_JOINED = re.compile(r"(?<=\d) (?=%)|(?<=\d) (?=to [+−-]?\d[\d.]*\))|(?<=\d to) (?=[+−-]?\d[\d.]*\))")
-
-
 def data_uri(data: bytes | str, kind: str) -> str:
     """Encodes an image as a data URI."""
     # Inline, the ids and styles of one SVG would meet those of another.
@@ -142,7 +138,7 @@ def _environment() -> jinja2.Environment:
         # Macros return HTML. HTML has no control characters, so they are shown as their escapes.
         if hasattr(value, "__html__"):
             return value
-        return _JOINED.sub("\u00a0", printable(value, keep="\n\t\u200c\u200d"))
+        return unbroken(printable(value, keep="\n\t\u200c\u200d"))
 
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("clipbias.report"),

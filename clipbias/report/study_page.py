@@ -1,7 +1,7 @@
 """The report of a study: one self-contained HTML file, and its figures as PDF, PNG and CSV.
 
-Its top has the verdict in a sentence for each method, a table and a figure. The rest is folded below, a part per
-section. The overview of several datasets has verdicts side by side, accuracies, and relevancy panels.
+Its top has a headline and bars for the first methods, and pictures whose prediction changed. The rest is folded below,
+a part per section. The overview of several datasets has verdicts side by side, accuracies, and relevancy panels.
 """
 
 import dataclasses
@@ -19,12 +19,14 @@ from clipbias.analysis.observations import OBSERVATIONS
 from clipbias.analysis.results import MethodResult, StudyResults, present
 from clipbias.analysis.results_file import load_results
 from clipbias.analysis.sections import all_sections
+from clipbias.analysis.verdict import headline
 from clipbias.analysis.words import PROMPT_WORDS
 from clipbias.errors import ClipbiasError
 from clipbias.intervals import by_reason, with_interval
 from clipbias.report import pages, verdict
 from clipbias.report.drawings import Drawing, all_drawings
 from clipbias.report.names import dataset_name, ordered_datasets
+from clipbias.report.overlay import changed_pictures
 from clipbias.report.study_figures import dataset_figures, labels_of
 from clipbias.report.table import MISSING, Table
 from clipbias.sentences import counted
@@ -32,7 +34,7 @@ from clipbias.sentences import counted
 REPORT = "report.html"
 OVERVIEW = "overview.html"
 FIGURES = "figures"
-MOST_SENTENCES = 3  # at the top, one for each method
+MOST_METHODS = 2  # at the top
 
 
 def write_report(
@@ -47,14 +49,13 @@ def write_report(
     """
     study = load_results(results_folder)
     output = Path(output_folder)
-    sentences = {method.label: method_sentences(study, method) for method in study.methods}
-    first = list(sentences)[:MOST_SENTENCES]
-    # Sentences that fit at the top are not repeated below.
-    groups = list(sentences.items()) if len(sentences) > len(first) else []
+    groups = [(method.label, method_sentences(study, method)) for method in study.methods]
 
-    tables = [table for table in (verdict.seed_table(study), verdict.towers_table(study.methods)) if table]
-    curve = pages.save_pictures([verdict.reading_figure([study])], output / FIGURES)
-    sections = [pages.PageSection(CAUSAL.title, CAUSAL.name, pictures=curve, tables=tables, groups=groups)]
+    every = (verdict.verdict_table(study, study.methods), verdict.seed_table(study), verdict.towers_table(study.methods))
+    tables = [table for table in every if table]
+    figures = [verdict.overview_figure([study]), verdict.reading_figure([study])]
+    pictures = pages.save_pictures(figures, output / FIGURES)
+    sections = [pages.PageSection(CAUSAL.title, CAUSAL.name, pictures=pictures, tables=tables, groups=groups)]
     drawings = all_drawings()
     for number, drawing in enumerate(drawings, start=1):
         advance("drawing the report", number, len(drawings))
@@ -74,15 +75,21 @@ def write_report(
     sections.append(
         pages.PageSection("How it was made", "config", tables=[_models(study)], remarks=missing, code=_config(study))
     )
-    pictures = pages.save_pictures([verdict.verdict_figure(study)], output / FIGURES)
+    # The methods with the largest gains are at the top, the largest first.
+    tested = [method for method in study.methods if method.numbers]
+    largest = sorted(tested, key=lambda method: -method.numbers.accuracy.gain.value) if tested else study.methods
+    first = [
+        {"name": method.label, "headline": headline(method), "facts": verdict.facts(study, method)}
+        for method in largest[:MOST_METHODS]
+    ]
+    strips = (changed_pictures(study, model) for method in largest for model in study.tuned if model.key in method.models)
     return pages.write_page(
         output / REPORT,
         "report",
-        title=f"Why does tuning help on {study.dataset.name}?",
-        sentences=[" ".join(sentences[label]) for label in first] or ["There is no tuned model here to explain."],
+        title=f"Why does tuning help on {dataset_name(study.dataset.name)}?",
         basis=_basis(study),
-        table=verdict.verdict_table(study, verdict.shown_methods(study)),
-        pictures=pictures,
+        methods=first or [{"headline": "There is no tuned model here to explain.", "facts": []}],
+        strip=next(filter(None, strips), []),
         sections=sections,
     )
 

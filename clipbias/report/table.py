@@ -133,9 +133,17 @@ def _latex(table: Table) -> str:
     return "\n".join([*lines, r"\end{table}"])
 
 
+_JOINED = re.compile(r"(?<=\d) (?=%)|(?<=\d) (?=to [+−-]?\d[\d.]*\))|(?<=\d to) (?=[+−-]?\d[\d.]*\))")
+
+
+def unbroken(text: Any) -> str:
+    """Keeps a number with its unit, and an interval, in a line of HTML."""
+    return _JOINED.sub("\u00a0", text)
+
+
 def _html(table: Table) -> str:
     def escaped(text: str) -> str:
-        return escape(printable(text))
+        return unbroken(escape(printable(text)))
 
     frame = _marked(table, escaped, "<b>{}</b>")
     heads = list(frame.columns)

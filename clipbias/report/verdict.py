@@ -3,13 +3,13 @@
 import dataclasses
 import textwrap
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
 from clipbias.analysis.causal_section import CAUSAL, MEANS_OF_GROUPS
-from clipbias.analysis.replacement import PLAIN, REPLACEMENT, MethodReplacements, Origin
-from clipbias.analysis.results import CausalNumbers, MethodResult, StudyResults, VerdictLabels, What
+from clipbias.analysis.replacement import PLAIN, REPLACEMENT, Comparison, MethodReplacements, Origin
+from clipbias.analysis.results import CausalNumbers, MethodResult, StudyResults, VerdictLabels, What, Where
 from clipbias.analysis.verdict import CLASS
 from clipbias.errors import ClipbiasError
 from clipbias.intervals import OUTCOMES, UNITS, Estimate, by_reason, change, excludes, in_points, percent
@@ -23,7 +23,6 @@ from clipbias.report.table import MISSING, Table
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-MOST_METHODS = 7  # in the first table and figure, those with the largest gains
 # Quantities in the order of the table's columns. From `OTHER` on they are shares of all that is added; `CLASS_SHARE` is
 # a share of the exchange.
 GAIN, ATTENTION, TOKENS, ADDED = "gain", "attention alone", "tokens alone", "all that is added"
@@ -72,14 +71,6 @@ def quantities(numbers: CausalNumbers, labels: VerdictLabels | None) -> dict[str
     return {name: number for name, number in named.items() if number is not None}
 
 
-def shown_methods(study: StudyResults) -> list[MethodResult]:
-    """Returns the methods of the first table, in the study's order: those with the largest gains in log-likelihood."""
-    gains = {id(method): method.numbers.log_likelihood.gain.value for method in study.methods if method.numbers}
-    # The table at the top is for a first look; all methods are in the sections below.
-    largest = sorted(gains, key=gains.__getitem__)[-MOST_METHODS:]
-    return [method for method in study.methods if id(method) in largest]
-
-
 def replaced(study: StudyResults, method: MethodResult) -> MethodReplacements | None:
     """Returns the replacements of a method, or of the first of its seeds."""
     return next((each for each in _replacements(study) if set(each.models) <= set(method.models)), None)
@@ -90,18 +81,65 @@ def _replacements(study: StudyResults) -> Sequence[MethodReplacements]:
     return replacement.methods if replacement else ()
 
 
+def _stand_ins(study: StudyResults, method: MethodResult) -> dict[Origin, Comparison]:
+    """Returns the fits of two vectors per layer and of the method itself, by origin."""
+    fitted = replaced(study, method)
+    rows = fitted.rows if fitted else ()
+    return {
+        row.student.kind: row for row in rows if row.student.kind is Origin.CEILING or row.student.form == PLAIN
+    }
+
+
+class Fact(NamedTuple):
+    """Bar of the first page."""
+
+    question: str  # "" below the first bar of a question
+    words: str
+    text: str  # the share with its interval
+    spans: dict[str, tuple[float, float]]  # of the bar and of its interval, from the left and from the right in percent
+
+
+def facts(study: StudyResults, method: MethodResult) -> list[Fact]:
+    """Returns the bars of a method with a verdict: where it acts, what it adds, and what can stand for it.
+
+    The first are shares in log-likelihood, the last of the predictions that the method changed.
+    """
+    numbers, labels = method.numbers, method.labels
+    if numbers is None or labels is None or labels.where is Where.NO_GAIN or excludes(numbers.accuracy.gain) <= 0:
+        return []
+    named = quantities(numbers.log_likelihood, labels)
+    shares = {name: number.share for name, number in named.items()}
+    fits = _stand_ins(study, method)
+    moved = {origin: fits[origin].moved for origin in (Origin.FITTED, Origin.CEILING) if origin in fits}
+    bars = (
+        ("Where it acts: the gain by changing", "attention alone", shares.get(ATTENTION)),
+        ("", "tokens alone", shares.get(TOKENS)),
+        ("What it adds: the effect left with", "another picture's", shares.get(OTHER)),
+        ("", "all pictures' mean", shares.get(MEAN)),
+        ("", "its class's mean", shares.get(OF_CLASS)),
+        ("What can stand for it: same changes by", "two vectors per layer", moved.get(Origin.FITTED)),
+        ("", "the method, refitted", moved.get(Origin.CEILING)),
+    )
+    return [
+        Fact(question, words, percent(share), {"value": _span(0.0, share.value), "ends": _span(share.low, share.high)})
+        for question, words, share in bars
+        if share is not None
+    ]
+
+
+def _span(start: float | None, end: float | None) -> tuple[float, float]:
+    """Places a span of shares on a bar from -50 to 150 %; a missing end makes it empty."""
+    low, high = sorted(min(max(50 * (each + 0.5), 0.0), 100.0) for each in (start or 0.0, end or 0.0))
+    return low, 100 - high
+
+
 def verdict_table(study: StudyResults, methods: Sequence[MethodResult], title: str = "") -> Table | None:
     """Makes two rows for each method with numbers, in points and in log-likelihood."""
     rows = []
     for method in methods:
         if method.numbers is None:
             continue
-        fitted = replaced(study, method)
-        stand_ins = {
-            row.student.kind: row
-            for row in (fitted.rows if fitted else ())
-            if row.student.kind is Origin.CEILING or row.student.form == PLAIN
-        }
+        stand_ins = _stand_ins(study, method)
         for outcome, numbers in method.numbers.items():
             # Points have no shares: a share of an accuracy's gain of a few images would be a ratio of noise.
             decides = outcome != "accuracy"
@@ -205,32 +243,8 @@ def _scale(axes: "Axes") -> None:
     axes.set_xticks([tick for tick in (-50, 0, 50, 100, 150) if axes.get_xlim()[0] <= tick <= axes.get_xlim()[1]])
 
 
-def verdict_figure(study: StudyResults) -> CaptionedFigure | None:
-    """Draws the shares that decide labels, narrow enough for a phone. Returns `None` without a sure gain."""
-    names = [method.name for method in shown_methods(study)]
-    numbers = verdict_frame([study])
-    drawn = _drawn(numbers[numbers["method"].isin(names)])
-    if drawn.empty:
-        return None
-    drawn = drawn.assign(row=drawn["method"] + "\n" + drawn["quantity"])
-    rows: list[str] = []
-    for method, of_method in drawn.groupby("method", sort=False):
-        rows += [str(method), *of_method["row"]]
-
-    def draw(axes: "Axes", part: pd.DataFrame) -> None:
-        points(axes, part, category="row", hue="quantity", looks=_LOOKS, places=rows, step=0.0)
-        axes.set_yticks(range(len(rows)), [row.rpartition("\n")[2] for row in rows])
-        for row, label in zip(rows, axes.get_yticklabels(), strict=True):
-            label.set_fontweight("normal" if "\n" in row else "bold")
-        _scale(axes)
-
-    x_label = "% of the gain, or of what is added"
-    figure = panels(drawn, draw, by=("", ""), size=(3.4, 0.1 + 0.2 * len(rows)), x_label=x_label, legend=False)
-    return captioned("verdict", figure, numbers)
-
-
 def overview_figure(studies: Sequence[StudyResults]) -> CaptionedFigure | None:
-    """Draws `verdict_figure` for all datasets, side by side."""
+    """Draws the shares that decide labels, with all datasets side by side. Returns `None` without a sure gain."""
     numbers = verdict_frame(studies)
     drawn = _drawn(numbers)
     if drawn.empty:
@@ -260,7 +274,7 @@ def overview_figure(studies: Sequence[StudyResults]) -> CaptionedFigure | None:
         share_y=True,
         wrap=4,
     )
-    return captioned("verdict_overview", figure, numbers, datasets=", ".join(map(dataset_name, datasets)))
+    return captioned("verdict", figure, numbers, datasets=", ".join(map(dataset_name, datasets)))
 
 
 _APART = {"all": "all images", "right": "zero-shot right", "wrong": "zero-shot wrong"}

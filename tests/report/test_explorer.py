@@ -8,12 +8,13 @@ import re
 
 import numpy as np
 import pytest
+from matplotlib import colormaps
 from PIL import Image
 
 from clipbias.analysis.results import CHANGES, Missing
 from clipbias.analysis.results_file import save_results
 from clipbias.report import write_report
-from clipbias.report.overlay import explorer_data
+from clipbias.report.overlay import changed_pictures, explorer_data
 from tests.browser import Browser
 from tests.report.markup import Page
 from tests.report.synthetic import only_sections, synthetic_results
@@ -110,6 +111,15 @@ def page(explored, tmp_path_factory):
     folder = tmp_path_factory.mktemp("explored")
     save_results(folder, explored)
     return write_report(folder, folder / "report")
+
+
+def decoded(uri):
+    """The pixels of an inlined picture."""
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))).convert("RGB"))
+
+
+def expected_name(results, place):
+    return results.sections["explore"].names[place]
 
 
 def unpacked(packed):
@@ -246,6 +256,62 @@ def test_another_class_and_model_are_shown_where_they_are_chosen(opened, explore
     value = re.search(r"Bias tuning: relevancy (\S+),", read(opened))[1]
     assert near(value, expected.value("bias", "relevancy", pair, 12)) and "similarity" not in read(opened)
     assert opened.evaluate("document.querySelectorAll('#explore-maps canvas').length") == 2
+
+
+@pytest.mark.parametrize("key", ["ivlp", "bias"])
+def test_the_first_pages_pictures_are_those_that_tuning_changed(explored, key):
+    """Corrected, then broken: predictions and maps of both models, computed anew from the arrays."""
+    expected = Expected(explored)
+    explore = expected.explore
+    model = next(each for each in explored.tuned if each.key == key)
+    labels = explored.predictions.labels[explore.images]
+    before, after = (explored.predictions.models[each][explore.images] for each in ("zero_shot", key))
+    corrected = np.flatnonzero((before != labels) & (after == labels))
+    broken = np.flatnonzero((before == labels) & (after != labels))
+    pictures = changed_pictures(explored, model)
+    assert [each.place for each in pictures] == [*corrected[:3], *broken[:3]] and pictures
+    names = explored.dataset.class_names
+    for place, change, shown in pictures:
+        (line, _, picture), *maps = shown
+        assert line == f"{names[labels[place]]}: {change}"
+        assert change == ("corrected" if place in corrected else "broken")
+        np.testing.assert_array_equal(decoded(picture), explore.pictures[place])
+        for (said, alt, data), each, predicted in zip(
+            maps, (explored.zero_shot, model), (before[place], after[place]), strict=True
+        ):
+            right = "✓" if predicted == labels[place] else "✗"
+            assert said == f"{each.label}: {names[predicted]} {right}" and each.label in alt
+            pair = expected.pair(place, labels[place])
+            patches = np.float64([expected.value(each.key, "relevancy", pair, patch) for patch in range(GRID**2)])
+            unit = ((patches - patches.min()) / (patches.max() - patches.min())).reshape(GRID, GRID)
+            # At a corner patch's outer pixel bilinear resizing keeps the patch's value.
+            for row, column in ((0, 0), (0, -1), (-1, 0), (-1, -1)):
+                heat = unit[row, column]
+                alpha = 0.25 + 0.5 * heat
+                colour = 255 * np.float64(colormaps["inferno"](heat)[:3])
+                blended = (1 - alpha) * np.float64(explore.pictures[place][row, column]).mean() + alpha * colour
+                # The map was scaled between the resized map's ends, which lie within the patches' values.
+                np.testing.assert_allclose(np.float64(decoded(data)[row, column]), blended, atol=12)
+
+
+def test_a_card_opens_its_picture(opened, explored):
+    pictures = changed_pictures(explored, explored.tuned[0]) or changed_pictures(explored, explored.tuned[1])
+    opened.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = false; })")
+    cards = opened.evaluate("[...document.querySelectorAll('[data-explore]')].map((e) => Number(e.dataset.explore))")
+    assert len(cards) >= 2 and len(pictures) > 0
+    pick(opened, "change", "2")
+    opened.mouse(f"[data-explore='{cards[-1]}']", click=True)
+    assert opened.evaluate("document.getElementById('explore').open")
+    about = opened.evaluate("document.getElementById('explore-about').textContent")
+    assert about.startswith(expected_name(explored, cards[-1]))
+    assert opened.evaluate("document.getElementById('explore-picture').alt") == expected_name(explored, cards[-1])
+
+
+@pytest.mark.parametrize("width", [400, 700, 1000, 1600])
+def test_the_first_page_fits_every_window(browser, page, width):
+    browser.open(page, width=width)
+    assert browser.evaluate("document.documentElement.scrollWidth") <= width
+    assert browser.evaluate("[...document.images].every((image) => image.alt)")
 
 
 def test_filters_and_orders(opened, explored):

@@ -9,9 +9,9 @@ import pytest
 
 from clipbias.analysis.observations import ClaimOutcome, Observation, Observations
 from clipbias.analysis.pictures import Similarity
-from clipbias.analysis.results import Missing
+from clipbias.analysis.results import Missing, VerdictLabels, What, Where
 from clipbias.analysis.results_file import load_results, save_results
-from clipbias.analysis.verdict import judge
+from clipbias.analysis.verdict import headline, judge
 from clipbias.errors import ClipbiasError
 from clipbias.intervals import Estimate
 from clipbias.report import pages, study_page, write_overview, write_report
@@ -90,7 +90,7 @@ def test_every_figure_is_drawn(whole):
         assert figure is not None, "the synthetic results leave a figure out"
         assert figure.title[-1].isalnum() and not re.search(r"[?!.][.]", figure.caption)
     computed = [each for each in all_drawings() if each.section.name in results.sections]
-    assert list(figures)[:: len(figures) - 1] == ["reading", "verdict"]
+    assert list(figures)[:2] == ["verdict", "reading"]
     assert len(figures) >= 2 + sum(len(drawing.figures) for drawing in computed)
 
 
@@ -110,13 +110,39 @@ def test_verdict_models_and_config_are_told(whole):
     assert [page.text.count(sentence) for sentence in sentences] == [1] * len(sentences)
 
 
-def test_the_first_page_is_short_and_begins_with_its_sentence(whole):
+def test_the_first_page_is_short_and_begins_with_its_headline(whole):
     page, _, results, _ = whole
-    first = page.text.partition("More All methods")[0].rpartition("Why does tuning help on demo/digits?")[2]
-    assert first.strip().startswith(results.methods[0].sentence)
+    first = page.text.partition(" All methods")[0].rpartition("44.0 %.")[2]
+    largest = max(results.methods, key=lambda method: method.numbers.accuracy.gain.value)
+    assert first.strip().startswith(headline(largest))
     # “to” stands in intervals.
     words = [word for word in first.split() if any(letter.isalpha() for letter in word) and word != "to"]
-    assert len(words) <= 200
+    assert 50 < len(words) <= 200
+
+
+@pytest.mark.parametrize("where", [each for each in Where if each is not Where.NO_GAIN])
+@pytest.mark.parametrize("what", What)
+def test_a_headline_is_one_short_sentence_for_all_labels(whole, where, what):
+    method = dataclasses.replace(whole[2].methods[0], name="IVLP", labels=VerdictLabels(where, what))
+    text = headline(method)
+    gain = method.numbers.accuracy.gain.value
+    assert text.startswith(f"IVLP raises accuracy by {gain:.1f} points") and text.endswith(".")
+    assert len(text.split()) <= 20 and not set("()[]") & set(text)
+    assert (", not by looking elsewhere" in text) == (where is Where.NOT_ATTENTION)
+    assert ("one bias for all pictures" in text) == (what is What.SAME and where is not Where.OUTSIDE)
+    assert ("a different bias for each picture" in text) == (what is What.DEPENDS and where is not Where.OUTSIDE)
+
+
+def test_a_headline_without_a_sure_gain_claims_none(whole):
+    method = whole[2].methods[0]
+    accuracy = method.numbers.accuracy
+    unsure = dataclasses.replace(accuracy, gain=Estimate(1.5, -0.5, 3.0))
+    numbers = dataclasses.replace(method.numbers, accuracy=unsure)
+    assert "no surely larger share of the pictures right (+1.5 points)" in headline(
+        dataclasses.replace(method, numbers=numbers)
+    )
+    assert "was not tested" in headline(dataclasses.replace(method, numbers=None))
+    assert "are too few" in headline(dataclasses.replace(method, labels=None))
 
 
 def test_pictures_are_inlined_and_the_files_lie_beside(written):
@@ -161,7 +187,7 @@ def test_every_text_is_escaped(written, drawn):
     models = (zero_shot, dataclasses.replace(ivlp, label=HOSTILE), bias)
     methods = tuple(dataclasses.replace(each, label=HOSTILE, sentence=HOSTILE) for each in results.methods)
     path, page = written(dataclasses.replace(results, dataset=dataset, models=models, methods=methods))
-    assert page.tags.count("img") == 3  # of the first page, the reading curve, and the one that was asked for
+    assert page.tags.count("img") == 3  # the verdict, the reading curve, and the figure that was asked for
     assert "<img src=x" not in path.read_text("utf-8")
 
 
@@ -187,7 +213,7 @@ def test_overview_orders_the_datasets_and_averages(drawn, tmp_path):
         "../study0/report.html",
     ]
     panels = [f"fig{n}_{part}_relevancy_{key}" for key in ("ivlp", "bias") for n, part in ((2, "text"), (3, "vision"))]
-    assert list(drawn) == ["verdict_overview", "reading", *panels, "replacements"]
+    assert list(drawn) == ["verdict", "reading", *panels, "replacements"]
     for study in map(load_results, made):
         assert all(method.sentence in page.text for method in study.methods)
     (method,) = study.sections["replacement"].methods

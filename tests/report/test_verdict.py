@@ -17,14 +17,13 @@ from clipbias.errors import ClipbiasError
 from clipbias.report.study_page import load_studies
 from clipbias.report.verdict import (
     COLUMNS,
+    facts,
     overview_figure,
     reading_figure,
     replacement_figure,
     replacement_message,
     replacement_table,
     seed_table,
-    shown_methods,
-    verdict_figure,
     verdict_frame,
     verdict_table,
 )
@@ -124,7 +123,7 @@ def test_every_number_of_the_file_is_recomputed(numbers, studies):
 
 def test_the_table_has_both_outcomes_of_every_method(results, numbers):
     study = results["demo/fashion"]
-    table = verdict_table(study, shown_methods(study))
+    table = verdict_table(study, study.methods)
     rows = [tuple(row) for row in table.body]
     assert list(table.columns) == [*COLUMNS]
     assert [row[:2] for row in rows] == [
@@ -199,21 +198,7 @@ def marks(containers):
 
 
 def test_what_is_drawn_is_the_file(results, numbers, studies):
-    """Each mark in the row of its quantity, or in the panel of its dataset."""
-    drawing = verdict_figure(results["dtd"])
-    pd.testing.assert_frame_equal(drawing.numbers, verdict_frame([results["dtd"]]))
-    (axes,) = drawing.figure.axes
-    rows = [text.get_text() for text in axes.get_yticklabels()]
-    of_methods = {method: numbers[method, "log_likelihood", "dtd"] for method in KEYS}
-    expected = []
-    for method, of_method in of_methods.items():
-        expected += [method, *(name for name in list(PAIRS)[1:] if "share" in of_method[name])]
-    assert rows == expected
-    of_row = marks(axes.containers)
-    for place, row in enumerate(rows):
-        if row not in KEYS:
-            of_quantity = of_methods["IVLP" if place < rows.index("Bias tuning") else "Bias tuning"][row]
-            assert of_row[place] == pytest.approx([100 * of_quantity[end] for end in SHARES], abs=0.1), row
+    """Each mark in the panel of its dataset."""
     drawing = overview_figure(studies)
     pd.testing.assert_frame_equal(drawing.numbers, verdict_frame(studies))
     panels = drawing.figure.axes[:3]
@@ -228,6 +213,30 @@ def test_what_is_drawn_is_the_file(results, numbers, studies):
                     continue
                 middle = shown[round(place + 0.12 * (step - 3.5), 2)]
                 assert middle == pytest.approx([100 * of_quantity[end] for end in SHARES], abs=0.1)
+
+
+def test_bars_of_the_first_page_are_the_file(results, numbers):
+    """Each bar ends at its share, and its line at the interval's ends; numbers are recomputed from outcomes."""
+    study = results["demo/fashion"]
+    names = ["attention alone", "tokens alone", "another image's", "mean of all images", "mean of its class"]
+    for method, of_method in zip(study.methods, ("IVLP", "Bias tuning"), strict=True):
+        bars = facts(study, method)
+        assert [bool(bar.question) for bar in bars[:5]] == [True, False, True, False, False]
+        for bar, name in zip(bars, names, strict=False):
+            of_quantity = numbers[of_method, "log_likelihood", "demo/fashion"][name]
+            value, low, high = (100 * of_quantity[end] for end in SHARES)
+            assert bar.text == f"{round(value) + 0} % ({round(low) + 0} to {round(high) + 0})"
+            left, right = bar.spans["ends"]
+            assert 2 * left - 50 == pytest.approx(max(low, -50), abs=0.1)
+            assert 150 - 2 * right == pytest.approx(min(high, 150), abs=0.1)
+            left, right = bar.spans["value"]
+            assert (2 * left - 50, 150 - 2 * right) == pytest.approx((min(value, 0), max(value, 0)), abs=0.1)
+        by_origin = {}
+        if fitted := [each for each in study.sections["replacement"].methods if set(each.models) <= set(method.models)]:
+            by_origin = {row.student.kind: row.moved for row in fitted[0].rows}
+        moved = [by_origin[kind].value for kind in (Origin.FITTED, Origin.CEILING) if kind in by_origin]
+        assert [bar.text.partition(" ")[0] for bar in bars[5:]] == [f"{100 * each:.0f}" for each in moved]
+    assert moved == [] and len(bars) == 5  # nothing was fitted to the last
 
 
 def test_the_reading_curve_is_of_the_images_outcomes(results):
@@ -279,7 +288,7 @@ def test_a_study_without_a_sure_gain_has_no_picture(results):
             results["dtd"], sections={**results["dtd"].sections, "causal": dataclasses.replace(causal, numbers=unsure)}
         )
     )
-    assert verdict_figure(study) is None and overview_figure([study]) is None
+    assert facts(study, study.methods[0]) == [] and overview_figure([study]) is None
     assert all(method.labels.where.value == "no gain" for method in study.methods)
     rows = verdict_table(
         dataclasses.replace(study, sections={**study.sections, "replacement": None}), study.methods

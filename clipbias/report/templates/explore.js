@@ -131,7 +131,7 @@
     } else find("images").removeAttribute("aria-activedescendant");
     const said = (pair) => data.classes[data.pairs[pair]] + (data.pairs[pair] === label ? " (true)" : "");
     fill(find("class"), pairs.map((pair) => [pair, said(pair)]), state.pair);
-    find("picture").src = data.images[i].picture;
+    Object.assign(find("picture"), { src: data.images[i].picture, alt: data.images[i].name });
     find("about").textContent = about(data.images[i]);
     draw();
   }
@@ -394,6 +394,14 @@
     event.preventDefault();
     choose(shown[Math.min(shown.length - 1, Math.max(0, next))]);
   };
+  for (const card of document.querySelectorAll("[data-explore]")) {
+    card.onclick = () => {
+      document.getElementById("explore").open = true;
+      for (const name of ["change", "of"]) find(name).value = "";
+      filter();
+      choose(Number(card.dataset.explore));
+    };
+  }
   tell(HELP);
   find("scale").style.background = `linear-gradient(to right, ${shades([0, 0.25, 0.5, 0.75, 1]).join(", ")})`;
   document.getElementById("explorer").hidden = false;
