@@ -51,7 +51,11 @@ def write_report(
     output = Path(output_folder)
     groups = [(method.label, method_sentences(study, method)) for method in study.methods]
 
-    every = (verdict.verdict_table(study, study.methods), verdict.seed_table(study), verdict.towers_table(study.methods))
+    every = (
+        verdict.verdict_table(study, study.methods),
+        verdict.seed_table(study),
+        verdict.towers_table(study.methods),
+    )
     tables = [table for table in every if table]
     figures = [verdict.overview_figure([study]), verdict.reading_figure([study])]
     pictures = pages.save_pictures(figures, output / FIGURES)
@@ -76,20 +80,20 @@ def write_report(
         pages.PageSection("How it was made", "config", tables=[_models(study)], remarks=missing, code=_config(study))
     )
     # The methods with the largest gains are at the top, the largest first.
-    tested = [method for method in study.methods if method.numbers]
-    largest = sorted(tested, key=lambda method: -method.numbers.accuracy.gain.value) if tested else study.methods
+    gains = {method.label: method.numbers.accuracy.gain.value for method in study.methods if method.numbers}
+    largest = sorted(study.methods, key=lambda method: -gains.get(method.label, 0.0))
     first = [
         {"name": method.label, "headline": headline(method), "facts": verdict.facts(study, method)}
         for method in largest[:MOST_METHODS]
     ]
-    strips = (changed_pictures(study, model) for method in largest for model in study.tuned if model.key in method.models)
+    models = [model for method in largest for model in study.tuned if model.key in method.models]
     return pages.write_page(
         output / REPORT,
         "report",
         title=f"Why does tuning help on {dataset_name(study.dataset.name)}?",
         basis=_basis(study),
         methods=first or [{"headline": "There is no tuned model here to explain.", "facts": []}],
-        strip=next(filter(None, strips), []),
+        strip=next(filter(None, (changed_pictures(study, model) for model in models)), []),
         sections=sections,
     )
 

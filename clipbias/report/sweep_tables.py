@@ -29,7 +29,15 @@ from clipbias.report.frames import (
 from clipbias.report.names import are_the_eleven, dataset_name, method_name, published, shown_shots
 from clipbias.report.predictions import write_class_table
 from clipbias.report.style import save_figure, svg_text
-from clipbias.report.sweep_figures import accuracy_figure, cost_figures, cost_tables, gain_figure
+from clipbias.report.sweep_figures import (
+    TRAINING,
+    accuracy_figure,
+    cost_figures,
+    cost_frame,
+    cost_tables,
+    duration_words,
+    gain_figure,
+)
 from clipbias.report.table import MISSING, Table, latex_text, markdown_text, render
 from clipbias.sentences import counted
 from clipbias.terminal import printable
@@ -442,7 +450,28 @@ def write_tables(rows: Sequence[Row], workdir: Path, measures: Sequence[str] = (
         for table in costs:
             lines += [*render(table, "text").split("\n"), ""]
     write_class_table(workdir)
-    return [*lines, f"Tables and picture: {workdir / 'table.html'}"]
+    return [*lines, f"Tables and picture: {workdir / 'table.html'}", *advice(sweep, workdir)]
+
+
+def advice(sweep: Sweep, workdir: Path) -> list[str]:
+    """Writes which method to take, what may be as good, its cost, and the next command; nothing for one method."""
+    if len(sweep.methods) < 2:
+        return []
+    shots, column = sweep.shots[-1], sweep.columns[-1]
+    near = best_methods(sweep, sweep.measure, column, shots)
+    means = {name: sweep.cells[sweep.measure, name, column, shots]["mean"] for name in near}
+    best, *others = sorted(near, key=lambda name: -means[name])
+    where = "on average over datasets" if column == AVERAGE else f"on {dataset_name(column)}"
+    cost = f"{_range(sweep, best, 'parameters')} parameters"
+    costs = cost_frame(sweep, shots)
+    if best in costs.index:
+        cost += f", {duration_words(costs.loc[best, TRAINING])} of training"
+    rest = f"; {', '.join(map(method_name, others))} may be as good" if others else ", surely the best here"
+    lines = [f"Take {method_name(best)}: {means[best]:.1f} % {where}, {cost}{rest}."]
+    adapters = workdir / "adapters" / f"{best}-{pages.file_name(sweep.datasets[0])}-*"
+    if any(adapters.parent.glob(adapters.name)):
+        lines.append(f"Next: clipbias explain --config.adapters='{adapters}' --workdir={workdir / 'why'}")
+    return lines
 
 
 def check_policies(rows: Sequence[Row]) -> None:

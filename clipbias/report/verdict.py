@@ -85,9 +85,7 @@ def _stand_ins(study: StudyResults, method: MethodResult) -> dict[Origin, Compar
     """Returns the fits of two vectors per layer and of the method itself, by origin."""
     fitted = replaced(study, method)
     rows = fitted.rows if fitted else ()
-    return {
-        row.student.kind: row for row in rows if row.student.kind is Origin.CEILING or row.student.form == PLAIN
-    }
+    return {row.student.kind: row for row in rows if row.student.kind is Origin.CEILING or row.student.form == PLAIN}
 
 
 class Fact(NamedTuple):

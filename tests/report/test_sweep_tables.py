@@ -7,7 +7,7 @@ from scipy.stats import binomtest
 from clipbias.data.confusion import CLASS_MEASURES
 from clipbias.errors import ClipbiasError
 from clipbias.report import make_tables, names, read_sweep, render, render_tables
-from clipbias.report.sweep_tables import check_policies, class_tables
+from clipbias.report.sweep_tables import advice, check_policies, class_tables
 from clipbias.report.table import TABLE_FORMATS, Table
 from clipbias.tuning.recipe import MOST
 from tests.report.markup import Page
@@ -257,3 +257,16 @@ def test_scores_of_classes_are_means_over_seeds_and_datasets():
     (table,) = class_tables(read_sweep([row]), ("balanced_accuracy",))
     assert table.columns == ("Method", "demo/digits, base", "demo/digits, new")
     assert entries(table, "Bias tuning")[1:] == [f"{scores(seed)['balanced_accuracy']:.1f}" for seed in (1, 2)]
+
+
+def test_the_last_sentence_is_the_best_method_its_rivals_and_the_next_command(tmp_path):
+    (line,) = advice(read_sweep(a_few()), tmp_path)
+    assert line.startswith("Take Bias tuning: 71.0 % on demo/digits, 15,360 parameters")
+    assert line.endswith(", surely the best here.")
+    rows = [row for row in a_few() if row["method"] != "coop"] + [run("coop", seed=1, accuracy=72.0)]
+    (tmp_path / "adapters").mkdir()
+    (tmp_path / "adapters" / "coop-demo_digits-16shots-seed1.safetensors").touch()
+    line, following = advice(read_sweep(rows), tmp_path)
+    assert line.startswith("Take CoOp: 72.0 %") and line.endswith("; Bias tuning may be as good.")
+    assert f"--config.adapters='{tmp_path}/adapters/coop-demo_digits-*'" in following
+    assert advice(read_sweep(rows[-1:]), tmp_path) == advice(read_sweep([]), tmp_path) == []
