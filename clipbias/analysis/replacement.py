@@ -293,6 +293,8 @@ def sentence(name: str, rows: Sequence[Comparison], no_ceiling: str = "") -> str
     text = f"{text[:1].upper()}{text[1:]}."
     if row.moved is None:
         return f"{text} No prediction changed."
+    if row.less_ceiling is None and any(each.student.kind is Origin.CEILING for each in rows):
+        return f"{text} Too few predictions changed to compare them with the ceiling: {row.moved_images:,.0f}."
     if row.less_ceiling is None:
         return f"{text} {no_ceiling or f'{name} was not fitted to itself, so there is no ceiling.'}"
     gap = fewer(row.less_ceiling)
@@ -329,6 +331,8 @@ class _Means:
         # nats vary anyway. Behind `resample`, so that its draws, and all intervals of the study, stay as they are.
         extra = np.random.default_rng(0).normal(0.0, _HALF_IMAGE / len(arrays[0]), draws[0].shape)
         extra[:, len(columns[0][0]) :] = 0.0
+        if "gain" in names:  # as the causal test has it
+            extra[:, names.index("gain")] = 0.0
         means = [rows.mean(0) for rows in arrays]
         crossed = cross(means, [of_model + extra for of_model in draws])
         return cls(

@@ -272,7 +272,14 @@ def _calibration_table(sweep: Sweep) -> Table | None:
     note = (
         "At temperature: with logits divided by the temperature that fits at most 4 validation images of a class best."
     )
-    frame = _cell_frame(sweep, cells, columns, lambda cell: _number(cell["mean"], digits=2))
+    # A run whose fit has no minimum has no temperature: a mean over fewer seeds says so.
+    most = max((cell["seeds"] for cell in cells.values() if cell["drawn"]), default=1)
+
+    def text(cell: Row) -> str:
+        fewer = cell["drawn"] and cell["seeds"] < most
+        return _number(cell["mean"], digits=2) + (f" (n = {cell['seeds']})" if fewer else "")
+
+    frame = _cell_frame(sweep, cells, columns, text)
     return Table.of(frame, "Calibration", caption, note=note) if cells else None
 
 

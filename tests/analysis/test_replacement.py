@@ -33,7 +33,7 @@ from clipbias.analysis.run import run_study
 from clipbias.analysis.study import Study, StudyOptions
 from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError
-from clipbias.intervals import Estimate
+from clipbias.intervals import Estimate, interval, resample
 from clipbias.training import loop, students, teacher
 from clipbias.training.calibration import fit_temperatures
 from clipbias.training.students import (
@@ -77,6 +77,9 @@ def test_numbers_against_numpy() -> None:
     right = [r == labels, p == labels]
     nats = [log_likelihoods(logits[:, k], labels).mean() for k in range(logits.shape[1])]
     assert gain.accuracy.value == pytest.approx(100 * (right[1].mean() - right[0].mean()))
+    # The same interval as the causal test has of this gain: a plain bootstrap over images.
+    ends = 100 * interval(resample(1.0 * right[1][:, None] - right[0][:, None]))
+    assert (gain.accuracy.low, gain.accuracy.high) == pytest.approx(tuple(ends[:, 0]), abs=1e-9)
     assert gain.log_likelihood.value == pytest.approx(nats[1] - nats[0], rel=1e-5)
     groups = {"moved": p != r, "fixed": (p == labels) & (r != labels), "broken": (p != labels) & (r == labels)}
     assert rows[0].moved_images == groups["moved"].sum()
@@ -247,7 +250,8 @@ def said(share: Estimate | None, word: Word, *, gap: Estimate | None = GAP, move
         moved=Estimate(0.757, 0.7, 0.8) if moved else None,
         less_ceiling=gap,
     )
-    return sentence("IVLP", [rows[0], form], why)
+    fits = [form] if gap is None else [rows[0], form]
+    return sentence("IVLP", fits, why)
 
 
 def test_sentences() -> None:
@@ -271,6 +275,11 @@ def test_sentences() -> None:
     assert said(ABOVE, Word.GAIN, moved=False) == first + "No prediction changed."
     assert said(ABOVE, Word.GAIN, gap=None, why="GDA cannot be fitted.") == first + "GDA cannot be fitted."
     assert said(ABOVE, Word.GAIN, gap=None).endswith("IVLP was not fitted to itself, so there is no ceiling.")
+    few = [
+        dataclasses.replace(some_rows()[0], student=STUDENTS[[each.kind for each in STUDENTS].index(Origin.CEILING)]),
+        dataclasses.replace(some_rows()[1], word=Word.GAIN, less_ceiling=None, moved_images=1),
+    ]
+    assert sentence("IVLP", few).endswith("Too few predictions changed to compare them with the ceiling: 1.")
     assert sentence("IVLP", []) == "" and plain_form([]) is None
     form = dataclasses.replace(some_rows()[1], word=Word.MOST, less_ceiling=GAP)
     vector = dataclasses.replace(form, student=dataclasses.replace(form.student, words="one vector per layer"))
