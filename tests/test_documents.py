@@ -191,9 +191,10 @@ def sentences() -> dict[str, list[str]]:
     return {
         "README.md": [
             f"TaskRes, a head, gains most ({float(demo['taskres']['value']):.1f} points)",
-            f"make {gain:.1f} points more of the pictures right. They do not do it by looking elsewhere. They add something"
-            f" else to each picture, and {explained:.0f} % of the difference is the class that CLIP alone sees.",
-            f"Of 100 predictions that prompts changed, two vectors per layer make {fewer:.0f} fewer than prompts refitted.",
+            f"make {gain:.1f} points more of the pictures right. They do not do it by looking elsewhere. They add",
+            f"else to each picture, and {explained:.0f} % of the difference is the class that CLIP alone sees.",
+            "Of 100 predictions that prompts changed, two vectors per layer make",
+            f"{fewer:.0f} fewer than prompts refitted.",
             f"A learned bias, the same for every picture, makes {bias:.1f} points more right.",
             f"A folder of two classes needs {few} pictures per class for this, a folder of ten {many}.",
         ],
@@ -238,7 +239,7 @@ def of_prompts(dataset: str) -> str:
             and dataset in row["dataset"]
             and (row["outcome"], row["quantity"]) == ("log_likelihood", part)
         ]
-        for part in ("attention alone", "another image's", "mean by kind")
+        for part in ("attention alone", "another image's", "mean of its class")
     }
     parts = [ends(rows, "share", 100.0) for rows in shares.values()]
     moved = ends(vectors, "value"), ends(vectors, "moved_value"), ends(itself, "moved_value")

@@ -4,9 +4,9 @@
     python -m tools.draw_studies workdir/why_siglip --to=docs/images --suffix=_siglip
 
 The arguments are folders of `experiments.explain`, one for each dataset, with all methods and seeds; a folder that
-holds several studies stands for all of them. Methods may be in studies of their own. Writes `verdict.png` and
-`replacements.png`, of whatever the studies have, each with its numbers beside it as CSV. Prints the sentences.
-`--methods=IVLP,VPT` draws these replacements; the CSV has all.
+holds several studies stands for all of them. Methods may be in studies of their own. Writes `verdict.png`,
+`reading.png` and `replacements.png`, of whatever the studies have, each with its numbers beside it as CSV. Prints the
+sentences. `--methods=IVLP,VPT` draws these replacements; the CSV has all.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from clipbias.report.names import dataset_name
 from clipbias.report.pages import CaptionedFigure, write_csv
 from clipbias.report.study_page import load_studies
 from clipbias.report.table import render
-from clipbias.report.verdict import overview_figure, replacement_figure, verdict_table
+from clipbias.report.verdict import overview_figure, reading_figure, replacement_figure, verdict_table
 from clipbias.terminal import printable
 from experiments import common
 
@@ -59,6 +59,8 @@ def draw_verdicts(studies: Sequence[StudyResults]) -> bool:
             print(printable(method.sentence))
         print()
     save_picture("verdict", figure)
+    if curves := reading_figure(studies):
+        save_picture("reading", curves)
     return True
 
 

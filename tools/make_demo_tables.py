@@ -77,8 +77,8 @@ def zoo(rows: Sequence[Row]) -> str:
     return markdown(("kind", "method", "parameters", "gain (points)"), lines)
 
 
-# Of a study: parts of the gain, and parts of what is added to image tokens.
-PARTS = ("attention alone", "another image's", "mean by kind", "mean by position")
+# Shares of the gain, of what is added to image tokens, and of the exchange.
+PARTS = ("attention alone", "another image's", "mean of all images", "mean of its class", "explained by the class")
 
 
 def verdicts(rows: Sequence[Row]) -> str:
