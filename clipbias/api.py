@@ -19,7 +19,7 @@ from clipbias.data import Dataset, Split
 from clipbias.data import names as dataset_names
 from clipbias.data.folder import is_hub_dataset
 from clipbias.data.pipeline import BATCH_SIZE
-from clipbias.data.sources import open_images
+from clipbias.data.sources import cautions_of_classes, open_images
 from clipbias.data.user_images import Labels, Pictures, image_list, label_array, names_of_labels
 from clipbias.errors import ClipbiasError, ClipbiasWarning
 from clipbias.export.card import model_card
@@ -142,6 +142,8 @@ def fit(  # noqa: PLR0913 (a user's options, each by keyword)
     elif len(task.class_names) < 2:
         raise ClipbiasError(f"there is a single class, {task.class_names[0]!r}; give images of two classes at least.")
     dataset = _training_dataset(task, images, labels, validation)
+    for sentence in cautions_of_classes(dataset) if task.method.uses_images else ():
+        warnings.warn(sentence, ClipbiasWarning, stacklevel=2)
     context = make_context(task.clip, mesh, dtype=task.classifier.dtype, on_image_error=on_image_error)
     if not task.method.uses_images:
         model = TunedModel(task, learnables)
