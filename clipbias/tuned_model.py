@@ -382,15 +382,15 @@ def as_clip(clip: Clip | str | os.PathLike) -> Clip:
 def labelled_images(images: AnyImages, labels: Labels | None, class_names: tuple[str, ...]) -> Dataset | Split:
     """A dataset of these classes, or a split. Raises `ClipbiasError` for pictures without labels."""
     source = open_images(images) if labels is None or is_hub_dataset(images) else images
-    if isinstance(source, Dataset | Split) and labels is None and source.class_names not in (None, class_names):
-        name = source.name if isinstance(source, Dataset) else "the split"
-        raise ClipbiasError(
-            f"{name} has {counted(len(source.class_names or ()), 'class')}, not the model's {len(class_names)}, or "
-            "not in their order; take model.with_classes(dataset)."
-        )
     if isinstance(source, Dataset | Split):
         if labels is not None:
             raise ClipbiasError("a dataset and its splits have labels of their own; leave `labels` out.")
+        if source.class_names not in (None, class_names):
+            name = source.name if isinstance(source, Dataset) else "the split"
+            raise ClipbiasError(
+                f"{name} has {counted(len(source.class_names or ()), 'class')}, not the model's {len(class_names)}, or "
+                "not in their order; take model.with_classes(dataset)."
+            )
         if isinstance(source, Split):
             # Called for its error: a split's labels are numbers that may exceed the model's classes.
             label_numbers(source.labels, class_names)

@@ -93,9 +93,6 @@ def unknown_name(name: str) -> ClipbiasError:
     return ClipbiasError(f"there is no dataset {shorten(name)!r}; {hint}")
 
 
-MAX_CLASSES_SHOWN = 5  # whose images are counted in a message
-
-
 def describe_missing(dataset: Dataset, *, trains: bool) -> str | None:
     """Returns a sentence that says why a dataset lacks images for a run (that `trains`), or `None`."""
     needed = {"test": "evaluate on"} | ({"train": "train on"} if trains else {})
@@ -105,11 +102,9 @@ def describe_missing(dataset: Dataset, *, trains: bool) -> str | None:
         present = []
         for name, images in dataset.splits.items():
             counts = np.bincount(images.labels, minlength=len(dataset.class_names))
-            classes = [f"{dataset.class_names[label]} {counts[label]}" for label in np.flatnonzero(counts)]
-            hidden = len(classes) - MAX_CLASSES_SHOWN
-            more = f" and {hidden} more classes" if hidden > 0 else ""
             if len(images):
-                present.append(f"{name}: {', '.join(classes[:MAX_CLASSES_SHOWN])}{more}")
+                classes = [f"{dataset.class_names[label]} {counts[label]}" for label in np.flatnonzero(counts)]
+                present.append(f"{name}: {examples(classes)}")
         content = ", ".join(present) or "no image"
         return f"{dataset.name} has no {split} images to {use} (it has {content}); add some."
     return None
