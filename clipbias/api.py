@@ -96,8 +96,8 @@ def fit(  # noqa: PLR0913 (a user's options, each by keyword)
       ClipbiasError: images, labels, classes or options do not fit, or the loss is not finite.
 
     Warns:
-      UserWarning: nothing can be held out, the tuned model is no better than zero-shot on held-out images, or the loss
-        ends above that of equal probabilities.
+      UserWarning: a class has no training image, a picture is in two classes, nothing can be held out, the tuned model
+        is no better than zero-shot on held-out images, or the loss ends above that of equal probabilities.
     """
     # Cheap checks come before the model is loaded and the images are opened.
     check_value("shots", shots, Positive | None)

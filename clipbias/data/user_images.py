@@ -230,17 +230,17 @@ def label_numbers(labels: Labels, class_names: Sequence[str]) -> np.ndarray:
     """Converts labels by number or name to int32 `[n]`. Raises `ClipbiasError` for an unknown label."""
     array = label_array(labels)
     if array.dtype.kind == "U":
+        names = array.tolist()
         numbers = {name: number for number, name in enumerate(class_names)}
-        unknown = [name for name in array.tolist() if name not in numbers]
         # A name of two classes (ImageNet's "missile") does not say which one is meant.
-        if twice := [name for name in array.tolist() if class_names.count(name) > 1]:
+        if twice := [name for name in names if class_names.count(name) > 1]:
             raise ClipbiasError(f"several classes are called {twice[0]!r}; give the numbers of classes as labels.")
-        if unknown:
-            raise ClipbiasError(
-                f"the label {unknown[0]!r} is no class (image {array.tolist().index(unknown[0])}); the classes are "
-                f"{shown(list(class_names))}."
-            )
-        return np.asarray([numbers[name] for name in array.tolist()], np.int32)
+        for row, name in enumerate(names):
+            if name not in numbers:
+                raise ClipbiasError(
+                    f"the label {name!r} is no class (image {row}); the classes are {shown(list(class_names))}."
+                )
+        return np.asarray([numbers[name] for name in names], np.int32)
     if array.size and not 0 <= array.min() <= array.max() < len(class_names):
         raise ClipbiasError(
             f"labels go from {array.min()} to {array.max()}; there are {len(class_names)} classes, from 0 to "
