@@ -11,7 +11,7 @@ from pathlib import Path
 from jax.sharding import Mesh
 
 from clipbias.analysis import bias
-from clipbias.checks import check_int, check_value, shown
+from clipbias.checks import Count, Positive, check_value, shown
 from clipbias.clip import Clip
 from clipbias.clip.hub import parse
 from clipbias.constants import ADAPTER_FILE
@@ -19,7 +19,7 @@ from clipbias.data import Dataset, Split
 from clipbias.data import names as dataset_names
 from clipbias.data.folder import is_hub_dataset
 from clipbias.data.pipeline import BATCH_SIZE
-from clipbias.data.sources import open_images
+from clipbias.data.sources import cautions_of_classes, open_images
 from clipbias.data.user_images import Labels, Pictures, image_list, label_array, names_of_labels
 from clipbias.errors import ClipbiasError, ClipbiasWarning
 from clipbias.export.card import model_card
@@ -96,13 +96,21 @@ def fit(  # noqa: PLR0913 (a user's options, each by keyword)
       ClipbiasError: images, labels, classes or options do not fit, or the loss is not finite.
 
     Warns:
-      UserWarning: nothing can be held out, the tuned model is no better than zero-shot on held-out images, or the loss
-        ends above that of equal probabilities.
+      UserWarning: a class has no training image, a picture is in two classes, nothing can be held out, the tuned model
+        is no better than zero-shot on held-out images, or the loss ends above that of equal probabilities.
     """
     # Cheap checks come before the model is loaded and the images are opened.
-    _check_arguments(clip, method, shots, seed, start_seed)
+    check_value("shots", shots, Positive | None)
+    check_value("seed", seed, Count)
+    check_value("start_seed", start_seed, Count | None)
     check_value("recipe", recipe, Recipe | str | None)
     check_value("calibrate", calibrate, bool | None)
+    if isinstance(clip, Task):
+        raise ClipbiasError("the first argument is a task; give the model, the method and the images.")
+    if not isinstance(method, str | Method):
+        raise ClipbiasError(
+            f"the second argument is {shown(method)} and no method; the order is the model, the method, the images."
+        )
     keep_programs()
     clip = as_clip(clip)
     # Pictures with labels stay as they are; anything else is opened, by name or path.
@@ -119,20 +127,19 @@ def fit(  # noqa: PLR0913 (a user's options, each by keyword)
         options = as_options(method, given | ({} if recipe is None else {"recipe": COMMON})) | options
     classes = _classes(images, labels, class_names)
     task = Task(clip, method, classes, template=template, shots=shots, **options)  # type: ignore[arg-type]
+    cautions = []
     if template not in (None, *task.prompt.templates) and not follows_template(task.method, task.clip):
-        warnings.warn(
+        cautions.append(
             f"{task.method_name} has a text of its own, {task.prompt.templates[0]!r}, and does not read the template "
-            f"{template!r}; only zero-shot does.",
-            ClipbiasWarning,
-            stacklevel=2,
+            f"{template!r}; only zero-shot does."
         )
     unused = [*given] + (["recipe"] if isinstance(recipe, Recipe) else [])
     if unused and not task.method.trains:
-        warnings.warn(
-            f"{task.method_name} learns without steps of an optimiser and does not use {', '.join(unused)}.",
-            ClipbiasWarning,
-            stacklevel=2,
+        cautions.append(
+            f"{task.method_name} learns without steps of an optimiser and does not use {', '.join(unused)}."
         )
+    for sentence in cautions:
+        warnings.warn(sentence, ClipbiasWarning, stacklevel=2)
     # Zero-shot: nothing to train. Labelled images may still calibrate it.
     if not task.method.uses_images:
         learnables = task.init(seed if start_seed is None else start_seed)
@@ -142,6 +149,8 @@ def fit(  # noqa: PLR0913 (a user's options, each by keyword)
     elif len(task.class_names) < 2:
         raise ClipbiasError(f"there is a single class, {task.class_names[0]!r}; give images of two classes at least.")
     dataset = _training_dataset(task, images, labels, validation)
+    for sentence in cautions_of_classes(dataset) if task.method.uses_images else ():
+        warnings.warn(sentence, ClipbiasWarning, stacklevel=2)
     context = make_context(task.clip, mesh, dtype=task.classifier.dtype, on_image_error=on_image_error)
     if not task.method.uses_images:
         model = TunedModel(task, learnables)
@@ -303,28 +312,14 @@ def list_datasets() -> tuple[str, ...]:
     return dataset_names()
 
 
-def _check_arguments(clip: object, method: object, shots: int | None, seed: int, start_seed: int | None) -> None:
-    """Raises `ClipbiasError` for numbers out of range, and for other types of the first two arguments of `fit`."""
-    if shots is not None:
-        check_int("shots", shots, lowest=1)
-    check_int("seed", seed)
-    if start_seed is not None:
-        check_int("start_seed", start_seed)
-    if isinstance(clip, Task):
-        raise ClipbiasError("the first argument is a task; give the model, the method and the images.")
-    if not isinstance(method, str | Method):
-        raise ClipbiasError(
-            f"the second argument is {shown(method)} and no method; the order is the model, the method, the images."
-        )
-
-
 def _classes(
     images: AnyImages | None, labels: Labels | None, class_names: Sequence[str] | ClassList | None
 ) -> Sequence[str] | ClassList:
     """The classes of a dataset, the given classes, or those of the labels."""
     # Labels of a dataset count by the order of its classes: other names, or another order, would rename them.
     if isinstance(images, Dataset):
-        if class_names is not None and class_names is not images and tuple(images.class_names) != _names(class_names):
+        given = class_names.class_names if isinstance(class_names, ClassList) else class_names
+        if given is not None and class_names is not images and tuple(images.class_names) != tuple(given):
             raise ClipbiasError(f"{images.name} has classes of its own; leave `class_names` out.")
         return images
     if class_names is not None:
@@ -339,10 +334,6 @@ def _classes(
     if labels is None:
         raise ClipbiasError("there are images without labels; give a dataset, or labels of the images.")
     return names_of_labels(labels)
-
-
-def _names(class_names: Sequence[str] | ClassList) -> tuple[str, ...]:
-    return tuple(class_names.class_names if isinstance(class_names, ClassList) else class_names)
 
 
 def _training_dataset(

@@ -2,12 +2,14 @@
 
 import contextlib
 import dataclasses
+import difflib
 import math
 import numbers
+import re
 import sys
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 
 from clipbias.errors import ClipbiasError
@@ -177,6 +179,25 @@ def as_annotated(value: Any, kind: object) -> Any:
     parts = get_args(kind) if get_origin(kind) in (types.UnionType, Union) else (kind,)
     inner = get_args(parts[0])
     return tuple(as_annotated(item, inner[0]) for item in value) if inner else tuple(value)
+
+
+def meant(name: str, known: Collection[str]) -> str | None:
+    """The known name of which another is a misspelling ("CLIP-LoRA"), the initials ("lr") or a part; else `None`."""
+    by_letters = {_letters(each): each for each in known}
+    if close := difflib.get_close_matches(_letters(_TAKEN.get(name, name)), by_letters, 1):
+        return by_letters[close[0]]
+    words = {*name.split("_")}
+    parts = {each: each.split("_") for each in known}
+    return next((each for each in known if words & {*parts[each], "".join(part[:1] for part in parts[each])}), None)
+
+
+# Names of other libraries that are not spelled like ours.
+_TAKEN = {"random_state": "seed", "random_seed": "seed", "steps": "epochs"}
+
+
+def _letters(name: str) -> str:
+    """Returns a name as it is spelled aloud: "Tip-Adapter-F" as "tipadapterf", "LP++" as "lpplusplus"."""
+    return re.sub(r"[\W_]", "", name.replace("+", "plus")).casefold()
 
 
 def shown(value: object) -> str:

@@ -104,6 +104,7 @@ class Accuracy:
       predicted: int32 `[n]`, the most likely classes; -1 for an image that could not be read, which does not count.
       calibration: errors in percent, see `training.calibration`.
       answers: measures of a calibrated model's sets and rejections, see `tuning.conformal.measure`.
+      by_number: whether the user gave numbers as labels, whose order a printed result shows.
     """
 
     class_names: tuple[str, ...]
@@ -111,6 +112,7 @@ class Accuracy:
     predicted: np.ndarray
     calibration: dict[str, float]
     answers: dict[str, float] | None = None
+    by_number: bool = False
 
     @property
     def images(self) -> int:
@@ -172,6 +174,11 @@ class Accuracy:
             name, other = (printable(self.class_names[number]) for number in (label, others[label]))
             right = f"{accuracies[label]:.1f} % of {counts[label].sum()}"
             lines.append(f"  {name}: {right}, most often taken for {other} ({times[label]})")
+        if self.by_number:
+            names = [f"{number} is {printable(name)}" for number, name in enumerate(self.class_names)]
+            lines.append(f"labels by number: {', '.join(names[:_PICTURES])}{', …' if names[_PICTURES:] else ''}")
+            if self.interval[1] < 100 / len(names):
+                lines[-1] += "; fewer are right than by chance, so check this order"
         if self.answers is not None:
             lines.append(measured_words(self.answers))
         return "\n".join(lines)

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, cast
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,7 +20,7 @@ from clipbias.data.folder import HubDataset, is_hub_dataset
 from clipbias.data.held_out import FEWEST_TO_CALIBRATE
 from clipbias.data.pipeline import BATCH_SIZE
 from clipbias.data.sources import open_images
-from clipbias.data.user_images import Labels, Pictures, image_list, label_numbers
+from clipbias.data.user_images import Labels, Pictures, image_list, label_array, label_numbers
 from clipbias.errors import ClipbiasError
 from clipbias.export.folder import export
 from clipbias.prediction import Accuracy, Prediction
@@ -42,6 +42,17 @@ if TYPE_CHECKING:
 
 # Maps in a figure of `plot`; a figure of more is too long to be read.
 MOST_MAPS = 32
+
+# Names that models of scikit-learn and transformers have.
+_ELSEWHERE = {
+    "score": "model.evaluate(images, labels).accuracy, in percent",
+    "predict_proba": "model.predict(pictures).probabilities",
+    "classes_": "model.class_names",
+    "fit": "clipbias.fit(clip, method, images, labels), which returns another model",
+    "save_pretrained": "model.save(file), or model.export(folder) for other programs",
+    "from_pretrained": "clipbias.load_adapter(path)",
+    "push_to_hub": "clipbias.push_to_hub(repository, model)",
+}
 
 # Labelled images: a dataset, its name or path, a split of one, or pictures with labels beside them.
 AnyImages: TypeAlias = Dataset | Split | Pictures | HubDataset | Mapping[str, HubDataset]
@@ -69,6 +80,14 @@ class TunedModel(Tuned):
 
     def __repr__(self) -> str:
         return f"TunedModel({self.task!r})"
+
+    if not TYPE_CHECKING:  # with it a type checker would accept every name
+
+        def __getattr__(self, name: str) -> NoReturn:
+            """Raises `AttributeError`, which says what stands for a name of scikit-learn or transformers."""
+            if name in _ELSEWHERE:
+                raise AttributeError(f"a tuned model has no {name!r}; take {_ELSEWHERE[name]}.")
+            self.__getattribute__(name)  # for Python's message
 
     def calibrate(
         self,
@@ -177,6 +196,7 @@ class TunedModel(Tuned):
           ClipbiasError: images, labels or classes do not fit.
         """
         check_int("batch_size", batch_size, lowest=1)
+        labels = None if labels is None else label_array(labels)
         source = labelled_images(images, labels, self.class_names)
         tested = source.split(split) if isinstance(source, Dataset) else source
         score, predicted = evaluate(
@@ -187,7 +207,9 @@ class TunedModel(Tuned):
             on_image_error=on_image_error,
             rule=self.rule(AnswerOptions(coverage, rejection, accepted)),
         )
-        return Accuracy(self.class_names, tested.labels, predicted, score["calibration"], score.get("answers"))
+        answers = score.get("answers")
+        by_number = labels is not None and labels.dtype.kind != "U"
+        return Accuracy(self.class_names, tested.labels, predicted, score["calibration"], answers, by_number)
 
     def relevancy(self, pictures: Pictures, classes: Labels | None = None, *, normalised: bool = False) -> Relevancy:
         """Relevancy of each patch, prompt and text token for a class (Eq. 13 to 16; Chefer et al. 2021).
@@ -360,15 +382,15 @@ def as_clip(clip: Clip | str | os.PathLike) -> Clip:
 def labelled_images(images: AnyImages, labels: Labels | None, class_names: tuple[str, ...]) -> Dataset | Split:
     """A dataset of these classes, or a split. Raises `ClipbiasError` for pictures without labels."""
     source = open_images(images) if labels is None or is_hub_dataset(images) else images
-    if isinstance(source, Dataset | Split) and labels is None and source.class_names not in (None, class_names):
-        name = source.name if isinstance(source, Dataset) else "the split"
-        raise ClipbiasError(
-            f"{name} has {counted(len(source.class_names or ()), 'class')}, not the model's {len(class_names)}, or "
-            "not in their order; take model.with_classes(dataset)."
-        )
     if isinstance(source, Dataset | Split):
         if labels is not None:
             raise ClipbiasError("a dataset and its splits have labels of their own; leave `labels` out.")
+        if source.class_names not in (None, class_names):
+            name = source.name if isinstance(source, Dataset) else "the split"
+            raise ClipbiasError(
+                f"{name} has {counted(len(source.class_names or ()), 'class')}, not the model's {len(class_names)}, or "
+                "not in their order; take model.with_classes(dataset)."
+            )
         if isinstance(source, Split):
             # Called for its error: a split's labels are numbers that may exceed the model's classes.
             label_numbers(source.labels, class_names)

@@ -14,7 +14,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 import configs
-from clipbias.checks import check_value, plain_type
+from clipbias.checks import check_value, meant, plain_type
 from clipbias.errors import ClipbiasError
 from clipbias.io import user_path
 from clipbias.settings import Setting, fields_of, flatten
@@ -148,10 +148,10 @@ def _find(path: str) -> str:
 def _sentence(error: BaseException, paths: Sequence[str], known: Mapping[str, Setting]) -> str:
     """Describes an error of reading a command line in one line; `paths` are its settings, `known` the binary's."""
     if isinstance(error, flags.UnrecognizedFlagError) and "config" in flags.FLAGS:
-        meant = f"config.{error.flagname}"
+        setting = f"config.{error.flagname}"
         config = flags.FLAGS["config"].value  # the flags are not parsed
-        if isinstance(config, ConfigDict) and meant in flatten(config.to_dict(), "config"):
-            return f"there is no flag --{error.flagname}; did you mean --{meant}?"
+        if isinstance(config, ConfigDict) and setting in flatten(config.to_dict(), "config"):
+            return f"there is no flag --{error.flagname}; did you mean --{setting}?"
     # The first cause says most: `config_flags` wraps exceptions of configuration files.
     causes = [error]
     while cause := causes[-1].__context__:
@@ -174,14 +174,8 @@ def _sentence(error: BaseException, paths: Sequence[str], known: Mapping[str, Se
     if isinstance(error, AttributeError | KeyError) and unknown:
         path = unknown[0]
         beginning = path.partition(".")[0]
-        # `lr` for `learning_rate`, and `rate`: the initials of a setting, or its last word.
-        alike = [
-            setting
-            for setting in known
-            if beginning in ("".join(word[:1] for word in setting.split("_")), setting.rpartition("_")[2])
-        ]
-        hint = f"; did you mean {alike[0]}?" if alike and beginning not in known else ""
-        return f"there is no setting {path!r}{hint}"
+        near = None if beginning in known else meant(beginning, known)
+        return f"there is no setting {path!r}{f'; did you mean {near}?' if near else ''}"
     if isinstance(error, AttributeError | KeyError | ValueError) and (match := _NO_SETTING.search(text)):
         return f"there is no setting {match[match.lastindex or 0]!r}; see --help."
     if isinstance(error, AttributeError | KeyError):

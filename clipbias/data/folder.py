@@ -20,7 +20,7 @@ from clipbias.checks import check_class_names, shown
 from clipbias.constants import DEFAULT_TEMPLATE
 from clipbias.data import files
 from clipbias.data.dataset import Dataset, Split, check_told_apart
-from clipbias.data.user_images import is_missing
+from clipbias.data.user_images import check_names, is_missing
 from clipbias.errors import ClipbiasError, ClipbiasWarning, UnreadableImage
 from clipbias.io import data_path, parse_json, read_text, reason
 from clipbias.sentences import counted
@@ -404,7 +404,7 @@ def _dataset(
     unsorted: dict[str, str] = {}
     for _, label, _, row in table:
         unsorted.setdefault(label, row)
-    check_told_apart(unsorted, place)
+    (check_names if class_names is None else check_told_apart)(unsorted, place)
     numbers = all(label.removeprefix("-").isdecimal() and len(label) < MAX_LABEL_DIGITS for label in unsorted)
     # The string decides between 1 and 01, so that the order does not depend on the rows.
     labels = sorted(unsorted, key=lambda label: (int(label), label)) if numbers else sorted(unsorted)

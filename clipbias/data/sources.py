@@ -11,11 +11,13 @@ from absl import logging
 from clipbias.checks import check_class_names, check_text, shown
 from clipbias.constants import DEFAULT_TEMPLATE
 from clipbias.data import benchmark, catalog, demo, folder
-from clipbias.data.dataset import Dataset
+from clipbias.data.dataset import Dataset, Split
+from clipbias.data.files import examples
 from clipbias.data.folder import SPLIT_OF, complete_splits, from_hub_dataset, is_hub_dataset
-from clipbias.data.user_images import Labels, Pictures, image_list, label_array, names_of_labels
+from clipbias.data.user_images import Labels, Pictures, check_no_table, image_list, label_array, names_of_labels
 from clipbias.errors import ClipbiasError
-from clipbias.io import data_path, shorten
+from clipbias.io import data_path, is_remote, shorten
+from clipbias.sentences import counted
 
 # Pictures of users.
 USER_DATASETS = ("folder", "csv")
@@ -91,9 +93,6 @@ def unknown_name(name: str) -> ClipbiasError:
     return ClipbiasError(f"there is no dataset {shorten(name)!r}; {hint}")
 
 
-MAX_CLASSES_SHOWN = 5  # whose images are counted in a message
-
-
 def describe_missing(dataset: Dataset, *, trains: bool) -> str | None:
     """Returns a sentence that says why a dataset lacks images for a run (that `trains`), or `None`."""
     needed = {"test": "evaluate on"} | ({"train": "train on"} if trains else {})
@@ -103,14 +102,36 @@ def describe_missing(dataset: Dataset, *, trains: bool) -> str | None:
         present = []
         for name, images in dataset.splits.items():
             counts = np.bincount(images.labels, minlength=len(dataset.class_names))
-            classes = [f"{dataset.class_names[label]} {counts[label]}" for label in np.flatnonzero(counts)]
-            hidden = len(classes) - MAX_CLASSES_SHOWN
-            more = f" and {hidden} more classes" if hidden > 0 else ""
             if len(images):
-                present.append(f"{name}: {', '.join(classes[:MAX_CLASSES_SHOWN])}{more}")
+                classes = [f"{dataset.class_names[label]} {counts[label]}" for label in np.flatnonzero(counts)]
+                present.append(f"{name}: {examples(classes)}")
         content = ", ".join(present) or "no image"
         return f"{dataset.name} has no {split} images to {use} (it has {content}); add some."
     return None
+
+
+def cautions_of_classes(dataset: Dataset) -> list[str]:
+    """Says which classes have no training image, and which of a user's pictures are in two classes."""
+    names = dataset.class_names
+    empty = [names[label] for label in np.setdiff1d(np.arange(len(names)), dataset.split("train").labels)]
+    missing = f"{dataset.name}: there is no training image of {examples(empty)}; add some, or leave such classes out."
+    # Bytes are read only where sizes of files are equal, and not over a network. A whole table has a single mark.
+    alike: dict[int | str, list[tuple[int, Split, int]]] = {}
+    for split in dataset.splits.values():
+        if split.upright and not is_remote(split.source):
+            for row, (mark, label) in enumerate(zip(split.marks(), split.labels.tolist(), strict=False)):
+                alike.setdefault(mark, []).append((label, split, row))
+    first: dict[str, tuple[int, str]] = {}
+    pairs = []
+    for mark, images in alike.items():  # 0 marks empty files
+        for label, split, row in images if mark and len({label for label, *_ in images}) > 1 else ():
+            content = split.content(row)  # empty for an image that cannot be read
+            other, path = first.setdefault(content, (label, split.path(row)))
+            if content and other != label:
+                pairs.append(f"{path} ({names[other]}) and {split.path(row)} ({names[label]})")
+    more = f", and {counted(len(pairs) - 1, 'more pair')}" if pairs[1:] else ""
+    twice = [f"the same picture is in two classes: {pairs[0]}{more}; leave out all but one."] if pairs else []
+    return ([missing] if empty else []) + twice
 
 
 def open_datasets(
@@ -132,6 +153,8 @@ def open_datasets(
             problem = str(error)
         if problem is None:
             datasets[name] = dataset
+            for caution in cautions_of_classes(dataset) if needs_training else ():
+                logging.warning("%s", caution)
         else:
             problems.append(problem)
     if problems and not (skip and datasets):
@@ -195,6 +218,7 @@ def from_arrays(
 def open_images(given: T) -> T | Dataset:
     """Opens a dataset by name, by the path of a folder or table, or from Hugging Face's; returns others unchanged."""
     # Before paths: a `DatasetDict` is a mapping, and everything else stays as it is.
+    check_no_table(given)
     if is_hub_dataset(given):
         return from_hub_dataset(given)
     if isinstance(given, os.PathLike) or (isinstance(given, str) and not is_name(given)):

@@ -10,7 +10,7 @@ from PIL import Image
 
 from clipbias.checks import shown
 from clipbias.data import transforms
-from clipbias.data.dataset import Split, check_told_apart
+from clipbias.data.dataset import Dataset, Split, check_told_apart
 from clipbias.data.files import common_folder, file_sizes, read_image
 from clipbias.data.images import Images
 from clipbias.errors import ClipbiasError, UnreadableImage
@@ -38,8 +38,18 @@ _ADVICE = (
 _OBJECTS = "OUT"
 
 
+def check_no_table(value: object) -> None:
+    """Raises `ClipbiasError` for a DataFrame of pandas or another library."""
+    if hasattr(value, "columns") and len(getattr(value, "shape", ())) == 2:
+        raise ClipbiasError(
+            f"this is a table with the columns {shown([*map(str, value.columns)])}; give its column of pictures and "
+            "its column of labels, as in clipbias.fit(clip, method, table['path'], table['label'])."
+        )
+
+
 def as_array(value: object) -> Any:
     """Converts arrays of JAX, torch tensors and pandas columns to NumPy; returns other objects unchanged."""
+    check_no_table(value)
     if isinstance(value, np.ndarray | Image.Image) or not hasattr(value, "shape"):
         return value
     try:
@@ -86,6 +96,8 @@ def list_images(pictures: Pictures) -> tuple[list[Picture], bool]:
         )
     elif len(shape) in (3, 4):
         return list(images), False
+    if isinstance(images, Dataset):
+        raise ClipbiasError(f"the images are the dataset {images.name}; give a split of it: dataset.split('test').")
     given = shown(images) if shape is None else f"an array of shape {list(shape)}"
     raise ClipbiasError(f"the images are {given}; {_ADVICE}.")
 
@@ -147,7 +159,15 @@ def image_list(images: Pictures, labels: Labels | None = None, class_names: Sequ
         return images
     # Every picture is checked at once, before the first is used.
     items = [_taken(image, f"image {number}") for number, image in enumerate(list_images(images)[0])]
-    numbers = np.zeros(len(items), np.int32) if labels is None else label_numbers(labels, class_names)
+    given = None if labels is None else label_array(labels)
+    numbers = np.zeros(len(items), np.int32) if given is None else label_numbers(given, class_names)
+    if given is not None and given.dtype.kind != "U":
+        # Of the classes "1", "2" and "3" the label 1 may be the first or the second.
+        strings = [*map(str, given.tolist())]
+        if {*strings} <= {*class_names} and strings != [class_names[number] for number in numbers.tolist()]:
+            raise ClipbiasError(
+                f"the labels {shown(given.tolist())} may be names of classes or their numbers, from 0 on; give strings."
+            )
     if len(items) != len(numbers) or (labels is not None and not items):
         raise ClipbiasError(f"there are {len(items)} images and {len(numbers)} labels; give a label for each image.")
     folder = common_folder([item for item in items if isinstance(item, str)])
@@ -202,7 +222,7 @@ def names_of_labels(labels: Labels) -> list[str]:
     first_image: dict[str, str] = {}
     for number, name in enumerate(array.tolist()):
         first_image.setdefault(name, f"of image {number}")
-    check_told_apart(first_image, "the labels")
+    check_names(first_image, "the labels")
     return sorted(first_image)
 
 
@@ -210,14 +230,17 @@ def label_numbers(labels: Labels, class_names: Sequence[str]) -> np.ndarray:
     """Converts labels by number or name to int32 `[n]`. Raises `ClipbiasError` for an unknown label."""
     array = label_array(labels)
     if array.dtype.kind == "U":
+        names = array.tolist()
         numbers = {name: number for number, name in enumerate(class_names)}
-        unknown = [name for name in array.tolist() if name not in numbers]
         # A name of two classes (ImageNet's "missile") does not say which one is meant.
-        if twice := [name for name in array.tolist() if class_names.count(name) > 1]:
+        if twice := [name for name in names if class_names.count(name) > 1]:
             raise ClipbiasError(f"several classes are called {twice[0]!r}; give the numbers of classes as labels.")
-        if unknown:
-            raise ClipbiasError(f"the label {unknown[0]!r} is no class; the classes are {shown(list(class_names))}.")
-        return np.asarray([numbers[name] for name in array.tolist()], np.int32)
+        for row, name in enumerate(names):
+            if name not in numbers:
+                raise ClipbiasError(
+                    f"the label {name!r} is no class (image {row}); the classes are {shown(list(class_names))}."
+                )
+        return np.asarray([numbers[name] for name in names], np.int32)
     if array.size and not 0 <= array.min() <= array.max() < len(class_names):
         raise ClipbiasError(
             f"labels go from {array.min()} to {array.max()}; there are {len(class_names)} classes, from 0 to "
@@ -227,10 +250,23 @@ def label_numbers(labels: Labels, class_names: Sequence[str]) -> np.ndarray:
 
 
 def is_missing(label: object) -> bool:
-    """Whether a label is missing: empty, NaN, `None`, or pandas' NA."""
-    if isinstance(label, float | np.floating):
-        return bool(np.isnan(label))
-    return label is None or type(label).__name__ == "NAType" or (isinstance(label, str) and not label.strip())
+    """Whether a label is missing: empty, NaN, `None`, or pandas' NA or NaT."""
+    return not label.strip() if isinstance(label, str) else label is None or str(label) in ("nan", "<NA>", "NaT")
+
+
+# Missing labels as strings, which NumPy and pandas make of them.
+_AS_STRINGS = ("nan", "NaN", "NA", "<NA>", "NaT", "None")
+
+
+def check_names(places: Mapping[str, str], owner: str) -> None:
+    """Raises `ClipbiasError` for a missing label as a class, and as `check_told_apart`."""
+    for name in _AS_STRINGS:
+        if name in places:
+            raise ClipbiasError(
+                f"the label {name!r} ({places[name]}) stands for a missing one; give the image a label, or leave it "
+                "out. A class of this name needs another, or class_names."
+            )
+    check_told_apart(places, owner)
 
 
 def label_array(labels: Labels) -> np.ndarray:

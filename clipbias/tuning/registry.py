@@ -6,7 +6,6 @@ A file or module runs only if the user named it. An adapter that names one is ma
 import ast
 import contextlib
 import dataclasses
-import difflib
 import functools
 import hashlib
 import importlib
@@ -23,7 +22,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from clipbias.checks import annotations, check_value, plain_type
+from clipbias.checks import annotations, check_value, meant, plain_type
 from clipbias.errors import ClipbiasError
 from clipbias.identity import identity
 from clipbias.tuning import methods
@@ -189,6 +188,9 @@ def _execute(path: Path, code: bytes) -> ModuleType:
     return module
 
 
+# Options of `clipbias.fit` and `clipbias train` that users often give a method, under other names.
+_OF_TRAINING = ("learning_rate", "epochs", "batch_size", "seed", "shots")
+
 # Names of built-in methods, each with its class and preset. Filled below.
 METHODS: dict[str, tuple[type[Method], Preset]] = {}
 
@@ -213,11 +215,9 @@ def resolve_method(name: str, options: Options, *, dataset: str | None = None, s
         kind = load_user_method(name)
         preset = Preset(name)
     else:
-        close = difflib.get_close_matches(name, METHODS, 1)
-        raise ClipbiasError(
-            f"unknown method {name!r}{f'; did you mean {close[0]!r}?' if close else '.'} Methods: "
-            f"{', '.join(METHODS)}, or the path of a Python file of your own."
-        )
+        close = meant(name, METHODS)
+        others = f"there are {', '.join(METHODS)}, and Python files of your own, by their path."
+        raise ClipbiasError(f"unknown method {name!r}; {f'did you mean {close!r}?' if close else others}")
     # Later ones win: the preset's options, the authors' for the dataset, the user's.
     dataset_options: Options = {}
     if dataset is not None:
@@ -231,8 +231,10 @@ def resolve_method(name: str, options: Options, *, dataset: str | None = None, s
     known = {field.name for field in dataclasses.fields(kind)}
     for option in options:
         if option not in known:
-            close = difflib.get_close_matches(option, known, 1)
-            hint = f"did you mean {close[0]!r}?" if close else f"it takes {sorted(known) or 'none'}."
+            close = meant(option, (*known, *_OF_TRAINING))
+            hint = f"it takes {', '.join(sorted(known)) or 'none'}."
+            if close:
+                hint = f"did you mean {close!r}{'' if close in known else ', an option of fit and train'}?"
             raise ClipbiasError(f"method {name!r} has no option {option!r}; {hint}")
     kinds = annotations(kind)
     for option, value in options.items():

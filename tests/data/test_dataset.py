@@ -74,9 +74,7 @@ def test_what_is_needed_depends_on_what_is_done():
     evaluated = dataset_of("x", test=[0, 1, 2, 3, 4, 5, 5])
     assert describe_missing(evaluated, trains=False) is None
     message = describe_missing(evaluated, trains=True)
-    assert message == (
-        "x has no train images to train on (it has test: a 1, b 1, c 1, d 1, e 1 and 1 more classes); add some."
-    )
+    assert message == ("x has no train images to train on (it has test: a 1, b 1, c 1, …); add some.")
     assert "(it has no image)" in describe_missing(dataset_of("x", train=[]), trains=True)
 
 
@@ -98,6 +96,22 @@ def test_all_that_is_wrong_is_said_at_once_or_left_out(caplog):
     assert caplog.text.count("Left out: ") == 2
     with pytest.raises(ClipbiasError, match=r"No run was started\. Fix it\.$"):
         open_datasets(load, {"gone": False}, skip=True)
+
+
+def test_what_is_wrong_with_classes_of_a_folder_is_said_once(tmp_path, caplog):
+    """As `train` and `table1` open it, before the first run."""
+    for seed, name in (
+        (0, "train/cat/a"),
+        (1, "train/cat/b"),
+        (2, "train/dog/c"),
+        (0, "test/dog/d"),
+        (3, "test/cat/e"),
+    ):
+        write(tmp_path / f"{name}.png", seed)
+    opened = open_datasets(lambda name: data.load("folder", data_dir=tmp_path), {"a": True})
+    assert list(opened) == ["a"]
+    pair = f"{tmp_path}/train/cat/a.png (cat) and {tmp_path}/test/dog/d.png (dog)"
+    assert caplog.text.count("the same picture is in two classes") == 1 and pair in caplog.text
 
 
 # Counts of images in numbers and words, and intervals of accuracies on few images against SciPy

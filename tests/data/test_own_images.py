@@ -7,6 +7,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -253,7 +254,14 @@ def test_a_dataset_from_memory_is_divided_as_a_folder_is(tmp_path):
     )
 
 
-@pytest.mark.parametrize("column", [np.array, pandas.Series, pandas.Categorical, iter])
+@pytest.mark.parametrize(
+    "column",
+    [
+        *(np.array, pandas.Series, pandas.Categorical, pandas.Index, iter),
+        lambda values: np.array([Path(value) if "/" in str(value) else value for value in values], object),
+        lambda values: pandas.Series(values, index=range(len(values), 0, -1)),
+    ],
+)
 def test_paths_and_labels_may_be_columns(column, tmp_path):
     paths = [str(write(tmp_path / f"{number}.png", number)) for number in range(3)]
     split = image_list(column(paths), column(["dog", "cat", "dog"]), ("cat", "dog"))

@@ -46,6 +46,7 @@ REFUSED = [
     ("table1 --model=demo", "there is no flag --model; did you mean --config.model?"),
     ("train --config.shots=four", "shots is 'four'; it must be a whole number from 1 to 2,147,483,647, or None"),
     ("train --config.lr=0.1", "there is no setting 'lr'; did you mean learning_rate?"),
+    ("train --config.random_state=0", "there is no setting 'random_state'; did you mean seed?"),
     ("train --config.options.steps=6", "there is no setting 'options.steps'; did you mean method_options?"),
     ("show --workdir=workdir/digits", "show has no --workdir; see --help"),
     ("trian", "there is no command 'trian'; did you mean train?"),

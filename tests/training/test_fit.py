@@ -1,7 +1,10 @@
 """`clipbias.fit` and what it returns: the numbers of `clipbias train`, from datasets, arrays and files."""
 
+import copy
 import dataclasses
 import re
+import shutil
+import warnings
 from typing import Any
 
 import jax
@@ -13,12 +16,13 @@ from clipbias import TunedModel
 from clipbias.clip import Clip
 from clipbias.data import Dataset
 from clipbias.data.images import Images, Workers, check_readable
-from clipbias.errors import UnreadableImage
+from clipbias.errors import ClipbiasError, ClipbiasWarning, UnreadableImage
 from clipbias.prediction import Prediction
 from clipbias.training import loop, placement
 from clipbias.training.spec import VALIDATION
 from clipbias.training.step import train_step
 from clipbias.tuning import Recipe
+from tests.data.pictures import write
 from tests.training.conftest import TinySweep, damaged
 
 # A few steps are no reason to be better than zero-shot.
@@ -140,6 +144,69 @@ def test_accuracy_counts_what_is_taken_for_what(clip, colours, fitted):
     np.testing.assert_array_equal(same.confusion, expected)
     none = dataclasses.replace(accuracy, labels=accuracy.labels[:5], predicted=accuracy.predicted[:5])
     assert np.isnan(none.per_class[1:]).all() and not np.isnan(none.per_class[0])
+
+
+def test_a_result_says_which_number_is_which_class(clip):
+    model = clipbias.fit(clip, "zero_shot", class_names=("cat", "dog"))
+    image = np.zeros((1, 16, 16, 3), np.uint8)
+    other = 1 - int(model.predict(image).labels[0])
+    images, numbers = np.repeat(image, 40, axis=0), np.full(40, other)
+    order = "labels by number: 0 is cat, 1 is dog"
+    settings: dict[str, Any] = dict(mesh=placement.single_device())
+    assert repr(model.evaluate(images, numbers, **settings)).endswith(
+        f"{order}; fewer are right than by chance, so check this order"
+    )
+    assert repr(model.evaluate(images, iter(1 - numbers), **settings)).endswith(order)
+    assert "number" not in repr(model.evaluate(images, ["cat"] * 40, **settings))
+
+
+def test_names_of_other_libraries_say_which_call_does_it(clip):
+    model = clipbias.fit(clip, "zero_shot", class_names=("cat", "dog"))
+    for name, call in {
+        "score": "model.evaluate(images, labels).accuracy",
+        "predict_proba": "model.predict(pictures).probabilities",
+        "classes_": "model.class_names",
+        "fit": "clipbias.fit(clip, method, images, labels)",
+        "save_pretrained": "model.save(file)",
+        "from_pretrained": "clipbias.load_adapter(path)",
+        "push_to_hub": "clipbias.push_to_hub(repository, model)",
+    }.items():
+        assert not hasattr(model, name)
+        with pytest.raises(AttributeError, match=re.escape(f"a tuned model has no {name!r}; take {call}")):
+            getattr(model, name)
+    with pytest.raises(AttributeError, match="'TunedModel' object has no attribute 'other'") as error:
+        model.other  # noqa: B018
+    assert error.value.name == "other" and copy.copy(model).class_names == model.class_names
+
+
+@pytest.mark.filterwarnings("ignore:(there are no validation|1 held-out|2 held-out)")
+def test_a_class_without_images_and_a_picture_in_two_classes_are_said(clip, tmp_path):
+    paths = [write(tmp_path / f"{number}.png", number) for number in range(4)]
+    copied = shutil.copy(paths[0], tmp_path / "copy.png")
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(b"")  # two files that cannot be read are not a picture in two classes
+    images, labels = (
+        [*paths, copied, tmp_path / "a.png", tmp_path / "b.png"],
+        ["cat", "dog", "cat", "dog", "dog", "cat", "dog"],
+    )
+    settings: dict[str, Any] = dict(progress=False, mesh=placement.single_device(), on_image_error="skip")
+    twice = f"the same picture is in two classes: {paths[0]} (cat) and {copied} (dog); leave out all but one."
+    with pytest.warns(ClipbiasWarning) as warned:
+        clipbias.fit(clip, "gda", images, labels, **settings)
+    assert [str(each.message) for each in warned].count(twice) == 1
+    assert [each.filename for each in warned if str(each.message) == twice] == [__file__]
+    with warnings.catch_warnings(record=True) as silent:
+        clipbias.fit(clip, "gda", images, ["cat", "dog", "cat", "dog", "cat", "cat", "dog"], **settings)
+    assert not any("the same picture" in str(each.message) for each in silent)
+    empty = "own images: there is no training image of horse; add some, or leave such classes out."
+    for method, more in {"coop": {"epochs": 1, "learning_rate": 0.1}, "tip_adapter": {}}.items():
+        with pytest.warns(ClipbiasWarning, match=re.escape(empty)):
+            clipbias.fit(clip, method, paths, labels[:4], class_names=("cat", "dog", "horse"), **settings, **more)
+    with (
+        pytest.warns(ClipbiasWarning, match=re.escape(empty)),
+        pytest.raises(ClipbiasError, match="class 3 of 3 has no"),
+    ):
+        clipbias.fit(clip, "gda", paths, labels[:4], class_names=("cat", "dog", "horse"), **settings)
 
 
 def test_broken_images_are_named_together_before_the_first_step(clip, colours, recipe, tmp_path, monkeypatch):

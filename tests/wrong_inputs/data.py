@@ -13,6 +13,7 @@ from clipbias import data
 from clipbias.data import catalog, demo, pipeline, protocols, transforms
 from clipbias.data.dataset import Dataset, Split
 from clipbias.data.held_out import hold_out_a_shot
+from clipbias.data.sources import open_images
 from clipbias.data.transforms import Resizing
 from clipbias.data.user_images import image_list
 from tests.data import miniatures
@@ -94,6 +95,7 @@ def split(*keys: str, labels: tuple[int, ...] = (0, 0)) -> Split:
 SINGLE = Dataset("s", ("a",), "{}", {"train": split("a", "b"), "test": split("c")})
 SPLIT_FILE = "split_zhou_EuroSAT.json"
 PIXELS = picture(0, 8, 8)
+FRAME = pandas.DataFrame({"path": ["x.png"], "label": ["a"]})
 JPEG = encoded(picture(0, 64, 64), "JPEG")
 FIRST = miniatures.split_content("eurosat")["train"][0]
 CASES: list[Case] = [
@@ -126,7 +128,10 @@ CASES: list[Case] = [
     table("several columns 'label'; keep one", "path,label,label\n0.png,a,b\n"),
     table("line 3: there are more values than columns", "path,label\n0.png,a\n1.png,cat, black\n"),
     table("'cat' .*line 2. and 'cat ' .*line 3. read as the same text", "path,label\n0.png,cat\n1.png,cat \n"),
-    table("'nan' .*line 2. and 'NaN' .*line 3. read as", "path,label\n0.png,nan\n1.png,NaN\n"),
+    *(
+        table(f"the label '{label}' .*line 3. stands for a missing one", f"path,label\n0.png,a\n1.png,{label}\n")
+        for label in ("nan", "NaN", "NA", "<NA>", "NaT", "None")
+    ),
     table("line 2: no value for 'label'", "path,label\n0.png, \n"),
     table("line 1: no value for 'label'", '{"path": "x.png", "label": NaN}', "a.jsonl"),
     table("class_names is {'a'}; give a list", "path,label\nx.png,0\n", class_names={"a"}),
@@ -213,8 +218,22 @@ CASES: list[Case] = [
     pure("'cat' .of image 0. and 'Cat ' .of image 2. read", data.from_arrays, 3 * [PIXELS], ["cat", "a", "Cat "]),
     *(
         pure("image 1 has no label", data.from_arrays, 2 * [PIXELS], ["a", label])
-        for label in (None, "", " ", math.nan, pandas.NA)
+        for label in (None, "", " ", math.nan, np.float32("nan"), pandas.NA, pandas.NaT, np.datetime64("NaT"))
     ),
+    *(
+        pure("image 1 has no label", data.from_arrays, 2 * [PIXELS], column(["a", None]))
+        for column in (pandas.Series, pandas.Categorical, pandas.array)
+    ),
+    pure(
+        "the label 'nan' .of image 1. stands for a missing one", data.from_arrays, [PIXELS], np.array(["a", math.nan])
+    ),
+    *(
+        pure(r"a table with the columns \['path', 'label'\]; give its column of pictures and", data.from_arrays, *given)
+        for given in ((FRAME, ["a"]), (["x.png"], FRAME))
+    ),
+    pure(r"a table with the columns \['path', 'label'\]", open_images, FRAME),
+    pure(r"the labels \[1, 2\] may be names", data.from_arrays, 2 * [PIXELS], [1, 2], ["1", "2", "3"]),
+    pure(r"the images are the dataset s; give a split of it: dataset.split\('test'\)", image_list, SINGLE),
     pure("image 1 has no label .nan", data.from_arrays, 2 * [PIXELS], np.array([0, math.nan]), ["a", "b"]),
     pure("give numbers or names, not both", data.from_arrays, 2 * [PIXELS], ["a", 1]),
     pure(r"x/a\.png is listed twice, as images", data.from_arrays, ["x/a.png", "b.png", "x/./a.png"], ["a", "b", "a"]),

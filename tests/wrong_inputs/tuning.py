@@ -140,7 +140,33 @@ SIZES: dict[str, Any] = {"nonconformity": 3, "max_logit": 2, "mcm": 2, "energy":
 CASES: list[Case] = [
     # Methods and their options.
     made("unknown method 'bais'; did you mean 'bias'", "bais"),
-    made("no option 'deptth'; did you mean 'depth'", "ivlp", deptth=1),
+    *(
+        made(f"unknown method '{re.escape(given)}'; did you mean '{name}'", given)
+        for given, name in {
+            **{"CoOp": "coop", "CoCoOp": "cocoop", "MaPLe": "maple", "VPT": "vpt", "LoRA": "lora", "GDA": "gda"},
+            **{"CLIP-LoRA": "clip_lora", "Tip-Adapter-F": "tip_adapter_f", "linear probe": "linear_probe"},
+            **{"LP++": "lp_plus_plus", "PLOT++": "plot_plus_plus", "ZeroShot": "zero_shot"},
+        }.items()
+    ),
+    made("unknown method 'finetune'; there are zero_shot, coop, ", "finetune"),
+    made("no option 'deptth'; did you mean 'depth'.$", "ivlp", deptth=1),
+    *(
+        made(
+            f"'{method}' has no option '{given}'; did you mean '{name}', an option of fit and train",
+            method,
+            **{given: 1},
+        )
+        for method in ("bias", "ivlp")
+        for name, others in {
+            "learning_rate": ("lr", "lr_rate", "lr_init"),
+            "epochs": ("epoch", "n_epochs", "num_epochs", "max_epochs", "steps"),
+            "batch_size": ("batch", "bs", "batchsize"),
+            "seed": ("random_state", "random_seed"),
+            "shots": ("shot", "n_shots"),
+        }.items()
+        for given in others
+    ),
+    made("no option 'device'; it takes text_tower, vision_tower", "bias", device="cpu"),
     made("'depth' of method 'ivlp' is 0; it must be a whole number from 1 to 1,000, or None", "ivlp", depth=0),
     made("no file 'nowhere.py'", "nowhere.py"),
     made("cannot import the method's module 'no.such.module'", "no.such.module"),
