@@ -193,6 +193,10 @@ def why_not_patched(study: StudyResults) -> list[str]:
     causal = CAUSAL.of(study)
     tests = causal.models.items() if causal else ()
     reasons = [(labels[key], test.why) for key, test in tests]
+    for method in study.methods:
+        image = method.numbers.log_likelihood.image if method.numbers else None
+        if image is not None and CLASS not in image.means:
+            reasons.append((method.label, "Means over classes would take more than 4 GiB, and are left out."))
     return by_reason(reasons + [(labels[key], why) for key, test in tests for why in test.why_no_ablations.values()])
 
 

@@ -161,6 +161,11 @@ def test_what_is_missing_says_why(written, drawn):
     tests = results.sections["causal"].models
     tests["bias"] = dataclasses.replace(tests["bias"], why="It has no second run.")
     tests["ivlp"] = dataclasses.replace(tests["ivlp"], why_no_ablations={"text": "Texts depend."})
+    numbers = results.sections["causal"].numbers
+    nats = numbers["ivlp"].log_likelihood
+    means = {"all images": nats.image.means["all images"]}
+    few = dataclasses.replace(nats, image=dataclasses.replace(nats.image, means=means, explained={}))
+    numbers["ivlp"] = dataclasses.replace(numbers["ivlp"], log_likelihood=few)
     sections = results.sections | {
         "relevancy": {"bias": Missing("No map follows its logit.")},
         "similarity": Similarity(None, None, None, {}),
