@@ -10,7 +10,7 @@ import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import pytest
@@ -206,6 +206,7 @@ def sentences() -> dict[str, list[str]]:
             f" make {moved[0]}, {moved[1]} and {moved[2]} % of the predictions that it changed. Fitted in the same way,"
             f" TaskRes makes {own[0]}, {own[1]} and {own[2]} %.",
             *map(of_prompts, SETS),
+            *of_reading(),
             of_siglip(),
         ],
     }
@@ -244,6 +245,39 @@ def of_prompts(dataset: str) -> str:
     parts = [ends(rows, "share", 100.0) for rows in shares.values()]
     moved = ends(vectors, "value"), ends(vectors, "moved_value"), ends(itself, "moved_value")
     return f"| {WORDS[dataset]} | {' | '.join((*parts, *moved))} |"
+
+
+def of_reading() -> list[str]:
+    """What VPT and IVLP read of images of clothes and digits: three sentences."""
+    cells = [(f"demo/{name}", method) for name in ("digits", "fashion") for method in ("VPT", "IVLP")]
+    kept = {
+        (row["dataset"], row["method"], row["step"]): row for row in rows_of("reading.csv") if row["among"] == "all"
+    }
+    labels = {(row["dataset"], row["method"]): row["what"] for row in rows_of("verdict.csv")}
+    assert {labels[cell] for cell in cells} == {"depends on the image"}
+    other, clusters, tuned = (
+        [kept[*cell, step] for cell in cells] for step in ("another image's", "2 clusters per class", "the tuned class")
+    )
+    assert all(float(row["low"]) <= 0 for row in other)
+    assert all(float(a["value"]) > float(b["value"]) for a, b in zip(clusters, tuned, strict=True))
+    explained = [
+        {"value": 100 * float(row["share"])}
+        for row in rows_of("verdict.csv")
+        if (row["dataset"], row["method"]) in cells
+        and (row["outcome"], row["quantity"]) == ("log_likelihood", "explained by the class")
+    ]
+    assert len(explained) == len(cells)
+
+    def span(rows: Iterable[Mapping[str, object]]) -> str:
+        ends = sorted(round(float(str(row["value"]))) for row in rows)
+        return f"{ends[0]} to {ends[-1]}".replace("-", "−")
+
+    return [
+        f"nothing that is surely above 0: {span(other)} % of the effect.",
+        f"explains {span(explained)} % of this loss.",
+        f"keeps {span(clusters)} % of the effect, more than the mean over the class that the tuned model predicts"
+        f" ({span(tuned)} %).",
+    ]
 
 
 def of_siglip() -> str:

@@ -92,7 +92,9 @@ def verdicts(rows: Sequence[Row]) -> str:
     for (dataset, method), parts in by_study.items():
         gain = parts["accuracy", "gain"]
         shares = (_share(parts.get(("log_likelihood", part))) for part in PARTS)
-        lines.append((dataset_name(dataset), method, gain["seeds"], _gain(gain), *shares, gain["where"], gain["what"]))
+        # Labels are of log-likelihood; without more right predictions nobody asks why.
+        why = (gain["where"], gain["what"]) if float(gain["low"]) > 0 else (MISSING, MISSING)
+        lines.append((dataset_name(dataset), method, gain["seeds"], _gain(gain), *shares, *why))
     heads = ("dataset", "method", "seeds", "gain (points)", *(f"{part} (%)" for part in PARTS), "where", "what")
     return markdown(heads, lines)
 

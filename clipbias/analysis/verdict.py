@@ -131,7 +131,7 @@ _HEAD_WHERE = {
     Where.NOT_ATTENTION: ", not by looking elsewhere",
     Where.OUTSIDE: ", with CLIP itself unchanged",
 }
-_HEAD_WHAT = {What.SAME: "one bias for all pictures", What.DEPENDS: "a different bias for each picture"}
+_HEAD_WHAT = {What.SAME: "the same correction to all pictures", What.DEPENDS: "a different correction to each picture"}
 
 
 def headline(method: MethodResult) -> str:
@@ -147,7 +147,7 @@ def headline(method: MethodResult) -> str:
     where = _HEAD_WHERE.get(labels.where, "")
     what = _HEAD_WHAT.get(labels.what, "") if labels.what and labels.where is not Where.OUTSIDE else ""
     if what:
-        what = (", but by " if labels.where is Where.NOT_ATTENTION else "; it adds ") + what
+        what = (", but by adding " if labels.where is Where.NOT_ATTENTION else "; it adds ") + what
     return f"{name} raises accuracy by {gain.value:.1f} points{where}{what}."
 
 

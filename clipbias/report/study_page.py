@@ -16,7 +16,7 @@ import pandas as pd
 from clipbias.analysis.causal_section import CAUSAL
 from clipbias.analysis.dataset_sections import PREDICTIONS
 from clipbias.analysis.observations import OBSERVATIONS
-from clipbias.analysis.results import MethodResult, StudyResults, present
+from clipbias.analysis.results import MethodResult, ModelFacts, StudyResults, present
 from clipbias.analysis.results_file import load_results
 from clipbias.analysis.sections import all_sections
 from clipbias.analysis.verdict import headline
@@ -87,15 +87,23 @@ def write_report(
         for method in largest[:MOST_METHODS]
     ]
     models = [model for method in largest for model in study.tuned if model.key in method.models]
+    shown = next((model for model in models if changed_pictures(study, model)), None)
     return pages.write_page(
         output / REPORT,
         "report",
         title=f"Why does tuning help on {dataset_name(study.dataset.name)}?",
         basis=_basis(study),
         methods=first or [{"headline": "There is no tuned model here to explain.", "facts": []}],
-        strip=next(filter(None, (changed_pictures(study, model) for model in models)), []),
+        strip=changed_pictures(study, shown) if shown else [],
+        strip_words=_changes(study, shown) if shown else "",
         sections=sections,
     )
+
+
+def _changes(study: StudyResults, model: ModelFacts) -> str:
+    """Says how many predictions a tuned model changed, of which the first page shows some."""
+    corrected, broken = (int((study.predictions.changes(model.key) == change).sum()) for change in (0, 1))
+    return f"Some of the {corrected:,} pictures that {model.label} corrected and the {broken:,} that it broke."
 
 
 def _basis(study: StudyResults) -> str:

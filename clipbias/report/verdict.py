@@ -110,13 +110,13 @@ def facts(study: StudyResults, method: MethodResult) -> list[Fact]:
     fits = _stand_ins(study, method)
     moved = {origin: fits[origin].moved for origin in (Origin.FITTED, Origin.CEILING) if origin in fits}
     bars = (
-        ("Where it acts: the gain by changing", "attention alone", shares.get(ATTENTION)),
-        ("", "tokens alone", shares.get(TOKENS)),
-        ("What it adds: the effect left with", "another picture's", shares.get(OTHER)),
-        ("", "all pictures' mean", shares.get(MEAN)),
-        ("", "its class's mean", shares.get(OF_CLASS)),
-        ("What can stand for it: same changes by", "two vectors per layer", moved.get(Origin.FITTED)),
-        ("", "the method, refitted", moved.get(Origin.CEILING)),
+        ("Where it acts: share of the gain if", "it only looks elsewhere", shares.get(ATTENTION)),
+        ("", "it only adds to tokens", shares.get(TOKENS)),
+        ("What it adds: share of the effect with", "another picture's addition", shares.get(OTHER)),
+        ("", "the mean of all pictures", shares.get(MEAN)),
+        ("", "the mean of its class", shares.get(OF_CLASS)),
+        ("Something simpler: same changes by", "two vectors per layer", moved.get(Origin.FITTED)),
+        ("", "the method itself, refitted", moved.get(Origin.CEILING)),
     )
     return [
         Fact(question, words, percent(share), {"value": _span(0.0, share.value), "ends": _span(share.low, share.high)})

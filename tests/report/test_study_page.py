@@ -129,8 +129,8 @@ def test_a_headline_is_one_short_sentence_for_all_labels(whole, where, what):
     assert text.startswith(f"IVLP raises accuracy by {gain:.1f} points") and text.endswith(".")
     assert len(text.split()) <= 20 and not set("()[]") & set(text)
     assert (", not by looking elsewhere" in text) == (where is Where.NOT_ATTENTION)
-    assert ("one bias for all pictures" in text) == (what is What.SAME and where is not Where.OUTSIDE)
-    assert ("a different bias for each picture" in text) == (what is What.DEPENDS and where is not Where.OUTSIDE)
+    assert ("the same correction to all pictures" in text) == (what is What.SAME and where is not Where.OUTSIDE)
+    assert ("a different correction to each picture" in text) == (what is What.DEPENDS and where is not Where.OUTSIDE)
 
 
 def test_a_headline_without_a_sure_gain_claims_none(whole):
