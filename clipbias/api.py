@@ -99,15 +99,15 @@ def fit(  # noqa: PLR0913 (a user's options, each by keyword)
       UserWarning: nothing can be held out, the tuned model is no better than zero-shot on held-out images, or the loss
         ends above that of equal probabilities.
     """
-    # Cheap checks come before the model is loaded and the images are opened.
+    # Cheap checks come before the images are opened.
     _check_arguments(clip, method, shots, seed, start_seed)
     check_value("recipe", recipe, Recipe | str | None)
     check_value("calibrate", calibrate, bool | None)
     keep_programs()
-    clip = as_clip(clip)
-    # Pictures with labels stay as they are; anything else is opened, by name or path.
+    # Pictures with labels stay as they are; anything else is opened, by name or path, before weights are downloaded.
     if labels is None or is_hub_dataset(images):
         images = open_images(images)
+    clip = as_clip(clip)
     settings = {"learning_rate": learning_rate, "epochs": epochs, "batch_size": batch_size}
     given = {name: value for name, value in settings.items() if value is not None}
     labels = None if labels is None else label_array(labels)
