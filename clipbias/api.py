@@ -112,10 +112,10 @@ def fit(  # noqa: PLR0913 (a user's options, each by keyword)
             f"the second argument is {shown(method)} and no method; the order is the model, the method, the images."
         )
     keep_programs()
-    clip = as_clip(clip)
-    # Pictures with labels stay as they are; anything else is opened, by name or path.
+    # Pictures with labels stay as they are; anything else is opened, by name or path, before weights are downloaded.
     if labels is None or is_hub_dataset(images):
         images = open_images(images)
+    clip = as_clip(clip)
     settings = {"learning_rate": learning_rate, "epochs": epochs, "batch_size": batch_size}
     given = {name: value for name, value in settings.items() if value is not None}
     labels = None if labels is None else label_array(labels)

@@ -5,9 +5,9 @@ from typing import Annotated
 
 from clipbias.checks import Choices, Count, Positive
 from clipbias.clip.precision import DTYPE_CHOICES
-from clipbias.data.pipeline import ImageReading, OnImageError
+from clipbias.data.pipeline import OnImageError
 from clipbias.errors import ClipbiasError
-from clipbias.settings import group, setting, setting_of
+from clipbias.settings import group, setting
 from clipbias.training.device import Compute
 from clipbias.tuning.conformal import AnswerOptions
 
@@ -31,7 +31,11 @@ class InputSettings(WorkdirSettings):
         "JSON file of texts by class name in place of the template; for classifiers of frozen texts and for teachers; "
         "{dataset} in its path stands for the dataset's name.",
     )
-    on_image_error: OnImageError = setting_of(ImageReading, "on_image_error")
+    on_image_error: OnImageError | None = setting(
+        None,
+        'Images that cannot be read: "raise" an error, or "skip" (and count) them; None takes that of the work '
+        'folder\'s last command, and in a new folder "raise".',
+    )
     dtype: Annotated[str, Choices(DTYPE_CHOICES)] | None = setting(
         None,
         'Compute type: "float32", "bfloat16", "auto" or others (docs/devices.md); "tensorfloat32" is for GPUs, '

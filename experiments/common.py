@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from clipbias import hosts
 from clipbias.errors import ClipbiasError, ClipbiasWarning
-from clipbias.io import BROKEN_DISK, NOT_ALLOWED, data_path, reason
+from clipbias.io import BROKEN_DISK, NOT_ALLOWED, data_path, read_json, reason
 from clipbias.settings import as_json, from_config
 from clipbias.terminal import printable, quiet_when_closed
 from experiments.command_line import WORKDIR, binary_of, parse, refuse, settings_type
@@ -90,6 +90,15 @@ def _resolve(main: Callable[..., int | None], settings: Any, workdir: str | None
         if dtype is not None and getattr(settings, "topology", None) is None:
             dtype = precision.resolve(dtype)
         settings = dataclasses.replace(settings, dtype=dtype)
+    if getattr(settings, "on_image_error", "raise") is None:
+        file = None if folder is None else data_path(folder) / CONFIG
+        earlier = read_json(file, dict) if file is not None and file.exists() else {}
+        remembered = earlier.get("on_image_error") or "raise"
+        settings = dataclasses.replace(settings, on_image_error=remembered)
+        if remembered == "skip":
+            say(
+                f"images that cannot be read are skipped, as before in {folder}; --config.on_image_error=raise ends this"
+            )
     # Each host may have its own path to the same folder.
     hosts.assert_same("the configuration", {**as_json(settings), "workdir": None})
     if not dry_run and not getattr(settings, "compare", False):

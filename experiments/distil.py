@@ -61,7 +61,7 @@ def main(settings: DistilSettings, workdir: Path) -> None:
             settings.compute,
             placement.make_mesh(run=settings.mesh.run, data=settings.mesh.data),
             dtype=model.task.classifier.dtype,
-            on_image_error=settings.on_image_error,
+            on_image_error=settings.on_image_error or "raise",
         )
         # The key holds all that the result depends on, so the same command finds its checkpoints and its result.
         key = identity([model, images, student, settings.options])[:12]

@@ -76,7 +76,7 @@ def main(settings: EvaluateSettings, workdir: Path) -> None:
             images,
             mesh=mesh,
             eval_batch_size=settings.eval_batch_size,
-            on_image_error=settings.on_image_error,
+            on_image_error=settings.on_image_error or "raise",
             workers=settings.workers,
             validation=validation_images(dataset, name, {} if adapter is None else adapter.notes),
             outside=outside,
@@ -105,12 +105,12 @@ def main(settings: EvaluateSettings, workdir: Path) -> None:
 
 def open_model(settings: EvaluateSettings, adapter: Adapter | None) -> tuple[TunedModel, str, Dataset]:
     """Opens an adapter, or zero-shot CLIP, with the dataset's classes; returns model, dataset's name, and dataset."""
-    clip = clipbias.load(settings.model or (adapter.base if adapter else "demo"), device="host")
-    hosts.assert_same(f"the model {clip.name}", clip.identity)
     name = settings.dataset or (adapter.notes.get("dataset", "") if adapter else "")
     if not name:
         raise ClipbiasError("no dataset; give --config.dataset=NAME, or --config.adapters=FILE to take its own.")
-    dataset = common.load_dataset(settings, name)
+    dataset = common.load_dataset(settings, name)  # before the model, whose weights may have to be downloaded
+    clip = clipbias.load(settings.model or (adapter.base if adapter else "demo"), device="host")
+    hosts.assert_same(f"the model {clip.name}", clip.identity)
     if adapter is None:
         return TunedModel(Task(clip, ZERO_SHOT, dataset, dtype=settings.dtype or "float32")), name, dataset
     model = open_adapter(adapter, clip, settings)

@@ -108,33 +108,33 @@ def prepare(
     skip_missing: bool = False,
     devices: Sequence[jax.Device] | None = None,
 ) -> tuple[SweepContext, Rates | None]:
-    """Loads the model, opens the datasets, and reads learning rates that were selected before.
+    """Opens the datasets, loads the model, and reads learning rates that were selected before.
 
     With `skip_missing` unusable datasets are left out, else they raise `ClipbiasError`. `devices` are absent ones to
     compile for; default: the present ones.
     """
-    # In host memory: the context puts the weights on the mesh, and a second copy would take a device's memory.
-    clip = clipbias.load(settings.model, device="host")
-    hosts.assert_same(f"the model {settings.model}", clip.identity)
     methods = {name: resolve_method(name, axes.options.get(name, {})) for name in axes.methods}
-    fixed = [name for name, method in methods.items() if settings.template and not follows_template(method, clip)]
-    if fixed:
-        common.tell(f"--config.template changes zero-shot but not {', '.join(fixed)}, whose prompt is fixed")
     # Datasets of targets are tested alone and need no training images; a dataset in both roles needs them.
     draws = any(method.uses_images for method in methods.values())
     training = dict.fromkeys(axes.datasets, draws)
     targets = [target for name in axes.datasets for target in protocols.targets_of(axes.protocol, name, axes.targets)]
+    # Before the model, whose weights may have to be downloaded.
+    datasets = open_datasets(
+        lambda name: common.load_dataset(settings, name), dict.fromkeys(targets, False) | training, skip=skip_missing
+    )
+    # In host memory: the context puts the weights on the mesh, and a second copy would take a device's memory.
+    clip = clipbias.load(settings.model, device="host")
+    hosts.assert_same(f"the model {settings.model}", clip.identity)
+    fixed = [name for name, method in methods.items() if settings.template and not follows_template(method, clip)]
+    if fixed:
+        common.tell(f"--config.template changes zero-shot but not {', '.join(fixed)}, whose prompt is fixed")
     context = SweepContext(
         clip,
-        open_datasets(
-            lambda name: common.load_dataset(settings, name),
-            dict.fromkeys(targets, False) | training,
-            skip=skip_missing,
-        ),
+        datasets,
         settings.compute,
         placement.make_mesh(run=settings.mesh.run, data=settings.mesh.data, devices=devices),
         dtype=precision.resolve(settings.dtype or "float32"),
-        on_image_error=settings.on_image_error,
+        on_image_error=settings.on_image_error or "raise",
     )
     return context, None if settings.rates_file is None else Rates.read(rates_path(settings.rates_file))
 

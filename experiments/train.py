@@ -121,6 +121,7 @@ def finished_row(
     path = paths.workdir / RESULT
     row: Row = read_json(path, dict) if path.exists() else {}
     facts = spec.facts()
+    del facts["on_image_error"]  # no number depends on it
     # The row has selected settings where the spec still has the open ones. These are no difference.
     if compares_rates is not None and row:
         selected = row.get("choice", {"options": {}})["options"]

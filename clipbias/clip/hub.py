@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import errno
+import logging
 import re
 import shlex
 from collections.abc import Iterator
@@ -92,13 +93,18 @@ def list_files(name: HubName, commit: str) -> list[str]:
 
 @contextlib.contextmanager
 def explained(name: HubName, file: str = "") -> Iterator[None]:
-    """Converts errors of a download to `ClipbiasError`."""
+    """Converts errors of a download to `ClipbiasError`, the only line of it: the client would print each retry."""
+    log = logging.getLogger("huggingface_hub")
+    level = log.level
+    log.setLevel(logging.ERROR)
     try:
         yield
     except ClipbiasError:
         raise
     except Exception as error:  # the client, its transport and the system raise many types
         raise ClipbiasError(_sentence(error, name, file)) from error
+    finally:
+        log.setLevel(level)
 
 
 def _sentence(error: Exception, name: HubName, file: str) -> str:

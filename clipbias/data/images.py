@@ -1,5 +1,6 @@
 """Decoded images of a split, their cache in memory, and the threads that read and decode them."""
 
+import itertools
 import math
 import os
 import threading
@@ -154,7 +155,7 @@ def _finished(pieces: list[Future[None]], finish: Callable[[], _T]) -> _T:
 # The path of an image, and its resizing; `None` for the whole image.
 _Name = tuple[str, transforms.Resizing | None]
 ALIGNMENT = 64  # of JAX's arrays on CPUs, in bytes
-# Larger training sets are not read before training: this would take minutes.
+# Images to read before training: more would take minutes.
 MOST_CHECKED = 20_000
 
 
@@ -191,7 +192,6 @@ class ImageCache:
         self._files = 0
         self._file_bytes = 0
         self._lock = threading.Lock()
-        self.checked: set[str] = set()  # keys that `check_readable` has decoded, stored or not
 
     def __len__(self) -> int:
         return len(self._images)
@@ -232,7 +232,6 @@ class ImageCache:
         names = {path for split in splits for path in split.paths}
         with self._lock:
             self._expected = len(names)
-            self.checked &= names
             self._images = {name: image for name, image in self._images.items() if name[0] in names}
             self._bytes = sum(map(_size, self._images.values()))
 
@@ -284,21 +283,17 @@ class Images:
             logging.warning("Skipped: %s.", error.reason)
 
 
-def check_readable(lists: Sequence[Images], resizing: transforms.Resizing | None, workers: Workers) -> None:
-    """Decodes training images into their caches. Raises `UnreadableImage` for all unreadable ones together.
+def check_readable(
+    lists: Sequence[Images], resizing: transforms.Resizing | None, workers: Workers, checked: set[str]
+) -> None:
+    """Decodes images into their caches, at most `MOST_CHECKED`, except the paths in `checked`, and adds them there.
 
-    `resizing` is that of training without augmentation; `None` keeps images whole.
+    `resizing` is that of training without augmentation; `None` keeps images whole. Raises `UnreadableImage` for all
+    unreadable ones together.
     """
     # Before the first step: an error after hours of training would lose them.
-    # An image that several lists share, through one cache, is decoded once.
-    places = {
-        (id(images.cache), key): (images, index)
-        for images in lists
-        for index, key in enumerate(images.split.keys)
-        if key not in images.cache.checked
-    }
-    if len(places) > MOST_CHECKED:
-        return
+    places = {images.split.path(index): (images, index) for images in lists for index in range(len(images))}
+    todo = {path: place for path, place in itertools.islice(places.items(), MOST_CHECKED) if path not in checked}
 
     # Errors are returned, not raised: the first one would end `map`, and the others stay unknown until the next run.
     def error_of(place: tuple[Images, int]) -> UnreadableImage | None:
@@ -310,10 +305,10 @@ def check_readable(lists: Sequence[Images], resizing: transforms.Resizing | None
         return None
 
     errors: list[UnreadableImage] = []
-    for (images, index), error in zip(places.values(), workers.map(error_of, places.values()), strict=True):
+    for path, error in zip(todo, workers.map(error_of, todo.values()), strict=True):
         hosts.check()
         if error is None:
-            images.cache.checked.add(images.split.keys[index])
+            checked.add(path)
         else:
             errors.append(error)
     if errors:

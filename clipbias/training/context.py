@@ -52,6 +52,7 @@ class SweepContext:
         self.workers = Workers(compute.workers)
         third = int(compute.cache_gb * 1e9 / 3)
         self._images = ImageCache(2 * third)
+        self.checked: set[str] = set()  # paths of images that were readable before a training
         self._budget = Budget(third)
         self._dataset: str | None = None
         self._evaluators: dict[Hashable, Evaluator] = {}
@@ -75,6 +76,7 @@ class SweepContext:
                 self._tasks,
                 self._drawn,
                 self.known_logits,
+                self.checked,
             ):
                 cache.clear()
 

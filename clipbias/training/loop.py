@@ -202,7 +202,7 @@ class NotSideBySide(ClipbiasError):
 
 
 def check_images(job: TrainJob, others: Sequence[Split] = ()) -> None:
-    """Decodes the training images of a job, and others that it needs, before its first step.
+    """Decodes the training images of a job, then others that it reads later, before its first step.
 
     Raises `UnreadableImage` with the names of the unreadable ones, unless these are skipped.
     """
@@ -212,7 +212,8 @@ def check_images(job: TrainJob, others: Sequence[Split] = ()) -> None:
     # evaluated need no more than the size of the model.
     whole = job.recipe is None or job.recipe.augment or sampling_of(job.task.method) is not None
     images = [*(run.images for run in job.runs), *map(Images, others)]
-    check_readable(images, None if whole else job.task.clip.preprocessing.resizing, job.context.workers)
+    resizing = None if whole else job.task.clip.preprocessing.resizing
+    check_readable(images, resizing, job.context.workers, job.context.checked)
 
 
 def validation_images(job: TrainJob) -> list[Split]:

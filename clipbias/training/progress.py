@@ -48,17 +48,23 @@ class _Lines:
 
 
 class _Bar(tqdm):
-    """Bar that forecasts the remaining time, once its first units are done."""
+    """Bar that forecasts the remaining time, from the units and seconds since `timed_from`: its first update."""
+
+    timed_from: tuple[float, float] | None = None
+
+    def update(self, n: float | None = 1) -> bool | None:
+        if n and self.timed_from is None:  # before, a program was compiled
+            self.timed_from = self.n + n, self.format_dict["elapsed"]
+        return super().update(n)
 
     @property
     def format_dict(self) -> dict[str, Any]:
         facts: dict[str, Any] = dict(super().format_dict)
-        done = facts["n"] - facts.get("initial", 0)
+        units, seconds = self.timed_from or (facts["n"], 0.0)
+        done = facts["n"] - units
         remaining = (facts["total"] or 0) - facts["n"]
-        # Steps: the rate of the last ones, since the first one compiles. Runs: the mean, since each compiles again.
-        mean = done / facts["elapsed"] if facts["elapsed"] else 0
-        rate = mean if facts["unit"] == "run" else facts.get("rate") or mean
-        facts["left"] = f", {forecast(remaining / rate)}" if done > 0 and rate and remaining > 0 else ""
+        left = remaining * (facts["elapsed"] - seconds) / done if done > 0 else 0
+        facts["left"] = f", {forecast(left)}" if left > 0 else ""
         facts["done"] = f"{math.floor(10 * facts['n'] + 1e-6) / 10:.1f}".removesuffix(".0")
         return facts
 
@@ -83,7 +89,7 @@ class Progress:
         self._title = printable(title)
         self._unit = unit
         self.shown = shown
-        self._bar: tqdm | None = None
+        self._bar: _Bar | None = None
         self._named = float("-inf")  # when a stage had a line
         if total:
             self.start(total, done=done)
@@ -105,6 +111,9 @@ class Progress:
 
     def part(self, units: float, title: str) -> "Progress":
         """Returns a part of `units`, which may count in steps."""
+        # Each part compiles: from the second one on, forecasts count that time.
+        if self._bar is not None and self._bar.n > self._bar.initial:
+            self._bar.timed_from = self._bar.initial, 0.0
         # A group that fails comes again rate by rate: then the whole has more units than it began with.
         if self._bar is not None and (needed := math.ceil(self._bar.n + units - 1e-6)) > self._total:
             self._total = self._bar.total = needed

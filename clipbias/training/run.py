@@ -38,6 +38,7 @@ from clipbias.training.select import (
     read_selection,
     replaced_options,
     score_validation,
+    searches_options,
     select_settings,
     used_options,
     write_selection,
@@ -93,8 +94,8 @@ def run_group(
     """
     outputs = RunOutputs(checkpoints=paths.checkpoints(group), metrics=paths.metrics(group), progress=progress)
     prepared = prepare(group, context, outputs, compares_rates=compares_rates)
+    check_images(prepared.job, other_images(prepared))
     selected = select(prepared, paths.workdir, compares_rates=bool(compares_rates))
-    # Before the training, since it reads the test images: a broken one must not cost a training.
     zero_shot = zero_shot_facts(selected, paths)
     result = train(selected, asked=prepared.job.task.method)
     scores = score(selected, result, paths)
@@ -119,6 +120,24 @@ def prepare(
     if needs_validation(bind_task(spec, context), spec.recipe, compares_rates=compares_rates):
         specs = (dataclasses.replace(spec, validation=held_out.POLICY),)
     return PreparedGroup(group, specs, make_job(specs, context, outputs), held)
+
+
+def other_images(prepared: PreparedGroup) -> list[Split]:
+    """Returns the images that a group reads besides those that train: they select, fit a temperature, calibrate, test.
+
+    Raises `ClipbiasError` where validation images score the group, and there are none.
+    """
+    job = prepared.job
+    if prepared.specs[0].score_on != TEST:
+        return validation_images(job)
+    tested = [evaluation.dataset.split("test") for evaluation in job.protocol.evaluations]
+    others = []
+    for protocol in {id(run.protocol): run.protocol for run in job.runs}.values():
+        # Without a validation split, a protocol draws training images, which only a search of the method reads.
+        drawn = protocols.validation_policy(protocol.source) == "few-shot"
+        if not drawn or searches_options(job.task.method):
+            others += [protocol.validation(), None if protocol.calibration is None else protocol.calibration()]
+    return [split for split in (*others, *tested) if split is not None]
 
 
 def bind_task(spec: RunSpec, context: SweepContext) -> Task:
@@ -191,8 +210,6 @@ def zero_shot_facts(selected: PreparedGroup, paths: SweepPaths) -> Row:
 def train(selected: PreparedGroup, *, asked: Method) -> TrainResult:
     """Trains the runs of a group, and says where the method found better options than those that were asked for."""
     job = selected.job
-    if selected.specs[0].score_on != TEST:  # a broken image is told before the training
-        check_images(job, list({split.digest: split for split in validation_images(job)}.values()))
     result = train_job(job)
     for sentence in replaced_options(asked, select_run(result.learnables, 0)):
         job.outputs.progress.say(sentence)
@@ -376,6 +393,9 @@ def fit_task(
         runs=(Run(images, seed if start_seed is None else start_seed, divided.protocol),),
         outputs=RunOutputs(progress=progress),
     )
+    searched = divided.protocol.validation() if searches_options(task.method) else None
+    choose = None if divided.held.from_training else divided.held.choose
+    check_images(job, [split for split in (choose, searched, divided.calibration) if split is not None])
     selection = select_settings(job, divided.held, compares_rates=compares_rates)
     if selection is not None:
         progress.say(str(selection))

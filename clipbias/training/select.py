@@ -20,14 +20,7 @@ from clipbias.data import Split
 from clipbias.data.held_out import FEWEST_OF_CLASS, HeldOut
 from clipbias.errors import ClipbiasError
 from clipbias.io import read_json, write_text
-from clipbias.training.loop import (
-    NotSideBySide,
-    TrainJob,
-    check_images,
-    compiled_meanwhile,
-    train_job,
-    validation_images,
-)
+from clipbias.training.loop import NotSideBySide, TrainJob, compiled_meanwhile, train_job, validation_images
 from clipbias.training.memory import fit_evaluation
 from clipbias.training.progress import Progress
 from clipbias.training.spec import Row, RunSpec
@@ -211,7 +204,6 @@ def select_settings(job: TrainJob, held: HeldOut, *, compares_rates: bool) -> Se
     rates = job.training.candidates() if compares_rates and has_candidates(job.task, job.recipe) else ()
     if held.choose is None or not (rates or (held.from_training and searches_options(job.task.method))):
         return None
-    check_images(job, () if held.from_training else (held.choose,))
     trial = _trial(job, held, rates)
     job.outputs.progress.close()  # the candidates have their own bar
     # The job's program differs from the trial's in its number of runs; it compiles on cores that the trial leaves idle.

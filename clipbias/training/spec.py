@@ -13,7 +13,7 @@ from typing import Any
 
 from clipbias.data import Dataset
 from clipbias.errors import ClipbiasError
-from clipbias.identity import identity
+from clipbias.identity import counted_by, identity
 from clipbias.sentences import counted
 from clipbias.tuning.method import Method, Options
 from clipbias.tuning.prompts import Classes
@@ -62,7 +62,8 @@ class RunSpec:
     task: str
     source: str | None
     data: str
-    on_image_error: str = "raise"
+    # A constant in keys: numbers do not depend on it, so that a folder continues with the other value.
+    on_image_error: str = dataclasses.field(default="raise", metadata=counted_by(lambda spec: "raise"))
     score_on: str = TEST
     validation: str = UNSELECTED
     start_seed: int | None = None

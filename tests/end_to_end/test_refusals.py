@@ -97,11 +97,15 @@ def test_command_lines_are_refused_in_one_sentence_or_answered_with_help(cache, 
 @pytest.mark.ci
 def test_corrupt_image_is_named_or_skipped_and_few_images_are_all_used(model, pictures, tmp_path, caplog):
     few = {"dataset": "folder", "data_dir": str(pictures), "shots": 2}
-    assert "0.png" in refused(model, tmp_path / "refused", **few)
-    settings = {"model": str(model), "epochs": 2, "on_image_error": "skip", "method": "taskres", **few}
-    settings["method_options"] = {}
-    binaries.succeed_here(train, settings, tmp_path / "w")
-    assert '"skipped_images": 1' in (tmp_path / "w" / "result.json").read_text()
+    assert "0.png" in refused(model, tmp_path / "w", **few)
+    settings = {"model": str(model), "epochs": 2, "method": "taskres", "method_options": {}, **few}
+    binaries.succeed_here(train, settings | {"on_image_error": "skip"}, tmp_path / "w")
+    result = (tmp_path / "w" / "result.json").read_text()
+    assert '"skipped_images": 1' in result
+    binaries.succeed_here(train, settings, tmp_path / "w")  # the folder remembers, and its run is finished
+    assert (tmp_path / "w" / "result.json").read_text() == result
+    (tmp_path / "w" / "result.json").unlink()
+    assert "0.png" in refused(workdir=tmp_path / "w", **settings | {"on_image_error": "raise"})
     assert "dog has 1" in caplog.text
 
 
@@ -148,6 +152,7 @@ def test_mistakes_are_one_sentence(fifteen, tmp_path):
     (tmp_path / "full" / "precious").touch()
     full, out, nowhere = (str(tmp_path / name) for name in ("full", "out", "nowhere"))
     draw = {"action": "draw", "output": out}
+    not_there = {"dataset": "folder", "data_dir": nowhere, "model": "nobody/nothing"}  # told before a download
     for command, settings, message in (
         (export, {"adapters": ADAPTER}, "give an adapter and the folder to write"),
         (export, {"adapters": ADAPTER, "output": full, "model": BASE}, "exists already"),
@@ -160,6 +165,9 @@ def test_mistakes_are_one_sentence(fifteen, tmp_path):
         ),
         (prepare_data, draw, "draw needs --config.datasets with one name"),
         (prepare_data, draw | {"datasets": ("ucf101",), "data_dir": nowhere}, "there is no folder"),
+        (train, not_there, f"there is no folder {nowhere}; check data_dir."),
+        (evaluate, not_there, f"there is no folder {nowhere}; check data_dir."),
+        (explain, not_there, f"there is no folder {nowhere}; check data_dir."),
         (explain, {"sections": "relevance"}, "unknown section 'relevance'"),
         (explain, {"adapters": "/nowhere"}, "no adapter file /nowhere"),
         (explain, {}, "no dataset to explain; give --config.dataset=NAME"),
@@ -177,6 +185,6 @@ def test_mistakes_are_one_sentence(fifteen, tmp_path):
         ),
         (predict, {"images": "pyproject.toml", "texts": "/nowhere.txt"}, "there is no file of texts /nowhere.txt"),
     ):
-        workdir = tmp_path / "work" if command in (explain, predict) else ""
+        workdir = tmp_path / "work" if command in (train, evaluate, explain, predict) else ""
         assert message in binaries.refusal_here(command, settings, workdir)
     assert not Path(out).exists() and [path.name for path in Path(full).iterdir()] == ["precious"]

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import os
 import re
 import shlex
@@ -125,7 +126,7 @@ def test_a_cache_that_cannot_be_written(hub, files, monkeypatch):
     assert "cache" in refusal("someone/small")
 
 
-def test_offline_without_a_cache(hub, monkeypatch, capsys):
+def test_offline_without_a_cache(hub, monkeypatch, capsys, caplog):
     """The command that is printed downloads, where there is a network, what is then read as a folder."""
     files = {path.name: path.read_bytes() for path in (FORMATS / "flax").iterdir()}
     hub.repositories[DEFAULT] = Repository(files | {"tf_model.h5": b"", "pytorch_model.bin": b""}, PINS[DEFAULT].commit)
@@ -139,7 +140,11 @@ def test_offline_without_a_cache(hub, monkeypatch, capsys):
     assert clipbias.load(folder).fingerprint == clipbias.load(FORMATS / "flax").fingerprint
     assert not {"tf_model.h5", "pytorch_model.bin"} & {*hub.downloaded()}
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    assert "cannot be downloaded from http://127.0.0.1:9" in refusal("someone/small@main")
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)  # between its retries
+    monkeypatch.setattr(logging.getLogger("huggingface_hub"), "handlers", [caplog.handler])
+    for revision in ("main", "0" * 40):
+        assert "cannot be downloaded from http://127.0.0.1:9" in refusal(f"someone/small@{revision}")
+    assert not caplog.records  # such as each retry
 
 
 def test_the_printed_command_names_what_is_read():

@@ -210,10 +210,10 @@ def test_a_class_without_images_and_a_picture_in_two_classes_are_said(clip, tmp_
 
 
 def test_broken_images_are_named_together_before_the_first_step(clip, colours, recipe, tmp_path, monkeypatch):
-    """Those of training and those that select a learning rate, by `fit` and by a sweep; long lists are not read."""
+    """Those that train, select a learning rate, calibrate or are tested, by `fit` and by a sweep; of a few at most."""
     monkeypatch.setattr(loop, "plan_stages", lambda job: pytest.fail("a step was compiled"))
     train = colours.split("train")
-    splits = {**colours.splits, "train": damaged(train, 0, 4, 9), "val": damaged(colours.split("val"), 3)}
+    splits = {"train": damaged(train, 0, 4, 9), "val": damaged(colours.split("val"), 3), "test": colours.split("test")}
     dataset = dataclasses.replace(colours, splits=splits)
     settings: dict[str, Any] = {"progress": False, "mesh": placement.single_device()}
     reasons = [f"the image {key} cannot be decoded (cannot identify image file)" for key in train.keys]
@@ -226,15 +226,17 @@ def test_broken_images_are_named_together_before_the_first_step(clip, colours, r
     of_training = f"3 images cannot be read: {reasons[0]}; {reasons[4]}; {reasons[9]}; {advice}"
     with pytest.raises(UnreadableImage, match=re.escape(of_training)):  # a quarter of them is held out
         clipbias.fit(clip, "bias", dataset.split("train"), class_names=colours, **settings)
-    rows = TinySweep(clip, dataset, recipe, tmp_path).rows("bias", shots=(None,), seeds=(1,))
-    assert [row["error"] for row in rows] == [of_training]
+    tested = dataclasses.replace(dataset, splits=splits | {"test": damaged(colours.split("test"), 5)})
+    for broken, count in ((dataset, 4), (tested, 5)):
+        rows = TinySweep(clip, broken, recipe, tmp_path / str(count)).rows("bias", shots=(None,), seeds=(1,))
+        assert [row["error"].split(":")[0] for row in rows] == [f"{count} images cannot be read"]
     validated = TinySweep(clip, dataset, recipe, tmp_path / "val").rows(
         "bias", shots=(None,), seeds=(1,), score_on=VALIDATION
     )
     assert validated[0]["error"].startswith("4 images cannot be read: ")
-    # The files of a long list are read by no one but its batches.
-    monkeypatch.setattr("clipbias.data.images.MOST_CHECKED", len(train) - 1)
-    check_readable([Images(dataset.split("train"))], None, Workers(1))
+    # The files beyond the first are read by no one but their batches.
+    monkeypatch.setattr("clipbias.data.images.MOST_CHECKED", 2)
+    check_readable([Images(damaged(train, 2, 3))], None, Workers(1), set())
 
 
 def test_a_method_that_learns_nothing_needs_nothing(clip, colours):

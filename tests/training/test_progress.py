@@ -34,14 +34,25 @@ def test_it_shows_the_work_its_values_and_the_time_left(stream, monkeypatch):
     part = whole.part(2, "bias on digits")
     part.at_work("compiling")
     part.start(4)
-    for _ in range(3):
-        now += 20.0
+    for seconds in (600.0, 20.0, 20.0):  # the first step compiles
+        now += seconds
         part.advance()
     part.close()
+    second = whole.part(1, "bias on fashion")
+    second.start(4)
+    now += 200.0  # it compiles, too
+    second.advance(2)
     whole.advance_to(3, {"lr": 0.0025, "images/s": 133512.4})
     whole.say("a line")
     whole.close()
-    for words in ("bias on digits: compiling", "a line", " 1.5/3, about 60 s left", "images/s=133,512", "lr=0.0025"):
+    for words in (
+        "bias on digits: compiling",
+        "a line",
+        " 1.5/3, about 60 s left",
+        " 2/3, about 7 min left",
+        "images/s=133,512",
+        "lr=0.0025",
+    ):
         assert words in shown.getvalue()
     assert ("\r" in shown.getvalue()) == shown.isatty()
 

@@ -182,6 +182,7 @@ def test_a_key_names_all_that_numbers_depend_on(clip, colours, recipe, tmp_path)
         spec(dataset=dataclasses.replace(colours, class_names=("red", "green", "azure"))),
     ]
     seeds = [spec(seeds=(2,)), spec(start_seed=4)]
+    assert spec(on_image_error="skip").key == plain.key  # which changes no number
     every = [plain, program, *others]
     assert len({each.key for each in (*every, *seeds)}) == len(every) + 2
     # What other seeds have in common with it.
