@@ -172,7 +172,12 @@ def sentences() -> dict[str, list[str]]:
     head = [round(float(row["value"])) for row in two]
     moved, own = ([round(float(row["moved_value"])) for row in rows] for rows in (two, itself))
     of_others = {(row["method"], row["dataset"].removeprefix("demo/")): row["where"] for row in rows_of("verdict.csv")}
-    assert of_others["CLIP-LoRA", "digits"] == "attention"
+    (lora,) = [
+        row
+        for row in rows_of("verdict.csv")
+        if row["method"] == "CLIP-LoRA" and row["quantity"] == "attention alone" and row["outcome"] == "log_likelihood"
+    ]
+    assert lora["what"] == "the same for every image" and float(lora["high"]) < 0
     assert {of_others[method, name] for method in ("TaskRes", "Linear probe", "GDA") for name in SETS} == {"outside"}
     assert max(demo, key=lambda name: float(demo[name]["value"])) == "taskres"  # the method that is named first
     why = {(row["method"], row["outcome"], row["quantity"]): row for row in rows_of("why.csv")}
