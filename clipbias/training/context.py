@@ -68,15 +68,9 @@ class SweepContext:
             self._dataset = dataset
             self._images.keep_only()
             self._budget.clear()
-            for cache in (
-                self._evaluators,
-                self._features,
-                self._pseudo_labels,
-                self._tasks,
-                self._drawn,
-                self.known_logits,
-            ):
+            for cache in (self._evaluators, self._features, self._pseudo_labels, self._tasks, self._drawn):
                 cache.clear()
+            self.known_logits.clear()
 
     def drawn(self, spec: RunSpec) -> protocols.EvalProtocol:
         """Returns the few-shot split of a run, before its validation policy; methods share it."""
