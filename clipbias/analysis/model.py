@@ -140,6 +140,8 @@ def why_no_causal_test(task: Task) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Model:
+    """A model of a study."""
+
     key: str  # a short name without "/", unique in the study; "zero_shot" for the first
     label: str  # name in figures
     tuned: Tuned  # bound to the dataset's classes
@@ -163,6 +165,7 @@ class Model:
 
     @property
     def options(self) -> dict[str, object]:
+        """Options of the method."""
         return self.task.options()
 
     @property
