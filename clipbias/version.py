@@ -7,12 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def _version() -> str:
-    try:
-        return importlib.metadata.version("clipbias")
-    except importlib.metadata.PackageNotFoundError:  # run from its sources, not installed
-        project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-        return project["version"]
-
-
-__version__ = _version()
+try:
+    __version__ = importlib.metadata.version("clipbias")
+except importlib.metadata.PackageNotFoundError:  # run from its sources, not installed
+    __version__ = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]

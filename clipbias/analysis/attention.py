@@ -430,6 +430,10 @@ def _vision_attention(study: Study, model: Model, totals: Totals) -> VisionAtten
 
 def compute_decomposition(study: Study) -> Computation[dict[str, Decomposition | Missing]]:
     """Computes Eq. 12 and Fig. 1 for the towers in which a model has prompts."""
+
+    def observe(tokens: TextTokens, roles: Roles) -> Observe:
+        return observe_parts(roles, jnp.asarray(tokens.eos))
+
     by_model: dict[str, Decomposition | Missing] = {}
     towers: dict[str, list[str]] = {}
     for model in study.tuned:
@@ -447,7 +451,9 @@ def compute_decomposition(study: Study) -> Computation[dict[str, Decomposition |
                 means = totals[model.key]
                 runs = [{name: means[f"{name}/{number}"] for name in PARTS} for number in range(model.passes)]
             else:
-                runs = text_parts(study, model)
+                # Classes are the samples, for each of the texts of a class.
+                texts = observe_texts(study, model, observe, text_roles(model.task))
+                runs = [{name: jax.device_get(over_texts(x)) for name, x in seen.items()} for seen in texts]
                 means = functools.reduce(merge, runs)  # over the samples of all runs together
             of_model[tower] = _decompose(study, model, tower, means, runs)
         if of_model:
@@ -463,22 +469,19 @@ DECOMPOSITION = Section(
 )
 
 
-def text_parts(study: Study, model: Model) -> list[Totals]:
-    """Computes Eq. 12 in the text tower, with classes as samples, for each of the `S` texts of a class."""
-
-    def observe(tokens: TextTokens, roles: Roles) -> Observe:
-        return observe_parts(roles, jnp.asarray(tokens.eos))
-
-    return [
-        {name: jax.device_get(over_texts(value)) for name, value in seen.items()}
-        for seen in observe_texts(study, model, observe, text_roles(model.task))
-    ]
-
-
 def _decompose(study: Study, model: Model, tower: str, means: Totals, runs: list[Totals]) -> TowerDecomposition:
     """Decomposes one tower by averages over all samples, and over each text of a class or pass over an image."""
     # Constancy is computed within a run and then averaged: runs have other prompts, and so other constants.
-    biases = learned_biases(study, tower)
+    biases = {}
+    for each in study.tuned:
+        bias = getattr(each.task.method.adapt(each.learnables), f"{tower}_bias")
+        if bias is not None:
+            values = np.asarray(bias)
+            # They are compared with a mean over tokens: a bias by kind gives its vector of all but the pooled token, a
+            # bias by token its mean.
+            if values.ndim == 3:
+                values = values[:, 1] if values.shape[1] == 2 else values.mean(1)
+            biases[each.key] = values
     constancies = [constancy(sums, biases) for sums in runs]
     return TowerDecomposition(
         count=means["norm_share"].samples,
@@ -486,25 +489,10 @@ def _decompose(study: Study, model: Model, tower: str, means: Totals, runs: list
         prompt_mass=means["prompt_mass"].average,
         pooled_mass=means["pooled_mass"].average if "pooled_mass" in means else None,
         norm_share=means["norm_share"].average,
-        constancy=np.mean([each["constancy"] for each in constancies], axis=0),
-        bias_likeness=np.mean([each["bias_likeness"] for each in constancies], axis=0),
-        bias_cosine={bias: np.mean([each["bias_cosine"][bias] for each in constancies], axis=0) for bias in biases},
+        constancy=np.mean([run["constancy"] for run in constancies], axis=0),
+        bias_likeness=np.mean([run["bias_likeness"] for run in constancies], axis=0),
+        bias_cosine={key: np.mean([run["bias_cosine"][key] for run in constancies], axis=0) for key in biases},
     )
-
-
-def learned_biases(study: Study, tower: str) -> dict[str, np.ndarray]:
-    """Returns the learned biases `[L, D]` of this tower, by model key."""
-    biases = {}
-    for model in study.tuned:
-        bias = getattr(model.task.method.adapt(model.learnables), f"{tower}_bias")
-        if bias is not None:
-            values = np.asarray(bias)
-            # They are compared with a mean over tokens: a bias by kind gives its vector of all but the pooled token, a
-            # bias by token its mean.
-            if values.ndim == 3:
-                values = values[:, 1] if values.shape[1] == 2 else values.mean(1)
-            biases[model.key] = values
-    return biases
 
 
 def constancy(totals: Mapping[str, Moments], bias: Mapping[str, np.ndarray]) -> dict[str, Any]:

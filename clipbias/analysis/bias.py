@@ -89,7 +89,6 @@ def vision_moments(
 
 
 def _joined(tower: str, stacked: BlockSums) -> BlockSums:
-    """Joins the stacked sums of several runs, and prefixes their names."""
     return {f"{tower}/{name}": sums.joined() for name, sums in stacked.items()}
 
 

@@ -68,8 +68,6 @@ class ImageScores:
 
 @dataclasses.dataclass(frozen=True)
 class CausalTest:
-    """The causal test of one model."""
-
     ways: tuple[str, ...]  # values of `Way`; `IMAGE_OTHER` comes `DRAWS` times
     outcomes: ImageScores
     why: str  # why no run was patched, or ""
@@ -380,8 +378,7 @@ def measure_ablations(study: Study, models: Sequence[Model]) -> Computation[dict
 
 def _features(study: Study, name: str, images: np.ndarray, split: Split | None) -> Request:
     def step(batch: Batch) -> dict[str, jax.Array]:
-        frozen = study.predictor(study.zero_shot)
-        return {"features": frozen.logits_and_features(batch["images"], batch["mask"])[1]}
+        return {"features": study.predictor(study.zero_shot).logits_and_features(batch["images"], batch["mask"])[1]}
 
     return Request(name, "frozen image features", images, step, split=split)
 

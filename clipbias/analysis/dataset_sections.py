@@ -50,8 +50,6 @@ class RelevancyGroup:
 
 @dataclasses.dataclass(frozen=True)
 class RelevancyText:
-    """Text of a model's relevancy."""
-
     text: str
     texts: int  # of each class
     index_types: tuple[str, ...]  # token type at each index, "" where it differs by class
@@ -149,8 +147,7 @@ def relevancy_maps(study: Study, model: Model, images: jax.Array, targets: jax.A
 
     # The method's own head needs the texts of all classes, which are encoded once for all batches.
     text = study.predictor(model).text if model.has_own_head else None
-    run = study.program("relevancy", model, maps)
-    return run(study.params, study.learnables[model.key], text, images, targets)
+    return study.program("relevancy", model, maps)(study.params, study.learnables[model.key], text, images, targets)
 
 
 def why_no_relevancy(study: Study, model: Model) -> str:

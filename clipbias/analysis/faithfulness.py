@@ -61,16 +61,6 @@ def ranks_to_remove(maps: jax.Array) -> jax.Array:
     return jnp.argsort(jnp.argsort(both, axis=-1, stable=True), axis=-1)
 
 
-def black_out(images: jax.Array, patches: jax.Array, patch_size: int) -> jax.Array:
-    """Sets the patches `[B, M]` of raw `images [B, R, R, 3]` to 0."""
-    batch, size = images.shape[:2]
-    grid = size // patch_size
-    mask = patches.reshape(batch, grid, grid).repeat(patch_size, axis=1).repeat(patch_size, axis=2)
-    if margin := size - grid * patch_size:  # pixels beyond the last whole patch, which the tower does not read
-        mask = jnp.pad(mask, [(0, 0), (0, margin), (0, margin)])
-    return jnp.where(mask[..., None], jnp.zeros((), images.dtype), images)
-
-
 def distinct_rows(gone: np.ndarray, read: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Lists the distinct pairs of an image and its removed patches in `K` tries, each a map, step and class.
 
@@ -180,7 +170,12 @@ def _perturbation_step(study: Study, model: Model) -> Step:
 
     @jax.jit
     def perturbed(raw: jax.Array, which: jax.Array, gone: jax.Array) -> jax.Array:
-        return black_out(raw[which], gone, config.patch_size)
+        images = raw[which]
+        patch, grid = config.patch_size, config.grid
+        mask = gone.reshape(len(images), grid, grid).repeat(patch, axis=1).repeat(patch, axis=2)
+        if margin := config.image_size - grid * patch:  # behind the last whole patch, which the tower does not read
+            mask = jnp.pad(mask, [(0, 0), (0, margin), (0, margin)])
+        return jnp.where(mask[..., None], jnp.zeros((), images.dtype), images)
 
     def step(batch: Batch) -> dict[str, Moments]:
         logits = of_model.logits(batch["images"], batch["mask"])

@@ -150,8 +150,7 @@ def _cls_variations(study: Study) -> Computation[Mapping[str, np.ndarray]]:
         return {f"{model.key}/variation": compare(plain, maps) for model, maps in zip(models, tuned, strict=True)}
 
     request = Request("cls-variation", "attention of [cls]", study.images, step)
-    results = yield [request]
-    return results[request.name]
+    return (yield [request])[request.name]
 
 
 def decide(number: Estimate | None, low: float, high: float) -> ClaimOutcome:
@@ -243,8 +242,6 @@ def _relative(means: np.ndarray) -> np.ndarray:
 
 
 class _Number(NamedTuple):
-    """Number of a claim."""
-
     unit: str
     range: tuple[float, float]  # in which the claim holds
     tower: str  # "vision" or "text", for methods with prompts there; "" for the frozen model
@@ -418,10 +415,9 @@ def _smaller_loss(attention: Estimate | None, tokens: Estimate | None) -> tuple[
     low, high = (None if end is None else 1 - end for end in (kept.high, kept.low))
     loss = Estimate(1 - kept.value, low, high)
     sides = [excludes(share, 1 - MINOR_SHARE) for share in (attention, tokens)]
-    return loss, ClaimOutcome.DOES_NOT if 1 in sides else ClaimOutcome.HOLDS if sides == [
-        -1,
-        -1,
-    ] else ClaimOutcome.UNDECIDED
+    if 1 in sides:
+        return loss, ClaimOutcome.DOES_NOT
+    return loss, ClaimOutcome.HOLDS if sides == [-1, -1] else ClaimOutcome.UNDECIDED
 
 
 OBSERVATIONS = Section(

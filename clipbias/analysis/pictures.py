@@ -6,6 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 from jax.typing import ArrayLike
 from PIL import Image
 
@@ -244,11 +245,7 @@ def choose_images(study: Study, predictions: Predictions, count: int) -> np.ndar
 
 
 def _classes_in_turn(numbers: np.ndarray, labels: np.ndarray) -> list[int]:
-    seen: dict[int, int] = {}
-    turn = []
-    for label in labels[numbers].tolist():
-        seen[label] = seen.get(label, -1) + 1
-        turn.append(seen[label])
+    turn = pd.Series(numbers).groupby(labels[numbers]).cumcount()
     return numbers[np.argsort(turn, kind="stable")].tolist()
 
 

@@ -343,7 +343,14 @@ def reduce_backward(
     """
     observed = tower_pass.tower
     inputs = observed.inputs
-    start_layer = first_layer(options.start_layer, observed.config)
+    layers = observed.config.layers
+    if not -layers <= options.start_layer < layers:
+        tower_name = "text" if isinstance(observed.config, TextConfig) else "vision"
+        raise ClipbiasError(
+            f"start_layer {options.start_layer} is outside the {tower_name} tower's {layers} layers; choose 0 for all "
+            "layers or -1 for the last one."
+        )
+    start_layer = options.start_layer % layers
     reductions = {name: REDUCTIONS[name] for name in options.maps}
     token_gradients, row_gradients = gradients
     states = {
@@ -404,17 +411,6 @@ def check_targets(task: Task, images: jax.Array, targets: jax.Array | Sequence[i
         if low < 0 or high > last:
             raise ClipbiasError(f"targets go from {low} to {high}; the task has classes 0 … {last}.")
     return targets
-
-
-def first_layer(start_layer: int, config: TowerConfig) -> int:
-    """Returns `start_layer` counted from 0. Raises `ClipbiasError` for a layer that the tower does not have."""
-    if not -config.layers <= start_layer < config.layers:
-        tower_name = "text" if isinstance(config, TextConfig) else "vision"
-        raise ClipbiasError(
-            f"start_layer {start_layer} is outside the {tower_name} tower's {config.layers} layers; choose 0 for all "
-            "layers or -1 for the last one."
-        )
-    return start_layer % config.layers
 
 
 def target_text(tokens: TextTokens, targets: jax.Array, templates: int) -> TextTokens:

@@ -62,8 +62,6 @@ PLAIN = "kind"
 
 
 class Origin(enum.StrEnum):
-    """Origin of a student."""
-
     FITTED = "fitted"  # a form, fitted to the teacher's outputs
     CEILING = "ceiling"  # the teacher's method, fitted likewise from another start
     MEAN = "mean"  # the mean of what the teacher's blocks add, without a fit
@@ -488,8 +486,7 @@ def compute_replacement(study: Study) -> Computation[ReplacementResults]:
         beside[model.key] = [] if no_ceiling(model) else [fits.ceiling(model, model.task)]
         for name in forms:
             form = STUDENT_FORMS[name]
-            task = form.task(study.clip, model.task, fits.context.dtype)
-            fit = fits.fit(model, task, rate=form.learning_rate)
+            fit = fits.fit(model, form.task(study.clip, model.task, fits.context.dtype), rate=form.learning_rate)
             beside[model.key].append((Student.of(fit, Origin.FITTED, name, form.words), fit.student))
         if model.key in biases:
             beside[model.key] += _means(study, model, biases[model.key])

@@ -71,8 +71,6 @@ class ParameterCount:
 
 @dataclasses.dataclass(frozen=True)
 class ModelFacts:
-    """A model of the study."""
-
     key: str  # unique in the study; "zero_shot" for the first
     label: str  # in figures
     name: str  # of all its seeds together

@@ -22,8 +22,6 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class Section(Generic[T]):
-    """A part of a study."""
-
     name: str  # key among results and in `--config.sections`
     title: str  # heading on the page
     result: Any  # type of its result, a dataclass or a dictionary of them by model, by which `results_file` reads it

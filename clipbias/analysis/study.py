@@ -335,7 +335,6 @@ class Study:
         return finished
 
     def run_section(self, section: Computation[T]) -> T:
-        """The result of a single section."""
         return self.run({"section": section})["section"]
 
     def _by_images(self, requests: Iterable[Request]) -> list[list[RequestProgress]]:
@@ -451,7 +450,6 @@ class Study:
             yield {name: placement.place_rows(self.mesh, values) for name, values in batch.items()}, number, total
 
     def normalize(self, images: jax.Array) -> jax.Array:
-        """Normalises raw pixels for the model."""
         return self.clip.preprocessing.normalize(images)
 
     def pictures(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:

@@ -34,8 +34,6 @@ class PromptWords:
 
 @dataclasses.dataclass(frozen=True)
 class ModelWords:
-    """Nearest words of a model's prompts."""
-
     prompts: tuple[PromptWords, ...]
 
 
@@ -130,8 +128,7 @@ def context_words(context: np.ndarray, token_embedding: np.ndarray, count: int) 
     from sklearn.metrics import pairwise_distances_chunked
 
     def nearest(distances: np.ndarray, start: int) -> tuple[np.ndarray, np.ndarray]:
-        ids = distances.argsort(axis=1, kind="stable")[:, :count]
-        return ids, distances.mean(axis=1, dtype=np.float64)
+        return distances.argsort(axis=1, kind="stable")[:, :count], distances.mean(axis=1, dtype=np.float64)
 
     parts = pairwise_distances_chunked(context, token_embedding, reduce_func=nearest)
     ids, mean_distance = (np.concatenate(each) for each in zip(*parts, strict=True))

@@ -190,7 +190,6 @@ MERGES = "bpe_simple_vocab_16e6.txt.gz"
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """Whether a folder has a tokenizer."""
     return any((folder / name).exists() for name in ("tokenizer.json", "vocab.json", "spiece.model", "vocab.txt"))
 
 
@@ -227,7 +226,6 @@ def read_tokenizer(folder: Path, family: str = "clip", cleaning: str | None = No
 
 
 def _class(folder: Path, family: str) -> Any:
-    """Returns the class that reads a family's tokenizer."""
     transformers = import_transformers()
     if family in ("clip", "pe"):
         return transformers.CLIPTokenizerFast

@@ -129,7 +129,6 @@ class Split:
 
     @property
     def paths(self) -> list[str]:
-        """Paths of all images."""
         return [os.path.join(self.source, key) for key in self.keys]
 
     def image(self, index: int) -> transforms.Picture:

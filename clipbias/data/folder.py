@@ -199,8 +199,7 @@ def load_table(
     path = data_path(data_dir)
     if not _is_file(path):
         raise ClipbiasError(f"dataset csv: there is no file {path}; data_dir must name the .csv or .jsonl file.")
-    rows = list(_rows(path, "path", ""))
-    return _dataset("csv", path.parent, rows, template, class_names, str(path))
+    return _dataset("csv", path.parent, list(_rows(path, "path", "")), template, class_names, str(path))
 
 
 def has_metadata(folder: Path) -> bool:
@@ -244,7 +243,16 @@ def load_metadata(folder: Path, *, template: str | None = None, class_names: Seq
                 rows = _rows(path, "file_name", split_name)
                 table += [(f"{place.name}/{image}", label, split, row) for image, label, split, row in rows]
         elif are_splits and place.name not in listed:  # the metadata beside the folder may list its images
-            from_class_folders += _class_folder_rows(place, split_name)
+            _check_has_labels(place)
+            names = files.sub_folders(place)
+            for class_name, (images, _) in zip(names, files.image_files_in_each(place, names), strict=True):
+                class_folder = place / class_name
+                if not images and split_name == "train":
+                    raise ClipbiasError(f"the class folder {class_folder} has no image; add some or remove it.")
+                from_class_folders += [
+                    (f"{place.name}/{class_name}/{image}", class_name, split_name, str(class_folder))
+                    for image in images
+                ]
     table += from_class_folders
     # A split of another name than its folder is meant, as validation images in train/ are, unless that split has a
     # folder, too: then test images would train, or training images test.
@@ -294,17 +302,6 @@ def _with_splits_of_folders(rows: list[TableRow]) -> list[TableRow]:
     return split_rows
 
 
-def _class_folder_rows(place: Path, split_name: str) -> Iterator[TableRow]:
-    """Yields the images of a split folder that has class folders, as rows of a table."""
-    _check_has_labels(place)
-    names = files.sub_folders(place)
-    for class_name, (images, _) in zip(names, files.image_files_in_each(place, names), strict=True):
-        if not images and split_name == "train":
-            raise ClipbiasError(f"the class folder {place / class_name} has no image; add some or remove it.")
-        for image in images:
-            yield f"{place.name}/{class_name}/{image}", class_name, split_name, str(place / class_name)
-
-
 def _warn_of_unlisted(folder: Path, listed: set[str]) -> None:
     images, others = files.image_files(folder)
     left_out = [image for image in images if image not in listed]
@@ -348,20 +345,16 @@ def _no_class(place: str, label: object) -> ClipbiasError:
     return ClipbiasError(f"{place} has the label {label}, which is no class; leave such rows out.")
 
 
-def _check_separator(path: Path, header: str) -> None:
-    """Raises `ClipbiasError` for a header whose columns are not separated by commas."""
-    for separator, name in (("\t", "tabs"), (";", "semicolons"), ("|", "vertical bars")):
-        columns = [column.strip(' "\r') for column in header.split(separator)]
-        if len(columns) > 1 and "label" in columns and not header.lstrip().startswith("{"):
-            raise ClipbiasError(
-                f"{path} separates its columns by {name}; write a .csv file that separates them by commas."
-            )
-
-
 def _records(path: Path) -> Iterator[tuple[int, Mapping]]:
     # CSV may have line breaks inside quotes, so that the reader counts lines; JSON lines have none.
     text = read_text(path)
-    _check_separator(path, text.partition("\n")[0])
+    header = text.partition("\n")[0]
+    for separator, name in (("\t", "tabs"), (";", "semicolons"), ("|", "vertical bars")):
+        fields = [field.strip(' "\r') for field in header.split(separator)]
+        if len(fields) > 1 and "label" in fields and not header.lstrip().startswith("{"):
+            raise ClipbiasError(
+                f"{path} separates its columns by {name}; write a .csv file that separates them by commas."
+            )
     if path.suffix.lower() == ".csv":
         reader = csv.DictReader(io.StringIO(text, newline=""))
         try:

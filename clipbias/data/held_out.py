@@ -130,8 +130,7 @@ def hold_out_a_shot(protocol: EvalProtocol, seed: int) -> EvalProtocol:
 
 def _validation_split(protocol: EvalProtocol) -> Split | None:
     """Returns the validation split without test images; `None` if the protocol validates on training images."""
-    tested = protocol.evaluations[0].dataset.split("test")
-    unused = validation_outside_test(tested, protocol.source.splits.get("val"))
+    unused = validation_outside_test(protocol.evaluations[0].dataset.split("test"), protocol.source.splits.get("val"))
     return None if unused is None else protocol.validation()
 
 

@@ -58,8 +58,7 @@ def few_shot(dataset: Dataset, *, shots: int, seed: int) -> EvalProtocol:
 
 def imbalanced(dataset: Dataset, *, shots: int, seed: int, concentration: float = CONCENTRATION) -> EvalProtocol:
     """As `few_shot`, but `shots` images per class on average, shared out by `few_shot.imbalanced_counts`."""
-    labels = dataset.split("train").labels
-    available = np.bincount(labels, minlength=len(dataset.class_names))
+    available = np.bincount(dataset.split("train").labels, minlength=len(dataset.class_names))
     counts = imbalanced_counts(available, shots=shots, seed=seed, concentration=concentration)
     picks = _picks(dataset, shots, seed, counts)
     return _drawn(IMBALANCED, dataset, picks, (_same_classes("test", dataset),), shots, seed)
@@ -90,12 +89,6 @@ def validation_outside_test(evaluated: Split, validation: Split | None) -> Split
         return None
     unused = validation.without(evaluated)
     return unused if len(unused) else None
-
-
-def validation_policy(dataset: Dataset) -> str:
-    """Names the source of `EvalProtocol.validation`: "validation split", or "few-shot" for training images."""
-    validation = validation_outside_test(dataset.split("test"), dataset.splits.get("val"))
-    return "few-shot" if validation is None else "validation split"
 
 
 def base_to_new(dataset: Dataset, *, shots: int, seed: int) -> EvalProtocol:
@@ -144,8 +137,7 @@ def domain_generalization(source: Dataset, targets: Sequence[Dataset], *, shots:
             )
         labels = tuple(label_of[identifier] for identifier in identifiers)
         evaluations.append(EvaluationSet(target.name, _tested(target), labels))
-    picks = _picks(source, shots, seed)
-    return _drawn("domain_generalization", source, picks, tuple(evaluations), shots, seed)
+    return _drawn("domain_generalization", source, _picks(source, shots, seed), tuple(evaluations), shots, seed)
 
 
 PROTOCOLS: Mapping[str, Callable[..., EvalProtocol]] = MappingProxyType(

@@ -79,18 +79,12 @@ def load(
             raise
         option = str(error).rsplit("argument ", 1)[1]
         raise ClipbiasError(f"dataset {name} takes no option {option}; see the table in clipbias.data.load.") from error
-    raise unknown_name(name)
-
-
-def unknown_name(name: str) -> ClipbiasError:
-    """Returns the error for an unknown name, with the nearest known names."""
-    known = names()
     # A path with a typing error is no misspelt dataset.
     if os.sep in name and not name.startswith(("demo/", "tfds/")):
-        return ClipbiasError(f"there is no dataset and no folder {shorten(name)!r}; check the path.")
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(known)}."
-    return ClipbiasError(f"there is no dataset {shorten(name)!r}; {hint}")
+        raise ClipbiasError(f"there is no dataset and no folder {shorten(name)!r}; check the path.")
+    near = difflib.get_close_matches(name, names(), n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(names())}."
+    raise ClipbiasError(f"there is no dataset {shorten(name)!r}; {hint}")
 
 
 def describe_missing(dataset: Dataset, *, trains: bool) -> str | None:

@@ -280,7 +280,6 @@ def test_views(image: Picture, resizing: Resizing, crops: int, *, mixed: bool = 
 
 
 def height_and_width(image: Picture) -> tuple[int, int]:
-    """Returns height and width of an image in pixels."""
     return image.shape[:2] if isinstance(image, np.ndarray) else (image.height, image.width)
 
 

@@ -90,8 +90,6 @@ _ALL = 0
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """The runs of a sweep."""
-
     rows: Sequence[Row]  # of `results.jsonl`; a method with several learning rates has as many names
     # By measure, method, dataset (or `AVERAGE`) and number of shots: `mean` over `seeds` runs in percent of `images`;
     # `drawn`, False for a method that draws no training images; `images_error` and `seeds_error`, whose hypotenuse is
@@ -115,7 +113,6 @@ class Sweep:
 
     @functools.cached_property
     def by_method(self) -> dict[str, list[Row]]:
-        """Rows of each method."""
         return {name: [row for row in self.rows if row["method"] == name] for name in self.methods}
 
     def means_of(self, numbers_of: Callable[[Row], Mapping[str, float | None]]) -> dict[CellKey, Row]:
@@ -216,8 +213,7 @@ def cells_of(
     errors = cells["images_error"].to_dict()
     for measure, *where in list(errors):
         if measure == "H":  # a run with H has base and new accuracies
-            base = ("base", *where)
-            new = ("new", *where)
+            base, new = ("base", *where), ("new", *where)
             errors["H", *where] = harmonic_error(means[base], means[new], (errors[base], errors[new]))
     cells["images_error"] = list(errors.values())
     cells["error"] = np.hypot(cells["images_error"], cells["seeds_error"])
@@ -251,8 +247,7 @@ def _accuracies(row: Row) -> dict[str, float | None]:
     # H is taken within a run and then averaged: the harmonic mean of two averages over seeds is another number.
     accuracies = dict(row.get("accuracies") or {ACCURACY: row.get("accuracy")})
     if {"base", "new"} <= accuracies.keys():
-        base = accuracies["base"]
-        new = accuracies["new"]
+        base, new = accuracies["base"], accuracies["new"]
         accuracies["H"] = 2 * base * new / (base + new) if base + new > 0 else 0.0
     return accuracies
 

@@ -126,7 +126,6 @@ def write_page(path: Path, template: str, *, title: str, **content: Any) -> Path
 
 
 def data_uri(data: bytes | str, kind: str) -> str:
-    """Encodes an image as a data URI."""
     # Inline, the ids and styles of one SVG would meet those of another.
     encoded = base64.b64encode(data.encode("utf-8") if isinstance(data, str) else data).decode("ascii")
     return f"data:{kind};base64,{encoded}"

@@ -77,6 +77,8 @@ def panels(
       bottom: start of all y axes.
       legend: whether to show the panels' labels; or looks by label to show instead.
     """
+    from matplotlib.lines import Line2D
+
     names = names or {}
     rows, columns = (list(dict.fromkeys(frame[name])) if name else [""] for name in by)
     across = min(wrap or len(columns), len(columns))
@@ -106,23 +108,18 @@ def panels(
             # At the end: until all is drawn, a panel that shares the axis may still extend it.
             for axes in grid.ravel():
                 axes.set_ylim(bottom=bottom)
-        if legend:
-            _legend(figure, None if legend is True else legend)
+        # Panels repeat their labels, so one legend below all of them names each once.
+        looks = legend if isinstance(legend, Mapping) else {}
+        handles: dict[str, Any] = {name: Line2D([], [], **look) for name, look in looks.items()}
+        for axes in figure.axes if legend is True else ():
+            of_panel, labels = axes.get_legend_handles_labels()
+            handles |= dict(zip(labels, of_panel, strict=True))
+        if handles:
+            # As many names in a line as fit: letters are about half as wide as high, and a mark is as wide as ten
+            # letters.
+            fit = max(1, int(figure.get_figwidth() * 72 / (max(map(len, handles)) * 4.4 + 46)))
+            figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(fit, len(handles)))
     return figure
-
-
-def _legend(figure: "Figure", looks: Mapping[str, Look] | None) -> None:
-    # Panels repeat their labels, so one legend below all of them names each once.
-    from matplotlib.lines import Line2D
-
-    handles: dict[str, Any] = {name: Line2D([], [], **look) for name, look in (looks or {}).items()}
-    for axes in figure.axes if looks is None else ():
-        of_panel, labels = axes.get_legend_handles_labels()
-        handles |= dict(zip(labels, of_panel, strict=True))
-    if handles:
-        # As many names in a line as fit: letters are about half as wide as high, and a mark is as wide as ten letters.
-        fit = max(1, int(figure.get_figwidth() * 72 / (max(map(len, handles)) * 4.4 + 46)))
-        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(fit, len(handles)))
 
 
 def groups(part: pd.DataFrame, hue: str, looks: Mapping[Any, Look]) -> Iterator[tuple[pd.DataFrame, dict[str, Any]]]:

@@ -111,8 +111,7 @@ def write_answers(folder: Path, image_names: Sequence[str], answers: Answers, wh
         (image, names[label], names[answer], int(label == answer))
         for image, label, answer in zip(image_names, answers.labels, answers.predicted, strict=True)
     ]
-    columns = ["image", "class", "answer", "correct"]
-    write_csv(folder / "predictions.csv", pd.DataFrame(rows, columns=columns))
+    write_csv(folder / "predictions.csv", pd.DataFrame(rows, columns=["image", "class", "answer", "correct"]))
     confusion_figure(answers, what).save(folder)
 
 

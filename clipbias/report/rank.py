@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from clipbias.analysis.rank import BY_CLASS, RANK, RANKS, rank_of
-from clipbias.analysis.replacement import Comparison, Origin
+from clipbias.analysis.replacement import Origin
 from clipbias.analysis.results import StudyResults
 from clipbias.intervals import in_points
 from clipbias.report import style
@@ -32,7 +32,11 @@ def rank_frame(study: StudyResults) -> pd.DataFrame:
     for method in results.methods if results else ():
         for row in method.rows:
             rank = rank_of(row)
-            student, place = _of_row(row, rank)
+            student, place = BY_CLASS, 0
+            if rank is not None:
+                student, place = "map", RANK_PLACES.index(str(rank))
+            elif row.student.kind is Origin.CEILING:
+                student, place = Origin.CEILING.value, len(RANK_PLACES) - 1
             quantities = {
                 "changed predictions (%)": row.moved and in_points(row.moved),
                 "share of the gain (%)": row.share and in_points(row.share),
@@ -44,15 +48,6 @@ def rank_frame(study: StudyResults) -> pd.DataFrame:
                     ends = {"value": number.value, "low": number.low, "high": number.high}
                     rows.append({**facts, "quantity": quantity, **ends})
     return pd.DataFrame(rows)
-
-
-def _of_row(row: Comparison, rank: int | None) -> tuple[str, int]:
-    """Returns the kind of a student, and its place on the x axis."""
-    if rank is not None:
-        return "map", RANK_PLACES.index(str(rank))
-    if row.student.kind is Origin.CEILING:
-        return Origin.CEILING.value, len(RANK_PLACES) - 1
-    return BY_CLASS, 0
 
 
 def rank_figure(study: StudyResults) -> CaptionedFigure | None:

@@ -50,8 +50,6 @@ _CAPTION = (
 
 @dataclasses.dataclass(frozen=True)
 class Workdir:
-    """Content of a work folder."""
-
     summary: Mapping[str, Any]  # its row, by `_COLUMNS`: JSON values, lists over models or seeds, or values by name
     settings: Mapping[str, Any]  # configuration and environment, `{"method_options.depth": 9}`
     runs: Sequence[Mapping[str, Any]] = ()  # a row per run of a sweep, or per model of a study

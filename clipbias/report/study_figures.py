@@ -250,8 +250,7 @@ def faithfulness_figure(study: StudyResults) -> CaptionedFigure | None:
                 place["panel"] = f"{first} relevant first,\nmap of {target} class"
                 for name in MAPS:
                     curve = result.maps[name][direction][target].accuracy
-                    numbers = tidy(100 * np.asarray(curve), "removed", map=name, **place)
-                    frames.append(numbers.assign(removed=removed))
+                    frames.append(tidy(100 * np.asarray(curve), "removed", map=name, **place).assign(removed=removed))
     frame = joined(frames)
     if frame.empty:
         return None
@@ -517,8 +516,7 @@ def similarity_figures(study: StudyResults) -> list[CaptionedFigure]:
     if similarity is None:
         return []
     labels = labels_of(study.tuned)
-    models = present(similarity.models)
-    figures = [_similarity_figure(study, similarity, key, labels[key]) for key in models]
+    figures = [_similarity_figure(study, similarity, key, labels[key]) for key in present(similarity.models)]
     correlation = correlation_figure(study)
     return figures if correlation is None else [*figures, correlation]
 

@@ -71,7 +71,6 @@ def _drawn(figure: "Figure", kind: str, **options: Any) -> bytes:
 
 
 def png_bytes(figure: "Figure", *, dpi: int = 200) -> bytes:
-    """Draws the figure as PNG."""
     return _drawn(figure, "png", dpi=dpi)
 
 

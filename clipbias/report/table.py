@@ -98,7 +98,6 @@ def _text(table: Table) -> str:
 
 
 def markdown_text(text: str) -> str:
-    """Escapes a string for Markdown."""
     return printable(text).translate(_MARKDOWN)
 
 
@@ -110,7 +109,6 @@ def _markdown(table: Table) -> str:
 
 
 def latex_text(text: str) -> str:
-    """Escapes a string for LaTeX."""
     return printable(text).translate(_LATEX)
 
 

@@ -155,18 +155,13 @@ def auroc(inside: Sequence[float] | np.ndarray, outside: Sequence[float] | np.nd
     return float(below.mean() / 2 / len(outside))
 
 
-def false_positive_rate(
-    inside: Sequence[float] | np.ndarray, outside: Sequence[float] | np.ndarray, accepted: float = 0.95
-) -> float:
-    """Returns the share of outside images above the highest threshold that `accepted` of the inside images pass."""
-    from clipbias.tuning.conformal import lowest_accepted  # who draws results alone loads no model
-
-    return float((np.asarray(outside) >= lowest_accepted(np.asarray(inside), accepted)).mean())
-
-
 def detection(inside: Outcome, outside: Outcome) -> dict[str, dict[str, float]]:
     """Returns AUROC and FPR95 in percent for both scores; inside images are the positive ones."""
+    from clipbias.tuning.conformal import lowest_accepted  # who draws results alone loads no model
+
     scores = {"max_softmax": (-inside.other_odds, -outside.other_odds), "max_logit": (inside.highest, outside.highest)}
+    # FPR95: the share of outside images above the highest threshold that 95 % of the inside images pass.
     return {
-        name: {"auroc": 100 * auroc(*pair), "fpr95": 100 * false_positive_rate(*pair)} for name, pair in scores.items()
+        name: {"auroc": 100 * auroc(near, far), "fpr95": 100 * float((far >= lowest_accepted(near, 0.95)).mean())}
+        for name, (near, far) in scores.items()
     }

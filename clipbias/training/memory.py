@@ -214,7 +214,6 @@ class MemoryPlan:
         return (self.remat, self.class_chunks) == (FASTEST, 1)
 
     def apply(self, task: Task) -> Task:
-        """Returns the task with these settings."""
         if self.is_fastest:
             return task.with_memory()
         return task.with_memory(remat=REMATS[self.remat].keep, class_chunks=self.class_chunks)

@@ -110,8 +110,7 @@ def evaluate(
     """
     task = model.task.with_memory(class_shards=mesh.shape[placement.DATA])
     params = placement.place_weights(mesh, task.clip.params, task.classifier.dtype)
-    single = stack_runs([jax.device_get(model.learnables)])
-    static, inputs = make_evaluation(task, params, single, runs=1, mesh=mesh)
+    static, inputs = make_evaluation(task, params, stack_runs([jax.device_get(model.learnables)]), runs=1, mesh=mesh)
     shared = Workers(workers)
 
     def open_images(split: Split) -> Evaluator:

@@ -29,7 +29,7 @@ from clipbias.training.loop import Run, RunOutputs, TrainJob, TrainResult, check
 from clipbias.training.memory import fit_evaluation
 from clipbias.training.predictions import predictions_name, save_predictions
 from clipbias.training.progress import Progress
-from clipbias.training.run_images import calibration_images, fit_images, held_out_images, under_policy
+from clipbias.training.run_images import calibration_images, fit_images, under_policy
 from clipbias.training.select import (
     Selection,
     frozen_job,
@@ -113,8 +113,8 @@ def prepare(
     if compares_rates is None:
         return PreparedGroup(group, group, make_job(group, context, outputs))
     (spec,) = group
-    drawn = context.drawn(spec)
-    held = held_out_images(drawn, spec)
+    # From the split before its policy: the rule would take a part of its own part otherwise.
+    held = held_out.hold_out_of(context.drawn(spec), spec.seed, calibrates=True)
     specs = group
     # The policy is part of the spec before the job is made, so that the job has the images of its row.
     if needs_validation(bind_task(spec, context), spec.recipe, compares_rates=compares_rates):
@@ -301,8 +301,7 @@ def _score_test(group: Group, job: TrainJob, learnables: Learnables, paths: Swee
     rows = []
     for run, spec in enumerate(group):
         names = {name: predictions_name(paths.predictions(spec, name)) for name in scores[run]}
-        facts = {"predictions": names, "identities": identities[run]}
-        rows.append(facts | merge_scores(scores[run]))
+        rows.append({"predictions": names, "identities": identities[run], **merge_scores(scores[run])})
     return rows
 
 

@@ -50,14 +50,6 @@ def under_policy(drawn: EvalProtocol, spec: RunSpec) -> EvalProtocol:
     return drawn
 
 
-def held_out_images(drawn: EvalProtocol, spec: RunSpec) -> HeldOut:
-    """Returns the images on which the settings of a run are compared.
-
-    `drawn` is the split before its policy: the rule would take a part of its own part otherwise.
-    """
-    return held_out.hold_out_of(drawn, spec.seed, calibrates=True)
-
-
 def calibration_images(drawn: EvalProtocol, spec: RunSpec) -> tuple[Split | None, str]:
     """Returns the images that calibrate a run, or `None` and the reason; `drawn` is the split before its policy."""
     if spec.validation not in (UNSELECTED, held_out.POLICY):

@@ -126,7 +126,6 @@ class Selection:
         )
 
     def of_job(self, job: TrainJob) -> TrainJob:
-        """Returns the job with these settings."""
         task = job.task
         if self.searched:
             task = task.with_method(dataclasses.replace(task.method, **self.searched))
@@ -135,7 +134,6 @@ class Selection:
         return dataclasses.replace(job, task=task, recipe=recipe, runs=runs)
 
     def of_spec(self, spec: RunSpec) -> RunSpec:
-        """Returns the spec with these settings."""
         recipe = spec.recipe and spec.recipe.with_learning_rate(self.best.learning_rate)
         return dataclasses.replace(spec, recipe=recipe, options={**spec.options, **self.searched})
 

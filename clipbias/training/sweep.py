@@ -15,7 +15,6 @@ import time
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from absl import logging
 from etils import epath
@@ -245,12 +244,6 @@ class SweepAxes:
     score_on: str = TEST
     given: tuple[str, ...] = ()
 
-    def given_recipe(self, common: Recipe, method: str, dataset: str) -> dict[str, Any]:
-        """Returns given settings that replace those of a method's own recipe, unless they are given as its options."""
-        places = ("method_options", f"method_options.{method}", f"method_options.{method}@{dataset}")
-        names = [name for name in self.given if not {f"{place}.{name}" for place in places} & set(self.given)]
-        return {name: value for name, value in vars(common).items() if name in names}
-
 
 def make_specs(context: SweepContext, common: Recipe, axes: SweepAxes, rates: Rates | None = None) -> list[RunSpec]:
     """Makes the specs of all combinations, dataset by dataset, without datasets that the context lacks.
@@ -283,7 +276,10 @@ def make_specs(context: SweepContext, common: Recipe, axes: SweepAxes, rates: Ra
     datasets = [context.datasets[name] for name in axes.datasets if name in context.datasets]
     for dataset, name in itertools.product(datasets, axes.methods):
         options = {**axes.options.get(name, {}), **axes.options.get(f"{name}@{dataset.name}", {})}
-        given = axes.given_recipe(common, name, dataset.name)
+        # Given settings replace those of a method's own recipe, unless they are given as its options.
+        places = ("method_options", f"method_options.{name}", f"method_options.{name}@{dataset.name}")
+        as_given = [each for each in axes.given if not {f"{place}.{each}" for place in places} & set(axes.given)]
+        given = {each: value for each, value in vars(common).items() if each in as_given}
         options |= as_options(name, given)
         for shots in axes.shots if resolve_method(name, options).uses_images else (None,):
             method = resolve_method(name, options, dataset=dataset.name, shots=shots)
@@ -337,7 +333,9 @@ def make_specs(context: SweepContext, common: Recipe, axes: SweepAxes, rates: Ra
 def _policy(axes: SweepAxes, dataset: Dataset, shots: int | None) -> str:
     """Returns the validation policy of a run with selected settings."""
     if not axes.hold_out_shot:
-        return protocols.validation_policy(dataset)
+        # The source of `EvalProtocol.validation`; "few-shot" for training images.
+        validation = protocols.validation_outside_test(dataset.split("test"), dataset.splits.get("val"))
+        return "few-shot" if validation is None else "validation split"
     if axes.protocol == "pseudo_labels":
         raise ClipbiasError("pseudo-labelled images have no label to select by; leave out --config.hold_out_shot.")
     if shots == 1:

@@ -107,7 +107,6 @@ class Adapter:
 
     @functools.cached_property
     def classes(self) -> Classes:
-        """The classes as a task takes them."""
         texts = None if self.descriptions is None else Descriptions(self.descriptions, "the adapter's descriptions")
         if texts is not None:
             texts.of(self.class_names)
@@ -218,7 +217,6 @@ def _header_types() -> dict[str, Any]:
 
 
 def _plain(value: Any) -> dict[str, Any]:
-    """A dataclass as JSON values."""
     return json.loads(json.dumps(dataclasses.asdict(value)))
 
 

@@ -38,9 +38,11 @@ def transfer(
     if in_place and source.classes.identity == target.classes.identity:
         return learnables
     if (to_other_classes := method.transfer) is not None:
-        source_text = _plain_texts(source)
-        target_text = _plain_texts(target)
-        return _each_run(lambda run: to_other_classes(run, places, source_text, target_text), learnables, axis)
+        texts = [
+            np.asarray(task.classifier.split_by_template(task.plain_text_features(task.clip.params)))
+            for task in (source, target)
+        ]
+        return _each_run(lambda run: to_other_classes(run, places, *texts), learnables, axis)
 
     def start(seed: int, *more: str) -> Learnables:
         return flatten(method.init(jax.random.key(seed), target.clip, (*target.class_names, *more)))
@@ -77,12 +79,6 @@ def match_labels(known: Sequence[Sequence[int]], wanted: Sequence[Sequence[int]]
     for label in reversed(range(len(known))):
         labels_of[tuple(known[label])].append(label)
     return np.asarray([labels_of[tuple(name)].pop() if labels_of[tuple(name)] else -1 for name in wanted], np.int32)
-
-
-def _plain_texts(task: Task) -> np.ndarray:
-    """Plain CLIP's text features `[S, C, d]` of a task's classes."""
-    features = task.plain_text_features(task.clip.params)
-    return np.asarray(task.classifier.split_by_template(features))
 
 
 def _each_run(change: Callable[[Learnables], Learnables], learnables: Learnables, axis: int) -> Learnables:

@@ -182,7 +182,6 @@ def shrunk_precision(scatter: np.ndarray, degrees: int) -> np.ndarray:
 
 
 def pseudo_inverse(matrix: np.ndarray) -> np.ndarray:
-    """Pseudo-inverse of a symmetric matrix."""
     # Fewer rows than dimensions leave directions without variance. Eigenvalues below this rounding bound count as zero.
     return np.linalg.pinv(matrix, rcond=len(matrix) * np.finfo(np.float64).eps, hermitian=True)
 

@@ -45,7 +45,6 @@ class TwoStage(WeightTuning):
 
     @property
     def first(self) -> WeightTuning:
-        """The method of the first stage."""
         return FIRST_STAGES[self.tuned](towers=self.towers, decay=self.decay)
 
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
