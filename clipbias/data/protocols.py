@@ -91,6 +91,12 @@ def validation_outside_test(evaluated: Split, validation: Split | None) -> Split
     return unused if len(unused) else None
 
 
+def validation_policy(dataset: Dataset) -> str:
+    """Names the source of `EvalProtocol.validation`: "validation split", or "few-shot" for training images."""
+    validation = validation_outside_test(dataset.split("test"), dataset.splits.get("val"))
+    return "few-shot" if validation is None else "validation split"
+
+
 def base_to_new(dataset: Dataset, *, shots: int, seed: int) -> EvalProtocol:
     """Trains on the first half of the classes, evaluates on both halves apart (Zhou et al. 2022, CoCoOp)."""
     classes = len(dataset.class_names)

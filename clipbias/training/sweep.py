@@ -333,9 +333,7 @@ def make_specs(context: SweepContext, common: Recipe, axes: SweepAxes, rates: Ra
 def _policy(axes: SweepAxes, dataset: Dataset, shots: int | None) -> str:
     """Returns the validation policy of a run with selected settings."""
     if not axes.hold_out_shot:
-        # The source of `EvalProtocol.validation`; "few-shot" for training images.
-        validation = protocols.validation_outside_test(dataset.split("test"), dataset.splits.get("val"))
-        return "few-shot" if validation is None else "validation split"
+        return protocols.validation_policy(dataset)
     if axes.protocol == "pseudo_labels":
         raise ClipbiasError("pseudo-labelled images have no label to select by; leave out --config.hold_out_shot.")
     if shots == 1:
