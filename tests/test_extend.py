@@ -21,10 +21,10 @@ from clipbias.data import catalog
 from clipbias.errors import ClipbiasError
 from clipbias.report.drawings import all_drawings
 from tests.data import test_benchmark
-from tests.documents import ROOT
+from tests.documents import ROOT, files
 
 PAGE = (ROOT / "docs" / "extend.md").read_text("utf-8")
-FILES = dict(re.findall(r"`(\w[\w/]+\.py)`[^`]*\n```python\n(.*?)```", PAGE.replace("`place`", "place"), re.DOTALL))
+FILES = files(ROOT / "docs" / "extend.md")
 PIXELS = np.random.default_rng(2).integers(0, 256, (9, 20, 16, 3), dtype=np.uint8)
 CLASS_NAMES = ("cat", "dog", "bird")
 
