@@ -96,8 +96,6 @@ def test_python_runs_as_it_stands(page: Path, folder: Path, hub: Hub, monkeypatc
     names: dict = {}
     for code in blocks(page, "python"):
         name = own_files.get(code, "")
-        if name.startswith("clipbias/"):  # `test_extend.py` runs them in the package
-            continue
         if name:
             (folder / name).write_text(code, encoding="utf-8")
         # A published model, as it would be downloaded: here the smallest in the format that the page is about.
