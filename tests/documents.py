@@ -57,6 +57,12 @@ def fences(page: Path) -> list[tuple[str, str]]:
     return re.findall(r"^```(.*?)\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
 
 
+def files(page: Path) -> dict[str, str]:
+    """The Python blocks that a page shows as files, by their paths: the last code span of the paragraph before."""
+    text = page.read_text(encoding="utf-8")
+    return dict(re.findall(r"`([\w/]+\.py)`[^`]*\n```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE))
+
+
 def inline(page: Path) -> list[str]:
     """The code spans of a page, those in its fenced blocks excepted."""
     prose = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)

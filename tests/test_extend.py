@@ -1,4 +1,4 @@
-"""The code of docs/extend.md works as it stands there."""
+"""The examples of docs/extend.md work as they stand there."""
 
 import ast
 import json
@@ -6,7 +6,6 @@ import re
 import sys
 import tomllib
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -18,13 +17,13 @@ from clipbias.analysis.results import Missing
 from clipbias.analysis.sections import all_sections
 from clipbias.clip import encode_image
 from clipbias.data import catalog
-from clipbias.errors import ClipbiasError
 from clipbias.report.drawings import all_drawings
 from tests.data import test_benchmark
 from tests.documents import ROOT
 
 PAGE = (ROOT / "docs" / "extend.md").read_text("utf-8")
-FILES = dict(re.findall(r"`(\w[\w/]+\.py)`[^`]*\n```python\n(.*?)```", PAGE.replace("`place`", "place"), re.DOTALL))
+EXAMPLES = ROOT / "docs" / "examples"
+FILES = {f"clipbias/{each.relative_to(EXAMPLES)}": each.read_text("utf-8") for each in EXAMPLES.rglob("*.py")}
 PIXELS = np.random.default_rng(2).integers(0, 256, (9, 20, 16, 3), dtype=np.uint8)
 CLASS_NAMES = ("cat", "dog", "bird")
 
@@ -88,24 +87,6 @@ def test_a_tower_without_cls_has_a_reason(section, tmp_path):
     stored = load_results(tmp_path / "why").sections[section]
     assert set(stored) == {"zero_shot", "vpt"} and all(isinstance(each, Missing) for each in stored.values())
     assert "The image tower has no [cls] token." in study.page.read_text("utf-8")
-
-
-def test_prompts_of_all_layers_are_those_of_each(clip, tmp_path):
-    path = tmp_path / "shared_prompts.py"
-    path.write_text(FILES["shared_prompts.py"])
-    shared = clipbias.Task(clip, str(path), CLASS_NAMES)
-    learnables = shared.init()
-    depth = clip.config.vision.layers
-    each = clipbias.Task(clip, "vpt", CLASS_NAMES, tokens=4, depth=depth)
-    prompts = jnp.tile(learnables["vision_prompts"], (depth, 1, 1))
-    images = clip.preprocess(list(PIXELS))
-    alike = [
-        task.logits(clip.params, of_task, images)
-        for task, of_task in ((shared, learnables), (each, {"vision_prompts": prompts}))
-    ]
-    np.testing.assert_allclose(*alike, rtol=1e-5)
-    with pytest.raises(ClipbiasError, match=r"'tokens' of method .* is 0; it must be a whole number from 1"):
-        clipbias.Task(clip, str(path), CLASS_NAMES, tokens=0)
 
 
 def test_an_entry_is_a_dataset(tmp_path, monkeypatch):

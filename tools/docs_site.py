@@ -38,7 +38,7 @@ def on_files(files: Files, *, config: Any) -> Files:
     for name, text in {**pages, **written}.items():
         for link, _ in LINK.findall(text):
             target = (_folder(name) / link).resolve()
-            if target.is_file() and not target.is_relative_to(DOCS):
+            if target.is_file() and _page_of(target).startswith(SOURCE):
                 pages[_page_of(target)] = _listing(target)
     for name, text in pages.items():
         files.append(File.generated(config, name, content=text))
@@ -108,7 +108,7 @@ def _folder(page: str) -> Path:
 
 def _page_of(path: Path) -> str:
     """Where the site has a file of the repository."""
-    if path.is_relative_to(DOCS):
+    if path.is_relative_to(DOCS) and path.suffix != ".py":
         return path.relative_to(DOCS).as_posix()
     return README if path == ROOT / "README.md" else f"{SOURCE}/{path.relative_to(ROOT).as_posix()}.md"
 

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import pickle
-import re
 import resource
 import shlex
 import shutil
@@ -26,7 +25,6 @@ import clipbias
 from clipbias.clip.formats import ALLOWED_NAMES, PickledObject, _Unpickler, open_torch, read_flax
 from clipbias.errors import ClipbiasError
 from tests import torch_files
-from tests.documents import ROOT
 from tests.fuzz.answers import answered
 from tests.reference import formats
 from tests.torch_files import numbers, pickle_of, tensor, text, whole
@@ -329,18 +327,3 @@ def test_what_is_no_flax_model_is_refused_in_one_sentence(content, tmp_path):
         read_content(content, tmp_path)
     assert "\n" not in str(error.value) and len(str(error.value)) < 500
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KB: nothing claimed is made
-
-
-@pytest.mark.ci  # two trainings at full length
-def test_the_code_for_users_of_flax_clip_model():
-    page = (ROOT / "docs" / "models.md").read_text(encoding="utf-8").split("## From `FlaxCLIPModel`")[1]
-    code = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0]
-    code = code.replace('"openai/clip-vit-base-patch16"', repr(str(FILE.parent)))
-    picture = np.random.default_rng(0).integers(0, 256, (20, 24, 3), dtype=np.uint8)
-    names: dict = {"picture": picture}
-    exec(code, names)
-    clip = names["clip"]
-    np.testing.assert_allclose(names["features"], clip.encode_images([picture]), atol=1e-5)
-    assert float(names["loss"]) > 0
-    for tree in (names["gradients"]["vision"], names["learned"]):
-        assert any(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(tree))

@@ -103,15 +103,6 @@ def test_offline(hub, tuned, adapter, monkeypatch):
         clipbias.push_to_hub("me/pets-bias", tuned)
 
 
-def test_the_page_on_models(hub, monkeypatch, tmp_path):
-    """Its Python runs, and its download is the one that an error suggests."""
-    (code,) = [block for block in blocks(ROOT / "docs" / "models.md", "python") if "push_to_hub" in block]
-    (path,) = re.findall(r'load_adapter\("(workdir.*?)"', code)
-    monkeypatch.chdir(tmp_path)
-    clip = clipbias.load("demo")
-    task = clipbias.Task(clip, "bias", ("waves", "stripes"))
-    write_adapter(path, Tuned(task, task.init(seed=0)))
-    exec(code, {})
-    assert hub.repositories.keys() == set(re.findall(r'push_to_hub\("(.*?)"', code)) == {"you/fashion-bias"}
+def test_the_download_of_the_page_is_the_one_that_an_error_suggests():
     (shown,) = [block for block in blocks(ROOT / "docs" / "models.md", "bash") if block.startswith("hf download")]
     assert shlex.split(shown) == shlex.split(clip_hub.command(clip_hub.parse(train.get_config().model)))
