@@ -96,9 +96,7 @@ def _resolve(main: Callable[..., int | None], settings: Any, workdir: str | None
         remembered = earlier.get("on_image_error") or "raise"
         settings = dataclasses.replace(settings, on_image_error=remembered)
         if remembered == "skip":
-            say(
-                f"images that cannot be read are skipped, as before in {folder}; --config.on_image_error=raise ends this"
-            )
+            say(f"unreadable images are skipped, as before in {folder}; --config.on_image_error=raise stops at them")
     # Each host may have its own path to the same folder.
     hosts.assert_same("the configuration", {**as_json(settings), "workdir": None})
     if not dry_run and not getattr(settings, "compare", False):
