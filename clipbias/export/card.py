@@ -41,7 +41,8 @@ WHAT = {
 
 NEEDS = {
     "checkpoint": "With `transformers` and PyTorch{more}:",
-    "open_clip": "With `open_clip` and PyTorch (`open_clip.get_tokenizer` reads this folder too):",
+    "open_clip": "With `open_clip` and PyTorch (`open_clip.get_tokenizer` reads this folder too; of grey pictures of "
+    "16 bits{more} open_clip's own preprocessing makes other pixels than the base model's):",
     "head": "With `transformers` and PyTorch:",
     "peft": "With `peft`, `transformers` and PyTorch:",
     "onnx": "With `pip install onnxruntime pillow`:",
@@ -53,6 +54,7 @@ TRANSFORMERS = """\
 import json
 from pathlib import Path
 {imports}
+import numpy as np
 import torch
 {peft}from PIL import Image, ImageOps
 from safetensors import safe_open
@@ -74,6 +76,7 @@ print(class_names[int(logits.argmax())], logits.softmax(-1))
 OPEN_CLIP_CODE = """\
 import json
 
+import numpy as np
 import open_clip
 import torch
 from PIL import Image, ImageOps
@@ -82,10 +85,12 @@ from safetensors import safe_open
 with safe_open("classifier.safetensors", "pt") as head:
     class_names = json.loads(head.metadata()["class_names"])
     classes, scale = head.get_tensor("text_features"), head.get_tensor("logit_scale").exp()
-model, preprocess = open_clip.create_model_from_pretrained("local-dir:.")
-image = ImageOps.exif_transpose(Image.open("image.png"))
+model, _ = open_clip.create_model_from_pretrained("local-dir:.")
+{picture}
+pixels = (np.asarray(image, np.float32) / 255 - {mean}) / {std}
 with torch.no_grad():
-    features = model.eval().encode_image(preprocess(image)[None], normalize=True)
+    images = torch.tensor(pixels.transpose(2, 0, 1)[None], dtype=torch.float32)
+    features = model.eval().encode_image(images, normalize=True)
 logits = scale * features @ classes.T
 print(class_names[int(logits.argmax())], logits.softmax(-1))
 """
@@ -126,7 +131,13 @@ odds = np.exp(logits - logits.max())
 print(class_names[int(logits.argmax())], odds / odds.sum())
 """
 
-UPRIGHT = 'ImageOps.exif_transpose(Image.open("image.png"))'  # as a camera held it
+# The picture as a camera held it, in 8 bits.
+OPENED = """\
+image = ImageOps.exif_transpose(Image.open("image.png"))
+if image.mode.startswith("I;16"):  # 16 bits, of which Pillow would cut off all above 255
+    image = Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
+assert image.mode not in ("I", "F"), "convert levels of 32 bits to 8 bits"
+"""
 SIDES = ("width", "height")
 WHITE = 'image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")'
 
@@ -301,10 +312,10 @@ def _picture_code(preprocessing: Preprocessing) -> str:
     size = preprocessing.image_size
     resized = resizing.size or size
     is_transformers = resizing.library == "transformers"
-    lines = [f"image = {UPRIGHT}"]
+    lines = OPENED.splitlines()
     if is_transformers:
         # transformers puts transparent pictures on white, other libraries drop the transparency.
-        lines = [f'image = {UPRIGHT}.convert("RGBA")', WHITE]
+        lines += ['image = image.convert("RGBA")', WHITE]
     resize = f"image = image.resize((width, height), Image.Resampling.{resizing.resampling.upper()})"
     if resizing.whole:
         lines.append(f"width = height = {resized}")
@@ -328,22 +339,24 @@ def _other_readers(task: Task) -> str:
         words = " (`CLIPProcessor` and `AutoTokenizer` read this folder too"
     if is_clips(clip.tokenizer) or CLEAN in getattr(clip.tokenizer, "init_kwargs", {}):
         words += "; of texts with HTML entities, or with letters that were decoded wrongly, it makes other tokens"
-    words += ")"
-    if clip.preprocessing.resizing.library != "transformers":
-        words += (
-            ". Of a picture with transparency or a palette the processor of transformers alone makes other pixels than "
-            "the base model's own code; the lines before it make the same"
-        )
-    return words
+    kinds = "" if clip.preprocessing.resizing.library == "transformers" else ", with transparency or a palette"
+    return (
+        f"{words}). Of a grey picture of 16 bits{kinds} the processor of transformers alone makes other pixels than "
+        "the base model's own code; the lines before it make the same"
+    )
 
 
 def _usage(model: Tuned, form: str) -> str:
     """Returns the code blocks of a card, each with a sentence."""
     task, source, family = model.task, model.clip.source, model.clip.config.family
-    code = OPEN_CLIP_CODE if form == "open_clip" else ""
-    if form in ("program", "onnx"):
-        code = (PROGRAM_CODE if form == "program" else ONNX_CODE).format(picture=_picture_code(task.clip.preprocessing))
-    elif form not in ("adapter", "open_clip") and family in MODELS:
+    preprocessing = model.clip.preprocessing
+    picture = _picture_code(preprocessing)
+    code = ""
+    if form == "open_clip":
+        code = OPEN_CLIP_CODE.format(picture=picture, mean=preprocessing.mean, std=preprocessing.std)
+    elif form in ("program", "onnx"):
+        code = (PROGRAM_CODE if form == "program" else ONNX_CODE).format(picture=picture)
+    elif form != "adapter" and family in MODELS:
         # These folders have no weights of the base model, so the code loads it from its source.
         on_base = form in ("head", "peft")
         name = parse(source) if on_base else None
@@ -355,9 +368,6 @@ def _usage(model: Tuned, form: str) -> str:
             base = f'str(files("clipbias") / "assets" / "{source}")'
         feature = "model.vision_model(**pixels).pooler_output"
         loaded = f"{MODELS[family]}.from_pretrained(base{revision})"
-        picture = f"image = {UPRIGHT}"
-        if task.clip.preprocessing.resizing.library != "transformers":
-            picture = _picture_code(task.clip.preprocessing)
         code = TRANSFORMERS.format(
             imports=imports,
             base=base,
@@ -374,6 +384,9 @@ def _usage(model: Tuned, form: str) -> str:
         program = Path(task.method_name.partition(":")[0]).name
         where = f", where the method's program {as_code(program)} is at hand"
         own_methods = f", own_methods=[{json.dumps(program)}]"
-    blocks = [(NEEDS[form].format(more=_other_readers(task) if form == "checkpoint" else ""), code)] if code else []
+    more = _other_readers(task) if form == "checkpoint" else ""
+    if form == "open_clip" and preprocessing.resizing.library == "transformers":
+        more = ", with transparency, or where half a pixel is cut from each side"
+    blocks = [(NEEDS[form].format(more=more), code)] if code else []
     blocks.append((f"With clipbias, from the adapter file{where}:", CLIPBIAS_CODE.format(own_methods=own_methods)))
     return "\n".join(f"{sentence}\n\n```python\n{block}```\n" for sentence, block in blocks)

@@ -90,9 +90,10 @@ def card_code(folder: Path, block: int = 0) -> str:
     return re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)[block]
 
 
-def run_card(folder: Path, image: np.ndarray, block: int = 0, **options: Any) -> dict[str, Any]:
+def run_card(folder: Path, image: np.ndarray | Image.Image, block: int = 0, **options: Any) -> dict[str, Any]:
     """Runs a block of a card's code in its folder on an image, which is saved with `options`; returns its variables."""
-    Image.fromarray(image).save(folder / "image.png", **options)
+    picture = Image.fromarray(image) if isinstance(image, np.ndarray) else image
+    picture.save(folder / "image.png", **options)
     variables: dict[str, Any] = {}
     with contextlib.chdir(folder):
         exec(card_code(folder, block), variables)

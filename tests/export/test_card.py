@@ -2,13 +2,21 @@
 
 import dataclasses
 import re
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from huggingface_hub import ModelCard
+from PIL import ExifTags, Image
 
-from clipbias.export import export
+from clipbias.clip import Clip
+from clipbias.clip.preprocess import Preprocessing
+from clipbias.data.transforms import Resizing
+from clipbias.export import FORMS, export
 from clipbias.export.card import model_card
+from clipbias.tuned_model import TunedModel
 from tests.export import models
 
 
@@ -85,3 +93,55 @@ def test_the_cards_code_with_clipbias(clip, tmp_path, capsys):
     models.run_card(tmp_path / "out", image, block=-1)
     likely = models.CLASS_NAMES[int(models.logits(tuned, image[None]).argmax())]
     assert capsys.readouterr().out.startswith(f"{likely} ")
+
+
+LEVELS = np.random.default_rng(0).integers(0, 256, (23, 28, 4), np.uint8)  # of 16 x 19 pixels 1.5 go at each side
+RGB = Image.fromarray(LEVELS[..., :3])
+TURNED = Image.Exif()
+TURNED[ExifTags.Base.Orientation] = 6
+# Pictures of all kinds, with the options that save them.
+KINDS: dict[str, tuple[Image.Image, dict[str, Any]]] = {
+    "plain": (RGB, {}),
+    "16 bits": (Image.fromarray(257 * LEVELS[..., 0].astype(np.uint16) // 3), {}),
+    "transparent": (Image.fromarray(LEVELS), {}),
+    "grey and transparent": (Image.fromarray(LEVELS).convert("LA"), {}),
+    "palette": (RGB.quantize(16), {"transparency": 3}),
+    "CMYK": (RGB.convert("CMYK"), {"format": "TIFF"}),
+    "turned": (RGB, {"exif": TURNED}),
+}
+
+
+@pytest.fixture(params=["open_clip", "transformers"])
+def of_library(clip: Clip, request: pytest.FixtureRequest) -> Clip:
+    """A model whose pictures are resized as a library does."""
+    preprocessing = Preprocessing(Resizing(clip.preprocessing.image_size, library=request.param))
+    return dataclasses.replace(clip, preprocessing=preprocessing)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_code_of_every_card_makes_the_pixels_of_the_model(of_library, form, tmp_path):
+    card = model_card(models.tuned(of_library, "clip_lora", tmp_path), form)
+    # The lines on the picture need neither torch nor open_clip.
+    code = re.search(r"image = ImageOps.*?(?=\nwith torch|\nlogits|\n\(logits|\npixels = Auto)", card, re.DOTALL)
+    for picture, options in KINDS.values():
+        picture.save(path := tmp_path / "image.png", **options)
+        variables: dict[str, Any] = {"np": np, "Image": Image}
+        exec("from PIL import ImageOps\n" + code[0].replace("image.png", str(path)), variables)
+        normalised = of_library.preprocess([path])
+        levels = of_library.preprocessing.levels(normalised)[0]
+        np.testing.assert_array_equal(np.asarray(variables["image"]), levels)
+        if form == "open_clip":
+            np.testing.assert_allclose(variables["pixels"], normalised[0], atol=1e-5)
+    Image.fromarray(np.full((20, 20), 70_000, np.int32)).save(path, format="TIFF")
+    with pytest.raises(AssertionError, match="convert levels of 32 bits"):
+        exec(code[0].replace("image.png", str(path)), variables)
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("form", ["program", "onnx"])
+def test_the_code_of_a_card_predicts_as_the_model(of_library: Clip, form: str, tmp_path: Path) -> None:
+    model = TunedModel.of(models.tuned(of_library, "ivlp", tmp_path))
+    export(model, out := tmp_path / "out", form=form)
+    for picture, options in KINDS.values():
+        logits = models.run_card(out, picture, **options)["logits"]
+        models.assert_close(logits, model.predict([out / "image.png"]).logits, 1e-4)
