@@ -221,7 +221,8 @@ def import_adapter(
 
     Raises:
       ClipbiasError: the file is damaged or of another trainer; has a gap in depth, other shapes or frozen weights than
-        `clip`, or values that are not finite; or has contexts of other classes.
+        `clip`, tensors without a place here, or values that are not finite; or has contexts of other classes.
+      ClipbiasWarning: its shared context was trained on other classes than `classes`, or in another order.
     """
     base = as_clip(clip)
     return TunedModel.of(trainer_files.import_adapter(path, base, classes, position=position))

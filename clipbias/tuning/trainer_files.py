@@ -9,6 +9,7 @@ embeddings of their tokens: the nearest rows of CLIP's table give the names.
 import dataclasses
 import os
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from clipbias.clip.formats import FLOATING, Tensor, open_torch
 from clipbias.clip.tables import OPEN_CLIP
 from clipbias.clip.tokenizer import encode
 from clipbias.constants import WORDS
-from clipbias.errors import ClipbiasError
+from clipbias.errors import ClipbiasError, ClipbiasWarning
 from clipbias.io import shorten, user_path
 from clipbias.tuning.adapter import Adapter
 from clipbias.tuning.method import Options
@@ -28,17 +29,19 @@ from clipbias.tuning.task import Task
 from clipbias.tuning.transfer import match_labels
 from clipbias.tuning.tuned import Tuned
 
-# PromptSRC averages the frozen weights too, in half precision, which moves them by some ten-thousandths.
-FROZEN_TOLERANCE = 0.01
+# Relative difference of frozen weights. Rounding to float16 moves them by up to 2⁻¹¹, in the file and in the user's
+# CLIP. PromptSRC also averages them over epochs, in float16: up to 9e-4, where its Gaussian is wide.
+ROUNDED, AVERAGED = 2**-10, 2**-9
 # Names of prompts behind the first block. MaPLe counts from the second block on.
 LATER = r"{}\.transformer\.resblocks\.(\d+)\.VPT_shallow"
 MAPLE_LATER = r"compound_prompts_text\.(\d+)"
 MAPLE_MAPS = r"compound_prompt_projections\.(\d+)\.weight"
 LEARNER = "prompt_learner."
+TEACHER = "ZS_image_encoder."  # PromptSRC's, plain CLIP
 TRAINERS = "CoOp, CoCoOp, VPT, IVLP, MaPLe or PromptSRC"
 
 Arrays = Mapping[str, np.ndarray]
-Tensors = Mapping[str, Tensor]
+Tensors = dict[str, Tensor]  # reading takes them out: those that remain are unknown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +52,7 @@ class TrainerFile:
     options: Options
     learnables: Arrays
     tokens: int = 0
+    tolerance: float = ROUNDED
 
 
 def import_adapter(
@@ -56,24 +60,10 @@ def import_adapter(
     clip: Clip,
     classes: Sequence[str] | ClassList | None = None,
     *,
-    template: str | None = None,
     position: str = "end",
     notes: Mapping[str, object] | None = None,
 ) -> Tuned:
-    """A checkpoint of another trainer as a tuned model.
-
-    Args:
-      path: a `model.pth.tar-N`.
-      clip: the CLIP that it was trained on.
-      classes: class names or a dataset. Default: the names of training, whose tokens are in the file.
-      template: the dataset's own template, for methods whose teacher takes it.
-      position: of the class name among CoOp's words: "end", "middle" or "front". The file does not say.
-      notes: of the adapter.
-
-    Raises:
-      ClipbiasError: the file is damaged or of another trainer; its depth, shapes, classes or frozen weights do not fit;
-        or it has numbers that are not finite.
-    """
+    """Reads a checkpoint of another trainer as a tuned model, as `clipbias.import_adapter` does; `notes` are kept."""
     path = user_path(path)
     if clip.config.family != "clip":
         raise ClipbiasError(f"these trainers tune OpenAI's CLIP, and {clip.name} is a {clip.config.family}.")
@@ -82,11 +72,20 @@ def import_adapter(
             tensors = {name.removeprefix(LEARNER): tensor for name, tensor in content.items()}
             file = read_trainer_file(tensors, clip)
             for name, ours in _frozen_weights(clip):
-                if name in tensors and not _distance(_read(tensors, name, ours.shape, clip), ours) <= FROZEN_TOLERANCE:
+                theirs = _read(tensors, name, ours.shape, clip) if name in tensors else ours
+                if not _is_near(theirs, ours, file.tolerance):
+                    numbers = f"{theirs:.5g} in place of {ours:.5g}, " if name == "logit_scale" else ""
                     raise ClipbiasError(
-                        f"its frozen weights are not those of {clip.name} (see {name}); load their CLIP."
+                        f"its frozen weights are not those of {clip.name} ({numbers}see {name}); load their CLIP."
                     )
             ids = _text_ids(tensors, file, clip)
+            # Integers are buffers.
+            unknown = [name for name in tensors if tensors[name].dtype in FLOATING and not name.startswith(TEACHER)]
+            if unknown:
+                raise ClipbiasError(
+                    f"{file.method} has no place for {len(unknown)} of its tensors, the first of them "
+                    f"{shorten(unknown[0])!r}; use it with its own trainer."
+                )
             options = dict(file.options)
             if file.tokens:
                 # Words behind a short context stay fixed: the usual ones, if the file's texts have these there.
@@ -95,33 +94,47 @@ def import_adapter(
                 options["words"] = WORDS if is_usual else " ".join(["X"] * file.tokens)
             if file.method == "coop":
                 options["position"] = position
+            elif position != "end":
+                raise ClipbiasError(f"{file.method} has class names at the end; give no position.")
+            trained = None
             if ids is not None:
                 # A text is the context, the fixed words, the name and a full stop.
                 start = len(word_ids(options.get("words", ""), clip)[file.tokens :])
                 ids = [row[start:] for row in ids]
-            if classes is not None:
-                named = Classes.of(classes)
-            elif ids is not None:
-                stop = encode(clip.tokenizer, ["."])[0]
-                names = (row[: -len(stop)] if row[-len(stop) :] == stop else row for row in ids)
-                named = Classes(tuple(clip.tokenizer.decode(name).strip() for name in names))
-            else:
+                # Decoded: a name's last sign may share its token with the full stop.
+                texts = [clip.tokenizer.decode(row).strip() for row in ids]
+                if open_ended := [text for text in texts if not text.endswith(".")]:
+                    raise ClipbiasError(f"its texts lack the full stop behind a name, as {shorten(open_ended[0])!r}.")
+                trained = Classes(tuple(text[:-1].strip() for text in texts))
+            named = trained if classes is None else Classes.of(classes)
+            if named is None:
                 raise ClipbiasError("it has no text of the classes; give their names or a dataset.")
-            count = len(named.class_names)
-            if options.get("class_specific") and len(file.learnables["text_context"]) != count:
+            is_specific = options.get("class_specific")
+            if is_specific and len(file.learnables["text_context"]) != len(named.class_names):
                 raise ClipbiasError(
                     f"it has a context for each of {len(file.learnables['text_context'])} classes, and there are "
-                    f"{count} class names; give those of training."
+                    f"{len(named.class_names)} class names; give those of training."
                 )
-            task = Task(clip, file.method, named, template=template, **options)
+            task = Task(clip, file.method, named, **options)
             learnables = file.learnables
-            if options.get("class_specific") and classes is not None and ids is not None:
+            if classes is not None and trained is not None and ids is not None:
                 texts = [f"{name}." for name in names_in_prompt(named.class_names, task.prompt)]
                 labels = match_labels(ids, encode(clip.tokenizer, texts))
-                if (labels < 0).any():
+                known = labels[labels >= 0]
+                if is_specific and len(known) < len(labels):
                     name = named.class_names[int(labels.argmin())]
                     raise ClipbiasError(f"it has no context for the class {name!r}; give the class names of training.")
-                learnables = {"text_context": learnables["text_context"][labels]}
+                if is_specific:
+                    learnables = {"text_context": learnables["text_context"][labels]}
+                elif labels.tolist() != [*range(len(ids))]:
+                    before, now = (
+                        f"{len(names)} classes ({shorten(', '.join(names))})"
+                        for names in (trained.class_names, named.class_names)
+                    )
+                    order = "" if (np.diff(known) > 0).all() else ", in another order"
+                    sentence = f"{path} was trained on {before}; it is imported for {now},"
+                    sentence = f"{sentence} {len(known)} of them from its training{order}."
+                    warnings.warn(sentence, ClipbiasWarning, stacklevel=3)
             model = Tuned(task, learnables, dict(notes or {}) | {"imported": path.name})
             Adapter.of(model)  # which refuses other shapes
             return model
@@ -163,11 +176,12 @@ def read_trainer_file(tensors: Tensors, clip: Clip) -> TrainerFile:
     options = {"text_tokens": tokens, "vision_tokens": vision_tokens, "text_depth": text_depth, "vision_depth": depth}
     learnables = {"text_context": text_prompts[0], "text_prompts": text_prompts[1:], "vision_prompts": vision_prompts}
     # IVLP and PromptSRC learn the same tensors; only PromptSRC's file also holds its teacher's tower.
-    is_src = any(name.startswith("ZS_image_encoder.") for name in tensors)
-    return TrainerFile("promptsrc" if is_src else "ivlp", options, learnables, tokens)
+    is_src = any(name.startswith(TEACHER) for name in tensors)
+    method, tolerance = ("promptsrc", AVERAGED) if is_src else ("ivlp", ROUNDED)
+    return TrainerFile(method, options, learnables, tokens, tolerance)
 
 
-def nearest_tokens(embeddings: np.ndarray, clip: Clip) -> np.ndarray:
+def nearest_tokens(embeddings: np.ndarray, clip: Clip, tolerance: float) -> np.ndarray:
     """The ids `[C, n]` of CLIP's token embeddings that are nearest to `embeddings [C, n, Dt]`, or else an error."""
     table = np.asarray(clip.params["text"]["token_embedding"], np.float32)
     rows = embeddings.reshape(-1, table.shape[1])
@@ -179,16 +193,18 @@ def nearest_tokens(embeddings: np.ndarray, clip: Clip) -> np.ndarray:
     for row in distinct:
         with np.errstate(over="ignore", invalid="ignore"):
             nearest = int((squares - 2 * table @ row).argmin())
-        if not _distance(row, table[nearest]) <= FROZEN_TOLERANCE:
+        if not _is_near(row, table[nearest], tolerance):
             raise ClipbiasError(f"its texts have tokens that {clip.name} does not have; load their CLIP.")
         ids.append(nearest)
     return np.asarray(ids, int)[places.reshape(-1)].reshape(embeddings.shape[:2])
 
 
-def _distance(theirs: np.ndarray, ours: np.ndarray) -> float:
-    """Relative norm of the difference; infinite or NaN where it exceeds float32."""
+def _is_near(theirs: np.ndarray, ours: np.ndarray, tolerance: float) -> bool:
+    """Whether the relative norm of the difference is within the tolerance; not where it exceeds float32."""
+    # float16 rounds absolutely below 2⁻¹⁴, its smallest normal number.
     with np.errstate(over="ignore", invalid="ignore"):
-        return float(np.linalg.norm(theirs - ours) / max(float(np.linalg.norm(ours)), 1e-12))
+        smallest = 2**-14 * ours.size**0.5
+        return bool(np.linalg.norm(theirs - ours) <= tolerance * max(float(np.linalg.norm(ours)), smallest))
 
 
 def _blocks(tensors: Tensors, tower: str, first: str, later: str, clip: Clip, start: int = 0) -> list[str]:
@@ -215,7 +231,7 @@ def _read(tensors: Tensors, name: str, shape: Sequence[int | str], clip: Clip) -
     """A tensor, float32. A letter in `shape` stands for any length but zero."""
     if name not in tensors:
         raise ClipbiasError(f"it lacks {name!r}.")
-    tensor = tensors[name]
+    tensor = tensors.pop(name)
     fits = len(tensor.shape) == len(shape) and all(
         size > 0 if isinstance(wanted, str) else size == wanted
         for size, wanted in zip(tensor.shape, shape, strict=True)
@@ -285,7 +301,7 @@ def _text_ids(tensors: Tensors, file: TrainerFile, clip: Clip) -> list[list[int]
         if name in tensors:
             embeddings = _read(tensors, name, (count, length, config.width), clip)
             count = len(embeddings)
-            ids[name] = nearest_tokens(embeddings, clip)
+            ids[name] = nearest_tokens(embeddings, clip, file.tolerance)
     (first, *_), *_ = clip.tokenize([WORDS])
     if (ids.get("token_prefix", first) != first).any():
         raise ClipbiasError(f"its texts begin with another token than those of {clip.name}; load their CLIP.")

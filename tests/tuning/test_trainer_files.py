@@ -13,7 +13,7 @@ import safetensors.numpy
 import clipbias
 from clipbias.clip import Clip
 from clipbias.clip.formats import open_torch
-from clipbias.errors import ClipbiasError
+from clipbias.errors import ClipbiasError, ClipbiasWarning
 from clipbias.tuning.adapter import read_adapter, write_adapter
 from clipbias.tuning.trainer_files import import_adapter
 from configs.import_adapter import ImportSettings
@@ -135,6 +135,13 @@ def changed(base: tuple[Reference, Clip], kind: str, folder: Path, **changes: An
             {"image_encoder__conv1__weight": lambda x: x * 1.1},
             r"its frozen weights are not those of .* \(see image_encoder.conv1.weight\); load their CLIP",
         ),
+        (
+            "ivlp",
+            {"text_encoder__transformer__resblocks__1__mlp__c_fc__weight": lambda x: x * 1.003},
+            r"its frozen weights are not those of .* \(see text_encoder.transformer.resblocks.1.mlp.c_fc.weight\)",
+        ),
+        ("vpt", {"logit_scale": lambda x: x * 1.003}, r"\(3.009 in place of 3, see logit_scale\); load their"),
+        ("promptsrc", {"logit_scale": lambda x: x + 0.02}, "in place of .*, see logit_scale"),
         ("coop", {"token_prefix": lambda x: x + 1}, "its texts have tokens that .* does not have; load their CLIP"),
         ("coop", {"token_prefix": lambda x: x * NAN}, "its 'token_prefix' holds NaN or infinite numbers"),
         ("vpt", {"VPT_shallow": lambda x: x * NAN}, "VPT_shallow' holds NaN or infinite numbers; take a checkpoint"),
@@ -145,6 +152,83 @@ def changed(base: tuple[Reference, Clip], kind: str, folder: Path, **changes: An
 def test_what_is_refused(kind, changes, words, base, tmp_path):
     with pytest.raises(ClipbiasError, match=words):
         import_adapter(changed(base, kind, tmp_path, **changes), base[1], NAMES)
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        ("ivlp", ("image_adapter.fc.0.weight", "image_adapter.fc.2.weight")),
+        ("vpt", ("image_encoder.transformer.resblocks.0.adapter.weight",)),
+        ("promptsrc", ("prompt_learner.extra",)),
+        ("coop", ("w2",)),
+        ("maple", ("prompt_learner.meta_net.linear3.weight",)),
+        ("cocoop", ("image_encoder.VPT",)),
+    ],
+)
+def test_tensors_without_a_place_are_refused(kind, names, base, tmp_path):
+    """Whole numbers are buffers, and pass."""
+    state = state_of(base, kind) | {"image_encoder.position_ids": np.arange(5)}
+    torch_files.save(tmp_path / "a", state)
+    assert import_adapter(tmp_path / "a", base[1], NAMES).task.method_name == kind
+    torch_files.save(tmp_path / "a", state | {name: np.ones((3, 3), np.float32) for name in names})
+    first = names[0].removeprefix("prompt_learner.")
+    words = (
+        f"{kind} has no place for {len(names)} of its tensors, the first of them '{first}'; use it with its own trainer"
+    )
+    with pytest.raises(ClipbiasError, match=words):
+        import_adapter(tmp_path / "a", base[1], NAMES)
+
+
+@pytest.mark.parametrize(("mean", "deviation", "epochs"), [(15, 1, 20), (30, 30, 50), (6, 10, 20), (30, 10, 50)])
+def test_averages_in_half_precision_are_the_same_clip(mean, deviation, epochs, base, tmp_path):
+    """PromptSRC averages all tensors, the scale too, with weights of a Gaussian over epochs."""
+    weights = np.exp(-0.5 * ((np.arange(1, epochs + 1) - mean) / deviation) ** 2)
+    state = {}
+    for name, array in state_of(base, "promptsrc").items():
+        half = array.astype(np.float16)
+        state[name] = np.zeros_like(half)
+        for weight in weights / weights.sum():
+            state[name] = state[name] + (half * np.float32(weight)).astype(np.float16)
+    torch_files.save(tmp_path / "a", state)
+    assert import_adapter(tmp_path / "a", base[1]).class_names == NAMES
+
+
+def test_only_coop_has_a_position(base, tmp_path):
+    for kind, names in (("ivlp", None), ("vpt", NAMES), ("cocoop", NAMES)):
+        path, _ = file(base, kind, tmp_path)
+        with pytest.raises(ClipbiasError, match=f"{kind} has class names at the end; give no position"):
+            import_adapter(path, base[1], names, position="middle")
+    path, _ = file(base, "coop", tmp_path)
+    assert import_adapter(path, base[1], position="middle").task.options()["position"] == "middle"
+
+
+@pytest.mark.parametrize(
+    ("classes", "end"),
+    [
+        (("sun", "cat"), r"2 classes \(sun, cat\), 1 of them from its training\."),
+        (("cat", "satellite"), r"2 classes \(cat, satellite\), 2 of them from its training\."),
+        (("satellite", "cat", "golden_retriever"), "3 of them from its training, in another order"),
+    ],
+)
+def test_other_classes_are_said(classes, end, base, tmp_path):
+    path, _ = file(base, "maple", tmp_path, tokens=2)
+    start = r"was trained on 3 classes \(cat, golden retriever, satellite\); it is imported for "
+    with pytest.warns(ClipbiasWarning, match=f"{start}.*{end}"):
+        assert import_adapter(path, base[1], classes).class_names == classes
+    # Spelt in another way, the names are those of training: without a warning.
+    assert len(import_adapter(path, base[1], ("cat", "golden_retriever", "satellite")).class_names) == 3
+
+
+@pytest.mark.parametrize("classes", [NAMES, None])
+@pytest.mark.parametrize("kind", ["coop", "coop_specific"])
+def test_texts_end_with_a_full_stop(kind, classes, base, tmp_path):
+    reference, clip = base
+    state = state_of(base, kind)
+    rows = reference.tokenizer.tokenize([f"a photo of a {name}" for name in NAMES])
+    table = np.asarray(reference.state["text_model.embeddings.token_embedding.weight"], np.float32)
+    torch_files.save(tmp_path / "a", state | {"token_suffix": table[np.asarray(rows)[:, 5:]]})
+    with pytest.raises(ClipbiasError, match="its texts lack the full stop behind a name, as 'cat'"):
+        import_adapter(tmp_path / "a", clip, classes)
 
 
 def test_other_files(base, tmp_path):
