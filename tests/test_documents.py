@@ -63,6 +63,18 @@ def test_one_version_is_told_everywhere_and_ci_and_images_run_what_the_documents
         assert " ".join(re.findall(r'"([^"]*)"', command)) in (ROOT / "README.md").read_text("utf-8"), path.name
 
 
+def test_the_address_that_is_not_known_has_one_placeholder_in_one_file():
+    """Whoever publishes the repository fills it in there; no other file guesses an address of its own."""
+    pages = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "CITATION.cff", "pyproject.toml", "mkdocs.yml")
+    files = [path for folder in ("docs", "docker", ".github") for path in (ROOT / folder).rglob("*") if path.is_file()]
+    texts = {
+        path.name: path.read_text("utf-8") for path in (*map(ROOT.joinpath, pages), *files) if path.suffix != ".png"
+    }
+    assert [name for name, text in texts.items() if re.search(r"(?<!_)\bADDRESS\b", text)] == ["README.md"]
+    guess = r"repo_url|repository-code|^\[project\.urls\]|git(hub|lab)\.com/[^/\s]+/clipbias"
+    assert [name for name, text in texts.items() if re.search(guess, text, re.MULTILINE)] == []
+
+
 def test_importing_is_light():
     code = "import sys, clipbias; print(sorted({'jax', 'numpy', 'transformers', 'matplotlib'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
