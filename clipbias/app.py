@@ -41,18 +41,13 @@ CSS = """
 footer {display: none !important}
 """
 # Names of the pictures, and so of the buttons around them, for readers of the screen: gradio gives none.
-SCRIPT = """() => {
-  const name = (place, words) =>
-    document.querySelectorAll(place).forEach((image, number) => (image.alt = words(number)));
-  const nameAll = () => {
-    name(".picture img", () => "Picture to classify");
-    name(".gallery-item img", number => `Picture ${number + 1} to start from`);
-    document.querySelectorAll(".map").forEach((map, number) =>
-      map.querySelectorAll("img").forEach(image => (image.alt = `Map of ${["zero-shot", "tuned"][number]}`)));
-  };
-  new MutationObserver(nameAll).observe(document.body, {childList: true, subtree: true});
-  nameAll();
-}"""
+SCRIPT = """() => new MutationObserver(() => {
+  const name = (place, words) => document.querySelectorAll(place).forEach((image, i) => (image.alt = words(i)));
+  name(".picture img", () => "Picture to classify");
+  name(".gallery-item img", i => `Picture ${i + 1} to start from`);
+  name(".map.zero-shot img", () => "Map of zero-shot");
+  name(".map.tuned img", () => "Map of tuned");
+}).observe(document.body, {childList: true, subtree: true})"""
 STARTING = "Starting: the first answer takes a minute or two, while programs are compiled."
 # Probabilities, words and map of a model that is not there.
 BLANK = (None, "", None)
@@ -207,7 +202,7 @@ def build(
                     for label in ("Zero-shot", "Tuned"):
                         with gr.Column(min_width=280):
                             outputs += [gr.Label(label=label, num_top_classes=SHOWN), gr.HTML(elem_classes="words")]
-                            shown = {"show_label": False, "interactive": False, "elem_classes": "map"}
+                            shown = {"show_label": False, "interactive": False, "elem_classes": ["map", label.lower()]}
                             outputs.append(gr.Image(buttons=["download", "fullscreen"], **shown))
                 of_class = gr.Dropdown([LIKELIEST], value=LIKELIEST, label="Class of the maps")
         uploaded = gr.State([])
