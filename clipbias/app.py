@@ -40,6 +40,15 @@ CSS = """
 .map img {padding-top: 34px}  /* below the buttons */
 footer {display: none !important}
 """
+# Names of the pictures, and so of the buttons around them, for readers of the screen: gradio gives none.
+SCRIPT = """() => new MutationObserver(() => {
+  const name = (place, words) => document.querySelectorAll(place).forEach((image, i) => (image.alt = words(i)));
+  name(".picture img", () => "Picture to classify");
+  name(".gallery-item img", i => `Picture ${i + 1} to start from`);
+  name(".map.zero-shot img", () => "Map of zero-shot");
+  name(".map.tuned img", () => "Map of tuned");
+}).observe(document.body, {childList: true, subtree: true})"""
+STARTING = "Starting: the first answer takes a minute or two, while programs are compiled."
 # Probabilities, words and map of a model that is not there.
 BLANK = (None, "", None)
 
@@ -165,10 +174,12 @@ def build(
     # Uploads are looked for every ten minutes, and deleted when they are an hour old.
     with gr.Blocks(title="clipbias: zero-shot beside tuned", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.Markdown(f"## CLIP `{printable(bench.clip.name)}`: zero-shot beside tuned")
+        starting = gr.Markdown(STARTING)
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
                 start = next(iter(starts), None)
-                image = gr.Image(start, label="Picture", sources=["upload", "clipboard"], format="png", height=260)
+                shown = {"label": "Picture", "format": "png", "height": 260, "elem_classes": "picture"}
+                image = gr.Image(start, sources=["upload", "clipboard"], **shown)
                 # gradio tells the server's folders of a picture that it cannot read: `answer` reads the file. An event
                 # that updates the component's properties, as those of `gr.Examples` do, would bring its reader back.
                 image.preprocess = lambda payload: payload and payload.path
@@ -191,7 +202,7 @@ def build(
                     for label in ("Zero-shot", "Tuned"):
                         with gr.Column(min_width=280):
                             outputs += [gr.Label(label=label, num_top_classes=SHOWN), gr.HTML(elem_classes="words")]
-                            shown = {"show_label": False, "interactive": False, "elem_classes": "map"}
+                            shown = {"show_label": False, "interactive": False, "elem_classes": ["map", label.lower()]}
                             outputs.append(gr.Image(buttons=["download", "fullscreen"], **shown))
                 of_class = gr.Dropdown([LIKELIEST], value=LIKELIEST, label="Class of the maps")
         uploaded = gr.State([])
@@ -204,11 +215,17 @@ def build(
             "show_progress_on": outputs,  # hides the results of the last picture
             **last,
         }
-        gr.on(upload.upload, lambda path: path, upload, image, **last)
-        gr.on(samples.click, lambda number: starts[number], samples, image, **last)
-        gr.on([page.load, button.click, image.change, names.submit, around.submit, of_class.input], **answer)
+        # `image.change` would come twice for an uploaded file.
+        asked = [page.load, button.click, image.input, image.clear, names.submit, around.submit, of_class.input]
+        answered = [
+            gr.on(asked, **answer),
+            gr.on(upload.upload, lambda path: path, upload, image, **last).then(**answer),
+            gr.on(samples.click, lambda number: starts[number], samples, image, **last).then(**answer),
+        ]
         for trigger, source in ((adapter.input, adapter), (file.upload, file)):
             gr.on(trigger, bench.select, [source, uploaded], [adapter, names, around, uploaded], **last).then(**answer)
+        for event in answered:
+            event.then(lambda picture: gr.update(visible=picture is None), image, starting, show_progress="hidden")
     return page
 
 
@@ -218,7 +235,7 @@ def serve(page: "gradio.Blocks", **options: Any) -> str:
     stack = ["system-ui", "Segoe UI", "Roboto", "Helvetica Neue", "sans-serif"]  # none is fetched
     theme = gr.themes.Soft(primary_hue="orange", font=stack, font_mono=["ui-monospace", "Consolas", "monospace"])
     # `show_error` off: a defect's traceback goes to the terminal, and no path of the server to a visitor.
-    shown = {"theme": theme, "css": CSS, "footer_links": [], "quiet": True, "show_error": False}
+    shown = {"theme": theme, "css": CSS, "js": SCRIPT, "footer_links": [], "quiet": True, "show_error": False}
     return page.queue(max_size=32).launch(max_file_size="64mb", **shown, **options)[1]
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipbias.app import LIKELIEST, NO_ADAPTER, PICTURES, Bench, build, classify, serve
+from clipbias.app import LIKELIEST, NO_ADAPTER, PICTURES, STARTING, Bench, build, classify, serve
 from clipbias.report import style
 from tests.app import NAMES, PICTURE
 from tests.browser import Browser
@@ -27,6 +27,9 @@ SET = "[...document.querySelectorAll('*')].find(x => !x.children.length && x.tex
 NAMES_FIELD = "document.querySelectorAll('textarea')[0]"
 ADAPTER = "[...document.querySelectorAll('input')].find(x => x.ariaLabel == 'Tuned adapter')?.value"
 TOAST = "document.querySelector('.toast-body')"
+# Images without words, and buttons that neither text nor an image names.
+UNNAMED = """[...document.querySelectorAll('img'), ...document.querySelectorAll('button')].filter(x => x.offsetParent &&
+  !x.alt && !x.innerText?.trim() && !x.ariaLabel && !x.title && !x.querySelector('img')?.alt).map(x => x.outerHTML)"""
 UPLOAD = "input[type=file][accept*=image]"
 PATIENCE = 600  # seconds, for programs that are compiled while somebody waits
 # Whether the picture in the left half of a map is a bright picture.
@@ -109,6 +112,8 @@ def test_what_the_page_does_when_it_is_asked(bench, files, tmp_path):
 
 def test_a_picture_is_classified_both_ways(opened, address):
     opened.wait_for(SET, PATIENCE)
+    opened.wait_for(f"!document.body.innerText.includes({STARTING!r})", 10)
+    assert opened.evaluate(UNNAMED) == []
     assert opened.requests
     assert not [url for url in opened.requests if not url.startswith((address, "data:", "blob:"))]
     # gradio's own list of pictures writes this to the console.
@@ -172,7 +177,9 @@ def test_mistakes_are_told_on_the_page(browser, clip, tmp_path):
     """A broken picture in place of another that stood there, without the folders of the server; and no names."""
     page = build(Bench(clip, {}))
     browser.open(serve(page, server_name="127.0.0.1", prevent_thread_lock=True), width=1280, height=800)
+    browser.wait_for(f"document.body.innerText.includes({STARTING!r})", PATIENCE)
     browser.wait_for(f"{MAPS}.length == 1", PATIENCE)
+    assert browser.evaluate(UNNAMED) == []
     assert browser.evaluate("document.querySelectorAll('img').length") >= 1 + PICTURES
     assert browser.evaluate(f"{NAMES_FIELD}.value").startswith("airplane\napple\n")
     before = browser.evaluate(f"{SHARES}.join()")
@@ -184,4 +191,5 @@ def test_mistakes_are_told_on_the_page(browser, clip, tmp_path):
     message = browser.evaluate(f"{TOAST}.textContent")
     assert "the image broken.png cannot be decoded" in message and "/" not in message
     browser.wait_for(f"{MAPS}.length == 0 && {SHARES}.length == 0", PATIENCE)
+    assert browser.evaluate(f"{TOAST}.textContent").count("cannot be decoded") == 1
     page.close(verbose=False)

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import clipbias
+from clipbias.errors import ClipbiasError
 from experiments import evaluate, explain, export, predict, prepare_data, train
 from tests import bad_files, helpers
 from tests.end_to_end import conftest as binaries
@@ -187,4 +189,6 @@ def test_mistakes_are_one_sentence(fifteen, tmp_path):
     ):
         workdir = tmp_path / "work" if command in (train, evaluate, explain, predict) else ""
         assert message in binaries.refusal_here(command, settings, workdir)
+    with pytest.raises(ClipbiasError, match=f"no folder '{nowhere}'"):  # from Python, too
+        clipbias.fit("nobody/nothing", "bias", nowhere)
     assert not Path(out).exists() and [path.name for path in Path(full).iterdir()] == ["precious"]
