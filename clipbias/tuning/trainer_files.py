@@ -30,7 +30,7 @@ from clipbias.tuning.transfer import match_labels
 from clipbias.tuning.tuned import Tuned
 
 # Relative difference of frozen weights. Rounding to float16 moves them by up to 2⁻¹¹, in the file and in the user's
-# CLIP. PromptSRC also averages them over epochs, in float16: up to 9e-4, where its Gaussian is wide.
+# CLIP. PromptSRC also averages them over epochs, in float16: by about 1e-3, where its Gaussian is wide.
 ROUNDED, AVERAGED = 2**-10, 2**-9
 # Names of prompts behind the first block. MaPLe counts from the second block on.
 LATER = r"{}\.transformer\.resblocks\.(\d+)\.VPT_shallow"
@@ -52,7 +52,6 @@ class TrainerFile:
     options: Options
     learnables: Arrays
     tokens: int = 0
-    tolerance: float = ROUNDED
 
 
 def import_adapter(
@@ -71,14 +70,15 @@ def import_adapter(
         try:
             tensors = {name.removeprefix(LEARNER): tensor for name, tensor in content.items()}
             file = read_trainer_file(tensors, clip)
+            tolerance = AVERAGED if file.method == "promptsrc" else ROUNDED
             for name, ours in _frozen_weights(clip):
                 theirs = _read(tensors, name, ours.shape, clip) if name in tensors else ours
-                if not _is_near(theirs, ours, file.tolerance):
+                if not _is_near(theirs, ours, tolerance):
                     numbers = f"{theirs:.5g} in place of {ours:.5g}, " if name == "logit_scale" else ""
                     raise ClipbiasError(
                         f"its frozen weights are not those of {clip.name} ({numbers}see {name}); load their CLIP."
                     )
-            ids = _text_ids(tensors, file, clip)
+            ids = _text_ids(tensors, file, clip, tolerance)
             # Integers are buffers.
             unknown = [name for name in tensors if tensors[name].dtype in FLOATING and not name.startswith(TEACHER)]
             if unknown:
@@ -177,8 +177,7 @@ def read_trainer_file(tensors: Tensors, clip: Clip) -> TrainerFile:
     learnables = {"text_context": text_prompts[0], "text_prompts": text_prompts[1:], "vision_prompts": vision_prompts}
     # IVLP and PromptSRC learn the same tensors; only PromptSRC's file also holds its teacher's tower.
     is_src = any(name.startswith(TEACHER) for name in tensors)
-    method, tolerance = ("promptsrc", AVERAGED) if is_src else ("ivlp", ROUNDED)
-    return TrainerFile(method, options, learnables, tokens, tolerance)
+    return TrainerFile("promptsrc" if is_src else "ivlp", options, learnables, tokens)
 
 
 def nearest_tokens(embeddings: np.ndarray, clip: Clip, tolerance: float) -> np.ndarray:
@@ -292,7 +291,7 @@ def _maple(tensors: Tensors, clip: Clip) -> TrainerFile:
     return TrainerFile("maple", {"tokens": len(context), "depth": len(kernels)}, learnables, len(context))
 
 
-def _text_ids(tensors: Tensors, file: TrainerFile, clip: Clip) -> list[list[int]] | None:
+def _text_ids(tensors: Tensors, file: TrainerFile, clip: Clip, tolerance: float) -> list[list[int]] | None:
     """The tokens between the context and EOS in the text of each class; `None` where the file has no texts."""
     config = clip.config.text
     count: int | str = len(file.learnables["text_context"]) if file.options.get("class_specific") else "C"
@@ -301,7 +300,7 @@ def _text_ids(tensors: Tensors, file: TrainerFile, clip: Clip) -> list[list[int]
         if name in tensors:
             embeddings = _read(tensors, name, (count, length, config.width), clip)
             count = len(embeddings)
-            ids[name] = nearest_tokens(embeddings, clip, file.tolerance)
+            ids[name] = nearest_tokens(embeddings, clip, tolerance)
     (first, *_), *_ = clip.tokenize([WORDS])
     if (ids.get("token_prefix", first) != first).any():
         raise ClipbiasError(f"its texts begin with another token than those of {clip.name}; load their CLIP.")
