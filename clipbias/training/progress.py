@@ -53,7 +53,7 @@ class _Bar(tqdm):
     timed_from: tuple[float, float] | None = None
 
     def update(self, n: float | None = 1) -> bool | None:
-        if n and self.timed_from is None:  # before, a program was compiled
+        if n and self.timed_from is None and not self.disable:  # before, a program was compiled
             self.timed_from = self.n + n, self.format_dict["elapsed"]
         return super().update(n)
 
@@ -112,7 +112,7 @@ class Progress:
     def part(self, units: float, title: str) -> "Progress":
         """Returns a part of `units`, which may count in steps."""
         # Each part compiles: from the second one on, forecasts count that time.
-        if self._bar is not None and self._bar.n > self._bar.initial:
+        if self._bar is not None and not self._bar.disable and self._bar.n > self._bar.initial:
             self._bar.timed_from = self._bar.initial, 0.0
         # A group that fails comes again rate by rate: then the whole has more units than it began with.
         if self._bar is not None and (needed := math.ceil(self._bar.n + units - 1e-6)) > self._total:
