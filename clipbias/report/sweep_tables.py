@@ -163,7 +163,7 @@ def _cell_text(sweep: Sweep, key: CellKey, expected: int) -> str:
         return "failed" if any(run in {(method, dataset, shots), (method, dataset, None)} for run in lost) else MISSING
     cell = sweep.cells[key]
     mean = cell["mean"]
-    fewer = f" (n = {cell['seeds']})" if cell["drawn"] and cell["seeds"] < expected else ""
+    fewer = _fewer_seeds(cell, expected)
     if cell.get("images", math.nan) < SMALL and mean >= 0:
         low, high = wilson_interval(mean, cell["images"])
         # Wilson's interval covers images alone; the seeds' part is added in squares on either side.
@@ -171,6 +171,10 @@ def _cell_text(sweep: Sweep, key: CellKey, expected: int) -> str:
         low, high = max(0.0, mean - math.hypot(mean - low, seeds)), min(100.0, mean + math.hypot(high - mean, seeds))
         return f"{mean:.1f} ({low:.0f} to {high:.0f}){fewer}"
     return _number(mean) + (f" ± {cell['error']:.1f}" if cell["error"] >= 0 else "") + fewer
+
+
+def _fewer_seeds(cell: Row, expected: int) -> str:
+    return f" (n = {cell['seeds']})" if cell["drawn"] and cell["seeds"] < expected else ""
 
 
 def best_methods(sweep: Sweep, measure: str, dataset: str, shots: int | None) -> set[str]:
@@ -275,11 +279,7 @@ def _calibration_table(sweep: Sweep) -> Table | None:
     # A run whose fit has no minimum has no temperature: a mean over fewer seeds says so.
     most = max((cell["seeds"] for cell in cells.values() if cell["drawn"]), default=1)
 
-    def text(cell: Row) -> str:
-        fewer = cell["drawn"] and cell["seeds"] < most
-        return _number(cell["mean"], digits=2) + (f" (n = {cell['seeds']})" if fewer else "")
-
-    frame = _cell_frame(sweep, cells, columns, text)
+    frame = _cell_frame(sweep, cells, columns, lambda cell: _number(cell["mean"], digits=2) + _fewer_seeds(cell, most))
     return Table.of(frame, "Calibration", caption, note=note) if cells else None
 
 
@@ -466,6 +466,8 @@ def advice(sweep: Sweep, workdir: Path) -> list[str]:
         return []
     shots, column = sweep.shots[-1], sweep.columns[-1]
     near = best_methods(sweep, sweep.measure, column, shots)
+    if not near:  # a single method has results there
+        return []
     means = {name: sweep.cells[sweep.measure, name, column, shots]["mean"] for name in near}
     best, *others = sorted(near, key=lambda name: -means[name])
     where = "on average over datasets" if column == AVERAGE else f"on {dataset_name(column)}"

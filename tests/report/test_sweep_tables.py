@@ -273,3 +273,5 @@ def test_the_last_sentence_is_the_best_method_its_rivals_and_the_next_command(tm
     assert line.startswith("Take CoOp: 72.0 %") and line.endswith("; Bias tuning may be as good.")
     assert f"--config.adapters='{tmp_path}/adapters/coop-demo_digits-*'" in following
     assert advice(read_sweep(rows[-1:]), tmp_path) == advice(read_sweep([]), tmp_path) == []
+    apart = [run("coop", dataset="a"), run("bias", dataset="b")]  # neither has an average over datasets
+    assert advice(read_sweep(apart), tmp_path) == []
