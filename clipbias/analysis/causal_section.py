@@ -94,7 +94,7 @@ _DONORS = 256
 _CLUSTERS = (2, 4, 8)
 _FEWEST_OF_CLUSTER = 10
 # Bytes of the means of all groups; groupings that would exceed them are left out.
-_MEAN_BYTES = 2**32
+MEAN_BYTES = 2**32
 # Fewer images than these say nothing apart.
 _FEWEST_APART = 20
 Pair = tuple[np.ndarray, np.ndarray]  # of the study's images and of unlabelled images, by their numbers in each split
@@ -399,13 +399,13 @@ def _clusters(number: int, read: np.ndarray, features: Pair, *, seed: int) -> Pa
 
 
 def _that_fit(study: Study, model: Model, ways: Sequence[Way], every: Mapping[Way, Pair]) -> tuple[Way, ...]:
-    """Returns the first groupings whose means fit into `_MEAN_BYTES` together; the mean of all images always does."""
+    """Returns the first groupings whose means fit into `MEAN_BYTES` together; the mean of all images always does."""
     vision = study.clip.config.vision
     of_group = 4 * 2 * vision.layers * vision.tokens * vision.width * model.passes
     total, kept = 0, []
     for way in ways:
         total += of_group * (1 + max(int(groups.max(initial=0)) for groups in every[way]))
-        if total <= _MEAN_BYTES or way is Way.IMAGE_MEAN:
+        if total <= MEAN_BYTES or way is Way.IMAGE_MEAN:
             kept.append(way)
     return tuple(kept)
 

@@ -291,9 +291,9 @@ def sentence(name: str, rows: Sequence[Comparison], no_ceiling: str = "") -> str
     text = f"{text[:1].upper()}{text[1:]}."
     if row.moved is None:
         return f"{text} No prediction changed."
-    if row.less_ceiling is None and any(each.student.kind is Origin.CEILING for each in rows):
-        return f"{text} Too few predictions changed to compare them with the ceiling: {row.moved_images:,.0f}."
     if row.less_ceiling is None:
+        if any(each.student.kind is Origin.CEILING for each in rows):
+            return f"{text} Too few predictions changed to compare them with the ceiling: {row.moved_images:,}."
         return f"{text} {no_ceiling or f'{name} was not fitted to itself, so there is no ceiling.'}"
     gap = fewer(row.less_ceiling)
     make = "it makes" if one else "they make"

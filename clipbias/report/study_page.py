@@ -86,16 +86,18 @@ def write_report(
         {"name": method.label, "headline": headline(method), "facts": verdict.facts(study, method)}
         for method in largest[:MOST_METHODS]
     ]
-    models = [model for method in largest for model in study.tuned if model.key in method.models]
-    shown = next((model for model in models if changed_pictures(study, model)), None)
+    ordered = (model for method in largest for model in study.tuned if model.key in method.models)
+    # The first model that has any: drawing them takes time.
+    strips = ((strip, _changes(study, model)) for model in ordered if (strip := changed_pictures(study, model)))
+    strip, strip_words = next(strips, ([], ""))
     return pages.write_page(
         output / REPORT,
         "report",
         title=f"Why does tuning help on {dataset_name(study.dataset.name)}?",
         basis=_basis(study),
         methods=first or [{"headline": "There is no tuned model here to explain.", "facts": []}],
-        strip=changed_pictures(study, shown) if shown else [],
-        strip_words=_changes(study, shown) if shown else "",
+        strip=strip,
+        strip_words=strip_words,
         sections=sections,
     )
 

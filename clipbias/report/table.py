@@ -134,7 +134,7 @@ def _latex(table: Table) -> str:
 _JOINED = re.compile(r"(?<=\d) (?=%)|(?<=\d) (?=to [+−-]?\d[\d.]*\))|(?<=\d to) (?=[+−-]?\d[\d.]*\))")
 
 
-def unbroken(text: Any) -> str:
+def unbroken(text: str) -> str:
     """Keeps a number with its unit, and an interval, in a line of HTML."""
     return _JOINED.sub("\u00a0", text)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
-from clipbias.analysis.causal_section import CAUSAL, MEANS_OF_GROUPS
+from clipbias.analysis.causal_section import CAUSAL, MEAN_BYTES, MEANS_OF_GROUPS
 from clipbias.analysis.replacement import PLAIN, REPLACEMENT, Comparison, MethodReplacements, Origin
 from clipbias.analysis.results import CausalNumbers, MethodResult, StudyResults, VerdictLabels, What, Where
 from clipbias.analysis.verdict import CLASS
@@ -196,7 +196,8 @@ def why_not_patched(study: StudyResults) -> list[str]:
     for method in study.methods:
         image = method.numbers.log_likelihood.image if method.numbers else None
         if image is not None and CLASS not in image.means:
-            reasons.append((method.label, "Means over classes would take more than 4 GiB, and are left out."))
+            size = f"{MEAN_BYTES / 2**30:.0f} GiB"
+            reasons.append((method.label, f"Means over classes would take more than {size}, and are left out."))
     return by_reason(reasons + [(labels[key], why) for key, test in tests for why in test.why_no_ablations.values()])
 
 
