@@ -364,6 +364,8 @@ ANSWERS: dict[str, Answer] = {
     "train.method": Answer("ivlp"),
     "train.method_options": Answer({"text_tower": False}),
     "train.on_image_error": Answer("skip", without_effect="no image is broken here"),
+    "table1.on_image_error": Answer("skip", without_effect="no image is broken here"),
+    "lab.on_image_error": Answer("skip", without_effect="no image is broken here"),
     "table1.targets": Answer(("demo/digits",), {"protocol": "cross_dataset", "targets": ("demo/fashion",)}),
     "table1.compare": Answer(True, without_effect="rows that are there are compared"),
     "table1.learning_rates": Answer((0.1, 0.2), {"choose": "none"}),
