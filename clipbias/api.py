@@ -30,10 +30,11 @@ from clipbias.training.device import keep_programs
 from clipbias.training.progress import Progress
 from clipbias.training.run import calibrate_untrained, fit_task
 from clipbias.training.select import as_options, with_given
+from clipbias.training.spec import data_notes
 from clipbias.tuned_model import AnyImages, TunedModel, as_clip, check_model, labelled_images
 from clipbias.tuning import METHODS, Method, Recipe, Task, trainer_files
 from clipbias.tuning.adapter import read_adapter, write_adapter
-from clipbias.tuning.prompts import ClassList, follows_template
+from clipbias.tuning.prompts import ClassList
 from clipbias.tuning.recipe import COMMON
 
 
@@ -128,10 +129,11 @@ def fit(  # noqa: PLR0913 (a user's options, each by keyword)
     classes = _classes(images, labels, class_names)
     task = Task(clip, method, classes, template=template, shots=shots, **options)  # type: ignore[arg-type]
     cautions = []
-    if template not in (None, *task.prompt.templates) and not follows_template(task.method, task.clip):
+    given_texts = {"template": template is not None, "descriptions": task.classes.descriptions is not None}
+    if ignored := [f"the {name}" for name in task.unread if given_texts[name]]:
         cautions.append(
-            f"{task.method_name} has a text of its own, {task.prompt.templates[0]!r}, and does not read the template "
-            f"{template!r}; only zero-shot does."
+            f"{task.method_name} has a text of its own, {task.prompt.templates[0]!r}, and does not read "
+            f"{' or '.join(ignored)}; only zero-shot does."
         )
     unused = [*given] + (["recipe"] if isinstance(recipe, Recipe) else [])
     if unused and not task.method.trains:
@@ -175,8 +177,10 @@ def fit(  # noqa: PLR0913 (a user's options, each by keyword)
     # Warnings of the training appear at the caller's line; the notes keep them for the model's card.
     for sentence in fitted.notes.get("warnings", ()):
         warnings.warn(sentence, ClipbiasWarning, stacklevel=2)
-    named = {"dataset": images.name} if isinstance(images, Dataset) else {}
-    return TunedModel.of(dataclasses.replace(fitted, notes={**named, **fitted.notes}))
+    # As `train` notes them: by these, `evaluate` and others know the images that trained the model.
+    protocol = "full" if shots is None else "few_shot"
+    noted = data_notes(images, task.classes, protocol) if isinstance(images, Dataset) else {}
+    return TunedModel.of(dataclasses.replace(fitted, notes={**fitted.notes, **noted}))
 
 
 def load_adapter(

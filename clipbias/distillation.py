@@ -7,7 +7,7 @@ once, on images that were used nowhere else.
 import contextlib
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import jax
@@ -31,7 +31,7 @@ from clipbias.settings import setting
 from clipbias.training.context import SweepContext, make_context
 from clipbias.training.loop import RunOutputs
 from clipbias.training.progress import Progress
-from clipbias.training.spec import changed_since_training
+from clipbias.training.spec import DISTILLATION, changed_since_training, data_notes
 from clipbias.training.students import FIT_BATCH, FIT_STEPS, STUDENT_FORMS, fit_student, steps_of_fits
 from clipbias.training.teacher import split_logits
 from clipbias.tuned_model import AnyImages, TunedModel, as_clip, check_model, labelled_images
@@ -73,6 +73,7 @@ class DistilImages:
     certified: Split  # for the certificate
     labelled: bool  # whether the labels of `certified` are classes of the model
     caution: str = ""  # that they may have trained the model
+    notes: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of the images, for the student
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -93,9 +94,11 @@ def divide_images(data: Dataset | Split, model: TunedModel | None = None) -> Dis
     """
     test: Split | None = None
     caution = ""
+    notes: Mapping[str, Any] = {}
     if isinstance(data, Dataset):
         if model is not None:
             caution = changed_since_training(model.notes, data, model.task.classes)
+            notes = data_notes(data, model.task.classes, DISTILLATION)
         test = data.split("test")
         data = unlabelled_images(data, test) or test.subset([])
     fitted, held_back, certified = divide_unlabelled(data, certified=test is None)
@@ -109,7 +112,7 @@ def divide_images(data: Dataset | Split, model: TunedModel | None = None) -> Dis
             f"better some hundred{hint}."
         )
     tested = certified if test is None else test
-    return DistilImages(fitted, held_back, tested, labelled=test is not None, caution=caution)
+    return DistilImages(fitted, held_back, tested, labelled=test is not None, caution=caution, notes=notes)
 
 
 def distil_model(
@@ -163,9 +166,10 @@ def distil_model(
     certificate = _compare(of_three, candidates[selected].student, parts.certified, context, labelled=parts.labelled)
     teacher_numbers = sum(np.size(leaf) for leaf in jax.tree.leaves(model.learnables))
     sentences = certificate_sentences(certificate, model.task.method_name, teacher_numbers, parts.caution)
-    # Notes of the teacher's training do not hold for the student, except for the dataset.
-    notes = {name: model.notes[name] for name in ("dataset",) if name in model.notes}
-    notes |= {"start_seed": options.seed}
+    # By these notes later evaluations know the images that trained the student, or its teacher.
+    of_teacher = {name: model.notes[name] for name in ("dataset", "protocol", "data", "teacher") if name in model.notes}
+    notes = {name: value for name, value in of_teacher.items() if name == "dataset"}
+    notes |= {**parts.notes, "teacher": of_teacher, "start_seed": options.seed}
     notes[NOTE] = {
         **dataclasses.asdict(certificate),
         "margin": certificate.margin,

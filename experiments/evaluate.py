@@ -40,7 +40,7 @@ from clipbias.training.calibration import COLDEST, HOTTEST
 from clipbias.training.predictions import predictions_identity, save_predictions
 from clipbias.training.predictor import evaluate
 from clipbias.training.progress import MetricWriter
-from clipbias.training.spec import changed_since_training
+from clipbias.training.spec import DISTILLATION, changed_since_training
 from clipbias.training.workdir import open_workdir
 from clipbias.tuning import Task
 from clipbias.tuning.adapter import Adapter
@@ -119,6 +119,9 @@ def open_model(settings: EvaluateSettings, adapter: Adapter | None) -> tuple[Tun
 
 def validation_images(dataset: Dataset, name: str, notes: Mapping[str, Any]) -> Split | None:
     """Returns the images that may fit a temperature."""
+    # Nor may images that trained the adapter, even without labels.
+    if (notes.get("dataset"), notes.get("protocol")) == (name, DISTILLATION):
+        return None
     # Images on which `train` selected a setting of the adapter must not calibrate it: of those the rule leaves others.
     if (notes.get("dataset"), notes.get("validation")) != (name, held_out.POLICY) or "train" not in dataset.splits:
         return dataset.splits.get("val")
@@ -168,7 +171,7 @@ def describe_score(score: Mapping[str, Any]) -> list[str]:
         if images < FEWEST_TO_CALIBRATE:
             reason = f"{images} validation images are too few; it takes {FEWEST_TO_CALIBRATE}"
         if not images:
-            reason = "there are no other images to validate on"
+            reason = "no other validation images are left that neither trained nor selected a setting"
         at = f"no temperature is fitted, because {reason}"
     line = f"calibration error {calibration['ece']:.2f} %, adaptive {calibration['adaptive_ece']:.2f} %; {at}"
     lines = [line]

@@ -40,7 +40,8 @@ from clipbias.training.run import make_job
 from clipbias.training.spec import TEST, UNSELECTED, VALIDATION, Group, Row, RunSpec, make_groups, part_of, run_names
 from clipbias.training.sweep import RESULTS, SweepAxes, make_specs, parse_part, sweep
 from clipbias.training.workdir import note_model, open_workdir
-from clipbias.tuning.prompts import follows_template
+from clipbias.tuning import Task
+from clipbias.tuning.prompts import Classes
 from clipbias.tuning.registry import resolve_method
 from clipbias.version import __version__
 from configs._common import SweepSettings
@@ -125,9 +126,12 @@ def prepare(
     # In host memory: the context puts the weights on the mesh, and a second copy would take a device's memory.
     clip = clipbias.load(settings.model, device="host")
     hosts.assert_same(f"the model {settings.model}", clip.identity)
-    fixed = [name for name, method in methods.items() if settings.template and not follows_template(method, clip)]
-    if fixed:
-        common.tell(f"--config.template changes zero-shot but not {', '.join(fixed)}, whose prompt is fixed")
+    for text in ("template", "descriptions"):
+        if getattr(settings, text) is None:
+            continue
+        classes = Classes.of(next(iter(datasets.values())))
+        if fixed := [name for name, method in methods.items() if text in Task(clip, method, classes).unread]:
+            common.tell(f"--config.{text} changes zero-shot but not {', '.join(fixed)}, whose prompt is fixed")
     context = SweepContext(
         clip,
         datasets,

@@ -18,8 +18,10 @@ from clipbias.data.images import Images
 from clipbias.distillation import divide_images, select
 from clipbias.intervals import Estimate
 from clipbias.training import placement
+from clipbias.training.spec import changed_since_training, data_notes
 from clipbias.tuning import Task
 from clipbias.tuning.adapter import read_adapter
+from experiments.evaluate import validation_images
 from tests import helpers
 from tests.export import models
 from tests.training.conftest import COLOURS, colour_dataset
@@ -108,6 +110,27 @@ def test_no_image_is_in_two_lists():
     overlapping = dataclasses.replace(DATA, splits={**SPLITS, "val": SPLITS["test"]})  # as of ImageNet
     images = divide_images(overlapping)
     assert len(images.fitted) + len(images.held_back) == len(SPLITS["train"])
+
+
+def test_a_student_remembers_which_images_trained_it_and_its_teacher(clip):
+    """Its own validation images trained it, so they fit no temperature."""
+    teacher = tuned(clip, "ivlp")
+    other = dataclasses.replace(DATA, splits={**SPLITS, "train": SPLITS["train"].subset(range(9))})
+    for taught_on, learned_on in ((DATA, DATA), (other, DATA), (DATA, other)):
+        notes = data_notes(taught_on, teacher.task.classes, "few_shot")
+        parts = divide_images(learned_on, dataclasses.replace(teacher, notes=notes))
+        assert bool(parts.caution) == (taught_on is not learned_on)
+        student = clipbias.distil(
+            dataclasses.replace(teacher, notes=notes),
+            learned_on,
+            form="vector",
+            mesh=placement.single_device(),
+            **QUICK,
+        ).model
+        said = changed_since_training(student.notes, DATA, student.task.classes)
+        assert bool(said) == (other in (taught_on, learned_on))
+        assert validation_images(DATA, DATA.name, student.notes) is None
+    assert validation_images(DATA, "cars", student.notes) is SPLITS["val"]
 
 
 def test_a_table_that_is_trained_and_tested_on_is_refused():

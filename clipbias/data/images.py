@@ -284,12 +284,17 @@ class Images:
 
 
 def check_readable(
-    lists: Sequence[Images], resizing: transforms.Resizing | None, workers: Workers, checked: set[str]
+    lists: Sequence[Images],
+    resizing: transforms.Resizing | None,
+    workers: Workers,
+    checked: set[str],
+    *,
+    skip: bool = False,
 ) -> None:
     """Decodes images into their caches, at most `MOST_CHECKED`, except the paths in `checked`, and adds them there.
 
     `resizing` is that of training without augmentation; `None` keeps images whole. Raises `UnreadableImage` for all
-    unreadable ones together.
+    unreadable ones together; with `skip` their lists note them.
     """
     # Before the first step: an error after hours of training would lose them.
     places = {images.split.path(index): (images, index) for images in lists for index in range(len(images))}
@@ -304,13 +309,17 @@ def check_readable(
             return error
         return None
 
-    errors: list[UnreadableImage] = []
+    errors: dict[str, UnreadableImage] = {}
     for path, error in zip(todo, workers.map(error_of, todo.values()), strict=True):
         hosts.check()
         if error is None:
             checked.add(path)
         else:
-            errors.append(error)
-    if errors:
-        first, *others = errors
+            errors[path] = error
+    if errors and not skip:
+        first, *others = errors.values()
         raise UnreadableImage(first.path, first.reason, [error.reason for error in others]) from first
+    # Runs of several seeds may hold the same image.
+    for images in lists if errors else ():
+        for error in (errors[path] for path in images.split.paths if path in errors):
+            images.note_unreadable(error)

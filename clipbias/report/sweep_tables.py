@@ -388,6 +388,15 @@ def _note(sweep: Sweep) -> list[str]:
     methods = [method_name(name) for name in sweep.methods if _recipe_words(sweep.by_method[name])]
     if methods:
         sentences.append(f"Not trained by the common recipe: {', '.join(methods)}; see Size.")
+    unread = dict.fromkeys(method_name(row["method"]) for row in sweep.rows if row.get("descriptions"))
+    if unread:
+        sentences.append(
+            f"Descriptions of classes are read by zero-shot and not by {', '.join(unread)}: gains over zero-shot are "
+            "then not of tuning alone."
+        )
+    for skipped, images in (("skipped_training_images", "training image"), ("skipped_images", "test image")):
+        if most := max((row.get(skipped, 0) for row in sweep.rows), default=0):
+            sentences.append(f"Skipped as unreadable: {counted(most, images)} of a run.")
     return sentences
 
 

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from clipbias import hosts
 from clipbias.clip import Preprocessing, encode_image
 from clipbias.clip.config import ClipConfig
 from clipbias.clip.params import Params
@@ -97,7 +96,6 @@ class RunBatches(Iterator[Batch]):
 
         sources = [source(first_with[key]) for key in distinct]
         self._mesh = mesh
-        self._images = run_images
         self._sources = sources
         self._of_runs = tuple(map(distinct.index, keys))  # the source of each run of this process
         self._multiple = share.multiple
@@ -148,12 +146,6 @@ class RunBatches(Iterator[Batch]):
     def computes(self, values: jax.Array) -> None:
         """Notes the result that devices compute from the last batch; until it is ready, nobody waits for images."""
         self._computed = values
-
-    def skipped(self) -> tuple[int, ...]:
-        """Counts each run's training images that some process could not read. All processes must call this."""
-        # Names and not counts: two processes may have read the same broken image.
-        by_process = hosts.gather([sorted(images.unreadable) for images in self._images])
-        return tuple(len(set().union(*names)) for names in zip(*by_process, strict=True))
 
     @property
     def waiting_share(self) -> float:
@@ -333,10 +325,6 @@ class FeatureBatches(Iterator[Batch]):
 
     def computes(self, values: jax.Array) -> None:
         """Nothing is made ahead."""
-
-    def skipped(self) -> tuple[int, ...]:
-        """Counts the unreadable training images of each run."""
-        return tuple(int((~readable).sum()) for readable in self._readable)
 
     def close(self) -> None:
         """Nothing is made ahead."""

@@ -145,7 +145,6 @@ class TrainResult:
       losses: loss of each run at the last step, in nats; empty without steps.
       seconds: wall time of the steps in this process.
       waiting_share: share of this time in which the devices waited for images.
-      skipped: number of unreadable training images of each run; they were masked.
       training_seconds: time of each run, earlier processes included (`progress.step_seconds`).
     """
 
@@ -154,7 +153,6 @@ class TrainResult:
     steps: int = 0
     seconds: float = 0.0
     waiting_share: float = 0.0
-    skipped: tuple[int, ...] = ()
     training_seconds: tuple[float, ...] = ()
 
 
@@ -204,16 +202,17 @@ class NotSideBySide(ClipbiasError):
 def check_images(job: TrainJob, others: Sequence[Split] = ()) -> None:
     """Decodes the training images of a job, then others that it reads later, before its first step.
 
-    Raises `UnreadableImage` with the names of the unreadable ones, unless these are skipped.
+    Raises `UnreadableImage` with the names of the unreadable ones. Where these are skipped, notes those that train.
     """
-    if job.context.on_image_error == "skip" or not job.task.method.uses_images:
+    if not job.task.method.uses_images:
         return
+    skips = job.context.on_image_error == "skip"
     # Decoded images are kept for the steps. Augmentation crops from the whole image; only batches of images as they are
     # evaluated need no more than the size of the model.
     whole = job.recipe is None or job.recipe.augment or sampling_of(job.task.method) is not None
-    images = [*(run.images for run in job.runs), *map(Images, others)]
+    images = [*(run.images for run in job.runs), *map(Images, () if skips else others)]
     resizing = None if whole else job.task.clip.preprocessing.resizing
-    check_readable(images, resizing, job.context.workers, job.context.checked)
+    check_readable(images, resizing, job.context.workers, job.context.checked, skip=skips)
 
 
 def validation_images(job: TrainJob) -> list[Split]:
@@ -320,7 +319,6 @@ def train(job: TrainJob, start: Learnables) -> TrainResult:
         steps=total,
         seconds=time.monotonic() - began,
         waiting_share=batches.waiting_share,
-        skipped=batches.skipped(),
     )
 
 
@@ -485,7 +483,6 @@ def train_job(job: TrainJob) -> TrainResult:
         steps=sum(result.steps for result in results),
         seconds=seconds,
         waiting_share=waiting / max(seconds, 1e-9),
-        skipped=tuple(max(counts) for counts in zip(*(result.skipped for result in results), strict=True)),
         training_seconds=_training_seconds(job, stages, samples, host),
     )
 

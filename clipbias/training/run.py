@@ -43,7 +43,7 @@ from clipbias.training.select import (
     used_options,
     write_selection,
 )
-from clipbias.training.spec import TEST, Group, Row, RunSpec
+from clipbias.training.spec import TEST, UNSELECTED, Group, Row, RunSpec
 from clipbias.training.teacher import split_logits
 from clipbias.training.workdir import SweepPaths
 from clipbias.tuning import Recipe, Task, parameter_count
@@ -326,16 +326,24 @@ def _row(spec: RunSpec, job: TrainJob, result: TrainResult, run: int, common: Re
     # `options` are those that were asked for.
     if (used := used_options(job.task.method, learnables)) is not None:
         row["used_options"] = used
+    # Zero-shot reads descriptions that a fixed prompt does not: the gain over it is not of tuning alone.
+    if "descriptions" in job.task.unread:
+        row["descriptions"] = "not read"
     row |= {f"parameters_{part}": counts[part] for part in ("vision", "text", "shared")}
     row |= {"parameters": counts["total"], "loss": None, "training_seconds": round(result.training_seconds[run], 4)}
     if result.losses:
         row |= {"loss": result.losses[run], "steps": result.steps, "waiting_share": round(result.waiting_share, 4)}
-        if result.skipped[run]:
-            row["skipped_training_images"] = result.skipped[run]
-    if job.task.method.uses_images:
-        labels = job.runs[run].images.labels
-        row |= {"train_images": len(labels), "images_per_class": images_per_class(labels, len(job.task.class_names))}
-    return row
+    return row | (_image_counts(job, run) if job.task.method.uses_images else {})
+
+
+def _image_counts(job: TrainJob, run: int) -> Row:
+    """Counts the training images of a run, those of each class, and skipped ones. All processes must call this."""
+    images = job.runs[run].images
+    per_class = images_per_class(images.labels, len(job.task.class_names))
+    # Names and not counts: two processes may have read the same broken image.
+    skipped = set().union(*hosts.gather(sorted(images.unreadable)))
+    counts = {"train_images": len(images), "images_per_class": per_class}
+    return counts | ({"skipped_training_images": len(skipped)} if skipped else {})
 
 
 def spec_facts(spec: RunSpec, common: Recipe) -> Row:
@@ -404,10 +412,11 @@ def fit_task(
     # `data` and `training` name images and settings, by which adapters of one training, and changed data, are known.
     pools = {name: split for name, split in dataset.splits.items() if name != "test"}
     start = {} if start_seed is None else {"start_seed": start_seed}
-    notes: dict[str, object] = {"seed": seed, **start, "data": identity(pools)}
-    notes |= {"training": identity([task, pools, shots, recipe, compares_rates])}
-    notes |= {"train_images": len(images)} | ({} if shots is None else {"shots": shots})
-    notes["images_per_class"] = images_per_class(images.labels, len(model.class_names))
+    data = identity(pools)  # once, since it looks at every file
+    notes: dict[str, object] = {"seed": seed, **start, "data": data}
+    notes |= {"training": identity([task, data, shots, recipe, compares_rates])}
+    notes["validation"] = held_out.POLICY if selects else UNSELECTED
+    notes |= _image_counts(job, 0) | ({} if shots is None else {"shots": shots})
     if job.recipe is not None:
         notes |= {"learning_rate": job.recipe.learning_rate, "recipe": job.recipe.facts()}
     if (used := used_options(task.method, model.learnables)) is not None:

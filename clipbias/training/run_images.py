@@ -72,7 +72,8 @@ def fit_images(dataset: Dataset, *, shots: int | None, seed: int, selects: bool,
     calibration = None
     if calibrates is not False:
         calibration = held_out.left_to_calibrate(drawn, seed, selects=selects, required=bool(calibrates))
-    held = held_out.hold_out_of(drawn, seed, calibrates=selects and calibration is not None)
+    # Also where nothing is calibrated, as in `train`: the same images select, and the others may fit a temperature.
+    held = held_out.hold_out_of(drawn, seed, calibrates=selects)
     validation = None if held.from_training else held.choose
     if validation is None or held.calibrate is not None:
         # Training images outside the few-shot split validate under the protocol of a benchmark, never for a user; and

@@ -120,6 +120,8 @@ class RunSpec:
         return method
 
 
+# Protocol of a distilled adapter: all training and validation images of its dataset train it, without labels.
+DISTILLATION = "distillation"
 # Runs that train side by side.
 Group = tuple[RunSpec, ...]
 # The result of a run, as JSON values.
@@ -153,15 +155,29 @@ def data_identity(datasets: Sequence[Dataset]) -> str:
     return identity([[Classes.of(dataset), dataset.splits] for dataset in datasets])
 
 
+def data_notes(dataset: Dataset, classes: Classes, protocol: str) -> Row:
+    """Returns the notes by which `changed_since_training` knows the images of a training."""
+    # An adapter's texts may be others than the dataset's.
+    texts = dataclasses.replace(dataset, template=classes.template, descriptions=classes.descriptions)
+    return {"dataset": dataset.name, "protocol": protocol, "data": data_identity([texts])}
+
+
 def changed_since_training(notes: Mapping[str, Any], dataset: Dataset, classes: Classes) -> str:
     """Returns a sentence if a dataset holds other pictures than at the training of an adapter with `notes`, or "".
 
-    `classes` are those of the adapter: its texts, which may be others than the dataset's, are no change.
+    `classes` are those of the adapter. The training of a distilled adapter's teacher counts, too.
     """
-    if notes.get("dataset") != dataset.name or notes.get("protocol") not in ("few_shot", "full") or "data" not in notes:
-        return ""
-    texts = dataclasses.replace(dataset, template=classes.template, descriptions=classes.descriptions)
-    if notes["data"] == data_identity([texts]):
+    unchanged = data_notes(dataset, classes, protocol="")["data"]
+    trainings = []
+    while notes:
+        trainings.append(notes)
+        notes = notes.get("teacher") or {}
+    if not any(
+        training.get("dataset") == dataset.name
+        and training.get("protocol") in ("few_shot", "full", DISTILLATION)
+        and training.get("data", unchanged) != unchanged
+        for training in trainings
+    ):
         return ""
     return (
         f"the pictures or classes of {dataset.name} have changed since the adapter's training: pictures that trained "

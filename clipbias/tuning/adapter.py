@@ -50,6 +50,7 @@ _NOTES: dict[str, Any] = {
     "seed": Count,
     "start_seed": Count | None,
     "training": str,
+    "teacher": dict[str, Any],
     "accuracy": Annotated[float, Range(0, 100)],
     "accuracies": dict[str, float],
     "choice": dict[str, Any],

@@ -373,13 +373,6 @@ def take_templates(method: Method, clip: Clip) -> bool:
     return prompt.context_tokens == 0 and (len(prompt.templates) > 1 or marker in prompt.templates)
 
 
-def follows_template(method: Method, clip: Clip) -> bool:
-    """Whether a method's text, or that of its teacher, has the dataset's own template in it."""
-    marker = "something whose template is {}."
-    texts = method.text(marker, clip), method.teacher_text(marker, clip)
-    return any(text is not None and marker in text.templates for text in texts)
-
-
 def described_texts(clip: Clip, descriptions: Descriptions, class_names: Sequence[str]) -> ClassTexts:
     """The descriptions of classes as texts. Raises `ClipbiasError` for a class without a text, or a text too long."""
     if not class_names:

@@ -428,6 +428,16 @@ class Task:
         """Identity: equal tasks compute the same of equal learnables, whatever their memory settings."""
         return task_identity(self.clip, self.method, self.classes, self._dtype)
 
+    @property
+    def unread(self) -> tuple[str, ...]:
+        """Those of "template" and "descriptions" of the classes that neither the method nor its teacher reads."""
+        templates = (*self.prompt.templates, *(self.teacher_prompt.templates if self.teacher_prompt else ()))
+        by_name = {
+            "template": not self.classes.free_text and self.template not in templates,
+            "descriptions": self.classes.descriptions is not None and self._described is None,
+        }
+        return tuple(name for name, is_unread in by_name.items() if is_unread)
+
     def _check_distinct(self) -> None:
         if self.descriptions is None:
             check_distinct(self.class_names, np.asarray(self.tokens.ids))

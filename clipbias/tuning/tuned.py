@@ -31,6 +31,7 @@ OF_TRAINING = (
     "start_seed",
     "train_images",
     "images_per_class",
+    "skipped_training_images",
     "learning_rate",
     "recipe",
     "choice",
@@ -38,6 +39,7 @@ OF_TRAINING = (
     "training",
     "equivalent_bias",
     "imported",
+    "teacher",
 )
 
 

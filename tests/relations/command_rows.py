@@ -226,6 +226,9 @@ def _(case: Case, folder: Path) -> None:
         **options,
     )
     jax.tree.map(close, dict(fitted.learnables), dict(model.learnables))
+    # By these `evaluate` knows the images that trained or selected, and those that may fit a temperature.
+    for name in ("dataset", "protocol", "data", "validation") if case.kind.uses_images else ():
+        assert fitted.notes[name] == model.notes[name], f"{name}: {fitted.notes[name]}, not {model.notes[name]}"
 
 
 def trains_in_steps(case: Case) -> bool:

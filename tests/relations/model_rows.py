@@ -11,13 +11,13 @@ import numpy as np
 from safetensors.numpy import load_file
 
 import clipbias
-from clipbias import TunedModel, data
+from clipbias import Task, TunedModel, data
 from clipbias.clip import encode_image
 from clipbias.clip.precision import DTYPES
 from clipbias.export.folder import FORMS as EXPORTS
 from clipbias.tuning.method import TestTimeMethod, crops_of, select_run, stack_runs
 from clipbias.tuning.prompts import ClassList
-from tests.relations.cases import Case, clip_of
+from tests.relations.cases import Case, clip_of, tuned
 from tests.relations.table import (
     BATCH,
     COUNT,
@@ -145,6 +145,27 @@ def _(case: Case, folder: Path) -> None:
     model = with_classes(case, case.texts.respelled)
     close(logits(model), answer(case), case.tolerance)
     assert model.identity == case.model.identity
+
+
+@relation("Texts of the classes that a task does not read change nothing, and others do.", over=(), quick=1, ci=8)
+def _(case: Case, folder: Path) -> None:
+    side = case.task.clip.config.vision.image_size
+    crops = crops_of(case.task.method)
+    images = np.random.default_rng(0).normal(size=(3, *[1 + crops] * bool(crops), side, side, 3))
+    images = images.astype(np.float32)
+
+    def numbers(task: Task) -> list[np.ndarray]:
+        learnables, params = case.model.learnables, task.clip.params
+        loss = task.loss(params, learnables, images, LABELS[:3])
+        return [*map(np.asarray, jax.tree.leaves((tuned(task), task.logits(params, learnables, images), loss)))]
+
+    expected = numbers(case.task)
+    descriptions = {name: [f"thing {name} of ink.", f"{name} thing"] for name in case.texts.classes}
+    for name, texts in {"template": "the {} of ink.", "descriptions": descriptions}.items():
+        task = case.task_of(**{name: texts})
+        found = numbers(task)
+        is_same = len(found) == len(expected) and all(map(np.array_equal, found, expected))
+        assert is_same == (name in task.unread), f"{name}: {'nothing' if is_same else 'something'} changes"
 
 
 # Test-time methods learn from the probabilities of all classes.

@@ -56,9 +56,9 @@ def test_it_learns_what_the_driver_learns(clip, colours, recipe, fitted, tmp_pat
         assert model.task.options() == adapter.options
         assert model.notes.keys() - {"warnings"} == {
             *("seed", "shots", "dataset", "learning_rate", "recipe", "train_images", "images_per_class"),
-            *("data", "training"),
+            *("data", "training", "protocol", "validation"),
         }
-        own = {"warnings", "data", "training"}  # a row names its images and its training with those that are tested
+        own = {"warnings", "training"}  # a row names its training with those that are tested
         assert all(adapter.notes[name] == value for name, value in model.notes.items() if name not in own)
     assert float(np.abs(fitted["bias"].learnables["vision_bias"]).max()) > 0
 
@@ -106,6 +106,16 @@ def test_settings_are_a_methods_own_where_it_has_them(clip: Clip, colours: Datas
     common: dict[str, Any] = dict(shots=2, progress=False, mesh=placement.single_device(), learning_rate=0.01)
     assert clipbias.fit(clip, "tip_adapter_f", colours, epochs=1, **common).task.options()["epochs"] == 1
     assert clipbias.fit(clip, "clap", colours, epochs=1, recipe="common", **common).task.options()["recipe"] == "common"
+
+
+def test_texts_that_a_method_does_not_read_are_said(clip: Clip, colours: Dataset) -> None:
+    texts = {name: [f"some {name} paint"] for name in colours.class_names}
+    for given, words in (({"template": "the {}."}, "the template"), ({"descriptions": texts}, "the descriptions")):
+        with pytest.warns(ClipbiasWarning, match=f"bias has a text of its own, .* does not read {words}; only zero"):
+            clipbias.fit(clip, "bias", colours, shots=2, progress=False, epochs=1, learning_rate=0.01, **given)
+        with warnings.catch_warnings(record=True) as silent:
+            clipbias.fit(clip, "zero_shot", class_names=colours, **given)
+        assert not any("does not read" in str(each.message) for each in silent)
 
 
 def test_tensors_are_arrays(clip, colours, fitted):

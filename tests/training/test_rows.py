@@ -19,6 +19,7 @@ from clipbias.data import Dataset, held_out, protocols
 from clipbias.data.few_shot import few_shot, imbalanced_counts
 from clipbias.data.held_out import SHOT
 from clipbias.io import read_json_lines
+from clipbias.report import read_sweep, render_tables
 from clipbias.training import loop, placement
 from clipbias.training.device import Compute
 from clipbias.training.loop import sample_features
@@ -32,7 +33,7 @@ from clipbias.tuning import CONSTANTS, Task, make_method
 from clipbias.tuning.recipe import Recipe
 from tests import helpers
 from tests.own_methods import Cache, Probe, Projection
-from tests.training.conftest import TinySweep, score_of
+from tests.training.conftest import TinySweep, damaged, score_of
 from tools import benchmark as measure
 
 PROBE, CACHE, PROJECTION = (f"tests.own_methods:{name}" for name in ("Probe", "Cache", "Projection"))
@@ -117,6 +118,24 @@ def test_a_stopped_sweep_continues_with_the_same_bits(clip, colours, recipe, tmp
         first, other = (SweepPaths(tiny.folder, run_names(specs)).adapter(spec).read_bytes() for tiny in (whole, cut))
         assert first == other
     assert not list((cut.folder / "checkpoints").iterdir())
+
+
+@pytest.mark.ci
+def test_skipped_images_are_counted_by_every_kind_of_method_and_by_a_run_that_was_stopped(
+    clip, colours, recipe, tmp_path
+):
+    """By methods that learn without steps, by steps on features and on images; and the first batches hold them all."""
+    splits = {**colours.splits, "train": damaged(colours.split("train"), 1, 8)}
+    dataset = dataclasses.replace(colours, splits=splits)
+    whole, cut = (sweep_of(clip, dataset, recipe, tmp_path / name, on_image_error="skip") for name in ("whole", "cut"))
+    specs = whole.specs("gda", "linear_probe", "taskres", "tip_adapter_f", "bias", shots=(None,), seeds=(1,))
+    rows = whole.run(specs)
+    assert [(row["method"], row.get("skipped_training_images")) for row in rows] == [(spec.method, 2) for spec in specs]
+    stops = helpers.signal_at(loop, "train_step", 8)
+    with stops, hosts.stoppable(), pytest.raises(hosts.Stopped, match="stopped at step 8 of 9"):
+        cut.run(specs[-1:])
+    assert [row["skipped_training_images"] for row in cut.run(specs[-1:])] == [2]
+    assert "Skipped as unreadable: 2 training images of a run." in render_tables(read_sweep(rows), "markdown")
 
 
 def test_no_tower_runs_in_a_step_on_features(clip, colours, recipe):
