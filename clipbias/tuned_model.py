@@ -387,10 +387,9 @@ def labelled_images(images: AnyImages, labels: Labels | None, class_names: tuple
             raise ClipbiasError("a dataset and its splits have labels of their own; leave `labels` out.")
         if source.class_names not in (None, class_names):
             name = source.name if isinstance(source, Dataset) else "the split"
-            raise ClipbiasError(
-                f"{name} has {counted(len(source.class_names or ()), 'class')}, not the model's {len(class_names)}, or "
-                "not in their order; take model.with_classes(dataset)."
-            )
+            is_order = sorted(source.class_names or ()) == sorted(class_names)
+            words = "the model's classes in another order" if is_order else "other classes than the model"
+            raise ClipbiasError(f"{name} has {words}; take model.with_classes(dataset).")
         if isinstance(source, Split):
             # Called for its error: a split's labels are numbers that may exceed the model's classes.
             label_numbers(source.labels, class_names)

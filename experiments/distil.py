@@ -113,9 +113,10 @@ def find_unlabelled(settings: DistilSettings, model: TunedModel) -> DistilImages
     else:
         dataset = common.load_dataset(settings, name)
         if tuple(dataset.class_names) != model.class_names:
+            is_order = sorted(dataset.class_names) == sorted(model.class_names)
+            words = "the adapter's classes in another order" if is_order else "other classes than the adapter"
             raise ClipbiasError(
-                f"{name} has {len(dataset.class_names)} classes, not the adapter's {len(model.class_names)}, or not in "
-                "their order; give images without labels: --config.dataset=folder --config.data_dir=FOLDER."
+                f"{name} has {words}; give images without labels: --config.dataset=folder --config.data_dir=FOLDER."
             )
     refuse_other_descriptions(model, dataset)
     return divide_images(dataset, model)
