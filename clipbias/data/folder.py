@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import io
 import os
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -68,8 +69,8 @@ def load(data_dir: str | os.PathLike | None, *, template: str | None = None) -> 
     unread: list[str] = []  # images whose format is not read
     splits = {}
     for split_name, place in (roots or {"all": root}).items():
-        unknown = sorted(set(files.sub_folders(place)) - set(class_names))
-        if unknown:
+        present = set(files.sub_folders(place))
+        if unknown := sorted(present - set(class_names)):
             raise ClipbiasError(
                 f"{place} has the class folder {unknown[0]!r}, which the train folder has not; add it there or remove "
                 "it."
@@ -80,8 +81,10 @@ def load(data_dir: str | os.PathLike | None, *, template: str | None = None) -> 
         if split_name not in ("all", "train"):
             _check_has_labels(place)
         # Folders are listed by several threads, in the order of the classes.
-        files_by_class = files.image_files_in_each(place, class_names)
-        for class_name, (names, left_out) in zip(class_names, files_by_class, strict=True):
+        folders = [name for name in class_names if name in present]
+        files_by_class = dict(zip(folders, files.image_files_in_each(place, folders), strict=True))
+        for class_name in class_names:
+            names, left_out = files_by_class.get(class_name, ([], []))  # a class may have no test image
             if not names and split_name in ("all", "train"):  # every class needs an image there
                 why = f" that is read ({files.describe_others(left_out)})" if left_out else ""
                 raise ClipbiasError(f"the class folder {place / class_name} has no image{why}; add some or remove it.")
@@ -338,7 +341,7 @@ def _label_text(label: object, place: str) -> str:
         raise ClipbiasError(f"{place}: the label is {shown(label)}; it must be a name or a whole number.")
     if isinstance(label, int) and label < 0:
         raise _no_class(place, label)
-    return str(label)
+    return str(label).strip()
 
 
 def _no_class(place: str, label: object) -> ClipbiasError:
@@ -356,7 +359,8 @@ def _records(path: Path) -> Iterator[tuple[int, Mapping]]:
                 f"{path} separates its columns by {name}; write a .csv file that separates them by commas."
             )
     if path.suffix.lower() == ".csv":
-        reader = csv.DictReader(io.StringIO(text, newline=""))
+        # People write a space behind a comma; before a quote it would make the quote a part of the text.
+        reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
         try:
             columns = list(reader.fieldnames or ())
             if repeated := [column for column in columns if column and columns.count(column) > 1]:
@@ -393,6 +397,10 @@ def _dataset(
     for image, _, _, row in table:
         if (other := places.setdefault(image, row)) != row:
             raise ClipbiasError(f"{image} is listed twice, in {other} and in {row}; list it once.")
+    # pandas writes whole numbers as 1.0 where a column once lacked a value; JSON's are converted in `_label_text`.
+    given = {label for _, label, _, _ in table}
+    if not given <= {*(class_names or ())} and all(re.fullmatch(r"-?\d+(\.0)?", label) for label in given):
+        table = [(image, label.removesuffix(".0"), split, row) for image, label, split, row in table]
     # The first row of each label is the place that a message names.
     unsorted: dict[str, str] = {}
     for _, label, _, row in table:
