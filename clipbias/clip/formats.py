@@ -91,12 +91,15 @@ STORAGES = {f"torch.{name}Storage": dtype for name, dtype in TORCH_TYPES.items()
 ORDERED_DICT = "collections.OrderedDict"
 TENSORS = ("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2")
 # Functions that return their first argument.
-WRAPPERS = ("torch._utils._rebuild_parameter", "torch.jit._pickle.restore_type_tag")
-LISTS = tuple(f"torch.jit._pickle.build_{items}list" for items in ("int", "double", "bool", "tensor"))
+WRAPPERS = (
+    "torch._utils._rebuild_parameter",
+    "torch.jit._pickle.restore_type_tag",
+    *(f"torch.jit._pickle.build_{items}list" for items in ("int", "double", "bool", "tensor")),
+)
 SCRIPT_OBJECT = "__torch__"  # an object of TorchScript
 STORAGE = "storage"  # a persistent id
 OTHER_OBJECT = "object"  # of any other class
-ALLOWED_NAMES = (*STORAGES, ORDERED_DICT, *TENSORS, *WRAPPERS, *LISTS)
+ALLOWED_NAMES = (*STORAGES, ORDERED_DICT, *TENSORS, *WRAPPERS)
 
 # Pickle instructions that tensors in dictionaries need. Sets are left out: Python would hash their hostile members.
 INSTRUCTIONS = (
@@ -297,7 +300,7 @@ def _describe(archive: zipfile.ZipFile, path: Path, *, skip_objects: bool) -> di
 
 
 def _flatten(value: object, tensor: Callable[..., Tensor]) -> dict[str, Tensor]:
-    """Returns the tensors in nested dictionaries and objects, by their names joined with dots."""
+    """Returns the tensors in nested dictionaries, lists and objects, by their names joined with dots."""
     parts = 0
     tensors: dict[str, Tensor] = {}
 
@@ -319,8 +322,10 @@ def _flatten(value: object, tensor: Callable[..., Tensor]) -> dict[str, Tensor]:
         part = plain(part)
         if isinstance(part, Tensor):
             tensors[name] = part
-        elif isinstance(part, dict):
-            for key, inner in part.items():
+        # Lists, too, so that no tensor is dropped silently. Numbers and strings beside tensors are facts of a training,
+        # such as its step; a weight that is missing is reported by its name.
+        elif isinstance(part, dict | list | tuple):
+            for key, inner in part.items() if isinstance(part, dict) else enumerate(part):
                 visit(inner, f"{name}.{key}" if name else str(key))
 
     value = plain(value)

@@ -74,6 +74,12 @@ def test_a_training_checkpoint_is_unwrapped(tmp_path, wrapper, prefix):
     assert read(tmp_path / "a.pt").keys() == {"a.weight"}
 
 
+def test_tensors_in_lists_are_read_too(tmp_path):
+    inner = tensor("0", "float32", 6, 0, (6,), (1,))
+    torch_files.write(tmp_path / "a.pt", pickle_of({"step": whole(3), "a": b"](" + inner + b"e"}), {"0": ZEROS})
+    assert read(tmp_path / "a.pt").keys() == {"a.0"}
+
+
 class Call:
     """Pickles as a call, as hostile files do."""
 
