@@ -183,12 +183,14 @@ def describe(path: Path) -> tuple[ClipConfig, Preprocessing, bool]:
     if refusal := _refusal(path):
         raise refusal
     raw = read_json(path, dict, what="a CLIP configuration")
+    prefix = MODELS[raw.get("model_type", "clip")].removesuffix("Model")
+    # Outside of `try`: a module that is missing is no fault of the file. transformers imports parts only when named.
+    parse = getattr(import_transformers(), f"{prefix}Config")
     try:
-        prefix = MODELS[raw.get("model_type", "clip")].removesuffix("Model")
         if prefix == "Siglip":
             # transformers' defaults for these ids lie outside the vocabulary; it refuses them, and nothing reads them.
             raw["text_config"] = {**(raw.get("text_config") or {}), "bos_token_id": None, "eos_token_id": None}
-        config = from_hugging_face(getattr(import_transformers(), f"{prefix}Config")(**raw))
+        config = from_hugging_face(parse(**raw))
     except ClipbiasError as error:
         raise ClipbiasError(f"{path}: {error}") from error
     except Exception as error:  # transformers raises many types for malformed content
