@@ -37,11 +37,13 @@ from clipbias.io import (
     data_path,
     is_remote,
     load_arrays,
+    read_json,
     read_text,
     reason,
     save_arrays,
     shorten,
     user_path,
+    write_text,
 )
 
 INDEX_FILE = "clipbias_index_{split}.npz"
@@ -454,6 +456,7 @@ def _fold(path: str, stock: TfdsBuilder) -> str:
 # of the image folder.
 
 SHARDS_VERSION = "1.0.0"
+MARKS = "clipbias_marks.json"  # `Split.marks` by the name of the split; older shards have none
 FILE_BYTES = 128 << 20  # approximate size of a record file, which is in memory while it is written
 SAMPLES = 256  # images whose sizes estimate the sum of all
 
@@ -488,6 +491,11 @@ def build_shards(dataset: Dataset, out_dir: str | os.PathLike) -> epath.Path:
     prepared = PreparedDataset(folder)
     for split_name in dict.fromkeys(stored_as.values()):
         prepared.records(split_name, "key")  # writes an index, so that opening the shards reads no image
+    # The marks of the images as they were stored, so that shards and folder have one identity. If a table has a single
+    # mark for all of its images, its shards are compared by the sizes of record files.
+    marks = {split_name: dataset.splits[split_name].marks() for split_name in stored_as.values()}
+    of_images = {name: each for name, each in marks.items() if len(each) == len(dataset.splits[name])}
+    write_text(folder / MARKS, json.dumps(of_images))
     return folder
 
 
@@ -564,11 +572,16 @@ def load_shards(folder: epath.PathLike, *, template: str | None = None) -> Datas
     prepared = PreparedDataset(folder)
     metadata = prepared.metadata
     upright = metadata.get("upright", False)  # shards without it are the benchmark's
+    marks = read_json(prepared.folder / MARKS, dict) if (prepared.folder / MARKS).exists() else {}
     stored = {}
     with prepared.explained("the description"):
         for split_name in set(metadata["stored_as"].values()):
             records = prepared.records(split_name, "key")
             stored[split_name] = prepared.images(records.ids, records.labels, records.read, upright=upright)
+            if split_name in marks:
+                by_path = dict(zip(stored[split_name].paths, marks[split_name], strict=True))
+                contents = functools.partial(_marks_of, by_path)
+                stored[split_name] = dataclasses.replace(stored[split_name], contents=contents)
         return Dataset(
             check_text("the dataset's name", metadata["name"]),
             tuple(metadata["class_names"]),
@@ -576,6 +589,10 @@ def load_shards(folder: epath.PathLike, *, template: str | None = None) -> Datas
             {split_name: stored[stored_name] for split_name, stored_name in metadata["stored_as"].items()},
             tuple(metadata["class_ids"]),
         )
+
+
+def _marks_of(by_path: Mapping[str, int | str], paths: Sequence[str]) -> list[int | str]:
+    return [by_path[path] for path in paths]
 
 
 def _examples(split: Split, part: range) -> Iterator[tuple[str, dict]]:

@@ -14,6 +14,7 @@ from clipbias import data
 from clipbias.data import catalog, tfds
 from clipbias.data.tfds import PreparedDataset
 from clipbias.errors import ClipbiasError
+from clipbias.identity import identity
 from tests.data import miniatures
 from tests.data.miniatures import assert_same, image, prepare
 from tests.data.pictures import write
@@ -156,6 +157,7 @@ def test_shards_equal_their_folder(tmp_path, name):
     for other in (again, data.load(f"tfds/{folder.parent.name}", data_dir=tmp_path / "shards")):
         assert_same(other, dataset)
         assert {split.upright for split in other.splits.values()} == {name in ("folder", "csv")}
+        assert identity(other.splits) == identity(dataset.splits)
     assert again.splits["test"].source == str(folder)
     assert again.class_ids == dataset.class_ids
     assert same_picks(again, dataset)
