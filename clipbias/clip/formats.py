@@ -19,11 +19,10 @@ from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
-from flax.serialization import msgpack_restore, msgpack_serialize
-from flax.traverse_util import unflatten_dict
+from flax.serialization import msgpack_restore
 
 from clipbias.errors import ClipbiasError
-from clipbias.io import atomic_path, check_file, read_json, reason, shorten
+from clipbias.io import check_file, read_json, reason, shorten
 
 FLOATING = ("bfloat16", "float16", "float32", "float64")
 MAX_NAME_LENGTH = 4096  # letters of a tensor's name; a hostile file's nested names would fill the memory
@@ -374,9 +373,3 @@ def _flatten_state(tree: Mapping[object, object], prefix: str) -> dict[str, Tens
         else:
             raise ValueError(f"{shorten(name)!r} is no array")
     return tensors
-
-
-def write_flax(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Writes arrays as nested maps, as Flax does. Raises `ClipbiasError` if the file cannot be written."""
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(msgpack_serialize(unflatten_dict(dict(tensors), sep="/")))
