@@ -82,13 +82,9 @@ class NameTable:
     def unknown(self, names: Collection[str]) -> list[str]:
         """Returns the names that are not in the table."""
         known = {row.name for row in self.tensors} | self.ignored | {name for name, _ in self.zeros}
-        unknown = []
-        for name in names:
-            plain = self.plain(name)
-            # Rows have `{}` for a block's number; other numbers are a part of the name (`text.proj.0.weight`).
-            if plain not in known and re.sub(r"(?<=[./])\d+(?=[./])", "{}", plain) not in known:
-                unknown.append(name)
-        return unknown
+        # Rows have `{}` for a block's number; other numbers are a part of the name (`text.proj.0.weight`).
+        forms = {name: {self.plain(name), re.sub(r"(?<=[./])\d+(?=[./])", "{}", self.plain(name))} for name in names}
+        return [name for name, of_name in forms.items() if not of_name & known]
 
     def plain(self, name: str) -> str:
         """Returns a name without the optional prefix."""

@@ -12,7 +12,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeGuard
+from typing import Any, TypeAlias
 
 import numpy as np
 from absl import logging
@@ -23,7 +23,7 @@ from clipbias.data import files
 from clipbias.data.dataset import Dataset, Split, check_told_apart
 from clipbias.data.user_images import check_names, is_missing
 from clipbias.errors import ClipbiasError, ClipbiasWarning, UnreadableImage
-from clipbias.io import data_path, parse_json, read_text, reason
+from clipbias.io import data_path, parse_json, read_text
 from clipbias.sentences import counted
 
 # Common names of the splits' folders.
@@ -200,7 +200,7 @@ def load_table(
     if data_dir is None:
         raise ClipbiasError("dataset csv needs data_dir, the .csv or .jsonl file that lists the images.")
     path = data_path(data_dir)
-    if not _is_file(path):
+    if not path.is_file():
         raise ClipbiasError(f"dataset csv: there is no file {path}; data_dir must name the .csv or .jsonl file.")
     return _dataset("csv", path.parent, list(_rows(path, "path", "")), template, class_names, str(path))
 
@@ -214,15 +214,8 @@ def has_metadata(folder: Path) -> bool:
 
 
 def _metadata_files(folder: Path) -> list[Path]:
-    return [folder / name for name in METADATA if _is_file(folder / name)]
-
-
-def _is_file(path: Path) -> bool:
-    """Whether a file exists. Raises `ClipbiasError` if its folder may not be read."""
-    try:
-        return path.is_file()
-    except PermissionError as error:
-        raise ClipbiasError(f"cannot read the folder {path.parent}: {reason(error)}; check its permissions.") from error
+    with files.readable(folder):
+        return [folder / name for name in METADATA if (folder / name).is_file()]
 
 
 def load_metadata(folder: Path, *, template: str | None = None, class_names: Sequence[str] | None = None) -> Dataset:
@@ -351,16 +344,11 @@ def _no_class(place: str, label: object) -> ClipbiasError:
 def _records(path: Path) -> Iterator[tuple[int, Mapping]]:
     # CSV may have line breaks inside quotes, so that the reader counts lines; JSON lines have none.
     text = read_text(path)
-    header = text.partition("\n")[0]
-    for separator, name in (("\t", "tabs"), (";", "semicolons"), ("|", "vertical bars")):
-        fields = [field.strip(' "\r') for field in header.split(separator)]
-        if len(fields) > 1 and "label" in fields and not header.lstrip().startswith("{"):
-            raise ClipbiasError(
-                f"{path} separates its columns by {name}; write a .csv file that separates them by commas."
-            )
-    if path.suffix.lower() == ".csv":
+    if path.suffix.lower() != ".jsonl":
+        # Spreadsheets separate columns by semicolons or tabs where a comma stands in numbers.
+        separator = max(",;\t|", key=text.partition("\n")[0].count)
         # People write a space behind a comma; before a quote it would make the quote a part of the text.
-        reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
+        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
         try:
             columns = list(reader.fieldnames or ())
             if repeated := [column for column in columns if column and columns.count(column) > 1]:
@@ -368,8 +356,8 @@ def _records(path: Path) -> Iterator[tuple[int, Mapping]]:
             for record in reader:
                 if None in record:
                     raise ClipbiasError(
-                        f"{path}, line {reader.line_num}: there are more values than columns; put a text with a comma "
-                        "in quotes."
+                        f"{path}, line {reader.line_num}: there are more values than columns; put a text with "
+                        f"{separator!r} in quotes."
                     )
                 yield reader.line_num, record
         except csv.Error as error:
@@ -452,18 +440,10 @@ def _dataset(
 HUB_NAME = "Hugging Face dataset"
 
 
-class HubDataset(Protocol):
-    """The methods of `datasets.Dataset` that clipbias uses: a table with typed columns."""
-
-    @property
-    def features(self) -> Mapping[str, Any]: ...
-    def __len__(self) -> int: ...
-    def __getitem__(self, key: int | str) -> Any: ...
-    def cast_column(self, column: str, feature: Any) -> "HubDataset": ...
-    def select_columns(self, column_names: list[str]) -> "HubDataset": ...
+HubDataset: TypeAlias = Any  # `datasets.Dataset`
 
 
-def is_hub_dataset(value: object) -> TypeGuard[HubDataset | Mapping[str, HubDataset]]:
+def is_hub_dataset(value: object) -> bool:
     """Whether an object is a `datasets.Dataset` or `datasets.DatasetDict`."""
     if isinstance(value, Mapping):
         return bool(value) and all(map(_is_table, value.values()))

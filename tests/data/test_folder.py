@@ -195,6 +195,13 @@ def test_spaces_around_labels_and_decimal_points_of_pandas_do_not_count(tmp_path
     assert data.load("csv", data_dir=names).class_names == ("0.0", "1.0", "1.5")
 
 
+@pytest.mark.parametrize("separator", [";", "\t", "|"])
+def test_columns_may_be_separated_otherwise(tmp_path, separator):
+    rows = [["path", '"label"', "split"], ["a.png", "x, y", "train"], ["b.png", '"x, y"', "val"]]
+    path = write_csv(tmp_path, map(separator.join, rows), "list.tsv")
+    assert data.load("csv", data_dir=path).class_names == ("x, y",)
+
+
 def test_integer_labels_sort_as_numbers_and_may_be_named(tmp_path):
     path = write_csv(tmp_path, ["path,label,split", *(f"{n}.png,{n},train" for n in (10, 2, 1)), "x.png,2,val"])
     assert data.load("csv", data_dir=path).class_names == ("1", "2", "10")
