@@ -95,9 +95,8 @@ def interval(draws: np.ndarray) -> np.ndarray:
 
 
 def estimate(mean: float, draws: np.ndarray) -> Estimate:
-    """Joins a mean and its interval."""
-    low, high = interval(draws).tolist()
-    return Estimate(float(mean), low, high)
+    """Joins a mean and its interval, of draws `[R]`."""
+    return Estimate(float(mean), *interval(draws).tolist())
 
 
 def share(mean: float, draws: np.ndarray, gain: float, gain_draws: np.ndarray) -> Estimate:

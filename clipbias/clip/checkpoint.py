@@ -29,7 +29,7 @@ from clipbias.data.pipeline import BATCH_SIZE
 from clipbias.data.user_images import Pictures
 from clipbias.errors import ClipbiasError
 from clipbias.identity import counted_by, identity, no_effect, parts
-from clipbias.io import check_file, read_json, shorten, user_path, write_tensors, write_text
+from clipbias.io import check_file, read_json, reason, shorten, user_path, write_tensors, write_text
 from clipbias.sentences import counted
 
 CONFIG, OPEN_CLIP_CONFIG = "config.json", "open_clip_config.json"
@@ -41,8 +41,8 @@ READABLE = {
     CONFIG: (WEIGHTS, formats.FLAX_WEIGHTS, "pytorch_model.bin"),
     OPEN_CLIP_CONFIG: (OPEN_CLIP_WEIGHTS, "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin"),
 }
-# Files of weights in their publishers' formats, which need no configuration; the last choice.
-NATIVE = re.compile(r"PE-Core-(?!G)\w+-\d+\.pt|clip_cn_vit\S*\.pt")
+# Meta's files of Perception Encoder, which need no configuration; the last choice.
+NATIVE = re.compile(r"PE-Core-(?!G)\w+-\d+\.pt")
 # Small files of a model, downloaded before its weights.
 SMALL_FILES = (*READABLE, *preprocess.PREPROCESSOR_FILES, *tokenizer.TOKENIZER_FILES)
 EMBEDDED = ("demo", "demo-siglip")  # folders of `assets`: a small CLIP, and a SigLIP trained on the same pictures
@@ -166,8 +166,7 @@ def describe(path: Path) -> tuple[ClipConfig, preprocess.Preprocessing, bool]:
     except ClipbiasError as error:
         raise ClipbiasError(f"{path}: {error}") from error
     except Exception as error:  # transformers raises many types for malformed content
-        reason = shorten(" ".join(str(error).split()), 300)
-        raise ClipbiasError(f"{path} is not a configuration of a model ({reason}); fetch it again.") from error
+        raise ClipbiasError(f"{path} is not a configuration of a model ({reason(error)}); fetch it again.") from error
     return config, preprocess.read_preprocessor(path.parent, config), True
 
 
@@ -226,8 +225,6 @@ ACTIVATIONS = ("quick_gelu", "gelu")
 # Repositories trained with QuickGELU whose configuration leaves this out (listed in open_clip), by their hub name or
 # their folder in the cache.
 QUICK_GELU = re.compile(r"(^|.*/models--)apple(/|--)DFN.*")
-# Activations of publishers' formats, by family; Chinese-CLIP's is that of the vision tower.
-_NATIVE_ACTIVATIONS = {"pe": "gelu", "chinese_clip": "quick_gelu"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -494,12 +491,12 @@ def _geometry(weights: Weights, activation: str | None, name: str) -> tuple[Clip
             text = dataclasses.replace(config.text, activation=activation)
             config = dataclasses.replace(config, vision=vision, text=text)
         return config, preprocessing
-    # Without a configuration: the publisher's format, the user, or OpenAI's buffers name the activation. Weights do
-    # not.
-    activation = _NATIVE_ACTIVATIONS.get(weights.table.families[0]) or activation or weights.activation
-    if weights.table.families[0] in ("siglip", "biomed_clip"):
+    # Without a configuration: Meta's names, the user, or OpenAI's buffers tell the activation. Weights do not.
+    family = weights.table.families[0]
+    activation = "gelu" if family == "pe" else activation or weights.activation
+    if family in ("siglip", "biomed_clip", "chinese_clip"):
         raise ClipbiasError(
-            f"{weights.where} holds {weights.table.families[0]}, whose number of heads is not in the shapes; put its "
+            f"{weights.where} holds {family}, whose number of heads is not in the shapes; put its "
             "config.json or open_clip_config.json beside it."
         )
     if activation is None:

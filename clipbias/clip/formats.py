@@ -241,8 +241,8 @@ def _reading(path: Path) -> Iterator[None]:
     except ClipbiasError as error:
         raise ClipbiasError(f"{path} is not read: {error}.") from error
     except Exception as error:  # zipfile, pickle and NumPy raise many types for damaged files
-        words = shorten(" ".join(reason(error).split()), 200)
-        raise ClipbiasError(f"{path} is damaged or no PyTorch file of weights ({words}); fetch it again.") from error
+        message = f"{path} is damaged or no PyTorch file of weights ({reason(error)}); fetch it again."
+        raise ClipbiasError(message) from error
 
 
 def _describe(archive: zipfile.ZipFile, path: Path, *, skip_objects: bool) -> dict[str, Tensor]:
@@ -356,8 +356,7 @@ def read_flax(path: Path) -> dict[str, Tensor]:
             raise ValueError("it holds no map of names")
         return _flatten_state(tree, "")
     except Exception as error:  # msgpack, Flax and NumPy raise many types for damaged files
-        words = shorten(" ".join(reason(error).split()), 200)
-        raise ClipbiasError(f"{path} is damaged or no Flax model ({words}); fetch it again.") from error
+        raise ClipbiasError(f"{path} is damaged or no Flax model ({reason(error)}); fetch it again.") from error
 
 
 def _flatten_state(tree: Mapping[object, object], prefix: str) -> dict[str, Tensor]:

@@ -23,7 +23,7 @@ from clipbias.clip.formats import Tensor
 from clipbias.clip.preprocess import Preprocessing, of_open_clip
 from clipbias.clip.tables import NameTable
 from clipbias.errors import ClipbiasError
-from clipbias.io import read_json, shorten
+from clipbias.io import read_json, reason, shorten
 
 # Width, layers, heads and hidden width by the size in the name of timm's tower: files that name it leave them out.
 TIMM_SIZES = {
@@ -103,7 +103,7 @@ def read_config(path: Path) -> tuple[ClipConfig, Preprocessing, bool]:
     except ClipbiasError as error:
         raise error if str(path) in str(error) else ClipbiasError(f"{path}: {error}") from error
     except (KeyError, ValueError, TypeError, AttributeError, OverflowError, ArithmeticError) as error:
-        words = f"lacks {error}" if isinstance(error, KeyError) else shorten(str(error), 200)
+        words = f"lacks {error}" if isinstance(error, KeyError) else reason(error)
         raise ClipbiasError(f"{path} is not an open_clip configuration ({words}); fetch it again.") from error
     return config, preprocessing, config.family != "clip" or "quick_gelu" in model
 
@@ -316,8 +316,6 @@ def config_from_shapes(tensors: Mapping[str, Tensor], table: NameTable, *, activ
             "context_length": length,
             "eos_token_id": vocabulary - 1,
         }
-        if family == "chinese_clip":
-            text_sizes |= BERT_TEXT
         if family == "pe":
             sizes |= PE_VISION
         return ClipConfig(VisionConfig(**sizes), TextConfig(**text_sizes), projection_width, family)

@@ -41,7 +41,6 @@ from clipbias.io import (
     read_text,
     reason,
     save_arrays,
-    shorten,
     user_path,
     write_text,
 )
@@ -124,8 +123,7 @@ class PreparedDataset:
             file_format = self._builder.info.file_format
         except Exception as error:  # TFDS raises many types for damaged descriptions
             raise ClipbiasError(
-                f"{self.folder} is not a dataset that tensorflow-datasets can open ({_first_words(error)}); prepare it "
-                "again."
+                f"{self.folder} is not a dataset that tensorflow-datasets can open ({reason(error)}); prepare it again."
             ) from error
         if file_format is None or file_format.value != "array_record":
             raise ClipbiasError(
@@ -170,7 +168,7 @@ class PreparedDataset:
             advice = "prepare the dataset again"
             if is_remote(self.folder):
                 advice = "see that this machine may read the bucket, or copy the folder to a disk"
-            raise ClipbiasError(f"{part} in {self.folder} cannot be read ({_first_words(error)}); {advice}.") from error
+            raise ClipbiasError(f"{part} in {self.folder} cannot be read ({reason(error)}); {advice}.") from error
 
     def sizes(self, paths: Sequence[str]) -> list[int]:
         """Returns the sizes of all record files, for any `paths` (`Split.contents`)."""
@@ -275,10 +273,6 @@ def check_features(path: epath.Path) -> None:
             raise
     except (ValueError, RecursionError) as error:
         raise ClipbiasError(f"{path} is not a description of features ({error}); prepare the dataset again.") from error
-
-
-def _first_words(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _key(version: str) -> tuple[int, ...]:
@@ -482,7 +476,7 @@ def build_shards(dataset: Dataset, out_dir: str | os.PathLike) -> epath.Path:
     try:
         folder = _write_shards(dataset, name, stored_as, out)
     except (OSError, RuntimeError) as error:  # RuntimeError: raised by the writer of records on a full disk
-        words = shorten(reason(error).splitlines()[0].partition("; ")[0], 200)
+        words = reason(error).partition("; ")[0]
         raise ClipbiasError(f"cannot write shards to {out / name}: {words}; choose another folder.") from error
     finally:
         for new_folder in new_folders:
