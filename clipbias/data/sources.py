@@ -94,14 +94,8 @@ def describe_missing(dataset: Dataset, *, trains: bool) -> str | None:
     for split, use in needed.items():
         if len(dataset.splits.get(split, ())):
             continue
-        present = []
-        for name, images in dataset.splits.items():
-            counts = np.bincount(images.labels, minlength=len(dataset.class_names))
-            if len(images):
-                classes = [f"{dataset.class_names[label]} {counts[label]}" for label in np.flatnonzero(counts)]
-                present.append(f"{name}: {examples(classes)}")
-        content = ", ".join(present) or "no image"
-        return f"{dataset.name} has no {split} images to {use} (it has {content}); add some."
+        content = ", ".join(f"{len(images)} {name}" for name, images in dataset.splits.items() if len(images))
+        return f"{dataset.name} has no {split} images to {use} (it has {content or 'no image'}); add some."
     return None
 
 
