@@ -122,7 +122,6 @@ def check_value(name: str, value: object, kind: object) -> None:
 
 
 def _check_union(name: str, value: object, kind: object) -> None:
-    """A value of a union, such as `int | None`."""
     # Of `X | None` the message is that of X, with "or None". An empty string is refused, since users may mean `None`.
     parts = get_args(kind)
     others = [part for part in parts if part is not type(None)]

@@ -47,14 +47,11 @@ _left: int | None = None
 
 
 class Stopped(BaseException):
-    """Raised after a notice to stop. Not an `Exception`: no handler of failures may catch it.
-
-    Attributes:
-      status: exit status of a process that the signal ended: 130 for Ctrl-C, 143 for SIGTERM.
-    """
+    """Raised after a notice to stop. Not an `Exception`: no handler of failures may catch it."""
 
     def __init__(self, message: str = "stopped; the same command continues.") -> None:
         super().__init__(message)
+        # The exit status of a process that the signal ended: 130 for Ctrl-C, 143 for SIGTERM.
         self.status = 128 + (_signal or signal.SIGTERM)
 
 
@@ -175,10 +172,7 @@ def from_first(decide: Callable[[], _T]) -> _T:
 
 
 def assert_same(what: str, value: object) -> None:
-    """Checks that all processes have the same JSON value, such as a hash. All processes must call this.
-
-    Raises `ClipbiasError` in all processes if the values differ; `what` names them: "the images of demo/digits".
-    """
+    """Raises `ClipbiasError` in all processes, which must call this, if their JSON values differ; `what` names them."""
     first, *others = gather(value)
     for process, other in enumerate(others, start=1):
         if other != first:

@@ -227,7 +227,6 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _temporary(path: str | os.PathLike, advice: str) -> Iterator[Path]:
-    """`path`'s name in a private folder beside it."""
     # Beside it, since a rename works within a file system only. A folder, not a file of `mkstemp`: the new file gets
     # the umask's permissions.
     try:

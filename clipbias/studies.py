@@ -140,14 +140,8 @@ def bind_models(
 ) -> list[Model]:
     """Binds models to a dataset's classes, behind zero-shot; arguments as for `explain`.
 
-    Zero-shot reads the texts of the models, where these agree, else those of the dataset: with other texts, two changes
-    were compared.
-
-    A repeated method is named by its seed, a method that was trained on another dataset by that dataset.
-
-    Raises:
-      ClipbiasError: there is no model, there are several frozen models, or a model's learnables belong to other
-        classes.
+    A repeated method is named by its seed, a method that was trained on another dataset by that dataset. Raises
+    `ClipbiasError` for no model, several frozen models, or learnables that belong to other classes.
     """
     if clip is None and not tuned_models:
         raise ClipbiasError("there is no model to explain; give tuned models, or clip=….")
@@ -171,6 +165,7 @@ def bind_models(
         model if model.class_names == tuple(dataset.class_names) else model.with_classes(dataset)
         for model in tuned_models
     ]
+    # Zero-shot reads the texts of the models where these agree: with other texts, two changes would be compared.
     texts = {model.task.classes.identity: model.task.classes for model in own_models}
     classes = texts.popitem()[1] if len(texts) == 1 else Classes.of(dataset)
     task = Task(clip, ZERO_SHOT, dataclasses.replace(classes, class_names=tuple(dataset.class_names)), dtype=dtype)
@@ -259,7 +254,6 @@ def _known_predictions(folders: Sequence[Path], split: Split) -> Callable[[Model
 
 @contextlib.contextmanager
 def _bars(shown: bool) -> Iterator[Callable[[str, int, int], None]]:
-    """Shows the progress of a study, a bar for each title, one after another."""
     bar, last = Progress(), ("", 0)
 
     def advance(title: str, done: int, total: int) -> None:

@@ -511,7 +511,6 @@ def _geometry(weights: Weights, activation: str | None, name: str) -> tuple[Clip
 
 
 def _tokenizer(weights: Weights, config: ClipConfig, folder: str | os.PathLike | None) -> Tokenizer:
-    """Reads the tokenizer in `folder`. Default: that beside the weights, or CLIP's."""
     vocabulary_size = config.text.vocabulary_size
     is_clips = vocabulary_size == tokenizer.CLIP_VOCABULARY and config.family in ("clip", "pe")
     # open_clip cleans texts before a tokenizer of Hugging Face, which transformers does not know of.

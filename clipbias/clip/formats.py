@@ -142,8 +142,6 @@ class PickledObject:
 
 
 class _Unpickler(pickle._Unpickler):
-    """Reads a pickle into plain values and `PickledObject`s."""
-
     # A pickle is a program: it names functions to call. Here every name becomes an inert object, and names beyond
     # `ALLOWED_NAMES` are refused. The base class is Python's implementation of `pickle.Unpickler`: the one in C ends
     # the process, or fills the memory, on deeply nested keys and huge memo numbers.

@@ -89,10 +89,9 @@ def _check_keys(where: str, prefix: str, settings: Mapping[str, object], allowed
 
 
 def read_config(path: Path) -> tuple[ClipConfig, Preprocessing, bool]:
-    """Reads an `open_clip_config.json`.
+    """Reads an `open_clip_config.json`: geometry, preprocessing, and whether it names the activation (default: GELU).
 
-    Returns the geometry, the preprocessing, and whether the file names the activation; the default is open_clip's,
-    GELU. Raises `ClipbiasError` for another network, or no such file.
+    Raises `ClipbiasError` for another network.
     """
     content = read_json(path, dict, what="an open_clip configuration")
     try:

@@ -141,7 +141,6 @@ HUGGING_FACE = NameTable(
 
 
 def _in_flax(row: TensorName) -> TensorName:
-    """Returns the row of the same tensor in a Flax model of `transformers`."""
     name, _, suffix = row.name.rpartition(".")
     if suffix == "weight":
         is_embedding = name.endswith(("token_embedding", "position_embedding"))

@@ -199,17 +199,11 @@ def encode_text(
 ) -> tuple[jax.Array, tower.Observed]:
     """Encodes prompt texts with a frozen text tower and an adaptation.
 
-    Args:
-      params: the whole parameter tree.
-      tokens: `TextTokens`, or ids `[C, N]` with the adaptation's context, if any, behind SOS.
-      adaptation: a method's additions, without `text_residual`, which acts on class features later.
-      taps, observe, remat, dtype: as in `encode_image`, with `C` for `B`.
+    `tokens` are `TextTokens`, or ids `[C, N]` with the adaptation's context, if any, behind SOS. Other arguments and
+    the second result are as in `encode_image`, with `C` for `B`; `text_residual` acts later, on class features.
 
-    Returns:
-      Features `[C, d]` in float32, not normalised; and the results of `observe`, stacked over layers (else `None`).
-
-    Raises:
-      ClipbiasError: an array's shape does not fit the geometry or the number of texts.
+    Returns features `[C, d]` in float32, not normalised. Raises `ClipbiasError` if a shape does not fit the geometry or
+    the number of texts.
     """
     # Ids alone do not say where the context is: behind SOS, as long as the first part that has one.
     if not isinstance(tokens, TextTokens):

@@ -37,8 +37,7 @@ TEST_SHARE = 0.3
 def load(data_dir: str | os.PathLike | None, *, template: str | None = None) -> Dataset:
     """Reads a folder of class folders; class names are the folder names, in Python's sort order.
 
-    Raises `ClipbiasError` for a missing folder or class folder, a class without images, unreadable names, class names
-    of the same text, and images outside of this layout.
+    Raises `ClipbiasError` for a class without training images, and folders or images outside of this layout.
     """
     root = files.existing_folder(data_dir, needed_for="dataset folder")
     roots = _split_folders(root)
@@ -188,14 +187,10 @@ TableRow = tuple[str, str, str, str]  # path, label, split, place of the row
 def load_table(
     data_dir: str | os.PathLike | None, *, template: str | None = None, class_names: Sequence[str] | None = None
 ) -> Dataset:
-    """Reads a table of images: `path,label[,split]`.
+    """Reads a table of images, `path,label[,split]`: a `.csv` with a header line, or a `.jsonl`.
 
-    Args:
-      data_dir: the `.csv` (with a header line) or `.jsonl` file; paths in it are relative to its folder, and below it.
-      class_names: names of integer labels 0, 1, ... Default: the sorted labels are the names.
-
-    Raises `ClipbiasError` for a missing file or column, an unknown split, a path that leaves the folder, and a label
-    that is neither a name nor a number from 0 on.
+    Paths are relative to its folder, and below it. `class_names` are those of integer labels 0, 1, ...; by default the
+    sorted labels are the names. Raises `ClipbiasError` for a row that cannot be read so.
     """
     if data_dir is None:
         raise ClipbiasError("dataset csv needs data_dir, the .csv or .jsonl file that lists the images.")
@@ -457,8 +452,8 @@ def _is_table(value: object) -> bool:
 def from_hub_dataset(tables: HubDataset | Mapping[str, HubDataset], *, template: str = DEFAULT_TEMPLATE) -> Dataset:
     """Converts a table, or tables by the name of their split, to a dataset; pictures are read when they are used.
 
-    A single table serves for training and testing. Raises `ClipbiasError` unless each table has one column of images
-    and one of class labels, every row has a label, tables have the same classes, and split names are known.
+    Raises `ClipbiasError` unless each table has one column of images and one of class labels, every row has a label,
+    tables have the same classes, and split names are known.
     """
     # Whoever gives one table, to `fit` or to `evaluate`, means all of its rows.
     if not isinstance(tables, Mapping):
@@ -512,7 +507,6 @@ def _read(table: HubDataset, name: str) -> tuple[Split, tuple[str, ...]]:
 
 
 def _column(table: HubDataset, kind: str, advice: str) -> str:
-    """Returns the name of the only column of a type."""
     columns: Sequence[str] = [name for name, feature in table.features.items() if type(feature).__name__ == kind]
     if len(columns) == 1:
         return columns[0]

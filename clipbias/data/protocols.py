@@ -238,5 +238,4 @@ def _same_classes(name: str, dataset: Dataset) -> EvaluationSet:
 
 
 def _tested(dataset: Dataset) -> Dataset:
-    """Returns the dataset with only its test split."""
     return dataclasses.replace(dataset, splits={"test": dataset.split("test")})

@@ -296,12 +296,10 @@ def load(
       name: "tfds/" and a catalogue name ("tfds/food101") or any builder with `image` and `label` features.
       data_dir: TFDS's data folder. Default: ~/tensorflow_datasets.
       split: "coop" for the benchmark's split, labels and class names, matched by file name; "builder" for the
-        builder's splits, completed if some are missing. Default: "coop" for datasets without a split file (ImageNet and
-        its variants), else "builder".
+        builder's splits, completed if some are missing. Default: "coop" for ImageNet and its variants, else "builder".
       split_dir: for "coop", the folder of the split file, or the root of all datasets. Default: `data_dir`.
 
-    Raises `ClipbiasError` for a dataset that is not prepared (with the command) or not array_record, that has no file
-    names, or that lacks images of the split.
+    Raises `ClipbiasError` for a dataset that is not prepared as array_record, or lacks file names or images.
     """
     data_dir = DEFAULT_DATA_DIR if data_dir is None else data_dir
     builder = name.removeprefix("tfds/")
@@ -498,7 +496,6 @@ def _folder_name(name: str) -> str:
 
 
 def _write_shards(dataset: Dataset, name: str, stored_as: Mapping[str, str], out: epath.Path) -> epath.Path:
-    """Writes every split under its name in `stored_as`; returns the folder."""
     import tensorflow_datasets as tfds
 
     metadata = {

@@ -137,7 +137,6 @@ def _taken(image: Picture, name: str) -> str | bytes | UnreadableImage:
 
 
 def _encoded(picture: Image.Image) -> bytes:
-    """Encodes a picture of a known mode without loss."""
     # Bytes cannot change later, as the caller's array could. PPM is not compressed, and the fastest; PNG has palettes
     # and transparency, TIFF has ink.
     file = io.BytesIO()

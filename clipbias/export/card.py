@@ -136,7 +136,6 @@ def _images_per_class(notes: Mapping[str, Any]) -> str:
 
 
 def _learning_rate(notes: Mapping[str, Any]) -> str:
-    """Formats the learning rate and its selection on held-out images; empty without a rate."""
     rate = notes.get("learning_rate")
     if rate is None:
         return ""

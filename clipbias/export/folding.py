@@ -9,14 +9,10 @@ from clipbias.errors import ClipbiasError
 
 
 def fold(params: Params, adaptation: Adaptation) -> Params:
-    """Returns the weights of a plain CLIP with the features of `params` and `adaptation`.
+    """Returns the weights of a plain CLIP with the features of `params` and `adaptation`, which stay unchanged.
 
-    Args:
-      params: the frozen weights, which stay unchanged; the result shares the weights that do not change.
-      adaptation: any of `text_bias [Lt, Dt]`, `vision_bias [Lv, Dv]`, `text_weights` and `vision_weights`.
-
-    Raises:
-      ClipbiasError: the adaptation has other parts, or none.
+    The adaptation has any of `text_bias [Lt, Dt]`, `vision_bias [Lv, Dv]`, `text_weights` and `vision_weights`. Raises
+    `ClipbiasError` if it has other parts, or none.
     """
     # Before the general message: these biases look like changes of weights.
     if adaptation.bias_differs_between_tokens:

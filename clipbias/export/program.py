@@ -100,7 +100,6 @@ def export_program(task: Task, weights: Weights) -> jax.export.Exported:
 
 @contextlib.contextmanager
 def _without_source_lines() -> Iterator[None]:
-    """Leaves files and lines of operations out of programs."""
     # They name this machine's paths: with them, an adapter would give other bytes on another machine.
     settings = {"jax_traceback_in_locations_limit": 0, "jax_include_full_tracebacks_in_locations": True}
     before = {name: getattr(jax.config, name) for name in settings}
