@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from clipbias import hosts
+from clipbias.clip.adaptation import fold
 from clipbias.constants import ADAPTER_FILE
 from clipbias.errors import ClipbiasError
 from clipbias.export.card import NOTE, model_card
-from clipbias.export.folding import fold
 from clipbias.export.onnx_file import write_onnx
 from clipbias.export.peft import write_peft
 from clipbias.export.program import write_program

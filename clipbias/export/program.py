@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from clipbias.clip import Adaptation, encode_image
+from clipbias.clip.adaptation import fold
 from clipbias.clip.checkpoint import narrow
 from clipbias.clip.preprocess import Preprocessing
-from clipbias.export.folding import fold
 from clipbias.io import atomic_path, write_tensors, write_text
 from clipbias.tuning import Learnables, Task
 from clipbias.tuning.features import unit_length

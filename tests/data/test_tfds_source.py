@@ -259,14 +259,14 @@ def test_without_one_the_records_are_read_once(built, copied, caplog):
 def test_beside_records_that_cannot_be_written_it_is_in_the_users_cache(built, copied, monkeypatch, caplog):
     root, read = copied
     index_of(root).unlink()
-    original = tfds.save_arrays
+    original = tfds.io.save_arrays
 
     def refused(path: epath.Path, arrays: dict[str, np.ndarray]) -> None:
         if str(path).startswith(str(root)):
             raise ClipbiasError(f"cannot write {path}: Read-only file system.")
         original(path, arrays)
 
-    monkeypatch.setattr(tfds, "save_arrays", refused)
+    monkeypatch.setattr(tfds.io, "save_arrays", refused)
     with caplog.at_level("INFO"):
         assert_opens(root, built[1])
     assert "is not kept here" in caplog.text and "Read-only" in caplog.text
