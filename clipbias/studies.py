@@ -215,11 +215,14 @@ def bind_models(
 
 def few_shot_split(notes: Mapping[str, object]) -> str:
     """Returns the identity of an adapter's training images: dataset, content, shots and the split's seed."""
+    # The content counts besides the name: a folder may hold other pictures today.
     return " ".join(str(notes.get(name, "")) for name in ("dataset", "data", "shots", "seed"))
 
 
 def unique_key(method: str, name: str, seed: object, start: int, labels: Mapping[str, str]) -> tuple[str, str]:
     """Returns a key and a label that no other model of the study has; `labels` are the labels by key."""
+    # Keys name files and arrays of the results, so they must differ. Labels are for people: a seed stands in them only
+    # where it tells models apart.
     base = Path(method.partition(":")[0]).stem if method.endswith(".py") else method
     is_again = seed is not None and start != seed
     if base not in labels and not is_again:

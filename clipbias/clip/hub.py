@@ -85,6 +85,7 @@ def download(name: HubName, file: str, commit: str | None = None) -> Path:
 
 def list_files(name: HubName, commit: str) -> list[str]:
     """Returns the names of a commit's files. Raises `ClipbiasError` as `download_small` does."""
+    # At a commit: `main` may move between two requests.
     from huggingface_hub import HfApi
 
     with explained(name):

@@ -84,6 +84,7 @@ def init_text(rng: jax.Array, config: ClipConfig) -> Params:
     geometry = config.text
     keys = jax.random.split(rng, 4)
     width = geometry.width
+    # 0.02 and 0.01 are CLIP's own deviations.
     weights: Params = {
         "token_embedding": 0.02 * jax.random.normal(keys[0], (geometry.vocabulary_size, width)),
         "position_embedding": 0.01 * jax.random.normal(keys[1], (geometry.context_length, width)),

@@ -169,6 +169,7 @@ def pool(prefix: str, attention: str, fc1: str, fc2: str) -> list[TensorName]:
 
 
 # SigLIP, and SigLIP 2 with a fixed resolution.
+# SigLIP's scale and bias are stored as arrays of one number.
 _NUMBER = Layout(lambda x: x.reshape(()), lambda x: x.reshape(1))
 _NOT_SIGLIPS = ("class_embedding", "pre_norm", "projection", "logit_scale")
 SIGLIP = NameTable(

@@ -70,6 +70,7 @@ def text_tokens(ids: np.ndarray | jax.Array, context_rows: np.ndarray | jax.Arra
 def as_tokens(ids: ArrayLike, config: ClipConfig, context_length: int = 0) -> TextTokens:
     """Converts ids `[C, N]` to `TextTokens`, with `context_length` context tokens behind SOS if there is one."""
     ids = jnp.asarray(ids)
+    # CoOp's context stands behind SOS; SigLIP has no SOS, so its context comes first.
     rows = jnp.arange(ids.shape[1]) - config.text.first_word
     rows = jnp.where((rows >= 0) & (rows < context_length), rows, -1)
     return text_tokens(ids, jnp.broadcast_to(rows, ids.shape), config.text)
@@ -128,6 +129,7 @@ def embed_text(
     classes, length = tokens.ids.shape
     check_text_parts(adaptation, config, classes, length)
     weights = outside_layers(cast_weights(params["text"], dtype), adaptation.text_weights)
+    # Tokens are float32 in every compute type: sums over all blocks would lose small changes otherwise.
     x = weights["token_embedding"][tokens.ids].astype(jnp.float32)
     # The context replaces embeddings before positions are added, as in CoOp: a learned token keeps its position.
     x = put_context(x, adaptation.text_context, tokens.context_rows, jnp.arange(classes)[:, None], classes)

@@ -82,6 +82,7 @@ class TowerInput:
         """Returns the keys that each query sees, bool, broadcastable to `[B, H, N, N]`; `None` for all."""
         if self.causal:
             return causal_mask(length)
+        # Padding is masked as a key alone: nobody reads the rows of its queries.
         return None if self.visible is None else self.visible[:, None, None, :]
 
     def pooled_visible(self, length: int) -> jax.Array | None:
@@ -115,6 +116,7 @@ class LayerView:
 
     def project(self, heads_output: jax.Array) -> jax.Array:
         """Computes `W_o · cat_h(heads_output)` without bias: `[B, N, D]` (the terms of Eq. 12)."""
+        # No bias: it belongs to no token, and the terms of Eq. 12 are sums over tokens.
         return layers.product(heads_output.reshape(*heads_output.shape[:-2], -1), self.weights["out"])
 
 
@@ -269,4 +271,5 @@ def take_rows(tokens: jax.Array, pooled: jax.Array | np.ndarray | None) -> jax.A
     """Selects the rows `pooled [B]` of `tokens [B, N, D]`: `[B, D]`; all tokens for a pooling head (`None`)."""
     if pooled is None:
         return tokens
+    # A gather, since each text ends at another position.
     return jnp.take_along_axis(tokens, pooled[:, None, None], axis=1)[:, 0]

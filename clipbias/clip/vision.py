@@ -58,6 +58,7 @@ def embed_image(
     # Patches row by row, [B, M, p·p·3]; a margin at the right and bottom that fills no patch is cut off (SigLIP).
     # As a product and not a convolution, so that it takes the same precision as all other products (`multiply`).
     side = geometry.patch_size
+    # Tokens are float32 in every compute type: sums over all blocks would lose small changes otherwise.
     covered = images[:, : geometry.grid * side, : geometry.grid * side].astype(jnp.float32)
     patches = covered.reshape(images.shape[0], geometry.grid, side, geometry.grid, side, 3).transpose(0, 1, 3, 2, 4, 5)
     patches = patches.reshape(images.shape[0], geometry.patches, side * side * 3)
@@ -75,6 +76,7 @@ def embed_image(
         count = prompts.shape[1]
         first = jnp.broadcast_to(prompts[0].astype(jnp.float32), (images.shape[0], count, geometry.width))
         tokens = jnp.concatenate([tokens, first], axis=1)
+        # NumPy's, so that `put_prompts` knows the places while tracing and slices instead of gathering.
         prompt_rows = np.concatenate([np.full(geometry.tokens, -1), np.arange(count)])
     positions = np.arange(tokens.shape[1])
     if geometry.pre_norm:

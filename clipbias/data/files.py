@@ -133,12 +133,14 @@ def readable(folder: Path) -> Iterator[None]:
 
 def image_files_in_each(root: Path, folders: Sequence[str]) -> Iterator[tuple[list[str], list[str]]]:
     """Yields `image_files` of several folders in `root`, in their order."""
+    # `map` keeps the order of the folders, whichever thread ends first.
     with ThreadPoolExecutor(READERS) as pool:
         yield from pool.map(image_files, [root / folder for folder in folders])
 
 
 def check_relative(relative: str, *, listed_in: str) -> str:
     """Normalises a path below a folder. Raises `ClipbiasError` for a path that is absolute or leaves the folder."""
+    # Lists come with downloaded data: a path such as ../../.ssh/id_rsa must not become an image that is published.
     parts = relative.split("/")
     plain = relative and parts[0] and ".." not in parts and "\\" not in relative and "\0" not in relative
     if not plain or not is_unicode(relative):

@@ -114,6 +114,7 @@ class Batches(Ahead[Batch]):
         self.source = source
 
     def __next__(self) -> Batch:
+        # A pass over a test set may take long, so that a notice to stop is looked for at each batch.
         hosts.check()
         return super().__next__()
 

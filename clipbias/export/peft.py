@@ -130,6 +130,7 @@ def read_peft(
     views = _views(task.method, learnables)
     # PEFT may change any module by itself; CLIP-LoRA's stacked learnables cover a range of blocks.
     if views.keys() != tensors.keys():
+        # The least name, so that the message does not depend on the order of a set.
         odd = min(views.keys() ^ tensors.keys())
         raise ClipbiasError(
             f"{folder} changes different kernels in different blocks or towers (see {odd}), and CLIP-LoRA here changes "

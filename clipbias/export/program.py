@@ -94,6 +94,7 @@ def export_program(task: Task, weights: Weights) -> jax.export.Exported:
     (batch,) = jax.export.symbolic_shape("b")
     shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in weights.items()}
     images = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8)
+    # One program for all platforms: whoever receives it may have another device.
     with _without_source_lines():
         return jax.export.export(jax.jit(functools.partial(classify, task)), platforms=PLATFORMS)(shapes, images)
 
