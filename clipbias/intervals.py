@@ -146,13 +146,6 @@ def change(number: Estimate, outcome: str) -> str:
     return with_interval(number, f"{{:+z.{UNITS[outcome][1]}f}}".format)
 
 
-def amount(number: Estimate, outcome: str) -> str:
-    """Writes a change with its unit and interval."""
-    # The unit stands behind the number, before the brackets.
-    value, _, interval = change(number, outcome).partition(" ")
-    return " ".join(filter(None, [value, UNITS[outcome][0], interval]))
-
-
 def percent(share: Estimate | None) -> str:
     """Writes a share with its interval, in whole percent."""
     if share is None:

@@ -68,30 +68,22 @@ def load(data_dir: str | os.PathLike | None, *, template: str | None = None) -> 
     unread: list[str] = []  # images whose format is not read
     splits = {}
     for split_name, place in (roots or {"all": root}).items():
-        present = set(files.sub_folders(place))
-        if unknown := sorted(present - set(class_names)):
+        if unknown := sorted(set(files.sub_folders(place)) - set(class_names)):
             raise ClipbiasError(
                 f"{place} has the class folder {unknown[0]!r}, which the train folder has not; add it there or remove "
                 "it."
             )
         keys: list[str] = []
-        counts: list[int] = []
+        labels: list[int] = []
         prefix = "".join(f"{part}/" for part in place.relative_to(root).parts)
         if split_name not in ("all", "train"):
             _check_has_labels(place)
-        # Folders are listed by several threads, in the order of the classes.
-        folders = [name for name in class_names if name in present]
-        files_by_class = dict(zip(folders, files.image_files_in_each(place, folders), strict=True))
-        for class_name in class_names:
-            names, left_out = files_by_class.get(class_name, ([], []))  # a class may have no test image
-            if not names and split_name in ("all", "train"):  # every class needs an image there
-                why = f" that is read ({files.describe_others(left_out)})" if left_out else ""
-                raise ClipbiasError(f"the class folder {place / class_name} has no image{why}; add some or remove it.")
+        # A class may have no folder of test images.
+        for class_name, names, left_out in _class_folders(place, needed=split_name in ("all", "train")):
             unread += [f"{prefix}{class_name}/{file_name}" for file_name in left_out]
             keys += [f"{prefix}{class_name}/{file_name}" for file_name in names]
-            counts.append(len(names))
-        labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
-        splits[split_name] = files.split_of_files(root, keys, labels, upright=True)
+            labels += [class_names.index(class_name)] * len(names)
+        splits[split_name] = files.split_of_files(root, keys, np.asarray(labels, np.int32), upright=True)
     files.warn_of_others(root, unread)
     splits = complete_splits(splits, str(root))
     return Dataset("folder", class_names, DEFAULT_TEMPLATE if template is None else template, splits)
@@ -115,6 +107,16 @@ def _split_folders(root: Path) -> dict[str, Path]:
         if folders:
             places[split_name] = folders[0]
     return places
+
+
+def _class_folders(place: Path, *, needed: bool) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Yields each class with its images and pictures that are not read. Raises for a class without `needed` images."""
+    names = files.sub_folders(place)
+    for name, (images, left_out) in zip(names, files.image_files_in_each(place, names), strict=True):
+        if needed and not images:
+            why = f" that is read ({files.describe_others(left_out)})" if left_out else ""
+            raise ClipbiasError(f"the class folder {place / name} has no image{why}; add some or remove it.")
+        yield name, images, left_out
 
 
 def _check_has_labels(place: Path) -> None:
@@ -235,13 +237,9 @@ def load_metadata(folder: Path, *, template: str | None = None, class_names: Seq
                 table += [(f"{place.name}/{image}", label, split, row) for image, label, split, row in rows]
         elif are_splits and place.name not in listed:  # the metadata beside the folder may list its images
             _check_has_labels(place)
-            names = files.sub_folders(place)
-            for class_name, (images, _) in zip(names, files.image_files_in_each(place, names), strict=True):
-                class_folder = place / class_name
-                if not images and split_name == "train":
-                    raise ClipbiasError(f"the class folder {class_folder} has no image; add some or remove it.")
+            for class_name, images, _ in _class_folders(place, needed=split_name == "train"):
                 from_class_folders += [
-                    (f"{place.name}/{class_name}/{image}", class_name, split_name, str(class_folder))
+                    (f"{place.name}/{class_name}/{image}", class_name, split_name, str(place / class_name))
                     for image in images
                 ]
     table += from_class_folders
