@@ -34,7 +34,6 @@ from clipbias.sentences import counted
 
 CONFIG, OPEN_CLIP_CONFIG = "config.json", "open_clip_config.json"
 WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 OPEN_CLIP_WEIGHTS = "open_clip_model.safetensors"
 # Files of weights by the configuration beside them, in order of preference; each may be sharded.
 READABLE = {

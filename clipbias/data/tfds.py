@@ -158,7 +158,7 @@ class PreparedDataset:
         in_cache = epath.Path(io.cache_folder()) / "records" / f"{cached}.npz"
         places = (self.folder / f"clipbias_index_{split}.npz", in_cache)
         for path in places:
-            # One that is missing, damaged or of other records is made again.
+            # An index that is missing, damaged or of other records is made again.
             with contextlib.suppress(ClipbiasError, KeyError, ValueError):
                 stored = io.load_arrays(path)
                 labels, ids = stored["labels"], tuple(json.loads(stored["ids"].tobytes()))
