@@ -40,8 +40,8 @@ READABLE = {
     CONFIG: (WEIGHTS, formats.FLAX_WEIGHTS, "pytorch_model.bin"),
     OPEN_CLIP_CONFIG: (OPEN_CLIP_WEIGHTS, "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin"),
 }
-# Meta's files of Perception Encoder, which need no configuration; the last choice.
-NATIVE = re.compile(r"PE-Core-(?!G)\w+-\d+\.pt")
+# Files of weights in their publishers' formats, which need no configuration; the last choice.
+NATIVE = re.compile(r"PE-Core-(?!G)\w+-\d+\.pt|clip_cn_vit\S*\.pt")
 # Small files of a model, downloaded before its weights.
 SMALL_FILES = (*READABLE, *preprocess.PREPROCESSOR_FILES, *tokenizer.TOKENIZER_FILES)
 EMBEDDED = ("demo", "demo-siglip")  # folders of `assets`: a small CLIP, and a SigLIP trained on the same pictures
@@ -224,6 +224,8 @@ ACTIVATIONS = ("quick_gelu", "gelu")
 # Repositories trained with QuickGELU whose configuration leaves this out (listed in open_clip), by their hub name or
 # their folder in the cache.
 QUICK_GELU = re.compile(r"(^|.*/models--)apple(/|--)DFN.*")
+# Activations of publishers' formats, by family; Chinese-CLIP's is that of the vision tower.
+_NATIVE_ACTIVATIONS = {"pe": "gelu", "chinese_clip": "quick_gelu"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -490,10 +492,11 @@ def _geometry(weights: Weights, activation: str | None, name: str) -> tuple[Clip
             text = dataclasses.replace(config.text, activation=activation)
             config = dataclasses.replace(config, vision=vision, text=text)
         return config, preprocessing
-    # Without a configuration: Meta's names, the user, or OpenAI's buffers tell the activation. Weights do not.
+    # Without a configuration: the publisher's format, the user, or OpenAI's buffers name the activation. Weights do
+    # not.
     family = weights.table.families[0]
-    activation = "gelu" if family == "pe" else activation or weights.activation
-    if family in ("siglip", "biomed_clip", "chinese_clip"):
+    activation = _NATIVE_ACTIVATIONS.get(family) or activation or weights.activation
+    if family in ("siglip", "biomed_clip"):
         raise ClipbiasError(
             f"{weights.where} holds {family}, whose number of heads is not in the shapes; put its "
             "config.json or open_clip_config.json beside it."

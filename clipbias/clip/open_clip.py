@@ -315,6 +315,8 @@ def config_from_shapes(tensors: Mapping[str, Tensor], table: NameTable, *, activ
             "context_length": length,
             "eos_token_id": vocabulary - 1,
         }
+        if family == "chinese_clip":
+            text_sizes |= BERT_TEXT
         if family == "pe":
             sizes |= PE_VISION
         return ClipConfig(VisionConfig(**sizes), TextConfig(**text_sizes), projection_width, family)

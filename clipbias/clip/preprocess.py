@@ -200,11 +200,11 @@ def open_clip_preprocessing(preprocessing: Preprocessing) -> dict[str, object]:
 
 
 def native_preprocessing(config: ClipConfig) -> Preprocessing:
-    """Returns the preprocessing of OpenAI's or Meta's code, for their files without a configuration."""
+    """Returns the preprocessing of OpenAI's, Meta's or Chinese-CLIP's code, for their files without a configuration."""
     size = config.vision.image_size
     if config.family == "pe":
         return Preprocessing(Resizing(size, whole=True, resampling="bilinear"), SIGLIP_MEAN_STD, SIGLIP_MEAN_STD)
-    return Preprocessing(Resizing(size))
+    return Preprocessing(Resizing(size, whole=config.family == "chinese_clip"))
 
 
 def preprocessing_of(resizing: Resizing, mean: Any, std: Any) -> Preprocessing:

@@ -336,10 +336,22 @@ BIOMED_CLIP = NameTable(
     families=("biomed_clip",),
     ignored=bert_ignored("text.transformer."),
 )
+# Chinese-CLIP's `.pt` files.
+CN_CLIP = NameTable(
+    (
+        *(row for row in OPEN_CLIP.tensors if row.path.startswith("vision/")),
+        *bert("bert."),
+        TensorName("text_projection", "text/projection"),
+        _LOGIT_SCALE,
+    ),
+    families=("chinese_clip",),
+    ignored=bert_ignored("bert."),
+)
+
 # A family's models are written with the first table that has it.
 TABLES = (
     *(HUGGING_FACE, FLAX, SIGLIP, CHINESE_CLIP),
-    *(OPEN_CLIP, OPEN_CLIP_PE, META_PE, OPEN_CLIP_SIGLIP, BIOMED_CLIP),
+    *(OPEN_CLIP, OPEN_CLIP_PE, META_PE, OPEN_CLIP_SIGLIP, BIOMED_CLIP, CN_CLIP),
 )
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from clipbias.clip.config import TextConfig
 from clipbias.errors import ClipbiasError
-from clipbias.io import check_file, reason, shorten
+from clipbias.io import check_file, shorten
 
 # A tokenizer of transformers, whose classes declare no types of their attributes.
 Tokenizer: TypeAlias = Any
@@ -197,7 +197,8 @@ def read_tokenizer(folder: Path, family: str = "clip", cleaning: str | None = No
     except ClipbiasError:
         raise
     except Exception as error:  # transformers raises many types for damaged files
-        raise ClipbiasError(f"the tokenizer in {folder} cannot be read ({reason(error)}); fetch it again.") from error
+        words = shorten(" ".join(str(error).split()), 300)
+        raise ClipbiasError(f"the tokenizer in {folder} cannot be read ({words}); fetch it again.") from error
 
 
 def _class(folder: Path, family: str) -> Any:

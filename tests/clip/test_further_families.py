@@ -209,6 +209,38 @@ def test_metas_own_file(perception_encoder, tmp_path):
         clipbias.load(tmp_path)
 
 
+def test_chinese_clips_own_file(folder, tmp_path):
+    """OpenAI's names for images and BERT's for texts, inside a training checkpoint."""
+    clip = families.reference("chinese_clip", 1, folder).clip
+    theirs = safetensors.numpy.load_file(DATA / "chinese_clip" / "model.safetensors")
+    state: Arrays = {}
+    for name, value in theirs.items():
+        if name.startswith("text_model."):
+            state[name.replace("text_model.", "bert.")] = value
+    vision = "vision_model."
+    for layer in range(clip.config.vision.layers):
+        old, new = f"{vision}encoder.layers.{layer}.", f"visual.transformer.resblocks.{layer}."
+        for kind in ("weight", "bias"):
+            parts = [theirs[f"{old}self_attn.{part}_proj.{kind}"] for part in "qkv"]
+            state[f"{new}attn.in_proj_{kind}"] = np.concatenate(parts)
+            pairs = {"self_attn.out_proj": "attn.out_proj", "layer_norm1": "ln_1", "layer_norm2": "ln_2"}
+            pairs |= {"mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj"}
+            state |= {f"{new}{ours}.{kind}": theirs[f"{old}{one}.{kind}"] for one, ours in pairs.items()}
+    for kind in ("weight", "bias"):
+        state[f"visual.ln_pre.{kind}"] = theirs[f"{vision}pre_layrnorm.{kind}"]
+        state[f"visual.ln_post.{kind}"] = theirs[f"{vision}post_layernorm.{kind}"]
+    state["visual.class_embedding"] = theirs[f"{vision}embeddings.class_embedding"]
+    state["visual.positional_embedding"] = theirs[f"{vision}embeddings.position_embedding.weight"]
+    state["visual.conv1.weight"] = theirs[f"{vision}embeddings.patch_embedding.weight"]
+    state["visual.proj"] = theirs["visual_projection.weight"].T.copy()
+    state["text_projection"] = theirs["text_projection.weight"].T.copy()
+    state["logit_scale"] = theirs["logit_scale"]
+    torch_files.save(tmp_path / "clip_cn_vit-b-16.pt", state)
+    own = clipbias.load(tmp_path, tokenizer=DATA / "chinese_clip")
+    assert (own.fingerprint, own.config) == (clip.fingerprint, clip.config)
+    assert own.preprocessing.resizing.whole
+
+
 @pytest.mark.ci
 def test_the_head_sees_no_prompts_and_its_attention_is_shown_on_patches(perception_encoder):
     clip = perception_encoder.clip

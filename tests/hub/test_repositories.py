@@ -191,7 +191,7 @@ def test_a_repository_is_refused_before_its_weights_are_fetched(name, hub):
     assert f" holds a network that clipbias does not compute ({sign}); {LOADS}" in message and "\n" not in message
 
 
-@pytest.mark.parametrize("file", ["mobileclip_s0.pt", "PE-Core-G14-448.pt"])
+@pytest.mark.parametrize("file", ["mobileclip_s0.pt", "PE-Core-G14-448.pt", "clip_cn_rn50.pt"])
 def test_files_of_other_networks_are_listed(file, hub):
     assert refusal("x/y", {file: None}, hub).endswith(f"; it holds {file}.")
 
