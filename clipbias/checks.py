@@ -42,6 +42,7 @@ class Choices:
 
 def check_int(name: str, value: object, *, lowest: float = 0, highest: float = LARGEST) -> int:
     """A whole number from `lowest` to `highest`. Raises `ClipbiasError` for anything else."""
+    # NumPy's integers are `Integral`, as is Python's True, which is a mistake here.
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not lowest <= int(value) <= highest:
         limits = "" if math.isinf(lowest) or math.isinf(highest) else f" from {lowest:,} to {highest:,}"
         raise ClipbiasError(f"{name} is {shown(value)}; it must be a whole number{limits}.")
@@ -122,7 +123,6 @@ def check_value(name: str, value: object, kind: object) -> None:
 
 
 def _check_union(name: str, value: object, kind: object) -> None:
-    """A value of a union, such as `int | None`."""
     # Of `X | None` the message is that of X, with "or None". An empty string is refused, since users may mean `None`.
     parts = get_args(kind)
     others = [part for part in parts if part is not type(None)]
@@ -183,6 +183,7 @@ def as_annotated(value: Any, kind: object) -> Any:
 
 def meant(name: str, known: Collection[str]) -> str | None:
     """The known name of which another is a misspelling ("CLIP-LoRA"), the initials ("lr") or a part; else `None`."""
+    # A misspelling is likelier than initials or a part of a name.
     by_letters = {_letters(each): each for each in known}
     if close := difflib.get_close_matches(_letters(_TAKEN.get(name, name)), by_letters, 1):
         return by_letters[close[0]]

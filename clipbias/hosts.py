@@ -47,14 +47,11 @@ _left: int | None = None
 
 
 class Stopped(BaseException):
-    """Raised after a notice to stop. Not an `Exception`: no handler of failures may catch it.
-
-    Attributes:
-      status: exit status of a process that the signal ended: 130 for Ctrl-C, 143 for SIGTERM.
-    """
+    """Raised after a notice to stop. Not an `Exception`: no handler of failures may catch it."""
 
     def __init__(self, message: str = "stopped; the same command continues.") -> None:
         super().__init__(message)
+        # The exit status of a process that the signal ended: 130 for Ctrl-C, 143 for SIGTERM.
         self.status = 128 + (_signal or signal.SIGTERM)
 
 
@@ -160,36 +157,22 @@ def gather(value: _T) -> list[_T]:
         return [value]
     from jax.experimental import multihost_utils
 
-    # Arrays of one shape are all that JAX exchanges: the lengths first, then the texts in the longest one's room.
+    # Arrays of one shape are all that JAX exchanges: the lengths first, then the texts in the longest one's room. Each
+    # shape is a compiled program, so the room is a power of two: JSON ignores blanks at its end.
     encoded = json.dumps(value).encode()
-    room = _room(int(np.max(multihost_utils.process_allgather(np.int32(len(encoded))))))
+    longest = int(np.max(multihost_utils.process_allgather(np.int32(len(encoded)))))
+    room = 1 << max(8, (longest - 1).bit_length())
     rows = multihost_utils.process_allgather(np.frombuffer(encoded.ljust(room), np.uint8))
     return [json.loads(row.tobytes()) for row in np.asarray(rows)]
 
 
 def from_first(decide: Callable[[], _T]) -> _T:
     """The JSON value that `decide` returns in the first process, in all of them. All processes must call this."""
-    if not multi_process():
-        return decide()
-    from jax.experimental import multihost_utils
-
-    encoded = json.dumps(decide()).encode() if is_first() else b""
-    room = _room(int(multihost_utils.broadcast_one_to_all(np.int32(len(encoded)))))
-    padded = np.frombuffer(encoded.ljust(room), np.uint8)
-    return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes())
-
-
-def _room(length: int) -> int:
-    """`length` rounded up to a power of two."""
-    # Each length is a compiled program, and JSON ignores blanks at its end.
-    return 1 << max(8, (length - 1).bit_length())
+    return gather(decide() if is_first() else None)[0]  # type: ignore[return-value]
 
 
 def assert_same(what: str, value: object) -> None:
-    """Checks that all processes have the same JSON value, such as a hash. All processes must call this.
-
-    Raises `ClipbiasError` in all processes if the values differ; `what` names them: "the images of demo/digits".
-    """
+    """Raises `ClipbiasError` in all processes, which must call this, if their JSON values differ; `what` names them."""
     first, *others = gather(value)
     for process, other in enumerate(others, start=1):
         if other != first:

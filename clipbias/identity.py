@@ -72,6 +72,7 @@ def _feed(update: Callable[[bytes], None], value: Any) -> None:
         write(b"n", repr(int(value)).encode())
     elif isinstance(value, float):
         write(b"f", value.hex().encode())
+    # Before dataclasses: a `Split` is one, but its own identity reads the contents of its files.
     elif isinstance(own := getattr(value, "identity", None), str):
         write(b"i", own.encode())
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -79,6 +80,7 @@ def _feed(update: Callable[[bytes], None], value: Any) -> None:
         _feed(update, parts(value))
     elif isinstance(value, Mapping):
         write(b"m", len(value).to_bytes(8, "little"))
+        # The order in which a mapping was filled is no content.
         for name in sorted(value):
             _feed(update, name)
             _feed(update, value[name])

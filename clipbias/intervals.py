@@ -95,9 +95,8 @@ def interval(draws: np.ndarray) -> np.ndarray:
 
 
 def estimate(mean: float, draws: np.ndarray) -> Estimate:
-    """Joins a mean and its interval."""
-    low, high = interval(draws).tolist()
-    return Estimate(float(mean), low, high)
+    """Joins a mean and its interval, of draws `[R]`."""
+    return Estimate(float(mean), *interval(draws).tolist())
 
 
 def share(mean: float, draws: np.ndarray, gain: float, gain_draws: np.ndarray) -> Estimate:
@@ -145,13 +144,6 @@ def with_interval(number: Estimate, write: Callable[[float], str]) -> str:
 def change(number: Estimate, outcome: str) -> str:
     """Writes a change with its interval, without a unit."""
     return with_interval(number, f"{{:+z.{UNITS[outcome][1]}f}}".format)
-
-
-def amount(number: Estimate, outcome: str) -> str:
-    """Writes a change with its unit and interval."""
-    # The unit stands behind the number, before the brackets.
-    value, _, interval = change(number, outcome).partition(" ")
-    return " ".join(filter(None, [value, UNITS[outcome][0], interval]))
 
 
 def percent(share: Estimate | None) -> str:

@@ -39,8 +39,9 @@ BUCKET_PACKAGES = {"gs://": "gcsfs", "s3://": "s3fs", "az://": "adlfs", "hf://":
 
 
 def reason(error: Exception) -> str:
-    """The cause of an error in the system's words, else in the library's."""
-    return (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
+    """The cause of an error in the system's words, else in the library's; one line of at most 200 letters."""
+    words = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
+    return shorten(" ".join(words.split()), 200)
 
 
 def shorten(text: str, length: int = 80) -> str:
@@ -226,7 +227,6 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _temporary(path: str | os.PathLike, advice: str) -> Iterator[Path]:
-    """`path`'s name in a private folder beside it."""
     # Beside it, since a rename works within a file system only. A folder, not a file of `mkstemp`: the new file gets
     # the umask's permissions.
     try:
@@ -375,7 +375,7 @@ def remote_errors(path: str | os.PathLike) -> Iterator[None]:
         package = next(package for scheme, package in BUCKET_PACKAGES.items() if str(path).startswith(scheme))
         raise ClipbiasError(f"{path} needs a package to be read: pip install {package}.") from error
     except Exception as error:  # credentials, network, server
-        raise OSError(None, " ".join(str(error).split())[:200] or type(error).__name__) from error
+        raise OSError(None, reason(error)) from error
 
 
 def read_bytes(path: str | os.PathLike) -> bytes:

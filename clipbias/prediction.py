@@ -53,6 +53,7 @@ class Prediction:
     @functools.cached_property
     def sets(self) -> list[tuple[str, ...]]:
         """Each picture's prediction set, the likeliest class first. Raises `ClipbiasError` without calibration."""
+        # Cached, since a printed result asks for the set of each picture.
         return self._rule.names(self.logits, self.class_names)
 
     @functools.cached_property
@@ -162,6 +163,7 @@ class Accuracy:
 
     def __repr__(self) -> str:
         lines = [f"{self.accuracy:.2f} % (± {self.standard_error:.2f}) of {counted(self.images, 'image')}"]
+        # The standard error is a poor measure for few images, so that the interval takes its place.
         if self.images < SMALL:
             lines = [accuracy_words(self.accuracy, self.images, "image")]
         if left_out := len(self.labels) - self.images:

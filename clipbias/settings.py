@@ -101,6 +101,7 @@ def from_config(kind: type[T], config: ConfigDict) -> T:
     """
     known = fields_of(kind)
     values = dict(_values(config, known))
+    # A missing setting is no default: a configuration of another version must not change its meaning silently.
     for name, field in known.items():
         if name not in values:
             raise ClipbiasError(f"the configuration has no {name}; start from a file of configs/.")
@@ -122,6 +123,7 @@ def values_of(settings: object, prefix: str = "") -> dict[str, object]:
 
 def as_json(settings: object) -> dict[str, Any]:
     """Settings as JSON values, as they are stored beside results."""
+    # Through a `ConfigDict`, whose writer knows tuples and nested settings.
     return json.loads(to_config(type(settings), **values_of(settings)).to_json_best_effort())
 
 
@@ -168,6 +170,7 @@ def settings_in(kind: type, config: ConfigDict) -> dict[str, object]:
 
 def flatten(value: object, path: str) -> dict[str, object]:
     """A value by its path, or those within it by theirs, as `method_options.bias.depth`."""
+    # An empty mapping is a value, too: no options.
     if not isinstance(value, Mapping) or not value:
         return {path: value}
     by_path: dict[str, object] = {}

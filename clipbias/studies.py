@@ -140,14 +140,8 @@ def bind_models(
 ) -> list[Model]:
     """Binds models to a dataset's classes, behind zero-shot; arguments as for `explain`.
 
-    Zero-shot reads the texts of the models, where these agree, else those of the dataset: with other texts, two changes
-    were compared.
-
-    A repeated method is named by its seed, a method that was trained on another dataset by that dataset.
-
-    Raises:
-      ClipbiasError: there is no model, there are several frozen models, or a model's learnables belong to other
-        classes.
+    A repeated method is named by its seed, a method that was trained on another dataset by that dataset. Raises
+    `ClipbiasError` for no model, several frozen models, or learnables that belong to other classes.
     """
     if clip is None and not tuned_models:
         raise ClipbiasError("there is no model to explain; give tuned models, or clip=….")
@@ -171,6 +165,7 @@ def bind_models(
         model if model.class_names == tuple(dataset.class_names) else model.with_classes(dataset)
         for model in tuned_models
     ]
+    # Zero-shot reads the texts of the models where these agree: with other texts, two changes would be compared.
     texts = {model.task.classes.identity: model.task.classes for model in own_models}
     classes = texts.popitem()[1] if len(texts) == 1 else Classes.of(dataset)
     task = Task(clip, ZERO_SHOT, dataclasses.replace(classes, class_names=tuple(dataset.class_names)), dtype=dtype)
@@ -220,11 +215,14 @@ def bind_models(
 
 def few_shot_split(notes: Mapping[str, object]) -> str:
     """Returns the identity of an adapter's training images: dataset, content, shots and the split's seed."""
+    # The content counts besides the name: a folder may hold other pictures today.
     return " ".join(str(notes.get(name, "")) for name in ("dataset", "data", "shots", "seed"))
 
 
 def unique_key(method: str, name: str, seed: object, start: int, labels: Mapping[str, str]) -> tuple[str, str]:
     """Returns a key and a label that no other model of the study has; `labels` are the labels by key."""
+    # Keys name files and arrays of the results, so they must differ. Labels are for people: a seed stands in them only
+    # where it tells models apart.
     base = Path(method.partition(":")[0]).stem if method.endswith(".py") else method
     is_again = seed is not None and start != seed
     if base not in labels and not is_again:
@@ -259,7 +257,6 @@ def _known_predictions(folders: Sequence[Path], split: Split) -> Callable[[Model
 
 @contextlib.contextmanager
 def _bars(shown: bool) -> Iterator[Callable[[str, int, int], None]]:
-    """Shows the progress of a study, a bar for each title, one after another."""
     bar, last = Progress(), ("", 0)
 
     def advance(title: str, done: int, total: int) -> None:

@@ -1,4 +1,4 @@
-"""`Adaptation`: all that a method may add to the frozen model, as one argument; and the checks of its shapes."""
+"""`Adaptation`: all that a method may add to the frozen model, as one argument; checks of its shapes, and folding."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,7 +10,8 @@ import numpy as np
 from flax import struct
 
 from clipbias.clip.config import ClipConfig, TextConfig, TowerConfig
-from clipbias.clip.layers import Weights
+from clipbias.clip.layers import Weights, check_changes, fold_changes
+from clipbias.clip.params import Params
 from clipbias.errors import ClipbiasError
 
 
@@ -223,3 +224,36 @@ def check_text_parts(adaptation: Adaptation, config: ClipConfig, texts: int, tok
     # Texts are grouped by context with an integer division (`put_context`), which a remainder would shift.
     if context.ndim == 3 and texts % context.shape[0]:
         raise ClipbiasError(f"text_context holds {context.shape[0]} contexts; {texts} texts cannot share them evenly.")
+
+
+def fold(params: Params, adaptation: Adaptation) -> Params:
+    """Returns the weights of a plain CLIP with the features of `params` and `adaptation`, which stay unchanged.
+
+    The adaptation has any of `text_bias [Lt, Dt]`, `vision_bias [Lv, Dv]`, `text_weights` and `vision_weights`. Raises
+    `ClipbiasError` if it has other parts, or none.
+    """
+    # Before the general message: these biases look like changes of weights.
+    if adaptation.bias_differs_between_tokens:
+        raise ClipbiasError(
+            "a bias by token type or by token does not fold into the weights of a plain CLIP, which are equal for all "
+            "tokens; a vector per layer ([L, D]) does."
+        )
+    if not adaptation.only_changes_weights:
+        raise ClipbiasError(
+            "only biases and other changes of weights fold into the weights; this adaptation has other parts, or none."
+        )
+    folded = dict(params)
+    for tower in ("vision", "text"):
+        bias = getattr(adaptation, f"{tower}_bias")
+        change = getattr(adaptation, f"{tower}_weights")
+        # Weights first: both may change the bias of fc2, and the second adds to the first.
+        if change is not None:
+            check_changes(change, params[tower], f"{tower}_weights")
+            folded[tower] = fold_changes(folded[tower], change)
+        if bias is not None:
+            # `x + MLP(x) + b` is a block whose MLP has the output bias of fc2 plus `b`. A BERT's block ends with a
+            # LayerNorm, and `b` adds to its bias.
+            rows = np.asarray(bias).reshape(len(bias), -1)
+            last = "norm2" if "embedding_norm" in params[tower] else "fc2"
+            folded[tower] = fold_changes(folded[tower], {"layers": {last: {"bias": rows}}})
+    return folded

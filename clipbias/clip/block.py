@@ -65,15 +65,10 @@ def layer_inputs(
     adapters_end: int | None = None,
     dtype: str,
 ) -> LayerInput:
-    """Stacks the inputs of all layers.
+    """Stacks the inputs of all layers: `weights` and `changes` of the blocks with leading axis `L`.
 
-    Args:
-      weights, changes: of the blocks, with leading axis `L`.
-      prompts: `[depth - 1, T, D]`: row `i - 1` replaces tokens at block `i`.
-      bias: `[L, D]`, `[L, 2, D]` or `[L, N, D]`, see `bias_rows`.
-      adapters: networks beside `n` neighbouring blocks, with leading axis `n`.
-      adapters_end: number of the block behind the last of these. Default: the tower's end.
-      dtype: name of the compute type, see `precision`.
+    Row `i - 1` of `prompts [depth - 1, T, D]` replaces tokens at block `i`. `adapters` are networks beside the `n`
+    blocks before number `adapters_end` (default: the tower's end), with leading axis `n`. For the bias see `bias_rows`.
     """
     depth = jax.tree.leaves(weights)[0].shape[0]
     index = jnp.arange(depth)

@@ -20,59 +20,30 @@ import jax
 import numpy as np
 
 from clipbias import checks
-from clipbias.clip import encode, hub, open_clip, tables, tokenizer
+from clipbias.clip import encode, formats, hub, open_clip, preprocess, tables, tokenizer
 from clipbias.clip.config import MODELS, ClipConfig, from_hugging_face, other_network, to_hugging_face
-from clipbias.clip.formats import (
-    FLAX_WEIGHTS,
-    FLOATING,
-    Tensor,
-    open_safetensors,
-    open_torch,
-    read_flax,
-    shard_names,
-    write_flax,
-)
 from clipbias.clip.params import Params
 from clipbias.clip.precision import resolve
-from clipbias.clip.preprocess import (
-    PREPROCESSOR,
-    PREPROCESSOR_FILES,
-    Preprocessing,
-    native_preprocessing,
-    open_clip_preprocessing,
-    preprocessor_json,
-    read_preprocessor,
-)
-from clipbias.clip.tables import from_tensors, table_of, table_of_family, to_tensors
-from clipbias.clip.tokenizer import (
-    CLIP_VOCABULARY,
-    TOKENIZER_FILES,
-    Tokenizer,
-    clip_tokenizer,
-    has_tokenizer,
-    import_transformers,
-    read_tokenizer,
-)
+from clipbias.clip.tokenizer import Tokenizer
 from clipbias.data.pipeline import BATCH_SIZE
 from clipbias.data.user_images import Pictures
 from clipbias.errors import ClipbiasError
 from clipbias.identity import counted_by, identity, no_effect, parts
-from clipbias.io import check_file, read_json, shorten, user_path, write_tensors, write_text
+from clipbias.io import check_file, read_json, reason, shorten, user_path, write_tensors, write_text
 from clipbias.sentences import counted
 
 CONFIG, OPEN_CLIP_CONFIG = "config.json", "open_clip_config.json"
 WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 OPEN_CLIP_WEIGHTS = "open_clip_model.safetensors"
 # Files of weights by the configuration beside them, in order of preference; each may be sharded.
 READABLE = {
-    CONFIG: (WEIGHTS, FLAX_WEIGHTS, "pytorch_model.bin"),
+    CONFIG: (WEIGHTS, formats.FLAX_WEIGHTS, "pytorch_model.bin"),
     OPEN_CLIP_CONFIG: (OPEN_CLIP_WEIGHTS, "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin"),
 }
 # Files of weights in their publishers' formats, which need no configuration; the last choice.
 NATIVE = re.compile(r"PE-Core-(?!G)\w+-\d+\.pt|clip_cn_vit\S*\.pt")
 # Small files of a model, downloaded before its weights.
-SMALL_FILES = (*READABLE, *PREPROCESSOR_FILES, *TOKENIZER_FILES)
+SMALL_FILES = (*READABLE, *preprocess.PREPROCESSOR_FILES, *tokenizer.TOKENIZER_FILES)
 EMBEDDED = ("demo", "demo-siglip")  # folders of `assets`: a small CLIP, and a SigLIP trained on the same pictures
 
 
@@ -115,7 +86,7 @@ def find(source: str | os.PathLike) -> ModelLocation:
         hub.download(name, weights, folder.name)
     # The index is a small file; its shards are known only now.
     if weights.endswith(".index.json"):
-        for shard in shard_names(folder / weights):
+        for shard in formats.shard_names(folder / weights):
             hub.download(name, shard, folder.name)
     return ModelLocation(folder, str(name), folder.name)
 
@@ -171,7 +142,7 @@ def _refusal(path: Path) -> ClipbiasError | None:
     return other_network(str(path), f"{key} {checks.shown(raw.get(key))}")
 
 
-def describe(path: Path) -> tuple[ClipConfig, Preprocessing, bool]:
+def describe(path: Path) -> tuple[ClipConfig, preprocess.Preprocessing, bool]:
     """Reads a configuration of any family.
 
     Returns the geometry, the preprocessing, and whether the file names the activation. Raises `ClipbiasError` if it is
@@ -183,18 +154,19 @@ def describe(path: Path) -> tuple[ClipConfig, Preprocessing, bool]:
     if refusal := _refusal(path):
         raise refusal
     raw = read_json(path, dict, what="a CLIP configuration")
+    prefix = MODELS[raw.get("model_type", "clip")].removesuffix("Model")
+    # Outside of `try`: a module that is missing is no fault of the file. transformers imports parts only when named.
+    parse = getattr(tokenizer.import_transformers(), f"{prefix}Config")
     try:
-        prefix = MODELS[raw.get("model_type", "clip")].removesuffix("Model")
         if prefix == "Siglip":
             # transformers' defaults for these ids lie outside the vocabulary; it refuses them, and nothing reads them.
             raw["text_config"] = {**(raw.get("text_config") or {}), "bos_token_id": None, "eos_token_id": None}
-        config = from_hugging_face(getattr(import_transformers(), f"{prefix}Config")(**raw))
+        config = from_hugging_face(parse(**raw))
     except ClipbiasError as error:
         raise ClipbiasError(f"{path}: {error}") from error
     except Exception as error:  # transformers raises many types for malformed content
-        reason = shorten(" ".join(str(error).split()), 300)
-        raise ClipbiasError(f"{path} is not a configuration of a model ({reason}); fetch it again.") from error
-    return config, read_preprocessor(path.parent, config), True
+        raise ClipbiasError(f"{path} is not a configuration of a model ({reason(error)}); fetch it again.") from error
+    return config, preprocess.read_preprocessor(path.parent, config), True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,7 +175,7 @@ class Weights:
 
     where: str  # file or folder, for messages
     folder: Path  # may hold other files of the model
-    tensors: dict[str, Tensor]  # by the names of the table
+    tensors: dict[str, formats.Tensor]  # by the names of the table
     table: tables.NameTable
     configuration: Path | None  # the file with the geometry
     files: tuple[Path, ...] = ()
@@ -222,21 +194,21 @@ def open_weights(path: Path) -> Iterator[Weights]:
         first = path / weights
         folder = path
         configuration = None if description is None else path / description
-    tensors: dict[str, Tensor] = {}
+    tensors: dict[str, formats.Tensor] = {}
     with contextlib.ExitStack() as stack:
         check_file(first)
         files: tuple[Path, ...] = (first,)
         if first.name.endswith(".index.json"):
-            files = tuple(first.parent / name for name in shard_names(first))
+            files = tuple(first.parent / name for name in formats.shard_names(first))
             for part in files:
                 check_file(part, missing=f"{first.parent} lacks the shard {shorten(part.name)}; fetch it again.")
         for part in files:
             if part.suffix == ".msgpack":
-                tensors |= read_flax(part)
+                tensors |= formats.read_flax(part)
             else:
-                opener = open_safetensors if part.suffix == ".safetensors" else open_torch
+                opener = formats.open_safetensors if part.suffix == ".safetensors" else formats.open_torch
                 tensors |= stack.enter_context(opener(part))
-        table = table_of(tensors, where=str(path))
+        table = tables.table_of(tensors, where=str(path))
         # Only OpenAI's files have these buffers, and all of OpenAI's models have QuickGELU.
         activation = "quick_gelu" if tensors.keys() >= tables.OPENAI_BUFFERS else None
         # The family of the names says whose configuration may lie beside a single file.
@@ -247,8 +219,7 @@ def open_weights(path: Path) -> Iterator[Weights]:
         yield Weights(str(path), folder, tensors, table, configuration, files, activation)
 
 
-# Formats of CLIP's weights besides Hugging Face's, with the names of their tensors.
-OTHER_FORMATS = {"flax": tables.FLAX, "open_clip": tables.OPEN_CLIP}
+SAVED_FORMATS = ("safetensors", "open_clip")
 ACTIVATIONS = ("quick_gelu", "gelu")
 # Repositories trained with QuickGELU whose configuration leaves this out (listed in open_clip), by their hub name or
 # their folder in the cache.
@@ -276,7 +247,7 @@ class Clip:
     )
     config: ClipConfig
     tokenizer: Tokenizer = field(metadata=counted_by(lambda clip: tokenizer.behaviour(clip.tokenizer)))
-    preprocessing: Preprocessing
+    preprocessing: preprocess.Preprocessing
     name: str = field(metadata=no_effect("where the same weights are read"))
     published: dataclasses.InitVar[str | None] = None
     stored_dtype: str = field(default="float32", metadata=no_effect("the type of files that are written of it"))
@@ -396,41 +367,32 @@ class Clip:
         Args:
           folder: receives weights, configuration, tokenizer and preprocessing.
           params: other weights of the same geometry.
-          format: "safetensors"; for CLIP also "flax" (`flax_model.msgpack` of `FlaxCLIPModel`) or "open_clip" (a folder
-            that open_clip loads as `local-dir:FOLDER`).
+          format: "safetensors"; for CLIP also "open_clip", a folder that open_clip loads as `local-dir:FOLDER`.
           exact: whether to keep tensors in float32 that `stored_dtype` would round.
 
         Raises:
-          ClipbiasError: the format is unknown, the folder holds weights that would be read instead, or it cannot be
-            written.
+          ClipbiasError: the format is unknown, or the folder cannot be written.
         """
-        checks.check_choice("the format of weights", format, ("safetensors", *OTHER_FORMATS))
+        checks.check_choice("the format of weights", format, SAVED_FORMATS)
         folder = Path(folder)
         family = self.config.family
         if format != "safetensors" and family != "clip":
             raise ClipbiasError(f"only CLIP has the format {format!r}; choose 'safetensors'.")
-        table = OTHER_FORMATS.get(format) or table_of_family(family)
         # Written with the family's first table, whatever format the weights came in.
-        whole = to_tensors(self.config, self.params if params is None else params, table)
+        table = tables.OPEN_CLIP if format == "open_clip" else tables.table_of_family(family)
+        whole = tables.to_tensors(self.config, self.params if params is None else params, table)
         tensors = {name: narrow(x, self.stored_dtype, exact=exact) for name, x in whole.items()}
         is_open_clip = format == "open_clip" or family not in MODELS
-        # `choose` prefers safetensors, so that old weights in the folder would hide the new ones.
-        if format == "flax":
-            others = [name for name in (WEIGHTS, INDEX) if (folder / name).exists()]
-            if others:
-                raise ClipbiasError(f"{folder} holds {others[0]}, which would be read instead; choose another folder.")
-            write_flax(folder / FLAX_WEIGHTS, tensors)
-        else:
-            write_tensors(folder / (OPEN_CLIP_WEIGHTS if is_open_clip else WEIGHTS), tensors, {"format": "pt"})
+        write_tensors(folder / (OPEN_CLIP_WEIGHTS if is_open_clip else WEIGHTS), tensors, {"format": "pt"})
         self.tokenizer.save_pretrained(str(folder))
         if is_open_clip:
             # open_clip cuts texts with CLIP's vocabulary unless the file names another tokenizer.
-            own_tokenizer = self.config.text.vocabulary_size != CLIP_VOCABULARY
+            own_tokenizer = self.config.text.vocabulary_size != tokenizer.CLIP_VOCABULARY
             model = open_clip.model_json(self.config, own_tokenizer=own_tokenizer)
-            described = {"model_cfg": model, "preprocess_cfg": open_clip_preprocessing(self.preprocessing)}
+            described = {"model_cfg": model, "preprocess_cfg": preprocess.open_clip_preprocessing(self.preprocessing)}
             write_text(folder / OPEN_CLIP_CONFIG, json.dumps(described, indent=2) + "\n")
             return
-        write_text(folder / PREPROCESSOR, preprocessor_json(self.preprocessing))
+        write_text(folder / preprocess.PREPROCESSOR, preprocess.preprocessor_json(self.preprocessing))
         # Programs load all tensors in the type that the configuration names, so it must be the widest.
         widened = any(tensor.dtype.name != self.stored_dtype for tensor in tensors.values())
         content = dict(to_hugging_face(self.config), dtype="float32" if widened else self.stored_dtype)
@@ -494,10 +456,10 @@ def load(
         if not text.causal:
             text = dataclasses.replace(text, pad_token_id=text_tokenizer.pad_token_id)
         config = dataclasses.replace(config, text=text)
-        params = from_tensors(config, weights.tensors, weights.table, where=weights.where)
+        params = tables.from_tensors(config, weights.tensors, weights.table, where=weights.where)
     # A checkpoint of mixed types is written back in float32, which holds all of them.
     stored = {tensor.dtype for name, tensor in weights.tensors.items() if name not in weights.table.ignored}
-    stored &= set(FLOATING)
+    stored &= set(formats.FLOATING)
     # The logits' scale and bias stay float32: in half precision a scale of 100 becomes 99.
     numbers = {name: leaf for name, leaf in params.items() if name.startswith("logit_")}
     # Before narrowing, so that one checkpoint has one identity in every `dtype`.
@@ -516,7 +478,7 @@ def load(
     )
 
 
-def _geometry(weights: Weights, activation: str | None, name: str) -> tuple[ClipConfig, Preprocessing]:
+def _geometry(weights: Weights, activation: str | None, name: str) -> tuple[ClipConfig, preprocess.Preprocessing]:
     """Reads geometry and preprocessing from the configuration beside the weights, else from their shapes."""
     if weights.configuration is not None:
         config, preprocessing, says_activation = describe(weights.configuration)
@@ -532,10 +494,11 @@ def _geometry(weights: Weights, activation: str | None, name: str) -> tuple[Clip
         return config, preprocessing
     # Without a configuration: the publisher's format, the user, or OpenAI's buffers name the activation. Weights do
     # not.
-    activation = _NATIVE_ACTIVATIONS.get(weights.table.families[0]) or activation or weights.activation
-    if weights.table.families[0] in ("siglip", "biomed_clip"):
+    family = weights.table.families[0]
+    activation = _NATIVE_ACTIVATIONS.get(family) or activation or weights.activation
+    if family in ("siglip", "biomed_clip"):
         raise ClipbiasError(
-            f"{weights.where} holds {weights.table.families[0]}, whose number of heads is not in the shapes; put its "
+            f"{weights.where} holds {family}, whose number of heads is not in the shapes; put its "
             "config.json or open_clip_config.json beside it."
         )
     if activation is None:
@@ -546,13 +509,12 @@ def _geometry(weights: Weights, activation: str | None, name: str) -> tuple[Clip
         )
     # A last resort: OpenAI's files and training checkpoints come without a configuration.
     config = open_clip.config_from_shapes(weights.tensors, weights.table, activation=activation, where=weights.where)
-    return config, native_preprocessing(config)
+    return config, preprocess.native_preprocessing(config)
 
 
-def _tokenizer(weights: Weights, config: ClipConfig, folder: str | os.PathLike | None) -> tokenizer.Tokenizer:
-    """Reads the tokenizer in `folder`. Default: that beside the weights, or CLIP's."""
+def _tokenizer(weights: Weights, config: ClipConfig, folder: str | os.PathLike | None) -> Tokenizer:
     vocabulary_size = config.text.vocabulary_size
-    is_clips = vocabulary_size == CLIP_VOCABULARY and config.family in ("clip", "pe")
+    is_clips = vocabulary_size == tokenizer.CLIP_VOCABULARY and config.family in ("clip", "pe")
     # open_clip cleans texts before a tokenizer of Hugging Face, which transformers does not know of.
     cleaning = None
     if weights.configuration is not None and weights.configuration.name == OPEN_CLIP_CONFIG:
@@ -561,18 +523,18 @@ def _tokenizer(weights: Weights, config: ClipConfig, folder: str | os.PathLike |
         checks.check_choice(f"the clean of {weights.configuration}", cleaning, tuple(tokenizer.CLEANING))
     # The user's folder first: a checkpoint may lie beside the tokenizer of another model.
     if folder is not None:
-        text_tokenizer = read_tokenizer(user_path(folder), config.family, cleaning)
+        text_tokenizer = tokenizer.read_tokenizer(user_path(folder), config.family, cleaning)
     # A tokenizer beside a file without a configuration, as in a folder of downloads, may belong to another model.
-    elif has_tokenizer(weights.folder) and not (is_clips and weights.configuration is None):
+    elif tokenizer.has_tokenizer(weights.folder) and not (is_clips and weights.configuration is None):
         folder = weights.folder
-        text_tokenizer = read_tokenizer(folder, config.family, cleaning)
+        text_tokenizer = tokenizer.read_tokenizer(folder, config.family, cleaning)
     elif is_clips:
-        return clip_tokenizer()
+        return tokenizer.clip_tokenizer()
     else:
         raise ClipbiasError(
             f"{weights.folder} has no tokenizer (tokenizer.json, or vocab.json and merges.txt), and CLIP's tokenizer "
-            f"does not fit: it has {CLIP_VOCABULARY:,} tokens, this model {vocabulary_size:,}; call clipbias.load with "
-            "the folder of its tokenizer as `tokenizer`."
+            f"does not fit: it has {tokenizer.CLIP_VOCABULARY:,} tokens, this model {vocabulary_size:,}; call "
+            "clipbias.load with the folder of its tokenizer as `tokenizer`."
         )
     try:
         tokenizer.check_tokenizer(text_tokenizer, config.text)

@@ -32,10 +32,12 @@ class TowerConfig:
     norm_first: bool = True
 
     def __post_init__(self) -> None:
+        # Checked here, since configurations of every format pass through this constructor.
         for field in dataclasses.fields(self):
             if field.type is int:
                 lowest = 0 if field.name.endswith("token_id") or field.default == 0 else 1
                 check_int(f"the model's {field.name}", getattr(self, field.name), lowest=lowest, highest=LARGEST_SIZE)
+        # Heads split the width evenly; the reshape would fail far from the file.
         if self.width % self.heads:
             raise ClipbiasError(f"the width {self.width} cannot be divided among {self.heads} attention heads.")
         check_choice("the model's activation", self.activation, ("quick_gelu", "gelu", "gelu_tanh"))
@@ -156,6 +158,7 @@ class ClipConfig:
 
     def __post_init__(self) -> None:
         check_int("the model's projection_width", self.projection_width, lowest=1, highest=LARGEST_SIZE)
+        # A cosine needs features of one width.
         if not self.vision.projection and self.vision.width != self.projection_width:
             raise ClipbiasError(
                 f"images have features of width {self.vision.width} and texts of width {self.projection_width}; they "

@@ -97,17 +97,10 @@ def image_batches(
     mixed: bool = False,
     on_error: str = "raise",
 ) -> ImageBatches:
-    """Reads a split, or images as `Clip.encode_images` takes them, in batches.
+    """Reads a split, or images as `Clip.encode_images` takes them, in batches of at most `batch_size` with their crops.
 
-    Args:
-      batch_size: the most images at a time, crops included.
-      normalised: whether a floating-point array is normalised, even if it looks like levels.
-      crops: number V of random crops that follow each image (`data.transforms.test_views`).
-      mixed: whether crops are mixed with distortions of them.
-      on_error: "raise", or "skip" unreadable images.
-
-    Raises:
-      ClipbiasError: these are no images; or crops are asked of normalised images.
+    `crops`, `mixed` and `on_error` are as for `pipeline.test_batches`. Raises `ClipbiasError` for other objects than
+    images, and for crops of normalised images.
     """
     check_int("batch_size", batch_size, lowest=1)
     side = preprocessing.image_size

@@ -19,11 +19,10 @@ from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
-from flax.serialization import msgpack_restore, msgpack_serialize
-from flax.traverse_util import unflatten_dict
+from flax.serialization import msgpack_restore
 
 from clipbias.errors import ClipbiasError
-from clipbias.io import atomic_path, check_file, read_json, reason, shorten
+from clipbias.io import check_file, read_json, reason, shorten
 
 FLOATING = ("bfloat16", "float16", "float32", "float64")
 MAX_NAME_LENGTH = 4096  # letters of a tensor's name; a hostile file's nested names would fill the memory
@@ -91,12 +90,15 @@ STORAGES = {f"torch.{name}Storage": dtype for name, dtype in TORCH_TYPES.items()
 ORDERED_DICT = "collections.OrderedDict"
 TENSORS = ("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2")
 # Functions that return their first argument.
-WRAPPERS = ("torch._utils._rebuild_parameter", "torch.jit._pickle.restore_type_tag")
-LISTS = tuple(f"torch.jit._pickle.build_{items}list" for items in ("int", "double", "bool", "tensor"))
+WRAPPERS = (
+    "torch._utils._rebuild_parameter",
+    "torch.jit._pickle.restore_type_tag",
+    *(f"torch.jit._pickle.build_{items}list" for items in ("int", "double", "bool", "tensor")),
+)
 SCRIPT_OBJECT = "__torch__"  # an object of TorchScript
 STORAGE = "storage"  # a persistent id
 OTHER_OBJECT = "object"  # of any other class
-ALLOWED_NAMES = (*STORAGES, ORDERED_DICT, *TENSORS, *WRAPPERS, *LISTS)
+ALLOWED_NAMES = (*STORAGES, ORDERED_DICT, *TENSORS, *WRAPPERS)
 
 # Pickle instructions that tensors in dictionaries need. Sets are left out: Python would hash their hostile members.
 INSTRUCTIONS = (
@@ -140,8 +142,6 @@ class PickledObject:
 
 
 class _Unpickler(pickle._Unpickler):
-    """Reads a pickle into plain values and `PickledObject`s."""
-
     # A pickle is a program: it names functions to call. Here every name becomes an inert object, and names beyond
     # `ALLOWED_NAMES` are refused. The base class is Python's implementation of `pickle.Unpickler`: the one in C ends
     # the process, or fills the memory, on deeply nested keys and huge memo numbers.
@@ -239,8 +239,8 @@ def _reading(path: Path) -> Iterator[None]:
     except ClipbiasError as error:
         raise ClipbiasError(f"{path} is not read: {error}.") from error
     except Exception as error:  # zipfile, pickle and NumPy raise many types for damaged files
-        words = shorten(" ".join(reason(error).split()), 200)
-        raise ClipbiasError(f"{path} is damaged or no PyTorch file of weights ({words}); fetch it again.") from error
+        message = f"{path} is damaged or no PyTorch file of weights ({reason(error)}); fetch it again."
+        raise ClipbiasError(message) from error
 
 
 def _describe(archive: zipfile.ZipFile, path: Path, *, skip_objects: bool) -> dict[str, Tensor]:
@@ -297,7 +297,7 @@ def _describe(archive: zipfile.ZipFile, path: Path, *, skip_objects: bool) -> di
 
 
 def _flatten(value: object, tensor: Callable[..., Tensor]) -> dict[str, Tensor]:
-    """Returns the tensors in nested dictionaries and objects, by their names joined with dots."""
+    """Returns the tensors in nested dictionaries, lists and objects, by their names joined with dots."""
     parts = 0
     tensors: dict[str, Tensor] = {}
 
@@ -319,8 +319,10 @@ def _flatten(value: object, tensor: Callable[..., Tensor]) -> dict[str, Tensor]:
         part = plain(part)
         if isinstance(part, Tensor):
             tensors[name] = part
-        elif isinstance(part, dict):
-            for key, inner in part.items():
+        # Lists, too, so that no tensor is dropped silently. Numbers and strings beside tensors are facts of a training,
+        # such as its step; a weight that is missing is reported by its name.
+        elif isinstance(part, dict | list | tuple):
+            for key, inner in part.items() if isinstance(part, dict) else enumerate(part):
                 visit(inner, f"{name}.{key}" if name else str(key))
 
     value = plain(value)
@@ -352,8 +354,7 @@ def read_flax(path: Path) -> dict[str, Tensor]:
             raise ValueError("it holds no map of names")
         return _flatten_state(tree, "")
     except Exception as error:  # msgpack, Flax and NumPy raise many types for damaged files
-        words = shorten(" ".join(reason(error).split()), 200)
-        raise ClipbiasError(f"{path} is damaged or no Flax model ({words}); fetch it again.") from error
+        raise ClipbiasError(f"{path} is damaged or no Flax model ({reason(error)}); fetch it again.") from error
 
 
 def _flatten_state(tree: Mapping[object, object], prefix: str) -> dict[str, Tensor]:
@@ -369,9 +370,3 @@ def _flatten_state(tree: Mapping[object, object], prefix: str) -> dict[str, Tens
         else:
             raise ValueError(f"{shorten(name)!r} is no array")
     return tensors
-
-
-def write_flax(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Writes arrays as nested maps, as Flax does. Raises `ClipbiasError` if the file cannot be written."""
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(msgpack_serialize(unflatten_dict(dict(tensors), sep="/")))

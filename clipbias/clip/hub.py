@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from clipbias.errors import ClipbiasError
-from clipbias.io import reason, shorten
+from clipbias.io import reason
 
 NAME = re.compile(r"(?:hf-hub:)?(\w[\w.-]*/[\w.-]+)(?:@((?!.*(?:\.\.|//))\w[\w./-]*))?")  # as git names revisions
 
@@ -85,6 +85,7 @@ def download(name: HubName, file: str, commit: str | None = None) -> Path:
 
 def list_files(name: HubName, commit: str) -> list[str]:
     """Returns the names of a commit's files. Raises `ClipbiasError` as `download_small` does."""
+    # At a commit: `main` may move between two requests.
     from huggingface_hub import HfApi
 
     with explained(name):
@@ -131,7 +132,7 @@ def _sentence(error: Exception, name: HubName, file: str) -> str:
             "that may be read without a token; check the name, or run `hf auth login` if it is private."
         )
     # Behind the known causes: the disk, or the network.
-    words = shorten(" ".join(reason(error).split()), 200)
+    words = reason(error)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
         return (
             f"cannot write {str(name)!r} to the cache {constants.HF_HUB_CACHE}: {words}; make room there, or set "

@@ -70,6 +70,7 @@ class ClipModule(nn.Module):
         observe: Observe | None = None,
     ) -> tuple[jax.Array | None, jax.Array | None]:
         """Computes image features `[B, d]` and text features `[C, d]`; `None` without images or tokens."""
+        # Each tower is optional, so that `init` needs one kind of input only.
         return (
             None if images is None else self.encode_image(images, adaptation, observe=observe),
             None if tokens is None else self.encode_text(tokens, adaptation, observe=observe),

@@ -23,7 +23,7 @@ from clipbias.clip.formats import Tensor
 from clipbias.clip.preprocess import Preprocessing, of_open_clip
 from clipbias.clip.tables import NameTable
 from clipbias.errors import ClipbiasError
-from clipbias.io import read_json, shorten
+from clipbias.io import read_json, reason, shorten
 
 # Width, layers, heads and hidden width by the size in the name of timm's tower: files that name it leave them out.
 TIMM_SIZES = {
@@ -89,10 +89,9 @@ def _check_keys(where: str, prefix: str, settings: Mapping[str, object], allowed
 
 
 def read_config(path: Path) -> tuple[ClipConfig, Preprocessing, bool]:
-    """Reads an `open_clip_config.json`.
+    """Reads an `open_clip_config.json`: geometry, preprocessing, and whether it names the activation (default: GELU).
 
-    Returns the geometry, the preprocessing, and whether the file names the activation; the default is open_clip's,
-    GELU. Raises `ClipbiasError` for another network, or no such file.
+    Raises `ClipbiasError` for another network.
     """
     content = read_json(path, dict, what="an open_clip configuration")
     try:
@@ -103,7 +102,7 @@ def read_config(path: Path) -> tuple[ClipConfig, Preprocessing, bool]:
     except ClipbiasError as error:
         raise error if str(path) in str(error) else ClipbiasError(f"{path}: {error}") from error
     except (KeyError, ValueError, TypeError, AttributeError, OverflowError, ArithmeticError) as error:
-        words = f"lacks {error}" if isinstance(error, KeyError) else shorten(str(error), 200)
+        words = f"lacks {error}" if isinstance(error, KeyError) else reason(error)
         raise ClipbiasError(f"{path} is not an open_clip configuration ({words}); fetch it again.") from error
     return config, preprocessing, config.family != "clip" or "quick_gelu" in model
 

@@ -275,7 +275,6 @@ def encode_packed_text(
 def _replace(
     tokens: PackedTokens, x: jax.Array, put: Callable[[jax.Array, jax.Array | np.ndarray], jax.Array]
 ) -> jax.Array:
-    """Applies `put` to the tokens that may have context rows."""
     rows = tokens.context_rows
     shared = tokens.shared
     # A shared context stands in the first `P` tokens; the others, nearly all, are not touched in either pass.
@@ -285,7 +284,6 @@ def _replace(
 
 
 def _put_context(tokens: PackedTokens, x: jax.Array, context: jax.Array | None) -> jax.Array:
-    """Replaces tokens by a context, see `text.put_context`."""
     classes = tokens.classes[:, : tokens.shared] if tokens.context_is_shared else tokens.classes
     return _replace(tokens, x, lambda y, rows: put_context(y, context, rows, classes, len(tokens.order)))
 

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from clipbias.clip.config import ClipConfig, TowerConfig
+from clipbias.data.images import unset
 
 Params = dict[str, Any]
 
@@ -83,6 +84,7 @@ def init_text(rng: jax.Array, config: ClipConfig) -> Params:
     geometry = config.text
     keys = jax.random.split(rng, 4)
     width = geometry.width
+    # 0.02 and 0.01 are CLIP's own deviations.
     weights: Params = {
         "token_embedding": 0.02 * jax.random.normal(keys[0], (geometry.vocabulary_size, width)),
         "position_embedding": 0.01 * jax.random.normal(keys[1], (geometry.context_length, width)),
@@ -134,13 +136,8 @@ def abstract_params(config: ClipConfig) -> Params:
 
 def empty_params(config: ClipConfig) -> Params:
     """Returns the tree of `init_params` as NumPy zeros, to be written into."""
-    # XLA's CPU client takes over arrays at such addresses without a copy, so that a CPU holds the weights once.
-    alignment = 64
-
-    def zeros(shape: jax.ShapeDtypeStruct) -> np.ndarray:
-        size = int(np.prod(shape.shape, dtype=np.int64)) * 4
-        raw = np.zeros(size + alignment, np.uint8)
-        start = -raw.ctypes.data % alignment
-        return raw[start : start + size].view(np.float32).reshape(shape.shape)
-
-    return jax.tree.map(zeros, abstract_params(config))
+    # Aligned, so that XLA's CPU client takes the arrays over without a copy: a CPU holds the weights once.
+    tree = jax.tree.map(lambda leaf: unset(leaf.shape, np.float32), abstract_params(config))
+    for leaf in jax.tree.leaves(tree):
+        leaf.fill(0)
+    return tree

@@ -46,6 +46,7 @@ class Preprocessing:
     def levels(self, normalised: np.ndarray) -> np.ndarray:
         """Computes the inverse of `normalize`: float32 `[..., R, R, 3]` to uint8."""
         levels = 255 * (normalised * np.asarray(self.std) + np.asarray(self.mean))
+        # Rounded: float32 comes back a hair beside the level, and a cast would cut it to the one below.
         return levels.round().clip(0, 255).astype(np.uint8)
 
 

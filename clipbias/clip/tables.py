@@ -82,13 +82,9 @@ class NameTable:
     def unknown(self, names: Collection[str]) -> list[str]:
         """Returns the names that are not in the table."""
         known = {row.name for row in self.tensors} | self.ignored | {name for name, _ in self.zeros}
-        unknown = []
-        for name in names:
-            plain = self.plain(name)
-            # Rows have `{}` for a block's number; other numbers are a part of the name (`text.proj.0.weight`).
-            if plain not in known and re.sub(r"(?<=[./])\d+(?=[./])", "{}", plain) not in known:
-                unknown.append(name)
-        return unknown
+        # Rows have `{}` for a block's number; other numbers are a part of the name (`text.proj.0.weight`).
+        forms = {name: {self.plain(name), re.sub(r"(?<=[./])\d+(?=[./])", "{}", self.plain(name))} for name in names}
+        return [name for name, of_name in forms.items() if not of_name & known]
 
     def plain(self, name: str) -> str:
         """Returns a name without the optional prefix."""
@@ -145,7 +141,6 @@ HUGGING_FACE = NameTable(
 
 
 def _in_flax(row: TensorName) -> TensorName:
-    """Returns the row of the same tensor in a Flax model of `transformers`."""
     name, _, suffix = row.name.rpartition(".")
     if suffix == "weight":
         is_embedding = name.endswith(("token_embedding", "position_embedding"))
@@ -174,6 +169,7 @@ def pool(prefix: str, attention: str, fc1: str, fc2: str) -> list[TensorName]:
 
 
 # SigLIP, and SigLIP 2 with a fixed resolution.
+# SigLIP's scale and bias are stored as arrays of one number.
 _NUMBER = Layout(lambda x: x.reshape(()), lambda x: x.reshape(1))
 _NOT_SIGLIPS = ("class_embedding", "pre_norm", "projection", "logit_scale")
 SIGLIP = NameTable(

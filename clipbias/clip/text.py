@@ -70,6 +70,7 @@ def text_tokens(ids: np.ndarray | jax.Array, context_rows: np.ndarray | jax.Arra
 def as_tokens(ids: ArrayLike, config: ClipConfig, context_length: int = 0) -> TextTokens:
     """Converts ids `[C, N]` to `TextTokens`, with `context_length` context tokens behind SOS if there is one."""
     ids = jnp.asarray(ids)
+    # CoOp's context stands behind SOS; SigLIP has no SOS, so its context comes first.
     rows = jnp.arange(ids.shape[1]) - config.text.first_word
     rows = jnp.where((rows >= 0) & (rows < context_length), rows, -1)
     return text_tokens(ids, jnp.broadcast_to(rows, ids.shape), config.text)
@@ -128,6 +129,7 @@ def embed_text(
     classes, length = tokens.ids.shape
     check_text_parts(adaptation, config, classes, length)
     weights = outside_layers(cast_weights(params["text"], dtype), adaptation.text_weights)
+    # Tokens are float32 in every compute type: sums over all blocks would lose small changes otherwise.
     x = weights["token_embedding"][tokens.ids].astype(jnp.float32)
     # The context replaces embeddings before positions are added, as in CoOp: a learned token keeps its position.
     x = put_context(x, adaptation.text_context, tokens.context_rows, jnp.arange(classes)[:, None], classes)
@@ -199,17 +201,11 @@ def encode_text(
 ) -> tuple[jax.Array, tower.Observed]:
     """Encodes prompt texts with a frozen text tower and an adaptation.
 
-    Args:
-      params: the whole parameter tree.
-      tokens: `TextTokens`, or ids `[C, N]` with the adaptation's context, if any, behind SOS.
-      adaptation: a method's additions, without `text_residual`, which acts on class features later.
-      taps, observe, remat, dtype: as in `encode_image`, with `C` for `B`.
+    `tokens` are `TextTokens`, or ids `[C, N]` with the adaptation's context, if any, behind SOS. Other arguments and
+    the second result are as in `encode_image`, with `C` for `B`; `text_residual` acts later, on class features.
 
-    Returns:
-      Features `[C, d]` in float32, not normalised; and the results of `observe`, stacked over layers (else `None`).
-
-    Raises:
-      ClipbiasError: an array's shape does not fit the geometry or the number of texts.
+    Returns features `[C, d]` in float32, not normalised. Raises `ClipbiasError` if a shape does not fit the geometry or
+    the number of texts.
     """
     # Ids alone do not say where the context is: behind SOS, as long as the first part that has one.
     if not isinstance(tokens, TextTokens):

@@ -8,11 +8,11 @@ import logging
 import os
 import re
 import string
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import ftfy
 import numpy as np
@@ -21,32 +21,8 @@ from clipbias.clip.config import TextConfig
 from clipbias.errors import ClipbiasError
 from clipbias.io import check_file, shorten
 
-
-class Tokenizer(Protocol):
-    """The methods and attributes of transformers' tokenizers that clipbias uses.
-
-    Attributes:
-      bos_token_id, eos_token_id, pad_token_id: start token of CLIP's texts, end token of all texts, padding.
-      cls_token_id, sep_token_id: the first and last token of BERT's texts.
-      all_special_ids: ids of these and other tokens that stand for no text.
-    """
-
-    bos_token_id: int | None
-    eos_token_id: int | None
-    pad_token_id: int
-    cls_token_id: int
-    sep_token_id: int
-    all_special_ids: Sequence[int]
-
-    def __call__(self, texts: Sequence[str], **options: bool) -> Mapping[str, list[list[int]]]: ...
-
-    def get_vocab(self) -> Mapping[str, int]: ...
-
-    def convert_ids_to_tokens(self, token: int) -> str: ...
-
-    def decode(self, ids: Sequence[int]) -> str: ...
-
-    def save_pretrained(self, folder: str | os.PathLike) -> object: ...
+# A tokenizer of transformers, whose classes declare no types of their attributes.
+Tokenizer: TypeAlias = Any
 
 
 def clean(text: str) -> str:

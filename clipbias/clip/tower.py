@@ -15,20 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from clipbias.clip import layers
-from clipbias.clip.block import (
-    Attend,
-    BlockHooks,
-    LayerInput,
-    Record,
-    insert,
-    put_prompts,
-    row_attention,
-    run_block,
-    scan_all_but_last,
-    self_attention,
-    with_inserted,
-)
+from clipbias.clip import block, layers
+from clipbias.clip.block import LayerInput, run_block, scan_all_but_last
 from clipbias.clip.config import TextConfig, TowerConfig
 from clipbias.clip.layers import ATTENDED, HALF, INPUT
 from clipbias.errors import ClipbiasError
@@ -68,11 +56,11 @@ class TowerInput:
     insert_at: int = struct.field(pytree_node=False, default=0)
     insert_from: int = struct.field(pytree_node=False, default=0)
 
-    def hooks(self, attend: Attend) -> BlockHooks:
+    def hooks(self, attend: block.Attend) -> block.BlockHooks:
         """Returns hooks of a block at all tokens; `attend` takes queries, keys and values `[B, N, H, K]`."""
-        return BlockHooks(self_attention(attend), before=self._put_prompts, bias_rows=self.bias_rows)
+        return block.BlockHooks(block.self_attention(attend), before=self._put_prompts, bias_rows=self.bias_rows)
 
-    def pooled_hooks(self, attend: Attend) -> BlockHooks:
+    def pooled_hooks(self, attend: block.Attend) -> block.BlockHooks:
         """Returns hooks of the last block at the pooled rows; `attend` as for `row_attention`."""
         select_rows = functools.partial(take_rows, pooled=self.pooled)
         rows = self.bias_rows
@@ -80,11 +68,11 @@ class TowerInput:
             # The bias of the pooled row alone, as the other rows are not computed.
             rows = jnp.broadcast_to(rows, self.tokens.shape[:2])
             rows = jnp.take_along_axis(rows, jnp.asarray(self.pooled)[:, None], axis=1)[:, 0]
-        attention = row_attention(select_rows, attend)
-        return BlockHooks(attention, before=self._put_prompts, select_rows=select_rows, bias_rows=rows)
+        attention = block.row_attention(select_rows, attend)
+        return block.BlockHooks(attention, before=self._put_prompts, select_rows=select_rows, bias_rows=rows)
 
     def _put_prompts(self, tokens: jax.Array, layer: LayerInput) -> jax.Array:
-        return put_prompts(tokens, layer, self.prompt_rows)
+        return block.put_prompts(tokens, layer, self.prompt_rows)
 
     def attend_fused(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         """Computes this tower's attention without returning its probabilities."""
@@ -94,6 +82,7 @@ class TowerInput:
         """Returns the keys that each query sees, bool, broadcastable to `[B, H, N, N]`; `None` for all."""
         if self.causal:
             return causal_mask(length)
+        # Padding is masked as a key alone: nobody reads the rows of its queries.
         return None if self.visible is None else self.visible[:, None, None, :]
 
     def pooled_visible(self, length: int) -> jax.Array | None:
@@ -127,6 +116,7 @@ class LayerView:
 
     def project(self, heads_output: jax.Array) -> jax.Array:
         """Computes `W_o · cat_h(heads_output)` without bias: `[B, N, D]` (the terms of Eq. 12)."""
+        # No bias: it belongs to no token, and the terms of Eq. 12 are sums over tokens.
         return layers.product(heads_output.reshape(*heads_output.shape[:-2], -1), self.weights["out"])
 
 
@@ -145,7 +135,7 @@ def observe_block(
     """Advances `tokens [B, N, D]` by one block; a `tap [B, H, N, N]` is added to its attention probabilities."""
     # The gradient with respect to the tap is ∂y/∂A of this layer, as relevancy needs it (Chefer et al. 2021).
     refuse_inserted(tower)
-    record = Record()
+    record = block.Record()
     view: LayerView | None = None
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
@@ -201,8 +191,8 @@ def after_insertion(tower: TowerInput, tokens: jax.Array) -> TowerInput:
     rows[start : start + count] = np.arange(count)
     return dataclasses.replace(
         tower,
-        tokens=insert(tokens, tower.inserted[0], start),
-        layers=with_inserted(tower.layers, tower.inserted, tower.insert_from),
+        tokens=block.insert(tokens, tower.inserted[0], start),
+        layers=block.with_inserted(tower.layers, tower.inserted, tower.insert_from),
         prompt_rows=rows,
         # EOS moves by the inserted tokens; `[cls]`, before them, stays.
         pooled=None if tower.pooled is None else tower.pooled + count * (tower.pooled >= start),
@@ -227,7 +217,7 @@ def run_fused(
             return layers.read_out_exactly(q, k, v)
         return tower.attend_fused(q, k, v)
 
-    def step(hooks: BlockHooks, tokens: jax.Array, layer: LayerInput) -> tuple[jax.Array, None]:
+    def step(hooks: block.BlockHooks, tokens: jax.Array, layer: LayerInput) -> tuple[jax.Array, None]:
         return run_block(tokens, layer, config, hooks), None
 
     start = 0
@@ -281,4 +271,5 @@ def take_rows(tokens: jax.Array, pooled: jax.Array | np.ndarray | None) -> jax.A
     """Selects the rows `pooled [B]` of `tokens [B, N, D]`: `[B, D]`; all tokens for a pooling head (`None`)."""
     if pooled is None:
         return tokens
+    # A gather, since each text ends at another position.
     return jnp.take_along_axis(tokens, pooled[:, None, None], axis=1)[:, 0]

@@ -58,6 +58,7 @@ def embed_image(
     # Patches row by row, [B, M, p·p·3]; a margin at the right and bottom that fills no patch is cut off (SigLIP).
     # As a product and not a convolution, so that it takes the same precision as all other products (`multiply`).
     side = geometry.patch_size
+    # Tokens are float32 in every compute type: sums over all blocks would lose small changes otherwise.
     covered = images[:, : geometry.grid * side, : geometry.grid * side].astype(jnp.float32)
     patches = covered.reshape(images.shape[0], geometry.grid, side, geometry.grid, side, 3).transpose(0, 1, 3, 2, 4, 5)
     patches = patches.reshape(images.shape[0], geometry.patches, side * side * 3)
@@ -75,6 +76,7 @@ def embed_image(
         count = prompts.shape[1]
         first = jnp.broadcast_to(prompts[0].astype(jnp.float32), (images.shape[0], count, geometry.width))
         tokens = jnp.concatenate([tokens, first], axis=1)
+        # NumPy's, so that `put_prompts` knows the places while tracing and slices instead of gathering.
         prompt_rows = np.concatenate([np.full(geometry.tokens, -1), np.arange(count)])
     positions = np.arange(tokens.shape[1])
     if geometry.pre_norm:
@@ -114,13 +116,13 @@ def project_image(
     weights = outside_layers(params["vision"], (adaptation or NOTHING).vision_weights)
     if not normed:
         rows = layers.layer_norm(rows, weights["post_norm"], config.vision.layer_norm_epsilon)
-    return _project(rows, weights)
+    return _project(rows, weights["projection"])
 
 
-def _project(rows: jax.Array, weights: layers.Weights) -> jax.Array:
+def _project(rows: jax.Array, projection: jax.Array) -> jax.Array:
     # Exact in every compute type: the product is small, and its rounding would go into the cosine undamped.
     with jax.default_matmul_precision("highest"):
-        return (rows @ weights["projection"].astype(rows.dtype)).astype(jnp.float32)
+        return (rows @ projection.astype(rows.dtype)).astype(jnp.float32)
 
 
 def pool_image(
@@ -149,7 +151,9 @@ def pool_image(
     heads = jnp.einsum("BHM,BMHK->BHK", probabilities.astype(v.dtype), v)
     h = layers.dense(heads.reshape(batch, -1), weights["out"])
     feature = h + layers.mlp(h, weights, geometry)
-    return Pooled(_project(feature, outside) if geometry.projection else feature, probabilities, q[:, 0], k)
+    return Pooled(
+        _project(feature, outside["projection"]) if geometry.projection else feature, probabilities, q[:, 0], k
+    )
 
 
 @with_precision
@@ -165,16 +169,6 @@ def head_attention(
     inputs = embed_image(params, config, images, adaptation, dtype=str(dtype))
     tokens = tower.run_fused(inputs, config.vision)
     return pool_image(params, config, tokens, adaptation).probabilities[..., config.vision.first_patch :].mean(1)
-
-
-def read_tokens(params: Params, config: ClipConfig, rows: jax.Array, adaptation: Adaptation | None) -> jax.Array:
-    """Computes `mean(post-LayerNorm(x)) @ vision_readout` over the inserted tokens of `[B, N, D]`: `[B, d]`."""
-    assert adaptation is not None and adaptation.vision_readout is not None
-    weights = outside_layers(params["vision"], adaptation.vision_weights)
-    inserted = rows[:, config.vision.tokens :]
-    normed = layers.layer_norm(inserted, weights["post_norm"], config.vision.layer_norm_epsilon).mean(1)
-    with jax.default_matmul_precision("highest"):
-        return (normed @ adaptation.vision_readout.astype(normed.dtype)).astype(jnp.float32)
 
 
 @with_precision
@@ -230,9 +224,13 @@ def encode_image(
         if patches or inputs.inserted is None:
             raise ClipbiasError("vision_readout needs vision_tokens, and has no features of patches; leave these out.")
         rows = tower.run_fused(inputs, config.vision, every_row=True, remat=remat)
-        # MMRL's second feature reads the inserted tokens, so that the last block is computed at all rows.
+        # MMRL's second feature, `mean(post-LayerNorm(x)) @ vision_readout`, reads the inserted tokens, so that the last
+        # block is computed at all rows.
         whole = project_image(params, config, tower.take_rows(rows, inputs.pooled), adaptation)
-        return jnp.stack([whole, read_tokens(params, config, rows, adaptation)], axis=1), None
+        weights = outside_layers(params["vision"], adaptation.vision_weights)
+        inserted = rows[:, config.vision.tokens :]
+        normed = layers.layer_norm(inserted, weights["post_norm"], config.vision.layer_norm_epsilon).mean(1)
+        return jnp.stack([whole, _project(normed, adaptation.vision_readout)], axis=1), None
     if patches and inputs.pooled is None:
         raise ClipbiasError("patches have no features in a tower with a pooling head; ask for features of images.")
     observed = None

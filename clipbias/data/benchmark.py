@@ -95,11 +95,7 @@ def imagenet_names(root: Path) -> dict[str, str]:
 
 
 def read_split_file(path: Path, *, hint: str, split_names: Sequence[str] = ("train", "val", "test")) -> DatasetListing:
-    """Reads `split_zhou_*.json`: {"train": [[path, label, class name], ...], "val": ..., "test": ...}.
-
-    Raises `ClipbiasError` if the file is missing or malformed, a path leaves the image folder, labels have gaps, or a
-    label has two names.
-    """
+    """Reads `split_zhou_*.json`: {"train": [[path, label, class name], ...], "val": ..., "test": ...}."""
     if not path.exists():
         raise ClipbiasError(f"there is no split file {path}; {hint}")
     content = read_json(path)
@@ -164,11 +160,8 @@ def from_class_folders(
 ) -> DatasetListing:
     """Lists ImageNet or a variant from folders of WordNet ids or, for V2, of label numbers.
 
-    Args:
-      name_of_label: class names by WordNet id, in label order.
-      folders_in: lists the folders in a folder, of a disk or of an archive's index.
-      images_in: lists the sorted images of several folders in a folder.
-      place: name of the image folder in messages.
+    `name_of_label` has class names by WordNet id, in label order. `folders_in` lists the folders in a folder, of a disk
+    or of an archive's index; `images_in` the sorted images of several folders in it. `place` is for messages.
     """
     parts = {"train": "train/", "val": "val/"} if entry.layout == "imagenet" else {"test": ""}
     ids = tuple(name_of_label)

@@ -88,15 +88,7 @@ def name_in_prompt(name: str, spaces: str = "_") -> str:
 class TfdsBuilder:
     """The builder of tensorflow-datasets, and the map from its records to the benchmark's files.
 
-    Attributes:
-      splits: the builder's split to the benchmark's; splits that the builder lacks are skipped.
-      id_feature: the feature that identifies a record.
-      path: the benchmark's path, from `{id}`, `{label}` (label name) and `{split}` (the benchmark's split).
-      version: the lowest version with this feature.
-      ignore_case: whether paths match without regard to case.
-      drop: label names that the benchmark leaves out.
-      may_lack: number of the benchmark's images that the builder leaves out as undecodable.
-      difference: difference of the builder's splits from the benchmark's, or empty.
+    `assets/datasets.toml` explains the fields.
     """
 
     builder: str
@@ -114,24 +106,7 @@ class TfdsBuilder:
 
 @dataclasses.dataclass(frozen=True)
 class CatalogEntry:
-    """A dataset of the benchmark.
-
-    Attributes:
-      name: the name in commands and `data.load`.
-      title: the name in papers' tables.
-      group: the comparison that it belongs to: "eleven" (few-shot and cross-dataset tables), "imagenet variants"
-        (domain generalisation from ImageNet) or "other" (none).
-      folder: folder below the data root; forks use the names `other_folders`.
-      images: folder of the images below `folder`, or ""; paths in split files start here.
-      layout: source of splits and labels: "split file", "variant lists", "imagenet" (train and val folders of WordNet
-        ids), "class folders" (WordNet ids, test only) or "numbered folders" (ImageNet labels, test only).
-      split_file: the frozen split, for the layout "split file"; `split_url` is its address.
-      sizes: images by split.
-      picks: for seeds from 1 on, the first 16 hex digits of sha256 over the paths, joined by newlines, of the published
-        16-shot training picks and 4-shot validation picks.
-      class_name: maps a label name of the archive or of TFDS to the benchmark's class name.
-      fetch: further downloads: place below `folder` to address.
-    """
+    """A dataset of the benchmark; `assets/datasets.toml` explains the fields."""
 
     name: str
     title: str

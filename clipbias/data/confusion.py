@@ -23,6 +23,7 @@ def confusion(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.nda
 def class_accuracies(counts: np.ndarray) -> np.ndarray:
     """Computes the accuracy of each class (recall) in percent, float64 `[C]`; NaN for a class without images."""
     images = counts.sum(1)
+    # `where` computes both branches, so that the divisor must never be 0.
     return np.where(images > 0, 100 * np.diag(counts) / np.maximum(images, 1), np.nan)
 
 
@@ -36,6 +37,7 @@ def class_f1(counts: np.ndarray) -> np.ndarray:
     """Computes F1, the harmonic mean of precision and recall, in percent, `[C]`; NaN for a class without images."""
     images = counts.sum(1)
     total = images + counts.sum(0)
+    # 2 TP / (2 TP + FP + FN), which needs no precision: that of a class that is never predicted is 0 / 0.
     return np.where(images > 0, 200 * np.diag(counts) / np.maximum(total, 1), np.nan)
 
 

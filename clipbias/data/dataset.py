@@ -170,11 +170,13 @@ class Split:
     @functools.cached_property
     def digest(self) -> str:
         """Hash of names, labels, orientation and source: identifies the list within a process, without reading it."""
+        # Within a process the source tells lists apart, and costs no look at the files.
         return identity([self._parts, self.source])
 
     @property
     def identity(self) -> str:
         """Hash of names, labels, orientation and current contents: identifies the list wherever it lies."""
+        # Never cached: files may change while the process lives.
         return identity([self._parts, self.marks()])
 
     def marks(self) -> list[int | str]:

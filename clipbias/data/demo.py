@@ -64,6 +64,5 @@ def load(name: str, *, template: str | None = None) -> Dataset:
 
 @functools.cache
 def _archive(name: str) -> zipfile.ZipFile:
-    """Opens an archive in memory, from which several threads may read."""
     content = resources.files("clipbias").joinpath("assets", "demo_datasets", f"{name}.zip").read_bytes()
     return zipfile.ZipFile(io.BytesIO(content))

@@ -1,4 +1,4 @@
-"""The few-shot splits of the CoOp benchmark, bit for bit; imbalanced splits; intervals of accuracies."""
+"""The few-shot splits of the CoOp benchmark, bit for bit; imbalanced splits."""
 
 import heapq
 import random
@@ -25,8 +25,7 @@ def few_shot(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draws `shots` training and `min(shots, 4)` validation images of each class, as CoOp's code does.
 
-    `counts`, int `[C]`, replaces `shots` for training images by class (`imbalanced_counts`). Class names are for the
-    log. Returns indices into `train` and `val`, int64, in the order of the picks.
+    `counts`, int `[C]`, replaces `shots` for training images. Returns indices, int64, in the order of the picks.
     """
     if shots < 1:
         raise ClipbiasError(f"shots is {shots}; it must be at least 1 (full training data is another protocol).")
@@ -99,9 +98,6 @@ def _draw(
         examples = ", ".join(short[:5]) + (f" and {len(short) - 5} more" if len(short) > 5 else "")
         logging.warning("Fewer than %d %s images in some classes, all of them used: %s.", shots, split_name, examples)
     return picks
-
-
-# Intervals of accuracies.
 
 
 def images_per_class(labels: np.ndarray, classes: int) -> list[int]:

@@ -43,12 +43,11 @@ def existing_folder(path: str | os.PathLike | None, *, needed_for: str) -> Path:
 
 def sub_folders(folder: Path) -> list[str]:
     """Lists the visible folders in `folder`, links included, in Python's sort order (capitals first)."""
-    with _readable(folder):
+    with readable(folder):
         if is_remote(folder):
             names = [name for name, size in entries(folder).items() if size is None]
         else:
-            with os.scandir(folder) as scan:
-                names = [entry.name for entry in scan if _is_folder(entry)]
+            names = next(os.walk(folder, onerror=_fail))[1]
     visible = [name for name in sorted(names) if name[0] != "."]
     for name in visible:
         if not is_unicode(name):  # it could not be written to a result file
@@ -62,7 +61,7 @@ def image_files(folder: Path) -> tuple[list[str], list[str]]:
     The second list has those in unsupported formats, such as HEIC without `pillow-heif`. Links to folders inside are
     not followed. Names that are not UTF-8 are left out with a warning. Raises `ClipbiasError` for an unreadable folder.
     """
-    with _readable(folder):
+    with readable(folder):
         # Hidden files and folders are thumbnails and caches of other programs (`.ipynb_checkpoints`).
         names = below(folder) if is_remote(folder) else _local_files(os.fspath(folder))
         visible = [name for name in names if name[0] != "." and "/." not in name]
@@ -70,8 +69,8 @@ def image_files(folder: Path) -> tuple[list[str], list[str]]:
     suffixes = IMAGE_SUFFIXES | transforms.HEIF_SUFFIXES if transforms.is_installed() else IMAGE_SUFFIXES
     images = [name for name in visible if suffix_of(name) in suffixes]
     others = [name for name in visible if suffix_of(name) in (OTHER_SUFFIXES | transforms.HEIF_SUFFIXES) - suffixes]
-    readable = sorted(name for name in images if is_unicode(name))
-    if len(readable) < len(images):
+    listed = sorted(name for name in images if is_unicode(name))
+    if len(listed) < len(images):
         nameless = sorted(os.fsencode(name) for name in images if not is_unicode(name))
         logging.warning(
             "%s: %d pictures are left out, since their names are not UTF-8 (%s): rename them.",
@@ -79,7 +78,7 @@ def image_files(folder: Path) -> tuple[list[str], list[str]]:
             len(nameless),
             examples([repr(name) for name in nameless]),
         )
-    return readable, sorted(others)
+    return listed, sorted(others)
 
 
 def suffix_of(name: str) -> str:
@@ -112,25 +111,20 @@ def examples(names: Sequence[str]) -> str:
 
 
 def _local_files(top: str) -> Iterator[str]:
-    def fail(error: OSError) -> None:
-        raise error
-
-    for place, folders, names in os.walk(top, onerror=fail):
+    for place, folders, names in os.walk(top, onerror=_fail):
         # In place: `os.walk` then does not enter hidden folders, such as caches of thousands of thumbnails.
         folders[:] = [name for name in folders if name[0] != "."]
         prefix = place[len(top) :].lstrip("/")
         yield from (f"{prefix}/{name}" if prefix else name for name in names)
 
 
-def _is_folder(entry: os.DirEntry) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link that leads in a circle
-        return False
+def _fail(error: OSError) -> None:
+    raise error  # `os.walk` would skip a folder without permission
 
 
 @contextlib.contextmanager
-def _readable(folder: Path) -> Iterator[None]:
+def readable(folder: Path) -> Iterator[None]:
+    """Raises `ClipbiasError` if a folder cannot be read within the block."""
     try:
         yield
     except OSError as error:
@@ -139,12 +133,14 @@ def _readable(folder: Path) -> Iterator[None]:
 
 def image_files_in_each(root: Path, folders: Sequence[str]) -> Iterator[tuple[list[str], list[str]]]:
     """Yields `image_files` of several folders in `root`, in their order."""
+    # `map` keeps the order of the folders, whichever thread ends first.
     with ThreadPoolExecutor(READERS) as pool:
         yield from pool.map(image_files, [root / folder for folder in folders])
 
 
 def check_relative(relative: str, *, listed_in: str) -> str:
     """Normalises a path below a folder. Raises `ClipbiasError` for a path that is absolute or leaves the folder."""
+    # Lists come with downloaded data: a path such as ../../.ssh/id_rsa must not become an image that is published.
     parts = relative.split("/")
     plain = relative and parts[0] and ".." not in parts and "\\" not in relative and "\0" not in relative
     if not plain or not is_unicode(relative):

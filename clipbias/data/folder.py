@@ -8,10 +8,11 @@ import dataclasses
 import hashlib
 import io
 import os
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeGuard
+from typing import Any, TypeAlias
 
 import numpy as np
 from absl import logging
@@ -22,7 +23,7 @@ from clipbias.data import files
 from clipbias.data.dataset import Dataset, Split, check_told_apart
 from clipbias.data.user_images import check_names, is_missing
 from clipbias.errors import ClipbiasError, ClipbiasWarning, UnreadableImage
-from clipbias.io import data_path, parse_json, read_text, reason
+from clipbias.io import data_path, parse_json, read_text
 from clipbias.sentences import counted
 
 # Common names of the splits' folders.
@@ -36,8 +37,7 @@ TEST_SHARE = 0.3
 def load(data_dir: str | os.PathLike | None, *, template: str | None = None) -> Dataset:
     """Reads a folder of class folders; class names are the folder names, in Python's sort order.
 
-    Raises `ClipbiasError` for a missing folder or class folder, a class without images, unreadable names, class names
-    of the same text, and images outside of this layout.
+    Raises `ClipbiasError` for a class without training images, and folders or images outside of this layout.
     """
     root = files.existing_folder(data_dir, needed_for="dataset folder")
     roots = _split_folders(root)
@@ -68,28 +68,22 @@ def load(data_dir: str | os.PathLike | None, *, template: str | None = None) -> 
     unread: list[str] = []  # images whose format is not read
     splits = {}
     for split_name, place in (roots or {"all": root}).items():
-        unknown = sorted(set(files.sub_folders(place)) - set(class_names))
-        if unknown:
+        if unknown := sorted(set(files.sub_folders(place)) - set(class_names)):
             raise ClipbiasError(
                 f"{place} has the class folder {unknown[0]!r}, which the train folder has not; add it there or remove "
                 "it."
             )
         keys: list[str] = []
-        counts: list[int] = []
+        labels: list[int] = []
         prefix = "".join(f"{part}/" for part in place.relative_to(root).parts)
         if split_name not in ("all", "train"):
             _check_has_labels(place)
-        # Folders are listed by several threads, in the order of the classes.
-        files_by_class = files.image_files_in_each(place, class_names)
-        for class_name, (names, left_out) in zip(class_names, files_by_class, strict=True):
-            if not names and split_name in ("all", "train"):  # every class needs an image there
-                why = f" that is read ({files.describe_others(left_out)})" if left_out else ""
-                raise ClipbiasError(f"the class folder {place / class_name} has no image{why}; add some or remove it.")
+        # A class may have no folder of test images.
+        for class_name, names, left_out in _class_folders(place, needed=split_name in ("all", "train")):
             unread += [f"{prefix}{class_name}/{file_name}" for file_name in left_out]
             keys += [f"{prefix}{class_name}/{file_name}" for file_name in names]
-            counts.append(len(names))
-        labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
-        splits[split_name] = files.split_of_files(root, keys, labels, upright=True)
+            labels += [class_names.index(class_name)] * len(names)
+        splits[split_name] = files.split_of_files(root, keys, np.asarray(labels, np.int32), upright=True)
     files.warn_of_others(root, unread)
     splits = complete_splits(splits, str(root))
     return Dataset("folder", class_names, DEFAULT_TEMPLATE if template is None else template, splits)
@@ -113,6 +107,16 @@ def _split_folders(root: Path) -> dict[str, Path]:
         if folders:
             places[split_name] = folders[0]
     return places
+
+
+def _class_folders(place: Path, *, needed: bool) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Yields each class with its images and pictures that are not read. Raises for a class without `needed` images."""
+    names = files.sub_folders(place)
+    for name, (images, left_out) in zip(names, files.image_files_in_each(place, names), strict=True):
+        if needed and not images:
+            why = f" that is read ({files.describe_others(left_out)})" if left_out else ""
+            raise ClipbiasError(f"the class folder {place / name} has no image{why}; add some or remove it.")
+        yield name, images, left_out
 
 
 def _check_has_labels(place: Path) -> None:
@@ -185,19 +189,15 @@ TableRow = tuple[str, str, str, str]  # path, label, split, place of the row
 def load_table(
     data_dir: str | os.PathLike | None, *, template: str | None = None, class_names: Sequence[str] | None = None
 ) -> Dataset:
-    """Reads a table of images: `path,label[,split]`.
+    """Reads a table of images, `path,label[,split]`: a `.csv` with a header line, or a `.jsonl`.
 
-    Args:
-      data_dir: the `.csv` (with a header line) or `.jsonl` file; paths in it are relative to its folder, and below it.
-      class_names: names of integer labels 0, 1, ... Default: the sorted labels are the names.
-
-    Raises `ClipbiasError` for a missing file or column, an unknown split, a path that leaves the folder, and a label
-    that is neither a name nor a number from 0 on.
+    Paths are relative to its folder, and below it. `class_names` are those of integer labels 0, 1, ...; by default the
+    sorted labels are the names. Raises `ClipbiasError` for a row that cannot be read so.
     """
     if data_dir is None:
         raise ClipbiasError("dataset csv needs data_dir, the .csv or .jsonl file that lists the images.")
     path = data_path(data_dir)
-    if not _is_file(path):
+    if not path.is_file():
         raise ClipbiasError(f"dataset csv: there is no file {path}; data_dir must name the .csv or .jsonl file.")
     return _dataset("csv", path.parent, list(_rows(path, "path", "")), template, class_names, str(path))
 
@@ -211,15 +211,8 @@ def has_metadata(folder: Path) -> bool:
 
 
 def _metadata_files(folder: Path) -> list[Path]:
-    return [folder / name for name in METADATA if _is_file(folder / name)]
-
-
-def _is_file(path: Path) -> bool:
-    """Whether a file exists. Raises `ClipbiasError` if its folder may not be read."""
-    try:
-        return path.is_file()
-    except PermissionError as error:
-        raise ClipbiasError(f"cannot read the folder {path.parent}: {reason(error)}; check its permissions.") from error
+    with files.readable(folder):
+        return [folder / name for name in METADATA if (folder / name).is_file()]
 
 
 def load_metadata(folder: Path, *, template: str | None = None, class_names: Sequence[str] | None = None) -> Dataset:
@@ -244,13 +237,9 @@ def load_metadata(folder: Path, *, template: str | None = None, class_names: Seq
                 table += [(f"{place.name}/{image}", label, split, row) for image, label, split, row in rows]
         elif are_splits and place.name not in listed:  # the metadata beside the folder may list its images
             _check_has_labels(place)
-            names = files.sub_folders(place)
-            for class_name, (images, _) in zip(names, files.image_files_in_each(place, names), strict=True):
-                class_folder = place / class_name
-                if not images and split_name == "train":
-                    raise ClipbiasError(f"the class folder {class_folder} has no image; add some or remove it.")
+            for class_name, images, _ in _class_folders(place, needed=split_name == "train"):
                 from_class_folders += [
-                    (f"{place.name}/{class_name}/{image}", class_name, split_name, str(class_folder))
+                    (f"{place.name}/{class_name}/{image}", class_name, split_name, str(place / class_name))
                     for image in images
                 ]
     table += from_class_folders
@@ -338,7 +327,7 @@ def _label_text(label: object, place: str) -> str:
         raise ClipbiasError(f"{place}: the label is {shown(label)}; it must be a name or a whole number.")
     if isinstance(label, int) and label < 0:
         raise _no_class(place, label)
-    return str(label)
+    return str(label).strip()
 
 
 def _no_class(place: str, label: object) -> ClipbiasError:
@@ -348,15 +337,11 @@ def _no_class(place: str, label: object) -> ClipbiasError:
 def _records(path: Path) -> Iterator[tuple[int, Mapping]]:
     # CSV may have line breaks inside quotes, so that the reader counts lines; JSON lines have none.
     text = read_text(path)
-    header = text.partition("\n")[0]
-    for separator, name in (("\t", "tabs"), (";", "semicolons"), ("|", "vertical bars")):
-        fields = [field.strip(' "\r') for field in header.split(separator)]
-        if len(fields) > 1 and "label" in fields and not header.lstrip().startswith("{"):
-            raise ClipbiasError(
-                f"{path} separates its columns by {name}; write a .csv file that separates them by commas."
-            )
-    if path.suffix.lower() == ".csv":
-        reader = csv.DictReader(io.StringIO(text, newline=""))
+    if path.suffix.lower() != ".jsonl":
+        # Spreadsheets separate columns by semicolons or tabs where a comma stands in numbers.
+        separator = max(",;\t|", key=text.partition("\n")[0].count)
+        # People write a space behind a comma; before a quote it would make the quote a part of the text.
+        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
         try:
             columns = list(reader.fieldnames or ())
             if repeated := [column for column in columns if column and columns.count(column) > 1]:
@@ -364,8 +349,8 @@ def _records(path: Path) -> Iterator[tuple[int, Mapping]]:
             for record in reader:
                 if None in record:
                     raise ClipbiasError(
-                        f"{path}, line {reader.line_num}: there are more values than columns; put a text with a comma "
-                        "in quotes."
+                        f"{path}, line {reader.line_num}: there are more values than columns; put a text with "
+                        f"{separator!r} in quotes."
                     )
                 yield reader.line_num, record
         except csv.Error as error:
@@ -393,6 +378,10 @@ def _dataset(
     for image, _, _, row in table:
         if (other := places.setdefault(image, row)) != row:
             raise ClipbiasError(f"{image} is listed twice, in {other} and in {row}; list it once.")
+    # pandas writes whole numbers as 1.0 where a column once lacked a value; JSON's are converted in `_label_text`.
+    given = {label for _, label, _, _ in table}
+    if not given <= {*(class_names or ())} and all(re.fullmatch(r"-?\d+(\.0)?", label) for label in given):
+        table = [(image, label.removesuffix(".0"), split, row) for image, label, split, row in table]
     # The first row of each label is the place that a message names.
     unsorted: dict[str, str] = {}
     for _, label, _, row in table:
@@ -444,18 +433,10 @@ def _dataset(
 HUB_NAME = "Hugging Face dataset"
 
 
-class HubDataset(Protocol):
-    """The methods of `datasets.Dataset` that clipbias uses: a table with typed columns."""
-
-    @property
-    def features(self) -> Mapping[str, Any]: ...
-    def __len__(self) -> int: ...
-    def __getitem__(self, key: int | str) -> Any: ...
-    def cast_column(self, column: str, feature: Any) -> "HubDataset": ...
-    def select_columns(self, column_names: list[str]) -> "HubDataset": ...
+HubDataset: TypeAlias = Any  # `datasets.Dataset`
 
 
-def is_hub_dataset(value: object) -> TypeGuard[HubDataset | Mapping[str, HubDataset]]:
+def is_hub_dataset(value: object) -> bool:
     """Whether an object is a `datasets.Dataset` or `datasets.DatasetDict`."""
     if isinstance(value, Mapping):
         return bool(value) and all(map(_is_table, value.values()))
@@ -469,8 +450,8 @@ def _is_table(value: object) -> bool:
 def from_hub_dataset(tables: HubDataset | Mapping[str, HubDataset], *, template: str = DEFAULT_TEMPLATE) -> Dataset:
     """Converts a table, or tables by the name of their split, to a dataset; pictures are read when they are used.
 
-    A single table serves for training and testing. Raises `ClipbiasError` unless each table has one column of images
-    and one of class labels, every row has a label, tables have the same classes, and split names are known.
+    Raises `ClipbiasError` unless each table has one column of images and one of class labels, every row has a label,
+    tables have the same classes, and split names are known.
     """
     # Whoever gives one table, to `fit` or to `evaluate`, means all of its rows.
     if not isinstance(tables, Mapping):
@@ -524,7 +505,6 @@ def _read(table: HubDataset, name: str) -> tuple[Split, tuple[str, ...]]:
 
 
 def _column(table: HubDataset, kind: str, advice: str) -> str:
-    """Returns the name of the only column of a type."""
     columns: Sequence[str] = [name for name, feature in table.features.items() if type(feature).__name__ == kind]
     if len(columns) == 1:
         return columns[0]

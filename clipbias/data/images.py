@@ -71,12 +71,10 @@ class Ahead(Iterator[_T], Generic[_T]):
         size: int = 0,
         busy: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Prepares nothing before the first `next`.
+        """Prepares nothing before the first `next`; an element has `pieces` and `size` bytes.
 
-        Args:
-          begin: returns the pieces of an element by its number; called in the consumer's thread.
-          pieces, size: number of pieces and bytes of an element.
-          busy: whether the consumer's device still has work, so that waiting costs nothing.
+        `begin` returns the pieces of an element by its number, in the consumer's thread; `busy` tells whether the
+        consumer's device still has work, so that waiting costs nothing.
         """
         self._workers = workers
         self._numbers = iter(numbers)
@@ -144,7 +142,6 @@ class Ahead(Iterator[_T], Generic[_T]):
 
 
 def _finished(pieces: list[Future[None]], finish: Callable[[], _T]) -> _T:
-    """Waits for the pieces and returns the element. Raises the error of the first failed piece."""
     # For all of them, also after an error: no piece may write into the element of a consumer that has gone on.
     wait(pieces)
     for piece in pieces:

@@ -114,6 +114,7 @@ class Batches(Ahead[Batch]):
         self.source = source
 
     def __next__(self) -> Batch:
+        # A pass over a test set may take long, so that a notice to stop is looked for at each batch.
         hosts.check()
         return super().__next__()
 
@@ -148,14 +149,11 @@ def train_source(
     crop: float | None,
     on_error: str = "raise",
 ) -> Source:
-    """Returns shuffled, augmented batches of all epochs, from step `start_step` on.
+    """Returns shuffled, augmented batches of all epochs, from step `start_step` on, for a shard of hosts.
 
     Args:
       batch_size: B over all hosts. A smaller set gives one batch of its size per epoch.
-      seed: keys the order and the augmentations.
-      start_step: number of finished steps, over all epochs.
-      shard: (index, count) of this host; it gets the rows from `index * ceil(B / count)` on. Missing rows of the last
-        hosts are padded and masked.
+      shard: (index, count) of this host; it gets the rows from `index * ceil(B / count)` on.
       keep_last: whether an epoch ends with its incomplete batch, padded and masked.
       crop: smallest share of an image that a crop covers; `None` for images as they are evaluated.
       on_error: "raise", or "skip" unreadable images: they are masked and counted, and the number of steps stays.
@@ -240,17 +238,9 @@ def test_batches(
 ) -> Batches:
     """Returns batches with every image once, in list order; the last batch is padded and masked.
 
-    Args:
-      batch_size: B over all hosts, a multiple of their number.
-      shard: (index, count) of this host; it gets the rows from `index * B / count` on.
-      on_error: as for `train_source`.
-      crops: number V of random crops that follow each image (`transforms.test_views`): `[B, 1 + V, R, R, 3]`.
-      mixed: whether AugMix mixes each crop with distortions of it; images are then float32.
-      workers: shared threads, or their number. Default: one per processor.
-
-    Returns:
-      An iterator over {"images": uint8 [B, R, R, 3], "labels": int32 [B], "mask": bool [B]}; a masked row is black and
-      has label 0.
+    A batch is {"images": uint8 [B, R, R, 3], "labels": int32 [B], "mask": bool [B]}; a masked row is black, of label 0.
+    `V` random `crops` may follow each image (`transforms.test_views`): `[B, 1 + V, R, R, 3]`, float32 if they are
+    `mixed` with distortions of them. `B` counts all hosts and is a multiple of their number.
     """
     images = Images.of(split)
     index, count = shard

@@ -102,6 +102,7 @@ def base_to_new(dataset: Dataset, *, shots: int, seed: int) -> EvalProtocol:
     classes = len(dataset.class_names)
     if classes < 2:
         raise ClipbiasError(f"{dataset.name} has {classes} class; base-to-new needs at least 2.")
+    # The base classes are the larger half, as in CoCoOp's code.
     half = math.ceil(classes / 2)
     # Drawn among all classes, as CoCoOp's code does: base classes then have the same picks as in `few_shot`.
     picks = _picks(dataset, shots, seed)
@@ -238,5 +239,4 @@ def _same_classes(name: str, dataset: Dataset) -> EvaluationSet:
 
 
 def _tested(dataset: Dataset) -> Dataset:
-    """Returns the dataset with only its test split."""
     return dataclasses.replace(dataset, splits={"test": dataset.split("test")})

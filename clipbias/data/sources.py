@@ -1,5 +1,6 @@
 """Opens datasets by name, or from a user's pictures; a sweep opens all of its datasets before the first run."""
 
+import contextlib
 import difflib
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +16,7 @@ from clipbias.data.dataset import Dataset, Split
 from clipbias.data.files import examples
 from clipbias.data.folder import SPLIT_OF, complete_splits, from_hub_dataset, is_hub_dataset
 from clipbias.data.user_images import Labels, Pictures, check_no_table, image_list, label_array, names_of_labels
-from clipbias.errors import ClipbiasError
+from clipbias.errors import ClipbiasError, UnreadableImage
 from clipbias.io import data_path, is_remote, shorten
 from clipbias.sentences import counted
 
@@ -93,14 +94,8 @@ def describe_missing(dataset: Dataset, *, trains: bool) -> str | None:
     for split, use in needed.items():
         if len(dataset.splits.get(split, ())):
             continue
-        present = []
-        for name, images in dataset.splits.items():
-            counts = np.bincount(images.labels, minlength=len(dataset.class_names))
-            if len(images):
-                classes = [f"{dataset.class_names[label]} {counts[label]}" for label in np.flatnonzero(counts)]
-                present.append(f"{name}: {examples(classes)}")
-        content = ", ".join(present) or "no image"
-        return f"{dataset.name} has no {split} images to {use} (it has {content}); add some."
+        content = ", ".join(f"{len(images)} {name}" for name, images in dataset.splits.items() if len(images))
+        return f"{dataset.name} has no {split} images to {use} (it has {content or 'no image'}); add some."
     return None
 
 
@@ -117,12 +112,14 @@ def cautions_of_classes(dataset: Dataset) -> list[str]:
                 alike.setdefault(mark, []).append((label, split, row))
     first: dict[str, tuple[int, str]] = {}
     pairs = []
-    for mark, images in alike.items():  # 0 marks empty files
-        for label, split, row in images if mark and len({label for label, *_ in images}) > 1 else ():
-            content = split.content(row)  # empty for an image that cannot be read
-            other, path = first.setdefault(content, (label, split.path(row)))
-            if content and other != label:
-                pairs.append(f"{path} ({names[other]}) and {split.path(row)} ({names[label]})")
+    for images in alike.values():
+        for label, split, row in images if len({label for label, *_ in images}) > 1 else ():
+            other, path = first.setdefault(split.content(row), (label, split.path(row)))
+            if other != label:
+                # Files of equal bytes that are no picture, as broken downloads leave them, are not compared.
+                with contextlib.suppress(UnreadableImage):
+                    split.image(row)
+                    pairs.append(f"{path} ({names[other]}) and {split.path(row)} ({names[label]})")
     more = f", and {counted(len(pairs) - 1, 'more pair')}" if pairs[1:] else ""
     twice = [f"the same picture is in two classes: {pairs[0]}{more}; leave out all but one."] if pairs else []
     return ([missing] if empty else []) + twice

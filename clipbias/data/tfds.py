@@ -7,8 +7,6 @@ that opening a dataset reads no record.
 import contextlib
 import dataclasses
 import functools
-import hashlib
-import io
 import itertools
 import json
 import os
@@ -17,6 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from clipbias import hosts
+from clipbias import hosts, io
 from clipbias.checks import check_text
 from clipbias.constants import DEFAULT_TEMPLATE, SECONDS_BETWEEN_LINES
 from clipbias.data import benchmark, catalog, transforms
@@ -32,62 +31,10 @@ from clipbias.data.catalog import CatalogEntry, TfdsBuilder
 from clipbias.data.dataset import Dataset, Split
 from clipbias.data.folder import complete_splits
 from clipbias.errors import ClipbiasError, UnreadableImage
-from clipbias.io import (
-    cache_folder,
-    data_path,
-    is_remote,
-    load_arrays,
-    read_text,
-    reason,
-    save_arrays,
-    shorten,
-    user_path,
-)
+from clipbias.identity import identity
 
-INDEX_FILE = "clipbias_index_{split}.npz"
 # Labels of `n` records, int32 [n], and their identifying features, which may repeat; empty without a feature.
 RecordIndex = tuple[np.ndarray, tuple[str, ...]]
-
-
-def find_or_make(
-    folder: epath.Path, split: str, id_feature: str | None, count: int, make: Callable[[], RecordIndex]
-) -> RecordIndex:
-    """Returns the index of the `count` records of a split in `folder`, identified by `id_feature`; or makes it."""
-    files = sorted(path for path in folder.iterdir() if f"-{split}." in path.name)
-    stats = [path.stat() for path in files]
-    # Names and sizes identify records, so that a copy of the folder brings a valid index. In the cache folder, where
-    # indices of all datasets lie, place and times count, too.
-    records = _hash([id_feature, count, [(path.name, stat.length) for path, stat in zip(files, stats, strict=True)]])
-    cached = _hash([records, str(folder), [stat.mtime for stat in stats]])
-    places = (folder / INDEX_FILE.format(split=split), epath.Path(cache_folder()) / "records" / f"{cached}.npz")
-    for path in places:
-        if (known := _read(path, records, count)) is not None:
-            return known
-    labels, ids = make()
-    index = {"of": np.array(records), "labels": labels, "ids": np.frombuffer(json.dumps(ids).encode(), np.uint8)}
-    for path in places:
-        try:
-            save_arrays(path, index)
-            break
-        except ClipbiasError as error:
-            logging.warning("The index of %s is not kept here: %s", folder, error)
-    return labels, ids
-
-
-def _hash(value: object) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
-
-
-def _read(path: epath.Path, records: str, count: int) -> RecordIndex | None:
-    """Reads an index; `None` if it is missing, damaged, or of other records."""
-    try:
-        stored = load_arrays(path)
-        if str(stored["of"]) != records:
-            return None
-        labels, ids = stored["labels"], tuple(json.loads(stored["ids"].tobytes()))
-    except (ClipbiasError, KeyError, ValueError):
-        return None
-    return (labels, ids) if len(labels) == count and len(ids) in (0, count) else None
 
 
 RECORDS_AT_ONCE = 256  # records in a read
@@ -121,10 +68,8 @@ class PreparedDataset:
             self._builder = tfds.builder_from_directory(self.folder)
             file_format = self._builder.info.file_format
         except Exception as error:  # TFDS raises many types for damaged descriptions
-            raise ClipbiasError(
-                f"{self.folder} is not a dataset that tensorflow-datasets can open ({_first_words(error)}); prepare it "
-                "again."
-            ) from error
+            words = f"is not a dataset that tensorflow-datasets can open ({io.reason(error)})"
+            raise ClipbiasError(f"{self.folder} {words}; prepare it again.") from error
         if file_format is None or file_format.value != "array_record":
             raise ClipbiasError(
                 f"{self.folder} is stored as {file_format.value if file_format else 'an unknown format'}, which needs "
@@ -166,9 +111,9 @@ class PreparedDataset:
             raise
         except Exception as error:
             advice = "prepare the dataset again"
-            if is_remote(self.folder):
+            if io.is_remote(self.folder):
                 advice = "see that this machine may read the bucket, or copy the folder to a disk"
-            raise ClipbiasError(f"{part} in {self.folder} cannot be read ({_first_words(error)}); {advice}.") from error
+            raise ClipbiasError(f"{part} in {self.folder} cannot be read ({io.reason(error)}); {advice}.") from error
 
     def sizes(self, paths: Sequence[str]) -> list[int]:
         """Returns the sizes of all record files, for any `paths` (`Split.contents`)."""
@@ -184,9 +129,7 @@ class PreparedDataset:
             raise ClipbiasError(f"{self.folder} has no split {split!r}; it has {', '.join(self.splits)}.")
         count = self._builder.info.splits[split].num_examples
         with self.explained(split):
-            labels, ids = find_or_make(
-                self.folder, split, id_feature, count, lambda: self._read_index(split, id_feature)
-            )
+            labels, ids = self._index(split, id_feature, count)
         # Padded, so that sorting names keeps the order of records.
         ids = ids or tuple(f"{number:07d}" for number in range(count))
         lock = threading.Lock()
@@ -203,6 +146,33 @@ class PreparedDataset:
                 raise UnreadableImage(f"record {number} of {split} in {self.folder}", str(error).rstrip(".")) from error
 
         return Records(ids, labels, read)
+
+    def _index(self, split: str, id_feature: str | None, count: int) -> RecordIndex:
+        files = sorted(path for path in self.folder.iterdir() if f"-{split}." in path.name)
+        stats = [path.stat() for path in files]
+        # Names and sizes identify records, so that a copy of the folder brings a valid index. In the cache folder, with
+        # indices of all datasets, place and times count, too.
+        sizes = [(path.name, stat.length) for path, stat in zip(files, stats, strict=True)]
+        records = identity([id_feature, count, sizes])
+        cached = identity([records, str(self.folder), [stat.mtime for stat in stats]])
+        in_cache = epath.Path(io.cache_folder()) / "records" / f"{cached}.npz"
+        places = (self.folder / f"clipbias_index_{split}.npz", in_cache)
+        for path in places:
+            # An index that is missing, damaged or of other records is made again.
+            with contextlib.suppress(ClipbiasError, KeyError, ValueError):
+                stored = io.load_arrays(path)
+                labels, ids = stored["labels"], tuple(json.loads(stored["ids"].tobytes()))
+                if str(stored["of"]) == records and len(labels) == count and len(ids) in (0, count):
+                    return labels, ids
+        labels, ids = self._read_index(split, id_feature)
+        index = {"of": np.array(records), "labels": labels, "ids": np.frombuffer(json.dumps(ids).encode(), np.uint8)}
+        for path in places:
+            try:
+                io.save_arrays(path, index)
+                break
+            except ClipbiasError as error:
+                logging.warning("The index of %s is not kept here: %s", self.folder, error)
+        return labels, ids
 
     def _read_index(self, split: str, id_feature: str | None) -> RecordIndex:
         features = self._builder.info.features
@@ -230,7 +200,7 @@ class PreparedDataset:
 
 def records_path(path: str | os.PathLike) -> Path:
     """Returns a path of records. Raises `ClipbiasError` for buckets besides gs://, which array_record cannot read."""
-    return data_path(path) if str(path).startswith("gs://") else user_path(path)
+    return io.data_path(path) if str(path).startswith("gs://") else io.user_path(path)
 
 
 def find_prepared(data_dir: epath.PathLike, builder: str, lowest_version: str = "0.0.0") -> PreparedDataset:
@@ -267,16 +237,12 @@ def check_features(path: epath.Path) -> None:
         return dict(pairs)
 
     try:
-        json.loads(read_text(path), object_pairs_hook=check_classes)
+        json.loads(io.read_text(path), object_pairs_hook=check_classes)
     except ClipbiasError:
         if path.exists():
             raise
     except (ValueError, RecursionError) as error:
         raise ClipbiasError(f"{path} is not a description of features ({error}); prepare the dataset again.") from error
-
-
-def _first_words(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _key(version: str) -> tuple[int, ...]:
@@ -300,12 +266,10 @@ def load(
       name: "tfds/" and a catalogue name ("tfds/food101") or any builder with `image` and `label` features.
       data_dir: TFDS's data folder. Default: ~/tensorflow_datasets.
       split: "coop" for the benchmark's split, labels and class names, matched by file name; "builder" for the
-        builder's splits, completed if some are missing. Default: "coop" for datasets without a split file (ImageNet and
-        its variants), else "builder".
+        builder's splits, completed if some are missing. Default: "coop" for ImageNet and its variants, else "builder".
       split_dir: for "coop", the folder of the split file, or the root of all datasets. Default: `data_dir`.
 
-    Raises `ClipbiasError` for a dataset that is not prepared (with the command) or not array_record, that has no file
-    names, or that lacks images of the split.
+    Raises `ClipbiasError` for a dataset that is not prepared as array_record, or lacks file names or images.
     """
     data_dir = DEFAULT_DATA_DIR if data_dir is None else data_dir
     builder = name.removeprefix("tfds/")
@@ -426,7 +390,7 @@ def _with_benchmark_split(
 def _listing(
     entry: CatalogEntry, stock: TfdsBuilder, available: Iterable[str], split_dir: str | os.PathLike
 ) -> benchmark.DatasetListing:
-    root = data_path(split_dir)
+    root = io.data_path(split_dir)
     root = benchmark.dataset_folder(entry, root) or root
     if entry.split_file is not None:
         hint = f"say where it is with split_dir, or {benchmark.how_to_fetch(entry, split_alone=True)}"
@@ -454,6 +418,7 @@ def _fold(path: str, stock: TfdsBuilder) -> str:
 # of the image folder.
 
 SHARDS_VERSION = "1.0.0"
+MARKS = "clipbias_marks.json"  # `Split.marks` by the name of the split; older shards have none
 FILE_BYTES = 128 << 20  # approximate size of a record file, which is in memory while it is written
 SAMPLES = 256  # images whose sizes estimate the sum of all
 
@@ -466,7 +431,7 @@ def build_shards(dataset: Dataset, out_dir: str | os.PathLike) -> epath.Path:
     # Bytes are stored unchanged, so that decoded pixels equal those of the image folder. TFDS renames the folder when
     # everything is written.
     name = _folder_name(dataset.name)
-    out = epath.Path(user_path(out_dir))
+    out = epath.Path(io.user_path(out_dir))
     # Never overwritten: runs may read from these shards right now.
     if (out / name / SHARDS_VERSION).exists():
         raise ClipbiasError(f"{out / name / SHARDS_VERSION} exists already; remove it to build it again.")
@@ -479,7 +444,7 @@ def build_shards(dataset: Dataset, out_dir: str | os.PathLike) -> epath.Path:
     try:
         folder = _write_shards(dataset, name, stored_as, out)
     except (OSError, RuntimeError) as error:  # RuntimeError: raised by the writer of records on a full disk
-        words = shorten(reason(error).splitlines()[0].partition("; ")[0], 200)
+        words = io.reason(error).partition("; ")[0]
         raise ClipbiasError(f"cannot write shards to {out / name}: {words}; choose another folder.") from error
     finally:
         for new_folder in new_folders:
@@ -488,6 +453,11 @@ def build_shards(dataset: Dataset, out_dir: str | os.PathLike) -> epath.Path:
     prepared = PreparedDataset(folder)
     for split_name in dict.fromkeys(stored_as.values()):
         prepared.records(split_name, "key")  # writes an index, so that opening the shards reads no image
+    # The marks of the images as they were stored, so that shards and folder have one identity. If a table has a single
+    # mark for all of its images, its shards are compared by the sizes of record files.
+    marks = {split_name: dataset.splits[split_name].marks() for split_name in stored_as.values()}
+    of_images = {name: each for name, each in marks.items() if len(each) == len(dataset.splits[name])}
+    io.write_text(folder / MARKS, json.dumps(of_images))
     return folder
 
 
@@ -496,7 +466,6 @@ def _folder_name(name: str) -> str:
 
 
 def _write_shards(dataset: Dataset, name: str, stored_as: Mapping[str, str], out: epath.Path) -> epath.Path:
-    """Writes every split under its name in `stored_as`; returns the folder."""
     import tensorflow_datasets as tfds
 
     metadata = {
@@ -564,11 +533,16 @@ def load_shards(folder: epath.PathLike, *, template: str | None = None) -> Datas
     prepared = PreparedDataset(folder)
     metadata = prepared.metadata
     upright = metadata.get("upright", False)  # shards without it are the benchmark's
+    marks = io.read_json(prepared.folder / MARKS, dict) if (prepared.folder / MARKS).exists() else {}
     stored = {}
     with prepared.explained("the description"):
         for split_name in set(metadata["stored_as"].values()):
             records = prepared.records(split_name, "key")
             stored[split_name] = prepared.images(records.ids, records.labels, records.read, upright=upright)
+            if split_name in marks:
+                by_path = dict(zip(stored[split_name].paths, marks[split_name], strict=True))
+                contents = functools.partial(_marks_of, by_path)
+                stored[split_name] = dataclasses.replace(stored[split_name], contents=contents)
         return Dataset(
             check_text("the dataset's name", metadata["name"]),
             tuple(metadata["class_names"]),
@@ -578,6 +552,10 @@ def load_shards(folder: epath.PathLike, *, template: str | None = None) -> Datas
         )
 
 
+def _marks_of(by_path: Mapping[str, int | str], paths: Sequence[str]) -> list[int | str]:
+    return [by_path[path] for path in paths]
+
+
 def _examples(split: Split, part: range) -> Iterator[tuple[str, dict]]:
     for position in part:
         hosts.check()
@@ -585,4 +563,4 @@ def _examples(split: Split, part: range) -> Iterator[tuple[str, dict]]:
         encoded = split.read(position)
         transforms.check_format(encoded, key)  # shards are published: a link must not bring another file into them
         label = int(split.labels[position])
-        yield key, {"image": io.BytesIO(encoded), "label": label, "key": key}
+        yield key, {"image": BytesIO(encoded), "label": label, "key": key}

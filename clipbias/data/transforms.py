@@ -256,7 +256,6 @@ def test_image(image: Picture, resizing: Resizing) -> np.ndarray:
 
 
 def _before_resizing(picture: Image.Image, resizing: Resizing) -> Image.Image:
-    """Converts a picture to the mode in which its library resizes it."""
     if resizing.library == "transformers" and picture.has_transparency_data:
         picture = picture.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
@@ -284,7 +283,6 @@ def height_and_width(image: Picture) -> tuple[int, int]:
 
 
 def _image_rng(image: np.ndarray, use: bytes) -> np.random.Generator:
-    """Returns a generator keyed on the pixels of an image and on its use."""
     digest = hashlib.blake2b(np.ascontiguousarray(image).tobytes(), digest_size=16, salt=use).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
 
@@ -299,7 +297,6 @@ Operation = Callable[[Image.Image, float, int], Image.Image]
 
 
 def _affine(image: Image.Image, matrix: tuple[float, ...]) -> Image.Image:
-    """Transforms an image by `matrix`, black outside."""
     return image.transform(image.size, Image.Transform.AFFINE, matrix, resample=Image.Resampling.BILINEAR)
 
 

@@ -137,7 +137,6 @@ def _taken(image: Picture, name: str) -> str | bytes | UnreadableImage:
 
 
 def _encoded(picture: Image.Image) -> bytes:
-    """Encodes a picture of a known mode without loss."""
     # Bytes cannot change later, as the caller's array could. PPM is not compressed, and the fastest; PNG has palettes
     # and transparency, TIFF has ink.
     file = io.BytesIO()
@@ -178,6 +177,7 @@ def image_list(images: Pictures, labels: Labels | None = None, class_names: Sequ
         else:
             # By number and content, so that pictures in memory are never taken for others, in this list or another.
             key = f"{number:06d}-{identity(item)[:32]}" if isinstance(item, bytes) else f"{number:06d}"
+        # With labels, an image that is listed twice could train and test at once.
         if (other := keys.setdefault(key, number)) != number:
             if labels is not None:
                 raise ClipbiasError(f"{folder}{key} is listed twice, as images {other} and {number}; list it once.")

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from clipbias import hosts
+from clipbias.clip.adaptation import fold
 from clipbias.constants import ADAPTER_FILE
 from clipbias.errors import ClipbiasError
 from clipbias.export.card import NOTE, model_card
-from clipbias.export.folding import fold
-from clipbias.export.onnx_file import check_packages, write_onnx
+from clipbias.export.onnx_file import write_onnx
 from clipbias.export.peft import write_peft
 from clipbias.export.program import write_program
 from clipbias.io import atomic_folder, write_tensors, write_text
@@ -76,8 +76,6 @@ def export(model: Tuned, folder: str | os.PathLike, *, form: str | None = None) 
     form = form or natural
     if reason := _why_not(task, learnables, form):
         raise ClipbiasError(f"the method {task.method_name!r} {reason}; export it as a {natural}.")
-    if form == "onnx":
-        check_packages()
     # A folder that is half written would load, and give wrong predictions.
     with atomic_folder(folder) as temporary:
         hosts.check()

@@ -282,7 +282,6 @@ def _pad(graph: Graph, eqn: Operation, values: Sequence[Value]) -> str:
 
 
 def _scan(graph: Graph, eqn: Operation, values: Sequence[Value]) -> list[Value]:
-    """Unrolls a scan."""
     # Unrolled, each layer's weights are constants that the runtime lays out; ONNX's Scan would slice them every time.
     body = eqn.params["jaxpr"].jaxpr
     # Versions of JAX name the counts differently; scanned and stacked arrays have one more axis outside.

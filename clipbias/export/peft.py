@@ -57,11 +57,7 @@ UNSUPPORTED = (
 
 
 def write_peft(folder: Path, task: Task, learnables: Learnables, base: str) -> None:
-    """Writes `adapter_config.json` and `adapter_model.safetensors` for the model `base`.
-
-    Raises:
-      ClipbiasError: the task's method is not CLIP-LoRA.
-    """
+    """Writes a folder for the model `base`. Raises `ClipbiasError` for another method than CLIP-LoRA."""
     method = task.method
     if not isinstance(method, ClipLora):
         raise ClipbiasError(
@@ -111,11 +107,10 @@ def read_peft(
     descriptions: Mapping[str, Sequence[str]] | None = None,
     free_text: bool = False,
 ) -> Tuned:
-    """Reads a PEFT folder as a tuned model of the method CLIP-LoRA.
+    """Reads a PEFT folder as a tuned model of the method CLIP-LoRA; `clip` is its base model.
 
-    The folder has `adapter_config.json` and `adapter_model.safetensors`; `clip` is its base model. Texts of the classes
-    are as for `Task`; default template: CLIP-LoRA's "a photo of a {}.". Raises `ClipbiasError` if files are missing or
-    damaged, or have other content than low-rank changes of equal kernels in neighbouring blocks.
+    Texts of the classes are as for `Task`; default template: CLIP-LoRA's "a photo of a {}.". Raises `ClipbiasError` for
+    other content than low-rank changes of equal kernels in neighbouring blocks.
     """
     # The user names the base model: nothing in the folder proves it.
     folder = user_path(folder)
@@ -135,6 +130,7 @@ def read_peft(
     views = _views(task.method, learnables)
     # PEFT may change any module by itself; CLIP-LoRA's stacked learnables cover a range of blocks.
     if views.keys() != tensors.keys():
+        # The least name, so that the message does not depend on the order of a set.
         odd = min(views.keys() ^ tensors.keys())
         raise ClipbiasError(
             f"{folder} changes different kernels in different blocks or towers (see {odd}), and CLIP-LoRA here changes "

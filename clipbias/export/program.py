@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from clipbias.clip import Adaptation, encode_image
+from clipbias.clip.adaptation import fold
 from clipbias.clip.checkpoint import narrow
 from clipbias.clip.preprocess import Preprocessing
-from clipbias.export.folding import fold
 from clipbias.io import atomic_path, write_tensors, write_text
 from clipbias.tuning import Learnables, Task
 from clipbias.tuning.features import unit_length
@@ -94,13 +94,13 @@ def export_program(task: Task, weights: Weights) -> jax.export.Exported:
     (batch,) = jax.export.symbolic_shape("b")
     shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in weights.items()}
     images = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8)
+    # One program for all platforms: whoever receives it may have another device.
     with _without_source_lines():
         return jax.export.export(jax.jit(functools.partial(classify, task)), platforms=PLATFORMS)(shapes, images)
 
 
 @contextlib.contextmanager
 def _without_source_lines() -> Iterator[None]:
-    """Leaves files and lines of operations out of programs."""
     # They name this machine's paths: with them, an adapter would give other bytes on another machine.
     settings = {"jax_traceback_in_locations_limit": 0, "jax_include_full_tracebacks_in_locations": True}
     before = {name: getattr(jax.config, name) for name in settings}

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 import clipbias
 from clipbias.clip import Clip, encode_image, encode_text
-from clipbias.clip.checkpoint import INDEX, WEIGHTS, choose
+from clipbias.clip.checkpoint import WEIGHTS, choose
 from clipbias.clip.hub import parse
 from clipbias.errors import ClipbiasError
 from tests import helpers
@@ -59,12 +59,12 @@ def test_shards(folder):
         save_file({name: tensors[name] for name in part}, folder / file)
     (folder / WEIGHTS).unlink()
     weight_map = {name: file for file, part in parts.items() for name in part}
-    (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    (folder / f"{WEIGHTS}.index.json").write_text(json.dumps({"weight_map": weight_map}))
     assert clipbias.load(folder).fingerprint == whole.fingerprint
     (folder / "b.safetensors").unlink()
     with pytest.raises(ClipbiasError, match=r"lacks the shard b\.safetensors"):
         clipbias.load(folder)
-    (folder / INDEX).write_text(json.dumps({"weight_map": {names[0]: "../../etc/passwd"}}))
+    (folder / f"{WEIGHTS}.index.json").write_text(json.dumps({"weight_map": {names[0]: "../../etc/passwd"}}))
     with pytest.raises(ClipbiasError, match="not a file of that folder"):
         clipbias.load(folder)
 

@@ -70,6 +70,12 @@ def test_missing_splits_are_made_up(tmp_path):
     assert len(data.load("folder", data_dir=tmp_path / "three").splits["test"]) == 3
 
 
+def test_a_class_may_have_no_folder_of_test_images(tmp_path):
+    make_classes(tmp_path / "train", ["a", "b"], 10)
+    make_classes(tmp_path / "test", ["b"], 3)
+    assert data.load("folder", data_dir=tmp_path).splits["test"].labels.tolist() == [1, 1, 1]
+
+
 def test_links_and_nested_images(tmp_path):
     write(tmp_path / "elsewhere" / "x" / "deep.png")
     write(tmp_path / "elsewhere" / "y" / "inner" / "deep.JPG")
@@ -175,6 +181,25 @@ def test_csv_with_splits_and_quotes(tmp_path):
     assert dataset.class_names == ('the "one"', "two")
     assert dataset.splits["train"].keys == ("a, b.png", "e.png")
     assert dataset.splits["val"].labels.tolist() == [1]
+
+
+def test_spaces_around_labels_and_decimal_points_of_pandas_do_not_count(tmp_path):
+    spaced = write_csv(tmp_path, ["path, label, split", 'a.png, "bag", train', "b.png,bag ,train", "c.png, bag, val"])
+    assert data.load("csv", data_dir=spaced).class_names == ("bag",)
+    rows = ["path,label,split", "a.png,0.0,train", "b.png,1.0,train", "c.png,1.0,val"]
+    pandas = write_csv(tmp_path, rows)
+    assert data.load("csv", data_dir=pandas).class_names == ("0", "1")
+    assert data.load("csv", data_dir=pandas, class_names=["cat", "dog"]).splits["train"].labels.tolist() == [0, 1]
+    assert data.load("csv", data_dir=pandas, class_names=["1.0", "0.0"]).splits["train"].labels.tolist() == [1, 0]
+    names = write_csv(tmp_path, [*rows, "d.png,1.5,train"])
+    assert data.load("csv", data_dir=names).class_names == ("0.0", "1.0", "1.5")
+
+
+@pytest.mark.parametrize("separator", [";", "\t", "|"])
+def test_columns_may_be_separated_otherwise(tmp_path, separator):
+    rows = [["path", '"label"', "split"], ["a.png", "x, y", "train"], ["b.png", '"x, y"', "val"]]
+    path = write_csv(tmp_path, map(separator.join, rows), "list.tsv")
+    assert data.load("csv", data_dir=path).class_names == ("x, y",)
 
 
 def test_integer_labels_sort_as_numbers_and_may_be_named(tmp_path):

@@ -14,6 +14,7 @@ from clipbias import data
 from clipbias.data import catalog, tfds
 from clipbias.data.tfds import PreparedDataset
 from clipbias.errors import ClipbiasError
+from clipbias.identity import identity
 from tests.data import miniatures
 from tests.data.miniatures import assert_same, image, prepare
 from tests.data.pictures import write
@@ -156,6 +157,7 @@ def test_shards_equal_their_folder(tmp_path, name):
     for other in (again, data.load(f"tfds/{folder.parent.name}", data_dir=tmp_path / "shards")):
         assert_same(other, dataset)
         assert {split.upright for split in other.splits.values()} == {name in ("folder", "csv")}
+        assert identity(other.splits) == identity(dataset.splits)
     assert again.splits["test"].source == str(folder)
     assert again.class_ids == dataset.class_ids
     assert same_picks(again, dataset)
@@ -257,14 +259,14 @@ def test_without_one_the_records_are_read_once(built, copied, caplog):
 def test_beside_records_that_cannot_be_written_it_is_in_the_users_cache(built, copied, monkeypatch, caplog):
     root, read = copied
     index_of(root).unlink()
-    original = tfds.save_arrays
+    original = tfds.io.save_arrays
 
     def refused(path: epath.Path, arrays: dict[str, np.ndarray]) -> None:
         if str(path).startswith(str(root)):
             raise ClipbiasError(f"cannot write {path}: Read-only file system.")
         original(path, arrays)
 
-    monkeypatch.setattr(tfds, "save_arrays", refused)
+    monkeypatch.setattr(tfds.io, "save_arrays", refused)
     with caplog.at_level("INFO"):
         assert_opens(root, built[1])
     assert "is not kept here" in caplog.text and "Read-only" in caplog.text

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 import clipbias
 from clipbias.clip import encode_image
-from clipbias.clip.checkpoint import INDEX, WEIGHTS
+from clipbias.clip.checkpoint import WEIGHTS
 from clipbias.export import export, natural_form
 from clipbias.tuning import Task
 from clipbias.tuning.adapter import read_adapter
@@ -155,7 +155,7 @@ def test_a_sharded_base_makes_the_same_checkpoint(model, clip, tmp_path):
     for file in set(owner.values()):
         save_file({name: tensors[name] for name in owner if owner[name] == file}, folder / file)
     (folder / WEIGHTS).unlink()
-    (folder / INDEX).write_text(json.dumps({"weight_map": owner}))
+    (folder / f"{WEIGHTS}.index.json").write_text(json.dumps({"weight_map": owner}))
     tuned = models.tuned(clip, "bias", tmp_path)
     export(tuned, tmp_path / "whole")
     export(read_adapter(tmp_path / "tuned.safetensors").bind(clipbias.load(folder)), tmp_path / "from_shards")

@@ -9,11 +9,14 @@ import shlex
 from pathlib import Path
 
 import pytest
+from flax.serialization import msgpack_serialize
+from flax.traverse_util import unflatten_dict
 from huggingface_hub import constants, scan_cache_dir
 from huggingface_hub.cli.hf import main as hf
 
 import clipbias
 from clipbias.clip.hub import PINS, command, parse
+from clipbias.clip.tables import FLAX, to_tensors
 from clipbias.errors import ClipbiasError
 from clipbias.tuning.adapter import read_adapter
 from configs import train as train_config
@@ -159,8 +162,10 @@ def test_the_printed_command_names_what_is_read():
 def test_the_readmes_training_on_a_machine_with_an_empty_cache(hub, tmp_path, capsys):
     """The default model's repository as it is on the hub: Flax and torch on `main`, no safetensors."""
     helpers.tiny_checkpoint(tmp_path / "made", context_length=77)
-    clipbias.load(tmp_path / "made").save(tmp_path / "flax", format="flax")
-    files = {path.name: path.read_bytes() for path in (tmp_path / "flax").iterdir()}
+    clip = clipbias.load(tmp_path / "made")
+    tensors = to_tensors(clip.config, clip.params, FLAX)
+    files = {path.name: path.read_bytes() for path in (tmp_path / "made").iterdir() if path.name != "model.safetensors"}
+    files["flax_model.msgpack"] = msgpack_serialize(unflatten_dict(tensors, sep="/"))
     unread = dict.fromkeys((".gitattributes", "README.md", "pytorch_model.bin"), b"never read")
     commit = PINS[DEFAULT].commit
     hub.repositories[DEFAULT] = Repository(unread | files, commit)

@@ -16,7 +16,7 @@ import clipbias
 from clipbias import TunedModel, data
 from clipbias.analysis.results import StudyResults
 from clipbias.clip import Clip
-from clipbias.clip.checkpoint import OTHER_FORMATS
+from clipbias.clip.checkpoint import SAVED_FORMATS
 from clipbias.data import Dataset
 from clipbias.data.user_images import image_list
 from clipbias.errors import ClipbiasError
@@ -272,7 +272,7 @@ def _(case: Case, folder: Path) -> None:
 # Frozen models.
 
 
-for form in ("safetensors", *OTHER_FORMATS):
+for form in SAVED_FORMATS:
 
     @relation(
         f'A frozen model that is written as "{form}" and loaded is the same model, and takes its adapters.',

@@ -194,7 +194,7 @@ def test_a_class_without_images_and_a_picture_in_two_classes_are_said(clip, tmp_
     paths = [write(tmp_path / f"{number}.png", number) for number in range(4)]
     copied = shutil.copy(paths[0], tmp_path / "copy.png")
     for name in ("a.png", "b.png"):
-        (tmp_path / name).write_bytes(b"")  # two files that cannot be read are not a picture in two classes
+        (tmp_path / name).write_bytes(b"not found")  # two files that cannot be read are not a picture in two classes
     images, labels = (
         [*paths, copied, tmp_path / "a.png", tmp_path / "b.png"],
         ["cat", "dog", "cat", "dog", "dog", "cat", "dog"],
