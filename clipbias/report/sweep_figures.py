@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import operator
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -257,10 +256,8 @@ MARKER = 5.5  # points, with its edge
 # Places of a name, the best first: points from its marker, in these directions.
 _REACHES = (4, 7, 11, 16, 22, 30, 40, 52, 66, 82, 100, 125, 150)
 _BESIDE = 7  # a name farther away has a line to its marker
-_DIRECTIONS = ((1, 0), (-1, 0), (0, 1), (0, -1), *itertools.product((0.7, -0.7), repeat=2))
-_DIRECTIONS += tuple(
-    (math.cos(a), math.sin(a)) for a in np.linspace(0, 2 * math.pi, 33)[1:] if a % (math.pi / 4) > 1e-6
-)
+_AROUND = np.linspace(0, 2 * np.pi, 32, endpoint=False)
+_DIRECTIONS = np.vstack([[(1, 0), (-1, 0), (0, 1), (0, -1)], np.stack([np.cos(_AROUND), np.sin(_AROUND)], axis=1)])
 
 
 def cost_scatter(frame: pd.DataFrame, *, x: str, y: str, x_label: str, y_label: str) -> "Figure":
@@ -336,59 +333,39 @@ def name_points(axes: "Axes", names: Sequence[str], stand_out: Sequence[bool]) -
         label.set_fontweight("bold" if is_bold else "normal")
         labels.append(label)
     sizes = np.array([label.get_window_extent().size for label in labels]) + np.array([2 * scale, scale])
+    reaches = np.repeat(_REACHES, len(_DIRECTIONS))
+    directions = np.tile(_DIRECTIONS, (len(_REACHES), 1))
     # Boxes are [left, bottom, right, top] in pixels.
     markers = np.hstack([places - step / 2, places + step / 2])
-    directions = np.array(_DIRECTIONS)
-
-    def meeting(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
-        """Counts the others that each box meets."""
-        boxes = boxes[..., None, :]
-        return ((boxes[..., :2] < others[:, 2:]) & (others[:, :2] < boxes[..., 2:])).all(-1).sum(-1)
-
-    def arrange(order: Sequence[int]) -> tuple[float, dict[int, tuple[np.ndarray, np.ndarray | None]]]:
-        """Places a box for each name in turn; returns their total badness, and boxes with the ends of their lines."""
-        total = 0.0
-        taken = np.empty((0, 4))
-        arranged: dict[int, tuple[np.ndarray, np.ndarray | None]] = {}
-        for index in order:
-            place, size = places[index], sizes[index]
-            others = np.vstack([taken, np.delete(markers, index, axis=0)])
-            least = math.inf
-            for reach in _REACHES:
-                middles = place + (reach * scale + step / 2) * directions + size / 2 * np.sign(directions)
-                boxes = np.hstack([middles - size / 2, middles + size / 2])
-                ends = np.clip(place, boxes[:, :2], boxes[:, 2:])
-                covered = meeting(boxes, others)
-                outside = (boxes[:, :2] < axes.bbox.min).any(1) * 1 + (boxes[:, 2:] > axes.bbox.max).any(1)
-                pieces = np.empty((0, len(boxes), 4))
-                if reach > _BESIDE:  # the line to the marker but for its ends, in small pieces
-                    along = place + np.linspace(0.1, 0.9, 12)[:, None, None] * (ends - place)
-                    pieces = np.concatenate([along - scale / 2, along + scale / 2], axis=-1)
-                    covered += meeting(pieces, others).sum(0)
-                else:  # clearly nearest to its own marker, or a reader takes it for another's
-                    apart = np.linalg.norm(places - np.clip(places, boxes[:, None, :2], boxes[:, None, 2:]), axis=-1)
-                    covered += (apart < apart[:, [index]] + 4 * scale).sum(1) - 1
-                # Outside the panel is worse than on another name, and both are worse than any distance from the marker.
-                badness = 1e5 * covered + 1e6 * outside + reach**1.5
-                best = int(badness.argmin())
-                if badness[best] < least:
-                    least = float(badness[best])
-                    chosen = [boxes[best], *pieces[:, best]]
-                    arranged[index] = middles[best], ends[best] if len(pieces) else None
-                if least < 1e5:  # nothing is covered
-                    break
-            total += least
-            # Boxes and pieces of lines that are placed already are obstacles for the names that follow.
-            taken = np.vstack([taken, *chosen])
-        return total, arranged
-
-    # What is named first has the better place: several orders are tried.
+    taken = np.empty((0, 4))
+    # What is named first has the better place: a name among many others can go to few places.
     crowds = (np.linalg.norm(places[:, None] - places, axis=-1) < 60 * scale).sum(1)
-    keys = [list(map(tuple, numbers)) for numbers in (places, places[:, ::-1], sizes, crowds[:, None])]
-    orders = [sorted(range(len(names)), key=key.__getitem__, reverse=back) for key in keys for back in (True, False)]
-    _, arranged = min(map(arrange, orders), key=operator.itemgetter(0))
-    for index, (middle, end) in arranged.items():
-        labels[index].set_position(tuple((middle - places[index]) / scale))
-        if end is not None:
-            ends = to_axes.transform([places[index], end])
-            axes.plot(*ends.T, color=style.GREY, lw=0.4, zorder=1, gid="leader")
+    for index in np.argsort(-crowds, kind="stable"):
+        place, size = places[index], sizes[index]
+        middles = place + (reaches[:, None] * scale + step / 2) * directions + size / 2 * np.sign(directions)
+        boxes = np.hstack([middles - size / 2, middles + size / 2])
+        ends = np.clip(place, boxes[:, :2], boxes[:, 2:])
+        # The line to the marker but for its ends, in small pieces.
+        along = place + np.linspace(0.1, 0.9, 12)[:, None, None] * (ends - place)
+        lines_to = np.concatenate([along - scale / 2, along + scale / 2], axis=-1)
+        others = np.vstack([taken, np.delete(markers, index, axis=0)])
+        is_far = reaches > _BESIDE
+        covered = _meetings(boxes, others) + is_far * _meetings(lines_to, others).sum(0)
+        # Beside a marker, a name clearly nearest to its own, or a reader takes it for another's.
+        apart = np.linalg.norm(places - np.clip(places, boxes[:, None, :2], boxes[:, None, 2:]), axis=-1)
+        covered += ~is_far * ((apart < apart[:, [index]] + 4 * scale).sum(1) - 1)
+        outside = (boxes[:, :2] < axes.bbox.min).any(1) * 1 + (boxes[:, 2:] > axes.bbox.max).any(1)
+        # Outside the panel is worse than on another name, and both are worse than any distance from the marker.
+        best = np.argmin(1e6 * outside + 1e5 * covered + reaches)
+        labels[index].set_position(tuple((middles[best] - place) / scale))
+        # Names and lines that are placed already are obstacles for those that follow.
+        taken = np.vstack([taken, boxes[best]])
+        if is_far[best]:
+            taken = np.vstack([taken, lines_to[:, best]])
+            axes.plot(*to_axes.transform([place, ends[best]]).T, color=style.GREY, lw=0.4, zorder=1, gid="leader")
+
+
+def _meetings(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Counts the others that each box `[…, 4]` meets."""
+    boxes = boxes[..., None, :]
+    return ((boxes[..., :2] < others[:, 2:]) & (others[:, :2] < boxes[..., 2:])).all(-1).sum(-1)
