@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from clipbias.intervals import Estimate, binomial_error
+from clipbias.intervals import Estimate, binomial_error, excludes
 
 FORMAT = 14  # of stored results and of the parts of an unfinished study
 CHANGES = ("wrong → right", "right → wrong", "both right", "both wrong")
@@ -213,6 +213,13 @@ class MethodResult:
     labels: VerdictLabels | None  # `None` without the causal test, or with too few images
     sentence: str  # verdict in words
 
+    @property
+    def is_better(self) -> bool:
+        """Whether both gains are sure: in log-likelihood, which labels explain, and in accuracy, which users want."""
+        if self.numbers is None or self.labels is None or self.labels.where is Where.NO_GAIN:
+            return False
+        return excludes(self.numbers.accuracy.gain) > 0
+
 
 @dataclasses.dataclass(frozen=True)
 class StudyResults:
@@ -233,6 +240,11 @@ class StudyResults:
     @property
     def tuned(self) -> tuple[ModelFacts, ...]:
         return self.models[1:]
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Labels of all models by key, zero-shot first."""
+        return {model.key: model.label for model in self.models}
 
     @property
     def predictions(self) -> Predictions:

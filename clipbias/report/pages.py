@@ -15,7 +15,7 @@ import jinja2
 import numpy as np
 import pandas as pd
 
-from clipbias.io import atomic_path, write_text
+from clipbias.io import atomic_path
 from clipbias.report import style
 from clipbias.report.table import Table, unbroken
 from clipbias.terminal import printable
@@ -87,7 +87,7 @@ class PageSection:
     title: str
     identifier: str = ""
     pictures: Sequence[Picture] = ()
-    tables: Sequence[Table] = ()
+    tables: Sequence[Table | None] = ()
     groups: Sequence[tuple[str, Sequence[str]]] = ()  # headings with their sentences
     remarks: Sequence[str] = ()
     explorer: Mapping[str, Any] | None = None
@@ -95,7 +95,7 @@ class PageSection:
 
     @property
     def is_empty(self) -> bool:
-        return not (self.pictures or self.tables or self.groups or self.remarks or self.explorer or self.code)
+        return not (self.pictures or any(self.tables) or self.groups or self.remarks or self.explorer or self.code)
 
 
 def save_pictures(figures: Iterable[CaptionedFigure | Sequence[CaptionedFigure] | None], folder: Path) -> list[Picture]:
@@ -117,12 +117,6 @@ def save_pictures(figures: Iterable[CaptionedFigure | Sequence[CaptionedFigure] 
 def render(template: str, *, title: str, **content: Any) -> str:
     """Renders a page from `templates/TEMPLATE.html.j2`."""
     return _environment().get_template(f"{template}.html.j2").render(title=title, **content)
-
-
-def write_page(path: Path, template: str, *, title: str, **content: Any) -> Path:
-    """Writes a page atomically and returns its path. Raises `ClipbiasError` if it cannot."""
-    write_text(path, render(template, title=title, **content))
-    return path
 
 
 def data_uri(data: bytes | str, kind: str) -> str:

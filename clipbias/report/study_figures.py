@@ -11,17 +11,16 @@ import pandas as pd
 from clipbias.analysis.attention import DECOMPOSITION, TEXT_ATTENTION, VISION_ATTENTION
 from clipbias.analysis.dataset_sections import GROUPS, RELEVANCY, VISION_TYPES, RelevancyGroups
 from clipbias.analysis.faithfulness import FAITHFULNESS, MAPS
-from clipbias.analysis.pictures import EXAMPLES, SIMILARITY, Similarity
-from clipbias.analysis.results import TEXT_TYPES, ModelFacts, StudyResults, present
+from clipbias.analysis.pictures import SIMILARITY, Similarity
+from clipbias.analysis.results import TEXT_TYPES, StudyResults, present
 from clipbias.report import style
 from clipbias.report.drawings import Drawing
 from clipbias.report.names import TYPE_NAMES, dataset_name
-from clipbias.report.overlay import Overlay, heat_scale, overlay_grid, show_heat, show_picture
+from clipbias.report.overlay import heat_scale, show_heat, show_picture
 from clipbias.report.pages import CaptionedFigure, captioned, file_name, words_of
 from clipbias.report.panels import bars, joined, level, lines, panels, points, tidy
 from clipbias.report.table import Table
 from clipbias.sentences import counted
-from clipbias.terminal import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -71,13 +70,9 @@ def counts_of(labels: Mapping[str, str], counts: Mapping[str, int]) -> str:
     return "; ".join(f"{labels[key]}: {counted(count, 'image')}" for key, count in counts.items())
 
 
-def labels_of(models: Iterable[ModelFacts]) -> dict[str, str]:
-    return {model.key: model.label for model in models}
-
-
 def decomposition_figure(study: StudyResults) -> CaptionedFigure | None:
     """Draws Fig. 1: in every layer the attention to prompts, and the size and constancy of their part of the output."""
-    labels = labels_of(study.models)
+    labels = study.labels
     looks = dict(_SERIES)
     frames = []
     counts = []
@@ -144,7 +139,7 @@ def text_attention_figure(study: StudyResults) -> CaptionedFigure | None:
         lines(axes, part, x="layer", hue="type", looks=_TYPE_LOOKS)
         axes.set_ylim(-0.02, 1.02)
 
-    labels = labels_of(study.models)
+    labels = study.labels
     figure = panels(used, draw, names=labels, y_label="share of attention", **_BY_MODEL)
     return captioned(
         "fig4_text_attention",
@@ -163,7 +158,7 @@ DRAWING_OF_TEXT_ATTENTION = Drawing(
 def vision_attention_figure(study: StudyResults) -> CaptionedFigure | None:
     """Draws Fig. 5: attention distance and entropies, a row for each model and variant."""
     results = present(VISION_ATTENTION.of(study))
-    labels = labels_of(study.models)
+    labels = study.labels
     frame = joined(
         tidy(
             number,
@@ -229,7 +224,7 @@ def correlation_figure(study: StudyResults) -> CaptionedFigure | None:
         lines(axes, part, x="layer", looks={"": {"color": style.TUNED, "marker": "o"}})
         axes.set_ylim(-1, 1)
 
-    labels = labels_of(study.models)
+    labels = study.labels
     figure = panels(frame, draw, names=labels, y_label="rank correlation", legend=False, **_BY_MODEL)
     counts = counts_of(labels, {key: result.count for key, result in results.items()})
     return captioned("fig6_rank_correlation", figure, frame, counts=counts)
@@ -258,7 +253,7 @@ def faithfulness_figure(study: StudyResults) -> CaptionedFigure | None:
     def draw(axes: "Axes", part: pd.DataFrame) -> None:
         lines(axes, part, x="removed", hue="map", looks=_MAP_LOOKS)
 
-    labels = labels_of(study.models)
+    labels = study.labels
     axis: dict[str, Any] = {"x_label": "patches removed (%)", "y_label": "accuracy (%)", "bottom": 0}
     figure = panels(frame, draw, by=("model", "panel"), names=labels, **axis)
     counts = counts_of(labels, {key: result.count for key, result in results.items()})
@@ -268,7 +263,7 @@ def faithfulness_figure(study: StudyResults) -> CaptionedFigure | None:
 
 def area_table(study: StudyResults) -> Table | None:
     """Makes the table of areas under the curves of the perturbation test, in percent."""
-    labels = labels_of(study.models)
+    labels = study.labels
     targets = ("predicted", "true")
     rows = []
     faithfulness = FAITHFULNESS.of(study)
@@ -347,7 +342,7 @@ def relevancy_frame(
 def relevancy_figure(study: StudyResults, part: str) -> CaptionedFigure | None:
     """Draws Fig. 2 ("text") or 3 ("vision"): relevancy by token, its sums by token type, and patches as maps."""
     results = present(RELEVANCY.of(study))
-    labels = labels_of(study.tuned)
+    labels = study.labels
     frame = joined(relevancy_frame(study, key, result, part) for key, result in results.items())
     if frame.empty:
         return None
@@ -414,7 +409,7 @@ def zero_shot_text(results: Iterable[RelevancyGroups]) -> str:
 def relevancy_groups_figure(study: StudyResults) -> CaptionedFigure | None:
     """Draws relevancy by token type, and its change over patches, over corrected images, the control, and all."""
     results = {key: result for key, result in present(RELEVANCY.of(study)).items() if result.groups}
-    labels = labels_of(study.tuned)
+    labels = study.labels
     frames = []
     counts = []
     for key, result in results.items():
@@ -515,7 +510,7 @@ def similarity_figures(study: StudyResults) -> list[CaptionedFigure]:
     similarity = SIMILARITY.of(study)
     if similarity is None:
         return []
-    labels = labels_of(study.tuned)
+    labels = study.labels
     figures = [_similarity_figure(study, similarity, key, labels[key]) for key in present(similarity.models)]
     correlation = correlation_figure(study)
     return figures if correlation is None else [*figures, correlation]
@@ -573,37 +568,3 @@ def _similarity_figure(study: StudyResults, similarity: Similarity, key: str, la
         shown=shown,
         counts=counted(len(images), "picture"),
     )
-
-
-def examples_figure(study: StudyResults) -> CaptionedFigure | None:
-    """Draws example pictures with every model's relevancy over patches and text."""
-    examples = EXAMPLES.of(study)
-    if examples is None or not len(examples.pictures):
-        return None
-    labels = labels_of(study.models)
-    classes = study.dataset.class_names
-    models = present(examples.models)
-    overlays: list[list[Overlay]] = []
-    frames = []
-    for picture, label in enumerate(map(int, examples.labels)):
-        overlays.append([])
-        for key, maps in models.items():
-            logits, vision, tokens = maps.logits[picture], maps.vision[picture], maps.words[picture]
-            predicted = int(np.argmax(logits))
-            title = f"{labels[key]} {'✓' if predicted == label else '✗'}\n{printable(classes[predicted])}, "
-            title += f"{100 * float(1 / np.exp(logits - logits.max()).sum()):.0f} %"
-            overlays[-1].append(Overlay(title, vision, study.clip.patches, tokens, maps.text[picture]))
-            parts = ["patch" if i < study.clip.patches else "prompt" for i in range(len(vision))]
-            rows = [(part, i, "", value) for i, (part, value) in enumerate(zip(parts, vision, strict=True))]
-            rows += [("text", i, token, maps.text[picture][i]) for i, token in enumerate(tokens)]
-            of_model = pd.DataFrame(rows, columns=["part", "index", "token", "relevancy"])
-            frames.append(of_model.assign(picture=picture, name=examples.names[picture], model=key))
-    count = len(examples.pictures)
-    size = (2.25 * (1 + len(models)), 2.8 * count + 0.55)
-    titles = [printable(classes[int(label)]) for label in examples.labels]
-    figure = overlay_grid(size, (4.2, 1) * count, list(examples.pictures), titles, overlays, scale=True)
-    counts = counted(count, "picture")
-    return captioned("examples", figure, joined(frames), dataset=study.dataset.name, counts=counts)
-
-
-DRAWING_OF_EXAMPLES = Drawing(section=EXAMPLES, place=110, figures=(examples_figure,), nothing="no image could be read")

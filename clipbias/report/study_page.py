@@ -23,11 +23,12 @@ from clipbias.analysis.verdict import headline
 from clipbias.analysis.words import PROMPT_WORDS
 from clipbias.errors import ClipbiasError
 from clipbias.intervals import by_reason, with_interval
+from clipbias.io import write_text
 from clipbias.report import pages, verdict
 from clipbias.report.drawings import Drawing, all_drawings
 from clipbias.report.names import dataset_name, ordered_datasets
-from clipbias.report.overlay import changed_pictures
-from clipbias.report.study_figures import dataset_figures, labels_of
+from clipbias.report.overlay import ChangedPicture, changed_pictures
+from clipbias.report.study_figures import dataset_figures
 from clipbias.report.table import MISSING, Table
 from clipbias.sentences import counted
 
@@ -49,17 +50,11 @@ def write_report(
     """
     study = load_results(results_folder)
     output = Path(output_folder)
-    groups = [(method.label, method_sentences(study, method)) for method in study.methods]
-
-    every = (
-        verdict.verdict_table(study, study.methods),
-        verdict.seed_table(study),
-        verdict.towers_table(study.methods),
-    )
-    tables = [table for table in every if table]
+    verdicts = _verdicts(study, CAUSAL.title)
+    tables = [*verdicts.tables, verdict.seed_table(study), verdict.towers_table(study.methods)]
     figures = [verdict.overview_figure([study]), verdict.reading_figure([study])]
     pictures = pages.save_pictures(figures, output / FIGURES)
-    sections = [pages.PageSection(CAUSAL.title, CAUSAL.name, pictures=pictures, tables=tables, groups=groups)]
+    sections = [dataclasses.replace(verdicts, identifier=CAUSAL.name, pictures=pictures, tables=tables)]
     drawings = all_drawings()
     for number, drawing in enumerate(drawings, start=1):
         advance("drawing the report", number, len(drawings))
@@ -69,7 +64,7 @@ def write_report(
                     drawing.section.title,
                     drawing.section.name,
                     pictures=pages.save_pictures([draw(study) for draw in drawing.figures], output / FIGURES),
-                    tables=[table for draw in drawing.tables if (table := draw(study))],
+                    tables=[draw(study) for draw in drawing.tables],
                     explorer=drawing.explorer(study),
                 )
             )
@@ -86,12 +81,8 @@ def write_report(
         {"name": method.label, "headline": headline(method), "facts": verdict.facts(study, method)}
         for method in largest[:MOST_METHODS]
     ]
-    ordered = (model for method in largest for model in study.tuned if model.key in method.models)
-    # The first model that has any: drawing them takes time.
-    strips = ((strip, _changes(study, model)) for model in ordered if (strip := changed_pictures(study, model)))
-    strip, strip_words = next(strips, ([], ""))
-    return pages.write_page(
-        output / REPORT,
+    strip, strip_words = _strip(study, [model for each in largest for model in study.tuned if model.key in each.models])
+    page = pages.render(
         "report",
         title=f"Why does tuning help on {dataset_name(study.dataset.name)}?",
         basis=_basis(study),
@@ -100,12 +91,24 @@ def write_report(
         strip_words=strip_words,
         sections=sections,
     )
+    write_text(output / REPORT, page)
+    return output / REPORT
 
 
-def _changes(study: StudyResults, model: ModelFacts) -> str:
-    """Says how many predictions a tuned model changed, of which the first page shows some."""
-    corrected, broken = (int((study.predictions.changes(model.key) == change).sum()) for change in (0, 1))
-    return f"Some of the {corrected:,} pictures that {model.label} corrected and the {broken:,} that it broke."
+def _verdicts(study: StudyResults, title: str) -> pages.PageSection:
+    """Makes the section of a study's verdicts: its table, and its sentences by method."""
+    groups = [(method.label, method_sentences(study, method)) for method in study.methods]
+    return pages.PageSection(title, tables=[verdict.verdict_table(study, study.methods)], groups=groups)
+
+
+def _strip(study: StudyResults, models: Iterable[ModelFacts]) -> tuple[list[ChangedPicture], str]:
+    """Returns pictures whose prediction changed, and a sentence, of the first model that has any."""
+    for model in models:
+        if pictures := changed_pictures(study, model):
+            corrected, broken = (int((study.predictions.changes(model.key) == change).sum()) for change in (0, 1))
+            words = f"Some of the {corrected:,} pictures that {model.label} corrected and the {broken:,} that it broke."
+            return pictures, words
+    return [], ""
 
 
 def _basis(study: StudyResults) -> str:
@@ -138,9 +141,8 @@ def _missing(study: StudyResults, drawn: set[str]) -> list[str]:
         name = drawing.section.name
         if name in study.sections and name not in drawn:
             sentences.append(f"{title(name)}: {drawing.nothing}.")
-    labels = labels_of(study.models)
     for name in study.sections:
-        reasons = by_reason((labels[key], reason) for key, reason in study.why_missing(name).items())
+        reasons = by_reason((study.labels[key], reason) for key, reason in study.why_missing(name).items())
         sentences += [f"{title(name)}, {line}" for line in reasons]
     return list(dict.fromkeys(sentences))
 
@@ -184,11 +186,7 @@ def write_overview(results_folders: Sequence[str | os.PathLike], output_folder: 
     output = Path(output_folder)
     figures = [verdict.overview_figure(ordered), verdict.reading_figure(ordered)]
     overview = pages.save_pictures(figures, output / FIGURES)
-    sections = []
-    for study, name in zip(ordered, names, strict=True):
-        table = verdict.verdict_table(study, study.methods)
-        groups = [(method.label, method_sentences(study, method)) for method in study.methods]
-        sections.append(pages.PageSection(f"Verdicts on {name}", tables=[table] if table else [], groups=groups))
+    sections = [_verdicts(study, f"Verdicts on {name}") for study, name in zip(ordered, names, strict=True)]
     for key, label in {model.key: model.label for study in ordered for model in study.tuned}.items():
         pictures = pages.save_pictures(dataset_figures(ordered, key, label), output / FIGURES)
         sections.append(pages.PageSection(f"Relevancy: {label}", pictures=pictures))
@@ -200,8 +198,7 @@ def write_overview(results_folders: Sequence[str | os.PathLike], output_folder: 
         if path.is_file():
             # Relative links: a folder with reports and overview can be moved, and opened from any disk.
             reports.append((name, Path(os.path.relpath(path, output)).as_posix()))
-    return pages.write_page(
-        output / OVERVIEW,
+    page = pages.render(
         "overview",
         title=f"Why does tuning help on {counted(len(ordered), 'dataset')}?",
         datasets=names,
@@ -210,6 +207,8 @@ def write_overview(results_folders: Sequence[str | os.PathLike], output_folder: 
         reports=reports,
         sections=[section for section in sections if not section.is_empty],
     )
+    write_text(output / OVERVIEW, page)
+    return output / OVERVIEW
 
 
 def load_studies(folders: Iterable[Path]) -> dict[Path, StudyResults]:
@@ -254,9 +253,10 @@ CLASS_ROWS = 30  # with more classes, those with the largest losses and gains
 
 def word_table(study: StudyResults) -> Table | None:
     """Makes a row of nearest words per prompt; `None` without learned text prompts."""
-    labels = labels_of(study.tuned)
     prompts = [
-        (labels[key], prompt) for key, result in present(PROMPT_WORDS.of(study)).items() for prompt in result.prompts
+        (study.labels[key], prompt)
+        for key, result in present(PROMPT_WORDS.of(study)).items()
+        for prompt in result.prompts
     ]
     rows = []
     for label, prompt in prompts[:WORD_ROWS]:
@@ -311,7 +311,13 @@ def class_table(study: StudyResults) -> Table | None:
     return Table(
         "Gains and losses by class",
         "Change of accuracy against zero-shot in points ± one standard error, of the images of a class.",
-        ("Class", "Images", "Zero-shot (%)", "Zero-shot's most frequent error", *labels_of(study.tuned).values()),
+        (
+            "Class",
+            "Images",
+            "Zero-shot (%)",
+            "Zero-shot's most frequent error",
+            *(model.label for model in study.tuned),
+        ),
         [rows[label] for label in order],
         words={3},
         note=f"Classes by the sum of these changes, the largest losses first{ends}. In brackets: numbers of images that"

@@ -9,7 +9,7 @@ import pandas as pd
 
 from clipbias.analysis.causal_section import CAUSAL, MEAN_BYTES, MEANS_OF_GROUPS
 from clipbias.analysis.replacement import PLAIN, REPLACEMENT, Comparison, MethodReplacements, Origin
-from clipbias.analysis.results import CausalNumbers, MethodResult, StudyResults, VerdictLabels, What, Where
+from clipbias.analysis.results import CausalNumbers, MethodResult, StudyResults, VerdictLabels, What
 from clipbias.analysis.verdict import CLASS
 from clipbias.errors import ClipbiasError
 from clipbias.intervals import OUTCOMES, UNITS, Estimate, by_reason, change, excludes, in_points, percent
@@ -102,10 +102,9 @@ def facts(study: StudyResults, method: MethodResult) -> list[Fact]:
 
     The first are shares in log-likelihood, the last of the predictions that the method changed.
     """
-    numbers, labels = method.numbers, method.labels
-    if numbers is None or labels is None or labels.where is Where.NO_GAIN or excludes(numbers.accuracy.gain) <= 0:
+    if method.numbers is None or not method.is_better:
         return []
-    named = quantities(numbers.log_likelihood, labels)
+    named = quantities(method.numbers.log_likelihood, method.labels)
     shares = {name: number.share for name, number in named.items()}
     fits = _stand_ins(study, method)
     moved = {origin: fits[origin].moved for origin in (Origin.FITTED, Origin.CEILING) if origin in fits}
@@ -161,10 +160,11 @@ def verdict_table(study: StudyResults, methods: Sequence[MethodResult], title: s
 
 def seed_table(study: StudyResults) -> Table | None:
     """Makes the verdict table of each seed of methods with several."""
-    labels = {model.key: model.label for model in study.tuned}
     causal = CAUSAL.of(study)
     seeds = [
-        dataclasses.replace(method, label=labels[key], models=(key,), numbers=causal.of((key,)) if causal else None)
+        dataclasses.replace(
+            method, label=study.labels[key], models=(key,), numbers=causal.of((key,)) if causal else None
+        )
         for method in study.methods
         if len(method.models) > 1
         for key in method.models
@@ -189,16 +189,15 @@ def towers_table(methods: Sequence[MethodResult]) -> Table | None:
 
 def why_not_patched(study: StudyResults) -> list[str]:
     """Returns the reasons why the causal test lacks methods or their ablations, a sentence each."""
-    labels = {model.key: model.label for model in study.tuned}
     causal = CAUSAL.of(study)
-    tests = causal.models.items() if causal else ()
-    reasons = [(labels[key], test.why) for key, test in tests]
+    tests = [(study.labels[key], test) for key, test in causal.models.items()] if causal else []
+    reasons = [(label, test.why) for label, test in tests]
     for method in study.methods:
         image = method.numbers.log_likelihood.image if method.numbers else None
         if image is not None and CLASS not in image.means:
             size = f"{MEAN_BYTES / 2**30:.0f} GiB"
             reasons.append((method.label, f"Means over classes would take more than {size}, and are left out."))
-    return by_reason(reasons + [(labels[key], why) for key, test in tests for why in test.why_no_ablations.values()])
+    return by_reason(reasons + [(label, why) for label, test in tests for why in test.why_no_ablations.values()])
 
 
 def verdict_frame(studies: Sequence[StudyResults]) -> pd.DataFrame:
@@ -227,31 +226,16 @@ def verdict_frame(studies: Sequence[StudyResults]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=heads)
 
 
-def _drawn(numbers: pd.DataFrame) -> pd.DataFrame:
-    """Selects the shares in log-likelihood from a `verdict_frame`, in percent."""
-    is_drawn = (numbers["outcome"] == OUTCOMES[1]) & numbers["quantity"].isin(list(_LOOKS)) & numbers["share"].notna()
-    drawn = numbers[is_drawn]
-    low, high, value = (100 * drawn[f"share{end}"].astype(float) for end in ("_low", "_high", ""))
-    return drawn.assign(value=value, low=low, high=high)
-
-
-def _scale(axes: "Axes") -> None:
-    """Draws 0 and the limits of the labels in percent, and cuts off what a figure cannot show."""
-    axes.axvline(0, color="#4B5563", linewidth=0.8)
-    for threshold in (-50.0, -25.0, 25.0, 50.0):
-        axes.axvline(threshold, color=style.GREY, linewidth=0.8, linestyle=style.DASHED)
-    low, high = axes.get_xlim()
-    # One wide interval would press all others together.
-    axes.set_xlim(max(low, -60.0), min(high, 160.0))
-    axes.set_xticks([tick for tick in (-50, 0, 50, 100, 150) if axes.get_xlim()[0] <= tick <= axes.get_xlim()[1]])
-
-
 def overview_figure(studies: Sequence[StudyResults]) -> CaptionedFigure | None:
     """Draws the shares that decide labels, with all datasets side by side. Returns `None` without a sure gain."""
     numbers = verdict_frame(studies)
-    drawn = _drawn(numbers)
+    # Points of accuracy stay in the file: a share of a gain of a few images would be a ratio of noise.
+    is_drawn = (numbers["outcome"] == OUTCOMES[1]) & numbers["quantity"].isin(list(_LOOKS)) & numbers["share"].notna()
+    drawn = numbers[is_drawn]
     if drawn.empty:
         return None
+    low, high, value = (100 * drawn[f"share{end}"].astype(float) for end in ("_low", "_high", ""))
+    drawn = drawn.assign(value=value, low=low, high=high)
     # Names of methods differ by seeds and datasets; their order is that of the registry.
     of_method = {method.name: method.method for study in studies for method in study.methods}
     order = ordered_methods(of_method.values())
@@ -265,7 +249,13 @@ def overview_figure(studies: Sequence[StudyResults]) -> CaptionedFigure | None:
         axes.set_yticks(range(len(lines)), lines)
         for line in range(1, len(lines)):
             axes.axhline(line - 0.5, color="#E5E7EB", linewidth=0.6)
-        _scale(axes)
+        axes.axvline(0, color="#4B5563", linewidth=0.8)
+        for limit in (-50.0, -25.0, 25.0, 50.0):  # of the labels
+            axes.axvline(limit, color=style.GREY, linewidth=0.8, linestyle=style.DASHED)
+        low, high = axes.get_xlim()
+        # One wide interval would press all others together.
+        axes.set_xlim(max(low, -60.0), min(high, 160.0))
+        axes.set_xticks([tick for tick in (-50, 0, 50, 100, 150) if axes.get_xlim()[0] <= tick <= axes.get_xlim()[1]])
 
     figure = panels(
         drawn,
@@ -302,12 +292,11 @@ def reading_frame(studies: Sequence[StudyResults]) -> pd.DataFrame:
                 )
                 if accuracy is None or nats is None:
                     continue
-                steps = {OTHER: (accuracy.other, nats.other)}
-                steps |= {name: (accuracy.means[name], each) for name, each in nats.means.items()}
-                for name, (of_points, effect) in steps.items():
+                points_of = {OTHER: accuracy.other, **accuracy.means}
+                for name, effect in {OTHER: nats.other, **nats.means}.items():
                     if effect.share is None:
                         continue
-                    share = in_points(effect.share)
+                    share, of_points = in_points(effect.share), points_of[name]
                     rows.append(
                         {
                             **{"dataset": study.dataset.name, "method": method.name, "among": among, "step": name},
