@@ -5,17 +5,11 @@ With `F_l` the tuned block `l`, its bias included, and `f_l` the frozen block,
     c_l = mean over images of F_l(x) − f_l(x),
 
 both on the tuned run's input tokens `x`: all tokens but *slots*, the positions that a method fills with learned tokens.
-In the vision tower the frozen block sees input tokens alone. In the text tower it sees in the slots the tokens of the
-reference run, of the frozen model with the context that training started from; it sees no inserted tokens. The mean
-over texts takes classes, all their texts, tokens up to EOS, and images where texts depend on them. Several passes over
-an image are averaged.
+The mean over texts takes classes, all their texts, tokens up to EOS, and images where texts depend on them.
 
 The bias has two forms: one vector per layer, as in bias tuning; or two, for the pooled token and for all others. It
 holds only what acts inside the blocks: not changes of pixels, of weights before the first or behind the last block, of
 class features, or of the head.
-
-As an adapter, the bias is added to the frozen model with CLIP's head and the texts that the method starts from, so that
-nothing else differs from CLIP.
 """
 
 import dataclasses
@@ -192,6 +186,7 @@ def _sum_changes(
         # The block's input holds the prompts of this layer: `places` are the positions of all other tokens.
         inputs = seen[INPUT][:, places[:length]]
         if words is not None and slots is not None:
+            # A frozen text block needs something in the slots: the words of the reference run. An image block does not.
             inputs = jnp.where(slots[..., None], words, inputs)
         # The frozen block runs on the tuned run's tokens, not on its own: differences of layers before are not in
         # `c_l`.
@@ -369,7 +364,8 @@ def equivalent_bias(model: Tuned, images: Pictures | Split | None, form: str, *,
     biases, count = measure_equivalent_bias(task, task.clip.params, model.learnables, initial, batches)
     method = make_method(METHODS[form], vision_tower="vision" in biases, text_tower="text" in biases)
     bias_task = Task(task.clip, method, task)
-    # The bias is relative to the texts that the method starts from. Added to other texts, it is not this method's bias.
+    # The adapter is CLIP's head and the texts that the method starts from, so that nothing but the bias differs from
+    # CLIP. Added to other texts, it would not be this method's bias.
     _check_texts(task, initial, bias_task, task.method_name)
     source = {"method": task.method_name, "options": task.options(), "images": count}
     kept = {name: notes[name] for name in _KEPT if name in notes} | {"equivalent_bias": source}

@@ -5,18 +5,10 @@ ablation, since texts differ in length. All patched runs use the model's own hea
 reference is the frozen towers under that head.
 
 The *reading curve* says how much of the image a method reads. What it adds to image tokens is replaced by its mean by
-position over ever smaller groups of unlabelled images, never of test images: all; the class that zero-shot CLIP
-predicts, which asks nothing of the tuned model; clusters of frozen image features, the same for every method; and the
-class that the tuned model predicts. That is an upper bound: what leads to a prediction is given to the images that have
-it. Of the loss under resample ablation, a group explains what is gone with its mean. Images that zero-shot CLIP gets
-wrong stand apart, since the class is wrong there.
+position over ever smaller groups of unlabelled images (`MEANS_OF_GROUPS`). Of the loss under resample ablation, a group
+explains what is gone with its mean.
 
-*Log-likelihood* decides. A temperature changes no prediction, but it would count as a gain. So each way to classify
-divides its logits by a temperature of its own, fitted by maximum likelihood (Guo et al. 2017) on one half of the images
-and used on the other half. Halves are drawn by a seed and have half of every class. A half in which all predictions are
-right has no temperature: its likelihood rises down to the lower bound, where a single mistake in the other half costs
-hundreds of nats. It takes the temperature of all images. Resamples keep the temperatures, so intervals leave out their
-spread.
+*Log-likelihood* decides, at temperatures that are fitted on other images (`at_fitted_temperature`).
 """
 
 import dataclasses
@@ -153,9 +145,13 @@ def at_fitted_temperature(logits: np.ndarray, labels: np.ndarray) -> tuple[np.nd
     """
     labels = np.asarray(labels)
     second = halves(labels)
-    # A temperature that was fitted on the images that it scores would flatter the way with the noisier logits.
+    # A temperature changes no prediction, but would count as a gain: each way has its own (Guo et al. 2017). Fitted on
+    # the images that it scores, it would flatter the way with the noisier logits. Resamples keep it, so intervals leave
+    # out its spread.
     temperatures = np.stack([fit_temperatures(logits[part], labels[part]) for part in (~second, second)])
-    lowest = temperatures == COLDEST  # all predictions of that half are right
+    # Where all predictions of a half are right, its likelihood rises down to the lower bound, at which a single mistake
+    # in the other half costs hundreds of nats.
+    lowest = temperatures == COLDEST
     if lowest.any():
         temperatures = np.where(lowest, fit_temperatures(logits, labels), temperatures)
     # First-half images take the second half's temperature, and the other way round.
@@ -195,7 +191,9 @@ class Way(enum.Enum):
     TEXT_MEAN = "text tokens: mean of all classes"
 
 
-# Means of groups by their name in results, from large groups to small ones.
+# Means of groups by their name in results, from large groups to small ones. Zero-shot's class asks nothing of the tuned
+# model, and clusters of frozen features are the same for every method. The tuned class is an upper bound: what leads to
+# a prediction is given to the images that have it.
 MEANS_OF_GROUPS = {
     "all images": Way.IMAGE_MEAN,
     "zero-shot's class": Way.IMAGE_CLASS,
@@ -587,6 +585,7 @@ def summarize(tests: Sequence[CausalTest]) -> ByMetric[CausalNumbers]:
         text = {"all": mean.get(Way.TEXT, tuned) - nothing, "mean": mean[Way.TEXT_MEAN] - nothing}
     of_gain |= {name: weights["all"] for name, weights in (("image", image), ("text", text)) if weights}
 
+    # Images that zero-shot CLIP gets wrong stand apart, since its class is wrong there.
     def measured(among: str | None) -> ByMetric[Sample] | None:
         samples = []
         for test in tests:

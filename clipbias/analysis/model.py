@@ -140,8 +140,6 @@ def why_no_causal_test(task: Task) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A model of a study."""
-
     key: str  # a short name without "/", unique in the study; "zero_shot" for the first
     label: str  # name in figures
     tuned: Tuned  # bound to the dataset's classes
@@ -165,15 +163,13 @@ class Model:
 
     @property
     def options(self) -> dict[str, object]:
-        """Options of the method."""
         return self.task.options()
 
     @property
     def prompts(self) -> tuple[int, int]:
         """`(V, T)`: learned tokens in the vision and in the text tower."""
-        adaptation = jax.eval_shape(self.task.method.adapt, self.learnables)
-        arrays = adaptation.vision_prompts, adaptation.text_context
-        vision, text = (0 if each is None else each.shape[-2] for each in arrays)
+        shapes = additions(self.task)
+        vision, text = (0 if each is None else each.shape[-2] for each in (shapes.vision_prompts, shapes.text_context))
         return vision, text
 
     def chunk(self, images: jax.Array) -> int | None:
@@ -187,9 +183,9 @@ class Model:
 
         In these layers a slot is the same for every sample; beyond, it is the output of the layer before.
         """
-        adaptation = jax.eval_shape(self.task.method.adapt, self.learnables)
-        prompts, deeper = adaptation.vision_prompts, adaptation.text_prompts
-        text = 0 if adaptation.text_context is None else 1 if deeper is None else 1 + deeper.shape[0]
+        shapes = additions(self.task)
+        prompts, deeper = shapes.vision_prompts, shapes.text_prompts
+        text = 0 if shapes.text_context is None else 1 if deeper is None else 1 + deeper.shape[0]
         return 0 if prompts is None else prompts.shape[-3], text
 
     @property

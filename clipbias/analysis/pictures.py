@@ -90,17 +90,10 @@ def choose_examples(study: Study, predictions: Predictions) -> np.ndarray:
     # Pictures that several models correct show all of them at work.
     fixed_by = np.asarray([sum(index in fixed for fixed in corrections) for index in range(len(labels))])
     readable = np.flatnonzero(predictions.zero_shot >= 0)
-    examples: list[int] = []
-    for distinct in (True, False):
-        for index in readable[np.argsort(-fixed_by[readable], kind="stable")].tolist():
-            seen = {int(labels[i]) for i in examples}
-            if (
-                len(examples) < EXAMPLE_COUNT
-                and index not in examples
-                and not (distinct and int(labels[index]) in seen)
-            ):
-                examples.append(index)
-    return np.asarray(examples, int)
+    best_first = readable[np.argsort(-fixed_by[readable], kind="stable")]
+    # The best image of each class, then all others: a sort by whether an image is the first of its class.
+    is_later = pd.Series(labels[best_first]).duplicated().to_numpy()
+    return best_first[np.argsort(is_later, kind="stable")][:EXAMPLE_COUNT]
 
 
 def first_text(relevancy: ArrayLike) -> np.ndarray:
@@ -175,7 +168,11 @@ def choose_images(study: Study, predictions: Predictions, count: int) -> np.ndar
     groups = []
     for model in study.tuned or study.models[:1]:
         changes = predictions.changes(model.key)[candidates]
-        groups += [_classes_in_turn(candidates[changes == kind], predictions.labels) for kind in range(len(CHANGES))]
+        for kind in range(len(CHANGES)):
+            changed = candidates[changes == kind]
+            # The first image of every class, then the second of every class, and so on.
+            turn = pd.Series(changed).groupby(predictions.labels[changed]).cumcount()
+            groups.append(changed[np.argsort(turn, kind="stable")].tolist())
     sample: list[int] = []
     while len(sample) < count and any(groups):
         for group in groups:
@@ -185,11 +182,6 @@ def choose_images(study: Study, predictions: Predictions, count: int) -> np.ndar
             if group and len(sample) < count:
                 sample.append(group.pop(0))
     return np.sort(np.asarray(sample, int))
-
-
-def _classes_in_turn(numbers: np.ndarray, labels: np.ndarray) -> list[int]:
-    turn = pd.Series(numbers).groupby(labels[numbers]).cumcount()
-    return numbers[np.argsort(turn, kind="stable")].tolist()
 
 
 def bytes_per_image(study: Study) -> int:

@@ -5,8 +5,7 @@ predictions*: images whose predicted class tuning changed. The *ceiling* says ho
 is the teacher's own method, fitted to the same outputs from another start, with the same images, steps and loss. A fit
 is a lower bound on what a form can do.
 
-Intervals come from 2,000 seeded resamples of the images, with seeds crossed (`intervals`). A proportion of one
-model's images has Wilson's interval.
+Intervals are over images, with seeds crossed (`intervals`).
 """
 
 import dataclasses
@@ -70,8 +69,6 @@ class Origin(enum.StrEnum):
 
 
 class Word(enum.StrEnum):
-    """Conclusion about a fitted form (`conclude`)."""
-
     REPLACES = "replaces"
     GAIN = "has the gain of"
     MOST = "has most of the gain of"
@@ -95,7 +92,6 @@ class Student:
 
     @classmethod
     def of(cls, fit: Fit, kind: Origin, form: str, words: str) -> "Student":
-        """Describes a fitted student."""
         numbers = parameter_count(fit.student.learnables)["total"]
         return cls(kind, form, words, numbers, fit.fitted_divergence, fit.held_back_divergence, fit.steps, fit.plateau)
 
@@ -155,8 +151,6 @@ class ImageComparisons:
 
 @dataclasses.dataclass(frozen=True)
 class ModelReplacements:
-    """Students of one tuned model."""
-
     steps: int  # upper bound of each fit
     fitted_images: int  # without labels, as are held-back images
     held_back_images: int
@@ -178,8 +172,6 @@ class MethodReplacements:
 
 @dataclasses.dataclass(frozen=True)
 class ReplacementResults:
-    """Replacements of a study, by model and by method over its seeds."""
-
     models: dict[str, ModelReplacements | Missing]
     methods: tuple[MethodReplacements, ...]
 

@@ -37,8 +37,6 @@ class Average:
 
 @dataclasses.dataclass(frozen=True)
 class DatasetFacts:
-    """The images that were explained."""
-
     name: str
     split: str
     images: int  # that could be read
@@ -48,8 +46,6 @@ class DatasetFacts:
 
 @dataclasses.dataclass(frozen=True)
 class ClipFacts:
-    """The frozen model and its geometry."""
-
     name: str
     identity: str
     image_size: int
@@ -127,7 +123,7 @@ class ByMetric(Generic[T]):
     log_likelihood: T
 
     def __getitem__(self, outcome: str) -> T:
-        return {"accuracy": self.accuracy, "log_likelihood": self.log_likelihood}[outcome]
+        return getattr(self, outcome)
 
     def items(self) -> tuple[tuple[str, T], ...]:
         return (("accuracy", self.accuracy), ("log_likelihood", self.log_likelihood))
@@ -250,11 +246,14 @@ class StudyResults:
     def predictions(self) -> Predictions:
         return self.sections["predictions"]
 
+    def by_model(self, section: str) -> dict[str, Any]:
+        """Returns a section's results by model key, `Missing` among them; empty where it was not requested."""
+        result = self.sections.get(section, {})
+        return result if isinstance(result, dict) else getattr(result, "models", {})
+
     def why_missing(self, section: str) -> dict[str, str]:
         """Returns the reasons why a section leaves out models, by model key."""
-        result = self.sections[section]
-        models = result if isinstance(result, dict) else getattr(result, "models", {})
-        return {key: model.reason for key, model in models.items() if isinstance(model, Missing)}
+        return {key: model.reason for key, model in self.by_model(section).items() if isinstance(model, Missing)}
 
     @property
     def sentence(self) -> str:
@@ -262,9 +261,9 @@ class StudyResults:
         return " ".join(method.sentence for method in self.methods)
 
 
-def present(results: Mapping[str, T | Missing] | None) -> dict[str, T]:
+def present(results: Mapping[str, T | Missing]) -> dict[str, T]:
     """Returns a section's results without `Missing`, by model key."""
-    return {key: result for key, result in (results or {}).items() if not isinstance(result, Missing)}
+    return {key: result for key, result in results.items() if not isinstance(result, Missing)}
 
 
 def same_but_for_seed(models: Sequence[T]) -> list[list[T]]:

@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any, Generic, TypeVar
 
 from clipbias import analysis
-from clipbias.analysis.results import StudyResults
+from clipbias.analysis.results import StudyResults, present
 from clipbias.analysis.study import Computation, Study
 from clipbias.errors import ClipbiasError
 
@@ -32,6 +32,10 @@ class Section(Generic[T]):
     def of(self, results: StudyResults) -> T | None:
         """Returns the section's result; `None` where it was not requested."""
         return results.sections.get(self.name)
+
+    def present(self, results: StudyResults) -> dict[str, Any]:
+        """Returns the results of the models that the section does not leave out, by key."""
+        return present(results.by_model(self.name))
 
 
 def defined_in(package: ModuleType, kind: type[T]) -> list[T]:

@@ -11,10 +11,9 @@ every image. The labels are decided in log-likelihood at fitted temperatures (`c
               effect of resample ablation, as a share of everything added: surely within ± ¼ *the same for every image*,
               surely outside ± ½ *depends on the image*; else *undecided*
 
-Labels are about effects: what no later part of the model reads is the same for every image in its effect. "Both" is no
-label: an addition that is partly constant depends on the image. Beside *depends on the image* stands how much of that
-the class explains: the share of the exchange that is gone with the mean over the images of zero-shot's class. The two
-labels are independent: a bias of the queries is a constant that acts through attention alone.
+Labels are about effects: what no later part of the model reads is the same for every image in its effect. Beside
+*depends on the image* stands how much of that the class explains: the share of the exchange that is gone with the mean
+over the images of zero-shot's class.
 """
 
 import dataclasses
@@ -65,6 +64,7 @@ def label(numbers: CausalNumbers, *, outside: bool = False, images_changed: bool
     # Shares of a gain that may be 0 mean nothing, so the gain is decided first.
     if excludes(numbers.gain) <= 0:
         return VerdictLabels(Where.NO_GAIN, None)
+    # The two labels are independent: a bias of the queries is a constant that acts through attention alone.
     what = What.NOTHING if not images_changed else What.UNDECIDED
     if images_changed and numbers.image is not None:
         what = _what(numbers.image.all.share, numbers.image.exchange.share)
@@ -88,6 +88,7 @@ def _what(added: Estimate | None, exchange: Estimate | None) -> What:
         return What.NOTHING
     if is_within(exchange, MINOR_SHARE):
         return What.SAME
+    # "Both" is no label: an addition that is partly constant depends on the image.
     is_beyond = excludes(exchange, MAIN_SHARE) > 0 or excludes(exchange, -MAIN_SHARE) < 0
     return What.DEPENDS if is_beyond else What.UNDECIDED
 

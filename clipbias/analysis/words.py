@@ -150,7 +150,6 @@ def readable_token(tokenizer: Tokenizer, token: int) -> str:
 
 
 def compute_words(study: Study) -> Computation[dict[str, ModelWords | Missing]]:
-    """Finds the words nearest to each model's context."""
     by_model: dict[str, ModelWords | Missing] = {}
     for model in study.tuned:
         prompts = _prompt_words(study, model)

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from clipbias.analysis.pictures import EXPLORE
-from clipbias.analysis.results import CHANGES, ModelFacts, StudyResults, present
+from clipbias.analysis.results import CHANGES, ModelFacts, StudyResults
 from clipbias.constants import ZERO_SHOT
 from clipbias.errors import ClipbiasError
 from clipbias.report import style
@@ -174,20 +174,15 @@ def explorer_data(study: StudyResults) -> dict[str, Any] | None:
     """Returns the data of the page's script in JSON's types, or `None` without images to explore."""
     from matplotlib import colormaps
 
-    explore = EXPLORE.of(study)
-    if explore is None or not len(explore.images):
-        return None
-    explored = present(explore.models)
+    explore, explored = EXPLORE.of(study), EXPLORE.present(study)
     models = [model for model in study.models if model.key in explored]
-    if not models:
+    if explore is None or not len(explore.images) or not models:
         return None
     numbers = explore.images
     names = study.dataset.class_names
     labels = study.predictions.labels[numbers]
     predicted = {model.key: study.predictions.models[model.key][numbers] for model in models}
-    changes = {
-        model.key: study.predictions.changes(model.key)[numbers] for model in models if model is not study.zero_shot
-    }
+    changes = {model.key: study.predictions.changes(model.key)[numbers] for model in models if model.key != ZERO_SHOT}
     images = [
         {
             "name": explore.names[row],
@@ -251,8 +246,7 @@ def changed_pictures(study: StudyResults, model: ModelFacts) -> list[ChangedPict
     """
     from matplotlib import colormaps
 
-    explore = EXPLORE.of(study)
-    explored = {} if explore is None else present(explore.models)
+    explore, explored = EXPLORE.of(study), EXPLORE.present(study)
     if explore is None or not {ZERO_SHOT, model.key} <= set(explored):
         return []
     names = study.dataset.class_names

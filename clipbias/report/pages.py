@@ -70,8 +70,6 @@ def write_csv(path: Path, numbers: pd.DataFrame) -> None:
 
 
 class Picture(NamedTuple):
-    """Saved figure for a page."""
-
     title: str
     caption: str
     number: str  # in the paper, `Fig. 3. `, or ""

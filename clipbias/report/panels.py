@@ -4,7 +4,6 @@ A figure's numbers are a data frame with one observation per row: `value`, and `
 interval, NaN without one. The other columns identify the observation, and two of them lay out the panels.
 """
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -65,12 +64,10 @@ def panels(
     """Draws a grid of panels, one for each pair of values of two columns, with one legend below.
 
     Args:
-      frame: the numbers.
       draw: draws one panel on its axes from its part of the frame.
       by: the columns whose values are rows and columns of panels; "" for a single row or column.
       size: of a panel in inches.
       names: titles by value. Default: the value.
-      x_label, y_label: of the axes.
       share_x, share_y: panels with one scale, as for `Figure.subplots`.
       wrap: without rows, panels in a line.
       widths: of columns, relative to one another.
@@ -149,13 +146,10 @@ def lines(
             axes.fill_between(mean.index, mean["low"], mean["high"], color=look["color"], alpha=0.18, lw=0)
         else:
             _whiskers(axes, mean.index, mean["value"], mean["low"], mean["high"], **look)
-    if x == "layer":  # about seven ticks
+    if x == "layer":
         count = int(part[x].max())
-        step = 1 if count <= 6 else math.ceil(count / 6)
-        ticks = [layer for layer in range(1, count + 1) if (layer - 1) % step == 0 or layer == count]
-        if len(ticks) > 1 and ticks[-1] - ticks[-2] < step:
-            del ticks[-2]
-        axes.set_xticks(ticks, list(map(str, ticks)))
+        # The first and the last layer, and about five between them.
+        axes.set_xticks(np.unique(np.linspace(1, count, min(count, 7)).round().astype(int)))
         axes.set_xlim(0.3, count + 0.7)
         axes.grid(axis="x", visible=False)
 

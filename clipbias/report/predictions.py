@@ -28,8 +28,6 @@ _MOST_NAMED = 60  # classes whose names fit beside the picture
 
 @dataclasses.dataclass(frozen=True)
 class Answers:
-    """Predictions of one model."""
-
     labels: np.ndarray  # true class numbers, int `[n]`
     predicted: np.ndarray  # class numbers, int `[n]`; -1 for an unreadable image, which counts nowhere
     class_names: Sequence[str]  # `[C]`

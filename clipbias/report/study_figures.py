@@ -11,8 +11,8 @@ import pandas as pd
 from clipbias.analysis.attention import DECOMPOSITION, TEXT_ATTENTION, VISION_ATTENTION
 from clipbias.analysis.dataset_sections import GROUPS, RELEVANCY, VISION_TYPES, RelevancyGroups
 from clipbias.analysis.faithfulness import FAITHFULNESS, MAPS
-from clipbias.analysis.pictures import SIMILARITY, Similarity
-from clipbias.analysis.results import TEXT_TYPES, StudyResults, present
+from clipbias.analysis.pictures import SIMILARITY
+from clipbias.analysis.results import TEXT_TYPES, StudyResults
 from clipbias.report import style
 from clipbias.report.drawings import Drawing
 from clipbias.report.names import TYPE_NAMES, dataset_name
@@ -76,7 +76,7 @@ def decomposition_figure(study: StudyResults) -> CaptionedFigure | None:
     looks = dict(_SERIES)
     frames = []
     counts = []
-    for key, decomposition in present(DECOMPOSITION.of(study)).items():
+    for key, decomposition in DECOMPOSITION.present(study).items():
         for name, tower in decomposition.towers.items():
             row = f"{labels[key]}, {name}"
             counts.append(f"{row}: {counted(tower.count, 'image' if name == 'vision' else 'class')}")
@@ -127,7 +127,7 @@ DRAWING_OF_DECOMPOSITION = Drawing(
 
 def text_attention_figure(study: StudyResults) -> CaptionedFigure | None:
     """Draws Fig. 4: the EOS row's attention by token type."""
-    results = present(TEXT_ATTENTION.of(study))
+    results = TEXT_ATTENTION.present(study)
     frame = joined(tidy(result.shares, "layer", "head", "type", model=key) for key, result in results.items())
     if frame.empty:
         return None
@@ -157,7 +157,7 @@ DRAWING_OF_TEXT_ATTENTION = Drawing(
 
 def vision_attention_figure(study: StudyResults) -> CaptionedFigure | None:
     """Draws Fig. 5: attention distance and entropies, a row for each model and variant."""
-    results = present(VISION_ATTENTION.of(study))
+    results = VISION_ATTENTION.present(study)
     labels = study.labels
     frame = joined(
         tidy(
@@ -213,8 +213,7 @@ DRAWING_OF_VISION_ATTENTION = Drawing(
 
 def correlation_figure(study: StudyResults) -> CaptionedFigure | None:
     """Draws the rank correlation of `[cls]` attention and similarity to the prompts by layer."""
-    similarity = SIMILARITY.of(study)
-    results = present(similarity.models if similarity else None)
+    results = SIMILARITY.present(study)
     frame = joined(tidy(result.rank_correlation, "layer", model=key) for key, result in results.items())
     if frame.empty:
         return None
@@ -236,7 +235,7 @@ def faithfulness_figure(study: StudyResults) -> CaptionedFigure | None:
     if faithfulness is None:
         return None
     removed = 100 * faithfulness.fractions
-    results = present(faithfulness.models)
+    results = FAITHFULNESS.present(study)
     frames = []
     for key, result in results.items():
         for direction, first in _FIRST.items():
@@ -266,8 +265,7 @@ def area_table(study: StudyResults) -> Table | None:
     labels = study.labels
     targets = ("predicted", "true")
     rows = []
-    faithfulness = FAITHFULNESS.of(study)
-    for key, result in present(faithfulness.models if faithfulness else None).items():
+    for key, result in FAITHFULNESS.present(study).items():
         for name, curves in ((name, result.maps[name]) for name in MAPS):
             areas = [curves[direction][target].area for direction in _FIRST for target in targets]
             rows.append((labels[key], MAP_NAMES[name], *(f"{100 * area:.1f}" for area in areas)))
@@ -341,7 +339,7 @@ def relevancy_frame(
 
 def relevancy_figure(study: StudyResults, part: str) -> CaptionedFigure | None:
     """Draws Fig. 2 ("text") or 3 ("vision"): relevancy by token, its sums by token type, and patches as maps."""
-    results = present(RELEVANCY.of(study))
+    results = RELEVANCY.present(study)
     labels = study.labels
     frame = joined(relevancy_frame(study, key, result, part) for key, result in results.items())
     if frame.empty:
@@ -408,7 +406,7 @@ def zero_shot_text(results: Iterable[RelevancyGroups]) -> str:
 
 def relevancy_groups_figure(study: StudyResults) -> CaptionedFigure | None:
     """Draws relevancy by token type, and its change over patches, over corrected images, the control, and all."""
-    results = {key: result for key, result in present(RELEVANCY.of(study)).items() if result.groups}
+    results = {key: result for key, result in RELEVANCY.present(study).items() if result.groups}
     labels = study.labels
     frames = []
     counts = []
@@ -465,7 +463,7 @@ def dataset_figures(studies: Sequence[StudyResults], key: str, label: str) -> li
         frames = []
         texts = []
         for study in studies:
-            result = present(RELEVANCY.of(study)).get(key)
+            result = RELEVANCY.present(study).get(key)
             if result is not None and result.corrected_count:
                 title = f"{dataset_name(study.dataset.name)} (n = {result.corrected_count})"
                 frame = relevancy_frame(study, key, result, part)
@@ -507,11 +505,7 @@ _SIDE = 0.82  # inches of a map
 
 def similarity_figures(study: StudyResults) -> list[CaptionedFigure]:
     """Draws Fig. 6: maps of each tuned model, and their rank correlation over the dataset."""
-    similarity = SIMILARITY.of(study)
-    if similarity is None:
-        return []
-    labels = study.labels
-    figures = [_similarity_figure(study, similarity, key, labels[key]) for key in present(similarity.models)]
+    figures = [_similarity_figure(study, key) for key in SIMILARITY.present(study)]
     correlation = correlation_figure(study)
     return figures if correlation is None else [*figures, correlation]
 
@@ -521,10 +515,12 @@ DRAWING_OF_SIMILARITY = Drawing(
 )
 
 
-def _similarity_figure(study: StudyResults, similarity: Similarity, key: str, label: str) -> CaptionedFigure:
+def _similarity_figure(study: StudyResults, key: str) -> CaptionedFigure:
+    similarity = SIMILARITY.of(study)
+    assert similarity is not None
     images, rotations, depths = similarity.pictures, similarity.rotations, similarity.layers
-    assert images is not None and rotations is not None and depths is not None
-    result = present(similarity.models)[key]
+    assert images is not None and rotations is not None and depths is not None, "a model has maps"
+    result = SIMILARITY.present(study)[key]
     maps = {name: getattr(result, name) for name in _ROWS}
     shown = min(_PICTURES, len(images))
     columns = 1 + len(depths)
@@ -563,7 +559,7 @@ def _similarity_figure(study: StudyResults, similarity: Similarity, key: str, la
         figure,
         joined(frames).drop(columns=["low", "high"]),
         name=f"fig6_similarity_{file_name(key)}",
-        label=label,
+        label=study.labels[key],
         dataset=study.dataset.name,
         shown=shown,
         counts=counted(len(images), "picture"),

@@ -16,7 +16,7 @@ import pandas as pd
 from clipbias.analysis.causal_section import CAUSAL
 from clipbias.analysis.dataset_sections import PREDICTIONS
 from clipbias.analysis.observations import OBSERVATIONS
-from clipbias.analysis.results import MethodResult, ModelFacts, StudyResults, present
+from clipbias.analysis.results import MethodResult, ModelFacts, StudyResults
 from clipbias.analysis.results_file import load_results
 from clipbias.analysis.sections import all_sections
 from clipbias.analysis.verdict import headline
@@ -254,9 +254,7 @@ CLASS_ROWS = 30  # with more classes, those with the largest losses and gains
 def word_table(study: StudyResults) -> Table | None:
     """Makes a row of nearest words per prompt; `None` without learned text prompts."""
     prompts = [
-        (study.labels[key], prompt)
-        for key, result in present(PROMPT_WORDS.of(study)).items()
-        for prompt in result.prompts
+        (study.labels[key], prompt) for key, result in PROMPT_WORDS.present(study).items() for prompt in result.prompts
     ]
     rows = []
     for label, prompt in prompts[:WORD_ROWS]:

@@ -41,8 +41,6 @@ _MARKDOWN = str.maketrans({letter: f"\\{letter}" for letter in "\\|*_`<>[]"})
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A table as it is shown."""
-
     title: str  # heading, and label in LaTeX
     caption: str  # a sentence that defines the numbers and ±
     columns: Sequence[str]  # heads
