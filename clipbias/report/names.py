@@ -33,6 +33,7 @@ def draws(method: str) -> bool:
     from clipbias.tuning import METHODS, make_method
 
     name = base_name(method)
+    # A user's method is taken to train, so that it has a point for each number of shots.
     return name not in METHODS or make_method(name).uses_images
 
 
@@ -70,6 +71,7 @@ def _spellings() -> dict[str, str]:
 
 
 def _plain(name: str) -> str:
+    # `oxford_pets`, `Oxford-Pets` and `OxfordPets` are one dataset.
     return "".join(letter for letter in name.lower() if letter.isalnum())
 
 

@@ -82,6 +82,7 @@ def heat_map(vision: np.ndarray, image_size: int, patches: int) -> np.ndarray:
         raise ClipbiasError(f"{patches} patches of {len(vision)} relevancies do not fill a square grid.")
     small = Image.fromarray(np.asarray(vision[:patches], np.float32).reshape(side, side))
     values = np.asarray(small.resize((image_size, image_size), Image.Resampling.BILINEAR))
+    # A flat map is cold all over: its range of 0 may not divide.
     span = values.max() - values.min()
     return (values - values.min()) / span if span > 0 else np.zeros_like(values)
 
@@ -100,6 +101,7 @@ def show_heat(axes: "Axes", image: np.ndarray, values: np.ndarray) -> None:
 
 
 def _opacity(values: np.ndarray) -> np.ndarray:
+    # The coldest patches keep some colour, so that the map's extent is seen; the hottest still show the picture.
     return 0.25 + 0.5 * np.asarray(values, float)
 
 
@@ -120,6 +122,7 @@ def draw_overlay(axes: "Axes", image: np.ndarray, overlay: Overlay) -> None:
     axes.set_axis_off()
     axes.set_title(printable(overlay.title, keep="\n"), fontsize=8)
     if len(overlay.vision) > overlay.patches:
+        # Prompts have no place in the picture.
         total = float(np.sum(overlay.vision))
         share = float(np.sum(overlay.vision[overlay.patches :])) / total if total > 0 else 0.0
         bar = axes.inset_axes((1.03, 0, 0.05, 1))
@@ -180,6 +183,7 @@ def explorer_data(study: StudyResults) -> dict[str, Any] | None:
         return None
     numbers = explore.images
     names = study.dataset.class_names
+    # Predictions are those of the tables, so that the explorer cannot disagree with them.
     labels = study.predictions.labels[numbers]
     predicted = {model.key: study.predictions.models[model.key][numbers] for model in models}
     changes = {model.key: study.predictions.changes(model.key)[numbers] for model in models if model.key != ZERO_SHOT}
@@ -218,6 +222,7 @@ def explorer_data(study: StudyResults) -> dict[str, Any] | None:
         }
         for model in models
     ]
+    # Names of these classes alone: a dataset may have thousands.
     classes = np.unique(np.concatenate([explore.pairs[:, 1], *predicted.values()])).tolist()
     return {
         "grid": [study.clip.grid, study.clip.grid],
@@ -263,6 +268,7 @@ def changed_pictures(study: StudyResults, model: ModelFacts) -> list[ChangedPict
         grey = small.mean(-1, keepdims=True).repeat(times, axis=0).repeat(times, axis=1)
         for each in (study.zero_shot, model):
             heat = heat_map(explored[each.key].relevancy[pair], len(grey), study.clip.grid**2)
+            # As `show_heat` draws it: a figure for each small picture would take long, and have margins.
             alpha = _opacity(heat)[..., None]
             drawn = np.rint((1 - alpha) * grey + 255 * alpha * colormaps[HEAT](heat)[..., :3]).astype(np.uint8)
             predicted = int(study.predictions.models[each.key][number])
@@ -284,6 +290,7 @@ def _picture(pixels: np.ndarray) -> str:
 
 def _packed(array: np.ndarray) -> dict[str, Any]:
     """Encodes an array for the script: bytes, or little-endian 32-bit floats, in base64."""
+    # Little-endian whatever machine made the page, as the typed arrays of browsers are.
     plain = array if array.dtype == np.uint8 else np.asarray(array, "<f4")
     kind = "uint8" if plain.dtype == np.uint8 else "float32"
     data = base64.b64encode(np.ascontiguousarray(plain).tobytes()).decode("ascii")

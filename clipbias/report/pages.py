@@ -33,6 +33,7 @@ def captions() -> dict[str, dict[str, str]]:
 def words_of(kind: str, **facts: Any) -> tuple[str, str]:
     """Returns the title and the caption of a kind, with `facts` in their braces."""
     title, caption = (captions()[kind][part].format(**facts) for part in ("title", "caption"))
+    # Captions have line ends in their file, and flow on the page.
     return title, " ".join(caption.split())
 
 
@@ -65,6 +66,7 @@ def file_name(text: str) -> str:
 
 def write_csv(path: Path, numbers: pd.DataFrame) -> None:
     """Writes a table atomically. Numbers keep all their digits; the cell of one that is not finite is left empty."""
+    # Infinity is a number in no spreadsheet.
     with atomic_path(path) as temporary:
         numbers.replace([np.inf, -np.inf], np.nan).to_csv(temporary, index=False, lineterminator="\n")
 
@@ -131,6 +133,7 @@ def _environment() -> jinja2.Environment:
             return value
         return unbroken(printable(value, keep="\n\t\u200c\u200d"))
 
+    # Names come from users: all is escaped. A misspelt name in a template raises, where it would leave an empty place.
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("clipbias.report"),
         autoescape=True,

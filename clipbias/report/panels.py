@@ -35,6 +35,7 @@ def tidy(array: Average | np.ndarray, *axes: str, **labels: object) -> pd.DataFr
     places = np.indices(values.shape).reshape(values.ndim, -1) + 1
     frame = pd.DataFrame({**labels, **dict(zip(axes, places, strict=True))}, index=range(values.size))
     frame["value"] = values.ravel()
+    # NaN stays NaN, as of a single sample: such a point is drawn without whiskers.
     arms = Z_95 * np.asarray(error, float).ravel()
     return frame.assign(low=frame["value"] - arms, high=frame["value"] + arms)
 
@@ -77,6 +78,7 @@ def panels(
     from matplotlib.lines import Line2D
 
     names = names or {}
+    # In the order of appearance, which the caller decides.
     rows, columns = (list(dict.fromkeys(frame[name])) if name else [""] for name in by)
     across = min(wrap or len(columns), len(columns))
     down = len(rows) * -(-len(columns) // across)
@@ -90,6 +92,7 @@ def panels(
             part = frame if number < len(cells) else frame[:0]
             for name, value in zip(by, (row, column), strict=True):
                 part = part[part[name] == value] if name else part
+            # Rows share the titles on top; panels that are wrapped have a title each.
             if column and (wrap or number < across):
                 axes.set_title(names.get(column, str(column)), loc="left")
             if part.empty:
@@ -174,6 +177,7 @@ def bars(axes: "Axes", part: pd.DataFrame, *, category: str, hue: str, looks: Ma
     Each value of the column `category` has a place on the y axis, the first on top, with a bar for each of `hue`.
     """
     places = {name: place for place, name in enumerate(dict.fromkeys(part[category]))}
+    # Less than 1, so that a gap parts categories.
     height = 0.78 / sum((part[hue] == value).any() for value in looks)
     for _, row in part.iterrows():
         of_place = part.loc[part[category] == row[category], hue].to_list()
@@ -211,6 +215,7 @@ def points(
     shown = list(groups(part, hue, looks))
     for number, (of_hue, look) in enumerate(shown):
         y = [names.index(name) + step * (number - (len(shown) - 1) / 2) for name in of_hue[category]]
+        # Points of different categories make no line.
         _whiskers(axes, of_hue["value"], y, of_hue["low"], of_hue["high"], along="x", **look | {"linestyle": ""})
     category_ticks(axes, names)
 

@@ -89,6 +89,7 @@ def confusion_figure(answers: Answers, what: str) -> CaptionedFigure:
         + (f", without {unread:,} that could not be read." if unread else ".")
         + ("" if named else " Classes are in the dataset's order.")
     )
+    # Most pairs of classes are never confused: the file has those that are.
     rows = [
         (answers.class_names[true], answers.class_names[answer], int(counts[true, answer]))
         for true, answer in np.argwhere(counts)
@@ -117,6 +118,7 @@ def write_class_table(folder: Path) -> None:
     """Writes `classes.csv` for all evaluations in `predictions/` of a run's folder; warns of damaged files."""
     tables = {}
     for path in sorted((folder / "predictions").glob("*.npz")):
+        # A damaged file does not cost the table of all others.
         try:
             tables[path.stem] = Answers.read(path).frame()
         except ClipbiasError as error:

@@ -89,6 +89,7 @@ def decomposition_figure(study: StudyResults) -> CaptionedFigure | None:
                 tidy(tower.constancy, "layer", **place, panel=_CONSTANCY, series="constancy"),
                 tidy(tower.bias_likeness, "layer", **place, panel=_CONSTANCY, series="bias_likeness"),
             ]
+            # The first two colours are those of zero-shot and of the tuned model.
             for number, bias in enumerate(sorted(tower.bias_cosine)):
                 series = f"bias_cosine/{bias}"
                 label = f"cosine to {labels.get(bias, bias)}"
@@ -103,6 +104,7 @@ def decomposition_figure(study: StudyResults) -> CaptionedFigure | None:
         panel = part["panel"].iloc[0]
         last = part["layer"].max()
         depth = part["depth"].iloc[0]
+        # Shares that are corrected for chance may fall below 0.
         low = min(0.0, float(part["value"].min()))
         if panel == _COSINE:
             low = -1.0
@@ -185,9 +187,11 @@ def vision_attention_figure(study: StudyResults) -> CaptionedFigure | None:
         look = {"color": style.TUNED if tuned else style.UNTUNED, "label": f"{name}, mean over heads"}
         lines(axes, part, x="layer", looks={"": look}, dots=True)
         if tuned:
+            # In every panel, so that a change is seen without a look at another row.
             mean = original[original["quantity"] == quantity].groupby("layer")["value"].mean()
             axes.plot(mean.index, mean, color=style.UNTUNED, linestyle=style.DASHED, lw=1, label="zero-shot's again")
         if quantity != "distance":
+            # Uniform attention to all tokens has the largest entropy.
             level(axes, math.log(clip.tokens))
 
     by = ("row", "quantity")
@@ -244,6 +248,7 @@ def faithfulness_figure(study: StudyResults) -> CaptionedFigure | None:
                 place["panel"] = f"{first} relevant first,\nmap of {target} class"
                 for name in MAPS:
                     curve = result.maps[name][direction][target].accuracy
+                    # `tidy` counts steps; the axis is the share of removed patches.
                     frames.append(tidy(100 * np.asarray(curve), "removed", map=name, **place).assign(removed=removed))
     frame = joined(frames)
     if frame.empty:
@@ -321,6 +326,7 @@ def relevancy_frame(
     for side in SIDES:
         place = {"model": key, "group": group, "side": side}
         tokens = tidy(getattr(getattr(averaged, part), side), "index", **place)
+        # `tidy` counts from 1, tokens from 0.
         tokens["index"] -= 1
         if part == "text":
             known = getattr(result, side).index_types[: len(tokens)]
@@ -365,6 +371,7 @@ def relevancy_figure(study: StudyResults, part: str) -> CaptionedFigure | None:
 
     layout = _LAYOUTS[part]
     laid_out = joined([frame, maps])
+    # Panels come in the order in which they appear.
     laid_out = laid_out.sort_values("panel", key=lambda panel: panel.map(list(layout).index), kind="stable")
     figure = panels(
         laid_out,
@@ -428,6 +435,7 @@ def relevancy_groups_figure(study: StudyResults) -> CaptionedFigure | None:
         return None
     frame["series"] = frame["group"] + " " + frame["side"]
     sides = {"zero_shot": style.UNTUNED, "tuned": style.TUNED, "": style.BLACK}
+    # Without labels: the legend names groups and models, not all their pairs.
     looks: dict[str, Any] = {
         f"{group} {side}": {"color": colour, "marker": _GROUPS[group][1], "ms": 3.5, "label": None}
         for group in GROUPS
@@ -473,6 +481,7 @@ def dataset_figures(studies: Sequence[StudyResults], key: str, label: str) -> li
         if frame.empty:
             continue
         figure = panels(
+            # Patches and prompts share a panel here; `_draw` shades the prompts.
             frame[frame["panel"] != "types"].assign(panel="tokens"),
             _draw,
             by=("", "title"),
@@ -522,6 +531,7 @@ def _similarity_figure(study: StudyResults, key: str) -> CaptionedFigure:
     assert images is not None and rotations is not None and depths is not None, "a model has maps"
     result = SIMILARITY.present(study)[key]
     maps = {name: getattr(result, name) for name in _ROWS}
+    # Not by `panels`: cells hold pictures instead of numbers, and blocks of cells stand side by side.
     shown = min(_PICTURES, len(images))
     columns = 1 + len(depths)
     across = min(_ACROSS, shown)

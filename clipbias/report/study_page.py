@@ -144,6 +144,7 @@ def _missing(study: StudyResults, drawn: set[str]) -> list[str]:
     for name in study.sections:
         reasons = by_reason((study.labels[key], reason) for key, reason in study.why_missing(name).items())
         sentences += [f"{title(name)}, {line}" for line in reasons]
+    # Sections may leave out models for the same reason.
     return list(dict.fromkeys(sentences))
 
 
@@ -187,6 +188,7 @@ def write_overview(results_folders: Sequence[str | os.PathLike], output_folder: 
     figures = [verdict.overview_figure(ordered), verdict.reading_figure(ordered)]
     overview = pages.save_pictures(figures, output / FIGURES)
     sections = [_verdicts(study, f"Verdicts on {name}") for study, name in zip(ordered, names, strict=True)]
+    # By key: a model of several datasets has a figure with a panel for each.
     for key, label in {model.key: model.label for study in ordered for model in study.tuned}.items():
         pictures = pages.save_pictures(dataset_figures(ordered, key, label), output / FIGURES)
         sections.append(pages.PageSection(f"Relevancy: {label}", pictures=pictures))
@@ -221,6 +223,7 @@ def load_studies(folders: Iterable[Path]) -> dict[Path, StudyResults]:
     for folder in folders:
         studies[folder] = study = load_results(folder)
         dataset = study.dataset.name
+        # Two studies of a method on a dataset would be two points in one place of every figure.
         for name in dict.fromkeys(model.name for model in study.tuned):
             if (holder := holders.setdefault((dataset, name), folder)) != folder:
                 raise ClipbiasError(
@@ -258,6 +261,7 @@ def word_table(study: StudyResults) -> Table | None:
     ]
     rows = []
     for label, prompt in prompts[:WORD_ROWS]:
+        # The distance stands beside the word: the nearest word may be far.
         words = [f"{word} ({far:.3g})" for word, far in zip(prompt.words, prompt.distances, strict=True)]
         name = label if prompt.class_name is None else f"{label}, {prompt.class_name}"
         rows.append((name, str(prompt.prompt + 1), ", ".join(words), f"{prompt.mean_distance:.3g}"))
@@ -301,6 +305,7 @@ def class_table(study: StudyResults) -> Table | None:
         # Classes are ordered by what all models together change, so that one model's noise does not order them.
         net[label] = images[list(steps)].mean().sum()
     order = sorted(rows, key=lambda label: (net[label], label))
+    # Classes in the middle change little.
     half = CLASS_ROWS // 2
     ends = ""
     if len(order) > CLASS_ROWS:

@@ -76,6 +76,7 @@ def png_bytes(figure: "Figure", *, dpi: int = 200) -> bytes:
 
 def svg_text(figure: "Figure") -> str:
     """Draws the figure as SVG, with letters as outlines, so that it looks the same everywhere."""
+    # Without a date the same figure is the same file.
     return _drawn(figure, "svg", metadata={"Date": None}).decode("utf-8")
 
 
@@ -138,6 +139,7 @@ def method_look(method: str) -> tuple[str, str, Any]:
         return UNTUNED, "", DASHED
     if name not in METHODS or METHODS[name][1].order // 100 >= len(_FAMILIES):
         return BLACK, "X", SOLID
+    # Places are within a family: methods of one colour differ in marker and line.
     families = {each: preset.order // 100 for each, (_, preset) in METHODS.items()}
     place = [each for each, family in families.items() if family == families[name]].index(name)
     return _FAMILIES[families[name]], MARKERS[place % len(MARKERS)], LINES[place % len(LINES)]

@@ -37,6 +37,7 @@ def accuracy_figure(results: Sweep | Iterable[Row], *, measure: str | None = Non
     for position, method in enumerate(sweep.methods):
         colour, marker, line = style.method_look(method)
         looks[method] = {"label": method_name(method), "color": colour, "marker": marker, "linestyle": line}
+        # White edges keep markers apart that overlap.
         looks[method] |= {"markeredgecolor": "white", "markeredgewidth": 0.5}
         if method == STANDS_OUT:  # at a single rate
             looks[method] |= {"linewidth": 2.0, "zorder": 4}
@@ -297,9 +298,11 @@ def cost_scatter(frame: pd.DataFrame, *, x: str, y: str, x_label: str, y_label: 
         widths=[widths[name] for name in dict.fromkeys(ordered["panel"])],
         legend={title: look for title, look in looks.items() if title in set(frame["kind"])},
     )
+    # The free panel stands at 0 of the same axis.
     for axes in figure.axes[:-1]:
         axes.set_xlabel("")
     with style.styled():
+        # Names are placed in pixels: the layout may not move afterwards.
         figure.draw_without_rendering()
         figure.set_layout_engine(None)
         for axes, (_, part) in zip(figure.axes, ordered.groupby("panel", sort=False), strict=True):

@@ -101,6 +101,7 @@ def _average_table(sweep: Sweep, measure: str) -> Table:
     if measure == ACCURACY and are_the_eleven(sweep.datasets):
         paper = published()["averages"]
         note += [f"Published: {paper['source']} ({paper['setting']}); {paper['caution']}."]
+        # From right to left: an inserted column shifts the places of all behind it.
         for place, shots in reversed(list(enumerate(sweep.shots, start=1))):
             if shots in paper["shots"]:
                 column = paper["shots"].index(shots)
@@ -221,6 +222,7 @@ def _rate_table(sweep: Sweep) -> Table | None:
     accuracies: dict[tuple[str, ...], dict[float, float | None]] = {}
     for row in sweep.rows:
         if choice := row.get("choice"):
+            # A rate is selected for each dataset and number of shots, or once for all.
             cell: tuple[str, ...] = (row["method"], "all", "all")
             if choice["for"] == "cell":
                 cell = (row["method"], dataset_name(row["dataset"]), str(shown_shots(row)))
@@ -411,6 +413,7 @@ def render_tables(
         where = [method_name(row["method"]), dataset_name(row["dataset"])]
         where += [shots_words(row["shots"])] if row.get("shots") else []
         where += [f"seed {row['seed']}"] if row.get("seed") is not None else []
+        # An error may have several lines, and a failure has one.
         reason = " ".join(str(row.get("error") or "no reason was recorded").split())
         failures.append(f"{', '.join(where)}: {reason}")
     if form == "html":
@@ -439,6 +442,7 @@ def write_tables(rows: Sequence[Row], workdir: Path, measures: Sequence[str] = (
     sweep = read_sweep(rows, workdir / "predictions")
     gains = gain_figure(sweep)
     tables = [*make_tables(sweep), *class_tables(sweep, measures)]
+    # With one number of shots, accuracies are points above one place, and gains say more.
     figure = accuracy_figure(sweep) if gains is None or len(sweep.shots) > 1 else gains.figure
     for form, name in FILES.items():
         write_text(workdir / name, render_tables(sweep, form, tables=tables, figure_svg=svg_text(figure)))
@@ -471,6 +475,7 @@ def advice(sweep: Sweep, workdir: Path) -> list[str]:
     where = "on average over datasets" if column == AVERAGE else f"on {dataset_name(column)}"
     cost = f"{_range(sweep, best, 'parameters')} parameters"
     costs = cost_frame(sweep, shots)
+    # Runs of a folder may lack measured costs.
     if best in costs.index:
         cost += f", {duration_words(costs.loc[best, TRAINING])} of training"
     rest = f"; {', '.join(map(method_name, others))} may be as good" if others else ", surely the best here"

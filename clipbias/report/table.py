@@ -152,6 +152,7 @@ def _html(table: Table) -> str:
     frame.columns = pd.Index(heads[1:], name=heads[0])
     with pd.option_context("display.max_colwidth", None):
         body = frame.to_html(escape=False, border=0, classes="many" if len(table.columns) > _MOST_COLUMNS else "")
+    # The page's own style aligns columns.
     body = body.replace(' style="text-align: right;"', "").replace(' class="dataframe"', "")
     below = " ".join(filter(None, [table.caption, table.note]))
     return f'<div class="wide">{body}</div>' + (f'\n<p class="caption">{escaped(below)}</p>' if below else "")

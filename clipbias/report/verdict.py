@@ -73,6 +73,7 @@ def quantities(numbers: CausalNumbers, labels: VerdictLabels | None) -> dict[str
 
 def replaced(study: StudyResults, method: MethodResult) -> MethodReplacements | None:
     """Returns the replacements of a method, or of the first of its seeds."""
+    # A fit may lack some seeds: another start of a training is a control, and nothing is fitted to it.
     return next((each for each in _replacements(study) if set(each.models) <= set(method.models)), None)
 
 
@@ -85,6 +86,7 @@ def _stand_ins(study: StudyResults, method: MethodResult) -> dict[Origin, Compar
     """Returns the fits of two vectors per layer and of the method itself, by origin."""
     fitted = replaced(study, method)
     rows = fitted.rows if fitted else ()
+    # The ceiling has the form of the method itself. Of the fitted forms the page shows one.
     return {row.student.kind: row for row in rows if row.student.kind is Origin.CEILING or row.student.form == PLAIN}
 
 
@@ -104,6 +106,7 @@ def facts(study: StudyResults, method: MethodResult) -> list[Fact]:
     """
     if method.numbers is None or not method.is_better:
         return []
+    # Log-likelihood decides labels, so that bars and labels cannot disagree.
     named = quantities(method.numbers.log_likelihood, method.labels)
     shares = {name: number.share for name, number in named.items()}
     fits = _stand_ins(study, method)
@@ -127,6 +130,7 @@ def facts(study: StudyResults, method: MethodResult) -> list[Fact]:
 def _span(start: float | None, end: float | None) -> tuple[float, float]:
     """Places a span of shares on a bar from -50 to 150 %; a missing end makes it empty."""
     low, high = sorted(min(max(50 * (each + 0.5), 0.0), 100.0) for each in (start or 0.0, end or 0.0))
+    # From the left and from the right, as the page's style places a bar.
     return low, 100 - high
 
 
@@ -161,6 +165,7 @@ def verdict_table(study: StudyResults, methods: Sequence[MethodResult], title: s
 def seed_table(study: StudyResults) -> Table | None:
     """Makes the verdict table of each seed of methods with several."""
     causal = CAUSAL.of(study)
+    # Labels stay those of the method: a single seed decides none.
     seeds = [
         dataclasses.replace(
             method, label=study.labels[key], models=(key,), numbers=causal.of((key,)) if causal else None
@@ -193,6 +198,7 @@ def why_not_patched(study: StudyResults) -> list[str]:
     tests = [(study.labels[key], test) for key, test in causal.models.items()] if causal else []
     reasons = [(label, test.why) for label, test in tests]
     for method in study.methods:
+        # Groups that do not fit into memory are left out of the test without a reason of their own.
         image = method.numbers.log_likelihood.image if method.numbers else None
         if image is not None and CLASS not in image.means:
             size = f"{MEAN_BYTES / 2**30:.0f} GiB"
@@ -222,6 +228,7 @@ def verdict_frame(studies: Sequence[StudyResults]) -> pd.DataFrame:
                         columns |= {"share": share.value, "share_low": share.low, "share_high": share.high}
                     rows.append({**place, **columns})
     ends = ["value", "low", "high", "share", "share_low", "share_high"]
+    # All columns, also of a study without any share: figures and readers of the file select by them.
     heads = ["dataset", "method", "seeds", "where", "what", "outcome", "unit", "quantity", *ends]
     return pd.DataFrame(rows, columns=heads)
 
@@ -316,6 +323,7 @@ def reading_figure(studies: Sequence[StudyResults]) -> CaptionedFigure | None:
     numbers = reading_frame(studies)
     if numbers.empty:
         return None
+    # Several datasets would have three panels each.
     apart = len(studies) == 1
     drawn = numbers if apart else numbers[numbers["among"] == "all"]
     steps = [step for step in _STEPS if (drawn["step"] == step).any()]
@@ -327,6 +335,7 @@ def reading_figure(studies: Sequence[StudyResults]) -> CaptionedFigure | None:
     }
 
     def draw(axes: "Axes", part: pd.DataFrame) -> None:
+        # Attention alone is at 0, the image's own addition at 100.
         level(axes, 0)
         level(axes, 100)
         lines(axes, part, x="place", hue="method", looks=looks)
@@ -417,6 +426,7 @@ def replacement_frame(studies: Sequence[StudyResults]) -> pd.DataFrame:
                 parts = {"": row.share, "moved_": row.moved}
                 parts |= {"less_ceiling_": row.less_ceiling, "difference_": row.difference}
                 for start, share in parts.items():
+                    # NaN, not `None`: a column of `None` alone holds no numbers, by which figures select.
                     for end in ("value", "low", "high"):
                         number = None if share is None else getattr(in_points(share), end)
                         columns[start + end] = float("nan") if number is None else number
@@ -436,6 +446,7 @@ def replacement_figure(studies: Sequence[StudyResults], methods: Sequence[str] =
     if unknown := [name for name in methods if name not in present]:
         raise ClipbiasError(f"nothing was fitted to {unknown[0]!r}; there are {', '.join(present)}.")
     drawn = list(methods) or present
+    # The ceiling has the method's own form, so it is selected by its origin.
     of_form = numbers[numbers["method"].isin(drawn) & (numbers["form"].eq(PLAIN) | numbers["kind"].eq(Origin.CEILING))]
     parts = []
     for start, quantity in (("", "gain"), ("moved_", "changed predictions")):
@@ -466,6 +477,7 @@ def replacement_message(numbers: pd.DataFrame) -> str:
     """Writes a sentence on the gap between the two vectors and the ceiling in rows of a `replacement_frame`."""
     if numbers["moved_value"].isna().all():
         return "No prediction changed."
+    # The column is the student less the ceiling.
     gaps = -numbers["less_ceiling_value"].dropna()
     if gaps.empty:
         return "No method was fitted to itself, so there is no ceiling."
