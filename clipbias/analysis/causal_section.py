@@ -82,8 +82,7 @@ class CausalTests:
 DRAWS = 3
 # Other images are drawn from at most so many, since all of them stay in device memory.
 _DONORS = 256
-# Clusters per class, while so many images a cluster are left.
-_CLUSTERS = (2, 4, 8)
+# Clusters are measured while so many images of each are left.
 _FEWEST_OF_CLUSTER = 10
 # Bytes of the means of all groups; groupings that would exceed them are left out.
 MEAN_BYTES = 2**32
@@ -202,6 +201,7 @@ MEANS_OF_GROUPS = {
     "8 clusters per class": Way.IMAGE_CLUSTERS_8,
     "the tuned class": Way.IMAGE_TUNED_CLASS,
 }
+_CLUSTERS = {Way.IMAGE_CLUSTERS_2: 2, Way.IMAGE_CLUSTERS_4: 4, Way.IMAGE_CLUSTERS_8: 8}  # per class
 _ALONE = (Way.ATTENTION, Way.TOKENS, Way.VISION, Way.TEXT)
 _TOWERS = {"vision": Way.VISION, "text": Way.TEXT}
 
@@ -330,30 +330,27 @@ def measure_ablations(study: Study, models: Sequence[Model]) -> Computation[dict
         at_numbers(rows["causal-unlabelled-features"], "features", count, 0),
     )
     clusters: dict[Way, Pair] = {}
-    for way, per_class in zip(
-        (Way.IMAGE_CLUSTERS_2, Way.IMAGE_CLUSTERS_4, Way.IMAGE_CLUSTERS_8), _CLUSTERS, strict=True
-    ):
+    read = rows["causal-unlabelled-features"]["images"]
+    for way, per_class in _CLUSTERS.items():
         number = per_class * len(study.zero_shot.task.class_names)
-        read = rows["causal-unlabelled-features"]["images"]
         if number * _FEWEST_OF_CLUSTER <= len(read):
             clusters[way] = _clusters(number, read, features, seed=study.options.seed)
     pixels = rows["causal-donors"]["pixels"]
     # Drawn for the whole split, not for the batch: a study that continues gives each image the same others.
     drawn = np.random.default_rng(study.options.seed).integers(0, len(pixels), (len(study.split), DRAWS))
     others = study.replicate((pixels, drawn.astype(np.int32)))
+
     # 2. Means of what each model adds, over the groups.
+    def by_prediction(model: Model) -> Pair:
+        of_split = np.maximum(predictions.models[model.key], 0)
+        return of_split, at_numbers(rows[f"causal-predictions-{model.key}"], "predicted", count, 0)
+
     groups, members, groupings = {}, {}, {}
     for model in of_images:
         key = model.key
-        by_class: dict[Way, Pair] = {
-            way: (
-                np.maximum(predictions.models[each.key], 0),
-                at_numbers(rows[f"causal-predictions-{each.key}"], "predicted", count, 0),
-            )
-            for way, each in ((Way.IMAGE_CLASS, study.zero_shot), (Way.IMAGE_TUNED_CLASS, model))
-        }
         one = np.zeros(len(study.split), np.int32), np.zeros(count, np.int32)
-        every = {Way.IMAGE_MEAN: one, **by_class, **clusters}
+        every = {Way.IMAGE_MEAN: one, Way.IMAGE_CLASS: by_prediction(study.zero_shot), **clusters}
+        every[Way.IMAGE_TUNED_CLASS] = by_prediction(model)
         groupings[key] = _that_fit(study, model, [way for way in MEANS_OF_GROUPS.values() if way in every], every)
         groups[key], members[key] = _numbered([every[way] for way in groupings[key]])
     sums = yield [_mean_request(study, model, images, members[model.key]) for model in of_images]

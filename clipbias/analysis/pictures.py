@@ -195,11 +195,10 @@ def bytes_per_image(study: Study) -> int:
     return round(4 / 3 * (maps + min(vision.image_size, THUMBNAIL) ** 2 / 3))
 
 
-def quantise(values: np.ndarray, *, low: bool = False) -> tuple[np.ndarray, ...]:
-    """Quantises rows `[…, M]` to uint8 `q` with a `scale […]`: values are about `q · scale / 255`.
+def quantise(values: np.ndarray, *, low: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Quantises rows `[…, M]` to uint8 `q`, a `scale […]` and `lowest […]`: `lowest + q · scale / 255`, nearly.
 
-    Without `low` no value may be below 0. With it, each row's smallest value `lowest […]` is subtracted first, and
-    comes third.
+    `lowest` is each row's smallest value with `low`, else 0, and no value may be below it.
     """
     values = np.asarray(values, np.float64)
     lowest = values.min(-1) if low else np.zeros(values.shape[:-1])
@@ -207,9 +206,7 @@ def quantise(values: np.ndarray, *, low: bool = False) -> tuple[np.ndarray, ...]
     # A row of equal values has no range: all of it is 0, and the scale says so.
     shares = (values - lowest[..., None]) / np.where(scale > 0, scale, 1)[..., None]
     steps = np.rint(255 * shares).astype(np.uint8)
-    if low:
-        return steps, scale.astype(np.float32), lowest.astype(np.float32)
-    return steps, scale.astype(np.float32)
+    return steps, scale.astype(np.float32), lowest.astype(np.float32)
 
 
 def compute_explore(study: Study) -> Computation[Exploration]:
@@ -283,11 +280,10 @@ def _pack(
     # A byte per patch: a page holds maps of many images, layers and models. Texts are of the explored classes alone.
     patches = study.clip.config.vision.patches
     vision = pair_rows["vision"]
-    relevancy, relevancy_scale = quantise(vision[:, :patches])
-    attention, attention_scale = quantise(image_rows["attention"][..., :patches])
-    distance: tuple[np.ndarray | None, ...] = (None, None, None)
-    if "distance" in image_rows:
-        distance = quantise(image_rows["distance"], low=True)
+    relevancy, relevancy_scale, _ = quantise(vision[:, :patches])
+    attention, attention_scale, _ = quantise(image_rows["attention"][..., :patches])
+    has_prompts = "distance" in image_rows
+    distance = quantise(image_rows["distance"], low=True) if has_prompts else (None, None, None)
     words = {label: tuple(token_labels(model.task, label)) for label in explored}
     return ExploredModel(
         relevancy=relevancy,

@@ -1,7 +1,5 @@
 """Contact sheet of a dataset's few-shot picks: labels, prompts and training crops."""
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from clipbias.data import transforms
@@ -13,16 +11,13 @@ from clipbias.report.overlay import show_picture
 from clipbias.sentences import counted
 from clipbias.terminal import printable
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 TILE = 96  # pixels
 CLASSES = 12  # at most
 PICKS = 6  # at most, of each class
 CROPS = 4  # of the first pick, in the first epochs
 
 
-def contact_sheet(dataset: Dataset, *, shots: int, seed: int) -> "Figure":
+def contact_sheet(dataset: Dataset, *, shots: int, seed: int) -> style.Figure:
     """Draws a row per class: its first picks as evaluation sees them, then training crops of the first pick.
 
     Picks and crops are those of a run with `shots` images per class and this seed.

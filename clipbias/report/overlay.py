@@ -4,7 +4,7 @@ import base64
 import dataclasses
 import io
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -17,10 +17,6 @@ from clipbias.report import style
 from clipbias.report.drawings import Drawing
 from clipbias.report.pages import data_uri
 from clipbias.terminal import printable
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 HEAT = "inferno"
 STRIP = 3  # pictures of a change on the first page
@@ -38,7 +34,7 @@ class Overlay:
     text: np.ndarray | None = None  # relevancy of the tokens `[N]`, of which the first `len(words)` count
 
 
-def overlay_figure(image: np.ndarray, overlays: Sequence[Overlay], *, title: str = "picture") -> "Figure":
+def overlay_figure(image: np.ndarray, overlays: Sequence[Overlay], *, title: str = "picture") -> style.Figure:
     """Draws the picture as the model saw it, uint8 `[R, R, 3]`, and its overlays, side by side.
 
     Raises `ClipbiasError` if the patches do not fill a square grid.
@@ -46,7 +42,7 @@ def overlay_figure(image: np.ndarray, overlays: Sequence[Overlay], *, title: str
     return overlay_grid((2.3 * (1 + len(overlays)), 2.75), (4, 1), [image], [title], [overlays])
 
 
-def overlay_rows(pictures: Sequence[np.ndarray], overlays: Sequence[Overlay]) -> "Figure":
+def overlay_rows(pictures: Sequence[np.ndarray], overlays: Sequence[Overlay]) -> style.Figure:
     """Draws each picture with its overlay beside it, in rows."""
     heights = [part for overlay in overlays for part in (4, 1 if overlay.words else 0.05)]
     size = (4.6, 0.55 * sum(heights) + 0.3)
@@ -59,7 +55,7 @@ def overlay_grid(
     pictures: Sequence[np.ndarray],
     titles: Sequence[str],
     overlays: Sequence[Sequence[Overlay]],
-) -> "Figure":
+) -> style.Figure:
     """Draws each picture and its overlays in a row with two lines of relative `heights`: maps, and words below."""
     with style.styled():
         figure = style.new_figure(*size)
@@ -87,13 +83,13 @@ def heat_map(vision: np.ndarray, image_size: int, patches: int) -> np.ndarray:
     return (values - values.min()) / span if span > 0 else np.zeros_like(values)
 
 
-def show_picture(axes: "Axes", image: np.ndarray) -> None:
+def show_picture(axes: style.Axes, image: np.ndarray) -> None:
     """Draws the picture without axes."""
     axes.imshow(image, interpolation="nearest" if len(image) < 100 else "antialiased")
     axes.set_axis_off()
 
 
-def show_heat(axes: "Axes", image: np.ndarray, values: np.ndarray) -> None:
+def show_heat(axes: style.Axes, image: np.ndarray, values: np.ndarray) -> None:
     """Draws a map in 0 … 1 over the grey picture, more opaque at higher values."""
     # Grey, so that only the map has colours.
     axes.imshow(np.asarray(image, np.float32).mean(axis=-1), cmap="gray", vmin=0, vmax=255)
@@ -105,7 +101,7 @@ def _opacity(values: np.ndarray) -> np.ndarray:
     return 0.25 + 0.5 * np.asarray(values, float)
 
 
-def heat_scale(figure: "Figure", grid: np.ndarray) -> None:
+def heat_scale(figure: style.Figure, grid: np.ndarray) -> None:
     """Draws the colour bar of `show_heat` below all panels."""
     from matplotlib.cm import ScalarMappable
 
@@ -116,7 +112,7 @@ def heat_scale(figure: "Figure", grid: np.ndarray) -> None:
     bar.ax.tick_params(labelsize=6.5, width=0.5, length=2)
 
 
-def draw_overlay(axes: "Axes", image: np.ndarray, overlay: Overlay) -> None:
+def draw_overlay(axes: style.Axes, image: np.ndarray, overlay: Overlay) -> None:
     """Draws the heat map over a grey picture and, with prompts, a bar of their share of relevancy."""
     show_heat(axes, image, heat_map(overlay.vision, len(image), overlay.patches))
     axes.set_axis_off()
@@ -133,7 +129,7 @@ def draw_overlay(axes: "Axes", image: np.ndarray, overlay: Overlay) -> None:
         bar.set_xlabel(f"prompts\n{100 * share:.0f} %", fontsize=6, color=style.TUNED, labelpad=2)
 
 
-def draw_text(axes: "Axes", overlay: Overlay) -> None:
+def draw_text(axes: style.Axes, overlay: Overlay) -> None:
     """Draws the tokens in reading order, the darker the more relevant."""
     axes.set_axis_off()
     axes.set(xlim=(0, 1), ylim=(0, 1))

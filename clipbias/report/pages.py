@@ -9,7 +9,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jinja2
 import numpy as np
@@ -19,9 +19,6 @@ from clipbias.io import atomic_path
 from clipbias.report import style
 from clipbias.report.table import Table, unbroken
 from clipbias.terminal import printable
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 @functools.cache
@@ -44,7 +41,7 @@ class CaptionedFigure:
     name: str
     title: str
     caption: str
-    figure: "Figure"
+    figure: style.Figure
     numbers: pd.DataFrame
 
     def save(self, folder: Path) -> tuple[Path, Path, Path]:
@@ -54,7 +51,9 @@ class CaptionedFigure:
         return pdf, png, table
 
 
-def captioned(kind: str, figure: "Figure", numbers: pd.DataFrame, *, name: str = "", **facts: Any) -> CaptionedFigure:
+def captioned(
+    kind: str, figure: style.Figure, numbers: pd.DataFrame, *, name: str = "", **facts: Any
+) -> CaptionedFigure:
     """The figure with the title and the caption of its kind. Its files are named by its kind, or by `name`."""
     return CaptionedFigure(name or kind, *words_of(kind, **facts), figure, numbers)
 

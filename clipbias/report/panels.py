@@ -5,7 +5,7 @@ interval, NaN without one. The other columns identify the observation, and two o
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -13,10 +13,6 @@ import pandas as pd
 from clipbias.analysis.results import Average
 from clipbias.intervals import Z_95
 from clipbias.report import style
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 # With more points, an interval is a band instead of whiskers.
 _CROWDED = 24
@@ -48,7 +44,7 @@ def joined(frames: Iterable[pd.DataFrame]) -> pd.DataFrame:
 
 def panels(
     frame: pd.DataFrame,
-    draw: Callable[["Axes", pd.DataFrame], None],
+    draw: Callable[[style.Axes, pd.DataFrame], None],
     *,
     by: tuple[str, str],
     size: tuple[float, float] = (2.2, 1.9),
@@ -61,7 +57,7 @@ def panels(
     widths: Sequence[float] | None = None,
     bottom: float | None = None,
     legend: bool | Mapping[str, Look] = True,
-) -> "Figure":
+) -> style.Figure:
     """Draws a grid of panels, one for each pair of values of two columns, with one legend below.
 
     Args:
@@ -132,7 +128,7 @@ def groups(part: pd.DataFrame, hue: str, looks: Mapping[Any, Look]) -> Iterator[
 
 
 def lines(
-    axes: "Axes", part: pd.DataFrame, *, x: str, hue: str = "", looks: Mapping[Any, Look], dots: bool = False
+    axes: style.Axes, part: pd.DataFrame, *, x: str, hue: str = "", looks: Mapping[Any, Look], dots: bool = False
 ) -> None:
     """Draws a line along the column `x` for each value of the column `hue`, with intervals.
 
@@ -157,7 +153,7 @@ def lines(
         axes.grid(axis="x", visible=False)
 
 
-def _whiskers(axes: "Axes", x: Any, y: Any, low: Any, high: Any, *, along: str = "y", **look: Any) -> None:
+def _whiskers(axes: style.Axes, x: Any, y: Any, low: Any, high: Any, *, along: str = "y", **look: Any) -> None:
     # Without any known end, a plain line: `errorbar` would draw caps on the points.
     if np.all(np.isnan(np.asarray(low, float))):
         if look.get("fmt") != "none":
@@ -171,7 +167,7 @@ def _whiskers(axes: "Axes", x: Any, y: Any, low: Any, high: Any, *, along: str =
     axes.errorbar(x, y, **error, **{"elinewidth": 0.8, "capsize": 1.6, "linewidth": 1.2} | look)
 
 
-def bars(axes: "Axes", part: pd.DataFrame, *, category: str, hue: str, looks: Mapping[Any, Look]) -> None:
+def bars(axes: style.Axes, part: pd.DataFrame, *, category: str, hue: str, looks: Mapping[Any, Look]) -> None:
     """Draws horizontal bars from 0 with intervals, with their numbers to the right of the panel.
 
     Each value of the column `category` has a place on the y axis, the first on top, with a bar for each of `hue`.
@@ -198,7 +194,7 @@ def bars(axes: "Axes", part: pd.DataFrame, *, category: str, hue: str, looks: Ma
 
 
 def points(
-    axes: "Axes",
+    axes: style.Axes,
     part: pd.DataFrame,
     *,
     category: str,
@@ -220,7 +216,7 @@ def points(
     category_ticks(axes, names)
 
 
-def category_ticks(axes: "Axes", names: Sequence[str]) -> None:
+def category_ticks(axes: style.Axes, names: Sequence[str]) -> None:
     """Writes a name at each place of the y axis, the first on top."""
     axes.set_yticks(range(len(names)), names)
     axes.tick_params(axis="y", length=0)
@@ -228,6 +224,6 @@ def category_ticks(axes: "Axes", names: Sequence[str]) -> None:
     axes.grid(axis="y", visible=False)
 
 
-def level(axes: "Axes", value: float, axis: str = "y") -> None:
+def level(axes: style.Axes, value: float, axis: str = "y") -> None:
     """Draws a dotted line at a reference value."""
     (axes.axhline if axis == "y" else axes.axvline)(value, color=style.GREY, linewidth=0.8, linestyle=":")

@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,9 +21,6 @@ from clipbias.report.pages import CaptionedFigure, captioned, file_name, words_o
 from clipbias.report.panels import bars, joined, level, lines, panels, points, tidy
 from clipbias.report.table import Table
 from clipbias.sentences import counted
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 MAP_NAMES = {
     "relevancy": "relevancy",
@@ -65,20 +62,19 @@ _FIRST = {"positive": "most", "negative": "least"}
 _BY_MODEL: dict[str, Any] = {"by": ("", "model"), "wrap": 4, "x_label": "layer", "share_y": True}
 
 
-def counts_of(labels: Mapping[str, str], counts: Mapping[str, int]) -> str:
+def counts_of(study: StudyResults, counts: Mapping[str, int]) -> str:
     """Writes labels and counts by key: `IVLP: 27 images; Bias tuning: 24 images`."""
-    return "; ".join(f"{labels[key]}: {counted(count, 'image')}" for key, count in counts.items())
+    return "; ".join(f"{study.labels[key]}: {counted(count, 'image')}" for key, count in counts.items())
 
 
 def decomposition_figure(study: StudyResults) -> CaptionedFigure | None:
     """Draws Fig. 1: in every layer the attention to prompts, and the size and constancy of their part of the output."""
-    labels = study.labels
     looks = dict(_SERIES)
     frames = []
     counts = []
     for key, decomposition in DECOMPOSITION.present(study).items():
         for name, tower in decomposition.towers.items():
-            row = f"{labels[key]}, {name}"
+            row = f"{study.labels[key]}, {name}"
             counts.append(f"{row}: {counted(tower.count, 'image' if name == 'vision' else 'class')}")
             place = {"model": key, "tower": name, "row": row, "depth": tower.depth}
             frames.append(tidy(tower.prompt_mass, "layer", "head", **place, panel=_MASS, series="prompt_mass"))
@@ -92,14 +88,14 @@ def decomposition_figure(study: StudyResults) -> CaptionedFigure | None:
             # The first two colours are those of zero-shot and of the tuned model.
             for number, bias in enumerate(sorted(tower.bias_cosine)):
                 series = f"bias_cosine/{bias}"
-                label = f"cosine to {labels.get(bias, bias)}"
+                label = f"cosine to {study.labels.get(bias, bias)}"
                 looks[series] = {"color": style.COLOURS[2 + number], "marker": "D", "ms": 3, "label": label}
                 frames.append(tidy(tower.bias_cosine[bias], "layer", **place, panel=_COSINE, series=series))
     frame = joined(frames)
     if frame.empty:
         return None
 
-    def draw(axes: "Axes", part: pd.DataFrame) -> None:
+    def draw(axes: style.Axes, part: pd.DataFrame) -> None:
         lines(axes, part, x="layer", hue="series", looks=looks, dots=True)
         panel = part["panel"].iloc[0]
         last = part["layer"].max()
@@ -137,18 +133,17 @@ def text_attention_figure(study: StudyResults) -> CaptionedFigure | None:
     # Types that a text does not have, such as prompts of zero-shot, would be lines at 0.
     used = frame[frame.groupby(["model", "type"])["value"].transform("max") > 0]
 
-    def draw(axes: "Axes", part: pd.DataFrame) -> None:
+    def draw(axes: style.Axes, part: pd.DataFrame) -> None:
         lines(axes, part, x="layer", hue="type", looks=_TYPE_LOOKS)
         axes.set_ylim(-0.02, 1.02)
 
-    labels = study.labels
-    figure = panels(used, draw, names=labels, y_label="share of attention", **_BY_MODEL)
+    figure = panels(used, draw, names=study.labels, y_label="share of attention", **_BY_MODEL)
     return captioned(
         "fig4_text_attention",
         figure,
         frame,
         counts=counted(max(result.count for result in results.values()), "class"),
-        texts="; ".join(f"{labels[key]} “{result.text}”" for key, result in results.items()),
+        texts="; ".join(f"{study.labels[key]} “{result.text}”" for key, result in results.items()),
     )
 
 
@@ -160,12 +155,11 @@ DRAWING_OF_TEXT_ATTENTION = Drawing(
 def vision_attention_figure(study: StudyResults) -> CaptionedFigure | None:
     """Draws Fig. 5: attention distance and entropies, a row for each model and variant."""
     results = VISION_ATTENTION.present(study)
-    labels = study.labels
     frame = joined(
         tidy(
             number,
             *("layer", "head"),
-            row=labels[key] + _VARIANTS[variant],
+            row=study.labels[key] + _VARIANTS[variant],
             model=key,
             variant=variant,
             quantity=quantity,
@@ -180,7 +174,7 @@ def vision_attention_figure(study: StudyResults) -> CaptionedFigure | None:
     original = frame[frame["model"] == zero_shot]
     clip = study.clip
 
-    def draw(axes: "Axes", part: pd.DataFrame) -> None:
+    def draw(axes: style.Axes, part: pd.DataFrame) -> None:
         quantity = part["quantity"].iloc[0]
         tuned = part["model"].iloc[0] != zero_shot
         name = "tuned" if tuned else "zero-shot"
@@ -222,14 +216,13 @@ def correlation_figure(study: StudyResults) -> CaptionedFigure | None:
     if frame.empty:
         return None
 
-    def draw(axes: "Axes", part: pd.DataFrame) -> None:
+    def draw(axes: style.Axes, part: pd.DataFrame) -> None:
         level(axes, 0)
         lines(axes, part, x="layer", looks={"": {"color": style.TUNED, "marker": "o"}})
         axes.set_ylim(-1, 1)
 
-    labels = study.labels
-    figure = panels(frame, draw, names=labels, y_label="rank correlation", legend=False, **_BY_MODEL)
-    counts = counts_of(labels, {key: result.count for key, result in results.items()})
+    figure = panels(frame, draw, names=study.labels, y_label="rank correlation", legend=False, **_BY_MODEL)
+    counts = counts_of(study, {key: result.count for key, result in results.items()})
     return captioned("fig6_rank_correlation", figure, frame, counts=counts)
 
 
@@ -254,26 +247,24 @@ def faithfulness_figure(study: StudyResults) -> CaptionedFigure | None:
     if frame.empty:
         return None
 
-    def draw(axes: "Axes", part: pd.DataFrame) -> None:
+    def draw(axes: style.Axes, part: pd.DataFrame) -> None:
         lines(axes, part, x="removed", hue="map", looks=_MAP_LOOKS)
 
-    labels = study.labels
     axis: dict[str, Any] = {"x_label": "patches removed (%)", "y_label": "accuracy (%)", "bottom": 0}
-    figure = panels(frame, draw, by=("model", "panel"), names=labels, **axis)
-    counts = counts_of(labels, {key: result.count for key, result in results.items()})
+    figure = panels(frame, draw, by=("model", "panel"), names=study.labels, **axis)
+    counts = counts_of(study, {key: result.count for key, result in results.items()})
     numbers = frame.drop(columns=["panel", "low", "high"])
     return captioned("faithfulness", figure, numbers, dataset=study.dataset.name, counts=counts)
 
 
 def area_table(study: StudyResults) -> Table | None:
     """Makes the table of areas under the curves of the perturbation test, in percent."""
-    labels = study.labels
     targets = ("predicted", "true")
     rows = []
     for key, result in FAITHFULNESS.present(study).items():
         for name, curves in ((name, result.maps[name]) for name in MAPS):
             areas = [curves[direction][target].area for direction in _FIRST for target in targets]
-            rows.append((labels[key], MAP_NAMES[name], *(f"{100 * area:.1f}" for area in areas)))
+            rows.append((study.labels[key], MAP_NAMES[name], *(f"{100 * area:.1f}" for area in areas)))
     heads = [f"{first.capitalize()} first, {target}" for first in _FIRST.values() for target in targets]
     return Table(*words_of("areas_table"), ("Model", "Map", *heads), rows, words={1}) if rows else None
 
@@ -346,7 +337,6 @@ def relevancy_frame(
 def relevancy_figure(study: StudyResults, part: str) -> CaptionedFigure | None:
     """Draws Fig. 2 ("text") or 3 ("vision"): relevancy by token, its sums by token type, and patches as maps."""
     results = RELEVANCY.present(study)
-    labels = study.labels
     frame = joined(relevancy_frame(study, key, result, part) for key, result in results.items())
     if frame.empty:
         return None
@@ -355,7 +345,7 @@ def relevancy_figure(study: StudyResults, part: str) -> CaptionedFigure | None:
     if part == "vision":
         maps = joined(frame[tokens & (frame["side"] == side)].assign(panel=side) for side in SIDES)
 
-    def draw(axes: "Axes", shown: pd.DataFrame) -> None:
+    def draw(axes: style.Axes, shown: pd.DataFrame) -> None:
         of_model, panel = frame[frame["model"] == shown["model"].iloc[0]], shown["panel"].iloc[0]
         if panel not in SIDES:
             _draw(axes, shown)
@@ -379,12 +369,12 @@ def relevancy_figure(study: StudyResults, part: str) -> CaptionedFigure | None:
         by=("model", "panel"),
         size=(3.2, 1.8) if part == "text" else (1.85, 2.0),
         widths=[layout[name][1] for name in dict.fromkeys(laid_out["panel"])],
-        names=labels | {name: title for name, (title, _) in layout.items()},
+        names=study.labels | {name: title for name, (title, _) in layout.items()},
         y_label="relevancy",
         share_x=False,
         share_y=False,
     )
-    counts = counts_of(labels, {key: result.corrected_count for key, result in results.items()})
+    counts = counts_of(study, {key: result.corrected_count for key, result in results.items()})
     texts = zero_shot_text(results.values())
     return captioned(f"{_FIGURES[part]}_relevancy", figure, frame, what=_THINGS[part], counts=counts, text=texts)
 
@@ -393,7 +383,7 @@ text_relevancy_figure = functools.partial(relevancy_figure, part="text")
 vision_relevancy_figure = functools.partial(relevancy_figure, part="vision")
 
 
-def _draw(axes: "Axes", part: pd.DataFrame) -> None:
+def _draw(axes: style.Axes, part: pd.DataFrame) -> None:
     if part["panel"].iloc[0] == "types":
         bars(axes, part, category="type", hue="side", looks=_BARS)
         return
@@ -414,7 +404,6 @@ def zero_shot_text(results: Iterable[RelevancyGroups]) -> str:
 def relevancy_groups_figure(study: StudyResults) -> CaptionedFigure | None:
     """Draws relevancy by token type, and its change over patches, over corrected images, the control, and all."""
     results = {key: result for key, result in RELEVANCY.present(study).items() if result.groups}
-    labels = study.labels
     frames = []
     counts = []
     for key, result in results.items():
@@ -429,7 +418,7 @@ def relevancy_groups_figure(study: StudyResults) -> CaptionedFigure | None:
                 tidy(averaged.order, "index", type="rank correlation", **place),
                 tidy(averaged.variation, "index", type="total variation", **place),
             ]
-        counts.append(f"{labels[key]}: {', '.join(of_groups)}")
+        counts.append(f"{study.labels[key]}: {', '.join(of_groups)}")
     frame = joined(frames)
     if frame.empty:
         return None
@@ -446,11 +435,13 @@ def relevancy_groups_figure(study: StudyResults) -> CaptionedFigure | None:
     }
     legend |= {SIDES[side]["label"]: {"color": sides[side], "linewidth": 3} for side in SIDES}
 
-    def draw(axes: "Axes", part: pd.DataFrame) -> None:
+    def draw(axes: style.Axes, part: pd.DataFrame) -> None:
         points(axes, part, category="type", hue="series", looks=looks, step=0.13)
 
     by = ("model", "panel")
-    figure = panels(frame, draw, by=by, legend=legend, names=labels, size=(2.7, 2.2), share_x=False, share_y=False)
+    figure = panels(
+        frame, draw, by=by, legend=legend, names=study.labels, size=(2.7, 2.2), share_x=False, share_y=False
+    )
     numbers = frame.drop(columns=["series", "index"])
     text = zero_shot_text(results.values())
     return captioned("relevancy_groups", figure, numbers, counts="; ".join(counts), text=text)

@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,12 +19,8 @@ from clipbias.report.style import KINDS, STANDS_OUT
 from clipbias.report.table import Table
 from clipbias.sentences import counted
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-
-def accuracy_figure(results: Sweep | Iterable[Row], *, measure: str | None = None) -> "Figure":
+def accuracy_figure(results: Sweep | Iterable[Row], *, measure: str | None = None) -> style.Figure:
     """Draws accuracy in percent against shots, a line per method, ± the standard error; zero-shot is a dashed level.
 
     `measure` is one of several accuracies. Default: the plain accuracy, else H, else the first.
@@ -52,7 +48,7 @@ def accuracy_figure(results: Sweep | Iterable[Row], *, measure: str | None = Non
     if not rows:
         return style.new_figure(4, 3)
 
-    def draw(axes: "Axes", part: pd.DataFrame) -> None:
+    def draw(axes: style.Axes, part: pd.DataFrame) -> None:
         # A method that uses no training images has one accuracy for all shots: a level, unless runs differ.
         is_level = ~part["method"].map(draws) & (part.groupby("method")["value"].transform("nunique") == 1)
         for method, level in part[is_level].groupby("method", sort=False)["value"].first().items():
@@ -261,7 +257,7 @@ _AROUND = np.linspace(0, 2 * np.pi, 32, endpoint=False)
 _DIRECTIONS = np.vstack([[(1, 0), (-1, 0), (0, 1), (0, -1)], np.stack([np.cos(_AROUND), np.sin(_AROUND)], axis=1)])
 
 
-def cost_scatter(frame: pd.DataFrame, *, x: str, y: str, x_label: str, y_label: str) -> "Figure":
+def cost_scatter(frame: pd.DataFrame, *, x: str, y: str, x_label: str, y_label: str) -> style.Figure:
     """Draws accuracy against a cost on a logarithmic axis, a named point per method.
 
     The frame has columns `method`, `label`, `kind` (a title of `KINDS`), and those of x and y.
@@ -273,7 +269,7 @@ def cost_scatter(frame: pd.DataFrame, *, x: str, y: str, x_label: str, y_label: 
         for title, colour, marker in KINDS.values()
     }
 
-    def draw(axes: "Axes", part: pd.DataFrame) -> None:
+    def draw(axes: style.Axes, part: pd.DataFrame) -> None:
         for at, height, kind in zip(part[x], part[y], part["kind"], strict=True):
             axes.plot(at, height, **looks[kind])
         if (part["panel"] == "paid").all():
@@ -310,7 +306,7 @@ def cost_scatter(frame: pd.DataFrame, *, x: str, y: str, x_label: str, y_label: 
     return figure
 
 
-def name_points(axes: "Axes", names: Sequence[str], stand_out: Sequence[bool]) -> None:
+def name_points(axes: style.Axes, names: Sequence[str], stand_out: Sequence[bool]) -> None:
     """Moves markers sideways until none covers another, and writes a name at each, where it covers nothing.
 
     The axes are already laid out, and have a line for each marker. A name from afar has a line to its marker.

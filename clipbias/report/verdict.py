@@ -3,7 +3,7 @@
 import dataclasses
 import textwrap
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -19,9 +19,6 @@ from clipbias.report.names import dataset_name, ordered_datasets, ordered_method
 from clipbias.report.pages import CaptionedFigure, captioned, words_of
 from clipbias.report.panels import level, lines, panels, points
 from clipbias.report.table import MISSING, Table
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 # Quantities in the order of the table's columns. From `OTHER` on they are shares of all that is added; `CLASS_SHARE` is
 # a share of the exchange.
@@ -251,7 +248,7 @@ def overview_figure(studies: Sequence[StudyResults]) -> CaptionedFigure | None:
     drawn = drawn.sort_values("dataset", key=lambda column: column.map(list(datasets).index), kind="stable")
     lines = [textwrap.fill(name, 16) for name in methods]
 
-    def draw(axes: "Axes", part: pd.DataFrame) -> None:
+    def draw(axes: style.Axes, part: pd.DataFrame) -> None:
         points(axes, part, category="method", hue="quantity", looks=_LOOKS, places=methods, step=0.12)
         axes.set_yticks(range(len(lines)), lines)
         for line in range(1, len(lines)):
@@ -334,7 +331,7 @@ def reading_figure(studies: Sequence[StudyResults]) -> CaptionedFigure | None:
         for at, name in enumerate(methods)
     }
 
-    def draw(axes: "Axes", part: pd.DataFrame) -> None:
+    def draw(axes: style.Axes, part: pd.DataFrame) -> None:
         # Attention alone is at 0, the image's own addition at 100.
         level(axes, 0)
         level(axes, 100)
@@ -456,7 +453,7 @@ def replacement_figure(studies: Sequence[StudyResults], methods: Sequence[str] =
     if shown.empty:
         return None
 
-    def draw(axes: "Axes", part: pd.DataFrame) -> None:
+    def draw(axes: style.Axes, part: pd.DataFrame) -> None:
         level(axes, 0, "x")
         level(axes, 100, "x")
         points(axes, part, category="method", hue="kind", looks=_ORIGIN_LOOKS, places=drawn)
