@@ -482,37 +482,33 @@ def compute_replacement(study: Study) -> Computation[ReplacementResults]:
             beside[model.key].append((Student.of(fit, Origin.FITTED, name, form.words), fit.student))
         if model.key in biases:
             beside[model.key] += _means(study, model, biases[model.key])
+        for kind, method, other in controls(study, model):
+            student = Student(kind, method, other.label, parameter_count(other.learnables)["total"])
+            beside[model.key].append((student, other.tuned))
     fits.progress.close()
-    others = {model.key: controls(study, model) for model in teachers}
-    return (yield from compare_students(study, fits, beside, others, models, write=sentence, name="replacement"))
+    return (yield from compare_students(study, fits, beside, models, write=sentence, name="replacement"))
 
 
 def compare_students(
     study: Study,
     fits: "Fits",
     beside: Mapping[str, list[Candidate]],
-    others: Mapping[str, Sequence[tuple[Origin, str, Model]]],
     models: Mapping[str, ModelReplacements | Missing],
     *,
     write: Callable[[str, Sequence[Comparison], str], str],
     name: str,
 ) -> Computation[ReplacementResults]:
-    """Compares teachers with students beside them and other models of the study, by model, then over seeds.
+    """Compares teachers with students beside them, by model, then over seeds.
 
     `models` has the other tuned models; `write` makes a method's sentence as `sentence` does; `name` is a section's.
     """
     teachers = [model for model in study.tuned if model.key in beside]
-    requests = {
-        model.key: _classifications(study, name, model, beside[model.key], others.get(model.key, ()))
-        for model in teachers
-    }
+    requests = {model.key: _classifications(study, name, model, beside[model.key]) for model in teachers}
     rows = yield list(requests.values())
     compared = dict(models)
     for model in teachers:
         of_model = rows[requests[model.key].name]
         students = [student for student, _ in beside[model.key]]
-        for kind, form, other in others.get(model.key, ()):
-            students.append(Student(kind, form, other.label, parameter_count(other.learnables)["total"]))
         labels = study.split.labels[of_model["images"]]
         compared[model.key] = ModelReplacements(
             steps=study.options.replacement_steps,
@@ -656,28 +652,16 @@ def _means(study: Study, model: Model, towers: Mapping[str, EquivalentBias]) -> 
     return candidates
 
 
-def _classifications(
-    study: Study,
-    section: str,
-    model: Model,
-    beside: Sequence[Candidate],
-    others: Sequence[tuple[Origin, str, Model]],
-) -> Request:
-    """Requests "logits" `[n, K, C]` and "features" `[n, K, d]` of frozen model, tuned model, `beside`, `others`."""
-    # Students' texts are encoded once, before the pass over the images.
-    predictors = [Predictor.of(each, study.params, study.replicate(each.learnables)) for _, each in beside]
+def _classifications(study: Study, section: str, model: Model, beside: Sequence[Candidate]) -> Request:
+    """Requests "logits" `[n, K, C]` and "features" `[n, K, d]` of frozen model, tuned model, and students."""
+    # Texts are encoded once, before the pass over the images; frozen and tuned model are shared with other sections.
+    predictors = [study.predictor(study.reference(model)), study.predictor(model)]
+    predictors += [Predictor.of(each, study.params, study.replicate(each.learnables)) for _, each in beside]
 
     def step(batch: Batch) -> dict[str, jax.Array]:
-        # Others are models of the study, whose predictors other sections share.
-        frozen, tuned, *rest = (
-            study.predictor(each) for each in (study.reference(model), model, *(other[2] for other in others))
-        )
-        outputs = [
-            each.logits_and_features(batch["images"], batch["mask"]) for each in (frozen, tuned, *predictors, *rest)
-        ]
-        return {
-            "logits": jnp.stack([logits for logits, _ in outputs], axis=1),
-            "features": jnp.stack([features for _, features in outputs], axis=1),
-        }
+        # All of them on the same batch, so that agreement, accuracy and divergence are of the same images and runs.
+        outputs = [each.logits_and_features(batch["images"], batch["mask"]) for each in predictors]
+        logits, features = (jnp.stack(each, axis=1) for each in zip(*outputs, strict=True))
+        return {"logits": logits, "features": features}
 
     return Request(f"{section}-{model.key}", f"{model.label}: {section}", study.images, step)
