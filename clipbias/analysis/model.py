@@ -22,6 +22,7 @@ NOTHING_INSIDE = "No token and no weight of the towers is changed, so attention 
 
 def additions(task: Task) -> Adaptation:
     """Returns a method's adaptation, as shapes."""
+    # Shapes decide what a method changes; values would cost memory, and need learnables.
     return jax.eval_shape(task.method.adapt, task.shapes)
 
 

@@ -321,6 +321,7 @@ def observe(results: StudyResults, *, seed: int = 0) -> Observations:
 
     Hypotheses need the causal test. `seed` draws the resamples.
     """
+    # The paper is about prompts: methods without them have no row.
     methods = [models for models in same_but_for_seed(results.tuned) if models[0].has_prompts]
     observed: Observations = results.sections["observations"]
     columns = {

@@ -110,6 +110,7 @@ def compute_prompt_similarity(study: Study) -> Computation[Similarity]:
         return Similarity(pictures=None, rotations=None, layers=None, models=models)
     count = study.clip.config.vision.layers
     # The first, the middle and the last two layers: as many as a figure can show.
+    # A set: towers of few layers have some of these twice.
     layers = np.asarray(sorted({0, count // 2, max(count - 2, 0), count - 1}))
     totals = yield from vision_totals(study, prompted)
     predictions = yield from compute_predictions(study)
@@ -238,6 +239,7 @@ def compute_explore(study: Study) -> Computation[Exploration]:
         pair_rows = rows[of_pairs[model.key].name]
         image_rows = rows[of_images[model.key].name]
         by_model[model.key] = _pack(study, model, np.unique(pairs[:, 1]).tolist(), pair_rows, image_rows)
+    # The page shows whole pictures once, whatever the number of models.
     pictures = study.pictures(images)
     if pictures.shape[1] > THUMBNAIL:
         size = (THUMBNAIL, THUMBNAIL)

@@ -111,6 +111,7 @@ class Predictions:
         """Returns each image's change by a tuned model, an index into `CHANGES`; -1 for an image that was not read."""
         was_right = self.zero_shot == self.labels
         is_right = self.right(key)
+        # In the order of `CHANGES`; what is left is wrong under both.
         change = np.select([~was_right & is_right, was_right & ~is_right, was_right & is_right], [0, 1, 2], 3)
         return np.where((self.zero_shot < 0) | (self.models[key] < 0), -1, change)
 
@@ -212,6 +213,7 @@ class MethodResult:
     @property
     def is_better(self) -> bool:
         """Whether both gains are sure: in log-likelihood, which labels explain, and in accuracy, which users want."""
+        # More likelihood without more right predictions is calibration, and nobody asks why it rose.
         if self.numbers is None or self.labels is None or self.labels.where is Where.NO_GAIN:
             return False
         return excludes(self.numbers.accuracy.gain) > 0
@@ -248,6 +250,7 @@ class StudyResults:
 
     def by_model(self, section: str) -> dict[str, Any]:
         """Returns a section's results by model key, `Missing` among them; empty where it was not requested."""
+        # Sections with facts of their own beside their models keep these in a field.
         result = self.sections.get(section, {})
         return result if isinstance(result, dict) else getattr(result, "models", {})
 

@@ -52,6 +52,7 @@ def defined_in(package: ModuleType, kind: type[T]) -> list[T]:
 def all_sections() -> dict[str, Section[Any]]:
     """Returns the sections of this package by name, in alphabetical order."""
     sections: dict[str, Section[Any]] = {}
+    # Results on disk have no other key: a second section of a name would be read as the first.
     for section in defined_in(analysis, Section):
         if sections.setdefault(section.name, section) is not section:
             place = section.compute.__module__

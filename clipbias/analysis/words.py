@@ -64,6 +64,7 @@ def text_types(task: Task) -> np.ndarray:
     for i, row in enumerate(types):
         template = text.templates[i // len(names)]
         before = len(encode(tokenizer, [template.partition("{}")[0].strip()])[0])
+        # A name may stand within the context: then the context's tokens before it count.
         if (place := text.before[i // len(names)]) < text.context_tokens:
             before = place
         end = int(ends[i])
@@ -172,6 +173,7 @@ def _prompt_words(study: Study, model: Model) -> tuple[PromptWords, ...]:
     table = np.asarray(study.clip.params["text"]["token_embedding"])
     # Contexts of all classes in one search, which reads the table once.
     near = context_words(rows, table, NEAREST)
+    # Contexts may also belong to templates, and then to no class.
     by_class = context.ndim == 3 and len(context) == len(model.task.texts)
     names = model.task.class_names
     return tuple(

@@ -49,6 +49,7 @@ def ordered_methods(methods: Iterable[str]) -> tuple[str, ...]:
     """Orders methods as in tables, unknown ones last, each once."""
     from clipbias.tuning import METHODS
 
+    # The registry orders presets by family, and tables follow it.
     places = {name: place for place, name in enumerate(METHODS)}
     return tuple(sorted(dict.fromkeys(methods), key=lambda name: places.get(base_name(name), len(places))))
 

@@ -189,6 +189,7 @@ def explorer_data(study: StudyResults) -> dict[str, Any] | None:
             "number": int(number),
             "picture": _picture(explore.pictures[row]),
             "label": int(labels[row]),
+            # Rows of relevancy by class: the script looks them up by the class that is chosen.
             "pairs": np.flatnonzero(explore.pairs[:, 0] == row).tolist(),
             "models": {
                 model.key: {

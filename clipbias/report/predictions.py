@@ -70,6 +70,7 @@ def confusion_figure(answers: Answers, what: str) -> CaptionedFigure:
     shares = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     named = len(names) <= _MOST_NAMED
     with style.styled():
+        # The figure grows with its names, so that the matrix keeps its size.
         longest = max(map(len, names), default=0) if named else 0
         side = max(2.4, 0.17 * len(names)) if named else 6.0
         figure = style.new_figure(side + 1.3 + 0.065 * longest, side + 0.6 + 0.065 * longest)

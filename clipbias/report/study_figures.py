@@ -129,6 +129,7 @@ def text_attention_figure(study: StudyResults) -> CaptionedFigure | None:
     frame = joined(tidy(result.shares, "layer", "head", "type", model=key) for key, result in results.items())
     if frame.empty:
         return None
+    # `tidy` numbers types from 1.
     frame["type"] = frame["type"].map(lambda number: TEXT_TYPES[number - 1])
     # Types that a text does not have, such as prompts of zero-shot, would be lines at 0.
     used = frame[frame.groupby(["model", "type"])["value"].transform("max") > 0]
@@ -325,6 +326,7 @@ def relevancy_frame(
             # Texts differ in length: the padding behind the longest one is not drawn.
             tokens = tokens[: 1 + int(np.flatnonzero(tokens["value"]).max(initial=0))].assign(panel="tokens")
         else:
+            # Patches come first; zero-shot has nothing behind them.
             prompts = tokens["index"] >= study.clip.patches
             tokens["type"] = prompts.map(VISION_TYPES.__getitem__)
             tokens["panel"] = np.where(prompts, "prompts", "tokens")
@@ -409,6 +411,7 @@ def relevancy_groups_figure(study: StudyResults) -> CaptionedFigure | None:
     for key, result in results.items():
         of_groups = []
         for group, averaged in result.groups.items():
+            # Groups have different numbers of images, so the caption says how many.
             of_groups.append(f"{_GROUPS[group][0]} {counted(averaged.count, 'image')}")
             for part in _TYPES:
                 frame = relevancy_frame(study, key, result, part, group)
@@ -464,6 +467,7 @@ def dataset_figures(studies: Sequence[StudyResults], key: str, label: str) -> li
         for study in studies:
             result = RELEVANCY.present(study).get(key)
             if result is not None and result.corrected_count:
+                # Corrected images may be few, and their number differs by dataset.
                 title = f"{dataset_name(study.dataset.name)} (n = {result.corrected_count})"
                 frame = relevancy_frame(study, key, result, part)
                 frames.append(frame.assign(dataset=study.dataset.name, title=title))
@@ -524,6 +528,7 @@ def _similarity_figure(study: StudyResults, key: str) -> CaptionedFigure:
     maps = {name: getattr(result, name) for name in _ROWS}
     # Not by `panels`: cells hold pictures instead of numbers, and blocks of cells stand side by side.
     shown = min(_PICTURES, len(images))
+    # The picture itself stands before its maps.
     columns = 1 + len(depths)
     across = min(_ACROSS, shown)
     down = -(-shown // across)

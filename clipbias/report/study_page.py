@@ -113,6 +113,7 @@ def _strip(study: StudyResults, models: Iterable[ModelFacts]) -> tuple[list[Chan
 
 def _basis(study: StudyResults) -> str:
     """Says which images the numbers are of: accuracies may be of more images than the causal test."""
+    # The causal test may have fewer images than the accuracy.
     tested = {method.images for method in study.methods if method.numbers is not None}
     basis = f"{counted(study.dataset.images, 'image')} of the {study.dataset.split} split. Zero-shot CLIP: "
     basis += f"{study.zero_shot.accuracy:.1f} %."
@@ -160,6 +161,7 @@ def _models(study: StudyResults) -> Table:
 
 
 def _config(study: StudyResults) -> str:
+    # What a reader needs to run the study again, in the words of its settings.
     facts = {
         "checkpoint": dataclasses.asdict(study.clip),
         "models": [
@@ -245,6 +247,7 @@ def _accuracies(studies: Sequence[StudyResults]) -> Table:
             accuracies[model.key].append(model.accuracy)
         rows.append([dataset_name(study.dataset.name), f"{study.zero_shot.images:,}", *texts.values()])
     if len(studies) > 1:
+        # A mean over the datasets that a model has would flatter models that lack the hard ones.
         means = (f"{np.mean(values):.1f}" if len(values) == len(studies) else MISSING for values in accuracies.values())
         rows.append(["Average", "", *means])
     return Table(*pages.words_of("accuracies_table"), ("Dataset", "Images", *labels.values()), rows)
@@ -336,6 +339,7 @@ DRAWING_OF_PREDICTIONS = Drawing(
 def observations_table(study: StudyResults) -> Table | None:
     """Makes a row for each claim and method; `None` without observations."""
     observations = OBSERVATIONS.of(study)
+    # Changes have their sign, shares have none; `z` writes no negative 0.
     forms = {"points": "{:+z.1f}", "%": "{:z.1f}", "": "{:z.2f}"}
     rows = []
     for row in observations.rows if observations else ():

@@ -57,6 +57,7 @@ _Columns = Mapping[str, tuple[str, str, int | None]]  # measure, dataset and sho
 
 def make_tables(sweep: Sweep) -> list[Table]:
     """Makes tables of accuracies, selected learning rates, sizes, calibration, and published numbers."""
+    # A sweep whose first run is not done has no measure to show.
     if not sweep.rows:
         return []
     made = [*make_accuracy_tables(sweep), _rate_table(sweep), _size_table(sweep), _calibration_table(sweep)]
@@ -129,6 +130,7 @@ def _with_facts(sweep: Sweep, columns: _Columns, title: str, caption: str) -> Ta
         note.append(f"Test images: {several if len(columns) > 1 else f'{min(image_counts.values()):,}'}.")
         if min(image_counts.values()) < SMALL:
             note.append(f"In parentheses: the 95 % interval, with fewer than {SMALL} test images.")
+    # Accuracies are comparable only where settings were selected on the same kind of images.
     policies = [
         {str(row["validation"]) for row in sweep.by_method[name] if row.get("validation")} for name in sweep.methods
     ]
@@ -230,6 +232,7 @@ def _rate_table(sweep: Sweep) -> Table | None:
             accuracies[cell] = {line["learning_rate"]: line.get("accuracy") for line in choice["tried"]}
     if not selected:
         return None
+    # Methods may try different rates: a column for each, and a dash where a method did not try it.
     rates = sorted({rate for by_rate in accuracies.values() for rate in by_rate})
     lines: list[list[str]] = []
     bold: set[tuple[int, int]] = set()
@@ -264,6 +267,7 @@ def _calibration_table(sweep: Sweep) -> Table | None:
     names = {"ece": "ECE", "ece_at_temperature": "ECE at temperature"}
 
     def values(row: Row) -> dict[str, float]:
+        # A protocol with several evaluations has a calibration of each.
         calibrations = row.get("calibrations") or {"": row.get("calibration") or {}}
         return {
             f"{evaluation} {name}".strip(): numbers[key]
@@ -450,6 +454,7 @@ def write_tables(rows: Sequence[Row], workdir: Path, measures: Sequence[str] = (
         gains.save(workdir)
     if gains is None or figure is not gains.figure:
         save_figure(figure, workdir / "accuracy")
+    # The terminal shows what the files hold.
     lines = render_tables(sweep, "text", tables=tables).split("\n")
     # Times differ from run to run: a file of their own keeps the other tables the same when a sweep is run again.
     if costs := cost_tables(sweep):
@@ -501,6 +506,7 @@ def check_published(rows: Sequence[Row], workdir: Path) -> None:
     """Raises `ClipbiasError` unless the rows are of the eleven datasets with published numbers."""
     datasets = {row["dataset"] for row in rows}
     if not are_the_eleven(datasets):
+        # A mean over other datasets stands beside no published mean.
         missing = sorted(name for name in catalog.ELEVEN if name not in datasets)
         raise ClipbiasError(
             f"{workdir} has no results for {', '.join(missing) or 'the eleven datasets alone'}; published numbers are "

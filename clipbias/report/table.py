@@ -91,6 +91,7 @@ def _text(table: Table) -> str:
     for column in numbers:  # aligns numbers with and without a star
         if any(place[1] == column for place in table.bold):
             frame.isetitem(column, [text if text.endswith("*") else f"{text} " for text in frame.iloc[:, column]])
+    # Cells are padded to their column: no blanks at line ends.
     body = "\n".join(line.rstrip() for line in _tabulated(frame, table, "simple").split("\n"))
     return "\n".join(filter(None, [printable(table.title), body]))
 
@@ -112,6 +113,7 @@ def latex_text(text: str) -> str:
 
 def _latex(table: Table) -> str:
     letters = "".join(side[0] for side in _aligned(table))
+    # Letters and hyphens alone: LaTeX labels hold no mark-up.
     label = re.sub(r"\W+", "-", table.title.lower()).strip("-")
     body = _marked(table, latex_text, r"\textbf{{{}}}").to_latex(index=False, escape=False, column_format=letters)
     body = body.strip()
