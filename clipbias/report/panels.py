@@ -4,6 +4,7 @@ A figure's numbers are a data frame with one observation per row: `value`, and `
 interval, NaN without one. The other columns identify the observation, and two of them lay out the panels.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -147,8 +148,7 @@ def lines(
             _whiskers(axes, mean.index, mean["value"], mean["low"], mean["high"], **look)
     if x == "layer":
         count = int(part[x].max())
-        # The first and the last layer, and about five between them.
-        axes.set_xticks(np.unique(np.linspace(1, count, min(count, 7)).round().astype(int)))
+        axes.set_xticks(range(1, count + 1, math.ceil(count / 7)))  # at most seven, from the first layer on
         axes.set_xlim(0.3, count + 0.7)
         axes.grid(axis="x", visible=False)
 
