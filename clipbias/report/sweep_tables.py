@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -328,15 +329,10 @@ def class_tables(sweep: Sweep, measures: Sequence[str]) -> list[Table]:
 
         cells = sweep.means_of(values)
         for shots in sweep.shots if cells else ():
-            columns = {
-                dataset_name(name) + ("" if evaluation == ACCURACY else f", {dataset_name(evaluation)}"): (
-                    evaluation,
-                    name,
-                    shots,
-                )
-                for evaluation in dict.fromkeys(evaluation for evaluation, *_ in cells)
-                for name in sweep.columns
-            }
+            columns = {}
+            for evaluation, name in itertools.product(dict.fromkeys(key[0] for key in cells), sweep.columns):
+                head = dataset_name(name) + ("" if evaluation == ACCURACY else f", {dataset_name(evaluation)}")
+                columns[head] = (evaluation, name, shots)
             made.append(
                 Table.of(
                     _frame(sweep, columns, functools.partial(text, cells)),
