@@ -23,6 +23,7 @@ def contact_sheet(dataset: Dataset, *, shots: int, seed: int) -> style.Figure:
     Picks and crops are those of a run with `shots` images per class and this seed.
     """
     train = dataset.split("train")
+    # The draw of a run: what the sheet shows is what training sees.
     drawn = train.subset(few_shot(train, None, shots=shots, seed=seed)[0])
     labels = list(dict.fromkeys(drawn.labels.tolist()))[:CLASSES]
     picks = min(shots, PICKS)
@@ -47,6 +48,7 @@ def contact_sheet(dataset: Dataset, *, shots: int, seed: int) -> style.Figure:
                 axes.set_axis_off()
                 if place in tiles:
                     show_picture(axes, tiles[place])
+            # The words that zero-shot CLIP reads for the class: a wrong name is seen here.
             prompt = dataset.template.replace("{}", dataset.class_names[label].replace("_", " "))
             row[0].set_title(f"{label}  {printable(prompt)}", loc="left", fontsize=8, fontweight="normal")
     return figure

@@ -44,6 +44,7 @@ def overlay_figure(image: np.ndarray, overlays: Sequence[Overlay], *, title: str
 
 def overlay_rows(pictures: Sequence[np.ndarray], overlays: Sequence[Overlay]) -> style.Figure:
     """Draws each picture with its overlay beside it, in rows."""
+    # Without words the line below a map takes no room.
     heights = [part for overlay in overlays for part in (4, 1 if overlay.words else 0.05)]
     size = (4.6, 0.55 * sum(heights) + 0.3)
     return overlay_grid(size, heights, pictures, [""] * len(pictures), [[overlay] for overlay in overlays])

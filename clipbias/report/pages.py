@@ -99,6 +99,7 @@ class PageSection:
 
 def save_pictures(figures: Iterable[CaptionedFigure | Sequence[CaptionedFigure] | None], folder: Path) -> list[Picture]:
     """Writes the files of all figures to a folder beside the page. Raises `ClipbiasError` if it cannot."""
+    # A drawing returns a figure, several, or nothing.
     listed = ([each] if isinstance(each, CaptionedFigure) else each or [] for each in figures)
     pictures = []
     for figure in itertools.chain.from_iterable(listed):

@@ -79,6 +79,7 @@ def confusion_figure(answers: Answers, what: str) -> CaptionedFigure:
         if named:
             axes.set_xticks(range(len(names)), names, rotation=90, fontsize=6.5)
             axes.set_yticks(range(len(names)), names, fontsize=6.5)
+        # Lines of a grid would hide small cells.
         axes.grid(False)
         axes.set(xlabel="predicted class", ylabel="true class")
         bar = figure.colorbar(picture, ax=axes, fraction=0.04, pad=0.02)

@@ -134,6 +134,7 @@ def _results(row: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(values["parameters"], dict):  # of a study, by tower
         values["parameters"] = values["parameters"].get("total")
     accuracy, images = row.get("accuracy"), row.get("images")
+    # An error without the number of images would be a guess.
     error: Any = None
     if several := row.get("accuracies"):
         counts = row.get("tested_images") or {}
@@ -219,6 +220,7 @@ def _in_words(value: object, *, form: str = "{}") -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {_in_words(item, form=form)}" for key, item in value.items())
     if isinstance(value, list):
+        # A terminal is narrow, and a sweep has hundreds of values.
         few = len(value) <= _MOST_IN_A_CELL
         return ", ".join(_in_words(item, form=form) for item in value) if few else f"{len(value)} values"
     return str(value) if isinstance(value, bool | str) else form.format(value)

@@ -392,6 +392,7 @@ def _draw(axes: style.Axes, part: pd.DataFrame) -> None:
     # SOS has most of the relevancy: beside it the other tokens are hard to see. Its number is among the sums by type.
     shown = part[part["type"] != "sos"]
     lines(axes, shown, x="index", hue="side", looks=SIDES)
+    # Shaded, since prompts of texts stand among words.
     for index in shown.loc[shown["type"].isin(("prompt", "prompts")) & (shown["side"] == "tuned"), "index"]:
         axes.axvspan(index - 0.5, index + 0.5, color=style.TUNED, alpha=0.08, lw=0)
     axes.set_ylim(bottom=0)
@@ -433,6 +434,7 @@ def relevancy_groups_figure(study: StudyResults) -> CaptionedFigure | None:
         for group in GROUPS
         for side, colour in sides.items()
     }
+    # Groups differ in their marker and models in their colour: the legend explains both apart.
     legend: dict[str, Any] = {
         name: {"color": style.GREY, "marker": marker, "linestyle": ""} for name, marker in _GROUPS.values()
     }

@@ -76,6 +76,7 @@ def write_report(
     )
     # The methods with the largest gains are at the top, the largest first.
     gains = {method.label: method.numbers.accuracy.gain.value for method in study.methods if method.numbers}
+    # A method without the causal test counts as without a gain.
     largest = sorted(study.methods, key=lambda method: -gains.get(method.label, 0.0))
     first = [
         {"name": method.label, "headline": headline(method), "facts": verdict.facts(study, method)}
@@ -231,6 +232,7 @@ def load_studies(folders: Iterable[Path]) -> dict[Path, StudyResults]:
                 raise ClipbiasError(
                     f"{folder} and {holder} both hold {name} on {dataset}; give one of them. Seeds belong in one study."
                 )
+    # Folders come in any order, and every table and figure has that of the papers.
     order = ordered_datasets(study.dataset.name for study in studies.values())
     return dict(sorted(studies.items(), key=lambda item: order.index(item[1].dataset.name)))
 
@@ -296,7 +298,9 @@ def class_table(study: StudyResults) -> Table | None:
     names = study.dataset.class_names
     rows = {}
     net = {}
+    # Classes are those of the images: one without test images has no row.
     for label, images in pd.DataFrame(columns)[answered].groupby("label"):
+        # Sorted by class, so that the first of equally frequent errors is the same everywhere.
         wrong = images["zero_shot"][images["zero_shot"] != label].value_counts(sort=False).sort_index()
         taken_for = f"{names[wrong.idxmax()]} ({wrong.max()} of {len(images)})" if len(wrong) else MISSING
         rows[label] = [names[label], str(len(images)), f"{100 * (images['zero_shot'] == label).mean():.1f}", taken_for]

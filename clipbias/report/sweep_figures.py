@@ -46,6 +46,7 @@ def accuracy_figure(results: Sweep | Iterable[Row], *, measure: str | None = Non
                 x = (1 if shots is None else shots) * aside
                 rows.append({"panel": panel, "method": method, "x": x, "value": cell["mean"], **ends})
     if not rows:
+        # A sweep that has just begun is drawn too, as an empty figure.
         return style.new_figure(4, 3)
 
     def draw(axes: style.Axes, part: pd.DataFrame) -> None:
@@ -223,6 +224,7 @@ def cost_tables(sweep: Sweep) -> tuple[Table, ...]:
 def cost_figures(sweep: Sweep) -> tuple[CaptionedFigure, ...]:
     """Draws accuracy against learned parameters, and against training time, with most shots."""
     frame = cost_frame(sweep, sweep.shots[-1])
+    # A single point compares nothing.
     if len(frame) < 2:
         return ()
     facts = {"measure": sweep.measure, "shots": shots_words(sweep.shots[-1])}

@@ -471,6 +471,7 @@ def advice(sweep: Sweep, workdir: Path) -> list[str]:
     near = best_methods(sweep, sweep.measure, column, shots)
     if not near:  # a single method has results there
         return []
+    # With most shots, on all datasets: the setting that a user is most likely to keep.
     means = {name: sweep.cells[sweep.measure, name, column, shots]["mean"] for name in near}
     best, *others = sorted(near, key=lambda name: -means[name])
     where = "on average over datasets" if column == AVERAGE else f"on {dataset_name(column)}"

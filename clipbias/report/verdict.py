@@ -182,6 +182,7 @@ def towers_table(methods: Sequence[MethodResult]) -> Table | None:
         if method.numbers is None or excludes(method.numbers.log_likelihood.gain) <= 0:
             continue
         numbers = method.numbers.log_likelihood
+        # A method that changes a single tower has neither: that tower is the whole gain.
         parts = [numbers.towers.get("vision"), numbers.towers.get("text")]
         parts += [numbers.text.all, numbers.text.mean] if numbers.text else [None, None]
         rows.append([method.label, *(share_text(part.share if part else None) for part in parts)])
@@ -246,6 +247,7 @@ def overview_figure(studies: Sequence[StudyResults]) -> CaptionedFigure | None:
     methods = sorted(dict.fromkeys(drawn["method"]), key=lambda name: order.index(of_method[name]))
     datasets = ordered_datasets(study.dataset.name for study in studies)
     drawn = drawn.sort_values("dataset", key=lambda column: column.map(list(datasets).index), kind="stable")
+    # Long names would leave no room for the panels.
     lines = [textwrap.fill(name, 16) for name in methods]
 
     def draw(axes: style.Axes, part: pd.DataFrame) -> None:
@@ -323,6 +325,7 @@ def reading_figure(studies: Sequence[StudyResults]) -> CaptionedFigure | None:
     # Several datasets would have three panels each.
     apart = len(studies) == 1
     drawn = numbers if apart else numbers[numbers["among"] == "all"]
+    # Small datasets have no images for the smaller groups.
     steps = [step for step in _STEPS if (drawn["step"] == step).any()]
     drawn = drawn.assign(place=drawn["step"].map(steps.index))
     methods = list(dict.fromkeys(drawn["method"]))
