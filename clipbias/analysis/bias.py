@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from clipbias.analysis.model import Model, by_pass, of_texts, sum_over_texts
+from clipbias.analysis.model import Model, additions, by_pass, of_texts, sum_over_texts
 from clipbias.analysis.statistics import Moments, Totals, merge
 from clipbias.analysis.study import Batch, Computation, Request, Study
 from clipbias.checks import check_choice
@@ -153,7 +153,7 @@ def text_moments(task: Task, params: Params, learnables: Learnables, initial: Le
 
     Empty where the text tower is unchanged, or texts depend on images. `initial`: learnables before training.
     """
-    if "text" not in changed_towers(task, learnables) or task.method.conditional:
+    if "text" not in changed_towers(task) or task.method.conditional:
         return {}
     reference = reference_adaptation(task, initial)
     count = len(task.tokens.ids)
@@ -231,36 +231,30 @@ def equivalent_biases(sums: BlockSums) -> dict[str, EquivalentBias]:
     return biases
 
 
-def changed_towers(task: Task, learnables: Learnables) -> tuple[str, ...]:
-    """Returns the towers in whose blocks a method changes tokens or weights."""
-    # Shapes suffice, and cost no memory; a part of size 0, such as prompts of depth 0, changes nothing.
-    adaptation = jax.eval_shape(task.method.adapt, learnables)
+def changed_towers(task: Task) -> tuple[str, ...]:
+    """Returns the towers in whose blocks a method changes tokens or weights; without any it has no equivalent bias."""
+    adaptation = additions(task)
     names = ("context", "prompts", "class_prompts", "tokens", "bias", "adapters")
     towers = []
     for tower_name in TOWERS:
         parts = [getattr(adaptation, f"{tower_name}_{name}", None) for name in names]
         parts.append(of_layers(getattr(adaptation, f"{tower_name}_weights")))
+        # A part of size 0, such as prompts of depth 0, changes nothing.
         if any(leaf.size for leaf in jax.tree.leaves(parts)):
             towers.append(tower_name)
     return tuple(towers)
 
 
-def why_no_equivalent_bias(task: Task, learnables: Learnables) -> str:
-    """Returns why a method has no equivalent bias, in a sentence, or ""."""
-    reason = "The method changes no token and no weight inside the towers' blocks, so they add no bias."
-    return "" if changed_towers(task, learnables) else reason
-
-
-def needs_images(task: Task, learnables: Learnables) -> bool:
+def needs_images(task: Task) -> bool:
     """Whether the equivalent bias depends on images, through the vision tower or through texts."""
-    return "vision" in changed_towers(task, learnables) or task.method.conditional
+    return "vision" in changed_towers(task) or task.method.conditional
 
 
 def image_moments(
     task: Task, params: Params, learnables: Learnables, initial: Learnables, images: jax.Array, mask: jax.Array
 ) -> BlockSums:
     """Sums up block changes over normalised images `[B, R, R, 3]`, or views `[B, 1 + V, R, R, 3]` of them."""
-    towers = changed_towers(task, learnables)
+    towers = changed_towers(task)
     sums: BlockSums = {}
     if "vision" in towers:
         whole = images[:, 0] if images.ndim == 5 else images
@@ -286,8 +280,11 @@ def measure_equivalent_bias(
     normalised, and a mask `[B]`, unused where the bias does not depend on images. Raises `ClipbiasError` if the method
     has no equivalent bias, or there is no image.
     """
-    if reason := why_no_equivalent_bias(task, learnables):
-        raise ClipbiasError(f"{type(task.method).__name__} has no equivalent bias. {reason}")
+    if not changed_towers(task):
+        raise ClipbiasError(
+            f"{type(task.method).__name__} has no equivalent bias. The method changes no token and no weight inside "
+            "the towers' blocks, so they add no bias."
+        )
     if crops_of(task.method):
         raise ClipbiasError(
             f"{type(task.method).__name__} learns from crops of each image, and the images have no crops here, so its "
@@ -295,7 +292,7 @@ def measure_equivalent_bias(
         )
     # Texts first: they do not depend on images, so a method of the text tower alone never reads one.
     sums = text_moments(task, params, learnables, initial)
-    if not needs_images(task, learnables):
+    if not needs_images(task):
         return equivalent_biases(sums), 0
     images = 0
     for batch, mask in batches:
@@ -309,18 +306,13 @@ def measure_equivalent_bias(
     return equivalent_biases(sums), images
 
 
-def missing(study: Study, model: Model) -> str:
-    """Returns why a study cannot measure a model's equivalent bias, in a sentence, or ""."""
-    if reason := why_no_equivalent_bias(model.task, model.learnables):
-        return reason
-    is_measured = bool(study.training) or not needs_images(model.task, model.learnables)
-    return "" if is_measured else "The equivalent bias is measured on training images, and there are none."
-
-
 def measure_equivalent_biases(
     study: Study, models: Sequence[Model]
 ) -> Computation[dict[str, dict[str, EquivalentBias]]]:
-    """Measures equivalent biases on the study's training images, by model key and tower."""
+    """Measures equivalent biases on the study's training images, by model key and tower.
+
+    Models without an equivalent bias, or without the images to measure it on, are left out.
+    """
 
     def step(model: Model, initial: Learnables, batch: Batch) -> BlockSums:
         pixels = study.normalize(batch["images"])
@@ -330,9 +322,11 @@ def measure_equivalent_biases(
     requests: dict[str, Request] = {}
     for model in models:
         task = model.task
+        if not changed_towers(task) or (needs_images(task) and not study.training):
+            continue
         initial = task.init(model.seed)
         totals[model.key] = text_moments(task, study.params, study.learnables[model.key], initial)
-        if needs_images(task, model.learnables):
+        if needs_images(task):
             requests[model.key] = Request(
                 f"equivalent-bias-{model.key}",
                 f"{model.label}: equivalent bias",

@@ -141,6 +141,8 @@ def why_no_causal_test(task: Task) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Model:
+    """A tuned model of a study, or zero-shot CLIP, with its names."""
+
     key: str  # a short name without "/", unique in the study; "zero_shot" for the first
     label: str  # name in figures
     tuned: Tuned  # bound to the dataset's classes

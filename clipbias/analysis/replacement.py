@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from clipbias.analysis.bias import METHODS as MEANS
-from clipbias.analysis.bias import EquivalentBias, measure_equivalent_biases, missing
+from clipbias.analysis.bias import EquivalentBias, measure_equivalent_biases
 from clipbias.analysis.causal_section import at_fitted_temperature
 from clipbias.analysis.model import Model
 from clipbias.analysis.results import ByMetric, Missing, present, same_but_for_seed
@@ -470,7 +470,7 @@ def compute_replacement(study: Study) -> Computation[ReplacementResults]:
     if not teachers:
         return ReplacementResults(models, ())
     # Requests come before fits: means over training images belong to the study's passes, fits run in between.
-    biases = yield from measure_equivalent_biases(study, [model for model in teachers if not missing(study, model)])
+    biases = yield from measure_equivalent_biases(study, teachers)
     forms = study.options.replacement_forms
     fits = Fits(study, sum(len(forms) + (not no_ceiling(model)) for model in teachers))
     beside: dict[str, list[Candidate]] = {}
