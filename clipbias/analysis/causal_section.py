@@ -43,7 +43,7 @@ from clipbias.analysis.study import Batch, Computation, Request, Step, Study, at
 from clipbias.clip import Adaptation, TextTokens
 from clipbias.clip.params import Params
 from clipbias.data import Split
-from clipbias.intervals import Estimate, cross, estimate, resample, shares
+from clipbias.intervals import OUTCOMES, Estimate, cross, estimate, resample, shares
 from clipbias.training.calibration import COLDEST, fit_temperatures, log_likelihoods
 from clipbias.tuning import Learnables
 
@@ -156,17 +156,6 @@ def at_fitted_temperature(logits: np.ndarray, labels: np.ndarray) -> tuple[np.nd
     # First-half images take the second half's temperature, and the other way round.
     log_scales = -np.log(np.where(second[:, None], temperatures[0], temperatures[1]))
     return log_likelihoods(logits, labels, log_scales[:, :, None])[:, :, 0, 0], temperatures
-
-
-def over_seeds(measured: Sequence[ByMetric[Sample]]) -> ByMetric[Sample]:
-    """Joins models that differ in their seed alone, on the same images, with seeds and images crossed."""
-
-    def crossed(samples: Sequence[Sample]) -> Sample:
-        # Every seed has the same draws of images, so a mean over seeds stays paired image by image.
-        means = [sample.mean for sample in samples]
-        return Sample(np.mean(means, axis=0), cross(means, [sample.draws for sample in samples]))
-
-    return ByMetric(crossed([each.accuracy for each in measured]), crossed([each.log_likelihood for each in measured]))
 
 
 class Way(enum.Enum):
@@ -592,7 +581,12 @@ def summarize(tests: Sequence[CausalTest]) -> ByMetric[CausalNumbers]:
             if rows is not None and rows.sum() < _FEWEST_APART:
                 return None
             samples.append(sample(values, rows))
-        return over_seeds(samples)
+        joined = {}
+        for outcome in OUTCOMES:
+            # Every seed has the same draws of images, so a mean over seeds stays paired image by image.
+            means, draws = [each[outcome].mean for each in samples], [each[outcome].draws for each in samples]
+            joined[outcome] = Sample(np.mean(means, axis=0), cross(means, draws))
+        return ByMetric(**joined)
 
     def of_images(of_ways: Sample, all_of_gain: Estimate) -> ImageAblations:
         parts = _differences(of_ways, image, of="all")
