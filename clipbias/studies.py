@@ -86,7 +86,7 @@ def explain(
         classes. Zero-shot has the texts of the models, where these agree, else those of the dataset.
       folder: for `results.npz`, `results.json` and `report/report.html`.
       split: images to explain: "train", "val" or "test".
-      sections: names to compute (`clipbias.analysis.sections`); "replacement" trains. Default: all.
+      sections: names to compute (`clipbias.analysis.sections`); "replacement" and "rank" train. Default: all.
       options: of the study. Default: `StudyOptions()`.
       clip, dtype: frozen model and its compute type, for a study without tuned models.
       sources: paths of the adapters, `[len(models)]`, for the page.

@@ -53,7 +53,9 @@ def get_config(size: str = "full") -> ConfigDict:
     check_choice("the preset", size, tuple(PRESETS))
     config = to_config(ExplainSettings, workdir="workdir/explain")
     if size == "quick":
-        config.sections = ",".join(name for name in all_sections() if name not in ("faithfulness", "replacement"))
+        config.sections = ",".join(
+            name for name in all_sections() if name not in ("faithfulness", "replacement", "rank")
+        )
         config.image_limit = 24
         config.training_images = 16
         config.explore_images = 8

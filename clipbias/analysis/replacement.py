@@ -10,7 +10,7 @@ Intervals are over images, with seeds crossed (`intervals`).
 
 import dataclasses
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -52,7 +52,7 @@ from clipbias.training.students import (
 )
 from clipbias.training.teacher import why_no_student
 from clipbias.tuning import Task
-from clipbias.tuning.method import parameter_count
+from clipbias.tuning.method import CONSTANTS, Learnables, parameter_count
 from clipbias.tuning.registry import make_method, method_options
 from clipbias.tuning.tuned import Tuned
 
@@ -475,12 +475,7 @@ def compute_replacement(study: Study) -> Computation[ReplacementResults]:
     fits = Fits(study, sum(len(forms) + (not no_ceiling(model)) for model in teachers))
     beside: dict[str, list[Candidate]] = {}
     for model in teachers:
-        beside[model.key] = []
-        if not no_ceiling(model):
-            # The rate of the method's own recipe is for labels.
-            fit = fits.fit(model, model.task, rate=FIRST_RATE)
-            words = f"{model.name or model.label} itself, from another start"
-            beside[model.key].append((Student.of(fit, Origin.CEILING, model.method, words), fit.student))
+        beside[model.key] = [] if no_ceiling(model) else [fits.ceiling(model, model.task)]
         for name in forms:
             form = STUDENT_FORMS[name]
             fit = fits.fit(model, form.task(study.clip, model.task, fits.context.dtype), rate=form.learning_rate)
@@ -491,13 +486,31 @@ def compute_replacement(study: Study) -> Computation[ReplacementResults]:
             student = Student(kind, method, other.label, parameter_count(other.learnables)["total"])
             beside[model.key].append((student, other.tuned))
     fits.progress.close()
-    requests = {model.key: _classifications(study, model, beside[model.key]) for model in teachers}
+    return (yield from compare_students(study, fits, beside, models, write=sentence, name="replacement"))
+
+
+def compare_students(
+    study: Study,
+    fits: "Fits",
+    beside: Mapping[str, list[Candidate]],
+    models: Mapping[str, ModelReplacements | Missing],
+    *,
+    write: Callable[[str, Sequence[Comparison], str], str],
+    name: str,
+) -> Computation[ReplacementResults]:
+    """Compares teachers with students beside them, by model, then over seeds.
+
+    `models` has the other tuned models; `write` makes a method's sentence as `sentence` does; `name` is a section's.
+    """
+    teachers = [model for model in study.tuned if model.key in beside]
+    requests = {model.key: _classifications(study, name, model, beside[model.key]) for model in teachers}
     rows = yield list(requests.values())
+    compared = dict(models)
     for model in teachers:
         of_model = rows[requests[model.key].name]
         students = [student for student, _ in beside[model.key]]
         labels = study.split.labels[of_model["images"]]
-        models[model.key] = ModelReplacements(
+        compared[model.key] = ModelReplacements(
             steps=study.options.replacement_steps,
             fitted_images=len(fits.fitted),
             held_back_images=len(fits.held_back),
@@ -505,7 +518,7 @@ def compute_replacement(study: Study) -> Computation[ReplacementResults]:
             by_image=by_image(students, of_model["logits"], of_model["features"], labels),
             no_ceiling=no_ceiling(model),
         )
-    ordered = {model.key: models[model.key] for model in study.tuned}
+    ordered = {model.key: compared[model.key] for model in study.tuned}
     methods = []
     for of_method in same_but_for_seed(teachers):
         fitted_to = present({model.key: ordered[model.key] for model in of_method})
@@ -513,7 +526,7 @@ def compute_replacement(study: Study) -> Computation[ReplacementResults]:
         label = (first.name or first.label) if len(of_method) > 1 else first.label
         gain, comparisons = compare([each.by_image for each in fitted_to.values()])
         assert gain is not None, "the images of a study have labels"
-        text = sentence(label, comparisons, fitted_to[first.key].no_ceiling)
+        text = write(label, comparisons, fitted_to[first.key].no_ceiling)
         methods.append(MethodReplacements(label, tuple(fitted_to), gain, comparisons, text))
     return ReplacementResults(ordered, tuple(methods))
 
@@ -590,10 +603,21 @@ class Fits:
         say(f"replacements: about {counted(total, 'step')} at most (--config.replacement_steps; 0 leaves them out)")
         self.progress = Progress(total, title="replacements")
 
-    def fit(self, model: Model, task: Task, *, rate: float) -> Fit:
-        """Fits a task to a model's outputs."""
+    def ceiling(self, model: Model, task: Task, constants: Learnables | None = None) -> Candidate:
+        """Fits a task of the method itself, from another start."""
+        # The rate of the method's own recipe is for labels.
+        fit = self.fit(model, task, rate=FIRST_RATE, constants=constants)
+        words = f"{model.name or model.label} itself, from another start"
+        return Student.of(fit, Origin.CEILING, model.method, words), fit.student
+
+    def fit(self, model: Model, task: Task, *, rate: float, constants: Learnables | None = None) -> Fit:
+        """Fits a task, with `constants` among its learnables, to a model's outputs."""
         seed = self.study.options.seed
         seed += seed == model.seed  # another start than the teacher's
+        initial = None
+        if constants is not None:
+            learnables = task.init(seed)
+            initial = Tuned(task, {**learnables, CONSTANTS: {**learnables[CONSTANTS], **constants}})
         fit = fit_student(
             task,
             model.tuned,
@@ -603,6 +627,7 @@ class Fits:
             rate=rate,
             most_steps=self.study.options.replacement_steps,
             seed=seed,
+            initial=initial,
             outputs=RunOutputs(checkpoints=self.study.parts / "replacement", progress=self.progress),
         )
         # Both images: a high first number blames the form or the steps, a low first and a high second the number of
@@ -627,7 +652,7 @@ def _means(study: Study, model: Model, towers: Mapping[str, EquivalentBias]) -> 
     return candidates
 
 
-def _classifications(study: Study, model: Model, beside: Sequence[Candidate]) -> Request:
+def _classifications(study: Study, section: str, model: Model, beside: Sequence[Candidate]) -> Request:
     """Requests "logits" `[n, K, C]` and "features" `[n, K, d]` of frozen model, tuned model, and students."""
     # Texts are encoded once, before the pass over the images; frozen and tuned model are shared with other sections.
     predictors = [study.predictor(study.reference(model)), study.predictor(model)]
@@ -639,4 +664,4 @@ def _classifications(study: Study, model: Model, beside: Sequence[Candidate]) ->
         logits, features = (jnp.stack(each, axis=1) for each in zip(*outputs, strict=True))
         return {"logits": logits, "features": features}
 
-    return Request(f"replacement-{model.key}", f"{model.label}: replacement", study.images, step)
+    return Request(f"{section}-{model.key}", f"{model.label}: {section}", study.images, step)

@@ -88,6 +88,9 @@ class StudyOptions:
         "Largest number of steps of each fit, of a form or of the adapter's own method; a plateau ends it before. 0 "
         "leaves replacements out.",
     )
+    rank_curve: bool = setting(
+        False, "Whether to fit maps of rising rank beside two vectors per layer; eight fits per adapter."
+    )
     on_image_error: OnImageError = setting_of(ImageReading, "on_image_error")
     workers: WorkerCount | None = setting_of(ImageReading, "workers", no_effect="threads that read images")
     seed: Count = setting(0, "Seed of random orders, of resample ablation, and of fits.")

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from clipbias.analysis import rank
 from clipbias.analysis import results as found
 from clipbias.analysis.attention import (
     AttentionVariant,
@@ -107,6 +108,7 @@ def _drawn(*, dataset="demo/digits", pictures=2, seed=0, **sizes):
             "explore": study.explore(4 * pictures),
             "words": study.words(),
             "replacement": synthetic_forms(),
+            "rank": synthetic_ranks(),
             "observations": Observations({}, (OBSERVED,)),
         },
     )
@@ -451,3 +453,12 @@ class _Builder:
                 prompts.append(PromptWords(number, None, ("photo", "tex-"), distances, 0.5))
             results[model.key] = ModelWords(tuple(prompts)) if prompts else found.Missing("There are no prompts.")
         return results
+
+
+def synthetic_ranks() -> ReplacementResults:
+    """A rank curve of IVLP."""
+    students = (STUDENTS[0], *(dataclasses.replace(STUDENTS[1], form=form) for form in ("class", "rank0", "rank4")))
+    models = {"ivlp": model_replacements(students=students)}
+    method = replaced_method(models)
+    method = dataclasses.replace(method, sentence=rank.sentence("IVLP", method.rows))
+    return ReplacementResults({**models, "bias": found.Missing("No map is fitted.")}, (method,))

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from clipbias.analysis.rank import linear_network
 from clipbias.checks import Choices, Range
 from clipbias.clip import Adaptation, Clip, LayerView
 from clipbias.clip.layers import layer_norm
@@ -24,15 +25,6 @@ BIAS = "vision_bias"
 MEAN = "mean"
 READER = "reader"
 PARTS = ("queries", "values", "out", "block", "start")
-
-
-def linear_network(down: jax.Array, up: jax.Array) -> Params:
-    """Returns the network beside blocks that makes the map `x D U`, for `down [n, D, r]` and `up [n, r, D]`."""
-    # The network has a ReLU, and `z = relu(z) − relu(−z)`.
-    halves = {"down": jnp.concatenate([down, -down], axis=-1), "up": jnp.concatenate([up, -up], axis=1)}
-    return {
-        name: {"kernel": kernel, "bias": jnp.zeros((len(kernel), kernel.shape[-1]))} for name, kernel in halves.items()
-    }
 
 
 @dataclasses.dataclass(frozen=True)
