@@ -1,6 +1,7 @@
-"""Sections of a study that show single pictures: Fig. 6's maps, and the explorer's data."""
+"""Sections of a study that show single pictures: relevancy of examples, Fig. 6's maps, and the explorer's data."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -32,12 +33,33 @@ class SimilarityMaps:
 
 @dataclasses.dataclass(frozen=True)
 class Similarity:
-    """Fig. 6: `K` pictures, each example in every rotation; `None` where no model has prompts."""
+    """Fig. 6: `K` pictures, every example in every rotation; `None` where no model has prompts."""
 
     pictures: np.ndarray | None  # uint8 `[K, R, R, 3]`
     rotations: np.ndarray | None  # `[K]`, degrees
     layers: np.ndarray | None  # `[S]`
     models: dict[str, SimilarityMaps | Missing]
+
+
+@dataclasses.dataclass(frozen=True)
+class ExampleMaps:
+    """Maps of the examples for the true class, by one model."""
+
+    vision: np.ndarray  # `[K, M + V]`
+    text: np.ndarray  # `[K, N]`
+    logits: np.ndarray  # `[K, C]`
+    words: tuple[tuple[str, ...], ...]  # of each picture's text, without EOS; the first of several texts of a class
+    texts: int  # of each class
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """Pictures with their relevancy."""
+
+    pictures: np.ndarray  # uint8 `[K, R, R, 3]`
+    labels: np.ndarray  # `[K]`
+    names: tuple[str, ...]
+    models: dict[str, ExampleMaps | Missing]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +98,7 @@ class Exploration:
     models: dict[str, ExploredModel | Missing]
 
 
-EXAMPLE_COUNT = 4  # of Fig. 6
+EXAMPLE_COUNT = 4
 ROTATIONS = (0, 90, 180, 270)  # degrees counter-clockwise, of Fig. 6
 
 
@@ -94,6 +116,41 @@ def choose_examples(study: Study, predictions: Predictions) -> np.ndarray:
     # The best image of each class, then all others: a sort by whether an image is the first of its class.
     is_later = pd.Series(labels[best_first]).duplicated().to_numpy()
     return best_first[np.argsort(is_later, kind="stable")][:EXAMPLE_COUNT]
+
+
+def compute_examples(study: Study) -> Computation[Examples]:
+    """Computes the relevancy of single pictures for their true class, by every model."""
+    predictions = yield from compute_predictions(study)
+    examples = choose_examples(study, predictions)
+    pictures = study.pictures(examples)
+    labels = study.split.labels[examples]
+
+    def step(batch: Batch, model: Model) -> dict[str, jax.Array]:
+        maps = relevancy_maps(study, model, batch["images"], batch["labels"])
+        logits = study.predictor(model).logits(batch["images"], batch["mask"])
+        return {"vision": maps.vision, "text": maps.text, "logits": logits}
+
+    mapped, left_out = divide(study.models, why_no_maps)
+    requests = {
+        model.key: Request(f"examples-{model.key}", "examples", examples, functools.partial(step, model=model))
+        for model in mapped
+    }
+    results = yield list(requests.values())
+    models: dict[str, ExampleMaps | Missing] = {**left_out}
+    for model in mapped:
+        rows = results[requests[model.key].name]
+        models[model.key] = ExampleMaps(
+            vision=rows["vision"].astype(np.float32),
+            text=first_text(rows["text"]),
+            logits=rows["logits"].astype(np.float32),
+            words=tuple(tuple(token_labels(model.task, int(label))) for label in labels),
+            texts=model.texts,
+        )
+    names = tuple(study.split.keys[int(index)] for index in examples)
+    return Examples(pictures=pictures, labels=labels, names=names, models=models)
+
+
+EXAMPLES = Section(name="examples", title="Relevancy on example pictures", result=Examples, compute=compute_examples)
 
 
 def first_text(relevancy: ArrayLike) -> np.ndarray:

@@ -56,8 +56,10 @@ def overlay_grid(
     pictures: Sequence[np.ndarray],
     titles: Sequence[str],
     overlays: Sequence[Sequence[Overlay]],
+    *,
+    scale: bool = False,
 ) -> style.Figure:
-    """Draws each picture and its overlays in a row with two lines of relative `heights`: maps, and words below."""
+    """Draws each picture and its overlays in a row with two lines of relative `heights`; `scale` adds a colour bar."""
     with style.styled():
         figure = style.new_figure(*size)
         grid = figure.subplots(2 * len(pictures), 1 + len(overlays[0]), squeeze=False, height_ratios=heights)
@@ -68,6 +70,8 @@ def overlay_grid(
             for axes, words, overlay in zip(above[1:], below[1:], row, strict=True):
                 draw_overlay(axes, image, overlay)
                 draw_text(words, overlay)
+        if scale:
+            heat_scale(figure, grid)
     return figure
 
 

@@ -11,16 +11,17 @@ import pandas as pd
 from clipbias.analysis.attention import DECOMPOSITION, TEXT_ATTENTION, VISION_ATTENTION
 from clipbias.analysis.dataset_sections import GROUPS, RELEVANCY, VISION_TYPES, RelevancyGroups
 from clipbias.analysis.faithfulness import FAITHFULNESS, MAPS
-from clipbias.analysis.pictures import SIMILARITY
+from clipbias.analysis.pictures import EXAMPLES, SIMILARITY
 from clipbias.analysis.results import TEXT_TYPES, StudyResults
 from clipbias.report import style
 from clipbias.report.drawings import Drawing
 from clipbias.report.names import TYPE_NAMES, dataset_name
-from clipbias.report.overlay import heat_scale, show_heat, show_picture
+from clipbias.report.overlay import Overlay, heat_scale, overlay_grid, show_heat, show_picture
 from clipbias.report.pages import CaptionedFigure, captioned, file_name, words_of
 from clipbias.report.panels import bars, joined, level, lines, panels, points, tidy
 from clipbias.report.table import Table
 from clipbias.sentences import counted
+from clipbias.terminal import printable
 
 MAP_NAMES = {
     "relevancy": "relevancy",
@@ -572,3 +573,37 @@ def _similarity_figure(study: StudyResults, key: str) -> CaptionedFigure:
         shown=shown,
         counts=counted(len(images), "picture"),
     )
+
+
+def examples_figure(study: StudyResults) -> CaptionedFigure | None:
+    """Draws example pictures with every model's relevancy over patches and text."""
+    examples = EXAMPLES.of(study)
+    if examples is None or not len(examples.pictures):
+        return None
+    labels = study.labels
+    classes = study.dataset.class_names
+    models = EXAMPLES.present(study)
+    overlays: list[list[Overlay]] = []
+    frames = []
+    for picture, label in enumerate(map(int, examples.labels)):
+        overlays.append([])
+        for key, maps in models.items():
+            logits, vision, tokens = maps.logits[picture], maps.vision[picture], maps.words[picture]
+            predicted = int(np.argmax(logits))
+            title = f"{labels[key]} {'✓' if predicted == label else '✗'}\n{printable(classes[predicted])}, "
+            title += f"{100 * float(1 / np.exp(logits - logits.max()).sum()):.0f} %"
+            overlays[-1].append(Overlay(title, vision, study.clip.patches, tokens, maps.text[picture]))
+            parts = ["patch" if i < study.clip.patches else "prompt" for i in range(len(vision))]
+            rows = [(part, i, "", value) for i, (part, value) in enumerate(zip(parts, vision, strict=True))]
+            rows += [("text", i, token, maps.text[picture][i]) for i, token in enumerate(tokens)]
+            of_model = pd.DataFrame(rows, columns=["part", "index", "token", "relevancy"])
+            frames.append(of_model.assign(picture=picture, name=examples.names[picture], model=key))
+    count = len(examples.pictures)
+    size = (2.25 * (1 + len(models)), 2.8 * count + 0.55)
+    titles = [printable(classes[int(label)]) for label in examples.labels]
+    figure = overlay_grid(size, (4.2, 1) * count, list(examples.pictures), titles, overlays, scale=True)
+    counts = counted(count, "picture")
+    return captioned("examples", figure, joined(frames), dataset=study.dataset.name, counts=counts)
+
+
+DRAWING_OF_EXAMPLES = Drawing(section=EXAMPLES, place=110, figures=(examples_figure,), nothing="no image could be read")

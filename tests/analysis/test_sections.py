@@ -37,7 +37,7 @@ PATCH = 4
 SIZE = 16
 RUNS = {"zero_shot": "dataset", "ivlp": "ivlp"}  # the reference's names of what classifies
 PATCHES = GRID * GRID
-SECTIONS = ("relevancy", "text_attention", "vision_attention", "similarity", "explore", "observations")
+SECTIONS = ("relevancy", "text_attention", "vision_attention", "similarity", "examples", "explore", "observations")
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073])
 DEVIATION = np.array([0.26862954, 0.26130258, 0.27577711])
 
@@ -189,10 +189,9 @@ def test_vision_attention(results, reference):
 
 def test_similarity(results, reference):
     similarity = results.sections["similarity"]
-    upright = list(similarity.pictures[:: len(ROTATIONS)])
-    numbers = [index for index in range(len(LABELS)) for each in upright if np.array_equal(each, picture(index))]
-    right = {name: reference.saved[name].logits.argmax(-1) == LABELS for name in RUNS.values()}
-    assert len(numbers) == len(upright) and (right["ivlp"] & ~right["dataset"])[numbers].all()  # tuning made them right
+    keys = results.sections["examples"].names
+    upright = [picture(int(key.removesuffix(".png"))) for key in keys]
+    np.testing.assert_array_equal(results.sections["examples"].pictures, upright)
     # Pillow turns counter-clockwise.
     rotated = [np.asarray(Image.fromarray(image).rotate(angle)) for image in upright for angle in ROTATIONS]
     np.testing.assert_array_equal(similarity.pictures, rotated)
@@ -304,6 +303,20 @@ def test_maps_to_explore(results, reference, key):
     if key == "ivlp":
         distances = [sections.prompt_distance(block.tokens[SPREAD], PATCHES) for block in saved.vision.blocks]
         steps(maps, "distance", np.stack(distances, 1))
+
+
+def test_examples(results, reference):
+    numbers = [int(key.removesuffix(".png")) for key in results.sections["examples"].names]
+    right = {name: reference.saved[name].logits.argmax(-1) == LABELS for name in RUNS.values()}
+    assert (right["ivlp"] & ~right["dataset"])[numbers].all()  # of the models' texts, whose predictions stand beside
+    for key, name in RUNS.items():
+        for k, index in enumerate(numbers):
+            maps = results.sections["examples"].models[key]
+            vision = maps.vision[k]
+            text = maps.text[k]
+            close(vision / vision.sum(), reference.relevancy[name]["vision"][index])
+            close(text / text.sum(), reference.relevancy[name]["text"][index][: len(text)])
+            close(maps.logits[k], reference.saved[name].logits[index])
 
 
 @pytest.mark.parametrize("key", RUNS)

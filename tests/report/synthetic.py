@@ -29,7 +29,7 @@ from clipbias.analysis.causal_section import (
 from clipbias.analysis.dataset_sections import GROUPS, BothModels, RelevancyGroup, RelevancyGroups, RelevancyText
 from clipbias.analysis.faithfulness import MAPS, Faithfulness, ModelFaithfulness, PerturbationCurve
 from clipbias.analysis.observations import ClaimOutcome, Observation, Observations
-from clipbias.analysis.pictures import Exploration, ExploredModel, Similarity, SimilarityMaps
+from clipbias.analysis.pictures import ExampleMaps, Examples, Exploration, ExploredModel, Similarity, SimilarityMaps
 from clipbias.analysis.replacement import (
     MethodReplacements,
     ModelReplacements,
@@ -105,6 +105,7 @@ def _drawn(*, dataset="demo/digits", pictures=2, seed=0, **sizes):
             "decomposition": study.decomposition(),
             "causal": causal,
             "faithfulness": study.faithfulness(),
+            "examples": study.examples(pictures),
             "explore": study.explore(4 * pictures),
             "words": study.words(),
             "replacement": synthetic_forms(),
@@ -402,6 +403,23 @@ class _Builder:
             }
             results[model.key] = ModelFaithfulness(self.images, maps)
         return Faithfulness(fractions, results)
+
+    def examples(self, pictures):
+        images = self.pictures(pictures)
+        results = {}
+        for model in self.models:
+            prompts = model.vision_prompts
+            vision = [self.row(self.patches + prompts) for _ in range(pictures)]
+            words = ["SOS", "a", "photo", "of", "a", "class", "1", "."]
+            if prompts:
+                words[1:5] = [f"prompt {index + 1}" for index in range(4)]
+            words = tuple(words[: self.tokens])
+            text = np.zeros((pictures, self.tokens))
+            text[:, : len(words)] = self.draw.dirichlet(np.full(len(words), 1.5), pictures)
+            logits = self.draw.normal(20, 2, (pictures, self.classes))
+            results[model.key] = ExampleMaps(np.stack(vision), text, logits, (words,) * pictures, 1)
+        names = tuple(f"test/class_{k}/{k:04d}.png" for k in range(pictures))
+        return Examples(images, np.arange(pictures) % self.classes, names, results)
 
     def explore(self, count):
         numbers = np.linspace(0, self.images - 1, count).round().astype(np.int32)

@@ -148,7 +148,8 @@ FIGURES = {
         lambda row: study_figures.MAP_NAMES[row["map"]],
     ),
 }
-EVERY = [*(f"{name}_figure" for name in FIGURES), "similarity_figures"]
+OTHERS = ("similarity_figures", "examples_figure")
+EVERY = [*(f"{name}_figure" for name in FIGURES), *OTHERS]
 
 
 @pytest.fixture(scope="module")
@@ -341,6 +342,24 @@ def test_similarity_draws_three_rows_per_picture(study, drawn):
     row = maps.numbers.query("map == 'cls' and picture == 1 and layer == 3 and row == 2 and column == 3").iloc[0]
     pixels = study.sections["similarity"].models["ivlp"].cls[1, 2, 8:16, 16:24]
     assert row["value"] == pytest.approx(pixels.mean(), rel=1e-6) and row["rotation"] == 90
+
+
+def test_examples_show_every_model_with_its_prediction(study, drawn):
+    (drawing,) = drawn("examples_figure")
+    titles = [axes.get_title() for axes in drawing.figure.axes]
+    logits = study.sections["examples"].models["ivlp"].logits[0]
+    share = np.exp(logits) / np.exp(logits).sum()
+    mark = "✓" if share.argmax() == study.sections["examples"].labels[0] else "✗"
+    assert f"IVLP {mark}\nclass {share.argmax()}, {100 * share.max():.0f} %" in titles
+    for key, maps in study.sections["examples"].models.items():  # noqa: B007, PERF102 (a query reads `key`)
+        for picture in range(2):
+            rows = drawing.numbers.query("model == @key and picture == @picture")
+            words = maps.words[picture]
+            expected = [*maps.vision[picture], *maps.text[picture, : len(words)]]
+            np.testing.assert_array_equal(rows["relevancy"], expected)
+            prompts = len(maps.vision[picture]) - 9
+            assert list(rows["part"]) == ["patch"] * 9 + ["prompt"] * prompts + ["text"] * len(words)
+            assert set(rows["name"]) == {f"test/class_{picture}/{picture:04d}.png"}
 
 
 def test_areas_are_those_of_the_results(study):
