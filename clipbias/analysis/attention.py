@@ -109,6 +109,7 @@ def vision_roles(config: VisionConfig, prompts: int) -> Roles:
 
 def text_roles(task: Task) -> Roles:
     """Returns the roles of all texts' tokens, `[n · C, N]`."""
+    # Rows that hold a learned context are prompts, wherever they stand in the text.
     is_prompt = np.asarray(task.tokens.context_rows) >= 0
     positions = np.arange(is_prompt.shape[1])
     # Under a causal mask, tokens before the first prompt see none: their share of 0 says nothing about prompts.
@@ -138,6 +139,7 @@ def distance_and_entropy(probabilities: jax.Array, config: VisionConfig) -> dict
     # Between the centres of every two patches, `[M, M]`.
     pixels = config.patch_size * np.hypot(rows[:, None] - rows, columns[:, None] - columns)
     pixels = jnp.asarray(pixels, jnp.float32)
+    # Not renormalised: attention that goes to prompts has no distance to travel.
     among_patches = probabilities[..., first:inputs, first:inputs]
     # Prompts are keys of the entropy but no queries: they are no part of the image.
     of_queries = entropy(probabilities[..., :inputs, :])
@@ -232,6 +234,7 @@ def observe_layers(
     seen = encode_image(params, config, images, adaptation, observe=observe, dtype=classifier.dtype)[1]
     if not is_read_at_cls:
         head = head_attention(params, config, images, adaptation, dtype=classifier.dtype)
+        # The head reads no prompts: zeros stand in their columns.
         head = jnp.pad(head, [(0, 0), (0, prompts)])
         seen["attention"] = jnp.broadcast_to(head, (config.vision.layers, *head.shape))
     return {name: jnp.moveaxis(value, 0, 1) for name, value in seen.items()}
@@ -286,6 +289,7 @@ def eos_shares(study: Study, model: Model) -> list[np.ndarray]:
     """
 
     def observe(tokens: TextTokens, types: jax.Array) -> Observe:
+        # A row for each text, gathered before types are summed: whole matrices would be `N` times as large.
         rows = jnp.asarray(tokens.eos)[:, None, None, None]
         return lambda view: type_sums(jnp.take_along_axis(view.probabilities, rows, axis=2)[:, :, 0], types)
 
@@ -355,6 +359,7 @@ def _vision_step(study: Study, model: Model) -> Step:
         source = observe_parts(roles, jnp.zeros(images.shape[0], jnp.int32) if is_read_at_cls else None, mask)
 
         def observe(view: LayerView) -> dict[str, Any]:
+            # One forward pass serves four sections: running it is far more than reducing it.
             variants = {"clip": view.probabilities}
             if prompts:
                 # W/O Prompt as in the paper: the same run, with attention to prompts removed and the rest scaled to 1.
@@ -419,6 +424,7 @@ def _vision_attention(study: Study, model: Model, totals: Totals) -> VisionAtten
         distance, entropy = (totals[f"attention/{name}/{quantity}"].average for quantity in ("distance", "entropy"))
         return AttentionVariant(distance, entropy, totals[f"attention/{name}/cls_entropy"].average if has_cls else None)
 
+    # A model without prompts has one variant.
     names = ("without_prompt", "with_prompt") if model.prompts[0] else ("clip",)
     variants = dict.fromkeys(("clip", "without_prompt", "with_prompt")) | {name: variant(name) for name in names}
     return VisionAttention(
@@ -441,6 +447,7 @@ def compute_decomposition(study: Study) -> Computation[dict[str, Decomposition |
         counts = dict(zip(reasons, model.prompts, strict=True))
         towers[model.key] = [tower for tower, reason in reasons.items() if counts[tower] and not reason]
         if not towers[model.key]:
+            # A model may lack each tower for its own reason; the first is said.
             reason = next(filter(None, reasons.values()), "There are no prompts that attention could go to.")
             by_model[model.key] = Missing(reason)
     totals = yield from vision_totals(study, [model for model in study.tuned if "vision" in towers[model.key]])

@@ -5,17 +5,11 @@ With `F_l` the tuned block `l`, its bias included, and `f_l` the frozen block,
     c_l = mean over images of F_l(x) − f_l(x),
 
 both on the tuned run's input tokens `x`: all tokens but *slots*, the positions that a method fills with learned tokens.
-In the vision tower the frozen block sees input tokens alone. In the text tower it sees in the slots the tokens of the
-reference run, of the frozen model with the context that training started from; it sees no inserted tokens. The mean
-over texts takes classes, all their texts, tokens up to EOS, and images where texts depend on them. Several passes over
-an image are averaged.
+The mean over texts takes classes, all their texts, tokens up to EOS, and images where texts depend on them.
 
 The bias has two forms: one vector per layer, as in bias tuning; or two, for the pooled token and for all others. It
 holds only what acts inside the blocks: not changes of pixels, of weights before the first or behind the last block, of
 class features, or of the head.
-
-As an adapter, the bias is added to the frozen model with CLIP's head and the texts that the method starts from, so that
-nothing else differs from CLIP.
 """
 
 import dataclasses
@@ -26,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from clipbias.analysis.model import Model, by_pass, of_texts, sum_over_texts
+from clipbias.analysis.model import Model, additions, by_pass, of_texts, sum_over_texts
 from clipbias.analysis.statistics import Moments, Totals, merge
 from clipbias.analysis.study import Batch, Computation, Request, Study
 from clipbias.checks import check_choice
@@ -159,7 +153,7 @@ def text_moments(task: Task, params: Params, learnables: Learnables, initial: Le
 
     Empty where the text tower is unchanged, or texts depend on images. `initial`: learnables before training.
     """
-    if "text" not in changed_towers(task, learnables) or task.method.conditional:
+    if "text" not in changed_towers(task) or task.method.conditional:
         return {}
     reference = reference_adaptation(task, initial)
     count = len(task.tokens.ids)
@@ -192,6 +186,7 @@ def _sum_changes(
         # The block's input holds the prompts of this layer: `places` are the positions of all other tokens.
         inputs = seen[INPUT][:, places[:length]]
         if words is not None and slots is not None:
+            # A frozen text block needs something in the slots: the words of the reference run. An image block does not.
             inputs = jnp.where(slots[..., None], words, inputs)
         # The frozen block runs on the tuned run's tokens, not on its own: differences of layers before are not in
         # `c_l`.
@@ -236,36 +231,30 @@ def equivalent_biases(sums: BlockSums) -> dict[str, EquivalentBias]:
     return biases
 
 
-def changed_towers(task: Task, learnables: Learnables) -> tuple[str, ...]:
-    """Returns the towers in whose blocks a method changes tokens or weights."""
-    # Shapes suffice, and cost no memory; a part of size 0, such as prompts of depth 0, changes nothing.
-    adaptation = jax.eval_shape(task.method.adapt, learnables)
+def changed_towers(task: Task) -> tuple[str, ...]:
+    """Returns the towers in whose blocks a method changes tokens or weights; without any it has no equivalent bias."""
+    adaptation = additions(task)
     names = ("context", "prompts", "class_prompts", "tokens", "bias", "adapters")
     towers = []
     for tower_name in TOWERS:
         parts = [getattr(adaptation, f"{tower_name}_{name}", None) for name in names]
         parts.append(of_layers(getattr(adaptation, f"{tower_name}_weights")))
+        # A part of size 0, such as prompts of depth 0, changes nothing.
         if any(leaf.size for leaf in jax.tree.leaves(parts)):
             towers.append(tower_name)
     return tuple(towers)
 
 
-def why_no_equivalent_bias(task: Task, learnables: Learnables) -> str:
-    """Returns why a method has no equivalent bias, in a sentence, or ""."""
-    reason = "The method changes no token and no weight inside the towers' blocks, so they add no bias."
-    return "" if changed_towers(task, learnables) else reason
-
-
-def needs_images(task: Task, learnables: Learnables) -> bool:
+def needs_images(task: Task) -> bool:
     """Whether the equivalent bias depends on images, through the vision tower or through texts."""
-    return "vision" in changed_towers(task, learnables) or task.method.conditional
+    return "vision" in changed_towers(task) or task.method.conditional
 
 
 def image_moments(
     task: Task, params: Params, learnables: Learnables, initial: Learnables, images: jax.Array, mask: jax.Array
 ) -> BlockSums:
     """Sums up block changes over normalised images `[B, R, R, 3]`, or views `[B, 1 + V, R, R, 3]` of them."""
-    towers = changed_towers(task, learnables)
+    towers = changed_towers(task)
     sums: BlockSums = {}
     if "vision" in towers:
         whole = images[:, 0] if images.ndim == 5 else images
@@ -291,8 +280,11 @@ def measure_equivalent_bias(
     normalised, and a mask `[B]`, unused where the bias does not depend on images. Raises `ClipbiasError` if the method
     has no equivalent bias, or there is no image.
     """
-    if reason := why_no_equivalent_bias(task, learnables):
-        raise ClipbiasError(f"{type(task.method).__name__} has no equivalent bias. {reason}")
+    if not changed_towers(task):
+        raise ClipbiasError(
+            f"{type(task.method).__name__} has no equivalent bias. The method changes no token and no weight inside "
+            "the towers' blocks, so they add no bias."
+        )
     if crops_of(task.method):
         raise ClipbiasError(
             f"{type(task.method).__name__} learns from crops of each image, and the images have no crops here, so its "
@@ -300,7 +292,7 @@ def measure_equivalent_bias(
         )
     # Texts first: they do not depend on images, so a method of the text tower alone never reads one.
     sums = text_moments(task, params, learnables, initial)
-    if not needs_images(task, learnables):
+    if not needs_images(task):
         return equivalent_biases(sums), 0
     images = 0
     for batch, mask in batches:
@@ -314,18 +306,13 @@ def measure_equivalent_bias(
     return equivalent_biases(sums), images
 
 
-def missing(study: Study, model: Model) -> str:
-    """Returns why a study cannot measure a model's equivalent bias, in a sentence, or ""."""
-    if reason := why_no_equivalent_bias(model.task, model.learnables):
-        return reason
-    is_measured = bool(study.training) or not needs_images(model.task, model.learnables)
-    return "" if is_measured else "The equivalent bias is measured on training images, and there are none."
-
-
 def measure_equivalent_biases(
     study: Study, models: Sequence[Model]
 ) -> Computation[dict[str, dict[str, EquivalentBias]]]:
-    """Measures equivalent biases on the study's training images, by model key and tower."""
+    """Measures equivalent biases on the study's training images, by model key and tower.
+
+    Models without an equivalent bias, or without the images to measure it on, are left out.
+    """
 
     def step(model: Model, initial: Learnables, batch: Batch) -> BlockSums:
         pixels = study.normalize(batch["images"])
@@ -335,9 +322,11 @@ def measure_equivalent_biases(
     requests: dict[str, Request] = {}
     for model in models:
         task = model.task
+        if not changed_towers(task) or (needs_images(task) and not study.training):
+            continue
         initial = task.init(model.seed)
         totals[model.key] = text_moments(task, study.params, study.learnables[model.key], initial)
-        if needs_images(task, model.learnables):
+        if needs_images(task):
             requests[model.key] = Request(
                 f"equivalent-bias-{model.key}",
                 f"{model.label}: equivalent bias",
@@ -369,7 +358,8 @@ def equivalent_bias(model: Tuned, images: Pictures | Split | None, form: str, *,
     biases, count = measure_equivalent_bias(task, task.clip.params, model.learnables, initial, batches)
     method = make_method(METHODS[form], vision_tower="vision" in biases, text_tower="text" in biases)
     bias_task = Task(task.clip, method, task)
-    # The bias is relative to the texts that the method starts from. Added to other texts, it is not this method's bias.
+    # The adapter is CLIP's head and the texts that the method starts from, so that nothing but the bias differs from
+    # CLIP. Added to other texts, it would not be this method's bias.
     _check_texts(task, initial, bias_task, task.method_name)
     source = {"method": task.method_name, "options": task.options(), "images": count}
     kept = {name: notes[name] for name in _KEPT if name in notes} | {"equivalent_bias": source}

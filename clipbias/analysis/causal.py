@@ -14,17 +14,13 @@ A *patched run* runs the frozen blocks on its own input tokens, with A, m and s 
 
     x_i += W_o cat_h((1 − m) Σ_j A_ij v_j(x)) + b_o + attention_i;  x_i += MLP(x_i) + mlp_i
 
-Read behind the whole block, the frozen MLP's answer to a constant at the attention's output would count as added, and
-would depend on the image.
-
 *Path patching* takes attention (A) and tokens (m and s, which belong to one softmax) from either run. RR is R and PP is
 P, up to rounding. PR is attention alone, RP is tokens alone. Within a layer a prefix cannot change A (Petrov et al.
 2024, arXiv 2310.19698), so attention acts through later layers.
 
-*Ablations* keep P's attention. *Nothing* is attention alone: it takes m and s from R, since P's `1 − m` with nothing in
-the slots' place would scale attention down, a damage that no model has. *Mean ablation* replaces s by its mean by
-position over a group of images, *resample ablation* by that of another image. What no later part reads costs nothing
-under any ablation: they say what is the same for every image in its effect.
+*Ablations* keep P's attention. *Nothing* is attention alone: it takes m and s from R. *Mean ablation* replaces s by its
+mean by position over a group of images, *resample ablation* by that of another image. What no later part reads costs
+nothing under any ablation: they say what is the same for every image in its effect.
 """
 
 import dataclasses
@@ -56,8 +52,6 @@ _TEXT_KINDS = 2
 
 
 class ActivationSource(enum.Enum):
-    """Run that activations are taken from."""
-
     REFERENCE = "reference"
     TUNED = "tuned"
 
@@ -101,6 +95,7 @@ class PatchedRun:
     def ablated(cls, added: Ablation, number: int = 0) -> "PatchedRun":
         """Returns the tuned run, except for what it adds to tokens."""
         tuned = ActivationSource.TUNED
+        # P's `1 − m` with nothing in the slots' place would scale attention down, a damage that no model has.
         mass = ActivationSource.REFERENCE if added is Ablation.NOTHING else tuned
         # Weights behind the last block add to no token, so that every ablation keeps them.
         return cls(tuned, mass, added, tuned, number)
@@ -175,7 +170,8 @@ class RunPair:
         at_attention = None
 
         def tap(value: jax.Array, name: str) -> jax.Array:
-            # The frozen attention ends here: its MLP gets P's tokens, so that each sum has its own difference.
+            # The frozen attention ends here: its MLP gets P's tokens, so that each sum has its own difference. Read
+            # behind the whole block, the frozen MLP's answer to a constant would count as added, and depend on images.
             nonlocal at_attention
             if name != ATTENDED:
                 return value

@@ -5,18 +5,10 @@ ablation, since texts differ in length. All patched runs use the model's own hea
 reference is the frozen towers under that head.
 
 The *reading curve* says how much of the image a method reads. What it adds to image tokens is replaced by its mean by
-position over ever smaller groups of unlabelled images, never of test images: all; the class that zero-shot CLIP
-predicts, which asks nothing of the tuned model; clusters of frozen image features, the same for every method; and the
-class that the tuned model predicts. That is an upper bound: what leads to a prediction is given to the images that have
-it. Of the loss under resample ablation, a group explains what is gone with its mean. Images that zero-shot CLIP gets
-wrong stand apart, since the class is wrong there.
+position over ever smaller groups of unlabelled images (`MEANS_OF_GROUPS`). Of the loss under resample ablation, a group
+explains what is gone with its mean.
 
-*Log-likelihood* decides. A temperature changes no prediction, but it would count as a gain. So each way to classify
-divides its logits by a temperature of its own, fitted by maximum likelihood (Guo et al. 2017) on one half of the images
-and used on the other half. Halves are drawn by a seed and have half of every class. A half in which all predictions are
-right has no temperature: its likelihood rises down to the lower bound, where a single mistake in the other half costs
-hundreds of nats. It takes the temperature of all images. Resamples keep the temperatures, so intervals leave out their
-spread.
+*Log-likelihood* decides, at temperatures that are fitted on other images (`at_fitted_temperature`).
 """
 
 import dataclasses
@@ -51,7 +43,7 @@ from clipbias.analysis.study import Batch, Computation, Request, Step, Study, at
 from clipbias.clip import Adaptation, TextTokens
 from clipbias.clip.params import Params
 from clipbias.data import Split
-from clipbias.intervals import Estimate, cross, estimate, resample, shares
+from clipbias.intervals import OUTCOMES, Estimate, cross, estimate, resample, shares
 from clipbias.training.calibration import COLDEST, fit_temperatures, log_likelihoods
 from clipbias.tuning import Learnables
 
@@ -90,8 +82,7 @@ class CausalTests:
 DRAWS = 3
 # Other images are drawn from at most so many, since all of them stay in device memory.
 _DONORS = 256
-# Clusters per class, while so many images a cluster are left.
-_CLUSTERS = (2, 4, 8)
+# Clusters are measured while so many images of each are left.
 _FEWEST_OF_CLUSTER = 10
 # Bytes of the means of all groups; groupings that would exceed them are left out.
 MEAN_BYTES = 2**32
@@ -153,25 +144,18 @@ def at_fitted_temperature(logits: np.ndarray, labels: np.ndarray) -> tuple[np.nd
     """
     labels = np.asarray(labels)
     second = halves(labels)
-    # A temperature that was fitted on the images that it scores would flatter the way with the noisier logits.
+    # A temperature changes no prediction, but would count as a gain: each way has its own (Guo et al. 2017). Fitted on
+    # the images that it scores, it would flatter the way with the noisier logits. Resamples keep it, so intervals leave
+    # out its spread.
     temperatures = np.stack([fit_temperatures(logits[part], labels[part]) for part in (~second, second)])
-    lowest = temperatures == COLDEST  # all predictions of that half are right
+    # Where all predictions of a half are right, its likelihood rises down to the lower bound, at which a single mistake
+    # in the other half costs hundreds of nats.
+    lowest = temperatures == COLDEST
     if lowest.any():
         temperatures = np.where(lowest, fit_temperatures(logits, labels), temperatures)
     # First-half images take the second half's temperature, and the other way round.
     log_scales = -np.log(np.where(second[:, None], temperatures[0], temperatures[1]))
     return log_likelihoods(logits, labels, log_scales[:, :, None])[:, :, 0, 0], temperatures
-
-
-def over_seeds(measured: Sequence[ByMetric[Sample]]) -> ByMetric[Sample]:
-    """Joins models that differ in their seed alone, on the same images, with seeds and images crossed."""
-
-    def crossed(samples: Sequence[Sample]) -> Sample:
-        # Every seed has the same draws of images, so a mean over seeds stays paired image by image.
-        means = [sample.mean for sample in samples]
-        return Sample(np.mean(means, axis=0), cross(means, [sample.draws for sample in samples]))
-
-    return ByMetric(crossed([each.accuracy for each in measured]), crossed([each.log_likelihood for each in measured]))
 
 
 class Way(enum.Enum):
@@ -195,7 +179,9 @@ class Way(enum.Enum):
     TEXT_MEAN = "text tokens: mean of all classes"
 
 
-# Means of groups by their name in results, from large groups to small ones.
+# Means of groups by their name in results, from large groups to small ones. Zero-shot's class asks nothing of the tuned
+# model, and clusters of frozen features are the same for every method. The tuned class is an upper bound: what leads to
+# a prediction is given to the images that have it.
 MEANS_OF_GROUPS = {
     "all images": Way.IMAGE_MEAN,
     "zero-shot's class": Way.IMAGE_CLASS,
@@ -204,6 +190,7 @@ MEANS_OF_GROUPS = {
     "8 clusters per class": Way.IMAGE_CLUSTERS_8,
     "the tuned class": Way.IMAGE_TUNED_CLASS,
 }
+_CLUSTERS = {Way.IMAGE_CLUSTERS_2: 2, Way.IMAGE_CLUSTERS_4: 4, Way.IMAGE_CLUSTERS_8: 8}  # per class
 _ALONE = (Way.ATTENTION, Way.TOKENS, Way.VISION, Way.TEXT)
 _TOWERS = {"vision": Way.VISION, "text": Way.TEXT}
 
@@ -332,30 +319,27 @@ def measure_ablations(study: Study, models: Sequence[Model]) -> Computation[dict
         at_numbers(rows["causal-unlabelled-features"], "features", count, 0),
     )
     clusters: dict[Way, Pair] = {}
-    for way, per_class in zip(
-        (Way.IMAGE_CLUSTERS_2, Way.IMAGE_CLUSTERS_4, Way.IMAGE_CLUSTERS_8), _CLUSTERS, strict=True
-    ):
+    read = rows["causal-unlabelled-features"]["images"]
+    for way, per_class in _CLUSTERS.items():
         number = per_class * len(study.zero_shot.task.class_names)
-        read = rows["causal-unlabelled-features"]["images"]
         if number * _FEWEST_OF_CLUSTER <= len(read):
             clusters[way] = _clusters(number, read, features, seed=study.options.seed)
     pixels = rows["causal-donors"]["pixels"]
     # Drawn for the whole split, not for the batch: a study that continues gives each image the same others.
     drawn = np.random.default_rng(study.options.seed).integers(0, len(pixels), (len(study.split), DRAWS))
     others = study.replicate((pixels, drawn.astype(np.int32)))
+
     # 2. Means of what each model adds, over the groups.
+    def by_prediction(model: Model) -> Pair:
+        of_split = np.maximum(predictions.models[model.key], 0)
+        return of_split, at_numbers(rows[f"causal-predictions-{model.key}"], "predicted", count, 0)
+
     groups, members, groupings = {}, {}, {}
     for model in of_images:
         key = model.key
-        by_class: dict[Way, Pair] = {
-            way: (
-                np.maximum(predictions.models[each.key], 0),
-                at_numbers(rows[f"causal-predictions-{each.key}"], "predicted", count, 0),
-            )
-            for way, each in ((Way.IMAGE_CLASS, study.zero_shot), (Way.IMAGE_TUNED_CLASS, model))
-        }
         one = np.zeros(len(study.split), np.int32), np.zeros(count, np.int32)
-        every = {Way.IMAGE_MEAN: one, **by_class, **clusters}
+        every = {Way.IMAGE_MEAN: one, Way.IMAGE_CLASS: by_prediction(study.zero_shot), **clusters}
+        every[Way.IMAGE_TUNED_CLASS] = by_prediction(model)
         groupings[key] = _that_fit(study, model, [way for way in MEANS_OF_GROUPS.values() if way in every], every)
         groups[key], members[key] = _numbered([every[way] for way in groupings[key]])
     sums = yield [_mean_request(study, model, images, members[model.key]) for model in of_images]
@@ -587,6 +571,7 @@ def summarize(tests: Sequence[CausalTest]) -> ByMetric[CausalNumbers]:
         text = {"all": mean.get(Way.TEXT, tuned) - nothing, "mean": mean[Way.TEXT_MEAN] - nothing}
     of_gain |= {name: weights["all"] for name, weights in (("image", image), ("text", text)) if weights}
 
+    # Images that zero-shot CLIP gets wrong stand apart, since its class is wrong there.
     def measured(among: str | None) -> ByMetric[Sample] | None:
         samples = []
         for test in tests:
@@ -596,7 +581,12 @@ def summarize(tests: Sequence[CausalTest]) -> ByMetric[CausalNumbers]:
             if rows is not None and rows.sum() < _FEWEST_APART:
                 return None
             samples.append(sample(values, rows))
-        return over_seeds(samples)
+        joined = {}
+        for outcome in OUTCOMES:
+            # Every seed has the same draws of images, so a mean over seeds stays paired image by image.
+            means, draws = [each[outcome].mean for each in samples], [each[outcome].draws for each in samples]
+            joined[outcome] = Sample(np.mean(means, axis=0), cross(means, draws))
+        return ByMetric(**joined)
 
     def of_images(of_ways: Sample, all_of_gain: Estimate) -> ImageAblations:
         parts = _differences(of_ways, image, of="all")

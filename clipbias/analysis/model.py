@@ -22,6 +22,7 @@ NOTHING_INSIDE = "No token and no weight of the towers is changed, so attention 
 
 def additions(task: Task) -> Adaptation:
     """Returns a method's adaptation, as shapes."""
+    # Shapes decide what a method changes; values would cost memory, and need learnables.
     return jax.eval_shape(task.method.adapt, task.shapes)
 
 
@@ -140,7 +141,7 @@ def why_no_causal_test(task: Task) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A model of a study."""
+    """A tuned model of a study, or zero-shot CLIP, with its names."""
 
     key: str  # a short name without "/", unique in the study; "zero_shot" for the first
     label: str  # name in figures
@@ -165,15 +166,13 @@ class Model:
 
     @property
     def options(self) -> dict[str, object]:
-        """Options of the method."""
         return self.task.options()
 
     @property
     def prompts(self) -> tuple[int, int]:
         """`(V, T)`: learned tokens in the vision and in the text tower."""
-        adaptation = jax.eval_shape(self.task.method.adapt, self.learnables)
-        arrays = adaptation.vision_prompts, adaptation.text_context
-        vision, text = (0 if each is None else each.shape[-2] for each in arrays)
+        shapes = additions(self.task)
+        vision, text = (0 if each is None else each.shape[-2] for each in (shapes.vision_prompts, shapes.text_context))
         return vision, text
 
     def chunk(self, images: jax.Array) -> int | None:
@@ -187,9 +186,9 @@ class Model:
 
         In these layers a slot is the same for every sample; beyond, it is the output of the layer before.
         """
-        adaptation = jax.eval_shape(self.task.method.adapt, self.learnables)
-        prompts, deeper = adaptation.vision_prompts, adaptation.text_prompts
-        text = 0 if adaptation.text_context is None else 1 if deeper is None else 1 + deeper.shape[0]
+        shapes = additions(self.task)
+        prompts, deeper = shapes.vision_prompts, shapes.text_prompts
+        text = 0 if shapes.text_context is None else 1 if deeper is None else 1 + deeper.shape[0]
         return 0 if prompts is None else prompts.shape[-3], text
 
     @property

@@ -6,10 +6,9 @@ the range, it *does not* if the whole interval lies outside, else it is *undecid
 is no interval, so it is undecided. The labels of the verdict (`verdict`) decide the hypotheses of Sec. 4.2.1; its limit
 ¼ decides the third, that both parts are indispensable.
 
-Intervals come from 2,000 seeded resamples over images (text attention: over classes), with seeds crossed
-(`intervals`). Claims about text concern methods with text prompts, claims about images those with vision prompts.
-Changes are tuned less zero-shot. Attention is a mean over layers and heads. Corrected images are those that zero-shot
-gets wrong and the tuned model right.
+Intervals are over images (text attention: over classes), with seeds crossed (`intervals`). Changes are tuned less
+zero-shot. Attention is a mean over layers and heads. Corrected images are those that zero-shot gets wrong and the tuned
+model right.
 """
 
 import dataclasses
@@ -32,8 +31,6 @@ from clipbias.intervals import Estimate, cross, draw_counts, estimate, excludes,
 
 
 class ClaimOutcome(enum.Enum):
-    """Decision about a claim (`decide`)."""
-
     HOLDS = "holds"
     DOES_NOT = "does not"
     UNDECIDED = "undecided"
@@ -72,8 +69,6 @@ class ObservedModel:
 
 @dataclasses.dataclass(frozen=True)
 class Observations:
-    """Measurements by model, and a row for each claim and method."""
-
     models: dict[str, ObservedModel]
     rows: tuple[Observation, ...]
 
@@ -326,6 +321,7 @@ def observe(results: StudyResults, *, seed: int = 0) -> Observations:
 
     Hypotheses need the causal test. `seed` draws the resamples.
     """
+    # The paper is about prompts: methods without them have no row.
     methods = [models for models in same_but_for_seed(results.tuned) if models[0].has_prompts]
     observed: Observations = results.sections["observations"]
     columns = {

@@ -112,17 +112,10 @@ def choose_examples(study: Study, predictions: Predictions) -> np.ndarray:
     # Pictures that several models correct show all of them at work.
     fixed_by = np.asarray([sum(index in fixed for fixed in corrections) for index in range(len(labels))])
     readable = np.flatnonzero(predictions.zero_shot >= 0)
-    examples: list[int] = []
-    for distinct in (True, False):
-        for index in readable[np.argsort(-fixed_by[readable], kind="stable")].tolist():
-            seen = {int(labels[i]) for i in examples}
-            if (
-                len(examples) < EXAMPLE_COUNT
-                and index not in examples
-                and not (distinct and int(labels[index]) in seen)
-            ):
-                examples.append(index)
-    return np.asarray(examples, int)
+    best_first = readable[np.argsort(-fixed_by[readable], kind="stable")]
+    # The best image of each class, then all others: a sort by whether an image is the first of its class.
+    is_later = pd.Series(labels[best_first]).duplicated().to_numpy()
+    return best_first[np.argsort(is_later, kind="stable")][:EXAMPLE_COUNT]
 
 
 def compute_examples(study: Study) -> Computation[Examples]:
@@ -174,6 +167,7 @@ def compute_prompt_similarity(study: Study) -> Computation[Similarity]:
         return Similarity(pictures=None, rotations=None, layers=None, models=models)
     count = study.clip.config.vision.layers
     # The first, the middle and the last two layers: as many as a figure can show.
+    # A set: towers of few layers have some of these twice.
     layers = np.asarray(sorted({0, count // 2, max(count - 2, 0), count - 1}))
     totals = yield from vision_totals(study, prompted)
     predictions = yield from compute_predictions(study)
@@ -232,7 +226,11 @@ def choose_images(study: Study, predictions: Predictions, count: int) -> np.ndar
     groups = []
     for model in study.tuned or study.models[:1]:
         changes = predictions.changes(model.key)[candidates]
-        groups += [_classes_in_turn(candidates[changes == kind], predictions.labels) for kind in range(len(CHANGES))]
+        for kind in range(len(CHANGES)):
+            changed = candidates[changes == kind]
+            # The first image of every class, then the second of every class, and so on.
+            turn = pd.Series(changed).groupby(predictions.labels[changed]).cumcount()
+            groups.append(changed[np.argsort(turn, kind="stable")].tolist())
     sample: list[int] = []
     while len(sample) < count and any(groups):
         for group in groups:
@@ -242,11 +240,6 @@ def choose_images(study: Study, predictions: Predictions, count: int) -> np.ndar
             if group and len(sample) < count:
                 sample.append(group.pop(0))
     return np.sort(np.asarray(sample, int))
-
-
-def _classes_in_turn(numbers: np.ndarray, labels: np.ndarray) -> list[int]:
-    turn = pd.Series(numbers).groupby(labels[numbers]).cumcount()
-    return numbers[np.argsort(turn, kind="stable")].tolist()
 
 
 def bytes_per_image(study: Study) -> int:
@@ -260,11 +253,10 @@ def bytes_per_image(study: Study) -> int:
     return round(4 / 3 * (maps + min(vision.image_size, THUMBNAIL) ** 2 / 3))
 
 
-def quantise(values: np.ndarray, *, low: bool = False) -> tuple[np.ndarray, ...]:
-    """Quantises rows `[…, M]` to uint8 `q` with a `scale […]`: values are about `q · scale / 255`.
+def quantise(values: np.ndarray, *, low: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Quantises rows `[…, M]` to uint8 `q`, a `scale […]` and `lowest […]`: `lowest + q · scale / 255`, nearly.
 
-    Without `low` no value may be below 0. With it, each row's smallest value `lowest […]` is subtracted first, and
-    comes third.
+    `lowest` is each row's smallest value with `low`, else 0, and no value may be below it.
     """
     values = np.asarray(values, np.float64)
     lowest = values.min(-1) if low else np.zeros(values.shape[:-1])
@@ -272,9 +264,7 @@ def quantise(values: np.ndarray, *, low: bool = False) -> tuple[np.ndarray, ...]
     # A row of equal values has no range: all of it is 0, and the scale says so.
     shares = (values - lowest[..., None]) / np.where(scale > 0, scale, 1)[..., None]
     steps = np.rint(255 * shares).astype(np.uint8)
-    if low:
-        return steps, scale.astype(np.float32), lowest.astype(np.float32)
-    return steps, scale.astype(np.float32)
+    return steps, scale.astype(np.float32), lowest.astype(np.float32)
 
 
 def compute_explore(study: Study) -> Computation[Exploration]:
@@ -306,6 +296,7 @@ def compute_explore(study: Study) -> Computation[Exploration]:
         pair_rows = rows[of_pairs[model.key].name]
         image_rows = rows[of_images[model.key].name]
         by_model[model.key] = _pack(study, model, np.unique(pairs[:, 1]).tolist(), pair_rows, image_rows)
+    # The page shows whole pictures once, whatever the number of models.
     pictures = study.pictures(images)
     if pictures.shape[1] > THUMBNAIL:
         size = (THUMBNAIL, THUMBNAIL)
@@ -348,11 +339,10 @@ def _pack(
     # A byte per patch: a page holds maps of many images, layers and models. Texts are of the explored classes alone.
     patches = study.clip.config.vision.patches
     vision = pair_rows["vision"]
-    relevancy, relevancy_scale = quantise(vision[:, :patches])
-    attention, attention_scale = quantise(image_rows["attention"][..., :patches])
-    distance: tuple[np.ndarray | None, ...] = (None, None, None)
-    if "distance" in image_rows:
-        distance = quantise(image_rows["distance"], low=True)
+    relevancy, relevancy_scale, _ = quantise(vision[:, :patches])
+    attention, attention_scale, _ = quantise(image_rows["attention"][..., :patches])
+    has_prompts = "distance" in image_rows
+    distance = quantise(image_rows["distance"], low=True) if has_prompts else (None, None, None)
     words = {label: tuple(token_labels(model.task, label)) for label in explored}
     return ExploredModel(
         relevancy=relevancy,

@@ -191,7 +191,7 @@ def compute_rank(study: Study) -> Computation[ReplacementResults]:
     fits = Fits(study, len(teachers) * (len(RANKS) + 2))
     beside = {model.key: fit_maps(fits, model) for model in teachers}
     fits.progress.close()
-    return (yield from compare_students(study, fits, beside, {}, missing, write=sentence, name="rank"))
+    return (yield from compare_students(study, fits, beside, missing, write=sentence, name="rank"))
 
 
 def fit_maps(fits: Fits, model: Model) -> list[Candidate]:

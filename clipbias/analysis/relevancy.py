@@ -9,13 +9,6 @@ read at the row of `[cls]` or EOS. That row is `e (I + Ā_L) … (I + Ā_1)`. It
 so one backward scan computes both. The method's own head is differentiated by the features of the image and of the
 target's texts; the other classes' texts and all else in it stay fixed.
 
-The forward scan keeps the residuals of each block: a multiple of its tokens `[B, N, D]`, or these tokens alone, from
-which the rest is computed again. The backward scan differentiates a block by its tokens and its attention
-probabilities, hands the probabilities `A` and `G = ∂y/∂A` to the reductions, and drops them. No `A` or `G` is stacked
-over layers, and no two matrices of tokens by tokens are multiplied. The last block is read at one row, so only that row
-is computed. A reduction therefore starts with one row and continues with whole matrices, from the last layer to the
-first. A pooling head's query is that row, and the last block then counts as a whole.
-
 - `relevancy`: as above.
 - `attention`: the last layer's attention of the pooled row, mean over heads.
 - `rollout` (Abnar, Zuidema 2020): the pooled row of `Â_L … Â_1`, `Â = (mean_h A + I)` with rows that sum to 1.
@@ -23,9 +16,7 @@ first. A pooling head's query is that row, and the last block then counts as a w
   and queries. Their full method sums such a map over scores read at every layer.
 - `grad_eclip` (Zhao et al. 2024, Gradient-based Visual Explanation for Transformer-based CLIP): in the last layer,
   `relu(λ_j Σ_c w_c v_jc)` with `w = ∂y/∂o` of the heads' outputs `o` of the pooled row, `v` the values, and `λ` the
-  cosines of the row's query and each key over all heads, scaled to [0, 1] over the tokens that the map covers. Since
-  `o = Σ_j A_j v_j` in each head, `Σ_c w_c v_jc` is the sum over heads of `∂y/∂A_j`. The authors sum some of the last
-  layers for texts, and their code runs a layer as a single head; here it keeps its heads.
+  cosines of the row's query and each key over all heads, scaled to [0, 1] over the tokens that the map covers.
 """
 
 import dataclasses
@@ -130,6 +121,7 @@ class _Tower:
         that reach the last block or the pooling head.
         """
 
+        # Only residuals are stacked: attention `[B, H, N, N]` is `N / 64` times as large as `[B, N, D]`.
         def step(tokens: jax.Array, index: jax.Array) -> tuple[jax.Array, Saved | jax.Array]:
             output, saved = self.block(tokens, index)
             return output, tokens if self.recompute else saved
@@ -225,6 +217,8 @@ def _rollout_first(row: LastRow, gradient: jax.Array) -> jax.Array:
 
 def _grad_eclip(row: LastRow, gradient: jax.Array) -> jax.Array:
     """Returns `relu(λ_j Σ_h ∂y/∂A_hj)` over the other tokens that the row sees."""
+    # In each head `o = Σ_j A_j v_j`, so that `Σ_c w_c v_jc` is the sum over heads of `∂y/∂A_j`. The authors sum some of
+    # the last layers for texts, and their code runs a layer as a single head; here it keeps its heads.
     # Keys that are all alike have no range to scale to: λ = 1 then, and the inner `where` avoids 0 / 0.
     low = jnp.where(row.others, row.cosine, jnp.inf).min(-1, keepdims=True)
     high = jnp.where(row.others, row.cosine, -jnp.inf).max(-1, keepdims=True)
@@ -277,8 +271,6 @@ class MapOptions:
 
 @dataclasses.dataclass(frozen=True)
 class TowerPass:
-    """Forward pass of a tower."""
-
     tower: _Tower
     saved: Saved | jax.Array  # residuals of its blocks
     features: jax.Array  # `[B, d]`
@@ -359,6 +351,8 @@ def reduce_backward(
         for name, reduction in reductions.items()
     }
 
+    # From the last layer to the first, in the order of gradients: reductions start with the row that is read, so no two
+    # matrices of tokens by tokens are multiplied, and each layer's `A` and `G` are dropped behind it.
     def step(carry: tuple[jax.Array, States], index: jax.Array) -> tuple[tuple[jax.Array, States], None]:
         if isinstance(tower_pass.saved, dict):
             saved = jax.tree.map(lambda leaf: leaf[index], tower_pass.saved)
@@ -567,9 +561,7 @@ def relevancy(
 ) -> Relevancy:
     """Computes the relevancy of each patch, prompt and text token for the logit of a class (Chefer et al. 2021).
 
-    Only the blocks' residuals grow with depth: nine times `[L, B, N, D]`, or once with `recompute`. No attention is
-    stacked over layers: attention `[B, H, N, N]` is `N / 64` times as large as `[B, N, D]`, and differentiating all
-    layers at once keeps several of them per layer.
+    Memory grows with depth by the blocks' residuals alone: nine times `[L, B, N, D]`, or once with `recompute`.
 
     Args:
       task, params, learnables: a method bound to classes, the frozen weights (`task.clip.params`), and its learnables.
@@ -578,8 +570,7 @@ def relevancy(
         pass of the image.
       start_layer: the first layer that counts: 0 for all, -1 for the last alone.
       chunk: images at a time, which bounds the memory. Default: all.
-      recompute: keep only the tokens `[B, N, D]` of a block and compute the rest again: about a third of the memory for
-        an eighth more time, and the same maps.
+      recompute: about a third of the memory for an eighth more time, and the same maps.
       text: result of `task.text_features`, to compute it once for many calls. Only the method's own head uses it.
 
     Raises:

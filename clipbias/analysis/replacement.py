@@ -5,8 +5,7 @@ predictions*: images whose predicted class tuning changed. The *ceiling* says ho
 is the teacher's own method, fitted to the same outputs from another start, with the same images, steps and loss. A fit
 is a lower bound on what a form can do.
 
-Intervals come from 2,000 seeded resamples of the images, with seeds crossed (`intervals`). A proportion of one
-model's images has Wilson's interval.
+Intervals are over images, with seeds crossed (`intervals`).
 """
 
 import dataclasses
@@ -18,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from clipbias.analysis.bias import METHODS as MEANS
-from clipbias.analysis.bias import EquivalentBias, measure_equivalent_biases, missing
+from clipbias.analysis.bias import EquivalentBias, measure_equivalent_biases
 from clipbias.analysis.causal_section import at_fitted_temperature
 from clipbias.analysis.model import Model
 from clipbias.analysis.results import ByMetric, Missing, present, same_but_for_seed
@@ -70,8 +69,6 @@ class Origin(enum.StrEnum):
 
 
 class Word(enum.StrEnum):
-    """Conclusion about a fitted form (`conclude`)."""
-
     REPLACES = "replaces"
     GAIN = "has the gain of"
     MOST = "has most of the gain of"
@@ -95,7 +92,6 @@ class Student:
 
     @classmethod
     def of(cls, fit: Fit, kind: Origin, form: str, words: str) -> "Student":
-        """Describes a fitted student."""
         numbers = parameter_count(fit.student.learnables)["total"]
         return cls(kind, form, words, numbers, fit.fitted_divergence, fit.held_back_divergence, fit.steps, fit.plateau)
 
@@ -155,8 +151,6 @@ class ImageComparisons:
 
 @dataclasses.dataclass(frozen=True)
 class ModelReplacements:
-    """Students of one tuned model."""
-
     steps: int  # upper bound of each fit
     fitted_images: int  # without labels, as are held-back images
     held_back_images: int
@@ -178,8 +172,6 @@ class MethodReplacements:
 
 @dataclasses.dataclass(frozen=True)
 class ReplacementResults:
-    """Replacements of a study, by model and by method over its seeds."""
-
     models: dict[str, ModelReplacements | Missing]
     methods: tuple[MethodReplacements, ...]
 
@@ -478,7 +470,7 @@ def compute_replacement(study: Study) -> Computation[ReplacementResults]:
     if not teachers:
         return ReplacementResults(models, ())
     # Requests come before fits: means over training images belong to the study's passes, fits run in between.
-    biases = yield from measure_equivalent_biases(study, [model for model in teachers if not missing(study, model)])
+    biases = yield from measure_equivalent_biases(study, teachers)
     forms = study.options.replacement_forms
     fits = Fits(study, sum(len(forms) + (not no_ceiling(model)) for model in teachers))
     beside: dict[str, list[Candidate]] = {}
@@ -490,37 +482,33 @@ def compute_replacement(study: Study) -> Computation[ReplacementResults]:
             beside[model.key].append((Student.of(fit, Origin.FITTED, name, form.words), fit.student))
         if model.key in biases:
             beside[model.key] += _means(study, model, biases[model.key])
+        for kind, method, other in controls(study, model):
+            student = Student(kind, method, other.label, parameter_count(other.learnables)["total"])
+            beside[model.key].append((student, other.tuned))
     fits.progress.close()
-    others = {model.key: controls(study, model) for model in teachers}
-    return (yield from compare_students(study, fits, beside, others, models, write=sentence, name="replacement"))
+    return (yield from compare_students(study, fits, beside, models, write=sentence, name="replacement"))
 
 
 def compare_students(
     study: Study,
     fits: "Fits",
     beside: Mapping[str, list[Candidate]],
-    others: Mapping[str, Sequence[tuple[Origin, str, Model]]],
     models: Mapping[str, ModelReplacements | Missing],
     *,
     write: Callable[[str, Sequence[Comparison], str], str],
     name: str,
 ) -> Computation[ReplacementResults]:
-    """Compares teachers with students beside them and other models of the study, by model, then over seeds.
+    """Compares teachers with students beside them, by model, then over seeds.
 
     `models` has the other tuned models; `write` makes a method's sentence as `sentence` does; `name` is a section's.
     """
     teachers = [model for model in study.tuned if model.key in beside]
-    requests = {
-        model.key: _classifications(study, name, model, beside[model.key], others.get(model.key, ()))
-        for model in teachers
-    }
+    requests = {model.key: _classifications(study, name, model, beside[model.key]) for model in teachers}
     rows = yield list(requests.values())
     compared = dict(models)
     for model in teachers:
         of_model = rows[requests[model.key].name]
         students = [student for student, _ in beside[model.key]]
-        for kind, form, other in others.get(model.key, ()):
-            students.append(Student(kind, form, other.label, parameter_count(other.learnables)["total"]))
         labels = study.split.labels[of_model["images"]]
         compared[model.key] = ModelReplacements(
             steps=study.options.replacement_steps,
@@ -664,28 +652,16 @@ def _means(study: Study, model: Model, towers: Mapping[str, EquivalentBias]) -> 
     return candidates
 
 
-def _classifications(
-    study: Study,
-    section: str,
-    model: Model,
-    beside: Sequence[Candidate],
-    others: Sequence[tuple[Origin, str, Model]],
-) -> Request:
-    """Requests "logits" `[n, K, C]` and "features" `[n, K, d]` of frozen model, tuned model, `beside`, `others`."""
-    # Students' texts are encoded once, before the pass over the images.
-    predictors = [Predictor.of(each, study.params, study.replicate(each.learnables)) for _, each in beside]
+def _classifications(study: Study, section: str, model: Model, beside: Sequence[Candidate]) -> Request:
+    """Requests "logits" `[n, K, C]` and "features" `[n, K, d]` of frozen model, tuned model, and students."""
+    # Texts are encoded once, before the pass over the images; frozen and tuned model are shared with other sections.
+    predictors = [study.predictor(study.reference(model)), study.predictor(model)]
+    predictors += [Predictor.of(each, study.params, study.replicate(each.learnables)) for _, each in beside]
 
     def step(batch: Batch) -> dict[str, jax.Array]:
-        # Others are models of the study, whose predictors other sections share.
-        frozen, tuned, *rest = (
-            study.predictor(each) for each in (study.reference(model), model, *(other[2] for other in others))
-        )
-        outputs = [
-            each.logits_and_features(batch["images"], batch["mask"]) for each in (frozen, tuned, *predictors, *rest)
-        ]
-        return {
-            "logits": jnp.stack([logits for logits, _ in outputs], axis=1),
-            "features": jnp.stack([features for _, features in outputs], axis=1),
-        }
+        # All of them on the same batch, so that agreement, accuracy and divergence are of the same images and runs.
+        outputs = [each.logits_and_features(batch["images"], batch["mask"]) for each in predictors]
+        logits, features = (jnp.stack(each, axis=1) for each in zip(*outputs, strict=True))
+        return {"logits": logits, "features": features}
 
     return Request(f"{section}-{model.key}", f"{model.label}: {section}", study.images, step)

@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from clipbias.intervals import Estimate, binomial_error
+from clipbias.intervals import Estimate, binomial_error, excludes
 
 FORMAT = 14  # of stored results and of the parts of an unfinished study
 CHANGES = ("wrong → right", "right → wrong", "both right", "both wrong")
@@ -37,8 +37,6 @@ class Average:
 
 @dataclasses.dataclass(frozen=True)
 class DatasetFacts:
-    """The images that were explained."""
-
     name: str
     split: str
     images: int  # that could be read
@@ -48,8 +46,6 @@ class DatasetFacts:
 
 @dataclasses.dataclass(frozen=True)
 class ClipFacts:
-    """The frozen model and its geometry."""
-
     name: str
     identity: str
     image_size: int
@@ -115,6 +111,7 @@ class Predictions:
         """Returns each image's change by a tuned model, an index into `CHANGES`; -1 for an image that was not read."""
         was_right = self.zero_shot == self.labels
         is_right = self.right(key)
+        # In the order of `CHANGES`; what is left is wrong under both.
         change = np.select([~was_right & is_right, was_right & ~is_right, was_right & is_right], [0, 1, 2], 3)
         return np.where((self.zero_shot < 0) | (self.models[key] < 0), -1, change)
 
@@ -127,7 +124,7 @@ class ByMetric(Generic[T]):
     log_likelihood: T
 
     def __getitem__(self, outcome: str) -> T:
-        return {"accuracy": self.accuracy, "log_likelihood": self.log_likelihood}[outcome]
+        return getattr(self, outcome)
 
     def items(self) -> tuple[tuple[str, T], ...]:
         return (("accuracy", self.accuracy), ("log_likelihood", self.log_likelihood))
@@ -213,6 +210,14 @@ class MethodResult:
     labels: VerdictLabels | None  # `None` without the causal test, or with too few images
     sentence: str  # verdict in words
 
+    @property
+    def is_better(self) -> bool:
+        """Whether both gains are sure: in log-likelihood, which labels explain, and in accuracy, which users want."""
+        # More likelihood without more right predictions is calibration, and nobody asks why it rose.
+        if self.numbers is None or self.labels is None or self.labels.where is Where.NO_GAIN:
+            return False
+        return excludes(self.numbers.accuracy.gain) > 0
+
 
 @dataclasses.dataclass(frozen=True)
 class StudyResults:
@@ -235,14 +240,23 @@ class StudyResults:
         return self.models[1:]
 
     @property
+    def labels(self) -> dict[str, str]:
+        """Labels of all models by key, zero-shot first."""
+        return {model.key: model.label for model in self.models}
+
+    @property
     def predictions(self) -> Predictions:
         return self.sections["predictions"]
 
+    def by_model(self, section: str) -> dict[str, Any]:
+        """Returns a section's results by model key, `Missing` among them; empty where it was not requested."""
+        # Sections with facts of their own beside their models keep these in a field.
+        result = self.sections.get(section, {})
+        return result if isinstance(result, dict) else getattr(result, "models", {})
+
     def why_missing(self, section: str) -> dict[str, str]:
         """Returns the reasons why a section leaves out models, by model key."""
-        result = self.sections[section]
-        models = result if isinstance(result, dict) else getattr(result, "models", {})
-        return {key: model.reason for key, model in models.items() if isinstance(model, Missing)}
+        return {key: model.reason for key, model in self.by_model(section).items() if isinstance(model, Missing)}
 
     @property
     def sentence(self) -> str:
@@ -250,9 +264,9 @@ class StudyResults:
         return " ".join(method.sentence for method in self.methods)
 
 
-def present(results: Mapping[str, T | Missing] | None) -> dict[str, T]:
+def present(results: Mapping[str, T | Missing]) -> dict[str, T]:
     """Returns a section's results without `Missing`, by model key."""
-    return {key: result for key, result in (results or {}).items() if not isinstance(result, Missing)}
+    return {key: result for key, result in results.items() if not isinstance(result, Missing)}
 
 
 def same_but_for_seed(models: Sequence[T]) -> list[list[T]]:

@@ -60,13 +60,12 @@ def load_results(folder: str | os.PathLike) -> StudyResults:
     del content["format"]
     content = _with_arrays(content, "", load_arrays(arrays_path))
     known = all_sections()
-    if unknown := content["sections"].keys() - known:
-        raise ClipbiasError(
-            f"{scalars_path} has the sections {', '.join(sorted(unknown))}, unknown to this version; run again."
-        )
-    # The record cannot name the types of its sections' results, since each section defines its own.
+    # The record cannot name the types of its sections' results, since each section defines its own. A section that is
+    # not here, of another version or of a user who added it, does not cost the others.
     content["sections"] = {
-        name: _CODEC.structure(value, known[name].result) for name, value in content["sections"].items()
+        name: _CODEC.structure(value, known[name].result)
+        for name, value in content["sections"].items()
+        if name in known
     }
     return _CODEC.structure(content, StudyResults)
 

@@ -33,6 +33,7 @@ def run_study(
     """
     began = time.monotonic()
     requested = named_sections(sections)
+    # All sections at once, so that they share passes over the images.
     computed = study.run({section.name: section.compute(study) for section in requested})
     predictions: Predictions = computed["predictions"]
     task, vision = study.zero_shot.task, study.clip.config.vision
@@ -63,6 +64,7 @@ def run_study(
     finished = {section.name: section.finish(study, results) for section in requested if section.finish}
     seconds = round(time.monotonic() - began, 1)
     results = dataclasses.replace(results, sections=computed | finished, seconds=seconds)
+    # Results are whole on every process, and a file may have a single writer.
     if hosts.is_first():
         save_results(folder, results)
     return results

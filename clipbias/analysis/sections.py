@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any, Generic, TypeVar
 
 from clipbias import analysis
-from clipbias.analysis.results import StudyResults
+from clipbias.analysis.results import StudyResults, present
 from clipbias.analysis.study import Computation, Study
 from clipbias.errors import ClipbiasError
 
@@ -33,6 +33,10 @@ class Section(Generic[T]):
         """Returns the section's result; `None` where it was not requested."""
         return results.sections.get(self.name)
 
+    def present(self, results: StudyResults) -> dict[str, Any]:
+        """Returns the results of the models that the section does not leave out, by key."""
+        return present(results.by_model(self.name))
+
 
 def defined_in(package: ModuleType, kind: type[T]) -> list[T]:
     """Returns the values of a class that the modules of a package define."""
@@ -48,6 +52,7 @@ def defined_in(package: ModuleType, kind: type[T]) -> list[T]:
 def all_sections() -> dict[str, Section[Any]]:
     """Returns the sections of this package by name, in alphabetical order."""
     sections: dict[str, Section[Any]] = {}
+    # Results on disk have no other key: a second section of a name would be read as the first.
     for section in defined_in(analysis, Section):
         if sections.setdefault(section.name, section) is not section:
             place = section.compute.__module__

@@ -205,13 +205,9 @@ class Study:
         advance: Callable[[str, int, int], None] = lambda title, done, total: None,
         known: Callable[[Model], np.ndarray | None] = lambda model: None,
     ) -> None:
-        """Prepares a study.
+        """Prepares a study of models, zero-shot first, on labelled images; `folder` is for `parts/`.
 
         Args:
-          models: zero-shot first.
-          split: labelled images.
-          options: settings.
-          folder: for `parts/`, from which the same study continues.
           training: training images, for means; without them, sections leave out measures that need them.
           unlabelled: images for mean and resample ablations and to fit replacements on, none of them in `split`;
             without them, sections leave these out.

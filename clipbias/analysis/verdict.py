@@ -11,10 +11,9 @@ every image. The labels are decided in log-likelihood at fitted temperatures (`c
               effect of resample ablation, as a share of everything added: surely within ± ¼ *the same for every image*,
               surely outside ± ½ *depends on the image*; else *undecided*
 
-Labels are about effects: what no later part of the model reads is the same for every image in its effect. "Both" is no
-label: an addition that is partly constant depends on the image. Beside *depends on the image* stands how much of that
-the class explains: the share of the exchange that is gone with the mean over the images of zero-shot's class. The two
-labels are independent: a bias of the queries is a constant that acts through attention alone.
+Labels are about effects: what no later part of the model reads is the same for every image in its effect. Beside
+*depends on the image* stands how much of that the class explains: the share of the exchange that is gone with the mean
+over the images of zero-shot's class.
 """
 
 import dataclasses
@@ -25,7 +24,6 @@ import numpy as np
 from clipbias.analysis.causal_section import CAUSAL
 from clipbias.analysis.model import NOTHING_INSIDE
 from clipbias.analysis.results import (
-    ByMetric,
     CausalNumbers,
     MethodResult,
     ModelFacts,
@@ -66,17 +64,19 @@ def label(numbers: CausalNumbers, *, outside: bool = False, images_changed: bool
     # Shares of a gain that may be 0 mean nothing, so the gain is decided first.
     if excludes(numbers.gain) <= 0:
         return VerdictLabels(Where.NO_GAIN, None)
+    # The two labels are independent: a bias of the queries is a constant that acts through attention alone.
     what = What.NOTHING if not images_changed else What.UNDECIDED
     if images_changed and numbers.image is not None:
-        what = _what(numbers.image.all.share, numbers.image.exchange.share if numbers.image.exchange else None)
-    return VerdictLabels(Where.OUTSIDE if outside else _where(numbers.attention), what)
-
-
-def _where(attention: Estimate | None) -> Where:
-    share = None if attention is None else attention.share
-    if excludes(share, MAIN_SHARE) > 0:
-        return Where.ATTENTION
-    return Where.NOT_ATTENTION if excludes(share, MINOR_SHARE) < 0 else Where.UNDECIDED
+        what = _what(numbers.image.all.share, numbers.image.exchange.share)
+    attention = None if numbers.attention is None else numbers.attention.share
+    where = Where.UNDECIDED
+    if outside:
+        where = Where.OUTSIDE
+    elif excludes(attention, MAIN_SHARE) > 0:
+        where = Where.ATTENTION
+    elif excludes(attention, MINOR_SHARE) < 0:
+        where = Where.NOT_ATTENTION
+    return VerdictLabels(where, what)
 
 
 def _what(added: Estimate | None, exchange: Estimate | None) -> What:
@@ -88,6 +88,7 @@ def _what(added: Estimate | None, exchange: Estimate | None) -> What:
         return What.NOTHING
     if is_within(exchange, MINOR_SHARE):
         return What.SAME
+    # "Both" is no label: an addition that is partly constant depends on the image.
     is_beyond = excludes(exchange, MAIN_SHARE) > 0 or excludes(exchange, -MAIN_SHARE) < 0
     return What.DEPENDS if is_beyond else What.UNDECIDED
 
@@ -112,7 +113,7 @@ def judge_method(results: StudyResults, models: Sequence[ModelFacts]) -> MethodR
     if test is not None and numbers is not None and images >= FEWEST_IMAGES:
         changed = first.changes_vision and test.why != NOTHING_INSIDE
         labels = label(numbers.log_likelihood, outside=test.why == NOTHING_INSIDE, images_changed=changed)
-    return MethodResult(
+    result = MethodResult(
         label=f"{name}, {counted(len(models), 'seed')}" if several else name,
         name=name,
         method=first.method,
@@ -121,8 +122,9 @@ def judge_method(results: StudyResults, models: Sequence[ModelFacts]) -> MethodR
         images=images,
         numbers=numbers,
         labels=labels,
-        sentence=sentence(name, results.dataset.name, labels, numbers, images),
+        sentence="",
     )
+    return dataclasses.replace(result, sentence=sentence(result, results.dataset.name))
 
 
 # Clauses of the headline.
@@ -142,7 +144,7 @@ def headline(method: MethodResult) -> str:
     if labels is None:
         return f"{counted(method.images, 'picture')} are too few to judge {name}."
     gain = numbers.accuracy.gain
-    if labels.where is Where.NO_GAIN or excludes(gain) <= 0:
+    if not method.is_better:
         return f"{name} makes no surely larger share of the pictures right ({gain.value:+.1f} points)."
     where = _HEAD_WHERE.get(labels.where, "")
     what = _HEAD_WHAT.get(labels.what, "") if labels.what and labels.where is not Where.OUTSIDE else ""
@@ -151,31 +153,28 @@ def headline(method: MethodResult) -> str:
     return f"{name} raises accuracy by {gain.value:.1f} points{where}{what}."
 
 
-def sentence(
-    name: str, dataset: str, labels: VerdictLabels | None, numbers: ByMetric[CausalNumbers] | None, images: int
-) -> str:
-    """Writes the verdict in short sentences with one number each; their intervals are in the table.
-
-    Without `labels` there are too few images, without `numbers` there is no causal test.
-    """
+def sentence(method: MethodResult, dataset: str) -> str:
+    """Writes the verdict in short sentences with one number each; their intervals are in the table."""
+    numbers, labels, name = method.numbers, method.labels, method.name
     if numbers is None:
         return f"Why {name} differs from CLIP on {dataset} was not tested; --config.sections=causal does."
     if labels is None:
-        return f"{counted(images, 'image')} of {dataset} are too few to judge {name}; give {FEWEST_IMAGES} at least."
+        images = counted(method.images, "image")
+        return f"{images} of {dataset} are too few to judge {name}; give {FEWEST_IMAGES} at least."
     accuracy, nats = numbers.accuracy.gain, numbers.log_likelihood.gain
     points = f"{accuracy.value:+.1f} points"
     if labels.where is Where.NO_GAIN:
         return f"{name} has no sure gain on {dataset} ({points} of accuracy, {nats.value:+.3f} nats of log-likelihood)."
-    if excludes(accuracy) <= 0:
+    if not method.is_better:
         # Labels are of log-likelihood; without more right predictions nobody asks for the reason.
         return (
             f"{name} has a sure gain in log-likelihood on {dataset} ({nats.value:+.3f} nats), but none in accuracy "
             f"({points})."
         )
     sentences = [f"{name} gains {accuracy.value:.1f} points on {dataset}.", _WHERE[labels.where]]
-    if excludes(numbers.log_likelihood.attention) < 0:
+    image, attention = numbers.log_likelihood.image, numbers.log_likelihood.attention
+    if excludes(attention) < 0:
         sentences.append("Attention alone, with all else frozen, does harm.")
-    image = numbers.log_likelihood.image
     if labels.where is not Where.OUTSIDE and labels.what is not None:
         sentences.append(_WHAT[labels.what])
         explained = image.explained.get(CLASS) if image else None

@@ -8,7 +8,6 @@ shorter than the embeddings is nearest to the shortest of them, whatever its dir
 """
 
 import dataclasses
-from typing import NamedTuple
 
 import numpy as np
 
@@ -64,6 +63,7 @@ def text_types(task: Task) -> np.ndarray:
     for i, row in enumerate(types):
         template = text.templates[i // len(names)]
         before = len(encode(tokenizer, [template.partition("{}")[0].strip()])[0])
+        # A name may stand within the context: then the context's tokens before it count.
         if (place := text.before[i // len(names)]) < text.context_tokens:
             before = place
         end = int(ends[i])
@@ -101,29 +101,24 @@ def token_labels(task: Task, index: int) -> list[str]:
             labels.append(f"[{rows[position] + 1}]")
             continue
         # A token may hold some bytes of a character: more tokens are decoded together until they make whole ones.
-        most = min(end, position + _BYTES)
-        for stop in range(position + 1, most + 1):
-            piece = tokenizer.decode(words[position:stop]).strip()
+        for count in range(1, _BYTES + 1):
+            piece = tokenizer.decode(words[position : position + count]).strip()
             if _BROKEN not in piece:
                 break
         else:  # no text
-            stop = position + 1
-            piece = tokenizer.decode(words[position:stop]).strip()
-        count = stop - position
+            count, piece = 1, tokenizer.decode([words[position]]).strip()
         labels += [f"{piece} {number}/{count}" for number in range(1, count + 1)] if count > 1 else [piece]
     return labels
 
 
-class Nearest(NamedTuple):
-    """Nearest words of `n` vectors."""
+def context_words(
+    context: np.ndarray, token_embedding: np.ndarray, count: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Finds the `count` words nearest to contexts `[n, D]` in the embedding table `[vocabulary, D]`, both float32.
 
-    ids: np.ndarray  # `[n, k]` token ids, the nearest first; equally near tokens by id
-    distances: np.ndarray  # `[n, k]` Euclidean distances, float64
-    mean_distance: np.ndarray  # `[n]`, to the whole vocabulary
-
-
-def context_words(context: np.ndarray, token_embedding: np.ndarray, count: int) -> Nearest:
-    """Finds the `count` words nearest to contexts `[n, D]` in the embedding table `[vocabulary, D]`, both float32."""
+    Returns token ids `[n, count]`, the nearest first, their Euclidean distances in float64, and the mean distance `[n]`
+    to the whole vocabulary.
+    """
     # In chunks: distances from many class contexts to a whole vocabulary may exceed the memory.
     from sklearn.metrics import pairwise_distances_chunked
 
@@ -137,7 +132,7 @@ def context_words(context: np.ndarray, token_embedding: np.ndarray, count: int) 
     distances = np.linalg.norm(differences, axis=-1)
     # Exact distances may reorder near ties of the rounded ones; ids break exact ties, so results are reproducible.
     order = np.lexsort((ids, distances))
-    return Nearest(np.take_along_axis(ids, order, 1), np.take_along_axis(distances, order, 1), mean_distance)
+    return np.take_along_axis(ids, order, 1), np.take_along_axis(distances, order, 1), mean_distance
 
 
 def readable_token(tokenizer: Tokenizer, token: int) -> str:
@@ -150,7 +145,6 @@ def readable_token(tokenizer: Tokenizer, token: int) -> str:
 
 
 def compute_words(study: Study) -> Computation[dict[str, ModelWords | Missing]]:
-    """Finds the words nearest to each model's context."""
     by_model: dict[str, ModelWords | Missing] = {}
     for model in study.tuned:
         prompts = _prompt_words(study, model)
@@ -172,16 +166,17 @@ def _prompt_words(study: Study, model: Model) -> tuple[PromptWords, ...]:
     rows = np.asarray(context).reshape(-1, context.shape[-1])
     table = np.asarray(study.clip.params["text"]["token_embedding"])
     # Contexts of all classes in one search, which reads the table once.
-    near = context_words(rows, table, NEAREST)
+    ids, distances, mean_distances = context_words(rows, table, NEAREST)
+    # Contexts may also belong to templates, and then to no class.
     by_class = context.ndim == 3 and len(context) == len(model.task.texts)
     names = model.task.class_names
     return tuple(
         PromptWords(
             prompt=row % count,
             class_name=names[row // count % len(names)] if by_class else None,
-            words=tuple(readable_token(study.clip.tokenizer, token) for token in ids),
-            distances=tuple(near.distances[row].tolist()),
-            mean_distance=float(near.mean_distance[row]),
+            words=tuple(readable_token(study.clip.tokenizer, token) for token in tokens),
+            distances=tuple(distances[row].tolist()),
+            mean_distance=float(mean_distances[row]),
         )
-        for row, ids in enumerate(near.ids.tolist())
+        for row, tokens in enumerate(ids.tolist())
     )

@@ -1,7 +1,5 @@
 """Contact sheet of a dataset's few-shot picks: labels, prompts and training crops."""
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from clipbias.data import transforms
@@ -13,21 +11,19 @@ from clipbias.report.overlay import show_picture
 from clipbias.sentences import counted
 from clipbias.terminal import printable
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 TILE = 96  # pixels
 CLASSES = 12  # at most
 PICKS = 6  # at most, of each class
 CROPS = 4  # of the first pick, in the first epochs
 
 
-def contact_sheet(dataset: Dataset, *, shots: int, seed: int) -> "Figure":
+def contact_sheet(dataset: Dataset, *, shots: int, seed: int) -> style.Figure:
     """Draws a row per class: its first picks as evaluation sees them, then training crops of the first pick.
 
     Picks and crops are those of a run with `shots` images per class and this seed.
     """
     train = dataset.split("train")
+    # The draw of a run: what the sheet shows is what training sees.
     drawn = train.subset(few_shot(train, None, shots=shots, seed=seed)[0])
     labels = list(dict.fromkeys(drawn.labels.tolist()))[:CLASSES]
     picks = min(shots, PICKS)
@@ -52,6 +48,7 @@ def contact_sheet(dataset: Dataset, *, shots: int, seed: int) -> "Figure":
                 axes.set_axis_off()
                 if place in tiles:
                     show_picture(axes, tiles[place])
+            # The words that zero-shot CLIP reads for the class: a wrong name is seen here.
             prompt = dataset.template.replace("{}", dataset.class_names[label].replace("_", " "))
             row[0].set_title(f"{label}  {printable(prompt)}", loc="left", fontsize=8, fontweight="normal")
     return figure

@@ -29,4 +29,5 @@ class Drawing:
 @functools.cache
 def all_drawings() -> tuple[Drawing, ...]:
     """Returns the drawings of all modules of this package, in the order of the page."""
+    # Found by type: a new drawing is on the page without an entry in a list.
     return tuple(sorted(defined_in(report, Drawing), key=lambda drawing: drawing.place))

@@ -187,6 +187,7 @@ def run_frame(rows: Sequence[Row], numbers_of: Callable[[Row], Mapping[str, floa
             number = float("nan") if value is None else float(value)
             lines.append((*_key(row), measure, number, images or math.nan, file, _is_drawn(row)))
     columns = [*_KEY, "measure", "value", "images", "predictions", "drawn"]
+    # A repeated run counts once, by its last row.
     return pd.DataFrame(lines, columns=columns).astype({"drawn": bool}).drop_duplicates([*_KEY, "measure"], keep="last")
 
 

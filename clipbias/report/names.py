@@ -33,6 +33,7 @@ def draws(method: str) -> bool:
     from clipbias.tuning import METHODS, make_method
 
     name = base_name(method)
+    # A user's method is taken to train, so that it has a point for each number of shots.
     return name not in METHODS or make_method(name).uses_images
 
 
@@ -48,6 +49,7 @@ def ordered_methods(methods: Iterable[str]) -> tuple[str, ...]:
     """Orders methods as in tables, unknown ones last, each once."""
     from clipbias.tuning import METHODS
 
+    # The registry orders presets by family, and tables follow it.
     places = {name: place for place, name in enumerate(METHODS)}
     return tuple(sorted(dict.fromkeys(methods), key=lambda name: places.get(base_name(name), len(places))))
 
@@ -70,6 +72,7 @@ def _spellings() -> dict[str, str]:
 
 
 def _plain(name: str) -> str:
+    # `oxford_pets`, `Oxford-Pets` and `OxfordPets` are one dataset.
     return "".join(letter for letter in name.lower() if letter.isalnum())
 
 

@@ -4,23 +4,19 @@ import base64
 import dataclasses
 import io
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from clipbias.analysis.pictures import EXPLORE
-from clipbias.analysis.results import CHANGES, ModelFacts, StudyResults, present
+from clipbias.analysis.results import CHANGES, ModelFacts, StudyResults
 from clipbias.constants import ZERO_SHOT
 from clipbias.errors import ClipbiasError
 from clipbias.report import style
 from clipbias.report.drawings import Drawing
 from clipbias.report.pages import data_uri
 from clipbias.terminal import printable
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 HEAT = "inferno"
 STRIP = 3  # pictures of a change on the first page
@@ -38,7 +34,7 @@ class Overlay:
     text: np.ndarray | None = None  # relevancy of the tokens `[N]`, of which the first `len(words)` count
 
 
-def overlay_figure(image: np.ndarray, overlays: Sequence[Overlay], *, title: str = "picture") -> "Figure":
+def overlay_figure(image: np.ndarray, overlays: Sequence[Overlay], *, title: str = "picture") -> style.Figure:
     """Draws the picture as the model saw it, uint8 `[R, R, 3]`, and its overlays, side by side.
 
     Raises `ClipbiasError` if the patches do not fill a square grid.
@@ -46,8 +42,9 @@ def overlay_figure(image: np.ndarray, overlays: Sequence[Overlay], *, title: str
     return overlay_grid((2.3 * (1 + len(overlays)), 2.75), (4, 1), [image], [title], [overlays])
 
 
-def overlay_rows(pictures: Sequence[np.ndarray], overlays: Sequence[Overlay]) -> "Figure":
+def overlay_rows(pictures: Sequence[np.ndarray], overlays: Sequence[Overlay]) -> style.Figure:
     """Draws each picture with its overlay beside it, in rows."""
+    # Without words the line below a map takes no room.
     heights = [part for overlay in overlays for part in (4, 1 if overlay.words else 0.05)]
     size = (4.6, 0.55 * sum(heights) + 0.3)
     return overlay_grid(size, heights, pictures, [""] * len(pictures), [[overlay] for overlay in overlays])
@@ -61,7 +58,7 @@ def overlay_grid(
     overlays: Sequence[Sequence[Overlay]],
     *,
     scale: bool = False,
-) -> "Figure":
+) -> style.Figure:
     """Draws each picture and its overlays in a row with two lines of relative `heights`; `scale` adds a colour bar."""
     with style.styled():
         figure = style.new_figure(*size)
@@ -86,17 +83,18 @@ def heat_map(vision: np.ndarray, image_size: int, patches: int) -> np.ndarray:
         raise ClipbiasError(f"{patches} patches of {len(vision)} relevancies do not fill a square grid.")
     small = Image.fromarray(np.asarray(vision[:patches], np.float32).reshape(side, side))
     values = np.asarray(small.resize((image_size, image_size), Image.Resampling.BILINEAR))
+    # A flat map is cold all over: its range of 0 may not divide.
     span = values.max() - values.min()
     return (values - values.min()) / span if span > 0 else np.zeros_like(values)
 
 
-def show_picture(axes: "Axes", image: np.ndarray) -> None:
+def show_picture(axes: style.Axes, image: np.ndarray) -> None:
     """Draws the picture without axes."""
     axes.imshow(image, interpolation="nearest" if len(image) < 100 else "antialiased")
     axes.set_axis_off()
 
 
-def show_heat(axes: "Axes", image: np.ndarray, values: np.ndarray) -> None:
+def show_heat(axes: style.Axes, image: np.ndarray, values: np.ndarray) -> None:
     """Draws a map in 0 … 1 over the grey picture, more opaque at higher values."""
     # Grey, so that only the map has colours.
     axes.imshow(np.asarray(image, np.float32).mean(axis=-1), cmap="gray", vmin=0, vmax=255)
@@ -104,10 +102,11 @@ def show_heat(axes: "Axes", image: np.ndarray, values: np.ndarray) -> None:
 
 
 def _opacity(values: np.ndarray) -> np.ndarray:
+    # The coldest patches keep some colour, so that the map's extent is seen; the hottest still show the picture.
     return 0.25 + 0.5 * np.asarray(values, float)
 
 
-def heat_scale(figure: "Figure", grid: np.ndarray) -> None:
+def heat_scale(figure: style.Figure, grid: np.ndarray) -> None:
     """Draws the colour bar of `show_heat` below all panels."""
     from matplotlib.cm import ScalarMappable
 
@@ -118,12 +117,13 @@ def heat_scale(figure: "Figure", grid: np.ndarray) -> None:
     bar.ax.tick_params(labelsize=6.5, width=0.5, length=2)
 
 
-def draw_overlay(axes: "Axes", image: np.ndarray, overlay: Overlay) -> None:
+def draw_overlay(axes: style.Axes, image: np.ndarray, overlay: Overlay) -> None:
     """Draws the heat map over a grey picture and, with prompts, a bar of their share of relevancy."""
     show_heat(axes, image, heat_map(overlay.vision, len(image), overlay.patches))
     axes.set_axis_off()
     axes.set_title(printable(overlay.title, keep="\n"), fontsize=8)
     if len(overlay.vision) > overlay.patches:
+        # Prompts have no place in the picture.
         total = float(np.sum(overlay.vision))
         share = float(np.sum(overlay.vision[overlay.patches :])) / total if total > 0 else 0.0
         bar = axes.inset_axes((1.03, 0, 0.05, 1))
@@ -134,7 +134,7 @@ def draw_overlay(axes: "Axes", image: np.ndarray, overlay: Overlay) -> None:
         bar.set_xlabel(f"prompts\n{100 * share:.0f} %", fontsize=6, color=style.TUNED, labelpad=2)
 
 
-def draw_text(axes: "Axes", overlay: Overlay) -> None:
+def draw_text(axes: style.Axes, overlay: Overlay) -> None:
     """Draws the tokens in reading order, the darker the more relevant."""
     axes.set_axis_off()
     axes.set(xlim=(0, 1), ylim=(0, 1))
@@ -178,26 +178,23 @@ def explorer_data(study: StudyResults) -> dict[str, Any] | None:
     """Returns the data of the page's script in JSON's types, or `None` without images to explore."""
     from matplotlib import colormaps
 
-    explore = EXPLORE.of(study)
-    if explore is None or not len(explore.images):
-        return None
-    explored = present(explore.models)
+    explore, explored = EXPLORE.of(study), EXPLORE.present(study)
     models = [model for model in study.models if model.key in explored]
-    if not models:
+    if explore is None or not len(explore.images) or not models:
         return None
     numbers = explore.images
     names = study.dataset.class_names
+    # Predictions are those of the tables, so that the explorer cannot disagree with them.
     labels = study.predictions.labels[numbers]
     predicted = {model.key: study.predictions.models[model.key][numbers] for model in models}
-    changes = {
-        model.key: study.predictions.changes(model.key)[numbers] for model in models if model is not study.zero_shot
-    }
+    changes = {model.key: study.predictions.changes(model.key)[numbers] for model in models if model.key != ZERO_SHOT}
     images = [
         {
             "name": explore.names[row],
             "number": int(number),
             "picture": _picture(explore.pictures[row]),
             "label": int(labels[row]),
+            # Rows of relevancy by class: the script looks them up by the class that is chosen.
             "pairs": np.flatnonzero(explore.pairs[:, 0] == row).tolist(),
             "models": {
                 model.key: {
@@ -227,6 +224,7 @@ def explorer_data(study: StudyResults) -> dict[str, Any] | None:
         }
         for model in models
     ]
+    # Names of these classes alone: a dataset may have thousands.
     classes = np.unique(np.concatenate([explore.pairs[:, 1], *predicted.values()])).tolist()
     return {
         "grid": [study.clip.grid, study.clip.grid],
@@ -255,8 +253,7 @@ def changed_pictures(study: StudyResults, model: ModelFacts) -> list[ChangedPict
     """
     from matplotlib import colormaps
 
-    explore = EXPLORE.of(study)
-    explored = {} if explore is None else present(explore.models)
+    explore, explored = EXPLORE.of(study), EXPLORE.present(study)
     if explore is None or not {ZERO_SHOT, model.key} <= set(explored):
         return []
     names = study.dataset.class_names
@@ -273,6 +270,7 @@ def changed_pictures(study: StudyResults, model: ModelFacts) -> list[ChangedPict
         grey = small.mean(-1, keepdims=True).repeat(times, axis=0).repeat(times, axis=1)
         for each in (study.zero_shot, model):
             heat = heat_map(explored[each.key].relevancy[pair], len(grey), study.clip.grid**2)
+            # As `show_heat` draws it: a figure for each small picture would take long, and have margins.
             alpha = _opacity(heat)[..., None]
             drawn = np.rint((1 - alpha) * grey + 255 * alpha * colormaps[HEAT](heat)[..., :3]).astype(np.uint8)
             predicted = int(study.predictions.models[each.key][number])
@@ -294,6 +292,7 @@ def _picture(pixels: np.ndarray) -> str:
 
 def _packed(array: np.ndarray) -> dict[str, Any]:
     """Encodes an array for the script: bytes, or little-endian 32-bit floats, in base64."""
+    # Little-endian whatever machine made the page, as the typed arrays of browsers are.
     plain = array if array.dtype == np.uint8 else np.asarray(array, "<f4")
     kind = "uint8" if plain.dtype == np.uint8 else "float32"
     data = base64.b64encode(np.ascontiguousarray(plain).tobytes()).decode("ascii")

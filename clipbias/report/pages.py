@@ -9,19 +9,16 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jinja2
 import numpy as np
 import pandas as pd
 
-from clipbias.io import atomic_path, write_text
+from clipbias.io import atomic_path
 from clipbias.report import style
 from clipbias.report.table import Table, unbroken
 from clipbias.terminal import printable
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 @functools.cache
@@ -33,6 +30,7 @@ def captions() -> dict[str, dict[str, str]]:
 def words_of(kind: str, **facts: Any) -> tuple[str, str]:
     """Returns the title and the caption of a kind, with `facts` in their braces."""
     title, caption = (captions()[kind][part].format(**facts) for part in ("title", "caption"))
+    # Captions have line ends in their file, and flow on the page.
     return title, " ".join(caption.split())
 
 
@@ -43,7 +41,7 @@ class CaptionedFigure:
     name: str
     title: str
     caption: str
-    figure: "Figure"
+    figure: style.Figure
     numbers: pd.DataFrame
 
     def save(self, folder: Path) -> tuple[Path, Path, Path]:
@@ -53,7 +51,9 @@ class CaptionedFigure:
         return pdf, png, table
 
 
-def captioned(kind: str, figure: "Figure", numbers: pd.DataFrame, *, name: str = "", **facts: Any) -> CaptionedFigure:
+def captioned(
+    kind: str, figure: style.Figure, numbers: pd.DataFrame, *, name: str = "", **facts: Any
+) -> CaptionedFigure:
     """The figure with the title and the caption of its kind. Its files are named by its kind, or by `name`."""
     return CaptionedFigure(name or kind, *words_of(kind, **facts), figure, numbers)
 
@@ -65,13 +65,12 @@ def file_name(text: str) -> str:
 
 def write_csv(path: Path, numbers: pd.DataFrame) -> None:
     """Writes a table atomically. Numbers keep all their digits; the cell of one that is not finite is left empty."""
+    # Infinity is a number in no spreadsheet.
     with atomic_path(path) as temporary:
         numbers.replace([np.inf, -np.inf], np.nan).to_csv(temporary, index=False, lineterminator="\n")
 
 
 class Picture(NamedTuple):
-    """Saved figure for a page."""
-
     title: str
     caption: str
     number: str  # in the paper, `Fig. 3. `, or ""
@@ -87,7 +86,7 @@ class PageSection:
     title: str
     identifier: str = ""
     pictures: Sequence[Picture] = ()
-    tables: Sequence[Table] = ()
+    tables: Sequence[Table | None] = ()
     groups: Sequence[tuple[str, Sequence[str]]] = ()  # headings with their sentences
     remarks: Sequence[str] = ()
     explorer: Mapping[str, Any] | None = None
@@ -95,11 +94,12 @@ class PageSection:
 
     @property
     def is_empty(self) -> bool:
-        return not (self.pictures or self.tables or self.groups or self.remarks or self.explorer or self.code)
+        return not (self.pictures or any(self.tables) or self.groups or self.remarks or self.explorer or self.code)
 
 
 def save_pictures(figures: Iterable[CaptionedFigure | Sequence[CaptionedFigure] | None], folder: Path) -> list[Picture]:
     """Writes the files of all figures to a folder beside the page. Raises `ClipbiasError` if it cannot."""
+    # A drawing returns a figure, several, or nothing.
     listed = ([each] if isinstance(each, CaptionedFigure) else each or [] for each in figures)
     pictures = []
     for figure in itertools.chain.from_iterable(listed):
@@ -119,12 +119,6 @@ def render(template: str, *, title: str, **content: Any) -> str:
     return _environment().get_template(f"{template}.html.j2").render(title=title, **content)
 
 
-def write_page(path: Path, template: str, *, title: str, **content: Any) -> Path:
-    """Writes a page atomically and returns its path. Raises `ClipbiasError` if it cannot."""
-    write_text(path, render(template, title=title, **content))
-    return path
-
-
 def data_uri(data: bytes | str, kind: str) -> str:
     # Inline, the ids and styles of one SVG would meet those of another.
     encoded = base64.b64encode(data.encode("utf-8") if isinstance(data, str) else data).decode("ascii")
@@ -139,6 +133,7 @@ def _environment() -> jinja2.Environment:
             return value
         return unbroken(printable(value, keep="\n\t\u200c\u200d"))
 
+    # Names come from users: all is escaped. A misspelt name in a template raises, where it would leave an empty place.
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("clipbias.report"),
         autoescape=True,

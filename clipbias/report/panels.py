@@ -6,7 +6,7 @@ interval, NaN without one. The other columns identify the observation, and two o
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -14,10 +14,6 @@ import pandas as pd
 from clipbias.analysis.results import Average
 from clipbias.intervals import Z_95
 from clipbias.report import style
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 # With more points, an interval is a band instead of whiskers.
 _CROWDED = 24
@@ -36,6 +32,7 @@ def tidy(array: Average | np.ndarray, *axes: str, **labels: object) -> pd.DataFr
     places = np.indices(values.shape).reshape(values.ndim, -1) + 1
     frame = pd.DataFrame({**labels, **dict(zip(axes, places, strict=True))}, index=range(values.size))
     frame["value"] = values.ravel()
+    # NaN stays NaN, as of a single sample: such a point is drawn without whiskers.
     arms = Z_95 * np.asarray(error, float).ravel()
     return frame.assign(low=frame["value"] - arms, high=frame["value"] + arms)
 
@@ -48,7 +45,7 @@ def joined(frames: Iterable[pd.DataFrame]) -> pd.DataFrame:
 
 def panels(
     frame: pd.DataFrame,
-    draw: Callable[["Axes", pd.DataFrame], None],
+    draw: Callable[[style.Axes, pd.DataFrame], None],
     *,
     by: tuple[str, str],
     size: tuple[float, float] = (2.2, 1.9),
@@ -61,16 +58,14 @@ def panels(
     widths: Sequence[float] | None = None,
     bottom: float | None = None,
     legend: bool | Mapping[str, Look] = True,
-) -> "Figure":
+) -> style.Figure:
     """Draws a grid of panels, one for each pair of values of two columns, with one legend below.
 
     Args:
-      frame: the numbers.
       draw: draws one panel on its axes from its part of the frame.
       by: the columns whose values are rows and columns of panels; "" for a single row or column.
       size: of a panel in inches.
       names: titles by value. Default: the value.
-      x_label, y_label: of the axes.
       share_x, share_y: panels with one scale, as for `Figure.subplots`.
       wrap: without rows, panels in a line.
       widths: of columns, relative to one another.
@@ -80,6 +75,7 @@ def panels(
     from matplotlib.lines import Line2D
 
     names = names or {}
+    # In the order of appearance, which the caller decides.
     rows, columns = (list(dict.fromkeys(frame[name])) if name else [""] for name in by)
     across = min(wrap or len(columns), len(columns))
     down = len(rows) * -(-len(columns) // across)
@@ -93,6 +89,7 @@ def panels(
             part = frame if number < len(cells) else frame[:0]
             for name, value in zip(by, (row, column), strict=True):
                 part = part[part[name] == value] if name else part
+            # Rows share the titles on top; panels that are wrapped have a title each.
             if column and (wrap or number < across):
                 axes.set_title(names.get(column, str(column)), loc="left")
             if part.empty:
@@ -132,7 +129,7 @@ def groups(part: pd.DataFrame, hue: str, looks: Mapping[Any, Look]) -> Iterator[
 
 
 def lines(
-    axes: "Axes", part: pd.DataFrame, *, x: str, hue: str = "", looks: Mapping[Any, Look], dots: bool = False
+    axes: style.Axes, part: pd.DataFrame, *, x: str, hue: str = "", looks: Mapping[Any, Look], dots: bool = False
 ) -> None:
     """Draws a line along the column `x` for each value of the column `hue`, with intervals.
 
@@ -149,18 +146,14 @@ def lines(
             axes.fill_between(mean.index, mean["low"], mean["high"], color=look["color"], alpha=0.18, lw=0)
         else:
             _whiskers(axes, mean.index, mean["value"], mean["low"], mean["high"], **look)
-    if x == "layer":  # about seven ticks
+    if x == "layer":
         count = int(part[x].max())
-        step = 1 if count <= 6 else math.ceil(count / 6)
-        ticks = [layer for layer in range(1, count + 1) if (layer - 1) % step == 0 or layer == count]
-        if len(ticks) > 1 and ticks[-1] - ticks[-2] < step:
-            del ticks[-2]
-        axes.set_xticks(ticks, list(map(str, ticks)))
+        axes.set_xticks(range(1, count + 1, math.ceil(count / 7)))  # at most seven, from the first layer on
         axes.set_xlim(0.3, count + 0.7)
         axes.grid(axis="x", visible=False)
 
 
-def _whiskers(axes: "Axes", x: Any, y: Any, low: Any, high: Any, *, along: str = "y", **look: Any) -> None:
+def _whiskers(axes: style.Axes, x: Any, y: Any, low: Any, high: Any, *, along: str = "y", **look: Any) -> None:
     # Without any known end, a plain line: `errorbar` would draw caps on the points.
     if np.all(np.isnan(np.asarray(low, float))):
         if look.get("fmt") != "none":
@@ -174,12 +167,13 @@ def _whiskers(axes: "Axes", x: Any, y: Any, low: Any, high: Any, *, along: str =
     axes.errorbar(x, y, **error, **{"elinewidth": 0.8, "capsize": 1.6, "linewidth": 1.2} | look)
 
 
-def bars(axes: "Axes", part: pd.DataFrame, *, category: str, hue: str, looks: Mapping[Any, Look]) -> None:
+def bars(axes: style.Axes, part: pd.DataFrame, *, category: str, hue: str, looks: Mapping[Any, Look]) -> None:
     """Draws horizontal bars from 0 with intervals, with their numbers to the right of the panel.
 
     Each value of the column `category` has a place on the y axis, the first on top, with a bar for each of `hue`.
     """
     places = {name: place for place, name in enumerate(dict.fromkeys(part[category]))}
+    # Less than 1, so that a gap parts categories.
     height = 0.78 / sum((part[hue] == value).any() for value in looks)
     for _, row in part.iterrows():
         of_place = part.loc[part[category] == row[category], hue].to_list()
@@ -200,7 +194,7 @@ def bars(axes: "Axes", part: pd.DataFrame, *, category: str, hue: str, looks: Ma
 
 
 def points(
-    axes: "Axes",
+    axes: style.Axes,
     part: pd.DataFrame,
     *,
     category: str,
@@ -217,11 +211,12 @@ def points(
     shown = list(groups(part, hue, looks))
     for number, (of_hue, look) in enumerate(shown):
         y = [names.index(name) + step * (number - (len(shown) - 1) / 2) for name in of_hue[category]]
+        # Points of different categories make no line.
         _whiskers(axes, of_hue["value"], y, of_hue["low"], of_hue["high"], along="x", **look | {"linestyle": ""})
     category_ticks(axes, names)
 
 
-def category_ticks(axes: "Axes", names: Sequence[str]) -> None:
+def category_ticks(axes: style.Axes, names: Sequence[str]) -> None:
     """Writes a name at each place of the y axis, the first on top."""
     axes.set_yticks(range(len(names)), names)
     axes.tick_params(axis="y", length=0)
@@ -229,6 +224,6 @@ def category_ticks(axes: "Axes", names: Sequence[str]) -> None:
     axes.grid(axis="y", visible=False)
 
 
-def level(axes: "Axes", value: float, axis: str = "y") -> None:
+def level(axes: style.Axes, value: float, axis: str = "y") -> None:
     """Draws a dotted line at a reference value."""
     (axes.axhline if axis == "y" else axes.axvline)(value, color=style.GREY, linewidth=0.8, linestyle=":")

@@ -28,8 +28,6 @@ _MOST_NAMED = 60  # classes whose names fit beside the picture
 
 @dataclasses.dataclass(frozen=True)
 class Answers:
-    """Predictions of one model."""
-
     labels: np.ndarray  # true class numbers, int `[n]`
     predicted: np.ndarray  # class numbers, int `[n]`; -1 for an unreadable image, which counts nowhere
     class_names: Sequence[str]  # `[C]`
@@ -72,6 +70,7 @@ def confusion_figure(answers: Answers, what: str) -> CaptionedFigure:
     shares = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     named = len(names) <= _MOST_NAMED
     with style.styled():
+        # The figure grows with its names, so that the matrix keeps its size.
         longest = max(map(len, names), default=0) if named else 0
         side = max(2.4, 0.17 * len(names)) if named else 6.0
         figure = style.new_figure(side + 1.3 + 0.065 * longest, side + 0.6 + 0.065 * longest)
@@ -80,6 +79,7 @@ def confusion_figure(answers: Answers, what: str) -> CaptionedFigure:
         if named:
             axes.set_xticks(range(len(names)), names, rotation=90, fontsize=6.5)
             axes.set_yticks(range(len(names)), names, fontsize=6.5)
+        # Lines of a grid would hide small cells.
         axes.grid(False)
         axes.set(xlabel="predicted class", ylabel="true class")
         bar = figure.colorbar(picture, ax=axes, fraction=0.04, pad=0.02)
@@ -91,6 +91,7 @@ def confusion_figure(answers: Answers, what: str) -> CaptionedFigure:
         + (f", without {unread:,} that could not be read." if unread else ".")
         + ("" if named else " Classes are in the dataset's order.")
     )
+    # Most pairs of classes are never confused: the file has those that are.
     rows = [
         (answers.class_names[true], answers.class_names[answer], int(counts[true, answer]))
         for true, answer in np.argwhere(counts)
@@ -119,6 +120,7 @@ def write_class_table(folder: Path) -> None:
     """Writes `classes.csv` for all evaluations in `predictions/` of a run's folder; warns of damaged files."""
     tables = {}
     for path in sorted((folder / "predictions").glob("*.npz")):
+        # A damaged file does not cost the table of all others.
         try:
             tables[path.stem] = Answers.read(path).frame()
         except ClipbiasError as error:

@@ -1,6 +1,6 @@
 """The figure of the rank curve."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
@@ -12,9 +12,6 @@ from clipbias.report import style
 from clipbias.report.drawings import Drawing
 from clipbias.report.pages import CaptionedFigure, captioned
 from clipbias.report.panels import lines, panels
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 # Places on the x axis: by class, each rank, the ceiling.
 RANK_PLACES = ("by class", *map(str, RANKS), "itself")
@@ -56,7 +53,7 @@ def rank_figure(study: StudyResults) -> CaptionedFigure | None:
     if numbers.empty:
         return None
 
-    def draw(axes: "Axes", part: pd.DataFrame) -> None:
+    def draw(axes: style.Axes, part: pd.DataFrame) -> None:
         lines(axes, part, x="place", hue="student", looks=_LOOKS)
         axes.set_xticks(range(len(RANK_PLACES)), RANK_PLACES, rotation=45, ha="right")
 

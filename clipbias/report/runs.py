@@ -97,6 +97,7 @@ def read_workdir(folder: str | Path) -> Workdir:
         summary["progress"] = f"{done} of {counted(expected, 'run')}" if expected else counted(done, "run")
         summary["learning_rate"] = sorted({row.get("learning_rate") for row in entries} - {None})
     elif summary["binary"] == "explain":
+        # A study of several datasets has a folder for each, a study of one dataset has this one.
         folders = [path / name.replace("/", "_") for name in config.get("datasets") or ()] or [path]
         studies = [study for inside in folders if (study := _read_object(inside / "results.json"))]
         for study in studies:
@@ -133,6 +134,7 @@ def _results(row: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(values["parameters"], dict):  # of a study, by tower
         values["parameters"] = values["parameters"].get("total")
     accuracy, images = row.get("accuracy"), row.get("images")
+    # An error without the number of images would be a guess.
     error: Any = None
     if several := row.get("accuracies"):
         counts = row.get("tested_images") or {}
@@ -179,6 +181,7 @@ def _settings(config: Mapping[str, Any], environment: Mapping[str, Any]) -> dict
 def differences(workdirs: Sequence[Workdir]) -> dict[str, list[Any]]:
     """Returns the settings in which folders differ, `{"method_options.depth": value per folder}`; `None` if absent."""
     keys = sorted({key for workdir in workdirs for key in workdir.settings})
+    # Versions differ in their settings: one that a folder lacks counts as `None`.
     values = {key: [workdir.settings.get(key) for workdir in workdirs] for key in keys}
     return {key: each for key, each in values.items() if any(value != each[0] for value in each)}
 
@@ -217,6 +220,7 @@ def _in_words(value: object, *, form: str = "{}") -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {_in_words(item, form=form)}" for key, item in value.items())
     if isinstance(value, list):
+        # A terminal is narrow, and a sweep has hundreds of values.
         few = len(value) <= _MOST_IN_A_CELL
         return ", ".join(_in_words(item, form=form) for item in value) if few else f"{len(value)} values"
     return str(value) if isinstance(value, bool | str) else form.format(value)

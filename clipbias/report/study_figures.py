@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,8 +11,8 @@ import pandas as pd
 from clipbias.analysis.attention import DECOMPOSITION, TEXT_ATTENTION, VISION_ATTENTION
 from clipbias.analysis.dataset_sections import GROUPS, RELEVANCY, VISION_TYPES, RelevancyGroups
 from clipbias.analysis.faithfulness import FAITHFULNESS, MAPS
-from clipbias.analysis.pictures import EXAMPLES, SIMILARITY, Similarity
-from clipbias.analysis.results import TEXT_TYPES, ModelFacts, StudyResults, present
+from clipbias.analysis.pictures import EXAMPLES, SIMILARITY
+from clipbias.analysis.results import TEXT_TYPES, StudyResults
 from clipbias.report import style
 from clipbias.report.drawings import Drawing
 from clipbias.report.names import TYPE_NAMES, dataset_name
@@ -22,9 +22,6 @@ from clipbias.report.panels import bars, joined, level, lines, panels, points, t
 from clipbias.report.table import Table
 from clipbias.sentences import counted
 from clipbias.terminal import printable
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 MAP_NAMES = {
     "relevancy": "relevancy",
@@ -66,24 +63,19 @@ _FIRST = {"positive": "most", "negative": "least"}
 _BY_MODEL: dict[str, Any] = {"by": ("", "model"), "wrap": 4, "x_label": "layer", "share_y": True}
 
 
-def counts_of(labels: Mapping[str, str], counts: Mapping[str, int]) -> str:
+def counts_of(study: StudyResults, counts: Mapping[str, int]) -> str:
     """Writes labels and counts by key: `IVLP: 27 images; Bias tuning: 24 images`."""
-    return "; ".join(f"{labels[key]}: {counted(count, 'image')}" for key, count in counts.items())
-
-
-def labels_of(models: Iterable[ModelFacts]) -> dict[str, str]:
-    return {model.key: model.label for model in models}
+    return "; ".join(f"{study.labels[key]}: {counted(count, 'image')}" for key, count in counts.items())
 
 
 def decomposition_figure(study: StudyResults) -> CaptionedFigure | None:
     """Draws Fig. 1: in every layer the attention to prompts, and the size and constancy of their part of the output."""
-    labels = labels_of(study.models)
     looks = dict(_SERIES)
     frames = []
     counts = []
-    for key, decomposition in present(DECOMPOSITION.of(study)).items():
+    for key, decomposition in DECOMPOSITION.present(study).items():
         for name, tower in decomposition.towers.items():
-            row = f"{labels[key]}, {name}"
+            row = f"{study.labels[key]}, {name}"
             counts.append(f"{row}: {counted(tower.count, 'image' if name == 'vision' else 'class')}")
             place = {"model": key, "tower": name, "row": row, "depth": tower.depth}
             frames.append(tidy(tower.prompt_mass, "layer", "head", **place, panel=_MASS, series="prompt_mass"))
@@ -94,20 +86,22 @@ def decomposition_figure(study: StudyResults) -> CaptionedFigure | None:
                 tidy(tower.constancy, "layer", **place, panel=_CONSTANCY, series="constancy"),
                 tidy(tower.bias_likeness, "layer", **place, panel=_CONSTANCY, series="bias_likeness"),
             ]
+            # The first two colours are those of zero-shot and of the tuned model.
             for number, bias in enumerate(sorted(tower.bias_cosine)):
                 series = f"bias_cosine/{bias}"
-                label = f"cosine to {labels.get(bias, bias)}"
+                label = f"cosine to {study.labels.get(bias, bias)}"
                 looks[series] = {"color": style.COLOURS[2 + number], "marker": "D", "ms": 3, "label": label}
                 frames.append(tidy(tower.bias_cosine[bias], "layer", **place, panel=_COSINE, series=series))
     frame = joined(frames)
     if frame.empty:
         return None
 
-    def draw(axes: "Axes", part: pd.DataFrame) -> None:
+    def draw(axes: style.Axes, part: pd.DataFrame) -> None:
         lines(axes, part, x="layer", hue="series", looks=looks, dots=True)
         panel = part["panel"].iloc[0]
         last = part["layer"].max()
         depth = part["depth"].iloc[0]
+        # Shares that are corrected for chance may fall below 0.
         low = min(0.0, float(part["value"].min()))
         if panel == _COSINE:
             low = -1.0
@@ -132,26 +126,26 @@ DRAWING_OF_DECOMPOSITION = Drawing(
 
 def text_attention_figure(study: StudyResults) -> CaptionedFigure | None:
     """Draws Fig. 4: the EOS row's attention by token type."""
-    results = present(TEXT_ATTENTION.of(study))
+    results = TEXT_ATTENTION.present(study)
     frame = joined(tidy(result.shares, "layer", "head", "type", model=key) for key, result in results.items())
     if frame.empty:
         return None
+    # `tidy` numbers types from 1.
     frame["type"] = frame["type"].map(lambda number: TEXT_TYPES[number - 1])
     # Types that a text does not have, such as prompts of zero-shot, would be lines at 0.
     used = frame[frame.groupby(["model", "type"])["value"].transform("max") > 0]
 
-    def draw(axes: "Axes", part: pd.DataFrame) -> None:
+    def draw(axes: style.Axes, part: pd.DataFrame) -> None:
         lines(axes, part, x="layer", hue="type", looks=_TYPE_LOOKS)
         axes.set_ylim(-0.02, 1.02)
 
-    labels = labels_of(study.models)
-    figure = panels(used, draw, names=labels, y_label="share of attention", **_BY_MODEL)
+    figure = panels(used, draw, names=study.labels, y_label="share of attention", **_BY_MODEL)
     return captioned(
         "fig4_text_attention",
         figure,
         frame,
         counts=counted(max(result.count for result in results.values()), "class"),
-        texts="; ".join(f"{labels[key]} “{result.text}”" for key, result in results.items()),
+        texts="; ".join(f"{study.labels[key]} “{result.text}”" for key, result in results.items()),
     )
 
 
@@ -162,13 +156,12 @@ DRAWING_OF_TEXT_ATTENTION = Drawing(
 
 def vision_attention_figure(study: StudyResults) -> CaptionedFigure | None:
     """Draws Fig. 5: attention distance and entropies, a row for each model and variant."""
-    results = present(VISION_ATTENTION.of(study))
-    labels = labels_of(study.models)
+    results = VISION_ATTENTION.present(study)
     frame = joined(
         tidy(
             number,
             *("layer", "head"),
-            row=labels[key] + _VARIANTS[variant],
+            row=study.labels[key] + _VARIANTS[variant],
             model=key,
             variant=variant,
             quantity=quantity,
@@ -183,16 +176,18 @@ def vision_attention_figure(study: StudyResults) -> CaptionedFigure | None:
     original = frame[frame["model"] == zero_shot]
     clip = study.clip
 
-    def draw(axes: "Axes", part: pd.DataFrame) -> None:
+    def draw(axes: style.Axes, part: pd.DataFrame) -> None:
         quantity = part["quantity"].iloc[0]
         tuned = part["model"].iloc[0] != zero_shot
         name = "tuned" if tuned else "zero-shot"
         look = {"color": style.TUNED if tuned else style.UNTUNED, "label": f"{name}, mean over heads"}
         lines(axes, part, x="layer", looks={"": look}, dots=True)
         if tuned:
+            # In every panel, so that a change is seen without a look at another row.
             mean = original[original["quantity"] == quantity].groupby("layer")["value"].mean()
             axes.plot(mean.index, mean, color=style.UNTUNED, linestyle=style.DASHED, lw=1, label="zero-shot's again")
         if quantity != "distance":
+            # Uniform attention to all tokens has the largest entropy.
             level(axes, math.log(clip.tokens))
 
     by = ("row", "quantity")
@@ -218,20 +213,18 @@ DRAWING_OF_VISION_ATTENTION = Drawing(
 
 def correlation_figure(study: StudyResults) -> CaptionedFigure | None:
     """Draws the rank correlation of `[cls]` attention and similarity to the prompts by layer."""
-    similarity = SIMILARITY.of(study)
-    results = present(similarity.models if similarity else None)
+    results = SIMILARITY.present(study)
     frame = joined(tidy(result.rank_correlation, "layer", model=key) for key, result in results.items())
     if frame.empty:
         return None
 
-    def draw(axes: "Axes", part: pd.DataFrame) -> None:
+    def draw(axes: style.Axes, part: pd.DataFrame) -> None:
         level(axes, 0)
         lines(axes, part, x="layer", looks={"": {"color": style.TUNED, "marker": "o"}})
         axes.set_ylim(-1, 1)
 
-    labels = labels_of(study.models)
-    figure = panels(frame, draw, names=labels, y_label="rank correlation", legend=False, **_BY_MODEL)
-    counts = counts_of(labels, {key: result.count for key, result in results.items()})
+    figure = panels(frame, draw, names=study.labels, y_label="rank correlation", legend=False, **_BY_MODEL)
+    counts = counts_of(study, {key: result.count for key, result in results.items()})
     return captioned("fig6_rank_correlation", figure, frame, counts=counts)
 
 
@@ -241,7 +234,7 @@ def faithfulness_figure(study: StudyResults) -> CaptionedFigure | None:
     if faithfulness is None:
         return None
     removed = 100 * faithfulness.fractions
-    results = present(faithfulness.models)
+    results = FAITHFULNESS.present(study)
     frames = []
     for key, result in results.items():
         for direction, first in _FIRST.items():
@@ -250,32 +243,30 @@ def faithfulness_figure(study: StudyResults) -> CaptionedFigure | None:
                 place["panel"] = f"{first} relevant first,\nmap of {target} class"
                 for name in MAPS:
                     curve = result.maps[name][direction][target].accuracy
+                    # `tidy` counts steps; the axis is the share of removed patches.
                     frames.append(tidy(100 * np.asarray(curve), "removed", map=name, **place).assign(removed=removed))
     frame = joined(frames)
     if frame.empty:
         return None
 
-    def draw(axes: "Axes", part: pd.DataFrame) -> None:
+    def draw(axes: style.Axes, part: pd.DataFrame) -> None:
         lines(axes, part, x="removed", hue="map", looks=_MAP_LOOKS)
 
-    labels = labels_of(study.models)
     axis: dict[str, Any] = {"x_label": "patches removed (%)", "y_label": "accuracy (%)", "bottom": 0}
-    figure = panels(frame, draw, by=("model", "panel"), names=labels, **axis)
-    counts = counts_of(labels, {key: result.count for key, result in results.items()})
+    figure = panels(frame, draw, by=("model", "panel"), names=study.labels, **axis)
+    counts = counts_of(study, {key: result.count for key, result in results.items()})
     numbers = frame.drop(columns=["panel", "low", "high"])
     return captioned("faithfulness", figure, numbers, dataset=study.dataset.name, counts=counts)
 
 
 def area_table(study: StudyResults) -> Table | None:
     """Makes the table of areas under the curves of the perturbation test, in percent."""
-    labels = labels_of(study.models)
     targets = ("predicted", "true")
     rows = []
-    faithfulness = FAITHFULNESS.of(study)
-    for key, result in present(faithfulness.models if faithfulness else None).items():
+    for key, result in FAITHFULNESS.present(study).items():
         for name, curves in ((name, result.maps[name]) for name in MAPS):
             areas = [curves[direction][target].area for direction in _FIRST for target in targets]
-            rows.append((labels[key], MAP_NAMES[name], *(f"{100 * area:.1f}" for area in areas)))
+            rows.append((study.labels[key], MAP_NAMES[name], *(f"{100 * area:.1f}" for area in areas)))
     heads = [f"{first.capitalize()} first, {target}" for first in _FIRST.values() for target in targets]
     return Table(*words_of("areas_table"), ("Model", "Map", *heads), rows, words={1}) if rows else None
 
@@ -328,6 +319,7 @@ def relevancy_frame(
     for side in SIDES:
         place = {"model": key, "group": group, "side": side}
         tokens = tidy(getattr(getattr(averaged, part), side), "index", **place)
+        # `tidy` counts from 1, tokens from 0.
         tokens["index"] -= 1
         if part == "text":
             known = getattr(result, side).index_types[: len(tokens)]
@@ -335,6 +327,7 @@ def relevancy_frame(
             # Texts differ in length: the padding behind the longest one is not drawn.
             tokens = tokens[: 1 + int(np.flatnonzero(tokens["value"]).max(initial=0))].assign(panel="tokens")
         else:
+            # Patches come first; zero-shot has nothing behind them.
             prompts = tokens["index"] >= study.clip.patches
             tokens["type"] = prompts.map(VISION_TYPES.__getitem__)
             tokens["panel"] = np.where(prompts, "prompts", "tokens")
@@ -346,8 +339,7 @@ def relevancy_frame(
 
 def relevancy_figure(study: StudyResults, part: str) -> CaptionedFigure | None:
     """Draws Fig. 2 ("text") or 3 ("vision"): relevancy by token, its sums by token type, and patches as maps."""
-    results = present(RELEVANCY.of(study))
-    labels = labels_of(study.tuned)
+    results = RELEVANCY.present(study)
     frame = joined(relevancy_frame(study, key, result, part) for key, result in results.items())
     if frame.empty:
         return None
@@ -356,7 +348,7 @@ def relevancy_figure(study: StudyResults, part: str) -> CaptionedFigure | None:
     if part == "vision":
         maps = joined(frame[tokens & (frame["side"] == side)].assign(panel=side) for side in SIDES)
 
-    def draw(axes: "Axes", shown: pd.DataFrame) -> None:
+    def draw(axes: style.Axes, shown: pd.DataFrame) -> None:
         of_model, panel = frame[frame["model"] == shown["model"].iloc[0]], shown["panel"].iloc[0]
         if panel not in SIDES:
             _draw(axes, shown)
@@ -372,6 +364,7 @@ def relevancy_figure(study: StudyResults, part: str) -> CaptionedFigure | None:
 
     layout = _LAYOUTS[part]
     laid_out = joined([frame, maps])
+    # Panels come in the order in which they appear.
     laid_out = laid_out.sort_values("panel", key=lambda panel: panel.map(list(layout).index), kind="stable")
     figure = panels(
         laid_out,
@@ -379,12 +372,12 @@ def relevancy_figure(study: StudyResults, part: str) -> CaptionedFigure | None:
         by=("model", "panel"),
         size=(3.2, 1.8) if part == "text" else (1.85, 2.0),
         widths=[layout[name][1] for name in dict.fromkeys(laid_out["panel"])],
-        names=labels | {name: title for name, (title, _) in layout.items()},
+        names=study.labels | {name: title for name, (title, _) in layout.items()},
         y_label="relevancy",
         share_x=False,
         share_y=False,
     )
-    counts = counts_of(labels, {key: result.corrected_count for key, result in results.items()})
+    counts = counts_of(study, {key: result.corrected_count for key, result in results.items()})
     texts = zero_shot_text(results.values())
     return captioned(f"{_FIGURES[part]}_relevancy", figure, frame, what=_THINGS[part], counts=counts, text=texts)
 
@@ -393,13 +386,14 @@ text_relevancy_figure = functools.partial(relevancy_figure, part="text")
 vision_relevancy_figure = functools.partial(relevancy_figure, part="vision")
 
 
-def _draw(axes: "Axes", part: pd.DataFrame) -> None:
+def _draw(axes: style.Axes, part: pd.DataFrame) -> None:
     if part["panel"].iloc[0] == "types":
         bars(axes, part, category="type", hue="side", looks=_BARS)
         return
     # SOS has most of the relevancy: beside it the other tokens are hard to see. Its number is among the sums by type.
     shown = part[part["type"] != "sos"]
     lines(axes, shown, x="index", hue="side", looks=SIDES)
+    # Shaded, since prompts of texts stand among words.
     for index in shown.loc[shown["type"].isin(("prompt", "prompts")) & (shown["side"] == "tuned"), "index"]:
         axes.axvspan(index - 0.5, index + 0.5, color=style.TUNED, alpha=0.08, lw=0)
     axes.set_ylim(bottom=0)
@@ -413,13 +407,13 @@ def zero_shot_text(results: Iterable[RelevancyGroups]) -> str:
 
 def relevancy_groups_figure(study: StudyResults) -> CaptionedFigure | None:
     """Draws relevancy by token type, and its change over patches, over corrected images, the control, and all."""
-    results = {key: result for key, result in present(RELEVANCY.of(study)).items() if result.groups}
-    labels = labels_of(study.tuned)
+    results = {key: result for key, result in RELEVANCY.present(study).items() if result.groups}
     frames = []
     counts = []
     for key, result in results.items():
         of_groups = []
         for group, averaged in result.groups.items():
+            # Groups have different numbers of images, so the caption says how many.
             of_groups.append(f"{_GROUPS[group][0]} {counted(averaged.count, 'image')}")
             for part in _TYPES:
                 frame = relevancy_frame(study, key, result, part, group)
@@ -429,27 +423,31 @@ def relevancy_groups_figure(study: StudyResults) -> CaptionedFigure | None:
                 tidy(averaged.order, "index", type="rank correlation", **place),
                 tidy(averaged.variation, "index", type="total variation", **place),
             ]
-        counts.append(f"{labels[key]}: {', '.join(of_groups)}")
+        counts.append(f"{study.labels[key]}: {', '.join(of_groups)}")
     frame = joined(frames)
     if frame.empty:
         return None
     frame["series"] = frame["group"] + " " + frame["side"]
     sides = {"zero_shot": style.UNTUNED, "tuned": style.TUNED, "": style.BLACK}
+    # Without labels: the legend names groups and models, not all their pairs.
     looks: dict[str, Any] = {
         f"{group} {side}": {"color": colour, "marker": _GROUPS[group][1], "ms": 3.5, "label": None}
         for group in GROUPS
         for side, colour in sides.items()
     }
+    # Groups differ in their marker and models in their colour: the legend explains both apart.
     legend: dict[str, Any] = {
         name: {"color": style.GREY, "marker": marker, "linestyle": ""} for name, marker in _GROUPS.values()
     }
     legend |= {SIDES[side]["label"]: {"color": sides[side], "linewidth": 3} for side in SIDES}
 
-    def draw(axes: "Axes", part: pd.DataFrame) -> None:
+    def draw(axes: style.Axes, part: pd.DataFrame) -> None:
         points(axes, part, category="type", hue="series", looks=looks, step=0.13)
 
     by = ("model", "panel")
-    figure = panels(frame, draw, by=by, legend=legend, names=labels, size=(2.7, 2.2), share_x=False, share_y=False)
+    figure = panels(
+        frame, draw, by=by, legend=legend, names=study.labels, size=(2.7, 2.2), share_x=False, share_y=False
+    )
     numbers = frame.drop(columns=["series", "index"])
     text = zero_shot_text(results.values())
     return captioned("relevancy_groups", figure, numbers, counts="; ".join(counts), text=text)
@@ -470,8 +468,9 @@ def dataset_figures(studies: Sequence[StudyResults], key: str, label: str) -> li
         frames = []
         texts = []
         for study in studies:
-            result = present(RELEVANCY.of(study)).get(key)
+            result = RELEVANCY.present(study).get(key)
             if result is not None and result.corrected_count:
+                # Corrected images may be few, and their number differs by dataset.
                 title = f"{dataset_name(study.dataset.name)} (n = {result.corrected_count})"
                 frame = relevancy_frame(study, key, result, part)
                 frames.append(frame.assign(dataset=study.dataset.name, title=title))
@@ -480,6 +479,7 @@ def dataset_figures(studies: Sequence[StudyResults], key: str, label: str) -> li
         if frame.empty:
             continue
         figure = panels(
+            # Patches and prompts share a panel here; `_draw` shades the prompts.
             frame[frame["panel"] != "types"].assign(panel="tokens"),
             _draw,
             by=("", "title"),
@@ -512,11 +512,7 @@ _SIDE = 0.82  # inches of a map
 
 def similarity_figures(study: StudyResults) -> list[CaptionedFigure]:
     """Draws Fig. 6: maps of each tuned model, and their rank correlation over the dataset."""
-    similarity = SIMILARITY.of(study)
-    if similarity is None:
-        return []
-    labels = labels_of(study.tuned)
-    figures = [_similarity_figure(study, similarity, key, labels[key]) for key in present(similarity.models)]
+    figures = [_similarity_figure(study, key) for key in SIMILARITY.present(study)]
     correlation = correlation_figure(study)
     return figures if correlation is None else [*figures, correlation]
 
@@ -526,12 +522,16 @@ DRAWING_OF_SIMILARITY = Drawing(
 )
 
 
-def _similarity_figure(study: StudyResults, similarity: Similarity, key: str, label: str) -> CaptionedFigure:
+def _similarity_figure(study: StudyResults, key: str) -> CaptionedFigure:
+    similarity = SIMILARITY.of(study)
+    assert similarity is not None
     images, rotations, depths = similarity.pictures, similarity.rotations, similarity.layers
-    assert images is not None and rotations is not None and depths is not None
-    result = present(similarity.models)[key]
+    assert images is not None and rotations is not None and depths is not None, "a model has maps"
+    result = SIMILARITY.present(study)[key]
     maps = {name: getattr(result, name) for name in _ROWS}
+    # Not by `panels`: cells hold pictures instead of numbers, and blocks of cells stand side by side.
     shown = min(_PICTURES, len(images))
+    # The picture itself stands before its maps.
     columns = 1 + len(depths)
     across = min(_ACROSS, shown)
     down = -(-shown // across)
@@ -568,7 +568,7 @@ def _similarity_figure(study: StudyResults, similarity: Similarity, key: str, la
         figure,
         joined(frames).drop(columns=["low", "high"]),
         name=f"fig6_similarity_{file_name(key)}",
-        label=label,
+        label=study.labels[key],
         dataset=study.dataset.name,
         shown=shown,
         counts=counted(len(images), "picture"),
@@ -580,9 +580,9 @@ def examples_figure(study: StudyResults) -> CaptionedFigure | None:
     examples = EXAMPLES.of(study)
     if examples is None or not len(examples.pictures):
         return None
-    labels = labels_of(study.models)
+    labels = study.labels
     classes = study.dataset.class_names
-    models = present(examples.models)
+    models = EXAMPLES.present(study)
     overlays: list[list[Overlay]] = []
     frames = []
     for picture, label in enumerate(map(int, examples.labels)):

@@ -16,18 +16,19 @@ import pandas as pd
 from clipbias.analysis.causal_section import CAUSAL
 from clipbias.analysis.dataset_sections import PREDICTIONS
 from clipbias.analysis.observations import OBSERVATIONS
-from clipbias.analysis.results import MethodResult, ModelFacts, StudyResults, present
+from clipbias.analysis.results import MethodResult, ModelFacts, StudyResults
 from clipbias.analysis.results_file import load_results
 from clipbias.analysis.sections import all_sections
 from clipbias.analysis.verdict import headline
 from clipbias.analysis.words import PROMPT_WORDS
 from clipbias.errors import ClipbiasError
 from clipbias.intervals import by_reason, with_interval
+from clipbias.io import write_text
 from clipbias.report import pages, verdict
 from clipbias.report.drawings import Drawing, all_drawings
 from clipbias.report.names import dataset_name, ordered_datasets
-from clipbias.report.overlay import changed_pictures
-from clipbias.report.study_figures import dataset_figures, labels_of
+from clipbias.report.overlay import ChangedPicture, changed_pictures
+from clipbias.report.study_figures import dataset_figures
 from clipbias.report.table import MISSING, Table
 from clipbias.sentences import counted
 
@@ -49,17 +50,11 @@ def write_report(
     """
     study = load_results(results_folder)
     output = Path(output_folder)
-    groups = [(method.label, method_sentences(study, method)) for method in study.methods]
-
-    every = (
-        verdict.verdict_table(study, study.methods),
-        verdict.seed_table(study),
-        verdict.towers_table(study.methods),
-    )
-    tables = [table for table in every if table]
+    verdicts = _verdicts(study, CAUSAL.title)
+    tables = [*verdicts.tables, verdict.seed_table(study), verdict.towers_table(study.methods)]
     figures = [verdict.overview_figure([study]), verdict.reading_figure([study])]
     pictures = pages.save_pictures(figures, output / FIGURES)
-    sections = [pages.PageSection(CAUSAL.title, CAUSAL.name, pictures=pictures, tables=tables, groups=groups)]
+    sections = [dataclasses.replace(verdicts, identifier=CAUSAL.name, pictures=pictures, tables=tables)]
     drawings = all_drawings()
     for number, drawing in enumerate(drawings, start=1):
         advance("drawing the report", number, len(drawings))
@@ -69,7 +64,7 @@ def write_report(
                     drawing.section.title,
                     drawing.section.name,
                     pictures=pages.save_pictures([draw(study) for draw in drawing.figures], output / FIGURES),
-                    tables=[table for draw in drawing.tables if (table := draw(study))],
+                    tables=[draw(study) for draw in drawing.tables],
                     explorer=drawing.explorer(study),
                 )
             )
@@ -81,17 +76,14 @@ def write_report(
     )
     # The methods with the largest gains are at the top, the largest first.
     gains = {method.label: method.numbers.accuracy.gain.value for method in study.methods if method.numbers}
+    # A method without the causal test counts as without a gain.
     largest = sorted(study.methods, key=lambda method: -gains.get(method.label, 0.0))
     first = [
         {"name": method.label, "headline": headline(method), "facts": verdict.facts(study, method)}
         for method in largest[:MOST_METHODS]
     ]
-    ordered = (model for method in largest for model in study.tuned if model.key in method.models)
-    # The first model that has any: drawing them takes time.
-    strips = ((strip, _changes(study, model)) for model in ordered if (strip := changed_pictures(study, model)))
-    strip, strip_words = next(strips, ([], ""))
-    return pages.write_page(
-        output / REPORT,
+    strip, strip_words = _strip(study, [model for each in largest for model in study.tuned if model.key in each.models])
+    page = pages.render(
         "report",
         title=f"Why does tuning help on {dataset_name(study.dataset.name)}?",
         basis=_basis(study),
@@ -100,16 +92,29 @@ def write_report(
         strip_words=strip_words,
         sections=sections,
     )
+    write_text(output / REPORT, page)
+    return output / REPORT
 
 
-def _changes(study: StudyResults, model: ModelFacts) -> str:
-    """Says how many predictions a tuned model changed, of which the first page shows some."""
-    corrected, broken = (int((study.predictions.changes(model.key) == change).sum()) for change in (0, 1))
-    return f"Some of the {corrected:,} pictures that {model.label} corrected and the {broken:,} that it broke."
+def _verdicts(study: StudyResults, title: str) -> pages.PageSection:
+    """Makes the section of a study's verdicts: its table, and its sentences by method."""
+    groups = [(method.label, method_sentences(study, method)) for method in study.methods]
+    return pages.PageSection(title, tables=[verdict.verdict_table(study, study.methods)], groups=groups)
+
+
+def _strip(study: StudyResults, models: Iterable[ModelFacts]) -> tuple[list[ChangedPicture], str]:
+    """Returns pictures whose prediction changed, and a sentence, of the first model that has any."""
+    for model in models:
+        if pictures := changed_pictures(study, model):
+            corrected, broken = (int((study.predictions.changes(model.key) == change).sum()) for change in (0, 1))
+            words = f"Some of the {corrected:,} pictures that {model.label} corrected and the {broken:,} that it broke."
+            return pictures, words
+    return [], ""
 
 
 def _basis(study: StudyResults) -> str:
     """Says which images the numbers are of: accuracies may be of more images than the causal test."""
+    # The causal test may have fewer images than the accuracy.
     tested = {method.images for method in study.methods if method.numbers is not None}
     basis = f"{counted(study.dataset.images, 'image')} of the {study.dataset.split} split. Zero-shot CLIP: "
     basis += f"{study.zero_shot.accuracy:.1f} %."
@@ -138,10 +143,10 @@ def _missing(study: StudyResults, drawn: set[str]) -> list[str]:
         name = drawing.section.name
         if name in study.sections and name not in drawn:
             sentences.append(f"{title(name)}: {drawing.nothing}.")
-    labels = labels_of(study.models)
     for name in study.sections:
-        reasons = by_reason((labels[key], reason) for key, reason in study.why_missing(name).items())
+        reasons = by_reason((study.labels[key], reason) for key, reason in study.why_missing(name).items())
         sentences += [f"{title(name)}, {line}" for line in reasons]
+    # Sections may leave out models for the same reason.
     return list(dict.fromkeys(sentences))
 
 
@@ -157,6 +162,7 @@ def _models(study: StudyResults) -> Table:
 
 
 def _config(study: StudyResults) -> str:
+    # What a reader needs to run the study again, in the words of its settings.
     facts = {
         "checkpoint": dataclasses.asdict(study.clip),
         "models": [
@@ -184,11 +190,8 @@ def write_overview(results_folders: Sequence[str | os.PathLike], output_folder: 
     output = Path(output_folder)
     figures = [verdict.overview_figure(ordered), verdict.reading_figure(ordered)]
     overview = pages.save_pictures(figures, output / FIGURES)
-    sections = []
-    for study, name in zip(ordered, names, strict=True):
-        table = verdict.verdict_table(study, study.methods)
-        groups = [(method.label, method_sentences(study, method)) for method in study.methods]
-        sections.append(pages.PageSection(f"Verdicts on {name}", tables=[table] if table else [], groups=groups))
+    sections = [_verdicts(study, f"Verdicts on {name}") for study, name in zip(ordered, names, strict=True)]
+    # By key: a model of several datasets has a figure with a panel for each.
     for key, label in {model.key: model.label for study in ordered for model in study.tuned}.items():
         pictures = pages.save_pictures(dataset_figures(ordered, key, label), output / FIGURES)
         sections.append(pages.PageSection(f"Relevancy: {label}", pictures=pictures))
@@ -200,8 +203,7 @@ def write_overview(results_folders: Sequence[str | os.PathLike], output_folder: 
         if path.is_file():
             # Relative links: a folder with reports and overview can be moved, and opened from any disk.
             reports.append((name, Path(os.path.relpath(path, output)).as_posix()))
-    return pages.write_page(
-        output / OVERVIEW,
+    page = pages.render(
         "overview",
         title=f"Why does tuning help on {counted(len(ordered), 'dataset')}?",
         datasets=names,
@@ -210,6 +212,8 @@ def write_overview(results_folders: Sequence[str | os.PathLike], output_folder: 
         reports=reports,
         sections=[section for section in sections if not section.is_empty],
     )
+    write_text(output / OVERVIEW, page)
+    return output / OVERVIEW
 
 
 def load_studies(folders: Iterable[Path]) -> dict[Path, StudyResults]:
@@ -222,11 +226,13 @@ def load_studies(folders: Iterable[Path]) -> dict[Path, StudyResults]:
     for folder in folders:
         studies[folder] = study = load_results(folder)
         dataset = study.dataset.name
+        # Two studies of a method on a dataset would be two points in one place of every figure.
         for name in dict.fromkeys(model.name for model in study.tuned):
             if (holder := holders.setdefault((dataset, name), folder)) != folder:
                 raise ClipbiasError(
                     f"{folder} and {holder} both hold {name} on {dataset}; give one of them. Seeds belong in one study."
                 )
+    # Folders come in any order, and every table and figure has that of the papers.
     order = ordered_datasets(study.dataset.name for study in studies.values())
     return dict(sorted(studies.items(), key=lambda item: order.index(item[1].dataset.name)))
 
@@ -243,6 +249,7 @@ def _accuracies(studies: Sequence[StudyResults]) -> Table:
             accuracies[model.key].append(model.accuracy)
         rows.append([dataset_name(study.dataset.name), f"{study.zero_shot.images:,}", *texts.values()])
     if len(studies) > 1:
+        # A mean over the datasets that a model has would flatter models that lack the hard ones.
         means = (f"{np.mean(values):.1f}" if len(values) == len(studies) else MISSING for values in accuracies.values())
         rows.append(["Average", "", *means])
     return Table(*pages.words_of("accuracies_table"), ("Dataset", "Images", *labels.values()), rows)
@@ -254,12 +261,12 @@ CLASS_ROWS = 30  # with more classes, those with the largest losses and gains
 
 def word_table(study: StudyResults) -> Table | None:
     """Makes a row of nearest words per prompt; `None` without learned text prompts."""
-    labels = labels_of(study.tuned)
     prompts = [
-        (labels[key], prompt) for key, result in present(PROMPT_WORDS.of(study)).items() for prompt in result.prompts
+        (study.labels[key], prompt) for key, result in PROMPT_WORDS.present(study).items() for prompt in result.prompts
     ]
     rows = []
     for label, prompt in prompts[:WORD_ROWS]:
+        # The distance stands beside the word: the nearest word may be far.
         words = [f"{word} ({far:.3g})" for word, far in zip(prompt.words, prompt.distances, strict=True)]
         name = label if prompt.class_name is None else f"{label}, {prompt.class_name}"
         rows.append((name, str(prompt.prompt + 1), ", ".join(words), f"{prompt.mean_distance:.3g}"))
@@ -291,7 +298,9 @@ def class_table(study: StudyResults) -> Table | None:
     names = study.dataset.class_names
     rows = {}
     net = {}
+    # Classes are those of the images: one without test images has no row.
     for label, images in pd.DataFrame(columns)[answered].groupby("label"):
+        # Sorted by class, so that the first of equally frequent errors is the same everywhere.
         wrong = images["zero_shot"][images["zero_shot"] != label].value_counts(sort=False).sort_index()
         taken_for = f"{names[wrong.idxmax()]} ({wrong.max()} of {len(images)})" if len(wrong) else MISSING
         rows[label] = [names[label], str(len(images)), f"{100 * (images['zero_shot'] == label).mean():.1f}", taken_for]
@@ -303,6 +312,7 @@ def class_table(study: StudyResults) -> Table | None:
         # Classes are ordered by what all models together change, so that one model's noise does not order them.
         net[label] = images[list(steps)].mean().sum()
     order = sorted(rows, key=lambda label: (net[label], label))
+    # Classes in the middle change little.
     half = CLASS_ROWS // 2
     ends = ""
     if len(order) > CLASS_ROWS:
@@ -311,7 +321,13 @@ def class_table(study: StudyResults) -> Table | None:
     return Table(
         "Gains and losses by class",
         "Change of accuracy against zero-shot in points ± one standard error, of the images of a class.",
-        ("Class", "Images", "Zero-shot (%)", "Zero-shot's most frequent error", *labels_of(study.tuned).values()),
+        (
+            "Class",
+            "Images",
+            "Zero-shot (%)",
+            "Zero-shot's most frequent error",
+            *(model.label for model in study.tuned),
+        ),
         [rows[label] for label in order],
         words={3},
         note=f"Classes by the sum of these changes, the largest losses first{ends}. In brackets: numbers of images that"
@@ -327,6 +343,7 @@ DRAWING_OF_PREDICTIONS = Drawing(
 def observations_table(study: StudyResults) -> Table | None:
     """Makes a row for each claim and method; `None` without observations."""
     observations = OBSERVATIONS.of(study)
+    # Changes have their sign, shares have none; `z` writes no negative 0.
     forms = {"points": "{:+z.1f}", "%": "{:z.1f}", "": "{:z.2f}"}
     rows = []
     for row in observations.rows if observations else ():

@@ -16,8 +16,10 @@ from clipbias.io import atomic_path
 from clipbias.report.names import base_name
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.axes import Axes as Axes
+    from matplotlib.figure import Figure as Figure
+else:  # only what draws loads matplotlib; runs are listed without it
+    Axes = Figure = Any
 
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 BLUE, RED, PURPLE, GREY = "#0072B2", "#D55E00", "#CC79A7", "#6B7280"
@@ -51,7 +53,7 @@ def styled() -> Iterator[None]:
         yield
 
 
-def new_figure(width: float, height: float) -> "Figure":
+def new_figure(width: float, height: float) -> Figure:
     """Makes a figure of a size in inches, which a notebook shows."""
     # Without pyplot: its global list of figures would keep every figure in memory, and need a screen's backend.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -63,30 +65,31 @@ def new_figure(width: float, height: float) -> "Figure":
     return figure
 
 
-def _drawn(figure: "Figure", kind: str, **options: Any) -> bytes:
+def _drawn(figure: Figure, kind: str, **options: Any) -> bytes:
     buffer = io.BytesIO()  # on a full disk, matplotlib would leave its file open
     with styled():
         figure.savefig(buffer, format=kind, **options)
     return buffer.getvalue()
 
 
-def png_bytes(figure: "Figure", *, dpi: int = 200) -> bytes:
+def png_bytes(figure: Figure, *, dpi: int = 200) -> bytes:
     return _drawn(figure, "png", dpi=dpi)
 
 
-def svg_text(figure: "Figure") -> str:
+def svg_text(figure: Figure) -> str:
     """Draws the figure as SVG, with letters as outlines, so that it looks the same everywhere."""
+    # Without a date the same figure is the same file.
     return _drawn(figure, "svg", metadata={"Date": None}).decode("utf-8")
 
 
-def save_png(figure: "Figure", path: str | Path, *, dpi: int = 200) -> None:
+def save_png(figure: Figure, path: str | Path, *, dpi: int = 200) -> None:
     """Writes the figure as PNG, atomically. Raises `ClipbiasError` if it cannot."""
     data = png_bytes(figure, dpi=dpi)
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
 
 
-def save_figure(figure: "Figure", stem: Path) -> tuple[Path, Path]:
+def save_figure(figure: Figure, stem: Path) -> tuple[Path, Path]:
     """Writes `stem`.pdf and `stem`.png and returns the two paths. Raises `ClipbiasError` if it cannot."""
     pdf, png = (stem.with_name(f"{stem.name}.{kind}") for kind in ("pdf", "png"))
     with styled():
@@ -99,7 +102,7 @@ def save_figure(figure: "Figure", stem: Path) -> tuple[Path, Path]:
     return pdf, png
 
 
-def log_scale(axes: "Axes") -> None:
+def log_scale(axes: Axes) -> None:
     """Makes the x axis logarithmic, with plain numbers at its ticks instead of matplotlib's formulas."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -138,6 +141,7 @@ def method_look(method: str) -> tuple[str, str, Any]:
         return UNTUNED, "", DASHED
     if name not in METHODS or METHODS[name][1].order // 100 >= len(_FAMILIES):
         return BLACK, "X", SOLID
+    # Places are within a family: methods of one colour differ in marker and line.
     families = {each: preset.order // 100 for each, (_, preset) in METHODS.items()}
     place = [each for each, family in families.items() if family == families[name]].index(name)
     return _FAMILIES[families[name]], MARKERS[place % len(MARKERS)], LINES[place % len(LINES)]

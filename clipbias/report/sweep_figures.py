@@ -2,9 +2,8 @@
 
 import itertools
 import math
-import operator
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,12 +19,8 @@ from clipbias.report.style import KINDS, STANDS_OUT
 from clipbias.report.table import Table
 from clipbias.sentences import counted
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-
-def accuracy_figure(results: Sweep | Iterable[Row], *, measure: str | None = None) -> "Figure":
+def accuracy_figure(results: Sweep | Iterable[Row], *, measure: str | None = None) -> style.Figure:
     """Draws accuracy in percent against shots, a line per method, ± the standard error; zero-shot is a dashed level.
 
     `measure` is one of several accuracies. Default: the plain accuracy, else H, else the first.
@@ -38,6 +33,7 @@ def accuracy_figure(results: Sweep | Iterable[Row], *, measure: str | None = Non
     for position, method in enumerate(sweep.methods):
         colour, marker, line = style.method_look(method)
         looks[method] = {"label": method_name(method), "color": colour, "marker": marker, "linestyle": line}
+        # White edges keep markers apart that overlap.
         looks[method] |= {"markeredgecolor": "white", "markeredgewidth": 0.5}
         if method == STANDS_OUT:  # at a single rate
             looks[method] |= {"linewidth": 2.0, "zorder": 4}
@@ -50,9 +46,10 @@ def accuracy_figure(results: Sweep | Iterable[Row], *, measure: str | None = Non
                 x = (1 if shots is None else shots) * aside
                 rows.append({"panel": panel, "method": method, "x": x, "value": cell["mean"], **ends})
     if not rows:
+        # A sweep that has just begun is drawn too, as an empty figure.
         return style.new_figure(4, 3)
 
-    def draw(axes: "Axes", part: pd.DataFrame) -> None:
+    def draw(axes: style.Axes, part: pd.DataFrame) -> None:
         # A method that uses no training images has one accuracy for all shots: a level, unless runs differ.
         is_level = ~part["method"].map(draws) & (part.groupby("method")["value"].transform("nunique") == 1)
         for method, level in part[is_level].groupby("method", sort=False)["value"].first().items():
@@ -227,6 +224,7 @@ def cost_tables(sweep: Sweep) -> tuple[Table, ...]:
 def cost_figures(sweep: Sweep) -> tuple[CaptionedFigure, ...]:
     """Draws accuracy against learned parameters, and against training time, with most shots."""
     frame = cost_frame(sweep, sweep.shots[-1])
+    # A single point compares nothing.
     if len(frame) < 2:
         return ()
     facts = {"measure": sweep.measure, "shots": shots_words(sweep.shots[-1])}
@@ -257,13 +255,11 @@ MARKER = 5.5  # points, with its edge
 # Places of a name, the best first: points from its marker, in these directions.
 _REACHES = (4, 7, 11, 16, 22, 30, 40, 52, 66, 82, 100, 125, 150)
 _BESIDE = 7  # a name farther away has a line to its marker
-_DIRECTIONS = ((1, 0), (-1, 0), (0, 1), (0, -1), *itertools.product((0.7, -0.7), repeat=2))
-_DIRECTIONS += tuple(
-    (math.cos(a), math.sin(a)) for a in np.linspace(0, 2 * math.pi, 33)[1:] if a % (math.pi / 4) > 1e-6
-)
+_AROUND = np.linspace(0, 2 * np.pi, 32, endpoint=False)
+_DIRECTIONS = np.vstack([[(1, 0), (-1, 0), (0, 1), (0, -1)], np.stack([np.cos(_AROUND), np.sin(_AROUND)], axis=1)])
 
 
-def cost_scatter(frame: pd.DataFrame, *, x: str, y: str, x_label: str, y_label: str) -> "Figure":
+def cost_scatter(frame: pd.DataFrame, *, x: str, y: str, x_label: str, y_label: str) -> style.Figure:
     """Draws accuracy against a cost on a logarithmic axis, a named point per method.
 
     The frame has columns `method`, `label`, `kind` (a title of `KINDS`), and those of x and y.
@@ -275,7 +271,7 @@ def cost_scatter(frame: pd.DataFrame, *, x: str, y: str, x_label: str, y_label: 
         for title, colour, marker in KINDS.values()
     }
 
-    def draw(axes: "Axes", part: pd.DataFrame) -> None:
+    def draw(axes: style.Axes, part: pd.DataFrame) -> None:
         for at, height, kind in zip(part[x], part[y], part["kind"], strict=True):
             axes.plot(at, height, **looks[kind])
         if (part["panel"] == "paid").all():
@@ -300,9 +296,11 @@ def cost_scatter(frame: pd.DataFrame, *, x: str, y: str, x_label: str, y_label: 
         widths=[widths[name] for name in dict.fromkeys(ordered["panel"])],
         legend={title: look for title, look in looks.items() if title in set(frame["kind"])},
     )
+    # The free panel stands at 0 of the same axis.
     for axes in figure.axes[:-1]:
         axes.set_xlabel("")
     with style.styled():
+        # Names are placed in pixels: the layout may not move afterwards.
         figure.draw_without_rendering()
         figure.set_layout_engine(None)
         for axes, (_, part) in zip(figure.axes, ordered.groupby("panel", sort=False), strict=True):
@@ -310,7 +308,7 @@ def cost_scatter(frame: pd.DataFrame, *, x: str, y: str, x_label: str, y_label: 
     return figure
 
 
-def name_points(axes: "Axes", names: Sequence[str], stand_out: Sequence[bool]) -> None:
+def name_points(axes: style.Axes, names: Sequence[str], stand_out: Sequence[bool]) -> None:
     """Moves markers sideways until none covers another, and writes a name at each, where it covers nothing.
 
     The axes are already laid out, and have a line for each marker. A name from afar has a line to its marker.
@@ -336,59 +334,39 @@ def name_points(axes: "Axes", names: Sequence[str], stand_out: Sequence[bool]) -
         label.set_fontweight("bold" if is_bold else "normal")
         labels.append(label)
     sizes = np.array([label.get_window_extent().size for label in labels]) + np.array([2 * scale, scale])
+    reaches = np.repeat(_REACHES, len(_DIRECTIONS))
+    directions = np.tile(_DIRECTIONS, (len(_REACHES), 1))
     # Boxes are [left, bottom, right, top] in pixels.
     markers = np.hstack([places - step / 2, places + step / 2])
-    directions = np.array(_DIRECTIONS)
-
-    def meeting(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
-        """Counts the others that each box meets."""
-        boxes = boxes[..., None, :]
-        return ((boxes[..., :2] < others[:, 2:]) & (others[:, :2] < boxes[..., 2:])).all(-1).sum(-1)
-
-    def arrange(order: Sequence[int]) -> tuple[float, dict[int, tuple[np.ndarray, np.ndarray | None]]]:
-        """Places a box for each name in turn; returns their total badness, and boxes with the ends of their lines."""
-        total = 0.0
-        taken = np.empty((0, 4))
-        arranged: dict[int, tuple[np.ndarray, np.ndarray | None]] = {}
-        for index in order:
-            place, size = places[index], sizes[index]
-            others = np.vstack([taken, np.delete(markers, index, axis=0)])
-            least = math.inf
-            for reach in _REACHES:
-                middles = place + (reach * scale + step / 2) * directions + size / 2 * np.sign(directions)
-                boxes = np.hstack([middles - size / 2, middles + size / 2])
-                ends = np.clip(place, boxes[:, :2], boxes[:, 2:])
-                covered = meeting(boxes, others)
-                outside = (boxes[:, :2] < axes.bbox.min).any(1) * 1 + (boxes[:, 2:] > axes.bbox.max).any(1)
-                pieces = np.empty((0, len(boxes), 4))
-                if reach > _BESIDE:  # the line to the marker but for its ends, in small pieces
-                    along = place + np.linspace(0.1, 0.9, 12)[:, None, None] * (ends - place)
-                    pieces = np.concatenate([along - scale / 2, along + scale / 2], axis=-1)
-                    covered += meeting(pieces, others).sum(0)
-                else:  # clearly nearest to its own marker, or a reader takes it for another's
-                    apart = np.linalg.norm(places - np.clip(places, boxes[:, None, :2], boxes[:, None, 2:]), axis=-1)
-                    covered += (apart < apart[:, [index]] + 4 * scale).sum(1) - 1
-                # Outside the panel is worse than on another name, and both are worse than any distance from the marker.
-                badness = 1e5 * covered + 1e6 * outside + reach**1.5
-                best = int(badness.argmin())
-                if badness[best] < least:
-                    least = float(badness[best])
-                    chosen = [boxes[best], *pieces[:, best]]
-                    arranged[index] = middles[best], ends[best] if len(pieces) else None
-                if least < 1e5:  # nothing is covered
-                    break
-            total += least
-            # Boxes and pieces of lines that are placed already are obstacles for the names that follow.
-            taken = np.vstack([taken, *chosen])
-        return total, arranged
-
-    # What is named first has the better place: several orders are tried.
+    taken = np.empty((0, 4))
+    # What is named first has the better place: a name among many others can go to few places.
     crowds = (np.linalg.norm(places[:, None] - places, axis=-1) < 60 * scale).sum(1)
-    keys = [list(map(tuple, numbers)) for numbers in (places, places[:, ::-1], sizes, crowds[:, None])]
-    orders = [sorted(range(len(names)), key=key.__getitem__, reverse=back) for key in keys for back in (True, False)]
-    _, arranged = min(map(arrange, orders), key=operator.itemgetter(0))
-    for index, (middle, end) in arranged.items():
-        labels[index].set_position(tuple((middle - places[index]) / scale))
-        if end is not None:
-            ends = to_axes.transform([places[index], end])
-            axes.plot(*ends.T, color=style.GREY, lw=0.4, zorder=1, gid="leader")
+    for index in np.argsort(-crowds, kind="stable"):
+        place, size = places[index], sizes[index]
+        middles = place + (reaches[:, None] * scale + step / 2) * directions + size / 2 * np.sign(directions)
+        boxes = np.hstack([middles - size / 2, middles + size / 2])
+        ends = np.clip(place, boxes[:, :2], boxes[:, 2:])
+        # The line to the marker but for its ends, in small pieces.
+        along = place + np.linspace(0.1, 0.9, 12)[:, None, None] * (ends - place)
+        lines_to = np.concatenate([along - scale / 2, along + scale / 2], axis=-1)
+        others = np.vstack([taken, np.delete(markers, index, axis=0)])
+        is_far = reaches > _BESIDE
+        covered = _meetings(boxes, others) + is_far * _meetings(lines_to, others).sum(0)
+        # Beside a marker, a name clearly nearest to its own, or a reader takes it for another's.
+        apart = np.linalg.norm(places - np.clip(places, boxes[:, None, :2], boxes[:, None, 2:]), axis=-1)
+        covered += ~is_far * ((apart < apart[:, [index]] + 4 * scale).sum(1) - 1)
+        outside = (boxes[:, :2] < axes.bbox.min).any(1) * 1 + (boxes[:, 2:] > axes.bbox.max).any(1)
+        # Outside the panel is worse than on another name, and both are worse than any distance from the marker.
+        best = np.argmin(1e6 * outside + 1e5 * covered + reaches)
+        labels[index].set_position(tuple((middles[best] - place) / scale))
+        # Names and lines that are placed already are obstacles for those that follow.
+        taken = np.vstack([taken, boxes[best]])
+        if is_far[best]:
+            taken = np.vstack([taken, lines_to[:, best]])
+            axes.plot(*to_axes.transform([place, ends[best]]).T, color=style.GREY, lw=0.4, zorder=1, gid="leader")
+
+
+def _meetings(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Counts the others that each box `[…, 4]` meets."""
+    boxes = boxes[..., None, :]
+    return ((boxes[..., :2] < others[:, 2:]) & (others[:, :2] < boxes[..., 2:])).all(-1).sum(-1)

@@ -1,6 +1,8 @@
 """Tables of a sweep, and their files."""
 
 import dataclasses
+import functools
+import itertools
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -56,6 +58,7 @@ _Columns = Mapping[str, tuple[str, str, int | None]]  # measure, dataset and sho
 
 def make_tables(sweep: Sweep) -> list[Table]:
     """Makes tables of accuracies, selected learning rates, sizes, calibration, and published numbers."""
+    # A sweep whose first run is not done has no measure to show.
     if not sweep.rows:
         return []
     made = [*make_accuracy_tables(sweep), _rate_table(sweep), _size_table(sweep), _calibration_table(sweep)]
@@ -70,12 +73,26 @@ def make_tables(sweep: Sweep) -> list[Table]:
 
 def make_accuracy_tables(sweep: Sweep) -> list[Table]:
     """Makes for each measure the average over datasets by shots, and a table for each number of shots."""
-    if len(sweep.datasets) == 1 and len(sweep.measures) > 1:
-        return [_measure_table(sweep, shots) for shots in sweep.shots]
     made = []
+    if len(sweep.datasets) == 1 and len(sweep.measures) > 1:
+        # Measures of one dataset, such as base and new classes, or other datasets, stand side by side.
+        dataset = dataset_name(sweep.datasets[0])
+        what = "H is the harmonic mean of base and new, " if "H" in sweep.measures else ""
+        for shots in sweep.shots:
+            columns = {dataset_name(measure): (measure, sweep.datasets[0], shots) for measure in sweep.measures}
+            words = f"{what}{training_words(sweep, shots)} of {dataset}"
+            title = f"Accuracy, {f'{shots_words(shots)} of ' if shots else ''}{dataset}"
+            made.append(_with_facts(sweep, columns, title, f"accuracy in percent ± one standard error; {words}."))
+        return made
     for measure in sweep.measures:
         made += [_average_table(sweep, measure)] if len(sweep.datasets) > 1 and len(sweep.shots) > 1 else []
-        made += [_dataset_table(sweep, measure, shots) for shots in sweep.shots]
+        for shots in sweep.shots:
+            columns = {dataset_name(name): (measure, name, shots) for name in sweep.columns}
+            title = _titled(f"Accuracy, {shots_words(shots)}" if shots else "Accuracy", measure)
+            words = f"{_measure_words(measure)} in percent ± one standard error, {training_words(sweep, shots)}."
+            table = _with_facts(sweep, columns, title, words)
+            seen = power_words(sweep, measure, sweep.columns[-1], shots)
+            made.append(dataclasses.replace(table, note=f"{table.note} {seen}".strip()))
     return made
 
 
@@ -86,6 +103,7 @@ def _average_table(sweep: Sweep, measure: str) -> Table:
     if measure == ACCURACY and are_the_eleven(sweep.datasets):
         paper = published()["averages"]
         note += [f"Published: {paper['source']} ({paper['setting']}); {paper['caution']}."]
+        # From right to left: an inserted column shifts the places of all behind it.
         for place, shots in reversed(list(enumerate(sweep.shots, start=1))):
             if shots in paper["shots"]:
                 column = paper["shots"].index(shots)
@@ -97,24 +115,6 @@ def _average_table(sweep: Sweep, measure: str) -> Table:
         f"Top-1 {_measure_words(measure)} in percent ± one standard error, mean of {len(sweep.datasets)} datasets."
     )
     return Table.of(frame, _titled("Accuracy, average over datasets", measure), caption, note=" ".join(note), bold=bold)
-
-
-def _dataset_table(sweep: Sweep, measure: str, shots: int | None) -> Table:
-    columns = {dataset_name(name): (measure, name, shots) for name in sweep.columns}
-    caption = f"Top-1 {_measure_words(measure)} in percent ± one standard error, {training_words(sweep, shots)}."
-    title = _titled(f"Accuracy, {shots_words(shots)}" if shots else "Accuracy", measure)
-    table = _with_facts(sweep, columns, title, caption)
-    seen = power_words(sweep, measure, sweep.columns[-1], shots)
-    return dataclasses.replace(table, note=f"{table.note} {seen}".strip())
-
-
-def _measure_table(sweep: Sweep, shots: int | None) -> Table:
-    """Makes a table of several measures on one dataset, such as base and new classes, or other datasets."""
-    (dataset,) = map(dataset_name, sweep.datasets)
-    columns = {dataset_name(measure): (measure, sweep.datasets[0], shots) for measure in sweep.measures}
-    what = "H is the harmonic mean of base and new, " if "H" in sweep.measures else ""
-    caption = f"Top-1 accuracy in percent ± one standard error; {what}{training_words(sweep, shots)} of {dataset}."
-    return _with_facts(sweep, columns, f"Accuracy, {f'{shots_words(shots)} of ' if shots else ''}{dataset}", caption)
 
 
 def _with_facts(sweep: Sweep, columns: _Columns, title: str, caption: str) -> Table:
@@ -131,6 +131,7 @@ def _with_facts(sweep: Sweep, columns: _Columns, title: str, caption: str) -> Ta
         note.append(f"Test images: {several if len(columns) > 1 else f'{min(image_counts.values()):,}'}.")
         if min(image_counts.values()) < SMALL:
             note.append(f"In parentheses: the 95 % interval, with fewer than {SMALL} test images.")
+    # Accuracies are comparable only where settings were selected on the same kind of images.
     policies = [
         {str(row["validation"]) for row in sweep.by_method[name] if row.get("validation")} for name in sweep.methods
     ]
@@ -140,30 +141,37 @@ def _with_facts(sweep: Sweep, columns: _Columns, title: str, caption: str) -> Ta
         words = {len(frame.columns)}
         note.append("Validation: images on which a learning rate or another setting was selected.")
     frame["Parameters"] = [_range(sweep, name, "parameters") for name in sweep.methods]
-    return Table.of(frame, title, caption, words=words, note=" ".join(note), bold=bold)
+    return Table.of(frame, title, f"Top-1 {caption}", words=words, note=" ".join(note), bold=bold)
 
 
 def _accuracy_frame(sweep: Sweep, columns: _Columns) -> tuple[pd.DataFrame, set[tuple[int, int]]]:
-    by_head: dict[str, list[str]] = {}
+    frame = _frame(sweep, columns, lambda key: _cell_text(sweep, key))
     bold: set[tuple[int, int]] = set()
-    for place, (head, (measure, dataset, shots)) in enumerate(columns.items(), start=1):
-        # Cells with fewer seeds than others say so: their error is less certain.
-        expected = sweep.seeds(measure, shots)
-        by_head[head] = [_cell_text(sweep, (measure, name, dataset, shots), expected) for name in sweep.methods]
+    for place, (measure, dataset, shots) in enumerate(columns.values(), start=1):
         best = best_methods(sweep, measure, dataset, shots)
         bold |= {(row, place) for row, name in enumerate(sweep.methods) if name in best}
-    return pd.DataFrame(by_head, index=list(map(method_name, sweep.methods))), bold
+    return frame, bold
 
 
-def _cell_text(sweep: Sweep, key: CellKey, expected: int) -> str:
+def _frame(sweep: Sweep, columns: _Columns, text: Callable[[CellKey], str]) -> pd.DataFrame:
+    """Makes a frame of the texts of cells, methods x columns."""
+    texts = {
+        head: [text((measure, name, dataset, shots)) for name in sweep.methods]
+        for head, (measure, dataset, shots) in columns.items()
+    }
+    return pd.DataFrame(texts, index=list(map(method_name, sweep.methods)))
+
+
+def _cell_text(sweep: Sweep, key: CellKey) -> str:
     """Writes a mean with its error, or with an interval for few test images."""
+    measure, method, dataset, shots = key
     if key not in sweep.cells:
-        _, method, dataset, shots = key
         lost = ((row["method"], row["dataset"], row.get("shots")) for row in sweep.failures)
         return "failed" if any(run in {(method, dataset, shots), (method, dataset, None)} for run in lost) else MISSING
     cell = sweep.cells[key]
     mean = cell["mean"]
-    fewer = _fewer_seeds(cell, expected)
+    # Cells with fewer seeds than others say so: their error is less certain.
+    fewer = _fewer_seeds(cell, sweep.seeds(measure, shots))
     if cell.get("images", math.nan) < SMALL and mean >= 0:
         low, high = wilson_interval(mean, cell["images"])
         # Wilson's interval covers images alone; the seeds' part is added in squares on either side.
@@ -217,6 +225,7 @@ def _rate_table(sweep: Sweep) -> Table | None:
     accuracies: dict[tuple[str, ...], dict[float, float | None]] = {}
     for row in sweep.rows:
         if choice := row.get("choice"):
+            # A rate is selected for each dataset and number of shots, or once for all.
             cell: tuple[str, ...] = (row["method"], "all", "all")
             if choice["for"] == "cell":
                 cell = (row["method"], dataset_name(row["dataset"]), str(shown_shots(row)))
@@ -224,6 +233,7 @@ def _rate_table(sweep: Sweep) -> Table | None:
             accuracies[cell] = {line["learning_rate"]: line.get("accuracy") for line in choice["tried"]}
     if not selected:
         return None
+    # Methods may try different rates: a column for each, and a dash where a method did not try it.
     rates = sorted({rate for by_rate in accuracies.values() for rate in by_rate})
     lines: list[list[str]] = []
     bold: set[tuple[int, int]] = set()
@@ -258,6 +268,7 @@ def _calibration_table(sweep: Sweep) -> Table | None:
     names = {"ece": "ECE", "ece_at_temperature": "ECE at temperature"}
 
     def values(row: Row) -> dict[str, float]:
+        # A protocol with several evaluations has a calibration of each.
         calibrations = row.get("calibrations") or {"": row.get("calibration") or {}}
         return {
             f"{evaluation} {name}".strip(): numbers[key]
@@ -279,7 +290,10 @@ def _calibration_table(sweep: Sweep) -> Table | None:
     # A run whose fit has no minimum has no temperature: a mean over fewer seeds says so.
     most = max((cell["seeds"] for cell in cells.values() if cell["drawn"]), default=1)
 
-    frame = _cell_frame(sweep, cells, columns, lambda cell: _number(cell["mean"], digits=2) + _fewer_seeds(cell, most))
+    def text(key: CellKey) -> str:
+        return _number(cells[key]["mean"], digits=2) + _fewer_seeds(cells[key], most) if key in cells else MISSING
+
+    frame = _frame(sweep, columns, text)
     return Table.of(frame, "Calibration", caption, note=note) if cells else None
 
 
@@ -289,7 +303,10 @@ def class_tables(sweep: Sweep, measures: Sequence[str]) -> list[Table]:
     def summaries(row: Row) -> dict[str, Row]:
         return dict(row.get("class_summaries") or ({ACCURACY: row["class_summary"]} if "class_summary" in row else {}))
 
-    def text(cell: Row) -> str:
+    def text(cells: Mapping[CellKey, Row], key: CellKey) -> str:
+        if key not in cells:
+            return MISSING
+        cell = cells[key]
         return f"{cell['mean']:.1f}" + (f" ± {cell['seeds_error']:.1f}" if cell["drawn"] and cell["seeds"] > 1 else "")
 
     untested = {
@@ -312,36 +329,19 @@ def class_tables(sweep: Sweep, measures: Sequence[str]) -> list[Table]:
 
         cells = sweep.means_of(values)
         for shots in sweep.shots if cells else ():
-            columns = {
-                dataset_name(name) + ("" if evaluation == ACCURACY else f", {dataset_name(evaluation)}"): (
-                    evaluation,
-                    name,
-                    shots,
-                )
-                for evaluation in dict.fromkeys(evaluation for evaluation, *_ in cells)
-                for name in sweep.columns
-            }
+            columns = {}
+            for evaluation, name in itertools.product(dict.fromkeys(key[0] for key in cells), sweep.columns):
+                head = dataset_name(name) + ("" if evaluation == ACCURACY else f", {dataset_name(evaluation)}")
+                columns[head] = (evaluation, name, shots)
             made.append(
                 Table.of(
-                    _cell_frame(sweep, cells, columns, text),
+                    _frame(sweep, columns, functools.partial(text, cells)),
                     f"{title}, {shots_words(shots)}" if shots else title,
                     f"{title} in percent, {meaning}; {training_words(sweep, shots)}.",
                     note=" ".join(["±: one standard error over seeds.", *left_out]),
                 )
             )
     return made
-
-
-def _cell_frame(
-    sweep: Sweep, cells: Mapping[CellKey, Row], columns: _Columns, show: Callable[[Row], str]
-) -> pd.DataFrame:
-    texts = {
-        head: [
-            show(cells[key]) if (key := (measure, name, dataset, shots)) in cells else MISSING for name in sweep.methods
-        ]
-        for head, (measure, dataset, shots) in columns.items()
-    }
-    return pd.DataFrame(texts, index=list(map(method_name, sweep.methods)))
 
 
 def _number(value: float | None, missing: str = MISSING, digits: int = 1) -> str:
@@ -422,6 +422,7 @@ def render_tables(
         where = [method_name(row["method"]), dataset_name(row["dataset"])]
         where += [shots_words(row["shots"])] if row.get("shots") else []
         where += [f"seed {row['seed']}"] if row.get("seed") is not None else []
+        # An error may have several lines, and a failure has one.
         reason = " ".join(str(row.get("error") or "no reason was recorded").split())
         failures.append(f"{', '.join(where)}: {reason}")
     if form == "html":
@@ -450,6 +451,7 @@ def write_tables(rows: Sequence[Row], workdir: Path, measures: Sequence[str] = (
     sweep = read_sweep(rows, workdir / "predictions")
     gains = gain_figure(sweep)
     tables = [*make_tables(sweep), *class_tables(sweep, measures)]
+    # With one number of shots, accuracies are points above one place, and gains say more.
     figure = accuracy_figure(sweep) if gains is None or len(sweep.shots) > 1 else gains.figure
     for form, name in FILES.items():
         write_text(workdir / name, render_tables(sweep, form, tables=tables, figure_svg=svg_text(figure)))
@@ -457,6 +459,7 @@ def write_tables(rows: Sequence[Row], workdir: Path, measures: Sequence[str] = (
         gains.save(workdir)
     if gains is None or figure is not gains.figure:
         save_figure(figure, workdir / "accuracy")
+    # The terminal shows what the files hold.
     lines = render_tables(sweep, "text", tables=tables).split("\n")
     # Times differ from run to run: a file of their own keeps the other tables the same when a sweep is run again.
     if costs := cost_tables(sweep):
@@ -477,11 +480,13 @@ def advice(sweep: Sweep, workdir: Path) -> list[str]:
     near = best_methods(sweep, sweep.measure, column, shots)
     if not near:  # a single method has results there
         return []
+    # With most shots, on all datasets: the setting that a user is most likely to keep.
     means = {name: sweep.cells[sweep.measure, name, column, shots]["mean"] for name in near}
     best, *others = sorted(near, key=lambda name: -means[name])
     where = "on average over datasets" if column == AVERAGE else f"on {dataset_name(column)}"
     cost = f"{_range(sweep, best, 'parameters')} parameters"
     costs = cost_frame(sweep, shots)
+    # Runs of a folder may lack measured costs.
     if best in costs.index:
         cost += f", {duration_words(costs.loc[best, TRAINING])} of training"
     rest = f"; {', '.join(map(method_name, others))} may be as good" if others else ", surely the best here"
@@ -507,6 +512,7 @@ def check_published(rows: Sequence[Row], workdir: Path) -> None:
     """Raises `ClipbiasError` unless the rows are of the eleven datasets with published numbers."""
     datasets = {row["dataset"] for row in rows}
     if not are_the_eleven(datasets):
+        # A mean over other datasets stands beside no published mean.
         missing = sorted(name for name in catalog.ELEVEN if name not in datasets)
         raise ClipbiasError(
             f"{workdir} has no results for {', '.join(missing) or 'the eleven datasets alone'}; published numbers are "

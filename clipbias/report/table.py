@@ -41,8 +41,6 @@ _MARKDOWN = str.maketrans({letter: f"\\{letter}" for letter in "\\|*_`<>[]"})
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A table as it is shown."""
-
     title: str  # heading, and label in LaTeX
     caption: str  # a sentence that defines the numbers and ±
     columns: Sequence[str]  # heads
@@ -93,6 +91,7 @@ def _text(table: Table) -> str:
     for column in numbers:  # aligns numbers with and without a star
         if any(place[1] == column for place in table.bold):
             frame.isetitem(column, [text if text.endswith("*") else f"{text} " for text in frame.iloc[:, column]])
+    # Cells are padded to their column: no blanks at line ends.
     body = "\n".join(line.rstrip() for line in _tabulated(frame, table, "simple").split("\n"))
     return "\n".join(filter(None, [printable(table.title), body]))
 
@@ -114,6 +113,7 @@ def latex_text(text: str) -> str:
 
 def _latex(table: Table) -> str:
     letters = "".join(side[0] for side in _aligned(table))
+    # Letters and hyphens alone: LaTeX labels hold no mark-up.
     label = re.sub(r"\W+", "-", table.title.lower()).strip("-")
     body = _marked(table, latex_text, r"\textbf{{{}}}").to_latex(index=False, escape=False, column_format=letters)
     body = body.strip()
@@ -154,6 +154,7 @@ def _html(table: Table) -> str:
     frame.columns = pd.Index(heads[1:], name=heads[0])
     with pd.option_context("display.max_colwidth", None):
         body = frame.to_html(escape=False, border=0, classes="many" if len(table.columns) > _MOST_COLUMNS else "")
+    # The page's own style aligns columns.
     body = body.replace(' style="text-align: right;"', "").replace(' class="dataframe"', "")
     below = " ".join(filter(None, [table.caption, table.note]))
     return f'<div class="wide">{body}</div>' + (f'\n<p class="caption">{escaped(below)}</p>' if below else "")

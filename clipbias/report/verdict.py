@@ -3,13 +3,13 @@
 import dataclasses
 import textwrap
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from clipbias.analysis.causal_section import CAUSAL, MEAN_BYTES, MEANS_OF_GROUPS
 from clipbias.analysis.replacement import PLAIN, REPLACEMENT, Comparison, MethodReplacements, Origin
-from clipbias.analysis.results import CausalNumbers, MethodResult, StudyResults, VerdictLabels, What, Where
+from clipbias.analysis.results import CausalNumbers, MethodResult, StudyResults, VerdictLabels, What
 from clipbias.analysis.verdict import CLASS
 from clipbias.errors import ClipbiasError
 from clipbias.intervals import OUTCOMES, UNITS, Estimate, by_reason, change, excludes, in_points, percent
@@ -19,9 +19,6 @@ from clipbias.report.names import dataset_name, ordered_datasets, ordered_method
 from clipbias.report.pages import CaptionedFigure, captioned, words_of
 from clipbias.report.panels import level, lines, panels, points
 from clipbias.report.table import MISSING, Table
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 # Quantities in the order of the table's columns. From `OTHER` on they are shares of all that is added; `CLASS_SHARE` is
 # a share of the exchange.
@@ -73,6 +70,7 @@ def quantities(numbers: CausalNumbers, labels: VerdictLabels | None) -> dict[str
 
 def replaced(study: StudyResults, method: MethodResult) -> MethodReplacements | None:
     """Returns the replacements of a method, or of the first of its seeds."""
+    # A fit may lack some seeds: another start of a training is a control, and nothing is fitted to it.
     return next((each for each in _replacements(study) if set(each.models) <= set(method.models)), None)
 
 
@@ -85,6 +83,7 @@ def _stand_ins(study: StudyResults, method: MethodResult) -> dict[Origin, Compar
     """Returns the fits of two vectors per layer and of the method itself, by origin."""
     fitted = replaced(study, method)
     rows = fitted.rows if fitted else ()
+    # The ceiling has the form of the method itself. Of the fitted forms the page shows one.
     return {row.student.kind: row for row in rows if row.student.kind is Origin.CEILING or row.student.form == PLAIN}
 
 
@@ -102,10 +101,10 @@ def facts(study: StudyResults, method: MethodResult) -> list[Fact]:
 
     The first are shares in log-likelihood, the last of the predictions that the method changed.
     """
-    numbers, labels = method.numbers, method.labels
-    if numbers is None or labels is None or labels.where is Where.NO_GAIN or excludes(numbers.accuracy.gain) <= 0:
+    if method.numbers is None or not method.is_better:
         return []
-    named = quantities(numbers.log_likelihood, labels)
+    # Log-likelihood decides labels, so that bars and labels cannot disagree.
+    named = quantities(method.numbers.log_likelihood, method.labels)
     shares = {name: number.share for name, number in named.items()}
     fits = _stand_ins(study, method)
     moved = {origin: fits[origin].moved for origin in (Origin.FITTED, Origin.CEILING) if origin in fits}
@@ -128,6 +127,7 @@ def facts(study: StudyResults, method: MethodResult) -> list[Fact]:
 def _span(start: float | None, end: float | None) -> tuple[float, float]:
     """Places a span of shares on a bar from -50 to 150 %; a missing end makes it empty."""
     low, high = sorted(min(max(50 * (each + 0.5), 0.0), 100.0) for each in (start or 0.0, end or 0.0))
+    # From the left and from the right, as the page's style places a bar.
     return low, 100 - high
 
 
@@ -161,10 +161,12 @@ def verdict_table(study: StudyResults, methods: Sequence[MethodResult], title: s
 
 def seed_table(study: StudyResults) -> Table | None:
     """Makes the verdict table of each seed of methods with several."""
-    labels = {model.key: model.label for model in study.tuned}
     causal = CAUSAL.of(study)
+    # Labels stay those of the method: a single seed decides none.
     seeds = [
-        dataclasses.replace(method, label=labels[key], models=(key,), numbers=causal.of((key,)) if causal else None)
+        dataclasses.replace(
+            method, label=study.labels[key], models=(key,), numbers=causal.of((key,)) if causal else None
+        )
         for method in study.methods
         if len(method.models) > 1
         for key in method.models
@@ -180,6 +182,7 @@ def towers_table(methods: Sequence[MethodResult]) -> Table | None:
         if method.numbers is None or excludes(method.numbers.log_likelihood.gain) <= 0:
             continue
         numbers = method.numbers.log_likelihood
+        # A method that changes a single tower has neither: that tower is the whole gain.
         parts = [numbers.towers.get("vision"), numbers.towers.get("text")]
         parts += [numbers.text.all, numbers.text.mean] if numbers.text else [None, None]
         rows.append([method.label, *(share_text(part.share if part else None) for part in parts)])
@@ -189,16 +192,16 @@ def towers_table(methods: Sequence[MethodResult]) -> Table | None:
 
 def why_not_patched(study: StudyResults) -> list[str]:
     """Returns the reasons why the causal test lacks methods or their ablations, a sentence each."""
-    labels = {model.key: model.label for model in study.tuned}
     causal = CAUSAL.of(study)
-    tests = causal.models.items() if causal else ()
-    reasons = [(labels[key], test.why) for key, test in tests]
+    tests = [(study.labels[key], test) for key, test in causal.models.items()] if causal else []
+    reasons = [(label, test.why) for label, test in tests]
     for method in study.methods:
+        # Groups that do not fit into memory are left out of the test without a reason of their own.
         image = method.numbers.log_likelihood.image if method.numbers else None
         if image is not None and CLASS not in image.means:
             size = f"{MEAN_BYTES / 2**30:.0f} GiB"
             reasons.append((method.label, f"Means over classes would take more than {size}, and are left out."))
-    return by_reason(reasons + [(labels[key], why) for key, test in tests for why in test.why_no_ablations.values()])
+    return by_reason(reasons + [(label, why) for label, test in tests for why in test.why_no_ablations.values()])
 
 
 def verdict_frame(studies: Sequence[StudyResults]) -> pd.DataFrame:
@@ -223,49 +226,42 @@ def verdict_frame(studies: Sequence[StudyResults]) -> pd.DataFrame:
                         columns |= {"share": share.value, "share_low": share.low, "share_high": share.high}
                     rows.append({**place, **columns})
     ends = ["value", "low", "high", "share", "share_low", "share_high"]
+    # All columns, also of a study without any share: figures and readers of the file select by them.
     heads = ["dataset", "method", "seeds", "where", "what", "outcome", "unit", "quantity", *ends]
     return pd.DataFrame(rows, columns=heads)
-
-
-def _drawn(numbers: pd.DataFrame) -> pd.DataFrame:
-    """Selects the shares in log-likelihood from a `verdict_frame`, in percent."""
-    is_drawn = (numbers["outcome"] == OUTCOMES[1]) & numbers["quantity"].isin(list(_LOOKS)) & numbers["share"].notna()
-    drawn = numbers[is_drawn]
-    low, high, value = (100 * drawn[f"share{end}"].astype(float) for end in ("_low", "_high", ""))
-    return drawn.assign(value=value, low=low, high=high)
-
-
-def _scale(axes: "Axes") -> None:
-    """Draws 0 and the limits of the labels in percent, and cuts off what a figure cannot show."""
-    axes.axvline(0, color="#4B5563", linewidth=0.8)
-    for threshold in (-50.0, -25.0, 25.0, 50.0):
-        axes.axvline(threshold, color=style.GREY, linewidth=0.8, linestyle=style.DASHED)
-    low, high = axes.get_xlim()
-    # One wide interval would press all others together.
-    axes.set_xlim(max(low, -60.0), min(high, 160.0))
-    axes.set_xticks([tick for tick in (-50, 0, 50, 100, 150) if axes.get_xlim()[0] <= tick <= axes.get_xlim()[1]])
 
 
 def overview_figure(studies: Sequence[StudyResults]) -> CaptionedFigure | None:
     """Draws the shares that decide labels, with all datasets side by side. Returns `None` without a sure gain."""
     numbers = verdict_frame(studies)
-    drawn = _drawn(numbers)
+    # Points of accuracy stay in the file: a share of a gain of a few images would be a ratio of noise.
+    is_drawn = (numbers["outcome"] == OUTCOMES[1]) & numbers["quantity"].isin(list(_LOOKS)) & numbers["share"].notna()
+    drawn = numbers[is_drawn]
     if drawn.empty:
         return None
+    low, high, value = (100 * drawn[f"share{end}"].astype(float) for end in ("_low", "_high", ""))
+    drawn = drawn.assign(value=value, low=low, high=high)
     # Names of methods differ by seeds and datasets; their order is that of the registry.
     of_method = {method.name: method.method for study in studies for method in study.methods}
     order = ordered_methods(of_method.values())
     methods = sorted(dict.fromkeys(drawn["method"]), key=lambda name: order.index(of_method[name]))
     datasets = ordered_datasets(study.dataset.name for study in studies)
     drawn = drawn.sort_values("dataset", key=lambda column: column.map(list(datasets).index), kind="stable")
+    # Long names would leave no room for the panels.
     lines = [textwrap.fill(name, 16) for name in methods]
 
-    def draw(axes: "Axes", part: pd.DataFrame) -> None:
+    def draw(axes: style.Axes, part: pd.DataFrame) -> None:
         points(axes, part, category="method", hue="quantity", looks=_LOOKS, places=methods, step=0.12)
         axes.set_yticks(range(len(lines)), lines)
         for line in range(1, len(lines)):
             axes.axhline(line - 0.5, color="#E5E7EB", linewidth=0.6)
-        _scale(axes)
+        axes.axvline(0, color="#4B5563", linewidth=0.8)
+        for limit in (-50.0, -25.0, 25.0, 50.0):  # of the labels
+            axes.axvline(limit, color=style.GREY, linewidth=0.8, linestyle=style.DASHED)
+        low, high = axes.get_xlim()
+        # One wide interval would press all others together.
+        axes.set_xlim(max(low, -60.0), min(high, 160.0))
+        axes.set_xticks([tick for tick in (-50, 0, 50, 100, 150) if axes.get_xlim()[0] <= tick <= axes.get_xlim()[1]])
 
     figure = panels(
         drawn,
@@ -302,12 +298,11 @@ def reading_frame(studies: Sequence[StudyResults]) -> pd.DataFrame:
                 )
                 if accuracy is None or nats is None:
                     continue
-                steps = {OTHER: (accuracy.other, nats.other)}
-                steps |= {name: (accuracy.means[name], each) for name, each in nats.means.items()}
-                for name, (of_points, effect) in steps.items():
+                points_of = {OTHER: accuracy.other, **accuracy.means}
+                for name, effect in {OTHER: nats.other, **nats.means}.items():
                     if effect.share is None:
                         continue
-                    share = in_points(effect.share)
+                    share, of_points = in_points(effect.share), points_of[name]
                     rows.append(
                         {
                             **{"dataset": study.dataset.name, "method": method.name, "among": among, "step": name},
@@ -327,8 +322,10 @@ def reading_figure(studies: Sequence[StudyResults]) -> CaptionedFigure | None:
     numbers = reading_frame(studies)
     if numbers.empty:
         return None
+    # Several datasets would have three panels each.
     apart = len(studies) == 1
     drawn = numbers if apart else numbers[numbers["among"] == "all"]
+    # Small datasets have no images for the smaller groups.
     steps = [step for step in _STEPS if (drawn["step"] == step).any()]
     drawn = drawn.assign(place=drawn["step"].map(steps.index))
     methods = list(dict.fromkeys(drawn["method"]))
@@ -337,7 +334,8 @@ def reading_figure(studies: Sequence[StudyResults]) -> CaptionedFigure | None:
         for at, name in enumerate(methods)
     }
 
-    def draw(axes: "Axes", part: pd.DataFrame) -> None:
+    def draw(axes: style.Axes, part: pd.DataFrame) -> None:
+        # Attention alone is at 0, the image's own addition at 100.
         level(axes, 0)
         level(axes, 100)
         lines(axes, part, x="place", hue="method", looks=looks)
@@ -428,6 +426,7 @@ def replacement_frame(studies: Sequence[StudyResults]) -> pd.DataFrame:
                 parts = {"": row.share, "moved_": row.moved}
                 parts |= {"less_ceiling_": row.less_ceiling, "difference_": row.difference}
                 for start, share in parts.items():
+                    # NaN, not `None`: a column of `None` alone holds no numbers, by which figures select.
                     for end in ("value", "low", "high"):
                         number = None if share is None else getattr(in_points(share), end)
                         columns[start + end] = float("nan") if number is None else number
@@ -447,6 +446,7 @@ def replacement_figure(studies: Sequence[StudyResults], methods: Sequence[str] =
     if unknown := [name for name in methods if name not in present]:
         raise ClipbiasError(f"nothing was fitted to {unknown[0]!r}; there are {', '.join(present)}.")
     drawn = list(methods) or present
+    # The ceiling has the method's own form, so it is selected by its origin.
     of_form = numbers[numbers["method"].isin(drawn) & (numbers["form"].eq(PLAIN) | numbers["kind"].eq(Origin.CEILING))]
     parts = []
     for start, quantity in (("", "gain"), ("moved_", "changed predictions")):
@@ -456,7 +456,7 @@ def replacement_figure(studies: Sequence[StudyResults], methods: Sequence[str] =
     if shown.empty:
         return None
 
-    def draw(axes: "Axes", part: pd.DataFrame) -> None:
+    def draw(axes: style.Axes, part: pd.DataFrame) -> None:
         level(axes, 0, "x")
         level(axes, 100, "x")
         points(axes, part, category="method", hue="kind", looks=_ORIGIN_LOOKS, places=drawn)
@@ -477,6 +477,7 @@ def replacement_message(numbers: pd.DataFrame) -> str:
     """Writes a sentence on the gap between the two vectors and the ceiling in rows of a `replacement_frame`."""
     if numbers["moved_value"].isna().all():
         return "No prediction changed."
+    # The column is the student less the ceiling.
     gaps = -numbers["less_ceiling_value"].dropna()
     if gaps.empty:
         return "No method was fitted to itself, so there is no ceiling."

@@ -433,8 +433,8 @@ def test_fewer_images_where_a_page_would_grow_too_large(clip, tmp_path, monkeypa
 def test_steps(low):
     values = np.random.default_rng(0).lognormal(0, 2, (3, 4, 50))
     values[0, 0] = 0
-    steps, scale, *lowest = quantise(values, low=low)
-    again = steps * scale[..., None] / 255 + (lowest[0][..., None] if low else 0)
+    steps, scale, lowest = quantise(values, low=low)
+    again = steps * scale[..., None] / 255 + lowest[..., None]
     assert (np.abs(again - values) <= scale[..., None] * 0.50001 / 255 + 1e-6).all() and not steps[0, 0].any()
 
 

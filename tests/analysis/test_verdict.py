@@ -21,6 +21,7 @@ from clipbias.analysis.results import (
     ClipFacts,
     DatasetFacts,
     ImageAblations,
+    MethodResult,
     ModelFacts,
     ParameterCount,
     Predictions,
@@ -186,6 +187,13 @@ def test_a_study_has_labels_and_a_sentence_for_each_method(moves, expected, word
     assert method.sentence == results.sentence
 
 
+def said(accuracy, log_likelihood):
+    """The verdict on a method with these numbers."""
+    facts = {"label": "VPT", "name": "VPT", "method": "vpt", "models": ("vpt",), "accuracy": 50.0, "images": 100}
+    both, labels = ByMetric(accuracy, log_likelihood), label(log_likelihood)
+    return sentence(MethodResult(**facts, numbers=both, labels=labels, sentence=""), "d")
+
+
 @pytest.mark.parametrize(
     ("parts", "words"),
     [
@@ -197,10 +205,9 @@ def test_a_study_has_labels_and_a_sentence_for_each_method(moves, expected, word
 def test_a_sure_effect_of_the_wrong_sign_is_said(parts, words):
     shares = {"attention": (0, 0.1), "added": (0.8, 1), "exchange": (0.6, 0.9)} | parts
     measured = numbers(*(dataclasses.replace(number(*ends), low=ends[0], high=ends[1]) for ends in shares.values()))
-    text = sentence("VPT", "d", label(measured), ByMetric(measured, measured), 100)
-    assert words in text
+    assert words in said(measured, measured)
     plain = numbers(number(0, 0.1), number(0.8, 1), number(0.6, 0.9))
-    assert words not in sentence("VPT", "d", label(plain), ByMetric(plain, plain), 100)
+    assert words not in said(plain, plain)
 
 
 def test_images_that_zero_shot_gets_wrong_stand_apart():
@@ -247,10 +254,10 @@ def test_what_was_not_tested_or_is_outside_says_so():
 def test_a_gain_in_one_outcome_alone_is_said_in_its_unit():
     log_likelihood = numbers(number(0, 0.1), number(0.8, 1), number(0.6, 0.9))
     accuracy = dataclasses.replace(log_likelihood, gain=Estimate(1.0, -0.5, 2.5))
-    text = sentence("VPT", "d", label(log_likelihood), ByMetric(accuracy, log_likelihood), 100)
+    text = said(accuracy, log_likelihood)
     assert text == "VPT has a sure gain in log-likelihood on d (+0.300 nats), but none in accuracy (+1.0 points)."
     none = dataclasses.replace(log_likelihood, gain=UNSURE)
-    text = sentence("VPT", "d", label(none), ByMetric(accuracy, none), 100)
+    text = said(accuracy, none)
     assert text == "VPT has no sure gain on d (+1.0 points of accuracy, +0.100 nats of log-likelihood)."
 
 

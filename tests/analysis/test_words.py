@@ -81,18 +81,18 @@ def test_the_nearest_words_are_those_of_all_distances(seed: int, count: int, who
         vectors = vectors.round()
         table = table.round()
     with sklearn.config_context(working_memory=len(table) * 8 * 2 / 2**20):  # two rows at a time
-        nearest = context_words(vectors, table, count)
+        found, near, means = context_words(vectors, table, count)
     ids, distances, mean = plain_search(vectors, table, count)
-    np.testing.assert_array_equal(nearest.ids, ids)
-    np.testing.assert_allclose(nearest.distances, distances, rtol=1e-12, atol=0)
-    np.testing.assert_allclose(nearest.mean_distance, mean, rtol=1e-6)
+    np.testing.assert_array_equal(found, ids)
+    np.testing.assert_allclose(near, distances, rtol=1e-12, atol=0)
+    np.testing.assert_allclose(means, mean, rtol=1e-6)
 
 
 def test_a_row_is_at_distance_0_from_itself_however_long_it_is() -> None:
     table = 1e4 + np.random.default_rng(0).normal(size=(50, 512)).astype(np.float32)
-    nearest = context_words(table, table, 2)
-    assert nearest.ids[:, 0].tolist() == list(range(50))
-    assert nearest.distances[:, 0].tolist() == [0] * 50
+    found, distances, _ = context_words(table, table, 2)
+    assert found[:, 0].tolist() == list(range(50))
+    assert distances[:, 0].tolist() == [0] * 50
 
 
 def test_tokens_in_words(clip: Clip) -> None:

@@ -339,7 +339,7 @@ def test_where_hardly_anything_is_added_nothing_is_shared_out(results):
     labels = VerdictLabels(Where.ATTENTION, What.NOTHING)
     row = verdict_table(results["dtd"], [dataclasses.replace(ivlp, labels=labels)]).body[1]
     assert row[COLUMNS.index("All added")] != "–" and set(row[COLUMNS.index("All added") + 1 : -2]) == {"–"}
-    assert "another image" not in sentence("IVLP", "dtd", labels, ivlp.numbers, 50)
+    assert "another image" not in sentence(dataclasses.replace(ivlp, labels=labels), "dtd")
 
 
 PLACES = ("demo/digits", "demo/fashion")

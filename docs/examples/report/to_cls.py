@@ -1,33 +1,27 @@
 """The figure of attention to `[cls]`."""
 
-from typing import TYPE_CHECKING
-
 import pandas as pd
 
-from clipbias.analysis.results import StudyResults, present
+from clipbias.analysis.results import StudyResults
 from clipbias.analysis.to_cls import TO_CLS
 from clipbias.report import style
 from clipbias.report.drawings import Drawing
 from clipbias.report.pages import CaptionedFigure
 from clipbias.report.panels import joined, lines, panels, tidy
-from clipbias.report.study_figures import labels_of
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 
 def to_cls_figure(study: StudyResults) -> CaptionedFigure | None:
     """A panel for each model, by layer."""
-    results = present(TO_CLS.of(study))
+    results = TO_CLS.present(study)
     frame = joined(tidy(result.attention, "layer", model=key) for key, result in results.items())
     if frame.empty:
         return None
 
-    def draw(axes: "Axes", part: pd.DataFrame) -> None:
+    def draw(axes: style.Axes, part: pd.DataFrame) -> None:
         lines(axes, part, x="layer", looks={"": {"color": style.TUNED}})
 
     figure = panels(
-        frame, draw, by=("", "model"), names=labels_of(study.models), x_label="layer", y_label="attention", legend=False
+        frame, draw, by=("", "model"), names=study.labels, x_label="layer", y_label="attention", legend=False
     )
     caption = "Attention of patches to [cls], mean over heads and patches. Whiskers: 95 % intervals over images."
     return CaptionedFigure("to_cls", TO_CLS.title, caption, figure, frame)
