@@ -195,7 +195,8 @@ def load_adapter(
     Args:
       path: an adapter's file; a folder with `adapter.safetensors` (a work folder, an export); or a repository of the
         Hugging Face hub with this file, "owner/name" or "owner/name@revision".
-      clip: the frozen model of its training, with the same weights and tokenizer. `None` loads it.
+      clip: the frozen model of its training, with the same weights and tokenizer. Default: loads it, in float32; a
+        model that was loaded with another `dtype` is given here, to predict as when it was saved.
       own_methods: files or modules that may hold a method of your own. No other program of an adapter is run.
       dtype: compute type, as for `Task`. Default: that of training.
 

@@ -201,7 +201,8 @@ def sentences() -> dict[str, list[str]]:
         "README.md": [
             f"TaskRes, a head, gains most ({float(demo['taskres']['value']):.1f} points)",
             f"make {gain:.1f} points more of the pictures right. They do not do it by looking elsewhere. They add",
-            f"else to each picture, and {explained:.0f} % of the difference is the class that CLIP alone sees.",
+            "something different to each picture, and the class that CLIP alone predicts explains",
+            f"{explained:.0f} % of these differences.",
             "Of 100 predictions that prompts changed, two vectors per layer make",
             f"{fewer:.0f} fewer than prompts refitted.",
             f"A learned bias, the same for every picture, makes {bias:.1f} points more right.",

@@ -23,6 +23,8 @@ from clipbias.training.sweep import SweepAxes, make_specs
 from clipbias.tuning import Descriptions, Recipe
 from clipbias.tuning.adapter import read_adapter, write_adapter
 from clipbias.tuning.conformal import Calibration
+from clipbias.tuning.method import Method
+from clipbias.tuning.methods.taskres import TaskRes
 from clipbias.tuning.prompts import Classes
 from clipbias.tuning.registry import source_digest
 from clipbias.tuning.tuned import Tuned
@@ -249,6 +251,24 @@ def test_the_program_of_a_user_s_method_counts_with_what_it_imports(clip: Clip, 
         bound = read_adapter(tmp_path / "a.safetensors").bind(clip, own_methods=[str(program)])
     assert bound.calibration is None  # its scores are of the program that was
     assert source_digest(type(clipbias.Task(clip, "bias", NAMES).method)) is None
+
+
+@pytest.mark.parametrize("of_a_function", [False, True])
+def test_a_class_that_was_typed_in_again_is_another_method(of_a_function: bool, clip: Clip):
+    """Its name, module and fields stay, and no file has what changed."""
+
+    def method(scale: float) -> Method:
+        class Made(TaskRes):
+            factor = scale
+
+        lines = PROGRAM.replace("from helper_of_it import SCALE\n", "").replace("# FACTOR", f"factor = {scale}")
+        names: dict[str, Any] = {"__name__": __name__}
+        exec(lines, names)
+        return Made() if of_a_function else names["Own"]()
+
+    first, second = (clipbias.Task(clip, method(scale), NAMES) for scale in (1.0, 2.0))
+    assert first.identity != second.identity
+    assert clipbias.Task(clip, first.method, NAMES).identity == first.identity
 
 
 def test_scores_are_not_told_of_other_classes(clip: Clip, tmp_path: Path):

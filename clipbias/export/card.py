@@ -107,7 +107,7 @@ def _facts(model: Tuned) -> list[tuple[str, str]]:
         classes = notes.get("training_classes", len(model.class_names))
         facts.append(("dataset", _plain(f"{notes['dataset']}, {classes} classes")))
     if "training_classes" in notes:
-        facts.append(("classes", f"{len(model.class_names)}, others than those that it was trained for"))
+        facts.append(("classes", f"{len(model.class_names)}, given after the training"))
     facts += [(name, _plain(notes[name])) for name in ("protocol", "shots", "seed") if notes.get(name) is not None]
     if rate := _learning_rate(notes):
         facts.append(("learning rate", _plain(rate)))

@@ -17,6 +17,7 @@ import pkgutil
 import sys
 import sysconfig
 import traceback
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -92,19 +93,23 @@ def classes(module: ModuleType) -> list[type[Method]]:
 
 @functools.cache
 def source_digest(method_type: type[Method]) -> str | None:
-    """SHA-256 of a user's program as it was loaded, with its own modules that it imports; `None` of a built-in."""
+    """SHA-256 of a user's program as it was loaded, with its own modules that it imports; `None` of a built-in.
+
+    Of a class without a file of its own it is drawn anew in each process.
+    """
     # Cached from the first call, when the program is loaded: a file that is edited later is not the program that runs.
     if method_type.__module__.startswith(f"{methods.__name__}."):
         return None
-    module = sys.modules.get(method_type.__module__)
+    file = getattr(sys.modules.get(method_type.__module__), "__file__", None)
+    tree = ast.parse("" if file is None else Path(file).read_bytes())
+    is_there = any(isinstance(node, ast.ClassDef) and node.name == method_type.__name__ for node in ast.walk(tree))
+    # No file tells two versions of a class apart that was typed in, as in a notebook, or made by a function: each is
+    # known in this process alone, so that no result of an earlier one stands for it.
+    if file is None or not is_there or "<locals>" in method_type.__qualname__:
+        return identity(uuid.uuid4().hex)
     program: dict[str, bytes] = {}
-    try:
-        if module is not None and getattr(module, "__file__", None):
-            _add_program(str(module.__file__), module.__package__ or "", program)
-        return identity(list(program.values()) or inspect.getsource(method_type))
-    except (OSError, TypeError, SyntaxError):  # of a class that was typed in, its compiled code is left
-        codes = [getattr(value, "__code__", None) for value in vars(method_type).values()]
-        return identity([repr((code.co_code, code.co_consts)) for code in codes if code is not None])
+    _add_program(file, sys.modules[method_type.__module__].__package__ or "", program)
+    return identity(list(program.values()))
 
 
 def _add_program(path: str, package: str, program: dict[str, bytes]) -> None:
