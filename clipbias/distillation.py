@@ -31,7 +31,7 @@ from clipbias.settings import setting
 from clipbias.training.context import SweepContext, make_context
 from clipbias.training.loop import RunOutputs
 from clipbias.training.progress import Progress
-from clipbias.training.spec import DISTILLATION, changed_since_training, data_notes
+from clipbias.training.spec import DISTILLATION, data_notes, seen_in_training
 from clipbias.training.students import FIT_BATCH, FIT_STEPS, STUDENT_FORMS, fit_student, steps_of_fits
 from clipbias.training.teacher import split_logits
 from clipbias.tuned_model import AnyImages, TunedModel, as_clip, check_model, labelled_images
@@ -97,7 +97,7 @@ def divide_images(data: Dataset | Split, model: TunedModel | None = None) -> Dis
     notes: Mapping[str, Any] = {}
     if isinstance(data, Dataset):
         if model is not None:
-            caution = changed_since_training(model.notes, data, model.task.classes)
+            caution = seen_in_training(model.notes, data, model.task.classes)
             notes = data_notes(data, model.task.classes, DISTILLATION)
         test = data.split("test")
         data = unlabelled_images(data, test) or test.subset([])

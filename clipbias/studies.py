@@ -30,7 +30,7 @@ from clipbias.report.study_page import method_sentences, write_report
 from clipbias.sentences import counted
 from clipbias.training.predictions import KnownPredictions
 from clipbias.training.progress import Progress, say
-from clipbias.training.spec import changed_since_training
+from clipbias.training.spec import seen_in_training
 from clipbias.tuned_model import TunedModel
 from clipbias.tuning import Task
 from clipbias.tuning.adapter import start_seed
@@ -108,7 +108,7 @@ def explain(
         raise ClipbiasError(f"the dataset is {shown(dataset)}; give what clipbias.data.load returned, or a name.")
     images = data.split(split)
     for model in tuned:
-        if words := changed_since_training(model.notes, data, model.task.classes):
+        if words := seen_in_training(model.notes, data, model.task.classes, split):
             warnings.warn(words, ClipbiasWarning, stacklevel=2)
     bound = bind_models(tuned, data, clip=clip, dtype=dtype, sources=sources)
     with _bars(progress) as advance:

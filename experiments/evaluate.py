@@ -40,7 +40,7 @@ from clipbias.training.calibration import COLDEST, HOTTEST
 from clipbias.training.predictions import predictions_identity, save_predictions
 from clipbias.training.predictor import evaluate
 from clipbias.training.progress import MetricWriter
-from clipbias.training.spec import DISTILLATION, changed_since_training
+from clipbias.training.spec import DISTILLATION, seen_in_training
 from clipbias.training.workdir import open_workdir
 from clipbias.tuning import Task
 from clipbias.tuning.adapter import Adapter
@@ -67,8 +67,7 @@ def main(settings: EvaluateSettings, workdir: Path) -> None:
         hosts.assert_same(f"the images of {name}", key)
         if hosts.is_first():
             keep_evaluation(workdir, key)
-            # The same name may hold other pictures today; those that trained the adapter are then no test.
-            if adapter is not None and (words := changed_since_training(adapter.notes, dataset, adapter.classes)):
+            if adapter and (words := seen_in_training(adapter.notes, dataset, adapter.classes, settings.split)):
                 common.tell(words)
         began = time.monotonic()
         score, predicted = evaluate(
@@ -171,7 +170,7 @@ def describe_score(score: Mapping[str, Any]) -> list[str]:
         if images < FEWEST_TO_CALIBRATE:
             reason = f"{images} validation images are too few; it takes {FEWEST_TO_CALIBRATE}"
         if not images:
-            reason = "no other validation images are left that neither trained nor selected a setting"
+            reason = "there are no other validation images, or they trained or selected a setting"
         at = f"no temperature is fitted, because {reason}"
     line = f"calibration error {calibration['ece']:.2f} %, adaptive {calibration['adaptive_ece']:.2f} %; {at}"
     lines = [line]

@@ -18,7 +18,7 @@ from clipbias.data.images import Images
 from clipbias.distillation import divide_images, select
 from clipbias.intervals import Estimate
 from clipbias.training import placement
-from clipbias.training.spec import changed_since_training, data_notes
+from clipbias.training.spec import data_notes, seen_in_training
 from clipbias.tuning import Task
 from clipbias.tuning.adapter import read_adapter
 from experiments.evaluate import validation_images
@@ -127,7 +127,7 @@ def test_a_student_remembers_which_images_trained_it_and_its_teacher(clip):
             mesh=placement.single_device(),
             **QUICK,
         ).model
-        said = changed_since_training(student.notes, DATA, student.task.classes)
+        said = seen_in_training(student.notes, DATA, student.task.classes)
         assert bool(said) == (other in (taught_on, learned_on))
         assert validation_images(DATA, DATA.name, student.notes) is None
     assert validation_images(DATA, "cars", student.notes) is SPLITS["val"]

@@ -14,7 +14,7 @@ from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError, ClipbiasWarning
 from clipbias.report.overlay import heat_map
 from clipbias.studies import bind_models
-from clipbias.training.spec import changed_since_training, data_identity
+from clipbias.training.spec import data_identity, seen_in_training
 
 PIXELS = np.random.default_rng(2).integers(0, 256, (24, 20, 16, 3), dtype=np.uint8)
 CLASS_NAMES = ("cat", "dog", "bird")
@@ -102,11 +102,14 @@ def test_pictures_that_have_changed_since_the_training_are_said(clip, tmp_path):
     notes = {"dataset": "pets", "protocol": "few_shot", "data": data_identity([pictures(PIXELS)])}
     model = tuned(clip, "bias", **notes)
     classes = model.task.classes
-    assert not changed_since_training(notes, pictures(PIXELS, "the {}."), classes)  # another text is no other picture
+    assert not seen_in_training(notes, pictures(PIXELS, "the {}."), classes)  # another text is no other picture
     with pytest.warns(ClipbiasWarning, match="the pictures or classes of pets have changed since"):
         clipbias.explain(model, pictures(PIXELS[::-1]), tmp_path, sections=("predictions",), progress=False)
+    for split, says in (("test", False), ("val", True), ("train", True)):
+        assert ("may have trained or calibrated" in seen_in_training(notes, pictures(PIXELS), classes, split)) == says
+        assert not seen_in_training({**notes, "dataset": "cars"}, pictures(PIXELS), classes, split)
     for other in ({"dataset": "cars"}, {"protocol": "cross_dataset"}):
-        assert not changed_since_training({**notes, **other}, pictures(PIXELS[::-1]), classes)
+        assert not seen_in_training({**notes, **other}, pictures(PIXELS[::-1]), classes)
 
 
 def test_models_are_judged_together_where_their_trainings_differ_in_the_seed_alone(clip, pets):

@@ -478,12 +478,17 @@ def replacement_message(numbers: pd.DataFrame) -> str:
     if numbers["moved_value"].isna().all():
         return "No prediction changed."
     # The column is the student less the ceiling.
-    gaps = -numbers["less_ceiling_value"].dropna()
+    gaps = numbers["less_ceiling_value"].dropna().round()
+    if gaps.empty and numbers["kind"].eq(Origin.CEILING).any():
+        return "Too few predictions changed to compare two vectors per layer with the ceiling."
     if gaps.empty:
         return "No method was fitted to itself, so there is no ceiling."
-    low, high = (f"{end:z.0f}" for end in (gaps.min(), gaps.max()))
-    span = low if low == high else f"{low} to {high}"
+    low, high = gaps.min(), gaps.max()
+    span = f"from {-low:.0f} fewer to {high:.0f} more"
+    if low * high >= 0:  # on one side
+        numbers_of = dict.fromkeys(f"{gap:.0f}" for gap in sorted((abs(low), abs(high))))
+        span = f"{' to '.join(numbers_of)} {'more' if high > 0 else 'fewer'}"
     return (
-        f"Of 100 predictions that a method changed, two vectors per layer make {span} fewer than the method itself, "
+        f"Of 100 predictions that a method changed, two vectors per layer make {span} than the method itself, "
         "fitted in the same way."
     )

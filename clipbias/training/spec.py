@@ -156,33 +156,38 @@ def data_identity(datasets: Sequence[Dataset]) -> str:
 
 
 def data_notes(dataset: Dataset, classes: Classes, protocol: str) -> Row:
-    """Returns the notes by which `changed_since_training` knows the images of a training."""
+    """Returns the notes by which `seen_in_training` knows the images of a training."""
     # An adapter's texts may be others than the dataset's.
     texts = dataclasses.replace(dataset, template=classes.template, descriptions=classes.descriptions)
     return {"dataset": dataset.name, "protocol": protocol, "data": data_identity([texts])}
 
 
-def changed_since_training(notes: Mapping[str, Any], dataset: Dataset, classes: Classes) -> str:
-    """Returns a sentence if a dataset holds other pictures than at the training of an adapter with `notes`, or "".
+def seen_in_training(notes: Mapping[str, Any], dataset: Dataset, classes: Classes, split: str = "test") -> str:
+    """Returns a sentence if images of a split may have trained an adapter with `notes`; else "".
 
     `classes` are those of the adapter. The training of a distilled adapter's teacher counts, too.
     """
-    unchanged = data_notes(dataset, classes, protocol="")["data"]
     trainings = []
     while notes:
         trainings.append(notes)
         notes = notes.get("teacher") or {}
-    if not any(
-        training.get("dataset") == dataset.name
-        and training.get("protocol") in ("few_shot", "full", DISTILLATION)
-        and training.get("data", unchanged) != unchanged
-        for training in trainings
+    here = [training for training in trainings if training.get("dataset") == dataset.name]
+    unchanged = data_notes(dataset, classes, protocol="")["data"] if here else ""
+    # The same name may hold other pictures today; those that trained the adapter are then no test.
+    if any(
+        training.get("protocol") in ("few_shot", "full", DISTILLATION) and training.get("data", unchanged) != unchanged
+        for training in here
     ):
-        return ""
-    return (
-        f"the pictures or classes of {dataset.name} have changed since the adapter's training: pictures that trained "
-        "or calibrated it may be evaluated here."
-    )
+        return (
+            f"the pictures or classes of {dataset.name} have changed since the adapter's training: pictures that "
+            "trained or calibrated it may be evaluated here."
+        )
+    if here and split != "test":
+        return (
+            f"the adapter was trained on {dataset.name}: pictures of its {split} split may have trained or calibrated "
+            "it, and it may look better on them than it is."
+        )
+    return ""
 
 
 def part_of(specs: Sequence[RunSpec], part: tuple[int, int]) -> list[RunSpec]:

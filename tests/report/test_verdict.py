@@ -408,7 +408,12 @@ def test_the_message_and_the_caption_have_the_numbers(exchanged):
     drawn = figure.numbers[figure.numbers["method"] == "IVLP"]
     of_form = drawn[(drawn["form"] == "kind") | (drawn["kind"] == Origin.CEILING)]
     assert f"make {low} fewer" in replacement_message(of_form.assign(less_ceiling_value=-low))
-    assert "no ceiling" in replacement_message(of_form.assign(less_ceiling_value=np.nan))
+    above = of_form.assign(less_ceiling_value=[25.0, *[np.nan] * (len(of_form) - 1)])
+    assert "make 25 more than" in replacement_message(above)
+    assert f"make from {low} fewer to 25 more" in replacement_message(above.fillna({"less_ceiling_value": -low}))
+    without = of_form.assign(less_ceiling_value=np.nan)
+    assert replacement_message(without).startswith("Too few predictions changed to compare")
+    assert "no ceiling" in replacement_message(without[without["kind"] != "ceiling"])
     assert replacement_message(of_form.assign(moved_value=np.nan)) == "No prediction changed."
     with pytest.raises(ClipbiasError, match="nothing was fitted to 'CoOp'; there are IVLP, VPT"):
         replacement_figure(exchanged, ["CoOp"])
