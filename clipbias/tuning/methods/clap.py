@@ -1,7 +1,7 @@
 """CLAP (Silva-Rodríguez et al. 2024, arXiv 2312.12730): a linear probe that starts at the texts and is held near them.
 
-It uses no validation images; the last epoch counts. Training uses the features of twenty augmentations of each image,
-so a step runs neither tower. The authors' code keeps `_` in class names; here it becomes a space, as for all methods.
+It uses no validation images; the last epoch counts. The authors' code keeps `_` in class names; here it becomes a
+space, as for all methods.
 """
 
 import dataclasses
@@ -47,6 +47,7 @@ class CLAP(FrozenTowers, FeatureMethod):
 
     presets = {"clap": Preset("CLAP", order=560), "zs_lp": Preset("ZS-LP", {"penalised": False}, order=561)}
     datasets = {"imagenet": {"templates": "imagenet_select_and_dataset"}}
+    authors = Recipe(learning_rate=0.1, epochs=300, batch_size=256, weight_decay=0.0)
 
     penalised: bool = True
     recipe: RecipeName = AUTHORS
@@ -62,6 +63,7 @@ class CLAP(FrozenTowers, FeatureMethod):
         return learnables
 
     def logits(self, learnables: Learnables, features: Features) -> jax.Array:
+        # Normalised here, not in the learnables: the penalty measures distances of raw prototypes.
         return features.scale * (unit_length(features.image) @ unit_length(learnables["text_prototypes"]).T)
 
     def losses(self, learnables: Learnables, features: Features, logits: jax.Array, labels: jax.Array) -> Terms:
@@ -73,10 +75,9 @@ class CLAP(FrozenTowers, FeatureMethod):
             terms["penalty"] = (learnables[CONSTANTS]["penalties"] * jnp.square(difference).sum(-1)).mean()
         return terms
 
-    def authors_recipe(self, common: Recipe, shots: int | None) -> Recipe:
-        return Recipe(learning_rate=0.1, epochs=300, batch_size=256, weight_decay=0.0)
-
     def sampling(self) -> Sampling:
+        # Twenty augmentations of each image, once: a step runs neither tower. An epoch draws from the rows of all
+        # passes, but ends after as many batches as one pass has, as the authors' does.
         return Sampling(passes=20, training="pooled")
 
     def support(self, learnables: Learnables, samples: Samples) -> Learnables:

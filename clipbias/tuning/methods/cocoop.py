@@ -19,7 +19,7 @@ class CoCoOp(Method):
 
         π = W2 relu(W1 f + b1) + b2, of widths d, d/16 and Dt
 
-    The text tower runs once per image. `π` is not zero before training: an untrained CoCoOp is not zero-shot CLIP.
+    The text tower runs once per image.
 
     Attributes:
       tokens: `T`.
@@ -29,6 +29,7 @@ class CoCoOp(Method):
 
     presets = {"cocoop": Preset("CoCoOp", order=110)}
     kind = Kind.PROMPTS
+    authors = Recipe(learning_rate=0.002, epochs=10, batch_size=1)
 
     tokens: Tokens = 4
     words: str = WORDS
@@ -38,6 +39,8 @@ class CoCoOp(Method):
         width = clip.config.projection_width
         hidden_width = max(1, width // 16)
         context, hidden, output = jax.random.split(rng, 3)
+        # Torch's start, also of `b2`: within ±0.18, where a token's embedding has entries near 0.01. So an untrained
+        # CoCoOp is not zero-shot CLIP, as in the authors' code.
         hidden_kernel, hidden_bias = initial_linear(hidden, width, hidden_width)
         output_kernel, output_bias = initial_linear(output, hidden_width, clip.config.text.width)
         return {
@@ -62,6 +65,3 @@ class CoCoOp(Method):
 
     def text(self, template: str, clip: Clip) -> PromptText:
         return context_text(clip, self.words, self.tokens)
-
-    def authors_recipe(self, common: Recipe, shots: int | None) -> Recipe:
-        return Recipe(learning_rate=0.002, epochs=10, batch_size=1)

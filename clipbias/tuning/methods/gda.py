@@ -1,10 +1,8 @@
 """GDA (Wang et al. 2024, arXiv 2402.04087): a Gaussian classifier of image features, added to zero-shot CLIP.
 
-The authors select α on ImageNet's test images. Here the validation split of each dataset selects it, or images that are
-held out (`data.held_out`); without any it is the option `alpha`. The training images are the protocol's few-shot split,
-not the images that the authors' code draws. In the authors' base-to-new experiments the covariance is not shrunk, and
-new classes borrow base images. Run those with `config.method_options = {"gda": {"covariance": "classes", "keep_rows":
-True}}`.
+The authors select α on ImageNet's test images; here validation images of each dataset or held-out images select it
+(`data.held_out`). In the authors' base-to-new experiments the covariance is not shrunk, and new classes borrow base
+images: `config.method_options = {"gda": {"covariance": "classes", "keep_rows": True}}`.
 """
 
 import dataclasses
@@ -38,7 +36,7 @@ from clipbias.tuning.method import CONSTANTS, FeatureMethod, Kind, Learnables, P
 from clipbias.tuning.prompts import FrozenTowers
 
 ALPHAS = tuple(10.0**power for power in range(-4, 3))
-# A class without images uses the rows nearest to its text, and copies of the text.
+# A class without images uses the rows nearest to its text, and copies of the text, in the authors' numbers.
 NEIGHBOURS = 64
 COPIES = 16
 
@@ -84,6 +82,7 @@ class GDA(FrozenTowers, FeatureMethod):
 
     def logits(self, learnables: Learnables, features: Features) -> jax.Array:
         constants = learnables[CONSTANTS]
+        # Bayes' rule with one covariance for all classes: the quadratic term in `x` cancels, and a linear map is left.
         densities = unit_length(features.image) @ constants["weight"].T + constants["bias"]
         return self.scale * cosines(features) + constants["alpha"] * densities
 
@@ -114,10 +113,7 @@ class GDA(FrozenTowers, FeatureMethod):
         return self._learnables(weight, bias, self._search(weight, bias, samples), rows, precision)
 
     def _search(self, weight: np.ndarray, bias: np.ndarray, samples: Samples) -> float:
-        """The smallest of the best α on the validation images, the option if no α classifies any image correctly.
-
-        Of few images the best α is that of the lowest cross-entropy among those of equal accuracy.
-        """
+        """The smallest of the best α on the validation images, the option if no α classifies any image correctly."""
         alpha = self.alpha
         images = validation_features(samples)
         if images is None:
@@ -187,11 +183,9 @@ def pseudo_inverse(matrix: np.ndarray) -> np.ndarray:
 
 
 def from_neighbours(rows: np.ndarray, texts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Means `[C, d]` and a precision of classes without images, from unit rows `[n, d]` of others and unit texts.
-
-    A class with text `w` has the 64 rows nearest to it; its mean is that of these and 16 copies of `w`, its covariance
-    is taken around `w`, and the precision is the mean over the classes.
-    """
+    """Means `[C, d]` and a precision of classes without images, from unit rows `[n, d]` of others and unit texts."""
+    # The authors' rule: a class with text `w` has the 64 rows nearest to it. Its mean is that of these and 16 copies of
+    # `w`, its covariance is taken around `w`, not around the mean, and the precision is the mean over the classes.
     count = min(NEIGHBOURS, len(rows))
     means = []
     precision = np.zeros((texts.shape[1],) * 2)

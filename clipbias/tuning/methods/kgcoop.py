@@ -29,6 +29,7 @@ class KgCoOp(CoOp):
 
     presets = {"kgcoop": Preset("KgCoOp", order=120)}
     datasets = {"dtd": {"template": "a photo of a {}, a type of texture."}}
+    authors = Recipe(learning_rate=0.002, epochs=100, batch_size=128)
 
     weight: Annotated[float, Range(0)] = 8.0
     template: str | None = None
@@ -44,6 +45,3 @@ class KgCoOp(CoOp):
         # Over all classes, not those of the batch: classes without an image would drift from the teacher.
         distance = 1 - (student * teacher).sum(-1).mean()
         return {"cross_entropy": cross_entropy(logits, labels), "distillation": self.weight * distance}
-
-    def authors_recipe(self, common: Recipe, shots: int | None) -> Recipe:
-        return Recipe(learning_rate=0.002, epochs=100, batch_size=128)

@@ -1,7 +1,6 @@
 """Linear probe (Radford et al. 2021, arXiv 2103.00020), with the search of its regularisation in CoOp's experiments.
 
-The search uses validation images, at most min(K, 4) of each class for K shots. The images are the protocol's few-shot
-split, not the images that CoOp's code draws.
+The search uses validation images, at most min(K, 4) of each class for K shots.
 """
 
 import dataclasses
@@ -27,8 +26,7 @@ VALIDATION_SHOTS = 4
 class LinearProbe(FeatureMethod):
     """`f Wᵀ + b` that minimises `½ ‖W‖² + c Σ CE` over the training images, as they are evaluated.
 
-    Features `f` are not normalised, and texts are not used. scikit-learn's L-BFGS finds the minimum at its default
-    tolerance.
+    Features `f` are not normalised, and texts are not used.
 
     Attributes:
       inverse: `c` without validation images; the default is from the example of CLIP's authors.
@@ -106,11 +104,9 @@ def fit(features: np.ndarray, labels: np.ndarray, inverse: float, iterations: in
 
 
 def search(score: Callable[[float], float]) -> float:
-    """Selects `c` on validation images: the first best of `SWEEP`, then eight halvings of the decades around it.
-
-    A halving compares both ends and keeps the better one, the smaller one if they are equal. The other end moves to the
-    geometric middle. The last end that was kept is the result.
-    """
+    """Selects `c` on validation images: the first best of `SWEEP`, then eight halvings of the decades around it."""
+    # As in CoOp's code: a halving keeps the better end, the smaller of equal ones, and moves the other to the geometric
+    # middle. The last end that was kept is the result, not the best of all that were tried.
     best = max(SWEEP, key=score)
     low = best / 10
     high = best * 10

@@ -40,8 +40,7 @@ class LPPlusPlus(FrozenTowers, FeatureMethod):
 
     Training runs on the host. `W_c` starts at the sum of its class's `x`, `α` at one number for all classes. W and b
     take full-batch SGD steps with momentum 0.9 at the rate `4 N / λmax(XᵀX)`. After every tenth step `α -= lr_α G` with
-    `lr_α = N / (4 max_c Σ_n (x_n·T_c)²)`. As in the authors' code, `G` is the sum of α's gradients over all steps so
-    far.
+    `lr_α = N / (4 max_c Σ_n (x_n·T_c)²)` and `G` the sum of α's gradients over all steps so far.
 
     Attributes:
       steps: number of steps of W and b.
@@ -77,6 +76,7 @@ class LPPlusPlus(FrozenTowers, FeatureMethod):
         means = class_means(x, labels, len(texts))
         alpha = np.full(len(texts), ALPHA_FACTOR * (means * texts).sum(-1).mean())
         start = _Probe(
+            # The sum of a class's rows, as the authors have it, and not their mean.
             weight=means * np.bincount(labels, minlength=len(texts))[:, None],
             bias=np.asarray(learnables["bias"], np.float64),
             alpha=alpha,
@@ -99,8 +99,6 @@ class LPPlusPlus(FrozenTowers, FeatureMethod):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Probe:
-    """`W [C, d]`, `b [C]` and `α [C]`."""
-
     weight: np.ndarray
     bias: np.ndarray
     alpha: np.ndarray

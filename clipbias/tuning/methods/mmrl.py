@@ -32,9 +32,9 @@ _BY_DATASET["eurosat"] = {"weight": _WEIGHTS["eurosat"], "space": 2048}
 class MMRL(Method):
     """Tokens `R [K, S]` in a shared space, which linear maps project into the last blocks of both towers.
 
-    They are inserted at the input of the first of these blocks. At each later block the tokens of that block's map
-    replace them. `f` is the feature of `[cls]`; `r` is that of the mean inserted token of the image, projected by a
-    matrix of its own. With `z = 100 cos(f, g)` and `z_r = 100 cos(r, g)` the loss is
+    They are inserted at the input of the first of these blocks; the tokens of each later block's map replace them. `f`
+    is the feature of `[cls]`; `r` is that of the mean inserted token of the image, projected by a matrix of its own.
+    With `z = 100 cos(f, g)` and `z_r = 100 cos(r, g)` the loss is
 
         α CE(z) + (1 - α) CE(z_r) + λ (1 - mean cos(f, f⁰)) + λ (1 - mean cos(g, g⁰))
 
@@ -81,6 +81,8 @@ class MMRL(Method):
         text_kernel, text_bias = initial_linear(text_key, self.space, text.width)
         vision_kernel, vision_bias = initial_linear(vision_key, self.space, vision.width)
         joint = clip.config.projection_width
+        # The readout starts at random, as the authors', and not as a copy of the frozen projection of `[cls]`. `α` is a
+        # constant of the run, since `transfer` gives each class its own.
         return {
             "tokens": random_prompts(tokens, self.tokens, self.space),
             "text_kernel": jnp.stack([text_kernel] * count),
@@ -114,6 +116,7 @@ class MMRL(Method):
         """`z` and `z_r`, `[B, C]` each."""
         assert features.views is not None
         classes = unit_length(average_texts(features.text))
+        # The views are `[cls]` and the mean of the inserted tokens.
         image = features.scale * unit_length(features.views[:, 0]) @ classes.T
         tokens = features.scale * unit_length(features.views[:, 1]) @ classes.T
         return image, tokens
@@ -148,6 +151,11 @@ class MMRL(Method):
         return {**learnables, CONSTANTS: {"alpha": alpha if (alpha != alpha[0]).any() else alpha[0]}}
 
     def authors_recipe(self, common: Recipe, shots: int | None) -> Recipe:
-        recipe = Recipe(learning_rate=0.001, epochs=self.epochs, batch_size=self.batch_size)
-        warmup = min(1, self.epochs - 1)  # none in a training of one epoch
-        return dataclasses.replace(recipe, optimizer="adamw", crop=0.5, warmup_epochs=warmup)
+        return Recipe(
+            learning_rate=0.001,
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            optimizer="adamw",
+            crop=0.5,
+            warmup_epochs=min(1, self.epochs - 1),  # none in a training of one epoch
+        )

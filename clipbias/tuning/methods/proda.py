@@ -1,6 +1,6 @@
 """ProDA (Lu et al. 2022, arXiv 2205.03340): many contexts, whose class features are a distribution.
 
-The authors' code is not available. Where the paper gives no detail, this follows unofficial copies of their code.
+The authors' code is not available: details that the paper lacks follow unofficial copies of it.
 """
 
 import dataclasses
@@ -43,6 +43,7 @@ class ProDA(ContextSets):
     """
 
     presets = {"proda": Preset("ProDA", order=150)}
+    authors = Recipe(learning_rate=0.001, epochs=100, batch_size=4)
     reads_templates = True
 
     sets: Sets = 32
@@ -71,6 +72,7 @@ class ProDA(ContextSets):
         return jax.lax.dynamic_slice(order, (turn * self.sets_per_step,), (self.sets_per_step,))
 
     def logits(self, learnables: Learnables, features: Features) -> jax.Array:
+        # `μ` is not normalised again: classes whose contexts disagree have shorter means, and lower logits.
         return features.scale * (unit_length(features.image) @ unit_length(features.text).mean(0).T)
 
     def losses(self, learnables: Learnables, features: Features, logits: jax.Array, labels: jax.Array) -> Terms:
@@ -78,14 +80,12 @@ class ProDA(ContextSets):
         # The mean and the variance are over the `Q` contexts of this step, not over all `P`.
         text = unit_length(features.text)
         variance = _weighted_variance(jnp.square(unit_length(features.image)), text - text.mean(0), labels)
+        # Jensen's bound on the expected cross-entropy: a margin for all classes but the label, where `v` is 0.
         margin = features.scale**2 / 2 * variance
         contexts = unit_length(features.templates)
         different = 1 - jnp.eye(len(contexts))
         overlap = (different * jnp.abs(contexts @ contexts.T)).sum() / max(1, len(contexts) * (len(contexts) - 1))
         return {"bound": cross_entropy(logits + margin, labels), "orthogonality": self.weight * overlap}
-
-    def authors_recipe(self, common: Recipe, shots: int | None) -> Recipe:
-        return Recipe(learning_rate=0.001, epochs=100, batch_size=4)
 
 
 def _weighted_variance(squares: jax.Array, centred: jax.Array, labels: jax.Array) -> jax.Array:

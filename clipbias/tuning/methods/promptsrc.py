@@ -1,4 +1,4 @@
-"""PromptSRC (Khattak et al. 2023, arXiv 2307.06948)."""
+"""PromptSRC (Khattak et al. 2023, arXiv 2307.06948): deep prompts that regulate themselves by plain CLIP."""
 
 import dataclasses
 from typing import Annotated
@@ -32,8 +32,6 @@ class PromptSRC(IVLP):
     The average of the learnables `θ_e` after each epoch is saved and evaluated,
 
         Σ_e w_e θ_e, w_e ∝ exp(-(e - μ)² / (2σ²)), e = 1 … E, Σ_e w_e = 1
-
-    with `μ` and `σ` as shares of `E`, so that the authors' Gaussians keep their place if the number of epochs changes.
 
     Attributes:
       depth: number of layers with prompts; more than a tower has are all of its layers.
@@ -82,6 +80,7 @@ class PromptSRC(IVLP):
         teacher_text = unit_length(average_raw_texts(teacher.text))
         teacher_image = unit_length(teacher.image)
         log_teacher = jax.nn.log_softmax(teacher.scale * (teacher_image @ teacher_text.T))
+        # Three constraints of the paper: features of texts and of images, and predictions.
         return {
             "cross_entropy": cross_entropy(logits, labels),
             "text": self.text_weight * jnp.abs(text - teacher_text).mean(),
@@ -91,7 +90,8 @@ class PromptSRC(IVLP):
         }
 
     def average(self, epochs: int) -> np.ndarray:
-        # Minus the largest exponent: a narrow Gaussian far from all epochs would be 0/0.
+        # `μ` and `σ` as shares of the epochs: the authors' Gaussians keep their place if these are more or fewer. Minus
+        # the largest exponent: a narrow Gaussian far from all epochs would be 0/0.
         exponents = -((np.arange(1, epochs + 1) / epochs - self.mean) ** 2) / (2 * self.deviation**2)
         weights = np.exp(exponents - exponents.max())
         return weights / weights.sum()

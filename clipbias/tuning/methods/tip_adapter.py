@@ -1,10 +1,8 @@
 """Tip-Adapter and Tip-Adapter-F (Zhang et al. 2022, arXiv 2207.09519): a cache of the training images' features.
 
 The authors search α and β on ImageNet's test images, and select the epoch of Tip-Adapter-F on the test images of each
-dataset. Here the validation split of each dataset selects α and β, or images that are held out (`data.held_out`), and
-Tip-Adapter-F uses the last epoch. Without any α and β keep their initial values. Tip-Adapter-F trains on features of
-fresh augmentations: a step runs neither tower. The training images are the protocol's few-shot split, not the images
-that the authors' code draws.
+dataset. Here validation images of each dataset or held-out images select α and β (`data.held_out`), and Tip-Adapter-F
+uses the last epoch.
 """
 
 import dataclasses
@@ -71,8 +69,8 @@ class TipAdapter(FrozenTowers, FeatureMethod):
     """`100 x Tᵀ + α exp(-β (1 - x keysᵀ)) V`, with `x = unit(f)` and the one-hot labels `V [N, C]` of the keys.
 
     A key is the mean of an image's raw features over ten augmentations, then normalised. The search tries 200 values of
-    β from 0.1 to `beta_max`, and 20 of α for each; it selects the first of the best pairs. Keys hold no text: classes
-    that training did not see get the zero-shot logit alone. Keys of classes that are left out go with them.
+    β from 0.1 to `beta_max`, and 20 of α for each; it selects the first of the best pairs. Classes that training did
+    not see get the zero-shot logit alone.
 
     Attributes:
       alpha, beta: values without validation images.
@@ -120,10 +118,7 @@ class TipAdapter(FrozenTowers, FeatureMethod):
         return self._learnables(keys.astype(np.float32), samples.labels, alpha, beta)
 
     def _search(self, keys: np.ndarray, labels: np.ndarray, samples: Samples) -> tuple[float, float]:
-        """α and β: the first of the best pairs on the validation images, in the order β, then α.
-
-        Of few images the best pair is that of the lowest cross-entropy among those of equal accuracy.
-        """
+        """α and β: the first of the best pairs on the validation images, in the order β, then α."""
         validation = validation_features(samples)
         if validation is None:
             return self.alpha, self.beta
@@ -135,6 +130,7 @@ class TipAdapter(FrozenTowers, FeatureMethod):
         if not correct.any():
             return self.alpha, self.beta
         best_beta, best_alpha = np.unravel_index(correct.argmax(), correct.shape)
+        # Equal accuracies are common among few images: there the lowest cross-entropy among them decides.
         if samples.few_validation_images:
             pairs = np.argwhere(correct == correct.max())
             losses = pair_losses(cache, *validation, [(alphas[j], betas[i]) for i, j in pairs])
@@ -156,9 +152,7 @@ class TipAdapter(FrozenTowers, FeatureMethod):
 
 @dataclasses.dataclass(frozen=True)
 class TipAdapterF(TipAdapter):
-    """Tip-Adapter with trained keys `[N, d]`, which need not keep unit length.
-
-    Training uses the initial α and β; the search follows.
+    """Tip-Adapter with trained keys `[N, d]`. Training uses the initial α and β; the search follows.
 
     Attributes:
       epochs: of the authors' recipe: AdamW at 1e-3 (epsilon 1e-4, decay 1e-2), a cosine to 0, batches of 256.
@@ -210,13 +204,7 @@ def _settings(labels: np.ndarray, alpha: float, beta: float) -> Learnables:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Cache:
-    """A cache model without α and β.
-
-    Attributes:
-      keys: `[N, d]`.
-      labels: of the keys, `[N]`.
-      classifier: `100 T [C, d]`.
-    """
+    """A cache model without α and β: keys `[N, d]` with their labels `[N]`, and `100 T [C, d]`."""
 
     keys: np.ndarray
     labels: np.ndarray
@@ -245,13 +233,7 @@ def pair_losses(
 def count_correct(
     cache: Cache, features: np.ndarray, labels: np.ndarray, alphas: np.ndarray, betas: np.ndarray
 ) -> np.ndarray:
-    """The number of images that each pair classifies correctly: int `[len(betas), len(alphas)]`.
-
-    Args:
-      cache: the keys.
-      features, labels: `[n, d]` and `[n]`, of the images.
-      alphas, betas: the values to compare; the betas are evenly spaced.
-    """
+    """The number of images `[n, d]` that each pair classifies correctly: int `[len(betas), len(alphas)]`."""
     # Keys of a class are neighbours, so that `reduceat` sums the affinities of a class without a product with one-hot
     # labels.
     order = np.argsort(cache.labels, kind="stable")
@@ -265,7 +247,8 @@ def count_correct(
         zero_shot = x @ cache.classifier.T
         distances = 1 - x @ keys.T
         affinities = np.exp(-betas[0] * distances)
-        # `exp(-(β + δ) d) = exp(-β d) exp(-δ d)`: a product replaces the exponential from one β to the next.
+        # `exp(-(β + δ) d) = exp(-β d) exp(-δ d)`: with evenly spaced β a product replaces the exponential from one to
+        # the next.
         step = np.exp(-(betas[1] - betas[0]) * distances)
         cached = np.zeros_like(zero_shot)
         logits = np.empty_like(zero_shot)
@@ -279,6 +262,7 @@ def count_correct(
             np.multiply(affinities, step, out=affinities)
         return correct
 
+    # NumPy releases the interpreter's lock in these loops, and counts of chunks add up in any order.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         chunks = pool.map(count_chunk, range(0, len(labels), rows))
         return sum(chunks, np.zeros((len(betas), len(alphas)), np.int64))
