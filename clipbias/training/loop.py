@@ -38,10 +38,9 @@ from clipbias.tuning.tuned import Tuned
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Run:
-    """Run of a job: a spec in memory.
+    """Run of a job: a spec in memory. A learning rate of `None` is the recipe's.
 
-    The start seed decides the initial learnables, unless `start` has them, and the order and augmentation of images. A
-    learning rate of `None` is the recipe's.
+    The start seed decides order and augmentation of images, and the initial learnables, unless `start` has them.
     """
 
     images: Images
@@ -57,8 +56,8 @@ class RunOutputs:
 
     Attributes:
       checkpoints, metrics: folders; `None` saves nothing.
-      keeps_last: whether the last step of a short training is saved too, so that the same job ends at once next time.
-      steps_before, total_steps: steps of earlier stages and of all stages; `None` for a single stage.
+      keeps_last: whether the last step is saved too, so that the same job ends at once next time.
+      steps_before, total_steps: steps of earlier stages and of all stages.
       ends_on_failure: whether a loss that is not finite ends the training; otherwise the other runs go on.
     """
 
@@ -75,9 +74,8 @@ class RunOutputs:
 class TrainJob:
     """Runs that train side by side in one program, bound to model, images and devices.
 
-    A *stage* is a training with its own optimiser; most methods have one stage. A stage is a job too (`plan_stages`),
-    with its task, recipe and plan. A job without recipe makes no step. With a teacher, runs learn its predictions in
-    place of labels.
+    A *stage*, a training with its own optimiser, is a job too (`plan_stages`), with its task, recipe and plan. A job
+    without recipe makes no step. With a teacher, runs learn its predictions in place of labels.
     """
 
     context: SweepContext
@@ -90,7 +88,7 @@ class TrainJob:
 
     @property
     def protocol(self) -> EvalProtocol:
-        """Evaluations and classes of training, which all runs share."""
+        # Of any run: all share evaluations and classes of training.
         return self.runs[0].protocol
 
     @property
@@ -118,6 +116,7 @@ class TrainJob:
     @property
     def rows(self) -> int:
         """Images of a step in each run. Raises `ClipbiasError` where the runs differ in their steps."""
+        # Side by side, all runs make a step at once: none may end before another.
         shapes = {
             (self.training.total_steps(len(run.images)), min(len(run.images), self.training.batch_size))
             for run in self.runs
@@ -138,14 +137,10 @@ class TrainJob:
 
 @dataclasses.dataclass(frozen=True)
 class TrainResult:
-    """Result of a job, or of a stage.
+    """Result of a job, or of a stage: learnables `[R, …]` on the host, and each run's loss at the last step, in nats.
 
-    Attributes:
-      learnables: leading axis `R`, on the host.
-      losses: loss of each run at the last step, in nats; empty without steps.
-      seconds: wall time of the steps in this process.
-      waiting_share: share of this time in which the devices waited for images.
-      training_seconds: time of each run, earlier processes included (`progress.step_seconds`).
+    `seconds` are the wall time of the steps in this process, of which devices waited for images the `waiting_share`;
+    `training_seconds` the time of each run, earlier processes included (`progress.step_seconds`).
     """
 
     learnables: Learnables
@@ -204,6 +199,7 @@ def check_images(job: TrainJob, others: Sequence[Split] = ()) -> None:
 
     Raises `UnreadableImage` with the names of the unreadable ones. Where these are skipped, notes those that train.
     """
+    # A broken image must not end a run after hours of training, in its evaluation.
     if not job.task.method.uses_images:
         return
     skips = job.context.on_image_error == "skip"
@@ -286,6 +282,8 @@ def train(job: TrainJob, start: Learnables) -> TrainResult:
                     learning_rate=axis.place(rates[step].astype(np.float32)),
                     weight=None if weights is None else placement.replicate(mesh, weights[step]),
                 )
+                # Returns at once, with results that the device still computes. The old state's memory is donated:
+                # whoever reads it, as a checkpoint does, takes the new one.
                 state, metrics = train_step(static, inputs, state, batch, scalars)
                 del batch  # the device keeps what it still reads; this reference would hold a second batch
                 batches.computes(metrics["loss"])
@@ -324,6 +322,7 @@ def train(job: TrainJob, start: Learnables) -> TrainResult:
 
 def _step_numbers(job: TrainJob) -> tuple[np.ndarray, np.ndarray | None]:
     """Learning rates `[steps, R]`, float64, and weights of the learnables in their average `[steps]`, or `None`."""
+    # All at once on the host, in float64: a schedule within the step would be computed anew on every device.
     recipe = job.training
     examples = job.examples
     rates = np.stack([recipe.with_learning_rate(run.learning_rate).step_rates(examples) for run in job.runs], axis=1)
@@ -338,7 +337,6 @@ def _step_numbers(job: TrainJob) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def _open_batches(opened: contextlib.ExitStack, job: TrainJob, start_step: int) -> Batches:
-    """Opens batches from a step on: images, or features for a method on features."""
     context = job.context
     sampling = sampling_of(job.task.method)
     batches: Batches
@@ -390,7 +388,7 @@ def _open_report(
     *,
     images: int,
 ) -> StepReport:
-    """Opens progress and metrics for the remaining steps; lines of earlier steps stay in the file."""
+    # For the remaining steps: lines of earlier ones stay in the file.
     outputs = job.outputs
     total = job.steps
     outputs.progress.start(outputs.total_steps or total, done=outputs.steps_before + step)
@@ -428,6 +426,7 @@ class _Interval:
 
     def is_over(self, *, last: bool) -> bool:
         """Whether to save after this step; called after every step. The `last` step is saved after long trainings."""
+        # Steps, not seconds, decide: processes whose clocks differ would save at different steps, and wait forever.
         self._steps += 1
         if not self._every:
             if self._steps == 1:
@@ -488,10 +487,7 @@ def train_job(job: TrainJob) -> TrainResult:
 
 
 def sample_features(job: TrainJob) -> list[Samples]:
-    """Collects features of each run's training images, and of validation images where the method searches on them.
-
-    Returns one `Samples` for each run; none for a method that sees no features.
-    """
+    """Collects features of each run's training images, and of validation images where the method searches on them."""
     context = job.context
     sampling = sampling_of(job.task.method)
     if sampling is None:
@@ -544,10 +540,10 @@ def _next_stage(job: TrainJob, stage: int, learnables: Learnables, text: np.ndar
 
 def _stage_texts(stage: TrainJob, learnables: Learnables) -> np.ndarray:
     """Returns the text features under each run's learnables, `[R, S, C, d]`."""
+    # The next stage starts from these features (2SFS): of each run, also where all runs share frozen ones.
     context = stage.context
     runs = len(stage.runs)
     static, inputs = make_evaluation(stage.task, context.params, learnables, runs=runs, mesh=context.mesh)
-    # The next stage starts from these features (2SFS): of each run, also where all runs share frozen ones.
     if isinstance(inputs.text, jax.Array):
         features = jnp.broadcast_to(inputs.text, (runs, *inputs.text.shape))
     else:

@@ -61,8 +61,7 @@ VOLATILE = ("seconds", "training_seconds", "waiting_share")
 class PreparedGroup:
     """Group with its job: `asked` as the caller gave it, `specs` with the validation policy and selected settings.
 
-    `held` are images on which settings are compared, `None` where the policy of the specs says all; `selection` are
-    the settings that were selected on them, `None` where nothing was.
+    `held` are images on which settings are compared; `selection` are the settings that were selected on them.
     """
 
     asked: Group
@@ -86,7 +85,7 @@ def run_group(
     """Runs a group, whose specs differ in seed or learning rate alone, and returns its rows.
 
     Args:
-      common: the recipe of methods without their own recipe; rows show how the run's recipe differs from it.
+      common: the recipe with which a row compares that of its run.
       compares_rates: for a group of one run: whether held-out images select its learning rate beside the options that
         its method searches; `None` selects nothing.
       calibrates: whether images that neither train nor select calibrate the adapters.
@@ -123,10 +122,7 @@ def prepare(
 
 
 def other_images(prepared: PreparedGroup) -> list[Split]:
-    """Returns the images that a group reads besides those that train: they select, fit a temperature, calibrate, test.
-
-    Raises `ClipbiasError` where validation images score the group, and there are none.
-    """
+    """Returns the images that a group reads besides those that train: to select, fit a temperature, calibrate, test."""
     job = prepared.job
     if prepared.specs[0].score_on != TEST:
         return validation_images(job)
@@ -141,7 +137,6 @@ def other_images(prepared: PreparedGroup) -> list[Split]:
 
 
 def bind_task(spec: RunSpec, context: SweepContext) -> Task:
-    """Binds the method of a spec to the model and the classes of training."""
     return context.bind(spec.make_method(), context.drawn(spec).source, spec.method)
 
 
@@ -202,6 +197,7 @@ def zero_shot_facts(selected: PreparedGroup, paths: SweepPaths) -> Row:
     """Returns the frozen model's accuracy on the test images for the row of a single run; empty in a sweep."""
     if not paths.single or selected.specs[0].method == ZERO_SHOT:
         return {}
+    # Before the training: an evaluation that fails, for lack of memory or an image, costs no step.
     selected.job.outputs.progress.at_work("evaluating zero-shot")
     _, _, evaluated = evaluate_test(frozen_job(selected.job), {}, selected.job.protocol.evaluations[0])
     return {"zero_shot_accuracy": evaluated.scores[0]["accuracy"]}
@@ -218,11 +214,38 @@ def train(selected: PreparedGroup, *, asked: Method) -> TrainResult:
 
 def score(selected: PreparedGroup, result: TrainResult, paths: SweepPaths) -> list[Row]:
     """Scores the runs on test images, where their predictions are saved, or on validation images."""
+    group = selected.specs
     job = selected.job
     job.outputs.progress.at_work("evaluating")
-    if selected.specs[0].score_on != TEST:
+    if group[0].score_on != TEST:
         return score_validation(job, result.learnables)
-    return _score_test(selected.specs, job, result.learnables, paths)
+    scores: list[dict[str, Row]] = [{} for _ in group]
+    identities: list[dict[str, str]] = [{} for _ in group]
+    for evaluation in job.protocol.evaluations:
+        task, transferred, tested = evaluate_test(job, result.learnables, evaluation)
+        split = evaluation.dataset.split("test")
+        images = split.identity  # once for all runs, since it looks at every file
+        skipped = {"skipped_images": tested.skipped} if tested.skipped else {}
+        # Not strict: padding lies behind the runs.
+        for run, (spec, score) in enumerate(zip(group, tested.scores, strict=False)):
+            predicted = tested.predicted[run]
+            summary = class_summary(split.labels, predicted, task.class_names)
+            scores[run][evaluation.name] = score | {"class_summary": summary} | skipped
+            if hosts.is_first():
+                identities[run][evaluation.name] = save_predictions(
+                    paths.workdir,
+                    paths.predictions(spec, evaluation.name),
+                    Tuned(task, select_run(transferred, run)),
+                    split,
+                    predicted,
+                    tested.log_probs[run],
+                    images_identity=images,
+                )
+    rows = []
+    for run, spec in enumerate(group):
+        names = {name: predictions_name(paths.predictions(spec, name)) for name in scores[run]}
+        rows.append({"predictions": names, "identities": identities[run], **merge_scores(scores[run])})
+    return rows
 
 
 def save(
@@ -261,8 +284,7 @@ def evaluate_test(
 ) -> tuple[Task, Learnables, RunPredictions]:
     """Evaluates all runs of a job on test images; `learnables [R, …]` lie on the host.
 
-    Returns the task of the evaluation's classes, which may differ from those of training, its learnables, and the
-    predictions, also of padding. A temperature is fitted on validation images (`calibration.temperature_images`).
+    Returns the task of the evaluation's classes, its learnables, and the predictions, also of padding.
     """
     context = job.context
     task = context.bind(job.task.method, evaluation.dataset)
@@ -272,37 +294,6 @@ def evaluate_test(
     evaluator = context.evaluator(evaluation.dataset.split("test"))
     validation = context.temperature_evaluator(job.protocol, evaluation)
     return task, learnables, evaluator.evaluate(*job.evaluation(task, learnables), validation=validation)
-
-
-def _score_test(group: Group, job: TrainJob, learnables: Learnables, paths: SweepPaths) -> list[Row]:
-    """Scores the runs on all test images, and saves their predictions."""
-    scores: list[dict[str, Row]] = [{} for _ in group]
-    identities: list[dict[str, str]] = [{} for _ in group]
-    for evaluation in job.protocol.evaluations:
-        task, transferred, tested = evaluate_test(job, learnables, evaluation)
-        split = evaluation.dataset.split("test")
-        images = split.identity  # once for all runs, since it looks at every file
-        skipped = {"skipped_images": tested.skipped} if tested.skipped else {}
-        # Not strict: padding lies behind the runs.
-        for run, (spec, score) in enumerate(zip(group, tested.scores, strict=False)):
-            predicted = tested.predicted[run]
-            summary = class_summary(split.labels, predicted, task.class_names)
-            scores[run][evaluation.name] = score | {"class_summary": summary} | skipped
-            if hosts.is_first():
-                identities[run][evaluation.name] = save_predictions(
-                    paths.workdir,
-                    paths.predictions(spec, evaluation.name),
-                    Tuned(task, select_run(transferred, run)),
-                    split,
-                    predicted,
-                    tested.log_probs[run],
-                    images_identity=images,
-                )
-    rows = []
-    for run, spec in enumerate(group):
-        names = {name: predictions_name(paths.predictions(spec, name)) for name in scores[run]}
-        rows.append({"predictions": names, "identities": identities[run], **merge_scores(scores[run])})
-    return rows
 
 
 def merge_scores(scores: Mapping[str, Row]) -> Row:
@@ -337,10 +328,9 @@ def _row(spec: RunSpec, job: TrainJob, result: TrainResult, run: int, common: Re
 
 
 def _image_counts(job: TrainJob, run: int) -> Row:
-    """Counts the training images of a run, those of each class, and skipped ones. All processes must call this."""
     images = job.runs[run].images
     per_class = images_per_class(images.labels, len(job.task.class_names))
-    # Names and not counts: two processes may have read the same broken image.
+    # An exchange, which all processes must join. Names and not counts: two may have read the same broken image.
     skipped = set().union(*hosts.gather(sorted(images.unreadable)))
     counts = {"train_images": len(images), "images_per_class": per_class}
     return counts | ({"skipped_training_images": len(skipped)} if skipped else {})
@@ -380,9 +370,6 @@ def fit_task(
       start_seed: seed of initial learnables and order of images. Default: `seed`, that of the few-shot split.
       compares_rates: whether the learning rate is selected on held-out images (`data.held_out`).
       calibrates: whether images are left to calibrate; `None` where there are enough.
-
-    Returns:
-      The model with the selected settings. Its notes describe the training; "warnings" are sentences for the user.
     """
     recipe_of_job = recipe if task.method.trains else None
     progress.at_work("reading images")
@@ -437,12 +424,7 @@ def fit_task(
 
 
 def calibrate_untrained(
-    model: Tuned,
-    dataset: Dataset,
-    context: SweepContext,
-    *,
-    seed: int,
-    calibrates: bool | None = None,
+    model: Tuned, dataset: Dataset, context: SweepContext, *, seed: int, calibrates: bool | None = None
 ) -> Calibration | None:
     """Calibrates a method without training images; see `fit_task` for the arguments."""
     if calibrates is False:

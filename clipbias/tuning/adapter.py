@@ -65,14 +65,12 @@ class Adapter:
     """The content of an adapter file: all that predictions depend on, except the frozen weights and the tokenizer.
 
     Attributes:
-      method, options: see `Task`; `source` is the digest of the program of a user's own method.
+      method, options, dtype: see `Task`; `source` is the digest of the program of a user's own method.
       class_names, template, descriptions, free_text: see `tuning.prompts.Classes`.
-      dtype: compute type.
       base: name of the frozen model for `clipbias.load`, a hub model at its commit.
       weights, tokenizer: identities of the frozen weights and the tokenizer.
       config, preprocessing: geometry with its activation, and preparation of pictures, as `Clip` has them.
-      notes: further JSON values, such as dataset, shots, seed and accuracy.
-      calibration: scores of calibration images of these classes, or `None`.
+      notes, calibration: see `Tuned`.
       sha256: digest of everything else, from the time of writing.
     """
 
@@ -213,7 +211,6 @@ class Adapter:
 
 
 def _header_types() -> dict[str, Any]:
-    """The type of each field of the header by its name."""
     return {name: kind for name, kind in annotations(Adapter).items() if name not in ("learnables", _CALIBRATION)}
 
 
@@ -230,10 +227,7 @@ def start_seed(notes: Mapping[str, Any]) -> int:
 
 
 def write_adapter(path: str | os.PathLike, model: Tuned) -> None:
-    """Writes a tuned model to a `.safetensors` file, atomically.
-
-    Raises `ClipbiasError` for what `read_adapter` or `Adapter.bind` would refuse, or if it cannot be written.
-    """
+    """Writes a tuned model to a `.safetensors` file, atomically. Raises `ClipbiasError` for what no reader accepts."""
     if data_path(path).suffix.lower() != ".safetensors":
         raise ClipbiasError(f"{path} is no name of an adapter's file; give a path that ends with .safetensors.")
     # Checked as when it is read: a file that `read_adapter` refuses must not be written.

@@ -64,11 +64,8 @@ class AnswerOptions:
 class AnswerRule:
     """Thresholds of prediction sets and rejection.
 
-    Attributes:
-      nonconformity: largest `1 - p` of a class in a set.
-      lowest: lowest score of an image that is not rejected.
-      scale: factor of the cosines, as in `Calibration`.
-      images: number of calibration images.
+    `nonconformity` is the largest `1 - p` of a class in a set, `lowest` the lowest score of an image that is not
+    rejected, `scale` the factor of the cosines, and `images` the number of calibration images.
     """
 
     options: AnswerOptions

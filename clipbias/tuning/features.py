@@ -22,7 +22,6 @@ FEW_IMAGES = 100
 
 
 def unit_length(x: jax.Array) -> jax.Array:
-    """`x / ‖x‖₂` over the last axis."""
     return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
 
@@ -84,8 +83,7 @@ class Features:
 class Sampling:
     """The features of the training images that a method uses, from the frozen vision tower.
 
-    A pass covers all training images, with new augmentations. The augmentation of an image depends on the seed, the
-    number of the pass and the image only.
+    A pass covers all training images, with augmentations that depend on the seed, the pass and the image alone.
 
     Attributes:
       passes: number of passes for `FeatureMethod.support`; 0 for one pass without augmentation.
@@ -151,7 +149,6 @@ def cosines(features: Features) -> jax.Array:
 
 
 def unit_rows(x: np.ndarray) -> np.ndarray:
-    """`x / ‖x‖₂` over the last axis, float64."""
     x = np.asarray(x, np.float64)
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
@@ -203,7 +200,6 @@ def validation_features(samples: Samples, per_class: int | None = None) -> tuple
 
 
 def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
-    """The share of images whose largest logit is that of their class. Among equal logits the first one counts."""
     return float((logits.argmax(-1) == labels).mean())
 
 

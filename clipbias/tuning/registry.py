@@ -37,7 +37,6 @@ def is_user_method(name: str) -> bool:
 
 def load_user_method(name: str) -> type[Method]:
     """Runs a user's file or module. Returns its subclass of `Method`; raises `ClipbiasError` where that fails."""
-    # The digest is taken here, of the source that runs now: the file may be edited while the process lives.
     where, _, attribute = name.partition(":")
     try:
         if where.endswith(".py"):
@@ -57,18 +56,15 @@ def load_user_method(name: str) -> type[Method]:
         raise ClipbiasError(
             f"cannot import the method's module {where!r}{here}: {type(error).__name__}: {error}."
         ) from error
-    if attribute:
-        kind = getattr(module, attribute, None)
-        if not (inspect.isclass(kind) and issubclass(kind, Method)):
-            raise ClipbiasError(f"{name!r}: {attribute!r} is not a subclass of clipbias.tuning.Method there.")
-        source_digest(kind)
-        return kind
-    # Classes that the module imports, such as the base of the user's method, do not count.
-    kinds = classes(module)
+    # Classes that the module imports, such as the base of the user's method, count only by name.
+    kinds = [getattr(module, attribute, None)] if attribute else classes(module)
+    if attribute and not (inspect.isclass(kinds[0]) and issubclass(kinds[0], Method)):
+        raise ClipbiasError(f"{name!r}: {attribute!r} is not a subclass of clipbias.tuning.Method there.")
     if not kinds:
         raise ClipbiasError(f"{name!r} defines no subclass of clipbias.tuning.Method; write one (docs/methods.md).")
     if len(kinds) > 1:
         raise ClipbiasError(f"{name!r} holds {len(kinds)} subclasses of Method; pick one with '{name}:Class'.")
+    # The digest is taken here, of the source that runs now: the file may be edited while the process lives.
     source_digest(kinds[0])
     return kinds[0]
 
@@ -85,7 +81,6 @@ def loaded_user_method(name: str) -> type[Method] | None:
 
 
 def classes(module: ModuleType) -> list[type[Method]]:
-    """The subclasses of `Method` that a module defines, without imported ones."""
     kinds = [kind for kind in vars(module).values() if inspect.isclass(kind) and issubclass(kind, Method)]
     return [kind for kind in kinds if kind.__module__ == module.__name__]
 
@@ -201,8 +196,7 @@ def resolve_method(name: str, options: Options, *, dataset: str | None = None, s
     Args:
       name: a name of `METHODS`; or a file `path/to/own.py` or module `package.own` with one subclass of `Method`.
         `…:Class` selects one of several subclasses.
-      options: options by name.
-      dataset: the dataset whose authors' options are used; `None` for none.
+      dataset: the dataset whose authors' options are used.
       shots: training images per class, `None` for all. Some authors' options depend on it.
 
     Raises:
@@ -243,12 +237,13 @@ def resolve_method(name: str, options: Options, *, dataset: str | None = None, s
 
 
 def make_method(name: str, /, **options: Any) -> Method:
-    """`resolve_method` without a dataset."""
+    """Makes a method by its name and options, without a dataset."""
     return resolve_method(name, options)
 
 
 def method_options(method: Method) -> dict[str, Any]:
     """The options as plain values: `make_method(name, **options)` makes an equal method."""
+    # No `asdict`, which would take a method among the options apart.
     return {field.name: getattr(method, field.name) for field in dataclasses.fields(method)}
 
 

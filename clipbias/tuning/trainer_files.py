@@ -1,9 +1,8 @@
 """Checkpoints of other trainers as adapters: CoOp, CoCoOp, VPT, IVLP, MaPLe and PromptSRC, as Dassl saves them.
 
-`model.pth.tar-N` holds `state_dict` beside an optimiser and a scheduler object. Tensors are read without PyTorch, and
-nothing in the file is run. The tensors' names identify the method. CoOp and CoCoOp save the prompt learner alone, the
-others the whole model with the frozen CLIP, which is compared with the user's. The file has no class names, but the
-embeddings of their tokens: the nearest rows of CLIP's table give the names.
+Tensors are read without PyTorch, and nothing in the file is run. The tensors' names identify the method. CoOp and
+CoCoOp save the prompt learner alone, the others the whole model with the frozen CLIP, which is compared with the
+user's. Class names are read from the embeddings of their tokens, by the nearest rows of CLIP's table.
 """
 
 import dataclasses
@@ -293,6 +292,7 @@ def _maple(tensors: Tensors, clip: Clip) -> TrainerFile:
 
 def _text_ids(tensors: Tensors, file: TrainerFile, clip: Clip, tolerance: float) -> list[list[int]] | None:
     """The tokens between the context and EOS in the text of each class; `None` where the file has no texts."""
+    # The trainers keep the embeddings of SOS, `token_prefix`, and of all behind the context, `token_suffix`.
     config = clip.config.text
     count: int | str = len(file.learnables["text_context"]) if file.options.get("class_specific") else "C"
     ids = {}

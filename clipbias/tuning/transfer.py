@@ -18,10 +18,6 @@ def transfer(
 ) -> Learnables:
     """Learnables of `source` for the classes of `target`, a task of the same method and model.
 
-    Known classes keep their learnables. A new class gets the method's start, unless no class is known, or the start is
-    random or made of training images: such a start says nothing about a class. Learnables that do not depend on the
-    classes are returned unchanged.
-
     Args:
       source_labels: `[C']`, the label in `source` of each class of `target`, -1 for classes that training did not see.
         Default: classes are matched by their names, as the model reads them.
@@ -30,6 +26,8 @@ def transfer(
     Raises:
       ClipbiasError: the method has nothing for a class that training did not see.
     """
+    # Known classes keep their learnables. A new class gets the method's start, unless no class is known, or the start
+    # is random or made of training images: such a start says nothing about a class.
     method = source.method
     # Tokens, not strings: "maine_coon" and "Maine  coon" are the same class to the model.
     names = (name_tokens(task.clip, task.class_names, source.prompt) for task in (source, target))
@@ -82,6 +80,7 @@ def match_labels(known: Sequence[Sequence[int]], wanted: Sequence[Sequence[int]]
 
 
 def _each_run(change: Callable[[Learnables], Learnables], learnables: Learnables, axis: int) -> Learnables:
+    # Run by run: `transfer` of a method works on NumPy arrays, and the shapes of its result may depend on the run.
     if not axis:
         return jax.device_get(change(learnables))
     runs = range(jax.tree.leaves(learnables)[0].shape[0])

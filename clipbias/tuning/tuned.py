@@ -48,8 +48,7 @@ class Tuned:
     """A frozen CLIP with the learnables of a method.
 
     Attributes:
-      task: the method bound to the frozen CLIP and the classes, with the pure functions of `params`, `learnables` and
-        `images`.
+      task: the method bound to the frozen CLIP and the classes.
       learnables: the trainable parameters, a dictionary of arrays; `{}` for a method that learns nothing (zero-shot).
       notes: JSON values that its file keeps, such as dataset, shots, seed and accuracy.
       calibration: scores of calibration images, for prediction sets; `None` without them.
@@ -103,8 +102,7 @@ class Tuned:
     ) -> Self:
         """The same model for other classes, whose texts are those of `Task.with_classes`.
 
-        Known classes keep their learnables. Calibration and scores stay only if the classes are the same. Raises
-        `ClipbiasError` if the method has no learnables for a class that training did not see.
+        Known classes keep their learnables. Raises `ClipbiasError` if the method has none for a new class.
         """
         task = self.task.with_classes(class_names, descriptions=descriptions, free_text=free_text)
         # Accuracy and calibration were measured with these classes. Identities, not names, tell whether they still are.
