@@ -30,10 +30,9 @@ class Outcome:
 
     Attributes:
       correct: whether the predicted class is the label, bool `[n]`; meaningless for images of other classes.
-      other_odds: `Σ exp(z_j - z_max)` over the other classes, `[n]`. The largest probability is `1 / (1 + other_odds)`;
-        the odds still differ where it is rounded to 1.
+      other_odds: `Σ exp(z_j - z_max)` over the other classes, `[n]`; the largest probability is `1 / (1 + other_odds)`.
       highest: the largest logit, `[n]`.
-      other_odds_at: the odds of logits over the temperature; `None` without a temperature.
+      other_odds_at: the odds of logits over the temperature, if there is one.
     """
 
     correct: np.ndarray
@@ -43,6 +42,7 @@ class Outcome:
 
 
 def confidence(other_odds: np.ndarray) -> np.ndarray:
+    # Of odds and not of a probability: odds still differ where float32 rounds the probability to 1.
     return 1 / (1 + np.asarray(other_odds, np.float64))
 
 
@@ -122,8 +122,7 @@ def fit_temperatures(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float | None:
     """Fits the temperature of logits `[n, C]` to labels `[n]` (Guo et al. 2017).
 
-    `None` for fewer than ten images, or without a minimum of the cross-entropy in 0.01 … 100, as when every image is
-    right.
+    `None` for fewer than ten images, or without a minimum in 0.01 … 100, as when every image is right.
     """
     if len(labels) < FEWEST_TO_CALIBRATE:
         return None

@@ -12,10 +12,8 @@ from clipbias.tuning.method import Method
 
 
 def above_chance(method: Method, loss: float | None, classes: int) -> str:
-    """Warns where the loss of the last step, in nats, is above that of equal probabilities; else returns "".
-
-    Losses that a method defines itself have another scale.
-    """
+    """Warns where the loss of the last step, in nats, is above that of equal probabilities; else returns ""."""
+    # Losses that a method defines itself have another scale.
     if loss is None or method.losses is not None or loss <= math.log(classes):
         return ""
     return (
@@ -25,20 +23,15 @@ def above_chance(method: Method, loss: float | None, classes: int) -> str:
 
 
 def no_better(fitted: Candidate, frozen: Candidate, images: int, what: str) -> str:
-    """Warns where a tuned model is no better than the frozen one on the same images; else returns "".
-
-    The higher accuracy is better; of equal ones the lower cross-entropy.
-    """
-    if fitted.accuracy > frozen.accuracy:
-        return ""
+    """Warns where a tuned model is no better than the frozen one on the same images; else returns ""."""
+    # The higher accuracy is better; of equal ones the lower cross-entropy.
     lower = fitted.loss is not None and frozen.loss is not None and fitted.loss < frozen.loss
-    if fitted.accuracy == frozen.accuracy and lower:
+    if fitted.accuracy > frozen.accuracy or (fitted.accuracy == frozen.accuracy and lower):
         return ""
     unsure = " The difference is within chance." if within_chance(frozen.accuracy, fitted.accuracy, images) else ""
-    advice = "Take more training images, another method or learning rate, or zero-shot."
     return (
         f"the tuned model is no better than zero-shot on {counted(images, what)}: {fitted.accuracy:.1f} % after "
-        f"{frozen.accuracy:.1f} %.{unsure} {advice}"
+        f"{frozen.accuracy:.1f} %.{unsure} Take more training images, another method or learning rate, or zero-shot."
     )
 
 

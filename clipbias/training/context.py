@@ -88,7 +88,6 @@ class SweepContext:
         return self._drawn[key]
 
     def bind(self, method: Method, dataset: Dataset, method_name: str | None = None) -> Task:
-        """Returns the task of a method and a dataset's classes."""
         # Kept: tokenizing and packing the texts of a thousand classes takes seconds.
         classes = Classes.of(dataset)
         key = method, method_name, classes.class_names, classes.identity

@@ -47,8 +47,7 @@ class RunPredictions:
 
     Attributes:
       outcomes: of each run, for readable images.
-      temperatures: of each run; `None` where no temperature fits.
-      validation_images: number of images that fitted them; `None` without such images.
+      temperatures: of each run, with the number of images that fitted them; `None` where none fits.
       predicted: class of every image, int32 `[R, n]`; -1 for an unreadable one.
       log_probs: see `BatchPredictions`, float16 `[R, n, 7]`.
       logits: of readable images, `[R, m, C]`, if they are kept.
@@ -67,7 +66,6 @@ class RunPredictions:
 
     @property
     def scores(self) -> list[Row]:
-        """Returns `{"accuracy", "correct", "images", "calibration"}` of each run, the accuracy in percent."""
         rows = [score(*pair) for pair in zip(self.outcomes, self.temperatures, strict=True)]
         for row in rows if self.validation_images is not None else ():
             row["calibration"]["validation_images"] = self.validation_images
@@ -123,7 +121,8 @@ class Evaluator:
 
     def for_temperature(self, split: Split) -> "Evaluator":
         """Returns the evaluator of images that fit a temperature for this split."""
-        # A broken image among them must not cost the result. Whole batches of the same size use the same program.
+        # A broken image among them must not cost the result. Whole batches of the same size use the same program, where
+        # few images alone would have another shape.
         return Evaluator(
             split,
             mesh=self.mesh,
@@ -176,7 +175,7 @@ class Evaluator:
         if not changes and key in self._plain_features:
             yield from self._plain_features[key]
             return
-        # float32 features of the image, and of its patches or crops.
+        # Features, 2 kB an image, are kept before pixels, 150 kB: a method that leaves the tower alone needs no other.
         per_image = 1 + (config.vision.patches if method.patches else crops)
         keep = not changes and self._may_keep(key, 4 * per_image * config.projection_width)
         if not changes:
@@ -245,7 +244,8 @@ class Evaluator:
             raise ClipbiasError("none of the images to evaluate on could be read.")
         every = jax.tree.map(lambda values: values[:, read], values)
         check_finite(every.highest)
-        # On the host: XLA's conversion to float16 needs an instruction that not every CPU has.
+        # On the host: XLA's conversion to float16 needs an instruction that not every CPU has. A log-probability below
+        # its range becomes -inf, which readers take as it is.
         with np.errstate(over="ignore"):
             log_probs = values.log_probs.astype(np.float16)
         return RunPredictions(
@@ -271,6 +271,7 @@ class Evaluator:
         With `finite` it raises `ClipbiasError` where a loss is not finite.
         """
         inputs = encode_texts(static, inputs)
+        # No temperature and no calibration: fewer results leave the device, and no program of `evaluate` is compiled.
         (correct, loss), labels = self._each_batch(
             static, inputs, lambda *batch: correct_and_loss(static, inputs, *batch)
         )

@@ -38,8 +38,7 @@ class EvalStatic:
 class EvalInputs:
     """Inputs on the mesh that no batch changes; learnables have the leading axis `R`.
 
-    `logits` takes text features `[R, S · C, d]`, or `[1, S · C, d]` that runs share; tokens where prompts depend on the
-    image.
+    `text` has features `[R, S · C, d]`, or `[1, S · C, d]` that runs share; tokens where prompts depend on the image.
     """
 
     params: Params
@@ -111,10 +110,7 @@ class BatchPredictions:
 
 @functools.partial(jax.jit, static_argnames="static")
 def logits(static: EvalStatic, inputs: EvalInputs, images: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """Computes the logits of each run, `[R, B, C]`, from text features in `inputs`.
-
-    `images` are features `[R, B, d]`, or `[1, B, d]` that runs share. `mask [B]` is false for rows that fill the batch.
-    """
+    """Computes logits `[R, B, C]` from features of images, `[R, B, d]`, or `[1, B, d]` that runs share."""
     classifier = static.classifier
     conditional = static.classifier.method.conditional
 

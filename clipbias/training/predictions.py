@@ -37,8 +37,8 @@ def save_predictions(
 ) -> str:
     """Writes `predictions/NAME.npz` in a run's folder, atomically, and returns the identity of the predictions.
 
-    `images_identity` is the split's, where it is known. The file holds "images" (names), "labels", "predicted" (-1 for
-    an unreadable image), "class_names", "identity", and for runs of a sweep "log_probs" (`forward.BatchPredictions`).
+    It holds "images" (names), "labels", "predicted" (-1 for an unreadable image), "class_names", "identity", and for
+    runs of a sweep "log_probs" (`forward.BatchPredictions`).
     """
     known_by = predictions_identity(model, images_identity or split.identity)
     path = workdir / PREDICTIONS_FOLDER / f"{predictions_name(name)}.npz"

@@ -53,10 +53,7 @@ class Predictor:
         return self.inputs.text[0] if isinstance(self.inputs.text, jax.Array) else self.inputs.text
 
     def logits(self, pixels: jax.Array | np.ndarray, mask: jax.Array | np.ndarray | None = None) -> jax.Array:
-        """Computes logits `[B, C]` of images `[B, R, R, 3]`, levels from 0 to 255, or of views `[B, 1 + V, R, R, 3]`.
-
-        `mask [B]` is false for images that fill the batch.
-        """
+        """Computes logits `[B, C]` of images `[B, R, R, 3]`, levels 0 to 255, or of views `[B, 1 + V, R, R, 3]`."""
         return self.logits_and_features(pixels, mask)[0]
 
     def logits_and_features(
@@ -100,8 +97,7 @@ def evaluate(
 ) -> tuple[Row, np.ndarray]:
     """Measures top-1 accuracy and calibration of a tuned model, and its detection of images `outside` its classes.
 
-    A temperature is fitted on validation images (`calibration.temperature_images`). The rule makes prediction sets and
-    rejections. The batch size is that of all devices.
+    Validation images fit a temperature; the rule makes prediction sets and rejections.
 
     Returns:
       `{"accuracy", "correct", "images", "calibration", "class_summary"}` (`data.confusion`), `skipped_images` if any,

@@ -375,22 +375,22 @@ def fit_task(
     progress.at_work("reading images")
     # First whether a setting is selected: the images that select it are lost to calibration.
     selects = needs_validation(task, recipe_of_job, compares_rates=compares_rates)
-    divided = fit_images(dataset, shots=shots, seed=seed, selects=selects, calibrates=calibrates)
-    train = divided.protocol.source.split("train")
+    protocol, held, left = fit_images(dataset, shots=shots, seed=seed, selects=selects, calibrates=calibrates)
+    train = protocol.source.split("train")
     if task.method.unlabelled:
-        train = context.pseudo_labelled(task, divided.protocol, shots)
+        train = context.pseudo_labelled(task, protocol, shots)
     (images,) = context.training_images([train])
     job = TrainJob(
         context=context,
         task=task.with_memory(class_shards=context.mesh.shape[placement.DATA]),
         recipe=recipe_of_job,
-        runs=(Run(images, seed if start_seed is None else start_seed, divided.protocol),),
+        runs=(Run(images, seed if start_seed is None else start_seed, protocol),),
         outputs=RunOutputs(progress=progress),
     )
-    searched = divided.protocol.validation() if searches_options(task.method) else None
-    choose = None if divided.held.from_training else divided.held.choose
-    check_images(job, [split for split in (choose, searched, divided.calibration) if split is not None])
-    selection = select_settings(job, divided.held, compares_rates=compares_rates)
+    searched = protocol.validation() if searches_options(task.method) else None
+    choose = None if held.from_training else held.choose
+    check_images(job, [split for split in (choose, searched, left) if split is not None])
+    selection = select_settings(job, held, compares_rates=compares_rates)
     if selection is not None:
         progress.say(str(selection))
         job = selection.of_job(job)
@@ -411,15 +411,13 @@ def fit_task(
     if selection is not None:
         notes["choice"] = selection.note
     cautions = [
-        *cautions_of_fit(job, result, divided.held, selection, compares_rates=compares_rates),
+        *cautions_of_fit(job, result, held, selection, compares_rates=compares_rates),
         *replaced_options(task.method, model.learnables),
     ]
     if cautions:
         notes["warnings"] = cautions
     return dataclasses.replace(
-        model,
-        notes=notes,
-        calibration=None if divided.calibration is None else calibrate(model, divided.calibration, context),
+        model, notes=notes, calibration=None if left is None else calibrate(model, left, context)
     )
 
 
