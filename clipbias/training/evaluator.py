@@ -6,29 +6,17 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from clipbias import hosts
 from clipbias.data import Split
-from clipbias.data.images import Images, Workers
+from clipbias.data.images import Images
 from clipbias.data.pipeline import Batch
 from clipbias.errors import ClipbiasError
-from clipbias.training import placement
-from clipbias.training.batches import split_batches
+from clipbias.training import forward, placement
+from clipbias.training.batches import Reading
 from clipbias.training.calibration import Outcome, calibration, fit_temperature
 from clipbias.training.device import explain_exhaustion
-from clipbias.training.forward import (
-    BatchPredictions,
-    EvalInputs,
-    EvalStatic,
-    check_finite,
-    correct_and_loss,
-    encode_texts,
-    image_features,
-    images_per_step,
-    logits,
-    outcomes,
-)
+from clipbias.training.forward import BatchPredictions, EvalInputs, EvalStatic, check_finite, encode_texts
 from clipbias.training.spec import Row
 from clipbias.tuning.method import crops_of, mixes_crops, select_run
 
@@ -93,11 +81,9 @@ class Evaluator:
     def __init__(
         self,
         split: Split | Images,
+        reading: Reading,
         *,
-        mesh: Mesh,
         batch_size: int,
-        on_error: str = "raise",
-        workers: Workers | None = None,
         budget: Budget | None = None,
         whole_batches: bool = False,
     ) -> None:
@@ -108,10 +94,9 @@ class Evaluator:
         if len(split) == 0:
             raise ClipbiasError("there is no image to evaluate on; check the data folder and the class selection.")
         self.split = split
-        self.mesh = mesh
-        self.on_error = on_error
-        self.batch_size = placement.rows(mesh, batch_size if whole_batches else min(batch_size, len(split)))
-        self._workers = Workers.of(workers)
+        self.mesh = reading.mesh
+        self.batch_size = placement.rows(self.mesh, batch_size if whole_batches else min(batch_size, len(split)))
+        self._reading = reading
         self._budget = budget or Budget(0)
         self._images: list[Batch] | None = None
         self._fits: dict[Hashable, bool] = {}
@@ -123,15 +108,8 @@ class Evaluator:
         """Returns the evaluator of images that fit a temperature for this split."""
         # A broken image among them must not cost the result. Whole batches of the same size use the same program, where
         # few images alone would have another shape.
-        return Evaluator(
-            split,
-            mesh=self.mesh,
-            batch_size=self.batch_size,
-            on_error="skip",
-            workers=self._workers,
-            budget=self._budget,
-            whole_batches=True,
-        )
+        reading = dataclasses.replace(self._reading, on_error="skip")
+        return Evaluator(split, reading, batch_size=self.batch_size, budget=self._budget, whole_batches=True)
 
     def _may_keep(self, name: Hashable, bytes_per_image: int) -> bool:
         if name not in self._fits:
@@ -145,15 +123,12 @@ class Evaluator:
         if self._images is not None and not crops:
             yield from self._images
             return
-        batches = split_batches(
+        batches = self._reading.batches(
             self.split,
-            self.mesh,
             resizing=static.preprocessing.resizing,
-            batch_size=images_per_step(self.batch_size, crops, self.mesh),
+            batch_size=forward.images_per_step(self.batch_size, crops, self.mesh),
             crops=crops,
             mixed=mixes_crops(method),
-            on_error=self.on_error,
-            workers=self._workers,
         )
         images = list[Batch]()
         keep = not crops and self._may_keep("images", 3 * static.classifier.config.vision.image_size**2)
@@ -185,7 +160,7 @@ class Evaluator:
         plain = []
         for batch in self._batches(static):
             images = placement.place_rows(self.mesh, batch["images"])
-            features = image_features(static, inputs.params, learnables, images)
+            features = forward.image_features(static, inputs.params, learnables, images)
             if keep:
                 plain.append((features, {name: batch[name] for name in ("labels", "mask")}))
             yield features, batch
@@ -236,7 +211,7 @@ class Evaluator:
         temperatures = np.asarray([1.0 if value is None else value for value in fitted], np.float32)
 
         def compute(features: jax.Array, mask: jax.Array, labels: jax.Array) -> BatchPredictions:
-            return outcomes(static, inputs, features, mask, labels, temperatures, keeps_logits=keeps_logits)
+            return forward.outcomes(static, inputs, features, mask, labels, temperatures, keeps_logits=keeps_logits)
 
         values, labels = self._each_batch(static, inputs, compute)
         read = labels >= 0
@@ -273,7 +248,7 @@ class Evaluator:
         inputs = encode_texts(static, inputs)
         # No temperature and no calibration: fewer results leave the device, and no program of `evaluate` is compiled.
         (correct, loss), labels = self._each_batch(
-            static, inputs, lambda *batch: correct_and_loss(static, inputs, *batch)
+            static, inputs, lambda *batch: forward.correct_and_loss(static, inputs, *batch)
         )
         read = labels >= 0
         if not read.any():
@@ -301,7 +276,7 @@ class Evaluator:
 
     def _logits(self, static: EvalStatic, inputs: EvalInputs) -> tuple[np.ndarray, np.ndarray]:
         scores, labels = self._each_batch(
-            static, inputs, lambda features, mask, _: logits(static, inputs, features, mask)
+            static, inputs, lambda features, mask, _: forward.logits(static, inputs, features, mask)
         )
         check_finite(scores[:, labels >= 0])
         return scores, labels

@@ -208,7 +208,7 @@ def check_images(job: TrainJob, others: Sequence[Split] = ()) -> None:
     whole = job.recipe is None or job.recipe.augment or sampling_of(job.task.method) is not None
     images = [*(run.images for run in job.runs), *map(Images, () if skips else others)]
     resizing = None if whole else job.task.clip.preprocessing.resizing
-    check_readable(images, resizing, job.context.workers, job.context.checked, skip=skips)
+    check_readable(images, resizing, job.context.reading.workers, job.context.checked, skip=skips)
 
 
 def validation_images(job: TrainJob) -> list[Split]:
@@ -340,36 +340,20 @@ def _open_batches(opened: contextlib.ExitStack, job: TrainJob, start_step: int) 
     context = job.context
     sampling = sampling_of(job.task.method)
     batches: Batches
-    images = [run.images for run in job.runs]
+    images, seeds, recipe = [run.images for run in job.runs], job.start_seeds, job.training
+    resizing = job.task.clip.preprocessing.resizing
     if job.teacher is not None:
-        batches = TaughtBatches(
-            job.teacher,
-            images,
-            job.start_seeds,
-            job.training,
-            context,
-            resizing=job.task.clip.preprocessing.resizing,
-            start_step=start_step,
-        )
+        batches = TaughtBatches(job.teacher, images, seeds, recipe, context, resizing=resizing, start_step=start_step)
     elif sampling is None:
-        batches = RunBatches(
-            images,
-            job.start_seeds,
-            job.training,
-            context.mesh,
-            resizing=job.task.clip.preprocessing.resizing,
-            start_step=start_step,
-            workers=context.workers,
-            on_error=context.on_image_error,
-        )
+        batches = RunBatches(images, seeds, recipe, context.reading, resizing=resizing, start_step=start_step)
     else:
         sources = [context.features(run.images, run.start_seed, sampling) for run in job.runs]
-        epochs = job.training.total_epochs(job.examples)
+        epochs = recipe.total_epochs(job.examples)
         batches = FeatureBatches(
             [epoch_features(source, sampling, epochs) for source in sources],
             [run.images.labels for run in job.runs],
-            job.start_seeds,
-            job.training,
+            seeds,
+            recipe,
             context.mesh,
             pooled=sampling.training == "pooled",
             start_step=start_step,

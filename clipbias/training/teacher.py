@@ -51,19 +51,14 @@ def split_logits(model: Tuned, images: Images, context: SweepContext) -> tuple[n
     Returns float32 `[n, C]`, zeros for unreadable images, and which images are readable, bool `[n]`.
     """
     # No label is read: the same images with other labels have the same logits.
-    key = model.identity, without_labels(images.split).digest
-    if key in context.known_logits:
-        return context.known_logits[key]
-    evaluator = Evaluator(
-        images,
-        mesh=context.mesh,
-        batch_size=context.compute.eval_batch_size,
-        on_error=context.on_image_error,
-        workers=context.workers,
-    )
-    scores, read = evaluator.logits(*_evaluation(model, context))
-    context.known_logits[key] = np.where(read[:, None], scores[0], 0), read
-    return context.known_logits[key]
+    key = "logits", model.identity, without_labels(images.split).digest
+
+    def compute() -> tuple[np.ndarray, np.ndarray]:
+        evaluator = Evaluator(images, context.reading, batch_size=context.compute.eval_batch_size)
+        scores, read = evaluator.logits(*_evaluation(model, context))
+        return np.where(read[:, None], scores[0], 0), read
+
+    return context.keep(key, compute)
 
 
 class TaughtBatches(RunBatches):
@@ -95,9 +90,8 @@ class TaughtBatches(RunBatches):
             for of_run in run_images
         }
         run_images = [numbered[id(of_run)] for of_run in run_images]
-        reading: dict[str, Any] = {"workers": context.workers, "on_error": context.on_image_error}
-        reading["start_step"] = start_step
-        super().__init__(run_images, seeds, recipe, mesh, resizing=resizing, **reading)
+        reading = context.reading
+        super().__init__(run_images, seeds, recipe, reading, resizing=resizing, start_step=start_step)
         self._table: jax.Array | None = None
         self._evaluation: tuple[EvalStatic, EvalInputs] | None = None
         self._of_teacher: RunBatches | None = None
@@ -113,9 +107,9 @@ class TaughtBatches(RunBatches):
         else:
             static, inputs = _evaluation(teacher, context)
             self._evaluation = static, encode_texts(static, inputs)
-            resizing_of_teacher = teacher.task.clip.preprocessing.resizing
-            if resizing_of_teacher != resizing:
-                self._of_teacher = RunBatches(run_images, seeds, recipe, mesh, resizing=resizing_of_teacher, **reading)
+            own = teacher.task.clip.preprocessing.resizing
+            if own != resizing:
+                self._of_teacher = RunBatches(run_images, seeds, recipe, reading, resizing=own, start_step=start_step)
 
     def __next__(self) -> Batch:
         batch: Any = super().__next__()

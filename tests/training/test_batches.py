@@ -18,6 +18,7 @@ from clipbias.training import placement
 from clipbias.training.batches import (
     FeatureBatches,
     FeatureStatic,
+    Reading,
     RunBatches,
     TrainingFeatures,
     epoch_features,
@@ -34,8 +35,9 @@ SEEDS = (1, 2, 1, 3, 2)
 
 
 def run_batches(images: list[Images], recipe: Recipe, mesh, seeds=SEEDS, **options) -> RunBatches:
-    options = dict(resizing=RESIZING, start_step=0, workers=Workers(1)) | options
-    return RunBatches([images[seed - 1] for seed in seeds], seeds, recipe, mesh, **options)
+    reading = Reading(mesh, options.pop("on_error", "raise"), Workers(1))
+    options = dict(resizing=RESIZING, start_step=0) | options
+    return RunBatches([images[seed - 1] for seed in seeds], seeds, recipe, reading, **options)
 
 
 @pytest.mark.parametrize(
@@ -99,8 +101,7 @@ def source(
         FeatureStatic(clip.config, clip.preprocessing, "float32", projected),
         placement.replicate(mesh, clip.params),
         Images(damaged(colours.split("train"), *broken)),
-        mesh=mesh,
-        on_error="skip",
+        Reading(mesh, "skip"),
         batch_size=7,
         seed=SEED,
         crop=0.5,
