@@ -129,7 +129,6 @@ class RunAxis:
         return self.count if self.count == 1 else self.count + -self.count % self.mesh.shape[RUN]
 
     def pad(self, tree: Tree) -> Tree:
-        """Pads host arrays with copies of the last run; scalars stay as they are."""
 
         def of_leaf(leaf: Leaf) -> np.ndarray:
             leaf = np.asarray(leaf)
@@ -159,7 +158,6 @@ def _first_runs(mesh: Mesh, tree: Tree, runs: int) -> Tree:
 
 
 def single_device() -> Mesh:
-    """Makes a mesh of this process's first device."""
     return make_mesh(run=1, data=1, devices=jax.local_devices()[:1])
 
 
@@ -169,7 +167,6 @@ def is_there(mesh: Mesh) -> bool:
 
 
 def replicate(mesh: Mesh, tree: Tree) -> Tree:
-    """Puts a tree of arrays, or of shapes (see `device_put`), on every device."""
     return device_put(mesh, tree)
 
 
@@ -181,14 +178,12 @@ def place_weights(mesh: Mesh, params: Params, dtype: str, *, shapes: bool = Fals
 
 
 def device_put(mesh: Mesh, tree: Tree, *axes: str | None) -> Tree:
-    """Puts a tree of arrays, equal on all processes, on the mesh, with leading axes split along `axes`.
-
-    A leaf that is a `jax.ShapeDtypeStruct` gets its sharding alone.
-    """
+    """Puts a tree of arrays, equal on all processes, on the mesh, with leading axes split along `axes`."""
 
     def of_leaf(leaf: Leaf) -> Any:
+        # Shapes stand for arrays where a step is planned, or compiled for devices that are not there.
         if isinstance(leaf, jax.ShapeDtypeStruct):
-            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding(mesh, leaf.shape, *axes))
+            return abstract(mesh, leaf.shape, leaf.dtype, *axes)
         where = sharding(mesh, np.shape(leaf), *axes)
         if isinstance(leaf, jax.Array) and leaf.is_fully_addressable and not mesh.is_multi_process:
             return jax.device_put(leaf, where)  # copies nothing that lies there already
@@ -235,6 +230,11 @@ def traced_on(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
 
 def shapes(tree: Tree) -> Tree:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+
+
+def abstract(mesh: Mesh, shape: Sequence[int], dtype: Any, *axes: str | None) -> jax.ShapeDtypeStruct:
+    """Returns shape, type and sharding in place of an array that `device_put` would split along `axes`."""
+    return jax.ShapeDtypeStruct(tuple(shape), dtype, sharding=sharding(mesh, shape, *axes))
 
 
 def is_abstract(tree: Tree) -> bool:

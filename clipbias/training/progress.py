@@ -79,8 +79,7 @@ def _tick(bar: tqdm) -> None:
 class Progress:
     """Progress of units of work, and the name of the current stage, so that nothing is silent for long.
 
-    A bar with a clock on a terminal; elsewhere a line every ten seconds, and a line for a stage. Its maker closes it.
-    Without `shown` it prints nothing.
+    A bar with a clock on a terminal; elsewhere a line every ten seconds, and for a stage. Its maker closes it.
     """
 
     def __init__(
@@ -95,7 +94,6 @@ class Progress:
             self.start(total, done=done)
 
     def start(self, total: int, *, done: int = 0) -> None:
-        """Begins anew with this total; 0 shows a clock alone."""
         self.close()
         self._total = total
         shared: dict[str, Any] = {"total": total, "initial": done, "unit": self._unit, "desc": self._title}
@@ -131,7 +129,7 @@ class Progress:
         self._bar.update(min(count, self._total - self._bar.n))
 
     def advance_to(self, done: float, values: Mapping[str, Any] | None = None) -> None:
-        """Counts up to `done`; parts may have counted some of it."""
+        # Parts may have counted some of it.
         if self._bar is not None:
             self.advance(done - self._bar.n, values)
 
@@ -222,7 +220,6 @@ Tracker = tuple[Callable[[int, dict[str, float]], Any], Callable[[], Any]]
 
 
 def _tensorboard(folder: Path) -> Tracker:
-    """Event files in `tensorboard` below the folder, for `tensorboard --logdir`."""
     import tensorboardX
 
     writer = tensorboardX.SummaryWriter(str(folder / "tensorboard"))
@@ -235,9 +232,9 @@ def _tensorboard(folder: Path) -> Tracker:
 
 
 def _wandb(folder: Path) -> Tracker:
-    """Run named after its folder, which a training that continues resumes."""
     import wandb
 
+    # Named after its folder: a training that continues resumes the same record.
     name = _name(folder)
     run = wandb.init(project=PROJECT, name=name, id=name, resume="allow", dir=str(folder))
     return lambda step, values: run.log(values, step=step), run.finish
@@ -266,21 +263,15 @@ def check_trackers(names: Sequence[str]) -> list[str]:
     """Returns the trackers of these names. Raises `ClipbiasError` for an unknown or missing one."""
     checked = []
     for name in names:
-        if name == AUTO_TRACKER:
-            if _is_installed("tensorboardX"):
-                checked.append("tensorboard")
-            continue
-        if name not in TRACKERS:
+        tracker = "tensorboard" if name == AUTO_TRACKER else name
+        if tracker not in TRACKERS:
             raise ClipbiasError(f"trackers has {name!r}; choose from {AUTO_TRACKER}, {', '.join(TRACKERS)}.")
-        module = TRACKERS[name][0]
-        if not _is_installed(module):
+        module = TRACKERS[tracker][0]
+        if importlib.util.find_spec(module) is not None:
+            checked.append(tracker)
+        elif name != AUTO_TRACKER:
             raise ClipbiasError(f"trackers has {name!r}, which needs {module}: pip install {module}.")
-        checked.append(name)
     return list(dict.fromkeys(checked))
-
-
-def _is_installed(module: str) -> bool:
-    return importlib.util.find_spec(module) is not None
 
 
 METRICS = "metrics.jsonl"
@@ -307,7 +298,7 @@ class MetricWriter(contextlib.AbstractContextManager["MetricWriter"]):
         if jax.process_index() != 0:
             return
         self._path = path = data_path(folder) / METRICS
-        earlier = [line for line in read_json_lines(path) if is_step(line) and line["step"] < start_step]
+        earlier = [line for line in _step_lines(path) if line["step"] < start_step]
         if is_remote(path):
             trackers = [name for name in trackers if name not in (AUTO_TRACKER, "tensorboard")]
         text = "".join(json.dumps(line) + "\n" for line in earlier)
@@ -373,8 +364,9 @@ class MetricWriter(contextlib.AbstractContextManager["MetricWriter"]):
                 close()
 
 
-def is_step(line: Mapping[str, Any]) -> bool:
-    return isinstance(line.get("step"), int)
+def _step_lines(path: Path) -> list[dict[str, Any]]:
+    # A kill may have cut off the last line.
+    return [line for line in read_json_lines(path) if isinstance(line.get("step"), int)]
 
 
 @dataclasses.dataclass
@@ -485,7 +477,7 @@ def step_seconds(metrics: Path, steps: Sequence[int]) -> float:
     """
     # The median of a stage's steps stands for all: compilation, which takes the same time for 10 steps and for 10,000,
     # and pauses do not count.
-    lines = [line for line in read_json_lines(metrics) if is_step(line) and "seconds" in line]
+    lines = [line for line in _step_lines(metrics) if "seconds" in line]
     total = 0.0
     before = 0
     for count in steps:

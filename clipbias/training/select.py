@@ -88,8 +88,8 @@ class Candidate:
 class Selection:
     """Selected settings of a run: the best candidate's learning rate, and options that the method searched.
 
-    Candidates have rising learning rates; `zero_shot` has the frozen model's scores on the same number of images. With
-    `from_training` these are training images, from which the tuned model learns in the end.
+    `zero_shot` has the frozen model's scores on the same images. With `from_training` these are training images, from
+    which the tuned model learns in the end.
     """
 
     candidates: tuple[Candidate, ...]

@@ -43,11 +43,10 @@ class RunSpec:
       task: identity of frozen model, method, classes and compute type.
       source: digest of a user's own method, as it was when the spec was made.
       data: identity of the images of all splits, and of images and classes of the targets.
-      on_image_error: "raise", or "skip" for unreadable images.
       score_on: "test", or "validation" where a sweep selects learning rates.
-      validation: the validation policy, as tables show it: "none", or the images that select a setting, "few-shot" (at
-        most 4 of a class), "validation split", "held-out images" or "held-out shot" (`data.held_out`).
-      concentration: of the protocol "imbalanced", else `None`.
+      validation: the validation policy, as tables show it: "none", or the images that select a setting
+        (`data.held_out`, `protocols.validation_policy`).
+      concentration: of the protocol "imbalanced".
     """
 
     method: str
@@ -71,7 +70,7 @@ class RunSpec:
 
     @functools.cached_property
     def key(self) -> str:
-        """Short hash of all fields."""
+        # Of all fields: whatever changes a number changes the key, and the run counts as another.
         return identity(self)[:12]
 
     @functools.cached_property
@@ -156,8 +155,8 @@ def data_identity(datasets: Sequence[Dataset]) -> str:
 
 
 def data_notes(dataset: Dataset, classes: Classes, protocol: str) -> Row:
-    """Returns the notes by which `changed_since_training` knows the images of a training."""
-    # An adapter's texts may be others than the dataset's.
+    # By these `changed_since_training` knows the images of a training. An adapter's texts may be others than the
+    # dataset's.
     texts = dataclasses.replace(dataset, template=classes.template, descriptions=classes.descriptions)
     return {"dataset": dataset.name, "protocol": protocol, "data": data_identity([texts])}
 

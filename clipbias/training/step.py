@@ -97,8 +97,7 @@ def place_inputs(mesh: Mesh, task: Task, params: Params, learnables: Learnables,
     abstract = placement.is_abstract(params)
     reference = None
     if task.teacher_text_count and abstract:
-        shape = (task.teacher_text_count, task.clip.config.projection_width)
-        reference = placement.replicate(mesh, jax.ShapeDtypeStruct(shape, np.float32))
+        reference = placement.abstract(mesh, (task.teacher_text_count, task.clip.config.projection_width), np.float32)
     elif task.teacher_text_count:
         # The frozen teacher's text features never change: one forward pass here, none in a step.
         reference = jax.device_put(task.teacher_features(params), placement.sharding(mesh))

@@ -31,13 +31,9 @@ PLATEAU = 0.1
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """Form of a student.
+    """Form of a student: a method with default options, its words in a sentence, and Adam's first rate of a search.
 
-    Attributes:
-      method: the method that learns it, with default options.
-      words: its description in a sentence.
-      learning_rate: of Adam, the first that a search tries.
-      folds: whether it changes weights alone, so that the result is a plain CLIP.
+    A form that `folds` changes weights alone, so that the result is a plain CLIP.
     """
 
     method: str
@@ -108,13 +104,10 @@ def fit_student(
     initial: Tuned | None = None,
     outputs: RunOutputs,
 ) -> Fit:
-    """Fits a student, bound to the teacher's classes, until a plateau (`until_plateau`).
+    """Fits a student, bound to the teacher's classes, until a plateau; its learnables lie on the host.
 
-    Its learnables lie on the host. The seed decides the order of images, and the start without `initial`. Cycles are
-    parts of the progress in `outputs`; each has a folder below its checkpoints, from which a finished one is read.
-
-    Raises:
-      ClipbiasError: the method cannot learn from a teacher, no rate has a finite loss, or an image is unreadable.
+    The seed decides the order of images, and the start without `initial`. Raises `ClipbiasError` where the method
+    cannot learn from a teacher, no rate has a finite loss, or an image is unreadable.
     """
     splits = {"train": images, "test": images.subset([])}
     protocol = protocols.full(Dataset("unlabelled images", task.class_names, task.template, splits))

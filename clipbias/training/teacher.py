@@ -79,10 +79,7 @@ class TaughtBatches(RunBatches):
         resizing: Resizing,
         start_step: int,
     ) -> None:
-        """Computes the logits of all images, unless these are augmented; see `RunBatches` for other arguments.
-
-        Raises `ClipbiasError` where images are augmented, and the teacher needs crops of each image.
-        """
+        """Raises `ClipbiasError` where images are augmented, and the teacher needs crops of each image."""
         mesh = context.mesh
         # A student reads no label: each image's number in the list takes its place, by which a batch finds its logits.
         numbered = {
@@ -142,7 +139,7 @@ def _evaluation(model: Tuned, context: SweepContext) -> tuple[EvalStatic, EvalIn
 
 @functools.partial(jax.jit, static_argnames="mesh")
 def _look_up(mesh: jax.sharding.Mesh, table: jax.Array, numbers: jax.Array) -> jax.Array:
-    """Takes rows `numbers [R, B]` of `table [R, N, C]`: `[R, B, C]`."""
+    # Rows `numbers [R, B]` of `table [R, N, C]`, taken where the batch lies: no logits travel from the host.
     rows = jax.vmap(lambda of_run, places: of_run[places])(table, numbers)
     return placement.constrain(mesh, rows, placement.RUN, placement.DATA)
 

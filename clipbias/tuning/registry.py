@@ -57,7 +57,7 @@ def load_user_method(name: str) -> type[Method]:
             f"cannot import the method's module {where!r}{here}: {type(error).__name__}: {error}."
         ) from error
     # Classes that the module imports, such as the base of the user's method, count only by name.
-    kinds = [getattr(module, attribute, None)] if attribute else classes(module)
+    kinds: list[Any] = [getattr(module, attribute, None)] if attribute else classes(module)
     if attribute and not (inspect.isclass(kinds[0]) and issubclass(kinds[0], Method)):
         raise ClipbiasError(f"{name!r}: {attribute!r} is not a subclass of clipbias.tuning.Method there.")
     if not kinds:
@@ -69,8 +69,10 @@ def load_user_method(name: str) -> type[Method]:
     return kinds[0]
 
 
-def loaded_user_method(name: str) -> type[Method] | None:
-    """The earlier result of `load_user_method` in this process, or `None`. Runs nothing."""
+def known_class(name: str) -> type[Method] | None:
+    """The class of a built-in method, or of a user's that this process has loaded. Runs nothing."""
+    if name in METHODS:
+        return METHODS[name][0]
     where, _, attribute = name.partition(":")
     # Names of methods come from result files too: nothing is imported for the sake of a label.
     module = sys.modules.get(_module_name(where))
@@ -272,15 +274,15 @@ def name_of(method: Method) -> str | None:
 
 
 def find_preset(name: str) -> Preset | None:
-    """The preset of a built-in method, or of a user's method that this process has loaded, never run for its label."""
+    """The preset of a built-in method, or the first of a user's method that this process has loaded."""
     if name in METHODS:
         return METHODS[name][1]
-    presets = getattr(loaded_user_method(name), "presets", None) or {}
+    presets = getattr(known_class(name), "presets", None) or {}
     return next((preset for preset in presets.values() if isinstance(preset, Preset)), None)
 
 
 def find_kind(name: str) -> Kind | None:
-    method = METHODS[name][0] if name in METHODS else loaded_user_method(name)
+    method = known_class(name)
     return None if method is None else method.kind
 
 

@@ -174,7 +174,7 @@ def steps(clip: Clip, name: str, dtype: str, *, runs: int, rows: int = 4) -> lis
 
 
 def lowered(program: memory.Program, *platforms: str) -> str:
-    return program.trace().lower(lowering_platforms=platforms).as_text()
+    return program.function.trace(*program.arguments).lower(lowering_platforms=platforms).as_text()
 
 
 @pytest.mark.ci

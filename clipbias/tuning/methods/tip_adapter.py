@@ -114,7 +114,8 @@ class TipAdapter(FrozenTowers, FeatureMethod):
         # The mean of raw features, then normalised: the authors' order. Means of unit vectors would weigh augmentations
         # equally.
         keys = unit_rows(samples.features.mean(0, dtype=np.float64))
-        alpha, beta = self._search(keys, samples.labels, samples)
+        # Keys that train are searched behind their training, in `finish`.
+        alpha, beta = (self.alpha, self.beta) if self.trains else self._search(keys, samples.labels, samples)
         return self._learnables(keys.astype(np.float32), samples.labels, alpha, beta)
 
     def _search(self, keys: np.ndarray, labels: np.ndarray, samples: Samples) -> tuple[float, float]:
@@ -172,11 +173,6 @@ class TipAdapterF(TipAdapter):
 
     def _keys(self, learnables: Learnables) -> jax.Array:
         return learnables["keys"]
-
-    def support(self, learnables: Learnables, samples: Samples) -> Learnables:
-        # Without a search: it belongs behind the training of the keys, in `finish`.
-        keys = unit_rows(samples.features.mean(0, dtype=np.float64)).astype(np.float32)
-        return self._learnables(keys, samples.labels, self.alpha, self.beta)
 
     def finish(self, learnables: Learnables, samples: Samples) -> Learnables:
         alpha, beta = self._search(learnables["keys"], samples.labels, samples)
