@@ -232,7 +232,7 @@ def shapes(tree: Tree) -> Tree:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
 
 
-def abstract(mesh: Mesh, shape: Sequence[int], dtype: Any, *axes: str | None) -> jax.ShapeDtypeStruct:
+def abstract(mesh: Mesh, shape: Sequence[int], dtype: Any, *axes: str | None) -> Leaf:
     """Returns shape, type and sharding in place of an array that `device_put` would split along `axes`."""
     return jax.ShapeDtypeStruct(tuple(shape), dtype, sharding=sharding(mesh, shape, *axes))
 

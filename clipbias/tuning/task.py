@@ -39,6 +39,7 @@ from clipbias.data.user_images import Labels, label_numbers
 from clipbias.errors import ClipbiasError
 from clipbias.identity import identity
 from clipbias.terminal import printable
+from clipbias.tuning import prompts
 from clipbias.tuning.features import Features, class_vectors, cross_entropy, unit_length
 from clipbias.tuning.method import (
     FeatureMethod,
@@ -51,18 +52,7 @@ from clipbias.tuning.method import (
     parameter_count,
     without_constants,
 )
-from clipbias.tuning.prompts import (
-    Classes,
-    ClassList,
-    ClassTexts,
-    described_texts,
-    take_templates,
-    template_texts,
-    template_tokens,
-    text_layout,
-    without_missing,
-    without_template,
-)
+from clipbias.tuning.prompts import Classes, ClassList, ClassTexts
 from clipbias.tuning.registry import method_options, name_of, resolve_method, source_digest
 
 # A policy of `jax.checkpoint_policies`: which results the backward pass keeps.
@@ -140,7 +130,7 @@ class Classifier:
             features, _ = encode_text(params, self.config, text, adaptation, dtype=self.dtype, remat=self.remat)
         else:
             return text
-        return features if self.counts is None else without_missing(features, self.counts)
+        return features if self.counts is None else prompts.without_missing(features, self.counts)
 
     def encode_text_for(
         self, params: Params, learnables: Learnables, adaptation: Adaptation, image: jax.Array, text: Text
@@ -391,7 +381,7 @@ class Task:
         self.method = self.method.bind(clip.config)
         self._dtype = resolve(dtype)
         prompt = self.method.text(self.template, clip)
-        self.prompt = without_template(prompt) if self.classes.free_text else prompt
+        self.prompt = prompts.without_template(prompt) if self.classes.free_text else prompt
         self.teacher_prompt = self.method.teacher_text(self.template, clip)
         # Shapes alone: a task of a large model costs no memory before `init`.
         self.shapes = jax.eval_shape(self._init, jax.random.key(0))
@@ -451,17 +441,19 @@ class Task:
         # Descriptions replace frozen texts, and those of a teacher. A learned context keeps its own words.
         descriptions = self.classes.descriptions
         frozen_text = not adaptation.changes_text
-        uses_descriptions = descriptions is not None and frozen_text and take_templates(self.method, self.clip)
+        uses_descriptions = descriptions is not None and frozen_text and prompts.take_templates(self.method, self.clip)
         self.descriptions: dict[str, list[str]] | None = None
         self._described: ClassTexts | None = None
         if descriptions is not None and (uses_descriptions or self.teacher_prompt is not None):
-            self._described = described_texts(self.clip, descriptions, self.class_names)
+            self._described = prompts.described_texts(self.clip, descriptions, self.class_names)
             self.descriptions = descriptions.of(self.class_names) if uses_descriptions else None
         bound = self._described if uses_descriptions else None
-        bound = bound or template_texts(self.clip, self.class_names, self.prompt)
+        bound = bound or prompts.template_texts(self.clip, self.class_names, self.prompt)
         self.texts = bound.texts
         self.tokens = bound.tokens
-        self._text_sets, self._class_specific = text_layout(adaptation, self.prompt, bound.most, len(self.texts))
+        self._text_sets, self._class_specific = prompts.text_layout(
+            adaptation, self.prompt, bound.most, len(self.texts)
+        )
         self._frozen_text = frozen_text
         self._class_shards = 1
         self.classifier = Classifier(
@@ -492,7 +484,7 @@ class Task:
         """Tokens of the templates without class names, if the method reads them."""
         if not self.method.reads_templates:
             return None
-        tokens = template_tokens(self.clip, self.prompt)
+        tokens = prompts.template_tokens(self.clip, self.prompt)
         return pack(tokens, class_specific=self._class_specific, sets=self._text_sets)
 
     def with_memory(
@@ -672,7 +664,7 @@ class Task:
     def _teacher(self) -> ClassTexts | None:
         if self.teacher_prompt is None:
             return None
-        return self._described or template_texts(self.clip, self.class_names, self.teacher_prompt)
+        return self._described or prompts.template_texts(self.clip, self.class_names, self.teacher_prompt)
 
     @property
     def teacher_text_count(self) -> int:

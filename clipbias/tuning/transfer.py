@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from clipbias.errors import ClipbiasError
-from clipbias.tuning.features import class_rows
+from clipbias.tuning import on_host
 from clipbias.tuning.method import FeatureMethod, Learnables, flatten, select_run, stack_runs, unflatten
 from clipbias.tuning.prompts import name_tokens
 from clipbias.tuning.task import Task
@@ -64,7 +64,7 @@ def transfer(
 
     def change(run: Learnables) -> Learnables:
         arrays = flatten(run)
-        rows = {name: class_rows(arrays[name], places, first[name]) for name in belong}
+        rows = {name: on_host.class_rows(arrays[name], places, first[name]) for name in belong}
         return target.read_classes(unflatten({**arrays, **rows}))
 
     return _each_run(change, learnables, axis)

@@ -13,19 +13,8 @@ import numpy as np
 
 from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError
-from clipbias.tuning.features import (
-    Features,
-    Samples,
-    Sampling,
-    average_raw_texts,
-    class_means,
-    class_rows,
-    cross_entropy,
-    softmax,
-    unit_length,
-    unit_passes,
-    unit_rows,
-)
+from clipbias.tuning import on_host
+from clipbias.tuning.features import Features, Samples, Sampling, average_raw_texts, cross_entropy, unit_length
 from clipbias.tuning.method import CONSTANTS, FeatureMethod, Learnables, Preset, Terms
 from clipbias.tuning.prompts import FrozenTowers
 from clipbias.tuning.recipe import AUTHORS, Recipe, RecipeName
@@ -85,9 +74,10 @@ class CLAP(FrozenTowers, FeatureMethod):
         # at a time: all twenty at once would hold `[20, N, C]`.
         start = np.asarray(average_raw_texts(jnp.asarray(samples.text)), np.float64)
         images = np.arange(len(samples.labels))
-        classifier = unit_rows(start).T
-        probabilities = [softmax(samples.scale * x @ classifier)[images, samples.labels] for x in unit_passes(samples)]
-        penalties = class_means(np.mean(probabilities, axis=0), samples.labels, len(start))
+        classifier = on_host.unit_rows(start).T
+        passes = on_host.unit_passes(samples)
+        probabilities = [on_host.softmax(samples.scale * x @ classifier)[images, samples.labels] for x in passes]
+        penalties = on_host.class_means(np.mean(probabilities, axis=0), samples.labels, len(start))
         return self._learnables(start.astype(np.float32), penalties.astype(np.float32))
 
     def transfer(
@@ -102,4 +92,5 @@ class CLAP(FrozenTowers, FeatureMethod):
         # A new class starts at its text with a penalty of 0: no training image says how sure CLIP is of it.
         start = np.asarray(average_raw_texts(jnp.asarray(target)))[new]
         penalties = learnables.get(CONSTANTS, {}).get("penalties", np.zeros(source.shape[1], np.float32))
-        return self._learnables(class_rows(learnables["text_prototypes"], labels, start), class_rows(penalties, labels))
+        prototypes = on_host.class_rows(learnables["text_prototypes"], labels, start)
+        return self._learnables(prototypes, on_host.class_rows(penalties, labels))

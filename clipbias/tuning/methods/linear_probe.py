@@ -14,7 +14,8 @@ import numpy as np
 
 from clipbias.checks import Range
 from clipbias.clip import Adaptation, Clip
-from clipbias.tuning.features import Features, Samples, Sampling, accuracy, class_means, validation_features
+from clipbias.tuning import on_host
+from clipbias.tuning.features import Features, Samples, Sampling
 from clipbias.tuning.method import FeatureMethod, Kind, Learnables, Preset
 
 SWEEP = (1e6, 1e4, 1e2, 1.0, 1e-2, 1e-4, 1e-6)
@@ -58,7 +59,7 @@ class LinearProbe(FeatureMethod):
         features = samples.features[0].astype(np.float64)
         labels = samples.labels
         # Called for its error: scikit-learn would drop a class without an image, and shift the labels behind it.
-        class_means(features, labels, samples.text.shape[1])
+        on_host.class_means(features, labels, samples.text.shape[1])
 
         # The halvings of the search ask for the same ends again.
         @functools.cache
@@ -66,14 +67,14 @@ class LinearProbe(FeatureMethod):
             return fit(features, labels, inverse, self.iterations)
 
         inverse = self.inverse
-        validation = validation_features(samples, min(samples.shots, VALIDATION_SHOTS))
+        validation = on_host.validation_features(samples, min(samples.shots, VALIDATION_SHOTS))
         if validation is not None:
             validation_images = validation[0].astype(np.float64)
             validation_labels = validation[1]
 
             def score(inverse: float) -> float:
                 weight, bias = fitted(inverse)
-                return accuracy(validation_images @ weight.T + bias, validation_labels)
+                return on_host.accuracy(validation_images @ weight.T + bias, validation_labels)
 
             inverse = search(score)
         weight, bias = fitted(inverse)

@@ -10,7 +10,8 @@ import numpy as np
 
 from clipbias.checks import Range
 from clipbias.clip import Adaptation, Clip
-from clipbias.tuning.features import COSINE_SCALE, Features, average_texts, class_rows, cross_entropy, unit_length
+from clipbias.tuning import on_host
+from clipbias.tuning.features import COSINE_SCALE, Features, average_texts, cross_entropy, unit_length
 from clipbias.tuning.method import CONSTANTS, Kind, Learnables, Method, Options, Preset, PromptText, Terms, Tokens
 from clipbias.tuning.prompts import initial_linear, random_prompts
 from clipbias.tuning.recipe import AUTHORS, MOST, Recipe, RecipeName
@@ -147,7 +148,7 @@ class MMRL(Method):
         # New classes get α = 1: the representation tokens learned nothing of them. One number where all are equal,
         # since a scalar stays valid for any number of classes.
         alpha = np.broadcast_to(learnables[CONSTANTS]["alpha"], source.shape[1])
-        alpha = class_rows(alpha, labels, start=1)
+        alpha = on_host.class_rows(alpha, labels, start=1)
         return {**learnables, CONSTANTS: {"alpha": alpha if (alpha != alpha[0]).any() else alpha[0]}}
 
     def authors_recipe(self, common: Recipe, shots: int | None) -> Recipe:

@@ -17,19 +17,8 @@ import numpy as np
 
 from clipbias.checks import Range
 from clipbias.clip import Clip
-from clipbias.tuning.features import (
-    COSINE_SCALE,
-    Features,
-    Samples,
-    Sampling,
-    cosines,
-    mean_cross_entropy,
-    shortest,
-    text_classifier,
-    unit_length,
-    unit_rows,
-    validation_features,
-)
+from clipbias.tuning import on_host
+from clipbias.tuning.features import COSINE_SCALE, Features, Samples, Sampling, cosines, unit_length
 from clipbias.tuning.method import CONSTANTS, FeatureMethod, Kind, Learnables, Options, Preset
 from clipbias.tuning.prompts import FrozenTowers
 from clipbias.tuning.recipe import AUTHORS, MOST, Recipe, RecipeName
@@ -113,19 +102,19 @@ class TipAdapter(FrozenTowers, FeatureMethod):
     def support(self, learnables: Learnables, samples: Samples) -> Learnables:
         # The mean of raw features, then normalised: the authors' order. Means of unit vectors would weigh augmentations
         # equally.
-        keys = unit_rows(samples.features.mean(0, dtype=np.float64))
+        keys = on_host.unit_rows(samples.features.mean(0, dtype=np.float64))
         # Keys that train are searched behind their training, in `finish`.
         alpha, beta = (self.alpha, self.beta) if self.trains else self._search(keys, samples.labels, samples)
         return self._learnables(keys.astype(np.float32), samples.labels, alpha, beta)
 
     def _search(self, keys: np.ndarray, labels: np.ndarray, samples: Samples) -> tuple[float, float]:
         """α and β: the first of the best pairs on the validation images, in the order β, then α."""
-        validation = validation_features(samples)
+        validation = on_host.validation_features(samples)
         if validation is None:
             return self.alpha, self.beta
         alphas = LOWEST + np.arange(ALPHA_COUNT) * (self.alpha_max - LOWEST) / ALPHA_COUNT
         betas = LOWEST + np.arange(BETAS) * (self.beta_max - LOWEST) / BETAS
-        cache = Cache(keys, labels, self.scale * text_classifier(samples.text))
+        cache = Cache(keys, labels, self.scale * on_host.text_classifier(samples.text))
         correct = count_correct(cache, *validation, alphas, betas)
         # The authors' search replaces the initial values only by an accuracy above 0.
         if not correct.any():
@@ -139,7 +128,7 @@ class TipAdapter(FrozenTowers, FeatureMethod):
         return float(alphas[best_alpha]), float(betas[best_beta])
 
     def searched_options(self, learnables: Learnables) -> Mapping[str, float]:
-        return {name: shortest(learnables[CONSTANTS][name]) for name in ("alpha", "beta")}
+        return {name: on_host.shortest(learnables[CONSTANTS][name]) for name in ("alpha", "beta")}
 
     def transfer(
         self, learnables: Learnables, labels: np.ndarray, source: np.ndarray, target: np.ndarray
@@ -211,7 +200,7 @@ def pair_losses(
     cache: Cache, features: np.ndarray, labels: np.ndarray, pairs: Sequence[tuple[float, float]]
 ) -> list[float]:
     """The mean cross-entropy of few images `[n, d]` with labels `[n]` for each pair of α and β."""
-    x = unit_rows(features)
+    x = on_host.unit_rows(features)
     zero_shot = x @ cache.classifier.T
     distances = 1 - x @ np.asarray(cache.keys, np.float64).T
     values = np.eye(zero_shot.shape[1])[cache.labels]
@@ -222,7 +211,7 @@ def pair_losses(
         if beta != latest:
             cached = np.exp(-beta * distances) @ values
             latest = beta
-        losses.append(mean_cross_entropy(zero_shot + alpha * cached, labels))
+        losses.append(on_host.mean_cross_entropy(zero_shot + alpha * cached, labels))
     return losses
 
 
@@ -239,7 +228,7 @@ def count_correct(
 
     def count_chunk(first: int) -> np.ndarray:
         chunk = slice(first, first + rows)
-        x = unit_rows(features[chunk])
+        x = on_host.unit_rows(features[chunk])
         zero_shot = x @ cache.classifier.T
         distances = 1 - x @ keys.T
         affinities = np.exp(-betas[0] * distances)

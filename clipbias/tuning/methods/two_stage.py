@@ -10,7 +10,8 @@ import numpy as np
 
 from clipbias.checks import Choices, Range
 from clipbias.clip import Adaptation, Clip
-from clipbias.tuning.features import Features, average_texts, class_rows, unit_length
+from clipbias.tuning import on_host
+from clipbias.tuning.features import Features, average_texts, unit_length
 from clipbias.tuning.method import CONSTANTS, Learnables, Method, Preset
 from clipbias.tuning.methods.weight_tuning import BitFit, LayerNormTuning, WeightTuning
 from clipbias.tuning.recipe import AUTHORS, Recipe, RecipeName
@@ -78,7 +79,7 @@ class TwoStage(WeightTuning):
     def transfer(
         self, learnables: Learnables, labels: np.ndarray, source: np.ndarray, target: np.ndarray
     ) -> Learnables:
-        return {**learnables, "classes": class_rows(learnables["classes"], labels)}
+        return {**learnables, "classes": on_host.class_rows(learnables["classes"], labels)}
 
 
 @dataclasses.dataclass(frozen=True)
