@@ -148,7 +148,6 @@ class RunBatches(Iterator[Batch]):
 
     @property
     def waiting_share(self) -> float:
-        """Share of the steps' time, without the first, in which devices waited for images."""
         return self._ahead.waiting_share
 
     def close(self) -> None:
@@ -233,7 +232,7 @@ class TrainingFeatures:
         return self._passes[:count]
 
     def plain(self) -> np.ndarray:
-        """Returns one pass of the images as they are evaluated, `[1, N, d]`."""
+        # One pass of the images as they are evaluated, `[1, N, d]`.
         if self._plain is None:
             resizing = self.static.preprocessing.resizing
             batches = self.reading.batches(self.images, resizing=resizing, batch_size=self.batch_size)

@@ -56,7 +56,6 @@ def within_chance(higher: float, lower: float, images: int) -> bool:
 def cautions_of_fit(
     job: TrainJob, result: TrainResult, held: HeldOut, selection: Selection | None, *, compares_rates: bool
 ) -> tuple[str, ...]:
-    """Returns warnings about a fitted model, from held-out images."""
     loss = result.losses[0] if result.losses else None
     sentences = [
         nothing_held_out(job, held, compares_rates=compares_rates),

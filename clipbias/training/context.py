@@ -62,7 +62,7 @@ class SweepContext:
         self._kept: dict[Hashable, Any] = {}
 
     def begin(self, dataset: str) -> None:
-        """Drops all objects of another dataset."""
+        # Decoded images and features of one dataset fill the memory, and the next dataset uses none of them.
         if dataset != self._dataset:
             self._dataset = dataset
             self._images.keep_only()

@@ -87,10 +87,7 @@ class Evaluator:
         budget: Budget | None = None,
         whole_batches: bool = False,
     ) -> None:
-        """Makes nothing yet. The batch size is that of all devices; nothing is kept without a budget.
-
-        With `whole_batches` fewer images than a batch are padded to it, so that another split's program serves.
-        """
+        """Makes nothing yet. The batch size is that of all devices, to which `whole_batches` pads fewer images."""
         if len(split) == 0:
             raise ClipbiasError("there is no image to evaluate on; check the data folder and the class selection.")
         self.split = split
@@ -170,10 +167,7 @@ class Evaluator:
     def _each_batch(
         self, static: EvalStatic, inputs: EvalInputs, compute: Callable[[jax.Array, jax.Array, jax.Array], Any]
     ) -> tuple[Any, np.ndarray]:
-        """Applies `compute(features, mask, labels)` to all batches.
-
-        Returns the results `[R, n, …]` of all images on the host, and labels `[n]`, -1 for unreadable images.
-        """
+        """Returns `compute(features, mask, labels)` of all images, `[R, n, …]`, and labels `[n]`, -1 if unreadable."""
         results = []
         with explain_exhaustion("lower --config.eval_batch_size."):
             for features, batch in self._features(static, inputs):

@@ -56,7 +56,6 @@ def make_evaluation(
 
 
 def images_per_step(batch_size: int, crops: int, mesh: Mesh) -> int:
-    """Images of an evaluation step over all devices."""
     # Each image comes with its crops: the batch size bounds the views, whose activations fill the memory.
     return placement.rows(mesh, max(1, batch_size // (1 + crops)))
 
@@ -75,10 +74,7 @@ def text_features(static: EvalStatic, inputs: EvalInputs) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames="static")
 def image_features(static: EvalStatic, params: Params, learnables: Learnables, images: jax.Array) -> jax.Array:
-    """Computes features `[R, B, d]` of images `[B, size, size, 3]`, or `[R, B, 1 + V, d]` of views `[B, 1 + V, …]`.
-
-    Images have levels from 0 to 255, unless `static` says that they are normalised.
-    """
+    """Computes features `[R, B, d]` of images `[B, size, size, 3]`, or `[R, B, 1 + V, d]` of views `[B, 1 + V, …]`."""
     classifier = dataclasses.replace(static.classifier, remat=no_gradient)
     if static.preprocessing is not None:
         images = static.preprocessing.normalize(images)
@@ -130,10 +126,7 @@ def logits(static: EvalStatic, inputs: EvalInputs, images: jax.Array, mask: jax.
 def correct_and_loss(
     static: EvalStatic, inputs: EvalInputs, images: jax.Array, mask: jax.Array, labels: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns whether each image's most likely class is its label, and the label's `-log p`, `[R, B]` each.
-
-    See `logits` for the arguments. Results of a label -1 mean nothing.
-    """
+    """Returns whether each image's most likely class is its label, and the label's `-log p`, `[R, B]` each."""
     scores = logits(static, inputs, images, mask).astype(jnp.float32)
     index = jnp.maximum(labels, 0)[None, :, None]
     loss = jax.nn.logsumexp(scores, axis=-1) - jnp.take_along_axis(scores, index, axis=-1)[..., 0]
@@ -150,10 +143,7 @@ def outcomes(
     temperatures: jax.Array,
     keeps_logits: bool = False,
 ) -> BatchPredictions:
-    """Predicts the classes of a batch, with confidences for the logits and for logits over `temperatures [R]`.
-
-    See `logits` for the arguments. The log-probability of a label -1 means nothing.
-    """
+    """Predicts the classes of a batch, with confidences for the logits and for logits over `temperatures [R]`."""
     scores = logits(static, inputs, images, mask)
     predicted = scores.argmax(-1)
     highest = scores.max(-1)

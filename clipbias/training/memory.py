@@ -36,7 +36,7 @@ class Program:
     arguments: Sequence[Any]
 
     def lower(self) -> stages.Lowered:
-        """Lowers the function for the devices of its shardings."""
+        # For the devices of its shardings, there or not.
         return self.function.lower(*self.arguments)
 
 

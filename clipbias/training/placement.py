@@ -98,7 +98,7 @@ class Share:
 
 
 def share(mesh: Mesh) -> Share:
-    """Returns this process's part of a mesh, which `make_mesh` arranges as a rectangle."""
+    # A rectangle, as `make_mesh` arranges devices: rows and columns say all.
     held = np.vectorize(lambda device: device.process_index == jax.process_index(), otypes=[bool])(mesh.devices)
     rows, columns = (np.flatnonzero(held.any(axis)) for axis in (1, 0))
     return Share(
@@ -123,7 +123,6 @@ class RunAxis:
 
     @property
     def padded(self) -> int:
-        """The number of runs that are computed."""
         # One run alone is not padded: every device along the axis computes it either way, and without copies it needs
         # no `vmap`, which would cost a tenth of its step (`step.over_runs`).
         return self.count if self.count == 1 else self.count + -self.count % self.mesh.shape[RUN]
@@ -138,11 +137,10 @@ class RunAxis:
         return jax.tree.map(of_leaf, tree)
 
     def place(self, tree: Tree) -> Tree:
-        """Pads host arrays and puts them on the mesh, split along `run`."""
         return device_put(self.mesh, self.pad(tree), RUN)
 
     def unpad(self, tree: Tree) -> Tree:
-        """Cuts the padding off arrays on the mesh."""
+        # Nothing to cut: no program, and no copy of the learnables.
         if all(not leaf.ndim or leaf.shape[0] == self.count for leaf in jax.tree.leaves(tree)):
             return tree
         return _first_runs(self.mesh, tree, self.count)
@@ -219,7 +217,7 @@ def place_rows(mesh: Mesh, rows: np.ndarray) -> jax.Array:
 
 
 def traced_on(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Wraps a function so that `jax.sharding.get_abstract_mesh()` returns the mesh while it is traced."""
+    """Makes `jax.sharding.get_abstract_mesh()` return the mesh while a function is traced."""
 
     def traced(*arguments: Any) -> Any:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):

@@ -21,7 +21,7 @@ def predictions_name(name: str) -> str:
 
 
 def predictions_identity(model: Tuned, images_identity: str) -> str:
-    """Hashes all that predictions depend on: the tuned model, and the identity of images and labels."""
+    # All that predictions depend on: neither the folder nor the name of a run says which model predicted.
     return identity([model.identity, images_identity])
 
 
@@ -64,10 +64,7 @@ class KnownPredictions:
                     self._paths.setdefault(stored, path)
 
     def find(self, model: Tuned, split: Split) -> np.ndarray | None:
-        """Finds the predicted class of every image, int32 `[n]`, -1 for an unreadable one.
-
-        `None` without predictions of exactly this model and these images.
-        """
+        """Finds the class of every image, int32 `[n]`, -1 for an unreadable one, predicted by exactly this model."""
         # The identity needs every file of the split; without prediction files it is not computed.
         path = self._paths.get(predictions_identity(model, split.identity)) if self._paths else None
         predicted = None if path is None else _read(path, "predicted")

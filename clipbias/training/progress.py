@@ -207,7 +207,6 @@ def readable(value: float) -> str:
 
 
 def say(line: str) -> None:
-    """Prints a line without breaking any bar."""
     if jax.process_index() == 0:
         tqdm.write(printable(line), file=sys.stderr)
 
@@ -393,7 +392,7 @@ class StepReport:
         self._timed = 0
 
     def step(self, step: int, metrics: Any, rate: np.ndarray) -> None:
-        """Takes a step's metrics, which the device may still compute, and reports those of the step before."""
+        # The device may still compute these metrics; those of the step before are there.
         self.catch_up()
         self._late = (step, metrics, rate)
 
@@ -459,7 +458,7 @@ class StepProfile:
             self._runs = True
 
     def after(self, step: int, result: Mapping[str, jax.Array]) -> None:
-        """Ends the trace with the results of its last step; must be called after each step."""
+        # With the results of its last step: dispatch alone would end before the device has done anything.
         if self._runs and step == self._steps.stop - 1:
             jax.block_until_ready(result)
             self.close()

@@ -16,7 +16,6 @@ Load = Callable[[str], Dataset]
 
 
 def draw(spec: RunSpec, load: Load) -> EvalProtocol:
-    """Draws the few-shot split of a run, before its validation policy."""
     return protocols.make_protocol(
         spec.protocol,
         spec.dataset,

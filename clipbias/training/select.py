@@ -36,10 +36,7 @@ def score_validation(job: TrainJob, learnables: Learnables, *, finite: bool = Tr
 
 
 def score_images(job: TrainJob, learnables: Learnables, splits: Sequence[Split], *, finite: bool = True) -> list[Row]:
-    """Scores the runs of a job, each on its split.
-
-    Returns for each run `validation_accuracy` in percent, the counts behind it, and `validation_loss` in nats.
-    """
+    """Scores each run on its split: `validation_accuracy` in percent, its counts, and `validation_loss` in nats."""
     task = fit_evaluation(job.task, runs=job.run_axis.padded, mesh=job.context.mesh)
     static, inputs = job.evaluation(task, learnables)
     # An evaluation computes all runs at once, so runs on the same images share it.
@@ -194,11 +191,9 @@ def needs_validation(task: Task, recipe: Recipe | None, *, compares_rates: bool)
 
 
 def select_settings(job: TrainJob, held: HeldOut, *, compares_rates: bool) -> Selection | None:
-    """Compares learning rates of a job of one run on held-out images, or runs the method's search on them.
-
-    Returns `None` where nothing is selected before the training: the rate is given, and the method either searches
-    nothing, or searches on a validation split while it trains.
-    """
+    """Compares learning rates of a job of one run on held-out images, or runs the method's search on them."""
+    # Nothing is selected before the training where the rate is given, and the method either searches nothing, or
+    # searches on a validation split while it trains.
     rates = job.training.candidates() if compares_rates and has_candidates(job.task, job.recipe) else ()
     if held.choose is None or not (rates or (held.from_training and searches_options(job.task.method))):
         return None
@@ -275,7 +270,6 @@ def _candidate(learning_rate: float | None, score: Row) -> Candidate:
 
 
 def _trial(job: TrainJob, held: HeldOut, rates: Sequence[float]) -> TrainJob:
-    """Makes the job of the candidates, side by side, or of the method's search."""
     # Candidates share seed and images, so that their rates alone make the difference. They leave no metrics: those of
     # the folder are the training's.
     (run,) = job.runs

@@ -75,7 +75,7 @@ class RunSpec:
 
     @functools.cached_property
     def training(self) -> str:
-        """Key that runs of other seeds share, before a setting is selected."""
+        # Of the spec before a setting is selected: runs of other seeds, which may select others, share it.
         return dataclasses.replace(self, seed=0, start_seed=None).key
 
     @property
@@ -89,7 +89,6 @@ class RunSpec:
 
     @property
     def seeds(self) -> str:
-        """Part of file names: the seed, and the start seed where it differs."""
         return f"seed{self.seed}" + ("" if self.start_seed is None else f"-start{self.start_seed}")
 
     @property

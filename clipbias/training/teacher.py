@@ -26,7 +26,6 @@ from clipbias.tuning.tuned import Tuned
 
 
 def check_student(student: Task, teacher: Tuned) -> None:
-    """Raises `ClipbiasError` where a task cannot learn from a teacher."""
     if student.class_names != teacher.task.class_names:
         raise ClipbiasError(
             f"the teacher has {len(teacher.task.class_names)} classes and the student {len(student.class_names)}, or "

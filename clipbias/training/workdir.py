@@ -82,7 +82,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def environment() -> dict[str, Any]:
-    """Describes what a result depends on besides its settings: versions, devices, and the commit of the source."""
+    # A result depends on these besides its settings.
     versions = {}
     for name in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -155,7 +155,7 @@ class SweepPaths:
         return self.workdir if self.single else self.workdir / "runs" / self.group_file(group)
 
     def checkpoints(self, group: Group) -> Path:
-        """Folder of a group's checkpoints, until the group is finished."""
+        # By the keys of all its runs: a group of others finds no state of these.
         return self.workdir / "checkpoints" / group_key(group)
 
     def adapter(self, spec: RunSpec) -> Path:

@@ -155,18 +155,10 @@ class Adapter:
         return dataclasses.replace(adapter, sha256=adapter.content)
 
     def bind(self, clip: Clip, *, own_methods: Sequence[str] = (), dtype: str | None = None) -> Tuned:
-        """The tuned model as it was written. Its frozen model has the geometry and preprocessing of training.
+        """The tuned model as it was written, on a `clip` with the weights and the tokenizer of its training.
 
-        Args:
-          clip: with the weights and the tokenizer that it was trained with.
-          own_methods: files or modules that may hold a user's own method (`tuning.registry.match_user_method`).
-          dtype: compute type, see `Task`. Default: that of training.
-
-        Raises:
-          ClipbiasError: `clip` is another model, or the method is a program that `own_methods` does not name.
-
-        Warns:
-          ClipbiasWarning: that program is another than at the training; the model then has no calibration.
+        Raises `ClipbiasError` for another model, or a method whose program `own_methods` does not name. Warns where
+        that program was changed; the model then has no calibration. The default compute type is that of training.
         """
         if clip.fingerprint != self.weights:
             raise ClipbiasError(
@@ -211,6 +203,7 @@ class Adapter:
 
 
 def _header_types() -> dict[str, Any]:
+    # The fields of the dataclass are the header: a new one is written, read, checked and hashed by being there.
     return {name: kind for name, kind in annotations(Adapter).items() if name not in ("learnables", _CALIBRATION)}
 
 
@@ -249,10 +242,7 @@ def write_adapter(path: str | os.PathLike, model: Tuned) -> None:
 
 
 def read_adapter(path: str | os.PathLike) -> Adapter:
-    """Reads an adapter.
-
-    `path` is its file, a folder that holds it as `adapter.safetensors` (a work folder, an export), or a repository of
-    the Hugging Face hub, "owner/name" or "owner/name@revision", that does.
+    """Reads an adapter from its file, or from a folder or a repository of the hub with an `adapter.safetensors`.
 
     Raises:
       ClipbiasError: no such file, or it is damaged, not an adapter, or of another format; or it cannot be downloaded.

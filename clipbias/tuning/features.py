@@ -52,15 +52,11 @@ class Features:
       text: `[S, C, d]`, `S` texts of each class; `[B, S, C, d]` where they depend on the image (`Method.adapt_to`).
       scale: factor of the cosines, `exp(logit_scale)` or the number of the method's authors.
       patches: `[B, M, d]`, features of the patches, if `Method.patches`; else `None`.
-      views: several features of an image, else `None`. With `m` sets of vision prompts `[B, m, d]`, one per set, and
-        `image` is their mean. With `Adaptation.vision_readout` `[B, 2, d]`: the image's feature, and that of the
-        inserted tokens.
-      templates: `[S, d]`, features of the `S` templates without class names, in losses if `Method.reads_templates`;
-        else `None`.
-      mask: bool `[B]`, false for rows that only fill the batch; `None` if all rows are images. A head whose logits
-        depend on the other images of the batch must leave these rows out.
-      teacher: the same features from plain CLIP, with the texts of `Method.teacher_text`; `None` if the method has no
-        teacher, and outside losses.
+      views: several features of an image: `[B, m, d]` of `m` sets of vision prompts, of which `image` is the mean; or
+        `[B, 2, d]` with `Adaptation.vision_readout`, the image's feature, and that of the inserted tokens.
+      templates: `[S, d]`, features of the `S` templates without class names, in losses if `Method.reads_templates`.
+      mask: bool `[B]`, false for rows that only fill the batch, which a head over the whole batch must leave out.
+      teacher: the same features from plain CLIP, with the texts of `Method.teacher_text`, in losses.
     """
 
     image: jax.Array
@@ -101,12 +97,10 @@ class Samples:
     """Features of a run's images, on the host, not normalised.
 
     Attributes:
-      features: `[E, N, d]` float32, `E` passes over `N` training images (see `Sampling`).
-      labels: int32 `[N]`.
+      features: `[E, N, d]` float32, `E` passes over `N` training images (see `Sampling`), with labels int32 `[N]`.
       text: `[S, C, d]` float32, the frozen text features.
       scale: `exp(logit_scale)`.
-      validation: `[n, d]`, without augmentation; `None` if there are none, or `Sampling.validation` is off.
-      validation_labels: int32 `[n]`.
+      validation: `[n, d]`, without augmentation, with labels int32 `[n]`, if `Sampling.validation` asks for them.
     """
 
     features: np.ndarray
@@ -119,7 +113,7 @@ class Samples:
 
     @property
     def few_validation_images(self) -> bool:
-        """Whether the lower loss decides between equal accuracies, which are common among few validation images."""
+        # Equal accuracies are common then, and the lower loss decides between them.
         return self.validation_labels is not None and len(self.validation_labels) < FEW_IMAGES
 
     @property

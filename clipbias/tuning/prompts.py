@@ -22,6 +22,7 @@ from clipbias.data.dataset import Descriptions, as_descriptions
 from clipbias.errors import ClipbiasError
 from clipbias.identity import counted_by, identity, no_effect, parts
 from clipbias.io import shorten
+from clipbias.tuning.features import Features, unit_length
 from clipbias.tuning.method import Kind, Learnables, Method, PromptText, Tokens
 
 
@@ -57,7 +58,7 @@ def name_tokens(clip: Clip, names: Sequence[str], prompt: PromptText) -> list[li
 
 
 def without_template(prompt: PromptText) -> PromptText:
-    """The prompt for free text: the text alone, or after the learned context."""
+    # For free text: the text alone, or behind the learned context.
     if not prompt.context_tokens:
         return PromptText(("{}",), spaces="")
     before = (template.partition("{}")[0] + "{}" for template in prompt.templates)
@@ -65,10 +66,7 @@ def without_template(prompt: PromptText) -> PromptText:
 
 
 def template_texts(clip: Clip, class_names: Sequence[str], prompt: PromptText) -> ClassTexts:
-    """Every template's texts, template after template, and their tokens `[n · C, N]` with `N` the longest text.
-
-    Raises `ClipbiasError` for an empty name, a template without `{}`, or a text that is too long.
-    """
+    """Texts, template after template. Raises `ClipbiasError` for an empty name, or a template or text of no use."""
     name_lengths = [len(ids) for ids in name_tokens(clip, class_names, prompt)]
     if 0 in name_lengths:  # nothing but white space and control characters
         raise ClipbiasError(f"class {name_lengths.index(0)} has an empty name; give every class a name.")
@@ -162,11 +160,7 @@ def imagenet_full() -> tuple[str, ...]:
 
 
 def choose_templates(choice: str | tuple[str, ...], dataset_template: str) -> tuple[str, ...]:
-    """The templates of one of `CHOICES`, or those with `{}` that are given. Raises `ClipbiasError` for another choice.
-
-    "imagenet_select" are the seven above, "imagenet_select_and_dataset" CoOp's ensemble for all datasets but ImageNet,
-    "imagenet_full" CLIP's eighty, and "imagenet_60" the first sixty of them (PromptSRC's teacher).
-    """
+    """The templates of one of `CHOICES`, or those with `{}` that are given; a `ClipbiasError` for another choice."""
     if not isinstance(choice, str):
         if not choice:
             raise ClipbiasError("there is no template; give at least one with '{}' for the class name.")
@@ -177,7 +171,9 @@ def choose_templates(choice: str | tuple[str, ...], dataset_template: str) -> tu
     named = {
         "dataset": (dataset_template,),
         "imagenet_select": IMAGENET_SELECT,
+        # CoOp's zero-shot ensemble for all datasets but ImageNet.
         "imagenet_select_and_dataset": (*IMAGENET_SELECT, dataset_template),
+        # Of PromptSRC's teacher: its authors use the first sixty.
         "imagenet_60": full[:60],
         "imagenet_full": full,
     }
@@ -250,6 +246,11 @@ class ContextSets(Method):
     def text(self, template: str, clip: Clip) -> PromptText:
         prompt = context_text(clip, "", self.tokens)
         return dataclasses.replace(prompt, templates=prompt.templates * self.sets)
+
+    def logits(self, learnables: Learnables, features: Features) -> jax.Array:
+        # The mean of the contexts' logits is the logit of their mean unit feature, which is not normalised again:
+        # classes whose contexts disagree have shorter means, and lower logits.
+        return features.scale * (unit_length(features.image) @ unit_length(features.text).mean(0).T)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -347,8 +348,8 @@ class Classes:
 
 
 def take_templates(method: Method, clip: Clip) -> bool:
-    """Whether descriptions take the place of a method's text: it is the dataset's own template, or an ensemble."""
-    # A template that nobody writes shows whether the method passes it on.
+    # Descriptions take the place of a text that is the dataset's own template, or an ensemble. A template that nobody
+    # writes shows whether the method passes it on.
     marker = "something whose template is {}."
     prompt: PromptText = method.text(marker, clip)
     return prompt.context_tokens == 0 and (len(prompt.templates) > 1 or marker in prompt.templates)

@@ -102,8 +102,8 @@ class Recipe:
         return tuple(self.learning_rate * factor**power for power in range(CANDIDATES))
 
     def shortened(self, examples: int) -> "Recipe":
-        """The recipe with a third of its steps, and of its warm-up, for `examples` training images."""
-        # The schedule shrinks with it, so that rates are compared at the end of a cosine and not in its middle.
+        # A third of the steps and of the warm-up. The schedule shrinks with them, so that rates are compared at the end
+        # of a cosine and not in its middle.
         steps = max(1, self.total_steps(examples) // SHORTER)
         return dataclasses.replace(self, epochs=None, steps=steps, warmup_epochs=self.warmup_epochs // SHORTER)
 

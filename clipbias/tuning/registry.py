@@ -105,8 +105,8 @@ def source_digest(method_type: type[Method]) -> str | None:
 
 
 def _add_program(path: str, package: str, program: dict[str, bytes]) -> None:
-    """Adds the content of a Python file of `package`, and of those that it imports but for libraries and this one."""
-    # Imports are read from the syntax tree, wherever they stand: running the program again would have side effects.
+    # The program is a file and those that it imports, but for libraries and this one. Imports are read from the syntax
+    # tree, wherever they stand: running the program again would have side effects.
     program[path] = Path(path).read_bytes()
     libraries = (str(Path(methods.__file__).parents[1]), *sysconfig.get_paths().values())
     for node in ast.walk(ast.parse(program[path])):
@@ -128,10 +128,7 @@ def _add_program(path: str, package: str, program: dict[str, bytes]) -> None:
 
 
 def match_user_method(recorded: str, allowed: Sequence[str]) -> str:
-    """The user's file or module, among those in `allowed`, for a method that an adapter names.
-
-    It is the path that shares the longest end with the recorded path. Raises `ClipbiasError` if none or several do.
-    """
+    """The path in `allowed` that shares the longest end with the method's path in an adapter, or a `ClipbiasError`."""
     # An adapter must not decide which code runs: it selects among the paths that the user named, and adds none.
     where, _, attribute = recorded.partition(":")
     # Equal parts of the paths, from their ends; by absolute path, so that naming a file twice is not ambiguous.
@@ -287,7 +284,6 @@ def find_kind(name: str) -> Kind | None:
 
 
 def _hashable(name: str, option: str, value: Any) -> Any:
-    """The value with lists as tuples."""
     # A method is a static argument of compiled functions and must be hashable; configurations and JSON hold lists.
     if isinstance(value, list | tuple):
         return tuple(_hashable(name, option, item) for item in value)
@@ -301,7 +297,6 @@ def _hashable(name: str, option: str, value: Any) -> Any:
 
 
 def find_methods() -> dict[str, tuple[type[Method], Preset]]:
-    """The built-in methods by name, in the order of tables."""
     # Modules are listed, not named: a file that is added to the folder is a method. Subclasses count by their own
     # `presets`, so that one without any does not take its base's names.
     names = [module.name for module in pkgutil.iter_modules(methods.__path__)]

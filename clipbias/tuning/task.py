@@ -81,7 +81,6 @@ class Classifier:
 
     Attributes:
       templates: number of templates `n` whose class features are averaged.
-      dtype: compute type by name, one of `precision.DTYPES`.
       remat: policy of `jax.checkpoint_policies` for the blocks; `None` keeps all products.
       class_chunks: number of chunks in which the text tower encodes the classes, one after another.
       counts: number of texts of each class, `[C]`, where they differ (`tuning.prompts`).
@@ -584,10 +583,7 @@ class Task:
         text: Text | None = None,
         reference: jax.Array | None = None,
     ) -> jax.Array:
-        """The method's loss, by default the mean cross-entropy with `labels [B]`; without randomness such as dropout.
-
-        `reference` is a result of `teacher_features`, to compute it once.
-        """
+        """The method's loss, by default the mean cross-entropy with `labels [B]`; without randomness as of dropout."""
         self.check_arguments(params, learnables)
         self._check_images(images)
         # Inside `jit` labels are numbers already, and cannot be looked up by name.

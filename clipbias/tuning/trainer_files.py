@@ -142,10 +142,7 @@ def import_adapter(
 
 
 def read_trainer_file(tensors: Tensors, clip: Clip) -> TrainerFile:
-    """The learnables of a checkpoint, from its tensors by their names without `prompt_learner.`.
-
-    Raises `ClipbiasError` for another trainer, a gap in depth, or shapes that do not fit `clip`.
-    """
+    """The learnables of a checkpoint. Raises `ClipbiasError` for another trainer, or shapes that do not fit `clip`."""
     text, vision = clip.config.text, clip.config.vision
     # CoCoOp's and MaPLe's files have `ctx` too, and would pass for CoOp's: their own names are looked for first.
     if any(name.startswith("VPT_image_trans.") for name in tensors):
@@ -198,16 +195,15 @@ def nearest_tokens(embeddings: np.ndarray, clip: Clip, tolerance: float) -> np.n
 
 
 def _is_near(theirs: np.ndarray, ours: np.ndarray, tolerance: float) -> bool:
-    """Whether the relative norm of the difference is within the tolerance; not where it exceeds float32."""
-    # float16 rounds absolutely below 2⁻¹⁴, its smallest normal number.
+    # By the relative norm of the difference. float16 rounds absolutely below 2⁻¹⁴, its smallest normal number.
     with np.errstate(over="ignore", invalid="ignore"):
         smallest = 2**-14 * ours.size**0.5
         return bool(np.linalg.norm(theirs - ours) <= tolerance * max(float(np.linalg.norm(ours)), smallest))
 
 
 def _blocks(tensors: Tensors, tower: str, first: str, later: str, clip: Clip, start: int = 0) -> list[str]:
-    """Names of a tower's tensors, block after block: `first`, then those that match `later`."""
-    # `later` holds the block's number less `start`. Methods here have prompts from the first block on, without a gap.
+    # Names of a tower's tensors, block after block; `later` holds the block's number less `start`. Methods here have
+    # prompts from the first block on, without a gap.
     numbered = [(int(match[1]) + start, name) for name in tensors if (match := re.fullmatch(later, name))]
     numbered += [(0, first)] if first in tensors else []
     for place, (block, _) in enumerate(sorted(numbered)):

@@ -69,12 +69,10 @@ class Tuned:
 
     @property
     def clip(self) -> Clip:
-        """The frozen model."""
         return self.task.clip
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The `C` classes."""
         return self.task.class_names
 
     @property
@@ -83,9 +81,9 @@ class Tuned:
         return self._of_leaves("identity", lambda: identity([self.task, flatten(self.learnables)]))
 
     def _of_leaves(self, name: str, make: Callable[[], T]) -> T:
-        """Result of `make()`, computed again only when a leaf of the learnables is another array."""
-        # Compared by `is`: the dictionary is the user's, who may put another array into it. The kept leaves stay alive,
-        # so that no new array gets the address of an old one.
+        # Computed again only when a leaf of the learnables is another array. Compared by `is`: the dictionary is the
+        # user's, who may put another array into it. The kept leaves stay alive, so that no new array gets the address
+        # of an old one.
         leaves = jax.tree.leaves(self.learnables)
         kept = self.__dict__.get(f"_{name}")
         if kept is None or len(kept[0]) != len(leaves) or any(a is not b for a, b in zip(kept[0], leaves, strict=True)):

@@ -71,10 +71,6 @@ class ProDA(ContextSets):
         order = jax.random.permutation(jax.random.fold_in(rng, cycle), self.sets)
         return jax.lax.dynamic_slice(order, (turn * self.sets_per_step,), (self.sets_per_step,))
 
-    def logits(self, learnables: Learnables, features: Features) -> jax.Array:
-        # `μ` is not normalised again: classes whose contexts disagree have shorter means, and lower logits.
-        return features.scale * (unit_length(features.image) @ unit_length(features.text).mean(0).T)
-
     def losses(self, learnables: Learnables, features: Features, logits: jax.Array, labels: jax.Array) -> Terms:
         assert features.templates is not None
         # The mean and the variance are over the `Q` contexts of this step, not over all `P`.

@@ -35,10 +35,6 @@ class UPL(ContextSets):
     sets: Sets = 16
     recipe: RecipeName = COMMON
 
-    def logits(self, learnables: Learnables, features: Features) -> jax.Array:
-        # The mean of the contexts' logits is the logit of their mean unit feature, which is not normalised again.
-        return features.scale * (unit_length(features.image) @ unit_length(features.text).mean(0).T)
-
     def losses(self, learnables: Learnables, features: Features, logits: jax.Array, labels: jax.Array) -> Terms:
         image = unit_length(features.image)
         text = unit_length(features.text)
