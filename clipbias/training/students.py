@@ -8,7 +8,6 @@ from types import MappingProxyType
 import numpy as np
 from scipy.special import log_softmax
 
-from clipbias.clip import Clip
 from clipbias.data import Dataset, Split, protocols
 from clipbias.data.images import Images
 from clipbias.errors import ClipbiasError
@@ -19,7 +18,6 @@ from clipbias.training.loop import Run, RunOutputs, TrainJob, train_job
 from clipbias.training.teacher import split_logits
 from clipbias.tuning import Recipe, Task
 from clipbias.tuning.method import select_run
-from clipbias.tuning.prompts import ClassList
 from clipbias.tuning.tuned import Tuned
 
 FIT_STEPS = 1500
@@ -40,10 +38,6 @@ class Form:
     words: str
     learning_rate: float
     folds: bool = True
-
-    def task(self, clip: Clip, classes: ClassList, dtype: str = "float32") -> Task:
-        """Binds the student's method to a teacher's classes."""
-        return Task(clip, self.method, classes, dtype=dtype)
 
 
 # From few numbers to many.

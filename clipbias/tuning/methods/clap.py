@@ -25,11 +25,10 @@ class CLAP(FrozenTowers, FeatureMethod):
     """`s · unit(f) unit(w)ᵀ` with the loss `CE + (1/C) Σ_c λ_c ‖w_c - t_c‖²`.
 
     The prototypes `w [C, d]` start at `t`, the mean over templates of the text features before normalisation. `λ_c` is
-    the mean probability of class `c` on its training images before training. Without the penalty it is the authors'
-    ZS-LP.
+    the mean probability of class `c` on its training images before training.
 
     Attributes:
-      penalised: whether there is a penalty.
+      penalised: whether there is a penalty; without it this is the authors' ZS-LP.
       templates: a choice of `tuning.prompts` ("dataset" for the dataset's own), or templates with `{}`.
       recipe: the "authors'", SGD at 0.1 without decay, 300 epochs in batches of 256; or "common".
     """

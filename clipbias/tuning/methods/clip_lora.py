@@ -42,8 +42,7 @@ class ClipLora(Method):
       parts: tuned kernels: "q", "k", "v", "o" for the attention's output, "fc1" and "fc2" of the MLP.
       towers: tuned towers. Without the text tower the classifier is made of the frozen texts.
       first_block, last_block: in each tower, counted from 1; a `last_block` of `None` is the tower's last.
-      rank: `r`.
-      alpha: `α`.
+      rank, alpha: `r` and `α`.
       dropout: share of the inputs that are dropped.
       templates: templates with `{}`, or a choice of `tuning.prompts`.
       recipe: the "authors'": AdamW at 2e-4, with 32 images a step; or "common".

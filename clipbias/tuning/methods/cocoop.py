@@ -19,8 +19,6 @@ class CoCoOp(Method):
 
         π = W2 relu(W1 f + b1) + b2, of widths d, d/16 and Dt
 
-    The text tower runs once per image.
-
     Attributes:
       tokens: `T`.
       words: initial context; with fewer words than tokens it starts at N(0, 0.02).
@@ -56,6 +54,7 @@ class CoCoOp(Method):
         return Adaptation(text_context=learnables["text_context"])
 
     def adapt_to(self, learnables: Learnables, image: jax.Array) -> Adaptation:
+        # The text tower runs once per image: no text feature can be kept for the next one.
         # float32 products: on GPUs the default (TF32) would give images contexts that depend on the device.
         with jax.default_matmul_precision("highest"):
             hidden = unit_length(image) @ learnables["text_hidden_kernel"] + learnables["text_hidden_bias"]

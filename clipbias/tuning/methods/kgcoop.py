@@ -17,9 +17,8 @@ from clipbias.tuning.recipe import COMMON, Recipe, RecipeName
 class KgCoOp(CoOp):
     """CoOp with class features `g_c` that stay near those of plain CLIP, `w_c`, both of unit length.
 
-    The loss is `cross-entropy + λ (1 - (1/C) Σ_c g_c · w_c)`, with a mean over all classes, whatever the batch holds.
-    `w_c` is the feature of the dataset's own template. The learned context stands in "a photo of a {}." on every
-    dataset.
+    The loss is `cross-entropy + λ (1 - (1/C) Σ_c g_c · w_c)`. `w_c` is the feature of the dataset's own template; the
+    learned context stands in "a photo of a {}." on every dataset.
 
     Attributes:
       weight: `λ`.

@@ -98,7 +98,6 @@ class _Probe:
 
 
 def _descend(start: _Probe, x: np.ndarray, labels: np.ndarray, texts: np.ndarray, steps: int) -> Iterator[_Probe]:
-    """The probe after each step."""
     count = len(x)
     images = np.arange(count)
     similarity = x @ texts.T  # [N, C]

@@ -26,10 +26,8 @@ class MMA(Method):
     zero. The optimiser gets `1/a` times the gradient.
 
     Attributes:
-      blocks: number of the last blocks of the shallower tower; the authors use 5 to 12 of 12. A deeper tower has
-        adapters at the blocks with the same numbers, counted from its start.
-      width: `r`.
-      factor: `a`.
+      blocks: number of the last blocks of the shallower tower; the authors use 5 to 12 of 12.
+      width, factor: `r` and `a`.
       recipe: "common", or the "authors'": SGD at 0.0015 for 5 epochs without warm-up.
       batch_size: of the authors' recipe.
     """
@@ -50,7 +48,8 @@ class MMA(Method):
         count = min(self.blocks, vision.layers, text.layers)
         width = self.width
 
-        # One row per block, counted from the towers' starts, so that a shared kernel meets blocks of the same number.
+        # One row per block, counted from the towers' starts, so that a shared kernel meets blocks of the same number,
+        # also in a deeper tower.
         def dense(key: jax.Array, inputs: int, outputs: int) -> dict[str, jax.Array]:
             kernel = (2 / outputs) ** 0.5 * jax.random.normal(key, (count, inputs, outputs))
             return {"kernel": kernel, "bias": jnp.zeros((count, outputs))}

@@ -43,12 +43,9 @@ class MMRL(Method):
     not see.
 
     Attributes:
-      tokens: `K`.
+      tokens, space, alpha, weight: `K`, `S`, `α` and `λ`.
       blocks: number of the last blocks of the shallower tower; the authors use 6 to 12 of 12. In a deeper tower they
-        are the blocks with the same numbers, counted from its start; later blocks get no new tokens.
-      space: `S`.
-      alpha: `α`.
-      weight: `λ`.
+        are the blocks with the same numbers, counted from its start.
       recipe: the "authors'": AdamW at 0.001 with a decay of 5e-4; or "common".
       epochs, batch_size: of the authors' recipe.
     """

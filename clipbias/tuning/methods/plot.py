@@ -84,8 +84,7 @@ class PLOT(ContextSets):
     iterations end for the whole batch, so the last digits of an image's logits depend on the other images there.
 
     Attributes:
-      tokens: `T`.
-      sets: `P`.
+      tokens, sets: `T` and `P`.
       pooled: adds the cosine of the image's feature and the mean of the raw text features, as the authors do on
         ImageNet.
       recipe: "common", or "authors" for 50 epochs at 0.002 with 128 images a step.
@@ -144,11 +143,9 @@ PHRASES = {
 class PLOTPlusPlus(Method):
     """Learns `P` contexts `[P, n, Dt]`, which start as phrases, and `P` sets of vision prompts `[P, 1, V, Dv]`.
 
-    The vision tower runs once for each set of prompts, at its input. The logits come from optimal transport
-    between an image's `P` features and a class's `P` texts.
-
-    Training has two stages, each with the whole recipe. The first keeps the contexts fixed, and adds the cosine of the
-    mean raw image feature and the mean raw text feature to the logits. The second learns everything.
+    The vision tower runs once for each set of prompts, at its input. The logits come from optimal transport between an
+    image's `P` features and a class's `P` texts. The first stage of training keeps the contexts fixed, and adds the
+    cosine of the mean raw image feature and the mean raw text feature to the logits. The second learns everything.
 
     Attributes:
       phrases: the words before the class names, one phrase per context. `n` is the number of words of the first phrase.

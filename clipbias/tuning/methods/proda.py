@@ -35,10 +35,8 @@ class ProDA(ContextSets):
     all pairs of different contexts, with `h` their unit features without a class name.
 
     Attributes:
-      tokens: `T`.
-      sets: `P`.
+      tokens, sets, weight: `T`, `P` and `λ`.
       sets_per_step: `Q`, a divisor of `P`.
-      weight: `λ`.
       recipe: "common", or "authors" for 100 epochs at 0.001 with 4 images a step.
     """
 

@@ -35,12 +35,10 @@ class ProGrad(Method):
     template's words, one row per word.
 
     Attributes:
-      tokens: context length `T`.
+      tokens, temperature: the context's length `T`, and `τ`.
       template: initial words and teacher's text; it ends with the class name and a full stop. By default the authors'
-        for a dataset of the catalogue. `None` for other datasets: the words are then "a photo of a", and the teacher
-        uses the dataset's own template.
+        for a dataset; else the words are "a photo of a", and the teacher has the dataset's own template.
       strength: `λ`; `None` for the authors': 0.8 for Flowers102, DTD and EuroSAT with 8 or 16 images per class, else 1.
-      temperature: `τ`.
       recipe: "common", or "authors" for 50 epochs with 1 image per class, 100 with up to 4 and 200 with more, at 0.002
         with 32 images a step.
     """

@@ -38,15 +38,13 @@ class PromptSRC(IVLP):
       text_weight, image_weight: `λ_t`, `λ_i`.
       templates: the teacher's, a choice of `tuning.prompts` or templates with `{}`.
       mean, deviation: `μ/E` and `σ/E`. By default the authors' for few-shot learning: 30 and 30 of 50 epochs, and 45
-        and 5 for StanfordCars, Flowers102, FGVCAircraft, DTD and EuroSAT. `promptsrc_base_to_new` has 15 and 1 of 20,
-        `promptsrc_cross_dataset` 6 and 10 of 20 and prompts in 3 layers.
+        and 5 for StanfordCars, Flowers102, FGVCAircraft, DTD and EuroSAT.
       recipe: "common", or "authors" for `epochs` epochs at 0.0025 with 4 images a step.
-      epochs: of the authors' recipe.
     """
 
     presets = {
         "promptsrc": Preset("PromptSRC", order=320),
-        # These two use one Gaussian for all datasets.
+        # These two use one Gaussian for all datasets: 15 and 1 of 20 epochs, 6 and 10 of 20.
         "promptsrc_base_to_new": Preset(
             "PromptSRC (base-to-new)", {"mean": 0.75, "deviation": 0.05, "epochs": 20}, order=321, datasets={}
         ),

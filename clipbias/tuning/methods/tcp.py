@@ -25,10 +25,9 @@ class TCP(Method):
     Σ_c cos(g_c, g⁰_c))`.
 
     Attributes:
-      tokens: `T`.
+      tokens, weight: `T` and `λ`.
       block: the block, counted from 0; the last one in a text tower with fewer blocks.
       hidden: the network's width is `d` divided by it.
-      weight: `λ`.
       template: of `g⁰`, with `{}`; `None` for the dataset's own.
       suffix: text after the class name; `None` for that of the dataset's own template.
       recipe: "common", or the "authors'": Adam at 0.002 with an epsilon of 1e-3, 50 epochs, batches of 32.

@@ -31,8 +31,7 @@ class TPT(CoOp, TestTimeMethod):
         ImageNet and its variants; `None` follows them.
       crops: random crops per image.
       share: share of the views that are selected, rounded down, at least one view.
-      steps: steps of the optimiser.
-      rate, decay: its learning rate and weight decay.
+      steps, rate, decay: of the optimiser: steps, learning rate and weight decay.
     """
 
     presets = {"tpt": Preset("TPT", order=107)}

@@ -23,8 +23,7 @@ class UPL(ContextSets):
     separate runs.
 
     Attributes:
-      tokens: `T`.
-      sets: `S`.
+      tokens, sets: `T` and `S`.
       recipe: "common", or "authors" for 50 epochs at 0.002 with 32 images a step.
     """
 
