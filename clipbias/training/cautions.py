@@ -37,6 +37,7 @@ def no_better(fitted: Candidate, frozen: Candidate, images: int, what: str) -> s
 
 def too_few_to_tell(fitted: Candidate, frozen: Candidate, images: int, what: str) -> str:
     """Warns where so few images show no gain even for a perfect model; else returns ""."""
+    # 100 % is the largest difference that there can be.
     if not within_chance(100.0, frozen.accuracy, images):
         return ""
     return (
@@ -48,6 +49,7 @@ def too_few_to_tell(fitted: Candidate, frozen: Candidate, images: int, what: str
 
 def within_chance(higher: float, lower: float, images: int) -> bool:
     """Whether the 95 % interval of a difference of accuracies in percent holds zero (Newcombe 1998, method 10)."""
+    # Both accuracies' Wilson intervals, whose distances to the estimates add as squares.
     below = higher - wilson_interval(higher, images)[0]
     above = wilson_interval(lower, images)[1] - lower
     return higher - lower <= math.hypot(below, above)

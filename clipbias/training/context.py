@@ -54,6 +54,7 @@ class SweepContext:
         self.on_image_error = on_image_error
         self.params = placement.place_weights(mesh, clip.params, dtype, shapes=not placement.is_there(mesh))
         self.reading = Reading(mesh, on_image_error, Workers(compute.workers))
+        # Two thirds for training images, which every epoch reads again.
         third = int(compute.cache_gb * 1e9 / 3)
         self._images = ImageCache(2 * third)
         self.checked: set[str] = set()  # paths of images that were readable before a training
@@ -72,6 +73,7 @@ class SweepContext:
 
     def keep(self, key: Hashable, make: Callable[[], T]) -> T:
         """Returns the object of a key, made when it is first asked for, and kept until another dataset begins."""
+        # Keys hold identities and digests: an object's `id` may come again.
         if key not in self._kept:
             self._kept[key] = make()
         return self._kept[key]

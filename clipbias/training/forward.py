@@ -117,6 +117,7 @@ def logits(static: EvalStatic, inputs: EvalInputs, images: jax.Array, mask: jax.
         return classifier.head(inputs.params, learnables, image, text, mask)
 
     # Broadcast within the program, so that features that runs share lie on the device once.
+    # `vmap` needs an array for each run; where prompts depend on the image, the tokens stay outside of it.
     features = images if conditional else jnp.asarray(inputs.text)
     images, features = (jnp.broadcast_to(x, (static.runs, *x.shape[1:])) for x in (images, features))
     return over_runs(of_run, (0, 0, 0), runs=static.runs)(inputs.learnables, images, features)

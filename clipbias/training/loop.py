@@ -6,8 +6,7 @@ A stage repeats: batch, step, metrics, checkpoint, until its last step or a noti
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -179,15 +178,6 @@ def plan_stages(job: TrainJob) -> tuple[TrainJob, ...]:
         plan = plan_step(task, stage_recipe, stage.step_shape, job.context.compute)
         stages.append(dataclasses.replace(stage, task=plan.apply(task), plan=plan))
     return tuple(stages)
-
-
-@contextlib.contextmanager
-def compiled_meanwhile(job: TrainJob) -> Iterator[None]:
-    """Compiles the step of a job in another thread while the block computes something else."""
-    # JAX keeps the program for the job itself, which plans its stages again and meets any error of this thread there.
-    with ThreadPoolExecutor(1) as thread:
-        thread.submit(plan_stages, dataclasses.replace(job, outputs=RunOutputs()))
-        yield
 
 
 class NotSideBySide(ClipbiasError):

@@ -42,10 +42,7 @@ class Program:
 
 @dataclasses.dataclass(frozen=True)
 class StepShape:
-    """Sizes of a training step: `batch` images of each run over all devices, and `runs` with their padding.
-
-    `images` counts a run's training images; `taught` adds a teacher's logits to the batch.
-    """
+    """Sizes of a training step: `batch` of `images` of each run over all devices, and `runs` with their padding."""
 
     batch: int
     runs: int

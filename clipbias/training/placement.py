@@ -1,8 +1,7 @@
 """Placement of arrays on a mesh of devices with two axes.
 
-`data` splits the images of a batch and the classes of the text tower; `run` splits independent runs. Every device has
-the frozen weights. Runs are padded to a multiple of the mesh with copies of the last run. Results and checkpoints have
-no copies, so their shapes are the same on every mesh.
+`data` splits the images of a batch and the classes of the text tower; `run` splits independent runs, padded with copies
+of the last one. Results and checkpoints have no copies, so their shapes are the same on every mesh.
 """
 
 import dataclasses
@@ -78,10 +77,9 @@ def as_mesh(mesh: Mesh | None) -> Mesh:
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-    """Part of arrays `[run, batch, …]` on the devices of this process.
+    """Part of arrays `[run, batch, …]` of this process: `rows` of the mesh, `part` of `parts` of a batch."""
 
-    It has `rows` along the mesh's `run` axis, and part `part` of `parts` of the batch, a multiple of `multiple` images.
-    """
+    # A part is a multiple of so many images: each device of the process has equally many.
 
     rows: range
     part: int
@@ -170,7 +168,8 @@ def replicate(mesh: Mesh, tree: Tree) -> Tree:
 
 def place_weights(mesh: Mesh, params: Params, dtype: str, *, shapes: bool = False) -> Params:
     """Puts the frozen weights on every device, in the types of a compute type; with `shapes`, as shapes alone."""
-    # Cast once, here: within the step every product would cast its kernel anew.
+    # Whole on every device: CLIP's weights are small beside the activations of a batch, and gathering parts of them
+    # would exchange them in every layer. Cast once, here: within the step every product would cast its kernel anew.
     cast = functools.partial(cast_weights, dtype=dtype)
     return replicate(mesh, jax.eval_shape(cast, params) if shapes else cast(params))
 
@@ -248,6 +247,7 @@ def sharding(mesh: Mesh, shape: Sequence[int] = (), *axes: str | None) -> NamedS
 
 def device_get(tree: Tree) -> Tree:
     """Fetches a tree of device arrays, whole on every process. All processes must call this."""
+    # Whoever calls it waits until the devices have computed the arrays: the loop of steps does so one step late.
     if jax.process_count() == 1:
         return jax.device_get(tree)
     from jax.experimental import multihost_utils

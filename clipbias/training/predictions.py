@@ -65,7 +65,8 @@ class KnownPredictions:
 
     def find(self, model: Tuned, split: Split) -> np.ndarray | None:
         """Finds the class of every image, int32 `[n]`, -1 for an unreadable one, predicted by exactly this model."""
-        # The identity needs every file of the split; without prediction files it is not computed.
+        # The identity needs every file of the split; without prediction files it is not computed. A damaged file may
+        # hold any array, so its predictions are checked before they stand for computed ones.
         path = self._paths.get(predictions_identity(model, split.identity)) if self._paths else None
         predicted = None if path is None else _read(path, "predicted")
         if predicted is None or predicted.shape != (len(split),) or predicted.dtype != np.int32:

@@ -65,6 +65,7 @@ class _Bar(tqdm):
         remaining = (facts["total"] or 0) - facts["n"]
         left = remaining * (facts["elapsed"] - seconds) / done if done > 0 else 0
         facts["left"] = f", {forecast(left)}" if left > 0 else ""
+        # Rounded down: the total stands there only at the end.
         facts["done"] = f"{math.floor(10 * facts['n'] + 1e-6) / 10:.1f}".removesuffix(".0")
         return facts
 

@@ -116,7 +116,8 @@ def prepare(
     held = held_out.hold_out_of(context.drawn(spec), spec.seed, calibrates=True)
     specs = group
     # The policy is part of the spec before the job is made, so that the job has the images of its row.
-    if needs_validation(bind_task(spec, context), spec.recipe, compares_rates=compares_rates):
+    task = context.bind(spec.make_method(), context.drawn(spec).source, spec.method)
+    if needs_validation(task, spec.recipe, compares_rates=compares_rates):
         specs = (dataclasses.replace(spec, validation=held_out.POLICY),)
     return PreparedGroup(group, specs, make_job(specs, context, outputs), held)
 
@@ -136,14 +137,10 @@ def other_images(prepared: PreparedGroup) -> list[Split]:
     return [split for split in (*others, *tested) if split is not None]
 
 
-def bind_task(spec: RunSpec, context: SweepContext) -> Task:
-    return context.bind(spec.make_method(), context.drawn(spec).source, spec.method)
-
-
 def make_job(group: Group, context: SweepContext, outputs: RunOutputs | None = None) -> TrainJob:
     """Makes the job of a group. Runs of one seed share their images."""
     first = group[0]
-    task = bind_task(first, context)
+    task = context.bind(first.make_method(), context.drawn(first).source, first.method)
     method = task.method
     # One protocol for all runs of a seed: they differ in their learning rate and share images and validation images.
     by_seed = {spec.seed: under_policy(context.drawn(spec), spec) for spec in group}
@@ -311,6 +308,7 @@ def merge_scores(scores: Mapping[str, Row]) -> Row:
 
 
 def _row(spec: RunSpec, job: TrainJob, result: TrainResult, run: int, common: Recipe, scores: Row) -> Row:
+    # Counted in the learnables and not in their shapes, where an axis of training images has length 0.
     learnables = select_run(result.learnables, run)
     counts = parameter_count(learnables)
     row = spec_facts(spec, common) | {"model": job.context.clip.name, "status": "ok"} | scores

@@ -9,6 +9,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from clipbias.data import Split
 from clipbias.data.held_out import FEWEST_OF_CLASS, HeldOut
 from clipbias.errors import ClipbiasError
 from clipbias.io import read_json, write_text
-from clipbias.training.loop import NotSideBySide, TrainJob, compiled_meanwhile, train_job, validation_images
+from clipbias.training.loop import NotSideBySide, RunOutputs, TrainJob, plan_stages, train_job, validation_images
 from clipbias.training.memory import fit_evaluation
 from clipbias.training.progress import Progress
 from clipbias.training.spec import Row, RunSpec
@@ -39,7 +40,7 @@ def score_images(job: TrainJob, learnables: Learnables, splits: Sequence[Split],
     """Scores each run on its split: `validation_accuracy` in percent, its counts, and `validation_loss` in nats."""
     task = fit_evaluation(job.task, runs=job.run_axis.padded, mesh=job.context.mesh)
     static, inputs = job.evaluation(task, learnables)
-    # An evaluation computes all runs at once, so runs on the same images share it.
+    # An evaluation computes all runs at once, so runs on the same images share it, whatever their seeds.
     distinct = {split.digest: split for split in splits}
     scores = {
         digest: job.context.evaluator(split).validate(static, inputs, finite=finite)
@@ -199,8 +200,10 @@ def select_settings(job: TrainJob, held: HeldOut, *, compares_rates: bool) -> Se
         return None
     trial = _trial(job, held, rates)
     job.outputs.progress.close()  # the candidates have their own bar
-    # The job's program differs from the trial's in its number of runs; it compiles on cores that the trial leaves idle.
-    with contextlib.closing(trial.outputs.progress) as bar, compiled_meanwhile(job):
+    with contextlib.closing(trial.outputs.progress) as bar, ThreadPoolExecutor(1) as thread:
+        # The job's program differs from the trial's in its number of runs; it compiles on cores that the trial leaves
+        # idle. JAX keeps it for the job itself, which plans its stages again and meets any error of this thread there.
+        thread.submit(plan_stages, dataclasses.replace(job, outputs=RunOutputs()))
         try:
             learnables = train_job(trial).learnables
         except NotSideBySide:

@@ -131,6 +131,7 @@ def make_groups(specs: Sequence[RunSpec], most: int | None = None) -> list[Group
 
     `most=None` takes `MOST_RUNS`, or all seeds of one rate where these are more.
     """
+    # Specs that differ in seed or learning rate alone share shapes, and so a program: `vmap` trains them side by side.
     alike: dict[str, list[RunSpec]] = {}
     for spec in specs:
         recipe = spec.recipe and spec.recipe.with_learning_rate(0.0)

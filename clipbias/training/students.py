@@ -144,11 +144,10 @@ def until_plateau(
     """Fits by cosine cycles with warm restarts (Loshchilov & Hutter 2017, arXiv 1608.03983) until a plateau.
 
     Each cycle is twice as long as the one before and starts from the best student so far. The fit ends where a cycle,
-    the third or a later one, lowers the divergence by less than a tenth (`PLATEAU`), or after `most_steps`; the student
-    of the lowest divergence stays. The first cycle searches the learning rate from `rate` on.
+    the third or a later one, lowers the divergence by less than a tenth (`PLATEAU`), or after `most_steps`.
 
     `cycle(rate, steps, start)` trains a student, from the method's own start for `None`; `divergence` is its mean KL on
-    held-back images.
+    held-back images. With `searched` the first cycle searches the learning rate from `rate` on.
     """
     first, *others = cycle_lengths(most_steps)
     trials: dict[float, Tuned] = {}

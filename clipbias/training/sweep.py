@@ -1,8 +1,7 @@
 """A sweep: axes to specs, specs to rows.
 
 Every group has one file, `results/NAME.json`, written whole when it ends; `results.jsonl` is made of them. So the same
-command continues a sweep that was stopped, and independent jobs share a work folder: part `i/n` runs every n-th method,
-dataset and number of shots.
+command continues a sweep that was stopped, and independent jobs share a work folder.
 """
 
 import contextlib

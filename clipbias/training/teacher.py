@@ -94,7 +94,9 @@ class TaughtBatches(RunBatches):
         if not recipe.augment:
             logits = {id(of_run): split_logits(teacher, of_run, context)[0] for of_run in numbered.values()}
             stacked = np.stack([logits[id(of_run)] for of_run in run_images])
+            # On the mesh once: a batch sends numbers of images, and no logits of a thousand classes.
             self._table = placement.RunAxis(mesh, len(run_images)).place(stacked)
+        # Crops differ in every step, so their logits cannot be known before.
         elif isinstance(teacher.task.method, TestTimeMethod):
             raise ClipbiasError(
                 f"{teacher.task.method_name!r} learns from crops of each test image, so it teaches without "

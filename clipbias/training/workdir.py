@@ -48,6 +48,7 @@ def open_workdir(
         yield folder
         return
     part_folder = folder if part[1] == 1 else folder / "parts" / f"{part[0] + 1}-of-{part[1]}"
+    # The lock tells a killed process from one that works: `state.json` says "running" of both.
     with contextlib.ExitStack() as locked:
         if part_folder != folder:  # a shared lock, so that no process takes the whole folder meanwhile
             locked.enter_context(io.lock(folder, shared=True))

@@ -5,7 +5,7 @@ Split conformal prediction (Vovk et al. 2005; Sadinle et al. 2019): a set holds 
 image holds its true class with at least this probability, whatever the model. An image is rejected if its score is
 below the threshold that a share of the calibration images reaches. Scores: the largest logit (Hendrycks et al. 2022),
 the largest probability of the unscaled cosines (MCM, Ming et al. 2022), and the negative energy, the log-sum-exp of the
-logits (Liu et al. 2020). Probabilities have no temperature.
+logits (Liu et al. 2020).
 """
 
 import dataclasses

@@ -45,7 +45,7 @@ Tensors = dict[str, Tensor]  # reading takes them out: those that remain are unk
 
 @dataclasses.dataclass(frozen=True)
 class TrainerFile:
-    """A checkpoint as method, options (read from shapes) and learnables, float32; `tokens` is the context's length."""
+    # Options are read from shapes; `tokens` is the context's length.
 
     method: str
     options: Options
