@@ -37,7 +37,7 @@ def no_better(fitted: Candidate, frozen: Candidate, images: int, what: str) -> s
 
 def too_few_to_tell(fitted: Candidate, frozen: Candidate, images: int, what: str) -> str:
     """Warns where so few images show no gain even for a perfect model; else returns ""."""
-    # 100 % is the largest difference that there can be.
+    # A perfect model's gain is the largest that there can be.
     if not within_chance(100.0, frozen.accuracy, images):
         return ""
     return (

@@ -87,5 +87,5 @@ class Checkpoints:
 
 
 def _named(state: Any) -> dict[str, Any]:
-    # By path: a checkpoint of nested containers would depend on their classes, and on optax's version.
+    # By path, which does not depend on the classes of the state's containers.
     return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}

@@ -214,7 +214,7 @@ class Evaluator:
         every = jax.tree.map(lambda values: values[:, read], values)
         check_finite(every.highest)
         # On the host: XLA's conversion to float16 needs an instruction that not every CPU has. A log-probability below
-        # its range becomes -inf, which readers take as it is.
+        # its range becomes -inf.
         with np.errstate(over="ignore"):
             log_probs = values.log_probs.astype(np.float16)
         return RunPredictions(

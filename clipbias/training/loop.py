@@ -312,7 +312,7 @@ def train(job: TrainJob, start: Learnables) -> TrainResult:
 
 def _step_numbers(job: TrainJob) -> tuple[np.ndarray, np.ndarray | None]:
     """Learning rates `[steps, R]`, float64, and weights of the learnables in their average `[steps]`, or `None`."""
-    # All at once on the host, in float64: a schedule within the step would be computed anew on every device.
+    # On the host, in float64, and rounded once: in a float32 step each operation of a schedule would be rounded.
     recipe = job.training
     examples = job.examples
     rates = np.stack([recipe.with_learning_rate(run.learning_rate).step_rates(examples) for run in job.runs], axis=1)

@@ -365,7 +365,6 @@ class MetricWriter(contextlib.AbstractContextManager["MetricWriter"]):
 
 
 def _step_lines(path: Path) -> list[dict[str, Any]]:
-    # A kill may have cut off the last line.
     return [line for line in read_json_lines(path) if isinstance(line.get("step"), int)]
 
 

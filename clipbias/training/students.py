@@ -187,7 +187,7 @@ def steps_of_fits(count: int, most_steps: int) -> int:
 
 def cycle_lengths(most_steps: int) -> list[int]:
     """Returns the steps of each cycle of a fit: `FIRST_CYCLE`, then twice as many as before, in all `most_steps`."""
-    # Doubled, as in the paper: short cycles find the neighbourhood of a minimum, long ones its bottom.
+    # The paper's `T_mult = 2`: a fit that has not reached a plateau is worth longer and longer cycles.
     lengths, rest, each = [], most_steps, FIRST_CYCLE
     while rest:
         # The last cycle takes what no full cycle could follow: a shorter one would look like a plateau.

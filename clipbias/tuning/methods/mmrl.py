@@ -107,8 +107,8 @@ class MMRL(Method):
     def text(self, template: str, clip: Clip) -> PromptText:
         return PromptText((template,))
 
-    def teacher_text(self, template: str, clip: Clip) -> PromptText:
-        return PromptText((template,))
+    # Both see the dataset's own template.
+    teacher_text = text
 
     def _logits(self, features: Features) -> tuple[jax.Array, jax.Array]:
         """`z` and `z_r`, `[B, C]` each."""

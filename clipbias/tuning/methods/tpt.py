@@ -74,7 +74,7 @@ class TPT(CoOp, TestTimeMethod):
         log_probabilities = jax.nn.log_softmax(logits(learnables))
         if views is None:
             count = max(1, int(self.share * len(log_probabilities)))
-            # The selection has no gradient: which views are certain is no function of the context that learns.
+            # The selection is a constant of the gradient, as in the authors' code.
             negative_entropy = (jnp.exp(log_probabilities) * log_probabilities).sum(-1)
             _, views = jax.lax.top_k(jax.lax.stop_gradient(negative_entropy), count)
         # `log p̄` in log space: a probability that underflows to 0 would give `0 · log 0`.
