@@ -68,7 +68,7 @@ _CUDNN_VERSION = 91200
 
 @dataclasses.dataclass
 class Topology:
-    """Absent devices, such as "v5e:4x4". Within `with topology:` programs are traced and planned for them."""
+    """Absent devices, such as "v5e:4x4"."""
 
     name: str
     chip: Chip
@@ -83,14 +83,6 @@ class Topology:
     def compiler(self) -> str:
         package = "jax-cuda12-pjrt" if self.chip.capability else "libtpu"
         return f"{package} {importlib.metadata.version(package)} of jax {jax.__version__}"
-
-    def __enter__(self) -> "Topology":
-        self._traced = traced_for(self.chip.target)
-        self._traced.__enter__()
-        return self
-
-    def __exit__(self, *raised: Any) -> None:
-        self._traced.__exit__(*raised)
 
 
 @contextlib.contextmanager

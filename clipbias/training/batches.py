@@ -264,7 +264,8 @@ class TrainingFeatures:
 
 def support_features(training_features: TrainingFeatures, sampling: Sampling) -> np.ndarray:
     """Returns the features for `Method.support`, `[E, N', d]`, of readable images alone."""
-    features = _support(training_features, sampling)  # before `readable`, which it updates
+    # Before `readable`, which computing them updates.
+    features = _support(training_features, sampling)
     return features[:, training_features.readable]
 
 

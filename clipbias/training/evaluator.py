@@ -151,7 +151,8 @@ class Evaluator:
         per_image = 1 + (config.vision.patches if method.patches else crops)
         keep = not changes and self._may_keep(key, 4 * per_image * config.projection_width)
         if not changes:
-            # No learnable of the run reaches the vision tower, so the features of the first run serve all.
+            # No learnable of the run reaches the vision tower, so the features of the first run serve all, and other
+            # methods too.
             learnables = jax.tree.map(lambda leaf: leaf[:1], learnables)
             static = dataclasses.replace(static, runs=1)
         plain = []

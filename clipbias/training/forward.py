@@ -159,7 +159,7 @@ def outcomes(
     other_odds_at = other_odds(below / temperatures[:, None, None])
     plain = other_odds(below)
     total = jnp.log1p(plain)[..., None]  # log-sum-exp less the largest logit
-    # -1 would take the last class from the end; the caller drops these images.
+    # A label of -1 would take the last class; the caller drops these images.
     of_label = jnp.take_along_axis(below, jnp.maximum(labels, 0)[None, :, None], axis=-1)
     five = jax.lax.top_k(below, min(5, below.shape[-1]))[0]
     five = jnp.pad(five, ((0, 0), (0, 0), (0, 5 - five.shape[-1])), constant_values=-jnp.inf)

@@ -282,7 +282,8 @@ def train(job: TrainJob, start: Learnables) -> TrainResult:
                 # The report reads the metrics of the step before: reading these would wait for the device, which then
                 # would wait for the host to dispatch the next step.
                 report.step(outputs.steps_before + step, metrics, rates[step - 1])
-                if step == first + 1:  # it was compiled
+                # The first step includes its compilation, which may take minutes.
+                if step == first + 1:
                     outputs.progress.at_work("training")
                 # All processes ask after every step, or they would not agree on the step at which they stop.
                 stops = hosts.stops()

@@ -230,8 +230,9 @@ def plan_step(task: Task, recipe: Recipe, size: StepShape, compute: Compute | No
         plan = MemoryPlan(*settings)
         program = training_program(plan.apply(task), recipe, size)
         plan = dataclasses.replace(plan, bytes=needed_bytes(program.lower()), limit=limit)
+        # JAX keeps its program, so that the first step starts at once.
         if plan.fits:
-            return plan  # JAX keeps its program, so the first step starts at once
+            return plan
         candidates.append(plan)
     return min(candidates, key=lambda plan: plan.bytes)
 

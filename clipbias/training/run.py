@@ -371,7 +371,8 @@ def fit_task(
     """
     recipe_of_job = recipe if task.method.trains else None
     progress.at_work("reading images")
-    # First whether a setting is selected: the images that select it are lost to calibration.
+    # First whether a setting is selected: the images that select it are lost to calibration, whose guarantee needs
+    # images that decided nothing.
     selects = needs_validation(task, recipe_of_job, compares_rates=compares_rates)
     protocol, held, left = fit_images(dataset, shots=shots, seed=seed, selects=selects, calibrates=calibrates)
     train = protocol.source.split("train")

@@ -111,7 +111,8 @@ def sweep(
         before: tuple[str, str] | None = None
         ended = 0
         for group in todo:
-            hosts.check()  # between groups nothing is lost
+            # A notice to stop ends the sweep here, between groups, where nothing is lost.
+            hosts.check()
             # Groups of a method on a dataset, which differ in shots, share most programs. Others' programs are dropped,
             # since each holds some fifty memory maps, and a long sweep would reach the kernel's limit.
             owner = group[0].method, group[0].dataset
@@ -244,11 +245,10 @@ def make_specs(context: SweepContext, common: Recipe, axes: SweepAxes, rates: Ra
 
     Raises `ClipbiasError` where an axis is empty or has a value twice, or for an unknown method or option.
     """
-    for name in ("methods", "datasets", "shots", "seeds"):
-        if not getattr(axes, name):
-            raise ClipbiasError(f"there are no {name}, so nothing can run; give at least one.")
     for name in ("methods", "datasets", "shots", "seeds", "learning_rates"):
         values = getattr(axes, name)
+        if not values and name != "learning_rates":
+            raise ClipbiasError(f"there are no {name}, so nothing can run; give at least one.")
         if repeated := [value for place, value in enumerate(values) if value in values[:place]]:
             raise ClipbiasError(f"{name} has {shown(repeated[0])} twice; name each once.")
     if axes.protocol == "full" and axes.shots != (None,):

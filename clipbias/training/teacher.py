@@ -123,7 +123,8 @@ class TaughtBatches(RunBatches):
         super().close()
         if self._of_teacher is not None:
             self._of_teacher.close()
-        self._table, self._evaluation = None, None  # large, as in `RunBatches.close`
+        # Large, and in the same cycle as in `RunBatches.close`.
+        self._table, self._evaluation = None, None
 
 
 def _evaluation(model: Tuned, context: SweepContext) -> tuple[EvalStatic, EvalInputs]:
