@@ -83,11 +83,8 @@ class Progress:
     A bar with a clock on a terminal; elsewhere a line every ten seconds, and for a stage. Its maker closes it.
     """
 
-    def __init__(
-        self, total: int = 0, *, done: int = 0, unit: str = "step", title: str = "", shown: bool = True
-    ) -> None:
+    def __init__(self, total: int = 0, *, done: int = 0, title: str = "", shown: bool = True) -> None:
         self._title = printable(title)
-        self._unit = unit
         self.shown = shown
         self._bar: _Bar | None = None
         self._named = float("-inf")  # when a stage had a line
@@ -97,7 +94,7 @@ class Progress:
     def start(self, total: int, *, done: int = 0) -> None:
         self.close()
         self._total = total
-        shared: dict[str, Any] = {"total": total, "initial": done, "unit": self._unit, "desc": self._title}
+        shared: dict[str, Any] = {"total": total, "initial": done, "desc": self._title}
         if sys.stderr.isatty():
             drawn = "{l_bar}{bar:10}| {done}/{total_fmt}{left}, {elapsed}{postfix}" if total else "{desc}, {elapsed}"
             shared |= {"file": sys.stderr, "dynamic_ncols": True, "bar_format": drawn, "leave": total > 0}
@@ -135,8 +132,8 @@ class Progress:
             self.advance(done - self._bar.n, values)
 
     def at_work(self, what: str) -> None:
-        """Names the stage that begins, such as "compiling"."""
-        # A finished bar is closed first: the stage belongs to what follows.
+        # The name of the stage that begins, such as "compiling". A finished bar is closed first: the stage belongs to
+        # what follows.
         if self._bar is not None and self._bar.n >= self._total > 0:
             self.close()
         self._name(f"{self._title}: {what}" if self._title else what)
@@ -166,7 +163,8 @@ class _Part(Progress):
     """Part of another bar, which it moves by its share of the units."""
 
     def __init__(self, whole: Progress, units: float, title: str) -> None:
-        super().__init__(0, title=title)
+        # Prints no line: a sweep has hundreds of parts.
+        super().__init__(0, title=title, shown=False)
         self._whole = whole
         self._units = units
         self._steps = 1.0
@@ -174,14 +172,11 @@ class _Part(Progress):
         self._moved = 0.0  # of the units
 
     def start(self, total: float, *, done: float = 0) -> None:
-        self._steps, self._own = total, done
-        self._move()
+        self._steps, self._own = total, 0.0
+        self.advance(done)
 
     def advance(self, count: float = 1, values: Mapping[str, Any] | None = None) -> None:
         self._own += count
-        self._move(values)
-
-    def _move(self, values: Mapping[str, Any] | None = None) -> None:
         # Never backwards: each stage of a part starts its count anew.
         moved = max(self._moved, self._units * min(self._own / self._steps, 1.0))
         self._whole.advance(moved - self._moved, values)
@@ -189,9 +184,6 @@ class _Part(Progress):
 
     def _name(self, stage: str) -> None:
         self._whole._name(stage)
-
-    def say(self, line: str) -> None:
-        """Prints nothing: a sweep has hundreds of parts."""
 
 
 def forecast(seconds: float) -> str:

@@ -107,7 +107,7 @@ def sweep(
     if done and todo:
         logging.info("%d of %d runs are finished already", len(done), len(specs))
     title = "runs" if all(spec.score_on == TEST for spec in specs) else "runs on validation images"
-    with contextlib.closing(Progress(total, unit="run", title=title)) as bar:
+    with contextlib.closing(Progress(total, title=title)) as bar:
         before: tuple[str, str] | None = None
         ended = 0
         for group in todo:

@@ -107,7 +107,7 @@ class MMRL(Method):
     def text(self, template: str, clip: Clip) -> PromptText:
         return PromptText((template,))
 
-    # Both see the dataset's own template.
+    # The same texts: the loss compares features of equal classes, tuned and frozen.
     teacher_text = text
 
     def _logits(self, features: Features) -> tuple[jax.Array, jax.Array]:
