@@ -5,6 +5,7 @@ A group runs the same way whenever it runs, so an interrupted group ends with th
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -33,15 +34,14 @@ from clipbias.training.run_images import calibration_images, fit_images, under_p
 from clipbias.training.select import (
     Selection,
     frozen_job,
+    kept_selection,
     needs_validation,
     nothing_held_out,
-    read_selection,
     replaced_options,
     score_validation,
     searches_options,
     select_settings,
     used_options,
-    write_selection,
 )
 from clipbias.training.spec import TEST, UNSELECTED, Group, Row, RunSpec
 from clipbias.training.teacher import split_logits
@@ -176,14 +176,11 @@ def select(prepared: PreparedGroup, workdir: Path, *, compares_rates: bool) -> P
     if not needs_validation(job.task, job.recipe, compares_rates=compares_rates):
         return prepared
     (asked,) = prepared.asked
-    selection = read_selection(workdir, asked.key)
+    make = functools.partial(select_settings, job, held, compares_rates=compares_rates)
+    selection = kept_selection(workdir, asked.key, make)
+    # Nothing is selected where the method searches on its validation split while it trains.
     if selection is None:
-        selection = select_settings(job, held, compares_rates=compares_rates)
-        if selection is None:  # the method searches on its validation split while it trains
-            return prepared
-        job.outputs.progress.say(str(selection))
-        if hosts.is_first():
-            write_selection(workdir, asked.key, selection)
+        return prepared
     (spec,) = prepared.specs
     return dataclasses.replace(
         prepared, specs=(selection.of_spec(spec),), job=selection.of_job(job), selection=selection
@@ -391,7 +388,6 @@ def fit_task(
     check_images(job, [split for split in (choose, searched, left) if split is not None])
     selection = select_settings(job, held, compares_rates=compares_rates)
     if selection is not None:
-        progress.say(str(selection))
         job = selection.of_job(job)
     result = train_job(job)
     model = Tuned(job.task, jax.tree.map(jnp.asarray, select_run(result.learnables, 0)))

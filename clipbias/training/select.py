@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -235,20 +235,22 @@ def select_settings(job: TrainJob, held: HeldOut, *, compares_rates: bool) -> Se
     if held.from_training and isinstance(method, FeatureMethod):
         best = select_run(learnables, candidates.index(selection.best))
         selection = dataclasses.replace(selection, searched=method.searched_options(best))
+    job.outputs.progress.say(str(selection))
     return selection
 
 
-def read_selection(workdir: Path, key: str) -> Selection | None:
-    """Reads the selection for a spec; its key is that before the selection."""
+def kept_selection(workdir: Path, key: str, make: Callable[[], Selection | None]) -> Selection | None:
+    """Reads the selection for a spec, by its key before the selection, from the work folder; or makes and writes it."""
     path = workdir / SELECTION
     # The first process reads for all: they must agree on whether candidates train.
     stored: Row = hosts.from_first(lambda: read_json(path, dict) if path.exists() else {})
-    return Selection.of_note(stored["choice"]) if stored.get("key") == key else None
-
-
-def write_selection(workdir: Path, key: str, selection: Selection) -> None:
-    content = {"key": key, "learning_rate": selection.best.learning_rate, "choice": selection.note}
-    write_text(workdir / SELECTION, json.dumps(content, indent=2, sort_keys=True) + "\n")
+    if stored.get("key") == key:
+        return Selection.of_note(stored["choice"])
+    selection = make()
+    if selection is not None and hosts.is_first():
+        content = {"key": key, "learning_rate": selection.best.learning_rate, "choice": selection.note}
+        write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
+    return selection
 
 
 def frozen_job(job: TrainJob) -> TrainJob:
