@@ -228,9 +228,7 @@ Batches = RunBatches | FeatureBatches | TaughtBatches
 def train(job: TrainJob, start: Learnables) -> TrainResult:
     """Trains the runs of a stage to the end, from the latest checkpoint or from learnables `[R, …]` on the host.
 
-    Raises:
-      ClipbiasError: the loss is not finite, or the device's memory is exhausted. The last checkpoint stays.
-      hosts.Stopped: a notice to stop came. The state is saved first.
+    Raises `ClipbiasError` for a loss that is not finite or exhausted memory, `hosts.Stopped` after a notice to stop.
     """
     began = time.monotonic()
     mesh = job.context.mesh

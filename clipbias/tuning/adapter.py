@@ -244,8 +244,7 @@ def write_adapter(path: str | os.PathLike, model: Tuned) -> None:
 def read_adapter(path: str | os.PathLike) -> Adapter:
     """Reads an adapter from its file, or from a folder or a repository of the hub with an `adapter.safetensors`.
 
-    Raises:
-      ClipbiasError: no such file, or it is damaged, not an adapter, or of another format; or it cannot be downloaded.
+    Raises `ClipbiasError` where it is missing, damaged, no adapter, or of another format.
     """
     path = _find(path)
     with open_safetensors_file(path) as file:

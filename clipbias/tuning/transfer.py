@@ -18,13 +18,9 @@ def transfer(
 ) -> Learnables:
     """Learnables of `source` for the classes of `target`, a task of the same method and model.
 
-    Args:
-      source_labels: `[C']`, the label in `source` of each class of `target`, -1 for classes that training did not see.
-        Default: classes are matched by their names, as the model reads them.
-      axis: the axis of classes, 1 with a leading axis of runs.
-
-    Raises:
-      ClipbiasError: the method has nothing for a class that training did not see.
+    `source_labels [C']` are the labels in `source` of the classes of `target`, -1 for new ones; by default classes are
+    matched by their names. The `axis` of classes is 1 with a leading axis of runs. Raises `ClipbiasError` where the
+    method has nothing for a new class.
     """
     # Known classes keep their learnables. A new class gets the method's start, unless no class is known, or the start
     # is random or made of training images: such a start says nothing about a class.
