@@ -55,10 +55,10 @@ class SweepContext:
         self.params = placement.place_weights(mesh, clip.params, dtype, shapes=not placement.is_there(mesh))
         self.reading = Reading(mesh, on_image_error, Workers(compute.workers))
         # Two thirds for training images, which every epoch reads again.
-        third = int(compute.cache_gb * 1e9 / 3)
-        self._images = ImageCache(2 * third)
+        self._third = int(compute.cache_gb * 1e9 / 3)
+        self._images = ImageCache(2 * self._third)
         self.checked: set[str] = set()  # paths of images that were readable before a training
-        self._budget = Budget(third)
+        self._budget = Budget(self._third)
         self._dataset: str | None = None
         self._kept: dict[Hashable, Any] = {}
 
@@ -67,7 +67,7 @@ class SweepContext:
         if dataset != self._dataset:
             self._dataset = dataset
             self._images.keep_only()
-            self._budget.clear()
+            self._budget = Budget(self._third)
             self._kept.clear()
             self.checked.clear()
 

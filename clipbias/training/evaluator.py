@@ -64,15 +64,12 @@ class Budget:
     """Bytes that evaluators may keep together. Requests depend on numbers of images alone, so all processes agree."""
 
     def __init__(self, limit: int) -> None:
-        self._limit = self._left = limit
+        self._left = limit
 
     def take(self, count: int) -> bool:
         fits = count <= self._left
         self._left -= count if fits else 0
         return fits
-
-    def clear(self) -> None:
-        self._left = self._limit
 
 
 class Evaluator:

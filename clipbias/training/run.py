@@ -38,7 +38,7 @@ from clipbias.training.select import (
     needs_validation,
     nothing_held_out,
     replaced_options,
-    score_validation,
+    score_images,
     searches_options,
     select_settings,
     used_options,
@@ -212,7 +212,7 @@ def score(selected: PreparedGroup, result: TrainResult, paths: SweepPaths) -> li
     job = selected.job
     job.outputs.progress.at_work("evaluating")
     if group[0].score_on != TEST:
-        return score_validation(job, result.learnables)
+        return score_images(job, result.learnables, validation_images(job))
     scores: list[dict[str, Row]] = [{} for _ in group]
     identities: list[dict[str, str]] = [{} for _ in group]
     for evaluation in job.protocol.evaluations:

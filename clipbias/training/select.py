@@ -31,11 +31,6 @@ from clipbias.tuning.recipe import Recipe
 from clipbias.tuning.registry import METHODS, make_method, option_types
 
 
-def score_validation(job: TrainJob, learnables: Learnables, *, finite: bool = True) -> list[Row]:
-    """Scores the runs of a job on their validation images, of the classes of training. No test image is looked at."""
-    return score_images(job, learnables, validation_images(job), finite=finite)
-
-
 def score_images(job: TrainJob, learnables: Learnables, splits: Sequence[Split], *, finite: bool = True) -> list[Row]:
     """Scores each run on its split: `validation_accuracy` in percent, its counts, and `validation_loss` in nats."""
     task = fit_evaluation(job.task, runs=job.run_axis.padded, mesh=job.context.mesh)
@@ -217,7 +212,7 @@ def select_settings(job: TrainJob, held: HeldOut, *, compares_rates: bool) -> Se
             learnables = stack_runs(alone)
         bar.at_work("evaluating")
         # A rate that diverges is a lost candidate and no error.
-        scores = score_validation(trial, learnables, finite=False)
+        scores = score_images(trial, learnables, validation_images(trial), finite=False)
     candidates = tuple(map(_candidate, rates or (None,), scores))
     if all(candidate.loss is None for candidate in candidates):
         raise ClipbiasError(
