@@ -16,6 +16,7 @@ FEW_IMAGES = 100
 
 
 def unit_length(x: jax.Array) -> jax.Array:
+    """`x / ‖x‖₂` over the last axis."""
     return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
 
