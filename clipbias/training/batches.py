@@ -241,6 +241,18 @@ class TrainingFeatures:
             self._plain = self._compute(batches, 1)
         return self._plain
 
+    def support(self, sampling: Sampling) -> np.ndarray:
+        """Returns the passes for `FeatureMethod.support`, `[E, N, d]`, also of unreadable images."""
+        return self.passes(sampling.passes) if sampling.passes else self.plain()
+
+    def training(self, sampling: Sampling, epochs: int) -> np.ndarray:
+        """Returns the passes for so many epochs of training, `[E, N, d]`: one for each epoch if they are fresh."""
+        # With unreadable images, which `FeatureBatches` masks: the order of an epoch is that of a training on images.
+        # Behind the passes of `support`, so that training sees other augmentations.
+        if sampling.training == "fresh":
+            return self.passes(sampling.passes + epochs)[sampling.passes :]
+        return self.support(sampling)
+
     def seconds(self, images: int) -> float:
         """Estimates the time of so many images, also where another method has computed them."""
         return images * statistics.median(self._seconds) / self.batch_size if self._seconds else 0.0
@@ -260,26 +272,6 @@ class TrainingFeatures:
         count = len(self.images)  # the rows behind them pad the last batch of a pass
         self.readable &= mask.reshape(passes, -1)[:, :count].all(0)
         return features.reshape(passes, -1, features.shape[-1])[:, :count]
-
-
-def support_features(training_features: TrainingFeatures, sampling: Sampling) -> np.ndarray:
-    """Returns the features for `Method.support`, `[E, N', d]`, of readable images alone."""
-    # Before `readable`, which computing them updates.
-    features = _support(training_features, sampling)
-    return features[:, training_features.readable]
-
-
-def epoch_features(training_features: TrainingFeatures, sampling: Sampling, epochs: int) -> np.ndarray:
-    """Returns the passes for so many epochs of training, `[E, N, d]`: one for each epoch if they are fresh."""
-    # With unreadable images, which `FeatureBatches` masks: the order of an epoch is that of a training on images.
-    # Behind the passes of `support`, so that training sees other augmentations.
-    if sampling.training == "fresh":
-        return training_features.passes(sampling.passes + epochs)[sampling.passes :]
-    return _support(training_features, sampling)
-
-
-def _support(training_features: TrainingFeatures, sampling: Sampling) -> np.ndarray:
-    return training_features.passes(sampling.passes) if sampling.passes else training_features.plain()
 
 
 @dataclasses.dataclass(eq=False)

@@ -20,7 +20,7 @@ from clipbias.data.protocols import EvalProtocol
 from clipbias.errors import ClipbiasError
 from clipbias.sentences import counted
 from clipbias.training import placement
-from clipbias.training.batches import FeatureBatches, RunBatches, epoch_features, support_features
+from clipbias.training.batches import FeatureBatches, RunBatches
 from clipbias.training.checkpoints import Checkpoints
 from clipbias.training.context import SweepContext
 from clipbias.training.device import AUTO_REMAT, explain_exhaustion
@@ -339,7 +339,7 @@ def _open_batches(opened: contextlib.ExitStack, job: TrainJob, start_step: int) 
         sources = [context.features(run.images, run.start_seed, sampling) for run in job.runs]
         epochs = recipe.total_epochs(job.examples)
         batches = FeatureBatches(
-            [epoch_features(source, sampling, epochs) for source in sources],
+            [source.training(sampling, epochs) for source in sources],
             [run.images.labels for run in job.runs],
             seeds,
             recipe,
@@ -479,9 +479,9 @@ def sample_features(job: TrainJob) -> list[Samples]:
             validation_labels = split.labels[source.readable]
         source = context.features(run.images, run.start_seed, sampling)
         # Before the labels: computing the features finds out which images are `readable`.
-        features = support_features(source, sampling)
+        features = source.support(sampling)
         of_run = Samples(
-            features=features,
+            features=features[:, source.readable],
             labels=np.asarray(run.images.labels)[source.readable],
             text=texts,
             scale=scale,
