@@ -6,7 +6,7 @@ from clipbias.data.held_out import HeldOut
 from clipbias.intervals import wilson_interval
 from clipbias.sentences import counted
 from clipbias.training.loop import TrainJob, TrainResult
-from clipbias.training.select import Candidate, Selection, compare, nothing_held_out
+from clipbias.training.select import Candidate, Selection, as_candidate, nothing_held_out, score_images, score_zero_shot
 from clipbias.training.spec import Row
 from clipbias.tuning.method import Method
 
@@ -67,7 +67,9 @@ def cautions_of_fit(
         compared = selection.best, selection.zero_shot, selection.images, "held-out training image"
         sentences.append(no_better(*compared) or too_few_to_tell(*compared))
     elif held.choose is not None and not held.from_training:
-        compared = *compare(job, result.learnables, held.choose), "validation image"
+        (row,) = score_images(job, result.learnables, [held.choose], finite=False)
+        tuned, frozen = as_candidate(job.runs[0].learning_rate, row), score_zero_shot(job, held.choose)
+        compared = tuned, frozen, row["validation_images"], "validation image"
         sentences.append(no_better(*compared) or too_few_to_tell(*compared))
     return tuple(filter(None, sentences))
 

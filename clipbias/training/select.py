@@ -213,7 +213,7 @@ def select_settings(job: TrainJob, held: HeldOut, *, compares_rates: bool) -> Se
         bar.at_work("evaluating")
         # A rate that diverges is a lost candidate and no error.
         scores = score_images(trial, learnables, validation_images(trial), finite=False)
-    candidates = tuple(map(_candidate, rates or (None,), scores))
+    candidates = tuple(map(as_candidate, rates or (None,), scores))
     if all(candidate.loss is None for candidate in candidates):
         raise ClipbiasError(
             f"{job.task.method_name} fails at every learning rate from {rates[0]:g} to {rates[-1]:g}; give a lower one."
@@ -255,16 +255,10 @@ def frozen_job(job: TrainJob) -> TrainJob:
 
 def score_zero_shot(job: TrainJob, split: Split) -> Candidate:
     (row,) = score_images(frozen_job(job), {}, [split])
-    return _candidate(None, row)
+    return as_candidate(None, row)
 
 
-def compare(job: TrainJob, learnables: Learnables, split: Split) -> tuple[Candidate, Candidate, int]:
-    """Scores the tuned model of a job of one run and the frozen one, and counts the readable images."""
-    (row,) = score_images(job, learnables, [split], finite=False)
-    return _candidate(job.runs[0].learning_rate, row), score_zero_shot(job, split), row["validation_images"]
-
-
-def _candidate(learning_rate: float | None, score: Row) -> Candidate:
+def as_candidate(learning_rate: float | None, score: Row) -> Candidate:
     loss = score["validation_loss"]
     return Candidate(learning_rate, score["validation_accuracy"], loss if math.isfinite(loss) else None)
 

@@ -39,7 +39,6 @@ LEARNER = "prompt_learner."
 TEACHER = "ZS_image_encoder."  # PromptSRC's, plain CLIP
 TRAINERS = "CoOp, CoCoOp, VPT, IVLP, MaPLe or PromptSRC"
 
-Arrays = Mapping[str, np.ndarray]
 Tensors = dict[str, Tensor]  # reading takes them out: those that remain are unknown
 
 
@@ -49,7 +48,7 @@ class TrainerFile:
 
     method: str
     options: Options
-    learnables: Arrays
+    learnables: Mapping[str, np.ndarray]
     tokens: int = 0
 
 

@@ -92,7 +92,11 @@ class GDA(FrozenTowers, FeatureMethod):
         for x in on_host.unit_passes(samples):
             centred = x - means[labels]
             scatter += (centred * weights[:, None]).T @ centred
-        precision = pseudo_inverse(scatter) if by_class else shrunk_precision(scatter, count.sum() - 1)
+        if by_class:
+            # Fewer rows than dimensions leave directions without variance: eigenvalues below rounding count as zero.
+            precision = np.linalg.pinv(scatter, rcond=len(scatter) * np.finfo(np.float64).eps, hermitian=True)
+        else:
+            precision = shrunk_precision(scatter, count.sum() - 1)
         weight, bias = gaussian(means, precision)
         rows = on_host.unit_rows(samples.features.reshape(-1, means.shape[1]) if self.keep_rows else means[:0])
         return self._learnables(weight, bias, self._search(weight, bias, samples), rows, precision)
@@ -161,11 +165,6 @@ def shrunk_precision(scatter: np.ndarray, degrees: int) -> np.ndarray:
     # Through Cholesky's factor, so that the inverse is symmetric and positive definite.
     inverse = np.linalg.inv(np.linalg.cholesky(scatter + ridge * np.eye(width)))
     return width * inverse.T @ inverse
-
-
-def pseudo_inverse(matrix: np.ndarray) -> np.ndarray:
-    # Fewer rows than dimensions leave directions without variance. Eigenvalues below this rounding bound count as zero.
-    return np.linalg.pinv(matrix, rcond=len(matrix) * np.finfo(np.float64).eps, hermitian=True)
 
 
 def from_neighbours(rows: np.ndarray, texts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
