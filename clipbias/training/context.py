@@ -51,7 +51,6 @@ class SweepContext:
         self.compute = compute
         self.mesh = mesh
         self.dtype = dtype
-        self.on_image_error = on_image_error
         self.params = placement.place_weights(mesh, clip.params, dtype, shapes=not placement.is_there(mesh))
         self.reading = Reading(mesh, on_image_error, Workers(compute.workers))
         # Two thirds for training images, which every epoch reads again.

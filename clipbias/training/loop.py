@@ -192,7 +192,7 @@ def check_images(job: TrainJob, others: Sequence[Split] = ()) -> None:
     # A broken image must not end a run after hours of training, in its evaluation.
     if not job.task.method.uses_images:
         return
-    skips = job.context.on_image_error == "skip"
+    skips = job.context.reading.on_error == "skip"
     # Decoded images are kept for the steps. Augmentation crops from the whole image; only batches of images as they are
     # evaluated need no more than the size of the model.
     whole = job.recipe is None or job.recipe.augment or sampling_of(job.task.method) is not None

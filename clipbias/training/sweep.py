@@ -312,7 +312,7 @@ def make_specs(context: SweepContext, common: Recipe, axes: SweepAxes, rates: Ra
                     task=task_identity(context.clip, method, Classes.of(dataset), context.dtype),
                     source=source_digest(type(method)),
                     data=data_of((dataset.name, *targets)),
-                    on_image_error=context.on_image_error,
+                    on_image_error=context.reading.on_error,
                     score_on=axes.score_on,
                     validation=validation,
                     concentration=axes.concentration if is_imbalanced else None,

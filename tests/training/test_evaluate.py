@@ -125,13 +125,13 @@ def test_what_is_planned_is_what_is_called(clip, colours, monkeypatch):
         calls.append((static, placement.shapes(arguments)))
         return image_features(static, *arguments)
 
-    monkeypatch.setattr("clipbias.training.forward.image_features", called)
     task = Task(clip, "bias", colours.class_names).with_memory(class_shards=4)
+    (planned, *_) = evaluation_programs(task, batch=4, runs=2, mesh=mesh)
+    monkeypatch.setattr("clipbias.training.forward.image_features", called)
     learnables = jax.tree.map(lambda x: np.stack([x, x]), task.init())
     params = placement.replicate(mesh, clip.params)
     plain_evaluator = Evaluator(colours.split("test"), Reading(mesh), batch_size=4)
     plain_evaluator.evaluate(*make_evaluation(task, params, learnables, runs=2, mesh=mesh))
-    (planned, *_) = evaluation_programs(task, batch=4, runs=2, mesh=mesh)
     assert calls == 4 * [(planned.arguments[0], placement.shapes(planned.arguments[1:]))]
 
 
