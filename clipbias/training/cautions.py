@@ -75,7 +75,6 @@ def cautions_of_fit(
 
 
 def cautions_of_row(row: Row, method: Method, classes: int) -> tuple[str, ...]:
-    """Returns warnings about a run of `train`, from its test images."""
     tuned = Candidate(row["learning_rate"], row["accuracy"], None)
     frozen = Candidate(None, row.get("zero_shot_accuracy", -math.inf), None)
     sentences = above_chance(method, row["loss"], classes), no_better(tuned, frozen, row["images"], "test image")

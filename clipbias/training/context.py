@@ -116,7 +116,7 @@ class SweepContext:
         return dataclasses.replace(split.subset(picks), labels=predicted[picks])
 
     def features(self, images: Images, seed: int, sampling: Sampling) -> TrainingFeatures:
-        """Returns the features of training images, which methods with the same crops share."""
+        # Methods with the same crops share them.
 
         def make() -> TrainingFeatures:
             static = FeatureStatic(self.clip.config, self.clip.preprocessing, self.dtype, sampling.projected)

@@ -99,7 +99,6 @@ class Evaluator:
         self._plain_features: dict[tuple[bool, int, bool], list[tuple[jax.Array, Batch]]] = {}
 
     def for_temperature(self, split: Split) -> "Evaluator":
-        """Returns the evaluator of images that fit a temperature for this split."""
         # A broken image among them must not cost the result. Whole batches of the same size use the same program, where
         # few images alone would have another shape.
         reading = dataclasses.replace(self._reading, on_error="skip")

@@ -249,7 +249,6 @@ def kept_selection(workdir: Path, key: str, make: Callable[[], Selection | None]
 
 
 def frozen_job(job: TrainJob) -> TrainJob:
-    """Returns a job of the frozen model on the same images."""
     return dataclasses.replace(job, task=job.task.with_method(make_method(ZERO_SHOT)), recipe=None, runs=job.runs[:1])
 
 

@@ -93,7 +93,6 @@ class RunSpec:
 
     @property
     def start(self) -> int:
-        """Seed of initial learnables, order and augmentation."""
         return self.seed if self.start_seed is None else self.start_seed
 
     @functools.cached_property

@@ -100,7 +100,6 @@ def environment() -> dict[str, Any]:
 
 
 def note_model(folder: Path, clip: Clip) -> None:
-    """Adds to `environment.json` the model's name, commit, identity and resolution, and the SHA-256 of its files."""
     if hosts.is_first():
         facts = {"name": clip.name, "revision": clip.revision, "identity": clip.identity}
         files = {path.name: io.sha256(path) for path in clip.files}
@@ -108,7 +107,7 @@ def note_model(folder: Path, clip: Clip) -> None:
 
 
 def note_runs(folder: Path, count: int) -> None:
-    """Adds the number of runs on test images to `environment.json`, for the progress that `show` prints."""
+    # For the progress that `show` prints.
     if (folder / ENVIRONMENT).exists():  # a sweep may run without a work folder's other files
         _note(folder, runs=count)
 

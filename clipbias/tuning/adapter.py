@@ -310,7 +310,7 @@ def _check_shapes(arrays: Mapping[str, Array], task: Task, method: str) -> None:
 
 
 def _check_finite(arrays: Mapping[str, np.ndarray], message: str) -> None:
-    """Raises `ClipbiasError` for an array of anything but finite numbers; only constants may be whole ones."""
+    # Only constants may be whole numbers, as labels of keys are.
     for name, values in arrays.items():
         whole = name.split(SEPARATOR)[0] == CONSTANTS and values.dtype.kind in "biu"
         if not whole and not (_is_floating(values) and np.isfinite(values).all()):

@@ -93,7 +93,6 @@ class Recipe:
         return self if learning_rate is None else dataclasses.replace(self, learning_rate=learning_rate)
 
     def with_epochs(self, examples: int) -> "Recipe":
-        """The recipe with its number of epochs for `examples` training images."""
         return self if self.epochs else dataclasses.replace(self, epochs=self.total_epochs(examples))
 
     def candidates(self) -> tuple[float, ...]:
