@@ -141,7 +141,7 @@ def distil_model(
     for name in names:
         form = STUDENT_FORMS[name]
         fit = fit_student(
-            form.task(context.clip, model.task, context.dtype),
+            Task(context.clip, form.method, model.task, dtype=context.dtype),
             model,
             fitted,
             parts.held_back,

@@ -33,7 +33,7 @@ from clipbias.io import read_json_lines, user_path
 from clipbias.sentences import counted
 from clipbias.settings import as_json
 from clipbias.training import placement
-from clipbias.training.ahead import describe, open_topology
+from clipbias.training.ahead import describe, open_topology, traced_for
 from clipbias.training.context import SweepContext
 from clipbias.training.rates import PER_CELL, PER_METHOD, RATES, UNSELECTED_RATES, Rates, select_learning_rates
 from clipbias.training.run import make_job
@@ -127,7 +127,7 @@ def prepare(
     clip = clipbias.load(settings.model, device="host")
     hosts.assert_same(f"the model {settings.model}", clip.identity)
     for text in ("template", "descriptions"):
-        if getattr(settings, text) is None:
+        if getattr(settings, text) is None or axes.protocol == "pseudo_labels":  # zero-shot, which reads them, labels
             continue
         classes = Classes.of(next(iter(datasets.values())))
         if fixed := [name for name, method in methods.items() if text in Task(clip, method, classes).unread]:
@@ -277,7 +277,7 @@ def dry_run(
     sweep for given devices.
     """
     topology = None if topology_name is None else open_topology(topology_name)
-    with topology or contextlib.nullcontext():
+    with contextlib.nullcontext() if topology is None else traced_for(topology.chip.target):
         if topology is not None:
             common.tell(f"compiled for {topology}, by {topology.compiler}")
         for make in plans:

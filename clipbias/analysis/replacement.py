@@ -478,7 +478,8 @@ def compute_replacement(study: Study) -> Computation[ReplacementResults]:
         beside[model.key] = [] if no_ceiling(model) else [fits.ceiling(model, model.task)]
         for name in forms:
             form = STUDENT_FORMS[name]
-            fit = fits.fit(model, form.task(study.clip, model.task, fits.context.dtype), rate=form.learning_rate)
+            task = Task(study.clip, form.method, model.task, dtype=fits.context.dtype)
+            fit = fits.fit(model, task, rate=form.learning_rate)
             beside[model.key].append((Student.of(fit, Origin.FITTED, name, form.words), fit.student))
         if model.key in biases:
             beside[model.key] += _means(study, model, biases[model.key])

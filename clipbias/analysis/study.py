@@ -37,7 +37,7 @@ from clipbias.io import load_arrays, save_arrays
 from clipbias.sentences import counted
 from clipbias.settings import setting, setting_of
 from clipbias.training import placement
-from clipbias.training.batches import split_batches
+from clipbias.training.batches import Reading
 from clipbias.training.predictor import Predictor
 from clipbias.training.students import STUDENT_FORMS
 from clipbias.tuning import Task
@@ -428,15 +428,9 @@ class Study:
         if not len(rest):
             return
         before, total = _batches_done(start, len(indices), size)
-        host = split_batches(
-            (split or self.split).subset(rest),
-            self.mesh,
-            resizing=self.clip.preprocessing.resizing,
-            batch_size=size,
-            on_error=self.options.on_image_error,
-            crops=crops,
-            workers=self._workers,
-        )
+        reading = Reading(self.mesh, self.options.on_image_error, self._workers)
+        images = (split or self.split).subset(rest)
+        host = reading.batches(images, resizing=self.clip.preprocessing.resizing, batch_size=size, crops=crops)
         for number, batch in enumerate(host, before + 1):
             local = size // self._parts
             first = (number - before - 1) * size + self._part * local

@@ -14,7 +14,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -68,7 +68,7 @@ _CUDNN_VERSION = 91200
 
 @dataclasses.dataclass
 class Topology:
-    """Absent devices, such as "v5e:4x4". Within `with topology:` programs are traced and planned for them."""
+    """Absent devices, such as "v5e:4x4"."""
 
     name: str
     chip: Chip
@@ -83,14 +83,6 @@ class Topology:
     def compiler(self) -> str:
         package = "jax-cuda12-pjrt" if self.chip.capability else "libtpu"
         return f"{package} {importlib.metadata.version(package)} of jax {jax.__version__}"
-
-    def __enter__(self) -> "Topology":
-        self._traced = traced_for(self.chip.target)
-        self._traced.__enter__()
-        return self
-
-    def __exit__(self, *raised: Any) -> None:
-        self._traced.__exit__(*raised)
 
 
 @contextlib.contextmanager
@@ -192,7 +184,7 @@ def describe(job: TrainJob) -> list[str]:
 
 
 def describe_program(program: Program) -> str:
-    """Describes a program's memory on a device and its exchanges, as the compiler reports them."""
+    # As the compiler reports memory and exchanges: a model of either would be a second truth.
     compiled = program.lower().compile()
     memory = compiled.memory_analysis()
     text = compiled.as_text()
@@ -215,8 +207,7 @@ _BODY = re.compile(r"body=%?([\w.-]+)")
 _SHAPE = re.compile(r"([a-z]+)(\d*)(?:e\dm\d\w*)?\[([\d,]*)\]")
 
 
-@dataclasses.dataclass(frozen=True)
-class Exchange:
+class Exchange(NamedTuple):
     """Collective of a program: its kind, the bytes of its result on each device, and whether it is in a loop."""
 
     kind: str
@@ -228,6 +219,7 @@ def exchanges(program: str) -> list[Exchange]:
     """Finds the exchanges in the text of a compiled program (`compiled.as_text()`), in its order."""
     computations: dict[str, list[str]] = {}
     lines: list[str] = []
+    # By computation: a loop is one whose body is another computation of the text.
     for line in program.splitlines():
         if match := _COMPUTATION.match(line):
             lines = computations.setdefault(match[1], [])

@@ -26,38 +26,38 @@ from clipbias.training import placement
 from clipbias.tuning import Recipe, Sampling
 
 
-def split_batches(
-    split: Split | Images,
-    mesh: Mesh,
-    *,
-    resizing: Resizing,
-    batch_size: int,
-    workers: Workers,
-    on_error: str,
-    crops: int = 0,
-    mixed: bool = False,
-) -> Batches:
-    """Opens the images of a split, each once, in list order, on the host: this process's rows of each batch.
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """Way of images to devices: a mesh, what unreadable ones do ("raise" or "skip"), and threads that readers share."""
 
-    See `data.test_batches` for the arguments. The batch size is that of all devices (`placement.rows`).
-    """
-    share = placement.share(mesh)
-    return test_batches(
-        split,
-        resizing=resizing,
-        batch_size=batch_size,
-        shard=(share.part, share.parts),
-        on_error=on_error,
-        crops=crops,
-        mixed=mixed,
-        workers=workers,
-    )
+    mesh: Mesh
+    on_error: str = "raise"
+    workers: Workers = dataclasses.field(default_factory=Workers)
+
+    def batches(
+        self, split: Split | Images, *, resizing: Resizing, batch_size: int, crops: int = 0, mixed: bool = False
+    ) -> Batches:
+        """Opens the images of a split, each once, in list order, on the host: this process's rows of each batch.
+
+        See `data.test_batches` for the arguments. The batch size is that of all devices (`placement.rows`).
+        """
+        share = placement.share(self.mesh)
+        return test_batches(
+            split,
+            resizing=resizing,
+            batch_size=batch_size,
+            shard=(share.part, share.parts),
+            on_error=self.on_error,
+            crops=crops,
+            mixed=mixed,
+            workers=self.workers,
+        )
 
 
 class RunBatches(Iterator[Batch]):
     """Batches `[R, B, …]` of all runs on the mesh, with a mask where `B` is padded to a multiple of `data`.
 
-    With `on_error="skip"` unreadable images are black and masked; the number of steps stays. `R` is padded too
+    Unreadable images that are skipped are black and masked; the number of steps stays. `R` is padded too
     (`placement.RunAxis`). Each process makes the rows of its own devices.
     """
 
@@ -66,17 +66,17 @@ class RunBatches(Iterator[Batch]):
         run_images: Sequence[Images],
         seeds: Sequence[int],
         recipe: Recipe,
-        mesh: Mesh,
+        reading: Reading,
         *,
         resizing: Resizing,
         start_step: int,
-        workers: Workers,
-        on_error: str = "raise",
     ) -> None:
         """Makes nothing yet. Runs have equally many steps, of which `start_step` are done."""
+        mesh = reading.mesh
         share = placement.share(mesh)
         runs = share.runs(mesh, len(run_images))
         keys = [(id(run_images[run]), seeds[run]) for run in runs]
+        # Padding repeats the last run, and rates of one seed its images: one source serves all of them.
         first_with = {key: run for key, run in zip(reversed(keys), reversed(runs), strict=True)}
         distinct = list(dict.fromkeys(keys))
 
@@ -91,7 +91,7 @@ class RunBatches(Iterator[Batch]):
                 shard=(share.part, share.parts),
                 keep_last=recipe.keep_last,
                 crop=recipe.crop if recipe.augment else None,
-                on_error=on_error,
+                on_error=reading.on_error,
             )
 
         sources = [source(first_with[key]) for key in distinct]
@@ -109,7 +109,7 @@ class RunBatches(Iterator[Batch]):
         self._computed: Any = None
         first = sources[0]
         self._ahead = Ahead[Batch](
-            workers,
+            reading.workers,
             first.numbers,
             self._begin,
             pieces=len(sources) * len(first.pieces),
@@ -149,7 +149,6 @@ class RunBatches(Iterator[Batch]):
 
     @property
     def waiting_share(self) -> float:
-        """Share of the steps' time, without the first, in which devices waited for images."""
         return self._ahead.waiting_share
 
     def close(self) -> None:
@@ -190,23 +189,21 @@ def frozen_features(static: FeatureStatic, params: Params, images: jax.Array) ->
 class TrainingFeatures:
     """Features of one run's training images. Each pass is computed when it is first needed.
 
-    `params` lie on the mesh; the batch size is that of all devices; the seed keys the augmentations. With "skip",
-    `readable` is false for unreadable images, whose features are those of a black image.
+    `params` lie on the mesh; the batch size is that of all devices; the seed keys the augmentations. `readable` is
+    false for skipped images, whose features are those of a black image.
     """
 
     static: FeatureStatic
     params: Params
     images: Images
+    reading: Reading
     _: dataclasses.KW_ONLY
-    mesh: Mesh
     batch_size: int
     seed: int
     crop: float
-    on_error: str = "raise"
-    workers: Workers | None = None
 
     def __post_init__(self) -> None:
-        self.batch_size = placement.rows(self.mesh, min(self.batch_size, len(self.images)))
+        self.batch_size = placement.rows(self.reading.mesh, min(self.batch_size, len(self.images)))
         self.readable = np.ones(len(self.images), bool)
         self._passes: np.ndarray | None = None
         self._plain: np.ndarray | None = None
@@ -218,7 +215,7 @@ class TrainingFeatures:
         known = 0 if self._passes is None else len(self._passes)
         missing = range(known, count)
         if len(missing):
-            share = placement.share(self.mesh)
+            share = placement.share(self.reading.mesh)
             batches = pass_batches(
                 self.images,
                 passes=missing,
@@ -227,27 +224,34 @@ class TrainingFeatures:
                 resizing=self.static.preprocessing.resizing,
                 batch_size=self.batch_size,
                 shard=(share.part, share.parts),
-                workers=Workers.of(self.workers),
-                on_error=self.on_error,
+                workers=self.reading.workers,
+                on_error=self.reading.on_error,
             )
             features = self._compute(batches, len(missing))
+            # In host memory: ProLIP's 300 passes of 16 images of 100 classes are 1.5 GB, which a device may lack.
             self._passes = features if self._passes is None else np.concatenate([self._passes, features])
         assert self._passes is not None
         return self._passes[:count]
 
     def plain(self) -> np.ndarray:
-        """Returns one pass of the images as they are evaluated, `[1, N, d]`."""
+        # One pass of the images as they are evaluated, `[1, N, d]`.
         if self._plain is None:
-            batches = split_batches(
-                self.images,
-                self.mesh,
-                resizing=self.static.preprocessing.resizing,
-                batch_size=self.batch_size,
-                workers=Workers.of(self.workers),
-                on_error=self.on_error,
-            )
+            resizing = self.static.preprocessing.resizing
+            batches = self.reading.batches(self.images, resizing=resizing, batch_size=self.batch_size)
             self._plain = self._compute(batches, 1)
         return self._plain
+
+    def support(self, sampling: Sampling) -> np.ndarray:
+        """Returns the passes for `FeatureMethod.support`, `[E, N, d]`, also of unreadable images."""
+        return self.passes(sampling.passes) if sampling.passes else self.plain()
+
+    def training(self, sampling: Sampling, epochs: int) -> np.ndarray:
+        """Returns the passes for so many epochs of training, `[E, N, d]`: one for each epoch if they are fresh."""
+        # With unreadable images, which `FeatureBatches` masks: the order of an epoch is that of a training on images.
+        # Behind the passes of `support`, so that training sees other augmentations.
+        if sampling.training == "fresh":
+            return self.passes(sampling.passes + epochs)[sampling.passes :]
+        return self.support(sampling)
 
     def seconds(self, images: int) -> float:
         """Estimates the time of so many images, also where another method has computed them."""
@@ -255,10 +259,12 @@ class TrainingFeatures:
 
     def _compute(self, batches: Batches, passes: int) -> np.ndarray:
         results = []
+        mesh = self.reading.mesh
         began = time.monotonic()
         for batch in batches:
-            features = frozen_features(self.static, self.params, placement.place_rows(self.mesh, batch["images"]))
-            results.append(placement.device_get((features, placement.place_rows(self.mesh, batch["mask"]))))
+            features = frozen_features(self.static, self.params, placement.place_rows(mesh, batch["images"]))
+            # Fetched at once: features of all passes would fill the device, and threads decode ahead meanwhile.
+            results.append(placement.device_get((features, placement.place_rows(mesh, batch["mask"]))))
             now = time.monotonic()
             self._seconds.append(now - began)
             began = now
@@ -266,27 +272,6 @@ class TrainingFeatures:
         count = len(self.images)  # the rows behind them pad the last batch of a pass
         self.readable &= mask.reshape(passes, -1)[:, :count].all(0)
         return features.reshape(passes, -1, features.shape[-1])[:, :count]
-
-
-def support_features(training_features: TrainingFeatures, sampling: Sampling) -> np.ndarray:
-    """Returns the features for `Method.support`, `[E, N', d]`, of readable images alone."""
-    features = _support(training_features, sampling)  # before `readable`, which it updates
-    return features[:, training_features.readable]
-
-
-def epoch_features(training_features: TrainingFeatures, sampling: Sampling, epochs: int) -> np.ndarray:
-    """Returns the passes for so many epochs of training, `[E, N, d]`: one for each epoch if they are fresh.
-
-    Unreadable images are among them; `FeatureBatches` masks these.
-    """
-    # Behind the passes of `support`, so that training sees other augmentations.
-    if sampling.training == "fresh":
-        return training_features.passes(sampling.passes + epochs)[sampling.passes :]
-    return _support(training_features, sampling)
-
-
-def _support(training_features: TrainingFeatures, sampling: Sampling) -> np.ndarray:
-    return training_features.passes(sampling.passes) if sampling.passes else training_features.plain()
 
 
 @dataclasses.dataclass(eq=False)

@@ -30,10 +30,9 @@ class Outcome:
 
     Attributes:
       correct: whether the predicted class is the label, bool `[n]`; meaningless for images of other classes.
-      other_odds: `Σ exp(z_j - z_max)` over the other classes, `[n]`. The largest probability is `1 / (1 + other_odds)`;
-        the odds still differ where it is rounded to 1.
+      other_odds: `Σ exp(z_j - z_max)` over the other classes, `[n]`; the largest probability is `1 / (1 + other_odds)`.
       highest: the largest logit, `[n]`.
-      other_odds_at: the odds of logits over the temperature; `None` without a temperature.
+      other_odds_at: the odds of logits over the temperature, if there is one.
     """
 
     correct: np.ndarray
@@ -43,6 +42,7 @@ class Outcome:
 
 
 def confidence(other_odds: np.ndarray) -> np.ndarray:
+    # Of odds and not of a probability: odds still differ where float32 rounds the probability to 1.
     return 1 / (1 + np.asarray(other_odds, np.float64))
 
 
@@ -50,6 +50,7 @@ def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray, bins
     """`Σ_b n_b / n · |accuracy_b - confidence_b|` over bins of equal width, closed on the right; 0 … 1."""
     confidence = np.asarray(confidence, np.float64)
     correct = np.asarray(correct, np.float64)
+    # A confidence of 1 lies in the last bin. A bin's gap is a sum: its weight `n_b / n` is in it.
     number = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     gaps = np.bincount(number, correct - confidence, minlength=bins)
     return float(np.abs(gaps).sum() / len(confidence))
@@ -80,6 +81,8 @@ def log_likelihoods(logits: np.ndarray, labels: np.ndarray, at: np.ndarray) -> n
         highest = scaled.max(-1, keepdims=True)
         weights = np.exp(scaled - highest)
         total = weights.sum(-1)
+        # With `z` less the label's logit and `E` the mean under the softmax of `u = z exp(s)`, `log p = -log Σ exp(u)`
+        # has the derivatives `-E[u]` and `-E[u] - Var[u]` by `s`.
         mean = (weights * scaled).sum(-1) / total
         square = (weights * np.square(scaled)).sum(-1) / total
         results[rows] = np.stack([-highest[..., 0] - np.log(total), -mean, -mean - (square - mean**2)], axis=-1)
@@ -122,8 +125,7 @@ def fit_temperatures(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float | None:
     """Fits the temperature of logits `[n, C]` to labels `[n]` (Guo et al. 2017).
 
-    `None` for fewer than ten images, or without a minimum of the cross-entropy in 0.01 … 100, as when every image is
-    right.
+    `None` for fewer than ten images, or without a minimum in 0.01 … 100, as when every image is right.
     """
     if len(labels) < FEWEST_TO_CALIBRATE:
         return None
@@ -149,6 +151,7 @@ def calibration(outcome: Outcome, temperature: float | None = None) -> dict[str,
 
 def auroc(inside: Sequence[float] | np.ndarray, outside: Sequence[float] | np.ndarray) -> float:
     """Returns how often an inside image scores above an outside one; ties count half; 0 … 1."""
+    # Mann and Whitney's U over all pairs, by ranks.
     inside = np.asarray(inside)
     outside = np.sort(outside)
     below = np.searchsorted(outside, inside, "left") + np.searchsorted(outside, inside, "right")

@@ -18,12 +18,10 @@ from clipbias.training import placement
 class Checkpoints:
     """The latest two checkpoints of one run in a folder of its own. All processes call its methods alike.
 
-    Saves are asynchronous, atomic, and restored onto any mesh. States are small: each is fetched whole, the first
-    process writes it, and a restored one lies on the host. Every failure is a `ClipbiasError`.
+    Saves are asynchronous, atomic, and restored onto any mesh. Every failure is a `ClipbiasError`.
     """
 
     def __init__(self, folder: str | os.PathLike) -> None:
-        """Opens or creates the folder. Raises `ClipbiasError` if it cannot be read or written."""
         import orbax.checkpoint as ocp  # takes a second: only runs that save pay for it
 
         class Manager(ocp.CheckpointManager):
@@ -59,7 +57,8 @@ class Checkpoints:
 
     def save(self, step: int, state: Any, losses: Sequence[float]) -> None:
         """Starts saving the state after `step` steps, and each run's loss, once the save before it is on disk."""
-        # Copies: the next step may write into the memory of those on a device.
+        # Whole, since learnables are small: the first process writes, and any mesh restores. Copies, since the next
+        # step takes the donated memory of those on a device.
         named = {name: np.array(leaf, order="C") for name, leaf in _named(placement.device_get(state)).items()}
         metadata = {"losses": [float(loss) for loss in losses]}
         with self._explained("save a checkpoint"):
@@ -88,5 +87,5 @@ class Checkpoints:
 
 
 def _named(state: Any) -> dict[str, Any]:
-    """The leaves of a state by their path, which does not depend on the classes of its containers."""
+    # By path, which does not depend on the classes of the state's containers.
     return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}

@@ -4,7 +4,9 @@ Each is made when it is first needed. Objects of a dataset are dropped when the 
 """
 
 import dataclasses
-from collections.abc import Hashable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from jax.sharding import Mesh
@@ -15,7 +17,7 @@ from clipbias.data import Dataset, Split, protocols
 from clipbias.data.few_shot import most_confident
 from clipbias.data.images import ImageCache, Images, Workers
 from clipbias.training import placement
-from clipbias.training.batches import FeatureStatic, TrainingFeatures
+from clipbias.training.batches import FeatureStatic, Reading, TrainingFeatures
 from clipbias.training.calibration import temperature_images
 from clipbias.training.device import Compute
 from clipbias.training.evaluator import Budget, Evaluator
@@ -26,6 +28,8 @@ from clipbias.tuning import Sampling, Task
 from clipbias.tuning.method import Method
 from clipbias.tuning.prompts import Classes
 from clipbias.tuning.registry import make_method
+
+T = TypeVar("T")
 
 
 class SweepContext:
@@ -47,55 +51,46 @@ class SweepContext:
         self.compute = compute
         self.mesh = mesh
         self.dtype = dtype
-        self.on_image_error = on_image_error
         self.params = placement.place_weights(mesh, clip.params, dtype, shapes=not placement.is_there(mesh))
-        self.workers = Workers(compute.workers)
-        third = int(compute.cache_gb * 1e9 / 3)
-        self._images = ImageCache(2 * third)
+        self.reading = Reading(mesh, on_image_error, Workers(compute.workers))
+        # Two thirds for training images, which every epoch reads again.
+        self._third = int(compute.cache_gb * 1e9 / 3)
+        self._images = ImageCache(2 * self._third)
         self.checked: set[str] = set()  # paths of images that were readable before a training
-        self._budget = Budget(third)
+        self._budget = Budget(self._third)
         self._dataset: str | None = None
-        self._evaluators: dict[Hashable, Evaluator] = {}
-        self._features: dict[Hashable, TrainingFeatures] = {}
-        self._pseudo_labels: dict[Hashable, tuple[np.ndarray, np.ndarray]] = {}
-        self._tasks: dict[Hashable, Task] = {}
-        # Logits of teachers and students, by model and images.
-        self.known_logits: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]] = {}
-        self._drawn: dict[Hashable, protocols.EvalProtocol] = {}
+        self._kept: dict[Hashable, Any] = {}
 
     def begin(self, dataset: str) -> None:
-        """Drops all objects of another dataset."""
+        # Decoded images and features of one dataset fill the memory, and the next dataset uses none of them.
         if dataset != self._dataset:
             self._dataset = dataset
             self._images.keep_only()
-            self._budget.clear()
-            for cache in (
-                self._evaluators,
-                self._features,
-                self._pseudo_labels,
-                self._tasks,
-                self._drawn,
-                self.known_logits,
-                self.checked,
-            ):
-                cache.clear()
+            self._budget = Budget(self._third)
+            self._kept.clear()
+            self.checked.clear()
+
+    def keep(self, key: Hashable, make: Callable[[], T]) -> T:
+        """Returns the object of a key, made when it is first asked for, and kept until another dataset begins."""
+        # Keys hold identities and digests: an object's `id` may come again.
+        if key not in self._kept:
+            self._kept[key] = make()
+        return self._kept[key]
 
     def drawn(self, spec: RunSpec) -> protocols.EvalProtocol:
         """Returns the few-shot split of a run, before its validation policy; methods share it."""
-        key = spec.protocol, spec.dataset, spec.shots, spec.seed, spec.targets, spec.concentration
-        if key not in self._drawn:
-            self._drawn[key] = draw(spec, self.datasets.__getitem__)
-        return self._drawn[key]
+        of_draw = spec.protocol, spec.dataset, spec.shots, spec.seed, spec.targets, spec.concentration
+        return self.keep(("drawn", of_draw), lambda: draw(spec, self.datasets.__getitem__))
 
     def bind(self, method: Method, dataset: Dataset, method_name: str | None = None) -> Task:
-        """Returns the task of a method and a dataset's classes."""
         # Kept: tokenizing and packing the texts of a thousand classes takes seconds.
         classes = Classes.of(dataset)
-        key = method, method_name, classes.class_names, classes.identity
-        if key not in self._tasks:
+
+        def make() -> Task:
             task = Task(self.clip, method, classes, method_name=method_name, dtype=self.dtype)
-            self._tasks[key] = task.with_memory(class_shards=self.mesh.shape[placement.DATA])
-        return self._tasks[key]
+            return task.with_memory(class_shards=self.mesh.shape[placement.DATA])
+
+        return self.keep(("task", method, method_name, classes.class_names, classes.identity), make)
 
     def training_images(self, splits: Sequence[Split]) -> list[Images]:
         """Opens the images of some splits in the cache of the sweep, and drops those of other splits."""
@@ -103,54 +98,43 @@ class SweepContext:
         return [Images(split, self._images) for split in splits]
 
     def pseudo_labelled(self, task: Task, protocol: protocols.EvalProtocol, shots: int | None) -> Split:
-        """Returns the images that plain CLIP is most certain of, `shots` of each class, with its predictions as labels.
-
-        It classifies by the texts of the task's classes: template, descriptions or free text.
-        """
+        """Returns the images that plain CLIP is most certain of, `shots` of each class, its predictions as labels."""
         split = protocol.unlabelled()
+        # By the texts of the task's classes: template, descriptions or free text.
         teacher = task.with_method(make_method(ZERO_SHOT)).with_memory(class_shards=self.mesh.shape[placement.DATA])
-        key = split.digest, teacher.texts
-        if key not in self._pseudo_labels:
+
+        def label() -> tuple[np.ndarray, np.ndarray]:
             static, inputs = make_evaluation(teacher, self.params, {}, runs=1, mesh=self.mesh)
             evaluation = self.evaluator(split, keeps=False).evaluate(static, inputs)
             # Unreadable images are the least certain of all.
             other_odds = np.full(len(split), np.inf, np.float32)
             other_odds[evaluation.predicted[0] >= 0] = evaluation.outcomes[0].other_odds
-            self._pseudo_labels[key] = evaluation.predicted[0], other_odds
-        predicted, other_odds = self._pseudo_labels[key]
+            return evaluation.predicted[0], other_odds
+
+        predicted, other_odds = self.keep(("pseudo labels", split.digest, teacher.texts), label)
         picks = most_confident(predicted, other_odds, shots=shots)
         return dataclasses.replace(split.subset(picks), labels=predicted[picks])
 
     def features(self, images: Images, seed: int, sampling: Sampling) -> TrainingFeatures:
-        """Returns the features of training images, which methods with the same crops share."""
-        key = images.split.digest, seed, sampling.crop, sampling.projected
-        if key not in self._features:
-            self._features[key] = TrainingFeatures(
-                FeatureStatic(self.clip.config, self.clip.preprocessing, self.dtype, sampling.projected),
-                self.params,
-                images,
-                mesh=self.mesh,
-                batch_size=self.compute.eval_batch_size,
-                seed=seed,
-                crop=sampling.crop,
-                on_error=self.on_image_error,
-                workers=self.workers,
+        # Methods with the same crops share them.
+
+        def make() -> TrainingFeatures:
+            static = FeatureStatic(self.clip.config, self.clip.preprocessing, self.dtype, sampling.projected)
+            batch_size = self.compute.eval_batch_size
+            return TrainingFeatures(
+                static, self.params, images, self.reading, batch_size=batch_size, seed=seed, crop=sampling.crop
             )
-        return self._features[key]
+
+        return self.keep(("features", images.split.digest, seed, sampling.crop, sampling.projected), make)
 
     def evaluator(self, split: Split, *, keeps: bool = True) -> Evaluator:
         """Returns the evaluator of a split; it `keeps` features that runs share, within the budget of the sweep."""
-        key = split.digest, keeps
-        if key not in self._evaluators:
-            self._evaluators[key] = Evaluator(
-                split,
-                mesh=self.mesh,
-                batch_size=self.compute.eval_batch_size,
-                on_error=self.on_image_error,
-                workers=self.workers,
-                budget=self._budget if keeps else None,
-            )
-        return self._evaluators[key]
+        batch_size = self.compute.eval_batch_size
+        budget = self._budget if keeps else None
+        return self.keep(
+            ("evaluator", split.digest, keeps),
+            lambda: Evaluator(split, self.reading, batch_size=batch_size, budget=budget),
+        )
 
     def temperature_evaluator(
         self, protocol: protocols.EvalProtocol, evaluation: protocols.EvaluationSet
@@ -165,10 +149,8 @@ class SweepContext:
             images = temperature_images(tested, (protocol.calibration or protocol.validation)())
             if images is not None:
                 evaluator = self.evaluator(tested)
-                key = images.digest, evaluator.batch_size, "temperature"
-                if key not in self._evaluators:
-                    self._evaluators[key] = evaluator.for_temperature(images)
-                return self._evaluators[key]
+                key = "temperature", images.digest, evaluator.batch_size
+                return self.keep(key, functools.partial(evaluator.for_temperature, images))
         return None
 
 

@@ -77,7 +77,8 @@ def needed_bytes(lowered: Lowered) -> int:
         if _is_exhaustion(error):  # some compilers refuse what cannot fit
             return REFUSED
         raise
-    if memory is None:  # this compiler does not report it
+    # Some compilers do not report it: then every plan fits, and the fastest is taken.
+    if memory is None:
         return 0
     # Donated arguments lie where outputs do and count once.
     sizes = memory.argument_size_in_bytes, memory.output_size_in_bytes, memory.temp_size_in_bytes

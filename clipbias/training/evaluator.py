@@ -6,29 +6,17 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from clipbias import hosts
 from clipbias.data import Split
-from clipbias.data.images import Images, Workers
+from clipbias.data.images import Images
 from clipbias.data.pipeline import Batch
 from clipbias.errors import ClipbiasError
-from clipbias.training import placement
-from clipbias.training.batches import split_batches
+from clipbias.training import forward, placement
+from clipbias.training.batches import Reading
 from clipbias.training.calibration import Outcome, calibration, fit_temperature
 from clipbias.training.device import explain_exhaustion
-from clipbias.training.forward import (
-    BatchPredictions,
-    EvalInputs,
-    EvalStatic,
-    check_finite,
-    correct_and_loss,
-    encode_texts,
-    image_features,
-    images_per_step,
-    logits,
-    outcomes,
-)
+from clipbias.training.forward import BatchPredictions, EvalInputs, EvalStatic, check_finite, encode_texts
 from clipbias.training.spec import Row
 from clipbias.tuning.method import crops_of, mixes_crops, select_run
 
@@ -47,8 +35,7 @@ class RunPredictions:
 
     Attributes:
       outcomes: of each run, for readable images.
-      temperatures: of each run; `None` where no temperature fits.
-      validation_images: number of images that fitted them; `None` without such images.
+      temperatures: of each run, with the number of images that fitted them; `None` where none fits.
       predicted: class of every image, int32 `[R, n]`; -1 for an unreadable one.
       log_probs: see `BatchPredictions`, float16 `[R, n, 7]`.
       logits: of readable images, `[R, m, C]`, if they are kept.
@@ -67,7 +54,6 @@ class RunPredictions:
 
     @property
     def scores(self) -> list[Row]:
-        """Returns `{"accuracy", "correct", "images", "calibration"}` of each run, the accuracy in percent."""
         rows = [score(*pair) for pair in zip(self.outcomes, self.temperatures, strict=True)]
         for row in rows if self.validation_images is not None else ():
             row["calibration"]["validation_images"] = self.validation_images
@@ -78,15 +64,12 @@ class Budget:
     """Bytes that evaluators may keep together. Requests depend on numbers of images alone, so all processes agree."""
 
     def __init__(self, limit: int) -> None:
-        self._limit = self._left = limit
+        self._left = limit
 
     def take(self, count: int) -> bool:
         fits = count <= self._left
         self._left -= count if fits else 0
         return fits
-
-    def clear(self) -> None:
-        self._left = self._limit
 
 
 class Evaluator:
@@ -95,25 +78,19 @@ class Evaluator:
     def __init__(
         self,
         split: Split | Images,
+        reading: Reading,
         *,
-        mesh: Mesh,
         batch_size: int,
-        on_error: str = "raise",
-        workers: Workers | None = None,
         budget: Budget | None = None,
         whole_batches: bool = False,
     ) -> None:
-        """Makes nothing yet. The batch size is that of all devices; nothing is kept without a budget.
-
-        With `whole_batches` fewer images than a batch are padded to it, so that another split's program serves.
-        """
+        """Makes nothing yet. The batch size is that of all devices, to which `whole_batches` pads fewer images."""
         if len(split) == 0:
             raise ClipbiasError("there is no image to evaluate on; check the data folder and the class selection.")
         self.split = split
-        self.mesh = mesh
-        self.on_error = on_error
-        self.batch_size = placement.rows(mesh, batch_size if whole_batches else min(batch_size, len(split)))
-        self._workers = Workers.of(workers)
+        self.mesh = reading.mesh
+        self.batch_size = placement.rows(self.mesh, batch_size if whole_batches else min(batch_size, len(split)))
+        self._reading = reading
         self._budget = budget or Budget(0)
         self._images: list[Batch] | None = None
         self._fits: dict[Hashable, bool] = {}
@@ -122,17 +99,10 @@ class Evaluator:
         self._plain_features: dict[tuple[bool, int, bool], list[tuple[jax.Array, Batch]]] = {}
 
     def for_temperature(self, split: Split) -> "Evaluator":
-        """Returns the evaluator of images that fit a temperature for this split."""
-        # A broken image among them must not cost the result. Whole batches of the same size use the same program.
-        return Evaluator(
-            split,
-            mesh=self.mesh,
-            batch_size=self.batch_size,
-            on_error="skip",
-            workers=self._workers,
-            budget=self._budget,
-            whole_batches=True,
-        )
+        # A broken image among them must not cost the result. Whole batches of the same size use the same program, where
+        # few images alone would have another shape.
+        reading = dataclasses.replace(self._reading, on_error="skip")
+        return Evaluator(split, reading, batch_size=self.batch_size, budget=self._budget, whole_batches=True)
 
     def _may_keep(self, name: Hashable, bytes_per_image: int) -> bool:
         if name not in self._fits:
@@ -146,15 +116,12 @@ class Evaluator:
         if self._images is not None and not crops:
             yield from self._images
             return
-        batches = split_batches(
+        batches = self._reading.batches(
             self.split,
-            self.mesh,
             resizing=static.preprocessing.resizing,
-            batch_size=images_per_step(self.batch_size, crops, self.mesh),
+            batch_size=forward.images_per_step(self.batch_size, crops, self.mesh),
             crops=crops,
             mixed=mixes_crops(method),
-            on_error=self.on_error,
-            workers=self._workers,
         )
         images = list[Batch]()
         keep = not crops and self._may_keep("images", 3 * static.classifier.config.vision.image_size**2)
@@ -176,17 +143,18 @@ class Evaluator:
         if not changes and key in self._plain_features:
             yield from self._plain_features[key]
             return
-        # float32 features of the image, and of its patches or crops.
+        # Features, 2 kB an image, are kept before pixels, 150 kB: a method that leaves the tower alone needs no other.
         per_image = 1 + (config.vision.patches if method.patches else crops)
         keep = not changes and self._may_keep(key, 4 * per_image * config.projection_width)
         if not changes:
-            # No learnable of the run reaches the vision tower, so the features of the first run serve all.
+            # No learnable of the run reaches the vision tower, so the features of the first run serve all, and other
+            # methods too.
             learnables = jax.tree.map(lambda leaf: leaf[:1], learnables)
             static = dataclasses.replace(static, runs=1)
         plain = []
         for batch in self._batches(static):
             images = placement.place_rows(self.mesh, batch["images"])
-            features = image_features(static, inputs.params, learnables, images)
+            features = forward.image_features(static, inputs.params, learnables, images)
             if keep:
                 plain.append((features, {name: batch[name] for name in ("labels", "mask")}))
             yield features, batch
@@ -196,10 +164,7 @@ class Evaluator:
     def _each_batch(
         self, static: EvalStatic, inputs: EvalInputs, compute: Callable[[jax.Array, jax.Array, jax.Array], Any]
     ) -> tuple[Any, np.ndarray]:
-        """Applies `compute(features, mask, labels)` to all batches.
-
-        Returns the results `[R, n, …]` of all images on the host, and labels `[n]`, -1 for unreadable images.
-        """
+        """Returns `compute(features, mask, labels)` of all images, `[R, n, …]`, and labels `[n]`, -1 if unreadable."""
         results = []
         with explain_exhaustion("lower --config.eval_batch_size."):
             for features, batch in self._features(static, inputs):
@@ -237,7 +202,7 @@ class Evaluator:
         temperatures = np.asarray([1.0 if value is None else value for value in fitted], np.float32)
 
         def compute(features: jax.Array, mask: jax.Array, labels: jax.Array) -> BatchPredictions:
-            return outcomes(static, inputs, features, mask, labels, temperatures, keeps_logits=keeps_logits)
+            return forward.outcomes(static, inputs, features, mask, labels, temperatures, keeps_logits=keeps_logits)
 
         values, labels = self._each_batch(static, inputs, compute)
         read = labels >= 0
@@ -245,7 +210,8 @@ class Evaluator:
             raise ClipbiasError("none of the images to evaluate on could be read.")
         every = jax.tree.map(lambda values: values[:, read], values)
         check_finite(every.highest)
-        # On the host: XLA's conversion to float16 needs an instruction that not every CPU has.
+        # On the host: XLA's conversion to float16 needs an instruction that not every CPU has. A log-probability below
+        # its range becomes -inf.
         with np.errstate(over="ignore"):
             log_probs = values.log_probs.astype(np.float16)
         return RunPredictions(
@@ -271,8 +237,9 @@ class Evaluator:
         With `finite` it raises `ClipbiasError` where a loss is not finite.
         """
         inputs = encode_texts(static, inputs)
+        # No temperature and no calibration: fewer results leave the device, and no program of `evaluate` is compiled.
         (correct, loss), labels = self._each_batch(
-            static, inputs, lambda *batch: correct_and_loss(static, inputs, *batch)
+            static, inputs, lambda *batch: forward.correct_and_loss(static, inputs, *batch)
         )
         read = labels >= 0
         if not read.any():
@@ -300,7 +267,7 @@ class Evaluator:
 
     def _logits(self, static: EvalStatic, inputs: EvalInputs) -> tuple[np.ndarray, np.ndarray]:
         scores, labels = self._each_batch(
-            static, inputs, lambda features, mask, _: logits(static, inputs, features, mask)
+            static, inputs, lambda features, mask, _: forward.logits(static, inputs, features, mask)
         )
         check_finite(scores[:, labels >= 0])
         return scores, labels

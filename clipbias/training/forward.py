@@ -38,8 +38,7 @@ class EvalStatic:
 class EvalInputs:
     """Inputs on the mesh that no batch changes; learnables have the leading axis `R`.
 
-    `logits` takes text features `[R, S · C, d]`, or `[1, S · C, d]` that runs share; tokens where prompts depend on the
-    image.
+    `text` has features `[R, S · C, d]`, or `[1, S · C, d]` that runs share; tokens where prompts depend on the image.
     """
 
     params: Params
@@ -57,7 +56,6 @@ def make_evaluation(
 
 
 def images_per_step(batch_size: int, crops: int, mesh: Mesh) -> int:
-    """Images of an evaluation step over all devices."""
     # Each image comes with its crops: the batch size bounds the views, whose activations fill the memory.
     return placement.rows(mesh, max(1, batch_size // (1 + crops)))
 
@@ -76,10 +74,7 @@ def text_features(static: EvalStatic, inputs: EvalInputs) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames="static")
 def image_features(static: EvalStatic, params: Params, learnables: Learnables, images: jax.Array) -> jax.Array:
-    """Computes features `[R, B, d]` of images `[B, size, size, 3]`, or `[R, B, 1 + V, d]` of views `[B, 1 + V, …]`.
-
-    Images have levels from 0 to 255, unless `static` says that they are normalised.
-    """
+    """Computes features `[R, B, d]` of images `[B, size, size, 3]`, or `[R, B, 1 + V, d]` of views `[B, 1 + V, …]`."""
     classifier = dataclasses.replace(static.classifier, remat=no_gradient)
     if static.preprocessing is not None:
         images = static.preprocessing.normalize(images)
@@ -111,10 +106,7 @@ class BatchPredictions:
 
 @functools.partial(jax.jit, static_argnames="static")
 def logits(static: EvalStatic, inputs: EvalInputs, images: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """Computes the logits of each run, `[R, B, C]`, from text features in `inputs`.
-
-    `images` are features `[R, B, d]`, or `[1, B, d]` that runs share. `mask [B]` is false for rows that fill the batch.
-    """
+    """Computes logits `[R, B, C]` from features of images, `[R, B, d]`, or `[1, B, d]` that runs share."""
     classifier = static.classifier
     conditional = static.classifier.method.conditional
 
@@ -125,6 +117,7 @@ def logits(static: EvalStatic, inputs: EvalInputs, images: jax.Array, mask: jax.
         return classifier.head(inputs.params, learnables, image, text, mask)
 
     # Broadcast within the program, so that features that runs share lie on the device once.
+    # `vmap` needs an array for each run; where prompts depend on the image, the tokens stay outside of it.
     features = images if conditional else jnp.asarray(inputs.text)
     images, features = (jnp.broadcast_to(x, (static.runs, *x.shape[1:])) for x in (images, features))
     return over_runs(of_run, (0, 0, 0), runs=static.runs)(inputs.learnables, images, features)
@@ -134,10 +127,7 @@ def logits(static: EvalStatic, inputs: EvalInputs, images: jax.Array, mask: jax.
 def correct_and_loss(
     static: EvalStatic, inputs: EvalInputs, images: jax.Array, mask: jax.Array, labels: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns whether each image's most likely class is its label, and the label's `-log p`, `[R, B]` each.
-
-    See `logits` for the arguments. Results of a label -1 mean nothing.
-    """
+    """Returns whether each image's most likely class is its label, and the label's `-log p`, `[R, B]` each."""
     scores = logits(static, inputs, images, mask).astype(jnp.float32)
     index = jnp.maximum(labels, 0)[None, :, None]
     loss = jax.nn.logsumexp(scores, axis=-1) - jnp.take_along_axis(scores, index, axis=-1)[..., 0]
@@ -154,10 +144,7 @@ def outcomes(
     temperatures: jax.Array,
     keeps_logits: bool = False,
 ) -> BatchPredictions:
-    """Predicts the classes of a batch, with confidences for the logits and for logits over `temperatures [R]`.
-
-    See `logits` for the arguments. The log-probability of a label -1 means nothing.
-    """
+    """Predicts the classes of a batch, with confidences for the logits and for logits over `temperatures [R]`."""
     scores = logits(static, inputs, images, mask)
     predicted = scores.argmax(-1)
     highest = scores.max(-1)
@@ -172,7 +159,7 @@ def outcomes(
     other_odds_at = other_odds(below / temperatures[:, None, None])
     plain = other_odds(below)
     total = jnp.log1p(plain)[..., None]  # log-sum-exp less the largest logit
-    # -1 would take the last class from the end; the caller drops these images.
+    # A label of -1 would take the last class; the caller drops these images.
     of_label = jnp.take_along_axis(below, jnp.maximum(labels, 0)[None, :, None], axis=-1)
     five = jax.lax.top_k(below, min(5, below.shape[-1]))[0]
     five = jnp.pad(five, ((0, 0), (0, 0), (0, 5 - five.shape[-1])), constant_values=-jnp.inf)

@@ -6,8 +6,7 @@ A stage repeats: batch, step, metrics, checkpoint, until its last step or a noti
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -21,7 +20,7 @@ from clipbias.data.protocols import EvalProtocol
 from clipbias.errors import ClipbiasError
 from clipbias.sentences import counted
 from clipbias.training import placement
-from clipbias.training.batches import FeatureBatches, RunBatches, epoch_features, support_features
+from clipbias.training.batches import FeatureBatches, RunBatches
 from clipbias.training.checkpoints import Checkpoints
 from clipbias.training.context import SweepContext
 from clipbias.training.device import AUTO_REMAT, explain_exhaustion
@@ -38,10 +37,9 @@ from clipbias.tuning.tuned import Tuned
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Run:
-    """Run of a job: a spec in memory.
+    """Run of a job: a spec in memory. A learning rate of `None` is the recipe's.
 
-    The start seed decides the initial learnables, unless `start` has them, and the order and augmentation of images. A
-    learning rate of `None` is the recipe's.
+    The start seed decides order and augmentation of images, and the initial learnables, unless `start` has them.
     """
 
     images: Images
@@ -57,8 +55,8 @@ class RunOutputs:
 
     Attributes:
       checkpoints, metrics: folders; `None` saves nothing.
-      keeps_last: whether the last step of a short training is saved too, so that the same job ends at once next time.
-      steps_before, total_steps: steps of earlier stages and of all stages; `None` for a single stage.
+      keeps_last: whether the last step is saved too, so that the same job ends at once next time.
+      steps_before, total_steps: steps of earlier stages and of all stages.
       ends_on_failure: whether a loss that is not finite ends the training; otherwise the other runs go on.
     """
 
@@ -75,9 +73,8 @@ class RunOutputs:
 class TrainJob:
     """Runs that train side by side in one program, bound to model, images and devices.
 
-    A *stage* is a training with its own optimiser; most methods have one stage. A stage is a job too (`plan_stages`),
-    with its task, recipe and plan. A job without recipe makes no step. With a teacher, runs learn its predictions in
-    place of labels.
+    A *stage*, a training with its own optimiser, is a job too (`plan_stages`), with its task, recipe and plan. A job
+    without recipe makes no step. With a teacher, runs learn its predictions in place of labels.
     """
 
     context: SweepContext
@@ -90,7 +87,7 @@ class TrainJob:
 
     @property
     def protocol(self) -> EvalProtocol:
-        """Evaluations and classes of training, which all runs share."""
+        # Of any run: all share evaluations and classes of training.
         return self.runs[0].protocol
 
     @property
@@ -118,6 +115,7 @@ class TrainJob:
     @property
     def rows(self) -> int:
         """Images of a step in each run. Raises `ClipbiasError` where the runs differ in their steps."""
+        # Side by side, all runs make a step at once: none may end before another.
         shapes = {
             (self.training.total_steps(len(run.images)), min(len(run.images), self.training.batch_size))
             for run in self.runs
@@ -138,14 +136,10 @@ class TrainJob:
 
 @dataclasses.dataclass(frozen=True)
 class TrainResult:
-    """Result of a job, or of a stage.
+    """Result of a job, or of a stage: learnables `[R, …]` on the host, and each run's loss at the last step, in nats.
 
-    Attributes:
-      learnables: leading axis `R`, on the host.
-      losses: loss of each run at the last step, in nats; empty without steps.
-      seconds: wall time of the steps in this process.
-      waiting_share: share of this time in which the devices waited for images.
-      training_seconds: time of each run, earlier processes included (`progress.step_seconds`).
+    `seconds` are the wall time of the steps in this process, of which devices waited for images the `waiting_share`;
+    `training_seconds` the time of each run, earlier processes included (`progress.step_seconds`).
     """
 
     learnables: Learnables
@@ -186,15 +180,6 @@ def plan_stages(job: TrainJob) -> tuple[TrainJob, ...]:
     return tuple(stages)
 
 
-@contextlib.contextmanager
-def compiled_meanwhile(job: TrainJob) -> Iterator[None]:
-    """Compiles the step of a job in another thread while the block computes something else."""
-    # JAX keeps the program for the job itself, which plans its stages again and meets any error of this thread there.
-    with ThreadPoolExecutor(1) as thread:
-        thread.submit(plan_stages, dataclasses.replace(job, outputs=RunOutputs()))
-        yield
-
-
 class NotSideBySide(ClipbiasError):
     """Several learning rates whose step fits the memory only by slower settings: they train faster one by one."""
 
@@ -204,15 +189,16 @@ def check_images(job: TrainJob, others: Sequence[Split] = ()) -> None:
 
     Raises `UnreadableImage` with the names of the unreadable ones. Where these are skipped, notes those that train.
     """
+    # A broken image must not end a run after hours of training, in its evaluation.
     if not job.task.method.uses_images:
         return
-    skips = job.context.on_image_error == "skip"
+    skips = job.context.reading.on_error == "skip"
     # Decoded images are kept for the steps. Augmentation crops from the whole image; only batches of images as they are
     # evaluated need no more than the size of the model.
     whole = job.recipe is None or job.recipe.augment or sampling_of(job.task.method) is not None
     images = [*(run.images for run in job.runs), *map(Images, () if skips else others)]
     resizing = None if whole else job.task.clip.preprocessing.resizing
-    check_readable(images, resizing, job.context.workers, job.context.checked, skip=skips)
+    check_readable(images, resizing, job.context.reading.workers, job.context.checked, skip=skips)
 
 
 def validation_images(job: TrainJob) -> list[Split]:
@@ -242,9 +228,7 @@ Batches = RunBatches | FeatureBatches | TaughtBatches
 def train(job: TrainJob, start: Learnables) -> TrainResult:
     """Trains the runs of a stage to the end, from the latest checkpoint or from learnables `[R, …]` on the host.
 
-    Raises:
-      ClipbiasError: the loss is not finite, or the device's memory is exhausted. The last checkpoint stays.
-      hosts.Stopped: a notice to stop came. The state is saved first.
+    Raises `ClipbiasError` for a loss that is not finite or exhausted memory, `hosts.Stopped` after a notice to stop.
     """
     began = time.monotonic()
     mesh = job.context.mesh
@@ -286,6 +270,8 @@ def train(job: TrainJob, start: Learnables) -> TrainResult:
                     learning_rate=axis.place(rates[step].astype(np.float32)),
                     weight=None if weights is None else placement.replicate(mesh, weights[step]),
                 )
+                # Returns at once, with results that the device still computes. The old state's memory is donated:
+                # whoever reads it, as a checkpoint does, takes the new one.
                 state, metrics = train_step(static, inputs, state, batch, scalars)
                 del batch  # the device keeps what it still reads; this reference would hold a second batch
                 batches.computes(metrics["loss"])
@@ -294,7 +280,8 @@ def train(job: TrainJob, start: Learnables) -> TrainResult:
                 # The report reads the metrics of the step before: reading these would wait for the device, which then
                 # would wait for the host to dispatch the next step.
                 report.step(outputs.steps_before + step, metrics, rates[step - 1])
-                if step == first + 1:  # it was compiled
+                # The first step includes its compilation, which may take minutes.
+                if step == first + 1:
                     outputs.progress.at_work("training")
                 # All processes ask after every step, or they would not agree on the step at which they stop.
                 stops = hosts.stops()
@@ -324,6 +311,7 @@ def train(job: TrainJob, start: Learnables) -> TrainResult:
 
 def _step_numbers(job: TrainJob) -> tuple[np.ndarray, np.ndarray | None]:
     """Learning rates `[steps, R]`, float64, and weights of the learnables in their average `[steps]`, or `None`."""
+    # On the host, in float64, and rounded once: in a float32 step each operation of a schedule would be rounded.
     recipe = job.training
     examples = job.examples
     rates = np.stack([recipe.with_learning_rate(run.learning_rate).step_rates(examples) for run in job.runs], axis=1)
@@ -338,40 +326,23 @@ def _step_numbers(job: TrainJob) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def _open_batches(opened: contextlib.ExitStack, job: TrainJob, start_step: int) -> Batches:
-    """Opens batches from a step on: images, or features for a method on features."""
     context = job.context
     sampling = sampling_of(job.task.method)
     batches: Batches
-    images = [run.images for run in job.runs]
+    images, seeds, recipe = [run.images for run in job.runs], job.start_seeds, job.training
+    resizing = job.task.clip.preprocessing.resizing
     if job.teacher is not None:
-        batches = TaughtBatches(
-            job.teacher,
-            images,
-            job.start_seeds,
-            job.training,
-            context,
-            resizing=job.task.clip.preprocessing.resizing,
-            start_step=start_step,
-        )
+        batches = TaughtBatches(job.teacher, images, seeds, recipe, context, resizing=resizing, start_step=start_step)
     elif sampling is None:
-        batches = RunBatches(
-            images,
-            job.start_seeds,
-            job.training,
-            context.mesh,
-            resizing=job.task.clip.preprocessing.resizing,
-            start_step=start_step,
-            workers=context.workers,
-            on_error=context.on_image_error,
-        )
+        batches = RunBatches(images, seeds, recipe, context.reading, resizing=resizing, start_step=start_step)
     else:
         sources = [context.features(run.images, run.start_seed, sampling) for run in job.runs]
-        epochs = job.training.total_epochs(job.examples)
+        epochs = recipe.total_epochs(job.examples)
         batches = FeatureBatches(
-            [epoch_features(source, sampling, epochs) for source in sources],
+            [source.training(sampling, epochs) for source in sources],
             [run.images.labels for run in job.runs],
-            job.start_seeds,
-            job.training,
+            seeds,
+            recipe,
             context.mesh,
             pooled=sampling.training == "pooled",
             start_step=start_step,
@@ -390,7 +361,7 @@ def _open_report(
     *,
     images: int,
 ) -> StepReport:
-    """Opens progress and metrics for the remaining steps; lines of earlier steps stay in the file."""
+    # For the remaining steps: lines of earlier ones stay in the file.
     outputs = job.outputs
     total = job.steps
     outputs.progress.start(outputs.total_steps or total, done=outputs.steps_before + step)
@@ -428,6 +399,7 @@ class _Interval:
 
     def is_over(self, *, last: bool) -> bool:
         """Whether to save after this step; called after every step. The `last` step is saved after long trainings."""
+        # Steps, not seconds, decide: processes whose clocks differ would save at different steps, and wait forever.
         self._steps += 1
         if not self._every:
             if self._steps == 1:
@@ -488,10 +460,7 @@ def train_job(job: TrainJob) -> TrainResult:
 
 
 def sample_features(job: TrainJob) -> list[Samples]:
-    """Collects features of each run's training images, and of validation images where the method searches on them.
-
-    Returns one `Samples` for each run; none for a method that sees no features.
-    """
+    """Collects features of each run's training images, and of validation images where the method searches on them."""
     context = job.context
     sampling = sampling_of(job.task.method)
     if sampling is None:
@@ -510,9 +479,9 @@ def sample_features(job: TrainJob) -> list[Samples]:
             validation_labels = split.labels[source.readable]
         source = context.features(run.images, run.start_seed, sampling)
         # Before the labels: computing the features finds out which images are `readable`.
-        features = support_features(source, sampling)
+        features = source.support(sampling)
         of_run = Samples(
-            features=features,
+            features=features[:, source.readable],
             labels=np.asarray(run.images.labels)[source.readable],
             text=texts,
             scale=scale,
@@ -544,10 +513,10 @@ def _next_stage(job: TrainJob, stage: int, learnables: Learnables, text: np.ndar
 
 def _stage_texts(stage: TrainJob, learnables: Learnables) -> np.ndarray:
     """Returns the text features under each run's learnables, `[R, S, C, d]`."""
+    # The next stage starts from these features (2SFS): of each run, also where all runs share frozen ones.
     context = stage.context
     runs = len(stage.runs)
     static, inputs = make_evaluation(stage.task, context.params, learnables, runs=runs, mesh=context.mesh)
-    # The next stage starts from these features (2SFS): of each run, also where all runs share frozen ones.
     if isinstance(inputs.text, jax.Array):
         features = jnp.broadcast_to(inputs.text, (runs, *inputs.text.shape))
     else:

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,19 +17,10 @@ from jax.sharding import Mesh
 
 from clipbias.clip import layers
 from clipbias.errors import ClipbiasError
-from clipbias.training import placement
+from clipbias.training import forward, placement
 from clipbias.training.batches import FeatureStatic, frozen_features
 from clipbias.training.device import AUTO_REMAT, USABLE, Compute, device_limit, needed_bytes
-from clipbias.training.forward import (
-    EvalInputs,
-    EvalStatic,
-    image_features,
-    images_per_step,
-    logits,
-    make_evaluation,
-    outcomes,
-    text_features,
-)
+from clipbias.training.forward import EvalInputs, EvalStatic
 from clipbias.training.step import TEACHER, StepScalars, StepStatic, init_state, place_inputs, train_step
 from clipbias.tuning import Recipe, Sampling, Task
 from clipbias.tuning.method import crops_of, mixes_crops, sampling_of
@@ -44,21 +35,14 @@ class Program:
     function: stages.Wrapped
     arguments: Sequence[Any]
 
-    def trace(self) -> stages.Traced:
-        """Traces the function, to be lowered for any platform."""
-        return self.function.trace(*self.arguments)
-
     def lower(self) -> stages.Lowered:
-        """Lowers the function for the devices of its shardings."""
+        # For the devices of its shardings, there or not.
         return self.function.lower(*self.arguments)
 
 
 @dataclasses.dataclass(frozen=True)
 class StepShape:
-    """Sizes of a training step: `batch` images of each run over all devices, and `runs` with their padding.
-
-    `images` counts a run's training images; `taught` adds a teacher's logits to the batch.
-    """
+    """Sizes of a training step: `batch` of `images` of each run over all devices, and `runs` with their padding."""
 
     batch: int
     runs: int
@@ -81,7 +65,7 @@ def training_program(task: Task, recipe: Recipe, size: StepShape) -> Program:
     )
     # Shapes alone: planning must not fill the memory that it measures.
     state = jax.eval_shape(lambda start: init_state(method, recipe, start), learnables)
-    rows = size.batch + -size.batch % mesh.shape[placement.DATA]
+    rows = placement.rows(mesh, size.batch)
     side = config.vision.image_size
     pixels = shape((runs, rows, side, side, 3), np.uint8)
     if sampling is not None:
@@ -93,8 +77,8 @@ def training_program(task: Task, recipe: Recipe, size: StepShape) -> Program:
     static = StepStatic.of(task, recipe, mesh)
     params = placement.place_weights(mesh, task.clip.params, task.classifier.dtype, shapes=True)
     scalars = StepScalars(
-        learning_rate=placement.device_put(mesh, shape((runs,), np.float32), placement.RUN),
-        weight=None if state.average is None else placement.replicate(mesh, shape((), np.float32)),
+        learning_rate=placement.abstract(mesh, (runs,), np.float32, placement.RUN),
+        weight=None if state.average is None else placement.abstract(mesh, (), np.float32),
     )
     arguments = (
         static,
@@ -110,16 +94,16 @@ def class_program(task: Task, *, runs: int, mesh: Mesh) -> Program:
     """Returns the program that holds the class features of all runs; for one image where prompts depend on it."""
     static, inputs = _evaluation(task, runs, mesh)
     if not task.method.conditional:
-        return Program("text_features", text_features, (static, inputs))
+        return Program("text_features", forward.text_features, (static, inputs))
     crops = crops_of(task.method)
-    width = task.clip.config.projection_width
-    batch = images_per_step(1, crops, mesh)
+    batch = forward.images_per_step(1, crops, mesh)
     views = (1 + crops,) if crops else ()
     count = runs if task.classifier.changes_vision(task.shapes) else 1
-    features = jax.ShapeDtypeStruct((count, batch, *views, width), np.float32)
-    features = placement.device_put(mesh, features, placement.RUN if count == runs else None, placement.DATA)
-    mask = placement.device_put(mesh, jax.ShapeDtypeStruct((batch,), np.bool_), placement.DATA)
-    return Program("logits", logits, (static, inputs, features, mask))
+    shape = count, batch, *views, task.clip.config.projection_width
+    axis = placement.RUN if count == runs else None
+    features = placement.abstract(mesh, shape, np.float32, axis, placement.DATA)
+    mask = placement.abstract(mesh, (batch,), np.bool_, placement.DATA)
+    return Program("logits", forward.logits, (static, inputs, features, mask))
 
 
 def evaluation_programs(task: Task, *, batch: int, runs: int, mesh: Mesh) -> list[Program]:
@@ -127,40 +111,37 @@ def evaluation_programs(task: Task, *, batch: int, runs: int, mesh: Mesh) -> lis
     # Shapes and shardings must be those of `evaluator`: JAX finds the compiled program by them.
     size = task.clip.config.vision.image_size
     crops = crops_of(task.method)
-    batch = images_per_step(batch, crops, mesh)
+    batch = forward.images_per_step(batch, crops, mesh)
     views = (1 + crops,) if crops else ()
     kind = np.float32 if mixes_crops(task.method) else np.uint8
-    pixels = placement.device_put(mesh, jax.ShapeDtypeStruct((batch, *views, size, size, 3), kind), placement.DATA)
+    pixels = placement.abstract(mesh, (batch, *views, size, size, 3), kind, placement.DATA)
     count = runs if task.classifier.changes_vision(task.shapes) else 1
     static, inputs = _evaluation(task, count, mesh)
     arguments = (static, inputs.params, inputs.learnables, pixels)
-    programs = [Program("image_features", image_features, arguments)]
-    images = jax.eval_shape(functools.partial(image_features, static), *arguments[1:])
+    programs = [Program("image_features", forward.image_features, arguments)]
+    images = jax.eval_shape(functools.partial(forward.image_features, static), *arguments[1:])
     images = placement.device_put(mesh, images, placement.RUN, placement.DATA)
     static, inputs = _evaluation(task, runs, mesh)
     if not task.method.conditional:
         class_text: Any = inputs.text
         if task.classifier.changes_text(task.shapes):
             programs.append(class_program(task, runs=runs, mesh=mesh))
-            width = task.clip.config.projection_width
-            class_text = placement.device_put(
-                mesh, jax.ShapeDtypeStruct((runs, len(task.texts), width), np.float32), placement.RUN
-            )
+            shape = runs, len(task.texts), task.clip.config.projection_width
+            class_text = placement.abstract(mesh, shape, np.float32, placement.RUN)
         else:
-            class_text = placement.replicate(mesh, jax.ShapeDtypeStruct((1, *class_text.shape), class_text.dtype))
+            class_text = placement.abstract(mesh, (1, *class_text.shape), class_text.dtype)
         inputs = dataclasses.replace(inputs, text=class_text)
-    mask = placement.device_put(mesh, jax.ShapeDtypeStruct((batch,), np.bool_), placement.DATA)
-    labels = placement.device_put(mesh, jax.ShapeDtypeStruct((batch,), np.int32), placement.DATA)
-    temperatures = placement.replicate(mesh, jax.ShapeDtypeStruct((runs,), np.float32))
-    return [*programs, Program("outcomes", outcomes, (static, inputs, images, mask, labels, temperatures))]
+    mask = placement.abstract(mesh, (batch,), np.bool_, placement.DATA)
+    labels = placement.abstract(mesh, (batch,), np.int32, placement.DATA)
+    temperatures = placement.abstract(mesh, (runs,), np.float32)
+    return [*programs, Program("outcomes", forward.outcomes, (static, inputs, images, mask, labels, temperatures))]
 
 
 def features_program(task: Task, sampling: Sampling, *, batch: int, mesh: Mesh) -> Program:
-    """Returns the program of frozen features of training images."""
     clip = task.clip
-    size = task.clip.config.vision.image_size
+    size = clip.config.vision.image_size
     dtype = task.classifier.dtype
-    images = placement.device_put(mesh, jax.ShapeDtypeStruct((batch, size, size, 3), np.uint8), placement.DATA)
+    images = placement.abstract(mesh, (batch, size, size, 3), np.uint8, placement.DATA)
     params = placement.place_weights(mesh, clip.params, dtype, shapes=True)
     static = FeatureStatic(clip.config, clip.preprocessing, dtype, sampling.projected)
     return Program("frozen_features", frozen_features, (static, params, images))
@@ -169,21 +150,15 @@ def features_program(task: Task, sampling: Sampling, *, batch: int, mesh: Mesh) 
 def _evaluation(task: Task, runs: int, mesh: Mesh) -> tuple[EvalStatic, EvalInputs]:
     learnables = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((runs, *leaf.shape), leaf.dtype), task.shapes)
     params = placement.place_weights(mesh, task.clip.params, task.classifier.dtype, shapes=True)
-    return make_evaluation(task, params, learnables, runs=runs, mesh=mesh)
+    return forward.make_evaluation(task, params, learnables, runs=runs, mesh=mesh)
 
 
-class Remat(NamedTuple):
-    """Remat policy, and the share of the forward pass's products that the backward pass repeats under it."""
-
-    keep: RematPolicy
-    repeated: float
-
-
-# From the fastest to the smallest.
-REMATS = {
-    "products": Remat(layers.keep_products, 0.0),
-    "half": Remat(layers.keep_half, 1 / 3),
-    "tokens": Remat(layers.keep_tokens, 1.0),
+# Remat policies from the fastest to the smallest, and the share of the forward pass's products that the backward pass
+# repeats under each.
+REMATS: dict[str, tuple[RematPolicy, float]] = {
+    "products": (layers.keep_products, 0.0),
+    "half": (layers.keep_half, 1 / 3),
+    "tokens": (layers.keep_tokens, 1.0),
 }
 
 FASTEST = next(iter(REMATS))
@@ -194,10 +169,9 @@ COUNTS = (1, 4, 16)
 
 @dataclasses.dataclass(frozen=True)
 class MemoryPlan:
-    """Memory settings of a training step, and the memory of one device as the compiler plans it.
+    """Memory settings of a training step, and the memory of one device as the compiler plans it, arguments included.
 
-    A *class chunk* is the part of its classes that a device encodes at a time. `bytes` include arguments; a `limit` of
-    0 is unknown.
+    A *class chunk* is the part of its classes that a device encodes at a time. A `limit` of 0 is unknown.
     """
 
     remat: str
@@ -216,7 +190,8 @@ class MemoryPlan:
     def apply(self, task: Task) -> Task:
         if self.is_fastest:
             return task.with_memory()
-        return task.with_memory(remat=REMATS[self.remat].keep, class_chunks=self.class_chunks)
+        keep, _ = REMATS[self.remat]
+        return task.with_memory(remat=keep, class_chunks=self.class_chunks)
 
     def __str__(self) -> str:
         limit = f" of {self.limit / 1e9:.3g}" if self.limit else ""
@@ -247,7 +222,7 @@ def plan_step(task: Task, recipe: Recipe, size: StepShape, compute: Compute | No
     def cost(settings: tuple[str, int]) -> tuple[float, int]:
         # Chunks repeat the text tower's forward pass in the backward pass, whatever their number; fewer come first.
         remat, count = settings
-        return REMATS[remat].repeated + (count > 1), count
+        return REMATS[remat][1] + (count > 1), count
 
     remats = REMATS if compute.remat == AUTO_REMAT else (compute.remat,)
     candidates = []
@@ -255,8 +230,9 @@ def plan_step(task: Task, recipe: Recipe, size: StepShape, compute: Compute | No
         plan = MemoryPlan(*settings)
         program = training_program(plan.apply(task), recipe, size)
         plan = dataclasses.replace(plan, bytes=needed_bytes(program.lower()), limit=limit)
+        # JAX keeps its program, so that the first step starts at once.
         if plan.fits:
-            return plan  # JAX keeps its program, so the first step starts at once
+            return plan
         candidates.append(plan)
     return min(candidates, key=lambda plan: plan.bytes)
 

@@ -1,8 +1,7 @@
 """Placement of arrays on a mesh of devices with two axes.
 
-`data` splits the images of a batch and the classes of the text tower; `run` splits independent runs. Every device has
-the frozen weights. Runs are padded to a multiple of the mesh with copies of the last run. Results and checkpoints have
-no copies, so their shapes are the same on every mesh.
+`data` splits the images of a batch and the classes of the text tower; `run` splits independent runs, padded with copies
+of the last one. Results and checkpoints have no copies, so their shapes are the same on every mesh.
 """
 
 import dataclasses
@@ -78,10 +77,9 @@ def as_mesh(mesh: Mesh | None) -> Mesh:
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-    """Part of arrays `[run, batch, …]` on the devices of this process.
+    """Part of arrays `[run, batch, …]` of this process: `rows` of the mesh, `part` of `parts` of a batch."""
 
-    It has `rows` along the mesh's `run` axis, and part `part` of `parts` of the batch, a multiple of `multiple` images.
-    """
+    # A part is a multiple of so many images: each device of the process has equally many.
 
     rows: range
     part: int
@@ -98,7 +96,7 @@ class Share:
 
 
 def share(mesh: Mesh) -> Share:
-    """Returns this process's part of a mesh, which `make_mesh` arranges as a rectangle."""
+    # A rectangle, as `make_mesh` arranges devices: rows and columns say all.
     held = np.vectorize(lambda device: device.process_index == jax.process_index(), otypes=[bool])(mesh.devices)
     rows, columns = (np.flatnonzero(held.any(axis)) for axis in (1, 0))
     return Share(
@@ -123,13 +121,11 @@ class RunAxis:
 
     @property
     def padded(self) -> int:
-        """The number of runs that are computed."""
         # One run alone is not padded: every device along the axis computes it either way, and without copies it needs
         # no `vmap`, which would cost a tenth of its step (`step.over_runs`).
         return self.count if self.count == 1 else self.count + -self.count % self.mesh.shape[RUN]
 
     def pad(self, tree: Tree) -> Tree:
-        """Pads host arrays with copies of the last run; scalars stay as they are."""
 
         def of_leaf(leaf: Leaf) -> np.ndarray:
             leaf = np.asarray(leaf)
@@ -139,11 +135,10 @@ class RunAxis:
         return jax.tree.map(of_leaf, tree)
 
     def place(self, tree: Tree) -> Tree:
-        """Pads host arrays and puts them on the mesh, split along `run`."""
         return device_put(self.mesh, self.pad(tree), RUN)
 
     def unpad(self, tree: Tree) -> Tree:
-        """Cuts the padding off arrays on the mesh."""
+        # Nothing to cut: no program, and no copy of the learnables.
         if all(not leaf.ndim or leaf.shape[0] == self.count for leaf in jax.tree.leaves(tree)):
             return tree
         return _first_runs(self.mesh, tree, self.count)
@@ -159,7 +154,6 @@ def _first_runs(mesh: Mesh, tree: Tree, runs: int) -> Tree:
 
 
 def single_device() -> Mesh:
-    """Makes a mesh of this process's first device."""
     return make_mesh(run=1, data=1, devices=jax.local_devices()[:1])
 
 
@@ -169,26 +163,24 @@ def is_there(mesh: Mesh) -> bool:
 
 
 def replicate(mesh: Mesh, tree: Tree) -> Tree:
-    """Puts a tree of arrays, or of shapes (see `device_put`), on every device."""
     return device_put(mesh, tree)
 
 
 def place_weights(mesh: Mesh, params: Params, dtype: str, *, shapes: bool = False) -> Params:
     """Puts the frozen weights on every device, in the types of a compute type; with `shapes`, as shapes alone."""
-    # Cast once, here: within the step every product would cast its kernel anew.
+    # Whole on every device: CLIP's weights are small beside the activations of a batch, and gathering parts of them
+    # would exchange them in every layer. Cast once, here: within the step every product would cast its kernel anew.
     cast = functools.partial(cast_weights, dtype=dtype)
     return replicate(mesh, jax.eval_shape(cast, params) if shapes else cast(params))
 
 
 def device_put(mesh: Mesh, tree: Tree, *axes: str | None) -> Tree:
-    """Puts a tree of arrays, equal on all processes, on the mesh, with leading axes split along `axes`.
-
-    A leaf that is a `jax.ShapeDtypeStruct` gets its sharding alone.
-    """
+    """Puts a tree of arrays, equal on all processes, on the mesh, with leading axes split along `axes`."""
 
     def of_leaf(leaf: Leaf) -> Any:
+        # Shapes stand for arrays where a step is planned, or compiled for devices that are not there.
         if isinstance(leaf, jax.ShapeDtypeStruct):
-            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding(mesh, leaf.shape, *axes))
+            return abstract(mesh, leaf.shape, leaf.dtype, *axes)
         where = sharding(mesh, np.shape(leaf), *axes)
         if isinstance(leaf, jax.Array) and leaf.is_fully_addressable and not mesh.is_multi_process:
             return jax.device_put(leaf, where)  # copies nothing that lies there already
@@ -224,7 +216,7 @@ def place_rows(mesh: Mesh, rows: np.ndarray) -> jax.Array:
 
 
 def traced_on(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Wraps a function so that `jax.sharding.get_abstract_mesh()` returns the mesh while it is traced."""
+    """Makes `jax.sharding.get_abstract_mesh()` return the mesh while a function is traced."""
 
     def traced(*arguments: Any) -> Any:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
@@ -235,6 +227,11 @@ def traced_on(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
 
 def shapes(tree: Tree) -> Tree:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+
+
+def abstract(mesh: Mesh, shape: Sequence[int], dtype: Any, *axes: str | None) -> Leaf:
+    """Returns shape, type and sharding in place of an array that `device_put` would split along `axes`."""
+    return jax.ShapeDtypeStruct(tuple(shape), dtype, sharding=sharding(mesh, shape, *axes))
 
 
 def is_abstract(tree: Tree) -> bool:
@@ -250,6 +247,7 @@ def sharding(mesh: Mesh, shape: Sequence[int] = (), *axes: str | None) -> NamedS
 
 def device_get(tree: Tree) -> Tree:
     """Fetches a tree of device arrays, whole on every process. All processes must call this."""
+    # Whoever calls it waits until the devices have computed the arrays: the loop of steps does so one step late.
     if jax.process_count() == 1:
         return jax.device_get(tree)
     from jax.experimental import multihost_utils

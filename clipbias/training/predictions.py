@@ -21,7 +21,7 @@ def predictions_name(name: str) -> str:
 
 
 def predictions_identity(model: Tuned, images_identity: str) -> str:
-    """Hashes all that predictions depend on: the tuned model, and the identity of images and labels."""
+    # All that predictions depend on: neither the folder nor the name of a run says which model predicted.
     return identity([model.identity, images_identity])
 
 
@@ -37,8 +37,8 @@ def save_predictions(
 ) -> str:
     """Writes `predictions/NAME.npz` in a run's folder, atomically, and returns the identity of the predictions.
 
-    `images_identity` is the split's, where it is known. The file holds "images" (names), "labels", "predicted" (-1 for
-    an unreadable image), "class_names", "identity", and for runs of a sweep "log_probs" (`forward.BatchPredictions`).
+    It holds "images" (names), "labels", "predicted" (-1 for an unreadable image), "class_names", "identity", and for
+    runs of a sweep "log_probs" (`forward.BatchPredictions`).
     """
     known_by = predictions_identity(model, images_identity or split.identity)
     path = workdir / PREDICTIONS_FOLDER / f"{predictions_name(name)}.npz"
@@ -64,11 +64,9 @@ class KnownPredictions:
                     self._paths.setdefault(stored, path)
 
     def find(self, model: Tuned, split: Split) -> np.ndarray | None:
-        """Finds the predicted class of every image, int32 `[n]`, -1 for an unreadable one.
-
-        `None` without predictions of exactly this model and these images.
-        """
-        # The identity needs every file of the split; without prediction files it is not computed.
+        """Finds the class of every image, int32 `[n]`, -1 for an unreadable one, predicted by exactly this model."""
+        # The identity needs every file of the split; without prediction files it is not computed. A damaged file may
+        # hold any array, so its predictions are checked before they stand for computed ones.
         path = self._paths.get(predictions_identity(model, split.identity)) if self._paths else None
         predicted = None if path is None else _read(path, "predicted")
         if predicted is None or predicted.shape != (len(split),) or predicted.dtype != np.int32:

@@ -14,6 +14,7 @@ from clipbias.data import Split
 from clipbias.data.confusion import class_summary
 from clipbias.data.images import Workers
 from clipbias.training import placement
+from clipbias.training.batches import Reading
 from clipbias.training.calibration import detection, temperature_images
 from clipbias.training.evaluator import Evaluator
 from clipbias.training.forward import EvalInputs, EvalStatic, check_finite, image_features, logits, make_evaluation
@@ -53,10 +54,7 @@ class Predictor:
         return self.inputs.text[0] if isinstance(self.inputs.text, jax.Array) else self.inputs.text
 
     def logits(self, pixels: jax.Array | np.ndarray, mask: jax.Array | np.ndarray | None = None) -> jax.Array:
-        """Computes logits `[B, C]` of images `[B, R, R, 3]`, levels from 0 to 255, or of views `[B, 1 + V, R, R, 3]`.
-
-        `mask [B]` is false for images that fill the batch.
-        """
+        """Computes logits `[B, C]` of images `[B, R, R, 3]`, levels 0 to 255, or of views `[B, 1 + V, R, R, 3]`."""
         return self.logits_and_features(pixels, mask)[0]
 
     def logits_and_features(
@@ -100,8 +98,7 @@ def evaluate(
 ) -> tuple[Row, np.ndarray]:
     """Measures top-1 accuracy and calibration of a tuned model, and its detection of images `outside` its classes.
 
-    A temperature is fitted on validation images (`calibration.temperature_images`). The rule makes prediction sets and
-    rejections. The batch size is that of all devices.
+    Validation images fit a temperature; the rule makes prediction sets and rejections.
 
     Returns:
       `{"accuracy", "correct", "images", "calibration", "class_summary"}` (`data.confusion`), `skipped_images` if any,
@@ -111,12 +108,8 @@ def evaluate(
     task = model.task.with_memory(class_shards=mesh.shape[placement.DATA])
     params = placement.place_weights(mesh, task.clip.params, task.classifier.dtype)
     static, inputs = make_evaluation(task, params, stack_runs([jax.device_get(model.learnables)]), runs=1, mesh=mesh)
-    shared = Workers(workers)
-
-    def open_images(split: Split) -> Evaluator:
-        return Evaluator(split, mesh=mesh, batch_size=eval_batch_size, on_error=on_image_error, workers=shared)
-
-    tested = open_images(split)
+    reading = Reading(mesh, on_image_error, Workers(workers))
+    tested = Evaluator(split, reading, batch_size=eval_batch_size)
     others = temperature_images(split, validation)
     fits = None if others is None else tested.for_temperature(others)
     keeps_logits = rule is not None
@@ -129,7 +122,9 @@ def evaluate(
     if rule is not None and inside.logits is not None:
         scores["answers"] = measure(rule, inside.logits[0], split.labels[predicted >= 0])
     if outside is not None:
-        away = open_images(outside).evaluate(static, inputs, keeps_logits=keeps_logits)
+        away = Evaluator(outside, reading, batch_size=eval_batch_size).evaluate(
+            static, inputs, keeps_logits=keeps_logits
+        )
         (other,) = away.outcomes
         scores["ood"] = {"images": len(other.other_odds), **detection(inside.outcomes[0], other)}
         if rule is not None and away.logits is not None:

@@ -65,6 +65,7 @@ class _Bar(tqdm):
         remaining = (facts["total"] or 0) - facts["n"]
         left = remaining * (facts["elapsed"] - seconds) / done if done > 0 else 0
         facts["left"] = f", {forecast(left)}" if left > 0 else ""
+        # Rounded down: the total stands there only at the end.
         facts["done"] = f"{math.floor(10 * facts['n'] + 1e-6) / 10:.1f}".removesuffix(".0")
         return facts
 
@@ -79,15 +80,11 @@ def _tick(bar: tqdm) -> None:
 class Progress:
     """Progress of units of work, and the name of the current stage, so that nothing is silent for long.
 
-    A bar with a clock on a terminal; elsewhere a line every ten seconds, and a line for a stage. Its maker closes it.
-    Without `shown` it prints nothing.
+    A bar with a clock on a terminal; elsewhere a line every ten seconds, and for a stage. Its maker closes it.
     """
 
-    def __init__(
-        self, total: int = 0, *, done: int = 0, unit: str = "step", title: str = "", shown: bool = True
-    ) -> None:
+    def __init__(self, total: int = 0, *, done: int = 0, title: str = "", shown: bool = True) -> None:
         self._title = printable(title)
-        self._unit = unit
         self.shown = shown
         self._bar: _Bar | None = None
         self._named = float("-inf")  # when a stage had a line
@@ -95,10 +92,9 @@ class Progress:
             self.start(total, done=done)
 
     def start(self, total: int, *, done: int = 0) -> None:
-        """Begins anew with this total; 0 shows a clock alone."""
         self.close()
         self._total = total
-        shared: dict[str, Any] = {"total": total, "initial": done, "unit": self._unit, "desc": self._title}
+        shared: dict[str, Any] = {"total": total, "initial": done, "desc": self._title}
         if sys.stderr.isatty():
             drawn = "{l_bar}{bar:10}| {done}/{total_fmt}{left}, {elapsed}{postfix}" if total else "{desc}, {elapsed}"
             shared |= {"file": sys.stderr, "dynamic_ncols": True, "bar_format": drawn, "leave": total > 0}
@@ -131,13 +127,13 @@ class Progress:
         self._bar.update(min(count, self._total - self._bar.n))
 
     def advance_to(self, done: float, values: Mapping[str, Any] | None = None) -> None:
-        """Counts up to `done`; parts may have counted some of it."""
+        # Parts may have counted some of it.
         if self._bar is not None:
             self.advance(done - self._bar.n, values)
 
     def at_work(self, what: str) -> None:
-        """Names the stage that begins, such as "compiling"."""
-        # A finished bar is closed first: the stage belongs to what follows.
+        # The name of the stage that begins, such as "compiling". A finished bar is closed first: the stage belongs to
+        # what follows.
         if self._bar is not None and self._bar.n >= self._total > 0:
             self.close()
         self._name(f"{self._title}: {what}" if self._title else what)
@@ -167,7 +163,8 @@ class _Part(Progress):
     """Part of another bar, which it moves by its share of the units."""
 
     def __init__(self, whole: Progress, units: float, title: str) -> None:
-        super().__init__(0, title=title)
+        # Prints no line: a sweep has hundreds of parts.
+        super().__init__(0, title=title, shown=False)
         self._whole = whole
         self._units = units
         self._steps = 1.0
@@ -175,14 +172,11 @@ class _Part(Progress):
         self._moved = 0.0  # of the units
 
     def start(self, total: float, *, done: float = 0) -> None:
-        self._steps, self._own = total, done
-        self._move()
+        self._steps, self._own = total, 0.0
+        self.advance(done)
 
     def advance(self, count: float = 1, values: Mapping[str, Any] | None = None) -> None:
         self._own += count
-        self._move(values)
-
-    def _move(self, values: Mapping[str, Any] | None = None) -> None:
         # Never backwards: each stage of a part starts its count anew.
         moved = max(self._moved, self._units * min(self._own / self._steps, 1.0))
         self._whole.advance(moved - self._moved, values)
@@ -190,9 +184,6 @@ class _Part(Progress):
 
     def _name(self, stage: str) -> None:
         self._whole._name(stage)
-
-    def say(self, line: str) -> None:
-        """Prints nothing: a sweep has hundreds of parts."""
 
 
 def forecast(seconds: float) -> str:
@@ -209,7 +200,6 @@ def readable(value: float) -> str:
 
 
 def say(line: str) -> None:
-    """Prints a line without breaking any bar."""
     if jax.process_index() == 0:
         tqdm.write(printable(line), file=sys.stderr)
 
@@ -222,7 +212,6 @@ Tracker = tuple[Callable[[int, dict[str, float]], Any], Callable[[], Any]]
 
 
 def _tensorboard(folder: Path) -> Tracker:
-    """Event files in `tensorboard` below the folder, for `tensorboard --logdir`."""
     import tensorboardX
 
     writer = tensorboardX.SummaryWriter(str(folder / "tensorboard"))
@@ -235,9 +224,9 @@ def _tensorboard(folder: Path) -> Tracker:
 
 
 def _wandb(folder: Path) -> Tracker:
-    """Run named after its folder, which a training that continues resumes."""
     import wandb
 
+    # Named after its folder: a training that continues resumes the same record.
     name = _name(folder)
     run = wandb.init(project=PROJECT, name=name, id=name, resume="allow", dir=str(folder))
     return lambda step, values: run.log(values, step=step), run.finish
@@ -266,21 +255,15 @@ def check_trackers(names: Sequence[str]) -> list[str]:
     """Returns the trackers of these names. Raises `ClipbiasError` for an unknown or missing one."""
     checked = []
     for name in names:
-        if name == AUTO_TRACKER:
-            if _is_installed("tensorboardX"):
-                checked.append("tensorboard")
-            continue
-        if name not in TRACKERS:
+        tracker = "tensorboard" if name == AUTO_TRACKER else name
+        if tracker not in TRACKERS:
             raise ClipbiasError(f"trackers has {name!r}; choose from {AUTO_TRACKER}, {', '.join(TRACKERS)}.")
-        module = TRACKERS[name][0]
-        if not _is_installed(module):
+        module = TRACKERS[tracker][0]
+        if importlib.util.find_spec(module) is not None:
+            checked.append(tracker)
+        elif name != AUTO_TRACKER:
             raise ClipbiasError(f"trackers has {name!r}, which needs {module}: pip install {module}.")
-        checked.append(name)
     return list(dict.fromkeys(checked))
-
-
-def _is_installed(module: str) -> bool:
-    return importlib.util.find_spec(module) is not None
 
 
 METRICS = "metrics.jsonl"
@@ -307,7 +290,7 @@ class MetricWriter(contextlib.AbstractContextManager["MetricWriter"]):
         if jax.process_index() != 0:
             return
         self._path = path = data_path(folder) / METRICS
-        earlier = [line for line in read_json_lines(path) if is_step(line) and line["step"] < start_step]
+        earlier = [line for line in _step_lines(path) if line["step"] < start_step]
         if is_remote(path):
             trackers = [name for name in trackers if name not in (AUTO_TRACKER, "tensorboard")]
         text = "".join(json.dumps(line) + "\n" for line in earlier)
@@ -373,8 +356,8 @@ class MetricWriter(contextlib.AbstractContextManager["MetricWriter"]):
                 close()
 
 
-def is_step(line: Mapping[str, Any]) -> bool:
-    return isinstance(line.get("step"), int)
+def _step_lines(path: Path) -> list[dict[str, Any]]:
+    return [line for line in read_json_lines(path) if isinstance(line.get("step"), int)]
 
 
 @dataclasses.dataclass
@@ -401,7 +384,7 @@ class StepReport:
         self._timed = 0
 
     def step(self, step: int, metrics: Any, rate: np.ndarray) -> None:
-        """Takes a step's metrics, which the device may still compute, and reports those of the step before."""
+        # The device may still compute these metrics; those of the step before are there.
         self.catch_up()
         self._late = (step, metrics, rate)
 
@@ -467,7 +450,7 @@ class StepProfile:
             self._runs = True
 
     def after(self, step: int, result: Mapping[str, jax.Array]) -> None:
-        """Ends the trace with the results of its last step; must be called after each step."""
+        # With the results of its last step: dispatch alone would end before the device has done anything.
         if self._runs and step == self._steps.stop - 1:
             jax.block_until_ready(result)
             self.close()
@@ -485,7 +468,7 @@ def step_seconds(metrics: Path, steps: Sequence[int]) -> float:
     """
     # The median of a stage's steps stands for all: compilation, which takes the same time for 10 steps and for 10,000,
     # and pauses do not count.
-    lines = [line for line in read_json_lines(metrics) if is_step(line) and "seconds" in line]
+    lines = [line for line in _step_lines(metrics) if "seconds" in line]
     total = 0.0
     before = 0
     for count in steps:

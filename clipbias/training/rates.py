@@ -48,10 +48,9 @@ class Rates:
             raise ClipbiasError(f"there is no file of learning rates {path}; check --config.rates_file.")
         content = read_json(path, dict, what="a file of learning rates")
         entries = content.get("rates")
+        kinds = {"method": str, "learning_rate": int | float}
         valid = isinstance(entries, list) and all(
-            isinstance(entry, dict)
-            and isinstance(entry.get("method"), str)
-            and isinstance(entry.get("learning_rate"), int | float)
+            isinstance(entry, dict) and all(isinstance(entry.get(name), kind) for name, kind in kinds.items())
             for entry in entries
         )
         if not valid:

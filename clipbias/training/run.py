@@ -5,6 +5,7 @@ A group runs the same way whenever it runs, so an interrupted group ends with th
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -33,15 +34,14 @@ from clipbias.training.run_images import calibration_images, fit_images, under_p
 from clipbias.training.select import (
     Selection,
     frozen_job,
+    kept_selection,
     needs_validation,
     nothing_held_out,
-    read_selection,
     replaced_options,
-    score_validation,
+    score_images,
     searches_options,
     select_settings,
     used_options,
-    write_selection,
 )
 from clipbias.training.spec import TEST, UNSELECTED, Group, Row, RunSpec
 from clipbias.training.teacher import split_logits
@@ -61,8 +61,7 @@ VOLATILE = ("seconds", "training_seconds", "waiting_share")
 class PreparedGroup:
     """Group with its job: `asked` as the caller gave it, `specs` with the validation policy and selected settings.
 
-    `held` are images on which settings are compared, `None` where the policy of the specs says all; `selection` are
-    the settings that were selected on them, `None` where nothing was.
+    `held` are images on which settings are compared; `selection` are the settings that were selected on them.
     """
 
     asked: Group
@@ -86,7 +85,7 @@ def run_group(
     """Runs a group, whose specs differ in seed or learning rate alone, and returns its rows.
 
     Args:
-      common: the recipe of methods without their own recipe; rows show how the run's recipe differs from it.
+      common: the recipe with which a row compares that of its run.
       compares_rates: for a group of one run: whether held-out images select its learning rate beside the options that
         its method searches; `None` selects nothing.
       calibrates: whether images that neither train nor select calibrate the adapters.
@@ -117,16 +116,14 @@ def prepare(
     held = held_out.hold_out_of(context.drawn(spec), spec.seed, calibrates=True)
     specs = group
     # The policy is part of the spec before the job is made, so that the job has the images of its row.
-    if needs_validation(bind_task(spec, context), spec.recipe, compares_rates=compares_rates):
+    task = context.bind(spec.make_method(), context.drawn(spec).source, spec.method)
+    if needs_validation(task, spec.recipe, compares_rates=compares_rates):
         specs = (dataclasses.replace(spec, validation=held_out.POLICY),)
     return PreparedGroup(group, specs, make_job(specs, context, outputs), held)
 
 
 def other_images(prepared: PreparedGroup) -> list[Split]:
-    """Returns the images that a group reads besides those that train: they select, fit a temperature, calibrate, test.
-
-    Raises `ClipbiasError` where validation images score the group, and there are none.
-    """
+    """Returns the images that a group reads besides those that train: to select, fit a temperature, calibrate, test."""
     job = prepared.job
     if prepared.specs[0].score_on != TEST:
         return validation_images(job)
@@ -140,15 +137,10 @@ def other_images(prepared: PreparedGroup) -> list[Split]:
     return [split for split in (*others, *tested) if split is not None]
 
 
-def bind_task(spec: RunSpec, context: SweepContext) -> Task:
-    """Binds the method of a spec to the model and the classes of training."""
-    return context.bind(spec.make_method(), context.drawn(spec).source, spec.method)
-
-
 def make_job(group: Group, context: SweepContext, outputs: RunOutputs | None = None) -> TrainJob:
     """Makes the job of a group. Runs of one seed share their images."""
     first = group[0]
-    task = bind_task(first, context)
+    task = context.bind(first.make_method(), context.drawn(first).source, first.method)
     method = task.method
     # One protocol for all runs of a seed: they differ in their learning rate and share images and validation images.
     by_seed = {spec.seed: under_policy(context.drawn(spec), spec) for spec in group}
@@ -184,14 +176,11 @@ def select(prepared: PreparedGroup, workdir: Path, *, compares_rates: bool) -> P
     if not needs_validation(job.task, job.recipe, compares_rates=compares_rates):
         return prepared
     (asked,) = prepared.asked
-    selection = read_selection(workdir, asked.key)
+    make = functools.partial(select_settings, job, held, compares_rates=compares_rates)
+    selection = kept_selection(workdir, asked.key, make)
+    # Nothing is selected where the method searches on its validation split while it trains.
     if selection is None:
-        selection = select_settings(job, held, compares_rates=compares_rates)
-        if selection is None:  # the method searches on its validation split while it trains
-            return prepared
-        job.outputs.progress.say(str(selection))
-        if hosts.is_first():
-            write_selection(workdir, asked.key, selection)
+        return prepared
     (spec,) = prepared.specs
     return dataclasses.replace(
         prepared, specs=(selection.of_spec(spec),), job=selection.of_job(job), selection=selection
@@ -202,6 +191,7 @@ def zero_shot_facts(selected: PreparedGroup, paths: SweepPaths) -> Row:
     """Returns the frozen model's accuracy on the test images for the row of a single run; empty in a sweep."""
     if not paths.single or selected.specs[0].method == ZERO_SHOT:
         return {}
+    # Before the training: an evaluation that fails, for lack of memory or an image, costs no step.
     selected.job.outputs.progress.at_work("evaluating zero-shot")
     _, _, evaluated = evaluate_test(frozen_job(selected.job), {}, selected.job.protocol.evaluations[0])
     return {"zero_shot_accuracy": evaluated.scores[0]["accuracy"]}
@@ -218,11 +208,38 @@ def train(selected: PreparedGroup, *, asked: Method) -> TrainResult:
 
 def score(selected: PreparedGroup, result: TrainResult, paths: SweepPaths) -> list[Row]:
     """Scores the runs on test images, where their predictions are saved, or on validation images."""
+    group = selected.specs
     job = selected.job
     job.outputs.progress.at_work("evaluating")
-    if selected.specs[0].score_on != TEST:
-        return score_validation(job, result.learnables)
-    return _score_test(selected.specs, job, result.learnables, paths)
+    if group[0].score_on != TEST:
+        return score_images(job, result.learnables, validation_images(job))
+    scores: list[dict[str, Row]] = [{} for _ in group]
+    identities: list[dict[str, str]] = [{} for _ in group]
+    for evaluation in job.protocol.evaluations:
+        task, transferred, tested = evaluate_test(job, result.learnables, evaluation)
+        split = evaluation.dataset.split("test")
+        images = split.identity  # once for all runs, since it looks at every file
+        skipped = {"skipped_images": tested.skipped} if tested.skipped else {}
+        # Not strict: padding lies behind the runs.
+        for run, (spec, score) in enumerate(zip(group, tested.scores, strict=False)):
+            predicted = tested.predicted[run]
+            summary = class_summary(split.labels, predicted, task.class_names)
+            scores[run][evaluation.name] = score | {"class_summary": summary} | skipped
+            if hosts.is_first():
+                identities[run][evaluation.name] = save_predictions(
+                    paths.workdir,
+                    paths.predictions(spec, evaluation.name),
+                    Tuned(task, select_run(transferred, run)),
+                    split,
+                    predicted,
+                    tested.log_probs[run],
+                    images_identity=images,
+                )
+    rows = []
+    for run, spec in enumerate(group):
+        names = {name: predictions_name(paths.predictions(spec, name)) for name in scores[run]}
+        rows.append({"predictions": names, "identities": identities[run], **merge_scores(scores[run])})
+    return rows
 
 
 def save(
@@ -261,8 +278,7 @@ def evaluate_test(
 ) -> tuple[Task, Learnables, RunPredictions]:
     """Evaluates all runs of a job on test images; `learnables [R, …]` lie on the host.
 
-    Returns the task of the evaluation's classes, which may differ from those of training, its learnables, and the
-    predictions, also of padding. A temperature is fitted on validation images (`calibration.temperature_images`).
+    Returns the task of the evaluation's classes, its learnables, and the predictions, also of padding.
     """
     context = job.context
     task = context.bind(job.task.method, evaluation.dataset)
@@ -272,37 +288,6 @@ def evaluate_test(
     evaluator = context.evaluator(evaluation.dataset.split("test"))
     validation = context.temperature_evaluator(job.protocol, evaluation)
     return task, learnables, evaluator.evaluate(*job.evaluation(task, learnables), validation=validation)
-
-
-def _score_test(group: Group, job: TrainJob, learnables: Learnables, paths: SweepPaths) -> list[Row]:
-    """Scores the runs on all test images, and saves their predictions."""
-    scores: list[dict[str, Row]] = [{} for _ in group]
-    identities: list[dict[str, str]] = [{} for _ in group]
-    for evaluation in job.protocol.evaluations:
-        task, transferred, tested = evaluate_test(job, learnables, evaluation)
-        split = evaluation.dataset.split("test")
-        images = split.identity  # once for all runs, since it looks at every file
-        skipped = {"skipped_images": tested.skipped} if tested.skipped else {}
-        # Not strict: padding lies behind the runs.
-        for run, (spec, score) in enumerate(zip(group, tested.scores, strict=False)):
-            predicted = tested.predicted[run]
-            summary = class_summary(split.labels, predicted, task.class_names)
-            scores[run][evaluation.name] = score | {"class_summary": summary} | skipped
-            if hosts.is_first():
-                identities[run][evaluation.name] = save_predictions(
-                    paths.workdir,
-                    paths.predictions(spec, evaluation.name),
-                    Tuned(task, select_run(transferred, run)),
-                    split,
-                    predicted,
-                    tested.log_probs[run],
-                    images_identity=images,
-                )
-    rows = []
-    for run, spec in enumerate(group):
-        names = {name: predictions_name(paths.predictions(spec, name)) for name in scores[run]}
-        rows.append({"predictions": names, "identities": identities[run], **merge_scores(scores[run])})
-    return rows
 
 
 def merge_scores(scores: Mapping[str, Row]) -> Row:
@@ -320,6 +305,7 @@ def merge_scores(scores: Mapping[str, Row]) -> Row:
 
 
 def _row(spec: RunSpec, job: TrainJob, result: TrainResult, run: int, common: Recipe, scores: Row) -> Row:
+    # Counted in the learnables and not in their shapes, where an axis of training images has length 0.
     learnables = select_run(result.learnables, run)
     counts = parameter_count(learnables)
     row = spec_facts(spec, common) | {"model": job.context.clip.name, "status": "ok"} | scores
@@ -327,7 +313,7 @@ def _row(spec: RunSpec, job: TrainJob, result: TrainResult, run: int, common: Re
     if (used := used_options(job.task.method, learnables)) is not None:
         row["used_options"] = used
     # Zero-shot reads descriptions that a fixed prompt does not: the gain over it is not of tuning alone.
-    if "descriptions" in job.task.unread:
+    if "descriptions" in job.task.unread and spec.protocol != "pseudo_labels":
         row["descriptions"] = "not read"
     row |= {f"parameters_{part}": counts[part] for part in ("vision", "text", "shared")}
     row |= {"parameters": counts["total"], "loss": None, "training_seconds": round(result.training_seconds[run], 4)}
@@ -337,10 +323,9 @@ def _row(spec: RunSpec, job: TrainJob, result: TrainResult, run: int, common: Re
 
 
 def _image_counts(job: TrainJob, run: int) -> Row:
-    """Counts the training images of a run, those of each class, and skipped ones. All processes must call this."""
     images = job.runs[run].images
     per_class = images_per_class(images.labels, len(job.task.class_names))
-    # Names and not counts: two processes may have read the same broken image.
+    # An exchange, which all processes must join. Names and not counts: two may have read the same broken image.
     skipped = set().union(*hosts.gather(sorted(images.unreadable)))
     counts = {"train_images": len(images), "images_per_class": per_class}
     return counts | ({"skipped_training_images": len(skipped)} if skipped else {})
@@ -380,32 +365,29 @@ def fit_task(
       start_seed: seed of initial learnables and order of images. Default: `seed`, that of the few-shot split.
       compares_rates: whether the learning rate is selected on held-out images (`data.held_out`).
       calibrates: whether images are left to calibrate; `None` where there are enough.
-
-    Returns:
-      The model with the selected settings. Its notes describe the training; "warnings" are sentences for the user.
     """
     recipe_of_job = recipe if task.method.trains else None
     progress.at_work("reading images")
-    # First whether a setting is selected: the images that select it are lost to calibration.
+    # First whether a setting is selected: the images that select it are lost to calibration, whose guarantee needs
+    # images that decided nothing.
     selects = needs_validation(task, recipe_of_job, compares_rates=compares_rates)
-    divided = fit_images(dataset, shots=shots, seed=seed, selects=selects, calibrates=calibrates)
-    train = divided.protocol.source.split("train")
+    protocol, held, left = fit_images(dataset, shots=shots, seed=seed, selects=selects, calibrates=calibrates)
+    train = protocol.source.split("train")
     if task.method.unlabelled:
-        train = context.pseudo_labelled(task, divided.protocol, shots)
+        train = context.pseudo_labelled(task, protocol, shots)
     (images,) = context.training_images([train])
     job = TrainJob(
         context=context,
         task=task.with_memory(class_shards=context.mesh.shape[placement.DATA]),
         recipe=recipe_of_job,
-        runs=(Run(images, seed if start_seed is None else start_seed, divided.protocol),),
+        runs=(Run(images, seed if start_seed is None else start_seed, protocol),),
         outputs=RunOutputs(progress=progress),
     )
-    searched = divided.protocol.validation() if searches_options(task.method) else None
-    choose = None if divided.held.from_training else divided.held.choose
-    check_images(job, [split for split in (choose, searched, divided.calibration) if split is not None])
-    selection = select_settings(job, divided.held, compares_rates=compares_rates)
+    searched = protocol.validation() if searches_options(task.method) else None
+    choose = None if held.from_training else held.choose
+    check_images(job, [split for split in (choose, searched, left) if split is not None])
+    selection = select_settings(job, held, compares_rates=compares_rates)
     if selection is not None:
-        progress.say(str(selection))
         job = selection.of_job(job)
     result = train_job(job)
     model = Tuned(job.task, jax.tree.map(jnp.asarray, select_run(result.learnables, 0)))
@@ -424,25 +406,18 @@ def fit_task(
     if selection is not None:
         notes["choice"] = selection.note
     cautions = [
-        *cautions_of_fit(job, result, divided.held, selection, compares_rates=compares_rates),
+        *cautions_of_fit(job, result, held, selection, compares_rates=compares_rates),
         *replaced_options(task.method, model.learnables),
     ]
     if cautions:
         notes["warnings"] = cautions
     return dataclasses.replace(
-        model,
-        notes=notes,
-        calibration=None if divided.calibration is None else calibrate(model, divided.calibration, context),
+        model, notes=notes, calibration=None if left is None else calibrate(model, left, context)
     )
 
 
 def calibrate_untrained(
-    model: Tuned,
-    dataset: Dataset,
-    context: SweepContext,
-    *,
-    seed: int,
-    calibrates: bool | None = None,
+    model: Tuned, dataset: Dataset, context: SweepContext, *, seed: int, calibrates: bool | None = None
 ) -> Calibration | None:
     """Calibrates a method without training images; see `fit_task` for the arguments."""
     if calibrates is False:

@@ -15,20 +15,7 @@ from clipbias.training.spec import UNSELECTED, RunSpec
 Load = Callable[[str], Dataset]
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class RunImages:
-    """Images of `clipbias.fit`: training and validation images, images that compare settings, and calibration images.
-
-    `calibration` is `None` where too few images are left, or nothing is calibrated.
-    """
-
-    protocol: EvalProtocol
-    held: HeldOut
-    calibration: Split | None
-
-
 def draw(spec: RunSpec, load: Load) -> EvalProtocol:
-    """Draws the few-shot split of a run, before its validation policy."""
     return protocols.make_protocol(
         spec.protocol,
         spec.dataset,
@@ -63,8 +50,10 @@ def calibration_images(drawn: EvalProtocol, spec: RunSpec) -> tuple[Split | None
     )
 
 
-def fit_images(dataset: Dataset, *, shots: int | None, seed: int, selects: bool, calibrates: bool | None) -> RunImages:
-    """Divides the images of a dataset for `fit_task`, where held-out images may select a setting.
+def fit_images(
+    dataset: Dataset, *, shots: int | None, seed: int, selects: bool, calibrates: bool | None
+) -> tuple[EvalProtocol, HeldOut, Split | None]:
+    """Divides the images of a dataset for `fit_task`: those of the protocol, of a selection, and of calibration.
 
     Raises `ClipbiasError` where too few images are left to calibrate, and `calibrates` requires them.
     """
@@ -79,4 +68,4 @@ def fit_images(dataset: Dataset, *, shots: int | None, seed: int, selects: bool,
         # Training images outside the few-shot split validate under the protocol of a benchmark, never for a user; and
         # an image that calibrates must not validate.
         drawn = dataclasses.replace(drawn, validation=lambda: validation)
-    return RunImages(drawn, held, calibration)
+    return drawn, held, calibration

@@ -8,7 +8,8 @@ import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from clipbias.data import Split
 from clipbias.data.held_out import FEWEST_OF_CLASS, HeldOut
 from clipbias.errors import ClipbiasError
 from clipbias.io import read_json, write_text
-from clipbias.training.loop import NotSideBySide, TrainJob, compiled_meanwhile, train_job, validation_images
+from clipbias.training.loop import NotSideBySide, RunOutputs, TrainJob, plan_stages, train_job, validation_images
 from clipbias.training.memory import fit_evaluation
 from clipbias.training.progress import Progress
 from clipbias.training.spec import Row, RunSpec
@@ -30,19 +31,11 @@ from clipbias.tuning.recipe import Recipe
 from clipbias.tuning.registry import METHODS, make_method, option_types
 
 
-def score_validation(job: TrainJob, learnables: Learnables, *, finite: bool = True) -> list[Row]:
-    """Scores the runs of a job on their validation images, of the classes of training. No test image is looked at."""
-    return score_images(job, learnables, validation_images(job), finite=finite)
-
-
 def score_images(job: TrainJob, learnables: Learnables, splits: Sequence[Split], *, finite: bool = True) -> list[Row]:
-    """Scores the runs of a job, each on its split.
-
-    Returns for each run `validation_accuracy` in percent, the counts behind it, and `validation_loss` in nats.
-    """
+    """Scores each run on its split: `validation_accuracy` in percent, its counts, and `validation_loss` in nats."""
     task = fit_evaluation(job.task, runs=job.run_axis.padded, mesh=job.context.mesh)
     static, inputs = job.evaluation(task, learnables)
-    # An evaluation computes all runs at once, so runs on the same images share it.
+    # An evaluation computes all runs at once, so runs on the same images share it, whatever their seeds.
     distinct = {split.digest: split for split in splits}
     scores = {
         digest: job.context.evaluator(split).validate(static, inputs, finite=finite)
@@ -88,8 +81,8 @@ class Candidate:
 class Selection:
     """Selected settings of a run: the best candidate's learning rate, and options that the method searched.
 
-    Candidates have rising learning rates; `zero_shot` has the frozen model's scores on the same number of images. With
-    `from_training` these are training images, from which the tuned model learns in the end.
+    `zero_shot` has the frozen model's scores on the same images. With `from_training` these are training images, from
+    which the tuned model learns in the end.
     """
 
     candidates: tuple[Candidate, ...]
@@ -194,18 +187,18 @@ def needs_validation(task: Task, recipe: Recipe | None, *, compares_rates: bool)
 
 
 def select_settings(job: TrainJob, held: HeldOut, *, compares_rates: bool) -> Selection | None:
-    """Compares learning rates of a job of one run on held-out images, or runs the method's search on them.
-
-    Returns `None` where nothing is selected before the training: the rate is given, and the method either searches
-    nothing, or searches on a validation split while it trains.
-    """
+    """Compares learning rates of a job of one run on held-out images, or runs the method's search on them."""
+    # Nothing is selected before the training where the rate is given, and the method either searches nothing, or
+    # searches on a validation split while it trains.
     rates = job.training.candidates() if compares_rates and has_candidates(job.task, job.recipe) else ()
     if held.choose is None or not (rates or (held.from_training and searches_options(job.task.method))):
         return None
     trial = _trial(job, held, rates)
     job.outputs.progress.close()  # the candidates have their own bar
-    # The job's program differs from the trial's in its number of runs; it compiles on cores that the trial leaves idle.
-    with contextlib.closing(trial.outputs.progress) as bar, compiled_meanwhile(job):
+    with contextlib.closing(trial.outputs.progress) as bar, ThreadPoolExecutor(1) as thread:
+        # The job's program differs from the trial's in its number of runs; it compiles on cores that the trial leaves
+        # idle. JAX keeps it for the job itself, which plans its stages again and meets any error of this thread there.
+        thread.submit(plan_stages, dataclasses.replace(job, outputs=RunOutputs()))
         try:
             learnables = train_job(trial).learnables
         except NotSideBySide:
@@ -219,8 +212,8 @@ def select_settings(job: TrainJob, held: HeldOut, *, compares_rates: bool) -> Se
             learnables = stack_runs(alone)
         bar.at_work("evaluating")
         # A rate that diverges is a lost candidate and no error.
-        scores = score_validation(trial, learnables, finite=False)
-    candidates = tuple(map(_candidate, rates or (None,), scores))
+        scores = score_images(trial, learnables, validation_images(trial), finite=False)
+    candidates = tuple(map(as_candidate, rates or (None,), scores))
     if all(candidate.loss is None for candidate in candidates):
         raise ClipbiasError(
             f"{job.task.method_name} fails at every learning rate from {rates[0]:g} to {rates[-1]:g}; give a lower one."
@@ -237,45 +230,39 @@ def select_settings(job: TrainJob, held: HeldOut, *, compares_rates: bool) -> Se
     if held.from_training and isinstance(method, FeatureMethod):
         best = select_run(learnables, candidates.index(selection.best))
         selection = dataclasses.replace(selection, searched=method.searched_options(best))
+    job.outputs.progress.say(str(selection))
     return selection
 
 
-def read_selection(workdir: Path, key: str) -> Selection | None:
-    """Reads the selection for a spec; its key is that before the selection."""
+def kept_selection(workdir: Path, key: str, make: Callable[[], Selection | None]) -> Selection | None:
+    """Reads the selection for a spec, by its key before the selection, from the work folder; or makes and writes it."""
     path = workdir / SELECTION
     # The first process reads for all: they must agree on whether candidates train.
     stored: Row = hosts.from_first(lambda: read_json(path, dict) if path.exists() else {})
-    return Selection.of_note(stored["choice"]) if stored.get("key") == key else None
-
-
-def write_selection(workdir: Path, key: str, selection: Selection) -> None:
-    content = {"key": key, "learning_rate": selection.best.learning_rate, "choice": selection.note}
-    write_text(workdir / SELECTION, json.dumps(content, indent=2, sort_keys=True) + "\n")
+    if stored.get("key") == key:
+        return Selection.of_note(stored["choice"])
+    selection = make()
+    if selection is not None and hosts.is_first():
+        content = {"key": key, "learning_rate": selection.best.learning_rate, "choice": selection.note}
+        write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
+    return selection
 
 
 def frozen_job(job: TrainJob) -> TrainJob:
-    """Returns a job of the frozen model on the same images."""
     return dataclasses.replace(job, task=job.task.with_method(make_method(ZERO_SHOT)), recipe=None, runs=job.runs[:1])
 
 
 def score_zero_shot(job: TrainJob, split: Split) -> Candidate:
     (row,) = score_images(frozen_job(job), {}, [split])
-    return _candidate(None, row)
+    return as_candidate(None, row)
 
 
-def compare(job: TrainJob, learnables: Learnables, split: Split) -> tuple[Candidate, Candidate, int]:
-    """Scores the tuned model of a job of one run and the frozen one, and counts the readable images."""
-    (row,) = score_images(job, learnables, [split], finite=False)
-    return _candidate(job.runs[0].learning_rate, row), score_zero_shot(job, split), row["validation_images"]
-
-
-def _candidate(learning_rate: float | None, score: Row) -> Candidate:
+def as_candidate(learning_rate: float | None, score: Row) -> Candidate:
     loss = score["validation_loss"]
     return Candidate(learning_rate, score["validation_accuracy"], loss if math.isfinite(loss) else None)
 
 
 def _trial(job: TrainJob, held: HeldOut, rates: Sequence[float]) -> TrainJob:
-    """Makes the job of the candidates, side by side, or of the method's search."""
     # Candidates share seed and images, so that their rates alone make the difference. They leave no metrics: those of
     # the folder are the training's.
     (run,) = job.runs

@@ -43,11 +43,10 @@ class RunSpec:
       task: identity of frozen model, method, classes and compute type.
       source: digest of a user's own method, as it was when the spec was made.
       data: identity of the images of all splits, and of images and classes of the targets.
-      on_image_error: "raise", or "skip" for unreadable images.
       score_on: "test", or "validation" where a sweep selects learning rates.
-      validation: the validation policy, as tables show it: "none", or the images that select a setting, "few-shot" (at
-        most 4 of a class), "validation split", "held-out images" or "held-out shot" (`data.held_out`).
-      concentration: of the protocol "imbalanced", else `None`.
+      validation: the validation policy, as tables show it: "none", or the images that select a setting
+        (`data.held_out`, `protocols.validation_policy`).
+      concentration: of the protocol "imbalanced".
     """
 
     method: str
@@ -71,12 +70,12 @@ class RunSpec:
 
     @functools.cached_property
     def key(self) -> str:
-        """Short hash of all fields."""
+        # Of all fields: whatever changes a number changes the key, and the run counts as another.
         return identity(self)[:12]
 
     @functools.cached_property
     def training(self) -> str:
-        """Key that runs of other seeds share, before a setting is selected."""
+        # Of the spec before a setting is selected: runs of other seeds, which may select others, share it.
         return dataclasses.replace(self, seed=0, start_seed=None).key
 
     @property
@@ -90,12 +89,10 @@ class RunSpec:
 
     @property
     def seeds(self) -> str:
-        """Part of file names: the seed, and the start seed where it differs."""
         return f"seed{self.seed}" + ("" if self.start_seed is None else f"-start{self.start_seed}")
 
     @property
     def start(self) -> int:
-        """Seed of initial learnables, order and augmentation."""
         return self.seed if self.start_seed is None else self.start_seed
 
     @functools.cached_property
@@ -133,6 +130,7 @@ def make_groups(specs: Sequence[RunSpec], most: int | None = None) -> list[Group
 
     `most=None` takes `MOST_RUNS`, or all seeds of one rate where these are more.
     """
+    # Specs that differ in seed or learning rate alone share shapes, and so a program: `vmap` trains them side by side.
     alike: dict[str, list[RunSpec]] = {}
     for spec in specs:
         recipe = spec.recipe and spec.recipe.with_learning_rate(0.0)
@@ -156,8 +154,7 @@ def data_identity(datasets: Sequence[Dataset]) -> str:
 
 
 def data_notes(dataset: Dataset, classes: Classes, protocol: str) -> Row:
-    """Returns the notes by which `seen_in_training` knows the images of a training."""
-    # An adapter's texts may be others than the dataset's.
+    # By these `seen_in_training` knows the images of a training. An adapter's texts may be others than the dataset's.
     texts = dataclasses.replace(dataset, template=classes.template, descriptions=classes.descriptions)
     return {"dataset": dataset.name, "protocol": protocol, "data": data_identity([texts])}
 

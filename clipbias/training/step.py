@@ -27,10 +27,7 @@ from clipbias.tuning.task import Classifier, Text, TrainingTexts, mean_loss
 
 @dataclasses.dataclass(frozen=True)
 class StepStatic:
-    """Static arguments of the step. Hashable: trainings with equal ones share one compiled program.
-
-    With a mesh of `None` the compiler decides where the new state and the metrics lie.
-    """
+    """Static arguments of the step. Hashable: trainings with equal ones share one compiled program."""
 
     classifier: Classifier
     preprocessing: Preprocessing
@@ -63,7 +60,7 @@ class StepInputs:
 class TrainState:
     """State of a training: learnables `[R, …]` without constants, optimiser state, and the number of steps done.
 
-    `average` is the weighted sum of the learnables at the ends of earlier epochs (`Method.average`), or `None`.
+    `average` is the weighted sum of the learnables at the ends of earlier epochs (`Method.average`).
     """
 
     learnables: Learnables
@@ -74,11 +71,9 @@ class TrainState:
 
 @struct.dataclass
 class StepScalars:
-    """Numbers of one step: `learning_rate [R]`, and the weight in the average of the learnables after the step.
+    """Numbers of one step: `learning_rate [R]`, and the weight in the average of the learnables after the step."""
 
-    The weight is 0 except at the end of an epoch, and `None` without an average.
-    """
-
+    # Traced arguments, not static ones: a rate per step, or per run, must not compile a program of its own.
     learning_rate: jax.Array
     weight: jax.Array | None = None
 
@@ -98,11 +93,11 @@ def place_inputs(mesh: Mesh, task: Task, params: Params, learnables: Learnables,
 
     Where `params`, the weights on the mesh, are shapes, the result has shapes, types and shardings in place of arrays.
     """
+    # One function for both, so that a planned step is the step that runs, and JAX finds its program.
     abstract = placement.is_abstract(params)
     reference = None
     if task.teacher_text_count and abstract:
-        shape = (task.teacher_text_count, task.clip.config.projection_width)
-        reference = placement.replicate(mesh, jax.ShapeDtypeStruct(shape, np.float32))
+        reference = placement.abstract(mesh, (task.teacher_text_count, task.clip.config.projection_width), np.float32)
     elif task.teacher_text_count:
         # The frozen teacher's text features never change: one forward pass here, none in a step.
         reference = jax.device_put(task.teacher_features(params), placement.sharding(mesh))
@@ -121,10 +116,7 @@ def place_inputs(mesh: Mesh, task: Task, params: Params, learnables: Learnables,
 
 
 def place_text(mesh: Mesh, task: Task, params: Params, *, training: bool = False) -> Text:
-    """Places the texts of a task's classes on the mesh: features where no learnable changes them, else tokens.
-
-    Where `params` are shapes, the result has shapes, types and shardings in place of arrays.
-    """
+    """Places the texts of a task's classes on the mesh: features where no learnable changes them, else tokens."""
     abstract = placement.is_abstract(params)
     # The frozen text tower runs once, here, and no step contains it.
     if not task.classifier.changes_text(task.shapes):
@@ -172,6 +164,8 @@ def over_runs(
     function: Callable[..., Any], in_axes: Sequence[int | None], *, runs: int, mesh: Mesh | None = None
 ) -> Callable[..., Any]:
     """Vectorises a function over the runs' leading axis, where `in_axes` is 0."""
+    # `vmap` and no loop: small products of several runs fill a device that a single run leaves idle, and the frozen
+    # weights are read once for all.
     if mesh is not None:
         # Attention kernels ask for the mesh while they are traced, to run on each device's own images alone.
         function = placement.traced_on(mesh, function)
@@ -194,10 +188,9 @@ def over_runs(
 def loss_and_gradient(
     static: StepStatic, inputs: StepInputs, learnables: Learnables, batch: Batch, rng: jax.Array
 ) -> Gradient:
-    """Returns loss, share of correct images, and gradient of one run.
+    """Returns loss, share of correct images, and gradient of one run; constants of `inputs` have no axis of runs.
 
-    Constants of `inputs` have no axis of runs here. `batch` has `images`, normalised, `labels` and `mask`, which is
-    false for images that do not count. With logits `teacher [B, C]` the loss is the divergence from the teacher.
+    `batch` has `images`, normalised, `labels` and `mask`. With logits `teacher [B, C]` the loss is the divergence.
     """
     classifier = static.classifier
     taught = TEACHER in batch
@@ -240,7 +233,7 @@ def loss_and_gradient(
 def train_step(
     static: StepStatic, inputs: StepInputs, state: TrainState, batch: Batch, scalars: StepScalars
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """Computes forward pass, gradient and update of `R` runs. The memory of `state` is donated.
+    """Computes forward pass, gradient and update of `R` runs.
 
     The batch has `images` uint8 `[R, B, size, size, 3]`, or float32 features `[R, B, D]` in their place; `labels` int32
     `[R, B]`, `mask` bool `[R, B]`, and for students `teacher` float32 `[R, B, C]`.
@@ -248,6 +241,8 @@ def train_step(
     Returns:
       The new state, and `loss`, `accuracy` and `gradient_norm` of each run, `[R]` each.
     """
+    # `state` is donated: the new one takes its memory, since a step never looks back. Frozen weights are arguments; as
+    # constants of the program they would be compiled into it.
     method = static.classifier.method
     # Images travel to the device as bytes, a quarter of float32, and are normalised there.
     if batch["images"].dtype == jnp.uint8:

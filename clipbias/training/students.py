@@ -8,7 +8,6 @@ from types import MappingProxyType
 import numpy as np
 from scipy.special import log_softmax
 
-from clipbias.clip import Clip
 from clipbias.data import Dataset, Split, protocols
 from clipbias.data.images import Images
 from clipbias.errors import ClipbiasError
@@ -19,7 +18,6 @@ from clipbias.training.loop import Run, RunOutputs, TrainJob, train_job
 from clipbias.training.teacher import split_logits
 from clipbias.tuning import Recipe, Task
 from clipbias.tuning.method import select_run
-from clipbias.tuning.prompts import ClassList
 from clipbias.tuning.tuned import Tuned
 
 FIT_STEPS = 1500
@@ -31,23 +29,15 @@ PLATEAU = 0.1
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """Form of a student.
+    """Form of a student: a method with default options, its words in a sentence, and Adam's first rate of a search.
 
-    Attributes:
-      method: the method that learns it, with default options.
-      words: its description in a sentence.
-      learning_rate: of Adam, the first that a search tries.
-      folds: whether it changes weights alone, so that the result is a plain CLIP.
+    A form that `folds` changes weights alone, so that the result is a plain CLIP.
     """
 
     method: str
     words: str
     learning_rate: float
     folds: bool = True
-
-    def task(self, clip: Clip, classes: ClassList, dtype: str = "float32") -> Task:
-        """Binds the student's method to a teacher's classes."""
-        return Task(clip, self.method, classes, dtype=dtype)
 
 
 # From few numbers to many.
@@ -108,13 +98,10 @@ def fit_student(
     initial: Tuned | None = None,
     outputs: RunOutputs,
 ) -> Fit:
-    """Fits a student, bound to the teacher's classes, until a plateau (`until_plateau`).
+    """Fits a student, bound to the teacher's classes, until a plateau; its learnables lie on the host.
 
-    Its learnables lie on the host. The seed decides the order of images, and the start without `initial`. Cycles are
-    parts of the progress in `outputs`; each has a folder below its checkpoints, from which a finished one is read.
-
-    Raises:
-      ClipbiasError: the method cannot learn from a teacher, no rate has a finite loss, or an image is unreadable.
+    The seed decides the order of images, and the start without `initial`. Raises `ClipbiasError` where the method
+    cannot learn from a teacher, no rate has a finite loss, or an image is unreadable.
     """
     splits = {"train": images, "test": images.subset([])}
     protocol = protocols.full(Dataset("unlabelled images", task.class_names, task.template, splits))
@@ -157,11 +144,10 @@ def until_plateau(
     """Fits by cosine cycles with warm restarts (Loshchilov & Hutter 2017, arXiv 1608.03983) until a plateau.
 
     Each cycle is twice as long as the one before and starts from the best student so far. The fit ends where a cycle,
-    the third or a later one, lowers the divergence by less than a tenth (`PLATEAU`), or after `most_steps`; the student
-    of the lowest divergence stays. The first cycle searches the learning rate from `rate` on.
+    the third or a later one, lowers the divergence by less than a tenth (`PLATEAU`), or after `most_steps`.
 
     `cycle(rate, steps, start)` trains a student, from the method's own start for `None`; `divergence` is its mean KL on
-    held-back images.
+    held-back images. With `searched` the first cycle searches the learning rate from `rate` on.
     """
     first, *others = cycle_lengths(most_steps)
     trials: dict[float, Tuned] = {}
@@ -201,6 +187,7 @@ def steps_of_fits(count: int, most_steps: int) -> int:
 
 def cycle_lengths(most_steps: int) -> list[int]:
     """Returns the steps of each cycle of a fit: `FIRST_CYCLE`, then twice as many as before, in all `most_steps`."""
+    # The paper's `T_mult = 2`: a fit that has not reached a plateau is worth longer and longer cycles.
     lengths, rest, each = [], most_steps, FIRST_CYCLE
     while rest:
         # The last cycle takes what no full cycle could follow: a shorter one would look like a plateau.

@@ -1,8 +1,7 @@
 """A sweep: axes to specs, specs to rows.
 
 Every group has one file, `results/NAME.json`, written whole when it ends; `results.jsonl` is made of them. So the same
-command continues a sweep that was stopped, and independent jobs share a work folder: part `i/n` runs every n-th method,
-dataset and number of shots.
+command continues a sweep that was stopped, and independent jobs share a work folder.
 """
 
 import contextlib
@@ -13,7 +12,7 @@ import json
 import re
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from absl import logging
@@ -104,14 +103,16 @@ def sweep(
     if specs[0].score_on == TEST:
         note_runs(workdir, len(specs))
     total = sum(map(len, todo))
+    run = functools.partial(run_group, context=context, paths=paths, calibrates=calibrates)
     if done and todo:
         logging.info("%d of %d runs are finished already", len(done), len(specs))
     title = "runs" if all(spec.score_on == TEST for spec in specs) else "runs on validation images"
-    with contextlib.closing(Progress(total, unit="run", title=title)) as bar:
+    with contextlib.closing(Progress(total, title=title)) as bar:
         before: tuple[str, str] | None = None
         ended = 0
         for group in todo:
-            hosts.check()  # between groups nothing is lost
+            # A notice to stop ends the sweep here, between groups, where nothing is lost.
+            hosts.check()
             # Groups of a method on a dataset, which differ in shots, share most programs. Others' programs are dropped,
             # since each holds some fifty memory maps, and a long sweep would reach the kernel's limit.
             owner = group[0].method, group[0].dataset
@@ -119,7 +120,7 @@ def sweep(
                 drop_programs()
             before = owner
             context.begin(group[0].dataset)
-            for attempted, new in _attempt(group, context, paths, common, calibrates, facts or {}, bar):
+            for attempted, new in _attempt(group, run, common, facts or {}, bar):
                 rows = _in_order([*rows, *new], specs)
                 # After every group, so that a kill costs one group at most.
                 write_group(attempted, new, paths)
@@ -141,20 +142,14 @@ _TRAINED = 0.9
 
 
 def _attempt(
-    group: Group,
-    context: SweepContext,
-    paths: SweepPaths,
-    common: Recipe,
-    calibrates: bool,
-    facts: Mapping[str, Row],
-    bar: Progress,
+    group: Group, run: Callable[..., list[Row]], common: Recipe, facts: Mapping[str, Row], bar: Progress
 ) -> list[tuple[Group, list[Row]]]:
     """Runs a group; returns pairs of group and rows. After a failure each learning rate runs by itself."""
     began = time.monotonic()
     title = f"{group[0].method} on {group[0].dataset}, {group[0].shots_words}"
     part = bar.part(_TRAINED * len(group), title)
     try:
-        rows = run_group(group, context, paths, common, part, calibrates=calibrates, facts=facts)
+        rows = run(group, common=common, facts=facts, progress=part)
     except Exception as error:
         # Several processes survive only errors that all of them meet: after any other they would wait for this one.
         alike = isinstance(error, ClipbiasError) and not isinstance(error, UnreadableImage)
@@ -165,7 +160,7 @@ def _attempt(
         # One diverging rate ends the program of all rates: one by one the good ones get their rows.
         if len(rates) > 1:
             by_rate = [tuple(spec for spec in group if spec.learning_rate == rate) for rate in rates]
-            attempts = [_attempt(alike, context, paths, common, calibrates, facts, bar) for alike in by_rate]
+            attempts = [_attempt(alike, run, common, facts, bar) for alike in by_rate]
             return list(itertools.chain.from_iterable(attempts))
         if not isinstance(error, ClipbiasError):
             logging.error("%s", "".join(traceback.format_exception(error)))
@@ -221,7 +216,7 @@ class SweepAxes:
     """Axes of a sweep: each method on each dataset, with each number of shots, seed and learning rate.
 
     Attributes:
-      shots: `None` stands for all images. A method without training images is one run per dataset.
+      shots: `None` stands for all images.
       learning_rates: rates to compare, for methods that train with the common recipe; empty for one rate.
       options: options by method name, or by `method@dataset`.
       protocol, targets, concentration: see `data.protocols`; empty targets are the literature's.
@@ -248,14 +243,12 @@ class SweepAxes:
 def make_specs(context: SweepContext, common: Recipe, axes: SweepAxes, rates: Rates | None = None) -> list[RunSpec]:
     """Makes the specs of all combinations, dataset by dataset, without datasets that the context lacks.
 
-    `common` is the recipe of methods without their own; `rates` were selected before. Raises `ClipbiasError` where an
-    axis is empty or has a value twice, or for an unknown method or option.
+    Raises `ClipbiasError` where an axis is empty or has a value twice, or for an unknown method or option.
     """
-    for name in ("methods", "datasets", "shots", "seeds"):
-        if not getattr(axes, name):
-            raise ClipbiasError(f"there are no {name}, so nothing can run; give at least one.")
     for name in ("methods", "datasets", "shots", "seeds", "learning_rates"):
         values = getattr(axes, name)
+        if not values and name != "learning_rates":
+            raise ClipbiasError(f"there are no {name}, so nothing can run; give at least one.")
         if repeated := [value for place, value in enumerate(values) if value in values[:place]]:
             raise ClipbiasError(f"{name} has {shown(repeated[0])} twice; name each once.")
     if axes.protocol == "full" and axes.shots != (None,):
@@ -319,7 +312,7 @@ def make_specs(context: SweepContext, common: Recipe, axes: SweepAxes, rates: Ra
                     task=task_identity(context.clip, method, Classes.of(dataset), context.dtype),
                     source=source_digest(type(method)),
                     data=data_of((dataset.name, *targets)),
-                    on_image_error=context.on_image_error,
+                    on_image_error=context.reading.on_error,
                     score_on=axes.score_on,
                     validation=validation,
                     concentration=axes.concentration if is_imbalanced else None,
@@ -331,7 +324,6 @@ def make_specs(context: SweepContext, common: Recipe, axes: SweepAxes, rates: Ra
 
 
 def _policy(axes: SweepAxes, dataset: Dataset, shots: int | None) -> str:
-    """Returns the validation policy of a run with selected settings."""
     if not axes.hold_out_shot:
         return protocols.validation_policy(dataset)
     if axes.protocol == "pseudo_labels":

@@ -26,7 +26,6 @@ from clipbias.tuning.tuned import Tuned
 
 
 def check_student(student: Task, teacher: Tuned) -> None:
-    """Raises `ClipbiasError` where a task cannot learn from a teacher."""
     if student.class_names != teacher.task.class_names:
         raise ClipbiasError(
             f"the teacher has {len(teacher.task.class_names)} classes and the student {len(student.class_names)}, or "
@@ -51,19 +50,14 @@ def split_logits(model: Tuned, images: Images, context: SweepContext) -> tuple[n
     Returns float32 `[n, C]`, zeros for unreadable images, and which images are readable, bool `[n]`.
     """
     # No label is read: the same images with other labels have the same logits.
-    key = model.identity, without_labels(images.split).digest
-    if key in context.known_logits:
-        return context.known_logits[key]
-    evaluator = Evaluator(
-        images,
-        mesh=context.mesh,
-        batch_size=context.compute.eval_batch_size,
-        on_error=context.on_image_error,
-        workers=context.workers,
-    )
-    scores, read = evaluator.logits(*_evaluation(model, context))
-    context.known_logits[key] = np.where(read[:, None], scores[0], 0), read
-    return context.known_logits[key]
+    key = "logits", model.identity, without_labels(images.split).digest
+
+    def compute() -> tuple[np.ndarray, np.ndarray]:
+        evaluator = Evaluator(images, context.reading, batch_size=context.compute.eval_batch_size)
+        scores, read = evaluator.logits(*_evaluation(model, context))
+        return np.where(read[:, None], scores[0], 0), read
+
+    return context.keep(key, compute)
 
 
 class TaughtBatches(RunBatches):
@@ -84,10 +78,7 @@ class TaughtBatches(RunBatches):
         resizing: Resizing,
         start_step: int,
     ) -> None:
-        """Computes the logits of all images, unless these are augmented; see `RunBatches` for other arguments.
-
-        Raises `ClipbiasError` where images are augmented, and the teacher needs crops of each image.
-        """
+        """Raises `ClipbiasError` where images are augmented, and the teacher needs crops of each image."""
         mesh = context.mesh
         # A student reads no label: each image's number in the list takes its place, by which a batch finds its logits.
         numbered = {
@@ -95,16 +86,17 @@ class TaughtBatches(RunBatches):
             for of_run in run_images
         }
         run_images = [numbered[id(of_run)] for of_run in run_images]
-        reading: dict[str, Any] = {"workers": context.workers, "on_error": context.on_image_error}
-        reading["start_step"] = start_step
-        super().__init__(run_images, seeds, recipe, mesh, resizing=resizing, **reading)
+        reading = context.reading
+        super().__init__(run_images, seeds, recipe, reading, resizing=resizing, start_step=start_step)
         self._table: jax.Array | None = None
         self._evaluation: tuple[EvalStatic, EvalInputs] | None = None
         self._of_teacher: RunBatches | None = None
         if not recipe.augment:
             logits = {id(of_run): split_logits(teacher, of_run, context)[0] for of_run in numbered.values()}
             stacked = np.stack([logits[id(of_run)] for of_run in run_images])
+            # On the mesh once: a batch sends numbers of images, and no logits of a thousand classes.
             self._table = placement.RunAxis(mesh, len(run_images)).place(stacked)
+        # Crops differ in every step, so their logits cannot be known before.
         elif isinstance(teacher.task.method, TestTimeMethod):
             raise ClipbiasError(
                 f"{teacher.task.method_name!r} learns from crops of each test image, so it teaches without "
@@ -113,9 +105,9 @@ class TaughtBatches(RunBatches):
         else:
             static, inputs = _evaluation(teacher, context)
             self._evaluation = static, encode_texts(static, inputs)
-            resizing_of_teacher = teacher.task.clip.preprocessing.resizing
-            if resizing_of_teacher != resizing:
-                self._of_teacher = RunBatches(run_images, seeds, recipe, mesh, resizing=resizing_of_teacher, **reading)
+            own = teacher.task.clip.preprocessing.resizing
+            if own != resizing:
+                self._of_teacher = RunBatches(run_images, seeds, recipe, reading, resizing=own, start_step=start_step)
 
     def __next__(self) -> Batch:
         batch: Any = super().__next__()
@@ -131,7 +123,8 @@ class TaughtBatches(RunBatches):
         super().close()
         if self._of_teacher is not None:
             self._of_teacher.close()
-        self._table, self._evaluation = None, None  # large, as in `RunBatches.close`
+        # Large, and in the same cycle as in `RunBatches.close`.
+        self._table, self._evaluation = None, None
 
 
 def _evaluation(model: Tuned, context: SweepContext) -> tuple[EvalStatic, EvalInputs]:
@@ -148,7 +141,7 @@ def _evaluation(model: Tuned, context: SweepContext) -> tuple[EvalStatic, EvalIn
 
 @functools.partial(jax.jit, static_argnames="mesh")
 def _look_up(mesh: jax.sharding.Mesh, table: jax.Array, numbers: jax.Array) -> jax.Array:
-    """Takes rows `numbers [R, B]` of `table [R, N, C]`: `[R, B, C]`."""
+    # Rows `numbers [R, B]` of `table [R, N, C]`, taken where the batch lies: no logits travel from the host.
     rows = jax.vmap(lambda of_run, places: of_run[places])(table, numbers)
     return placement.constrain(mesh, rows, placement.RUN, placement.DATA)
 

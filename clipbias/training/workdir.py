@@ -48,6 +48,7 @@ def open_workdir(
         yield folder
         return
     part_folder = folder if part[1] == 1 else folder / "parts" / f"{part[0] + 1}-of-{part[1]}"
+    # The lock tells a killed process from one that works: `state.json` says "running" of both.
     with contextlib.ExitStack() as locked:
         if part_folder != folder:  # a shared lock, so that no process takes the whole folder meanwhile
             locked.enter_context(io.lock(folder, shared=True))
@@ -82,7 +83,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def environment() -> dict[str, Any]:
-    """Describes what a result depends on besides its settings: versions, devices, and the commit of the source."""
+    # A result depends on these besides its settings.
     versions = {}
     for name in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -99,7 +100,6 @@ def environment() -> dict[str, Any]:
 
 
 def note_model(folder: Path, clip: Clip) -> None:
-    """Adds to `environment.json` the model's name, commit, identity and resolution, and the SHA-256 of its files."""
     if hosts.is_first():
         facts = {"name": clip.name, "revision": clip.revision, "identity": clip.identity}
         files = {path.name: io.sha256(path) for path in clip.files}
@@ -107,7 +107,7 @@ def note_model(folder: Path, clip: Clip) -> None:
 
 
 def note_runs(folder: Path, count: int) -> None:
-    """Adds the number of runs on test images to `environment.json`, for the progress that `show` prints."""
+    # For the progress that `show` prints.
     if (folder / ENVIRONMENT).exists():  # a sweep may run without a work folder's other files
         _note(folder, runs=count)
 
@@ -155,7 +155,7 @@ class SweepPaths:
         return self.workdir if self.single else self.workdir / "runs" / self.group_file(group)
 
     def checkpoints(self, group: Group) -> Path:
-        """Folder of a group's checkpoints, until the group is finished."""
+        # By the keys of all its runs: a group of others finds no state of these.
         return self.workdir / "checkpoints" / group_key(group)
 
     def adapter(self, spec: RunSpec) -> Path:

@@ -65,14 +65,12 @@ class Adapter:
     """The content of an adapter file: all that predictions depend on, except the frozen weights and the tokenizer.
 
     Attributes:
-      method, options: see `Task`; `source` is the digest of the program of a user's own method.
+      method, options, dtype: see `Task`; `source` is the digest of the program of a user's own method.
       class_names, template, descriptions, free_text: see `tuning.prompts.Classes`.
-      dtype: compute type.
       base: name of the frozen model for `clipbias.load`, a hub model at its commit.
       weights, tokenizer: identities of the frozen weights and the tokenizer.
       config, preprocessing: geometry with its activation, and preparation of pictures, as `Clip` has them.
-      notes: further JSON values, such as dataset, shots, seed and accuracy.
-      calibration: scores of calibration images of these classes, or `None`.
+      notes, calibration: see `Tuned`.
       sha256: digest of everything else, from the time of writing.
     """
 
@@ -157,18 +155,10 @@ class Adapter:
         return dataclasses.replace(adapter, sha256=adapter.content)
 
     def bind(self, clip: Clip, *, own_methods: Sequence[str] = (), dtype: str | None = None) -> Tuned:
-        """The tuned model as it was written. Its frozen model has the geometry and preprocessing of training.
+        """The tuned model as it was written, on a `clip` with the weights and the tokenizer of its training.
 
-        Args:
-          clip: with the weights and the tokenizer that it was trained with.
-          own_methods: files or modules that may hold a user's own method (`tuning.registry.match_user_method`).
-          dtype: compute type, see `Task`. Default: that of training.
-
-        Raises:
-          ClipbiasError: `clip` is another model, or the method is a program that `own_methods` does not name.
-
-        Warns:
-          ClipbiasWarning: that program is another than at the training; the model then has no calibration.
+        Raises `ClipbiasError` for another model, or a method whose program `own_methods` does not name. Warns where
+        that program was changed; the model then has no calibration. The default compute type is that of training.
         """
         if clip.fingerprint != self.weights:
             raise ClipbiasError(
@@ -213,7 +203,7 @@ class Adapter:
 
 
 def _header_types() -> dict[str, Any]:
-    """The type of each field of the header by its name."""
+    # The fields of the dataclass are the header: a new one is written, read, checked and hashed by being there.
     return {name: kind for name, kind in annotations(Adapter).items() if name not in ("learnables", _CALIBRATION)}
 
 
@@ -230,10 +220,7 @@ def start_seed(notes: Mapping[str, Any]) -> int:
 
 
 def write_adapter(path: str | os.PathLike, model: Tuned) -> None:
-    """Writes a tuned model to a `.safetensors` file, atomically.
-
-    Raises `ClipbiasError` for what `read_adapter` or `Adapter.bind` would refuse, or if it cannot be written.
-    """
+    """Writes a tuned model to a `.safetensors` file, atomically. Raises `ClipbiasError` for what no reader accepts."""
     if data_path(path).suffix.lower() != ".safetensors":
         raise ClipbiasError(f"{path} is no name of an adapter's file; give a path that ends with .safetensors.")
     # Checked as when it is read: a file that `read_adapter` refuses must not be written.
@@ -255,13 +242,9 @@ def write_adapter(path: str | os.PathLike, model: Tuned) -> None:
 
 
 def read_adapter(path: str | os.PathLike) -> Adapter:
-    """Reads an adapter.
+    """Reads an adapter from its file, or from a folder or a repository of the hub with an `adapter.safetensors`.
 
-    `path` is its file, a folder that holds it as `adapter.safetensors` (a work folder, an export), or a repository of
-    the Hugging Face hub, "owner/name" or "owner/name@revision", that does.
-
-    Raises:
-      ClipbiasError: no such file, or it is damaged, not an adapter, or of another format; or it cannot be downloaded.
+    Raises `ClipbiasError` where it is missing, damaged, no adapter, or of another format.
     """
     path = _find(path)
     with open_safetensors_file(path) as file:
@@ -327,7 +310,7 @@ def _check_shapes(arrays: Mapping[str, Array], task: Task, method: str) -> None:
 
 
 def _check_finite(arrays: Mapping[str, np.ndarray], message: str) -> None:
-    """Raises `ClipbiasError` for an array of anything but finite numbers; only constants may be whole ones."""
+    # Only constants may be whole numbers, as labels of keys are.
     for name, values in arrays.items():
         whole = name.split(SEPARATOR)[0] == CONSTANTS and values.dtype.kind in "biu"
         if not whole and not (_is_floating(values) and np.isfinite(values).all()):

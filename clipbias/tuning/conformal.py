@@ -5,7 +5,7 @@ Split conformal prediction (Vovk et al. 2005; Sadinle et al. 2019): a set holds 
 image holds its true class with at least this probability, whatever the model. An image is rejected if its score is
 below the threshold that a share of the calibration images reaches. Scores: the largest logit (Hendrycks et al. 2022),
 the largest probability of the unscaled cosines (MCM, Ming et al. 2022), and the negative energy, the log-sum-exp of the
-logits (Liu et al. 2020). Probabilities have no temperature.
+logits (Liu et al. 2020).
 """
 
 import dataclasses
@@ -64,11 +64,8 @@ class AnswerOptions:
 class AnswerRule:
     """Thresholds of prediction sets and rejection.
 
-    Attributes:
-      nonconformity: largest `1 - p` of a class in a set.
-      lowest: lowest score of an image that is not rejected.
-      scale: factor of the cosines, as in `Calibration`.
-      images: number of calibration images.
+    `nonconformity` is the largest `1 - p` of a class in a set, `lowest` the lowest score of an image that is not
+    rejected, `scale` the factor of the cosines, and `images` the number of calibration images.
     """
 
     options: AnswerOptions
@@ -106,7 +103,6 @@ class AnswerRule:
         )
 
     def words(self, names: Sequence[str], rejected: bool) -> str:
-        """The prediction set of an image in words, or "none of these"."""
         members = ", ".join(map(printable, names))
         return NONE_OF_THESE if rejected else f"{100 * self.options.coverage:g} % set: {members or 'empty'}"
 
@@ -115,10 +111,8 @@ class AnswerRule:
 class Calibration:
     """A model's scores of `n` images that neither trained it nor selected a setting, each float64 `[n]`.
 
-    Attributes:
-      nonconformity: `1 - p` of the true class.
-      max_logit, mcm, energy: see the head of this file.
-      scale: `[]`, the factor of the cosines in the logits, which `mcm` divides them by.
+    `nonconformity` is `1 - p` of the true class; the others are those of the head of this file, and `scale`, `[]`, is
+    the factor of the cosines in the logits, by which `mcm` divides them.
     """
 
     nonconformity: np.ndarray
@@ -148,7 +142,7 @@ class Calibration:
 
     @classmethod
     def read(cls, arrays: object) -> "Calibration":
-        """From arrays by name. Raises `ClipbiasError` for a missing or an unknown array."""
+        # From a file, which may lack an array, or have an unknown one.
         names = [field.name for field in dataclasses.fields(cls)]
         if not isinstance(arrays, Mapping) or arrays.keys() != set(names):
             raise ClipbiasError(f"its scores of calibration images are not {', '.join(names)}.")

@@ -78,10 +78,14 @@ class Preset:
 class Kind(enum.StrEnum):
     """Groups of methods, by the part of CLIP that they change."""
 
+    # No trained parameter.
     TRAINING_FREE = "training-free"
     HEAD = "head"
+    # Words, tokens or pixels.
     PROMPTS = "prompts"
+    # Biases, kernels, inserted networks.
     WEIGHTS = "weights"
+    # Learned on each test image.
     TEST_TIME = "test-time"
 
 
@@ -111,11 +115,8 @@ class Method(abc.ABC):
 
     Attributes:
       presets: names of a built-in method. The first preset of a user's own method gives its label.
-      kind: the part that the method changes: "head", "prompts" (words, tokens or pixels) or "weights" (biases, kernels,
-        inserted networks). "training-free" methods have no trained parameter; "test-time" methods learn on each test
-        image.
-      trains: whether steps of an optimiser change the learnables. `False` for methods that need none (zero-shot) or
-        that `support` completes.
+      kind: the part that the method changes.
+      trains: whether steps of an optimiser change the learnables; not for methods that `init` or `support` completes.
       patches: whether the head and the loss use features of patches. The last block then runs at all tokens.
       reads_templates: whether the loss uses features of the templates without class names (`Features.templates`).
       first_view: whether the first of several features of an image (`Features.views`) is the image's feature; else
@@ -123,30 +124,28 @@ class Method(abc.ABC):
       unlabelled: whether the method trains on the images that plain CLIP is surest of, with its labels
         (`data.few_shot.most_confident`), instead of a few-shot split.
       datasets: the authors' options for each dataset (`options_for`).
+      authors: the authors' recipe, where it depends on no option (`authors_recipe`).
       scale: the authors' factor of the cosines; `None` for CLIP's own `exp(logit_scale)`.
 
     Optional hooks, `None` unless a method defines them:
-      logits(learnables, features): logits `[B, C]` of a head of the method's own. Without it they are
-        `cosine_logits`.
+      logits(learnables, features): logits `[B, C]` of a head of the method's own, in place of `cosine_logits`.
       losses(learnables, features, logits, labels): terms of the loss by name: a number, or `[B]`, which is averaged
         over images. Without it the only term is `cross_entropy`.
-      combine(gradients): the gradient of a step from the gradients of the loss terms, by name, each with a backward
-        pass of its own. Without it one backward pass computes the gradient of their sum.
-      adapt_to(learnables, image): the adaptation for one image, from its feature `[d]` before normalisation. Only the
-        text tower uses it. It runs once for each image, and the loss and the head get texts `[B, S, C, d]`.
+      combine(gradients): the gradient of a step from those of the loss terms, by name, each with a backward pass of
+        its own. Without it one backward pass computes the gradient of their sum.
+      adapt_to(learnables, image): the adaptation of the text tower for one image, from its feature `[d]` before
+        normalisation. The loss and the head get texts `[B, S, C, d]`.
       templates_in_training(rng, step): indices of the templates of `text` that a training step uses, int32 `[Q]`, with
-        the same `Q` in all steps. The text tower encodes only their texts, with their contexts of `text_context [S, T,
-        Dt]`. The key is the run's, the same in all steps, which are counted from 0.
-      read_classes(learnables, text): the learnables with arrays made from the teacher's text features `[S', C, d]` of
-        the classes. It is called after `init`, and again for other classes.
+        the same `Q` in all steps; `text_context` is `[S, T, Dt]`. The key is the run's; steps count from 0.
+      read_classes(learnables, text): the learnables with arrays made from the teacher's text features `[S', C, d]`,
+        after `init` and again for other classes.
       next_stage(stage, learnables, text): initial learnables of a stage, on the host, from one run's final learnables
         of the previous stage. Stage 0 starts from the method's own learnables; after the last stage this hook returns
         the method's own. Between two stages `text [S, C, d]` are the text features under `learnables`.
-      transfer(learnables, labels, source, target): one run's learnables for other classes. `labels [C']` are the
-        training label of each class, -1 if training did not see it. `source` and `target` are plain CLIP's text
-        features `[S, C, d]` of the training classes and of the other classes. It raises `ClipbiasError` if the
-        learnables cannot be used for these classes. Without it rows of known classes are kept, and new rows are those
-        of `init` (`tuning.transfer`).
+      transfer(learnables, labels, source, target): one run's learnables for other classes. `labels [C']` are their
+        training labels, -1 for classes that training did not see; `source` and `target` plain CLIP's text features
+        `[S, C, d]` of the training classes and of the others. It may raise `ClipbiasError`. Without it rows of known
+        classes stay, and new rows are those of `init` (`tuning.transfer`).
     """
 
     presets: ClassVar[Mapping[str, Preset]] = {}
@@ -157,6 +156,7 @@ class Method(abc.ABC):
     first_view: ClassVar[bool] = False
     unlabelled: ClassVar[bool] = False
     datasets: ClassVar[DatasetOptions] = {}
+    authors: ClassVar[Recipe | None] = None
     scale: ClassVar[float | None] = None
 
     logits: ClassVar[Callable[..., jax.Array] | None] = None
@@ -191,17 +191,14 @@ class Method(abc.ABC):
 
     @abc.abstractmethod
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
-        """Initial learnables from a `jax.random.key`. An axis of length 0 has as many entries as training images.
-
-        `class_names` are the `C` classes as given, before `_` becomes a space.
-        """
+        """Initial learnables from a `jax.random.key`. An axis of length 0 has as many entries as training images."""
 
     @abc.abstractmethod
     def adapt(self, learnables: Learnables) -> Adaptation:
         """The adaptation from the learnables: a pure function, traced and differentiated; see also `clip_config`."""
 
     def adapt_in_training(self, learnables: Learnables, rng: jax.Array) -> Adaptation:
-        """`adapt` in a training step, with randomness such as dropout. By default `adapt`."""
+        """`adapt` in a training step, with randomness such as dropout."""
         return self.adapt(learnables)
 
     def text(self, template: str, clip: Clip) -> PromptText:
@@ -213,7 +210,7 @@ class Method(abc.ABC):
     def cosine_logits(self, learnables: Learnables, features: Features) -> jax.Array:
         """`exp(logit_scale) · cos(f, g)`, `[B, C]`: the head of a method without `logits`."""
         if features.text.ndim == 4:
-            # Each image has texts of its own: the two-dimensional case, vectorised over images.
+            # Each image has texts of its own (CoCoOp, TPT): the plain case, vectorised over images.
             def image_logits(image: jax.Array, text: jax.Array) -> jax.Array:
                 return self.cosine_logits(learnables, Features(image[None], text, features.scale))[0]
 
@@ -225,6 +222,7 @@ class Method(abc.ABC):
 
     def logit_scale(self, params: Params) -> jax.Array:
         """The logarithm of the factor of the cosines, float32: CLIP's own, or that of the method's `scale`."""
+        # The logarithm, as CLIP stores it: a head takes its exponential wherever it comes from.
         return params["logit_scale"].astype(jnp.float32) if self.scale is None else jnp.log(jnp.float32(self.scale))
 
     def teacher_text(self, template: str, clip: Clip) -> PromptText | None:
@@ -235,7 +233,7 @@ class Method(abc.ABC):
 
     @classmethod
     def options_for(cls, dataset: str, shots: int | None) -> Options:
-        """The authors' options for a dataset and `shots` images per class, `None` for all. Default: `datasets`."""
+        """The authors' options for a dataset and `shots` images per class, `None` for all."""
         return cls.datasets.get(dataset, {})
 
     def recipe_for(self, common: Recipe, shots: int | None) -> Recipe:
@@ -243,22 +241,20 @@ class Method(abc.ABC):
         return common if getattr(self, "recipe", AUTHORS) == COMMON else self.authors_recipe(common, shots)
 
     def authors_recipe(self, common: Recipe, shots: int | None) -> Recipe:
-        """The authors' recipe, for a method without an option `recipe` or with "authors". By default `common`."""
-        return common
+        """The authors' recipe, for a method without an option `recipe` or with "authors"."""
+        return common if self.authors is None else self.authors
 
     def stages(self, recipe: Recipe) -> Sequence[tuple["Method", Recipe]]:
-        """The method and the recipe of each stage of training, from the recipe of all stages together.
-
-        Every stage starts a new optimiser. Default: a single stage, with the method itself.
-        """
+        """The method and the recipe of each stage, from the recipe of all together; each has a new optimiser."""
         return ((self, recipe),)
 
     def optimizer(self, recipe: Recipe) -> optax.GradientTransformation:
-        """The optimiser without the learning rate, by default the recipe's. It must act elementwise."""
+        """The optimiser without the learning rate, which must act elementwise."""
+        # Elementwise: a step applies it to the arrays of all runs, stacked, without `vmap`.
         return recipe.transformation()
 
     def decayed_weights(self, learnables: Learnables, params: Params) -> Learnables:
-        """Arrays that weight decay pulls towards zero, of several runs. By default the learnables."""
+        """Arrays that weight decay pulls towards zero, of several runs."""
         return learnables
 
     def average(self, epochs: int) -> np.ndarray | None:
@@ -304,10 +300,7 @@ class FeatureMethod(Method):
     """A method that uses features of the training images instead of the images: Tip-Adapter, GDA, a linear probe.
 
     With `trains = False` the method needs only `support`. Otherwise its training steps use features and run no tower.
-
-    Optional hook, `None` unless a method defines it:
-      finish(learnables, samples): one run's learnables after training, for example after a search on validation images.
-        On the host.
+    The optional hook `finish(learnables, samples)` gives one run's learnables after training, on the host.
     """
 
     finish: ClassVar[Callable[..., Learnables] | None] = None
@@ -321,10 +314,8 @@ class FeatureMethod(Method):
         return learnables
 
     def searched_options(self, learnables: Learnables) -> Mapping[str, float]:
-        """The options that a search on validation images selected in a run. Default: none.
-
-        With them, `support` and `finish` repeat the selection without validation images.
-        """
+        """The options that a search on validation images selected in a run."""
+        # With them, `support` and `finish` repeat the selection without validation images.
         return {}
 
     @property
@@ -348,16 +339,15 @@ class TestTimeMethod(Method):
         """Number of random crops per test image for `at_test`, in addition to the image."""
 
     def augmix_at_test(self) -> bool:
-        """Whether AugMix mixes these crops with distortions (`data.transforms`). By default not."""
+        """Whether AugMix mixes these crops with distortions (`data.transforms`)."""
         return False
 
     @abc.abstractmethod
     def at_test(self, learnables: Learnables, logits: Callable[[Learnables], jax.Array]) -> Learnables:
-        """The learnables for one test image, from those of the run.
+        """The learnables for one test image, from those of the run: a traced function, for one image after another.
 
         `logits` returns the logits `[1 + crops, C]` of the image's views for any learnables; the first view is the
-        image. The vision tower has run once, with the learnables of the run, so only learnables of the text tower may
-        change. The function is traced, and runs for one image after another.
+        image. The vision tower has run already, so only learnables of the text tower may change.
         """
 
     @property
@@ -387,7 +377,6 @@ def without_constants(learnables: Learnables) -> Learnables:
 
 
 def with_constants(learnables: Learnables, others: Learnables) -> Learnables:
-    """`learnables` with the constants of `others`."""
     return {**learnables, CONSTANTS: others[CONSTANTS]} if CONSTANTS in others else learnables
 
 
@@ -418,6 +407,7 @@ def unflatten(tensors: Mapping[str, Array]) -> Params:
 
 def parameter_count(learnables: Learnables) -> dict[str, int]:
     """Number of learnable parameters: `total`, `vision`, `text`, and `shared` between the towers; no constants."""
+    # By the first word of a name: the protocol's only rule for names.
     counts = dict.fromkeys(("vision", "text", "shared"), 0)
     for key, value in without_constants(learnables).items():
         tower = next((name for name in ("vision", "text") if key.startswith(name)), "shared")

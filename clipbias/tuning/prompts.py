@@ -22,6 +22,7 @@ from clipbias.data.dataset import Descriptions, as_descriptions
 from clipbias.errors import ClipbiasError
 from clipbias.identity import counted_by, identity, no_effect, parts
 from clipbias.io import shorten
+from clipbias.tuning.features import Features, unit_length
 from clipbias.tuning.method import Kind, Learnables, Method, PromptText, Tokens
 
 
@@ -30,7 +31,7 @@ class ClassTexts:
     """Class texts, padded to the longest list: `n` texts for each of `C` classes.
 
     `texts`, with tokens `[n · C, N]`, are the first text of every class, then the second, …; a class with fewer than
-    `n` texts repeats its first. `counts [C]` are the numbers of texts; features of repeated texts count as zeros.
+    `n` texts repeats its first. `counts [C]` are the numbers of texts.
     """
 
     texts: Sequence[str]
@@ -52,13 +53,12 @@ def names_in_prompt(names: Sequence[str], prompt: PromptText) -> list[str]:
 
 
 def name_tokens(clip: Clip, names: Sequence[str], prompt: PromptText) -> list[list[int]]:
-    """Tokens of each name as it stands in a prompt."""
-    # Behind a space: some tokenizers split the first word of a text differently.
+    # Behind a space, as in a prompt: some tokenizers split the first word of a text differently.
     return encode(clip.tokenizer, [f" {name}" if name.strip() else "" for name in names_in_prompt(names, prompt)])
 
 
 def without_template(prompt: PromptText) -> PromptText:
-    """The prompt for free text: the text alone, or after the learned context."""
+    # For free text: the text alone, or behind the learned context.
     if not prompt.context_tokens:
         return PromptText(("{}",), spaces="")
     before = (template.partition("{}")[0] + "{}" for template in prompt.templates)
@@ -66,12 +66,7 @@ def without_template(prompt: PromptText) -> PromptText:
 
 
 def template_texts(clip: Clip, class_names: Sequence[str], prompt: PromptText) -> ClassTexts:
-    """Every template's texts, template after template, and their tokens `[n · C, N]` with `N` the longest text.
-
-    Raises `ClipbiasError` for an empty name, a template without `{}`, or a text that is too long.
-    """
-    if not class_names:
-        raise ClipbiasError("there are no class names; a task needs at least one.")
+    """Texts, template after template. Raises `ClipbiasError` for an empty name, or a template or text of no use."""
     name_lengths = [len(ids) for ids in name_tokens(clip, class_names, prompt)]
     if 0 in name_lengths:  # nothing but white space and control characters
         raise ClipbiasError(f"class {name_lengths.index(0)} has an empty name; give every class a name.")
@@ -131,7 +126,6 @@ def template_tokens(clip: Clip, prompt: PromptText) -> TextTokens:
 
 
 def _context_rows(clip: Clip, id_lists: Sequence[list[int]], count: int) -> list[list[int]]:
-    """For each token its row of a context of `count` tokens at the text's start; -1 for the others."""
     first = clip.config.text.first_word
     return [[i - first if first <= i < first + count else -1 for i in range(len(row))] for row in id_lists]
 
@@ -166,23 +160,20 @@ def imagenet_full() -> tuple[str, ...]:
 
 
 def choose_templates(choice: str | tuple[str, ...], dataset_template: str) -> tuple[str, ...]:
-    """The templates of one of `CHOICES`, or those with `{}` that are given. Raises `ClipbiasError` for another choice.
-
-    "imagenet_select" are the seven above, "imagenet_select_and_dataset" CoOp's ensemble for all datasets but ImageNet,
-    "imagenet_full" CLIP's eighty, and "imagenet_60" the first sixty of them (PromptSRC's teacher).
-    """
+    """The templates of one of `CHOICES`, or those with `{}` that are given; a `ClipbiasError` for another choice."""
     if not isinstance(choice, str):
         if not choice:
             raise ClipbiasError("there is no template; give at least one with '{}' for the class name.")
         return tuple(choice)
     if "{}" in choice:
         return (choice,)
-    # PromptSRC's authors use the first sixty.
     full = imagenet_full()
     named = {
         "dataset": (dataset_template,),
         "imagenet_select": IMAGENET_SELECT,
+        # CoOp's zero-shot ensemble for all datasets but ImageNet.
         "imagenet_select_and_dataset": (*IMAGENET_SELECT, dataset_template),
+        # Of PromptSRC's teacher: its authors use the first sixty.
         "imagenet_60": full[:60],
         "imagenet_full": full,
     }
@@ -256,11 +247,17 @@ class ContextSets(Method):
         prompt = context_text(clip, "", self.tokens)
         return dataclasses.replace(prompt, templates=prompt.templates * self.sets)
 
+    def logits(self, learnables: Learnables, features: Features) -> jax.Array:
+        # The mean of the contexts' logits is the logit of their mean unit feature, which is not normalised again:
+        # classes whose contexts disagree have shorter means, and lower logits.
+        return features.scale * (unit_length(features.image) @ unit_length(features.text).mean(0).T)
+
 
 @dataclasses.dataclass(frozen=True)
 class FrozenTowers(Method):
     """A method that changes only the head; texts use one of `CHOICES`, or templates with `{}`."""
 
+    # No part of CLIP changes: features of texts, and of images without augmentation, are computed once.
     kind = Kind.HEAD
 
     templates: str | tuple[str, ...] = "dataset"
@@ -274,10 +271,7 @@ class FrozenTowers(Method):
 
 @runtime_checkable
 class ClassList(Protocol):
-    """Classes and their prompt template: a `clipbias.data.Dataset`, a `Task` or a tuned model.
-
-    With a `name`, a method takes its authors' options for the dataset of that name.
-    """
+    """Classes and their prompt template: a `clipbias.data.Dataset`, a `Task` or a tuned model."""
 
     @property
     def class_names(self) -> Sequence[str]: ...
@@ -328,6 +322,7 @@ class Classes:
     @classmethod
     def of(cls, classes: "Sequence[str] | ClassList") -> "Classes":
         """From a list of names, a dataset or a task. Raises `ClipbiasError` for repeated names, or without order."""
+        # A task or a tuned model carries its classes whole: nothing that changes their texts is lost on the way.
         own = classes if isinstance(classes, Classes) else getattr(classes, "classes", None)
         if isinstance(own, Classes):
             return own
@@ -349,25 +344,12 @@ class Classes:
         return cls(tuple(classes.class_names), classes.template, as_descriptions(classes.descriptions), name=name)
 
 
-def check_distinct(names: Sequence[str], ids: np.ndarray) -> None:
-    """Raises `ClipbiasError` for two names with equal tokens, as "cat" and "Cat"; `ids` are `[C, N]`, or longer."""
-    # Equal texts have equal logits: the second class would never be predicted.
-    by_text: dict[bytes, str] = {}
-    for name, row in zip(names, ids, strict=False):
-        other = by_text.setdefault(row.tobytes(), name)
-        if other != name:
-            raise ClipbiasError(
-                f"the model reads the class names {shown(other)} and {shown(name)} as the same text; leave out or "
-                "rename one."
-            )
-
-
 # Descriptions of classes in place of a template, as in CuPL (Pratt et al. 2023, What does a platypus look like?).
 
 
 def take_templates(method: Method, clip: Clip) -> bool:
-    """Whether descriptions take the place of a method's text: it is the dataset's own template, or an ensemble."""
-    # A template that nobody writes shows whether the method passes it on.
+    # Descriptions take the place of a text that is the dataset's own template, or an ensemble. A template that nobody
+    # writes shows whether the method passes it on.
     marker = "something whose template is {}."
     prompt: PromptText = method.text(marker, clip)
     return prompt.context_tokens == 0 and (len(prompt.templates) > 1 or marker in prompt.templates)
@@ -375,8 +357,6 @@ def take_templates(method: Method, clip: Clip) -> bool:
 
 def described_texts(clip: Clip, descriptions: Descriptions, class_names: Sequence[str]) -> ClassTexts:
     """The descriptions of classes as texts. Raises `ClipbiasError` for a class without a text, or a text too long."""
-    if not class_names:
-        raise ClipbiasError("there are no class names; a task needs at least one.")
     by_class = [descriptions.of([name])[name] for name in class_names]
     counts = tuple(map(len, by_class))
     # Arrays need as many texts for each class: a class with fewer repeats its first, and `without_missing` replaces the
@@ -395,11 +375,9 @@ def described_texts(clip: Clip, descriptions: Descriptions, class_names: Sequenc
                 f"{shorten(class_names[i % len(class_names)])!r}, {shorten(texts[i])!r}, and this model reads at most "
                 f"{longest}; shorten it."
             )
-    ids = pad(rows, texts, clip.config.text)
-    return ClassTexts(tuple(texts), text_tokens(ids, np.full_like(ids, -1), clip.config.text), counts)
+    return ClassTexts(tuple(texts), _padded(clip, rows, texts, contexts=()), counts)
 
 
 def without_missing(features: jax.Array, counts: Sequence[int]) -> jax.Array:
-    """Features `[n · C, d]` with zeros for the missing texts of classes with fewer texts."""
     present = np.arange(features.shape[0] // len(counts))[:, None] < np.asarray(counts)
     return features * present.reshape(-1, 1)

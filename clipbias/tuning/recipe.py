@@ -39,8 +39,7 @@ _Number = Annotated[float, Range(0, 3e38)]
 class Recipe:
     """Recipe of a training. Default: the paper's.
 
-    The fields up to `weight_decay` are settings. The others serve recipes of some methods' authors; their defaults are
-    the common recipe.
+    The fields up to `weight_decay` are settings. The others serve recipes of some methods' authors.
 
     Attributes:
       optimizer: "sgd", "adam" (the decay is added to the gradient) or "adamw" (the decay is apart), as torch has them.
@@ -83,26 +82,17 @@ class Recipe:
 
     def facts(self) -> dict[str, Any]:
         """The settings, and the other fields that differ from the common recipe, as JSON values."""
-        settings = fields_of(Recipe)
-        return {
-            field.name: value
-            for field in dataclasses.fields(self)
-            if (value := getattr(self, field.name)) != field.default or field.name in settings
-        }
+        settings = {name: getattr(self, name) for name in fields_of(Recipe)}
+        return settings | self.differences(Recipe())
 
     def differences(self, common: "Recipe") -> dict[str, Any]:
         """The fields that differ from another recipe, as JSON values."""
-        return {
-            field.name: value
-            for field in dataclasses.fields(self)
-            if (value := getattr(self, field.name)) != getattr(common, field.name)
-        }
+        return {name: value for name, value in vars(self).items() if value != getattr(common, name)}
 
     def with_learning_rate(self, learning_rate: float | None) -> "Recipe":
         return self if learning_rate is None else dataclasses.replace(self, learning_rate=learning_rate)
 
     def with_epochs(self, examples: int) -> "Recipe":
-        """The recipe with its number of epochs for `examples` training images."""
         return self if self.epochs else dataclasses.replace(self, epochs=self.total_epochs(examples))
 
     def candidates(self) -> tuple[float, ...]:
@@ -111,13 +101,14 @@ class Recipe:
         return tuple(self.learning_rate * factor**power for power in range(CANDIDATES))
 
     def shortened(self, examples: int) -> "Recipe":
-        """The recipe with a third of its steps, and of its warm-up, for `examples` training images."""
-        # The schedule shrinks with it, so that rates are compared at the end of a cosine and not in its middle.
+        # A third of the steps and of the warm-up. The schedule shrinks with them, so that rates are compared at the end
+        # of a cosine and not in its middle.
         steps = max(1, self.total_steps(examples) // SHORTER)
         return dataclasses.replace(self, epochs=None, steps=steps, warmup_epochs=self.warmup_epochs // SHORTER)
 
     def steps_per_epoch(self, examples: int) -> int:
         """Batches of an epoch. The incomplete last one is dropped, unless it is the only one or `keep_last` is set."""
+        # Dropped as in CoOp's code: an image that is left out comes in another epoch, whose order differs.
         return -(-examples // self.batch_size) if self.keep_last else max(1, examples // self.batch_size)
 
     def total_steps(self, examples: int) -> int:

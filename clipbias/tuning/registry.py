@@ -38,7 +38,6 @@ def is_user_method(name: str) -> bool:
 
 def load_user_method(name: str) -> type[Method]:
     """Runs a user's file or module. Returns its subclass of `Method`; raises `ClipbiasError` where that fails."""
-    # The digest is taken here, of the source that runs now: the file may be edited while the process lives.
     where, _, attribute = name.partition(":")
     try:
         if where.endswith(".py"):
@@ -58,24 +57,23 @@ def load_user_method(name: str) -> type[Method]:
         raise ClipbiasError(
             f"cannot import the method's module {where!r}{here}: {type(error).__name__}: {error}."
         ) from error
-    if attribute:
-        kind = getattr(module, attribute, None)
-        if not (inspect.isclass(kind) and issubclass(kind, Method)):
-            raise ClipbiasError(f"{name!r}: {attribute!r} is not a subclass of clipbias.tuning.Method there.")
-        source_digest(kind)
-        return kind
-    # Classes that the module imports, such as the base of the user's method, do not count.
-    kinds = classes(module)
+    # Classes that the module imports, such as the base of the user's method, count only by name.
+    kinds: list[Any] = [getattr(module, attribute, None)] if attribute else classes(module)
+    if attribute and not (inspect.isclass(kinds[0]) and issubclass(kinds[0], Method)):
+        raise ClipbiasError(f"{name!r}: {attribute!r} is not a subclass of clipbias.tuning.Method there.")
     if not kinds:
         raise ClipbiasError(f"{name!r} defines no subclass of clipbias.tuning.Method; write one (docs/methods.md).")
     if len(kinds) > 1:
         raise ClipbiasError(f"{name!r} holds {len(kinds)} subclasses of Method; pick one with '{name}:Class'.")
+    # The digest is taken here, of the source that runs now: the file may be edited while the process lives.
     source_digest(kinds[0])
     return kinds[0]
 
 
-def loaded_user_method(name: str) -> type[Method] | None:
-    """The earlier result of `load_user_method` in this process, or `None`. Runs nothing."""
+def known_class(name: str) -> type[Method] | None:
+    """The class of a built-in method, or of a user's that this process has loaded. Runs nothing."""
+    if name in METHODS:
+        return METHODS[name][0]
     where, _, attribute = name.partition(":")
     # Names of methods come from result files too: nothing is imported for the sake of a label.
     module = sys.modules.get(_module_name(where))
@@ -86,7 +84,6 @@ def loaded_user_method(name: str) -> type[Method] | None:
 
 
 def classes(module: ModuleType) -> list[type[Method]]:
-    """The subclasses of `Method` that a module defines, without imported ones."""
     kinds = [kind for kind in vars(module).values() if inspect.isclass(kind) and issubclass(kind, Method)]
     return [kind for kind in kinds if kind.__module__ == module.__name__]
 
@@ -113,8 +110,8 @@ def source_digest(method_type: type[Method]) -> str | None:
 
 
 def _add_program(path: str, package: str, program: dict[str, bytes]) -> None:
-    """Adds the content of a Python file of `package`, and of those that it imports but for libraries and this one."""
-    # Imports are read from the syntax tree, wherever they stand: running the program again would have side effects.
+    # The program is a file and those that it imports, but for libraries and this one. Imports are read from the syntax
+    # tree, wherever they stand: running the program again would have side effects.
     program[path] = Path(path).read_bytes()
     libraries = (str(Path(methods.__file__).parents[1]), *sysconfig.get_paths().values())
     for node in ast.walk(ast.parse(program[path])):
@@ -136,10 +133,7 @@ def _add_program(path: str, package: str, program: dict[str, bytes]) -> None:
 
 
 def match_user_method(recorded: str, allowed: Sequence[str]) -> str:
-    """The user's file or module, among those in `allowed`, for a method that an adapter names.
-
-    It is the path that shares the longest end with the recorded path. Raises `ClipbiasError` if none or several do.
-    """
+    """The path in `allowed` that shares the longest end with the method's path in an adapter, or a `ClipbiasError`."""
     # An adapter must not decide which code runs: it selects among the paths that the user named, and adds none.
     where, _, attribute = recorded.partition(":")
     # Equal parts of the paths, from their ends; by absolute path, so that naming a file twice is not ambiguous.
@@ -206,8 +200,7 @@ def resolve_method(name: str, options: Options, *, dataset: str | None = None, s
     Args:
       name: a name of `METHODS`; or a file `path/to/own.py` or module `package.own` with one subclass of `Method`.
         `…:Class` selects one of several subclasses.
-      options: options by name.
-      dataset: the dataset whose authors' options are used; `None` for none.
+      dataset: the dataset whose authors' options are used.
       shots: training images per class, `None` for all. Some authors' options depend on it.
 
     Raises:
@@ -248,12 +241,13 @@ def resolve_method(name: str, options: Options, *, dataset: str | None = None, s
 
 
 def make_method(name: str, /, **options: Any) -> Method:
-    """`resolve_method` without a dataset."""
+    """Makes a method by its name and options, without a dataset."""
     return resolve_method(name, options)
 
 
 def method_options(method: Method) -> dict[str, Any]:
     """The options as plain values: `make_method(name, **options)` makes an equal method."""
+    # No `asdict`, which would take a method among the options apart.
     return {field.name: getattr(method, field.name) for field in dataclasses.fields(method)}
 
 
@@ -282,20 +276,19 @@ def name_of(method: Method) -> str | None:
 
 
 def find_preset(name: str) -> Preset | None:
-    """The preset of a built-in method, or of a user's method that this process has loaded, never run for its label."""
+    """The preset of a built-in method, or the first of a user's method that this process has loaded."""
     if name in METHODS:
         return METHODS[name][1]
-    presets = getattr(loaded_user_method(name), "presets", None) or {}
+    presets = getattr(known_class(name), "presets", None) or {}
     return next((preset for preset in presets.values() if isinstance(preset, Preset)), None)
 
 
 def find_kind(name: str) -> Kind | None:
-    method = METHODS[name][0] if name in METHODS else loaded_user_method(name)
+    method = known_class(name)
     return None if method is None else method.kind
 
 
 def _hashable(name: str, option: str, value: Any) -> Any:
-    """The value with lists as tuples."""
     # A method is a static argument of compiled functions and must be hashable; configurations and JSON hold lists.
     if isinstance(value, list | tuple):
         return tuple(_hashable(name, option, item) for item in value)
@@ -309,7 +302,6 @@ def _hashable(name: str, option: str, value: Any) -> Any:
 
 
 def find_methods() -> dict[str, tuple[type[Method], Preset]]:
-    """The built-in methods by name, in the order of tables."""
     # Modules are listed, not named: a file that is added to the folder is a method. Subclasses count by their own
     # `presets`, so that one without any does not take its base's names.
     names = [module.name for module in pkgutil.iter_modules(methods.__path__)]

@@ -7,7 +7,7 @@ import copy
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -39,6 +39,7 @@ from clipbias.data.user_images import Labels, label_numbers
 from clipbias.errors import ClipbiasError
 from clipbias.identity import identity
 from clipbias.terminal import printable
+from clipbias.tuning import prompts
 from clipbias.tuning.features import Features, class_vectors, cross_entropy, unit_length
 from clipbias.tuning.method import (
     FeatureMethod,
@@ -51,19 +52,7 @@ from clipbias.tuning.method import (
     parameter_count,
     without_constants,
 )
-from clipbias.tuning.prompts import (
-    Classes,
-    ClassList,
-    ClassTexts,
-    check_distinct,
-    described_texts,
-    take_templates,
-    template_texts,
-    template_tokens,
-    text_layout,
-    without_missing,
-    without_template,
-)
+from clipbias.tuning.prompts import Classes, ClassList, ClassTexts
 from clipbias.tuning.registry import method_options, name_of, resolve_method, source_digest
 
 # A policy of `jax.checkpoint_policies`: which results the backward pass keeps.
@@ -77,8 +66,7 @@ Text = PackedTokens | TextTokens | jax.Array
 class TrainingTexts:
     """Texts of the classes in training, and features `[S' · C, d]` of a frozen teacher's texts.
 
-    `template_tokens` are the templates without class names, for a method that reads them; `selected`, `[Q]`, the
-    templates whose texts a step takes, `None` for all.
+    `template_tokens` are the templates without class names; `selected`, `[Q]`, those whose texts a step takes.
     """
 
     text: Text
@@ -93,7 +81,6 @@ class Classifier:
 
     Attributes:
       templates: number of templates `n` whose class features are averaged.
-      dtype: compute type by name, one of `precision.DTYPES`.
       remat: policy of `jax.checkpoint_policies` for the blocks; `None` keeps all products.
       class_chunks: number of chunks in which the text tower encodes the classes, one after another.
       counts: number of texts of each class, `[C]`, where they differ (`tuning.prompts`).
@@ -111,8 +98,7 @@ class Classifier:
         """Features `[B, d]` of normalised images, not normalised; with patches `[B, 1 + M, d]`, `[cls]` first.
 
         With `m` sets of vision prompts they are `[B, m, d]`, of views `[B, 1 + V, R, R, 3]` `[B, 1 + V, d]`. In
-        training on features, `images` are these, `[B, d]`, and returned; or the tower's outputs before the projection
-        `[B, Dv]`, if the adaptation changes the projection (`Sampling`).
+        training on features, `images` are these, `[B, d]`, or the tower's outputs before the projection, `[B, Dv]`.
         """
         if images.ndim == 5:
             # Views join the batch: one pass of the tower for all of them.
@@ -129,7 +115,6 @@ class Classifier:
         return images
 
     def whole_image_features(self, features: jax.Array) -> jax.Array:
-        """The features of whole images `[B, d]`, from those of `encode_images`."""
         if self.method.patches or (features.ndim == 3 and self.method.first_view):
             return features[:, 0]
         return features.mean(1) if features.ndim == 3 else features
@@ -144,7 +129,7 @@ class Classifier:
             features, _ = encode_text(params, self.config, text, adaptation, dtype=self.dtype, remat=self.remat)
         else:
             return text
-        return features if self.counts is None else without_missing(features, self.counts)
+        return features if self.counts is None else prompts.without_missing(features, self.counts)
 
     def encode_text_for(
         self, params: Params, learnables: Learnables, adaptation: Adaptation, image: jax.Array, text: Text
@@ -169,14 +154,12 @@ class Classifier:
         return jax.lax.map(jax.checkpoint(encode_text_for_one, prevent_cse=False), features)
 
     def adaptation_for(self, params: Params, learnables: Learnables, image: jax.Array, text: Text) -> Adaptation:
-        """The adaptation for the texts of one image, from its feature `[d]` or those of its views `[1 + V, d]`.
-
-        `text` is used only with views, to learn from them.
-        """
+        """The adaptation for the texts of one image, from its feature `[d]` or those of its views `[1 + V, d]`."""
         if image.ndim == 1:
             assert self.method.adapt_to is not None, "the texts of other methods do not depend on the image"
             return self.method.adapt_to(learnables, image)
 
+        # Test-time tuning: the views are encoded, and what is learned from them changes the texts alone.
         def logits(learned: Learnables) -> jax.Array:
             return self.head(params, learned, image, self.encode_text(params, self.method.adapt(learned), text))
 
@@ -191,10 +174,9 @@ class Classifier:
     def logits(
         self, params: Params, learnables: Learnables, images: jax.Array, text: Text, mask: jax.Array | None = None
     ) -> jax.Array:
-        """The method's logits `[B, C]`, `exp(logit_scale) · cos(f, g)` unless it has a head of its own.
+        """The method's logits `[B, C]`; `mask [B]` is false for rows that only fill the batch.
 
-        `mask [B]` is false for rows that only fill the batch. A method that learns on each test image needs `images [B,
-        1 + V, R, R, 3]`: the image itself and crops of it (`data.transforms.test_views`).
+        A method that learns on each test image needs it and its crops, `[B, 1 + V, R, R, 3]`.
         """
         crops = crops_of(self.method)
         if crops and (images.ndim != 5 or images.shape[1] != 1 + crops):
@@ -232,8 +214,7 @@ class Classifier:
     ) -> tuple[dict[str, jax.Array], jax.Array]:
         """The terms of the loss by name, `[B]` or a number each, and the logits `[B, C]`.
 
-        Images are normalised, or features that stand for them (`encode_images`). Without a key nothing is random. `mask
-        [B]` is false for rows that only fill the batch.
+        Images are normalised, or features that stand for them. Without a key nothing is random.
         """
         # Each tower runs once. The image comes first: the texts of conditional methods depend on it.
         method = self.method
@@ -281,7 +262,7 @@ class Classifier:
         return jax.eval_shape(self.method.adapt, learnables).changes_text
 
     def drops_text(self, learnables: Learnables) -> bool:
-        """Whether a training step uses dropout in the text tower, so that no two texts share a token."""
+        # A mask per token, in training steps alone: no two texts share a token then.
         key = jax.eval_shape(lambda: jax.random.key(0))
         return drops(jax.eval_shape(self.method.adapt_in_training, learnables, key).text_weights)
 
@@ -331,11 +312,9 @@ class Task:
     Attributes:
       method_name: the method's name in adapter files.
       classes: names, template, descriptions and free text, as they were given.
-      descriptions: texts of each class in place of the template; `None` if there are none, or the method has its own
-        prompt.
-      prompt: the text around each class name. Many methods have their own prompt, whatever the template.
-      teacher_prompt: likewise for the method's frozen teacher; `None` without one. It may follow the template where
-        `prompt` does not (KgCoOp, ProGrad, TCP).
+      descriptions: texts of each class, where the method reads them.
+      prompt: the text around each class name; many methods have their own, whatever the template.
+      teacher_prompt: likewise for the method's frozen teacher, if it has one.
       shapes: shapes and dtypes of the learnables.
       texts: the prompt texts, template after template.
       tokens: their tokens, padded to the longest: `TextTokens`, `[n · C, N]`.
@@ -366,8 +345,7 @@ class Task:
           template: the dataset's own template, with `{}` for the class name; by default "a photo of a {}.".
           shots: training images per class, `None` for all. Some authors' options for a dataset depend on it.
           descriptions: texts by class name, in place of the templates of frozen texts and of a method's teacher.
-          free_text: whether `class_names` are whole texts, such as "a dog on grass", used without a template. If the
-            method learns a context, it stands before them.
+          free_text: whether `class_names` are whole texts, without a template but behind a learned context.
           method_name: name of a `Method` in adapter files; `None` selects the preset or program that fits best.
           dtype: compute type, one of `clip.precision.DTYPES`, or "auto" for this device's default.
           **options: the method's options; `None` leaves an option unset.
@@ -402,7 +380,7 @@ class Task:
         self.method = self.method.bind(clip.config)
         self._dtype = resolve(dtype)
         prompt = self.method.text(self.template, clip)
-        self.prompt = without_template(prompt) if self.classes.free_text else prompt
+        self.prompt = prompts.without_template(prompt) if self.classes.free_text else prompt
         self.teacher_prompt = self.method.teacher_text(self.template, clip)
         # Shapes alone: a task of a large model costs no memory before `init`.
         self.shapes = jax.eval_shape(self._init, jax.random.key(0))
@@ -420,7 +398,7 @@ class Task:
 
     @property
     def template(self) -> str:
-        """The dataset's own template, for methods that use it (zero-shot, TaskRes)."""
+        """The dataset's own template."""
         return self.classes.template
 
     @functools.cached_property
@@ -431,6 +409,8 @@ class Task:
     @property
     def unread(self) -> tuple[str, ...]:
         """Those of "template" and "descriptions" of the classes that neither the method nor its teacher reads."""
+        if self.method.unlabelled:  # zero-shot CLIP, which reads both, labels its images
+            return ()
         templates = (*self.prompt.templates, *(self.teacher_prompt.templates if self.teacher_prompt else ()))
         by_name = {
             "template": not self.classes.free_text and self.template not in templates,
@@ -439,31 +419,42 @@ class Task:
         return tuple(name for name, is_unread in by_name.items() if is_unread)
 
     def _check_distinct(self) -> None:
-        if self.descriptions is None:
-            check_distinct(self.class_names, np.asarray(self.tokens.ids))
-            return
-        first: dict[tuple[str, ...], str] = {}
-        for name, texts in self.descriptions.items():
-            if (other := first.setdefault(tuple(sorted(texts)), name)) != name:
+        # Equal texts have equal logits: the second class would never be predicted.
+        texts: Iterable[Hashable] = (row.tobytes() for row in np.asarray(self.tokens.ids))
+        if self.descriptions is not None:
+            texts = (tuple(sorted(of_class)) for of_class in self.descriptions.values())
+        first: dict[Hashable, str] = {}
+        for name, text in zip(self.class_names, texts, strict=False):  # templates behind the first say nothing new
+            if (other := first.setdefault(text, name)) == name:
+                continue
+            if self.descriptions is not None:
                 raise ClipbiasError(f"the classes {other!r} and {name!r} have the same descriptions; write others.")
+            raise ClipbiasError(
+                f"the model reads the class names {shown(other)} and {shown(name)} as the same text; leave out or "
+                "rename one."
+            )
 
     def _bind_texts(self, adaptation: Adaptation) -> None:
-        """Tokenizes the texts of all classes. `adaptation` holds shapes only."""
+        # `adaptation` has shapes alone: they say which texts the learnables change, before any is encoded.
         check_family(self.method, adaptation, self.clip)
+        if not self.class_names:
+            raise ClipbiasError("there are no class names; a task needs at least one.")
         # Descriptions replace frozen texts, and those of a teacher. A learned context keeps its own words.
         descriptions = self.classes.descriptions
         frozen_text = not adaptation.changes_text
-        uses_descriptions = descriptions is not None and frozen_text and take_templates(self.method, self.clip)
+        uses_descriptions = descriptions is not None and frozen_text and prompts.take_templates(self.method, self.clip)
         self.descriptions: dict[str, list[str]] | None = None
         self._described: ClassTexts | None = None
         if descriptions is not None and (uses_descriptions or self.teacher_prompt is not None):
-            self._described = described_texts(self.clip, descriptions, self.class_names)
+            self._described = prompts.described_texts(self.clip, descriptions, self.class_names)
             self.descriptions = descriptions.of(self.class_names) if uses_descriptions else None
         bound = self._described if uses_descriptions else None
-        bound = bound or template_texts(self.clip, self.class_names, self.prompt)
+        bound = bound or prompts.template_texts(self.clip, self.class_names, self.prompt)
         self.texts = bound.texts
         self.tokens = bound.tokens
-        self._text_sets, self._class_specific = text_layout(adaptation, self.prompt, bound.most, len(self.texts))
+        self._text_sets, self._class_specific = prompts.text_layout(
+            adaptation, self.prompt, bound.most, len(self.texts)
+        )
         self._frozen_text = frozen_text
         self._class_shards = 1
         self.classifier = Classifier(
@@ -476,7 +467,6 @@ class Task:
         )
 
     def _chunks_at_least(self, class_chunks: int) -> int:
-        """Number of class chunks, at least `class_chunks`."""
         # A frozen text tower encodes all texts in one forward pass, whose activations must fit.
         if not self._frozen_text:
             return class_chunks
@@ -485,7 +475,8 @@ class Task:
     @functools.cached_property
     def text(self) -> PackedTokens:
         """`tokens` with every distinct token once, in groups: one for each device and chunk."""
-        # Behind the shared first tokens each group has its own, so that no device needs another's rows.
+        # Texts that begin alike share keys and values, since the tower is causal. Behind the shared first tokens each
+        # group has its own, so that no device needs another's rows.
         groups = self._class_shards * self.classifier.class_chunks
         return pack(self.tokens, groups=groups, class_specific=self._class_specific, sets=self._text_sets)
 
@@ -494,18 +485,15 @@ class Task:
         """Tokens of the templates without class names, if the method reads them."""
         if not self.method.reads_templates:
             return None
-        tokens = template_tokens(self.clip, self.prompt)
+        tokens = prompts.template_tokens(self.clip, self.prompt)
         return pack(tokens, class_specific=self._class_specific, sets=self._text_sets)
 
     def with_memory(
         self, *, remat: RematPolicy | None = None, class_chunks: int = 1, class_shards: int | None = None
     ) -> "Task":
-        """The same task with other memory settings. Results are the same; the compiled program differs.
+        """The same task with other memory settings (see `Classifier`): equal results of another compiled program.
 
-        Args:
-          remat: a `jax.checkpoint_policies` policy for the backward pass; `None` keeps all products.
-          class_chunks: each device encodes its classes in so many chunks, with one more forward pass of the texts.
-          class_shards: devices that share the classes, the size of the mesh's `data` axis; `None` leaves it unchanged.
+        `class_shards` devices, the size of the mesh's `data` axis, share the classes; `None` leaves it unchanged.
         """
         task = copy.copy(self)
         # The cached tokens are packed for the old chunks and shards.
@@ -527,10 +515,8 @@ class Task:
         descriptions: Descriptions | Mapping[str, Sequence[str]] | None = None,
         free_text: bool | None = None,
     ) -> "Task":
-        """The same method with other classes. Learnables may not fit them: see `tuning.transfer`.
-
-        Default: template, descriptions and `free_text` of this task, or of a dataset with classes that are new here.
-        """
+        """The same method with other classes. Learnables may not fit them: see `tuning.transfer`."""
+        # Template, descriptions and `free_text` stay, unless a dataset brings classes that are new here.
         given, own = Classes.of(class_names), self.classes
         # Names are compared as the model reads them: "maine_coon" is a known class if "maine coon" is.
         names = dataclasses.replace(given, descriptions=None, free_text=own.free_text).names_as_read
@@ -565,6 +551,7 @@ class Task:
 
     def read_classes(self, learnables: Learnables) -> Learnables:
         """Learnables with the arrays that the method makes from its teacher's features of these classes, if any."""
+        # Apart from `init`, which must stay cheap to trace for its shapes: this runs the text tower.
         if self.method.read_classes is None:
             return learnables
         reference = self.teacher_features(self.clip.params)
@@ -578,8 +565,8 @@ class Task:
         Args:
           params: the frozen weights, `clip.params`.
           learnables: as from `init`.
-          images: `[B, R, R, 3]` float32, normalised (`clip.preprocessing.normalize`); for a method that is trained on
-            features, these may stand in their place, `[B, d]` (`Sampling`).
+          images: `[B, R, R, 3]` float32, normalised (`clip.preprocessing.normalize`), or features `[B, d]` for a method
+            that is trained on them.
           text: a result of `text_features` or `text_input`, to skip the text tower.
 
         Raises:
@@ -598,10 +585,7 @@ class Task:
         text: Text | None = None,
         reference: jax.Array | None = None,
     ) -> jax.Array:
-        """The method's loss, by default the mean cross-entropy with `labels [B]`; without randomness such as dropout.
-
-        `reference` is a result of `teacher_features`, to compute it once.
-        """
+        """The method's loss, by default the mean cross-entropy with `labels [B]`; without randomness as of dropout."""
         self.check_arguments(params, learnables)
         self._check_images(images)
         # Inside `jit` labels are numbers already, and cannot be looked up by name.
@@ -678,7 +662,7 @@ class Task:
     def _teacher(self) -> ClassTexts | None:
         if self.teacher_prompt is None:
             return None
-        return self._described or template_texts(self.clip, self.class_names, self.teacher_prompt)
+        return self._described or prompts.template_texts(self.clip, self.class_names, self.teacher_prompt)
 
     @property
     def teacher_text_count(self) -> int:

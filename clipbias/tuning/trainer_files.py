@@ -1,9 +1,8 @@
 """Checkpoints of other trainers as adapters: CoOp, CoCoOp, VPT, IVLP, MaPLe and PromptSRC, as Dassl saves them.
 
-`model.pth.tar-N` holds `state_dict` beside an optimiser and a scheduler object. Tensors are read without PyTorch, and
-nothing in the file is run. The tensors' names identify the method. CoOp and CoCoOp save the prompt learner alone, the
-others the whole model with the frozen CLIP, which is compared with the user's. The file has no class names, but the
-embeddings of their tokens: the nearest rows of CLIP's table give the names.
+Tensors are read without PyTorch, and nothing in the file is run. The tensors' names identify the method. CoOp and
+CoCoOp save the prompt learner alone, the others the whole model with the frozen CLIP, which is compared with the
+user's. Class names are read from the embeddings of their tokens, by the nearest rows of CLIP's table.
 """
 
 import dataclasses
@@ -40,17 +39,16 @@ LEARNER = "prompt_learner."
 TEACHER = "ZS_image_encoder."  # PromptSRC's, plain CLIP
 TRAINERS = "CoOp, CoCoOp, VPT, IVLP, MaPLe or PromptSRC"
 
-Arrays = Mapping[str, np.ndarray]
 Tensors = dict[str, Tensor]  # reading takes them out: those that remain are unknown
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainerFile:
-    """A checkpoint as method, options (read from shapes) and learnables, float32; `tokens` is the context's length."""
+    # Options are read from shapes; `tokens` is the context's length.
 
     method: str
     options: Options
-    learnables: Arrays
+    learnables: Mapping[str, np.ndarray]
     tokens: int = 0
 
 
@@ -143,10 +141,7 @@ def import_adapter(
 
 
 def read_trainer_file(tensors: Tensors, clip: Clip) -> TrainerFile:
-    """The learnables of a checkpoint, from its tensors by their names without `prompt_learner.`.
-
-    Raises `ClipbiasError` for another trainer, a gap in depth, or shapes that do not fit `clip`.
-    """
+    """The learnables of a checkpoint. Raises `ClipbiasError` for another trainer, or shapes that do not fit `clip`."""
     text, vision = clip.config.text, clip.config.vision
     # CoCoOp's and MaPLe's files have `ctx` too, and would pass for CoOp's: their own names are looked for first.
     if any(name.startswith("VPT_image_trans.") for name in tensors):
@@ -199,16 +194,15 @@ def nearest_tokens(embeddings: np.ndarray, clip: Clip, tolerance: float) -> np.n
 
 
 def _is_near(theirs: np.ndarray, ours: np.ndarray, tolerance: float) -> bool:
-    """Whether the relative norm of the difference is within the tolerance; not where it exceeds float32."""
-    # float16 rounds absolutely below 2⁻¹⁴, its smallest normal number.
+    # By the relative norm of the difference. float16 rounds absolutely below 2⁻¹⁴, its smallest normal number.
     with np.errstate(over="ignore", invalid="ignore"):
         smallest = 2**-14 * ours.size**0.5
         return bool(np.linalg.norm(theirs - ours) <= tolerance * max(float(np.linalg.norm(ours)), smallest))
 
 
 def _blocks(tensors: Tensors, tower: str, first: str, later: str, clip: Clip, start: int = 0) -> list[str]:
-    """Names of a tower's tensors, block after block: `first`, then those that match `later`."""
-    # `later` holds the block's number less `start`. Methods here have prompts from the first block on, without a gap.
+    # Names of a tower's tensors, block after block; `later` holds the block's number less `start`. Methods here have
+    # prompts from the first block on, without a gap.
     numbered = [(int(match[1]) + start, name) for name in tensors if (match := re.fullmatch(later, name))]
     numbered += [(0, first)] if first in tensors else []
     for place, (block, _) in enumerate(sorted(numbered)):
@@ -293,6 +287,7 @@ def _maple(tensors: Tensors, clip: Clip) -> TrainerFile:
 
 def _text_ids(tensors: Tensors, file: TrainerFile, clip: Clip, tolerance: float) -> list[list[int]] | None:
     """The tokens between the context and EOS in the text of each class; `None` where the file has no texts."""
+    # The trainers keep the embeddings of SOS, `token_prefix`, and of all behind the context, `token_suffix`.
     config = clip.config.text
     count: int | str = len(file.learnables["text_context"]) if file.options.get("class_specific") else "C"
     ids = {}

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from clipbias.errors import ClipbiasError
-from clipbias.tuning.features import class_rows
+from clipbias.tuning import on_host
 from clipbias.tuning.method import FeatureMethod, Learnables, flatten, select_run, stack_runs, unflatten
 from clipbias.tuning.prompts import name_tokens
 from clipbias.tuning.task import Task
@@ -18,18 +18,12 @@ def transfer(
 ) -> Learnables:
     """Learnables of `source` for the classes of `target`, a task of the same method and model.
 
-    Known classes keep their learnables. A new class gets the method's start, unless no class is known, or the start is
-    random or made of training images: such a start says nothing about a class. Learnables that do not depend on the
-    classes are returned unchanged.
-
-    Args:
-      source_labels: `[C']`, the label in `source` of each class of `target`, -1 for classes that training did not see.
-        Default: classes are matched by their names, as the model reads them.
-      axis: the axis of classes, 1 with a leading axis of runs.
-
-    Raises:
-      ClipbiasError: the method has nothing for a class that training did not see.
+    `source_labels [C']` are the labels in `source` of the classes of `target`, -1 for new ones; by default classes are
+    matched by their names. The `axis` of classes is 1 with a leading axis of runs. Raises `ClipbiasError` where the
+    method has nothing for a new class.
     """
+    # Known classes keep their learnables. A new class gets the method's start, unless no class is known, or the start
+    # is random or made of training images: such a start says nothing about a class.
     method = source.method
     # Tokens, not strings: "maine_coon" and "Maine  coon" are the same class to the model.
     names = (name_tokens(task.clip, task.class_names, source.prompt) for task in (source, target))
@@ -66,7 +60,7 @@ def transfer(
 
     def change(run: Learnables) -> Learnables:
         arrays = flatten(run)
-        rows = {name: class_rows(arrays[name], places, first[name]) for name in belong}
+        rows = {name: on_host.class_rows(arrays[name], places, first[name]) for name in belong}
         return target.read_classes(unflatten({**arrays, **rows}))
 
     return _each_run(change, learnables, axis)
@@ -82,6 +76,7 @@ def match_labels(known: Sequence[Sequence[int]], wanted: Sequence[Sequence[int]]
 
 
 def _each_run(change: Callable[[Learnables], Learnables], learnables: Learnables, axis: int) -> Learnables:
+    # Run by run: `transfer` of a method works on NumPy arrays, and the shapes of its result may depend on the run.
     if not axis:
         return jax.device_get(change(learnables))
     runs = range(jax.tree.leaves(learnables)[0].shape[0])

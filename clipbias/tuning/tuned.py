@@ -48,8 +48,7 @@ class Tuned:
     """A frozen CLIP with the learnables of a method.
 
     Attributes:
-      task: the method bound to the frozen CLIP and the classes, with the pure functions of `params`, `learnables` and
-        `images`.
+      task: the method bound to the frozen CLIP and the classes.
       learnables: the trainable parameters, a dictionary of arrays; `{}` for a method that learns nothing (zero-shot).
       notes: JSON values that its file keeps, such as dataset, shots, seed and accuracy.
       calibration: scores of calibration images, for prediction sets; `None` without them.
@@ -70,12 +69,10 @@ class Tuned:
 
     @property
     def clip(self) -> Clip:
-        """The frozen model."""
         return self.task.clip
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The `C` classes."""
         return self.task.class_names
 
     @property
@@ -84,9 +81,9 @@ class Tuned:
         return self._of_leaves("identity", lambda: identity([self.task, flatten(self.learnables)]))
 
     def _of_leaves(self, name: str, make: Callable[[], T]) -> T:
-        """Result of `make()`, computed again only when a leaf of the learnables is another array."""
-        # Compared by `is`: the dictionary is the user's, who may put another array into it. The kept leaves stay alive,
-        # so that no new array gets the address of an old one.
+        # Computed again only when a leaf of the learnables is another array. Compared by `is`: the dictionary is the
+        # user's, who may put another array into it. The kept leaves stay alive, so that no new array gets the address
+        # of an old one.
         leaves = jax.tree.leaves(self.learnables)
         kept = self.__dict__.get(f"_{name}")
         if kept is None or len(kept[0]) != len(leaves) or any(a is not b for a, b in zip(kept[0], leaves, strict=True)):
@@ -103,8 +100,7 @@ class Tuned:
     ) -> Self:
         """The same model for other classes, whose texts are those of `Task.with_classes`.
 
-        Known classes keep their learnables. Calibration and scores stay only if the classes are the same. Raises
-        `ClipbiasError` if the method has no learnables for a class that training did not see.
+        Known classes keep their learnables. Raises `ClipbiasError` if the method has none for a new class.
         """
         task = self.task.with_classes(class_names, descriptions=descriptions, free_text=free_text)
         # Accuracy and calibration were measured with these classes. Identities, not names, tell whether they still are.

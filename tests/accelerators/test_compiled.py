@@ -17,7 +17,7 @@ from clipbias.analysis.model import why_no_maps
 from clipbias.analysis.relevancy import relevancy
 from clipbias.clip import Clip
 from clipbias.training import placement
-from clipbias.training.ahead import Topology, exchanges
+from clipbias.training.ahead import Topology, exchanges, traced_for
 from clipbias.training.device import USABLE, needed_bytes
 from clipbias.training.memory import (
     Program,
@@ -89,7 +89,7 @@ def test_training_steps(clip, topologies, topology, name, dtype, runs):
     mesh = placement.make_mesh(devices=where.devices)
     size = StepShape(recipe.batch_size, runs, mesh, images=SHOTS * CLASSES)
     jax.clear_caches()  # what was traced for another device
-    with where:
+    with traced_for(where.chip.target):
         task = bind(clip, method, CLASSES, dtype, mesh)
         plan = plan_step(task, recipe, size)
         program = training_program(plan.apply(task), recipe, size)
@@ -105,7 +105,7 @@ def test_evaluations(clip, topologies, name):
     where = topologies[TOPOLOGIES[0]]
     mesh = placement.make_mesh(devices=where.devices)
     jax.clear_caches()
-    with where:
+    with traced_for(where.chip.target):
         task = fit_evaluation(bind(clip, name, CLASSES, "bfloat16", mesh), runs=3, mesh=mesh)
         for program in evaluation_programs(task, batch=100, runs=3, mesh=mesh):
             loops = task.method.conditional and program.name == "outcomes"
@@ -135,7 +135,7 @@ def test_relevancy(clip, topologies, name):
     images = jax.ShapeDtypeStruct((8, size, size, 3), jnp.float32)
     arguments = placement.replicate(mesh, (placement.shapes(clip.params), task.shapes, images))
     jax.clear_caches()
-    with where:
+    with traced_for(where.chip.target):
         program = Program("relevancy", jax.jit(lambda *args: relevancy(task, *args, np.arange(8))), arguments)
         check(program, where, "float32", cudnn=False)
 
@@ -149,7 +149,7 @@ def test_a_thousand_classes_on_many_devices(clip, topologies):
         mesh = placement.make_mesh(run=run, devices=where.devices)
         size = StepShape(256, count, mesh, images=SHOTS * 1000)
         jax.clear_caches()
-        with where:
+        with traced_for(where.chip.target):
             task = bind(clip, method, 1000, "bfloat16", mesh)
             plan = plan_step(task, recipe, size)
             assert plan.fits

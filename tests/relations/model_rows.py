@@ -147,7 +147,13 @@ def _(case: Case, folder: Path) -> None:
     assert model.identity == case.model.identity
 
 
-@relation("Texts of the classes that a task does not read change nothing, and others do.", over=(), quick=1, ci=8)
+@relation(
+    "Texts of the classes that a task does not read change nothing, and others do.",
+    over=(),
+    quick=1,
+    ci=8,
+    applies=lambda case: not case.kind.unlabelled,  # whose images zero-shot CLIP labels, before what is computed here
+)
 def _(case: Case, folder: Path) -> None:
     side = case.task.clip.config.vision.image_size
     crops = crops_of(case.task.method)

@@ -29,7 +29,6 @@ from clipbias.training import memory, placement
 from clipbias.training.ahead import (
     CHIPS,
     Exchange,
-    Topology,
     describe,
     describe_exchanges,
     exchanges,
@@ -60,7 +59,7 @@ def test_programs_are_planned_for_the_other_device_and_then_again_for_this_one()
     device = target()
     answer = cudnn.check_cudnn_version
     chip = CHIPS["h100"]
-    with pytest.raises(KeyboardInterrupt), Topology("h100:1x1x1", chip, []):
+    with pytest.raises(KeyboardInterrupt), traced_for(chip.target):
         assert target() == AWAY.get() == chip.target and target().platform == "gpu"
         assert device_limit() == chip.memory
         assert cudnn.check_compute_capability("9.0") and not cudnn.check_compute_capability("10.0")
@@ -68,7 +67,7 @@ def test_programs_are_planned_for_the_other_device_and_then_again_for_this_one()
         raise KeyboardInterrupt
     assert AWAY.get() is None and target() == device and device.platform == "cpu"
     assert cudnn.check_cudnn_version is answer
-    with Topology("v5e:4x4", CHIPS["v5e"], []):  # a TPU has no cuDNN
+    with traced_for(CHIPS["v5e"].target):  # a TPU has no cuDNN
         assert target() == Target("tpu", 0.0, CHIPS["v5e"].memory)
         assert cudnn.check_compute_capability.__module__ == cudnn.__name__
 
@@ -174,7 +173,7 @@ def steps(clip: Clip, name: str, dtype: str, *, runs: int, rows: int = 4) -> lis
 
 
 def lowered(program: memory.Program, *platforms: str) -> str:
-    return program.trace().lower(lowering_platforms=platforms).as_text()
+    return program.function.trace(*program.arguments).lower(lowering_platforms=platforms).as_text()
 
 
 @pytest.mark.ci

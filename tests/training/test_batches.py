@@ -18,10 +18,9 @@ from clipbias.training import placement
 from clipbias.training.batches import (
     FeatureBatches,
     FeatureStatic,
+    Reading,
     RunBatches,
     TrainingFeatures,
-    epoch_features,
-    support_features,
 )
 from clipbias.tuning import Sampling
 from clipbias.tuning.recipe import Recipe
@@ -34,8 +33,9 @@ SEEDS = (1, 2, 1, 3, 2)
 
 
 def run_batches(images: list[Images], recipe: Recipe, mesh, seeds=SEEDS, **options) -> RunBatches:
-    options = dict(resizing=RESIZING, start_step=0, workers=Workers(1)) | options
-    return RunBatches([images[seed - 1] for seed in seeds], seeds, recipe, mesh, **options)
+    reading = Reading(mesh, options.pop("on_error", "raise"), Workers(1))
+    options = dict(resizing=RESIZING, start_step=0) | options
+    return RunBatches([images[seed - 1] for seed in seeds], seeds, recipe, reading, **options)
 
 
 @pytest.mark.parametrize(
@@ -99,8 +99,7 @@ def source(
         FeatureStatic(clip.config, clip.preprocessing, "float32", projected),
         placement.replicate(mesh, clip.params),
         Images(damaged(colours.split("train"), *broken)),
-        mesh=mesh,
-        on_error="skip",
+        Reading(mesh, "skip"),
         batch_size=7,
         seed=SEED,
         crop=0.5,
@@ -126,25 +125,25 @@ def test_a_pass_holds_the_images_of_an_epoch(clip, colours):
     features = source(clip, colours)
     assert_close(features.passes(2), expected[:2])
     assert_close(features.passes(3), expected)  # the third is added to those that were there
-    assert_close(support_features(features, Sampling(passes=2)), expected[:2])
-    assert_close(epoch_features(features, Sampling(passes=1), 2), expected[1:3])
-    assert_close(epoch_features(features, Sampling(passes=2, training="again"), 9), expected[:2])
+    assert_close(features.support(Sampling(passes=2))[:, features.readable], expected[:2])
+    assert_close(features.training(Sampling(passes=1), 2), expected[1:3])
+    assert_close(features.training(Sampling(passes=2, training="again"), 9), expected[:2])
     assert not np.allclose(expected[0], expected[1], atol=1e-2)
     plain = features.plain()
-    assert_close(support_features(features, Sampling(passes=0)), plain)
+    assert_close(features.support(Sampling(passes=0))[:, features.readable], plain)
     images = Images(colours.split("train"))
     assert_close(plain[0], np.asarray(encode(np.stack([crop(images.decoded(i), resizing) for i in range(count)]))))
 
 
 def test_images_that_cannot_be_read_keep_their_rows_but_count_nowhere(clip, colours):
     whole, holed = source(clip, colours), source(clip, colours, broken=(0, 7, 17))
-    epochs = epoch_features(holed, Sampling(passes=1), 2)
+    epochs = holed.training(Sampling(passes=1), 2)
     readable = holed.readable
     assert np.flatnonzero(~readable).tolist() == [0, 7, 17] and whole.readable.all()
-    np.testing.assert_array_equal(epochs[:, readable], epoch_features(whole, Sampling(passes=1), 2)[:, readable])
+    np.testing.assert_array_equal(epochs[:, readable], whole.training(Sampling(passes=1), 2)[:, readable])
     assert np.isfinite(epochs).all() and (np.abs(epochs[:, ~readable]).max(-1) > 0).all()  # zeros have no direction
     for passes in (0, 2):
-        features, expected = (support_features(origin, Sampling(passes=passes)) for origin in (holed, whole))
+        features, expected = (origin.support(Sampling(passes=passes))[:, origin.readable] for origin in (holed, whole))
         np.testing.assert_array_equal(features, expected[:, readable])
 
 

@@ -14,6 +14,7 @@ from clipbias.clip import Clip
 from clipbias.data import Split
 from clipbias.data.protocols import validation_outside_test
 from clipbias.training import calibration, placement
+from clipbias.training.batches import Reading
 from clipbias.training.evaluator import Budget, Evaluator
 from clipbias.training.forward import encode_texts, image_features, make_evaluation, outcomes
 from clipbias.training.memory import evaluation_programs
@@ -100,7 +101,7 @@ def test_accuracy_calibration_and_detection_are_those_of_single_images(clip, col
 def test_kept_features_change_nothing(clip, colours):
     mesh = placement.single_device()
     params = placement.replicate(mesh, clip.params)
-    shared = Evaluator(colours.split("test"), mesh=mesh, batch_size=4, budget=Budget(1 << 20))
+    shared = Evaluator(colours.split("test"), Reading(mesh), batch_size=4, budget=Budget(1 << 20))
     task = Task(clip, "coop", colours.class_names)
     learnables = jax.tree.map(lambda x: np.stack([x, -x]), task.init())
     static, inputs = make_evaluation(task, params, learnables, runs=2, mesh=mesh)
@@ -124,13 +125,13 @@ def test_what_is_planned_is_what_is_called(clip, colours, monkeypatch):
         calls.append((static, placement.shapes(arguments)))
         return image_features(static, *arguments)
 
-    monkeypatch.setattr("clipbias.training.evaluator.image_features", called)
     task = Task(clip, "bias", colours.class_names).with_memory(class_shards=4)
+    (planned, *_) = evaluation_programs(task, batch=4, runs=2, mesh=mesh)
+    monkeypatch.setattr("clipbias.training.forward.image_features", called)
     learnables = jax.tree.map(lambda x: np.stack([x, x]), task.init())
     params = placement.replicate(mesh, clip.params)
-    plain_evaluator = Evaluator(colours.split("test"), mesh=mesh, batch_size=4)
+    plain_evaluator = Evaluator(colours.split("test"), Reading(mesh), batch_size=4)
     plain_evaluator.evaluate(*make_evaluation(task, params, learnables, runs=2, mesh=mesh))
-    (planned, *_) = evaluation_programs(task, batch=4, runs=2, mesh=mesh)
     assert calls == 4 * [(planned.arguments[0], placement.shapes(planned.arguments[1:]))]
 
 
@@ -151,7 +152,7 @@ def test_a_single_batch_waits_behind_the_one_that_is_computed(clip, colours):
         pending.add(result := Result())
         return result
 
-    evaluator = Evaluator(colours.split("test"), mesh=placement.single_device(), batch_size=1)
+    evaluator = Evaluator(colours.split("test"), Reading(placement.single_device()), batch_size=1)
     task = Task(clip, "zero_shot", colours.class_names)
     static, inputs = make_evaluation(task, clip.params, {}, runs=1, mesh=evaluator.mesh)
     values, _ = evaluator._each_batch(static, inputs, compute)
@@ -160,7 +161,7 @@ def test_a_single_batch_waits_behind_the_one_that_is_computed(clip, colours):
 
 def test_an_evaluation_runs_where_a_cpu_has_no_half_precision(clip, colours):
     """XLA compiles a conversion to float16 for newer instruction sets than SSE 4.2; files have it all the same."""
-    evaluator = Evaluator(colours.split("test"), mesh=placement.single_device(), batch_size=4)
+    evaluator = Evaluator(colours.split("test"), Reading(placement.single_device()), batch_size=4)
     task = Task(clip, "zero_shot", colours.class_names)
     static, inputs = make_evaluation(task, clip.params, {}, runs=1, mesh=evaluator.mesh)
     images = np.zeros((1, 4, clip.config.projection_width), np.float32)

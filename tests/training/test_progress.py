@@ -30,7 +30,7 @@ def test_it_shows_the_work_its_values_and_the_time_left(stream, monkeypatch):
     monkeypatch.setattr(time, "monotonic", lambda: now)
     monkeypatch.setattr("tqdm.std.time", lambda: now)
     monkeypatch.setattr("sys.stderr", shown := stream())
-    whole = Progress(3, unit="run", title="runs")
+    whole = Progress(3, title="runs")
     part = whole.part(2, "bias on digits")
     part.at_work("compiling")
     part.start(4)

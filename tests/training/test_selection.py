@@ -148,12 +148,14 @@ def test_held_out_images_that_cannot_be_read_do_not_count(clip, colours):
     broken = damaged(train, train.keys.index(held.choose.keys[1]))
     task = Task(clip, "gda", colours, template=colours.template)
     job = make_job(task, [Run(Images.of(broken), 3, protocols.full(colours))], None)
-    job.context.on_image_error = "skip"
+    job.context.reading = dataclasses.replace(job.context.reading, on_error="skip")
     selected = select.select_settings(job, hold_out(broken, None, seed=3), compares_rates=False)
     assert selected is not None and selected.images == len(held.choose) - 1 == 2
     learnables = train_job(job).learnables
     held = hold_out(broken, damaged(colours.split("val"), 4), seed=3)
-    assert held.choose is not None and select.compare(job, learnables, held.choose)[2] == 5
+    assert held.choose is not None
+    (row,) = select.score_images(job, learnables, [held.choose], finite=False)
+    assert row["validation_images"] == 5
 
 
 def test_a_model_that_got_worse_says_so(clip, colours):

@@ -105,9 +105,7 @@ def test_a_teacher_of_another_base(clip, other, colours, augment):
     images = [run.images for run in job.runs]
     both = clip.preprocessing.resizing, other.preprocessing.resizing
     batches = loop.TaughtBatches(teacher, images, job.start_seeds, recipe, context, resizing=both[0], start_step=0)
-    plain = loop.RunBatches(
-        images, job.start_seeds, recipe, context.mesh, resizing=both[1], start_step=0, workers=context.workers
-    )
+    plain = loop.RunBatches(images, job.start_seeds, recipe, context.reading, resizing=both[1], start_step=0)
     logits = jax.jit(teacher.task.logits)
     for _ in range(2):
         batch, at_its_side = next(batches), next(plain)

@@ -15,9 +15,10 @@ from clipbias.errors import ClipbiasError
 from clipbias.training.batches import FeatureBatches, FeatureStatic, frozen_features
 from clipbias.training.placement import single_device
 from clipbias.tuning import CONSTANTS, Features, Samples, Task, features, make_method
-from clipbias.tuning.features import cosines, text_classifier, validation_features
+from clipbias.tuning.features import cosines
 from clipbias.tuning.method import sampling_of
 from clipbias.tuning.methods import linear_probe, tip_adapter
+from clipbias.tuning.on_host import text_classifier, validation_features
 from clipbias.tuning.prompts import IMAGENET_SELECT
 from tests.reference import heads, optimizers
 from tests.reference.numpy_clip import cross_entropy

@@ -13,6 +13,7 @@ from clipbias.data import Split, catalog, transforms
 from clipbias.data.pipeline import test_batches as evaluated
 from clipbias.data.transforms import Resizing
 from clipbias.training import placement
+from clipbias.training.batches import Reading
 from clipbias.training.evaluator import Budget, Evaluator
 from clipbias.training.forward import EvalInputs, EvalStatic
 from clipbias.tuning import Task, make_method
@@ -104,7 +105,7 @@ def test_features_of_views_are_computed_once(pair, start, monkeypatch):
         seen.append(np.asarray(images))
         return images.astype(jnp.float32).mean((-3, -2))[None]
 
-    monkeypatch.setattr("clipbias.training.evaluator.image_features", colours)
+    monkeypatch.setattr("clipbias.training.forward.image_features", colours)
 
     def features(evaluator: Evaluator, name: str, **options) -> list:
         task = Task(clip, name, CLASS_NAMES, **OPTIONS, **options)
@@ -112,7 +113,7 @@ def test_features_of_views_are_computed_once(pair, start, monkeypatch):
         return list(evaluator._features(static, EvalInputs(clip.params, stacked, task.text)))
 
     def evaluator(**options) -> Evaluator:
-        return Evaluator(split, mesh=mesh, batch_size=24, **options)
+        return Evaluator(split, Reading(mesh), batch_size=24, **options)
 
     shared, narrow = evaluator(budget=Budget(1 << 20)), evaluator(budget=Budget(1))
     first, again = features(shared, "tpt"), features(shared, "tpt_coop")

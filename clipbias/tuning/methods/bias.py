@@ -27,7 +27,7 @@ class BiasTuning(Method):
     text_tower: bool = True
 
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
-        # Zeros: the first step starts from plain CLIP. One row per layer, since `Adaptation` scans over layers.
+        # Zeros: the first step starts from plain CLIP. One row per layer, since a tower scans over its layers.
         learnables = {}
         if self.vision_tower:
             learnables["vision_bias"] = jnp.zeros((clip.config.vision.layers, clip.config.vision.width))
@@ -36,4 +36,5 @@ class BiasTuning(Method):
         return learnables
 
     def adapt(self, learnables: Learnables) -> Adaptation:
+        # `x + MLP(x) + b` is the network whose MLP's output bias is larger by `b`: export folds it into plain weights.
         return Adaptation(**learnables)

@@ -1,8 +1,7 @@
 """CLIP-Adapter (Gao et al. 2021, arXiv 2110.04544): a small network after the vision tower.
 
 It is the visual adapter of the authors' code, with the ratio 0.2 for every dataset. That code has CoOp's settings only:
-they are the authors' recipe. Both towers are frozen: the features of every epoch's augmented images are computed once,
-and a step runs neither tower.
+they are the authors' recipe.
 """
 
 import dataclasses
@@ -23,8 +22,7 @@ from clipbias.tuning.recipe import COMMON, Recipe, RecipeName
 class ClipAdapter(FrozenTowers, FeatureMethod):
     """`s · unit(u) Tᵀ` with `u = r relu(W2 relu(W1 f)) + (1 - r) f` of the image feature `f [d]` before normalisation.
 
-    `W1 [d/4, d]` and `W2 [d, d/4]` have no bias and start uniform within ±1/√(columns). They do not depend on the
-    classes.
+    `W1 [d/4, d]` and `W2 [d, d/4]` have no bias and start uniform within ±1/√(columns).
 
     Attributes:
       ratio: `r`.
@@ -34,6 +32,7 @@ class ClipAdapter(FrozenTowers, FeatureMethod):
     """
 
     presets = {"clip_adapter": Preset("CLIP-Adapter", order=510)}
+    authors = Recipe(learning_rate=0.002, epochs=200, batch_size=32)
 
     ratio: Annotated[float, Range(0, 1)] = 0.2
     reduction: Annotated[int, Range(1)] = 4
@@ -43,6 +42,7 @@ class ClipAdapter(FrozenTowers, FeatureMethod):
         width = clip.config.projection_width
         hidden = max(1, width // self.reduction)
         down, up = jax.random.split(rng)
+        # Uniform within ±1/√fan-in, torch's default. No array depends on the classes, so new ones need no transfer.
         return {
             "vision_down": jax.random.uniform(down, (hidden, width), minval=-1, maxval=1) / width**0.5,
             "vision_up": jax.random.uniform(up, (width, hidden), minval=-1, maxval=1) / hidden**0.5,
@@ -55,8 +55,7 @@ class ClipAdapter(FrozenTowers, FeatureMethod):
         image = self.ratio * adapted + (1 - self.ratio) * features.image
         return features.scale * cosines(dataclasses.replace(features, image=image))
 
-    def authors_recipe(self, common: Recipe, shots: int | None) -> Recipe:
-        return Recipe(learning_rate=0.002, epochs=200, batch_size=32)
-
     def sampling(self) -> Sampling:
+        # Nothing for `support`. Each epoch has fresh augmentations, whose features are computed once: both towers are
+        # frozen, and no step runs them.
         return Sampling(passes=0)

@@ -1,7 +1,5 @@
 """CLIP-LoRA (Zanella & Ben Ayed 2024, arXiv 2405.18541): low-rank changes of kernels in both towers.
 
-The prompt is "a photo of a {}." whatever the dataset. Images are the project's draws of shots.
-
 The preset `lora` is plain LoRA (Hu et al. 2022, arXiv 2106.09685) on all kernels of the blocks, with CLIP's own scale
 and the project's recipe.
 """
@@ -38,15 +36,13 @@ class ClipLora(Method):
     """`h W + γ drop(h) down up` for the kernels W of queries, keys and values, each with its own `down` and `up`.
 
     `γ = α/√r`. `down [D, r]` starts uniform within ±1/√D, `up [r, D]` at zero. Dropout acts on the input of the
-    low-rank branch, with a mask per kernel, in training steps only. After training `W + γ down up` is a plain CLIP. In
-    the text tower dropout makes the first tokens of all texts differ, so that a step encodes every text separately.
+    low-rank branch, with a mask per kernel, in training steps only. After training `W + γ down up` is a plain CLIP.
 
     Attributes:
       parts: tuned kernels: "q", "k", "v", "o" for the attention's output, "fc1" and "fc2" of the MLP.
       towers: tuned towers. Without the text tower the classifier is made of the frozen texts.
       first_block, last_block: in each tower, counted from 1; a `last_block` of `None` is the tower's last.
-      rank: `r`.
-      alpha: `α`.
+      rank, alpha: `r` and `α`.
       dropout: share of the inputs that are dropped.
       templates: templates with `{}`, or a choice of `tuning.prompts`.
       recipe: the "authors'": AdamW at 2e-4, with 32 images a step; or "common".
@@ -76,10 +72,7 @@ class ClipLora(Method):
     clip_scale: bool = False
 
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
-        """`down` and `up` of the tuned blocks, `[blocks, parts, …]`, by tower and product, a key of `PRODUCTS`.
-
-        If not all blocks are tuned, a constant `[L]` marks the tuned ones.
-        """
+        """`down` and `up` of the tuned blocks, `[blocks, parts, …]`, by tower and product, a key of `PRODUCTS`."""
         learnables: dict[str, Learnables] = {}
         constants = {}
         # Each tower has its own key, so that a run of one tower starts as the same tower in a run of both.
@@ -106,6 +99,7 @@ class ClipLora(Method):
                     pairs[name] = {"down": down, "up": jnp.zeros((len(blocks), count, self.rank, outputs))}
             learnables[tower] = pairs
             constants[tower] = jnp.zeros(geometry.layers).at[jnp.asarray(blocks)].set(1)
+        # Constants `[L]` mark the tuned blocks where these are not all: `adapt` gets no geometry.
         if self.first_block == 1 and self.last_block is None:
             return learnables
         return {**learnables, CONSTANTS: constants}
@@ -115,6 +109,7 @@ class ClipLora(Method):
 
     def adapt_in_training(self, learnables: Learnables, rng: jax.Array) -> Adaptation:
         changes = self._changes(learnables)
+        # With dropout the first tokens of all texts differ, so that a step encodes every text by itself.
         if self.dropout:
             for i, tower in enumerate(changes.values()):
                 for j, pair in enumerate(tower["layers"].values()):
@@ -136,11 +131,10 @@ class ClipLora(Method):
         return params["logit_scale"].astype(jnp.float32) if self.clip_scale else super().logit_scale(params)
 
     def _tuned_parts(self, name: str) -> list[int]:
-        """Indices of the tuned parts of a product."""
         return [index for index, part in enumerate(PRODUCTS[name]) if part in self.parts]
 
     def _changes(self, learnables: Learnables) -> Learnables:
-        """`down` and `up` for every block and part, zeros where nothing is tuned; `γ` is in `up`."""
+        """`down` and `up` for every block and part, zeros where nothing is tuned."""
         # `γ = α/√r` as in the authors' code; LoRA's paper has `α/r`. In `up`, where it costs r numbers per output.
         gamma = self.alpha / self.rank**0.5
         blocks = learnables.get(CONSTANTS, {})

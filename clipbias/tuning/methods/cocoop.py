@@ -19,8 +19,6 @@ class CoCoOp(Method):
 
         π = W2 relu(W1 f + b1) + b2, of widths d, d/16 and Dt
 
-    The text tower runs once per image. `π` is not zero before training: an untrained CoCoOp is not zero-shot CLIP.
-
     Attributes:
       tokens: `T`.
       words: initial context; with fewer words than tokens it starts at N(0, 0.02).
@@ -29,6 +27,7 @@ class CoCoOp(Method):
 
     presets = {"cocoop": Preset("CoCoOp", order=110)}
     kind = Kind.PROMPTS
+    authors = Recipe(learning_rate=0.002, epochs=10, batch_size=1)
 
     tokens: Tokens = 4
     words: str = WORDS
@@ -38,6 +37,8 @@ class CoCoOp(Method):
         width = clip.config.projection_width
         hidden_width = max(1, width // 16)
         context, hidden, output = jax.random.split(rng, 3)
+        # Torch's start, also of `b2`: within ±0.18, where a token's embedding has entries near 0.01. So an untrained
+        # CoCoOp is not zero-shot CLIP, as in the authors' code.
         hidden_kernel, hidden_bias = initial_linear(hidden, width, hidden_width)
         output_kernel, output_bias = initial_linear(output, hidden_width, clip.config.text.width)
         return {
@@ -53,6 +54,7 @@ class CoCoOp(Method):
         return Adaptation(text_context=learnables["text_context"])
 
     def adapt_to(self, learnables: Learnables, image: jax.Array) -> Adaptation:
+        # The text tower runs once per image: no text feature can be kept for the next one.
         # float32 products: on GPUs the default (TF32) would give images contexts that depend on the device.
         with jax.default_matmul_precision("highest"):
             hidden = unit_length(image) @ learnables["text_hidden_kernel"] + learnables["text_hidden_bias"]
@@ -62,6 +64,3 @@ class CoCoOp(Method):
 
     def text(self, template: str, clip: Clip) -> PromptText:
         return context_text(clip, self.words, self.tokens)
-
-    def authors_recipe(self, common: Recipe, shots: int | None) -> Recipe:
-        return Recipe(learning_rate=0.002, epochs=10, batch_size=1)

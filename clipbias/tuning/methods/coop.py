@@ -41,6 +41,7 @@ class CoOp(Method):
         return {"text_context": jnp.stack([initial_context(key, clip, self.words, self.tokens) for key in keys])}
 
     def adapt(self, learnables: Learnables) -> Adaptation:
+        # Embeddings, without positions: the text tower adds these, wherever the class name stands.
         return Adaptation(text_context=learnables["text_context"])
 
     def text(self, template: str, clip: Clip) -> PromptText:

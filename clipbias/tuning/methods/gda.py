@@ -1,10 +1,8 @@
 """GDA (Wang et al. 2024, arXiv 2402.04087): a Gaussian classifier of image features, added to zero-shot CLIP.
 
-The authors select α on ImageNet's test images. Here the validation split of each dataset selects it, or images that are
-held out (`data.held_out`); without any it is the option `alpha`. The training images are the protocol's few-shot split,
-not the images that the authors' code draws. In the authors' base-to-new experiments the covariance is not shrunk, and
-new classes borrow base images. Run those with `config.method_options = {"gda": {"covariance": "classes", "keep_rows":
-True}}`.
+The authors select α on ImageNet's test images; here validation images of each dataset or held-out images select it
+(`data.held_out`). In the authors' base-to-new experiments the covariance is not shrunk, and new classes borrow base
+images: `config.method_options = {"gda": {"covariance": "classes", "keep_rows": True}}`.
 """
 
 import dataclasses
@@ -17,28 +15,13 @@ import numpy as np
 from clipbias.checks import Choices, Range
 from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError
-from clipbias.tuning.features import (
-    COSINE_SCALE,
-    Features,
-    Samples,
-    Sampling,
-    accuracy,
-    class_means,
-    class_rows,
-    cosines,
-    mean_cross_entropy,
-    shortest,
-    text_classifier,
-    unit_length,
-    unit_passes,
-    unit_rows,
-    validation_features,
-)
+from clipbias.tuning import on_host
+from clipbias.tuning.features import COSINE_SCALE, Features, Samples, Sampling, cosines, unit_length
 from clipbias.tuning.method import CONSTANTS, FeatureMethod, Kind, Learnables, Preset
 from clipbias.tuning.prompts import FrozenTowers
 
 ALPHAS = tuple(10.0**power for power in range(-4, 3))
-# A class without images uses the rows nearest to its text, and copies of the text.
+# A class without images uses the rows nearest to its text, and copies of the text, in the authors' numbers.
 NEIGHBOURS = 64
 COPIES = 16
 
@@ -84,6 +67,7 @@ class GDA(FrozenTowers, FeatureMethod):
 
     def logits(self, learnables: Learnables, features: Features) -> jax.Array:
         constants = learnables[CONSTANTS]
+        # Bayes' rule with one covariance for all classes: the quadratic term in `x` cancels, and a linear map is left.
         densities = unit_length(features.image) @ constants["weight"].T + constants["bias"]
         return self.scale * cosines(features) + constants["alpha"] * densities
 
@@ -95,8 +79,8 @@ class GDA(FrozenTowers, FeatureMethod):
         # that one image changes.
         classes = samples.text.shape[1]
         labels = samples.labels
-        mean_rows = sum(unit_passes(samples), np.zeros(samples.features.shape[1:])) / len(samples.features)
-        means = class_means(mean_rows, labels, classes)
+        mean_rows = sum(on_host.unit_passes(samples), np.zeros(samples.features.shape[1:])) / len(samples.features)
+        means = on_host.class_means(mean_rows, labels, classes)
         count = len(samples.features) * np.bincount(labels, minlength=classes)
         by_class = self.covariance == "classes"
         # Weights of rows in the covariance: equal ones, or the unbiased covariance of each class, averaged over
@@ -105,40 +89,41 @@ class GDA(FrozenTowers, FeatureMethod):
         if by_class:
             weights = (1 / (classes * np.maximum(count - 1, 1)))[labels]
         scatter = np.zeros((means.shape[1],) * 2)
-        for x in unit_passes(samples):
+        for x in on_host.unit_passes(samples):
             centred = x - means[labels]
             scatter += (centred * weights[:, None]).T @ centred
-        precision = pseudo_inverse(scatter) if by_class else shrunk_precision(scatter, count.sum() - 1)
+        if by_class:
+            # Fewer rows than dimensions leave directions without variance: eigenvalues below rounding count as zero.
+            precision = np.linalg.pinv(scatter, rcond=len(scatter) * np.finfo(np.float64).eps, hermitian=True)
+        else:
+            precision = shrunk_precision(scatter, count.sum() - 1)
         weight, bias = gaussian(means, precision)
-        rows = unit_rows(samples.features.reshape(-1, means.shape[1]) if self.keep_rows else means[:0])
+        rows = on_host.unit_rows(samples.features.reshape(-1, means.shape[1]) if self.keep_rows else means[:0])
         return self._learnables(weight, bias, self._search(weight, bias, samples), rows, precision)
 
     def _search(self, weight: np.ndarray, bias: np.ndarray, samples: Samples) -> float:
-        """The smallest of the best α on the validation images, the option if no α classifies any image correctly.
-
-        Of few images the best α is that of the lowest cross-entropy among those of equal accuracy.
-        """
+        """The smallest of the best α on the validation images, the option if no α classifies any image correctly."""
         alpha = self.alpha
-        images = validation_features(samples)
+        images = on_host.validation_features(samples)
         if images is None:
             return alpha
         features, labels = images
-        x = unit_rows(features)
-        zero_shot = self.scale * x @ text_classifier(samples.text).T
+        x = on_host.unit_rows(features)
+        zero_shot = self.scale * x @ on_host.text_classifier(samples.text).T
         densities = x @ weight.T + bias
         best = (0.0, 0.0)
         for candidate in ALPHAS:
             logits = zero_shot + candidate * densities
             # Ties are common among few images: there the lower loss decides, else the smallest α.
-            loss = mean_cross_entropy(logits, labels) if samples.few_validation_images else 0.0
-            score = accuracy(logits, labels), -loss
+            loss = on_host.mean_cross_entropy(logits, labels) if samples.few_validation_images else 0.0
+            score = on_host.accuracy(logits, labels), -loss
             if score[0] > 0 and score > best:
                 alpha = candidate
                 best = score
         return alpha
 
     def searched_options(self, learnables: Learnables) -> Mapping[str, float]:
-        return {"alpha": shortest(learnables[CONSTANTS]["alpha"])}
+        return {"alpha": on_host.shortest(learnables[CONSTANTS]["alpha"])}
 
     def transfer(
         self, learnables: Learnables, labels: np.ndarray, source: np.ndarray, target: np.ndarray
@@ -152,14 +137,15 @@ class GDA(FrozenTowers, FeatureMethod):
                 "them, or set its option keep_rows, which makes other classes from the nearest training images."
             )
         if new.any():
-            means, precision = from_neighbours(np.asarray(constants["rows"], np.float64), text_classifier(target)[new])
+            texts = on_host.text_classifier(target)[new]
+            means, precision = from_neighbours(np.asarray(constants["rows"], np.float64), texts)
             if not new.all():
                 # Densities of known and new classes are comparable under a shared precision only.
                 precision = np.asarray(constants["precision"], np.float64)
             start["weight"], start["bias"] = gaussian(means, precision)
             # `gaussian` used a prior of 1 over the new classes; the known ones have `1/C` of training.
             start["bias"] += np.log(len(means) / (len(means) if new.all() else source.shape[1]))
-        rows = {name: class_rows(constants[name], labels, start[name]) for name in start}
+        rows = {name: on_host.class_rows(constants[name], labels, start[name]) for name in start}
         return {**learnables, CONSTANTS: {**constants, **rows}}
 
 
@@ -181,17 +167,10 @@ def shrunk_precision(scatter: np.ndarray, degrees: int) -> np.ndarray:
     return width * inverse.T @ inverse
 
 
-def pseudo_inverse(matrix: np.ndarray) -> np.ndarray:
-    # Fewer rows than dimensions leave directions without variance. Eigenvalues below this rounding bound count as zero.
-    return np.linalg.pinv(matrix, rcond=len(matrix) * np.finfo(np.float64).eps, hermitian=True)
-
-
 def from_neighbours(rows: np.ndarray, texts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Means `[C, d]` and a precision of classes without images, from unit rows `[n, d]` of others and unit texts.
-
-    A class with text `w` has the 64 rows nearest to it; its mean is that of these and 16 copies of `w`, its covariance
-    is taken around `w`, and the precision is the mean over the classes.
-    """
+    """Means `[C, d]` and a precision of classes without images, from unit rows `[n, d]` of others and unit texts."""
+    # The authors' rule: a class with text `w` has the 64 rows nearest to it. Its mean is that of these and 16 copies of
+    # `w`, its covariance is taken around `w`, not around the mean, and the precision is the mean over the classes.
     count = min(NEIGHBOURS, len(rows))
     means = []
     precision = np.zeros((texts.shape[1],) * 2)

@@ -28,6 +28,7 @@ class IVLP(Method):
 
     presets = {
         "ivlp": Preset("IVLP", order=300),
+        # The presets of the public code; the paper has prompts in all layers.
         "ivlp_9": Preset("IVLP (9 layers)", {"depth": 9}, order=301),
         "ivlp_2_2": Preset("IVLP (2 + 2)", {"depth": 9, "text_tokens": 2, "vision_tokens": 2}, order=302),
         # As many parameters as bias tuning: one token per layer and tower.

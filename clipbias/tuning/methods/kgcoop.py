@@ -17,9 +17,8 @@ from clipbias.tuning.recipe import COMMON, Recipe, RecipeName
 class KgCoOp(CoOp):
     """CoOp with class features `g_c` that stay near those of plain CLIP, `w_c`, both of unit length.
 
-    The loss is `cross-entropy + λ (1 - (1/C) Σ_c g_c · w_c)`, with a mean over all classes, whatever the batch holds.
-    `w_c` is the feature of the dataset's own template. The learned context stands in "a photo of a {}." on every
-    dataset.
+    The loss is `cross-entropy + λ (1 - (1/C) Σ_c g_c · w_c)`. `w_c` is the feature of the dataset's own template; the
+    learned context stands in "a photo of a {}." on every dataset.
 
     Attributes:
       weight: `λ`.
@@ -29,6 +28,7 @@ class KgCoOp(CoOp):
 
     presets = {"kgcoop": Preset("KgCoOp", order=120)}
     datasets = {"dtd": {"template": "a photo of a {}, a type of texture."}}
+    authors = Recipe(learning_rate=0.002, epochs=100, batch_size=128)
 
     weight: Annotated[float, Range(0)] = 8.0
     template: str | None = None
@@ -44,6 +44,3 @@ class KgCoOp(CoOp):
         # Over all classes, not those of the batch: classes without an image would drift from the teacher.
         distance = 1 - (student * teacher).sum(-1).mean()
         return {"cross_entropy": cross_entropy(logits, labels), "distillation": self.weight * distance}
-
-    def authors_recipe(self, common: Recipe, shots: int | None) -> Recipe:
-        return Recipe(learning_rate=0.002, epochs=100, batch_size=128)

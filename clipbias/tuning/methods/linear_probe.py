@@ -1,7 +1,6 @@
 """Linear probe (Radford et al. 2021, arXiv 2103.00020), with the search of its regularisation in CoOp's experiments.
 
-The search uses validation images, at most min(K, 4) of each class for K shots. The images are the protocol's few-shot
-split, not the images that CoOp's code draws.
+The search uses validation images, at most min(K, 4) of each class for K shots.
 """
 
 import dataclasses
@@ -15,7 +14,8 @@ import numpy as np
 
 from clipbias.checks import Range
 from clipbias.clip import Adaptation, Clip
-from clipbias.tuning.features import Features, Samples, Sampling, accuracy, class_means, validation_features
+from clipbias.tuning import on_host
+from clipbias.tuning.features import Features, Samples, Sampling
 from clipbias.tuning.method import FeatureMethod, Kind, Learnables, Preset
 
 SWEEP = (1e6, 1e4, 1e2, 1.0, 1e-2, 1e-4, 1e-6)
@@ -27,8 +27,7 @@ VALIDATION_SHOTS = 4
 class LinearProbe(FeatureMethod):
     """`f Wᵀ + b` that minimises `½ ‖W‖² + c Σ CE` over the training images, as they are evaluated.
 
-    Features `f` are not normalised, and texts are not used. scikit-learn's L-BFGS finds the minimum at its default
-    tolerance.
+    Features `f` are not normalised, and texts are not used.
 
     Attributes:
       inverse: `c` without validation images; the default is from the example of CLIP's authors.
@@ -60,7 +59,7 @@ class LinearProbe(FeatureMethod):
         features = samples.features[0].astype(np.float64)
         labels = samples.labels
         # Called for its error: scikit-learn would drop a class without an image, and shift the labels behind it.
-        class_means(features, labels, samples.text.shape[1])
+        on_host.class_means(features, labels, samples.text.shape[1])
 
         # The halvings of the search ask for the same ends again.
         @functools.cache
@@ -68,14 +67,14 @@ class LinearProbe(FeatureMethod):
             return fit(features, labels, inverse, self.iterations)
 
         inverse = self.inverse
-        validation = validation_features(samples, min(samples.shots, VALIDATION_SHOTS))
+        validation = on_host.validation_features(samples, min(samples.shots, VALIDATION_SHOTS))
         if validation is not None:
             validation_images = validation[0].astype(np.float64)
             validation_labels = validation[1]
 
             def score(inverse: float) -> float:
                 weight, bias = fitted(inverse)
-                return accuracy(validation_images @ weight.T + bias, validation_labels)
+                return on_host.accuracy(validation_images @ weight.T + bias, validation_labels)
 
             inverse = search(score)
         weight, bias = fitted(inverse)
@@ -106,11 +105,9 @@ def fit(features: np.ndarray, labels: np.ndarray, inverse: float, iterations: in
 
 
 def search(score: Callable[[float], float]) -> float:
-    """Selects `c` on validation images: the first best of `SWEEP`, then eight halvings of the decades around it.
-
-    A halving compares both ends and keeps the better one, the smaller one if they are equal. The other end moves to the
-    geometric middle. The last end that was kept is the result.
-    """
+    """Selects `c` on validation images: the first best of `SWEEP`, then eight halvings of the decades around it."""
+    # As in CoOp's code: a halving keeps the better end, the smaller of equal ones, and moves the other to the geometric
+    # middle. The last end that was kept is the result, not the best of all that were tried.
     best = max(SWEEP, key=score)
     low = best / 10
     high = best * 10

@@ -13,19 +13,8 @@ import numpy as np
 
 from clipbias.checks import Range
 from clipbias.clip import Clip
-from clipbias.tuning.features import (
-    Features,
-    Samples,
-    Sampling,
-    accuracy,
-    class_means,
-    cosines,
-    softmax,
-    text_classifier,
-    unit_length,
-    unit_rows,
-    validation_features,
-)
+from clipbias.tuning import on_host
+from clipbias.tuning.features import Features, Samples, Sampling, cosines, unit_length
 from clipbias.tuning.method import FeatureMethod, Learnables, Preset
 from clipbias.tuning.prompts import FrozenTowers
 
@@ -40,8 +29,7 @@ class LPPlusPlus(FrozenTowers, FeatureMethod):
 
     Training runs on the host. `W_c` starts at the sum of its class's `x`, `α` at one number for all classes. W and b
     take full-batch SGD steps with momentum 0.9 at the rate `4 N / λmax(XᵀX)`. After every tenth step `α -= lr_α G` with
-    `lr_α = N / (4 max_c Σ_n (x_n·T_c)²)`. As in the authors' code, `G` is the sum of α's gradients over all steps so
-    far.
+    `lr_α = N / (4 max_c Σ_n (x_n·T_c)²)` and `G` the sum of α's gradients over all steps so far.
 
     Attributes:
       steps: number of steps of W and b.
@@ -71,26 +59,27 @@ class LPPlusPlus(FrozenTowers, FeatureMethod):
         return Sampling(passes=1, crop=0.5, validation=True)
 
     def support(self, learnables: Learnables, samples: Samples) -> Learnables:
-        x = unit_rows(samples.features[0])
+        x = on_host.unit_rows(samples.features[0])
         labels = samples.labels
-        texts = text_classifier(samples.text)
-        means = class_means(x, labels, len(texts))
+        texts = on_host.text_classifier(samples.text)
+        means = on_host.class_means(x, labels, len(texts))
         alpha = np.full(len(texts), ALPHA_FACTOR * (means * texts).sum(-1).mean())
         start = _Probe(
+            # The sum of a class's rows, as the authors have it, and not their mean.
             weight=means * np.bincount(labels, minlength=len(texts))[:, None],
             bias=np.asarray(learnables["bias"], np.float64),
             alpha=alpha,
         )
-        validation = validation_features(samples, samples.shots)
+        validation = on_host.validation_features(samples, samples.shots)
         if validation is not None:
-            validation_x = unit_rows(validation[0])
+            validation_x = on_host.unit_rows(validation[0])
             validation_similarity = validation_x @ texts.T
         best = start
         best_score = 0.0
         for probe in _descend(start, x, labels, texts, self.steps):
             score = best_score
             if validation is not None:
-                score = accuracy(probe.logits(validation_x, validation_similarity), validation[1])
+                score = on_host.accuracy(probe.logits(validation_x, validation_similarity), validation[1])
             if score >= best_score:  # the last of equal steps, so that without validation images it is the last step
                 best = probe
                 best_score = score
@@ -99,8 +88,6 @@ class LPPlusPlus(FrozenTowers, FeatureMethod):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Probe:
-    """`W [C, d]`, `b [C]` and `α [C]`."""
-
     weight: np.ndarray
     bias: np.ndarray
     alpha: np.ndarray
@@ -111,7 +98,6 @@ class _Probe:
 
 
 def _descend(start: _Probe, x: np.ndarray, labels: np.ndarray, texts: np.ndarray, steps: int) -> Iterator[_Probe]:
-    """The probe after each step."""
     count = len(x)
     images = np.arange(count)
     similarity = x @ texts.T  # [N, C]
@@ -123,7 +109,7 @@ def _descend(start: _Probe, x: np.ndarray, labels: np.ndarray, texts: np.ndarray
     bias_velocity = np.zeros_like(start.bias)
     alpha_gradients = np.zeros_like(start.alpha)
     for step in range(1, steps + 1):
-        errors = softmax(probe.logits(x, similarity))
+        errors = on_host.softmax(probe.logits(x, similarity))
         errors[images, labels] -= 1
         errors /= count
         velocity = 0.9 * velocity + errors.T @ x

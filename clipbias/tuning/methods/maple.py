@@ -47,8 +47,8 @@ class MaPLe(Method):
     def adapt(self, learnables: Learnables) -> Adaptation:
         context = learnables["text_context"]
         prompts = learnables["text_prompts"]
-        # The map of row 0 also acts on the context before positions are added. float32 products: the gradient of the
-        # text prompts passes through this product.
+        # Coupling, the paper's idea: gradients of the vision tower reach the text prompts through these maps. So the
+        # products are float32. The map of row 0 also acts on the context, before positions are added.
         text = jnp.concatenate([context[None], prompts])
         vision = jnp.einsum("LTD,LDE->LTE", text, learnables["projection_kernel"], precision="highest")
         return Adaptation(

@@ -23,16 +23,11 @@ class MMA(Method):
 
     `x` is the block's input and LN1 its frozen first LayerNorm. `down [D, r]` and `up [r, D]` belong to one tower;
     `shared [r, r]` belongs to the blocks of the same number in both towers. Kernels start at N(0, 2/outputs), biases at
-    zero.
-
-    The factor `a` also scales the gradients. The optimiser therefore gets `1/a` times the gradient, and the weight
-    decay unscaled.
+    zero. The optimiser gets `1/a` times the gradient.
 
     Attributes:
-      blocks: number of the last blocks of the shallower tower; the authors use 5 to 12 of 12. A deeper tower has
-        adapters at the blocks with the same numbers, counted from its start.
-      width: `r`.
-      factor: `a`.
+      blocks: number of the last blocks of the shallower tower; the authors use 5 to 12 of 12.
+      width, factor: `r` and `a`.
       recipe: "common", or the "authors'": SGD at 0.0015 for 5 epochs without warm-up.
       batch_size: of the authors' recipe.
     """
@@ -53,7 +48,8 @@ class MMA(Method):
         count = min(self.blocks, vision.layers, text.layers)
         width = self.width
 
-        # One row per block, counted from the towers' starts, so that a shared kernel meets blocks of the same number.
+        # One row per block, counted from the towers' starts, so that a shared kernel meets blocks of the same number,
+        # also in a deeper tower.
         def dense(key: jax.Array, inputs: int, outputs: int) -> dict[str, jax.Array]:
             kernel = (2 / outputs) ** 0.5 * jax.random.normal(key, (count, inputs, outputs))
             return {"kernel": kernel, "bias": jnp.zeros((count, outputs))}
@@ -74,9 +70,9 @@ class MMA(Method):
         return Adaptation(text_adapters=adapters(learnables["text"]), vision_adapters=adapters(learnables["vision"]))
 
     def optimizer(self, recipe: Recipe) -> optax.GradientTransformation:
-        # Before the recipe's chain, which adds the weight decay: the decay must not be scaled.
+        # `a` also scales the gradients: without its inverse, as the authors' code has it, SGD would hardly move
+        # anything. Before the recipe's chain, which adds the weight decay: the decay must not be scaled.
         return optax.chain(optax.scale(1 / self.factor), recipe.transformation())
 
     def authors_recipe(self, common: Recipe, shots: int | None) -> Recipe:
-        recipe = Recipe(learning_rate=0.0015, epochs=5, batch_size=self.batch_size)
-        return dataclasses.replace(recipe, warmup_epochs=0)
+        return Recipe(learning_rate=0.0015, epochs=5, batch_size=self.batch_size, warmup_epochs=0)

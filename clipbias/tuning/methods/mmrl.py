@@ -10,7 +10,8 @@ import numpy as np
 
 from clipbias.checks import Range
 from clipbias.clip import Adaptation, Clip
-from clipbias.tuning.features import COSINE_SCALE, Features, average_texts, class_rows, cross_entropy, unit_length
+from clipbias.tuning import on_host
+from clipbias.tuning.features import COSINE_SCALE, Features, average_texts, cross_entropy, unit_length
 from clipbias.tuning.method import CONSTANTS, Kind, Learnables, Method, Options, Preset, PromptText, Terms, Tokens
 from clipbias.tuning.prompts import initial_linear, random_prompts
 from clipbias.tuning.recipe import AUTHORS, MOST, Recipe, RecipeName
@@ -32,9 +33,9 @@ _BY_DATASET["eurosat"] = {"weight": _WEIGHTS["eurosat"], "space": 2048}
 class MMRL(Method):
     """Tokens `R [K, S]` in a shared space, which linear maps project into the last blocks of both towers.
 
-    They are inserted at the input of the first of these blocks. At each later block the tokens of that block's map
-    replace them. `f` is the feature of `[cls]`; `r` is that of the mean inserted token of the image, projected by a
-    matrix of its own. With `z = 100 cos(f, g)` and `z_r = 100 cos(r, g)` the loss is
+    They are inserted at the input of the first of these blocks; the tokens of each later block's map replace them. `f`
+    is the feature of `[cls]`; `r` is that of the mean inserted token of the image, projected by a matrix of its own.
+    With `z = 100 cos(f, g)` and `z_r = 100 cos(r, g)` the loss is
 
         α CE(z) + (1 - α) CE(z_r) + λ (1 - mean cos(f, f⁰)) + λ (1 - mean cos(g, g⁰))
 
@@ -42,12 +43,9 @@ class MMRL(Method):
     not see.
 
     Attributes:
-      tokens: `K`.
+      tokens, space, alpha, weight: `K`, `S`, `α` and `λ`.
       blocks: number of the last blocks of the shallower tower; the authors use 6 to 12 of 12. In a deeper tower they
-        are the blocks with the same numbers, counted from its start; later blocks get no new tokens.
-      space: `S`.
-      alpha: `α`.
-      weight: `λ`.
+        are the blocks with the same numbers, counted from its start.
       recipe: the "authors'": AdamW at 0.001 with a decay of 5e-4; or "common".
       epochs, batch_size: of the authors' recipe.
     """
@@ -81,6 +79,8 @@ class MMRL(Method):
         text_kernel, text_bias = initial_linear(text_key, self.space, text.width)
         vision_kernel, vision_bias = initial_linear(vision_key, self.space, vision.width)
         joint = clip.config.projection_width
+        # The readout starts at random, as the authors', and not as a copy of the frozen projection of `[cls]`. `α` is a
+        # constant of the run, since `transfer` gives each class its own.
         return {
             "tokens": random_prompts(tokens, self.tokens, self.space),
             "text_kernel": jnp.stack([text_kernel] * count),
@@ -107,13 +107,14 @@ class MMRL(Method):
     def text(self, template: str, clip: Clip) -> PromptText:
         return PromptText((template,))
 
-    def teacher_text(self, template: str, clip: Clip) -> PromptText:
-        return PromptText((template,))
+    # The same texts: the loss compares features of equal classes, tuned and frozen.
+    teacher_text = text
 
     def _logits(self, features: Features) -> tuple[jax.Array, jax.Array]:
         """`z` and `z_r`, `[B, C]` each."""
         assert features.views is not None
         classes = unit_length(average_texts(features.text))
+        # The views are `[cls]` and the mean of the inserted tokens.
         image = features.scale * unit_length(features.views[:, 0]) @ classes.T
         tokens = features.scale * unit_length(features.views[:, 1]) @ classes.T
         return image, tokens
@@ -144,10 +145,15 @@ class MMRL(Method):
         # New classes get α = 1: the representation tokens learned nothing of them. One number where all are equal,
         # since a scalar stays valid for any number of classes.
         alpha = np.broadcast_to(learnables[CONSTANTS]["alpha"], source.shape[1])
-        alpha = class_rows(alpha, labels, start=1)
+        alpha = on_host.class_rows(alpha, labels, start=1)
         return {**learnables, CONSTANTS: {"alpha": alpha if (alpha != alpha[0]).any() else alpha[0]}}
 
     def authors_recipe(self, common: Recipe, shots: int | None) -> Recipe:
-        recipe = Recipe(learning_rate=0.001, epochs=self.epochs, batch_size=self.batch_size)
-        warmup = min(1, self.epochs - 1)  # none in a training of one epoch
-        return dataclasses.replace(recipe, optimizer="adamw", crop=0.5, warmup_epochs=warmup)
+        return Recipe(
+            learning_rate=0.001,
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            optimizer="adamw",
+            crop=0.5,
+            warmup_epochs=min(1, self.epochs - 1),  # none in a training of one epoch
+        )

@@ -29,8 +29,8 @@ def transport_logits(features: Features, image: jax.Array, *, pooled: bool) -> j
     """`s Σ_mp Π_mp S_mp`, `S = F Gᵀ`, for every pair of an image and a class: `[B, C]`.
 
     `Π` is the transport plan between the `m` features of the image, `image [B, m, d]`, and the `P` features of the
-    class, with equal weights, the cost `1 - S` and entropy 0.1, from Sinkhorn's iteration. It has no gradient. If
-    `pooled`, the cosine of the image's feature and the mean of the raw text features is added.
+    class, with equal weights, the cost `1 - S` and entropy 0.1. If `pooled`, the cosine of the image's feature and the
+    mean of the raw text features is added.
     """
     # The plan is a constant of the gradient, as in the authors' code: no gradient passes through the iterations.
     similarity = jnp.einsum("bmd,pcd->bcmp", unit_length(image), unit_length(features.text))
@@ -44,9 +44,8 @@ def transport_logits(features: Features, image: jax.Array, *, pooled: bool) -> j
 def sinkhorn(kernel: jax.Array, mask: jax.Array | None) -> jax.Array:
     """`Π = diag(r) K diag(c)` with rows that sum to `1/m` and columns that sum to `1/P`: `[B, C, m, P]`.
 
-    It starts at `r = c = 1`. An iteration sets `r ← (1/m) / (K c)`, then `c ← (1/P) / (Kᵀ r)`. It stops for all pairs
-    of the batch together: after 100 iterations, or once the mean of `|r - r_before|` over all pairs is below 0.01. So
-    the number of iterations depends on the other images of the batch, as in the code of PLOT's authors.
+    An iteration sets `r ← (1/m) / (K c)`, then `c ← (1/P) / (Kᵀ r)`. It stops for all pairs of the batch together, as
+    in the authors' code: after 100 iterations, or once the mean of `|r - r_before|` over all pairs is below 0.01.
     """
     batch, classes, m, prompts = kernel.shape
     # Rows that only fill the batch must not decide when the iterations of the images end.
@@ -81,13 +80,11 @@ def sinkhorn(kernel: jax.Array, mask: jax.Array | None) -> jax.Array:
 class PLOT(ContextSets):
     """Learns `P` contexts `[P, T, Dt]` for all classes, from N(0, 0.02), each a text with every class name.
 
-    The logits come from optimal transport between the features of an image's patches and a class's `P` texts
-    (`transport_logits`). Its iterations end for the whole batch together, so the last digits
-    of an image's logits depend on the other images of its batch.
+    The logits come from optimal transport between the features of an image's patches and a class's `P` texts. Its
+    iterations end for the whole batch, so the last digits of an image's logits depend on the other images there.
 
     Attributes:
-      tokens: `T`.
-      sets: `P`.
+      tokens, sets: `T` and `P`.
       pooled: adds the cosine of the image's feature and the mean of the raw text features, as the authors do on
         ImageNet.
       recipe: "common", or "authors" for 50 epochs at 0.002 with 128 images a step.
@@ -95,6 +92,7 @@ class PLOT(ContextSets):
 
     presets = {"plot": Preset("PLOT", order=140)}
     datasets = {"imagenet": {"pooled": True}}
+    authors = Recipe(learning_rate=0.002, epochs=50, batch_size=128)
     patches = True
 
     pooled: bool = False
@@ -104,13 +102,9 @@ class PLOT(ContextSets):
         assert features.patches is not None
         return transport_logits(features, features.patches, pooled=self.pooled)
 
-    def authors_recipe(self, common: Recipe, shots: int | None) -> Recipe:
-        return Recipe(learning_rate=0.002, epochs=50, batch_size=128)
-
 
 VISION = "vision"
 JOINT = "joint"
-
 
 # The authors' phrases for each dataset.
 PHRASES = {
@@ -149,11 +143,9 @@ PHRASES = {
 class PLOTPlusPlus(Method):
     """Learns `P` contexts `[P, n, Dt]`, which start as phrases, and `P` sets of vision prompts `[P, 1, V, Dv]`.
 
-    The vision tower runs once for each set of prompts, at its input. The logits come from optimal transport
-    between an image's `P` features and a class's `P` texts.
-
-    Training has two stages, each with the whole recipe. The first keeps the contexts fixed, and adds the cosine of the
-    mean raw image feature and the mean raw text feature to the logits. The second learns everything.
+    The vision tower runs once for each set of prompts, at its input. The logits come from optimal transport between an
+    image's `P` features and a class's `P` texts. The first stage of training keeps the contexts fixed, and adds the
+    cosine of the mean raw image feature and the mean raw text feature to the logits. The second learns everything.
 
     Attributes:
       phrases: the words before the class names, one phrase per context. `n` is the number of words of the first phrase.
@@ -167,6 +159,7 @@ class PLOTPlusPlus(Method):
     presets = {"plot_plus_plus": Preset("PLOT++", order=330)}
     kind = Kind.PROMPTS
     datasets = {name: {"phrases": phrases} for name, phrases in PHRASES.items()}
+    authors = Recipe(learning_rate=0.002, epochs=50, batch_size=32)
 
     phrases: tuple[str, ...] = ("a photo of a", "this is a photo", "this is picture of", "one picture of a")
     vision_tokens: Tokens = 2
@@ -193,7 +186,8 @@ class PLOTPlusPlus(Method):
         return len(self.phrases[0].split())
 
     def _texts(self, clip: Clip) -> list[str]:
-        """The phrases, filled up with "X" to as many tokens as the context has."""
+        # "X" fills up a phrase with fewer tokens than the context has. In the authors' code its last context row
+        # overwrites the first token of the class name.
         missing = [max(0, self._count - len(word_ids(phrase, clip))) for phrase in self.phrases]
         return [phrase + " X" * count for phrase, count in zip(self.phrases, missing, strict=True)]
 
@@ -211,10 +205,8 @@ class PLOTPlusPlus(Method):
         assert features.views is not None
         return transport_logits(features, features.views, pooled=self.stage == VISION)
 
-    def authors_recipe(self, common: Recipe, shots: int | None) -> Recipe:
-        return Recipe(learning_rate=0.002, epochs=50, batch_size=32)
-
     def stages(self, recipe: Recipe) -> Sequence[tuple[Method, Recipe]]:
+        # Each has the whole recipe, as the authors' two runs of their program have it.
         return ((dataclasses.replace(self, stage=VISION), recipe), (self, recipe))
 
     def next_stage(self, stage: int, learnables: Learnables, text: np.ndarray | None) -> Learnables:

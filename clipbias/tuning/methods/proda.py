@@ -1,6 +1,6 @@
 """ProDA (Lu et al. 2022, arXiv 2205.03340): many contexts, whose class features are a distribution.
 
-The authors' code is not available. Where the paper gives no detail, this follows unofficial copies of their code.
+The authors' code is not available: details that the paper lacks follow unofficial copies of it.
 """
 
 import dataclasses
@@ -35,14 +35,13 @@ class ProDA(ContextSets):
     all pairs of different contexts, with `h` their unit features without a class name.
 
     Attributes:
-      tokens: `T`.
-      sets: `P`.
+      tokens, sets, weight: `T`, `P` and `λ`.
       sets_per_step: `Q`, a divisor of `P`.
-      weight: `λ`.
       recipe: "common", or "authors" for 100 epochs at 0.001 with 4 images a step.
     """
 
     presets = {"proda": Preset("ProDA", order=150)}
+    authors = Recipe(learning_rate=0.001, epochs=100, batch_size=4)
     reads_templates = True
 
     sets: Sets = 32
@@ -70,22 +69,17 @@ class ProDA(ContextSets):
         order = jax.random.permutation(jax.random.fold_in(rng, cycle), self.sets)
         return jax.lax.dynamic_slice(order, (turn * self.sets_per_step,), (self.sets_per_step,))
 
-    def logits(self, learnables: Learnables, features: Features) -> jax.Array:
-        return features.scale * (unit_length(features.image) @ unit_length(features.text).mean(0).T)
-
     def losses(self, learnables: Learnables, features: Features, logits: jax.Array, labels: jax.Array) -> Terms:
         assert features.templates is not None
         # The mean and the variance are over the `Q` contexts of this step, not over all `P`.
         text = unit_length(features.text)
         variance = _weighted_variance(jnp.square(unit_length(features.image)), text - text.mean(0), labels)
+        # Jensen's bound on the expected cross-entropy: a margin for all classes but the label, where `v` is 0.
         margin = features.scale**2 / 2 * variance
         contexts = unit_length(features.templates)
         different = 1 - jnp.eye(len(contexts))
         overlap = (different * jnp.abs(contexts @ contexts.T)).sum() / max(1, len(contexts) * (len(contexts) - 1))
         return {"bound": cross_entropy(logits + margin, labels), "orthogonality": self.weight * overlap}
-
-    def authors_recipe(self, common: Recipe, shots: int | None) -> Recipe:
-        return Recipe(learning_rate=0.001, epochs=100, batch_size=4)
 
 
 def _weighted_variance(squares: jax.Array, centred: jax.Array, labels: jax.Array) -> jax.Array:

@@ -31,20 +31,14 @@ class ProGrad(Method):
 
         a - λ (a · b̂) b̂ where a · b̂ < 0, else a
 
-    The gradient of `L_kl` itself is never added. Where it is zero the step uses `a`; the authors' code would compute
-    NaN.
-
-    The context starts at zeros. Its last rows are the first tokens of the template's words, one row per word. A comma
-    is a token but not a word: for "a type of pet, a photo of a" eight tokens are learned, and the last "a" stays before
-    the class name.
+    The gradient of `L_kl` itself is never added. The context starts at zeros; its last rows are the first tokens of the
+    template's words, one row per word.
 
     Attributes:
-      tokens: context length `T`.
+      tokens, temperature: the context's length `T`, and `τ`.
       template: initial words and teacher's text; it ends with the class name and a full stop. By default the authors'
-        for a dataset of the catalogue. `None` for other datasets: the words are then "a photo of a", and the teacher
-        uses the dataset's own template.
+        for a dataset; else the words are "a photo of a", and the teacher has the dataset's own template.
       strength: `λ`; `None` for the authors': 0.8 for Flowers102, DTD and EuroSAT with 8 or 16 images per class, else 1.
-      temperature: `τ`.
       recipe: "common", or "authors" for 50 epochs with 1 image per class, 100 with up to 4 and 200 with more, at 0.002
         with 32 images a step.
     """
@@ -111,7 +105,8 @@ class ProGrad(Method):
             largest = jnp.abs(teacher).max()
             direction = teacher / jnp.where(largest > 0, largest, 1)
             squares = jnp.square(direction).sum()
-            # `min(a · b̂, 0)`: 0 leaves the gradient as it is, and no branch splits the runs of a `vmap`.
+            # `min(a · b̂, 0)`: 0 leaves the gradient as it is, and no branch splits the runs of a `vmap`. A zero
+            # direction does so too, where the authors' code would compute NaN.
             opposed = jnp.minimum((gradient * direction).sum(), 0) / jnp.where(squares > 0, squares, 1)
             return gradient - strength * opposed * direction
 
@@ -133,5 +128,6 @@ class ProGrad(Method):
         return WORDS if self.template is None else self.template.removesuffix(_END)
 
     def _count(self, clip: Clip) -> int:
-        """Rows of the context that start from words: one per word."""
+        # A comma is a token but no word: of "a type of pet, a photo of a" eight tokens are learned, as in the authors'
+        # code, and the last "a" stays fixed before the class name.
         return min(len(self._words.split()), len(word_ids(self._words, clip)), self.tokens)

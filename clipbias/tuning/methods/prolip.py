@@ -1,7 +1,6 @@
 """ProLIP (Fahes et al. 2024, arXiv 2410.05270): the vision tower's projection is tuned, and nothing else.
 
-The vision tower's output before the projection is computed once for all augmented passes and stays in memory; a step
-runs neither tower. The tuned projection is a weight of a plain CLIP.
+The tuned projection is a weight of a plain CLIP.
 """
 
 import dataclasses
@@ -25,8 +24,8 @@ CHANGE = "vision_projection"
 class ProLip(FeatureMethod):
     """`CE(100 unit(z (W⁰ + Δ)) Tᵀ) + λ Σ Δ²`: the change `Δ [Dv, d]` of the projection `W⁰`, zero at the start.
 
-    `z [Dv]` is the vision tower's output after the last LayerNorm and `T` the zero-shot classifier. The penalty is a
-    sum over all entries. Epoch `e` uses pass `e` modulo `passes`, with all images in one step.
+    `z [Dv]` is the vision tower's output after the last LayerNorm and `T` the zero-shot classifier. Epoch `e` uses pass
+    `e` modulo `passes`, with all images in one step.
 
     Attributes:
       strength: `λ`; `None` for `1/K`, K the images per class.
@@ -57,6 +56,7 @@ class ProLip(FeatureMethod):
         return PromptText(choose_templates(self.templates, template))
 
     def sampling(self) -> Sampling:
+        # The tower's output before the projection, once for all passes, stays in memory: a step runs neither tower.
         return Sampling(passes=self.passes, crop=0.5, training="again", projected=False)
 
     def support(self, learnables: Learnables, samples: Samples) -> Learnables:

@@ -1,4 +1,4 @@
-"""PromptSRC (Khattak et al. 2023, arXiv 2307.06948)."""
+"""PromptSRC (Khattak et al. 2023, arXiv 2307.06948): deep prompts that regulate themselves by plain CLIP."""
 
 import dataclasses
 from typing import Annotated
@@ -33,22 +33,18 @@ class PromptSRC(IVLP):
 
         Σ_e w_e θ_e, w_e ∝ exp(-(e - μ)² / (2σ²)), e = 1 … E, Σ_e w_e = 1
 
-    with `μ` and `σ` as shares of `E`, so that the authors' Gaussians keep their place if the number of epochs changes.
-
     Attributes:
       depth: number of layers with prompts; more than a tower has are all of its layers.
       text_weight, image_weight: `λ_t`, `λ_i`.
       templates: the teacher's, a choice of `tuning.prompts` or templates with `{}`.
       mean, deviation: `μ/E` and `σ/E`. By default the authors' for few-shot learning: 30 and 30 of 50 epochs, and 45
-        and 5 for StanfordCars, Flowers102, FGVCAircraft, DTD and EuroSAT. `promptsrc_base_to_new` has 15 and 1 of 20,
-        `promptsrc_cross_dataset` 6 and 10 of 20 and prompts in 3 layers.
+        and 5 for StanfordCars, Flowers102, FGVCAircraft, DTD and EuroSAT.
       recipe: "common", or "authors" for `epochs` epochs at 0.0025 with 4 images a step.
-      epochs: of the authors' recipe.
     """
 
     presets = {
         "promptsrc": Preset("PromptSRC", order=320),
-        # These two use one Gaussian for all datasets.
+        # These two use one Gaussian for all datasets: 15 and 1 of 20 epochs, 6 and 10 of 20.
         "promptsrc_base_to_new": Preset(
             "PromptSRC (base-to-new)", {"mean": 0.75, "deviation": 0.05, "epochs": 20}, order=321, datasets={}
         ),
@@ -82,6 +78,7 @@ class PromptSRC(IVLP):
         teacher_text = unit_length(average_raw_texts(teacher.text))
         teacher_image = unit_length(teacher.image)
         log_teacher = jax.nn.log_softmax(teacher.scale * (teacher_image @ teacher_text.T))
+        # Three constraints of the paper: features of texts and of images, and predictions.
         return {
             "cross_entropy": cross_entropy(logits, labels),
             "text": self.text_weight * jnp.abs(text - teacher_text).mean(),
@@ -91,7 +88,8 @@ class PromptSRC(IVLP):
         }
 
     def average(self, epochs: int) -> np.ndarray:
-        # Minus the largest exponent: a narrow Gaussian far from all epochs would be 0/0.
+        # `μ` and `σ` as shares of the epochs: the authors' Gaussians keep their place if these are more or fewer. Minus
+        # the largest exponent: a narrow Gaussian far from all epochs would be 0/0.
         exponents = -((np.arange(1, epochs + 1) / epochs - self.mean) ** 2) / (2 * self.deviation**2)
         weights = np.exp(exponents - exponents.max())
         return weights / weights.sum()

@@ -28,6 +28,7 @@ class TaskRes(Method):
         return {"text_residual": jnp.zeros((len(class_names), clip.config.projection_width))}
 
     def adapt(self, learnables: Learnables) -> Adaptation:
+        # No text passes the tower in training: `t` is computed once, and the residual is added behind it.
         return Adaptation(text_residual=self.alpha * learnables["text_residual"])
 
     def text(self, template: str, clip: Clip) -> PromptText:

@@ -22,13 +22,12 @@ class TCP(Method):
 
     A small network turns plain CLIP's unit feature `g⁰_c` of a class into prompts `q_c = W₂ quickgelu(W₁ g⁰_c + b₁) +
     b₂`, `[T, Dt]`. They replace the context tokens at the input of one block. The loss is `cross-entropy + λ (1 - (1/C)
-    Σ_c cos(g_c, g⁰_c))`. Other classes have their own `g⁰` and the same network.
+    Σ_c cos(g_c, g⁰_c))`.
 
     Attributes:
-      tokens: `T`.
+      tokens, weight: `T` and `λ`.
       block: the block, counted from 0; the last one in a text tower with fewer blocks.
       hidden: the network's width is `d` divided by it.
-      weight: `λ`.
       template: of `g⁰`, with `{}`; `None` for the dataset's own.
       suffix: text after the class name; `None` for that of the dataset's own template.
       recipe: "common", or the "authors'": Adam at 0.002 with an epsilon of 1e-3, 50 epochs, batches of 32.
@@ -36,6 +35,8 @@ class TCP(Method):
 
     presets = {"tcp": Preset("TCP", order=135)}
     kind = Kind.PROMPTS
+    # The epsilon of the authors' code, 10^5 times the usual one.
+    authors = Recipe(learning_rate=0.002, epochs=50, batch_size=32, optimizer="adam", epsilon=1e-3)
     datasets = {
         "dtd": {"template": "a photo of a {}, a type of texture.", "suffix": ", a type of texture."},
         "fgvc_aircraft": {"template": "a photo of an aircraft {}."},
@@ -97,8 +98,3 @@ class TCP(Method):
         text = unit_length(average_texts(features.text))
         distance = 1 - (text * learnables[CONSTANTS]["classes"]).sum(-1).mean()
         return {"cross_entropy": cross_entropy(logits, labels), "distillation": self.weight * distance}
-
-    def authors_recipe(self, common: Recipe, shots: int | None) -> Recipe:
-        # The epsilon of the authors' code, 10^5 times the usual one.
-        recipe = Recipe(learning_rate=0.002, epochs=50, batch_size=32)
-        return dataclasses.replace(recipe, optimizer="adam", epsilon=1e-3)

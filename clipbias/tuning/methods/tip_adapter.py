@@ -1,10 +1,8 @@
 """Tip-Adapter and Tip-Adapter-F (Zhang et al. 2022, arXiv 2207.09519): a cache of the training images' features.
 
 The authors search α and β on ImageNet's test images, and select the epoch of Tip-Adapter-F on the test images of each
-dataset. Here the validation split of each dataset selects α and β, or images that are held out (`data.held_out`), and
-Tip-Adapter-F uses the last epoch. Without any α and β keep their initial values. Tip-Adapter-F trains on features of
-fresh augmentations: a step runs neither tower. The training images are the protocol's few-shot split, not the images
-that the authors' code draws.
+dataset. Here validation images of each dataset or held-out images select α and β (`data.held_out`), and Tip-Adapter-F
+uses the last epoch.
 """
 
 import dataclasses
@@ -19,19 +17,8 @@ import numpy as np
 
 from clipbias.checks import Range
 from clipbias.clip import Clip
-from clipbias.tuning.features import (
-    COSINE_SCALE,
-    Features,
-    Samples,
-    Sampling,
-    cosines,
-    mean_cross_entropy,
-    shortest,
-    text_classifier,
-    unit_length,
-    unit_rows,
-    validation_features,
-)
+from clipbias.tuning import on_host
+from clipbias.tuning.features import COSINE_SCALE, Features, Samples, Sampling, cosines, unit_length
 from clipbias.tuning.method import CONSTANTS, FeatureMethod, Kind, Learnables, Options, Preset
 from clipbias.tuning.prompts import FrozenTowers
 from clipbias.tuning.recipe import AUTHORS, MOST, Recipe, RecipeName
@@ -71,8 +58,8 @@ class TipAdapter(FrozenTowers, FeatureMethod):
     """`100 x Tᵀ + α exp(-β (1 - x keysᵀ)) V`, with `x = unit(f)` and the one-hot labels `V [N, C]` of the keys.
 
     A key is the mean of an image's raw features over ten augmentations, then normalised. The search tries 200 values of
-    β from 0.1 to `beta_max`, and 20 of α for each; it selects the first of the best pairs. Keys hold no text: classes
-    that training did not see get the zero-shot logit alone. Keys of classes that are left out go with them.
+    β from 0.1 to `beta_max`, and 20 of α for each; it selects the first of the best pairs. Classes that training did
+    not see get the zero-shot logit alone.
 
     Attributes:
       alpha, beta: values without validation images.
@@ -115,26 +102,25 @@ class TipAdapter(FrozenTowers, FeatureMethod):
     def support(self, learnables: Learnables, samples: Samples) -> Learnables:
         # The mean of raw features, then normalised: the authors' order. Means of unit vectors would weigh augmentations
         # equally.
-        keys = unit_rows(samples.features.mean(0, dtype=np.float64))
-        alpha, beta = self._search(keys, samples.labels, samples)
+        keys = on_host.unit_rows(samples.features.mean(0, dtype=np.float64))
+        # Keys that train are searched behind their training, in `finish`.
+        alpha, beta = (self.alpha, self.beta) if self.trains else self._search(keys, samples.labels, samples)
         return self._learnables(keys.astype(np.float32), samples.labels, alpha, beta)
 
     def _search(self, keys: np.ndarray, labels: np.ndarray, samples: Samples) -> tuple[float, float]:
-        """α and β: the first of the best pairs on the validation images, in the order β, then α.
-
-        Of few images the best pair is that of the lowest cross-entropy among those of equal accuracy.
-        """
-        validation = validation_features(samples)
+        """α and β: the first of the best pairs on the validation images, in the order β, then α."""
+        validation = on_host.validation_features(samples)
         if validation is None:
             return self.alpha, self.beta
         alphas = LOWEST + np.arange(ALPHA_COUNT) * (self.alpha_max - LOWEST) / ALPHA_COUNT
         betas = LOWEST + np.arange(BETAS) * (self.beta_max - LOWEST) / BETAS
-        cache = Cache(keys, labels, self.scale * text_classifier(samples.text))
+        cache = Cache(keys, labels, self.scale * on_host.text_classifier(samples.text))
         correct = count_correct(cache, *validation, alphas, betas)
         # The authors' search replaces the initial values only by an accuracy above 0.
         if not correct.any():
             return self.alpha, self.beta
         best_beta, best_alpha = np.unravel_index(correct.argmax(), correct.shape)
+        # Equal accuracies are common among few images: there the lowest cross-entropy among them decides.
         if samples.few_validation_images:
             pairs = np.argwhere(correct == correct.max())
             losses = pair_losses(cache, *validation, [(alphas[j], betas[i]) for i, j in pairs])
@@ -142,7 +128,7 @@ class TipAdapter(FrozenTowers, FeatureMethod):
         return float(alphas[best_alpha]), float(betas[best_beta])
 
     def searched_options(self, learnables: Learnables) -> Mapping[str, float]:
-        return {name: shortest(learnables[CONSTANTS][name]) for name in ("alpha", "beta")}
+        return {name: on_host.shortest(learnables[CONSTANTS][name]) for name in ("alpha", "beta")}
 
     def transfer(
         self, learnables: Learnables, labels: np.ndarray, source: np.ndarray, target: np.ndarray
@@ -156,9 +142,7 @@ class TipAdapter(FrozenTowers, FeatureMethod):
 
 @dataclasses.dataclass(frozen=True)
 class TipAdapterF(TipAdapter):
-    """Tip-Adapter with trained keys `[N, d]`, which need not keep unit length.
-
-    Training uses the initial α and β; the search follows.
+    """Tip-Adapter with trained keys `[N, d]`. Training uses the initial α and β; the search follows.
 
     Attributes:
       epochs: of the authors' recipe: AdamW at 1e-3 (epsilon 1e-4, decay 1e-2), a cosine to 0, batches of 256.
@@ -178,11 +162,6 @@ class TipAdapterF(TipAdapter):
 
     def _keys(self, learnables: Learnables) -> jax.Array:
         return learnables["keys"]
-
-    def support(self, learnables: Learnables, samples: Samples) -> Learnables:
-        # Without a search: it belongs behind the training of the keys, in `finish`.
-        keys = unit_rows(samples.features.mean(0, dtype=np.float64)).astype(np.float32)
-        return self._learnables(keys, samples.labels, self.alpha, self.beta)
 
     def finish(self, learnables: Learnables, samples: Samples) -> Learnables:
         alpha, beta = self._search(learnables["keys"], samples.labels, samples)
@@ -210,13 +189,7 @@ def _settings(labels: np.ndarray, alpha: float, beta: float) -> Learnables:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Cache:
-    """A cache model without α and β.
-
-    Attributes:
-      keys: `[N, d]`.
-      labels: of the keys, `[N]`.
-      classifier: `100 T [C, d]`.
-    """
+    """A cache model without α and β: keys `[N, d]` with their labels `[N]`, and `100 T [C, d]`."""
 
     keys: np.ndarray
     labels: np.ndarray
@@ -227,7 +200,7 @@ def pair_losses(
     cache: Cache, features: np.ndarray, labels: np.ndarray, pairs: Sequence[tuple[float, float]]
 ) -> list[float]:
     """The mean cross-entropy of few images `[n, d]` with labels `[n]` for each pair of α and β."""
-    x = unit_rows(features)
+    x = on_host.unit_rows(features)
     zero_shot = x @ cache.classifier.T
     distances = 1 - x @ np.asarray(cache.keys, np.float64).T
     values = np.eye(zero_shot.shape[1])[cache.labels]
@@ -238,20 +211,14 @@ def pair_losses(
         if beta != latest:
             cached = np.exp(-beta * distances) @ values
             latest = beta
-        losses.append(mean_cross_entropy(zero_shot + alpha * cached, labels))
+        losses.append(on_host.mean_cross_entropy(zero_shot + alpha * cached, labels))
     return losses
 
 
 def count_correct(
     cache: Cache, features: np.ndarray, labels: np.ndarray, alphas: np.ndarray, betas: np.ndarray
 ) -> np.ndarray:
-    """The number of images that each pair classifies correctly: int `[len(betas), len(alphas)]`.
-
-    Args:
-      cache: the keys.
-      features, labels: `[n, d]` and `[n]`, of the images.
-      alphas, betas: the values to compare; the betas are evenly spaced.
-    """
+    """The number of images `[n, d]` that each pair classifies correctly: int `[len(betas), len(alphas)]`."""
     # Keys of a class are neighbours, so that `reduceat` sums the affinities of a class without a product with one-hot
     # labels.
     order = np.argsort(cache.labels, kind="stable")
@@ -261,11 +228,12 @@ def count_correct(
 
     def count_chunk(first: int) -> np.ndarray:
         chunk = slice(first, first + rows)
-        x = unit_rows(features[chunk])
+        x = on_host.unit_rows(features[chunk])
         zero_shot = x @ cache.classifier.T
         distances = 1 - x @ keys.T
         affinities = np.exp(-betas[0] * distances)
-        # `exp(-(β + δ) d) = exp(-β d) exp(-δ d)`: a product replaces the exponential from one β to the next.
+        # `exp(-(β + δ) d) = exp(-β d) exp(-δ d)`: with evenly spaced β a product replaces the exponential from one to
+        # the next.
         step = np.exp(-(betas[1] - betas[0]) * distances)
         cached = np.zeros_like(zero_shot)
         logits = np.empty_like(zero_shot)
@@ -279,6 +247,7 @@ def count_correct(
             np.multiply(affinities, step, out=affinities)
         return correct
 
+    # NumPy releases the interpreter's lock in these loops, and counts of chunks add up in any order.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         chunks = pool.map(count_chunk, range(0, len(labels), rows))
         return sum(chunks, np.zeros((len(betas), len(alphas)), np.int64))

@@ -1,7 +1,4 @@
-"""TPT (Shu et al. 2022, arXiv 2209.07511, Test-Time Prompt Tuning): a context that is tuned on each test image.
-
-Every test image starts from the same context.
-"""
+"""TPT (Shu et al. 2022, arXiv 2209.07511, Test-Time Prompt Tuning): a context that is tuned on each test image."""
 
 import dataclasses
 from collections.abc import Callable
@@ -26,17 +23,15 @@ class TPT(CoOp, TestTimeMethod):
 
         L = -Σ_c p̄_c log p̄_c,    p̄ the mean of softmax(logits) over the views with the smallest entropy
 
-    The views are the image as it is evaluated, and random crops of the whole image, flipped or not. The selection of
-    views has no gradient, and later steps use that of the first step. The tuned context then classifies the image
-    itself. Every image starts from the same context and a new optimiser state.
+    The views are the image as it is evaluated, and random crops of the whole image, flipped or not. The tuned context
+    then classifies the image itself. Every image starts from the same context and a new optimiser state.
 
     Attributes:
       augmix: mixes each crop with distortions of it (Hendrycks et al. 2020). The authors do so on all datasets but
         ImageNet and its variants; `None` follows them.
       crops: random crops per image.
       share: share of the views that are selected, rounded down, at least one view.
-      steps: steps of the optimiser.
-      rate, decay: its learning rate and weight decay.
+      steps, rate, decay: of the optimiser: steps, learning rate and weight decay.
     """
 
     presets = {"tpt": Preset("TPT", order=107)}
@@ -79,6 +74,7 @@ class TPT(CoOp, TestTimeMethod):
         log_probabilities = jax.nn.log_softmax(logits(learnables))
         if views is None:
             count = max(1, int(self.share * len(log_probabilities)))
+            # The selection is a constant of the gradient, as in the authors' code.
             negative_entropy = (jnp.exp(log_probabilities) * log_probabilities).sum(-1)
             _, views = jax.lax.top_k(jax.lax.stop_gradient(negative_entropy), count)
         # `log p̄` in log space: a probability that underflows to 0 would give `0 · log 0`.

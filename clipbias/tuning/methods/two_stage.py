@@ -1,7 +1,4 @@
-"""2SFS (Farina et al. 2025, arXiv 2503.11609): LayerNorms are tuned first, then a linear classifier on their features.
-
-The prompt is "a photo of a {}." whatever the dataset.
-"""
+"""2SFS (Farina et al. 2025, arXiv 2503.11609): LayerNorms are tuned, then a linear classifier on their features."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -13,7 +10,8 @@ import numpy as np
 
 from clipbias.checks import Choices, Range
 from clipbias.clip import Adaptation, Clip
-from clipbias.tuning.features import Features, average_texts, class_rows, unit_length
+from clipbias.tuning import on_host
+from clipbias.tuning.features import Features, average_texts, unit_length
 from clipbias.tuning.method import CONSTANTS, Learnables, Method, Preset
 from clipbias.tuning.methods.weight_tuning import BitFit, LayerNormTuning, WeightTuning
 from clipbias.tuning.recipe import AUTHORS, Recipe, RecipeName
@@ -26,8 +24,7 @@ class TwoStage(WeightTuning):
     """The first stage tunes weights of both towers; the second tunes class vectors `W [C, d]` on the frozen result.
 
     The first stage is LayerNorm tuning or BitFit. `W` starts at the unit class features of the tuned text tower, and
-    the logits are `exp(logit_scale) · cos(f, W_c)`. Classes that training did not see have a row of zeros in `W`; the
-    tuned text tower's feature replaces it.
+    the logits are `exp(logit_scale) · cos(f, W_c)`. Classes that training did not see take the tuned tower's feature.
 
     Attributes:
       tuned: weights of the first stage: "layer_norm" or "bitfit".
@@ -82,16 +79,12 @@ class TwoStage(WeightTuning):
     def transfer(
         self, learnables: Learnables, labels: np.ndarray, source: np.ndarray, target: np.ndarray
     ) -> Learnables:
-        return {**learnables, "classes": class_rows(learnables["classes"], labels)}
+        return {**learnables, "classes": on_host.class_rows(learnables["classes"], labels)}
 
 
 @dataclasses.dataclass(frozen=True)
 class SecondStage(Method):
-    """Class vectors alone, on the frozen result of the first stage; its weights are constants.
-
-    Attributes:
-      first: the method of the first stage.
-    """
+    """Class vectors alone, on the frozen result of the `first` stage, whose weights are constants."""
 
     first: WeightTuning
 
@@ -99,7 +92,7 @@ class SecondStage(Method):
         return {"classes": _no_classes(clip, class_names), CONSTANTS: self.first.init(rng, clip, class_names)}
 
     def adapt(self, learnables: Learnables) -> Adaptation:
-        # Texts are no longer encoded.
+        # Without the tuned text weights: no text is encoded in this stage, since the class vectors stand for them.
         return Adaptation(vision_weights=learnables[CONSTANTS].get("vision_weights"))
 
     def logits(self, learnables: Learnables, features: Features) -> jax.Array:

@@ -19,32 +19,25 @@ from clipbias.tuning.recipe import COMMON, Recipe, RecipeName
 class UPL(ContextSets):
     """Learns `S` contexts `[S, T, Dt]` from N(0, 0.02), each an independent CoOp, and averages their logits.
 
-    The loss is the sum of the contexts' cross-entropies, so the gradient of a context depends on no other context. All
-    contexts see the same batches; the authors train them in separate runs.
+    The loss is the sum of the contexts' cross-entropies. All contexts see the same batches; the authors train them in
+    separate runs.
 
     Attributes:
-      tokens: `T`.
-      sets: `S`.
+      tokens, sets: `T` and `S`.
       recipe: "common", or "authors" for 50 epochs at 0.002 with 32 images a step.
     """
 
     presets = {"upl": Preset("UPL", order=105)}
+    authors = Recipe(learning_rate=0.002, epochs=50, batch_size=32)
     unlabelled = True
 
     sets: Sets = 16
     recipe: RecipeName = COMMON
 
-    def logits(self, learnables: Learnables, features: Features) -> jax.Array:
-        # The mean of the contexts' logits is the logit of their mean unit feature, which is not normalised again.
-        return features.scale * (unit_length(features.image) @ unit_length(features.text).mean(0).T)
-
     def losses(self, learnables: Learnables, features: Features, logits: jax.Array, labels: jax.Array) -> Terms:
         image = unit_length(features.image)
         text = unit_length(features.text)
-        # Not the given logits, their mean: each context has a cross-entropy of its own, and the sum keeps them
-        # independent.
+        # Not the given logits, their mean: each context has a cross-entropy of its own. In their sum the gradient of a
+        # context depends on no other context.
         logits = features.scale * jnp.einsum("bd,scd->sbc", image, text)
         return {"cross_entropy": cross_entropy(logits, labels[None]).sum(0)}
-
-    def authors_recipe(self, common: Recipe, shots: int | None) -> Recipe:
-        return Recipe(learning_rate=0.002, epochs=50, batch_size=32)

@@ -55,6 +55,7 @@ class VisualPrompting(Method):
         }
 
     def adapt(self, learnables: Learnables) -> Adaptation:
+        # Four strips, not a masked image: weight decay and the number of parameters are those of the frame alone.
         width, side = learnables["vision_up"].shape[:2]
         inside = jnp.zeros((side - 2 * width, side - 2 * width, 3))
         middle = jnp.concatenate([learnables["vision_left"], inside, learnables["vision_right"]], axis=1)

@@ -1,9 +1,7 @@
 """BitFit (Ben Zaken et al. 2021, arXiv 2106.10199) and LayerNorm tuning: CLIP's own biases and scales are tuned.
 
 LayerNorm tuning, BitFit's choice of biases and `recipe="authors"` follow the code of Farina et al. 2025 (arXiv
-2503.11609), which tunes CLIP's towers. Its BitFit leaves out the biases of queries, keys and values. It intends to tune
-the three LayerNorms outside the blocks as well, but its LayerNorm tuning freezes them before training; the published
-numbers are without them, and so is the default.
+2503.11609), which tunes CLIP's towers.
 """
 
 import dataclasses
@@ -54,6 +52,7 @@ class WeightTuning(Method):
     steps_per_shot: Annotated[int, Range(1, MOST)] = 300
 
     def adapt(self, learnables: Learnables) -> Adaptation:
+        # Leaves of the same name as CLIP's are added to them in the block, and fold into a plain CLIP for export.
         return Adaptation(**learnables)
 
     def decayed_weights(self, learnables: Learnables, params: Params) -> Learnables:
@@ -77,7 +76,6 @@ class BitFit(WeightTuning):
       only: parts whose biases are tuned, from `BLOCK_PARTS`, "outer_norms" (pre-, post- and final LayerNorm) and "qkv";
         empty for all but "qkv".
       qkv: also tunes the biases of queries, keys and values.
-      towers, decay, recipe: as of `WeightTuning`.
     """
 
     presets = {"bitfit": Preset("BitFit", order=620)}
@@ -87,6 +85,7 @@ class BitFit(WeightTuning):
 
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
         parts = set(self.only or (*BLOCK_PARTS, OUTER))
+        # Not by default: torch keeps them as `in_proj_bias`, which the authors' code does not look for.
         if self.qkv:
             parts.add(QKV_PART)
         if OUTER in parts:
@@ -100,7 +99,6 @@ class LayerNormTuning(WeightTuning):
 
     Attributes:
       outer: also tunes the pre-, post- and final LayerNorm.
-      towers, decay, recipe: as of `WeightTuning`.
     """
 
     presets = {"layer_norm": Preset("LayerNorm tuning", order=610)}
@@ -108,15 +106,14 @@ class LayerNormTuning(WeightTuning):
     outer: bool = False
 
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
+        # The authors list the LayerNorms outside the blocks, too, but their code freezes them before training: the
+        # published numbers are without them, and so is the default.
         norms = {"norm1", "norm2", *(OUTER_NORMS if self.outer else ())}
         return no_changes(clip, norms, ("scale", "bias"), self.towers)
 
 
 def no_changes(clip: Clip, parts: set[str], leaves: Sequence[str], towers: Sequence[str]) -> Learnables:
-    """Zeros with the shapes of each tower's biases or scales: `leaves` of `parts` of a block and of `OUTER_NORMS`.
-
-    LayerNorms outside the blocks that a tower lacks are left out.
-    """
+    """Zeros with the shapes of each tower's biases or scales: `leaves` of `parts` of a block and of `OUTER_NORMS`."""
     changes: dict[str, Learnables] = {}
     for tower in towers:
         geometry = getattr(clip.config, tower)
@@ -134,18 +131,13 @@ def no_changes(clip: Clip, parts: set[str], leaves: Sequence[str], towers: Seque
 
 
 def _added(change: Any, weights: Any) -> Any:
-    """The tuned weights of several runs, of which `change` has some."""
     if isinstance(change, Mapping):
         return {name: _added(part, weights[name]) for name, part in change.items()}
     return weights.astype(change.dtype) + change
 
 
 def lora_recipe(common: Recipe, shots: int | None, steps_per_shot: int) -> Recipe:
-    """The recipe of CLIP-LoRA's authors, which later methods use as well.
-
-    AdamW at 2e-4 with weight decay 1e-2, a cosine schedule per step down to 1e-6, batches of 32 including incomplete
-    ones, and `steps_per_shot` steps per shot. All images count as 16 shots.
-    """
+    """The recipe of CLIP-LoRA's authors, which later methods use as well; all images count as 16 shots."""
     return dataclasses.replace(
         common,
         learning_rate=2e-4,
