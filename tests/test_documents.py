@@ -215,7 +215,6 @@ def sentences() -> dict[str, list[str]]:
             f"two vectors have {head[0]} % of its gain on digits, {head[1]} % on clothes and {head[2]} % on emoji, and"
             f" make {moved[0]}, {moved[1]} and {moved[2]} % of the predictions that it changed. Fitted in the same way,"
             f" TaskRes makes {own[0]}, {own[1]} and {own[2]} %.",
-            *map(of_prompts, SETS),
             *of_reading(),
             *of_other_methods(),
             of_siglip(),
@@ -230,32 +229,6 @@ def fits(file: str) -> dict[tuple[str, str, str], dict[str, str]]:
         for row in rows_of(file)
         if row["kind"] == "ceiling" or (row["kind"], row["form"]) == ("fitted", "kind")
     }
-
-
-def of_prompts(dataset: str) -> str:
-    """What VPT, IVLP and MaPLe have in common on a dataset: the lowest and the highest number."""
-
-    def ends(rows: Iterable[dict[str, str]], name: str, unit: float = 1.0) -> str:
-        numbers = [round(unit * float(row[name])) for row in rows]
-        assert len(numbers) == 3
-        return f"{min(numbers)} to {max(numbers)}"
-
-    prompts = ("VPT", "IVLP", "MaPLe")
-    fitted = fits("replacements.csv")
-    vectors, itself = ([fitted[dataset, kind, method] for method in prompts] for kind in ("fitted", "ceiling"))
-    shares = {
-        part: [
-            row
-            for row in rows_of("verdict.csv")
-            if row["method"] in prompts
-            and dataset in row["dataset"]
-            and (row["outcome"], row["quantity"]) == ("log_likelihood", part)
-        ]
-        for part in ("attention alone", "another image's", "mean of its class")
-    }
-    parts = [ends(rows, "share", 100.0) for rows in shares.values()]
-    moved = ends(vectors, "value"), ends(vectors, "moved_value"), ends(itself, "moved_value")
-    return f"| {WORDS[dataset]} | {' | '.join((*parts, *moved))} |"
 
 
 def of_reading() -> list[str]:
