@@ -37,7 +37,10 @@ def model_card(model: Tuned, form: str) -> str:
         made = "The base model learned the predictions of another tuned model on images without labels. "
         made += " ".join(map(_plain, sentences)).removesuffix(".")
     elif per_class := _images_per_class(notes):
-        made += _plain(f", on {per_class}" + (f" drawn with seed {seed}" if seed is not None else ""))
+        # Without shots all images train, and nothing is drawn.
+        made += _plain(
+            f", on {per_class}" + (f" drawn with seed {seed}" if notes.get("shots") and seed is not None else "")
+        )
     # Heads and PEFT's folders have no weights of the base model, so the code loads it from its source.
     base, revision = '"."', ""
     is_embedded = form in ("head", "peft") and clip.source in EMBEDDED

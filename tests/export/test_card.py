@@ -54,6 +54,9 @@ def test_a_card_has_the_true_counts(clip, tmp_path):
     text = model_card(dataclasses.replace(tuned, notes=notes), "adapter")
     assert "were tuned, on 6 to 16 images per class." in text
     assert "| training images | 38, 6 to 16 images per class |" in text
+    for shots, words in ((16, " drawn with seed 2."), (None, ".")):  # all images are not drawn
+        other = dataclasses.replace(tuned, notes=notes | {"seed": 2, "shots": shots})
+        assert f"were tuned, on 6 to 16 images per class{words}" in model_card(other, "adapter")
     assert "| top-1 accuracy | 91.67 % of 12 test images (95 % interval 64.6 to 98.5) |" in text
     notes = {"accuracies": {"base": 80.0, "new": 70.0}, "tested_images": {"base": 500, "new": 50}}
     text = model_card(dataclasses.replace(tuned, notes=notes), "adapter")
