@@ -16,7 +16,6 @@ from clipbias.analysis.causal import Ablation, PatchedRun, PathPatch, added_to_i
 from clipbias.analysis.causal_section import outcomes
 from clipbias.analysis.model import NOTHING_INSIDE, why_no_causal_test
 from clipbias.analysis.results import What, Where
-from clipbias.analysis.study import StudyOptions
 from clipbias.clip import Adaptation, encode_image, encode_text
 from clipbias.clip.block import Record, run_block
 from clipbias.clip.layers import ATTENDED
@@ -469,10 +468,9 @@ def test_planted_prompts_are_explained(family, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "PLANTED_IMAGES", {"train": 16, "val": 200, "test": 300})
     spec = Spec(family, labels.PLANTED, outliers=False, seed=1, strength=1.0)
     train_model(tmp_path, spec, steps=1)
-    options = StudyOptions(replacement_forms=("kind",), replacement_steps=2)
-    (scored_model,) = score.score(tmp_path, [spec], options).to_dict("records")
+    (scored_model,) = score.score(tmp_path, [spec]).to_dict("records")
     assert scored_model["counts"] and scored_model["truth: what"] == FAMILIES[family].what.value
     assert scored_model["verdict: where"] == FAMILIES[family].where.value
     assert scored_model["verdict: what"] == FAMILIES[family].what.value
-    (other,) = score.score(tmp_path, [spec], options).to_dict("records")  # the study is read
+    (other,) = score.score(tmp_path, [spec]).to_dict("records")  # the study is read
     assert other == scored_model

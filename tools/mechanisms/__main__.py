@@ -12,14 +12,12 @@ from pathlib import Path
 
 from absl import app, flags
 
-from clipbias.analysis.study import StudyOptions
 from clipbias.errors import ClipbiasError
 from clipbias.report.pages import write_csv
 from tools.mechanisms import score
-from tools.mechanisms.labels import FAMILIES, FORMS, STEPS, table
+from tools.mechanisms.labels import FAMILIES, STEPS, table
 from tools.mechanisms.train import adapter_path, choose_model, train_model
 
-REPLACEMENT_STEPS = 300  # of each form that is fitted to the predictions
 _WORKDIR = flags.DEFINE_string("workdir", "workdir/mechanisms", "Folder of models, studies and scores.")
 _MODEL = flags.DEFINE_string("model", "demo", "Frozen model: a folder or a name, as `clipbias.load` takes it.")
 _FAMILIES = flags.DEFINE_list("families", list(FAMILIES), "Trains and scores these alone.")
@@ -49,8 +47,7 @@ def main(arguments: list[str]) -> None:
             choose_model(workdir, _MODEL.value)
             train(workdir)
         case ["score"]:
-            options = StudyOptions(replacement_forms=FORMS, replacement_steps=REPLACEMENT_STEPS)
-            answers = score.score(workdir, table(_FAMILIES.value), options)
+            answers = score.score(workdir, table(_FAMILIES.value))
             write_csv(workdir / "answers.csv", answers)
             print(score.origin(answers))
             print(score.rates(answers).round(1).to_string(index=False))

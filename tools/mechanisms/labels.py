@@ -34,7 +34,6 @@ where its numbers do not exist for a method. All say "no gain" without a sure ga
 """
 
 import dataclasses
-import functools
 import hashlib
 import io
 import itertools
@@ -49,9 +48,7 @@ from clipbias.analysis import causal, causal_section
 from clipbias.analysis import verdict as package_rule
 from clipbias.analysis.attention import VISION_ATTENTION
 from clipbias.analysis.dataset_sections import RELEVANCY
-from clipbias.analysis.replacement import MARGIN, REPLACEMENT, Comparison, Origin
 from clipbias.analysis.results import Missing, StudyResults, What, Where
-from clipbias.intervals import excludes
 
 OWN = "tools.mechanisms.methods"
 LAST = 4  # blocks of both towers of the embedded model
@@ -214,7 +211,6 @@ SAME_ORDER = 0.9
 SAME_ATTENTION = 0.05
 # Half the width of a 95 % interval, in standard errors.
 ERRORS = 1.96
-FORMS = ("vector", "kind")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,30 +227,6 @@ def verdict(results: StudyResults, key: str) -> Answer:
     if labels is None:
         return Answer()
     return Answer(labels.where.value, UNDECIDED if labels.what is None else labels.what.value)
-
-
-def fitted_constant(results: StudyResults, key: str, *, against_ceiling: bool) -> Answer:
-    """Judges whether a constant that is fitted to the model's predictions has most of its gain.
-
-    Against the ceiling it must also make the changed predictions as often as the method that is fitted to itself.
-    """
-    sides = []
-    for form in fitted_forms(results, key):
-        side = excludes(form.share, package_rule.MAIN_SHARE)
-        if against_ceiling:
-            side = 0 if form.less_ceiling is None else min(side, excludes(form.less_ceiling, -MARGIN))
-        sides.append(side)
-    if any(side > 0 for side in sides):
-        return Answer(what=What.SAME.value)
-    depends = sides and all(side < 0 for side in sides)
-    return Answer(what=What.DEPENDS.value if depends else UNDECIDED)
-
-
-def fitted_forms(results: StudyResults, key: str) -> list[Comparison]:
-    """Returns the constants that were fitted to a model's predictions."""
-    replacement = REPLACEMENT.of(results)
-    rows = next((method.rows for method in (replacement.methods if replacement else ()) if key in method.models), ())
-    return [row for row in rows if row.student.kind is Origin.FITTED and row.student.form in FORMS]
 
 
 def patch_relevancy(results: StudyResults, key: str) -> Answer:
@@ -290,22 +262,15 @@ def _has_prompts(results: StudyResults, key: str) -> bool:
 RULES: Mapping[str, Callable[[StudyResults, str], Answer]] = MappingProxyType(
     {
         "verdict": verdict,
-        "fitted constant: share": functools.partial(fitted_constant, against_ceiling=False),
-        "fitted constant: against the ceiling": functools.partial(fitted_constant, against_ceiling=True),
         "relevancy of patches (Fig. 3)": patch_relevancy,
         "distance and entropy (Fig. 5)": attention_statistics,
     }
 )
 
 
-def gains(results: StudyResults, key: str) -> bool:
-    """Whether the verdict finds a sure gain."""
-    return verdict(results, key).where != Where.NO_GAIN.value
-
-
 def explain(results: StudyResults, key: str) -> dict[str, Answer]:
     """Returns the labels of one model by explainer."""
-    if not gains(results, key):
+    if verdict(results, key).where == Where.NO_GAIN.value:
         return dict.fromkeys(RULES, Answer(where=Where.NO_GAIN.value))
     return {name: rule(results, key) for name, rule in RULES.items()}
 

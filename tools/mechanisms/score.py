@@ -1,6 +1,5 @@
 """Explains trained models, asks every explainer for its labels, and counts right and wrong labels."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from clipbias.errors import ClipbiasError
 from clipbias.intervals import wilson_interval
 from clipbias.tuning import Task
 from clipbias.tuning.tuned import Tuned
-from tools.mechanisms.labels import FAMILIES, OWN, RULES, UNDECIDED, Answer, Spec, digest, explain, gains, table
+from tools.mechanisms.labels import FAMILIES, OWN, RULES, UNDECIDED, Answer, Spec, digest, explain, table
 from tools.mechanisms.train import adapter_path, dataset_of, frozen_model, training_images
 
 SECTIONS = ("predictions", "causal")
@@ -32,10 +31,6 @@ HASH = 12  # letters of the hash in a file of answers
 # Evidence of each rule, for the page.
 EVIDENCE = {
     "verdict": "attention alone; everything added, and exchanging it between images",
-    "fitted constant: share": "the share of the gain that a fitted constant has. With ten classes a constant can gain"
-    " as much as a map whose mean is 0, so this shows the effect of a constant, not the addition itself",
-    "fitted constant: against the ceiling": "this share, and whether the constant makes changed predictions as often as"
-    " the method that is fitted to itself",
     "relevancy of patches (Fig. 3)": "whether patches keep the order of their relevancy over corrected images; our"
     " rule, for prompts alone",
     "distance and entropy (Fig. 5)": "whether attention's distance and entropy stay, without intervals; our rule, for"
@@ -43,27 +38,11 @@ EVIDENCE = {
 }
 
 
-def study_model(workdir: Path, spec: Spec, options: StudyOptions) -> StudyResults:
-    """Returns the study of one trained model, with fitted constants in its place if it surely gains."""
+def study_model(workdir: Path, spec: Spec) -> StudyResults:
+    """Studies a trained model on its dataset's test images; finished results are read."""
+    folder = workdir / "studies" / spec.key
     sections = (*SECTIONS, *OF_PROMPTS) if spec.family in PROMPTS else SECTIONS
-    results = study(workdir / "studies" / spec.key, workdir, spec, sections, options)
-    if not gains(results, MODEL):
-        return results
-    # Apart, so that the other training is in no other section.
-    fitted = study(workdir / "replacements" / spec.key, workdir, spec, ("replacement",), options)
-    return dataclasses.replace(results, sections=results.sections | {"replacement": fitted.sections["replacement"]})
-
-
-def study(folder: Path, workdir: Path, spec: Spec, sections: Sequence[str], options: StudyOptions) -> StudyResults:
-    """Computes sections on a dataset's test images, or reads finished ones with the same options.
-
-    Args:
-      folder: of the results.
-      workdir: of the benchmark.
-      spec: of the model.
-      sections: to compute.
-      options: of the study.
-    """
+    options = StudyOptions()
     config = settings.as_json(options)
     if (folder / "results.json").exists():
         results = load_results(folder)
@@ -73,16 +52,7 @@ def study(folder: Path, workdir: Path, spec: Spec, sections: Sequence[str], opti
     dataset = dataset_of(workdir, spec)
     models = [Model(ZERO_SHOT, "Zero-shot", Tuned(Task(clip, ZERO_SHOT, dataset)))]
     tuned = clipbias.load_adapter(adapter_path(workdir, spec), clip, own_methods=[OWN])
-    models.append(
-        Model(
-            MODEL,
-            spec.key,
-            tuned,
-            seed=spec.seed,
-            training=dataset.name,
-            few_shot_split=str(spec.seed),
-        )
-    )
+    models.append(Model(MODEL, spec.key, tuned, seed=spec.seed, training=dataset.name, few_shot_split=str(spec.seed)))
     test = dataset.split("test")
     inputs = Study(
         models,
@@ -95,7 +65,7 @@ def study(folder: Path, workdir: Path, spec: Spec, sections: Sequence[str], opti
     return run_study(inputs, folder, dataset=dataset.name, config=config, sections=sections)
 
 
-def score(workdir: Path, specs: Sequence[Spec], options: StudyOptions) -> pd.DataFrame:
+def score(workdir: Path, specs: Sequence[Spec]) -> pd.DataFrame:
     """Studies the trained models that count.
 
     Returns:
@@ -117,7 +87,7 @@ def score(workdir: Path, specs: Sequence[Spec], options: StudyOptions) -> pd.Dat
         validation = notes["validation"]
         assert isinstance(validation, dict)
         counts = bool(validation["counts"])
-        answers = explain(study_model(workdir, spec, options), MODEL) if counts else {}
+        answers = explain(study_model(workdir, spec), MODEL) if counts else {}
         rows.append(row(spec, frozen_model(workdir, spec).config.vision.layers, counts, answers))
     return pd.DataFrame(rows)
 
