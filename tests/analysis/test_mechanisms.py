@@ -465,7 +465,7 @@ def test_planted_gains(name):
     ],
 )
 def test_planted_prompts_are_explained(family, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "PLANTED_IMAGES", {"train": 16, "val": 200, "test": 300})
+    monkeypatch.setattr(train, "PLANTED_IMAGES", {"train": 16, "val": 600, "test": 300})
     spec = Spec(family, labels.PLANTED, outliers=False, seed=1, strength=1.0)
     train_model(tmp_path, spec, steps=1)
     (scored_model,) = score.score(tmp_path, [spec]).to_dict("records")
