@@ -230,6 +230,36 @@ def test_a_map_has_the_stated_share(clip, images, reference, family, share):
     np.testing.assert_allclose(of_maps / (of_maps + np.square(constants).sum(-1).mean(1)), share, rtol=1e-4)
 
 
+def moved_share(part, whole):
+    """What a part of a change of features `[B, d]` moves in the direction of the whole change, as a share of it."""
+    return np.sum(part * whole) / np.sum(np.square(whole))
+
+
+@pytest.mark.ci
+def test_a_mixture_moves_the_shares_from_one_end_to_the_other(clip, images):
+    """Of attention and a constant in the last block, then of a map and a bias in every block."""
+    queries_keys, constant = (
+        task.method.adapt(learnables)
+        for task, learnables in (task_of(clip, each) for each in ("qk_vision", "last_bias"))
+    )
+    attention, exchange = [], []
+    for part in (0.0, 0.25, 0.5, 0.75, 1.0):
+        weights = jax.tree.map(lambda leaf, part=part: part * leaf, queries_keys.vision_weights)
+        mixed = Adaptation(vision_weights=weights, vision_bias=(1 - part) * constant.vision_bias)
+        seen = mix_images(clip.params, clip.config, images, mixed, PATCHED[:4])
+        reference, alone, _, tuned = np.asarray(seen[2:6])
+        attention.append(moved_share(alone - reference, tuned - reference))
+        task, learnables = task_of(clip, "map_and_bias", share=min(max(part, 0.01), 0.99))
+        mixed = task.method.adapt(centre(task, learnables, images))
+        seen = mix_images(clip.params, clip.config, images, mixed, PATCHED, donors=images[None, ::-1])
+        tuned, nothing, other = np.asarray(seen[5:])
+        exchange.append(moved_share(tuned - other, tuned - nothing))
+    for shares in (attention, exchange):
+        assert np.all(np.diff(shares) > 0.01), shares
+    np.testing.assert_allclose([attention[0], attention[-1]], [0, 1], atol=1e-4)
+    assert exchange[0] < 0.05 and exchange[-1] > 0.5, exchange
+
+
 def test_the_map_is_that_of_its_formula(clip, images, reference):
     task, learnables = task_of(clip, "map_8")
     centred = centre(task, learnables, images)
