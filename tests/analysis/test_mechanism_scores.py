@@ -10,18 +10,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from clipbias.analysis.replacement import Origin
 from clipbias.analysis.results import Average, VerdictLabels, What, Where
-from clipbias.analysis.study import StudyOptions
 from clipbias.errors import ClipbiasError
-from clipbias.intervals import Estimate, wilson_interval
+from clipbias.intervals import wilson_interval
 from tests.report.synthetic import synthetic_results
 from tools.mechanisms import labels, score, train
 from tools.mechanisms.labels import FAMILIES, FIXED, RETURNED, UNDECIDED, Answer, Spec, counts, digest
 
 SAME, DEPENDS = What.SAME.value, What.DEPENDS.value
 ATTENTION, NOT_ATTENTION, NO_GAIN = Where.ATTENTION.value, Where.NOT_ATTENTION.value, Where.NO_GAIN.value
-FITTED = "fitted constant: share"
 
 
 def row(number, family, where="", what=""):
@@ -77,7 +74,7 @@ def test_intervals_are_over_families():
 
 
 def test_no_gain_is_no_answer_about_an_axis():
-    """All rules say so at once; a fitted constant says nothing of where a change acts."""
+    """All rules say so at once, and say nothing of where a change acts."""
     answers = pd.DataFrame([row(1, "last_bias", NOT_ATTENTION, SAME), row(2, "qk_both", ATTENTION)])
     answers.loc[1, [f"{name}: where" for name in labels.RULES]] = NO_GAIN
     rates = score.rates(answers).set_index(["axis", "explainer"])
@@ -146,13 +143,13 @@ def test_models_are_scored_under_the_rules_that_they_were_trained_under(tmp_path
         path = score.adapter_path(tmp_path, spec)
         path.parent.mkdir(exist_ok=True)
         path.touch()
-    answers = score.score(tmp_path, specs, StudyOptions())  # studies none that does not count
+    answers = score.score(tmp_path, specs)  # studies none that does not count
     assert list(answers["model"]) == [spec.key for spec in specs[:2]] and not answers["counts"].any()
     assert set(answers["layers"]) == {4}
     assert list(answers["truth: what"]) == [SAME, DEPENDS] and set(answers["verdict: what"]) == {""}
     notes["digest"] = "another"
     with pytest.raises(ClipbiasError, match="trained under other labels or rules"):
-        score.score(tmp_path, specs, StudyOptions())
+        score.score(tmp_path, specs)
 
 
 @pytest.mark.parametrize(
@@ -208,10 +205,6 @@ def test_a_model_is_trained_on_the_images_of_its_seed(tmp_path, family):
     assert not all(jax.tree.leaves(same)) and train.adapter_path(tmp_path, spec).exists()
 
 
-def number(low, high):
-    return Estimate((low + high) / 2, low, high)
-
-
 def changed(value, path, new):
     """A tree of dataclasses and dictionaries with one value replaced."""
     if path and path[0] in getattr(value, "sections", ()):
@@ -251,44 +244,11 @@ def test_the_verdict_is_the_packages():
         assert labels.verdict(results, method.models[0]) == Answer(method.labels.where.value, method.labels.what.value)
     none = tuple(dataclasses.replace(method, labels=VerdictLabels(Where.NO_GAIN, None)) for method in results.methods)
     none = dataclasses.replace(results, methods=none)
-    assert labels.gains(results, "ivlp") and not labels.gains(none, "ivlp")
     assert set(labels.explain(none, "ivlp").values()) == {Answer(where="no gain")}
     few = dataclasses.replace(
         results, methods=tuple(dataclasses.replace(method, labels=None) for method in results.methods)
     )
     assert labels.verdict(few, "ivlp") == Answer()
-
-
-def with_forms(results, shares, less):
-    """With these ends of both forms' shares of the gain, and of their agreement less the ceiling's."""
-    (method,) = results.sections["replacement"].methods
-    (any_form,) = (row for row in method.rows if row.student.kind is Origin.FITTED)
-    forms = []
-    for form, of_share, of_less in zip(labels.FORMS, shares, less, strict=True):
-        row = changed(any_form, ["gain", "log_likelihood", "share"], number(*of_share))
-        row = changed(row, ["student", "form"], form)
-        forms.append(dataclasses.replace(row, less_ceiling=number(*of_less) if of_less else None))
-    return changed(results, ["replacement", "methods"], (dataclasses.replace(method, rows=tuple(forms)),))
-
-
-@pytest.mark.parametrize(
-    ("shares", "less", "of_share", "expected"),
-    [
-        (((0.4, 0.9), (0.6, 0.9)), ((-0.2, 0.1), (-0.04, 0.1)), What.SAME.value, What.SAME.value),
-        (((0.6, 0.9), (0.6, 0.9)), ((-0.3, -0.1), (-0.3, -0.06)), What.SAME.value, What.DEPENDS.value),
-        (((0.6, 0.9), (0.6, 0.9)), ((-0.3, -0.1), (-0.3, -0.04)), What.SAME.value, UNDECIDED),
-        (((0.6, 0.9), (0.6, 0.9)), ((), ()), What.SAME.value, UNDECIDED),  # nothing to compare with
-        (((0.1, 0.4), (0.1, 0.4)), ((-0.1, 0.1), (-0.1, 0.1)), What.DEPENDS.value, What.DEPENDS.value),
-        (((0.1, 0.4), (0.4, 0.6)), ((-0.1, 0.1), (-0.1, 0.1)), UNDECIDED, UNDECIDED),
-    ],
-)
-def test_the_rules_of_fitted_constants(shares, less, of_share, expected):
-    results = with_forms(synthetic_results(), shares, less)
-    share, ceiling = (labels.RULES[f"fitted constant: {name}"] for name in ("share", "against the ceiling"))
-    assert share(results, "ivlp") == Answer(what=of_share)
-    assert ceiling(results, "ivlp") == Answer(what=expected)
-    assert share(changed(results, ["replacement"], None), "ivlp") == Answer()
-    assert ceiling(changed(results, ["replacement"], None), "ivlp") == Answer()
 
 
 def test_which_models_count():
