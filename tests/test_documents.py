@@ -204,7 +204,7 @@ def sentences() -> dict[str, list[str]]:
             "something different to each picture, and the class that CLIP alone predicts explains",
             f"{explained:.0f} % of these differences.",
             "Of 100 predictions that prompts changed, two vectors per layer make",
-            f"{fewer:.0f} fewer than prompts refitted.",
+            f"{fewer:.0f} fewer than new prompts, both trained to imitate them.",
             f"A learned bias, the same for every picture, makes {bias:.1f} points more right.",
             f"A folder of two classes needs {few} pictures per class for this, a folder of ten {many}.",
         ],
