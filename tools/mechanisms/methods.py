@@ -88,9 +88,9 @@ class PositionBias(Method):
     def adapt(self, learnables: Learnables) -> Adaptation:
         patches = learnables["vision_positions"][:, 1:]
         if self.patch is None:
-            patches -= patches.mean(1, keepdims=True)
+            patches = patches - patches.mean(1, keepdims=True)
         else:
-            patches *= (jnp.arange(patches.shape[1]) == self.patch)[:, None]
+            patches = patches * (jnp.arange(patches.shape[1]) == self.patch)[:, None]
         return Adaptation(vision_bias=jnp.pad(patches, ((0, 0), (1, 0), (0, 0))))
 
 
