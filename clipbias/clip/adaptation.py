@@ -10,8 +10,9 @@ import numpy as np
 from flax import struct
 
 from clipbias.clip.config import ClipConfig, TextConfig, TowerConfig
-from clipbias.clip.layers import Weights, check_changes, fold_changes
+from clipbias.clip.layers import Weights, changed, check_changes, fold_changes
 from clipbias.clip.params import Params
+from clipbias.clip.precision import cast_weights
 from clipbias.errors import ClipbiasError
 
 
@@ -165,7 +166,7 @@ def check_inserted(adaptation: Adaptation, name: str, config: ClipConfig) -> jax
 
 
 def check_adapters(adapters: Weights | None, config: ClipConfig, name: str) -> Weights | None:
-    """Raises `ClipbiasError` for networks that do not fit a tower's blocks."""
+    """Returns the networks beside a tower's blocks. Raises `ClipbiasError` if they do not fit."""
     if adapters is None:
         return None
     width = getattr(config, name).width
@@ -197,7 +198,6 @@ def check_text_parts(adaptation: Adaptation, config: ClipConfig, texts: int, tok
     context = adaptation.text_context
     check_prompts(adaptation.text_prompts, geometry, "text_prompts", extra=1)
     check_bias(adaptation.text_bias, geometry, "text_bias", geometry.context_length)
-    check_adapters(adaptation.text_adapters, config, "text")
     # Checked before tracing: a gather of position embeddings beyond the last would repeat it silently.
     if tokens > geometry.context_length:
         raise ClipbiasError(f"the texts have {tokens} tokens; this model reads at most {geometry.context_length}.")
@@ -224,6 +224,18 @@ def check_text_parts(adaptation: Adaptation, config: ClipConfig, texts: int, tok
     # Texts are grouped by context with an integer division (`put_context`), which a remainder would shift.
     if context.ndim == 3 and texts % context.shape[0]:
         raise ClipbiasError(f"text_context holds {context.shape[0]} contexts; {texts} texts cannot share them evenly.")
+
+
+def outside_layers(params: Params, adaptation: Adaptation | None, tower: str, dtype: str | None = None) -> Weights:
+    """Returns a tower's weights with their changes outside its blocks. Default type: the weights'.
+
+    Raises `ClipbiasError` for changes that name no weight of the tower, or differ from it in shape.
+    """
+    changes = getattr(adaptation or NOTHING, f"{tower}_weights")
+    check_changes(changes, params[tower], f"{tower}_weights")
+    weights = params[tower] if dtype is None else cast_weights(params[tower], dtype)
+    # The scan adds those of the blocks layer by layer: a sum of all stacked kernels would double the memory.
+    return changed(weights, {name: change for name, change in (changes or {}).items() if name != "layers"})
 
 
 def fold(params: Params, adaptation: Adaptation) -> Params:

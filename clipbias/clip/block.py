@@ -13,8 +13,10 @@ from flax import struct
 from jax.ad_checkpoint import checkpoint_name
 
 from clipbias.clip import layers
-from clipbias.clip.config import TowerConfig, VisionConfig
+from clipbias.clip.adaptation import Adaptation, check_adapters
+from clipbias.clip.config import ClipConfig, TowerConfig, VisionConfig
 from clipbias.clip.layers import ATTENDED, HIDDEN, INPUT, QKV, Changes, Weights, changed, rotate
+from clipbias.clip.params import Params
 from clipbias.clip.precision import cast_weights
 
 
@@ -56,24 +58,23 @@ class LayerInput:
 
 
 def layer_inputs(
-    weights: layers.Weights,
+    params: Params,
+    config: ClipConfig,
+    adaptation: Adaptation,
+    tower: str,
     *,
-    prompts: jax.Array | None = None,
-    bias: jax.Array | None = None,
-    changes: Changes | None = None,
-    adapters: layers.Weights | None = None,
-    adapters_end: int | None = None,
+    prompts: jax.Array | None,
+    bias: jax.Array | None,
     dtype: str,
 ) -> LayerInput:
-    """Stacks the inputs of all layers: `weights` and `changes` of the blocks with leading axis `L`.
+    """Stacks the inputs of all blocks of a `tower`, "vision" or "text".
 
-    Row `i - 1` of `prompts [depth - 1, T, D]` replaces tokens at block `i`. `adapters` are networks beside the `n`
-    blocks before number `adapters_end` (default: the tower's end), with leading axis `n`. For the bias see `bias_rows`.
+    Row `i - 1` of `prompts [depth - 1, T, D]` replaces tokens at block `i`. For the bias see `bias_rows`.
     """
-    depth = jax.tree.leaves(weights)[0].shape[0]
+    depth = getattr(config, tower).layers
     index = jnp.arange(depth)
     # Zeros and a mask stand for layers without prompts: all layers of a scan need equal shapes.
-    if prompts is None or prompts.shape[0] == 0:
+    if prompts is None or 0 in prompts.shape:
         prompts = None
         replace = jnp.zeros(depth, bool)
     else:
@@ -81,10 +82,13 @@ def layer_inputs(
         prompts = jnp.pad(prompts, ((1, depth - 1 - prompts.shape[0]), (0, 0), (0, 0))).astype(jnp.float32)
     # A NumPy array takes no traced index, which is how a bias by token is read.
     bias = None if bias is None else jnp.asarray(bias).astype(jnp.float32)
-    end = depth if adapters_end is None else adapters_end
-    first = 0 if adapters is None else end - jax.tree.leaves(adapters)[0].shape[0]
+    changes = (getattr(adaptation, f"{tower}_weights") or {}).get("layers")
+    changes = changes if jax.tree.leaves(changes) else None
+    # The last `n` blocks of the shallower tower have networks, and those of the same numbers in the deeper one (MMA).
+    adapters = check_adapters(getattr(adaptation, f"{tower}_adapters"), config, tower)
+    first = 0 if adapters is None else config.common_blocks - jax.tree.leaves(adapters)[0].shape[0]
     adapters = jax.tree.map(lambda leaf: _padded(leaf, first, depth), adapters)
-    return LayerInput(index, weights, prompts, replace, bias, changes, adapters, first, dtype)
+    return LayerInput(index, params[tower]["layers"], prompts, replace, bias, changes, adapters, first, dtype)
 
 
 def _padded(stacked: jax.Array, first: int, depth: int) -> jax.Array:
