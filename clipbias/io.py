@@ -68,9 +68,7 @@ def user_path(path: str | os.PathLike) -> Path:
             "copy it to a disk, or mount the bucket."
         )
     if "://" in str(path):
-        raise ClipbiasError(
-            f"{shorten(str(path), 200)} is an address of the web; download it, and give the path of the file."
-        )
+        raise ClipbiasError(f"{shorten(str(path), 200)} is an address of the web; give the path of a downloaded file.")
     resolved = os.path.expanduser(os.fspath(path))
     # Looked at once, so that the message for a missing permission has the path; a library's would not.
     try:
@@ -313,9 +311,7 @@ def lock(folder: Path, *, shared: bool = False) -> Iterator[None]:
             if not lock_file(file.fileno(), fcntl.LOCK_SH if shared else fcntl.LOCK_EX):
                 logging.warning("%s lies on a disk without locks; make sure that no other process works there.", folder)
         except BlockingIOError as error:
-            raise ClipbiasError(
-                f"another process works in {folder}; wait for it or choose another --workdir."
-            ) from error
+            raise ClipbiasError(f"another process works in {folder}; wait, or choose another --workdir.") from error
         # Nobody else writes here while the exclusive lock is held: temporary files are those of killed processes.
         if not shared:
             for unfinished in folder.rglob(f"{PART}*"):

@@ -118,8 +118,7 @@ def check_prompts(prompts: jax.Array | None, geometry: TowerConfig, name: str, *
         return None
     if prompts.ndim != 3 or prompts.shape[-1] != geometry.width or prompts.shape[0] + extra > geometry.layers:
         raise ClipbiasError(
-            f"{name} has shape {prompts.shape}; expected [depth, tokens, {geometry.width}] with depth at most "
-            f"{geometry.layers - extra}."
+            f"{name} has shape {prompts.shape}; expected [up to {geometry.layers - extra}, tokens, {geometry.width}]."
         )
     return prompts
 
@@ -151,16 +150,13 @@ def check_inserted(adaptation: Adaptation, name: str, config: ClipConfig) -> jax
         return None
     # Blocks are counted in the shallower tower, so that both towers insert at the same numbers (MMRL, MMA).
     if tokens.ndim != 3 or not 1 <= tokens.shape[0] <= most or tokens.shape[-1] != width:
-        raise ClipbiasError(
-            f"{name}_tokens have shape {tokens.shape}; expected [n, tokens, {width}] with n from 1 to {most}."
-        )
+        raise ClipbiasError(f"{name}_tokens have shape {tokens.shape}; expected [n, T, {width}], n from 1 to {most}.")
     # A block replaces either prompts or inserted tokens (`LayerInput.prompts`), and a bias by token counts positions
     # that inserted tokens would shift.
     others = (f"{name}_prompts", "text_class_prompts") if name == "text" else (f"{name}_prompts",)
     if any(getattr(adaptation, part) is not None for part in others) or (bias is not None and bias.ndim > 2):
         raise ClipbiasError(
-            f"{name}_tokens cannot be combined with prompts of later blocks or a bias that differs between tokens; "
-            "give only one of them."
+            f"{name}_tokens exclude prompts of later blocks and a bias that differs between tokens; give one of them."
         )
     return tokens.astype(jnp.float32)
 
@@ -212,8 +208,7 @@ def check_text_parts(adaptation: Adaptation, config: ClipConfig, texts: int, tok
         # (`LayerInput.prompts`).
         if block < 1 or adaptation.text_prompts is not None:
             raise ClipbiasError(
-                f"text_class_prompts act at block {block}; they need a block from 1 on, in a tower of at least two "
-                "blocks, and no text_prompts."
+                f"text_class_prompts act at block {block}; they need block 1 or a later one, and no text_prompts."
             )
     if context is None:
         return
@@ -247,13 +242,10 @@ def fold(params: Params, adaptation: Adaptation) -> Params:
     # Before the general message: these biases look like changes of weights.
     if adaptation.bias_differs_between_tokens:
         raise ClipbiasError(
-            "a bias by token type or by token does not fold into the weights of a plain CLIP, which are equal for all "
-            "tokens; a vector per layer ([L, D]) does."
+            "a bias by token type or by token does not fold into weights; a vector per layer ([L, D]) does."
         )
     if not adaptation.only_changes_weights:
-        raise ClipbiasError(
-            "only biases and other changes of weights fold into the weights; this adaptation has other parts, or none."
-        )
+        raise ClipbiasError("only biases and other changes of weights fold; this adaptation has other parts, or none.")
     folded = dict(params)
     for tower in ("vision", "text"):
         bias = getattr(adaptation, f"{tower}_bias")

@@ -82,8 +82,7 @@ def layer_inputs(
         prompts = jnp.pad(prompts, ((1, depth - 1 - prompts.shape[0]), (0, 0), (0, 0))).astype(jnp.float32)
     # A NumPy array takes no traced index, which is how a bias by token is read.
     bias = None if bias is None else jnp.asarray(bias).astype(jnp.float32)
-    changes = (getattr(adaptation, f"{tower}_weights") or {}).get("layers")
-    changes = changes if jax.tree.leaves(changes) else None
+    changes = layers.of_layers(getattr(adaptation, f"{tower}_weights"))
     # The last `n` blocks of the shallower tower have networks, and those of the same numbers in the deeper one (MMA).
     adapters = check_adapters(getattr(adaptation, f"{tower}_adapters"), config, tower)
     first = 0 if adapters is None else config.common_blocks - jax.tree.leaves(adapters)[0].shape[0]

@@ -168,8 +168,7 @@ class _Unpickler(pickle._Unpickler):
         if self.skip_objects:
             return self.types[OTHER_OBJECT]
         raise ClipbiasError(
-            f"it holds an object of {shorten(ascii(full)[1:-1])}, which no weights need; save the model's "
-            "`state_dict()` alone"
+            f"it holds an object of {shorten(ascii(full)[1:-1])}, which no weights need; save the `state_dict()` alone"
         )
 
     def persistent_load(self, pid: object) -> PickledObject:

@@ -362,9 +362,7 @@ def check_changes(changes: Changes | None, weights: Changes, name: str) -> None:
         elif path not in shapes:
             raise ClipbiasError(f"{name} changes {where!r}, which is no weight of this tower.")
         elif shape != shapes[path]:
-            raise ClipbiasError(
-                f"{name} changes {where!r} by an array of shape {shape}; the weight's is {shapes[path]}."
-            )
+            raise ClipbiasError(f"{name} changes {where!r} by shape {shape}; the weight's is {shapes[path]}.")
 
 
 def _check_low_rank(
@@ -403,3 +401,9 @@ def fold_changes(weights: Changes, changes: Changes) -> Changes:
     # In float32, whatever the weights' type: the caller narrows the result if it is exact.
     folded = {path: np.asarray(flat[path], np.float32) + change for path, change in added.items()}
     return unflatten_dict({**flat, **folded})
+
+
+def of_layers(changes: Changes | None) -> Changes | None:
+    """Returns the changes of a tower's stacked blocks, or `None`."""
+    layers = (changes or {}).get("layers")
+    return layers if jax.tree.leaves(layers) else None

@@ -170,8 +170,7 @@ def _timm_network(model: Mapping[str, Any], where: str) -> ClipConfig:
     # open_clip would interpolate the position embeddings to another resolution; the weights here are read as they are.
     if vision.get("image_size", 224) != int(image_size):
         raise ClipbiasError(
-            f"{where} asks for images of {shown(vision.get('image_size', 224))} pixels in a tower for {image_size}; "
-            "clipbias reads a model at its own resolution."
+            f"{where} asks for images of {shown(vision.get('image_size', 224))} pixels in a tower for {image_size}."
         )
     required, others = TIMM_TEXT[family]
     _check_keys(where, "text_cfg.", text, required | others)

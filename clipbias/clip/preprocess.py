@@ -139,9 +139,7 @@ def _of_transformers(content: dict[str, Any], config: ClipConfig) -> Preprocessi
     if side != image_size:
         raise ClipbiasError(f"makes images of {side} pixels where the model takes {image_size}; correct its sizes.")
     if size > (most := _MAX_RESIZED * image_size):
-        raise ClipbiasError(
-            f"resizes pictures to {size} pixels where the model takes {image_size}; correct size, to at most {most}."
-        )
+        raise ClipbiasError(f"resizes pictures to {size} pixels; correct size, to at most {most} for this model.")
     resampling = Image.Resampling(settings["resample"]).name.lower()
     resizing = Resizing(side, None if size == side else size, whole, resampling, library)
     mean = settings.get("image_mean")
@@ -180,8 +178,7 @@ def of_open_clip(wishes: Mapping[str, Any], image_size: int) -> Preprocessing:
     for name, choices in allowed.items():
         if values[name] not in choices:
             raise ClipbiasError(
-                f"asks for images with preprocess_cfg.{name} = {shown(values[name])}; clipbias follows "
-                f"{', '.join(choices)}."
+                f"asks for preprocess_cfg.{name} = {shown(values[name])}; clipbias follows {', '.join(choices)}."
             )
     resampling = "bilinear" if values["interpolation"] == "bilinear" else "bicubic"
     resizing = Resizing(image_size, whole=values["resize_mode"] == "squash", resampling=resampling)

@@ -435,8 +435,7 @@ def from_tensors(
     if damaged:
         more = f" and {len(damaged) - 1} other tensors" if len(damaged) > 1 else ""
         raise ClipbiasError(
-            f"{where} holds NaN or infinite numbers in {damaged[0]}{more}; fetch it again, or take a checkpoint from "
-            "before its training diverged."
+            f"{where} holds NaN or infinite numbers in {damaged[0]}{more}; fetch it again, or take an earlier one."
         )
     return tree
 

@@ -108,9 +108,7 @@ def check_tokenizer(tokenizer: Tokenizer, config: TextConfig) -> None:
     largest = max(tokenizer.get_vocab().values())
     size = config.vocabulary_size
     if largest >= size:  # JAX would read the last row instead of failing
-        raise ClipbiasError(
-            f"the tokenizer has a token of id {largest}, but the model has {size} tokens; they do not belong together."
-        )
+        raise ClipbiasError(f"the tokenizer has the id {largest} and the model {size} tokens; they do not fit.")
 
 
 def framed(tokenizer: Tokenizer, texts: Sequence[str], config: TextConfig) -> list[list[int]]:
@@ -137,8 +135,7 @@ def pad(token_ids: Sequence[Sequence[int]], texts: Sequence[str], config: TextCo
     if longest > context_length:
         text = next(text for ids, text in zip(token_ids, texts, strict=True) if len(ids) == longest)
         raise ClipbiasError(
-            f"the text {shorten(text)!r} has {longest} tokens and this model reads at most {context_length}; shorten "
-            "the class name or the template."
+            f"the text {shorten(text)!r} has {longest} of at most {context_length} tokens; shorten name or template."
         )
     # SigLIP attends to padding, so its features depend on the length; other towers ignore it, and shorter is faster.
     length = context_length if config.pooling == "last" else longest

@@ -156,8 +156,7 @@ def refuse_inserted(tower: TowerInput) -> None:
     """Raises `ClipbiasError` for inserted tokens: observers stack layers, and need equal sizes in all of them."""
     if tower.inserted is not None:
         raise ClipbiasError(
-            "this method inserts tokens inside the tower, so that attention differs in size between blocks; it cannot "
-            "be observed or changed. Choose another method."
+            "this method inserts tokens: attention differs in size between blocks, and cannot be observed or changed."
         )
 
 

@@ -194,8 +194,7 @@ def encode_image(
     if adaptation is not None and adaptation.vision_prompts is not None and adaptation.vision_prompts.ndim == 4:
         if patches or looks_inside:
             raise ClipbiasError(
-                f"vision_prompts hold {adaptation.vision_prompts.shape[0]} sets, which have features of whole images "
-                "only; give one set to observe it or to get features of patches."
+                f"vision_prompts hold {adaptation.vision_prompts.shape[0]} sets; give one to observe it or its patches."
             )
 
         def encode_with(prompts: jax.Array) -> jax.Array:

@@ -293,5 +293,5 @@ def check_template(template: str) -> None:
     """Raises `ClipbiasError` unless `template` has exactly one `{}`, for the class name."""
     if not isinstance(template, str) or [template.count(place) for place in ("{}", "{", "}")] != [1, 1, 1]:
         raise ClipbiasError(
-            f"the template {template!r} must hold exactly one {{}} for the class name, as 'a photo of a {{}}.' does."
+            f"the template {template!r} must hold exactly one {{}} for the class name: 'a photo of a {{}}.'"
         )

@@ -70,8 +70,7 @@ def load(data_dir: str | os.PathLike | None, *, template: str | None = None) -> 
     for split_name, place in (roots or {"all": root}).items():
         if unknown := sorted(set(files.sub_folders(place)) - set(class_names)):
             raise ClipbiasError(
-                f"{place} has the class folder {unknown[0]!r}, which the train folder has not; add it there or remove "
-                "it."
+                f"{place} has the class folder {unknown[0]!r}, which the train folder has not; add or remove it."
             )
         keys: list[str] = []
         labels: list[int] = []
@@ -123,8 +122,7 @@ def _check_has_labels(place: Path) -> None:
     """Raises `ClipbiasError` for pictures in a split folder without class folders and metadata."""
     if not files.sub_folders(place) and (images := files.image_files(place)[0]):
         raise ClipbiasError(
-            f"{place} has {counted(len(images), 'picture')}, but neither class folders nor a {METADATA[0]} says their "
-            "classes; add one, or move the folder elsewhere."
+            f"{place} has {counted(len(images), 'picture')}, but neither class folders nor a {METADATA[0]}; add one."
         )
 
 
@@ -284,8 +282,7 @@ def _with_splits_of_folders(rows: list[TableRow]) -> list[TableRow]:
     for (image, label, split, row), of_folder in zip(rows, splits, strict=True):
         if not split and not of_folder:
             raise ClipbiasError(
-                f"{row}: {image} lies outside of the folders of {' and '.join(names)} images and so has no split; "
-                "move it into one, or give every image a split."
+                f"{row}: {image} lies outside of the folders of {' and '.join(names)} images; move it, or give splits."
             )
         split_rows.append((image, label, split or of_folder or "", row))
     return split_rows
@@ -462,7 +459,7 @@ def from_hub_dataset(tables: HubDataset | Mapping[str, HubDataset], *, template:
     for name, table in tables.items():
         if name not in SPLIT_OF:
             raise ClipbiasError(
-                f"the dataset has a split {shown(name)}; name it train, validation or test, or give it alone."
+                f"the split {shown(name)} is not train, validation or test; rename it, or give it alone."
             )
         splits[SPLIT_OF[name]], names = _read(table, name)
         class_names[names] = None
@@ -485,8 +482,7 @@ def _read(table: HubDataset, name: str) -> tuple[Split, tuple[str, ...]]:
     unlabelled = [row for row, number in enumerate(labels) if number not in range(len(class_names))]
     if unlabelled:
         raise ClipbiasError(
-            f"row {unlabelled[0]} of the dataset has the label {labels[unlabelled[0]]}, which is no class; leave such "
-            "rows out."
+            f"row {unlabelled[0]} of the dataset has the label {labels[unlabelled[0]]}, which is no class; drop it."
         )
     # Encoded files: the table would decode them in other ways than `transforms`.
     encoded = table.cast_column(image, type(table.features[image])(decode=False)).select_columns([image])
@@ -510,6 +506,4 @@ def _column(table: HubDataset, kind: str, advice: str) -> str:
         return columns[0]
     if columns:
         raise ClipbiasError(f"the dataset has the {kind} columns {', '.join(columns)}; drop all but one of them.")
-    raise ClipbiasError(
-        f"the dataset has no {kind} column among {', '.join(table.features)}; cast the column to {advice}."
-    )
+    raise ClipbiasError(f"the dataset has no {kind} column among {', '.join(table.features)}; cast one to {advice}.")

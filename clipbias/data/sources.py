@@ -193,9 +193,7 @@ def from_arrays(
     if splits is None:
         return Dataset(name, names, template, complete_splits({"all": whole}, name))
     if isinstance(splits, str) or len(splits) != len(whole):
-        raise ClipbiasError(
-            f"splits is {shown(splits)}; give one of train, val and test for each of {len(whole)} images."
-        )
+        raise ClipbiasError(f"splits is {shown(splits)}; give one of train, val and test for all {len(whole)} images.")
     unknown = [split for split in splits if split not in SPLIT_OF]
     if unknown:
         raise ClipbiasError(f"the split of an image is {shown(unknown[0])}; it must be train, val or test.")

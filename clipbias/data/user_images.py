@@ -263,8 +263,7 @@ def check_names(places: Mapping[str, str], owner: str) -> None:
     for name in _AS_STRINGS:
         if name in places:
             raise ClipbiasError(
-                f"the label {name!r} ({places[name]}) stands for a missing one; give the image a label, or leave it "
-                "out. A class of this name needs another, or class_names."
+                f"the label {name!r} ({places[name]}) stands for a missing one; correct it, or rename that class."
             )
     check_told_apart(places, owner)
 
@@ -287,7 +286,5 @@ def label_array(labels: Labels) -> np.ndarray:
         except ValueError as error:
             raise ClipbiasError(f"labels are {shown(labels)}; give numbers or names, [n].") from error
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iuU"):
-        raise ClipbiasError(
-            f"labels have type {array.dtype} and shape {list(array.shape)}; give numbers or names, [n]."
-        )
+        raise ClipbiasError(f"labels have type {array.dtype} and shape {list(array.shape)}; give numbers or names.")
     return array

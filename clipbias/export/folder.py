@@ -68,8 +68,7 @@ def export(model: Tuned, folder: str | os.PathLike, *, form: str | None = None) 
         raise ClipbiasError("the base model is loaded in half precision; load it in float32 to export from it.")
     if isinstance(task.method, TestTimeMethod):
         raise ClipbiasError(
-            f"the method {task.method_name!r} learns from each test image, and exported files cannot; classify images "
-            "with `TunedModel.predict`."
+            f"the method {task.method_name!r} learns from each test image, and exported files cannot; use `predict`."
         )
     # Checked before anything is computed; the message names a form that works.
     natural = natural_form(task, learnables)

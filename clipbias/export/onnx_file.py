@@ -54,8 +54,7 @@ def write_onnx(folder: Path, task: Task, learnables: Learnables) -> None:
     difference, scale = compare(content, task, learnables)
     if not difference <= TOLERANCE * scale:
         raise ClipbiasError(
-            f"ONNX Runtime's logits differ from JAX's by {difference:.2g} where they reach {scale:.3g}; nothing was "
-            "written. Export the adapter as a program."
+            f"ONNX's logits differ from JAX's by {difference:.2g} of {scale:.3g}. Export the adapter as a program."
         )
     check = {"pictures": CHECKED, "largest_difference": difference, "largest_logit": scale}
     write_text(folder / LABELS, json.dumps({**describe(task), "check": check}, indent=2) + "\n")
@@ -71,7 +70,7 @@ def convert(task: Task, weights: dict[str, np.ndarray]) -> bytes:
     except Exception as error:  # a method of a user's may compute anything
         reason = str(error) if isinstance(error, NotImplementedError) else sentence(error)
         raise ClipbiasError(
-            f"the method {task.method_name!r} cannot become an ONNX file: {reason}; export it as a program."
+            f"{task.method_name!r} cannot become an ONNX file: {reason}; export it as a program."
         ) from error
 
 
