@@ -153,10 +153,7 @@ def parse_json(text: str, expected: type | tuple[type, ...] = object) -> Any:
 
 
 def read_json(path: str | os.PathLike, expected: type | tuple[type, ...] = object, *, what: str = "a JSON file") -> Any:
-    """The value in a JSON file, of type `expected`; `what` is the file's purpose, for the message.
-
-    Raises `ClipbiasError` if it cannot be read, is no JSON (with the line where it breaks off), or is of another kind.
-    """
+    """The value in a JSON file. Raises `ClipbiasError` unless it is of type `expected`; `what` names the content."""
     text = read_text(path)
     try:
         return parse_json(text, expected)

@@ -73,18 +73,22 @@ class Adaptation:
     text_class_block: int = struct.field(pytree_node=False, default=0)
 
     @property
+    def parts(self) -> set[str]:
+        """Names of the parts that are not `None`."""
+        # `text_class_block` is a static field and always set, so it is no part.
+        fields = [field.name for field in dataclasses.fields(self) if field.metadata.get("pytree_node", True)]
+        return {name for name in fields if getattr(self, name) is not None}
+
+    @property
     def changes_text(self) -> bool:
         """Whether the text tower's tokens depend on this adaptation."""
         # Not `text_residual`, which acts behind the tower.
-        parts = (self.text_context, self.text_prompts, self.text_class_prompts, self.text_tokens)
-        others = (self.text_bias, self.text_weights, self.text_adapters)
-        return any(part is not None for part in (*parts, *others))
+        return any(name.startswith("text_") for name in self.parts - {"text_residual"})
 
     @property
     def changes_vision(self) -> bool:
         """Whether the vision tower's tokens depend on this adaptation."""
-        parts = (self.vision_prompts, self.vision_tokens, self.vision_bias, self.vision_weights, self.vision_adapters)
-        return any(part is not None for part in (*parts, self.pixels))
+        return any(name.startswith(("vision_", "pixels")) for name in self.parts)
 
     @property
     def inserts_tokens(self) -> bool:
@@ -94,12 +98,9 @@ class Adaptation:
     @property
     def only_changes_weights(self) -> bool:
         """Whether the adaptation folds into the weights of a plain CLIP."""
-        fields = [field.name for field in dataclasses.fields(self) if field.metadata.get("pytree_node", True)]
-        # `text_class_block` is a static field and always set, so it is no part.
-        parts = {name for name in fields if getattr(self, name) is not None}
         # A bias that all tokens share is the bias of the MLP's second layer.
         foldable = {"text_bias", "vision_bias", "text_weights", "vision_weights"}
-        return bool(parts) and parts <= foldable and not self.bias_differs_between_tokens
+        return set() < self.parts <= foldable and not self.bias_differs_between_tokens
 
     @property
     def bias_differs_between_tokens(self) -> bool:
@@ -222,10 +223,7 @@ def check_text_parts(adaptation: Adaptation, config: ClipConfig, texts: int, tok
 
 
 def outside_layers(params: Params, adaptation: Adaptation | None, tower: str, dtype: str | None = None) -> Weights:
-    """Returns a tower's weights with their changes outside its blocks. Default type: the weights'.
-
-    Raises `ClipbiasError` for changes that name no weight of the tower, or differ from it in shape.
-    """
+    """Returns a tower's weights, changed outside its blocks. Raises `ClipbiasError` for changes that do not fit."""
     changes = getattr(adaptation or NOTHING, f"{tower}_weights")
     check_changes(changes, params[tower], f"{tower}_weights")
     weights = params[tower] if dtype is None else cast_weights(params[tower], dtype)
@@ -234,10 +232,9 @@ def outside_layers(params: Params, adaptation: Adaptation | None, tower: str, dt
 
 
 def fold(params: Params, adaptation: Adaptation) -> Params:
-    """Returns the weights of a plain CLIP with the features of `params` and `adaptation`, which stay unchanged.
+    """Returns the weights of a plain CLIP with the features of `params` and an adaptation.
 
-    The adaptation has any of `text_bias [Lt, Dt]`, `vision_bias [Lv, Dv]`, `text_weights` and `vision_weights`. Raises
-    `ClipbiasError` if it has other parts, or none.
+    The adaptation has biases `[Lt, Dt]` and `[Lv, Dv]` and changes of weights alone; else it raises `ClipbiasError`.
     """
     # Before the general message: these biases look like changes of weights.
     if adaptation.bias_differs_between_tokens:

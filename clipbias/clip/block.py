@@ -123,11 +123,7 @@ def scan_all_but_last(
     start: int = 0,
     end: int = -1,
 ) -> tuple[jax.Array, LayerInput]:
-    """Scans `step` over the layers `start` to `end - 1`; the last layer is left to the caller by default.
-
-    Returns:
-      The tokens that reach layer `end`, and the inputs of the tower's last layer.
-    """
+    """Scans `step` over layers `start` to `end - 1`; returns the tokens that reach `end` and the last layer's input."""
     count = tokens.shape[0]
     others = jax.tree.map(lambda leaf: leaf[start:end], dataclasses.replace(inputs, frozen=None))
 
@@ -217,11 +213,7 @@ class Record(dict[str, jax.Array]):
 
 
 def run_block(tokens: jax.Array, layer: LayerInput, config: TowerConfig, hooks: BlockHooks) -> jax.Array:
-    """Computes `x += MHA(LN1(x)); x += MLP(LN2(x))`, and adds the adapter's output and the layer's bias.
-
-    BERT has its LayerNorms behind the residuals: `x = LN1(x + MHA(x)); x = LN2(x + MLP(x))`. Returns the tokens at the
-    selected rows.
-    """
+    """Computes `x += MHA(LN1(x)); x += MLP(LN2(x))` with the layer's adapter and bias, at the selected rows."""
     weights = layer.weights
     # Prompts replace tokens before the block reads them, so that they act on this block's attention (VPT-deep, MaPLe).
     inputs = hooks.tap(hooks.before(tokens, layer), INPUT)
@@ -234,7 +226,7 @@ def run_block(tokens: jax.Array, layer: LayerInput, config: TowerConfig, hooks: 
         hidden = hooks.tap(layers.mlp_hidden(middle, weights, config), HIDDEN)
         output = middle + layers.mlp_output(hidden, weights, config)
     else:
-        # The embeddings, or the block before, have ended with a LayerNorm.
+        # BERT's LayerNorms lie behind the residuals: `x = LN1(x + MHA(x)); x = LN2(x + MLP(x))`.
         attended = hooks.tap(rows + hooks.attention(inputs, weights, config, hooks.tap), ATTENDED)
         middle = layers.layer_norm(attended, weights["norm1"], config.layer_norm_epsilon)
         hidden = hooks.tap(layers.dense(middle, weights["fc1"]), HIDDEN)

@@ -49,15 +49,11 @@ EMBEDDED = ("demo", "demo-siglip")  # folders of `assets`: a small CLIP, and a S
 
 @dataclasses.dataclass(frozen=True)
 class ModelLocation:
-    """Location of a model: `path` is a folder or a file of weights.
-
-    The `name` is valid in any working folder: one of `EMBEDDED`, a hub name (`revision` is its commit), or an absolute
-    path.
-    """
+    """Location of a model: a folder or file of weights, with a name that is valid in any working folder."""
 
     path: Path
-    name: str
-    revision: str | None = None
+    name: str  # one of `EMBEDDED`, a hub name, or an absolute path
+    revision: str | None = None  # commit on the hub
 
 
 def find(source: str | os.PathLike) -> ModelLocation:
@@ -92,10 +88,9 @@ def find(source: str | os.PathLike) -> ModelLocation:
 
 
 def choose(folder: Path, files: Collection[str] | None = None, *, where: str = "") -> tuple[str, str | None]:
-    """Chooses the weights and the configuration of a model from `files`. Default: the folder's files.
+    """Chooses weights, or the index of their shards, and the configuration from `files`. Default: the folder's files.
 
-    Returns the file of weights, or the index of its shards, and the configuration, `None` for a file that needs none.
-    Raises `ClipbiasError` if there are no weights that clipbias reads, or they are another network's.
+    Some formats need no configuration. Raises `ClipbiasError` without weights that clipbias reads.
     """
     where = where or str(folder)
     if files is None:
@@ -143,11 +138,7 @@ def _refusal(path: Path) -> ClipbiasError | None:
 
 
 def describe(path: Path) -> tuple[ClipConfig, preprocess.Preprocessing, bool]:
-    """Reads a configuration of any family.
-
-    Returns the geometry, the preprocessing, and whether the file names the activation. Raises `ClipbiasError` if it is
-    damaged, or describes another network.
-    """
+    """Reads a configuration: geometry, preprocessing, whether it names the activation. Raises `ClipbiasError`."""
     check_file(path)
     if path.name == OPEN_CLIP_CONFIG:
         return open_clip.read_config(path)

@@ -144,15 +144,12 @@ class TextConfig(TowerConfig):
 
 @dataclasses.dataclass(frozen=True)
 class ClipConfig:
-    """Both towers and the joint width `d` of their features; hashable, a static argument of `jit`.
-
-    The family is the `model_type` of `config.json`; "pe" and "biomed_clip" exist in open_clip only.
-    """
+    """Both towers and the joint width `d` of their features; hashable, a static argument of `jit`."""
 
     vision: VisionConfig
     text: TextConfig
     projection_width: int
-    family: str = "clip"
+    family: str = "clip"  # the `model_type` of `config.json`; "pe" and "biomed_clip" exist in open_clip only
 
     def __post_init__(self) -> None:
         check_int("the model's projection_width", self.projection_width, lowest=1, highest=LARGEST_SIZE)

@@ -27,10 +27,7 @@ _TOKENS = 8
 
 
 def check_images(array: ArrayLike, size: int) -> None:
-    """Raises `ClipbiasError` for arrays that are not float `[B, R, R, 3]`, or `[B, 1 + V, R, R, 3]` with crops.
-
-    `size` is `R`. The numbers are not checked.
-    """
+    """Raises `ClipbiasError` for arrays but float `[B, R, R, 3]` with `size` `R`, or with crops `[B, 1 + V, R, R, 3]`."""
     shape = np.shape(array)
     dtype = getattr(array, "dtype", None)
     # Before the type: torch's types are none of NumPy's, and the message would name the wrong cause.
@@ -97,10 +94,9 @@ def image_batches(
     mixed: bool = False,
     on_error: str = "raise",
 ) -> ImageBatches:
-    """Reads a split, or images as `Clip.encode_images` takes them, in batches of at most `batch_size` with their crops.
+    """Reads images in batches of at most `batch_size` with their crops; other arguments as for `pipeline.test_batches`.
 
-    `crops`, `mixed` and `on_error` are as for `pipeline.test_batches`. Raises `ClipbiasError` for other objects than
-    images, and for crops of normalised images.
+    Raises `ClipbiasError` for other objects than images, and for crops of normalised images.
     """
     check_int("batch_size", batch_size, lowest=1)
     side = preprocessing.image_size

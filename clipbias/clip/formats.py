@@ -202,11 +202,10 @@ class _Unpickler(pickle._Unpickler):
 
 @contextlib.contextmanager
 def open_torch(path: Path, *, skip_objects: bool = False) -> Iterator[dict[str, Tensor]]:
-    """Opens the tensors of a file of `torch.save` or `torch.jit.save`.
+    """Opens the tensors of a file of `torch.save` or `torch.jit.save`, without wrappers such as `{"state_dict": …}`.
 
-    A training checkpoint's `{"state_dict": …}` and its prefix `module.` are removed. With `skip_objects`, objects
-    beside the tensors, such as an optimiser, are skipped; they are never created. Raises `ClipbiasError` if it is no
-    such file, it is damaged, or it holds more than tensors.
+    With `skip_objects`, objects beside the tensors, such as an optimiser, are skipped; they are never created. Raises
+    `ClipbiasError` for another or damaged file, and for more than tensors.
     """
     # The file is a zip archive. Its `data.pkl` describes the tensors as a pickle; `data/0`, `data/1`, … hold their
     # numbers as in memory, not compressed. `torch.jit.save` wraps tensors in objects of its modules.

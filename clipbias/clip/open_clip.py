@@ -89,10 +89,7 @@ def _check_keys(where: str, prefix: str, settings: Mapping[str, object], allowed
 
 
 def read_config(path: Path) -> tuple[ClipConfig, Preprocessing, bool]:
-    """Reads an `open_clip_config.json`: geometry, preprocessing, and whether it names the activation (default: GELU).
-
-    Raises `ClipbiasError` for another network.
-    """
+    """Reads an `open_clip_config.json`: geometry, preprocessing, and whether it names the activation (else GELU)."""
     content = read_json(path, dict, what="an open_clip configuration")
     try:
         model = content["model_cfg"]
@@ -207,11 +204,7 @@ def _timm_network(model: Mapping[str, Any], where: str) -> ClipConfig:
 
 
 def model_json(config: ClipConfig, *, own_tokenizer: bool) -> dict[str, Any]:
-    """Returns a `model_cfg`, for CLIP and the families that transformers lacks: the inverse of `read_config`.
-
-    With `own_tokenizer`, open_clip tokenizes CLIP's texts with the files beside it. Raises `ClipbiasError` if open_clip
-    has no such network.
-    """
+    """Returns a `model_cfg`, the inverse of `read_config`. Raises `ClipbiasError` if open_clip has no such network."""
     vision = config.vision
     text = config.text
     plain_text = {"context_length": text.context_length, "vocab_size": text.vocabulary_size, "heads": text.heads}

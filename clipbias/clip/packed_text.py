@@ -247,8 +247,7 @@ def encode_packed_text(
 ) -> jax.Array:
     """Computes `encode_text` for packed texts: features `[C, d]` in float32, not normalised, in class order.
 
-    Groups run in `chunks`, a divisor of their number, one after another, and again in the backward pass: less memory
-    for more time.
+    Groups run in `chunks`, a divisor of their number, one after another: less memory for more time.
     """
     adaptation = adaptation or NOTHING
     # The tokenizer has checked whole lengths; packed texts no longer know them.

@@ -164,10 +164,7 @@ def _side_of(size: Any, *, whole: bool, name: str) -> tuple[int, bool]:
 
 
 def of_open_clip(wishes: Mapping[str, Any], image_size: int) -> Preprocessing:
-    """Parses the `preprocess_cfg` of an `open_clip_config.json`.
-
-    Raises `ClipbiasError` for an unsupported setting, `ValueError` or `TypeError` for a malformed value.
-    """
+    """Parses a `preprocess_cfg`. Raises `ClipbiasError` for unsupported settings, Python's errors for damaged ones."""
     allowed = {
         "interpolation": ("bicubic", "bilinear", "random"),
         "resize_mode": ("shortest", "squash"),

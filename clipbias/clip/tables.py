@@ -391,8 +391,7 @@ def from_tensors(
 ) -> Params:
     """Builds the parameter tree (float32 NumPy) from a checkpoint's tensors. Default table: the family's first.
 
-    Raises `ClipbiasError` with a list of all missing, unexpected and mis-shaped tensors and wrong types, or with the
-    name of a tensor that holds NaN or infinite numbers.
+    Raises `ClipbiasError` with all missing, unexpected and mis-shaped tensors, and for NaN or infinite numbers.
     """
     table = table_of_family(config.family, table)
     tensors = {table.plain(name): tensor for name, tensor in tensors.items()}

@@ -154,10 +154,8 @@ def embed_positions(x: jax.Array, weights: layers.Weights, config: TextConfig, p
 def project_text(
     params: Params, config: ClipConfig, rows: jax.Array, adaptation: Adaptation | None = None
 ) -> jax.Array:
-    """Computes `final-LayerNorm(x[eos]) @ projection`: `[C, D]` to `[C, d]`, float32, not of unit length.
-
-    SigLIP's projection has a bias, BiomedCLIP's has two layers. BERT has no final LayerNorm.
-    """
+    """Computes `final-LayerNorm(x[eos]) @ projection`: `[C, D]` to `[C, d]`, float32, not of unit length."""
+    # SigLIP's projection has a bias, BiomedCLIP's two layers; BERT ends with the last block's LayerNorm.
     weights = outside_layers(params, adaptation, "text")
     if config.text.norm_first:
         rows = layers.layer_norm(rows, weights["final_norm"], config.text.layer_norm_epsilon)

@@ -167,11 +167,7 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def read_tokenizer(folder: Path, family: str = "clip", cleaning: str | None = None) -> Tokenizer:
-    """Reads a tokenizer of `transformers` from a folder.
-
-    `cleaning` is open_clip's cleaning of texts, a key of `CLEANING`; saved files name it. Raises `ClipbiasError` if the
-    tokenizer is missing, damaged or unreadable.
-    """
+    """Reads transformers' tokenizer from a folder, with open_clip's `cleaning` of texts. Raises `ClipbiasError`."""
     if not has_tokenizer(folder):
         raise ClipbiasError(f"{folder} has no tokenizer (tokenizer.json, or vocab.json and merges.txt).")
     for name in TOKENIZER_FILES:

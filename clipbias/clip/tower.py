@@ -163,11 +163,7 @@ def refuse_inserted(tower: TowerInput) -> None:
 def run_explicit(
     tower: TowerInput, config: TowerConfig, *, taps: jax.Array | None = None, observe: Observe | None = None
 ) -> tuple[jax.Array, Observed]:
-    """Runs all blocks with explicit attention probabilities.
-
-    Returns the pooled rows `[B, D]`, or all `[B, N, D]` for a pooling head; and the results of `observe`, stacked over
-    layers (`None` without it).
-    """
+    """Runs all blocks with explicit attention: the pooled rows `[B, D]`, and results of `observe` (else `None`)."""
 
     def step(tokens: jax.Array, layer_and_tap: tuple[LayerInput, jax.Array | None]) -> tuple[jax.Array, Observed]:
         layer, tap = layer_and_tap

@@ -125,8 +125,7 @@ def cross_dataset(source: Dataset, targets: Sequence[Dataset], *, shots: int, se
 def domain_generalization(source: Dataset, targets: Sequence[Dataset], *, shots: int, seed: int) -> EvalProtocol:
     """Trains on a dataset, evaluates on shifted sets of the same classes or a part of them.
 
-    Classes are matched by `class_ids` if both have them, else by name. Raises `ClipbiasError` if a target has another
-    class.
+    Classes are matched by `class_ids` if both have them, else by name. Raises `ClipbiasError` for another class.
     """
     # Training labels are named for each target, so that learnables of a class serve there, too.
     evaluations = [_same_classes(source.name, source)]

@@ -130,8 +130,7 @@ def open_datasets(
 ) -> dict[str, Dataset]:
     """Opens all datasets of a sweep; `trains` says by name whether a run needs training images.
 
-    With `skip`, unusable datasets are left out with a warning, but not all of them. Raises `ClipbiasError` with a line
-    for each unusable dataset.
+    With `skip`, unusable ones are left out with a warning, but not all. Raises `ClipbiasError` with a line for each.
     """
     datasets: dict[str, Dataset] = {}
     # All problems at once: a sweep of days should not stop at the second dataset after the first was corrected.

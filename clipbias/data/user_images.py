@@ -103,11 +103,7 @@ def list_images(pictures: Pictures) -> tuple[list[Picture], bool]:
 
 
 def _taken(image: Picture, name: str) -> str | bytes | UnreadableImage:
-    """Returns the path of a picture's file, or a picture in memory as the bytes of a file, upright.
-
-    An unreadable PIL image gives an error, to be raised when it is used. Raises `ClipbiasError` if it is no picture: a
-    path, a PIL image, or a uint8 array `[h, w, 3]`, `[h, w, 4]`, `[h, w, 1]` or `[h, w]`.
-    """
+    """Returns a picture's path, its bytes as a file, or the error of an unreadable PIL image, raised at its use."""
     if isinstance(image, str | os.PathLike):
         path = os.fspath(image)
         if "://" in path:

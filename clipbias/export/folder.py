@@ -126,12 +126,9 @@ def _why_not(task: Task, learnables: Learnables, form: str) -> str:
 
 
 def _write_head(path: Path, task: Task, learnables: Learnables) -> None:
-    """Writes `text_features [C, d]` (unit length) and `logit_scale` (a logarithm, as in CLIP) as safetensors.
-
-    Logits of unit-length image features `f [B, d]` are `exp(logit_scale) · f @ text_features.T`, for SigLIP plus
-    `logit_bias`. The metadata have `class_names` and `templates` as JSON lists, or `descriptions` by class name.
-    """
-    # An average over templates and contexts is taken here, so that a program needs one product.
+    """Writes `text_features [C, d]` (unit length) and `logit_scale` (a logarithm, as in CLIP) as safetensors."""
+    # Logits of unit-length image features `f [B, d]` are `exp(logit_scale) · f @ text_features.T`, for SigLIP plus
+    # `logit_bias`: an average over templates and contexts is taken here, so that a program needs one product.
     features = jax.jit(task.class_features)(task.clip.params, learnables)
     tensors = {
         "text_features": np.asarray(features),

@@ -1,10 +1,6 @@
-"""A tuned classifier as a StableHLO program that needs only JAX: images in, logits out.
-
-The weights are the program's first argument, a safetensors file beside it.
-"""
+"""A tuned classifier as a StableHLO program that needs only JAX: a file of weights and images in, logits out."""
 
 import contextlib
-import dataclasses
 import functools
 import json
 from collections.abc import Iterator, Mapping
@@ -34,17 +30,14 @@ Weights = Mapping[str, Any]
 
 
 def program_weights(task: Task, learnables: Learnables) -> dict[str, np.ndarray]:
-    """Returns the weights of the classifier, named by path.
-
-    They are the vision tower with folded weight changes, the other parts of the vision adaptation, and the class
-    features. A method with a head of its own has features of all texts and the learnables instead. A method whose texts
-    depend on the image has both unchanged towers and the learnables.
-    """
+    """Returns the classifier's weights by path: towers (folded for fixed texts), features of texts or learnables."""
     # As an argument: constants would make a program of hundreds of megabytes, which every compilation copies and tries
     # to fold. The text tower is left out if texts are fixed, since it is nearly half of a model.
     method = task.method
     params = task.clip.params
     overrides_head = method.logits is not None
+    # A head of the method's own reads features of all texts and the learnables. Texts that depend on the image need
+    # both unchanged towers instead.
     others: dict[str, Any] = {"logit_scale": method.logit_scale(params)}
     if "logit_bias" in params:  # SigLIP's
         others["logit_bias"] = params["logit_bias"]
@@ -55,12 +48,9 @@ def program_weights(task: Task, learnables: Learnables) -> dict[str, np.ndarray]
         adaptation = method.adapt(learnables)
         if adaptation.vision_weights is not None:
             towers["vision"] = fold(params, Adaptation(vision_weights=adaptation.vision_weights))["vision"]
-        fields = {field.name: getattr(adaptation, field.name) for field in dataclasses.fields(adaptation)}
-        others["adaptation"] = {
-            name: value
-            for name, value in fields.items()
-            if value is not None and name != "vision_weights" and not name.startswith("text_")
-        }
+        # Text parts are in the class features, and changes of weights in the tower.
+        parts = [name for name in sorted(adaptation.parts - {"vision_weights"}) if not name.startswith("text_")]
+        others["adaptation"] = {name: getattr(adaptation, name) for name in parts}
         name = "text_features" if overrides_head else "class_features"
         others[name] = jax.jit(getattr(task, name))(params, learnables)
     if method.conditional or overrides_head:
