@@ -27,7 +27,7 @@ _TOKENS = 8
 
 
 def check_images(array: ArrayLike, size: int) -> None:
-    """Raises `ClipbiasError` for arrays but float `[B, R, R, 3]` with `size` `R`, or with crops `[B, 1 + V, R, R, 3]`."""
+    """Raises `ClipbiasError` for arrays but float `[B, R, R, 3]` of that `size`; with crops `[B, 1 + V, R, R, 3]`."""
     shape = np.shape(array)
     dtype = getattr(array, "dtype", None)
     # Before the type: torch's types are none of NumPy's, and the message would name the wrong cause.
