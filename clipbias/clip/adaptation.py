@@ -156,9 +156,7 @@ def check_inserted(adaptation: Adaptation, name: str, config: ClipConfig) -> jax
     # that inserted tokens would shift.
     others = (f"{name}_prompts", "text_class_prompts") if name == "text" else (f"{name}_prompts",)
     if any(getattr(adaptation, part) is not None for part in others) or (bias is not None and bias.ndim > 2):
-        raise ClipbiasError(
-            f"{name}_tokens exclude prompts of later blocks and a bias that differs between tokens; give one of them."
-        )
+        raise ClipbiasError(f"{name}_tokens exclude prompts of later blocks and a bias that differs between tokens.")
     return tokens.astype(jnp.float32)
 
 
@@ -208,9 +206,7 @@ def check_text_parts(adaptation: Adaptation, config: ClipConfig, texts: int, tok
         # At block 0 the context replaces embeddings, and a block has room for one set of prompts
         # (`LayerInput.prompts`).
         if block < 1 or adaptation.text_prompts is not None:
-            raise ClipbiasError(
-                f"text_class_prompts act at block {block}; they need block 1 or a later one, and no text_prompts."
-            )
+            raise ClipbiasError(f"text_class_prompts act at block {block}; they need a later one, and no text_prompts.")
     if context is None:
         return
     if context.shape[-1] != geometry.width or context.ndim not in (2, 3):
@@ -238,9 +234,7 @@ def fold(params: Params, adaptation: Adaptation) -> Params:
     """
     # Before the general message: these biases look like changes of weights.
     if adaptation.bias_differs_between_tokens:
-        raise ClipbiasError(
-            "a bias by token type or by token does not fold into weights; a vector per layer ([L, D]) does."
-        )
+        raise ClipbiasError("a bias by token type or token does not fold into weights; a vector per layer [L, D] does.")
     if not adaptation.only_changes_weights:
         raise ClipbiasError("only biases and other changes of weights fold; this adaptation has other parts, or none.")
     folded = dict(params)

@@ -148,9 +148,7 @@ def scan_all_but_last(
     # Slicing the stacked weights `[:-1]` would copy them all at every call, and so would a backward pass that keeps
     # each layer's slice: the scan runs over layer numbers, and both passes read the weights where they lie.
     def numbered(tokens: jax.Array, layer: LayerInput) -> tuple[jax.Array, None]:
-        weights = jax.tree.map(
-            lambda leaf: jax.lax.dynamic_index_in_dim(leaf, layer.index, keepdims=False), inputs.frozen
-        )
+        weights = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, layer.index, keepdims=False), inputs.frozen)
         return step(tokens, dataclasses.replace(layer, frozen=weights))
 
     # Without prompts nothing before the first block is learned, so this block runs ahead of the loop: inside, its input

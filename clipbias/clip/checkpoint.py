@@ -216,7 +216,7 @@ ACTIVATIONS = ("quick_gelu", "gelu")
 # their folder in the cache.
 QUICK_GELU = re.compile(r"(^|.*/models--)apple(/|--)DFN.*")
 # Activations of publishers' formats, by family; Chinese-CLIP's is that of the vision tower.
-_NATIVE_ACTIVATIONS = {"pe": "gelu", "chinese_clip": "quick_gelu"}
+_NATIVE_ACTIVATIONS = {"pe": "gelu", "chinese_clip": "quick_gelu", "siglip": "gelu_tanh", "biomed_clip": "gelu"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -487,11 +487,6 @@ def _geometry(weights: Weights, activation: str | None, name: str) -> tuple[Clip
     # not.
     family = weights.table.families[0]
     activation = _NATIVE_ACTIVATIONS.get(family) or activation or weights.activation
-    if family in ("siglip", "biomed_clip"):
-        raise ClipbiasError(
-            f"{weights.where} holds {family}, whose number of heads is not in the shapes; put its "
-            "config.json or open_clip_config.json beside it."
-        )
     if activation is None:
         raise ClipbiasError(
             f"{weights.where} does not name its model's activation; put its config.json or "

@@ -165,10 +165,8 @@ def _timm_network(model: Mapping[str, Any], where: str) -> ClipConfig:
     if family == "biomed_clip" and not BIOMED.fullmatch(str(text.get("hf_model_name"))):
         raise other_network(where, f"{shown(name)} with text_cfg.hf_model_name = {shown(text.get('hf_model_name'))}")
     # open_clip would interpolate the position embeddings to another resolution; the weights here are read as they are.
-    if vision.get("image_size", 224) != int(image_size):
-        raise ClipbiasError(
-            f"{where} asks for images of {shown(vision.get('image_size', 224))} pixels in a tower for {image_size}."
-        )
+    if (asked := vision.get("image_size", 224)) != int(image_size):
+        raise ClipbiasError(f"{where} asks for images of {shown(asked)} pixels in a tower for {image_size}.")
     required, others = TIMM_TEXT[family]
     _check_keys(where, "text_cfg.", text, required | others)
     # timm's towers come with many text towers; each of these keys changes the network.
@@ -290,9 +288,9 @@ def config_from_shapes(tensors: Mapping[str, Tensor], table: NameTable, *, activ
 
     # [p·p·3, Dv]: the patch size follows from the inputs, the grid from the position embeddings.
     inputs, width = shape("vision/patch_embedding")
-    if width > WIDEST:
+    if width > WIDEST or family in ("siglip", "biomed_clip"):
         raise ClipbiasError(
-            f"{where} has a vision tower of width {width:,}, whose number of heads is not in the shapes; put its "
+            f"{where} holds {family} of width {width:,}, whose number of heads is not in the shapes; put its "
             "config.json or open_clip_config.json beside it."
         )
     patch = math.isqrt(inputs // 3)

@@ -134,9 +134,7 @@ def pad(token_ids: Sequence[Sequence[int]], texts: Sequence[str], config: TextCo
     context_length = config.context_length
     if longest > context_length:
         text = next(text for ids, text in zip(token_ids, texts, strict=True) if len(ids) == longest)
-        raise ClipbiasError(
-            f"the text {shorten(text)!r} has {longest} of at most {context_length} tokens; shorten name or template."
-        )
+        raise ClipbiasError(f"the text {shorten(text)!r} has {longest} of at most {context_length} tokens; shorten it.")
     # SigLIP attends to padding, so its features depend on the length; other towers ignore it, and shorter is faster.
     length = context_length if config.pooling == "last" else longest
     padded = np.full((len(token_ids), length), config.pad_token_id, np.int32)

@@ -155,9 +155,7 @@ def observe_block(
 def refuse_inserted(tower: TowerInput) -> None:
     """Raises `ClipbiasError` for inserted tokens: observers stack layers, and need equal sizes in all of them."""
     if tower.inserted is not None:
-        raise ClipbiasError(
-            "this method inserts tokens: attention differs in size between blocks, and cannot be observed or changed."
-        )
+        raise ClipbiasError("with inserted tokens attention differs in size between blocks; it cannot be observed.")
 
 
 def run_explicit(

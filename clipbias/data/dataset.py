@@ -36,9 +36,7 @@ class Descriptions:
             if not isinstance(name, str):
                 raise ClipbiasError(f"{self.source} name a class {shown(name)}, which is not a string.")
             if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
-                raise ClipbiasError(
-                    f"{self.source} have {shown(texts)} for the class {shorten(name)!r}; give a list of texts."
-                )
+                raise ClipbiasError(f"{self.source} have {shown(texts)} for the class {shorten(name)!r}; give a list.")
             if not texts or not all(text.strip() for text in texts):
                 flaw = "an empty text" if texts else "no text"
                 raise ClipbiasError(f"{self.source} have {flaw} for the class {shorten(name)!r}; write one.")
@@ -284,6 +282,4 @@ def check_told_apart(places: Mapping[str, str], owner: str) -> None:
 def check_template(template: str) -> None:
     """Raises `ClipbiasError` unless `template` has exactly one `{}`, for the class name."""
     if not isinstance(template, str) or [template.count(place) for place in ("{}", "{", "}")] != [1, 1, 1]:
-        raise ClipbiasError(
-            f"the template {template!r} must hold exactly one {{}} for the class name: 'a photo of a {{}}.'"
-        )
+        raise ClipbiasError(f"the template {template!r} must hold exactly one {{}} for the name: 'a photo of a {{}}.'")

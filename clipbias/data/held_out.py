@@ -83,7 +83,7 @@ def left_to_calibrate(
     if images is None or len(images) < FEWEST_TO_CALIBRATE:
         if required:
             raise ClipbiasError(
-                f"fewer than {FEWEST_TO_CALIBRATE} images calibrate; give validation images, or leave `calibrate` out."
+                f"fewer than {FEWEST_TO_CALIBRATE} images calibrate; give more, or leave `calibrate` out."
             )
         return None
     if len(images) <= MOST_TO_CALIBRATE:

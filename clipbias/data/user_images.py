@@ -258,9 +258,7 @@ def check_names(places: Mapping[str, str], owner: str) -> None:
     """Raises `ClipbiasError` for a missing label as a class, and as `check_told_apart`."""
     for name in _AS_STRINGS:
         if name in places:
-            raise ClipbiasError(
-                f"the label {name!r} ({places[name]}) stands for a missing one; correct it, or rename that class."
-            )
+            raise ClipbiasError(f"the label {name!r} ({places[name]}) stands for a missing one; correct or rename it.")
     check_told_apart(places, owner)
 
 

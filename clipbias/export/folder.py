@@ -105,15 +105,14 @@ def _why_not(task: Task, learnables: Learnables, form: str) -> str:
     """Returns the reason why an adapter has no such form, or ""."""
     method = task.method
     adaptation = jax.eval_shape(method.adapt, learnables)
+    if form == "program":
+        return ""
     if form == "onnx":
         return "has texts that depend on the image, and an ONNX file holds fixed texts" if method.conditional else ""
     is_checkpoint = form in ("checkpoint", "open_clip")
-    file = {"checkpoint": "a checkpoint", "open_clip": "a checkpoint", "program": ""}.get(
-        form, "a file of class features"
-    )
-    if file and (method.logits is not None or method.conditional):
+    if method.logits is not None or method.conditional:
         part = "a head of its own" if method.logits is not None else "texts that depend on the image"
-        return f"has {part}, which {file} cannot hold"
+        return f"has {part}, which a {'checkpoint' if is_checkpoint else 'file of class features'} cannot hold"
     if form == "open_clip" and task.clip.config.family != "clip":
         return "tunes another network than CLIP's, which is not written in open_clip's format"
     if is_checkpoint and adaptation.bias_differs_between_tokens:

@@ -131,7 +131,7 @@ def read_peft(
         # The least name, so that the message does not depend on the order of a set.
         odd = min(views.keys() ^ tensors.keys())
         raise ClipbiasError(
-            f"{folder} changes different kernels by block or tower (see {odd}), where CLIP-LoRA changes the same ones."
+            f"{folder} changes different kernels by block or tower ({odd}); CLIP-LoRA changes the same."
         )
     for key, view in views.items():
         tensor = np.asarray(tensors[key], np.float32)
