@@ -313,14 +313,8 @@ class Clip:
         # All batches have one shape, so that one compiled program serves them. Weights are an argument: as constants
         # they would be copied into the program.
         batches = encode.image_batches(self.preprocessing, images, batch_size, normalised=normalised)
-        run = functools.partial(
-            encode.image_features,
-            self.config,
-            self.preprocessing,
-            resolve(dtype),
-            normalize,
-            jax.device_put(self.params),
-        )
+        params, dtype = jax.device_put(self.params), resolve(dtype)
+        run = functools.partial(encode.image_features, self.config, self.preprocessing, dtype, normalize, params)
         return encode.all_features(run, batches, self.config.projection_width)
 
     def encode_texts(

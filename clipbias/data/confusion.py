@@ -29,8 +29,7 @@ def class_accuracies(counts: np.ndarray) -> np.ndarray:
 
 def class_precisions(counts: np.ndarray) -> np.ndarray:
     """Computes the precision of each class in percent, float64 `[C]`; NaN for a class that is never predicted."""
-    answers = counts.sum(0)
-    return np.where(answers > 0, 100 * np.diag(counts) / np.maximum(answers, 1), np.nan)
+    return class_accuracies(counts.T)
 
 
 def class_f1(counts: np.ndarray) -> np.ndarray:

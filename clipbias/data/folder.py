@@ -58,13 +58,11 @@ def load(data_dir: str | os.PathLike | None, *, template: str | None = None) -> 
             raise ClipbiasError(f"{root} has {', '.join(sorted(roots))} but no train folder; add one.")
         roots = {}
     # The training folder decides the classes, since a class without training images cannot be learned.
-    class_names = tuple(files.sub_folders(roots.get("train", root)))
-    check_told_apart({name: f"{roots.get('train', root) / name}" for name in class_names}, "the folder")
+    train = roots.get("train", root)
+    class_names = tuple(files.sub_folders(train))
+    check_told_apart({name: str(train / name) for name in class_names}, "the folder")
     if not class_names:
-        raise ClipbiasError(
-            f"{roots.get('train', root)} has no sub-folder; expected one folder of images per class, "
-            f"such as {roots.get('train', root) / 'cat' / 'one.jpg'}."
-        )
+        raise ClipbiasError(f"{train} has no sub-folder; expected a folder per class, such as {train / 'cat/one.jpg'}.")
     unread: list[str] = []  # images whose format is not read
     splits = {}
     for split_name, place in (roots or {"all": root}).items():

@@ -99,10 +99,9 @@ def by_the_rule(protocol: EvalProtocol, seed: int) -> EvalProtocol:
         held = hold_out_of(protocol, seed, calibrates=True)
         return None if held.from_training else held.choose
 
-    def calibrate() -> Split | None:
-        return hold_out_of(protocol, seed, calibrates=True).calibrate
-
-    return dataclasses.replace(protocol, validation=choose, calibration=calibrate)
+    return dataclasses.replace(
+        protocol, validation=choose, calibration=lambda: hold_out_of(protocol, seed, calibrates=True).calibrate
+    )
 
 
 def hold_out_a_shot(protocol: EvalProtocol, seed: int) -> EvalProtocol:

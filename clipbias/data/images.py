@@ -87,18 +87,18 @@ class Ahead(Iterator[_T], Generic[_T]):
         size = max(size, 1)
         self._depth = max(1, min(needed, MAX_BUSY_BYTES // size), min(AHEAD, AHEAD_BYTES // size))
         self._elements: deque[tuple[Future[_T], list[Future[None]]]] = deque()
-        self.seconds_waiting = 0.0  # in `next`, while the device had no work
+        self._waiting = 0.0  # seconds in `next` since the second call, while the device had no work
         self._count = 0  # calls of `next`
-        self._second_call = 0.0  # time of the second call
-        self._waited_before = 0.0  # seconds of waiting before it
+        self._second_call = 0.0  # its time
 
     def __next__(self) -> _T:
         self._refill()
         if not self._elements:
             raise StopIteration
+        # The program is compiled between the first two calls, so that the share counts from the second on.
         if self._count == 1:
             self._second_call = time.perf_counter()
-            self._waited_before = self.seconds_waiting
+            self._waiting = 0.0
         self._count += 1
         element, _ = self._elements.popleft()
         self._refill()
@@ -109,7 +109,7 @@ class Ahead(Iterator[_T], Generic[_T]):
         try:
             return element.result()
         finally:
-            self.seconds_waiting += time.perf_counter() - idle
+            self._waiting += time.perf_counter() - idle
 
     def _refill(self) -> None:
         while len(self._elements) < self._depth and (number := next(self._numbers, None)) is not None:
@@ -120,11 +120,9 @@ class Ahead(Iterator[_T], Generic[_T]):
     @property
     def waiting_share(self) -> float:
         """Share of the time since the second `next` that was spent waiting, from 0 to 1."""
-        # From the second call on, since the program is compiled between the first two.
         if self._count < 2:
             return 0.0
-        elapsed = max(time.perf_counter() - self._second_call, 1e-9)
-        return min(1.0, (self.seconds_waiting - self._waited_before) / elapsed)
+        return min(1.0, self._waiting / max(time.perf_counter() - self._second_call, 1e-9))
 
     def close(self) -> None:
         """Drops the elements that are prepared."""

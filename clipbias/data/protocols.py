@@ -1,6 +1,7 @@
 """Evaluation protocols of the literature: training images, and test images with their classes for each table column."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -76,10 +77,7 @@ def pseudo_labels(dataset: Dataset, *, shots: int, seed: int) -> EvalProtocol:
 def full(dataset: Dataset) -> EvalProtocol:
     """All training images, and all test images for evaluation."""
     train = dataset.split("train")
-
-    def validation() -> Split | None:
-        return validation_outside_test(dataset.split("test"), dataset.splits.get("val"))
-
+    validation = functools.partial(validation_outside_test, dataset.split("test"), dataset.splits.get("val"))
     return EvalProtocol("full", dataset, (_same_classes("test", dataset),), lambda: train, validation)
 
 

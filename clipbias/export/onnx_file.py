@@ -29,16 +29,10 @@ MOST_BYTES = 2**31 - 2**20
 CHECKED = 16
 
 
-def check_packages() -> None:
-    """Raises `ClipbiasError` unless the packages for conversion and check are installed."""
-    missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ClipbiasError(f"an ONNX file needs {', '.join(missing)}; install them: pip install 'clipbias[onnx]'.")
-
-
 def write_onnx(folder: Path, task: Task, learnables: Learnables) -> None:
     """Writes the classifier and `labels.json`. Raises `ClipbiasError` if it cannot be converted or differs from JAX."""
-    check_packages()
+    if missing := [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]:
+        raise ClipbiasError(f"an ONNX file needs {', '.join(missing)}; install them: pip install 'clipbias[onnx]'.")
     weights = program_weights(task, learnables)
     # Before the conversion, which takes minutes for a large model.
     size = sum(weight.nbytes for weight in weights.values())
