@@ -71,12 +71,9 @@ def image_files(folder: Path) -> tuple[list[str], list[str]]:
     others = [name for name in visible if suffix_of(name) in (OTHER_SUFFIXES | transforms.HEIF_SUFFIXES) - suffixes]
     listed = sorted(name for name in images if is_unicode(name))
     if len(listed) < len(images):
-        nameless = sorted(os.fsencode(name) for name in images if not is_unicode(name))
+        odd = sorted(repr(os.fsencode(name)) for name in images if not is_unicode(name))
         logging.warning(
-            "%s: %d pictures are left out, since their names are not UTF-8 (%s): rename them.",
-            folder,
-            len(nameless),
-            examples([repr(name) for name in nameless]),
+            "%s: %d pictures are left out, since their names are not UTF-8 (%s).", folder, len(odd), examples(odd)
         )
     return listed, sorted(others)
 

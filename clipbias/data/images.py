@@ -41,11 +41,6 @@ class Workers(ThreadPoolExecutor):
         self.count = count or processors()
         super().__init__(self.count, thread_name_prefix="images")
 
-    @classmethod
-    def of(cls, workers: "Workers | int | None") -> "Workers":
-        """Returns `workers`, or a pool of this many threads."""
-        return workers if isinstance(workers, Workers) else cls(workers)
-
 
 def processors() -> int:
     """Returns the number of processors that this process may use, by its affinity and its container's quota."""
