@@ -25,27 +25,18 @@ class LayerInput:
     """Inputs of one block besides its tokens; `TowerInput` stacks them on a leading axis `L`.
 
     Inside a scan, prompts, bias, changes and adapters may have a leading axis `B`: a copy per sequence of tokens.
-
-    Attributes:
-      index: the layer's number, from 0.
-      frozen: the block's weights (`layers.py`).
-      prompts: `[T, D]` rows that may replace tokens at the block's input.
-      replace: whether this block replaces tokens; false behind the last layer of prompts.
-      bias: added after the block: `[D]` to every token, or `[2, D]` or `[N, D]`, of which `TowerInput.bias_rows` names
-        a row for each token.
-      changes: changes of the block's weights (`layers.changed`).
-      adapters: a network beside the block (`layers.network`).
-      adapted_from: the first block with a network; the networks before it are zero.
-      dtype: name of the compute type.
     """
 
-    index: jax.Array
-    frozen: layers.Weights | None
-    prompts: jax.Array | None
-    replace: jax.Array
+    index: jax.Array  # the layer's number, from 0
+    frozen: layers.Weights | None  # the block's weights (`layers.py`)
+    prompts: jax.Array | None  # `[T, D]` rows that may replace tokens at the block's input
+    replace: jax.Array  # whether this block replaces tokens; false behind the last layer of prompts
+    # Added after the block: `[D]` to every token, or `[2, D]` or `[N, D]`, of which `TowerInput.bias_rows` names a row
+    # for each token.
     bias: jax.Array | None
-    changes: Changes | None = None
-    adapters: layers.Weights | None = None
+    changes: Changes | None = None  # of the block's weights (`layers.changed`)
+    adapters: layers.Weights | None = None  # a network beside the block (`layers.network`)
+    # The first block with a network; the networks before it are zero.
     adapted_from: int = struct.field(pytree_node=False, default=0)
     dtype: str = struct.field(pytree_node=False, default="float32")
 
@@ -181,24 +172,19 @@ SelectRows = Callable[[jax.Array], jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class BlockHooks:
-    """Functions with which a caller changes or observes a block.
+    """Functions with which a caller changes or observes a block."""
 
-    Attributes:
-      attention: maps the tokens after the first LayerNorm to the attention's output `[..., D]` at the selected rows:
-        `self_attention`, `row_attention`, or another function.
-      before: maps the tokens and the layer to the tokens with the layer's prompts inserted.
-      select_rows: maps all tokens `[..., D]` to the rows that are computed behind the attention.
-      bias_rows: row of the layer's bias for each selected row, see `bias_of_tokens`.
-      tap: called with each intermediate and its name (`INPUT`, `QKV`, `ATTENDED`, `HIDDEN` of `layers`); the block goes
-        on with the returned value. Default: names the intermediate for policies of `jax.checkpoint`.
-      after: maps the block's output and input, both at the selected rows, to the output.
-    """
-
+    # Maps the tokens after the first LayerNorm to the attention's output `[..., D]` at the selected rows.
     attention: Attention
+    # Maps the tokens and the layer to the tokens with the layer's prompts inserted.
     before: Callable[[jax.Array, LayerInput], jax.Array] = lambda tokens, layer: tokens
+    # Maps all tokens `[..., D]` to the rows that are computed behind the attention.
     select_rows: SelectRows = lambda tokens: tokens
-    bias_rows: jax.Array | None = None
+    bias_rows: jax.Array | None = None  # row of the layer's bias for each selected row (`bias_of_tokens`)
+    # Called with each intermediate and its name (`layers.INPUT`, …); the block goes on with its result. Policies
+    # of `jax.checkpoint` find intermediates by these names.
     tap: Tap = checkpoint_name
+    # Maps the block's output and input, both at the selected rows, to the output.
     after: Callable[[jax.Array, jax.Array], jax.Array] = lambda output, inputs: output
 
 

@@ -32,23 +32,16 @@ class EvaluationSet:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class EvalProtocol:
-    """Training images and test sets.
-
-    Attributes:
-      source: training classes; the splits "train" and (optional) "val" are the few-shot split.
-      evaluations: test sets in the order of a table.
-      validation: returns the images that select settings, or `None`: the "val" split of the training classes without
-        test images (all of ImageNet's are), else training images outside the few-shot split, at most 4 per class.
-      unlabelled: returns all training images of the training classes, for pseudo-labels.
-      calibration: returns the images that calibrate, or `None`. Default: `validation`.
-    """
+    """Training images and test sets."""
 
     protocol: str
-    source: Dataset
-    evaluations: tuple[EvaluationSet, ...]
-    unlabelled: Callable[[], Split]
+    source: Dataset  # training classes; the splits "train" and (optional) "val" are the few-shot split
+    evaluations: tuple[EvaluationSet, ...]  # test sets in the order of a table
+    unlabelled: Callable[[], Split]  # returns all training images of the training classes, for pseudo-labels
+    # Returns the images that select settings, or `None`: the "val" split of the training classes without test images
+    # (all of ImageNet's are), else training images outside the few-shot split, at most 4 per class.
     validation: Callable[[], Split | None] = lambda: None
-    calibration: Callable[[], Split | None] | None = None
+    calibration: Callable[[], Split | None] | None = None  # returns the images that calibrate. Default: `validation`
 
 
 def few_shot(dataset: Dataset, *, shots: int, seed: int) -> EvalProtocol:
