@@ -55,10 +55,7 @@ def cache_folder() -> Path:
 
 
 def user_path(path: str | os.PathLike) -> Path:
-    """A user's path on a disk, with `~` resolved; the file need not exist.
-
-    Raises `ClipbiasError` if it is no path, it is in a bucket or on the web, or nothing can be opened there.
-    """
+    """A user's path on a disk, with `~` resolved. Raises `ClipbiasError` if nothing on a disk can be opened there."""
     # `Path("")` is the current folder, which nobody means by an empty setting.
     if not isinstance(path, str | os.PathLike) or path == "":
         raise ClipbiasError(f"{shorten(repr(path))} is no path; give a non-empty string.")

@@ -58,10 +58,7 @@ def layer_inputs(
     bias: jax.Array | None,
     dtype: str,
 ) -> LayerInput:
-    """Stacks the inputs of all blocks of a `tower`, "vision" or "text".
-
-    Row `i - 1` of `prompts [depth - 1, T, D]` replaces tokens at block `i`. For the bias see `bias_rows`.
-    """
+    """Stacks the inputs of all blocks of a `tower`; row `i - 1` of `prompts [depth - 1, T, D]` belongs to block `i`."""
     depth = getattr(config, tower).layers
     index = jnp.arange(depth)
     # Zeros and a mask stand for layers without prompts: all layers of a scan need equal shapes.

@@ -88,10 +88,7 @@ def find(source: str | os.PathLike) -> ModelLocation:
 
 
 def choose(folder: Path, files: Collection[str] | None = None, *, where: str = "") -> tuple[str, str | None]:
-    """Chooses weights, or the index of their shards, and the configuration from `files`. Default: the folder's files.
-
-    Some formats need no configuration. Raises `ClipbiasError` without weights that clipbias reads.
-    """
+    """Chooses weights, or the index of shards, and their configuration, if any. Default `files`: the folder's."""
     where = where or str(folder)
     if files is None:
         files = [path.name for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
@@ -211,7 +208,6 @@ def open_weights(path: Path) -> Iterator[Weights]:
 
 
 SAVED_FORMATS = ("safetensors", "open_clip")
-ACTIVATIONS = ("quick_gelu", "gelu")
 # Repositories trained with QuickGELU whose configuration leaves this out (listed in open_clip), by their hub name or
 # their folder in the cache.
 QUICK_GELU = re.compile(r"(^|.*/models--)apple(/|--)DFN.*")
@@ -425,7 +421,7 @@ def load(
       ClipbiasError: there is no such source, or it is no CLIP model; the message says what to do.
     """
     if activation is not None:
-        checks.check_choice("the activation", activation, ACTIVATIONS)
+        checks.check_choice("the activation", activation, ("quick_gelu", "gelu"))
     location = find(source)
     with open_weights(location.path) as weights:
         config, preprocessing = _geometry(weights, activation, location.name)

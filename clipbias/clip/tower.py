@@ -31,8 +31,8 @@ class TowerInput:
 
     tokens: jax.Array  # `[B, N, D]`
     layers: LayerInput  # its leaves are stacked on axis `L`
-    # int32 `[N]` or `[B, N]`: the prompt that may replace each token, -1 for none; `None` without prompts. NumPy's
-    # are known while tracing, which makes replacing cheaper.
+    # int32 `[N]` or `[B, N]`: the prompt that may replace each token, -1 for none; `None` without prompts. As
+    # a NumPy array they are known while tracing, which makes replacing cheaper.
     prompt_rows: jax.Array | np.ndarray | None
     # int32 `[N]` or `[B, N]`: row of a layer's bias for each token, -1 for none; `None` if all tokens share the bias.
     bias_rows: jax.Array | None

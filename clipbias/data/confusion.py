@@ -10,10 +10,7 @@ CLASS_MEASURES = ("balanced_accuracy", "macro_f1", "worst_accuracy")
 
 
 def confusion(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
-    """Counts images by class (rows) and predicted class (columns), int64 `[C, C]`.
-
-    `labels` and `predicted` are class numbers, int `[n]`; images with the prediction -1 do not count.
-    """
+    """Counts images by class (rows) and prediction (columns), int64 `[C, C]`, of numbers int `[n]`; without -1."""
     read = predicted >= 0
     # One `bincount` over pairs: a loop over ImageNet's images would take seconds.
     pairs = labels[read].astype(np.int64) * classes + predicted[read]

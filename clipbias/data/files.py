@@ -56,11 +56,7 @@ def sub_folders(folder: Path) -> list[str]:
 
 
 def image_files(folder: Path) -> tuple[list[str], list[str]]:
-    """Lists visible image files below `folder`, as sorted relative paths with forward slashes.
-
-    The second list has those in unsupported formats, such as HEIC without `pillow-heif`. Links to folders inside are
-    not followed. Names that are not UTF-8 are left out with a warning. Raises `ClipbiasError` for an unreadable folder.
-    """
+    """Lists images below `folder`, and pictures in unsupported formats, as sorted paths with forward slashes."""
     with readable(folder):
         # Hidden files and folders are thumbnails and caches of other programs (`.ipynb_checkpoints`).
         names = below(folder) if is_remote(folder) else _local_files(os.fspath(folder))
@@ -108,6 +104,7 @@ def examples(names: Sequence[str]) -> str:
 
 
 def _local_files(top: str) -> Iterator[str]:
+    # Links to folders are not followed, as they may lead back; names of files may be links.
     for place, folders, names in os.walk(top, onerror=_fail):
         # In place: `os.walk` then does not enter hidden folders, such as caches of thousands of thumbnails.
         folders[:] = [name for name in folders if name[0] != "."]

@@ -456,7 +456,9 @@ def from_hub_dataset(tables: HubDataset | Mapping[str, HubDataset], *, template:
     class_names: dict[tuple[str, ...], None] = {}
     for name, table in tables.items():
         if name not in SPLIT_OF:
-            raise ClipbiasError(f"the split {shown(name)} is not train, validation or test; rename or give it alone.")
+            raise ClipbiasError(
+                f"the dataset has a split {shown(name)}; name it train, validation or test, or give it alone."
+            )
         splits[SPLIT_OF[name]], names = _read(table, name)
         class_names[names] = None
     if len(class_names) > 1:
@@ -477,7 +479,10 @@ def _read(table: HubDataset, name: str) -> tuple[Split, tuple[str, ...]]:
     keys = [f"{name} {row}" for row in range(len(labels))]  # unique among the splits
     unlabelled = [row for row, number in enumerate(labels) if number not in range(len(class_names))]
     if unlabelled:
-        raise ClipbiasError(f"row {unlabelled[0]} has the label {labels[unlabelled[0]]}, which is no class; drop it.")
+        raise ClipbiasError(
+            f"row {unlabelled[0]} of the dataset has the label {labels[unlabelled[0]]}, which is no class; leave such "
+            "rows out."
+        )
     # Encoded files: the table would decode them in other ways than `transforms`.
     encoded = table.cast_column(image, type(table.features[image])(decode=False)).select_columns([image])
 

@@ -70,10 +70,7 @@ def hold_out_of(protocol: EvalProtocol, seed: int, *, calibrates: bool = False) 
 def left_to_calibrate(
     protocol: EvalProtocol, seed: int, *, selects: bool, trains: bool = True, required: bool = False
 ) -> Split | None:
-    """Returns images that calibrate prediction sets; for fewer than ten, `None` or (`required`) `ClipbiasError`.
-
-    `selects`: held-out images select a setting. `trains`: the method trains.
-    """
+    """Returns images that calibrate prediction sets; for fewer than ten, `None` or (`required`) `ClipbiasError`."""
     # Prediction sets keep their promise only on images that neither trained nor selected: all validation images, or
     # those that the rule leaves beside the ones that select.
     images = hold_out_of(protocol, seed, calibrates=True).calibrate if selects else _validation_split(protocol)

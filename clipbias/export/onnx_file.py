@@ -63,7 +63,9 @@ def convert(task: Task, weights: dict[str, np.ndarray]) -> bytes:
         return to_onnx(functools.partial(classify, task, weights), (size, size, 3)).SerializeToString()
     except Exception as error:  # a method of a user's may compute anything
         reason = str(error) if isinstance(error, NotImplementedError) else sentence(error)
-        raise ClipbiasError(f"{task.method_name!r} cannot become ONNX: {reason}; export it as a program.") from error
+        raise ClipbiasError(
+            f"{task.method_name!r} cannot become an ONNX file: {reason}; export it as a program."
+        ) from error
 
 
 def compare(content: bytes, task: Task, learnables: Learnables) -> tuple[float, float]:

@@ -14,7 +14,6 @@ import numpy as np
 from clipbias.clip import Adaptation, encode_image
 from clipbias.clip.adaptation import fold
 from clipbias.clip.checkpoint import narrow
-from clipbias.clip.preprocess import Preprocessing
 from clipbias.io import atomic_path, write_tensors, write_text
 from clipbias.tuning import Learnables, Task
 from clipbias.tuning.features import unit_length
@@ -121,26 +120,20 @@ def write_program(folder: Path, task: Task, learnables: Learnables) -> None:
     write_text(folder / PROGRAM_DESCRIPTION, json.dumps(description, indent=2) + "\n")
 
 
-def preparation_words(preprocessing: Preprocessing) -> str:
-    """Describes the preparation of a picture for a classifier."""
-    resizing = preprocessing.resizing
-    side = resizing.size or preprocessing.image_size
-    if resizing.whole:
-        words = f"resized to {side} x {side} pixels, {resizing.resampling}"
-    else:
-        words = f"shorter side resized to {side} pixels, {resizing.resampling}, centre crop"
-    return f"{words}; levels from 0 to 255, which the program normalises"
-
-
 def describe(task: Task) -> dict[str, Any]:
     """Describes inputs and outputs of a classifier as JSON values."""
     size = task.clip.config.vision.image_size
+    resizing = task.clip.preprocessing.resizing
+    side = resizing.size or resizing.side
+    words = f"shorter side resized to {side} pixels, {resizing.resampling}, centre crop"
+    if resizing.whole:
+        words = f"resized to {side} x {side} pixels, {resizing.resampling}"
     return {
         "images": {
             "type": "uint8",
             "shape": ["b", size, size, 3],
             "channels": "RGB",
-            "preparation": preparation_words(task.clip.preprocessing),
+            "preparation": f"{words}; levels from 0 to 255, which the program normalises",
         },
         "logits": {"type": "float32", "shape": ["b", len(task.class_names)]},
         "class_names": task.class_names,
