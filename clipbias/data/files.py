@@ -138,7 +138,7 @@ def check_relative(relative: str, *, listed_in: str) -> str:
     parts = relative.split("/")
     plain = relative and parts[0] and ".." not in parts and "\\" not in relative and "\0" not in relative
     if not plain or not is_unicode(relative):
-        raise ClipbiasError(f"{listed_in} lists the path {relative!r}, not a plain path below the folder.")
+        raise ClipbiasError(f"{listed_in} lists the path {relative!r}, not a plain path below the image folder.")
     return posixpath.normpath(relative)
 
 
