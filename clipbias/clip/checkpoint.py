@@ -173,24 +173,19 @@ class Weights:
 @contextlib.contextmanager
 def open_weights(path: Path) -> Iterator[Weights]:
     """Opens weights of a folder or file. Raises `ClipbiasError` if they are missing, damaged or of another network."""
-    first = path
-    folder = path.parent
-    configuration = None
     # A folder may hold several formats; a file was chosen by the user.
-    if path.is_dir():
-        weights, description = choose(path)
-        first = path / weights
-        folder = path
-        configuration = None if description is None else path / description
+    folder = path if path.is_dir() else path.parent
+    name, description = choose(path) if path.is_dir() else (path.name, None)
+    first = folder / name
+    configuration = None if description is None else folder / description
     tensors: dict[str, formats.Tensor] = {}
     with contextlib.ExitStack() as stack:
         check_file(first)
         files: tuple[Path, ...] = (first,)
         if first.name.endswith(".index.json"):
             files = tuple(first.parent / name for name in formats.shard_names(first))
-            for part in files:
-                check_file(part, missing=f"{first.parent} lacks the shard {shorten(part.name)}; fetch it again.")
         for part in files:
+            check_file(part, missing=f"{first.parent} lacks the shard {shorten(part.name)}; fetch it again.")
             if part.suffix == ".msgpack":
                 tensors |= formats.read_flax(part)
             else:

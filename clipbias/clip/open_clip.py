@@ -300,11 +300,9 @@ def config_from_shapes(tensors: Mapping[str, Tensor], table: NameTable, *, activ
     projection_width = shape("text/projection")[1]
     try:
         sizes = tower("vision", width) | {"image_size": grid * patch, "patch_size": patch}
-        text_sizes = tower("text", text_width) | {
-            "vocabulary_size": vocabulary,
-            "context_length": length,
-            "eos_token_id": vocabulary - 1,
-        }
+        text_sizes = tower("text", text_width) | {"vocabulary_size": vocabulary, "context_length": length}
+        # OpenAI's code reads the row of the largest id; with another vocabulary the tokenizer decides (`load`).
+        text_sizes["eos_token_id"] = vocabulary - 1
         if family == "chinese_clip":
             text_sizes |= BERT_TEXT
         if family == "pe":

@@ -239,11 +239,6 @@ class Images:
         self.cache = ImageCache(0) if cache is None else cache
         self.unreadable: dict[str, str] = {}
 
-    @classmethod
-    def of(cls, split: "Split | Images") -> "Images":
-        """Returns an `Images` unchanged, and the images of a split without a cache."""
-        return split if isinstance(split, Images) else cls(split)
-
     def __len__(self) -> int:
         return len(self.split)
 

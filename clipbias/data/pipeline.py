@@ -237,7 +237,7 @@ def test_batches(
     `V` random `crops` may follow each image (`transforms.test_views`): `[B, 1 + V, R, R, 3]`, float32 if they are
     `mixed` with distortions of them. `B` counts all hosts and is a multiple of their number.
     """
-    images = Images.of(split)
+    images = split if isinstance(split, Images) else Images(split)
     index, count = shard
     # Test sets are reported exactly, so that a mask per host, of equal sizes, must cover the batch.
     if batch_size % count:
