@@ -282,4 +282,6 @@ def check_told_apart(places: Mapping[str, str], owner: str) -> None:
 def check_template(template: str) -> None:
     """Raises `ClipbiasError` unless `template` has exactly one `{}`, for the class name."""
     if not isinstance(template, str) or [template.count(place) for place in ("{}", "{", "}")] != [1, 1, 1]:
-        raise ClipbiasError(f"the template {template!r} must hold exactly one {{}} for the name: 'a photo of a {{}}.'")
+        raise ClipbiasError(
+            f"the template {template!r} must hold exactly one {{}} for the class name, as 'a photo of a {{}}.' does."
+        )
