@@ -140,7 +140,7 @@ def _of_transformers(content: dict[str, Any], config: ClipConfig) -> Preprocessi
         raise ClipbiasError(f"makes images of {side} pixels where the model takes {image_size}; correct its sizes.")
     if size > (most := _MAX_RESIZED * image_size):
         raise ClipbiasError(
-            f"resizes pictures to {size} pixels where the model takes {image_size}; set at most {most}."
+            f"resizes pictures to {size} pixels where the model takes {image_size}; correct size, to at most {most}."
         )
     resampling = Image.Resampling(settings["resample"]).name.lower()
     resizing = Resizing(side, None if size == side else size, whole, resampling, library)
