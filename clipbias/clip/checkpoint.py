@@ -259,6 +259,7 @@ class Clip:
     @property
     def source(self) -> str:
         """The source with which `load` reads the same weights again: `name`, with the commit on the hub."""
+        # The name may have a branch, which moves; its commit does not.
         return self.name if self.revision is None else f"{self.name.partition('@')[0]}@{self.revision}"
 
     def __repr__(self) -> str:

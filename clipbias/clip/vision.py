@@ -153,6 +153,7 @@ def head_attention(
     """Returns the pooling head's attention to the patches, averaged over heads: `[B, M]`."""
     inputs = embed_image(params, config, images, adaptation, dtype=str(dtype))
     tokens = tower.run_fused(inputs, config.vision)
+    # Without `[cls]`, which has no place in the picture.
     return pool_image(params, config, tokens, adaptation).probabilities[..., config.vision.first_patch :].mean(1)
 
 
@@ -218,6 +219,7 @@ def encode_image(
     if patches and inputs.pooled is None:
         raise ClipbiasError("patches have no features in a tower with a pooling head; ask for features of images.")
     observed = None
+    # Observers need the attention's probabilities as arrays; features alone never store them.
     if looks_inside:
         rows, observed = tower.run_explicit(inputs, config.vision, taps=taps, observe=observe)
     else:

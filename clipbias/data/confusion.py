@@ -68,4 +68,5 @@ def most_confused_with(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def least_recognised(counts: np.ndarray, most: int) -> np.ndarray:
     """Returns at most `most` classes with an accuracy below 100 %, the lowest first, int `[k]`."""
     accuracies = class_accuracies(counts)
+    # Stable, so that equal classes keep their order; NaN, of classes without images, is not below 100.
     return np.array([label for label in np.argsort(accuracies, kind="stable") if accuracies[label] < 100][:most], int)

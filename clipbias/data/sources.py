@@ -61,6 +61,7 @@ def load(
         if built is not None:
             return tfds.load_shards(built, template=template, **options)
         if name == "folder":
+            # Metadata decide the classes where there are any: such a folder may also be divided by day or camera.
             if data_dir is not None and folder.has_metadata(data_path(data_dir)):
                 return folder.load_metadata(data_path(data_dir), template=template, **options)
             return folder.load(data_dir, template=template, **options)
@@ -183,6 +184,7 @@ def from_arrays(
         check_class_names(class_names)
     labels = label_array(labels)
     names = tuple(names_of_labels(labels) if class_names is None else class_names)
+    # Labels by name would fit both classes. Only published lists, whose labels are numbers, repeat a name.
     if len(set(names)) < len(names):
         raise ClipbiasError(f"class_names {shown(list(names))} holds a name twice; give each class a name of its own.")
     # One list first, so that no image is in two splits.

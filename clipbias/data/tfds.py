@@ -93,6 +93,7 @@ class PreparedDataset:
 
     def source(self, split: str) -> Any:
         """Opens random access to the records of a split; images stay encoded."""
+        # `transforms` decodes, so that pixels are those of the same files in an image folder.
         features = self._builder.info.features
         skip = {
             key: self._tfds.decode.SkipDecoding()
@@ -117,6 +118,7 @@ class PreparedDataset:
 
     def sizes(self, paths: Sequence[str]) -> list[int]:
         """Returns the sizes of all record files, for any `paths` (`Split.contents`)."""
+        # Records share files, so that no image has a size of its own.
         return [path.stat().length for path in sorted(self.folder.glob("*.array_record*"))]
 
     def images(self, keys: Sequence[str], labels: np.ndarray, read: Callable[[int], bytes], **options: Any) -> Split:
