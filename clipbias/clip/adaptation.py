@@ -125,7 +125,7 @@ def check_prompts(prompts: jax.Array | None, geometry: TowerConfig, name: str, *
 
 
 def check_bias(
-    bias: jax.Array | None, geometry: TowerConfig, name: str, tokens: int, *, token_types: int = 2
+    bias: jax.Array | None, geometry: TowerConfig, name: str, tokens: int, token_types: int = 2
 ) -> jax.Array | None:
     """Raises `ClipbiasError` for a bias that does not fit the tower; of a single type it becomes a row per layer."""
     if bias is None:

@@ -481,7 +481,7 @@ def _geometry(weights: Weights, activation: str | None, name: str) -> tuple[Clip
         )
     # A last resort: OpenAI's files and training checkpoints come without a configuration.
     config = open_clip.config_from_shapes(weights.tensors, weights.table, activation=activation, where=weights.where)
-    return config, preprocess.native_preprocessing(config)
+    return config, preprocess.family_preprocessing(config, native=True)
 
 
 def _tokenizer(weights: Weights, config: ClipConfig, folder: str | os.PathLike | None) -> Tokenizer:

@@ -132,8 +132,7 @@ def image_batches(
 def text_batches(ids: np.ndarray, config: ClipConfig, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Cuts ids `[n, N]` into batches of equal shapes, the last one padded, and their masks, bool `[b]`."""
     longest = min(-(-ids.shape[1] // _TOKENS) * _TOKENS, config.text.context_length)
-    padding = [(0, 0), (0, longest - ids.shape[1])]
-    ids = np.pad(ids, padding, constant_values=config.text.pad_token_id)
+    ids = np.pad(ids, [(0, 0), (0, longest - ids.shape[1])], constant_values=config.text.pad_token_id)
     rows = min(batch_size, len(ids))
     for start in range(0, len(ids), rows or 1):
         batch = ids[start : start + rows]

@@ -57,10 +57,8 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
         except (AttributeError, UnicodeEncodeError) as error:
             raise ClipbiasError(f"{text!r} cannot be written in UTF-8; correct that name.") from error
     # CLIP's cleaning is OpenAI's; a tokenizer of open_clip names its cleaning in its file.
-    cleaned = [*texts]
     how = "lower" if is_clips(tokenizer) else getattr(tokenizer, "init_kwargs", {}).get(CLEAN)
-    if how is not None:
-        cleaned = [CLEANING[how](text) for text in texts]
+    cleaned = [text if how is None else CLEANING[how](text) for text in texts]
     if not cleaned:
         return []
     try:

@@ -43,8 +43,7 @@ def embed_image(
     geometry = config.vision
     weights = outside_layers(params, adaptation, "vision", dtype)
     prompts = check_prompts(adaptation.vision_prompts, geometry, "vision_prompts")
-    types = geometry.token_types
-    bias = check_bias(adaptation.vision_bias, geometry, "vision_bias", geometry.tokens, token_types=types)
+    bias = check_bias(adaptation.vision_bias, geometry, "vision_bias", geometry.tokens, geometry.token_types)
     inserted = check_inserted(adaptation, "vision", config)
     expected = (geometry.image_size, geometry.image_size, 3)
     if images.ndim != 4 or images.shape[1:] != expected:

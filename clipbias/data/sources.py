@@ -91,10 +91,9 @@ def describe_missing(dataset: Dataset, *, trains: bool) -> str | None:
     """Returns a sentence that says why a dataset lacks images for a run (that `trains`), or `None`."""
     needed = {"test": "evaluate on"} | ({"train": "train on"} if trains else {})
     for split, use in needed.items():
-        if len(dataset.splits.get(split, ())):
-            continue
-        content = ", ".join(f"{len(images)} {name}" for name, images in dataset.splits.items() if len(images))
-        return f"{dataset.name} has no {split} images to {use} (it has {content or 'no image'}); add some."
+        if not len(dataset.splits.get(split, ())):
+            content = ", ".join(f"{len(images)} {name}" for name, images in dataset.splits.items() if len(images))
+            return f"{dataset.name} has no {split} images to {use} (it has {content or 'no image'}); add some."
     return None
 
 
