@@ -206,7 +206,7 @@ def check_text_parts(adaptation: Adaptation, config: ClipConfig, texts: int, tok
         # At block 0 the context replaces embeddings, and a block has room for one set of prompts
         # (`LayerInput.prompts`).
         if block < 1 or adaptation.text_prompts is not None:
-            raise ClipbiasError(f"text_class_prompts act at block {block}; they need a later one, and no text_prompts.")
+            raise ClipbiasError(f"text_class_prompts act at block {block}; give one from 1 on, and no text_prompts.")
     if context is None:
         return
     if context.shape[-1] != geometry.width or context.ndim not in (2, 3):
