@@ -177,8 +177,7 @@ def assert_same(what: str, value: object) -> None:
     for process, other in enumerate(others, start=1):
         if other != first:
             raise ClipbiasError(
-                f"process {process} and process 0 do not agree on {what}; make sure that all hosts read the same files "
-                "and run the same command."
+                f"process {process} and process 0 do not agree on {what}; give all hosts the same files and command."
             )
 
 

@@ -23,10 +23,7 @@ def no_effect(reason: str) -> dict[str, object]:
 
 
 def counted_by(function: Callable[[Any], object]) -> dict[str, object]:
-    """Metadata of a dataclass field that counts by `function` of the whole value.
-
-    For fields with several forms of equal meaning: files of a tokenizer, names with `_` as a space.
-    """
+    """Metadata of a field that counts by `function` of the whole value, such as a tokenizer, which has many files."""
     return {_COUNTED_BY: function}
 
 

@@ -55,10 +55,7 @@ def cache_folder() -> Path:
 
 
 def user_path(path: str | os.PathLike) -> Path:
-    """A user's path on a disk, with `~` resolved; the file need not exist.
-
-    Raises `ClipbiasError` if it is no path, it is in a bucket or on the web, or nothing can be opened there.
-    """
+    """A user's path on a disk, with `~` resolved. Raises `ClipbiasError` if nothing on a disk can be opened there."""
     # `Path("")` is the current folder, which nobody means by an empty setting.
     if not isinstance(path, str | os.PathLike) or path == "":
         raise ClipbiasError(f"{shorten(repr(path))} is no path; give a non-empty string.")
@@ -68,9 +65,7 @@ def user_path(path: str | os.PathLike) -> Path:
             "copy it to a disk, or mount the bucket."
         )
     if "://" in str(path):
-        raise ClipbiasError(
-            f"{shorten(str(path), 200)} is an address of the web; download it, and give the path of the file."
-        )
+        raise ClipbiasError(f"{shorten(str(path), 200)} is an address of the web; give the path of a downloaded file.")
     resolved = os.path.expanduser(os.fspath(path))
     # Looked at once, so that the message for a missing permission has the path; a library's would not.
     try:
@@ -155,10 +150,7 @@ def parse_json(text: str, expected: type | tuple[type, ...] = object) -> Any:
 
 
 def read_json(path: str | os.PathLike, expected: type | tuple[type, ...] = object, *, what: str = "a JSON file") -> Any:
-    """The value in a JSON file, of type `expected`; `what` is the file's purpose, for the message.
-
-    Raises `ClipbiasError` if it cannot be read, is no JSON (with the line where it breaks off), or is of another kind.
-    """
+    """The value in a JSON file. Raises `ClipbiasError` unless it is of type `expected`; `what` names the content."""
     text = read_text(path)
     try:
         return parse_json(text, expected)
@@ -313,9 +305,7 @@ def lock(folder: Path, *, shared: bool = False) -> Iterator[None]:
             if not lock_file(file.fileno(), fcntl.LOCK_SH if shared else fcntl.LOCK_EX):
                 logging.warning("%s lies on a disk without locks; make sure that no other process works there.", folder)
         except BlockingIOError as error:
-            raise ClipbiasError(
-                f"another process works in {folder}; wait for it or choose another --workdir."
-            ) from error
+            raise ClipbiasError(f"another process works in {folder}; wait, or choose another --workdir.") from error
         # Nobody else writes here while the exclusive lock is held: temporary files are those of killed processes.
         if not shared:
             for unfinished in folder.rglob(f"{PART}*"):

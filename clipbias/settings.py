@@ -95,10 +95,7 @@ def to_config(kind: type, **changes: object) -> ConfigDict:
 
 
 def from_config(kind: type[T], config: ConfigDict) -> T:
-    """Settings from a configuration.
-
-    Raises `ClipbiasError` if one is missing or unknown, or its value is of another type, out of range or no choice.
-    """
+    """Settings from a configuration. Raises `ClipbiasError` for a missing, unknown or wrong one."""
     known = fields_of(kind)
     values = dict(_values(config, known))
     # A missing setting is no default: a configuration of another version must not change its meaning silently.

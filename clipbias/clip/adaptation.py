@@ -10,8 +10,9 @@ import numpy as np
 from flax import struct
 
 from clipbias.clip.config import ClipConfig, TextConfig, TowerConfig
-from clipbias.clip.layers import Weights, check_changes, fold_changes
+from clipbias.clip.layers import Weights, changed, check_changes, fold_changes
 from clipbias.clip.params import Params
+from clipbias.clip.precision import cast_weights
 from clipbias.errors import ClipbiasError
 
 
@@ -72,18 +73,22 @@ class Adaptation:
     text_class_block: int = struct.field(pytree_node=False, default=0)
 
     @property
+    def parts(self) -> set[str]:
+        """Names of the parts that are not `None`."""
+        # `text_class_block` is a static field and always set, so it is no part.
+        fields = [field.name for field in dataclasses.fields(self) if field.metadata.get("pytree_node", True)]
+        return {name for name in fields if getattr(self, name) is not None}
+
+    @property
     def changes_text(self) -> bool:
         """Whether the text tower's tokens depend on this adaptation."""
         # Not `text_residual`, which acts behind the tower.
-        parts = (self.text_context, self.text_prompts, self.text_class_prompts, self.text_tokens)
-        others = (self.text_bias, self.text_weights, self.text_adapters)
-        return any(part is not None for part in (*parts, *others))
+        return any(name.startswith("text_") for name in self.parts - {"text_residual"})
 
     @property
     def changes_vision(self) -> bool:
         """Whether the vision tower's tokens depend on this adaptation."""
-        parts = (self.vision_prompts, self.vision_tokens, self.vision_bias, self.vision_weights, self.vision_adapters)
-        return any(part is not None for part in (*parts, self.pixels))
+        return any(name.startswith(("vision_", "pixels")) for name in self.parts)
 
     @property
     def inserts_tokens(self) -> bool:
@@ -93,12 +98,9 @@ class Adaptation:
     @property
     def only_changes_weights(self) -> bool:
         """Whether the adaptation folds into the weights of a plain CLIP."""
-        fields = [field.name for field in dataclasses.fields(self) if field.metadata.get("pytree_node", True)]
-        # `text_class_block` is a static field and always set, so it is no part.
-        parts = {name for name in fields if getattr(self, name) is not None}
         # A bias that all tokens share is the bias of the MLP's second layer.
         foldable = {"text_bias", "vision_bias", "text_weights", "vision_weights"}
-        return bool(parts) and parts <= foldable and not self.bias_differs_between_tokens
+        return set() < self.parts <= foldable and not self.bias_differs_between_tokens
 
     @property
     def bias_differs_between_tokens(self) -> bool:
@@ -117,14 +119,13 @@ def check_prompts(prompts: jax.Array | None, geometry: TowerConfig, name: str, *
         return None
     if prompts.ndim != 3 or prompts.shape[-1] != geometry.width or prompts.shape[0] + extra > geometry.layers:
         raise ClipbiasError(
-            f"{name} has shape {prompts.shape}; expected [depth, tokens, {geometry.width}] with depth at most "
-            f"{geometry.layers - extra}."
+            f"{name} has shape {prompts.shape}; expected [up to {geometry.layers - extra}, tokens, {geometry.width}]."
         )
     return prompts
 
 
 def check_bias(
-    bias: jax.Array | None, geometry: TowerConfig, name: str, tokens: int, *, token_types: int = 2
+    bias: jax.Array | None, geometry: TowerConfig, name: str, tokens: int, token_types: int = 2
 ) -> jax.Array | None:
     """Raises `ClipbiasError` for a bias that does not fit the tower; of a single type it becomes a row per layer."""
     if bias is None:
@@ -150,22 +151,17 @@ def check_inserted(adaptation: Adaptation, name: str, config: ClipConfig) -> jax
         return None
     # Blocks are counted in the shallower tower, so that both towers insert at the same numbers (MMRL, MMA).
     if tokens.ndim != 3 or not 1 <= tokens.shape[0] <= most or tokens.shape[-1] != width:
-        raise ClipbiasError(
-            f"{name}_tokens have shape {tokens.shape}; expected [n, tokens, {width}] with n from 1 to {most}."
-        )
+        raise ClipbiasError(f"{name}_tokens have shape {tokens.shape}; expected [n, T, {width}], n from 1 to {most}.")
     # A block replaces either prompts or inserted tokens (`LayerInput.prompts`), and a bias by token counts positions
     # that inserted tokens would shift.
     others = (f"{name}_prompts", "text_class_prompts") if name == "text" else (f"{name}_prompts",)
     if any(getattr(adaptation, part) is not None for part in others) or (bias is not None and bias.ndim > 2):
-        raise ClipbiasError(
-            f"{name}_tokens cannot be combined with prompts of later blocks or a bias that differs between tokens; "
-            "give only one of them."
-        )
+        raise ClipbiasError(f"{name}_tokens exclude prompts of later blocks and a bias that differs between tokens.")
     return tokens.astype(jnp.float32)
 
 
 def check_adapters(adapters: Weights | None, config: ClipConfig, name: str) -> Weights | None:
-    """Raises `ClipbiasError` for networks that do not fit a tower's blocks."""
+    """Returns the networks beside a tower's blocks. Raises `ClipbiasError` if they do not fit."""
     if adapters is None:
         return None
     width = getattr(config, name).width
@@ -197,7 +193,6 @@ def check_text_parts(adaptation: Adaptation, config: ClipConfig, texts: int, tok
     context = adaptation.text_context
     check_prompts(adaptation.text_prompts, geometry, "text_prompts", extra=1)
     check_bias(adaptation.text_bias, geometry, "text_bias", geometry.context_length)
-    check_adapters(adaptation.text_adapters, config, "text")
     # Checked before tracing: a gather of position embeddings beyond the last would repeat it silently.
     if tokens > geometry.context_length:
         raise ClipbiasError(f"the texts have {tokens} tokens; this model reads at most {geometry.context_length}.")
@@ -211,10 +206,7 @@ def check_text_parts(adaptation: Adaptation, config: ClipConfig, texts: int, tok
         # At block 0 the context replaces embeddings, and a block has room for one set of prompts
         # (`LayerInput.prompts`).
         if block < 1 or adaptation.text_prompts is not None:
-            raise ClipbiasError(
-                f"text_class_prompts act at block {block}; they need a block from 1 on, in a tower of at least two "
-                "blocks, and no text_prompts."
-            )
+            raise ClipbiasError(f"text_class_prompts act at block {block}; give one from 1 on, and no text_prompts.")
     if context is None:
         return
     if context.shape[-1] != geometry.width or context.ndim not in (2, 3):
@@ -226,22 +218,25 @@ def check_text_parts(adaptation: Adaptation, config: ClipConfig, texts: int, tok
         raise ClipbiasError(f"text_context holds {context.shape[0]} contexts; {texts} texts cannot share them evenly.")
 
 
-def fold(params: Params, adaptation: Adaptation) -> Params:
-    """Returns the weights of a plain CLIP with the features of `params` and `adaptation`, which stay unchanged.
+def outside_layers(params: Params, adaptation: Adaptation | None, tower: str, dtype: str | None = None) -> Weights:
+    """Returns a tower's weights, changed outside its blocks. Raises `ClipbiasError` for changes that do not fit."""
+    changes = getattr(adaptation or NOTHING, f"{tower}_weights")
+    check_changes(changes, params[tower], f"{tower}_weights")
+    weights = params[tower] if dtype is None else cast_weights(params[tower], dtype)
+    # The scan adds those of the blocks layer by layer: a sum of all stacked kernels would double the memory.
+    return changed(weights, {name: change for name, change in (changes or {}).items() if name != "layers"})
 
-    The adaptation has any of `text_bias [Lt, Dt]`, `vision_bias [Lv, Dv]`, `text_weights` and `vision_weights`. Raises
-    `ClipbiasError` if it has other parts, or none.
+
+def fold(params: Params, adaptation: Adaptation) -> Params:
+    """Returns the weights of a plain CLIP with the features of `params` and an adaptation.
+
+    The adaptation has biases `[Lt, Dt]` and `[Lv, Dv]` and changes of weights alone; else it raises `ClipbiasError`.
     """
     # Before the general message: these biases look like changes of weights.
     if adaptation.bias_differs_between_tokens:
-        raise ClipbiasError(
-            "a bias by token type or by token does not fold into the weights of a plain CLIP, which are equal for all "
-            "tokens; a vector per layer ([L, D]) does."
-        )
+        raise ClipbiasError("a bias by token type or token does not fold into weights; a vector per layer [L, D] does.")
     if not adaptation.only_changes_weights:
-        raise ClipbiasError(
-            "only biases and other changes of weights fold into the weights; this adaptation has other parts, or none."
-        )
+        raise ClipbiasError("only biases and other changes of weights fold; this adaptation has other parts, or none.")
     folded = dict(params)
     for tower in ("vision", "text"):
         bias = getattr(adaptation, f"{tower}_bias")

@@ -13,8 +13,10 @@ from flax import struct
 from jax.ad_checkpoint import checkpoint_name
 
 from clipbias.clip import layers
-from clipbias.clip.config import TowerConfig, VisionConfig
+from clipbias.clip.adaptation import Adaptation, check_adapters
+from clipbias.clip.config import ClipConfig, TowerConfig, VisionConfig
 from clipbias.clip.layers import ATTENDED, HIDDEN, INPUT, QKV, Changes, Weights, changed, rotate
+from clipbias.clip.params import Params
 from clipbias.clip.precision import cast_weights
 
 
@@ -23,27 +25,18 @@ class LayerInput:
     """Inputs of one block besides its tokens; `TowerInput` stacks them on a leading axis `L`.
 
     Inside a scan, prompts, bias, changes and adapters may have a leading axis `B`: a copy per sequence of tokens.
-
-    Attributes:
-      index: the layer's number, from 0.
-      frozen: the block's weights (`layers.py`).
-      prompts: `[T, D]` rows that may replace tokens at the block's input.
-      replace: whether this block replaces tokens; false behind the last layer of prompts.
-      bias: added after the block: `[D]` to every token, or `[2, D]` or `[N, D]`, of which `TowerInput.bias_rows` names
-        a row for each token.
-      changes: changes of the block's weights (`layers.changed`).
-      adapters: a network beside the block (`layers.network`).
-      adapted_from: the first block with a network; the networks before it are zero.
-      dtype: name of the compute type.
     """
 
-    index: jax.Array
-    frozen: layers.Weights | None
-    prompts: jax.Array | None
-    replace: jax.Array
+    index: jax.Array  # the layer's number, from 0
+    frozen: layers.Weights | None  # the block's weights (`layers.py`)
+    prompts: jax.Array | None  # `[T, D]` rows that may replace tokens at the block's input
+    replace: jax.Array  # whether this block replaces tokens; false behind the last layer of prompts
+    # Added after the block: `[D]` to every token, or `[2, D]` or `[N, D]`, of which `TowerInput.bias_rows` names a row
+    # for each token.
     bias: jax.Array | None
-    changes: Changes | None = None
-    adapters: layers.Weights | None = None
+    changes: Changes | None = None  # of the block's weights (`layers.changed`)
+    adapters: layers.Weights | None = None  # a network beside the block (`layers.network`)
+    # The first block with a network; the networks before it are zero.
     adapted_from: int = struct.field(pytree_node=False, default=0)
     dtype: str = struct.field(pytree_node=False, default="float32")
 
@@ -56,24 +49,20 @@ class LayerInput:
 
 
 def layer_inputs(
-    weights: layers.Weights,
+    params: Params,
+    config: ClipConfig,
+    adaptation: Adaptation,
+    tower: str,
     *,
-    prompts: jax.Array | None = None,
-    bias: jax.Array | None = None,
-    changes: Changes | None = None,
-    adapters: layers.Weights | None = None,
-    adapters_end: int | None = None,
+    prompts: jax.Array | None,
+    bias: jax.Array | None,
     dtype: str,
 ) -> LayerInput:
-    """Stacks the inputs of all layers: `weights` and `changes` of the blocks with leading axis `L`.
-
-    Row `i - 1` of `prompts [depth - 1, T, D]` replaces tokens at block `i`. `adapters` are networks beside the `n`
-    blocks before number `adapters_end` (default: the tower's end), with leading axis `n`. For the bias see `bias_rows`.
-    """
-    depth = jax.tree.leaves(weights)[0].shape[0]
+    """Stacks the inputs of all blocks of a `tower`; row `i - 1` of `prompts [depth - 1, T, D]` belongs to block `i`."""
+    depth = getattr(config, tower).layers
     index = jnp.arange(depth)
     # Zeros and a mask stand for layers without prompts: all layers of a scan need equal shapes.
-    if prompts is None or prompts.shape[0] == 0:
+    if prompts is None or 0 in prompts.shape:
         prompts = None
         replace = jnp.zeros(depth, bool)
     else:
@@ -81,10 +70,12 @@ def layer_inputs(
         prompts = jnp.pad(prompts, ((1, depth - 1 - prompts.shape[0]), (0, 0), (0, 0))).astype(jnp.float32)
     # A NumPy array takes no traced index, which is how a bias by token is read.
     bias = None if bias is None else jnp.asarray(bias).astype(jnp.float32)
-    end = depth if adapters_end is None else adapters_end
-    first = 0 if adapters is None else end - jax.tree.leaves(adapters)[0].shape[0]
+    changes = layers.of_layers(getattr(adaptation, f"{tower}_weights"))
+    # The last `n` blocks of the shallower tower have networks, and those of the same numbers in the deeper one (MMA).
+    adapters = check_adapters(getattr(adaptation, f"{tower}_adapters"), config, tower)
+    first = 0 if adapters is None else config.common_blocks - jax.tree.leaves(adapters)[0].shape[0]
     adapters = jax.tree.map(lambda leaf: _padded(leaf, first, depth), adapters)
-    return LayerInput(index, weights, prompts, replace, bias, changes, adapters, first, dtype)
+    return LayerInput(index, params[tower]["layers"], prompts, replace, bias, changes, adapters, first, dtype)
 
 
 def _padded(stacked: jax.Array, first: int, depth: int) -> jax.Array:
@@ -120,11 +111,7 @@ def scan_all_but_last(
     start: int = 0,
     end: int = -1,
 ) -> tuple[jax.Array, LayerInput]:
-    """Scans `step` over the layers `start` to `end - 1`; the last layer is left to the caller by default.
-
-    Returns:
-      The tokens that reach layer `end`, and the inputs of the tower's last layer.
-    """
+    """Scans `step` over layers `start` to `end - 1`; returns the tokens that reach `end` and the last layer's input."""
     count = tokens.shape[0]
     others = jax.tree.map(lambda leaf: leaf[start:end], dataclasses.replace(inputs, frozen=None))
 
@@ -149,9 +136,7 @@ def scan_all_but_last(
     # Slicing the stacked weights `[:-1]` would copy them all at every call, and so would a backward pass that keeps
     # each layer's slice: the scan runs over layer numbers, and both passes read the weights where they lie.
     def numbered(tokens: jax.Array, layer: LayerInput) -> tuple[jax.Array, None]:
-        weights = jax.tree.map(
-            lambda leaf: jax.lax.dynamic_index_in_dim(leaf, layer.index, keepdims=False), inputs.frozen
-        )
+        weights = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, layer.index, keepdims=False), inputs.frozen)
         return step(tokens, dataclasses.replace(layer, frozen=weights))
 
     # Without prompts nothing before the first block is learned, so this block runs ahead of the loop: inside, its input
@@ -184,24 +169,19 @@ SelectRows = Callable[[jax.Array], jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class BlockHooks:
-    """Functions with which a caller changes or observes a block.
+    """Functions with which a caller changes or observes a block."""
 
-    Attributes:
-      attention: maps the tokens after the first LayerNorm to the attention's output `[..., D]` at the selected rows:
-        `self_attention`, `row_attention`, or another function.
-      before: maps the tokens and the layer to the tokens with the layer's prompts inserted.
-      select_rows: maps all tokens `[..., D]` to the rows that are computed behind the attention.
-      bias_rows: row of the layer's bias for each selected row, see `bias_of_tokens`.
-      tap: called with each intermediate and its name (`INPUT`, `QKV`, `ATTENDED`, `HIDDEN` of `layers`); the block goes
-        on with the returned value. Default: names the intermediate for policies of `jax.checkpoint`.
-      after: maps the block's output and input, both at the selected rows, to the output.
-    """
-
+    # Maps the tokens after the first LayerNorm to the attention's output `[..., D]` at the selected rows.
     attention: Attention
+    # Maps the tokens and the layer to the tokens with the layer's prompts inserted.
     before: Callable[[jax.Array, LayerInput], jax.Array] = lambda tokens, layer: tokens
+    # Maps all tokens `[..., D]` to the rows that are computed behind the attention.
     select_rows: SelectRows = lambda tokens: tokens
-    bias_rows: jax.Array | None = None
+    bias_rows: jax.Array | None = None  # row of the layer's bias for each selected row (`bias_of_tokens`)
+    # Called with each intermediate and its name (`layers.INPUT`, …); the block goes on with its result. Policies
+    # of `jax.checkpoint` find intermediates by these names.
     tap: Tap = checkpoint_name
+    # Maps the block's output and input, both at the selected rows, to the output.
     after: Callable[[jax.Array, jax.Array], jax.Array] = lambda output, inputs: output
 
 
@@ -214,11 +194,7 @@ class Record(dict[str, jax.Array]):
 
 
 def run_block(tokens: jax.Array, layer: LayerInput, config: TowerConfig, hooks: BlockHooks) -> jax.Array:
-    """Computes `x += MHA(LN1(x)); x += MLP(LN2(x))`, and adds the adapter's output and the layer's bias.
-
-    BERT has its LayerNorms behind the residuals: `x = LN1(x + MHA(x)); x = LN2(x + MLP(x))`. Returns the tokens at the
-    selected rows.
-    """
+    """Computes `x += MHA(LN1(x)); x += MLP(LN2(x))` with the layer's adapter and bias, at the selected rows."""
     weights = layer.weights
     # Prompts replace tokens before the block reads them, so that they act on this block's attention (VPT-deep, MaPLe).
     inputs = hooks.tap(hooks.before(tokens, layer), INPUT)
@@ -231,7 +207,7 @@ def run_block(tokens: jax.Array, layer: LayerInput, config: TowerConfig, hooks: 
         hidden = hooks.tap(layers.mlp_hidden(middle, weights, config), HIDDEN)
         output = middle + layers.mlp_output(hidden, weights, config)
     else:
-        # The embeddings, or the block before, have ended with a LayerNorm.
+        # BERT's LayerNorms lie behind the residuals: `x = LN1(x + MHA(x)); x = LN2(x + MLP(x))`.
         attended = hooks.tap(rows + hooks.attention(inputs, weights, config, hooks.tap), ATTENDED)
         middle = layers.layer_norm(attended, weights["norm1"], config.layer_norm_epsilon)
         hidden = hooks.tap(layers.dense(middle, weights["fc1"]), HIDDEN)

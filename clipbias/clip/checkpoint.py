@@ -49,15 +49,11 @@ EMBEDDED = ("demo", "demo-siglip")  # folders of `assets`: a small CLIP, and a S
 
 @dataclasses.dataclass(frozen=True)
 class ModelLocation:
-    """Location of a model: `path` is a folder or a file of weights.
-
-    The `name` is valid in any working folder: one of `EMBEDDED`, a hub name (`revision` is its commit), or an absolute
-    path.
-    """
+    """Location of a model: a folder or file of weights, with a name that is valid in any working folder."""
 
     path: Path
-    name: str
-    revision: str | None = None
+    name: str  # one of `EMBEDDED`, a hub name, or an absolute path
+    revision: str | None = None  # commit on the hub
 
 
 def find(source: str | os.PathLike) -> ModelLocation:
@@ -92,11 +88,7 @@ def find(source: str | os.PathLike) -> ModelLocation:
 
 
 def choose(folder: Path, files: Collection[str] | None = None, *, where: str = "") -> tuple[str, str | None]:
-    """Chooses the weights and the configuration of a model from `files`. Default: the folder's files.
-
-    Returns the file of weights, or the index of its shards, and the configuration, `None` for a file that needs none.
-    Raises `ClipbiasError` if there are no weights that clipbias reads, or they are another network's.
-    """
+    """Chooses weights, or the index of shards, and their configuration, if any. Default `files`: the folder's."""
     where = where or str(folder)
     if files is None:
         files = [path.name for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
@@ -143,11 +135,7 @@ def _refusal(path: Path) -> ClipbiasError | None:
 
 
 def describe(path: Path) -> tuple[ClipConfig, preprocess.Preprocessing, bool]:
-    """Reads a configuration of any family.
-
-    Returns the geometry, the preprocessing, and whether the file names the activation. Raises `ClipbiasError` if it is
-    damaged, or describes another network.
-    """
+    """Reads a configuration: geometry, preprocessing, whether it names the activation. Raises `ClipbiasError`."""
     check_file(path)
     if path.name == OPEN_CLIP_CONFIG:
         return open_clip.read_config(path)
@@ -185,24 +173,19 @@ class Weights:
 @contextlib.contextmanager
 def open_weights(path: Path) -> Iterator[Weights]:
     """Opens weights of a folder or file. Raises `ClipbiasError` if they are missing, damaged or of another network."""
-    first = path
-    folder = path.parent
-    configuration = None
     # A folder may hold several formats; a file was chosen by the user.
-    if path.is_dir():
-        weights, description = choose(path)
-        first = path / weights
-        folder = path
-        configuration = None if description is None else path / description
+    folder = path if path.is_dir() else path.parent
+    name, description = choose(path) if path.is_dir() else (path.name, None)
+    first = folder / name
+    configuration = None if description is None else folder / description
     tensors: dict[str, formats.Tensor] = {}
     with contextlib.ExitStack() as stack:
         check_file(first)
         files: tuple[Path, ...] = (first,)
         if first.name.endswith(".index.json"):
             files = tuple(first.parent / name for name in formats.shard_names(first))
-            for part in files:
-                check_file(part, missing=f"{first.parent} lacks the shard {shorten(part.name)}; fetch it again.")
         for part in files:
+            check_file(part, missing=f"{first.parent} lacks the shard {shorten(part.name)}; fetch it again.")
             if part.suffix == ".msgpack":
                 tensors |= formats.read_flax(part)
             else:
@@ -220,12 +203,11 @@ def open_weights(path: Path) -> Iterator[Weights]:
 
 
 SAVED_FORMATS = ("safetensors", "open_clip")
-ACTIVATIONS = ("quick_gelu", "gelu")
 # Repositories trained with QuickGELU whose configuration leaves this out (listed in open_clip), by their hub name or
 # their folder in the cache.
 QUICK_GELU = re.compile(r"(^|.*/models--)apple(/|--)DFN.*")
 # Activations of publishers' formats, by family; Chinese-CLIP's is that of the vision tower.
-_NATIVE_ACTIVATIONS = {"pe": "gelu", "chinese_clip": "quick_gelu"}
+_NATIVE_ACTIVATIONS = {"pe": "gelu", "chinese_clip": "quick_gelu", "siglip": "gelu_tanh", "biomed_clip": "gelu"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -277,6 +259,7 @@ class Clip:
     @property
     def source(self) -> str:
         """The source with which `load` reads the same weights again: `name`, with the commit on the hub."""
+        # The name may have a branch, which moves; its commit does not.
         return self.name if self.revision is None else f"{self.name.partition('@')[0]}@{self.revision}"
 
     def __repr__(self) -> str:
@@ -322,14 +305,8 @@ class Clip:
         # All batches have one shape, so that one compiled program serves them. Weights are an argument: as constants
         # they would be copied into the program.
         batches = encode.image_batches(self.preprocessing, images, batch_size, normalised=normalised)
-        run = functools.partial(
-            encode.image_features,
-            self.config,
-            self.preprocessing,
-            resolve(dtype),
-            normalize,
-            jax.device_put(self.params),
-        )
+        params, dtype = jax.device_put(self.params), resolve(dtype)
+        run = functools.partial(encode.image_features, self.config, self.preprocessing, dtype, normalize, params)
         return encode.all_features(run, batches, self.config.projection_width)
 
     def encode_texts(
@@ -440,7 +417,7 @@ def load(
       ClipbiasError: there is no such source, or it is no CLIP model; the message says what to do.
     """
     if activation is not None:
-        checks.check_choice("the activation", activation, ACTIVATIONS)
+        checks.check_choice("the activation", activation, ("quick_gelu", "gelu"))
     location = find(source)
     with open_weights(location.path) as weights:
         config, preprocessing = _geometry(weights, activation, location.name)
@@ -496,11 +473,6 @@ def _geometry(weights: Weights, activation: str | None, name: str) -> tuple[Clip
     # not.
     family = weights.table.families[0]
     activation = _NATIVE_ACTIVATIONS.get(family) or activation or weights.activation
-    if family in ("siglip", "biomed_clip"):
-        raise ClipbiasError(
-            f"{weights.where} holds {family}, whose number of heads is not in the shapes; put its "
-            "config.json or open_clip_config.json beside it."
-        )
     if activation is None:
         raise ClipbiasError(
             f"{weights.where} does not name its model's activation; put its config.json or "
@@ -509,7 +481,7 @@ def _geometry(weights: Weights, activation: str | None, name: str) -> tuple[Clip
         )
     # A last resort: OpenAI's files and training checkpoints come without a configuration.
     config = open_clip.config_from_shapes(weights.tensors, weights.table, activation=activation, where=weights.where)
-    return config, preprocess.native_preprocessing(config)
+    return config, preprocess.family_preprocessing(config, native=True)
 
 
 def _tokenizer(weights: Weights, config: ClipConfig, folder: str | os.PathLike | None) -> Tokenizer:

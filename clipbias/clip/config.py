@@ -79,9 +79,7 @@ class VisionConfig(TowerConfig):
             raise ClipbiasError(f"a head of width {self.width // self.heads} cannot rotate: 4 must divide the width.")
         # SigLIP's convolution drops a margin; other towers have a position for every patch of a full grid.
         if self.image_size % self.patch_size and self.class_token:
-            raise ClipbiasError(
-                f"the image size {self.image_size} is not a multiple of the patch size {self.patch_size}."
-            )
+            raise ClipbiasError(f"the image size {self.image_size} is no multiple of the patch size {self.patch_size}.")
 
     @property
     def grid(self) -> int:
@@ -146,23 +144,19 @@ class TextConfig(TowerConfig):
 
 @dataclasses.dataclass(frozen=True)
 class ClipConfig:
-    """Both towers and the joint width `d` of their features; hashable, a static argument of `jit`.
-
-    The family is the `model_type` of `config.json`; "pe" and "biomed_clip" exist in open_clip only.
-    """
+    """Both towers and the joint width `d` of their features; hashable, a static argument of `jit`."""
 
     vision: VisionConfig
     text: TextConfig
     projection_width: int
-    family: str = "clip"
+    family: str = "clip"  # the `model_type` of `config.json`; "pe" and "biomed_clip" exist in open_clip only
 
     def __post_init__(self) -> None:
         check_int("the model's projection_width", self.projection_width, lowest=1, highest=LARGEST_SIZE)
         # A cosine needs features of one width.
         if not self.vision.projection and self.vision.width != self.projection_width:
             raise ClipbiasError(
-                f"images have features of width {self.vision.width} and texts of width {self.projection_width}; they "
-                "must be equal where no projection follows the pooling head."
+                f"images have features of width {self.vision.width}, texts of {self.projection_width}; make them equal."
             )
 
     @property

@@ -27,10 +27,7 @@ _TOKENS = 8
 
 
 def check_images(array: ArrayLike, size: int) -> None:
-    """Raises `ClipbiasError` for arrays that are not float `[B, R, R, 3]`, or `[B, 1 + V, R, R, 3]` with crops.
-
-    `size` is `R`. The numbers are not checked.
-    """
+    """Raises `ClipbiasError` for arrays but float `[B, R, R, 3]` of that `size`; with crops `[B, 1 + V, R, R, 3]`."""
     shape = np.shape(array)
     dtype = getattr(array, "dtype", None)
     # Before the type: torch's types are none of NumPy's, and the message would name the wrong cause.
@@ -97,10 +94,9 @@ def image_batches(
     mixed: bool = False,
     on_error: str = "raise",
 ) -> ImageBatches:
-    """Reads a split, or images as `Clip.encode_images` takes them, in batches of at most `batch_size` with their crops.
+    """Reads images in batches of at most `batch_size` with their crops; other arguments as for `pipeline.test_batches`.
 
-    `crops`, `mixed` and `on_error` are as for `pipeline.test_batches`. Raises `ClipbiasError` for other objects than
-    images, and for crops of normalised images.
+    Raises `ClipbiasError` for other objects than images, and for crops of normalised images.
     """
     check_int("batch_size", batch_size, lowest=1)
     side = preprocessing.image_size
@@ -136,8 +132,7 @@ def image_batches(
 def text_batches(ids: np.ndarray, config: ClipConfig, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Cuts ids `[n, N]` into batches of equal shapes, the last one padded, and their masks, bool `[b]`."""
     longest = min(-(-ids.shape[1] // _TOKENS) * _TOKENS, config.text.context_length)
-    padding = [(0, 0), (0, longest - ids.shape[1])]
-    ids = np.pad(ids, padding, constant_values=config.text.pad_token_id)
+    ids = np.pad(ids, [(0, 0), (0, longest - ids.shape[1])], constant_values=config.text.pad_token_id)
     rows = min(batch_size, len(ids))
     for start in range(0, len(ids), rows or 1):
         batch = ids[start : start + rows]

@@ -13,13 +13,14 @@ import math
 import pickle
 import shlex
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
 from flax.serialization import msgpack_restore
+from flax.traverse_util import flatten_dict
 
 from clipbias.errors import ClipbiasError
 from clipbias.io import check_file, read_json, reason, shorten
@@ -167,10 +168,7 @@ class _Unpickler(pickle._Unpickler):
             return self.types[full if full in ALLOWED_NAMES else SCRIPT_OBJECT]
         if self.skip_objects:
             return self.types[OTHER_OBJECT]
-        raise ClipbiasError(
-            f"it holds an object of {shorten(ascii(full)[1:-1])}, which no weights need; save the model's "
-            "`state_dict()` alone"
-        )
+        raise ClipbiasError(f"it holds {shorten(ascii(full)[1:-1])}, which no weights need; save the `state_dict()`")
 
     def persistent_load(self, pid: object) -> PickledObject:
         return self.types[STORAGE](pid)
@@ -203,11 +201,10 @@ class _Unpickler(pickle._Unpickler):
 
 @contextlib.contextmanager
 def open_torch(path: Path, *, skip_objects: bool = False) -> Iterator[dict[str, Tensor]]:
-    """Opens the tensors of a file of `torch.save` or `torch.jit.save`.
+    """Opens the tensors of a file of `torch.save` or `torch.jit.save`, without wrappers such as `{"state_dict": …}`.
 
-    A training checkpoint's `{"state_dict": …}` and its prefix `module.` are removed. With `skip_objects`, objects
-    beside the tensors, such as an optimiser, are skipped; they are never created. Raises `ClipbiasError` if it is no
-    such file, it is damaged, or it holds more than tensors.
+    With `skip_objects`, objects beside the tensors, such as an optimiser, are skipped; they are never created. Raises
+    `ClipbiasError` for another or damaged file, and for more than tensors.
     """
     # The file is a zip archive. Its `data.pkl` describes the tensors as a pickle; `data/0`, `data/1`, … hold their
     # numbers as in memory, not compressed. `torch.jit.save` wraps tensors in objects of its modules.
@@ -352,21 +349,14 @@ def read_flax(path: Path) -> dict[str, Tensor]:
         tree = msgpack_restore(path.read_bytes())
         if not isinstance(tree, dict):
             raise ValueError("it holds no map of names")
-        return _flatten_state(tree, "")
+        tensors: dict[str, Tensor] = {}
+        for keys, value in flatten_dict(tree).items():
+            name = "/".join(map(str, keys))
+            if not all(isinstance(key, str) for key in keys) or len(name) > MAX_NAME_LENGTH:
+                raise ValueError(f"a key in {shorten(name)!r} is no name")
+            if not isinstance(value, np.ndarray | np.generic):
+                raise ValueError(f"{shorten(name)!r} is no array")
+            tensors[name] = Tensor(value.shape, value.dtype.name, functools.partial(np.asarray, value))
+        return tensors
     except Exception as error:  # msgpack, Flax and NumPy raise many types for damaged files
         raise ClipbiasError(f"{path} is damaged or no Flax model ({reason(error)}); fetch it again.") from error
-
-
-def _flatten_state(tree: Mapping[object, object], prefix: str) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor] = {}
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        if not isinstance(key, str) or len(name) > MAX_NAME_LENGTH:
-            raise ValueError(f"a key in {shorten(prefix) or 'its map'!r} is no name")
-        if isinstance(value, dict):
-            tensors |= _flatten_state(value, f"{name}/")
-        elif isinstance(value, np.ndarray | np.generic):
-            tensors[name] = Tensor(value.shape, value.dtype.name, functools.partial(np.asarray, value))
-        else:
-            raise ValueError(f"{shorten(name)!r} is no array")
-    return tensors

@@ -153,6 +153,13 @@ def kept(weights: Weights, shape: Sequence[int]) -> jax.Array:
     return halves >= jnp.round(weights["rate"] * 2**16).astype(jnp.uint16)
 
 
+def project(rows: jax.Array, projection: jax.Array) -> jax.Array:
+    """Computes features `rows @ projection`, `[..., D]` to `[..., d]`, in float32."""
+    # Exact in every compute type: the product is small, and its rounding would go into the cosine undamped.
+    with jax.default_matmul_precision("highest"):
+        return (rows @ projection.astype(rows.dtype)).astype(jnp.float32)
+
+
 def dense(x: jax.Array, weights: Weights) -> jax.Array:
     """Computes `x @ kernel + bias`, see `product`."""
     y = product(x, weights)
@@ -355,9 +362,7 @@ def check_changes(changes: Changes | None, weights: Changes, name: str) -> None:
         elif path not in shapes:
             raise ClipbiasError(f"{name} changes {where!r}, which is no weight of this tower.")
         elif shape != shapes[path]:
-            raise ClipbiasError(
-                f"{name} changes {where!r} by an array of shape {shape}; the weight's is {shapes[path]}."
-            )
+            raise ClipbiasError(f"{name} changes {where!r} by shape {shape}; the weight's is {shapes[path]}.")
 
 
 def _check_low_rank(
@@ -396,12 +401,6 @@ def fold_changes(weights: Changes, changes: Changes) -> Changes:
     # In float32, whatever the weights' type: the caller narrows the result if it is exact.
     folded = {path: np.asarray(flat[path], np.float32) + change for path, change in added.items()}
     return unflatten_dict({**flat, **folded})
-
-
-def outside_layers(weights: Changes, changes: Changes | None) -> Changes:
-    """Adds changes to a tower's weights outside its blocks."""
-    # The scan adds those of the blocks layer by layer: a sum of all stacked kernels would double the memory.
-    return changed(weights, {name: change for name, change in (changes or {}).items() if name != "layers"})
 
 
 def of_layers(changes: Changes | None) -> Changes | None:

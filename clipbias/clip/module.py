@@ -86,16 +86,11 @@ class ClipModule(nn.Module):
         observe: Observe | None,
     ) -> jax.Array:
         # `setup` has created all parameters, so that `init` may call this before any other method.
+        params = self.variables["params"]
         features, seen = encode(
-            self.variables["params"],
-            self.config,
-            batch,
-            adaptation,
-            taps=taps,
-            observe=observe,
-            remat=self.remat,
-            dtype=self.dtype,
+            params, self.config, batch, adaptation, taps=taps, observe=observe, remat=self.remat, dtype=self.dtype
         )
+        # Sown and not returned, so that both methods return features alone, as a model in a training loop does.
         if observe is not None:
             self.sow("intermediates", f"{tower}_layers", seen)
         return features

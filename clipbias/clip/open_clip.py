@@ -89,10 +89,7 @@ def _check_keys(where: str, prefix: str, settings: Mapping[str, object], allowed
 
 
 def read_config(path: Path) -> tuple[ClipConfig, Preprocessing, bool]:
-    """Reads an `open_clip_config.json`: geometry, preprocessing, and whether it names the activation (default: GELU).
-
-    Raises `ClipbiasError` for another network.
-    """
+    """Reads an `open_clip_config.json`: geometry, preprocessing, and whether it names the activation (else GELU)."""
     content = read_json(path, dict, what="an open_clip configuration")
     try:
         model = content["model_cfg"]
@@ -168,11 +165,8 @@ def _timm_network(model: Mapping[str, Any], where: str) -> ClipConfig:
     if family == "biomed_clip" and not BIOMED.fullmatch(str(text.get("hf_model_name"))):
         raise other_network(where, f"{shown(name)} with text_cfg.hf_model_name = {shown(text.get('hf_model_name'))}")
     # open_clip would interpolate the position embeddings to another resolution; the weights here are read as they are.
-    if vision.get("image_size", 224) != int(image_size):
-        raise ClipbiasError(
-            f"{where} asks for images of {shown(vision.get('image_size', 224))} pixels in a tower for {image_size}; "
-            "clipbias reads a model at its own resolution."
-        )
+    if (asked := vision.get("image_size", 224)) != int(image_size):
+        raise ClipbiasError(f"{where} asks for images of {shown(asked)} pixels in a tower for {image_size}.")
     required, others = TIMM_TEXT[family]
     _check_keys(where, "text_cfg.", text, required | others)
     # timm's towers come with many text towers; each of these keys changes the network.
@@ -208,11 +202,7 @@ def _timm_network(model: Mapping[str, Any], where: str) -> ClipConfig:
 
 
 def model_json(config: ClipConfig, *, own_tokenizer: bool) -> dict[str, Any]:
-    """Returns a `model_cfg`, for CLIP and the families that transformers lacks: the inverse of `read_config`.
-
-    With `own_tokenizer`, open_clip tokenizes CLIP's texts with the files beside it. Raises `ClipbiasError` if open_clip
-    has no such network.
-    """
+    """Returns a `model_cfg`, the inverse of `read_config`. Raises `ClipbiasError` if open_clip has no such network."""
     vision = config.vision
     text = config.text
     plain_text = {"context_length": text.context_length, "vocab_size": text.vocabulary_size, "heads": text.heads}
@@ -298,9 +288,9 @@ def config_from_shapes(tensors: Mapping[str, Tensor], table: NameTable, *, activ
 
     # [p·p·3, Dv]: the patch size follows from the inputs, the grid from the position embeddings.
     inputs, width = shape("vision/patch_embedding")
-    if width > WIDEST:
+    if width > WIDEST or family in ("siglip", "biomed_clip"):
         raise ClipbiasError(
-            f"{where} has a vision tower of width {width:,}, whose number of heads is not in the shapes; put its "
+            f"{where} holds {family} of width {width:,}, whose number of heads is not in the shapes; put its "
             "config.json or open_clip_config.json beside it."
         )
     patch = math.isqrt(inputs // 3)
@@ -310,11 +300,9 @@ def config_from_shapes(tensors: Mapping[str, Tensor], table: NameTable, *, activ
     projection_width = shape("text/projection")[1]
     try:
         sizes = tower("vision", width) | {"image_size": grid * patch, "patch_size": patch}
-        text_sizes = tower("text", text_width) | {
-            "vocabulary_size": vocabulary,
-            "context_length": length,
-            "eos_token_id": vocabulary - 1,
-        }
+        text_sizes = tower("text", text_width) | {"vocabulary_size": vocabulary, "context_length": length}
+        # OpenAI's code reads the row of the largest id; with another vocabulary the tokenizer decides (`load`).
+        text_sizes["eos_token_id"] = vocabulary - 1
         if family == "chinese_clip":
             text_sizes |= BERT_TEXT
         if family == "pe":

@@ -23,21 +23,17 @@ from flax import struct
 from jax.typing import DTypeLike
 
 from clipbias.clip import block, layers
-from clipbias.clip.adaptation import NOTHING, Adaptation, check_inserted, check_text_parts, class_block
+from clipbias.clip.adaptation import NOTHING, Adaptation, check_inserted, check_text_parts, class_block, outside_layers
 from clipbias.clip.block import BlockHooks, bias_rows, put_prompts, row_attention, run_block, self_attention
 from clipbias.clip.config import ClipConfig
-from clipbias.clip.layers import outside_layers
 from clipbias.clip.params import Params
-from clipbias.clip.precision import cast_weights, with_precision
-from clipbias.clip.text import TextTokens, embed_positions, project_text, put_context, text_layers
+from clipbias.clip.precision import with_precision
+from clipbias.clip.text import TextTokens, embed_positions, project_text, put_context
 from clipbias.clip.tower import causal_mask
 from clipbias.errors import ClipbiasError
 
 # Minimum length of a tile: several short class names share a tile, and its products are large enough to be fast.
 MIN_TILE = 16
-
-# Fields of `PackedTokens` with a leading axis of groups.
-GROUPED = ("ids", "positions", "context_rows", "classes", "texts", "ends", "visible")
 
 
 @struct.dataclass
@@ -163,8 +159,8 @@ def take_sets(tokens: PackedTokens, sets: int, numbers: jax.Array) -> PackedToke
     count = numbers.shape[0]
     each = tokens.order.shape[0] // sets
     leaves: dict[str, Any] = {}
-    for name in grouped(tokens):
-        leaf = jnp.asarray(getattr(tokens, name))
+    for name, leaf in _grouped(tokens).items():
+        leaf = jnp.asarray(leaf)
         # Groups of the sets lie side by side (`pack`), so that this axis splits into groups and sets.
         by_set = leaf.reshape(-1, sets, *leaf.shape[1:])[:, numbers]
         if name == "classes":
@@ -179,9 +175,10 @@ def take_sets(tokens: PackedTokens, sets: int, numbers: jax.Array) -> PackedToke
     return dataclasses.replace(tokens, order=order, **leaves)
 
 
-def grouped(tokens: PackedTokens) -> list[str]:
-    """Returns the names of the fields `GROUPED` that are not `None`."""
-    return [name for name in GROUPED if getattr(tokens, name) is not None]
+def _grouped(tokens: PackedTokens) -> dict[str, jax.Array | np.ndarray]:
+    """Returns the arrays with a leading axis of groups, by field."""
+    arrays = {field.name: getattr(tokens, field.name) for field in dataclasses.fields(tokens)}
+    return {name: x for name, x in arrays.items() if name != "order" and np.ndim(x)}
 
 
 def first_fit(lengths: Sequence[int] | np.ndarray, size: int) -> np.ndarray:
@@ -250,8 +247,7 @@ def encode_packed_text(
 ) -> jax.Array:
     """Computes `encode_text` for packed texts: features `[C, d]` in float32, not normalised, in class order.
 
-    Groups run in `chunks`, a divisor of their number, one after another, and again in the backward pass: less memory
-    for more time.
+    Groups run in `chunks`, a divisor of their number, one after another: less memory for more time.
     """
     adaptation = adaptation or NOTHING
     # The tokenizer has checked whole lengths; packed texts no longer know them.
@@ -264,8 +260,7 @@ def encode_packed_text(
         features = run(tokens)
     else:
         # A device's groups lie side by side, and each chunk takes one of them from every device.
-        leaves = {name: getattr(tokens, name) for name in grouped(tokens)}
-        split = {name: x.reshape(-1, chunks, *x.shape[1:]).swapaxes(0, 1) for name, x in leaves.items()}
+        split = {name: x.reshape(-1, chunks, *x.shape[1:]).swapaxes(0, 1) for name, x in _grouped(tokens).items()}
         run_chunk = jax.checkpoint(lambda leaves: run(dataclasses.replace(tokens, **leaves)), prevent_cse=False)
         features = jax.lax.map(run_chunk, split).swapaxes(0, 1)
     # Reordered last, after each device has read out its own classes: devices exchange features and no tokens.
@@ -347,19 +342,20 @@ def _group_features(
     dtype: str,
 ) -> jax.Array:
     """Computes features `[G, Cg, d]` in the order of the groups."""
-    weights = outside_layers(cast_weights(params["text"], dtype), adaptation.text_weights)
+    prompts, bias = adaptation.text_prompts, adaptation.text_bias
+    weights = outside_layers(params, adaptation, "text", dtype)
     # Tokens are float32 in every compute type: the residual sums of all blocks would lose small changes otherwise.
     x = weights["token_embedding"][tokens.ids].astype(jnp.float32)
     # Marks of the end-of-text tokens; ends of missing classes lie beyond and are dropped.
     is_end = jax.vmap(lambda at: jnp.zeros(x.shape[1], bool).at[at].set(True, mode="drop"))(jnp.asarray(tokens.ends))
-    rows_of_bias = bias_rows(adaptation.text_bias, is_end, tokens.positions)
+    rows_of_bias = bias_rows(bias, is_end, tokens.positions)
     x = _put_context(tokens, x, adaptation.text_context)
     x = embed_positions(x, weights, config.text, jnp.asarray(tokens.positions))
 
     def step(tokens: PackedTokens, x: jax.Array, layer: block.LayerInput) -> tuple[jax.Array, None]:
         return run_block(x, layer, config.text, _hooks(tokens, rows_of_bias, pooled=False)), None
 
-    inputs = text_layers(params, config, adaptation, dtype)
+    inputs = block.layer_inputs(params, config, adaptation, "text", prompts=prompts, bias=bias, dtype=dtype)
     start = 0
     # Class prompts and inserted tokens act at the input of one block: the scan stops there and continues.
     if adaptation.text_class_prompts is not None:

@@ -64,10 +64,7 @@ DEFAULT_DTYPES = {"CPU": "float32", "GPU": "bfloat16", "TPU": "bfloat16"}
 
 
 def resolve(dtype: str, platform: str | None = None) -> str:
-    """Resolves "auto" to the default dtype of a platform (JAX's name). Default: that of the target device.
-
-    Raises `ClipbiasError` for an unknown type, or a type that the device lacks.
-    """
+    """Resolves "auto" to a platform's dtype (default: the target's). Raises `ClipbiasError` for types that it lacks."""
     check_choice("dtype", dtype, DTYPE_CHOICES)
     # Without a platform: the device that is traced for, which may be another machine's (`AWAY`).
     device = DEVICES.get(platform or target().platform, "")

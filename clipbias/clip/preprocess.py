@@ -78,12 +78,15 @@ _MAX_RESIZED = 4
 _LIBRARY = "clipbias_library"
 
 
-def family_preprocessing(config: ClipConfig) -> Preprocessing:
-    """Returns the preprocessing of a family of transformers, for a checkpoint without a file for it."""
+def family_preprocessing(config: ClipConfig, *, native: bool = False) -> Preprocessing:
+    """Returns a family's preprocessing in transformers or (`native`) in its publisher's code, where no file has it."""
     size = config.vision.image_size
-    if config.family == "siglip":
-        return Preprocessing(Resizing(size, whole=True, library="transformers"), SIGLIP_MEAN_STD, SIGLIP_MEAN_STD)
-    return Preprocessing(Resizing(size, library="transformers"))
+    library = "open_clip" if native else "transformers"  # OpenAI's code and Meta's resize as open_clip does
+    if config.family in ("siglip", "pe"):
+        resampling = "bilinear" if config.family == "pe" else "bicubic"
+        return Preprocessing(Resizing(size, None, True, resampling, library), SIGLIP_MEAN_STD, SIGLIP_MEAN_STD)
+    # Chinese-CLIP's code squashes pictures, its processor in transformers cuts out their centre.
+    return Preprocessing(Resizing(size, whole=native and config.family == "chinese_clip", library=library))
 
 
 def read_preprocessor(folder: Path, config: ClipConfig) -> Preprocessing:
@@ -166,10 +169,7 @@ def _side_of(size: Any, *, whole: bool, name: str) -> tuple[int, bool]:
 
 
 def of_open_clip(wishes: Mapping[str, Any], image_size: int) -> Preprocessing:
-    """Parses the `preprocess_cfg` of an `open_clip_config.json`.
-
-    Raises `ClipbiasError` for an unsupported setting, `ValueError` or `TypeError` for a malformed value.
-    """
+    """Parses a `preprocess_cfg`. Raises `ClipbiasError` for unsupported settings, Python's errors for damaged ones."""
     allowed = {
         "interpolation": ("bicubic", "bilinear", "random"),
         "resize_mode": ("shortest", "squash"),
@@ -180,8 +180,7 @@ def of_open_clip(wishes: Mapping[str, Any], image_size: int) -> Preprocessing:
     for name, choices in allowed.items():
         if values[name] not in choices:
             raise ClipbiasError(
-                f"asks for images with preprocess_cfg.{name} = {shown(values[name])}; clipbias follows "
-                f"{', '.join(choices)}."
+                f"asks for preprocess_cfg.{name} = {shown(values[name])}; clipbias follows {', '.join(choices)}."
             )
     resampling = "bilinear" if values["interpolation"] == "bilinear" else "bicubic"
     resizing = Resizing(image_size, whole=values["resize_mode"] == "squash", resampling=resampling)
@@ -197,14 +196,6 @@ def open_clip_preprocessing(preprocessing: Preprocessing) -> dict[str, object]:
         "interpolation": resizing.resampling,
         "resize_mode": "squash" if resizing.whole else "shortest",
     }
-
-
-def native_preprocessing(config: ClipConfig) -> Preprocessing:
-    """Returns the preprocessing of OpenAI's, Meta's or Chinese-CLIP's code, for their files without a configuration."""
-    size = config.vision.image_size
-    if config.family == "pe":
-        return Preprocessing(Resizing(size, whole=True, resampling="bilinear"), SIGLIP_MEAN_STD, SIGLIP_MEAN_STD)
-    return Preprocessing(Resizing(size, whole=config.family == "chinese_clip"))
 
 
 def preprocessing_of(resizing: Resizing, mean: Any, std: Any) -> Preprocessing:

@@ -48,15 +48,12 @@ FLAX_CONVOLUTION = Layout(lambda x: x.reshape(-1, x.shape[-1]), _to_squares)
 # them, and joins Hugging Face's three attention projections, which are one product.
 @dataclasses.dataclass(frozen=True)
 class TensorName:
-    """A tensor's name in the file, with `{}` for the number of a transformer block, and its leaf in the tree.
-
-    A leaf of `parts` side by side on its last axis (queries, keys, values) has `span` of them in this tensor, from
-    `part` on.
-    """
+    """A tensor's name in the file, with `{}` for the number of a transformer block, and its leaf in the tree."""
 
     name: str
     path: str
     layout: Layout = SAME
+    # A leaf of `parts` side by side on its last axis (queries, keys, values) has `span` of them here, from `part` on.
     part: int = 0
     parts: int = 1
     span: int = 1
@@ -64,20 +61,14 @@ class TensorName:
 
 @dataclasses.dataclass(frozen=True)
 class NameTable:
-    """Tensor names of a family.
-
-    Attributes:
-      families: the families (`ClipConfig.family`) with these names.
-      ignored: names of tensors that are no weights: buffers of older checkpoints.
-      zeros: names of biases that must be zero, since the network has none, each with a leaf of the same last axis.
-      optional_prefix: a prefix that some writers add to names.
-    """
+    """Tensor names of a family."""
 
     tensors: tuple[TensorName, ...]
-    families: tuple[str, ...] = ("clip",)
-    ignored: frozenset[str] = frozenset()
+    families: tuple[str, ...] = ("clip",)  # of `ClipConfig`
+    ignored: frozenset[str] = frozenset()  # tensors that are no weights: buffers of older checkpoints
+    # Biases that must be zero, since the network has none, each with a leaf of the same last axis.
     zeros: tuple[tuple[str, str], ...] = ()
-    optional_prefix: str = ""
+    optional_prefix: str = ""  # some writers add it to names
 
     def unknown(self, names: Collection[str]) -> list[str]:
         """Returns the names that are not in the table."""
@@ -391,8 +382,7 @@ def from_tensors(
 ) -> Params:
     """Builds the parameter tree (float32 NumPy) from a checkpoint's tensors. Default table: the family's first.
 
-    Raises `ClipbiasError` with a list of all missing, unexpected and mis-shaped tensors and wrong types, or with the
-    name of a tensor that holds NaN or infinite numbers.
+    Raises `ClipbiasError` with all missing, unexpected and mis-shaped tensors, and for NaN or infinite numbers.
     """
     table = table_of_family(config.family, table)
     tensors = {table.plain(name): tensor for name, tensor in tensors.items()}
@@ -434,10 +424,7 @@ def from_tensors(
         view[...] = row.layout.load(values.reshape(expected[name]))
     if damaged:
         more = f" and {len(damaged) - 1} other tensors" if len(damaged) > 1 else ""
-        raise ClipbiasError(
-            f"{where} holds NaN or infinite numbers in {damaged[0]}{more}; fetch it again, or take a checkpoint from "
-            "before its training diverged."
-        )
+        raise ClipbiasError(f"{where} holds NaN or infinite numbers in {damaged[0]}{more}; take an earlier checkpoint.")
     return tree
 
 

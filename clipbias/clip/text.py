@@ -9,12 +9,11 @@ from flax import struct
 from jax.typing import ArrayLike, DTypeLike
 
 from clipbias.clip import block, layers, tower
-from clipbias.clip.adaptation import NOTHING, Adaptation, check_inserted, check_text_parts, class_block
+from clipbias.clip.adaptation import NOTHING, Adaptation, check_inserted, check_text_parts, class_block, outside_layers
 from clipbias.clip.block import bias_rows
 from clipbias.clip.config import ClipConfig, TextConfig
-from clipbias.clip.layers import check_changes, of_layers, outside_layers
 from clipbias.clip.params import Params
-from clipbias.clip.precision import cast_weights, with_precision
+from clipbias.clip.precision import with_precision
 
 
 @struct.dataclass
@@ -98,24 +97,6 @@ def put_context(
     return jnp.where((context_rows >= 0)[..., None], new.astype(embeddings.dtype), embeddings)
 
 
-def text_layers(params: Params, config: ClipConfig, adaptation: Adaptation, dtype: str) -> block.LayerInput:
-    """Stacks the inputs of the text blocks, for both layouts of tokens."""
-    prompts = adaptation.text_prompts
-    if prompts is not None and prompts.shape[1] == 0:
-        prompts = None
-    # Here and not in the callers, so that plain and packed texts refuse the same parts.
-    check_changes(adaptation.text_weights, params["text"], "text_weights")
-    return block.layer_inputs(
-        params["text"]["layers"],
-        prompts=prompts,
-        bias=adaptation.text_bias,
-        changes=of_layers(adaptation.text_weights),
-        adapters=adaptation.text_adapters,
-        adapters_end=config.common_blocks,
-        dtype=dtype,
-    )
-
-
 def embed_text(
     params: Params,
     config: ClipConfig,
@@ -128,28 +109,29 @@ def embed_text(
     adaptation = adaptation or NOTHING
     classes, length = tokens.ids.shape
     check_text_parts(adaptation, config, classes, length)
-    weights = outside_layers(cast_weights(params["text"], dtype), adaptation.text_weights)
+    weights = outside_layers(params, adaptation, "text", dtype)
     # Tokens are float32 in every compute type: sums over all blocks would lose small changes otherwise.
     x = weights["token_embedding"][tokens.ids].astype(jnp.float32)
     # The context replaces embeddings before positions are added, as in CoOp: a learned token keeps its position.
     x = put_context(x, adaptation.text_context, tokens.context_rows, jnp.arange(classes)[:, None], classes)
     positions = jnp.arange(length)
     x = embed_positions(x, weights, config.text, positions)
-    inputs = text_layers(params, config, adaptation, dtype)
+    prompts, bias = adaptation.text_prompts, adaptation.text_bias
+    inputs = block.layer_inputs(params, config, adaptation, "text", prompts=prompts, bias=bias, dtype=dtype)
     class_prompts = adaptation.text_class_prompts
     if class_prompts is not None:
         # TCP: one block replaces the context, by the class's own prompts, so the stack has an axis of classes.
         at = class_block(adaptation, config.text)
-        prompts = class_prompts.astype(jnp.float32)
-        stacked = jnp.zeros((config.text.layers, *prompts.shape), prompts.dtype).at[at].set(prompts)
+        stacked = jnp.zeros((config.text.layers, *class_prompts.shape), jnp.float32)
+        stacked = stacked.at[at].set(class_prompts.astype(jnp.float32))
         inputs = dataclasses.replace(inputs, prompts=stacked, replace=inputs.index == at)
     inserted = check_inserted(adaptation, "text", config)
-    has_prompts = class_prompts is not None or adaptation.text_prompts is not None
+    has_prompts = class_prompts is not None or prompts is not None
     return tower.TowerInput(
         tokens=x,
         layers=inputs,
         prompt_rows=tokens.context_rows if has_prompts else None,
-        bias_rows=bias_rows(adaptation.text_bias, positions == jnp.asarray(tokens.eos)[:, None], positions),
+        bias_rows=bias_rows(bias, positions == jnp.asarray(tokens.eos)[:, None], positions),
         pooled=tokens.eos,
         causal=config.text.causal,
         visible=None if tokens.visible is None else jnp.asarray(tokens.visible),
@@ -172,18 +154,14 @@ def embed_positions(x: jax.Array, weights: layers.Weights, config: TextConfig, p
 def project_text(
     params: Params, config: ClipConfig, rows: jax.Array, adaptation: Adaptation | None = None
 ) -> jax.Array:
-    """Computes `final-LayerNorm(x[eos]) @ projection`: `[C, D]` to `[C, d]`, float32, not of unit length.
-
-    SigLIP's projection has a bias, BiomedCLIP's has two layers. BERT has no final LayerNorm.
-    """
-    # Exact in every compute type: the product is small, and its rounding would go into the cosine undamped.
-    weights = outside_layers(params["text"], (adaptation or NOTHING).text_weights)
+    """Computes `final-LayerNorm(x[eos]) @ projection`: `[C, D]` to `[C, d]`, float32, not of unit length."""
+    # SigLIP's projection has a bias, BiomedCLIP's two layers; BERT ends with the last block's LayerNorm.
+    weights = outside_layers(params, adaptation, "text")
     if config.text.norm_first:
         rows = layers.layer_norm(rows, weights["final_norm"], config.text.layer_norm_epsilon)
-    with jax.default_matmul_precision("highest"):
-        if config.text.projection_hidden:
-            rows = jax.nn.gelu(rows @ weights["projection_hidden"].astype(rows.dtype), approximate=False)
-        features = (rows @ weights["projection"].astype(rows.dtype)).astype(jnp.float32)
+    if config.text.projection_hidden:
+        rows = jax.nn.gelu(layers.project(rows, weights["projection_hidden"]), approximate=False)
+    features = layers.project(rows, weights["projection"])
     return features + weights["projection_bias"].astype(jnp.float32) if config.text.projection_bias else features
 
 

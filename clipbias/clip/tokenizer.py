@@ -57,10 +57,8 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
         except (AttributeError, UnicodeEncodeError) as error:
             raise ClipbiasError(f"{text!r} cannot be written in UTF-8; correct that name.") from error
     # CLIP's cleaning is OpenAI's; a tokenizer of open_clip names its cleaning in its file.
-    cleaned = [*texts]
     how = "lower" if is_clips(tokenizer) else getattr(tokenizer, "init_kwargs", {}).get(CLEAN)
-    if how is not None:
-        cleaned = [CLEANING[how](text) for text in texts]
+    cleaned = [text if how is None else CLEANING[how](text) for text in texts]
     if not cleaned:
         return []
     try:
@@ -108,9 +106,7 @@ def check_tokenizer(tokenizer: Tokenizer, config: TextConfig) -> None:
     largest = max(tokenizer.get_vocab().values())
     size = config.vocabulary_size
     if largest >= size:  # JAX would read the last row instead of failing
-        raise ClipbiasError(
-            f"the tokenizer has a token of id {largest}, but the model has {size} tokens; they do not belong together."
-        )
+        raise ClipbiasError(f"the tokenizer has the id {largest} and the model {size} tokens; they do not fit.")
 
 
 def framed(tokenizer: Tokenizer, texts: Sequence[str], config: TextConfig) -> list[list[int]]:
@@ -136,10 +132,7 @@ def pad(token_ids: Sequence[Sequence[int]], texts: Sequence[str], config: TextCo
     context_length = config.context_length
     if longest > context_length:
         text = next(text for ids, text in zip(token_ids, texts, strict=True) if len(ids) == longest)
-        raise ClipbiasError(
-            f"the text {shorten(text)!r} has {longest} tokens and this model reads at most {context_length}; shorten "
-            "the class name or the template."
-        )
+        raise ClipbiasError(f"the text {shorten(text)!r} has {longest} of at most {context_length} tokens; shorten it.")
     # SigLIP attends to padding, so its features depend on the length; other towers ignore it, and shorter is faster.
     length = context_length if config.pooling == "last" else longest
     padded = np.full((len(token_ids), length), config.pad_token_id, np.int32)
@@ -170,11 +163,7 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def read_tokenizer(folder: Path, family: str = "clip", cleaning: str | None = None) -> Tokenizer:
-    """Reads a tokenizer of `transformers` from a folder.
-
-    `cleaning` is open_clip's cleaning of texts, a key of `CLEANING`; saved files name it. Raises `ClipbiasError` if the
-    tokenizer is missing, damaged or unreadable.
-    """
+    """Reads transformers' tokenizer from a folder, with open_clip's `cleaning` of texts. Raises `ClipbiasError`."""
     if not has_tokenizer(folder):
         raise ClipbiasError(f"{folder} has no tokenizer (tokenizer.json, or vocab.json and merges.txt).")
     for name in TOKENIZER_FILES:

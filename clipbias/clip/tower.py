@@ -27,34 +27,23 @@ Stacked = TypeVar("Stacked")
 
 @struct.dataclass
 class TowerInput:
-    """Tokens at the input of the first block, and the inputs of all blocks.
+    """Tokens at the input of the first block, and the inputs of all blocks."""
 
-    Attributes:
-      tokens: `[B, N, D]`.
-      layers: a `LayerInput` whose leaves are stacked on axis `L`.
-      prompt_rows: int32 `[N]` or `[B, N]`: the prompt that may replace each token, -1 for none; `None` without prompts.
-        A NumPy array is known while tracing, which makes replacing cheaper.
-      bias_rows: int32 `[N]` or `[B, N]`: row of a layer's bias for each token, -1 for none; `None` for a bias that all
-        tokens share, or no bias.
-      pooled: int32 `[B]`: the row whose output is the feature (`[cls]`: 0, text: the end-of-text token); `None` with a
-        pooling head, which reads all rows.
-      causal: whether token `i` sees only tokens up to `i`.
-      visible: bool `[B, N]`: the tokens that others see, without BERT's padding. Default: all.
-      inserted: `[n, T, D]`, tokens of later blocks (`Adaptation.text_tokens`), or `None`.
-      insert_at: the number of tokens before the inserted ones.
-      insert_from: the first block with inserted tokens.
-    """
-
-    tokens: jax.Array
-    layers: LayerInput
+    tokens: jax.Array  # `[B, N, D]`
+    layers: LayerInput  # its leaves are stacked on axis `L`
+    # int32 `[N]` or `[B, N]`: the prompt that may replace each token, -1 for none; `None` without prompts. As
+    # a NumPy array they are known while tracing, which makes replacing cheaper.
     prompt_rows: jax.Array | np.ndarray | None
+    # int32 `[N]` or `[B, N]`: row of a layer's bias for each token, -1 for none; `None` if all tokens share the bias.
     bias_rows: jax.Array | None
+    # int32 `[B]`: the row whose output is the feature (`[cls]`: 0, text: the end-of-text token); `None` with a pooling
+    # head, which reads all rows.
     pooled: jax.Array | np.ndarray | None
-    causal: bool = struct.field(pytree_node=False)
-    visible: jax.Array | None = None
-    inserted: jax.Array | None = None
-    insert_at: int = struct.field(pytree_node=False, default=0)
-    insert_from: int = struct.field(pytree_node=False, default=0)
+    causal: bool = struct.field(pytree_node=False)  # whether token `i` sees only tokens up to `i`
+    visible: jax.Array | None = None  # bool `[B, N]`: all tokens but BERT's padding; `None` for other towers
+    inserted: jax.Array | None = None  # `[n, T, D]`, tokens of later blocks (`Adaptation.text_tokens`)
+    insert_at: int = struct.field(pytree_node=False, default=0)  # number of tokens before the inserted ones
+    insert_from: int = struct.field(pytree_node=False, default=0)  # the first block with inserted tokens
 
     def hooks(self, attend: block.Attend) -> block.BlockHooks:
         """Returns hooks of a block at all tokens; `attend` takes queries, keys and values `[B, N, H, K]`."""
@@ -155,20 +144,13 @@ def observe_block(
 def refuse_inserted(tower: TowerInput) -> None:
     """Raises `ClipbiasError` for inserted tokens: observers stack layers, and need equal sizes in all of them."""
     if tower.inserted is not None:
-        raise ClipbiasError(
-            "this method inserts tokens inside the tower, so that attention differs in size between blocks; it cannot "
-            "be observed or changed. Choose another method."
-        )
+        raise ClipbiasError("with inserted tokens attention differs in size between blocks; it cannot be observed.")
 
 
 def run_explicit(
     tower: TowerInput, config: TowerConfig, *, taps: jax.Array | None = None, observe: Observe | None = None
 ) -> tuple[jax.Array, Observed]:
-    """Runs all blocks with explicit attention probabilities.
-
-    Returns the pooled rows `[B, D]`, or all `[B, N, D]` for a pooling head; and the results of `observe`, stacked over
-    layers (`None` without it).
-    """
+    """Runs all blocks with explicit attention: the pooled rows `[B, D]`, and results of `observe` (else `None`)."""
 
     def step(tokens: jax.Array, layer_and_tap: tuple[LayerInput, jax.Array | None]) -> tuple[jax.Array, Observed]:
         layer, tap = layer_and_tap

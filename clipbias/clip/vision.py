@@ -12,12 +12,12 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from clipbias.clip import block, layers, tower
-from clipbias.clip.adaptation import NOTHING, Adaptation, check_adapters, check_bias, check_inserted, check_prompts
+from clipbias.clip.adaptation import Adaptation, check_bias, check_inserted, check_prompts, outside_layers
 from clipbias.clip.block import bias_rows
 from clipbias.clip.config import ClipConfig
-from clipbias.clip.layers import check_changes, multiply, of_layers, outside_layers
+from clipbias.clip.layers import multiply
 from clipbias.clip.params import Params
-from clipbias.clip.precision import cast_weights, with_precision
+from clipbias.clip.precision import with_precision
 from clipbias.errors import ClipbiasError
 
 
@@ -39,14 +39,11 @@ def embed_image(
     dtype: str = "float32",
 ) -> tower.TowerInput:
     """Embeds normalised images `[B, R, R, 3]` as tokens `[cls], M patches, V prompts`; returns the tower's input."""
-    adaptation = adaptation or NOTHING
+    adaptation = adaptation or Adaptation()
     geometry = config.vision
-    changes = adaptation.vision_weights
-    check_changes(changes, params["vision"], "vision_weights")
-    weights = outside_layers(cast_weights(params["vision"], dtype), changes)
+    weights = outside_layers(params, adaptation, "vision", dtype)
     prompts = check_prompts(adaptation.vision_prompts, geometry, "vision_prompts")
-    types = geometry.token_types
-    bias = check_bias(adaptation.vision_bias, geometry, "vision_bias", geometry.tokens, token_types=types)
+    bias = check_bias(adaptation.vision_bias, geometry, "vision_bias", geometry.tokens, geometry.token_types)
     inserted = check_inserted(adaptation, "vision", config)
     expected = (geometry.image_size, geometry.image_size, 3)
     if images.ndim != 4 or images.shape[1:] != expected:
@@ -81,17 +78,10 @@ def embed_image(
     positions = np.arange(tokens.shape[1])
     if geometry.pre_norm:
         tokens = layers.layer_norm(tokens, weights["pre_norm"], geometry.layer_norm_epsilon)
+    later = None if prompts is None else prompts[1:]
     return tower.TowerInput(
         tokens=tokens,
-        layers=block.layer_inputs(
-            params["vision"]["layers"],
-            prompts=None if prompts is None else prompts[1:],
-            bias=bias,
-            changes=of_layers(changes),
-            adapters=check_adapters(adaptation.vision_adapters, config, "vision"),
-            adapters_end=config.common_blocks,
-            dtype=dtype,
-        ),
+        layers=block.layer_inputs(params, config, adaptation, "vision", prompts=later, bias=bias, dtype=dtype),
         prompt_rows=prompt_rows,
         bias_rows=bias_rows(bias, positions == 0, positions),
         pooled=jnp.zeros(images.shape[0], jnp.int32) if geometry.pooling == "cls" else None,
@@ -113,16 +103,10 @@ def project_image(
     # The head pools after post-LayerNorm; other towers normalise the pooled row only.
     if config.vision.pooling == "attention":
         return pool_image(params, config, rows, adaptation).feature
-    weights = outside_layers(params["vision"], (adaptation or NOTHING).vision_weights)
+    weights = outside_layers(params, adaptation, "vision")
     if not normed:
         rows = layers.layer_norm(rows, weights["post_norm"], config.vision.layer_norm_epsilon)
-    return _project(rows, weights["projection"])
-
-
-def _project(rows: jax.Array, projection: jax.Array) -> jax.Array:
-    # Exact in every compute type: the product is small, and its rounding would go into the cosine undamped.
-    with jax.default_matmul_precision("highest"):
-        return (rows @ projection.astype(rows.dtype)).astype(jnp.float32)
+    return layers.project(rows, weights["projection"])
 
 
 def pool_image(
@@ -138,7 +122,7 @@ def pool_image(
     is added to the probabilities `[B, H, M]`; the gradient with respect to it is ∂y/∂A.
     """
     geometry = config.vision
-    outside = outside_layers(params["vision"], (adaptation or NOTHING).vision_weights)
+    outside = outside_layers(params, adaptation, "vision")
     patches = layers.layer_norm(tokens[:, : geometry.tokens], outside["post_norm"], geometry.layer_norm_epsilon)
     # The probe is the only query, so its product is of one row, and keys and values of all patches.
     weights = outside["pool"]
@@ -151,9 +135,9 @@ def pool_image(
     heads = jnp.einsum("BHM,BMHK->BHK", probabilities.astype(v.dtype), v)
     h = layers.dense(heads.reshape(batch, -1), weights["out"])
     feature = h + layers.mlp(h, weights, geometry)
-    return Pooled(
-        _project(feature, outside["projection"]) if geometry.projection else feature, probabilities, q[:, 0], k
-    )
+    if geometry.projection:
+        feature = layers.project(feature, outside["projection"])
+    return Pooled(feature, probabilities, q[:, 0], k)
 
 
 @with_precision
@@ -168,6 +152,7 @@ def head_attention(
     """Returns the pooling head's attention to the patches, averaged over heads: `[B, M]`."""
     inputs = embed_image(params, config, images, adaptation, dtype=str(dtype))
     tokens = tower.run_fused(inputs, config.vision)
+    # Without `[cls]`, which has no place in the picture.
     return pool_image(params, config, tokens, adaptation).probabilities[..., config.vision.first_patch :].mean(1)
 
 
@@ -209,8 +194,7 @@ def encode_image(
     if adaptation is not None and adaptation.vision_prompts is not None and adaptation.vision_prompts.ndim == 4:
         if patches or looks_inside:
             raise ClipbiasError(
-                f"vision_prompts hold {adaptation.vision_prompts.shape[0]} sets, which have features of whole images "
-                "only; give one set to observe it or to get features of patches."
+                f"vision_prompts hold {adaptation.vision_prompts.shape[0]} sets; give one to observe it or its patches."
             )
 
         def encode_with(prompts: jax.Array) -> jax.Array:
@@ -227,13 +211,14 @@ def encode_image(
         # MMRL's second feature, `mean(post-LayerNorm(x)) @ vision_readout`, reads the inserted tokens, so that the last
         # block is computed at all rows.
         whole = project_image(params, config, tower.take_rows(rows, inputs.pooled), adaptation)
-        weights = outside_layers(params["vision"], adaptation.vision_weights)
+        weights = outside_layers(params, adaptation, "vision")
         inserted = rows[:, config.vision.tokens :]
         normed = layers.layer_norm(inserted, weights["post_norm"], config.vision.layer_norm_epsilon).mean(1)
-        return jnp.stack([whole, _project(normed, adaptation.vision_readout)], axis=1), None
+        return jnp.stack([whole, layers.project(normed, adaptation.vision_readout)], axis=1), None
     if patches and inputs.pooled is None:
         raise ClipbiasError("patches have no features in a tower with a pooling head; ask for features of images.")
     observed = None
+    # Observers need the attention's probabilities as arrays; features alone never store them.
     if looks_inside:
         rows, observed = tower.run_explicit(inputs, config.vision, taps=taps, observe=observe)
     else:

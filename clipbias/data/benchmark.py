@@ -30,8 +30,7 @@ class DatasetListing:
 def load(entry: CatalogEntry, data_dir: str | os.PathLike | None, *, template: str | None = None) -> Dataset:
     """Opens a dataset of the catalogue. Default template: the benchmark's.
 
-    `data_dir` is the root of the dataset's folder, or this folder; links are followed. Raises `ClipbiasError` for a
-    folder, split file or list that is missing (with its address) or malformed.
+    `data_dir` is the root of the dataset's folder, or that folder. Raises `ClipbiasError` for missing or damaged files.
     """
     # Lists are read, and no image.
     root = find_root(entry, data_dir)

@@ -25,13 +25,10 @@ SHOWN_FILES = 3
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """Result of checking a dataset.
-
-    The state is "ok", "missing" (no folder), "differs" (from the catalogue) or "broken" (unusable, or images missing).
-    """
+    """Result of checking a dataset."""
 
     title: str
-    state: str
+    state: str  # "ok", "missing" (no folder), "differs" (from the catalogue), "broken" (unusable, or images missing)
     counts: Mapping[str, int] = dataclasses.field(default_factory=dict)  # of "classes", and images by split
     expected: Mapping[str, int] = dataclasses.field(default_factory=dict)  # counts of the catalogue, if it has any
     split_hash: str = ""  # first 16 hex digits of the split file's sha256

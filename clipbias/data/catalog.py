@@ -1,7 +1,6 @@
 """The catalogue of datasets. To add a dataset, add an entry to `assets/datasets.toml` and its name to docs/datasets.md.
 
 Its first fifteen are the CoOp benchmark: splits, templates and class names of Zhou et al. 2022 (arXiv 2109.01134).
-The functions here turn label names of an archive or a TFDS builder into these class names.
 """
 
 import dataclasses
@@ -19,27 +18,6 @@ from clipbias.errors import ClipbiasError
 _CALTECH101 = {"airplanes": "airplane", "faces": "face", "leopards": "leopard", "motorbikes": "motorbike"}
 
 
-def caltech101(label: str) -> str:
-    """Converts plural folders to singular, in lower case: "Faces" to "face"."""
-    return _CALTECH101.get(label.lower(), label)
-
-
-def stanford_cars(label: str) -> str:
-    """Moves the year to the front: "Audi TTS Coupe 2012" to "2012 Audi TTS Coupe"."""
-    model, year = label.rsplit(" ", 1)
-    return f"{year} {model}"
-
-
-def sun397(label: str) -> str:
-    """Drops the letter folder, reverses the parts: "/a/apse/indoor" to "indoor apse"."""
-    return " ".join(reversed(label.strip("/").split("/")[1:]))
-
-
-def ucf101(label: str) -> str:
-    """Splits camel case: "ApplyEyeMakeup" to "Apply_Eye_Makeup"."""
-    return "_".join(re.findall(r"[A-Z][^A-Z]*", label))
-
-
 def imagenet(label: str) -> str:
     """Looks up a WordNet id: "n01440764" to "tench"."""
     names = imagenet_classes()
@@ -50,13 +28,17 @@ def imagenet(label: str) -> str:
 
 
 _CLASS_NAMES: dict[str, Callable[[str], str]] = {
-    "caltech101": caltech101,
+    # Plural folders, some with capitals: "Faces" is "face".
+    "caltech101": lambda label: _CALTECH101.get(label.lower(), label),
     "imagenet": imagenet,
     "oxford_flowers": lambda label: label.rstrip("?"),  # TFDS writes one name with a question mark
     "oxford_pets": str.lower,
-    "stanford_cars": stanford_cars,
-    "sun397": sun397,
-    "ucf101": ucf101,
+    # The year comes first: "Audi TTS Coupe 2012" is "2012 Audi TTS Coupe".
+    "stanford_cars": lambda label: " ".join(label.rsplit(" ", 1)[::-1]),
+    # Without the folder of the first letter, and reversed: "/a/apse/indoor" is "indoor apse".
+    "sun397": lambda label: " ".join(label.strip("/").split("/")[:0:-1]),
+    # Camel case: "ApplyEyeMakeup" is "Apply_Eye_Makeup".
+    "ucf101": lambda label: "_".join(re.findall(r"[A-Z][^A-Z]*", label)),
 }
 
 
@@ -86,10 +68,7 @@ def name_in_prompt(name: str, spaces: str = "_") -> str:
 
 @dataclasses.dataclass(frozen=True)
 class TfdsBuilder:
-    """The builder of tensorflow-datasets, and the map from its records to the benchmark's files.
-
-    `assets/datasets.toml` explains the fields.
-    """
+    """A builder of tensorflow-datasets, and how its records become the benchmark's; see `assets/datasets.toml`."""
 
     builder: str
     splits: Mapping[str, str] = dataclasses.field(

@@ -10,10 +10,7 @@ CLASS_MEASURES = ("balanced_accuracy", "macro_f1", "worst_accuracy")
 
 
 def confusion(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
-    """Counts images by class (rows) and predicted class (columns), int64 `[C, C]`.
-
-    `labels` and `predicted` are class numbers, int `[n]`; images with the prediction -1 do not count.
-    """
+    """Counts images by class (rows) and prediction (columns), int64 `[C, C]`, of numbers int `[n]`; without -1."""
     read = predicted >= 0
     # One `bincount` over pairs: a loop over ImageNet's images would take seconds.
     pairs = labels[read].astype(np.int64) * classes + predicted[read]
@@ -29,8 +26,7 @@ def class_accuracies(counts: np.ndarray) -> np.ndarray:
 
 def class_precisions(counts: np.ndarray) -> np.ndarray:
     """Computes the precision of each class in percent, float64 `[C]`; NaN for a class that is never predicted."""
-    answers = counts.sum(0)
-    return np.where(answers > 0, 100 * np.diag(counts) / np.maximum(answers, 1), np.nan)
+    return class_accuracies(counts.T)
 
 
 def class_f1(counts: np.ndarray) -> np.ndarray:
@@ -72,4 +68,5 @@ def most_confused_with(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def least_recognised(counts: np.ndarray, most: int) -> np.ndarray:
     """Returns at most `most` classes with an accuracy below 100 %, the lowest first, int `[k]`."""
     accuracies = class_accuracies(counts)
+    # Stable, so that equal classes keep their order; NaN, of classes without images, is not below 100.
     return np.array([label for label in np.argsort(accuracies, kind="stable") if accuracies[label] < 100][:most], int)

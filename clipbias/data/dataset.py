@@ -23,15 +23,10 @@ from clipbias.terminal import printable
 
 @dataclasses.dataclass(frozen=True)
 class Descriptions:
-    """Texts by class name, which replace a template.
-
-    Attributes:
-      texts: by class name; `_` in a name equals a space. A task uses those of its classes.
-      source: name in messages.
-    """
+    """Texts by class name (`_` equals a space), which replace a template; a task uses those of its classes."""
 
     texts: Mapping[str, Sequence[str]]
-    source: str = "the descriptions"
+    source: str = "the descriptions"  # in messages
 
     def __post_init__(self) -> None:
         """Raises `ClipbiasError` unless `texts` are lists of texts by class name."""
@@ -41,9 +36,7 @@ class Descriptions:
             if not isinstance(name, str):
                 raise ClipbiasError(f"{self.source} name a class {shown(name)}, which is not a string.")
             if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
-                raise ClipbiasError(
-                    f"{self.source} have {shown(texts)} for the class {shorten(name)!r}; give a list of texts."
-                )
+                raise ClipbiasError(f"{self.source} have {shown(texts)} for the class {shorten(name)!r}; give a list.")
             if not texts or not all(text.strip() for text in texts):
                 flaw = "an empty text" if texts else "no text"
                 raise ClipbiasError(f"{self.source} have {flaw} for the class {shorten(name)!r}; write one.")
@@ -271,10 +264,7 @@ def is_unicode(text: str) -> bool:
 
 
 def check_told_apart(places: Mapping[str, str], owner: str) -> None:
-    """Raises `ClipbiasError` for two class names of the same text, up to space, case and Unicode's normal form.
-
-    `places` maps each name to its place in `owner`, for the message.
-    """
+    """Raises `ClipbiasError` for names (keys of `places`) that differ in space, case or Unicode's normal form alone."""
     # The tokenizer gives such names the same ids, so that the model could never predict one of the classes.
     by_text: dict[str, str] = {}
     for name in places:

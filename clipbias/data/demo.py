@@ -38,8 +38,8 @@ def load(name: str, *, template: str | None = None) -> Dataset:
 
     side = description.get("side")
 
-    def read(key: str) -> bytes:
-        content = archive.read(key)
+    def read(keys: Sequence[str], index: int) -> bytes:
+        content = archive.read(keys[index])
         if side is None:
             return content
         # The archive has scans in their size, a tenth of the bytes. They are enlarged here, smoothly, so that crops
@@ -51,14 +51,8 @@ def load(name: str, *, template: str | None = None) -> Dataset:
 
     splits = {}
     for split_name, keys in keys_of.items():
-        labels = [class_names.index(key.split("/")[1]) for key in keys]
-        splits[split_name] = Split(
-            tuple(keys),
-            np.asarray(labels),
-            lambda index, keys=keys: read(keys[index]),  # type: ignore[misc]
-            source=name,
-            contents=checksums,
-        )
+        labels = np.array([class_names.index(key.split("/")[1]) for key in keys])
+        splits[split_name] = Split(keys, labels, functools.partial(read, keys), source=name, contents=checksums)
     return Dataset(name, class_names, description["template"] if template is None else template, splits)
 
 

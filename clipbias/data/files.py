@@ -56,11 +56,7 @@ def sub_folders(folder: Path) -> list[str]:
 
 
 def image_files(folder: Path) -> tuple[list[str], list[str]]:
-    """Lists visible image files below `folder`, as sorted relative paths with forward slashes.
-
-    The second list has those in unsupported formats, such as HEIC without `pillow-heif`. Links to folders inside are
-    not followed. Names that are not UTF-8 are left out with a warning. Raises `ClipbiasError` for an unreadable folder.
-    """
+    """Lists images below `folder`, and pictures in unsupported formats, as sorted paths with forward slashes."""
     with readable(folder):
         # Hidden files and folders are thumbnails and caches of other programs (`.ipynb_checkpoints`).
         names = below(folder) if is_remote(folder) else _local_files(os.fspath(folder))
@@ -71,12 +67,9 @@ def image_files(folder: Path) -> tuple[list[str], list[str]]:
     others = [name for name in visible if suffix_of(name) in (OTHER_SUFFIXES | transforms.HEIF_SUFFIXES) - suffixes]
     listed = sorted(name for name in images if is_unicode(name))
     if len(listed) < len(images):
-        nameless = sorted(os.fsencode(name) for name in images if not is_unicode(name))
+        odd = sorted(repr(os.fsencode(name)) for name in images if not is_unicode(name))
         logging.warning(
-            "%s: %d pictures are left out, since their names are not UTF-8 (%s): rename them.",
-            folder,
-            len(nameless),
-            examples([repr(name) for name in nameless]),
+            "%s: %d pictures are left out, since their names are not UTF-8 (%s).", folder, len(odd), examples(odd)
         )
     return listed, sorted(others)
 
@@ -111,6 +104,7 @@ def examples(names: Sequence[str]) -> str:
 
 
 def _local_files(top: str) -> Iterator[str]:
+    # Links to folders are not followed, as they may lead back; names of files may be links.
     for place, folders, names in os.walk(top, onerror=_fail):
         # In place: `os.walk` then does not enter hidden folders, such as caches of thousands of thumbnails.
         folders[:] = [name for name in folders if name[0] != "."]
@@ -144,9 +138,7 @@ def check_relative(relative: str, *, listed_in: str) -> str:
     parts = relative.split("/")
     plain = relative and parts[0] and ".." not in parts and "\\" not in relative and "\0" not in relative
     if not plain or not is_unicode(relative):
-        raise ClipbiasError(
-            f"{listed_in} lists the path {relative!r}, which is not a plain path below the image folder; correct it."
-        )
+        raise ClipbiasError(f"{listed_in} lists the path {relative!r}, not a plain path below the image folder.")
     return posixpath.normpath(relative)
 
 

@@ -58,20 +58,17 @@ def load(data_dir: str | os.PathLike | None, *, template: str | None = None) -> 
             raise ClipbiasError(f"{root} has {', '.join(sorted(roots))} but no train folder; add one.")
         roots = {}
     # The training folder decides the classes, since a class without training images cannot be learned.
-    class_names = tuple(files.sub_folders(roots.get("train", root)))
-    check_told_apart({name: f"{roots.get('train', root) / name}" for name in class_names}, "the folder")
+    train = roots.get("train", root)
+    class_names = tuple(files.sub_folders(train))
+    check_told_apart({name: str(train / name) for name in class_names}, "the folder")
     if not class_names:
-        raise ClipbiasError(
-            f"{roots.get('train', root)} has no sub-folder; expected one folder of images per class, "
-            f"such as {roots.get('train', root) / 'cat' / 'one.jpg'}."
-        )
+        raise ClipbiasError(f"{train} has no sub-folder; expected a folder per class, such as {train / 'cat/one.jpg'}.")
     unread: list[str] = []  # images whose format is not read
     splits = {}
     for split_name, place in (roots or {"all": root}).items():
         if unknown := sorted(set(files.sub_folders(place)) - set(class_names)):
             raise ClipbiasError(
-                f"{place} has the class folder {unknown[0]!r}, which the train folder has not; add it there or remove "
-                "it."
+                f"{place} has the class folder {unknown[0]!r}, which the train folder has not; add or remove it."
             )
         keys: list[str] = []
         labels: list[int] = []
@@ -123,8 +120,7 @@ def _check_has_labels(place: Path) -> None:
     """Raises `ClipbiasError` for pictures in a split folder without class folders and metadata."""
     if not files.sub_folders(place) and (images := files.image_files(place)[0]):
         raise ClipbiasError(
-            f"{place} has {counted(len(images), 'picture')}, but neither class folders nor a {METADATA[0]} says their "
-            "classes; add one, or move the folder elsewhere."
+            f"{place} has {counted(len(images), 'picture')}, but neither class folders nor a {METADATA[0]}; add one."
         )
 
 
@@ -284,8 +280,7 @@ def _with_splits_of_folders(rows: list[TableRow]) -> list[TableRow]:
     for (image, label, split, row), of_folder in zip(rows, splits, strict=True):
         if not split and not of_folder:
             raise ClipbiasError(
-                f"{row}: {image} lies outside of the folders of {' and '.join(names)} images and so has no split; "
-                "move it into one, or give every image a split."
+                f"{row}: {image} lies outside of the folders of {' and '.join(names)} images; move it, or give splits."
             )
         split_rows.append((image, label, split or of_folder or "", row))
     return split_rows
@@ -510,6 +505,4 @@ def _column(table: HubDataset, kind: str, advice: str) -> str:
         return columns[0]
     if columns:
         raise ClipbiasError(f"the dataset has the {kind} columns {', '.join(columns)}; drop all but one of them.")
-    raise ClipbiasError(
-        f"the dataset has no {kind} column among {', '.join(table.features)}; cast the column to {advice}."
-    )
+    raise ClipbiasError(f"the dataset has no {kind} column among {', '.join(table.features)}; cast one to {advice}.")

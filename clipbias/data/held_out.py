@@ -70,10 +70,7 @@ def hold_out_of(protocol: EvalProtocol, seed: int, *, calibrates: bool = False) 
 def left_to_calibrate(
     protocol: EvalProtocol, seed: int, *, selects: bool, trains: bool = True, required: bool = False
 ) -> Split | None:
-    """Returns images that calibrate prediction sets; for fewer than ten, `None` or (`required`) `ClipbiasError`.
-
-    `selects`: held-out images select a setting. `trains`: the method trains.
-    """
+    """Returns images that calibrate prediction sets; for fewer than ten, `None` or (`required`) `ClipbiasError`."""
     # Prediction sets keep their promise only on images that neither trained nor selected: all validation images, or
     # those that the rule leaves beside the ones that select.
     images = hold_out_of(protocol, seed, calibrates=True).calibrate if selects else _validation_split(protocol)
@@ -83,8 +80,7 @@ def left_to_calibrate(
     if images is None or len(images) < FEWEST_TO_CALIBRATE:
         if required:
             raise ClipbiasError(
-                f"fewer than {FEWEST_TO_CALIBRATE} images neither train nor select a setting, so that none calibrate; "
-                "give validation images, or leave `calibrate` out."
+                f"fewer than {FEWEST_TO_CALIBRATE} images calibrate; give more, or leave `calibrate` out."
             )
         return None
     if len(images) <= MOST_TO_CALIBRATE:
@@ -100,10 +96,9 @@ def by_the_rule(protocol: EvalProtocol, seed: int) -> EvalProtocol:
         held = hold_out_of(protocol, seed, calibrates=True)
         return None if held.from_training else held.choose
 
-    def calibrate() -> Split | None:
-        return hold_out_of(protocol, seed, calibrates=True).calibrate
-
-    return dataclasses.replace(protocol, validation=choose, calibration=calibrate)
+    return dataclasses.replace(
+        protocol, validation=choose, calibration=lambda: hold_out_of(protocol, seed, calibrates=True).calibrate
+    )
 
 
 def hold_out_a_shot(protocol: EvalProtocol, seed: int) -> EvalProtocol:

@@ -41,11 +41,6 @@ class Workers(ThreadPoolExecutor):
         self.count = count or processors()
         super().__init__(self.count, thread_name_prefix="images")
 
-    @classmethod
-    def of(cls, workers: "Workers | int | None") -> "Workers":
-        """Returns `workers`, or a pool of this many threads."""
-        return workers if isinstance(workers, Workers) else cls(workers)
-
 
 def processors() -> int:
     """Returns the number of processors that this process may use, by its affinity and its container's quota."""
@@ -87,18 +82,18 @@ class Ahead(Iterator[_T], Generic[_T]):
         size = max(size, 1)
         self._depth = max(1, min(needed, MAX_BUSY_BYTES // size), min(AHEAD, AHEAD_BYTES // size))
         self._elements: deque[tuple[Future[_T], list[Future[None]]]] = deque()
-        self.seconds_waiting = 0.0  # in `next`, while the device had no work
+        self._waiting = 0.0  # seconds in `next` since the second call, while the device had no work
         self._count = 0  # calls of `next`
-        self._second_call = 0.0  # time of the second call
-        self._waited_before = 0.0  # seconds of waiting before it
+        self._second_call = 0.0  # its time
 
     def __next__(self) -> _T:
         self._refill()
         if not self._elements:
             raise StopIteration
+        # The program is compiled between the first two calls, so that the share counts from the second on.
         if self._count == 1:
             self._second_call = time.perf_counter()
-            self._waited_before = self.seconds_waiting
+            self._waiting = 0.0
         self._count += 1
         element, _ = self._elements.popleft()
         self._refill()
@@ -109,7 +104,7 @@ class Ahead(Iterator[_T], Generic[_T]):
         try:
             return element.result()
         finally:
-            self.seconds_waiting += time.perf_counter() - idle
+            self._waiting += time.perf_counter() - idle
 
     def _refill(self) -> None:
         while len(self._elements) < self._depth and (number := next(self._numbers, None)) is not None:
@@ -120,11 +115,9 @@ class Ahead(Iterator[_T], Generic[_T]):
     @property
     def waiting_share(self) -> float:
         """Share of the time since the second `next` that was spent waiting, from 0 to 1."""
-        # From the second call on, since the program is compiled between the first two.
         if self._count < 2:
             return 0.0
-        elapsed = max(time.perf_counter() - self._second_call, 1e-9)
-        return min(1.0, (self.seconds_waiting - self._waited_before) / elapsed)
+        return min(1.0, self._waiting / max(time.perf_counter() - self._second_call, 1e-9))
 
     def close(self) -> None:
         """Drops the elements that are prepared."""
@@ -245,11 +238,6 @@ class Images:
         self.labels = split.labels
         self.cache = ImageCache(0) if cache is None else cache
         self.unreadable: dict[str, str] = {}
-
-    @classmethod
-    def of(cls, split: "Split | Images") -> "Images":
-        """Returns an `Images` unchanged, and the images of a split without a cache."""
-        return split if isinstance(split, Images) else cls(split)
 
     def __len__(self) -> int:
         return len(self.split)

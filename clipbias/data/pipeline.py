@@ -47,21 +47,15 @@ class ImageReading:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Batches of a list of images, in pieces that threads fill in any order.
-
-    Attributes:
-      numbers: numbers of the batches.
-      shape: shape of a batch's images, `[B, R, R, 3]` or with views `[B, 1 + V, R, R, 3]`.
-      row: maps a batch number and a row to the image's pixels, or `None` for padding, and its label.
-      skip: whether unreadable images are masked and counted (`Images.unreadable`), not raised.
-    """
+    """Batches of a list of images, in pieces that threads fill in any order."""
 
     images: Images
-    numbers: range
-    shape: tuple[int, ...]
+    numbers: range  # of the batches
+    shape: tuple[int, ...]  # of a batch's images, `[B, R, R, 3]` or with views `[B, 1 + V, R, R, 3]`
+    # Maps a batch number and a row to the image's pixels, or `None` for padding, and its label.
     row: Callable[[int, int], tuple[np.ndarray | None, int]]
     dtype: DTypeLike = np.uint8
-    skip: bool = False
+    skip: bool = False  # whether unreadable images are masked and counted (`Images.unreadable`), not raised
 
     @property
     def pieces(self) -> list[range]:
@@ -110,7 +104,8 @@ class Batches(Ahead[Batch]):
 
     def __init__(self, source: Source, workers: Workers | int | None) -> None:
         pieces = len(source.pieces)
-        super().__init__(Workers.of(workers), source.numbers, source.begin, pieces=pieces, size=source.nbytes)
+        workers = workers if isinstance(workers, Workers) else Workers(workers)
+        super().__init__(workers, source.numbers, source.begin, pieces=pieces, size=source.nbytes)
         self.source = source
 
     def __next__(self) -> Batch:
@@ -242,7 +237,7 @@ def test_batches(
     `V` random `crops` may follow each image (`transforms.test_views`): `[B, 1 + V, R, R, 3]`, float32 if they are
     `mixed` with distortions of them. `B` counts all hosts and is a multiple of their number.
     """
-    images = Images.of(split)
+    images = split if isinstance(split, Images) else Images(split)
     index, count = shard
     # Test sets are reported exactly, so that a mask per host, of equal sizes, must cover the batch.
     if batch_size % count:

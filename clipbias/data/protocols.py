@@ -1,6 +1,7 @@
 """Evaluation protocols of the literature: training images, and test images with their classes for each table column."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -31,23 +32,16 @@ class EvaluationSet:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class EvalProtocol:
-    """Training images and test sets.
-
-    Attributes:
-      source: training classes; the splits "train" and (optional) "val" are the few-shot split.
-      evaluations: test sets in the order of a table.
-      validation: returns the images that select settings, or `None`: the "val" split of the training classes without
-        test images (all of ImageNet's are), else training images outside the few-shot split, at most 4 per class.
-      unlabelled: returns all training images of the training classes, for pseudo-labels.
-      calibration: returns the images that calibrate, or `None`. Default: `validation`.
-    """
+    """Training images and test sets."""
 
     protocol: str
-    source: Dataset
-    evaluations: tuple[EvaluationSet, ...]
-    unlabelled: Callable[[], Split]
+    source: Dataset  # training classes; the splits "train" and (optional) "val" are the few-shot split
+    evaluations: tuple[EvaluationSet, ...]  # test sets in the order of a table
+    unlabelled: Callable[[], Split]  # returns all training images of the training classes, for pseudo-labels
+    # Returns the images that select settings, or `None`: the "val" split of the training classes without test images
+    # (all of ImageNet's are), else training images outside the few-shot split, at most 4 per class.
     validation: Callable[[], Split | None] = lambda: None
-    calibration: Callable[[], Split | None] | None = None
+    calibration: Callable[[], Split | None] | None = None  # returns the images that calibrate. Default: `validation`
 
 
 def few_shot(dataset: Dataset, *, shots: int, seed: int) -> EvalProtocol:
@@ -76,10 +70,7 @@ def pseudo_labels(dataset: Dataset, *, shots: int, seed: int) -> EvalProtocol:
 def full(dataset: Dataset) -> EvalProtocol:
     """All training images, and all test images for evaluation."""
     train = dataset.split("train")
-
-    def validation() -> Split | None:
-        return validation_outside_test(dataset.split("test"), dataset.splits.get("val"))
-
+    validation = functools.partial(validation_outside_test, dataset.split("test"), dataset.splits.get("val"))
     return EvalProtocol("full", dataset, (_same_classes("test", dataset),), lambda: train, validation)
 
 
@@ -125,8 +116,7 @@ def cross_dataset(source: Dataset, targets: Sequence[Dataset], *, shots: int, se
 def domain_generalization(source: Dataset, targets: Sequence[Dataset], *, shots: int, seed: int) -> EvalProtocol:
     """Trains on a dataset, evaluates on shifted sets of the same classes or a part of them.
 
-    Classes are matched by `class_ids` if both have them, else by name. Raises `ClipbiasError` if a target has another
-    class.
+    Classes are matched by `class_ids` if both have them, else by name. Raises `ClipbiasError` for another class.
     """
     # Training labels are named for each target, so that learnables of a class serve there, too.
     evaluations = [_same_classes(source.name, source)]
@@ -139,8 +129,7 @@ def domain_generalization(source: Dataset, targets: Sequence[Dataset], *, shots:
         unknown = [identifier for identifier in identifiers if identifier not in label_of]
         if unknown:
             raise ClipbiasError(
-                f"{target.name} has the class {unknown[0]!r}, which {source.name} has not; domain generalisation needs "
-                "the same classes or a part of them."
+                f"{target.name} has the class {unknown[0]!r}, which {source.name} has not; leave it out."
             )
         labels = tuple(label_of[identifier] for identifier in identifiers)
         evaluations.append(EvaluationSet(target.name, _tested(target), labels))

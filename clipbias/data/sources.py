@@ -53,22 +53,21 @@ def load(
     check_text("the name of a dataset", name)
     if "name" in options:
         raise ClipbiasError("a dataset takes no option 'name'; see the table in clipbias.data.load.")
+    from clipbias.data import tfds
+
     try:
         # Shards first: on shared storage they are read faster than files.
-        if data_dir is not None and is_name(name):
-            from clipbias.data import tfds
-
-            if (built := tfds.find_shards(name, data_path(data_dir))) is not None:
-                return tfds.load_shards(built, template=template, **options)
+        built = tfds.find_shards(name, data_path(data_dir)) if data_dir is not None and is_name(name) else None
+        if built is not None:
+            return tfds.load_shards(built, template=template, **options)
         if name == "folder":
+            # Metadata decide the classes where there are any: such a folder may also be divided by day or camera.
             if data_dir is not None and folder.has_metadata(data_path(data_dir)):
                 return folder.load_metadata(data_path(data_dir), template=template, **options)
             return folder.load(data_dir, template=template, **options)
         if name == "csv":
             return folder.load_table(data_dir, template=template, **options)
         if name.startswith("tfds/"):
-            from clipbias.data import tfds
-
             return tfds.load(name, data_dir, template=template, **options)
         if name in catalog.ENTRIES:
             return benchmark.load(catalog.ENTRIES[name], data_dir, template=template, **options)
@@ -92,10 +91,9 @@ def describe_missing(dataset: Dataset, *, trains: bool) -> str | None:
     """Returns a sentence that says why a dataset lacks images for a run (that `trains`), or `None`."""
     needed = {"test": "evaluate on"} | ({"train": "train on"} if trains else {})
     for split, use in needed.items():
-        if len(dataset.splits.get(split, ())):
-            continue
-        content = ", ".join(f"{len(images)} {name}" for name, images in dataset.splits.items() if len(images))
-        return f"{dataset.name} has no {split} images to {use} (it has {content or 'no image'}); add some."
+        if not len(dataset.splits.get(split, ())):
+            content = ", ".join(f"{len(images)} {name}" for name, images in dataset.splits.items() if len(images))
+            return f"{dataset.name} has no {split} images to {use} (it has {content or 'no image'}); add some."
     return None
 
 
@@ -130,8 +128,7 @@ def open_datasets(
 ) -> dict[str, Dataset]:
     """Opens all datasets of a sweep; `trains` says by name whether a run needs training images.
 
-    With `skip`, unusable datasets are left out with a warning, but not all of them. Raises `ClipbiasError` with a line
-    for each unusable dataset.
+    With `skip`, unusable ones are left out with a warning, but not all. Raises `ClipbiasError` with a line for each.
     """
     datasets: dict[str, Dataset] = {}
     # All problems at once: a sweep of days should not stop at the second dataset after the first was corrected.
@@ -186,6 +183,7 @@ def from_arrays(
         check_class_names(class_names)
     labels = label_array(labels)
     names = tuple(names_of_labels(labels) if class_names is None else class_names)
+    # Labels by name would fit both classes. Only published lists, whose labels are numbers, repeat a name.
     if len(set(names)) < len(names):
         raise ClipbiasError(f"class_names {shown(list(names))} holds a name twice; give each class a name of its own.")
     # One list first, so that no image is in two splits.
@@ -193,9 +191,7 @@ def from_arrays(
     if splits is None:
         return Dataset(name, names, template, complete_splits({"all": whole}, name))
     if isinstance(splits, str) or len(splits) != len(whole):
-        raise ClipbiasError(
-            f"splits is {shown(splits)}; give one of train, val and test for each of {len(whole)} images."
-        )
+        raise ClipbiasError(f"splits is {shown(splits)}; give one of train, val and test for all {len(whole)} images.")
     unknown = [split for split in splits if split not in SPLIT_OF]
     if unknown:
         raise ClipbiasError(f"the split of an image is {shown(unknown[0])}; it must be train, val or test.")

@@ -25,7 +25,7 @@ from etils import epath
 
 from clipbias import hosts, io
 from clipbias.checks import check_text
-from clipbias.constants import DEFAULT_TEMPLATE, SECONDS_BETWEEN_LINES
+from clipbias.constants import SECONDS_BETWEEN_LINES
 from clipbias.data import benchmark, catalog, transforms
 from clipbias.data.catalog import CatalogEntry, TfdsBuilder
 from clipbias.data.dataset import Dataset, Split
@@ -93,6 +93,7 @@ class PreparedDataset:
 
     def source(self, split: str) -> Any:
         """Opens random access to the records of a split; images stay encoded."""
+        # `transforms` decodes, so that pixels are those of the same files in an image folder.
         features = self._builder.info.features
         skip = {
             key: self._tfds.decode.SkipDecoding()
@@ -117,6 +118,7 @@ class PreparedDataset:
 
     def sizes(self, paths: Sequence[str]) -> list[int]:
         """Returns the sizes of all record files, for any `paths` (`Split.contents`)."""
+        # Records share files, so that no image has a size of its own.
         return [path.stat().length for path in sorted(self.folder.glob("*.array_record*"))]
 
     def images(self, keys: Sequence[str], labels: np.ndarray, read: Callable[[int], bytes], **options: Any) -> Split:
@@ -296,7 +298,8 @@ def load(
         prepared = find_prepared(data_dir, builder)
         if "stored_as" in prepared.metadata:  # clipbias's shards
             return load_shards(prepared.folder, template=template)
-        return _with_builder_split(name, None, TfdsBuilder(builder), prepared, template)
+        entry = CatalogEntry(name, name, catalog.OTHER, "", 0, {}, {})
+        return _with_builder_split(name, entry, TfdsBuilder(builder), prepared, template)
     prepared = find_prepared(data_dir, stock.builder, stock.version if split == "coop" else "0.0.0")
     if split == "builder":
         return _with_builder_split(name, entry, stock, prepared, template)
@@ -305,7 +308,7 @@ def load(
 
 
 def _with_builder_split(
-    name: str, entry: CatalogEntry | None, stock: TfdsBuilder, prepared: PreparedDataset, template: str | None
+    name: str, entry: CatalogEntry, stock: TfdsBuilder, prepared: PreparedDataset, template: str | None
 ) -> Dataset:
     label_names = prepared.label_names
     labels = [label for label, label_name in enumerate(label_names) if label_name not in stock.drop]
@@ -327,11 +330,8 @@ def _with_builder_split(
         splits = complete_splits(splits, name)
     if stock.difference:
         logging.warning("%s is not the benchmark's split: %s.", name, stock.difference)
-    rename = entry.class_name if entry is not None else str
-    names = tuple(rename(label_names[label]) for label in labels)
-    if template is None:
-        template = entry.template if entry is not None else DEFAULT_TEMPLATE
-    return Dataset(name, names, template, splits)
+    names = tuple(entry.class_name(label_names[label]) for label in labels)
+    return Dataset(name, names, entry.template if template is None else template, splits)
 
 
 def _with_benchmark_split(
@@ -424,10 +424,7 @@ SAMPLES = 256  # images whose sizes estimate the sum of all
 
 
 def build_shards(dataset: Dataset, out_dir: str | os.PathLike) -> epath.Path:
-    """Writes `dataset` as array_record shards to `<out_dir>/<name>_coop/1.0.0`, and returns this folder.
-
-    Raises `ClipbiasError` if the folder exists, an image cannot be read, or the shards cannot be written.
-    """
+    """Writes array_record shards to `<out_dir>/<name>_coop/1.0.0`; returns this folder. Raises `ClipbiasError`."""
     # Bytes are stored unchanged, so that decoded pixels equal those of the image folder. TFDS renames the folder when
     # everything is written.
     name = _folder_name(dataset.name)

@@ -110,10 +110,7 @@ _MODE_OF = {"La": "LA", "RGBa": "RGBA", "PA": "RGBA"}
 
 
 def in_known_mode(image: Image.Image, name: str, file_format: str | None = None) -> Image.Image:
-    """Converts a Pillow image to one of `MODES`; `file_format` is its file's, if any.
-
-    Raises `ClipbiasError` for levels of 32 bits that are not whole numbers up to 255.
-    """
+    """Converts a Pillow image to one of `MODES`. Raises `ClipbiasError` for levels of 32 bits beyond 0, 1, ..., 255."""
     if image.mode in MODES:
         return image
     if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):

@@ -103,11 +103,7 @@ def list_images(pictures: Pictures) -> tuple[list[Picture], bool]:
 
 
 def _taken(image: Picture, name: str) -> str | bytes | UnreadableImage:
-    """Returns the path of a picture's file, or a picture in memory as the bytes of a file, upright.
-
-    An unreadable PIL image gives an error, to be raised when it is used. Raises `ClipbiasError` if it is no picture: a
-    path, a PIL image, or a uint8 array `[h, w, 3]`, `[h, w, 4]`, `[h, w, 1]` or `[h, w]`.
-    """
+    """Returns a picture's path, its bytes as a file, or the error of an unreadable PIL image, raised at its use."""
     if isinstance(image, str | os.PathLike):
         path = os.fspath(image)
         if "://" in path:
@@ -262,10 +258,7 @@ def check_names(places: Mapping[str, str], owner: str) -> None:
     """Raises `ClipbiasError` for a missing label as a class, and as `check_told_apart`."""
     for name in _AS_STRINGS:
         if name in places:
-            raise ClipbiasError(
-                f"the label {name!r} ({places[name]}) stands for a missing one; give the image a label, or leave it "
-                "out. A class of this name needs another, or class_names."
-            )
+            raise ClipbiasError(f"the label {name!r} ({places[name]}) stands for a missing one; correct or rename it.")
     check_told_apart(places, owner)
 
 
@@ -287,7 +280,5 @@ def label_array(labels: Labels) -> np.ndarray:
         except ValueError as error:
             raise ClipbiasError(f"labels are {shown(labels)}; give numbers or names, [n].") from error
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iuU"):
-        raise ClipbiasError(
-            f"labels have type {array.dtype} and shape {list(array.shape)}; give numbers or names, [n]."
-        )
+        raise ClipbiasError(f"labels have type {array.dtype} and shape {list(array.shape)}; give numbers or names.")
     return array

@@ -68,8 +68,7 @@ def export(model: Tuned, folder: str | os.PathLike, *, form: str | None = None) 
         raise ClipbiasError("the base model is loaded in half precision; load it in float32 to export from it.")
     if isinstance(task.method, TestTimeMethod):
         raise ClipbiasError(
-            f"the method {task.method_name!r} learns from each test image, and exported files cannot; classify images "
-            "with `TunedModel.predict`."
+            f"the method {task.method_name!r} learns from each test image, and exported files cannot; use `predict`."
         )
     # Checked before anything is computed; the message names a form that works.
     natural = natural_form(task, learnables)
@@ -106,15 +105,14 @@ def _why_not(task: Task, learnables: Learnables, form: str) -> str:
     """Returns the reason why an adapter has no such form, or ""."""
     method = task.method
     adaptation = jax.eval_shape(method.adapt, learnables)
+    if form == "program":
+        return ""
     if form == "onnx":
         return "has texts that depend on the image, and an ONNX file holds fixed texts" if method.conditional else ""
     is_checkpoint = form in ("checkpoint", "open_clip")
-    file = {"checkpoint": "a checkpoint", "open_clip": "a checkpoint", "program": ""}.get(
-        form, "a file of class features"
-    )
-    if file and (method.logits is not None or method.conditional):
+    if method.logits is not None or method.conditional:
         part = "a head of its own" if method.logits is not None else "texts that depend on the image"
-        return f"has {part}, which {file} cannot hold"
+        return f"has {part}, which a {'checkpoint' if is_checkpoint else 'file of class features'} cannot hold"
     if form == "open_clip" and task.clip.config.family != "clip":
         return "tunes another network than CLIP's, which is not written in open_clip's format"
     if is_checkpoint and adaptation.bias_differs_between_tokens:
@@ -127,12 +125,9 @@ def _why_not(task: Task, learnables: Learnables, form: str) -> str:
 
 
 def _write_head(path: Path, task: Task, learnables: Learnables) -> None:
-    """Writes `text_features [C, d]` (unit length) and `logit_scale` (a logarithm, as in CLIP) as safetensors.
-
-    Logits of unit-length image features `f [B, d]` are `exp(logit_scale) · f @ text_features.T`, for SigLIP plus
-    `logit_bias`. The metadata have `class_names` and `templates` as JSON lists, or `descriptions` by class name.
-    """
-    # An average over templates and contexts is taken here, so that a program needs one product.
+    """Writes `text_features [C, d]` (unit length) and `logit_scale` (a logarithm, as in CLIP) as safetensors."""
+    # Logits of unit-length image features `f [B, d]` are `exp(logit_scale) · f @ text_features.T`, for SigLIP plus
+    # `logit_bias`: an average over templates and contexts is taken here, so that a program needs one product.
     features = jax.jit(task.class_features)(task.clip.params, learnables)
     tensors = {
         "text_features": np.asarray(features),

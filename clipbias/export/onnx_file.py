@@ -29,16 +29,10 @@ MOST_BYTES = 2**31 - 2**20
 CHECKED = 16
 
 
-def check_packages() -> None:
-    """Raises `ClipbiasError` unless the packages for conversion and check are installed."""
-    missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ClipbiasError(f"an ONNX file needs {', '.join(missing)}; install them: pip install 'clipbias[onnx]'.")
-
-
 def write_onnx(folder: Path, task: Task, learnables: Learnables) -> None:
     """Writes the classifier and `labels.json`. Raises `ClipbiasError` if it cannot be converted or differs from JAX."""
-    check_packages()
+    if missing := [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]:
+        raise ClipbiasError(f"an ONNX file needs {', '.join(missing)}; install them: pip install 'clipbias[onnx]'.")
     weights = program_weights(task, learnables)
     # Before the conversion, which takes minutes for a large model.
     size = sum(weight.nbytes for weight in weights.values())
@@ -54,8 +48,7 @@ def write_onnx(folder: Path, task: Task, learnables: Learnables) -> None:
     difference, scale = compare(content, task, learnables)
     if not difference <= TOLERANCE * scale:
         raise ClipbiasError(
-            f"ONNX Runtime's logits differ from JAX's by {difference:.2g} where they reach {scale:.3g}; nothing was "
-            "written. Export the adapter as a program."
+            f"ONNX's logits differ from JAX's by {difference:.2g} of {scale:.3g}. Export the adapter as a program."
         )
     check = {"pictures": CHECKED, "largest_difference": difference, "largest_logit": scale}
     write_text(folder / LABELS, json.dumps({**describe(task), "check": check}, indent=2) + "\n")
@@ -71,7 +64,7 @@ def convert(task: Task, weights: dict[str, np.ndarray]) -> bytes:
     except Exception as error:  # a method of a user's may compute anything
         reason = str(error) if isinstance(error, NotImplementedError) else sentence(error)
         raise ClipbiasError(
-            f"the method {task.method_name!r} cannot become an ONNX file: {reason}; export it as a program."
+            f"{task.method_name!r} cannot become an ONNX file: {reason}; export it as a program."
         ) from error
 
 

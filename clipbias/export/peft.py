@@ -61,14 +61,12 @@ def write_peft(folder: Path, task: Task, learnables: Learnables, base: str) -> N
     method = task.method
     if not isinstance(method, ClipLora):
         raise ClipbiasError(
-            f"a PEFT folder has the learnables of CLIP-LoRA, and the method is {type(method).__name__}; choose another "
-            "form."
+            f"PEFT has the learnables of CLIP-LoRA, and the method is {type(method).__name__}; choose another form."
         )
     family = task.clip.config.family
     if family not in PEFT_FAMILIES:
         raise ClipbiasError(
-            f"PEFT folders exist for the families {', '.join(PEFT_FAMILIES)}, and this model's is {family}; choose "
-            "another form."
+            f"PEFT reads the families {', '.join(PEFT_FAMILIES)}, and this model's is {family}; choose another form."
         )
     # Base weights are named by repository and revision, as PEFT looks for them.
     views = _views(method, jax.device_get(learnables))
@@ -133,16 +131,14 @@ def read_peft(
         # The least name, so that the message does not depend on the order of a set.
         odd = min(views.keys() ^ tensors.keys())
         raise ClipbiasError(
-            f"{folder} changes different kernels in different blocks or towers (see {odd}), and CLIP-LoRA here changes "
-            "the same ones."
+            f"{folder} changes different kernels by block or tower ({odd}); CLIP-LoRA changes the same."
         )
     for key, view in views.items():
         tensor = np.asarray(tensors[key], np.float32)
         # Writing into a view would broadcast a smaller tensor.
         if tensor.shape != view.shape or not np.isfinite(tensor).all():
             raise ClipbiasError(
-                f"{folder} has {key} of shape {tensor.shape}; expected finite numbers of shape {view.shape}: it is "
-                "damaged, or for another model."
+                f"{folder} has {key} of shape {tensor.shape}; expected finite numbers of shape {view.shape}."
             )
         view[...] = tensor
     return Tuned(task, learnables)
@@ -185,8 +181,7 @@ def _places(names: Collection[str], clip: Clip, folder: Path) -> dict[str, Any]:
     if len(places) < len(matches) or not places:
         odd = next((name for name, match in matches.items() if match is None), "nothing")
         raise ClipbiasError(
-            f"{folder} has {shown(odd)}, and the method here changes the attention's q, k, v and output, fc1 and fc2 "
-            "alone."
+            f"{folder} has {shown(odd)}; CLIP-LoRA changes the attention's q, k, v and output, fc1 and fc2 alone."
         )
     towers = tuple(tower for tower in TOWERS if any(tower == place[0] for place in places))
     blocks = [int(number) for tower, number, _ in places if tower == towers[0]]

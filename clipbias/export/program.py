@@ -1,10 +1,6 @@
-"""A tuned classifier as a StableHLO program that needs only JAX: images in, logits out.
-
-The weights are the program's first argument, a safetensors file beside it.
-"""
+"""A tuned classifier as a StableHLO program that needs only JAX: a file of weights and images in, logits out."""
 
 import contextlib
-import dataclasses
 import functools
 import json
 from collections.abc import Iterator, Mapping
@@ -18,7 +14,6 @@ import numpy as np
 from clipbias.clip import Adaptation, encode_image
 from clipbias.clip.adaptation import fold
 from clipbias.clip.checkpoint import narrow
-from clipbias.clip.preprocess import Preprocessing
 from clipbias.io import atomic_path, write_tensors, write_text
 from clipbias.tuning import Learnables, Task
 from clipbias.tuning.features import unit_length
@@ -34,17 +29,14 @@ Weights = Mapping[str, Any]
 
 
 def program_weights(task: Task, learnables: Learnables) -> dict[str, np.ndarray]:
-    """Returns the weights of the classifier, named by path.
-
-    They are the vision tower with folded weight changes, the other parts of the vision adaptation, and the class
-    features. A method with a head of its own has features of all texts and the learnables instead. A method whose texts
-    depend on the image has both unchanged towers and the learnables.
-    """
+    """Returns the classifier's weights by path: towers (folded for fixed texts), features of texts or learnables."""
     # As an argument: constants would make a program of hundreds of megabytes, which every compilation copies and tries
     # to fold. The text tower is left out if texts are fixed, since it is nearly half of a model.
     method = task.method
     params = task.clip.params
     overrides_head = method.logits is not None
+    # A head of the method's own reads features of all texts and the learnables. Texts that depend on the image need
+    # both unchanged towers instead.
     others: dict[str, Any] = {"logit_scale": method.logit_scale(params)}
     if "logit_bias" in params:  # SigLIP's
         others["logit_bias"] = params["logit_bias"]
@@ -55,12 +47,9 @@ def program_weights(task: Task, learnables: Learnables) -> dict[str, np.ndarray]
         adaptation = method.adapt(learnables)
         if adaptation.vision_weights is not None:
             towers["vision"] = fold(params, Adaptation(vision_weights=adaptation.vision_weights))["vision"]
-        fields = {field.name: getattr(adaptation, field.name) for field in dataclasses.fields(adaptation)}
-        others["adaptation"] = {
-            name: value
-            for name, value in fields.items()
-            if value is not None and name != "vision_weights" and not name.startswith("text_")
-        }
+        # Text parts are in the class features, and changes of weights in the tower.
+        parts = [name for name in sorted(adaptation.parts - {"vision_weights"}) if not name.startswith("text_")]
+        others["adaptation"] = {name: getattr(adaptation, name) for name in parts}
         name = "text_features" if overrides_head else "class_features"
         others[name] = jax.jit(getattr(task, name))(params, learnables)
     if method.conditional or overrides_head:
@@ -131,26 +120,20 @@ def write_program(folder: Path, task: Task, learnables: Learnables) -> None:
     write_text(folder / PROGRAM_DESCRIPTION, json.dumps(description, indent=2) + "\n")
 
 
-def preparation_words(preprocessing: Preprocessing) -> str:
-    """Describes the preparation of a picture for a classifier."""
-    resizing = preprocessing.resizing
-    side = resizing.size or preprocessing.image_size
-    if resizing.whole:
-        words = f"resized to {side} x {side} pixels, {resizing.resampling}"
-    else:
-        words = f"shorter side resized to {side} pixels, {resizing.resampling}, centre crop"
-    return f"{words}; levels from 0 to 255, which the program normalises"
-
-
 def describe(task: Task) -> dict[str, Any]:
     """Describes inputs and outputs of a classifier as JSON values."""
     size = task.clip.config.vision.image_size
+    resizing = task.clip.preprocessing.resizing
+    side = resizing.size or resizing.side
+    words = f"shorter side resized to {side} pixels, {resizing.resampling}, centre crop"
+    if resizing.whole:
+        words = f"resized to {side} x {side} pixels, {resizing.resampling}"
     return {
         "images": {
             "type": "uint8",
             "shape": ["b", size, size, 3],
             "channels": "RGB",
-            "preparation": preparation_words(task.clip.preprocessing),
+            "preparation": f"{words}; levels from 0 to 255, which the program normalises",
         },
         "logits": {"type": "float32", "shape": ["b", len(task.class_names)]},
         "class_names": task.class_names,

@@ -303,4 +303,4 @@ def test_processors_are_those_of_this_process_and_its_container(monkeypatch, tmp
         (tmp_path / "cpu.max").write_text(text)
         monkeypatch.setattr(images, "Path", lambda _: tmp_path / "cpu.max")
         assert images.processors() == expected
-    assert Workers(3).count == Workers.of(3).count == 3 and Workers.of(None).count == 6
+    assert Workers(3).count == 3 and Workers(None).count == 6

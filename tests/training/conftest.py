@@ -60,7 +60,7 @@ def damaged(split: Split, *broken: int) -> Split:
 def few_shot_runs(dataset: Dataset, seeds: tuple[int, ...], shots: int = 4) -> list[Run]:
     """A run for each seed, on its draw."""
     draws = [protocols.few_shot(dataset, shots=shots, seed=seed) for seed in seeds]
-    return [Run(Images.of(draw.source.split("train")), seed, draw) for draw, seed in zip(draws, seeds, strict=True)]
+    return [Run(Images(draw.source.split("train")), seed, draw) for draw, seed in zip(draws, seeds, strict=True)]
 
 
 def group(clip: Clip, dataset: Dataset, method: str, seeds: tuple[int, ...]) -> tuple[Task, list[Run]]:

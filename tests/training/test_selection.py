@@ -59,7 +59,7 @@ def test_the_best_of_four_rates_trains_on_all_images(clip, colours, fitted):
     recipe = dataclasses.replace(RECIPE, epochs=None, steps=12, warmup_epochs=0)
     losses = []
     for line in choice["tried"]:
-        run = Run(Images.of(held.train), 3, protocols.full(dataset), line["learning_rate"])
+        run = Run(Images(held.train), 3, protocols.full(dataset), line["learning_rate"])
         learnables = select_run(train_runs(task, [run], recipe).learnables, 0)
         accuracy, loss = score(task, learnables, held.choose)
         assert line["accuracy"] == pytest.approx(accuracy) and line["loss"] == pytest.approx(loss, rel=1e-3)
@@ -88,7 +88,7 @@ def test_candidates_that_fail_or_do_not_fit_together(clip, colours, fitted, monk
     dataset = without_validation(colours)
     task = Task(clip, "bias", dataset, template=dataset.template)
     train = dataset.split("train")
-    job = make_job(task, [Run(Images.of(train), 3, protocols.full(dataset))], RECIPE)
+    job = make_job(task, [Run(Images(train), 3, protocols.full(dataset))], RECIPE)
     held = hold_out(train, None, seed=3)
     selected = select.select_settings(job, held, compares_rates=True)
     assert selected is not None and sizes == [2, 1, 1]
@@ -147,7 +147,7 @@ def test_held_out_images_that_cannot_be_read_do_not_count(clip, colours):
     assert held.choose is not None
     broken = damaged(train, train.keys.index(held.choose.keys[1]))
     task = Task(clip, "gda", colours, template=colours.template)
-    job = make_job(task, [Run(Images.of(broken), 3, protocols.full(colours))], None)
+    job = make_job(task, [Run(Images(broken), 3, protocols.full(colours))], None)
     job.context.reading = dataclasses.replace(job.context.reading, on_error="skip")
     selected = select.select_settings(job, hold_out(broken, None, seed=3), compares_rates=False)
     assert selected is not None and selected.images == len(held.choose) - 1 == 2
