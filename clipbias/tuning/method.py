@@ -1,7 +1,7 @@
 """The protocol of adaptation methods: presets, options, hooks, and operations on learnables.
 
-A method needs `init` and `adapt`. Every other hook has a default, or is optional: `None` where a method lacks it. An
-unused hook leaves no trace in the compiled programs.
+A method needs `init`, and `adapt` unless its learnables are fields of `Adaptation`. Every other hook has a default, or is
+optional: `None` where a method lacks it. An unused hook leaves no trace in the compiled programs.
 """
 
 import abc
@@ -193,9 +193,9 @@ class Method(abc.ABC):
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
         """Initial learnables from a `jax.random.key`. An axis of length 0 has as many entries as training images."""
 
-    @abc.abstractmethod
     def adapt(self, learnables: Learnables) -> Adaptation:
-        """The adaptation from the learnables: a pure function, traced and differentiated; see also `clip_config`."""
+        """The adaptation, a pure function, traced and differentiated. Default: learnables by their names in it."""
+        return Adaptation(**learnables)
 
     def adapt_in_training(self, learnables: Learnables, rng: jax.Array) -> Adaptation:
         """`adapt` in a training step, with randomness such as dropout."""

@@ -240,9 +240,6 @@ class ContextSets(Method):
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
         return {"text_context": random_prompts(rng, self.sets, self.tokens, clip.config.text.width)}
 
-    def adapt(self, learnables: Learnables) -> Adaptation:
-        return Adaptation(text_context=learnables["text_context"])
-
     def text(self, template: str, clip: Clip) -> PromptText:
         prompt = context_text(clip, "", self.tokens)
         return dataclasses.replace(prompt, templates=prompt.templates * self.sets)
