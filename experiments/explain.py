@@ -31,8 +31,6 @@ from experiments import common
 from experiments.command_line import split
 from experiments.inputs import AdapterFile, by_dataset, find_adapters, open_adapter, refuse_other_descriptions
 
-_CONFIG = "configs/explain.py"
-
 
 def main(settings: ExplainSettings, workdir: Path) -> None:
     sections = None if settings.sections == "all" else split(settings.sections)
@@ -122,4 +120,4 @@ def prediction_folders(workdirs: str | None, adapters: Sequence[AdapterFile]) ->
 
 
 if __name__ == "__main__":
-    common.run(main, _CONFIG)
+    common.run(main)

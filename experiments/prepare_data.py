@@ -21,8 +21,6 @@ from clipbias.report.contact_sheet import contact_sheet
 from configs.prepare_data import PrepareDataSettings
 from experiments import common
 
-_CONFIG = "configs/prepare_data.py"
-
 
 def run_check(settings: PrepareDataSettings) -> int:
     """Prints the table; returns the exit status."""
@@ -70,4 +68,4 @@ def main(settings: PrepareDataSettings) -> int:
 
 
 if __name__ == "__main__":
-    common.run(main, _CONFIG)
+    common.run(main)

@@ -48,8 +48,6 @@ from configs._common import SweepSettings
 from configs.table1 import Table1Settings
 from experiments import common
 
-_CONFIG = "configs/demo.py"
-
 
 def main(settings: Table1Settings, workdir: Path) -> None:
     from clipbias.report.sweep_tables import check_published, write_tables
@@ -298,4 +296,4 @@ def _described(group: Group, context: SweepContext) -> list[str]:
 
 
 if __name__ == "__main__":
-    common.run(main, _CONFIG)
+    common.run(main, "configs/demo.py")

@@ -33,7 +33,6 @@ from configs.train import TrainSettings
 from experiments import common
 from experiments.table1 import dry_run, given_options, prepare
 
-_CONFIG = "configs/train.py"
 RESULT = "result.json"
 
 
@@ -141,4 +140,4 @@ def finished_row(
 
 
 if __name__ == "__main__":
-    common.run(main, _CONFIG)
+    common.run(main)
