@@ -49,6 +49,7 @@ def main(settings: TrainSettings, workdir: Path) -> None:
         calibrates = is_own if settings.calibrate is None else settings.calibrate
         classes = len(context.datasets[spec.dataset].class_names)
         paths = SweepPaths(workdir, {}, single=True)
+        paths.refuse_other_kind()
         # Only a user's own pictures compare rates: a benchmark's protocol names the images that select. A rate that is
         # given, or was selected before, is not selected again.
         compares_rates = None
@@ -111,12 +112,8 @@ def finished_row(
 ) -> Row:
     """Reads the row of a finished run; empty where it is unfinished. See `run_group` for the arguments.
 
-    Raises `ClipbiasError` where the folder holds adapters of `table1`, or a run of other settings without warnings.
+    Raises `ClipbiasError` where the folder holds a run of other settings without warnings.
     """
-    if other := paths.other_kind():
-        raise ClipbiasError(
-            f"{paths.workdir} holds {other}, which `predict` and others would take; choose another --workdir."
-        )
     path = paths.workdir / RESULT
     row: Row = read_json(path, dict) if path.exists() else {}
     facts = spec.facts()

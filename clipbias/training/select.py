@@ -204,10 +204,7 @@ def select_settings(job: TrainJob, held: HeldOut, *, compares_rates: bool) -> Se
         except NotSideBySide:
             alone = []
             for number, run in enumerate(trial.runs):
-                outputs = trial.outputs
-                if outputs.checkpoints is not None:
-                    outputs = dataclasses.replace(outputs, checkpoints=outputs.checkpoints / str(number))
-                result = train_job(dataclasses.replace(trial, runs=(run,), outputs=outputs))
+                result = train_job(dataclasses.replace(trial, runs=(run,), outputs=trial.outputs.below(str(number))))
                 alone.append(select_run(result.learnables, 0))
             learnables = stack_runs(alone)
         bar.at_work("evaluating")
@@ -271,22 +268,14 @@ def _trial(job: TrainJob, held: HeldOut, rates: Sequence[float]) -> TrainJob:
     runs = tuple(
         dataclasses.replace(run, images=images, protocol=protocol, learning_rate=rate) for rate in rates or (None,)
     )
-    checkpoints = job.outputs.checkpoints
-    outputs = dataclasses.replace(
-        job.outputs,
-        checkpoints=None if checkpoints is None else checkpoints / "selection",
-        metrics=None,
-        ends_on_failure=False,
+    trial = dataclasses.replace(
+        job, runs=runs, outputs=job.outputs.below("selection", metrics=None, ends_on_failure=False)
     )
     if not rates:
-        return dataclasses.replace(job, runs=runs, outputs=outputs)
-    bar = Progress(title=f"comparing {len(rates)} learning rates", shown=outputs.progress.shown)
-    return dataclasses.replace(
-        job,
-        recipe=job.training.shortened(job.examples),
-        runs=runs,
-        outputs=dataclasses.replace(outputs, progress=bar),
-    )
+        return trial
+    bar = Progress(title=f"comparing {len(rates)} learning rates", shown=job.outputs.progress.shown)
+    outputs = dataclasses.replace(trial.outputs, progress=bar)
+    return dataclasses.replace(trial, recipe=job.training.shortened(job.examples), outputs=outputs)
 
 
 def nothing_held_out(job: TrainJob, held: HeldOut, *, compares_rates: bool) -> str:

@@ -112,7 +112,6 @@ def fit_student(
         start = initial if start is None else start
         # The folder is named by all that a cycle depends on, so other fits beside this one find it, and no other.
         name = f"{Path(task.method_name).stem}-{identity([teacher, task, images, recipe, seed, start])[:12]}"
-        folder = None if outputs.checkpoints is None else outputs.checkpoints / name
         progress = outputs.progress.part(steps, f"{task.method_name} fitted to {teacher.task.method_name}")
         job = TrainJob(
             context=context,
@@ -120,7 +119,7 @@ def fit_student(
             recipe=recipe,
             runs=(Run(run_images, seed, protocol, start=None if start is None else start.learnables),),
             teacher=teacher,
-            outputs=dataclasses.replace(outputs, checkpoints=folder, progress=progress, keeps_last=True),
+            outputs=outputs.below(name, progress=progress, keeps_last=True),
         )
         student = Tuned(task, select_run(train_job(job).learnables, 0))
         progress.at_work("predicting")

@@ -66,10 +66,7 @@ def sweep(
     # Processes with other specs would wait for one another in the middle of a group, without an error.
     hosts.assert_same("the runs of the sweep", [spec.key for spec in specs])
     paths = SweepPaths(workdir, run_names(specs))
-    if other := hosts.from_first(paths.other_kind):
-        raise ClipbiasError(
-            f"{workdir} holds {other}, which `predict` and others would take; choose another --workdir."
-        )
+    paths.refuse_other_kind()
 
     def finished_rows() -> list[Row]:
         # With today's facts: the rates that a finished run was selected from may be more by now.

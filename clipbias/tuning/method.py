@@ -1,7 +1,7 @@
 """The protocol of adaptation methods: presets, options, hooks, and operations on learnables.
 
-A method needs `init`, and `adapt` unless its learnables are fields of `Adaptation`. Every other hook has a default, or is
-optional: `None` where a method lacks it. An unused hook leaves no trace in the compiled programs.
+A method needs `init`, and `adapt` unless its learnables are fields of `Adaptation`. Every other hook has a default, or
+is optional: `None` where a method lacks it. An unused hook leaves no trace in the compiled programs.
 """
 
 import abc
@@ -19,7 +19,8 @@ import optax
 from flax import traverse_util
 
 from clipbias.checks import Range, check_fields
-from clipbias.clip import Adaptation, Clip, ClipConfig
+from clipbias.clip import Clip, ClipConfig
+from clipbias.clip.adaptation import Adaptation as Adaptation
 from clipbias.clip.layers import check_changes
 from clipbias.clip.params import Params
 from clipbias.constants import WORDS

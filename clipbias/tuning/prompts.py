@@ -18,7 +18,9 @@ from clipbias.clip.text import text_tokens
 from clipbias.clip.tokenizer import encode, framed, pad
 from clipbias.constants import DEFAULT_TEMPLATE
 from clipbias.data.catalog import name_in_prompt
-from clipbias.data.dataset import Descriptions, as_descriptions
+from clipbias.data.dataset import Descriptions as Descriptions
+from clipbias.data.dataset import as_descriptions
+from clipbias.data.dataset import read_descriptions as read_descriptions
 from clipbias.errors import ClipbiasError
 from clipbias.identity import counted_by, identity, no_effect, parts
 from clipbias.io import shorten
