@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import operator
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -131,19 +132,16 @@ def make_groups(specs: Sequence[RunSpec], most: int | None = None) -> list[Group
     `most=None` takes `MOST_RUNS`, or all seeds of one rate where these are more.
     """
     # Specs that differ in seed or learning rate alone share shapes, and so a program: `vmap` trains them side by side.
-    alike: dict[str, list[RunSpec]] = {}
+    alike: dict[str, dict[float | None, list[RunSpec]]] = {}
     for spec in specs:
         recipe = spec.recipe and spec.recipe.with_learning_rate(0.0)
         common = dataclasses.replace(spec, seed=0, start_seed=None, recipe=recipe)
-        alike.setdefault(common.key, []).append(spec)
+        alike.setdefault(common.key, {}).setdefault(spec.learning_rate, []).append(spec)
     groups: list[Group] = []
-    for of_group in alike.values():
-        by_rate: dict[float | None, list[RunSpec]] = {}
-        for spec in of_group:
-            by_rate.setdefault(spec.learning_rate, []).append(spec)
-        size = most or max(MOST_RUNS, *map(len, by_rate.values()))
-        rates_per_group = max(1, size // max(map(len, by_rate.values())))
-        for together in _batched(list(by_rate.values()), rates_per_group):
+    for by_rate in alike.values():
+        seeds = max(map(len, by_rate.values()))
+        size = most or max(MOST_RUNS, seeds)
+        for together in _batched(list(by_rate.values()), max(1, size // seeds)):
             groups += map(tuple, _batched(list(itertools.chain.from_iterable(together)), size))
     return groups
 
@@ -190,12 +188,9 @@ def seen_in_training(notes: Mapping[str, Any], dataset: Dataset, classes: Classe
 def part_of(specs: Sequence[RunSpec], part: tuple[int, int]) -> list[RunSpec]:
     """Returns part `i` of `n`: every n-th method, dataset and number of shots, with all seeds and rates."""
     # Whole cells: a table's cell, and the selection of a cell's rate, need all seeds and rates in one part.
-    cells = {cell: number for number, cell in enumerate(dict.fromkeys(map(_cell, specs)))}
-    return [spec for spec in specs if cells[_cell(spec)] % part[1] == part[0]]
-
-
-def _cell(spec: RunSpec) -> tuple[str, str, int | None]:
-    return spec.method, spec.dataset, spec.shots
+    cell_of = operator.attrgetter("method", "dataset", "shots")
+    numbers = {cell: number for number, cell in enumerate(dict.fromkeys(map(cell_of, specs)))}
+    return [spec for spec in specs if numbers[cell_of(spec)] % part[1] == part[0]]
 
 
 def _batched(items: Sequence[Any], size: int) -> list[Sequence[Any]]:

@@ -202,14 +202,13 @@ def select_learning_rate(divergence: Callable[[float], float], *, first: float =
     `divergence(rate)` fits with a rate; NaN where the fit fails.
     """
     tried = {rate: divergence(rate) for rate in (first, first * RATE_FACTOR, first / RATE_FACTOR)}
-    while len(tried) < most:
+    while True:
         best = min(tried, key=lambda rate: (np.isnan(tried[rate]), tried[rate]))
         # The curve has one valley: the search ends where the best rate lies between two others.
         further = {max(tried): best * RATE_FACTOR, min(tried): best / RATE_FACTOR}
-        if best not in further:
+        if best not in further or len(tried) >= most:
             return best
         tried[further[best]] = divergence(further[best])
-    return min(tried, key=lambda rate: (np.isnan(tried[rate]), tried[rate]))
 
 
 def mean_divergence(teacher: Tuned, student: Tuned, split: Split, context: SweepContext) -> float:

@@ -33,21 +33,12 @@ class ClassTexts:
     """Class texts, padded to the longest list: `n` texts for each of `C` classes.
 
     `texts`, with tokens `[n · C, N]`, are the first text of every class, then the second, …; a class with fewer than
-    `n` texts repeats its first. `counts [C]` are the numbers of texts.
+    `n` texts repeats its first. `counts [C]` are the numbers of texts, where they differ.
     """
 
     texts: Sequence[str]
     tokens: TextTokens
-    counts: tuple[int, ...]
-
-    @property
-    def most(self) -> int:
-        return max(self.counts)
-
-    @property
-    def differing(self) -> tuple[int, ...] | None:
-        """`counts` where they differ."""
-        return self.counts if len(set(self.counts)) > 1 else None
+    counts: tuple[int, ...] | None = None
 
 
 def names_in_prompt(names: Sequence[str], prompt: PromptText) -> list[str]:
@@ -93,8 +84,7 @@ def template_texts(clip: Clip, class_names: Sequence[str], prompt: PromptText) -
 
         rows[i] = move(row)
         contexts[i] = move(contexts[i])
-    counts = (len(prompt.templates),) * len(class_names)
-    return ClassTexts(tuple(texts), _padded(clip, rows, texts, contexts), counts)
+    return ClassTexts(tuple(texts), _padded(clip, rows, texts, contexts))
 
 
 def text_layout(adaptation: Adaptation, prompt: PromptText, templates: int, texts: int) -> tuple[int, bool]:
@@ -374,7 +364,8 @@ def described_texts(clip: Clip, descriptions: Descriptions, class_names: Sequenc
                 f"{shorten(class_names[i % len(class_names)])!r}, {shorten(texts[i])!r}, and this model reads at most "
                 f"{longest}; shorten it."
             )
-    return ClassTexts(tuple(texts), _padded(clip, rows, texts, contexts=()), counts)
+    differing = counts if len(set(counts)) > 1 else None
+    return ClassTexts(tuple(texts), _padded(clip, rows, texts, contexts=()), differing)
 
 
 def without_missing(features: jax.Array, counts: Sequence[int]) -> jax.Array:
