@@ -21,11 +21,11 @@ from clipbias.errors import ClipbiasError
 from clipbias.intervals import accuracy_words
 from clipbias.io import read_json
 from clipbias.settings import as_json
-from clipbias.training.cautions import cautions_of_row
 from clipbias.training.context import SweepContext
 from clipbias.training.progress import Progress
 from clipbias.training.rates import Rates
 from clipbias.training.run import run_group
+from clipbias.training.select import cautions_of_row
 from clipbias.training.spec import Group, Row, RunSpec
 from clipbias.training.sweep import SweepAxes, make_specs, write_group, write_results
 from clipbias.training.workdir import SweepPaths, note_model, note_runs, open_workdir, write_json

@@ -22,7 +22,6 @@ from clipbias.training.calibration import temperature_images
 from clipbias.training.device import Compute
 from clipbias.training.evaluator import Budget, Evaluator
 from clipbias.training.forward import make_evaluation
-from clipbias.training.run_images import draw
 from clipbias.training.spec import RunSpec
 from clipbias.tuning import Sampling, Task
 from clipbias.tuning.method import Method
@@ -80,7 +79,18 @@ class SweepContext:
     def drawn(self, spec: RunSpec) -> protocols.EvalProtocol:
         """Returns the few-shot split of a run, before its validation policy; methods share it."""
         of_draw = spec.protocol, spec.dataset, spec.shots, spec.seed, spec.targets, spec.concentration
-        return self.keep(("drawn", of_draw), lambda: draw(spec, self.datasets.__getitem__))
+        make = functools.partial(
+            protocols.make_protocol,
+            spec.protocol,
+            spec.dataset,
+            self.datasets.__getitem__,
+            # A method that takes no training image has no shots; any number gives the same test images.
+            shots=1 if spec.shots is None else spec.shots,
+            seed=spec.seed,
+            targets=spec.targets or None,
+            concentration=protocols.CONCENTRATION if spec.concentration is None else spec.concentration,
+        )
+        return self.keep(("drawn", of_draw), make)
 
     def bind(self, method: Method, dataset: Dataset, method_name: str | None = None) -> Task:
         # Kept: tokenizing and packing the texts of a thousand classes takes seconds.

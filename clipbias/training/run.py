@@ -1,7 +1,8 @@
 """A group of runs from specs to rows in five steps: prepare, select, train, score, save.
 
 A group runs the same way whenever it runs, so an interrupted group ends with the same numbers to the last bit.
-`fit_task` selects and trains a job from memory, without files.
+`fit_task` selects and trains a job from memory, without files. Each image has one use, which only this module decides:
+training, selection of settings, calibration or test.
 """
 
 import dataclasses
@@ -20,19 +21,19 @@ from clipbias.data.confusion import class_summary
 from clipbias.data.few_shot import images_per_class
 from clipbias.data.held_out import HeldOut
 from clipbias.data.images import Images
+from clipbias.data.protocols import EvalProtocol, EvaluationSet
 from clipbias.identity import identity
 from clipbias.sentences import counted
 from clipbias.training import placement
-from clipbias.training.cautions import cautions_of_fit
 from clipbias.training.context import SweepContext
 from clipbias.training.evaluator import RunPredictions
 from clipbias.training.loop import Run, RunOutputs, TrainJob, TrainResult, check_images, train_job, validation_images
 from clipbias.training.memory import fit_evaluation
 from clipbias.training.predictions import predictions_name, save_predictions
 from clipbias.training.progress import Progress
-from clipbias.training.run_images import calibration_images, fit_images, under_policy
 from clipbias.training.select import (
     Selection,
+    cautions_of_fit,
     frozen_job,
     kept_selection,
     needs_validation,
@@ -165,6 +166,28 @@ def make_job(group: Group, context: SweepContext, outputs: RunOutputs | None = N
     )
 
 
+def under_policy(drawn: EvalProtocol, spec: RunSpec) -> EvalProtocol:
+    """Returns the split with the validation images that the spec's policy allows."""
+    if spec.validation == held_out.POLICY:
+        return held_out.by_the_rule(drawn, spec.seed)
+    if spec.validation == held_out.SHOT:
+        return held_out.hold_out_a_shot(drawn, spec.seed)
+    return drawn
+
+
+def calibration_images(drawn: EvalProtocol, spec: RunSpec) -> tuple[Split | None, str]:
+    """Returns the images that calibrate a run, or `None` and the reason; `drawn` is the split before its policy."""
+    if spec.validation not in (UNSELECTED, held_out.POLICY):
+        return None, f"no prediction sets: its validation images ({spec.validation}) selected a setting"
+    images = held_out.left_to_calibrate(drawn, spec.seed, selects=spec.validation == held_out.POLICY)
+    if images is not None:
+        return images, ""
+    return None, (
+        f"no prediction sets: fewer than {held_out.FEWEST_TO_CALIBRATE} images neither train nor select a setting; "
+        "give (more) validation images"
+    )
+
+
 def select(prepared: PreparedGroup, workdir: Path, *, compares_rates: bool) -> PreparedGroup:
     """Selects the settings of a run on held-out images, or reads them from the work folder's `selection.json`."""
     job = prepared.job
@@ -274,7 +297,7 @@ def save(
 
 
 def evaluate_test(
-    job: TrainJob, learnables: Learnables, evaluation: protocols.EvaluationSet
+    job: TrainJob, learnables: Learnables, evaluation: EvaluationSet
 ) -> tuple[Task, Learnables, RunPredictions]:
     """Evaluates all runs of a job on test images; `learnables [R, …]` lie on the host.
 
@@ -342,6 +365,27 @@ def calibrate(model: Tuned, split: Split, context: SweepContext) -> Calibration:
     logits, read = split_logits(model, Images(split), context)
     scale = float(np.exp(np.asarray(model.task.method.logit_scale(model.clip.params))))
     return Calibration.of(logits[read], split.labels[read], scale)
+
+
+def fit_images(
+    dataset: Dataset, *, shots: int | None, seed: int, selects: bool, calibrates: bool | None
+) -> tuple[EvalProtocol, HeldOut, Split | None]:
+    """Divides the images of a dataset for `fit_task`: those of the protocol, of a selection, and of calibration.
+
+    Raises `ClipbiasError` where too few images are left to calibrate, and `calibrates` requires them.
+    """
+    drawn = protocols.full(dataset) if shots is None else protocols.few_shot(dataset, shots=shots, seed=seed)
+    calibration = None
+    if calibrates is not False:
+        calibration = held_out.left_to_calibrate(drawn, seed, selects=selects, required=bool(calibrates))
+    # Also where nothing is calibrated, as in `train`: the same images select, and the others may fit a temperature.
+    held = held_out.hold_out_of(drawn, seed, calibrates=selects)
+    validation = None if held.from_training else held.choose
+    if validation is None or held.calibrate is not None:
+        # Training images outside the few-shot split validate under the protocol of a benchmark, never for a user; and
+        # an image that calibrates must not validate.
+        drawn = dataclasses.replace(drawn, validation=lambda: validation)
+    return drawn, held, calibration
 
 
 def fit_task(

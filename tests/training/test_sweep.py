@@ -23,8 +23,7 @@ from clipbias.training import calibration, loop, placement
 from clipbias.training.loop import validation_images
 from clipbias.training.predictions import KnownPredictions
 from clipbias.training.rates import PER_CELL, PER_METHOD, Rates, select_learning_rates
-from clipbias.training.run import make_job
-from clipbias.training.run_images import under_policy
+from clipbias.training.run import make_job, under_policy
 from clipbias.training.spec import VALIDATION, Row, RunSpec, group_key, make_groups, part_of, run_names
 from clipbias.training.sweep import RESULTS, VALIDATED, parse_part
 from clipbias.training.workdir import SweepPaths, open_workdir, write_json
