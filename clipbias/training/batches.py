@@ -206,7 +206,6 @@ class TrainingFeatures:
         self.batch_size = placement.rows(self.reading.mesh, min(self.batch_size, len(self.images)))
         self.readable = np.ones(len(self.images), bool)
         self._passes: np.ndarray | None = None
-        self._plain: np.ndarray | None = None
         self._seconds: list[float] = []  # of each batch, from files to features
 
     def passes(self, count: int) -> np.ndarray:
@@ -233,17 +232,15 @@ class TrainingFeatures:
         assert self._passes is not None
         return self._passes[:count]
 
+    @functools.cached_property
     def plain(self) -> np.ndarray:
         # One pass of the images as they are evaluated, `[1, N, d]`.
-        if self._plain is None:
-            resizing = self.static.preprocessing.resizing
-            batches = self.reading.batches(self.images, resizing=resizing, batch_size=self.batch_size)
-            self._plain = self._compute(batches, 1)
-        return self._plain
+        resizing = self.static.preprocessing.resizing
+        return self._compute(self.reading.batches(self.images, resizing=resizing, batch_size=self.batch_size), 1)
 
     def support(self, sampling: Sampling) -> np.ndarray:
         """Returns the passes for `FeatureMethod.support`, `[E, N, d]`, also of unreadable images."""
-        return self.passes(sampling.passes) if sampling.passes else self.plain()
+        return self.passes(sampling.passes) if sampling.passes else self.plain
 
     def training(self, sampling: Sampling, epochs: int) -> np.ndarray:
         """Returns the passes for so many epochs of training, `[E, N, d]`: one for each epoch if they are fresh."""

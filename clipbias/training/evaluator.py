@@ -232,10 +232,7 @@ class Evaluator:
         )
 
     def validate(self, static: EvalStatic, inputs: EvalInputs, *, finite: bool = True) -> list[Row]:
-        """Returns `{"accuracy", "correct", "images", "loss"}` of each run: percent, counts, mean cross-entropy in nats.
-
-        With `finite` it raises `ClipbiasError` where a loss is not finite.
-        """
+        """Returns `{"accuracy", "correct", "images", "loss"}` of each run: percent, counts, mean cross-entropy."""
         inputs = encode_texts(static, inputs)
         # No temperature and no calibration: fewer results leave the device, and no program of `evaluate` is compiled.
         (correct, loss), labels = self._each_batch(

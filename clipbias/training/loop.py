@@ -79,10 +79,9 @@ class RunOutputs:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TrainJob:
-    """Runs that train side by side in one program, bound to model, images and devices.
+    """Runs that train side by side in one program, bound to model, images and devices. Without recipe it makes no step.
 
-    A *stage*, a training with its own optimiser, is a job too (`plan_stages`), with its task, recipe and plan. A job
-    without recipe makes no step. With a teacher, runs learn its predictions in place of labels.
+    A *stage*, a training with its own optimiser, is a job too (`plan_stages`). A teacher's predictions replace labels.
     """
 
     context: SweepContext
@@ -476,7 +475,7 @@ def sample_features(job: TrainJob) -> list[Samples]:
         split = run.protocol.validation() if sampling.validation else None
         if split is not None:
             source = context.features(Images(split), run.start_seed, sampling)
-            validation = source.plain()[0][source.readable]
+            validation = source.plain[0][source.readable]
             validation_labels = split.labels[source.readable]
         source = context.features(run.images, run.start_seed, sampling)
         # Before the labels: computing the features finds out which images are `readable`.

@@ -197,10 +197,7 @@ def constrain(mesh: Mesh, tree: Tree, *axes: str | None) -> Tree:
 
 
 def place_batch(mesh: Mesh, batch: Tree, *, runs: bool = True) -> Tree:
-    """Puts `[run, batch, …]` arrays on the mesh; each process passes its own `share` of both axes.
-
-    Without `runs` the first axis is no axis of runs: it lies whole on every device.
-    """
+    """Puts `[run, batch, …]` arrays, each process its `share`, on the mesh; without `runs` the first axis is whole."""
 
     def of_leaf(leaf: Leaf) -> jax.Array:
         leaf = np.asarray(leaf)

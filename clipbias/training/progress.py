@@ -450,10 +450,7 @@ class StepProfile:
 
 
 def step_seconds(metrics: Path, steps: Sequence[int]) -> float:
-    """Returns the seconds of a training from its `metrics.jsonl`, also those of earlier processes.
-
-    `steps` are numbers of steps of its stages.
-    """
+    """Returns the seconds of a training whose stages have these steps, earlier processes too, from `metrics.jsonl`."""
     # The median of a stage's steps stands for all: compilation, which takes the same time for 10 steps and for 10,000,
     # and pauses do not count.
     lines = [line for line in _step_lines(metrics) if "seconds" in line]

@@ -299,10 +299,7 @@ def save(
 def evaluate_test(
     job: TrainJob, learnables: Learnables, evaluation: EvaluationSet
 ) -> tuple[Task, Learnables, RunPredictions]:
-    """Evaluates all runs of a job on test images; `learnables [R, …]` lie on the host.
-
-    Returns the task of the evaluation's classes, its learnables, and the predictions, also of padding.
-    """
+    """Evaluates `learnables [R, …]`, on the host, on test images: their task, its learnables, and the predictions."""
     context = job.context
     task = context.bind(job.task.method, evaluation.dataset)
     task = fit_evaluation(task, runs=job.run_axis.padded, mesh=context.mesh)

@@ -36,18 +36,14 @@ class RunSpec:
 
     Attributes:
       method, options: a name of `tuning.METHODS` or the path of a user's file, and all options, resolved.
-      dataset, protocol, targets: training and test images.
       shots: training images per class; `None` for all, or for a method without training images.
-      seed: seed of the few-shot split.
-      start_seed: seed of initial learnables, order and augmentation; `None` for that of the few-shot split.
-      recipe: optimiser, schedule and learning rate; `None` without training.
-      task: identity of frozen model, method, classes and compute type.
-      source: digest of a user's own method, as it was when the spec was made.
-      data: identity of the images of all splits, and of images and classes of the targets.
+      seed, start_seed: of the few-shot split; of initial learnables, order and augmentation, `None` for the former.
+      recipe: `None` without training.
+      task, source, data: identities of frozen model, method, classes and compute type; of a user's own program as it
+        was when the spec was made; of the images of all splits, and of images and classes of the targets.
       score_on: "test", or "validation" where a sweep selects learning rates.
       validation: the validation policy, as tables show it: "none", or the images that select a setting
         (`data.held_out`, `protocols.validation_policy`).
-      concentration: of the protocol "imbalanced".
     """
 
     method: str

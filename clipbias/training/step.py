@@ -36,7 +36,6 @@ class StepStatic:
 
     @classmethod
     def of(cls, task: Task, recipe: Recipe, mesh: Mesh | None = None) -> "StepStatic":
-        """Builds the static arguments from a task."""
         # The step takes the learning rate as an argument, and no step knows how many follow. Constants in their place
         # here make recipes that differ in these alone equal, so that they share a program.
         recipe = dataclasses.replace(recipe, learning_rate=1.0, epochs=None, steps=None)

@@ -142,11 +142,9 @@ def until_plateau(
 ) -> Fit:
     """Fits by cosine cycles with warm restarts (Loshchilov & Hutter 2017, arXiv 1608.03983) until a plateau.
 
-    Each cycle is twice as long as the one before and starts from the best student so far. The fit ends where a cycle,
-    the third or a later one, lowers the divergence by less than a tenth (`PLATEAU`), or after `most_steps`.
-
     `cycle(rate, steps, start)` trains a student, from the method's own start for `None`; `divergence` is its mean KL on
-    held-back images. With `searched` the first cycle searches the learning rate from `rate` on.
+    held-back images. Each cycle starts from the best student so far. With `searched` the first cycle searches the
+    learning rate from `rate` on.
     """
     first, *others = cycle_lengths(most_steps)
     trials: dict[float, Tuned] = {}
@@ -197,10 +195,7 @@ def cycle_lengths(most_steps: int) -> list[int]:
 
 
 def select_learning_rate(divergence: Callable[[float], float], *, first: float = FIRST_RATE, most: int = 8) -> float:
-    """Searches the learning rate of the lowest divergence, up or down from the first, with at most `most` fits.
-
-    `divergence(rate)` fits with a rate; NaN where the fit fails.
-    """
+    """Searches the rate of the lowest `divergence(rate)`, NaN where a fit fails, up or down from the first."""
     tried = {rate: divergence(rate) for rate in (first, first * RATE_FACTOR, first / RATE_FACTOR)}
     while True:
         best = min(tried, key=lambda rate: (np.isnan(tried[rate]), tried[rate]))
