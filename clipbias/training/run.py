@@ -17,7 +17,6 @@ import numpy as np
 from clipbias import hosts
 from clipbias.constants import ZERO_SHOT
 from clipbias.data import Dataset, Split, held_out, protocols
-from clipbias.data.confusion import class_summary
 from clipbias.data.few_shot import images_per_class
 from clipbias.data.held_out import HeldOut
 from clipbias.data.images import Images
@@ -216,8 +215,10 @@ def zero_shot_facts(selected: PreparedGroup, paths: SweepPaths) -> Row:
         return {}
     # Before the training: an evaluation that fails, for lack of memory or an image, costs no step.
     selected.job.outputs.progress.at_work("evaluating zero-shot")
-    _, _, evaluated = evaluate_test(frozen_job(selected.job), {}, selected.job.protocol.evaluations[0])
-    return {"zero_shot_accuracy": evaluated.scores[0]["accuracy"]}
+    evaluation = selected.job.protocol.evaluations[0]
+    task, _, tested = evaluate_test(frozen_job(selected.job), {}, evaluation)
+    scores = tested.scores(evaluation.dataset.split("test").labels, task.class_names)
+    return {"zero_shot_accuracy": scores[0]["accuracy"]}
 
 
 def train(selected: PreparedGroup, *, asked: Method) -> TrainResult:
@@ -242,19 +243,16 @@ def score(selected: PreparedGroup, result: TrainResult, paths: SweepPaths) -> li
         task, transferred, tested = evaluate_test(job, result.learnables, evaluation)
         split = evaluation.dataset.split("test")
         images = split.identity  # once for all runs, since it looks at every file
-        skipped = {"skipped_images": tested.skipped} if tested.skipped else {}
         # Not strict: padding lies behind the runs.
-        for run, (spec, score) in enumerate(zip(group, tested.scores, strict=False)):
-            predicted = tested.predicted[run]
-            summary = class_summary(split.labels, predicted, task.class_names)
-            scores[run][evaluation.name] = score | {"class_summary": summary} | skipped
+        for run, (spec, score) in enumerate(zip(group, tested.scores(split.labels, task.class_names), strict=False)):
+            scores[run][evaluation.name] = score
             if hosts.is_first():
                 identities[run][evaluation.name] = save_predictions(
                     paths.workdir,
                     paths.predictions(spec, evaluation.name),
                     Tuned(task, select_run(transferred, run)),
                     split,
-                    predicted,
+                    tested.predicted[run],
                     tested.log_probs[run],
                     images_identity=images,
                 )

@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
 from scipy.special import log_softmax
@@ -41,14 +40,12 @@ class Form:
 
 
 # From few numbers to many.
-STUDENT_FORMS: Mapping[str, Form] = MappingProxyType(
-    {
-        "vector": Form("bias", "one vector per layer", 0.08),
-        "kind": Form("bias_by_kind", "two vectors per layer", 0.08, folds=False),
-        "layer_norm": Form("layer_norm", "changes of the LayerNorms", 0.02),
-        "lora": Form("lora", "changes of rank 2 in all kernels", 0.01),
-    }
-)
+STUDENT_FORMS: Mapping[str, Form] = {
+    "vector": Form("bias", "one vector per layer", 0.08),
+    "kind": Form("bias_by_kind", "two vectors per layer", 0.08, folds=False),
+    "layer_norm": Form("layer_norm", "changes of the LayerNorms", 0.02),
+    "lora": Form("lora", "changes of rank 2 in all kernels", 0.01),
+}
 
 # Forms that add the same vectors to every image.
 UNIFORM_FORMS = ("vector", "kind")

@@ -1,7 +1,4 @@
-"""MMA (Yang et al. 2024, Multi-Modal Adapter for Vision-Language Models): adapters that share a layer between towers.
-
-The prompt is "a photo of a {}." whatever the dataset.
-"""
+"""MMA (Yang et al. 2024, Multi-Modal Adapter for Vision-Language Models): adapters sharing a layer between towers."""
 
 import dataclasses
 from collections.abc import Sequence
