@@ -55,6 +55,7 @@ CHIPS = {
     "h100": Chip("H100 SXM", 60 * GIB, 9.0, form=_THREE, example="1x1x8"),
 }
 
+# Recent enough for every attention kernel: there is no card whose own could be asked for.
 _CUDNN_VERSION = 91200
 
 
@@ -228,6 +229,7 @@ def exchanges(program: str) -> list[Exchange]:
     for name, each in computations.items():
         for match in filter(None, map(_EXCHANGE.search, each)):
             result, kind, start = match.groups()  # of a result such as `(f32[8,4]{1,0}, f32[])`
+            # A type without a number of bits is `pred`, a byte.
             sizes = [
                 math.prod(map(int, filter(None, shape.split(",")))) * (int(bits) if bits else 8) // 8
                 for _, bits, shape in _SHAPE.findall(result)

@@ -160,6 +160,7 @@ class RunBatches(Iterator[Batch]):
 @functools.lru_cache(maxsize=16)
 def _copies(mesh: Mesh, of_runs: tuple[int, ...]) -> Callable[[Batch], Batch]:
     """Makes the program from `[S, B, …]`, whole along the `run` axis, to `[R, B, …]`, split along it."""
+    # Cached above, since a new function would be compiled for every training.
     sources = np.asarray(of_runs)
     sharding = placement.sharding(mesh, (len(of_runs), 1), placement.RUN, placement.DATA)
     return jax.jit(lambda batch: jax.tree.map(lambda leaf: leaf[sources], batch), out_shardings=sharding)
@@ -203,6 +204,7 @@ class TrainingFeatures:
     crop: float
 
     def __post_init__(self) -> None:
+        # Fewer images than a batch make a smaller program, not one that is mostly padding.
         self.batch_size = placement.rows(self.reading.mesh, min(self.batch_size, len(self.images)))
         self.readable = np.ones(len(self.images), bool)
         self._passes: np.ndarray | None = None
@@ -252,6 +254,7 @@ class TrainingFeatures:
 
     def seconds(self, images: int) -> float:
         """Estimates the time of so many images, also where another method has computed them."""
+        # The median, since the first batch compiles and others wait for the disk.
         return images * statistics.median(self._seconds) / self.batch_size if self._seconds else 0.0
 
     def _compute(self, batches: Batches, passes: int) -> np.ndarray:

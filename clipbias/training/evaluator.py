@@ -201,6 +201,7 @@ class Evaluator:
             read = labels >= 0
             validation_images = int(read.sum())
             fitted = [fit_temperature(of_run[read], labels[read]) for of_run in scores]
+        # 1 where nothing is fitted, and its result is not read: one program serves both cases.
         temperatures = np.asarray([1.0 if value is None else value for value in fitted], np.float32)
 
         def compute(features: jax.Array, mask: jax.Array, labels: jax.Array) -> BatchPredictions:
@@ -211,6 +212,7 @@ class Evaluator:
         if not read.any():
             raise ClipbiasError("none of the images to evaluate on could be read.")
         every = jax.tree.map(lambda values: values[:, read], values)
+        # NaN and infinity pass through the maximum over classes.
         check_finite(every.highest)
         # On the host: XLA's conversion to float16 needs an instruction that not every CPU has. A log-probability below
         # its range becomes -inf.

@@ -299,6 +299,7 @@ def train(job: TrainJob, start: Learnables) -> TrainResult:
                         "command continues."
                     )
             report.catch_up()
+    # PromptSRC evaluates an average of its epochs, all other methods the last step.
     learnables = axis.unpad(state.learnables if state.average is None else state.average)
     return TrainResult(
         learnables=with_constants(placement.device_get(learnables), start),
@@ -448,6 +449,7 @@ def train_job(job: TrainJob) -> TrainResult:
         learnables = _each_run(method.finish, learnables, samples)
         host += time.monotonic() - began
     seconds = sum(result.seconds for result in results)
+    # By time: a share of a short stage says little of the whole.
     waiting = sum(result.waiting_share * result.seconds for result in results)
     return TrainResult(
         learnables=learnables,
@@ -468,6 +470,7 @@ def sample_features(job: TrainJob) -> list[Samples]:
     text = place_text(context.mesh, job.task, context.params)
     assert isinstance(text, jax.Array), "a method on features of images leaves the text tower alone"
     texts = np.asarray(job.task.classifier.split_by_template(text))
+    # In float32, as heads compute it: a search on the host must see the logits that are evaluated.
     scale = float(np.exp(np.float32(context.clip.params["logit_scale"])))
     samples = []
     for run in job.runs:

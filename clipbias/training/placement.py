@@ -147,6 +147,7 @@ class RunAxis:
 @functools.partial(jax.jit, static_argnums=(0, 2))
 def _first_runs(mesh: Mesh, tree: Tree, runs: int) -> Tree:
     def of_leaf(leaf: jax.Array) -> jax.Array:
+        # In a program: no process holds the whole of an array that others share.
         leaf = leaf[:runs] if leaf.ndim else leaf
         return jax.lax.with_sharding_constraint(leaf, sharding(mesh, leaf.shape, RUN))
 

@@ -70,6 +70,7 @@ class Predictor:
         static = dataclasses.replace(self.static, preprocessing=None) if normalised else self.static
         scores, _ = _logits_and_features(static, self.inputs, pixels, mask)
         logits = np.asarray(scores)
+        # Rows that only fill the batch may hold anything.
         check_finite(logits[mask].max(-1))
         return np.asarray(jax.nn.softmax(scores, axis=-1)), logits
 

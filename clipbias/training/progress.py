@@ -247,6 +247,7 @@ def check_trackers(names: Sequence[str]) -> list[str]:
         if tracker not in TRACKERS:
             raise ClipbiasError(f"trackers has {name!r}; choose from {AUTO_TRACKER}, {', '.join(TRACKERS)}.")
         module = TRACKERS[tracker]
+        # Looked for and not imported: trackers take seconds to import.
         if importlib.util.find_spec(module) is not None:
             checked.append(tracker)
         elif name != AUTO_TRACKER:
@@ -305,6 +306,7 @@ class MetricWriter(contextlib.AbstractContextManager["MetricWriter"]):
             return
         try:
             self._file.write(json.dumps({"step": step, **self._total, **values}) + "\n")
+            # At once: whoever follows the file sees every step, and a kill loses none.
             self._file.flush()
         except OSError as error:
             raise ClipbiasError(
@@ -363,6 +365,7 @@ class StepReport:
     ends_on_failure: bool = True
 
     def __post_init__(self) -> None:
+        # Not zero: a run that is stopped before its first report has no loss.
         self.losses = list(self.losses) or [float("nan") for _ in self.seeds]
         self._late: tuple[int, Any, np.ndarray] | None = None
         self._when = time.monotonic()

@@ -279,6 +279,7 @@ def save(
     for run, spec in enumerate(selected.specs):
         row = _row(spec, job, result, run, common, scores[run]) | added[run]
         learnables = select_run(result.learnables, run)
+        # A single run always has its adapter, also of a method that learns nothing: other commands take the folder.
         has_adapter = spec.score_on == TEST and (bool(jax.tree.leaves(learnables)) or paths.single)
         calibration, prediction_sets = None, "no prediction sets: the method learns nothing"
         if calibrates and has_adapter:
@@ -358,6 +359,7 @@ def spec_facts(spec: RunSpec, common: Recipe) -> Row:
 def calibrate(model: Tuned, split: Split, context: SweepContext) -> Calibration:
     """Calibrates a tuned model on images that neither trained it nor selected a setting."""
     logits, read = split_logits(model, Images(split), context)
+    # MCM scores cosines without this factor (Ming et al. 2022); the logits have it.
     scale = float(np.exp(np.asarray(model.task.method.logit_scale(model.clip.params))))
     return Calibration.of(logits[read], split.labels[read], scale)
 
@@ -429,8 +431,10 @@ def fit_task(
     if selection is not None:
         job = selection.of_job(job)
     result = train_job(job)
+    # On the default device: a user jits and differentiates with them, step after step.
     model = Tuned(job.task, jax.tree.map(jnp.asarray, select_run(result.learnables, 0)))
     # `data` and `training` name images and settings, by which adapters of one training, and changed data, are known.
+    # The test images decide nothing: with others it is still the same training.
     pools = {name: split for name, split in dataset.splits.items() if name != "test"}
     start = {} if start_seed is None else {"start_seed": start_seed}
     data = identity(pools)  # once, since it looks at every file

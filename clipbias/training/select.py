@@ -244,6 +244,7 @@ def kept_selection(workdir: Path, key: str, make: Callable[[], Selection | None]
         return Selection.of_note(stored["choice"])
     selection = make()
     if selection is not None and hosts.is_first():
+        # Before the training: a run that continues must not select another rate.
         content = {"key": key, "learning_rate": selection.best.learning_rate, "choice": selection.note}
         write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
     return selection

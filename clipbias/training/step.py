@@ -215,6 +215,7 @@ def loss_and_gradient(
     if taught or classifier.method.combine is None:
 
         def objective(learnables: Learnables) -> tuple[jax.Array, jax.Array]:
+            # `reduce`, not `sum`, which would add the first term to a zero.
             losses, accuracy = mean_losses(learnables)
             return functools.reduce(jnp.add, losses.values()), accuracy
 
@@ -273,6 +274,7 @@ def train_step(
     if average is not None and weight is not None:
         average = jax.tree.map(lambda a, p: a + weight * p, average, learnables)
     state = TrainState(learnables, opt_state, state.step + 1, average)
+    # Over all axes but that of the runs: each run has a norm of its own.
     squares = [jnp.square(g).sum(range(1, g.ndim)) for g in jax.tree.leaves(gradient)]
     metrics = {"loss": loss, "accuracy": accuracy, "gradient_norm": jnp.sqrt(sum(squares))}
     if static.mesh is None:

@@ -68,6 +68,7 @@ class Fit:
 
 def fit_recipe(*, learning_rate: float, steps: int = FIT_STEPS, batch_size: int = FIT_BATCH) -> Recipe:
     """Adam with a cosine over all steps, without decay or augmentation."""
+    # Not augmented: the teacher then sees each image once, not in every step (`TaughtBatches`).
     return Recipe(
         learning_rate=learning_rate,
         optimizer="adam",

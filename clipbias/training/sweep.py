@@ -79,6 +79,7 @@ def sweep(
         """Whether a later run, on other images or with other settings, overwrote the files of this row."""
         names: Mapping[str, str] = row.get("predictions", {})
         stored = {name: stored_identity(workdir / PREDICTIONS_FOLDER / f"{file}.npz") for name, file in names.items()}
+        # A file that is gone or damaged is no sign of another run.
         return any(value not in (None, row["identities"][name]) for name, value in stored.items())
 
     replaced = hosts.from_first(lambda: [row["key"] for row in rows if is_replaced(row)])

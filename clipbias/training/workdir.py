@@ -119,6 +119,7 @@ def _note(folder: Path, **facts: Any) -> None:
 
 def _git_state() -> dict[str, Any] | None:
     def git(*arguments: str) -> str:
+        # A repository on a slow disk must not hold up a run.
         done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, timeout=10)
         return done.stdout.strip() if done.returncode == 0 else ""
 

@@ -152,6 +152,7 @@ class GDA(FrozenTowers, FeatureMethod):
 def gaussian(means: np.ndarray, precision: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """`W [C, d]` and `b [C]` of the class means `[C, d]` and the precision `[d, d]`, all classes equally likely."""
     weight = means @ precision
+    # The log density of N(μ_c, P⁻¹) without terms that all classes have.
     return weight, -np.log(len(means)) - 0.5 * (weight * means).sum(-1)
 
 

@@ -99,6 +99,7 @@ class TipAdapter(FrozenTowers, FeatureMethod):
         return self.scale * cosines(features) + constants["alpha"] * cached
 
     def sampling(self) -> Sampling:
+        # The authors' crops: random ones of 50 to 100 % of the image.
         return Sampling(passes=10, crop=0.5, validation=True)
 
     def support(self, learnables: Learnables, samples: Samples) -> Learnables:
