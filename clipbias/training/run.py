@@ -59,12 +59,11 @@ VOLATILE = ("seconds", "training_seconds", "waiting_share")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PreparedGroup:
-    """Group with its job: `asked` as the caller gave it, `specs` with the validation policy and selected settings.
+    """Group with its job: `specs` with the validation policy and selected settings.
 
     `held` are images on which settings are compared; `selection` are the settings that were selected on them.
     """
 
-    asked: Group
     specs: Group
     job: TrainJob
     held: HeldOut | None = None
@@ -94,7 +93,7 @@ def run_group(
     outputs = RunOutputs(checkpoints=paths.checkpoints(group), metrics=paths.metrics(group), progress=progress)
     prepared = prepare(group, context, outputs, compares_rates=compares_rates)
     check_images(prepared.job, other_images(prepared))
-    selected = select(prepared, paths.workdir, compares_rates=bool(compares_rates))
+    selected = select(prepared, paths.workdir, group[0].key, compares_rates=bool(compares_rates))
     zero_shot = zero_shot_facts(selected, paths)
     result = train(selected, asked=prepared.job.task.method)
     scores = score(selected, result, paths)
@@ -110,7 +109,7 @@ def prepare(
     """Decides which images train and select, and makes the job of a group."""
     outputs.progress.at_work("reading images")
     if compares_rates is None:
-        return PreparedGroup(group, group, make_job(group, context, outputs))
+        return PreparedGroup(group, make_job(group, context, outputs))
     (spec,) = group
     # From the split before its policy: the rule would take a part of its own part otherwise.
     held = held_out.hold_out_of(context.drawn(spec), spec.seed, calibrates=True)
@@ -119,7 +118,7 @@ def prepare(
     task = context.bind(spec.make_method(), context.drawn(spec).source, spec.method)
     if needs_validation(task, spec.recipe, compares_rates=compares_rates):
         specs = (dataclasses.replace(spec, validation=held_out.POLICY),)
-    return PreparedGroup(group, specs, make_job(specs, context, outputs), held)
+    return PreparedGroup(specs, make_job(specs, context, outputs), held)
 
 
 def other_images(prepared: PreparedGroup) -> list[Split]:
@@ -187,8 +186,8 @@ def calibration_images(drawn: EvalProtocol, spec: RunSpec) -> tuple[Split | None
     )
 
 
-def select(prepared: PreparedGroup, workdir: Path, *, compares_rates: bool) -> PreparedGroup:
-    """Selects the settings of a run on held-out images, or reads them from the work folder's `selection.json`."""
+def select(prepared: PreparedGroup, workdir: Path, key: str, *, compares_rates: bool) -> PreparedGroup:
+    """Selects the settings of the run that was asked for as `key`, or reads them from its `selection.json`."""
     job = prepared.job
     held = prepared.held
     if held is None:
@@ -197,9 +196,8 @@ def select(prepared: PreparedGroup, workdir: Path, *, compares_rates: bool) -> P
         job.outputs.progress.say(sentence)
     if not needs_validation(job.task, job.recipe, compares_rates=compares_rates):
         return prepared
-    (asked,) = prepared.asked
     make = functools.partial(select_settings, job, held, compares_rates=compares_rates)
-    selection = kept_selection(workdir, asked.key, make)
+    selection = kept_selection(workdir, key, make)
     # Nothing is selected where the method searches on its validation split while it trains.
     if selection is None:
         return prepared

@@ -81,11 +81,6 @@ class RunSpec:
         return None if self.recipe is None else self.recipe.learning_rate
 
     @property
-    def name(self) -> str:
-        """File name: method, dataset, shots and seed. Specs that differ in other fields share it (`run_names`)."""
-        return f"{group_name((self,))}-{self.seeds}"
-
-    @property
     def seeds(self) -> str:
         return f"seed{self.seed}" + ("" if self.start_seed is None else f"-start{self.start_seed}")
 
@@ -209,7 +204,7 @@ def run_names(specs: Iterable[RunSpec]) -> dict[str, str]:
     """Returns a file name for each spec by its key; with the learning rate where several are compared."""
     named: dict[str, list[RunSpec]] = {}
     for spec in specs:
-        named.setdefault(spec.name, []).append(spec)
+        named.setdefault(f"{group_name((spec,))}-{spec.seeds}", []).append(spec)
     return {
         spec.key: name if len(alike) == 1 else f"{group_name((spec,))}-rate{spec.learning_rate:g}-{spec.seeds}"
         for name, alike in named.items()
