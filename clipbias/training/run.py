@@ -50,8 +50,7 @@ from clipbias.tuning import Recipe, Task, parameter_count
 from clipbias.tuning.adapter import write_adapter
 from clipbias.tuning.conformal import Calibration
 from clipbias.tuning.method import Learnables, Method, select_run
-from clipbias.tuning.transfer import transfer
-from clipbias.tuning.tuned import Tuned
+from clipbias.tuning.tuned import Tuned, transfer
 
 # Fields of a row that differ between equal runs. Adapters leave them out, so that equal runs write equal files.
 VOLATILE = ("seconds", "training_seconds", "waiting_share")

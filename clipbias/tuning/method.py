@@ -146,7 +146,7 @@ class Method(abc.ABC):
       transfer(learnables, labels, source, target): one run's learnables for other classes. `labels [C']` are their
         training labels, -1 for classes that training did not see; `source` and `target` plain CLIP's text features
         `[S, C, d]` of the training classes and of the others. It may raise `ClipbiasError`. Without it rows of known
-        classes stay, and new rows are those of `init` (`tuning.transfer`).
+        classes stay, and new rows are those of `init` (`tuned.transfer`).
     """
 
     presets: ClassVar[Mapping[str, Preset]] = {}

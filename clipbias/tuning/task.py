@@ -505,7 +505,7 @@ class Task:
         descriptions: Descriptions | Mapping[str, Sequence[str]] | None = None,
         free_text: bool | None = None,
     ) -> "Task":
-        """The same method with other classes. Learnables may not fit them: see `tuning.transfer`."""
+        """The same method with other classes. Learnables may not fit them: see `tuned.transfer`."""
         # Template, descriptions and `free_text` stay, unless a dataset brings classes that are new here.
         given, own = Classes.of(class_names), self.classes
         # Names are compared as the model reads them: "maine_coon" is a known class if "maine coon" is.
