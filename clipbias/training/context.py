@@ -50,6 +50,7 @@ class SweepContext:
         self.compute = compute
         self.mesh = mesh
         self.dtype = dtype
+        # Once: all tasks of the sweep read the same frozen weights, as arguments of their programs.
         self.params = placement.place_weights(mesh, clip.params, dtype, shapes=not placement.is_there(mesh))
         self.reading = Reading(mesh, on_image_error, Workers(compute.workers))
         # Two thirds for training images, which every epoch reads again.
@@ -115,6 +116,7 @@ class SweepContext:
 
         def label() -> tuple[np.ndarray, np.ndarray]:
             static, inputs = make_evaluation(teacher, self.params, {}, runs=1, mesh=self.mesh)
+            # Not kept: features of a whole dataset would take the budget of its test images.
             evaluation = self.evaluator(split, keeps=False).evaluate(static, inputs)
             # Unreadable images are the least certain of all.
             other_odds = np.full(len(split), np.inf, np.float32)
@@ -127,15 +129,12 @@ class SweepContext:
 
     def features(self, images: Images, seed: int, sampling: Sampling) -> TrainingFeatures:
         # Methods with the same crops share them.
-
-        def make() -> TrainingFeatures:
-            static = FeatureStatic(self.clip.config, self.clip.preprocessing, self.dtype, sampling.projected)
-            batch_size = self.compute.eval_batch_size
-            return TrainingFeatures(
-                static, self.params, images, self.reading, batch_size=batch_size, seed=seed, crop=sampling.crop
-            )
-
-        return self.keep(("features", images.split.digest, seed, sampling.crop, sampling.projected), make)
+        static = FeatureStatic(self.clip.config, self.clip.preprocessing, self.dtype, sampling.projected)
+        batch_size, crop = self.compute.eval_batch_size, sampling.crop
+        make = functools.partial(
+            TrainingFeatures, static, self.params, images, self.reading, batch_size=batch_size, seed=seed, crop=crop
+        )
+        return self.keep(("features", images.split.digest, seed, crop, sampling.projected), make)
 
     def evaluator(self, split: Split, *, keeps: bool = True) -> Evaluator:
         """Returns the evaluator of a split; it `keeps` features that runs share, within the budget of the sweep."""

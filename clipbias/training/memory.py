@@ -189,6 +189,7 @@ class MemoryPlan:
 
     def apply(self, task: Task) -> Task:
         if self.is_fastest:
+            # Undoes an earlier plan of the task, too.
             return task.with_memory()
         keep, _ = REMATS[self.remat]
         return task.with_memory(remat=keep, class_chunks=self.class_chunks)

@@ -71,7 +71,7 @@ def test_another_start_on_the_same_images(clip, colours, recipe, tmp_path):
     assert [spec.start_seed for spec in specs] == [None, None, 5, None]  # a seed's own start is no other run
     specs = specs[:3]
     assert len(make_groups(specs)) == 1 and len({spec.key for spec in specs}) == 3
-    assert specs[2].name == "vpt-colours-2shots-seed1-start5"
+    assert run_names(specs)[specs[2].key] == "vpt-colours-2shots-seed1-start5"
     rows = tiny.run(specs)
     drawn = [tiny.context.drawn(spec).source.split("train").digest for spec in specs]
     assert drawn[2] == drawn[0] != drawn[1] and rows[2]["learning_rate"] == rows[0]["learning_rate"]

@@ -54,6 +54,7 @@ class GDA(FrozenTowers, FeatureMethod):
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
         classes = len(class_names)
         width = clip.config.projection_width
+        # Shapes alone: `support` makes all of them, of rows whose number is not known yet.
         rows, precision = np.zeros((0, width)), np.zeros((width, width))
         return self._learnables(np.zeros((classes, width)), np.zeros(classes), self.alpha, rows, precision)
 

@@ -79,6 +79,7 @@ class TipAdapter(FrozenTowers, FeatureMethod):
     beta_max: Weight = 7.0
 
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
+        # No key yet: the axis of length 0 stands for any number of training images.
         keys = np.zeros((0, clip.config.projection_width), np.float32)
         return self._learnables(keys, np.zeros(0), self.alpha, self.beta)
 
