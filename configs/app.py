@@ -1,7 +1,4 @@
-"""A page to play with: zero-shot beside tuned adapters on any picture and any class names.
-
-python -m experiments.app --config.adapters=workdir/demo/adapters
-"""
+"""A page to play with: zero-shot beside tuned adapters on any picture and any class names."""
 
 import dataclasses
 from typing import Annotated

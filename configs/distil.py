@@ -1,7 +1,4 @@
-"""Distillation of an adapter into a plain CLIP.
-
-python -m experiments.distil --config.adapters=workdir/maple --config.output=workdir/distilled
-"""
+"""Distillation of an adapter into a plain CLIP."""
 
 import dataclasses
 

@@ -1,7 +1,4 @@
-"""Evaluation of an adapter, or of zero-shot CLIP where `adapters` is empty.
-
-python -m experiments.evaluate --config.adapters=workdir/digits
-"""
+"""Evaluation of an adapter, or of zero-shot CLIP where `adapters` is empty."""
 
 import dataclasses
 

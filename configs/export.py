@@ -1,7 +1,4 @@
-"""An adapter for other programs.
-
-python -m experiments.export --config.adapters=workdir/digits --config.output=workdir/export/digits
-"""
+"""An adapter for other programs."""
 
 import dataclasses
 

@@ -1,7 +1,4 @@
-"""An adapter from another trainer's checkpoint.
-
-python -m experiments.import_adapter --config.file=model.pth.tar-50 --config.output=maple.safetensors
-"""
+"""An adapter from another trainer's checkpoint."""
 
 import dataclasses
 

@@ -1,8 +1,4 @@
-"""Classifies images with zero-shot CLIP or a tuned adapter.
-
-python -m experiments.predict --config.images=photos --config.classes=cat,dog
-python -m experiments.predict --config.images=photos --config.adapters=workdir/digits --config.relevancy
-"""
+"""Classifies images with zero-shot CLIP or a tuned adapter."""
 
 import dataclasses
 

@@ -1,7 +1,4 @@
-"""Checks datasets on disk, builds shards of them, or draws some of their images.
-
-python -m experiments.prepare_data --config.data_dir=/data
-"""
+"""Checks datasets on disk, builds shards of them, or draws some of their images."""
 
 import dataclasses
 from typing import Annotated

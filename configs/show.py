@@ -1,7 +1,4 @@
-"""Lists and compares runs.
-
-python -m experiments.show --config.runs=workdir/digits,workdir/demo
-"""
+"""Lists and compares runs."""
 
 import dataclasses
 from typing import Annotated

@@ -27,7 +27,6 @@ from experiments import common
 from experiments.command_line import split
 from experiments.inputs import find_adapters, find_images, listed
 
-_CONFIG = "configs/app.py"
 _SECONDS = 0.2  # between two checks for a notice to stop
 
 
@@ -79,4 +78,4 @@ def named(adapters: Sequence[tuple[Adapter, str]]) -> dict[str, Adapter]:
 
 
 if __name__ == "__main__":
-    common.run(main, _CONFIG)
+    common.run(main)

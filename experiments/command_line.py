@@ -109,8 +109,7 @@ def _quote_lists(words: Sequence[str], known: Mapping[str, Setting]) -> list[str
 
 
 def _last_of_each(words: Sequence[str]) -> list[str]:
-    """Returns the words without settings that are given again later."""
-    # The last value counts, also that of a list.
+    # Of a setting that is given several times the last value counts, also that of a list.
     names = [match[1] if (match := re.match(r"--?(config\.[^=]+)=", word)) else None for word in words]
     return [word for place, word in enumerate(words) if names[place] is None or names[place] not in names[place + 1 :]]
 

@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 ACCELERATORS = ("/dev/nvidia0", "/dev/kfd", "/dev/accel0", "/dev/vfio/0")
 
 
-def run(main: Callable[..., int | None], default: str) -> None:
+def run(main: Callable[..., int | None], default: str | None = None) -> None:
     """Runs `main(settings, workdir)`, or `main(settings)` where settings have no `workdir`; see `answer`.
 
-    `default` is the configuration file, such as "configs/train.py", unless `--config=FILE` names another.
+    `--config=FILE` names the configuration. Default: `default`, or the file in `configs/` with the binary's name.
     """
 
     def guarded(words: list[str]) -> int:
@@ -52,7 +52,8 @@ def run(main: Callable[..., int | None], default: str) -> None:
 
     quiet()
     with quiet_when_closed():
-        app.run(guarded, flags_parser=lambda words: parse(words, main, default=default))
+        file = default or f"configs/{binary_of(main)}.py"
+        app.run(guarded, flags_parser=lambda words: parse(words, main, default=file))
 
 
 def answer(main: Callable[..., int | None], config: ConfigDict, workdir: str | None = None) -> int:

@@ -38,7 +38,6 @@ from configs.distil import DistilSettings
 from experiments import common
 from experiments.inputs import find_adapter, find_images, open_adapter, refuse_other_descriptions
 
-_CONFIG = "configs/distil.py"
 # The note of an exported adapter that names the teacher, images, student and options that it was made of.
 _MADE_OF = "distillation"
 
@@ -123,4 +122,4 @@ def find_unlabelled(settings: DistilSettings, model: TunedModel) -> DistilImages
 
 
 if __name__ == "__main__":
-    common.run(main, _CONFIG)
+    common.run(main)

@@ -49,7 +49,6 @@ from configs.evaluate import EvaluateSettings
 from experiments import common
 from experiments.inputs import find_adapter, open_adapter
 
-_CONFIG = "configs/evaluate.py"
 RESULT = "result.json"
 
 
@@ -189,4 +188,4 @@ def describe_score(score: Mapping[str, Any]) -> list[str]:
 
 
 if __name__ == "__main__":
-    common.run(main, _CONFIG)
+    common.run(main)

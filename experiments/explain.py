@@ -29,9 +29,7 @@ from clipbias.training.workdir import open_workdir
 from configs.explain import ExplainSettings
 from experiments import common
 from experiments.command_line import split
-from experiments.inputs import AdapterFile, by_dataset, find_adapters, open_adapter, refuse_other_descriptions
-
-_CONFIG = "configs/explain.py"
+from experiments.inputs import AdapterFile, find_adapters, open_adapter, refuse_other_descriptions
 
 
 def main(settings: ExplainSettings, workdir: Path) -> None:
@@ -69,14 +67,26 @@ def main(settings: ExplainSettings, workdir: Path) -> None:
 
 
 def adapters_by_dataset(settings: ExplainSettings, adapters: Sequence[AdapterFile]) -> dict[str, list[AdapterFile]]:
-    """Returns the datasets of the studies, each with its adapters."""
+    """Returns the datasets of the studies, each with the adapters that were trained on it.
+
+    Raises `ClipbiasError` for an adapter without the name of its dataset, or a wanted dataset without adapters.
+    """
     if settings.dataset is not None and settings.datasets is not None:
         raise ClipbiasError("give --config.dataset or --config.datasets, not both.")
     if settings.dataset is not None:
         return {settings.dataset: list(adapters)}
     if settings.datasets is None and not adapters:
         raise ClipbiasError("no dataset to explain; give --config.dataset=NAME.")
-    return by_dataset(adapters, settings.datasets)
+    groups: dict[str, list[AdapterFile]] = {name: [] for name in settings.datasets or ()}
+    for adapter, source in adapters:
+        name = str(adapter.notes.get("dataset") or "")
+        if not name:
+            raise ClipbiasError(f"{source} does not say on which dataset it was trained; give --config.dataset=NAME.")
+        if settings.datasets is None or name in groups:
+            groups.setdefault(name, []).append((adapter, source))
+    if missing := [name for name, group in groups.items() if adapters and not group]:
+        raise ClipbiasError(f"none of --config.adapters was trained on {missing[0]}; leave it out of the datasets.")
+    return groups
 
 
 def explain(
@@ -122,4 +132,4 @@ def prediction_folders(workdirs: str | None, adapters: Sequence[AdapterFile]) ->
 
 
 if __name__ == "__main__":
-    common.run(main, _CONFIG)
+    common.run(main)

@@ -18,8 +18,6 @@ from experiments import common
 from experiments.command_line import split
 from experiments.inputs import find_adapter
 
-_CONFIG = "configs/export.py"
-
 
 def main(settings: ExportSettings) -> None:
     for library in ("jax", "transformers"):  # their notes on missing backends and each file they write
@@ -37,4 +35,4 @@ def main(settings: ExportSettings) -> None:
 
 
 if __name__ == "__main__":
-    common.run(main, _CONFIG)
+    common.run(main)

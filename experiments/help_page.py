@@ -55,16 +55,11 @@ def _lines(name: str, field: Setting, value: object, *, full: bool) -> Iterator[
         if full:
             yield flag
         else:
-            flag = shortened(flag)
+            flag = flag if len(flag) <= _LONGEST else f"{flag[: _LONGEST - 1]}…"
             yield f"{flag:<{_COLUMN}}  {summary(field.help, WIDTH - max(len(flag), _COLUMN) - 2)}"
     if full:
         lines = textwrap.wrap(field.help, WIDTH - 6, break_long_words=False, break_on_hyphens=False)
         yield textwrap.indent("\n".join(lines), 6 * " ")
-
-
-def shortened(flag: str) -> str:
-    """Shortens a flag with a long value."""
-    return flag if len(flag) <= _LONGEST else f"{flag[: _LONGEST - 1]}…"
 
 
 def summary(text: str, width: int) -> str:

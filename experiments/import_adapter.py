@@ -22,8 +22,6 @@ from configs.import_adapter import ImportSettings
 from experiments import common
 from experiments.inputs import listed
 
-_CONFIG = "configs/import_adapter.py"
-
 
 def main(settings: ImportSettings) -> None:
     if settings.file is None or settings.output is None:
@@ -52,4 +50,4 @@ def main(settings: ImportSettings) -> None:
 
 
 if __name__ == "__main__":
-    common.run(main, _CONFIG)
+    common.run(main)

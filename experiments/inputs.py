@@ -1,7 +1,6 @@
 """Adapters, images and class names that a command line names."""
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -87,23 +86,6 @@ def refuse_other_descriptions(model: TunedModel, dataset: Dataset) -> None:
             "--config.descriptions are not the texts of the adapter; leave them out, or see what they change with "
             "`clipbias evaluate`."
         )
-
-
-def by_dataset(adapters: Sequence[AdapterFile], datasets: Sequence[str] | None) -> dict[str, list[AdapterFile]]:
-    """Divides adapters by the dataset of their training; `datasets=None` takes all.
-
-    Raises `ClipbiasError` for an adapter without the name of its dataset, or a wanted dataset without adapters.
-    """
-    groups: dict[str, list[AdapterFile]] = {name: [] for name in datasets or ()}
-    for adapter, source in adapters:
-        name = str(adapter.notes.get("dataset") or "")
-        if not name:
-            raise ClipbiasError(f"{source} does not say on which dataset it was trained; give --config.dataset=NAME.")
-        if datasets is None or name in groups:
-            groups.setdefault(name, []).append((adapter, source))
-    if missing := [name for name, group in groups.items() if adapters and not group]:
-        raise ClipbiasError(f"none of --config.adapters was trained on {missing[0]}; leave it out of the datasets.")
-    return groups
 
 
 def find_images(text: str | None) -> list[Path]:

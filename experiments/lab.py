@@ -25,7 +25,6 @@ from configs.lab import LabSettings
 from configs.table1 import Table1Settings
 from experiments import common, explain, table1
 
-_CONFIG = "configs/lab.py"
 MOST_SHOTS = "most_shots"
 WHY = "why"
 
@@ -112,4 +111,4 @@ def adapter_files(settings: LabSettings, dataset: str, workdir: Path) -> list[Pa
 
 
 if __name__ == "__main__":
-    common.run(main, _CONFIG)
+    common.run(main)

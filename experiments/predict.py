@@ -48,7 +48,6 @@ from experiments import common
 from experiments.inputs import find_adapter, find_images, listed, open_adapter
 from experiments.prediction_table import BETWEEN, key, open_table
 
-_CONFIG = "configs/predict.py"
 # Answers for an image, see `picture_entry`.
 Entry = dict[str, Any]
 # Images at a time for relevancy, which needs much more memory than a prediction.
@@ -285,4 +284,4 @@ def _named(entry: Entry) -> list[tuple[str, float]]:
 
 
 if __name__ == "__main__":
-    common.run(main, _CONFIG)
+    common.run(main)

@@ -113,7 +113,6 @@ def _writing(path: Path) -> Iterator[None]:
 
 
 def _line(cells: Sequence[object]) -> bytes:
-    """Encodes a line."""
     text = io.StringIO(newline="")
     named = map(key, cells)
     csv.writer(text, lineterminator="\n").writerow(f"'{cell}" if _FORMULA.match(cell) else cell for cell in named)
@@ -121,7 +120,6 @@ def _line(cells: Sequence[object]) -> bytes:
 
 
 def _rows(lines: bytes) -> list[list[str]]:
-    """Decodes whole lines."""
     csv.field_size_limit(max(csv.field_size_limit(), len(lines)))  # a prediction set of thousands of classes is long
     rows = csv.reader(io.StringIO(lines.decode(errors="replace"), newline=""))
     return [[cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell for cell in row] for row in rows]

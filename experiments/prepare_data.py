@@ -21,11 +21,8 @@ from clipbias.report.contact_sheet import contact_sheet
 from configs.prepare_data import PrepareDataSettings
 from experiments import common
 
-_CONFIG = "configs/prepare_data.py"
-
 
 def run_check(settings: PrepareDataSettings) -> int:
-    """Prints the table; returns the exit status."""
     if settings.data_dir is None:
         raise ClipbiasError("check needs --config.data_dir, the root of the datasets.")
     findings = []
@@ -42,7 +39,6 @@ def run_check(settings: PrepareDataSettings) -> int:
 
 
 def run_build(settings: PrepareDataSettings) -> int:
-    """Builds shards of each dataset; returns the exit status."""
     if settings.output is None or settings.datasets is None:
         raise ClipbiasError("build needs --config.datasets, and --config.output, the folder for the shards.")
     for name in settings.datasets:
@@ -52,7 +48,6 @@ def run_build(settings: PrepareDataSettings) -> int:
 
 
 def run_draw(settings: PrepareDataSettings) -> int:
-    """Draws a contact sheet; returns the exit status."""
     if settings.datasets is None or len(settings.datasets) != 1 or settings.output is None:
         raise ClipbiasError("draw needs --config.datasets with one name, and --config.output, the PNG file.")
     dataset = data.load(settings.datasets[0], data_dir=settings.data_dir)
@@ -65,9 +60,8 @@ ACTIONS: dict[str, Callable[[PrepareDataSettings], int]] = {"check": run_check, 
 
 
 def main(settings: PrepareDataSettings) -> int:
-    """Runs one action; returns the exit status."""
     return ACTIONS[settings.action](settings)
 
 
 if __name__ == "__main__":
-    common.run(main, _CONFIG)
+    common.run(main)

@@ -16,8 +16,6 @@ from configs.show import ShowSettings
 from experiments import common
 from experiments.command_line import matching, split
 
-_CONFIG = "configs/show.py"
-
 
 def main(settings: ShowSettings) -> int:
     """Prints the tables; returns the exit status."""
@@ -39,4 +37,4 @@ def main(settings: ShowSettings) -> int:
 
 
 if __name__ == "__main__":
-    common.run(main, _CONFIG)
+    common.run(main)

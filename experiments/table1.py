@@ -48,8 +48,6 @@ from configs._common import SweepSettings
 from configs.table1 import Table1Settings
 from experiments import common
 
-_CONFIG = "configs/demo.py"
-
 
 def main(settings: Table1Settings, workdir: Path) -> None:
     from clipbias.report.sweep_tables import check_published, write_tables
@@ -225,7 +223,6 @@ def _sweep(
 
 
 def _choices(specs: list[RunSpec], rates: Rates) -> dict[str, Row]:
-    """Returns the selection of each spec's learning rate by its key, for its row."""
     entries = {spec.key: rates.entry(spec.method, spec.dataset, spec.shots) for spec in specs}
     return {
         key: {"choice": {name: entry[name] for name in ("for", "cells", "tried")}}
@@ -235,7 +232,6 @@ def _choices(specs: list[RunSpec], rates: Rates) -> dict[str, Row]:
 
 
 def _provenance(settings: Table1Settings, context: SweepContext, candidates: list[RunSpec]) -> dict[str, object]:
-    """Describes the selection of learning rates for their file."""
     clip = context.clip
     recipe = settings.recipe.facts()
     return {
@@ -283,19 +279,13 @@ def dry_run(
         for make in plans:
             context, groups = make(None if topology is None else topology.devices)
             for group in groups:
-                common.tell(*_described(group, context))
+                job = make_job(group, context)
+                tested = sum(len(evaluation.dataset.split("test")) for evaluation in job.protocol.evaluations)
+                first = group[0]
+                common.tell(f"{first.method} on {first.dataset}, {first.shots_words}, {tested} test images:")
+                common.tell(*(f"  {line}" for line in describe(job)))
             common.tell(counted(sum(map(len, groups)), "run"))
 
 
-def _described(group: Group, context: SweepContext) -> list[str]:
-    """Describes a group in lines."""
-    first = group[0]
-    job = make_job(group, context)
-    tested = sum(len(evaluation.dataset.split("test")) for evaluation in job.protocol.evaluations)
-    title = f"{first.method} on {first.dataset}, {first.shots_words}, {tested} test images:"
-    lines = [f"  {line}" for line in describe(job)]
-    return [title, *lines]
-
-
 if __name__ == "__main__":
-    common.run(main, _CONFIG)
+    common.run(main, "configs/demo.py")

@@ -21,11 +21,11 @@ from clipbias.errors import ClipbiasError
 from clipbias.intervals import accuracy_words
 from clipbias.io import read_json
 from clipbias.settings import as_json
-from clipbias.training.cautions import cautions_of_row
 from clipbias.training.context import SweepContext
 from clipbias.training.progress import Progress
 from clipbias.training.rates import Rates
 from clipbias.training.run import run_group
+from clipbias.training.select import cautions_of_row
 from clipbias.training.spec import Group, Row, RunSpec
 from clipbias.training.sweep import SweepAxes, make_specs, write_group, write_results
 from clipbias.training.workdir import SweepPaths, note_model, note_runs, open_workdir, write_json
@@ -33,7 +33,6 @@ from configs.train import TrainSettings
 from experiments import common
 from experiments.table1 import dry_run, given_options, prepare
 
-_CONFIG = "configs/train.py"
 RESULT = "result.json"
 
 
@@ -50,6 +49,7 @@ def main(settings: TrainSettings, workdir: Path) -> None:
         calibrates = is_own if settings.calibrate is None else settings.calibrate
         classes = len(context.datasets[spec.dataset].class_names)
         paths = SweepPaths(workdir, {}, single=True)
+        paths.refuse_other_kind()
         # Only a user's own pictures compare rates: a benchmark's protocol names the images that select. A rate that is
         # given, or was selected before, is not selected again.
         compares_rates = None
@@ -112,12 +112,8 @@ def finished_row(
 ) -> Row:
     """Reads the row of a finished run; empty where it is unfinished. See `run_group` for the arguments.
 
-    Raises `ClipbiasError` where the folder holds adapters of `table1`, or a run of other settings without warnings.
+    Raises `ClipbiasError` where the folder holds a run of other settings without warnings.
     """
-    if other := paths.other_kind():
-        raise ClipbiasError(
-            f"{paths.workdir} holds {other}, which `predict` and others would take; choose another --workdir."
-        )
     path = paths.workdir / RESULT
     row: Row = read_json(path, dict) if path.exists() else {}
     facts = spec.facts()
@@ -141,4 +137,4 @@ def finished_row(
 
 
 if __name__ == "__main__":
-    common.run(main, _CONFIG)
+    common.run(main)

@@ -21,17 +21,9 @@ import jax
 from clipbias.clip.precision import AWAY, Target
 from clipbias.errors import ClipbiasError
 from clipbias.sentences import counted
-from clipbias.training import placement
+from clipbias.training import memory, placement
 from clipbias.training.device import format_bytes
 from clipbias.training.loop import TrainJob, plan_stages
-from clipbias.training.memory import (
-    Program,
-    describe_plan,
-    evaluation_programs,
-    features_program,
-    fit_evaluation,
-    training_program,
-)
 from clipbias.tuning import parameter_count
 from clipbias.tuning.method import sampling_of
 
@@ -63,6 +55,7 @@ CHIPS = {
     "h100": Chip("H100 SXM", 60 * GIB, 9.0, form=_THREE, example="1x1x8"),
 }
 
+# Recent enough for every attention kernel: there is no card whose own could be asked for.
 _CUDNN_VERSION = 91200
 
 
@@ -173,26 +166,26 @@ def describe(job: TrainJob) -> list[str]:
     ]
     if (sampling := sampling_of(task.method)) is not None:
         images = -(-min(batch, job.examples) // shards) * shards
-        lines.append(describe_program(features_program(task, sampling, batch=images, mesh=mesh)))
+        lines.append(describe_program(memory.features_program(task, sampling, batch=images, mesh=mesh)))
     for stage in stages:
         assert stage.plan is not None, "stages are planned"
-        program = training_program(stage.task, stage.training, stage.step_shape)
-        lines.append(f"{describe_program(program)}; {describe_plan(stage.plan)}")
-    evaluated = fit_evaluation(task, runs=job.run_axis.padded, mesh=mesh)
-    programs = evaluation_programs(evaluated, batch=batch, runs=job.run_axis.padded, mesh=mesh)
+        program = memory.training_program(stage.task, stage.training, stage.step_shape)
+        lines.append(f"{describe_program(program)}; {memory.describe_plan(stage.plan)}")
+    evaluated = memory.fit_evaluation(task, runs=job.run_axis.padded, mesh=mesh)
+    programs = memory.evaluation_programs(evaluated, batch=batch, runs=job.run_axis.padded, mesh=mesh)
     return lines + [describe_program(program) for program in programs]
 
 
-def describe_program(program: Program) -> str:
+def describe_program(program: memory.Program) -> str:
     # As the compiler reports memory and exchanges: a model of either would be a second truth.
     compiled = program.lower().compile()
-    memory = compiled.memory_analysis()
+    sizes_of = compiled.memory_analysis()
     text = compiled.as_text()
-    assert memory is not None and text is not None, "the compilers of CPUs, GPUs and TPUs report them"
+    assert sizes_of is not None and text is not None, "the compilers of CPUs, GPUs and TPUs report them"
     sizes = {
-        "arguments": int(memory.argument_size_in_bytes),
-        "temporaries": int(memory.temp_size_in_bytes),
-        "output": int(memory.output_size_in_bytes - memory.alias_size_in_bytes),
+        "arguments": int(sizes_of.argument_size_in_bytes),
+        "temporaries": int(sizes_of.temp_size_in_bytes),
+        "output": int(sizes_of.output_size_in_bytes - sizes_of.alias_size_in_bytes),
     }
     parts = " + ".join(f"{format_bytes(size)} {name}" for name, size in sizes.items())
     exchanged = describe_exchanges(exchanges(text))
@@ -236,6 +229,7 @@ def exchanges(program: str) -> list[Exchange]:
     for name, each in computations.items():
         for match in filter(None, map(_EXCHANGE.search, each)):
             result, kind, start = match.groups()  # of a result such as `(f32[8,4]{1,0}, f32[])`
+            # A type without a number of bits is `pred`, a byte.
             sizes = [
                 math.prod(map(int, filter(None, shape.split(",")))) * (int(bits) if bits else 8) // 8
                 for _, bits, shape in _SHAPE.findall(result)

@@ -160,6 +160,7 @@ class RunBatches(Iterator[Batch]):
 @functools.lru_cache(maxsize=16)
 def _copies(mesh: Mesh, of_runs: tuple[int, ...]) -> Callable[[Batch], Batch]:
     """Makes the program from `[S, B, …]`, whole along the `run` axis, to `[R, B, …]`, split along it."""
+    # Cached above, since a new function would be compiled for every training.
     sources = np.asarray(of_runs)
     sharding = placement.sharding(mesh, (len(of_runs), 1), placement.RUN, placement.DATA)
     return jax.jit(lambda batch: jax.tree.map(lambda leaf: leaf[sources], batch), out_shardings=sharding)
@@ -203,10 +204,10 @@ class TrainingFeatures:
     crop: float
 
     def __post_init__(self) -> None:
+        # Fewer images than a batch make a smaller program, not one that is mostly padding.
         self.batch_size = placement.rows(self.reading.mesh, min(self.batch_size, len(self.images)))
         self.readable = np.ones(len(self.images), bool)
         self._passes: np.ndarray | None = None
-        self._plain: np.ndarray | None = None
         self._seconds: list[float] = []  # of each batch, from files to features
 
     def passes(self, count: int) -> np.ndarray:
@@ -233,17 +234,15 @@ class TrainingFeatures:
         assert self._passes is not None
         return self._passes[:count]
 
+    @functools.cached_property
     def plain(self) -> np.ndarray:
         # One pass of the images as they are evaluated, `[1, N, d]`.
-        if self._plain is None:
-            resizing = self.static.preprocessing.resizing
-            batches = self.reading.batches(self.images, resizing=resizing, batch_size=self.batch_size)
-            self._plain = self._compute(batches, 1)
-        return self._plain
+        resizing = self.static.preprocessing.resizing
+        return self._compute(self.reading.batches(self.images, resizing=resizing, batch_size=self.batch_size), 1)
 
     def support(self, sampling: Sampling) -> np.ndarray:
         """Returns the passes for `FeatureMethod.support`, `[E, N, d]`, also of unreadable images."""
-        return self.passes(sampling.passes) if sampling.passes else self.plain()
+        return self.passes(sampling.passes) if sampling.passes else self.plain
 
     def training(self, sampling: Sampling, epochs: int) -> np.ndarray:
         """Returns the passes for so many epochs of training, `[E, N, d]`: one for each epoch if they are fresh."""
@@ -255,6 +254,7 @@ class TrainingFeatures:
 
     def seconds(self, images: int) -> float:
         """Estimates the time of so many images, also where another method has computed them."""
+        # The median, since the first batch compiles and others wait for the disk.
         return images * statistics.median(self._seconds) / self.batch_size if self._seconds else 0.0
 
     def _compute(self, batches: Batches, passes: int) -> np.ndarray:

@@ -36,6 +36,7 @@ class Checkpoints:
         with self._explained("open the checkpoints"):
             self._manager = Manager(
                 self._folder if "://" in self._folder else Path(self._folder).resolve(),
+                # Two, so that a kill within a save leaves the one before.
                 options=ocp.CheckpointManagerOptions(max_to_keep=2, cleanup_tmp_directories=True),
             )
 

@@ -22,7 +22,6 @@ from clipbias.training.calibration import temperature_images
 from clipbias.training.device import Compute
 from clipbias.training.evaluator import Budget, Evaluator
 from clipbias.training.forward import make_evaluation
-from clipbias.training.run_images import draw
 from clipbias.training.spec import RunSpec
 from clipbias.tuning import Sampling, Task
 from clipbias.tuning.method import Method
@@ -51,6 +50,7 @@ class SweepContext:
         self.compute = compute
         self.mesh = mesh
         self.dtype = dtype
+        # Once: all tasks of the sweep read the same frozen weights, as arguments of their programs.
         self.params = placement.place_weights(mesh, clip.params, dtype, shapes=not placement.is_there(mesh))
         self.reading = Reading(mesh, on_image_error, Workers(compute.workers))
         # Two thirds for training images, which every epoch reads again.
@@ -80,7 +80,18 @@ class SweepContext:
     def drawn(self, spec: RunSpec) -> protocols.EvalProtocol:
         """Returns the few-shot split of a run, before its validation policy; methods share it."""
         of_draw = spec.protocol, spec.dataset, spec.shots, spec.seed, spec.targets, spec.concentration
-        return self.keep(("drawn", of_draw), lambda: draw(spec, self.datasets.__getitem__))
+        make = functools.partial(
+            protocols.make_protocol,
+            spec.protocol,
+            spec.dataset,
+            self.datasets.__getitem__,
+            # A method that takes no training image has no shots; any number gives the same test images.
+            shots=1 if spec.shots is None else spec.shots,
+            seed=spec.seed,
+            targets=spec.targets or None,
+            concentration=protocols.CONCENTRATION if spec.concentration is None else spec.concentration,
+        )
+        return self.keep(("drawn", of_draw), make)
 
     def bind(self, method: Method, dataset: Dataset, method_name: str | None = None) -> Task:
         # Kept: tokenizing and packing the texts of a thousand classes takes seconds.
@@ -105,6 +116,7 @@ class SweepContext:
 
         def label() -> tuple[np.ndarray, np.ndarray]:
             static, inputs = make_evaluation(teacher, self.params, {}, runs=1, mesh=self.mesh)
+            # Not kept: features of a whole dataset would take the budget of its test images.
             evaluation = self.evaluator(split, keeps=False).evaluate(static, inputs)
             # Unreadable images are the least certain of all.
             other_odds = np.full(len(split), np.inf, np.float32)
@@ -117,15 +129,12 @@ class SweepContext:
 
     def features(self, images: Images, seed: int, sampling: Sampling) -> TrainingFeatures:
         # Methods with the same crops share them.
-
-        def make() -> TrainingFeatures:
-            static = FeatureStatic(self.clip.config, self.clip.preprocessing, self.dtype, sampling.projected)
-            batch_size = self.compute.eval_batch_size
-            return TrainingFeatures(
-                static, self.params, images, self.reading, batch_size=batch_size, seed=seed, crop=sampling.crop
-            )
-
-        return self.keep(("features", images.split.digest, seed, sampling.crop, sampling.projected), make)
+        static = FeatureStatic(self.clip.config, self.clip.preprocessing, self.dtype, sampling.projected)
+        batch_size, crop = self.compute.eval_batch_size, sampling.crop
+        make = functools.partial(
+            TrainingFeatures, static, self.params, images, self.reading, batch_size=batch_size, seed=seed, crop=crop
+        )
+        return self.keep(("features", images.split.digest, seed, crop, sampling.projected), make)
 
     def evaluator(self, split: Split, *, keeps: bool = True) -> Evaluator:
         """Returns the evaluator of a split; it `keeps` features that runs share, within the budget of the sweep."""

@@ -122,6 +122,7 @@ def explain_exhaustion(advice: str) -> Iterator[None]:
 
 
 def _is_exhaustion(error: Exception) -> bool:
+    # By its text: Python sees one type for all errors of XLA.
     return "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error).lower()
 
 

@@ -1,7 +1,7 @@
 """Passes over the images of a split, for all runs of a job at once."""
 
 import dataclasses
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -9,6 +9,7 @@ import numpy as np
 
 from clipbias import hosts
 from clipbias.data import Split
+from clipbias.data.confusion import class_summary
 from clipbias.data.images import Images
 from clipbias.data.pipeline import Batch
 from clipbias.errors import ClipbiasError
@@ -48,15 +49,16 @@ class RunPredictions:
     log_probs: np.ndarray
     logits: np.ndarray | None
 
-    @property
-    def skipped(self) -> int:
-        return int((self.predicted[0] < 0).sum())
-
-    @property
-    def scores(self) -> list[Row]:
-        rows = [score(*pair) for pair in zip(self.outcomes, self.temperatures, strict=True)]
-        for row in rows if self.validation_images is not None else ():
-            row["calibration"]["validation_images"] = self.validation_images
+    def scores(self, labels: np.ndarray, class_names: Sequence[str]) -> list[Row]:
+        """Returns `score` of each run with the `class_summary`, and the number of `skipped_images` if there are any."""
+        rows = []
+        for outcome, temperature, predicted in zip(self.outcomes, self.temperatures, self.predicted, strict=True):
+            row = score(outcome, temperature) | {"class_summary": class_summary(labels, predicted, class_names)}
+            if self.validation_images is not None:
+                row["calibration"]["validation_images"] = self.validation_images
+            if skipped := int((predicted < 0).sum()):
+                row["skipped_images"] = skipped
+            rows.append(row)
         return rows
 
 
@@ -199,6 +201,7 @@ class Evaluator:
             read = labels >= 0
             validation_images = int(read.sum())
             fitted = [fit_temperature(of_run[read], labels[read]) for of_run in scores]
+        # 1 where nothing is fitted, and its result is not read: one program serves both cases.
         temperatures = np.asarray([1.0 if value is None else value for value in fitted], np.float32)
 
         def compute(features: jax.Array, mask: jax.Array, labels: jax.Array) -> BatchPredictions:
@@ -209,6 +212,7 @@ class Evaluator:
         if not read.any():
             raise ClipbiasError("none of the images to evaluate on could be read.")
         every = jax.tree.map(lambda values: values[:, read], values)
+        # NaN and infinity pass through the maximum over classes.
         check_finite(every.highest)
         # On the host: XLA's conversion to float16 needs an instruction that not every CPU has. A log-probability below
         # its range becomes -inf.
@@ -232,10 +236,7 @@ class Evaluator:
         )
 
     def validate(self, static: EvalStatic, inputs: EvalInputs, *, finite: bool = True) -> list[Row]:
-        """Returns `{"accuracy", "correct", "images", "loss"}` of each run: percent, counts, mean cross-entropy in nats.
-
-        With `finite` it raises `ClipbiasError` where a loss is not finite.
-        """
+        """Returns `{"accuracy", "correct", "images", "loss"}` of each run: percent, counts, mean cross-entropy."""
         inputs = encode_texts(static, inputs)
         # No temperature and no calibration: fewer results leave the device, and no program of `evaluate` is compiled.
         (correct, loss), labels = self._each_batch(

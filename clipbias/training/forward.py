@@ -76,6 +76,7 @@ def text_features(static: EvalStatic, inputs: EvalInputs) -> jax.Array:
 def image_features(static: EvalStatic, params: Params, learnables: Learnables, images: jax.Array) -> jax.Array:
     """Computes features `[R, B, d]` of images `[B, size, size, 3]`, or `[R, B, 1 + V, d]` of views `[B, 1 + V, …]`."""
     classifier = dataclasses.replace(static.classifier, remat=no_gradient)
+    # On the device: bytes travel there in a quarter of the time of float32.
     if static.preprocessing is not None:
         images = static.preprocessing.normalize(images)
 

@@ -5,9 +5,11 @@ A stage repeats: batch, step, metrics, checkpoint, until its last step or a noti
 
 import contextlib
 import dataclasses
+import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -68,13 +70,18 @@ class RunOutputs:
     total_steps: int | None = None
     ends_on_failure: bool = True
 
+    def below(self, folder: str, **changes: Any) -> "RunOutputs":
+        """Returns the same with checkpoints in a folder of their own below, and other changes."""
+        # Jobs that share a folder of checkpoints would take each other's steps for their own.
+        checkpoints = None if self.checkpoints is None else self.checkpoints / folder
+        return dataclasses.replace(self, checkpoints=checkpoints, **changes)
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TrainJob:
-    """Runs that train side by side in one program, bound to model, images and devices.
+    """Runs that train side by side in one program, bound to model, images and devices. Without recipe it makes no step.
 
-    A *stage*, a training with its own optimiser, is a job too (`plan_stages`), with its task, recipe and plan. A job
-    without recipe makes no step. With a teacher, runs learn its predictions in place of labels.
+    A *stage*, a training with its own optimiser, is a job too (`plan_stages`). A teacher's predictions replace labels.
     """
 
     context: SweepContext
@@ -164,13 +171,7 @@ def plan_stages(job: TrainJob) -> tuple[TrainJob, ...]:
     steps = [stage.total_steps(job.examples) for _, stage in methods]
     stages = []
     for number, (stage_method, stage_recipe) in enumerate(methods):
-        folder = job.outputs.checkpoints
-        outputs = dataclasses.replace(
-            job.outputs,
-            checkpoints=None if folder is None else folder / f"stage{number}",
-            steps_before=sum(steps[:number]),
-            total_steps=sum(steps),
-        )
+        outputs = job.outputs.below(f"stage{number}", steps_before=sum(steps[:number]), total_steps=sum(steps))
         # `with_method` would encode the texts again, which takes seconds for a thousand classes.
         task = job.task if stage_method is method else job.task.with_method(stage_method)
         stage = dataclasses.replace(job, task=task, recipe=stage_recipe, outputs=outputs)
@@ -234,7 +235,6 @@ def train(job: TrainJob, start: Learnables) -> TrainResult:
     mesh = job.context.mesh
     axis = job.run_axis
     outputs = job.outputs
-    images = job.rows * axis.count
     total = job.steps
     static = StepStatic.of(job.task, job.training, mesh)
     rates, weights = _step_numbers(job)
@@ -256,7 +256,7 @@ def train(job: TrainJob, start: Learnables) -> TrainResult:
         inputs = place_inputs(mesh, job.task, job.context.params, axis.pad(start), seeds)
         # Batches begin at the restored step: order and augmentation are functions of seed, epoch and image.
         batches = _open_batches(opened, job, step)
-        report = _open_report(opened, job, step, losses, batches, images=images)
+        report = _open_report(opened, job, step, losses, batches)
         is_traced = job.context.compute.profile == "steps"
         profile = StepProfile(outputs.metrics if is_traced else None, first=step, total=total)
         opened.callback(profile.close)
@@ -299,6 +299,7 @@ def train(job: TrainJob, start: Learnables) -> TrainResult:
                         "command continues."
                     )
             report.catch_up()
+    # PromptSRC evaluates an average of its epochs, all other methods the last step.
     learnables = axis.unpad(state.learnables if state.average is None else state.average)
     return TrainResult(
         learnables=with_constants(placement.device_get(learnables), start),
@@ -353,13 +354,7 @@ def _open_batches(opened: contextlib.ExitStack, job: TrainJob, start_step: int) 
 
 
 def _open_report(
-    opened: contextlib.ExitStack,
-    job: TrainJob,
-    step: int,
-    losses: Sequence[float] | None,
-    batches: Batches,
-    *,
-    images: int,
+    opened: contextlib.ExitStack, job: TrainJob, step: int, losses: Sequence[float] | None, batches: Batches
 ) -> StepReport:
     # For the remaining steps: lines of earlier ones stay in the file.
     outputs = job.outputs
@@ -381,7 +376,7 @@ def _open_report(
         job.start_seeds,
         outputs.progress,
         metrics,
-        images=images,
+        images=job.rows * len(job.runs),
         losses=losses or (),
         waiting=(lambda: batches.waiting_share) if not isinstance(batches, FeatureBatches) else None,
         ends_on_failure=outputs.ends_on_failure,
@@ -436,18 +431,25 @@ def train_job(job: TrainJob) -> TrainResult:
         return TrainResult(start, training_seconds=_training_seconds(job, stages, samples, host))
     # A stage that had ended restores its last step and makes none, so an interrupted job goes on in its stage.
     results = list[TrainResult]()
-    learnables = _next_stage(job, 0, start, None)
-    for number, stage in enumerate(stages):
+    no_texts = [None for _ in job.runs]
+
+    def next_stage(number: int, learnables: Learnables, texts: Iterable[np.ndarray | None]) -> Learnables:
+        if method.next_stage is None:
+            return learnables
+        return _each_run(functools.partial(method.next_stage, number), learnables, texts)
+
+    learnables = next_stage(0, start, no_texts)
+    for number, stage in enumerate(stages, start=1):
         results.append(train(stage, learnables))
-        learnables = results[-1].learnables
-        text = _stage_texts(stage, learnables) if stage is not stages[-1] else None
-        learnables = _next_stage(job, number + 1, learnables, text)
+        texts = no_texts if stage is stages[-1] else _stage_texts(stage, results[-1].learnables)
+        learnables = next_stage(number, results[-1].learnables, texts)
     if isinstance(method, FeatureMethod) and method.finish is not None:
         # Such as Tip-Adapter-F's search of α and β with the trained keys, on the same features.
         began = time.monotonic()
         learnables = _each_run(method.finish, learnables, samples)
         host += time.monotonic() - began
     seconds = sum(result.seconds for result in results)
+    # By time: a share of a short stage says little of the whole.
     waiting = sum(result.waiting_share * result.seconds for result in results)
     return TrainResult(
         learnables=learnables,
@@ -468,6 +470,7 @@ def sample_features(job: TrainJob) -> list[Samples]:
     text = place_text(context.mesh, job.task, context.params)
     assert isinstance(text, jax.Array), "a method on features of images leaves the text tower alone"
     texts = np.asarray(job.task.classifier.split_by_template(text))
+    # In float32, as heads compute it: a search on the host must see the logits that are evaluated.
     scale = float(np.exp(np.float32(context.clip.params["logit_scale"])))
     samples = []
     for run in job.runs:
@@ -475,7 +478,7 @@ def sample_features(job: TrainJob) -> list[Samples]:
         split = run.protocol.validation() if sampling.validation else None
         if split is not None:
             source = context.features(Images(split), run.start_seed, sampling)
-            validation = source.plain()[0][source.readable]
+            validation = source.plain[0][source.readable]
             validation_labels = split.labels[source.readable]
         source = context.features(run.images, run.start_seed, sampling)
         # Before the labels: computing the features finds out which images are `readable`.
@@ -493,22 +496,9 @@ def sample_features(job: TrainJob) -> list[Samples]:
     return samples
 
 
-def _each_run(
-    hook: Callable[[Learnables, Samples], Learnables], learnables: Learnables, samples: Sequence[Samples]
-) -> Learnables:
-    results = [hook(select_run(learnables, run), of_run) for run, of_run in enumerate(samples)]
+def _each_run(hook: Callable[..., Learnables], learnables: Learnables, of_runs: Iterable[Any]) -> Learnables:
+    results = [hook(select_run(learnables, run), of_run) for run, of_run in enumerate(of_runs)]
     return stack_runs(jax.device_get(results))
-
-
-def _next_stage(job: TrainJob, stage: int, learnables: Learnables, text: np.ndarray | None) -> Learnables:
-    method = job.task.method
-    if method.next_stage is None:
-        return learnables
-    starts = [
-        method.next_stage(stage, select_run(learnables, run), None if text is None else text[run])
-        for run in range(len(job.runs))
-    ]
-    return stack_runs(jax.device_get(starts))
 
 
 def _stage_texts(stage: TrainJob, learnables: Learnables) -> np.ndarray:

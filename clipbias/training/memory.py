@@ -95,32 +95,33 @@ def class_program(task: Task, *, runs: int, mesh: Mesh) -> Program:
     static, inputs = _evaluation(task, runs, mesh)
     if not task.method.conditional:
         return Program("text_features", forward.text_features, (static, inputs))
-    crops = crops_of(task.method)
-    batch = forward.images_per_step(1, crops, mesh)
-    views = (1 + crops,) if crops else ()
-    count = runs if task.classifier.changes_vision(task.shapes) else 1
-    shape = count, batch, *views, task.clip.config.projection_width
-    axis = placement.RUN if count == runs else None
-    features = placement.abstract(mesh, shape, np.float32, axis, placement.DATA)
-    mask = placement.abstract(mesh, (batch,), np.bool_, placement.DATA)
+    _, features, mask = _images(task, 1, runs, mesh)
     return Program("logits", forward.logits, (static, inputs, features, mask))
 
 
-def evaluation_programs(task: Task, *, batch: int, runs: int, mesh: Mesh) -> list[Program]:
-    """Returns the programs of an evaluation: of each batch, and of all texts where learnables change them."""
-    # Shapes and shardings must be those of `evaluator`: JAX finds the compiled program by them.
+def _images(task: Task, batch: int, runs: int, mesh: Mesh) -> tuple[Program, Any, Any]:
+    # The program of a batch of images, with the features and the mask that the head gets from it.
     size = task.clip.config.vision.image_size
     crops = crops_of(task.method)
     batch = forward.images_per_step(batch, crops, mesh)
     views = (1 + crops,) if crops else ()
     kind = np.float32 if mixes_crops(task.method) else np.uint8
     pixels = placement.abstract(mesh, (batch, *views, size, size, 3), kind, placement.DATA)
+    # Runs share the features of a tower that none of them changes.
     count = runs if task.classifier.changes_vision(task.shapes) else 1
     static, inputs = _evaluation(task, count, mesh)
     arguments = (static, inputs.params, inputs.learnables, pixels)
-    programs = [Program("image_features", forward.image_features, arguments)]
-    images = jax.eval_shape(functools.partial(forward.image_features, static), *arguments[1:])
-    images = placement.device_put(mesh, images, placement.RUN, placement.DATA)
+    features = jax.eval_shape(functools.partial(forward.image_features, static), *arguments[1:])
+    features = placement.device_put(mesh, features, placement.RUN, placement.DATA)
+    mask = placement.abstract(mesh, (batch,), np.bool_, placement.DATA)
+    return Program("image_features", forward.image_features, arguments), features, mask
+
+
+def evaluation_programs(task: Task, *, batch: int, runs: int, mesh: Mesh) -> list[Program]:
+    """Returns the programs of an evaluation: of each batch, and of all texts where learnables change them."""
+    # Shapes and shardings must be those of `evaluator`: JAX finds the compiled program by them.
+    of_images, features, mask = _images(task, batch, runs, mesh)
+    programs = [of_images]
     static, inputs = _evaluation(task, runs, mesh)
     if not task.method.conditional:
         class_text: Any = inputs.text
@@ -131,10 +132,9 @@ def evaluation_programs(task: Task, *, batch: int, runs: int, mesh: Mesh) -> lis
         else:
             class_text = placement.abstract(mesh, (1, *class_text.shape), class_text.dtype)
         inputs = dataclasses.replace(inputs, text=class_text)
-    mask = placement.abstract(mesh, (batch,), np.bool_, placement.DATA)
-    labels = placement.abstract(mesh, (batch,), np.int32, placement.DATA)
+    labels = placement.abstract(mesh, mask.shape, np.int32, placement.DATA)
     temperatures = placement.abstract(mesh, (runs,), np.float32)
-    return [*programs, Program("outcomes", forward.outcomes, (static, inputs, images, mask, labels, temperatures))]
+    return [*programs, Program("outcomes", forward.outcomes, (static, inputs, features, mask, labels, temperatures))]
 
 
 def features_program(task: Task, sampling: Sampling, *, batch: int, mesh: Mesh) -> Program:
@@ -189,6 +189,7 @@ class MemoryPlan:
 
     def apply(self, task: Task) -> Task:
         if self.is_fastest:
+            # Undoes an earlier plan of the task, too.
             return task.with_memory()
         keep, _ = REMATS[self.remat]
         return task.with_memory(remat=keep, class_chunks=self.class_chunks)

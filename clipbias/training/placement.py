@@ -147,6 +147,7 @@ class RunAxis:
 @functools.partial(jax.jit, static_argnums=(0, 2))
 def _first_runs(mesh: Mesh, tree: Tree, runs: int) -> Tree:
     def of_leaf(leaf: jax.Array) -> jax.Array:
+        # In a program: no process holds the whole of an array that others share.
         leaf = leaf[:runs] if leaf.ndim else leaf
         return jax.lax.with_sharding_constraint(leaf, sharding(mesh, leaf.shape, RUN))
 
@@ -197,10 +198,7 @@ def constrain(mesh: Mesh, tree: Tree, *axes: str | None) -> Tree:
 
 
 def place_batch(mesh: Mesh, batch: Tree, *, runs: bool = True) -> Tree:
-    """Puts `[run, batch, …]` arrays on the mesh; each process passes its own `share` of both axes.
-
-    Without `runs` the first axis is no axis of runs: it lies whole on every device.
-    """
+    """Puts `[run, batch, …]` arrays, each process its `share`, on the mesh; without `runs` the first axis is whole."""
 
     def of_leaf(leaf: Leaf) -> jax.Array:
         leaf = np.asarray(leaf)

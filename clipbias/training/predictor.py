@@ -11,7 +11,6 @@ from jax.sharding import Mesh
 from clipbias.clip.params import Params
 from clipbias.clip.precision import cast_weights
 from clipbias.data import Split
-from clipbias.data.confusion import class_summary
 from clipbias.data.images import Workers
 from clipbias.training import placement
 from clipbias.training.batches import Reading
@@ -71,6 +70,7 @@ class Predictor:
         static = dataclasses.replace(self.static, preprocessing=None) if normalised else self.static
         scores, _ = _logits_and_features(static, self.inputs, pixels, mask)
         logits = np.asarray(scores)
+        # Rows that only fill the batch may hold anything.
         check_finite(logits[mask].max(-1))
         return np.asarray(jax.nn.softmax(scores, axis=-1)), logits
 
@@ -115,10 +115,7 @@ def evaluate(
     keeps_logits = rule is not None
     inside = tested.evaluate(static, inputs, validation=fits, keeps_logits=keeps_logits)
     predicted = inside.predicted[0]
-    (scores,) = inside.scores
-    scores["class_summary"] = class_summary(split.labels, predicted, task.class_names)
-    if inside.skipped:
-        scores["skipped_images"] = inside.skipped
+    (scores,) = inside.scores(split.labels, task.class_names)
     if rule is not None and inside.logits is not None:
         scores["answers"] = measure(rule, inside.logits[0], split.labels[predicted >= 0])
     if outside is not None:

@@ -211,44 +211,32 @@ PROJECT = "clipbias"
 Tracker = tuple[Callable[[int, dict[str, float]], Any], Callable[[], Any]]
 
 
-def _tensorboard(folder: Path) -> Tracker:
-    import tensorboardX
-
-    writer = tensorboardX.SummaryWriter(str(folder / "tensorboard"))
-
-    def write(step: int, scalars: dict[str, float]) -> None:
-        for name, value in scalars.items():
-            writer.add_scalar(name, value, step)
-
-    return write, writer.close
+# Trackers by name, each with the package that must be installed.
+TRACKERS = {"tensorboard": "tensorboardX", "wandb": "wandb", "trackio": "trackio"}
 
 
-def _wandb(folder: Path) -> Tracker:
-    import wandb
+def _open_tracker(name: str, folder: Path) -> Tracker:
+    if name == "tensorboard":
+        import tensorboardX
 
+        writer = tensorboardX.SummaryWriter(str(folder / "tensorboard"))
+
+        def write(step: int, scalars: dict[str, float]) -> None:
+            for scalar, value in scalars.items():
+                writer.add_scalar(scalar, value, step)
+
+        return write, writer.close
     # Named after its folder: a training that continues resumes the same record.
-    name = _name(folder)
-    run = wandb.init(project=PROJECT, name=name, id=name, resume="allow", dir=str(folder))
+    record = "-".join(folder.resolve().parts[-2:])
+    if name == "wandb":
+        import wandb
+
+        run = wandb.init(project=PROJECT, name=record, id=record, resume="allow", dir=str(folder))
+    else:
+        import trackio
+
+        run = trackio.init(project=PROJECT, name=record, resume="allow")
     return lambda step, values: run.log(values, step=step), run.finish
-
-
-def _trackio(folder: Path) -> Tracker:
-    import trackio
-
-    run = trackio.init(project=PROJECT, name=_name(folder), resume="allow")
-    return lambda step, values: run.log(values, step=step), run.finish
-
-
-def _name(folder: Path) -> str:
-    return "-".join(folder.resolve().parts[-2:])
-
-
-# Trackers by name: the package that must be installed, and the function that opens the tracker.
-TRACKERS: Mapping[str, tuple[str, Callable[[Path], Tracker]]] = {
-    "tensorboard": ("tensorboardX", _tensorboard),
-    "wandb": ("wandb", _wandb),
-    "trackio": ("trackio", _trackio),
-}
 
 
 def check_trackers(names: Sequence[str]) -> list[str]:
@@ -258,7 +246,8 @@ def check_trackers(names: Sequence[str]) -> list[str]:
         tracker = "tensorboard" if name == AUTO_TRACKER else name
         if tracker not in TRACKERS:
             raise ClipbiasError(f"trackers has {name!r}; choose from {AUTO_TRACKER}, {', '.join(TRACKERS)}.")
-        module = TRACKERS[tracker][0]
+        module = TRACKERS[tracker]
+        # Looked for and not imported: trackers take seconds to import.
         if importlib.util.find_spec(module) is not None:
             checked.append(tracker)
         elif name != AUTO_TRACKER:
@@ -298,7 +287,7 @@ class MetricWriter(contextlib.AbstractContextManager["MetricWriter"]):
         write_text(path, text)
         for name in check_trackers(trackers):
             try:
-                self._trackers[name] = TRACKERS[name][1](path.parent)
+                self._trackers[name] = _open_tracker(name, path.parent)
             except Exception as error:  # another program's refusal, such as a missing login
                 self._close_trackers()
                 raise ClipbiasError(
@@ -317,6 +306,7 @@ class MetricWriter(contextlib.AbstractContextManager["MetricWriter"]):
             return
         try:
             self._file.write(json.dumps({"step": step, **self._total, **values}) + "\n")
+            # At once: whoever follows the file sees every step, and a kill loses none.
             self._file.flush()
         except OSError as error:
             raise ClipbiasError(
@@ -375,6 +365,7 @@ class StepReport:
     ends_on_failure: bool = True
 
     def __post_init__(self) -> None:
+        # Not zero: a run that is stopped before its first report has no loss.
         self.losses = list(self.losses) or [float("nan") for _ in self.seeds]
         self._late: tuple[int, Any, np.ndarray] | None = None
         self._when = time.monotonic()
@@ -462,10 +453,7 @@ class StepProfile:
 
 
 def step_seconds(metrics: Path, steps: Sequence[int]) -> float:
-    """Returns the seconds of a training from its `metrics.jsonl`, also those of earlier processes.
-
-    `steps` are numbers of steps of its stages.
-    """
+    """Returns the seconds of a training whose stages have these steps, earlier processes too, from `metrics.jsonl`."""
     # The median of a stage's steps stands for all: compilation, which takes the same time for 10 steps and for 10,000,
     # and pauses do not count.
     lines = [line for line in _step_lines(metrics) if "seconds" in line]

@@ -78,6 +78,7 @@ def select_learning_rates(rows: Sequence[Row], scope: str) -> Rates:
         cells = group.groupby([*_CELL, "learning_rate"])[names[2:]].mean()
         # Rounded, so that the order of additions, which follows the order of rows, decides no tie.
         candidates = cells.groupby("learning_rate").mean().round(9)
+        # It would leave a cell of the table empty, whatever it reaches in the others.
         candidates[group.groupby("learning_rate").status.agg(lambda status: (status != "ok").any())] = None
         best = (
             candidates.dropna()

@@ -1,7 +1,8 @@
 """A group of runs from specs to rows in five steps: prepare, select, train, score, save.
 
 A group runs the same way whenever it runs, so an interrupted group ends with the same numbers to the last bit.
-`fit_task` selects and trains a job from memory, without files.
+`fit_task` selects and trains a job from memory, without files. Each image has one use, which only this module decides:
+training, selection of settings, calibration or test.
 """
 
 import dataclasses
@@ -16,23 +17,22 @@ import numpy as np
 from clipbias import hosts
 from clipbias.constants import ZERO_SHOT
 from clipbias.data import Dataset, Split, held_out, protocols
-from clipbias.data.confusion import class_summary
 from clipbias.data.few_shot import images_per_class
 from clipbias.data.held_out import HeldOut
 from clipbias.data.images import Images
+from clipbias.data.protocols import EvalProtocol, EvaluationSet
 from clipbias.identity import identity
 from clipbias.sentences import counted
 from clipbias.training import placement
-from clipbias.training.cautions import cautions_of_fit
 from clipbias.training.context import SweepContext
 from clipbias.training.evaluator import RunPredictions
 from clipbias.training.loop import Run, RunOutputs, TrainJob, TrainResult, check_images, train_job, validation_images
 from clipbias.training.memory import fit_evaluation
 from clipbias.training.predictions import predictions_name, save_predictions
 from clipbias.training.progress import Progress
-from clipbias.training.run_images import calibration_images, fit_images, under_policy
 from clipbias.training.select import (
     Selection,
+    cautions_of_fit,
     frozen_job,
     kept_selection,
     needs_validation,
@@ -50,8 +50,7 @@ from clipbias.tuning import Recipe, Task, parameter_count
 from clipbias.tuning.adapter import write_adapter
 from clipbias.tuning.conformal import Calibration
 from clipbias.tuning.method import Learnables, Method, select_run
-from clipbias.tuning.transfer import transfer
-from clipbias.tuning.tuned import Tuned
+from clipbias.tuning.tuned import Tuned, transfer
 
 # Fields of a row that differ between equal runs. Adapters leave them out, so that equal runs write equal files.
 VOLATILE = ("seconds", "training_seconds", "waiting_share")
@@ -59,12 +58,11 @@ VOLATILE = ("seconds", "training_seconds", "waiting_share")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PreparedGroup:
-    """Group with its job: `asked` as the caller gave it, `specs` with the validation policy and selected settings.
+    """Group with its job: `specs` with the validation policy and selected settings.
 
     `held` are images on which settings are compared; `selection` are the settings that were selected on them.
     """
 
-    asked: Group
     specs: Group
     job: TrainJob
     held: HeldOut | None = None
@@ -94,7 +92,7 @@ def run_group(
     outputs = RunOutputs(checkpoints=paths.checkpoints(group), metrics=paths.metrics(group), progress=progress)
     prepared = prepare(group, context, outputs, compares_rates=compares_rates)
     check_images(prepared.job, other_images(prepared))
-    selected = select(prepared, paths.workdir, compares_rates=bool(compares_rates))
+    selected = select(prepared, paths.workdir, group[0].key, compares_rates=bool(compares_rates))
     zero_shot = zero_shot_facts(selected, paths)
     result = train(selected, asked=prepared.job.task.method)
     scores = score(selected, result, paths)
@@ -110,7 +108,7 @@ def prepare(
     """Decides which images train and select, and makes the job of a group."""
     outputs.progress.at_work("reading images")
     if compares_rates is None:
-        return PreparedGroup(group, group, make_job(group, context, outputs))
+        return PreparedGroup(group, make_job(group, context, outputs))
     (spec,) = group
     # From the split before its policy: the rule would take a part of its own part otherwise.
     held = held_out.hold_out_of(context.drawn(spec), spec.seed, calibrates=True)
@@ -119,7 +117,7 @@ def prepare(
     task = context.bind(spec.make_method(), context.drawn(spec).source, spec.method)
     if needs_validation(task, spec.recipe, compares_rates=compares_rates):
         specs = (dataclasses.replace(spec, validation=held_out.POLICY),)
-    return PreparedGroup(group, specs, make_job(specs, context, outputs), held)
+    return PreparedGroup(specs, make_job(specs, context, outputs), held)
 
 
 def other_images(prepared: PreparedGroup) -> list[Split]:
@@ -165,8 +163,30 @@ def make_job(group: Group, context: SweepContext, outputs: RunOutputs | None = N
     )
 
 
-def select(prepared: PreparedGroup, workdir: Path, *, compares_rates: bool) -> PreparedGroup:
-    """Selects the settings of a run on held-out images, or reads them from the work folder's `selection.json`."""
+def under_policy(drawn: EvalProtocol, spec: RunSpec) -> EvalProtocol:
+    """Returns the split with the validation images that the spec's policy allows."""
+    if spec.validation == held_out.POLICY:
+        return held_out.by_the_rule(drawn, spec.seed)
+    if spec.validation == held_out.SHOT:
+        return held_out.hold_out_a_shot(drawn, spec.seed)
+    return drawn
+
+
+def calibration_images(drawn: EvalProtocol, spec: RunSpec) -> tuple[Split | None, str]:
+    """Returns the images that calibrate a run, or `None` and the reason; `drawn` is the split before its policy."""
+    if spec.validation not in (UNSELECTED, held_out.POLICY):
+        return None, f"no prediction sets: its validation images ({spec.validation}) selected a setting"
+    images = held_out.left_to_calibrate(drawn, spec.seed, selects=spec.validation == held_out.POLICY)
+    if images is not None:
+        return images, ""
+    return None, (
+        f"no prediction sets: fewer than {held_out.FEWEST_TO_CALIBRATE} images neither train nor select a setting; "
+        "give (more) validation images"
+    )
+
+
+def select(prepared: PreparedGroup, workdir: Path, key: str, *, compares_rates: bool) -> PreparedGroup:
+    """Selects the settings of the run that was asked for as `key`, or reads them from its `selection.json`."""
     job = prepared.job
     held = prepared.held
     if held is None:
@@ -175,9 +195,8 @@ def select(prepared: PreparedGroup, workdir: Path, *, compares_rates: bool) -> P
         job.outputs.progress.say(sentence)
     if not needs_validation(job.task, job.recipe, compares_rates=compares_rates):
         return prepared
-    (asked,) = prepared.asked
     make = functools.partial(select_settings, job, held, compares_rates=compares_rates)
-    selection = kept_selection(workdir, asked.key, make)
+    selection = kept_selection(workdir, key, make)
     # Nothing is selected where the method searches on its validation split while it trains.
     if selection is None:
         return prepared
@@ -193,8 +212,10 @@ def zero_shot_facts(selected: PreparedGroup, paths: SweepPaths) -> Row:
         return {}
     # Before the training: an evaluation that fails, for lack of memory or an image, costs no step.
     selected.job.outputs.progress.at_work("evaluating zero-shot")
-    _, _, evaluated = evaluate_test(frozen_job(selected.job), {}, selected.job.protocol.evaluations[0])
-    return {"zero_shot_accuracy": evaluated.scores[0]["accuracy"]}
+    evaluation = selected.job.protocol.evaluations[0]
+    task, _, tested = evaluate_test(frozen_job(selected.job), {}, evaluation)
+    scores = tested.scores(evaluation.dataset.split("test").labels, task.class_names)
+    return {"zero_shot_accuracy": scores[0]["accuracy"]}
 
 
 def train(selected: PreparedGroup, *, asked: Method) -> TrainResult:
@@ -219,19 +240,16 @@ def score(selected: PreparedGroup, result: TrainResult, paths: SweepPaths) -> li
         task, transferred, tested = evaluate_test(job, result.learnables, evaluation)
         split = evaluation.dataset.split("test")
         images = split.identity  # once for all runs, since it looks at every file
-        skipped = {"skipped_images": tested.skipped} if tested.skipped else {}
         # Not strict: padding lies behind the runs.
-        for run, (spec, score) in enumerate(zip(group, tested.scores, strict=False)):
-            predicted = tested.predicted[run]
-            summary = class_summary(split.labels, predicted, task.class_names)
-            scores[run][evaluation.name] = score | {"class_summary": summary} | skipped
+        for run, (spec, score) in enumerate(zip(group, tested.scores(split.labels, task.class_names), strict=False)):
+            scores[run][evaluation.name] = score
             if hosts.is_first():
                 identities[run][evaluation.name] = save_predictions(
                     paths.workdir,
                     paths.predictions(spec, evaluation.name),
                     Tuned(task, select_run(transferred, run)),
                     split,
-                    predicted,
+                    tested.predicted[run],
                     tested.log_probs[run],
                     images_identity=images,
                 )
@@ -258,6 +276,7 @@ def save(
     for run, spec in enumerate(selected.specs):
         row = _row(spec, job, result, run, common, scores[run]) | added[run]
         learnables = select_run(result.learnables, run)
+        # A single run always has its adapter, also of a method that learns nothing: other commands take the folder.
         has_adapter = spec.score_on == TEST and (bool(jax.tree.leaves(learnables)) or paths.single)
         calibration, prediction_sets = None, "no prediction sets: the method learns nothing"
         if calibrates and has_adapter:
@@ -274,12 +293,9 @@ def save(
 
 
 def evaluate_test(
-    job: TrainJob, learnables: Learnables, evaluation: protocols.EvaluationSet
+    job: TrainJob, learnables: Learnables, evaluation: EvaluationSet
 ) -> tuple[Task, Learnables, RunPredictions]:
-    """Evaluates all runs of a job on test images; `learnables [R, …]` lie on the host.
-
-    Returns the task of the evaluation's classes, its learnables, and the predictions, also of padding.
-    """
+    """Evaluates `learnables [R, …]`, on the host, on test images: their task, its learnables, and the predictions."""
     context = job.context
     task = context.bind(job.task.method, evaluation.dataset)
     task = fit_evaluation(task, runs=job.run_axis.padded, mesh=context.mesh)
@@ -340,8 +356,30 @@ def spec_facts(spec: RunSpec, common: Recipe) -> Row:
 def calibrate(model: Tuned, split: Split, context: SweepContext) -> Calibration:
     """Calibrates a tuned model on images that neither trained it nor selected a setting."""
     logits, read = split_logits(model, Images(split), context)
+    # MCM scores cosines without this factor (Ming et al. 2022); the logits have it.
     scale = float(np.exp(np.asarray(model.task.method.logit_scale(model.clip.params))))
     return Calibration.of(logits[read], split.labels[read], scale)
+
+
+def fit_images(
+    dataset: Dataset, *, shots: int | None, seed: int, selects: bool, calibrates: bool | None
+) -> tuple[EvalProtocol, HeldOut, Split | None]:
+    """Divides the images of a dataset for `fit_task`: those of the protocol, of a selection, and of calibration.
+
+    Raises `ClipbiasError` where too few images are left to calibrate, and `calibrates` requires them.
+    """
+    drawn = protocols.full(dataset) if shots is None else protocols.few_shot(dataset, shots=shots, seed=seed)
+    calibration = None
+    if calibrates is not False:
+        calibration = held_out.left_to_calibrate(drawn, seed, selects=selects, required=bool(calibrates))
+    # Also where nothing is calibrated, as in `train`: the same images select, and the others may fit a temperature.
+    held = held_out.hold_out_of(drawn, seed, calibrates=selects)
+    validation = None if held.from_training else held.choose
+    if validation is None or held.calibrate is not None:
+        # Training images outside the few-shot split validate under the protocol of a benchmark, never for a user; and
+        # an image that calibrates must not validate.
+        drawn = dataclasses.replace(drawn, validation=lambda: validation)
+    return drawn, held, calibration
 
 
 def fit_task(
@@ -390,8 +428,10 @@ def fit_task(
     if selection is not None:
         job = selection.of_job(job)
     result = train_job(job)
+    # On the default device: a user jits and differentiates with them, step after step.
     model = Tuned(job.task, jax.tree.map(jnp.asarray, select_run(result.learnables, 0)))
     # `data` and `training` name images and settings, by which adapters of one training, and changed data, are known.
+    # The test images decide nothing: with others it is still the same training.
     pools = {name: split for name, split in dataset.splits.items() if name != "test"}
     start = {} if start_seed is None else {"start_seed": start_seed}
     data = identity(pools)  # once, since it looks at every file

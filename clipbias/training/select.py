@@ -2,6 +2,7 @@
 
 Four learning rates train side by side in one program for a third of the steps; the lowest cross-entropy on the held-out
 images wins. A method that searches options on validation images, and has none, searches on held-out training images.
+Afterwards the same images say whether the tuned model may be no better than the frozen one.
 """
 
 import contextlib
@@ -20,8 +21,11 @@ from clipbias.constants import ZERO_SHOT
 from clipbias.data import Split
 from clipbias.data.held_out import FEWEST_OF_CLASS, HeldOut
 from clipbias.errors import ClipbiasError
+from clipbias.intervals import wilson_interval
 from clipbias.io import read_json, write_text
-from clipbias.training.loop import NotSideBySide, RunOutputs, TrainJob, plan_stages, train_job, validation_images
+from clipbias.sentences import counted
+from clipbias.training import loop
+from clipbias.training.loop import RunOutputs, TrainJob, plan_stages, train_job, validation_images
 from clipbias.training.memory import fit_evaluation
 from clipbias.training.progress import Progress
 from clipbias.training.spec import Row, RunSpec
@@ -201,13 +205,10 @@ def select_settings(job: TrainJob, held: HeldOut, *, compares_rates: bool) -> Se
         thread.submit(plan_stages, dataclasses.replace(job, outputs=RunOutputs()))
         try:
             learnables = train_job(trial).learnables
-        except NotSideBySide:
+        except loop.NotSideBySide:
             alone = []
             for number, run in enumerate(trial.runs):
-                outputs = trial.outputs
-                if outputs.checkpoints is not None:
-                    outputs = dataclasses.replace(outputs, checkpoints=outputs.checkpoints / str(number))
-                result = train_job(dataclasses.replace(trial, runs=(run,), outputs=outputs))
+                result = train_job(dataclasses.replace(trial, runs=(run,), outputs=trial.outputs.below(str(number))))
                 alone.append(select_run(result.learnables, 0))
             learnables = stack_runs(alone)
         bar.at_work("evaluating")
@@ -243,6 +244,7 @@ def kept_selection(workdir: Path, key: str, make: Callable[[], Selection | None]
         return Selection.of_note(stored["choice"])
     selection = make()
     if selection is not None and hosts.is_first():
+        # Before the training: a run that continues must not select another rate.
         content = {"key": key, "learning_rate": selection.best.learning_rate, "choice": selection.note}
         write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
     return selection
@@ -271,22 +273,14 @@ def _trial(job: TrainJob, held: HeldOut, rates: Sequence[float]) -> TrainJob:
     runs = tuple(
         dataclasses.replace(run, images=images, protocol=protocol, learning_rate=rate) for rate in rates or (None,)
     )
-    checkpoints = job.outputs.checkpoints
-    outputs = dataclasses.replace(
-        job.outputs,
-        checkpoints=None if checkpoints is None else checkpoints / "selection",
-        metrics=None,
-        ends_on_failure=False,
+    trial = dataclasses.replace(
+        job, runs=runs, outputs=job.outputs.below("selection", metrics=None, ends_on_failure=False)
     )
     if not rates:
-        return dataclasses.replace(job, runs=runs, outputs=outputs)
-    bar = Progress(title=f"comparing {len(rates)} learning rates", shown=outputs.progress.shown)
-    return dataclasses.replace(
-        job,
-        recipe=job.training.shortened(job.examples),
-        runs=runs,
-        outputs=dataclasses.replace(outputs, progress=bar),
-    )
+        return trial
+    bar = Progress(title=f"comparing {len(rates)} learning rates", shown=job.outputs.progress.shown)
+    outputs = dataclasses.replace(trial.outputs, progress=bar)
+    return dataclasses.replace(trial, recipe=job.training.shortened(job.examples), outputs=outputs)
 
 
 def nothing_held_out(job: TrainJob, held: HeldOut, *, compares_rates: bool) -> str:
@@ -310,3 +304,73 @@ def nothing_held_out(job: TrainJob, held: HeldOut, *, compares_rates: bool) -> s
         f"{held.reason}, so no images are held out: {' and '.join(defaults)}. Give validation images, or at "
         f"least {FEWEST_OF_CLASS} training images of each class."
     )
+
+
+def above_chance(method: Method, loss: float | None, classes: int) -> str:
+    """Warns where the loss of the last step, in nats, is above that of equal probabilities; else returns ""."""
+    # Losses that a method defines itself have another scale.
+    if loss is None or method.losses is not None or loss <= math.log(classes):
+        return ""
+    return (
+        f"the training loss ended at {loss:.3g}, above ln {classes} = {math.log(classes):.3g}, which equal "
+        "probabilities have: take more epochs or another learning rate."
+    )
+
+
+def no_better(fitted: Candidate, frozen: Candidate, images: int, what: str) -> str:
+    """Warns where a tuned model is no better than the frozen one on the same images; else returns ""."""
+    # The higher accuracy is better; of equal ones the lower cross-entropy.
+    lower = fitted.loss is not None and frozen.loss is not None and fitted.loss < frozen.loss
+    if fitted.accuracy > frozen.accuracy or (fitted.accuracy == frozen.accuracy and lower):
+        return ""
+    unsure = " The difference is within chance." if within_chance(frozen.accuracy, fitted.accuracy, images) else ""
+    return (
+        f"the tuned model is no better than zero-shot on {counted(images, what)}: {fitted.accuracy:.1f} % after "
+        f"{frozen.accuracy:.1f} %.{unsure} Take more training images, another method or learning rate, or zero-shot."
+    )
+
+
+def too_few_to_tell(fitted: Candidate, frozen: Candidate, images: int, what: str) -> str:
+    """Warns where so few images show no gain even for a perfect model; else returns ""."""
+    # A perfect model's gain is the largest that there can be.
+    if not within_chance(100.0, frozen.accuracy, images):
+        return ""
+    return (
+        f"{counted(images, what)} cannot tell whether tuning helped: {fitted.accuracy:.1f} % after "
+        f"{frozen.accuracy:.1f} % is within chance, as any accuracy would be. Evaluate the model on more images before "
+        "you use it."
+    )
+
+
+def within_chance(higher: float, lower: float, images: int) -> bool:
+    """Whether the 95 % interval of a difference of accuracies in percent holds zero (Newcombe 1998, method 10)."""
+    # Both accuracies' Wilson intervals, whose distances to the estimates add as squares.
+    below = higher - wilson_interval(higher, images)[0]
+    above = wilson_interval(lower, images)[1] - lower
+    return higher - lower <= math.hypot(below, above)
+
+
+def cautions_of_fit(
+    job: TrainJob, result: loop.TrainResult, held: HeldOut, selection: Selection | None, *, compares_rates: bool
+) -> tuple[str, ...]:
+    loss = result.losses[0] if result.losses else None
+    sentences = [
+        nothing_held_out(job, held, compares_rates=compares_rates),
+        above_chance(job.task.method, loss, len(job.task.class_names)),
+    ]
+    if selection is not None and held.from_training:
+        compared = selection.best, selection.zero_shot, selection.images, "held-out training image"
+        sentences.append(no_better(*compared) or too_few_to_tell(*compared))
+    elif held.choose is not None and not held.from_training:
+        (row,) = score_images(job, result.learnables, [held.choose], finite=False)
+        tuned, frozen = as_candidate(job.runs[0].learning_rate, row), score_zero_shot(job, held.choose)
+        compared = tuned, frozen, row["validation_images"], "validation image"
+        sentences.append(no_better(*compared) or too_few_to_tell(*compared))
+    return tuple(filter(None, sentences))
+
+
+def cautions_of_row(row: Row, method: Method, classes: int) -> tuple[str, ...]:
+    tuned = Candidate(row["learning_rate"], row["accuracy"], None)
+    frozen = Candidate(None, row.get("zero_shot_accuracy", -math.inf), None)
+    sentences = above_chance(method, row["loss"], classes), no_better(tuned, frozen, row["images"], "test image")
+    return tuple(filter(None, sentences))

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import operator
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -35,18 +36,14 @@ class RunSpec:
 
     Attributes:
       method, options: a name of `tuning.METHODS` or the path of a user's file, and all options, resolved.
-      dataset, protocol, targets: training and test images.
       shots: training images per class; `None` for all, or for a method without training images.
-      seed: seed of the few-shot split.
-      start_seed: seed of initial learnables, order and augmentation; `None` for that of the few-shot split.
-      recipe: optimiser, schedule and learning rate; `None` without training.
-      task: identity of frozen model, method, classes and compute type.
-      source: digest of a user's own method, as it was when the spec was made.
-      data: identity of the images of all splits, and of images and classes of the targets.
+      seed, start_seed: of the few-shot split; of initial learnables, order and augmentation, `None` for the former.
+      recipe: `None` without training.
+      task, source, data: identities of frozen model, method, classes and compute type; of a user's own program as it
+        was when the spec was made; of the images of all splits, and of images and classes of the targets.
       score_on: "test", or "validation" where a sweep selects learning rates.
       validation: the validation policy, as tables show it: "none", or the images that select a setting
         (`data.held_out`, `protocols.validation_policy`).
-      concentration: of the protocol "imbalanced".
     """
 
     method: str
@@ -71,6 +68,7 @@ class RunSpec:
     @functools.cached_property
     def key(self) -> str:
         # Of all fields: whatever changes a number changes the key, and the run counts as another.
+        # 48 bits: two of ten thousand runs share a key with a chance of 2e-7.
         return identity(self)[:12]
 
     @functools.cached_property
@@ -81,11 +79,6 @@ class RunSpec:
     @property
     def learning_rate(self) -> float | None:
         return None if self.recipe is None else self.recipe.learning_rate
-
-    @property
-    def name(self) -> str:
-        """File name: method, dataset, shots and seed. Specs that differ in other fields share it (`run_names`)."""
-        return f"{group_name((self,))}-{self.seeds}"
 
     @property
     def seeds(self) -> str:
@@ -131,19 +124,16 @@ def make_groups(specs: Sequence[RunSpec], most: int | None = None) -> list[Group
     `most=None` takes `MOST_RUNS`, or all seeds of one rate where these are more.
     """
     # Specs that differ in seed or learning rate alone share shapes, and so a program: `vmap` trains them side by side.
-    alike: dict[str, list[RunSpec]] = {}
+    alike: dict[str, dict[float | None, list[RunSpec]]] = {}
     for spec in specs:
         recipe = spec.recipe and spec.recipe.with_learning_rate(0.0)
         common = dataclasses.replace(spec, seed=0, start_seed=None, recipe=recipe)
-        alike.setdefault(common.key, []).append(spec)
+        alike.setdefault(common.key, {}).setdefault(spec.learning_rate, []).append(spec)
     groups: list[Group] = []
-    for of_group in alike.values():
-        by_rate: dict[float | None, list[RunSpec]] = {}
-        for spec in of_group:
-            by_rate.setdefault(spec.learning_rate, []).append(spec)
-        size = most or max(MOST_RUNS, *map(len, by_rate.values()))
-        rates_per_group = max(1, size // max(map(len, by_rate.values())))
-        for together in _batched(list(by_rate.values()), rates_per_group):
+    for by_rate in alike.values():
+        seeds = max(map(len, by_rate.values()))
+        size = most or max(MOST_RUNS, seeds)
+        for together in _batched(list(by_rate.values()), max(1, size // seeds)):
             groups += map(tuple, _batched(list(itertools.chain.from_iterable(together)), size))
     return groups
 
@@ -190,12 +180,9 @@ def seen_in_training(notes: Mapping[str, Any], dataset: Dataset, classes: Classe
 def part_of(specs: Sequence[RunSpec], part: tuple[int, int]) -> list[RunSpec]:
     """Returns part `i` of `n`: every n-th method, dataset and number of shots, with all seeds and rates."""
     # Whole cells: a table's cell, and the selection of a cell's rate, need all seeds and rates in one part.
-    cells = {cell: number for number, cell in enumerate(dict.fromkeys(map(_cell, specs)))}
-    return [spec for spec in specs if cells[_cell(spec)] % part[1] == part[0]]
-
-
-def _cell(spec: RunSpec) -> tuple[str, str, int | None]:
-    return spec.method, spec.dataset, spec.shots
+    cell_of = operator.attrgetter("method", "dataset", "shots")
+    numbers = {cell: number for number, cell in enumerate(dict.fromkeys(map(cell_of, specs)))}
+    return [spec for spec in specs if numbers[cell_of(spec)] % part[1] == part[0]]
 
 
 def _batched(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
@@ -217,7 +204,7 @@ def run_names(specs: Iterable[RunSpec]) -> dict[str, str]:
     """Returns a file name for each spec by its key; with the learning rate where several are compared."""
     named: dict[str, list[RunSpec]] = {}
     for spec in specs:
-        named.setdefault(spec.name, []).append(spec)
+        named.setdefault(f"{group_name((spec,))}-{spec.seeds}", []).append(spec)
     return {
         spec.key: name if len(alike) == 1 else f"{group_name((spec,))}-rate{spec.learning_rate:g}-{spec.seeds}"
         for name, alike in named.items()

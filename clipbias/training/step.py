@@ -36,7 +36,6 @@ class StepStatic:
 
     @classmethod
     def of(cls, task: Task, recipe: Recipe, mesh: Mesh | None = None) -> "StepStatic":
-        """Builds the static arguments from a task."""
         # The step takes the learning rate as an argument, and no step knows how many follow. Constants in their place
         # here make recipes that differ in these alone equal, so that they share a program.
         recipe = dataclasses.replace(recipe, learning_rate=1.0, epochs=None, steps=None)
@@ -83,6 +82,7 @@ def init_state(method: Method, recipe: Recipe, learnables: Learnables) -> TrainS
     # Constants get no gradient: in the state they would be checkpointed, donated and decayed for nothing.
     learnables = without_constants(learnables)
     average = None
+    # Any number of epochs tells whether there is an average.
     if method.average(recipe.epochs or EPOCHS) is not None:
         average = jax.tree.map(jnp.zeros_like, learnables)
     return TrainState(learnables, method.optimizer(recipe).init(learnables), jnp.zeros((), jnp.int32), average)
@@ -216,6 +216,7 @@ def loss_and_gradient(
     if taught or classifier.method.combine is None:
 
         def objective(learnables: Learnables) -> tuple[jax.Array, jax.Array]:
+            # `reduce`, not `sum`, which would add the first term to a zero.
             losses, accuracy = mean_losses(learnables)
             return functools.reduce(jnp.add, losses.values()), accuracy
 
@@ -274,6 +275,7 @@ def train_step(
     if average is not None and weight is not None:
         average = jax.tree.map(lambda a, p: a + weight * p, average, learnables)
     state = TrainState(learnables, opt_state, state.step + 1, average)
+    # Over all axes but that of the runs: each run has a norm of its own.
     squares = [jnp.square(g).sum(range(1, g.ndim)) for g in jax.tree.leaves(gradient)]
     metrics = {"loss": loss, "accuracy": accuracy, "gradient_norm": jnp.sqrt(sum(squares))}
     if static.mesh is None:

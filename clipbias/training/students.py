@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
 from scipy.special import log_softmax
@@ -41,14 +40,12 @@ class Form:
 
 
 # From few numbers to many.
-STUDENT_FORMS: Mapping[str, Form] = MappingProxyType(
-    {
-        "vector": Form("bias", "one vector per layer", 0.08),
-        "kind": Form("bias_by_kind", "two vectors per layer", 0.08, folds=False),
-        "layer_norm": Form("layer_norm", "changes of the LayerNorms", 0.02),
-        "lora": Form("lora", "changes of rank 2 in all kernels", 0.01),
-    }
-)
+STUDENT_FORMS: Mapping[str, Form] = {
+    "vector": Form("bias", "one vector per layer", 0.08),
+    "kind": Form("bias_by_kind", "two vectors per layer", 0.08, folds=False),
+    "layer_norm": Form("layer_norm", "changes of the LayerNorms", 0.02),
+    "lora": Form("lora", "changes of rank 2 in all kernels", 0.01),
+}
 
 # Forms that add the same vectors to every image.
 UNIFORM_FORMS = ("vector", "kind")
@@ -71,6 +68,7 @@ class Fit:
 
 def fit_recipe(*, learning_rate: float, steps: int = FIT_STEPS, batch_size: int = FIT_BATCH) -> Recipe:
     """Adam with a cosine over all steps, without decay or augmentation."""
+    # Not augmented: the teacher then sees each image once, not in every step (`TaughtBatches`).
     return Recipe(
         learning_rate=learning_rate,
         optimizer="adam",
@@ -112,7 +110,6 @@ def fit_student(
         start = initial if start is None else start
         # The folder is named by all that a cycle depends on, so other fits beside this one find it, and no other.
         name = f"{Path(task.method_name).stem}-{identity([teacher, task, images, recipe, seed, start])[:12]}"
-        folder = None if outputs.checkpoints is None else outputs.checkpoints / name
         progress = outputs.progress.part(steps, f"{task.method_name} fitted to {teacher.task.method_name}")
         job = TrainJob(
             context=context,
@@ -120,7 +117,7 @@ def fit_student(
             recipe=recipe,
             runs=(Run(run_images, seed, protocol, start=None if start is None else start.learnables),),
             teacher=teacher,
-            outputs=dataclasses.replace(outputs, checkpoints=folder, progress=progress, keeps_last=True),
+            outputs=outputs.below(name, progress=progress, keeps_last=True),
         )
         student = Tuned(task, select_run(train_job(job).learnables, 0))
         progress.at_work("predicting")
@@ -143,11 +140,9 @@ def until_plateau(
 ) -> Fit:
     """Fits by cosine cycles with warm restarts (Loshchilov & Hutter 2017, arXiv 1608.03983) until a plateau.
 
-    Each cycle is twice as long as the one before and starts from the best student so far. The fit ends where a cycle,
-    the third or a later one, lowers the divergence by less than a tenth (`PLATEAU`), or after `most_steps`.
-
     `cycle(rate, steps, start)` trains a student, from the method's own start for `None`; `divergence` is its mean KL on
-    held-back images. With `searched` the first cycle searches the learning rate from `rate` on.
+    held-back images. Each cycle starts from the best student so far. With `searched` the first cycle searches the
+    learning rate from `rate` on.
     """
     first, *others = cycle_lengths(most_steps)
     trials: dict[float, Tuned] = {}
@@ -198,19 +193,15 @@ def cycle_lengths(most_steps: int) -> list[int]:
 
 
 def select_learning_rate(divergence: Callable[[float], float], *, first: float = FIRST_RATE, most: int = 8) -> float:
-    """Searches the learning rate of the lowest divergence, up or down from the first, with at most `most` fits.
-
-    `divergence(rate)` fits with a rate; NaN where the fit fails.
-    """
+    """Searches the rate of the lowest `divergence(rate)`, NaN where a fit fails, up or down from the first."""
     tried = {rate: divergence(rate) for rate in (first, first * RATE_FACTOR, first / RATE_FACTOR)}
-    while len(tried) < most:
+    while True:
         best = min(tried, key=lambda rate: (np.isnan(tried[rate]), tried[rate]))
         # The curve has one valley: the search ends where the best rate lies between two others.
         further = {max(tried): best * RATE_FACTOR, min(tried): best / RATE_FACTOR}
-        if best not in further:
+        if best not in further or len(tried) >= most:
             return best
         tried[further[best]] = divergence(further[best])
-    return min(tried, key=lambda rate: (np.isnan(tried[rate]), tried[rate]))
 
 
 def mean_divergence(teacher: Tuned, student: Tuned, split: Split, context: SweepContext) -> float:

@@ -66,10 +66,7 @@ def sweep(
     # Processes with other specs would wait for one another in the middle of a group, without an error.
     hosts.assert_same("the runs of the sweep", [spec.key for spec in specs])
     paths = SweepPaths(workdir, run_names(specs))
-    if other := hosts.from_first(paths.other_kind):
-        raise ClipbiasError(
-            f"{workdir} holds {other}, which `predict` and others would take; choose another --workdir."
-        )
+    paths.refuse_other_kind()
 
     def finished_rows() -> list[Row]:
         # With today's facts: the rates that a finished run was selected from may be more by now.
@@ -82,6 +79,7 @@ def sweep(
         """Whether a later run, on other images or with other settings, overwrote the files of this row."""
         names: Mapping[str, str] = row.get("predictions", {})
         stored = {name: stored_identity(workdir / PREDICTIONS_FOLDER / f"{file}.npz") for name, file in names.items()}
+        # A file that is gone or damaged is no sign of another run.
         return any(value not in (None, row["identities"][name]) for name, value in stored.items())
 
     replaced = hosts.from_first(lambda: [row["key"] for row in rows if is_replaced(row)])

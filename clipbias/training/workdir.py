@@ -24,7 +24,7 @@ import jax
 from clipbias import hosts, io
 from clipbias.clip import Clip
 from clipbias.constants import ADAPTER_FILE
-from clipbias.errors import sentence
+from clipbias.errors import ClipbiasError, sentence
 from clipbias.training.spec import Group, RunSpec, group_key, group_name
 from clipbias.version import ROOT, __version__
 
@@ -119,6 +119,7 @@ def _note(folder: Path, **facts: Any) -> None:
 
 def _git_state() -> dict[str, Any] | None:
     def git(*arguments: str) -> str:
+        # A repository on a slow disk must not hold up a run.
         done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, timeout=10)
         return done.stdout.strip() if done.returncode == 0 else ""
 
@@ -143,13 +144,17 @@ class SweepPaths:
     names: Mapping[str, str]
     single: bool = False
 
-    def other_kind(self) -> str:
-        """Names files of the other kind in the folder, of a sweep or of a single run; "" if there are none."""
-        if self.single and (self.workdir / ADAPTERS).is_dir():
-            return f"the adapters of `table1` ({ADAPTERS}/)"
-        if not self.single and (self.workdir / ADAPTER_FILE).exists():
-            return f"the adapter of a `train` run ({ADAPTER_FILE})"
-        return ""
+    def refuse_other_kind(self) -> None:
+        """Raises `ClipbiasError` where the folder holds adapters of the other kind: of a sweep, or of a single run."""
+        others, place = "adapter of a `train` run", ADAPTER_FILE
+        if self.single:
+            others, place = "adapters of `table1`", f"{ADAPTERS}/"
+        # The first process looks for all: they must agree on whether they go on.
+        if hosts.from_first((self.workdir / place).exists):
+            raise ClipbiasError(
+                f"{self.workdir} holds the {others} ({place}), which `predict` and others would take; choose another "
+                "--workdir."
+            )
 
     def metrics(self, group: Group) -> Path:
         return self.workdir if self.single else self.workdir / "runs" / self.group_file(group)

@@ -213,10 +213,8 @@ def _plain(value: Any) -> dict[str, Any]:
 
 def start_seed(notes: Mapping[str, Any]) -> int:
     """The seed that the learnables of an adapter with these notes started from; 0 where it is not known."""
-    number = notes.get("start_seed")
-    if number is None:
-        number = notes.get("seed")
-    return number if isinstance(number, int) else 0
+    seeds = notes.get("start_seed"), notes.get("seed"), 0
+    return next(seed for seed in seeds if isinstance(seed, int))
 
 
 def write_adapter(path: str | os.PathLike, model: Tuned) -> None:

@@ -1,7 +1,7 @@
 """The protocol of adaptation methods: presets, options, hooks, and operations on learnables.
 
-A method needs `init` and `adapt`. Every other hook has a default, or is optional: `None` where a method lacks it. An
-unused hook leaves no trace in the compiled programs.
+A method needs `init`, and `adapt` unless its learnables are fields of `Adaptation`. Every other hook has a default, or
+is optional: `None` where a method lacks it. An unused hook leaves no trace in the compiled programs.
 """
 
 import abc
@@ -19,7 +19,8 @@ import optax
 from flax import traverse_util
 
 from clipbias.checks import Range, check_fields
-from clipbias.clip import Adaptation, Clip, ClipConfig
+from clipbias.clip import Clip, ClipConfig
+from clipbias.clip.adaptation import Adaptation as Adaptation
 from clipbias.clip.layers import check_changes
 from clipbias.clip.params import Params
 from clipbias.constants import WORDS
@@ -145,7 +146,7 @@ class Method(abc.ABC):
       transfer(learnables, labels, source, target): one run's learnables for other classes. `labels [C']` are their
         training labels, -1 for classes that training did not see; `source` and `target` plain CLIP's text features
         `[S, C, d]` of the training classes and of the others. It may raise `ClipbiasError`. Without it rows of known
-        classes stay, and new rows are those of `init` (`tuning.transfer`).
+        classes stay, and new rows are those of `init` (`tuned.transfer`).
     """
 
     presets: ClassVar[Mapping[str, Preset]] = {}
@@ -193,9 +194,9 @@ class Method(abc.ABC):
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
         """Initial learnables from a `jax.random.key`. An axis of length 0 has as many entries as training images."""
 
-    @abc.abstractmethod
     def adapt(self, learnables: Learnables) -> Adaptation:
-        """The adaptation from the learnables: a pure function, traced and differentiated; see also `clip_config`."""
+        """The adaptation, a pure function, traced and differentiated. Default: learnables by their names in it."""
+        return Adaptation(**learnables)
 
     def adapt_in_training(self, learnables: Learnables, rng: jax.Array) -> Adaptation:
         """`adapt` in a training step, with randomness such as dropout."""

@@ -18,7 +18,9 @@ from clipbias.clip.text import text_tokens
 from clipbias.clip.tokenizer import encode, framed, pad
 from clipbias.constants import DEFAULT_TEMPLATE
 from clipbias.data.catalog import name_in_prompt
-from clipbias.data.dataset import Descriptions, as_descriptions
+from clipbias.data.dataset import Descriptions as Descriptions
+from clipbias.data.dataset import as_descriptions
+from clipbias.data.dataset import read_descriptions as read_descriptions
 from clipbias.errors import ClipbiasError
 from clipbias.identity import counted_by, identity, no_effect, parts
 from clipbias.io import shorten
@@ -31,21 +33,12 @@ class ClassTexts:
     """Class texts, padded to the longest list: `n` texts for each of `C` classes.
 
     `texts`, with tokens `[n · C, N]`, are the first text of every class, then the second, …; a class with fewer than
-    `n` texts repeats its first. `counts [C]` are the numbers of texts.
+    `n` texts repeats its first. `counts [C]` are the numbers of texts, where they differ.
     """
 
     texts: Sequence[str]
     tokens: TextTokens
-    counts: tuple[int, ...]
-
-    @property
-    def most(self) -> int:
-        return max(self.counts)
-
-    @property
-    def differing(self) -> tuple[int, ...] | None:
-        """`counts` where they differ."""
-        return self.counts if len(set(self.counts)) > 1 else None
+    counts: tuple[int, ...] | None = None
 
 
 def names_in_prompt(names: Sequence[str], prompt: PromptText) -> list[str]:
@@ -91,8 +84,7 @@ def template_texts(clip: Clip, class_names: Sequence[str], prompt: PromptText) -
 
         rows[i] = move(row)
         contexts[i] = move(contexts[i])
-    counts = (len(prompt.templates),) * len(class_names)
-    return ClassTexts(tuple(texts), _padded(clip, rows, texts, contexts), counts)
+    return ClassTexts(tuple(texts), _padded(clip, rows, texts, contexts))
 
 
 def text_layout(adaptation: Adaptation, prompt: PromptText, templates: int, texts: int) -> tuple[int, bool]:
@@ -240,9 +232,6 @@ class ContextSets(Method):
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
         return {"text_context": random_prompts(rng, self.sets, self.tokens, clip.config.text.width)}
 
-    def adapt(self, learnables: Learnables) -> Adaptation:
-        return Adaptation(text_context=learnables["text_context"])
-
     def text(self, template: str, clip: Clip) -> PromptText:
         prompt = context_text(clip, "", self.tokens)
         return dataclasses.replace(prompt, templates=prompt.templates * self.sets)
@@ -375,7 +364,8 @@ def described_texts(clip: Clip, descriptions: Descriptions, class_names: Sequenc
                 f"{shorten(class_names[i % len(class_names)])!r}, {shorten(texts[i])!r}, and this model reads at most "
                 f"{longest}; shorten it."
             )
-    return ClassTexts(tuple(texts), _padded(clip, rows, texts, contexts=()), counts)
+    differing = counts if len(set(counts)) > 1 else None
+    return ClassTexts(tuple(texts), _padded(clip, rows, texts, contexts=()), differing)
 
 
 def without_missing(features: jax.Array, counts: Sequence[int]) -> jax.Array:

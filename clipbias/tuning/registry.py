@@ -57,9 +57,8 @@ def load_user_method(name: str) -> type[Method]:
         raise ClipbiasError(
             f"cannot import the method's module {where!r}{here}: {type(error).__name__}: {error}."
         ) from error
-    # Classes that the module imports, such as the base of the user's method, count only by name.
-    kinds: list[Any] = [getattr(module, attribute, None)] if attribute else classes(module)
-    if attribute and not (inspect.isclass(kinds[0]) and issubclass(kinds[0], Method)):
+    kinds = classes(module, attribute)
+    if attribute and not kinds:
         raise ClipbiasError(f"{name!r}: {attribute!r} is not a subclass of clipbias.tuning.Method there.")
     if not kinds:
         raise ClipbiasError(f"{name!r} defines no subclass of clipbias.tuning.Method; write one (docs/methods.md).")
@@ -77,15 +76,14 @@ def known_class(name: str) -> type[Method] | None:
     where, _, attribute = name.partition(":")
     # Names of methods come from result files too: nothing is imported for the sake of a label.
     module = sys.modules.get(_module_name(where))
-    if module is None:
-        return None
-    kind = getattr(module, attribute, None) if attribute else next(iter(classes(module)), None)
-    return kind if inspect.isclass(kind) and issubclass(kind, Method) else None
+    return None if module is None else next(iter(classes(module, attribute)), None)
 
 
-def classes(module: ModuleType) -> list[type[Method]]:
-    kinds = [kind for kind in vars(module).values() if inspect.isclass(kind) and issubclass(kind, Method)]
-    return [kind for kind in kinds if kind.__module__ == module.__name__]
+def classes(module: ModuleType, attribute: str = "") -> list[type[Method]]:
+    # Classes that the module imports, such as the base of the user's method, count only by name.
+    named = [getattr(module, attribute, None)] if attribute else list(vars(module).values())
+    kinds = [kind for kind in named if inspect.isclass(kind) and issubclass(kind, Method)]
+    return [kind for kind in kinds if attribute or kind.__module__ == module.__name__]
 
 
 @functools.cache
@@ -162,8 +160,7 @@ _PREFIX = "clipbias_method_"
 
 
 def _module_name(where: str) -> str:
-    """The key in `sys.modules`."""
-    # A file's key has a digest of its whole path, because files in two folders may share a name.
+    # The key in `sys.modules`. A file's has a digest of its whole path, because files in two folders may share a name.
     if not where.endswith(".py"):
         return where
     digest = hashlib.sha256(_absolute(where).encode("utf-8", "surrogatepass")).hexdigest()
@@ -176,8 +173,8 @@ def _absolute(where: str) -> str:
 
 @functools.cache
 def _execute(path: Path, code: bytes) -> ModuleType:
-    """Runs a file once for each content."""
-    # Cached: methods are static arguments of compiled functions, and classes of two runs of a file are not equal.
+    # Cached by content: methods are static arguments of compiled functions, and a file that runs twice makes classes
+    # that are not equal.
     spec = importlib.util.spec_from_file_location(_module_name(str(path)), path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -284,8 +281,7 @@ def find_preset(name: str) -> Preset | None:
 
 
 def find_kind(name: str) -> Kind | None:
-    method = known_class(name)
-    return None if method is None else method.kind
+    return getattr(known_class(name), "kind", None)
 
 
 def _hashable(name: str, option: str, value: Any) -> Any:

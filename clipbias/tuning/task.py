@@ -16,24 +16,15 @@ import numpy as np
 from flax import struct
 
 from clipbias.checks import shown
-from clipbias.clip import (
-    Adaptation,
-    Clip,
-    PackedTokens,
-    TextTokens,
-    encode_image,
-    encode_packed_text,
-    encode_text,
-    pack,
-)
+from clipbias.clip import Adaptation, Clip, TextTokens, encode_text
 from clipbias.clip.adaptation import NOTHING
 from clipbias.clip.config import ClipConfig
 from clipbias.clip.encode import check_images
 from clipbias.clip.layers import drops
-from clipbias.clip.packed_text import take_sets
+from clipbias.clip.packed_text import PackedTokens, encode_packed_text, pack, take_sets
 from clipbias.clip.params import Params
 from clipbias.clip.precision import resolve
-from clipbias.clip.vision import project_image
+from clipbias.clip.vision import encode_image, project_image
 from clipbias.data.dataset import Descriptions, as_descriptions
 from clipbias.data.user_images import Labels, label_numbers
 from clipbias.errors import ClipbiasError
@@ -452,18 +443,17 @@ class Task:
         bound = bound or prompts.template_texts(self.clip, self.class_names, self.prompt)
         self.texts = bound.texts
         self.tokens = bound.tokens
-        self._text_sets, self._class_specific = prompts.text_layout(
-            adaptation, self.prompt, bound.most, len(self.texts)
-        )
+        templates = len(self.texts) // len(self.class_names)
+        self._text_sets, self._class_specific = prompts.text_layout(adaptation, self.prompt, templates, len(self.texts))
         self._frozen_text = frozen_text
         self._class_shards = 1
         self.classifier = Classifier(
             config=self.clip.config,
             method=self.method,
-            templates=bound.most,
+            templates=templates,
             dtype=self._dtype,
             class_chunks=self._chunks_at_least(1),
-            counts=bound.differing,
+            counts=bound.counts,
         )
 
     def _chunks_at_least(self, class_chunks: int) -> int:
@@ -515,7 +505,7 @@ class Task:
         descriptions: Descriptions | Mapping[str, Sequence[str]] | None = None,
         free_text: bool | None = None,
     ) -> "Task":
-        """The same method with other classes. Learnables may not fit them: see `tuning.transfer`."""
+        """The same method with other classes. Learnables may not fit them: see `tuned.transfer`."""
         # Template, descriptions and `free_text` stay, unless a dataset brings classes that are new here.
         given, own = Classes.of(class_names), self.classes
         # Names are compared as the model reads them: "maine_coon" is a known class if "maine coon" is.
@@ -675,7 +665,7 @@ class Task:
             return None
         # Sixty templates of 1000 classes: in chunks, as the frozen texts of a student (`_chunks_at_least`).
         chunks = math.ceil(len(self._teacher.texts) / (self._class_shards * TEXTS_AT_ONCE))
-        classifier = dataclasses.replace(self.classifier, counts=self._teacher.differing, class_chunks=chunks)
+        classifier = dataclasses.replace(self.classifier, counts=self._teacher.counts, class_chunks=chunks)
         text = pack(self._teacher.tokens, groups=self._class_shards * chunks)
         return _plain_text_features(classifier, params, text)
 

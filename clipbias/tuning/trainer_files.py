@@ -25,8 +25,7 @@ from clipbias.tuning.adapter import Adapter
 from clipbias.tuning.method import Options
 from clipbias.tuning.prompts import Classes, ClassList, names_in_prompt, word_ids
 from clipbias.tuning.task import Task
-from clipbias.tuning.transfer import match_labels
-from clipbias.tuning.tuned import Tuned
+from clipbias.tuning.tuned import Tuned, match_labels
 
 # Relative difference of frozen weights. Rounding to float16 moves them by up to 2⁻¹¹, in the file and in the user's
 # CLIP. PromptSRC also averages them over epochs, in float16: by about 1e-3, where its Gaussian is wide.

@@ -16,7 +16,7 @@ import configs.demo
 from clipbias import data
 from clipbias.export.card import model_card
 from clipbias.io import PART
-from clipbias.training import cautions, evaluator, loop
+from clipbias.training import evaluator, loop, select
 from clipbias.training.select import Candidate
 from clipbias.tuning.adapter import read_adapter
 from clipbias.tuning.registry import make_method
@@ -48,19 +48,19 @@ def test_a_small_set_is_trained_for_enough_steps(model, tmp_path):
 def test_sentences_about_a_run():
     row = {"learning_rate": 0.1, "accuracy": 60.0, "zero_shot_accuracy": 50.0, "images": 30, "loss": 1.0}
     bias = make_method("bias")
-    assert cautions.cautions_of_row(row, bias, 3) == ()
-    assert cautions.cautions_of_row(row | {"loss": 1.0987}, bias, 3)[0].startswith(
+    assert select.cautions_of_row(row, bias, 3) == ()
+    assert select.cautions_of_row(row | {"loss": 1.0987}, bias, 3)[0].startswith(
         "the training loss ended at 1.1, above ln 3"
     )
-    assert cautions.cautions_of_row(row | {"loss": 1.0985}, bias, 3) == ()
-    assert cautions.cautions_of_row(row | {"loss": 9.0}, make_method("promptsrc"), 3) == ()  # a loss of its own
-    (line,) = cautions.cautions_of_row(row | {"zero_shot_accuracy": 60.0}, bias, 3)
+    assert select.cautions_of_row(row | {"loss": 1.0985}, bias, 3) == ()
+    assert select.cautions_of_row(row | {"loss": 9.0}, make_method("promptsrc"), 3) == ()  # a loss of its own
+    (line,) = select.cautions_of_row(row | {"zero_shot_accuracy": 60.0}, bias, 3)
     assert line.startswith(
         "the tuned model is no better than zero-shot on 30 test images: 60.0 % after 60.0 %. The difference is within"
     )
-    (line,) = cautions.cautions_of_row(row | {"zero_shot_accuracy": 100.0}, bias, 3)
+    (line,) = select.cautions_of_row(row | {"zero_shot_accuracy": 100.0}, bias, 3)
     assert "chance" not in line
-    assert cautions.cautions_of_row({**row, "learning_rate": None, "loss": None}, bias, 3) == ()
+    assert select.cautions_of_row({**row, "learning_rate": None, "loss": None}, bias, 3) == ()
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_sentences_about_a_run():
 )
 def test_a_difference_is_within_chance(images, higher, lower, chance):
     """Newcombe (1998) has intervals of 6 and 2 of 7 from 0.058, of 9 and 3 of 10 from 0.17."""
-    assert cautions.within_chance(100 * higher / images, 100 * lower / images, images) == chance
+    assert select.within_chance(100 * higher / images, 100 * lower / images, images) == chance
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_a_difference_is_within_chance(images, higher, lower, chance):
 def test_so_few_images_that_no_gain_could_show(images, right, tells):
     """Whatever the tuned model answers: six of six after five is within chance, and after two is not."""
     frozen, tuned = (Candidate(None, 100 * count / images, None) for count in (right, images))
-    sentence = cautions.too_few_to_tell(tuned, frozen, images, "validation image")
+    sentence = select.too_few_to_tell(tuned, frozen, images, "validation image")
     assert bool(sentence) == (not tells)
     if sentence:
         start = f"{images} validation images cannot tell whether tuning helped: 100.0 % after "

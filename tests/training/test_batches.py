@@ -129,7 +129,7 @@ def test_a_pass_holds_the_images_of_an_epoch(clip, colours):
     assert_close(features.training(Sampling(passes=1), 2), expected[1:3])
     assert_close(features.training(Sampling(passes=2, training="again"), 9), expected[:2])
     assert not np.allclose(expected[0], expected[1], atol=1e-2)
-    plain = features.plain()
+    plain = features.plain
     assert_close(features.support(Sampling(passes=0))[:, features.readable], plain)
     images = Images(colours.split("train"))
     assert_close(plain[0], np.asarray(encode(np.stack([crop(images.decoded(i), resizing) for i in range(count)]))))
@@ -174,7 +174,7 @@ def test_eight_devices_give_the_features_of_one(clip, colours):
     sharded = source(clip, colours, mesh=placement.make_mesh(run=2, data=4))
     single = source(clip, colours)
     assert_close(sharded.passes(2), single.passes(2))
-    assert_close(sharded.plain(), single.plain())
+    assert_close(sharded.plain, single.plain)
 
 
 def batches(

@@ -97,9 +97,9 @@ def test_a_training_takes_its_steps_times_their_median_whatever_compiling_took(t
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, mock.MagicMock]:
     """Stand-ins for all three packages."""
-    modules = {name: mock.MagicMock(__spec__=ModuleSpec(module, None)) for name, (module, _) in TRACKERS.items()}
+    modules = {name: mock.MagicMock(__spec__=ModuleSpec(module, None)) for name, module in TRACKERS.items()}
     for name, module in modules.items():
-        monkeypatch.setitem(sys.modules, TRACKERS[name][0], module)
+        monkeypatch.setitem(sys.modules, TRACKERS[name], module)
     return modules
 
 

@@ -23,8 +23,7 @@ from clipbias.training import calibration, loop, placement
 from clipbias.training.loop import validation_images
 from clipbias.training.predictions import KnownPredictions
 from clipbias.training.rates import PER_CELL, PER_METHOD, Rates, select_learning_rates
-from clipbias.training.run import make_job
-from clipbias.training.run_images import under_policy
+from clipbias.training.run import make_job, under_policy
 from clipbias.training.spec import VALIDATION, Row, RunSpec, group_key, make_groups, part_of, run_names
 from clipbias.training.sweep import RESULTS, VALIDATED, parse_part
 from clipbias.training.workdir import SweepPaths, open_workdir, write_json
@@ -72,7 +71,7 @@ def test_another_start_on_the_same_images(clip, colours, recipe, tmp_path):
     assert [spec.start_seed for spec in specs] == [None, None, 5, None]  # a seed's own start is no other run
     specs = specs[:3]
     assert len(make_groups(specs)) == 1 and len({spec.key for spec in specs}) == 3
-    assert specs[2].name == "vpt-colours-2shots-seed1-start5"
+    assert run_names(specs)[specs[2].key] == "vpt-colours-2shots-seed1-start5"
     rows = tiny.run(specs)
     drawn = [tiny.context.drawn(spec).source.split("train").digest for spec in specs]
     assert drawn[2] == drawn[0] != drawn[1] and rows[2]["learning_rate"] == rows[0]["learning_rate"]

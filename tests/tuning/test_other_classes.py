@@ -12,7 +12,7 @@ from clipbias.tuned_model import TunedModel
 from clipbias.tuning import Learnables, Task
 from clipbias.tuning.conformal import Calibration
 from clipbias.tuning.method import crops_of, flatten, unflatten
-from clipbias.tuning.transfer import match_labels, transfer
+from clipbias.tuning.tuned import match_labels, transfer
 from tests.tuning.weights_common import close, pictures
 
 NAMES = ("cat", "maine coon", "dog", "bird")

@@ -21,7 +21,7 @@ from clipbias.training.step import place_inputs, place_text
 from clipbias.tuning import CONSTANTS, Learnables, Task, make_method
 from clipbias.tuning.method import without_constants
 from clipbias.tuning.methods.two_stage import SecondStage, TwoStage
-from clipbias.tuning.transfer import transfer
+from clipbias.tuning.tuned import transfer
 from tests import helpers
 from tests.reference import inner_parts, methods, optimizers, weight_tuning
 from tests.tuning import weights_common as common

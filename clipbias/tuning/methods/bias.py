@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from clipbias.clip import Adaptation, Clip
+from clipbias.clip import Clip
 from clipbias.tuning.method import Kind, Learnables, Method, Preset
 
 
@@ -28,13 +28,10 @@ class BiasTuning(Method):
 
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
         # Zeros: the first step starts from plain CLIP. One row per layer, since a tower scans over its layers.
+        # `x + MLP(x) + b` is the network whose MLP's output bias is larger by `b`: export folds it into plain weights.
         learnables = {}
         if self.vision_tower:
             learnables["vision_bias"] = jnp.zeros((clip.config.vision.layers, clip.config.vision.width))
         if self.text_tower:
             learnables["text_bias"] = jnp.zeros((clip.config.text.layers, clip.config.text.width))
         return learnables
-
-    def adapt(self, learnables: Learnables) -> Adaptation:
-        # `x + MLP(x) + b` is the network whose MLP's output bias is larger by `b`: export folds it into plain weights.
-        return Adaptation(**learnables)

@@ -41,6 +41,7 @@ class CLAP(FrozenTowers, FeatureMethod):
     recipe: RecipeName = AUTHORS
 
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
+        # Shapes alone: `support` makes both from the features of texts and images.
         prototypes = np.zeros((len(class_names), clip.config.projection_width), np.float32)
         return self._learnables(prototypes, np.zeros(len(class_names), np.float32))
 

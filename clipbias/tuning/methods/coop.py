@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from clipbias.checks import Choices
-from clipbias.clip import Adaptation, Clip
+from clipbias.clip import Clip
 from clipbias.constants import WORDS
 from clipbias.tuning.method import Kind, Learnables, Method, Preset, PromptText, Tokens
 from clipbias.tuning.prompts import POSITIONS, context_text, initial_context
@@ -34,15 +34,12 @@ class CoOp(Method):
     position: Annotated[str, Choices(POSITIONS)] = "end"
 
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
+        # Embeddings, without positions: the text tower adds these, wherever the class name stands.
         if not self.class_specific:
             return {"text_context": initial_context(rng, clip, self.words, self.tokens)}
         # A key per class, so that random contexts differ between classes. Words give all classes the same start.
         keys = jax.random.split(rng, len(class_names))
         return {"text_context": jnp.stack([initial_context(key, clip, self.words, self.tokens) for key in keys])}
-
-    def adapt(self, learnables: Learnables) -> Adaptation:
-        # Embeddings, without positions: the text tower adds these, wherever the class name stands.
-        return Adaptation(text_context=learnables["text_context"])
 
     def text(self, template: str, clip: Clip) -> PromptText:
         return context_text(clip, self.words, self.tokens, self.position)

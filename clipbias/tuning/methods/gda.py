@@ -54,6 +54,7 @@ class GDA(FrozenTowers, FeatureMethod):
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
         classes = len(class_names)
         width = clip.config.projection_width
+        # Shapes alone: `support` makes all of them, of rows whose number is not known yet.
         rows, precision = np.zeros((0, width)), np.zeros((width, width))
         return self._learnables(np.zeros((classes, width)), np.zeros(classes), self.alpha, rows, precision)
 
@@ -152,6 +153,7 @@ class GDA(FrozenTowers, FeatureMethod):
 def gaussian(means: np.ndarray, precision: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """`W [C, d]` and `b [C]` of the class means `[C, d]` and the precision `[d, d]`, all classes equally likely."""
     weight = means @ precision
+    # The log density of N(μ_c, P⁻¹) without terms that all classes have.
     return weight, -np.log(len(means)) - 0.5 * (weight * means).sum(-1)
 
 

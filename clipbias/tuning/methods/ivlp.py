@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import jax
 
-from clipbias.clip import Adaptation, Clip
+from clipbias.clip import Clip
 from clipbias.constants import WORDS
 from clipbias.tuning.method import Depth, Kind, Learnables, Method, Preset, PromptText, TokensOrNone
 from clipbias.tuning.prompts import context_text, initial_context, random_prompts
@@ -59,9 +59,6 @@ class IVLP(Method):
             depth = min(self.vision_depth or self.depth or vision.layers, vision.layers)
             learnables["vision_prompts"] = random_prompts(visual, depth, self.vision_tokens, vision.width)
         return learnables
-
-    def adapt(self, learnables: Learnables) -> Adaptation:
-        return Adaptation(**learnables)
 
     def text(self, template: str, clip: Clip) -> PromptText:
         return context_text(clip, self.words, self.text_tokens)

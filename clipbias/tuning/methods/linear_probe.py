@@ -50,12 +50,14 @@ class LinearProbe(FeatureMethod):
         return Adaptation()
 
     def logits(self, learnables: Learnables, features: Features) -> jax.Array:
+        # Raw features, as in the example of CLIP's authors: their length counts.
         return features.image @ learnables["weight"].T + learnables["bias"]
 
     def sampling(self) -> Sampling:
         return Sampling(passes=0, validation=True)
 
     def support(self, learnables: Learnables, samples: Samples) -> Learnables:
+        # scikit-learn computes in the type that it is given, and L-BFGS needs the digits to converge.
         features = samples.features[0].astype(np.float64)
         labels = samples.labels
         # Called for its error: scikit-learn would drop a class without an image, and shift the labels behind it.

@@ -47,6 +47,7 @@ class LPPlusPlus(FrozenTowers, FeatureMethod):
         width = clip.config.projection_width
         return {
             "weight": np.zeros((classes, width), np.float32),
+            # torch's start of a linear layer's bias; the weight is replaced in `support`.
             "bias": jax.random.uniform(rng, (classes,), minval=-1, maxval=1) / width**0.5,
             "alpha": np.zeros(classes, np.float32),
         }
@@ -109,9 +110,11 @@ def _descend(start: _Probe, x: np.ndarray, labels: np.ndarray, texts: np.ndarray
     bias_velocity = np.zeros_like(start.bias)
     alpha_gradients = np.zeros_like(start.alpha)
     for step in range(1, steps + 1):
+        # The gradient of the mean cross-entropy by the logits: probabilities less one-hot labels.
         errors = on_host.softmax(probe.logits(x, similarity))
         errors[images, labels] -= 1
         errors /= count
+        # torch's momentum, which does not damp the gradient.
         velocity = 0.9 * velocity + errors.T @ x
         bias_velocity = 0.9 * bias_velocity + errors.sum(0)
         # Summed over all steps and never reset, as in the authors' code.

@@ -1,7 +1,4 @@
-"""MMA (Yang et al. 2024, Multi-Modal Adapter for Vision-Language Models): adapters that share a layer between towers.
-
-The prompt is "a photo of a {}." whatever the dataset.
-"""
+"""MMA (Yang et al. 2024, Multi-Modal Adapter for Vision-Language Models): adapters sharing a layer between towers."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -51,6 +48,7 @@ class MMA(Method):
         # One row per block, counted from the towers' starts, so that a shared kernel meets blocks of the same number,
         # also in a deeper tower.
         def dense(key: jax.Array, inputs: int, outputs: int) -> dict[str, jax.Array]:
+            # Kaiming's variance for ReLU, by the number of outputs.
             kernel = (2 / outputs) ** 0.5 * jax.random.normal(key, (count, inputs, outputs))
             return {"kernel": kernel, "bias": jnp.zeros((count, outputs))}
 

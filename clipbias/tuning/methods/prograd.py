@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from clipbias.checks import Range
-from clipbias.clip import Adaptation, Clip
+from clipbias.clip import Clip
 from clipbias.constants import WORDS
 from clipbias.errors import ClipbiasError
 from clipbias.tuning.features import Features, average_texts, cross_entropy, unit_length
@@ -77,9 +77,6 @@ class ProGrad(Method):
             table = jnp.asarray(clip.params["text"]["token_embedding"])
             context = context.at[-count:].set(table[jnp.asarray(word_ids(self._words, clip)[:count])])
         return {"text_context": context}
-
-    def adapt(self, learnables: Learnables) -> Adaptation:
-        return Adaptation(text_context=learnables["text_context"])
 
     def text(self, template: str, clip: Clip) -> PromptText:
         placeholders = "X " * (self.tokens - self._count(clip))

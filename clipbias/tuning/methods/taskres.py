@@ -25,6 +25,7 @@ class TaskRes(Method):
     alpha: float = 0.5
 
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
+        # Zeros: the first step starts from zero-shot CLIP.
         return {"text_residual": jnp.zeros((len(class_names), clip.config.projection_width))}
 
     def adapt(self, learnables: Learnables) -> Adaptation:

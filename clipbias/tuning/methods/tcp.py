@@ -85,6 +85,7 @@ class TCP(Method):
 
     def text(self, template: str, clip: Clip) -> PromptText:
         suffix = template.partition("{}")[2] if self.suffix is None else self.suffix
+        # Placeholders: the context starts at random, so that its words only hold the places.
         return PromptText((" ".join(["X"] * self.tokens) + " {}" + suffix,), context_tokens=self.tokens)
 
     def teacher_text(self, template: str, clip: Clip) -> PromptText:

@@ -79,14 +79,17 @@ class TipAdapter(FrozenTowers, FeatureMethod):
     beta_max: Weight = 7.0
 
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
+        # No key yet: the axis of length 0 stands for any number of training images.
         keys = np.zeros((0, clip.config.projection_width), np.float32)
         return self._learnables(keys, np.zeros(0), self.alpha, self.beta)
 
     def _learnables(self, keys: np.ndarray, labels: np.ndarray, alpha: float, beta: float) -> Learnables:
-        return {CONSTANTS: {"keys": keys, **_settings(labels, alpha, beta)}}
+        settings = {"labels": labels.astype(np.int32), "alpha": np.float32(alpha), "beta": np.float32(beta)}
+        # α, β and labels get no gradient, nor do keys that are a cache.
+        return {"keys": keys, CONSTANTS: settings} if self.trains else {CONSTANTS: {"keys": keys, **settings}}
 
     def _keys(self, learnables: Learnables) -> jax.Array:
-        return learnables[CONSTANTS]["keys"]
+        return (learnables if self.trains else learnables[CONSTANTS])["keys"]
 
     def logits(self, learnables: Learnables, features: Features) -> jax.Array:
         constants = learnables[CONSTANTS]
@@ -97,6 +100,7 @@ class TipAdapter(FrozenTowers, FeatureMethod):
         return self.scale * cosines(features) + constants["alpha"] * cached
 
     def sampling(self) -> Sampling:
+        # The authors' crops: random ones of 50 to 100 % of the image.
         return Sampling(passes=10, crop=0.5, validation=True)
 
     def support(self, learnables: Learnables, samples: Samples) -> Learnables:
@@ -157,12 +161,6 @@ class TipAdapterF(TipAdapter):
     epochs: Annotated[int, Range(1, MOST)] = 20
     recipe: RecipeName = AUTHORS
 
-    def _learnables(self, keys: np.ndarray, labels: np.ndarray, alpha: float, beta: float) -> Learnables:
-        return {"keys": keys, CONSTANTS: _settings(labels, alpha, beta)}
-
-    def _keys(self, learnables: Learnables) -> jax.Array:
-        return learnables["keys"]
-
     def finish(self, learnables: Learnables, samples: Samples) -> Learnables:
         alpha, beta = self._search(learnables["keys"], samples.labels, samples)
         return self._learnables(learnables["keys"], samples.labels, alpha, beta)
@@ -181,10 +179,6 @@ class TipAdapterF(TipAdapter):
             keep_last=True,
             crop=0.5,
         )
-
-
-def _settings(labels: np.ndarray, alpha: float, beta: float) -> Learnables:
-    return {"labels": labels.astype(np.int32), "alpha": np.float32(alpha), "beta": np.float32(beta)}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -54,6 +54,7 @@ class TPT(CoOp, TestTimeMethod):
         return bool(self.augmix)
 
     def at_test(self, learnables: Learnables, logits: Callable[[Learnables], jax.Array]) -> Learnables:
+        # The decay is torch's default, which the authors' AdamW keeps.
         optimizer = optax.adamw(self.rate, weight_decay=self.decay)
 
         def step(learned: Learnables, state: optax.OptState, views: jax.Array | None) -> _StepState:

@@ -42,6 +42,7 @@ class TwoStage(WeightTuning):
 
     @property
     def first(self) -> WeightTuning:
+        # A method of its own, whose optimiser knows no class vectors: these train in the second stage.
         return FIRST_STAGES[self.tuned](towers=self.towers, decay=self.decay)
 
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:

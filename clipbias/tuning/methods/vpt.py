@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import jax
 
-from clipbias.clip import Adaptation, Clip
+from clipbias.clip import Clip
 from clipbias.tuning.method import Depth, Kind, Learnables, Method, Preset, Tokens
 from clipbias.tuning.prompts import random_prompts
 
@@ -30,6 +30,3 @@ class VPT(Method):
         vision = clip.config.vision
         depth = min(self.depth or vision.layers, vision.layers)
         return {"vision_prompts": random_prompts(rng, depth, self.tokens, vision.width)}
-
-    def adapt(self, learnables: Learnables) -> Adaptation:
-        return Adaptation(vision_prompts=learnables["vision_prompts"])

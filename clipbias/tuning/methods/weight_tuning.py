@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from clipbias.checks import Choices, Range
-from clipbias.clip import Adaptation, Clip
+from clipbias.clip import Clip
 from clipbias.clip.params import Params
 from clipbias.constants import TOWERS
 from clipbias.tuning.method import Kind, Learnables, Method, Preset
@@ -44,16 +44,13 @@ class WeightTuning(Method):
       steps_per_shot: of the authors' recipe.
     """
 
+    # Leaves of the same name as CLIP's are added to them in the block, and fold into a plain CLIP for export.
     kind = Kind.WEIGHTS
 
     towers: TowerNames = TOWERS
     decay: Annotated[str, Choices((DECAY_WEIGHTS, DECAY_CHANGES))] = DECAY_WEIGHTS
     recipe: RecipeName = COMMON
     steps_per_shot: Annotated[int, Range(1, MOST)] = 300
-
-    def adapt(self, learnables: Learnables) -> Adaptation:
-        # Leaves of the same name as CLIP's are added to them in the block, and fold into a plain CLIP for export.
-        return Adaptation(**learnables)
 
     def decayed_weights(self, learnables: Learnables, params: Params) -> Learnables:
         # Learnables are changes, from zero. AdamW on whole weights pulls these to zero, so the decay sees `W + Δ`.
