@@ -36,6 +36,16 @@ class Estimate:
     high: float | None = None
     share: "Estimate | None" = None  # of a gain; `None` where the gain's interval includes 0, or without a gain
 
+    @property
+    def ends(self) -> tuple[float, float, float]:
+        """Value and ends of its interval, for a data frame; NaN where unknown."""
+        # NaN, not `None`: a column of `None` alone holds no numbers, by which figures select.
+        low, high = (math.nan if end is None else end for end in (self.low, self.high))
+        return self.value, low, high
+
+
+UNKNOWN = Estimate(math.nan)
+
 
 @functools.lru_cache(maxsize=1)
 def draw_counts(n: int, *, seed: int = 0, resamples: int = RESAMPLES) -> np.ndarray:

@@ -138,7 +138,12 @@ def prepare(
         dtype=precision.resolve(settings.dtype or "float32"),
         on_image_error=settings.on_image_error or "raise",
     )
-    return context, None if settings.rates_file is None else Rates.read(rates_path(settings.rates_file))
+    rates = None if settings.rates_file is None else Rates.read(rates_path(settings.rates_file))
+    if rates is not None and rates.model not in (None, clip.name):
+        common.tell(
+            f"the learning rates of {settings.rates_file} were selected for {rates.model}, not for {clip.name}."
+        )
+    return context, rates
 
 
 def given_options(method_options: Mapping[str, object]) -> dict[str, dict[str, object]]:
@@ -166,11 +171,13 @@ def run(
             )
         axes = dataclasses.replace(axes, learning_rates=settings.learning_rates)
         specs = make_specs(context, settings.recipe, axes, rates)
+        common.tell(*(rates.unlisted(specs, settings.recipe) if rates else ()))
         return specs, _sweep(settings, context, specs, workdir)
     selected = sweep_rates(settings, context, rates, workdir)
     if selected is None:
         return [], []
     specs = make_specs(context, settings.recipe, axes, selected)
+    common.tell(*selected.unlisted(specs, settings.recipe))
     return specs, _sweep(settings, context, specs, workdir, _choices(specs, selected))
 
 

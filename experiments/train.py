@@ -56,6 +56,8 @@ def main(settings: TrainSettings, workdir: Path) -> None:
         if is_own:
             known = rates is not None and rates.of(spec.method, spec.dataset, spec.shots) is not None
             compares_rates = settings.recipe.learning_rate is None and not known
+        if rates is not None and not compares_rates:
+            common.tell(*rates.unlisted([spec], settings.recipe.with_default_rate()))
         # One process reads for all, so that either all of them train or none.
         row = hosts.from_first(
             lambda: finished_row(paths, spec, classes, compares_rates=compares_rates, calibrates=calibrates)

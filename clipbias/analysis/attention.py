@@ -24,7 +24,7 @@ from clipbias.analysis.model import Model, by_pass, of_texts, why_no_text_attent
 from clipbias.analysis.results import TEXT_TYPES, Average, Missing
 from clipbias.analysis.sections import Section
 from clipbias.analysis.statistics import Moments, Totals, merge, rank_correlation, stretched
-from clipbias.analysis.study import Batch, Computation, Request, Step, Study, divide
+from clipbias.analysis.study import Batch, Computation, Request, Step, Study, divide, for_each
 from clipbias.analysis.words import prompt_text, text_types
 from clipbias.clip import Adaptation, LayerView, TextTokens, encode_image, encode_text
 from clipbias.clip.config import VisionConfig
@@ -158,10 +158,7 @@ def type_sums(rows: jax.Array, types: jax.Array) -> jax.Array:
 
 
 def prompt_distances(tokens: jax.Array, patches: int, first: int = 1) -> jax.Array:
-    """Computes `‖p_k − x_j‖₂` between prompts and patches: tokens `[B, N, D]` at a block's input to `[B, V, M]`.
-
-    `first` tokens stand before the patches.
-    """
+    """Computes `‖p_k − x_j‖₂` between prompts and patches: tokens `[B, N, D]` at a block's input to `[B, V, M]`."""
     x = tokens[:, first : first + patches]
     prompts = tokens[:, first + patches :]
     # Differences, not `|p|² + |x|² − 2 p·x`: that loses the digits of small distances between long vectors.
@@ -255,21 +252,13 @@ PARTS = ("part", "total", "tokens")
 
 def compute_text_attention(study: Study) -> Computation[dict[str, TextAttention | Missing]]:
     """Computes Fig. 4 over all texts of all classes."""
-    by_model: dict[str, TextAttention | Missing] = {}
-    for model in (study.worded, *study.tuned):
-        if reason := why_no_text_attention(model.task):
-            by_model[model.key] = Missing(reason)
-            continue
-        totals: Totals = {}
-        for shares in eos_shares(study, model):
-            # Shares of several texts of a class are pooled: each text is a sample.
-            totals = merge(totals, {"shares": over_texts(shares)})
-        by_model[model.key] = TextAttention(
-            shares=totals["shares"].average,
-            count=totals["shares"].samples,
-            texts=model.texts,
-            text=prompt_text(model.task),
-        )
+    models, left_out = divide((study.worded, *study.tuned), why_no_text_attention)
+    by_model: dict[str, TextAttention | Missing] = {**left_out}
+    for model in models:
+        # Shares of several texts of a class are pooled: each text is a sample.
+        shares = functools.reduce(Moments.merge, map(over_texts, eos_shares(study, model)))
+        text = prompt_text(model.task)
+        by_model[model.key] = TextAttention(shares.average, count=shares.samples, texts=model.texts, text=text)
     yield ()  # a section is a generator, and this one reads no image
     return by_model
 
@@ -283,10 +272,7 @@ TEXT_ATTENTION = Section(
 
 
 def eos_shares(study: Study, model: Model) -> list[np.ndarray]:
-    """Computes the EOS query's attention by token type (Fig. 4), `[L, C, H, 6]`, for each text of a class.
-
-    Shares are in the order of `TEXT_TYPES` and sum to 1.
-    """
+    """Computes the EOS query's attention by `TEXT_TYPES` (Fig. 4), `[L, C, H, 6]`, for each text of a class."""
 
     def observe(tokens: TextTokens, types: jax.Array) -> Observe:
         # A row for each text, gathered before types are summed: whole matrices would be `N` times as large.
@@ -333,14 +319,12 @@ def vision_totals(study: Study, models: Sequence[Model]) -> Computation[dict[str
     Several sections read them: attention, similarity, decomposition, observations. Rows of images for the last are
     `{name}/layers [n, L]`. Several passes over an image are averaged, except for `PARTS`.
     """
-    requests = {
-        model.key: Request(
-            f"attention-{model.key}", f"{model.label}: attention", study.images, _vision_step(study, model)
-        )
-        for model in models
-    }
-    results = yield list(requests.values())
-    return {key: results[request.name] for key, request in requests.items()}
+
+    def request_of(model: Model) -> Request:
+        step = _vision_step(study, model)
+        return Request(f"attention-{model.key}", f"{model.label}: attention", study.images, step)
+
+    return (yield from for_each(models, request_of))
 
 
 def _vision_step(study: Study, model: Model) -> Step:

@@ -13,7 +13,6 @@ class features, or of the head.
 """
 
 import dataclasses
-import functools
 from collections.abc import Iterable, Sequence
 
 import jax
@@ -22,7 +21,7 @@ import numpy as np
 
 from clipbias.analysis.model import Model, additions, by_pass, of_texts, sum_over_texts
 from clipbias.analysis.statistics import Moments, Totals, merge
-from clipbias.analysis.study import Batch, Computation, Request, Study
+from clipbias.analysis.study import Batch, Computation, Request, Study, for_each
 from clipbias.checks import check_choice
 from clipbias.clip import Adaptation, TextTokens, tower
 from clipbias.clip.block import LayerInput, Record, run_block
@@ -52,8 +51,6 @@ class EquivalentBias:
     kind: np.ndarray  # `[L, 2, D]`: pooled token (`[cls]`, EOS), all other inputs; `[L, 1, D]` under a pooling head
 
 
-# Moments by name: "token" and "pooled", or with their tower, "vision/token", ….
-BlockSums = dict[str, Moments]
 # Texts that run at once: a tower's tokens of all layers are held for them.
 _TEXTS_AT_ONCE = 128
 
@@ -66,7 +63,7 @@ def reference_adaptation(task: Task, initial: Learnables) -> Adaptation:
 @jax.jit(static_argnums=0)
 def vision_moments(
     classifier: Classifier, params: Params, learnables: Learnables, images: jax.Array, mask: jax.Array
-) -> BlockSums:
+) -> Totals:
     """Sums up block changes over normalised images `[B, R, R, 3]` where `mask [B]` is true; always in float32.
 
     Returns "vision/token" (`count [L, 1 + M]`) and, without a pooling head, "vision/pooled" (`count [L]`).
@@ -79,11 +76,8 @@ def vision_moments(
             _sum_changes(embed_image(params, config, images, adaptation), config.vision, counted)
             for adaptation in by_pass(classifier.method.adapt(learnables))
         ]
-        return _joined("vision", jax.tree.map(lambda *leaves: jnp.stack(leaves), *sums))
-
-
-def _joined(tower: str, stacked: BlockSums) -> BlockSums:
-    return {f"{tower}/{name}": sums.joined() for name, sums in stacked.items()}
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *sums)
+        return {f"vision/{name}": moments.joined() for name, moments in stacked.items()}
 
 
 @jax.jit(static_argnums=(0, 1))
@@ -96,7 +90,7 @@ def _text_moments(
     tokens: TextTokens,
     texts: jax.Array,
     mask: jax.Array,
-) -> BlockSums:
+) -> Totals:
     adaptation = of_texts(classifier.method.adapt(learnables), texts, count)
     initial = of_texts(reference, texts, count)
     with jax.default_matmul_precision("highest"):
@@ -114,20 +108,21 @@ def text_moments_of_images(
     text: Text,
     images: jax.Array,
     mask: jax.Array,
-) -> BlockSums:
+) -> Totals:
     """Sums up block changes of texts that depend on images, `[B, R, R, 3]` or views of them, where `mask [B]`."""
     config = classifier.config
     with jax.default_matmul_precision("highest"):
         features = classifier.encode_images(params, classifier.method.adapt(learnables), images)
 
-        def sum_of_image(inputs: tuple[jax.Array, jax.Array]) -> BlockSums:
+        def sum_of_image(inputs: tuple[jax.Array, jax.Array]) -> Totals:
             feature, is_counted = inputs
             adaptation = classifier.adaptation_for(params, learnables, feature, text)
             counted_texts = jnp.broadcast_to(is_counted, tokens.ids.shape[:1])
             return _sum_text_changes(params, config, adaptation, reference, tokens, counted_texts)
 
         # One image after another: each has texts of its own for all classes, which do not fit for a whole batch.
-        return _joined("text", jax.lax.map(sum_of_image, (features, mask)))
+        stacked = jax.lax.map(sum_of_image, (features, mask))
+        return {f"text/{name}": moments.joined() for name, moments in stacked.items()}
 
 
 def _sum_text_changes(
@@ -137,7 +132,7 @@ def _sum_text_changes(
     reference: Adaptation,
     tokens: TextTokens,
     mask: jax.Array,
-) -> BlockSums:
+) -> Totals:
     """Sums up block changes of texts `[C, N]` where `mask [C]` is true."""
     run = embed_text(params, config, tokens, adaptation)
     counted = tokens.counted & mask[:, None]
@@ -148,7 +143,7 @@ def _sum_text_changes(
     return _sum_changes(run, config.text, counted & ~slots, slots, words)
 
 
-def text_moments(task: Task, params: Params, learnables: Learnables, initial: Learnables) -> BlockSums:
+def text_moments(task: Task, params: Params, learnables: Learnables, initial: Learnables) -> Totals:
     """Sums up block changes of all the task's texts: "text/token" (`count [L, N]`) and "text/pooled".
 
     Empty where the text tower is unchanged, or texts depend on images. `initial`: learnables before training.
@@ -158,7 +153,7 @@ def text_moments(task: Task, params: Params, learnables: Learnables, initial: Le
     reference = reference_adaptation(task, initial)
     count = len(task.tokens.ids)
 
-    def sums(tokens: TextTokens, texts: np.ndarray, mask: np.ndarray) -> BlockSums:
+    def sums(tokens: TextTokens, texts: np.ndarray, mask: np.ndarray) -> Totals:
         return _text_moments(task.classifier, count, params, learnables, reference, tokens, texts, mask=mask)
 
     return sum_over_texts(task.tokens, _TEXTS_AT_ONCE, sums)
@@ -170,14 +165,14 @@ def _sum_changes(
     counted: jax.Array,
     slots: jax.Array | None = None,
     words: jax.Array | None = None,
-) -> BlockSums:
+) -> Totals:
     """Sums up tuned less frozen blocks on the tuned run's inputs, where `counted [B, N']` is true, layer by layer."""
     # At `slots [B, N]` frozen blocks get `words [B, N, D]`, tokens of the reference run.
     length = counted.shape[1]
 
     def step(
         stage: tower.TowerInput, places: np.ndarray, carry: tuple[jax.Array, jax.Array | None], layer: LayerInput
-    ) -> tuple[tuple[jax.Array, jax.Array | None], BlockSums]:
+    ) -> tuple[tuple[jax.Array, jax.Array | None], Totals]:
         tokens, words = carry
         frozen = dataclasses.replace(layer, prompts=None, bias=None, changes=None, adapters=None)
         seen = Record()
@@ -194,7 +189,7 @@ def _sum_changes(
         # The reference run advances beside the tuned one, so that each layer's slots get its tokens of that layer.
         if words is not None:
             words = run_block(words, frozen, config, hooks)
-        sums: BlockSums = {"token": Moments.of(change, counted)}
+        sums: Totals = {"token": Moments.of(change, counted)}
         if run.pooled is not None:
             # The pooled token counts in a sample if any token does: a padded sample has none.
             sums["pooled"] = Moments.of(tower.take_rows(change, run.pooled), counted.any(1))
@@ -203,7 +198,7 @@ def _sum_changes(
     return tower.scan_blocks(run, step, (run.tokens, words))
 
 
-def equivalent_biases(sums: BlockSums) -> dict[str, EquivalentBias]:
+def equivalent_biases(sums: Totals) -> dict[str, EquivalentBias]:
     """Averages the sums of `vision_moments` and `text_moments` to the biases of each tower."""
 
     def count_and_mean(moments: Moments) -> tuple[np.ndarray, np.ndarray]:
@@ -252,10 +247,10 @@ def needs_images(task: Task) -> bool:
 
 def image_moments(
     task: Task, params: Params, learnables: Learnables, initial: Learnables, images: jax.Array, mask: jax.Array
-) -> BlockSums:
+) -> Totals:
     """Sums up block changes over normalised images `[B, R, R, 3]`, or views `[B, 1 + V, R, R, 3]` of them."""
     towers = changed_towers(task)
-    sums: BlockSums = {}
+    sums: Totals = {}
     if "vision" in towers:
         whole = images[:, 0] if images.ndim == 5 else images
         sums |= vision_moments(task.classifier, params, learnables, whole, mask)
@@ -282,13 +277,11 @@ def measure_equivalent_bias(
     """
     if not changed_towers(task):
         raise ClipbiasError(
-            f"{type(task.method).__name__} has no equivalent bias. The method changes no token and no weight inside "
-            "the towers' blocks, so they add no bias."
+            f"{type(task.method).__name__} has no equivalent bias: it changes no token and no weight inside the blocks."
         )
     if crops_of(task.method):
         raise ClipbiasError(
-            f"{type(task.method).__name__} learns from crops of each image, and the images have no crops here, so its "
-            "equivalent bias cannot be measured."
+            f"{type(task.method).__name__} learns from crops of each image, so its equivalent bias cannot be measured."
         )
     # Texts first: they do not depend on images, so a method of the text tower alone never reads one.
     sums = text_moments(task, params, learnables, initial)
@@ -309,35 +302,27 @@ def measure_equivalent_bias(
 def measure_equivalent_biases(
     study: Study, models: Sequence[Model]
 ) -> Computation[dict[str, dict[str, EquivalentBias]]]:
-    """Measures equivalent biases on the study's training images, by model key and tower.
-
-    Models without an equivalent bias, or without the images to measure it on, are left out.
-    """
-
-    def step(model: Model, initial: Learnables, batch: Batch) -> BlockSums:
-        pixels = study.normalize(batch["images"])
-        return image_moments(model.task, study.params, study.learnables[model.key], initial, pixels, batch["mask"])
+    """Measures equivalent biases on the study's training images, by model key and tower, where there are any."""
 
     totals: dict[str, Totals] = {}
-    requests: dict[str, Request] = {}
     for model in models:
-        task = model.task
-        if not changed_towers(task) or (needs_images(task) and not study.training):
-            continue
-        initial = task.init(model.seed)
-        totals[model.key] = text_moments(task, study.params, study.learnables[model.key], initial)
-        if needs_images(task):
-            requests[model.key] = Request(
-                f"equivalent-bias-{model.key}",
-                f"{model.label}: equivalent bias",
-                study.training_images,
-                functools.partial(step, model, initial),
-                split=study.training,
-                crops=model.crops,
-            )
-    sums = yield list(requests.values())
-    for key, request in requests.items():
-        totals[key] |= sums[request.name]
+        if changed_towers(model.task) and (study.training or not needs_images(model.task)):
+            initial = model.task.init(model.seed)
+            totals[model.key] = text_moments(model.task, study.params, study.learnables[model.key], initial)
+
+    def request_of(model: Model) -> Request:
+        initial = model.task.init(model.seed)
+
+        def step(batch: Batch) -> Totals:
+            pixels = study.normalize(batch["images"])
+            return image_moments(model.task, study.params, study.learnables[model.key], initial, pixels, batch["mask"])
+
+        name, title = f"equivalent-bias-{model.key}", f"{model.label}: equivalent bias"
+        return Request(name, title, study.training_images, step, split=study.training, crops=model.crops)
+
+    seeing = [model for model in models if model.key in totals and needs_images(model.task)]
+    for key, sums in (yield from for_each(seeing, request_of)).items():
+        totals[key] |= sums
     return {key: equivalent_biases(of_model) for key, of_model in totals.items()}
 
 

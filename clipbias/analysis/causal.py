@@ -255,10 +255,7 @@ def mix_texts(
     *,
     dtype: str = "float32",
 ) -> jax.Array:
-    """Computes `mix_images` for texts `[C, N]`; `reference` has the context that training started from.
-
-    Texts have one group.
-    """
+    """Computes `mix_images` for texts `[C, N]`, a single group; `reference` has the context before training."""
     pair = text_pair(params, config, tokens, tuned, reference, dtype)
 
     def read(rows: jax.Array, source: ActivationSource) -> jax.Array:

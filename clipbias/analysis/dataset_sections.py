@@ -14,7 +14,7 @@ from clipbias.analysis.relevancy import Relevancy, relevancy
 from clipbias.analysis.results import CHANGES, TEXT_TYPES, Average, Missing, Predictions
 from clipbias.analysis.sections import Section
 from clipbias.analysis.statistics import Moments, Totals, divided_by_sum, merge, rank_correlation, total_variation
-from clipbias.analysis.study import Batch, Computation, Request, Step, Study, at_numbers
+from clipbias.analysis.study import Batch, Computation, Request, Step, Study, at_numbers, for_each
 from clipbias.analysis.words import index_types, prompt_text, text_types
 from clipbias.clip.params import Params
 from clipbias.data import Split
@@ -79,18 +79,15 @@ def compute_predictions(study: Study) -> Computation[Predictions]:
     """Predicts every image's class by every model; -1 if the image is unreadable or lacks a model's prediction."""
     # Stored predictions of an evaluation cover the whole split, others the study's images.
     predicted: dict[str, np.ndarray] = {}
-    requests: dict[str, Request] = {}
     for model in study.models:
         # Stored predictions serve where they are complete, or where unreadable images may be skipped anyway.
         known = study.known(model)
         if known is not None and ((known >= 0).all() or study.options.on_image_error == "skip"):
             predicted[model.key] = known
-            continue
-
-        requests[model.key] = prediction_request(study, model, f"predictions-{model.key}")
-    results = yield list(requests.values())
-    for key, request in requests.items():
-        predicted[key] = at_numbers(results[request.name], "predicted", len(study.split), -1)
+    unknown = [model for model in study.models if model.key not in predicted]
+    results = yield from for_each(unknown, lambda model: prediction_request(study, model, f"predictions-{model.key}"))
+    for key, rows in results.items():
+        predicted[key] = at_numbers(rows, "predicted", len(study.split), -1)
     # All models are compared on the same images.
     seen = np.min(list(predicted.values()), axis=0) >= 0
     return Predictions(

@@ -16,7 +16,7 @@ from clipbias.analysis.relevancy import OF_TARGET, REDUCTIONS, MapOptions, expla
 from clipbias.analysis.results import Missing
 from clipbias.analysis.sections import Section
 from clipbias.analysis.statistics import Moments
-from clipbias.analysis.study import Batch, Computation, Request, Step, Study, divide, spread
+from clipbias.analysis.study import Batch, Computation, Request, Step, Study, divide, for_each, spread
 from clipbias.clip.params import Params
 from clipbias.training import placement
 from clipbias.tuning import Learnables
@@ -94,15 +94,13 @@ def compute_faithfulness(study: Study) -> Computation[Faithfulness]:
     indices = study.images[spread(len(study.images), IMAGES)]
     models, left_out = divide(study.models, why_no_maps)
     by_model: dict[str, ModelFaithfulness | Missing] = {**left_out}
-    requests = {
-        model.key: Request(
-            f"faithfulness-{model.key}", f"{model.label}: faithfulness", indices, _perturbation_step(study, model)
-        )
-        for model in models
-    }
-    sums = yield list(requests.values())
-    for key, request in requests.items():
-        hits = sums[request.name]["hits"]
+
+    def request_of(model: Model) -> Request:
+        step = _perturbation_step(study, model)
+        return Request(f"faithfulness-{model.key}", f"{model.label}: faithfulness", indices, step)
+
+    for key, sums in (yield from for_each(models, request_of)).items():
+        hits = sums["hits"]
         by_model[key] = ModelFaithfulness(count=hits.samples, maps=_curves(np.asarray(hits.mean)))
     return Faithfulness(fractions=np.asarray(FRACTIONS, np.float32), models=by_model)
 

@@ -317,10 +317,7 @@ _CLAIMS = (
 
 
 def observe(results: StudyResults, *, seed: int = 0) -> Observations:
-    """Adds a row for each claim and each method with the prompts that it is about, all seeds together.
-
-    Hypotheses need the causal test. `seed` draws the resamples.
-    """
+    """Adds a row for each claim and each method with the prompts that it is about, all seeds together."""
     # The paper is about prompts: methods without them have no row.
     methods = [models for models in same_but_for_seed(results.tuned) if models[0].has_prompts]
     observed: Observations = results.sections["observations"]

@@ -1,7 +1,6 @@
 """Sections of a study that show single pictures: relevancy of examples, Fig. 6's maps, and the explorer's data."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +14,7 @@ from clipbias.analysis.dataset_sections import compute_predictions, corrected, r
 from clipbias.analysis.model import Model, why_no_maps, why_no_similarity
 from clipbias.analysis.results import CHANGES, Average, Missing, Predictions
 from clipbias.analysis.sections import Section
-from clipbias.analysis.study import Batch, Computation, Request, Study, divide
+from clipbias.analysis.study import Batch, Computation, Request, Study, divide, for_each
 from clipbias.analysis.words import token_labels
 from clipbias.data import Split
 
@@ -64,10 +63,7 @@ class Examples:
 
 @dataclasses.dataclass(frozen=True)
 class ExploredModel:
-    """Maps of a model to explore, uint8 with a scale: value = q · scale / 255 (+ lowest).
-
-    `P` are pairs of an image and a class, `K` images.
-    """
+    """Maps of `K` images, and of `P` pairs of an image and a class, uint8: value = q · scale / 255 (+ lowest)."""
 
     relevancy: np.ndarray  # `[P, M]`, over patches
     relevancy_scale: np.ndarray  # `[P]`
@@ -103,10 +99,7 @@ ROTATIONS = (0, 90, 180, 270)  # degrees counter-clockwise, of Fig. 6
 
 
 def choose_examples(study: Study, predictions: Predictions) -> np.ndarray:
-    """Chooses the examples: first images that zero-shot gets wrong and most tuned models get right, then others.
-
-    Examples are of different classes if there are enough. Returns numbers of images.
-    """
+    """Chooses the numbers of the examples: those that most tuned models correct, of different classes if possible."""
     labels = predictions.labels
     corrections = [set(corrected(predictions, model).tolist()) for model in study.tuned]
     # Pictures that several models correct show all of them at work.
@@ -125,20 +118,19 @@ def compute_examples(study: Study) -> Computation[Examples]:
     pictures = study.pictures(examples)
     labels = study.split.labels[examples]
 
-    def step(batch: Batch, model: Model) -> dict[str, jax.Array]:
-        maps = relevancy_maps(study, model, batch["images"], batch["labels"])
-        logits = study.predictor(model).logits(batch["images"], batch["mask"])
-        return {"vision": maps.vision, "text": maps.text, "logits": logits}
+    def request_of(model: Model) -> Request:
+        def step(batch: Batch) -> dict[str, jax.Array]:
+            maps = relevancy_maps(study, model, batch["images"], batch["labels"])
+            logits = study.predictor(model).logits(batch["images"], batch["mask"])
+            return {"vision": maps.vision, "text": maps.text, "logits": logits}
+
+        return Request(f"examples-{model.key}", "examples", examples, step)
 
     mapped, left_out = divide(study.models, why_no_maps)
-    requests = {
-        model.key: Request(f"examples-{model.key}", "examples", examples, functools.partial(step, model=model))
-        for model in mapped
-    }
-    results = yield list(requests.values())
+    results = yield from for_each(mapped, request_of)
     models: dict[str, ExampleMaps | Missing] = {**left_out}
     for model in mapped:
-        rows = results[requests[model.key].name]
+        rows = results[model.key]
         models[model.key] = ExampleMaps(
             vision=rows["vision"].astype(np.float32),
             text=first_text(rows["text"]),
@@ -217,10 +209,7 @@ THUMBNAIL = 224  # pixels
 
 
 def choose_images(study: Study, predictions: Predictions, count: int) -> np.ndarray:
-    """Chooses at most `count` of the study's images, in ascending order.
-
-    Images are taken in turn from every change (`CHANGES`) of every tuned model, and there in turn from every class.
-    """
+    """Chooses at most `count` of the study's images, in turn from every change of every tuned model, and every class."""
     images = study.images
     candidates = images[np.min([predictions.models[model.key][images] for model in study.models], 0) >= 0]
     groups = []

@@ -56,13 +56,9 @@ SEEN = "zero_shot"
 
 @dataclasses.dataclass(frozen=True)
 class FixedTexts(Method):
-    """A method's image tower with constant class features.
+    """A method's image tower with constant class features."""
 
-    Attributes:
-      method: adapts the image tower; its changes of texts have no effect.
-    """
-
-    method: Method
+    method: Method  # adapts the image tower; its changes of texts have no effect
 
     def bind(self, config: ClipConfig) -> "FixedTexts":
         bound = super().bind(config)
@@ -119,12 +115,9 @@ def linear_network(down: jax.Array, up: jax.Array) -> Params:
 
 @struct.dataclass
 class ClassAdaptation(Adaptation):
-    """An adaptation whose `vision_bias [C, L, 2, D]` has vectors for each class.
+    """An adaptation whose `vision_bias [C, L, 2, D]` has vectors for each class."""
 
-    `seen [C, d]` are unit-length class features by which the frozen model weighs them.
-    """
-
-    seen: jax.Array | None = None
+    seen: jax.Array | None = None  # unit-length class features, by which the frozen model weighs them, `[C, d]`
 
 
 @dataclasses.dataclass(frozen=True)

@@ -85,10 +85,7 @@ class _Tower:
     def observe(
         self, tokens: jax.Array, index: int | jax.Array, keep: Tap, tap: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array]:
-        """Runs one block on `tokens [B, N, D]`; returns its output and its attention probabilities `[B, H, N, N]`.
-
-        `tap` is added to the probabilities.
-        """
+        """Runs one block on `tokens [B, N, D]`; returns its output and its attention probabilities `[B, H, N, N]`."""
         tower.refuse_inserted(self.inputs)
         seen = Record()
 

@@ -22,7 +22,7 @@ from clipbias.analysis.causal_section import at_fitted_temperature
 from clipbias.analysis.model import Model
 from clipbias.analysis.results import ByMetric, Missing, present, same_but_for_seed
 from clipbias.analysis.sections import Section
-from clipbias.analysis.study import Batch, Computation, Request, Study
+from clipbias.analysis.study import Batch, Computation, Request, Study, for_each
 from clipbias.analysis.verdict import MAIN_SHARE
 from clipbias.data.held_out import divide_unlabelled
 from clipbias.intervals import (
@@ -206,10 +206,7 @@ def by_image(
     features: np.ndarray | None = None,
     labels: np.ndarray | None = None,
 ) -> ImageComparisons:
-    """Scores frozen model, teacher and `students` on each image.
-
-    Takes logits `[n, K, C]`, image features of unit length `[n, K, d]` and labels `[n]`; the last two may be missing.
-    """
+    """Scores all models by logits `[n, K, C]`, unit-length image features `[n, K, d]` and labels `[n]`."""
     # All comparisons start from the same logits, so that agreement, accuracy and divergence are of one run of each
     # model.
     decisions = logits.argmax(-1)
@@ -261,10 +258,7 @@ def plain_form(rows: Sequence[Comparison]) -> Comparison | None:
 
 
 def sentence(name: str, rows: Sequence[Comparison], no_ceiling: str = "") -> str:
-    """Writes the conclusion about `plain_form(rows)` in the place of the method `name`, and its gap to the ceiling.
-
-    `no_ceiling` says in a sentence why the method was not fitted to itself.
-    """
+    """Writes the conclusion about `plain_form(rows)` in the place of the method `name`, and its gap to the ceiling."""
     row = plain_form(rows)
     if row is None:
         return ""
@@ -504,11 +498,10 @@ def compare_students(
     `models` has the other tuned models; `write` makes a method's sentence as `sentence` does; `name` is a section's.
     """
     teachers = [model for model in study.tuned if model.key in beside]
-    requests = {model.key: _classifications(study, name, model, beside[model.key]) for model in teachers}
-    rows = yield list(requests.values())
+    rows = yield from for_each(teachers, lambda model: _classifications(study, name, model, beside[model.key]))
     compared = dict(models)
     for model in teachers:
-        of_model = rows[requests[model.key].name]
+        of_model = rows[model.key]
         students = [student for student, _ in beside[model.key]]
         labels = study.split.labels[of_model["images"]]
         compared[model.key] = ModelReplacements(
@@ -562,10 +555,7 @@ def no_ceiling(model: Model) -> str:
 
 
 def controls(study: Study, model: Model) -> list[tuple[Origin, str, Model]]:
-    """Returns the controls of a tuned model, trained on the same few-shot split: origin, form and model.
-
-    They are the same method with another start and order, and the forms' methods.
-    """
+    """Returns origin, form and model of a tuned model's controls, which were trained on the same few-shot split."""
     if model.few_shot_split is None:
         return []
     others = [each for each in study.tuned if each.few_shot_split == model.few_shot_split and each.key != model.key]

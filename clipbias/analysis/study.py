@@ -461,6 +461,13 @@ def at_numbers(rows: Mapping[str, np.ndarray], name: str, count: int, fill: floa
     return placed
 
 
+def for_each(models: Iterable[Model], request_of: Callable[[Model], Request]) -> Computation[dict[str, Any]]:
+    """Makes a request for each model; returns the results by model key."""
+    requests = {model.key: request_of(model) for model in models}
+    results = yield list(requests.values())
+    return {key: results[request.name] for key, request in requests.items()}
+
+
 def divide(models: Sequence[Model], why_not: Callable[[Task], str]) -> tuple[list[Model], dict[str, Missing]]:
     """Splits models into supported ones and reasons for the others."""
     reasons = {model.key: why_not(model.task) for model in models}

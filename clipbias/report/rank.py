@@ -39,12 +39,9 @@ def rank_frame(study: StudyResults) -> pd.DataFrame:
                 "share of the gain (%)": row.share and in_points(row.share),
                 "KL (nats)": row.divergence,
             }
-            facts = {"method": method.name, "student": student, "rank": rank, "place": place}
-            for quantity, number in quantities.items():
-                if number is not None:
-                    ends = {"value": number.value, "low": number.low, "high": number.high}
-                    rows.append({**facts, "quantity": quantity, **ends})
-    return pd.DataFrame(rows)
+            facts = (method.name, student, rank, place)
+            rows += [(*facts, quantity, *number.ends) for quantity, number in quantities.items() if number is not None]
+    return pd.DataFrame(rows, columns=["method", "student", "rank", "place", "quantity", "value", "low", "high"])
 
 
 def rank_figure(study: StudyResults) -> CaptionedFigure | None:

@@ -12,7 +12,7 @@ from clipbias.analysis.replacement import PLAIN, REPLACEMENT, Comparison, Method
 from clipbias.analysis.results import CausalNumbers, MethodResult, StudyResults, VerdictLabels, What
 from clipbias.analysis.verdict import CLASS
 from clipbias.errors import ClipbiasError
-from clipbias.intervals import OUTCOMES, UNITS, Estimate, by_reason, change, excludes, in_points, percent
+from clipbias.intervals import OUTCOMES, UNITS, UNKNOWN, Estimate, by_reason, change, excludes, in_points, percent
 from clipbias.report import style
 from clipbias.report.drawings import Drawing
 from clipbias.report.names import dataset_name, ordered_datasets, ordered_methods
@@ -211,22 +211,12 @@ def verdict_frame(studies: Sequence[StudyResults]) -> pd.DataFrame:
         for method in study.methods:
             for outcome, numbers in () if method.numbers is None else method.numbers.items():
                 labels = method.labels
-                place = {
-                    "dataset": study.dataset.name,
-                    "method": method.name,
-                    "seeds": len(method.models),
-                    "where": "" if labels is None else labels.where.value,
-                    "what": "" if labels is None or labels.what is None else labels.what.value,
-                    "outcome": outcome,
-                    "unit": UNITS[outcome][0],
-                }
+                where = "" if labels is None else labels.where.value
+                what = "" if labels is None or labels.what is None else labels.what.value
+                place = (study.dataset.name, method.name, len(method.models), where, what, outcome, UNITS[outcome][0])
                 for name, number in quantities(numbers, labels).items():
-                    columns = {"quantity": name, "value": number.value, "low": number.low, "high": number.high}
-                    if share := number.share:
-                        columns |= {"share": share.value, "share_low": share.low, "share_high": share.high}
-                    rows.append({**place, **columns})
+                    rows.append((*place, name, *number.ends, *(number.share or UNKNOWN).ends))
     ends = ["value", "low", "high", "share", "share_low", "share_high"]
-    # All columns, also of a study without any share: figures and readers of the file select by them.
     heads = ["dataset", "method", "seeds", "where", "what", "outcome", "unit", "quantity", *ends]
     return pd.DataFrame(rows, columns=heads)
 
@@ -302,15 +292,10 @@ def reading_frame(studies: Sequence[StudyResults]) -> pd.DataFrame:
                 for name, effect in {OTHER: nats.other, **nats.means}.items():
                     if effect.share is None:
                         continue
-                    share, of_points = in_points(effect.share), points_of[name]
-                    rows.append(
-                        {
-                            **{"dataset": study.dataset.name, "method": method.name, "among": among, "step": name},
-                            **{"value": share.value, "low": share.low, "high": share.high},
-                            **{"points": of_points.value, "points_low": of_points.low, "points_high": of_points.high},
-                        }
-                    )
-    return pd.DataFrame(rows)
+                    place = (study.dataset.name, method.name, among, name)
+                    rows.append((*place, *in_points(effect.share).ends, *points_of[name].ends))
+    ends = ["value", "low", "high", "points", "points_low", "points_high"]
+    return pd.DataFrame(rows, columns=["dataset", "method", "among", "step", *ends])
 
 
 def reading_figure(studies: Sequence[StudyResults]) -> CaptionedFigure | None:
@@ -426,10 +411,8 @@ def replacement_frame(studies: Sequence[StudyResults]) -> pd.DataFrame:
                 parts = {"": row.share, "moved_": row.moved}
                 parts |= {"less_ceiling_": row.less_ceiling, "difference_": row.difference}
                 for start, share in parts.items():
-                    # NaN, not `None`: a column of `None` alone holds no numbers, by which figures select.
-                    for end in ("value", "low", "high"):
-                        number = None if share is None else getattr(in_points(share), end)
-                        columns[start + end] = float("nan") if number is None else number
+                    ends = (in_points(share) if share else UNKNOWN).ends
+                    columns |= dict(zip((f"{start}value", f"{start}low", f"{start}high"), ends, strict=True))
                 rows.append({**columns, "word": row.word.value if row.word else ""})
     return pd.DataFrame(rows)
 

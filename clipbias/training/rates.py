@@ -10,7 +10,8 @@ import pandas as pd
 
 from clipbias.errors import ClipbiasError
 from clipbias.io import read_json, write_text
-from clipbias.training.spec import Row
+from clipbias.training.spec import Row, RunSpec
+from clipbias.tuning.recipe import Recipe
 
 RATES = "rates.json"
 # Scopes of a selection: a rate for each method over all datasets and shots; a rate for each method, dataset and shots;
@@ -25,9 +26,13 @@ _ALL = 0
 
 @dataclasses.dataclass(frozen=True)
 class Rates:
-    """Learning rates by method. Entries for a cell also name its `dataset` and `shots` (`None` for all images)."""
+    """Learning rates by method. Entries for a cell also name its `dataset` and `shots` (`None` for all images).
+
+    `model` is the name of the frozen model that they were selected for, where it is known.
+    """
 
     entries: tuple[Mapping[str, Any], ...] = ()
+    model: str | None = None
 
     def entry(self, method: str, dataset: str, shots: int | None) -> Mapping[str, Any]:
         """Returns the entry of the cell, else of the dataset, else of the method, else an empty one."""
@@ -40,6 +45,21 @@ class Rates:
 
     def of(self, method: str, dataset: str, shots: int | None) -> float | None:
         return self.entry(method, dataset, shots).get("learning_rate")
+
+    def unlisted(self, specs: Sequence[RunSpec], common: Recipe) -> list[str]:
+        """Returns a sentence for each method, dataset and shots that train at the common rate, for want of an entry."""
+        # A recipe of a method's authors keeps their rate, whatever the entries are.
+        runs = {
+            (spec.method, spec.dataset, spec.shots)
+            for spec in specs
+            if spec.recipe is not None and spec.learning_rate == common.learning_rate
+        }
+        return [
+            f"no learning rate was selected for {method} on {dataset} with {shots or 'all'} images"
+            f"{' per class' if shots else ''}; it trains at {common.learning_rate:g}."
+            for method, dataset, shots in sorted(runs, key=str)
+            if self.of(method, dataset, shots) is None
+        ]
 
     @classmethod
     def read(cls, path: Path) -> "Rates":
@@ -55,7 +75,8 @@ class Rates:
         )
         if not valid:
             raise ClipbiasError(f"{path} holds no learning rates by method; each needs a method and a learning_rate.")
-        return cls(tuple(entries))
+        chosen = content.get("chosen")
+        return cls(tuple(entries), chosen.get("model") if isinstance(chosen, dict) else None)
 
     def write(self, path: Path, facts: Mapping[str, object]) -> None:
         write_text(path, json.dumps({"rates": list(self.entries), "chosen": dict(facts)}, indent=2) + "\n")

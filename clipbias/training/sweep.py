@@ -30,7 +30,18 @@ from clipbias.training.progress import Progress
 from clipbias.training.rates import Rates
 from clipbias.training.run import run_group, spec_facts
 from clipbias.training.select import as_options, searches_options, with_given
-from clipbias.training.spec import TEST, UNSELECTED, Group, Row, RunSpec, data_identity, make_groups, part_of, run_names
+from clipbias.training.spec import (
+    TEST,
+    UNSELECTED,
+    VALIDATION,
+    Group,
+    Row,
+    RunSpec,
+    data_identity,
+    make_groups,
+    part_of,
+    run_names,
+)
 from clipbias.training.workdir import SweepPaths, note_runs
 from clipbias.tuning.prompts import Classes
 from clipbias.tuning.recipe import Recipe
@@ -289,8 +300,9 @@ def make_specs(context: SweepContext, common: Recipe, axes: SweepAxes, rates: Ra
             takes_rates = recipe is not None and recipe.learning_rate == common.learning_rate
             listed = rates.of(name, dataset.name, shots) if takes_rates and rates is not None else None
             learning_rates = axes.learning_rates if takes_rates and axes.learning_rates else (listed,)
-            # The policy names the images that select something, now or in the sweep that selected the rates.
-            selected = len(learning_rates) > 1 or listed is not None
+            # The policy names the images that select something, now or in the sweep that selected the rates. Rates that
+            # are all tested select nothing.
+            selected = (axes.score_on == VALIDATION and len(learning_rates) > 1) or listed is not None
             validation = _policy(axes, dataset, shots) if selected or searches_options(method) else UNSELECTED
             # Without training images no seed changes anything: one run.
             seeds = axes.seeds if method.uses_images else (0,)

@@ -24,7 +24,7 @@ from clipbias.training.loop import validation_images
 from clipbias.training.predictions import KnownPredictions
 from clipbias.training.rates import PER_CELL, PER_METHOD, Rates, select_learning_rates
 from clipbias.training.run import make_job, under_policy
-from clipbias.training.spec import VALIDATION, Row, RunSpec, group_key, make_groups, part_of, run_names
+from clipbias.training.spec import TEST, VALIDATION, Row, RunSpec, group_key, make_groups, part_of, run_names
 from clipbias.training.sweep import RESULTS, VALIDATED, parse_part
 from clipbias.training.workdir import SweepPaths, open_workdir, write_json
 from clipbias.tuning.adapter import start_seed
@@ -331,11 +331,23 @@ def test_rates_that_were_chosen_are_taken(clip, colours, recipe, tmp_path):
     specs = tiny.specs("bias", "taskres", shots=(1, 2), seeds=(1,), rates=rates)
     assert [spec.learning_rate for spec in specs] == [0.25, 0.5, 0.05, 0.05]
     assert [spec.validation for spec in specs] == ["validation split"] * 2 + ["none"] * 2
+    assert rates.unlisted(specs, recipe) == [
+        f"no learning rate was selected for taskres on colours with {shots} images per class; it trains at 0.05."
+        for shots in (1, 2)
+    ]
     # Authors' recipes keep their rate, whether they are a method's default or were asked for.
     tiny.options = {"mma": {"recipe": "authors"}}
     rates = Rates(({"method": "mma", "learning_rate": 0.5}, {"method": "clap", "learning_rate": 0.5}))
     mma, clap = tiny.specs("mma", "clap", seeds=(1,), rates=rates)
     assert (mma.learning_rate, clap.learning_rate, mma.validation, clap.validation) == (0.0015, 0.1, "none", "none")
+    assert rates.unlisted([mma, clap], recipe) == []
+
+
+def test_rates_that_are_all_tested_select_nothing(clip, colours, recipe, tmp_path):
+    """So validation images are left to calibrate, as with one rate that is given."""
+    tiny = TinySweep(clip, colours, recipe, tmp_path)
+    both = [tiny.specs("bias", learning_rates=(0.1, 0.2), score_on=scores) for scores in (VALIDATION, TEST)]
+    assert [{spec.validation for spec in specs} for specs in both] == [{"validation split"}, {"none"}]
 
 
 def test_only_rates_of_the_common_recipe_are_chosen(clip, colours, recipe, tmp_path, monkeypatch):
