@@ -209,7 +209,7 @@ THUMBNAIL = 224  # pixels
 
 
 def choose_images(study: Study, predictions: Predictions, count: int) -> np.ndarray:
-    """Chooses at most `count` of the study's images, in turn from every change of every tuned model, and every class."""
+    """Chooses at most `count` images of the study, in turn from every change of every tuned model, and every class."""
     images = study.images
     candidates = images[np.min([predictions.models[model.key][images] for model in study.models], 0) >= 0]
     groups = []
