@@ -141,7 +141,7 @@ CASES: list[Case] = [
     maps("targets go from 0 to 1; the task has classes 0 … 0", np.array([0, 0, 1, 0])),
     maps("start_layer 3 is outside the vision tower's 3 layers", np.zeros(4, int), start_layer=3),
     # Adapters.
-    equivalent_bias("TaskRes has no equivalent bias. The method changes no token and no weight", "taskres", LEVELS),
+    equivalent_bias("TaskRes has no equivalent bias: it changes no token and no weight", "taskres", LEVELS),
     equivalent_bias("TPT learns from crops of each image", "tpt", LEVELS),
     equivalent_bias("'coop' starts from texts such as 'an image of a cat.'", "coop", LEVELS, words="an image of a"),
     equivalent_bias("the images are numbers from 0 to 0, so they look like levels", "vpt", IMAGES),
