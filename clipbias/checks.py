@@ -83,12 +83,9 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> str:
 
 
 def check_value(name: str, value: object, kind: object) -> None:
-    """A value of an annotated type, such as a method's option or a setting of a configuration.
-
-    The type is `bool`, `int`, `float`, `str`, a class, `tuple[X, …]`, `list[X]`, `dict[str, X]`, a union of these, or
-    one of them with a `Range` or `Choices` beside it. Annotations of other kinds accept every value. Raises
-    `ClipbiasError` for a value of another type or out of range.
-    """
+    """Raises `ClipbiasError` for a value of another type than `kind`, or out of its `Range` or `Choices`."""
+    # Types are `bool`, `int`, `float`, `str`, classes, `tuple[X, …]`, `list[X]`, `dict[str, X]` and unions of these.
+    # Annotations of other kinds accept every value.
     # `Annotated` is unpacked first, so that bounds also apply inside unions and lists, which call this again.
     limits: object = None
     if get_origin(kind) is Annotated:

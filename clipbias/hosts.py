@@ -58,10 +58,10 @@ class Stopped(BaseException):
 def start() -> None:
     """Joins the processes of a cluster, if there is one, before any device is touched.
 
-    A cluster is announced by the variables `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`, by
-    SLURM or Open MPI with several tasks, or by a TPU pod. Raises `ClipbiasError` if one of the variables is not a
-    number.
+    Raises `ClipbiasError` if one of the variables is not a number.
     """
+    # A cluster is announced by the variables `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`, by
+    # SLURM or Open MPI with several tasks, or by a TPU pod.
     # JAX detects clusters by itself, but its defaults wait five minutes for a dead process, and an explicit address
     # must not be overruled by SLURM's variables.
     import jax

@@ -487,28 +487,19 @@ def _decompose(study: Study, model: Model, tower: str, means: Totals, runs: list
 
 
 def constancy(totals: Mapping[str, Moments], bias: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Computes how nearly constant the prompt part is, by layer, corrected for chance.
+    """Computes how nearly constant the prompt part is, corrected for chance, from totals of `observe_parts`.
 
-    A mean of few samples is longer than the true mean: the mean of `n` samples of noise has `1/n` of their square. So
-    products of two different samples estimate the square of the true mean. For a token `j` that counts in `n_j` samples
-    `x_ij` with mean `x̄_j`,
-
-        |μ_j|² ≈ |x̄_j|² − Σ_i |x_ij − x̄_j|² / (n_j (n_j − 1)),
-
-    and for one vector for all tokens, from each sample's sum `u_i` over its `m_i` tokens, since tokens of one sample
-    vary together,
-
-        |v|² ≈ (|Σ_i u_i|² − Σ_i |u_i|²) / ((Σ_i m_i)² − Σ_i m_i²).
-
-    Both are divided by the mean square of the part. Estimates may fall a little below 0, and the second a little above
-    the first. `totals` are of `observe_parts`; `bias` are learned biases `[L, D]` of the tower by name.
-
-    Returns:
-      - `constancy [L]`: share that the mean of each token explains, over tokens that count in two samples or more; NaN
-        without any;
-      - `bias_likeness [L]`: share that one vector for all tokens explains; NaN below two samples;
-      - `bias_cosine {name: [L]}`: cosine between this vector and a learned bias.
+    Returns shares of its mean square, `[L]`, NaN below two samples: `constancy`, which the mean of each token explains,
+    and `bias_likeness`, which one vector for all tokens explains; and `bias_cosine`, of this vector and each learned
+    `bias [L, D]` of the tower.
     """
+    # A mean of few samples is longer than the true mean: that of `n` samples of noise has `1/n` of their square. So
+    # products of two different samples estimate the square of the true mean. For a token `j` that counts in `n_j`
+    # samples `x_ij` with mean `x̄_j`,
+    #     |μ_j|² ≈ |x̄_j|² − Σ_i |x_ij − x̄_j|² / (n_j (n_j − 1)),
+    # and for one vector for all tokens, from each sample's sum `u_i` over its `m_i` tokens, which vary together,
+    #     |v|² ≈ (|Σ_i u_i|² − Σ_i |u_i|²) / ((Σ_i m_i)² − Σ_i m_i²).
+    # Estimates may fall a little below 0, and the second a little above the first.
     part = totals["part"]
     count = np.asarray(part.count, np.float64)
     mean = np.asarray(part.mean, np.float64)

@@ -62,12 +62,11 @@ def ranks_to_remove(maps: jax.Array) -> jax.Array:
 
 
 def distinct_rows(gone: np.ndarray, read: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Lists the distinct pairs of an image and its removed patches in `K` tries, each a map, step and class.
+    """Lists distinct pairs of an image and its removed patches `gone [K, B, M]` in `K` tries (map, step and class).
 
-    From `gone [K, B, M]` and the images that count, `read [B]`, to images `[P]` and removed patches `[P, M]`, ordered
-    by image, and the pair of each try, `[K, B]`, 0 for images that do not count.
+    Returns images `[P]`, removed patches `[P, M]`, and the pair of each try `[K, B]`, 0 where `read [B]` is false.
     """
-    # Padded and unreadable images have no tries.
+    # Padded and unreadable images have no tries. One pair is classified once, whichever maps and classes share it.
     images = np.flatnonzero(read)
     which = np.zeros(gone.shape[:2], np.int64)
     numbers = np.broadcast_to(images[:, None], (len(gone), len(images), 1))

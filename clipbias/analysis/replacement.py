@@ -452,12 +452,11 @@ Candidate = tuple[Student, Tuned]
 
 
 def compute_replacement(study: Study) -> Computation[ReplacementResults]:
-    """Fits students to every tuned model, and compares them and its controls with it.
-
-    Each form and, as the ceiling, the model's own method from another start are fitted to the model's outputs on the
-    same images, with the same steps and loss. Controls are not fitted: the mean of what the model's blocks add, the
-    same method trained again on the same few-shot split, and the form's method trained on the labels of that split.
-    """
+    """Fits students to every tuned model, and compares them and its controls with it."""
+    # Each form and, as the ceiling, the model's own method from another start are fitted to the model's outputs on the
+    # same images, with the same steps and loss: only then is the gap to the ceiling that of the form. Controls are not
+    # fitted: the mean of what the model's blocks add, the same method trained again on the same few-shot split, and the
+    # form's method trained on the labels of that split.
     reasons = {model.key: why_not_fitted(study, model) for model in study.tuned}
     teachers = [model for model in study.tuned if not reasons[model.key]]
     models: dict[str, ModelReplacements | Missing] = {key: Missing(reason) for key, reason in reasons.items() if reason}

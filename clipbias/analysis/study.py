@@ -202,23 +202,18 @@ class Study:
         training: Split | None = None,
         unlabelled: Split | None = None,
         mesh: Mesh | None = None,
+        # Called before the first and after every batch with a title, batches done and in all; with 0 and 0 for a stage
+        # without batches, without a title where another bar shows progress.
         advance: Callable[[str, int, int], None] = lambda title, done, total: None,
+        # Stored predictions of the whole split, whatever `options.image_limit`: int32 `[n]`, -1 for unreadable images.
         known: Callable[[Model], np.ndarray | None] = lambda model: None,
     ) -> None:
         """Prepares a study of models, zero-shot first, on labelled images; `folder` is for `parts/`.
 
-        Args:
-          training: training images, for means; without them, sections leave out measures that need them.
-          unlabelled: images for mean and resample ablations and to fit replacements on, none of them in `split`;
-            without them, sections leave these out.
-          mesh: devices. Default: this process's first device.
-          advance: called before the first batch and after every batch with a title, batches done, and batches in all;
-            with 0 and 0 for a stage without batches, without a title where another bar shows progress.
-          known: returns a model's stored predictions, int32 `[n]`, -1 for an unreadable image, or `None`. They hold for
-            the whole split, whatever `options.image_limit`.
+        Without `training` images (for means) or `unlabelled` ones (for ablations and replacements, none of them in
+        `split`), sections leave out what needs them. `mesh` is by default this process's first device.
 
-        Raises:
-          ClipbiasError: keys are not unique or not valid, or there is no image.
+        Raises `ClipbiasError` for keys that are not unique or not valid, or without an image.
         """
         keys = [model.key for model in models]
         if keys[:1] != [ZERO_SHOT] or len(set(keys)) != len(keys) or any("/" in key for key in keys):

@@ -125,11 +125,9 @@ def _check_has_labels(place: Path) -> None:
 
 
 def complete_splits(splits: dict[str, Split], place: str) -> dict[str, Split]:
-    """Adds missing splits, and logs the rule.
-
-    "all" and a lone "train" are divided 50/20/30 per class. Without "val", 20 % of "train" are held out; without
-    "test", "val" is also the test set.
-    """
+    """Adds missing splits, and logs the rule."""
+    # "all" and a lone "train" are divided 50/20/30 per class. Without "val", 20 % of "train" are held out; without
+    # "test", "val" is also the test set.
     note = None
     # Shares are those of the benchmark's random splits (`VAL_SHARE`, `TEST_SHARE`).
     if "all" in splits or set(splits) == {"train"}:

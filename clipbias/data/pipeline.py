@@ -146,12 +146,10 @@ def train_source(
 ) -> Source:
     """Returns shuffled, augmented batches of all epochs, from step `start_step` on, for a shard of hosts.
 
-    Args:
-      batch_size: B over all hosts. A smaller set gives one batch of its size per epoch.
-      shard: (index, count) of this host; it gets the rows from `index * ceil(B / count)` on.
-      keep_last: whether an epoch ends with its incomplete batch, padded and masked.
-      crop: smallest share of an image that a crop covers; `None` for images as they are evaluated.
-      on_error: "raise", or "skip" unreadable images: they are masked and counted, and the number of steps stays.
+    `batch_size` B is over all hosts; a smaller set gives a batch of its size per epoch. `shard` (index, count) gets the
+    rows from `index * ceil(B / count)` on. With `keep_last` an epoch ends with its incomplete batch, padded and masked.
+    A crop covers at least the share `crop`; `None` for images as they are evaluated. `on_error` "skip" masks and counts
+    unreadable images, and the number of steps stays.
     """
     size = len(images)
     # Counted with the batch size that was asked for: a set smaller than that is one batch per epoch.

@@ -262,14 +262,11 @@ def load(
     split: str | None = None,
     split_dir: str | os.PathLike | None = None,
 ) -> Dataset:
-    """Opens a prepared dataset, without tensorflow.
+    """Opens a prepared dataset, without tensorflow: "tfds/" and a catalogue name or a builder with `image` and `label`.
 
-    Args:
-      name: "tfds/" and a catalogue name ("tfds/food101") or any builder with `image` and `label` features.
-      data_dir: TFDS's data folder. Default: ~/tensorflow_datasets.
-      split: "coop" for the benchmark's split, labels and class names, matched by file name; "builder" for the
-        builder's splits, completed if some are missing. Default: "coop" for ImageNet and its variants, else "builder".
-      split_dir: for "coop", the folder of the split file, or the root of all datasets. Default: `data_dir`.
+    `split` is "coop" for the benchmark's split, labels and class names, matched by file name, with the split file in
+    `split_dir` (default: `data_dir`, by default ~/tensorflow_datasets); or "builder" for the builder's splits,
+    completed if some are missing. By default ImageNet and its variants have "coop".
 
     Raises `ClipbiasError` for a dataset that is not prepared as array_record, or lacks file names or images.
     """

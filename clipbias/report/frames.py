@@ -173,11 +173,7 @@ def shots_words(shots: int | None) -> str:
 
 
 def run_frame(rows: Sequence[Row], numbers_of: Callable[[Row], Mapping[str, float | None]]) -> pd.DataFrame:
-    """Makes a line for each finished run and each of its numbers, `numbers_of` its row by name.
-
-    Columns: `method`, `dataset`, `shots`, `seed`, `measure`, `value`, `images` (their number), `predictions` (file of
-    the answers), and `drawn` (False for a method that draws no training images).
-    """
+    """Makes a line for each finished run and each of its numbers, `numbers_of` its row by name."""
     lines = []
     for row in filter(_is_ok, rows):
         for measure, value in numbers_of(row).items():

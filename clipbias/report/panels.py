@@ -61,16 +61,9 @@ def panels(
 ) -> style.Figure:
     """Draws a grid of panels, one for each pair of values of two columns, with one legend below.
 
-    Args:
-      draw: draws one panel on its axes from its part of the frame.
-      by: the columns whose values are rows and columns of panels; "" for a single row or column.
-      size: of a panel in inches.
-      names: titles by value. Default: the value.
-      share_x, share_y: panels with one scale, as for `Figure.subplots`.
-      wrap: without rows, panels in a line.
-      widths: of columns, relative to one another.
-      bottom: start of all y axes.
-      legend: whether to show the panels' labels; or looks by label to show instead.
+    `by` names the columns of the frame whose values are rows and columns of panels, "" for a single row or column;
+    `size` is a panel's in inches, `names` are titles by value, `wrap` panels in a line without rows, `widths` relative
+    ones of columns, `bottom` starts all y axes, and `legend` may be looks by label in place of the panels' labels.
     """
     from matplotlib.lines import Line2D
 

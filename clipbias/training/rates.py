@@ -26,13 +26,10 @@ _ALL = 0
 
 @dataclasses.dataclass(frozen=True)
 class Rates:
-    """Learning rates by method. Entries for a cell also name its `dataset` and `shots` (`None` for all images).
-
-    `model` is the name of the frozen model that they were selected for, where it is known.
-    """
+    """Learning rates by method. Entries for a cell also name its `dataset` and `shots` (`None` for all images)."""
 
     entries: tuple[Mapping[str, Any], ...] = ()
-    model: str | None = None
+    model: str | None = None  # name of the frozen model that they were selected for, where it is known
 
     def entry(self, method: str, dataset: str, shots: int | None) -> Mapping[str, Any]:
         """Returns the entry of the cell, else of the dataset, else of the method, else an empty one."""

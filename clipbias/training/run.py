@@ -82,12 +82,9 @@ def run_group(
 ) -> list[Row]:
     """Runs a group, whose specs differ in seed or learning rate alone, and returns its rows.
 
-    Args:
-      common: the recipe with which a row compares that of its run.
-      compares_rates: for a group of one run: whether held-out images select its learning rate beside the options that
-        its method searches; `None` selects nothing.
-      calibrates: whether images that neither train nor select calibrate the adapters.
-      facts: further entries of rows and adapters, by the key of their spec.
+    Rows name what differs from the recipe `common`. Of a single run, `compares_rates` says whether held-out images
+    select its learning rate beside the options that its method searches; `None` selects nothing. With `calibrates`,
+    images that neither train nor select calibrate the adapters. `facts` are further entries by the spec's key.
     """
     outputs = RunOutputs(checkpoints=paths.checkpoints(group), metrics=paths.metrics(group), progress=progress)
     prepared = prepare(group, context, outputs, compares_rates=compares_rates)
@@ -397,12 +394,9 @@ def fit_task(
 ) -> Tuned:
     """Trains a task as `clipbias train` does, with its few-shot splits, steps and numbers. Saves nothing.
 
-    Args:
-      dataset: has the task's classes; "train" trains, "val" selects and calibrates.
-      shots: images of each class. Default: all.
-      start_seed: seed of initial learnables and order of images. Default: `seed`, that of the few-shot split.
-      compares_rates: whether the learning rate is selected on held-out images (`data.held_out`).
-      calibrates: whether images are left to calibrate; `None` where there are enough.
+    The dataset has the task's classes: "train" trains, `shots` of each class (`None`: all), "val" selects and
+    calibrates. `start_seed`, of initial learnables and the order of images, is by default `seed`, of the few-shot
+    split. `calibrates`: `None` where enough images are left.
     """
     recipe_of_job = recipe if task.method.trains else None
     progress.at_work("reading images")

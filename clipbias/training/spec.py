@@ -32,37 +32,26 @@ UNSELECTED = "none"
 
 @dataclasses.dataclass(frozen=True)
 class RunSpec:
-    """One run: a method on a dataset with one number of shots, seed and learning rate. Equal specs give equal numbers.
+    """One run: a method on a dataset, with shots, seed and learning rate. Equal specs give equal numbers."""
 
-    Attributes:
-      method, options: a name of `tuning.METHODS` or the path of a user's file, and all options, resolved.
-      shots: training images per class; `None` for all, or for a method without training images.
-      seed, start_seed: of the few-shot split; of initial learnables, order and augmentation, `None` for the former.
-      recipe: `None` without training.
-      task, source, data: identities of frozen model, method, classes and compute type; of a user's own program as it
-        was when the spec was made; of the images of all splits, and of images and classes of the targets.
-      score_on: "test", or "validation" where a sweep selects learning rates.
-      validation: the validation policy, as tables show it: "none", or the images that select a setting
-        (`data.held_out`, `protocols.validation_policy`).
-    """
-
-    method: str
-    options: Options
+    method: str  # a name of `tuning.METHODS`, or the path of a user's file
+    options: Options  # all, resolved
     dataset: str
     protocol: str
     targets: tuple[str, ...]
-    shots: int | None
-    seed: int
-    recipe: Recipe | None
+    shots: int | None  # training images per class; `None` for all, or for a method without training images
+    seed: int  # of the few-shot split
+    recipe: Recipe | None  # `None` without training
     dtype: str
-    task: str
-    source: str | None
-    data: str
+    task: str  # identity of frozen model, method, classes and compute type
+    source: str | None  # identity of a user's own program as it was when the spec was made
+    data: str  # identity of the images of all splits, and of images and classes of the targets
     # A constant in keys: numbers do not depend on it, so that a folder continues with the other value.
     on_image_error: str = dataclasses.field(default="raise", metadata=counted_by(lambda spec: "raise"))
-    score_on: str = TEST
+    score_on: str = TEST  # `VALIDATION` where a sweep selects learning rates
+    # The policy, as tables show it: the images that select a setting (`protocols.validation_policy`).
     validation: str = UNSELECTED
-    start_seed: int | None = None
+    start_seed: int | None = None  # of initial learnables, order and augmentation; `None` for `seed`
     concentration: float | None = None
 
     @functools.cached_property

@@ -141,9 +141,9 @@ def until_plateau(
     """Fits by cosine cycles with warm restarts (Loshchilov & Hutter 2017, arXiv 1608.03983) until a plateau.
 
     `cycle(rate, steps, start)` trains a student, from the method's own start for `None`; `divergence` is its mean KL on
-    held-back images. Each cycle starts from the best student so far. With `searched` the first cycle searches the
-    learning rate from `rate` on.
+    held-back images. With `searched` the first cycle searches the learning rate from `rate` on.
     """
+    # Each cycle starts from the best student so far: a restart that goes astray is not followed.
     first, *others = cycle_lengths(most_steps)
     trials: dict[float, Tuned] = {}
 

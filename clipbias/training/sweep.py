@@ -64,16 +64,12 @@ def sweep(
     calibrates: bool = False,
     facts: Mapping[str, Row] | None = None,
 ) -> list[Row]:
-    """Runs unfinished specs. A group that fails is reported in its rows, and the others go on.
+    """Runs unfinished specs of part `(i, n)`; returns the rows of all finished specs, other parts' too, in their order.
 
-    Args:
-      part: `(i, n)` of jobs that share the work folder.
-      most_runs: most runs side by side; `None` for as many as are worth it.
-      common, calibrates, facts: see `run_group`; with `calibrates` a run without prediction sets is unfinished.
-
-    Returns:
-      The rows of all finished specs, other parts' too, in the order of the specs.
+    At most `most_runs` run side by side (`None`: as many as are worth it). For the others see `run_group`; with
+    `calibrates` a run without prediction sets is unfinished.
     """
+    # A group that fails is reported in its rows, and the others go on.
     # Processes with other specs would wait for one another in the middle of a group, without an error.
     hosts.assert_same("the runs of the sweep", [spec.key for spec in specs])
     paths = SweepPaths(workdir, run_names(specs))
@@ -222,30 +218,22 @@ def parse_part(part: str | None) -> tuple[int, int]:
 
 @dataclasses.dataclass(frozen=True)
 class SweepAxes:
-    """Axes of a sweep: each method on each dataset, with each number of shots, seed and learning rate.
-
-    Attributes:
-      shots: `None` stands for all images.
-      learning_rates: rates to compare, for methods that train with the common recipe; empty for one rate.
-      options: options by method name, or by `method@dataset`.
-      protocol, targets, concentration: see `data.protocols`; empty targets are the literature's.
-      hold_out_shot: whether one training image of each class selects settings (`data.held_out.SHOT`).
-      start_seed, score_on: see `RunSpec`.
-      given: names of recipe settings, and of options as `method_options.NAME`, that replace those of methods' authors.
-    """
+    """Axes of a sweep: each method on each dataset, with each number of shots, seed and learning rate."""
 
     methods: tuple[str, ...]
     datasets: tuple[str, ...]
-    shots: tuple[int | None, ...]
+    shots: tuple[int | None, ...]  # `None` stands for all images
     seeds: tuple[int, ...]
-    learning_rates: tuple[float, ...] = ()
+    learning_rates: tuple[float, ...] = ()  # to compare, for methods that train with the common recipe
+    # By method name, or by `method@dataset`.
     options: Mapping[str, Mapping[str, object]] = dataclasses.field(default_factory=dict)
     start_seed: int | None = None
     protocol: str = "few_shot"
-    targets: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()  # empty for the literature's
     concentration: float = protocols.CONCENTRATION
-    hold_out_shot: bool = False
+    hold_out_shot: bool = False  # one training image of each class selects settings (`data.held_out.SHOT`)
     score_on: str = TEST
+    # Names of recipe settings, and of options as `method_options.NAME`, that replace those of methods' authors.
     given: tuple[str, ...] = ()
 
 

@@ -38,10 +38,9 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers"
 def open_workdir(
     folder: str | os.PathLike, config: Mapping[str, Any], *, part: tuple[int, int] = (0, 1)
 ) -> Iterator[Path]:
-    """Makes and locks a work folder, and writes settings, environment and state.
+    """Makes and locks a work folder, or that of job `(i, n)` of a sweep; writes settings, environment and state.
 
-    Job `(i, n)` of a shared sweep locks a folder of its part. Raises `ClipbiasError` for a folder that cannot be
-    written, or in which another process works.
+    Raises `ClipbiasError` for a folder that cannot be written, or in which another process works.
     """
     folder = io.data_path(folder)
     if not hosts.is_first():  # the first process keeps the folder for all

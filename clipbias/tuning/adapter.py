@@ -62,35 +62,26 @@ _CHOICE: dict[str, Any] = {"tried": list[dict[str, float | None]], "images": Pos
 
 @dataclasses.dataclass(frozen=True)
 class Adapter:
-    """The content of an adapter file: all that predictions depend on, except the frozen weights and the tokenizer.
-
-    Attributes:
-      method, options, dtype: see `Task`; `source` is the digest of the program of a user's own method.
-      class_names, template, descriptions, free_text: see `tuning.prompts.Classes`.
-      base: name of the frozen model for `clipbias.load`, a hub model at its commit.
-      weights, tokenizer: identities of the frozen weights and the tokenizer.
-      config, preprocessing: geometry with its activation, and preparation of pictures, as `Clip` has them.
-      notes, calibration: see `Tuned`.
-      sha256: digest of everything else, from the time of writing.
-    """
+    """The content of an adapter file: all that predictions depend on, except the frozen weights and the tokenizer."""
 
     learnables: Learnables
     method: str
     options: Options
-    source: str | None
+    source: str | None  # digest of the program of a user's own method
+    # See `tuning.prompts.Classes`.
     class_names: list[str]
     template: str
     descriptions: dict[str, list[str]] | None
     free_text: bool
     dtype: str
-    base: str
-    weights: str
-    tokenizer: str
-    config: Mapping[str, Any]
+    base: str  # the frozen model for `clipbias.load`, a hub model at its commit
+    weights: str  # its identity
+    tokenizer: str  # likewise
+    config: Mapping[str, Any]  # geometry with its activation
     preprocessing: dict[str, Any]
     notes: dict[str, Any]
     calibration: Calibration | None = None
-    sha256: str = ""
+    sha256: str = ""  # of everything else, from the time of writing
 
     def __post_init__(self) -> None:
         """Checks fields and notes by their types. Raises `ClipbiasError` for a wrong one."""

@@ -75,22 +75,15 @@ class Sampling:
     """The features of the training images that a method uses, from the frozen vision tower.
 
     A pass covers all training images, with augmentations that depend on the seed, the pass and the image alone.
-
-    Attributes:
-      passes: number of passes for `FeatureMethod.support`; 0 for one pass without augmentation.
-      crop: smallest share of an image that a crop covers.
-      training: passes for training on features. "fresh": a new pass for each epoch, after those of `support`. "again":
-        pass `e mod passes` in epoch `e`. "pooled": an epoch shuffles the rows of all passes, and ends after as many
-        batches as one pass has.
-      projected: whether features are those of the tower, `[d]`; else its output before the projection, `[Dv]`.
-      validation: whether `support` and `finish` also get validation images.
     """
 
-    passes: Annotated[int, Range(0, 10_000)] = 1
-    crop: Annotated[float, Range(0, 1)] = 0.08
+    passes: Annotated[int, Range(0, 10_000)] = 1  # for `FeatureMethod.support`; 0 for one pass without augmentation
+    crop: Annotated[float, Range(0, 1)] = 0.08  # smallest share of an image that a crop covers
+    # Passes for training. "fresh": a new pass for each epoch, after those of `support`. "again": pass `e mod passes` in
+    # epoch `e`. "pooled": an epoch shuffles the rows of all passes, and ends after as many batches as one pass has.
     training: Annotated[str, Choices(("fresh", "again", "pooled"))] = "fresh"
-    projected: bool = True
-    validation: bool = False
+    projected: bool = True  # features of the tower, `[d]`; else its output before the projection, `[Dv]`
+    validation: bool = False  # whether `support` and `finish` also get validation images
 
 
 @dataclasses.dataclass(frozen=True)

@@ -192,16 +192,9 @@ METHODS: dict[str, tuple[type[Method], Preset]] = {}
 
 
 def resolve_method(name: str, options: Options, *, dataset: str | None = None, shots: int | None = None) -> Method:
-    """A method by name. An option is that of `options`, else of the dataset, else of the preset, else the default.
+    """Makes a method: a name of `METHODS`, or the subclass of `Method` in `path/to/own.py` or `package.own[:Class]`.
 
-    Args:
-      name: a name of `METHODS`; or a file `path/to/own.py` or module `package.own` with one subclass of `Method`.
-        `…:Class` selects one of several subclasses.
-      dataset: the dataset whose authors' options are used.
-      shots: training images per class, `None` for all. Some authors' options depend on it.
-
-    Raises:
-      ClipbiasError: no such method or option, a value of a wrong type, or a file that cannot be loaded.
+    Raises `ClipbiasError` for no such method or option, a value of a wrong type, or a file that cannot be loaded.
     """
     options = {option: _hashable(name, option, value) for option, value in options.items()}
     if name in METHODS:
@@ -213,7 +206,7 @@ def resolve_method(name: str, options: Options, *, dataset: str | None = None, s
         close = meant(name, METHODS)
         others = f"there are {', '.join(METHODS)}, and Python files of your own, by their path."
         raise ClipbiasError(f"unknown method {name!r}; {f'did you mean {close!r}?' if close else others}")
-    # Later ones win: the preset's options, the authors' for the dataset, the user's.
+    # Later ones win: the default, the preset's options, the authors' for the dataset and shots, the user's.
     dataset_options: Options = {}
     if dataset is not None:
         datasets = preset.datasets
