@@ -18,10 +18,11 @@ from pathlib import Path
 from etils import epath
 
 import clipbias
-from clipbias import TunedModel, hosts
+from clipbias import hosts
 from clipbias.constants import ADAPTER_FILE
+from clipbias.data import Dataset, Split
 from clipbias.data.user_images import image_list
-from clipbias.distillation import DistilImages, distil_model, divide_images
+from clipbias.distillation import distil_model, divide_images
 from clipbias.errors import ClipbiasError
 from clipbias.export import export
 from clipbias.export.card import certified_sentences
@@ -33,7 +34,7 @@ from clipbias.training.context import SweepContext
 from clipbias.training.loop import RunOutputs
 from clipbias.training.progress import Progress
 from clipbias.training.workdir import open_workdir
-from clipbias.tuning.adapter import read_adapter
+from clipbias.tuning.adapter import Adapter, read_adapter
 from configs.distil import DistilSettings
 from experiments import common
 from experiments.inputs import find_adapter, find_images, open_adapter, refuse_other_descriptions
@@ -50,10 +51,14 @@ def main(settings: DistilSettings, workdir: Path) -> None:
         raise ClipbiasError("give an adapter and the folder to write: --config.adapters=FILE --config.output=FOLDER.")
     adapter, _ = pair
     with open_workdir(workdir, as_json(settings)):
+        # Before the models, whose weights may have to be downloaded.
+        unlabelled = find_unlabelled(settings, adapter)
         base = clipbias.load(settings.model or adapter.base, device="host")
         model = open_adapter(adapter, base, settings)
         student = base if settings.student is None else clipbias.load(settings.student, device="host")
-        images = find_unlabelled(settings, model)
+        if isinstance(unlabelled, Dataset):
+            refuse_other_descriptions(model, unlabelled)
+        images = divide_images(unlabelled, model)
         context = SweepContext(
             student,
             {},
@@ -96,29 +101,25 @@ def finished_sentences(output: str, key: str) -> list[str]:
     return []
 
 
-def find_unlabelled(settings: DistilSettings, model: TunedModel) -> DistilImages:
-    """Divides images to fit, select and certify. Raises `ClipbiasError` without a dataset of the model's classes."""
-    name = settings.dataset or str(model.notes.get("dataset") or "")
+def find_unlabelled(settings: DistilSettings, adapter: Adapter) -> Dataset | Split:
+    """Finds images to fit, select and certify. Raises `ClipbiasError` without a dataset of the adapter's classes."""
+    name = settings.dataset or str(adapter.notes.get("dataset") or "")
     if not name:
         raise ClipbiasError("no dataset; give --config.dataset=NAME, or dataset=folder with --config.data_dir.")
-    if name == "folder":
-        try:
-            dataset = common.load_dataset(settings, name)
-        except ClipbiasError:  # images without folders of classes
-            dataset = None
-        if dataset is None or tuple(dataset.class_names) != model.class_names:
-            files = find_images(settings.data_dir)
-            return divide_images(image_list(files, [0 for _ in files], model.class_names), model)
-    else:
+    dataset = None
+    with contextlib.suppress(ClipbiasError) if name == "folder" else contextlib.nullcontext():
         dataset = common.load_dataset(settings, name)
-        if tuple(dataset.class_names) != model.class_names:
-            is_order = sorted(dataset.class_names) == sorted(model.class_names)
-            words = "the adapter's classes in another order" if is_order else "other classes than the adapter"
-            raise ClipbiasError(
-                f"{name} has {words}; give images without labels: --config.dataset=folder --config.data_dir=FOLDER."
-            )
-    refuse_other_descriptions(model, dataset)
-    return divide_images(dataset, model)
+    if dataset is not None and list(dataset.class_names) == adapter.class_names:
+        return dataset
+    # Images without labels, in a folder without folders of the adapter's classes.
+    if name == "folder":
+        files = find_images(settings.data_dir)
+        return image_list(files, [0 for _ in files], adapter.class_names)
+    is_order = dataset is not None and sorted(dataset.class_names) == sorted(adapter.class_names)
+    words = "the adapter's classes in another order" if is_order else "other classes than the adapter"
+    raise ClipbiasError(
+        f"{name} has {words}; give images without labels: --config.dataset=folder --config.data_dir=FOLDER."
+    )
 
 
 if __name__ == "__main__":
