@@ -80,7 +80,8 @@ def left_to_calibrate(
     if images is None or len(images) < FEWEST_TO_CALIBRATE:
         if required:
             raise ClipbiasError(
-                f"fewer than {FEWEST_TO_CALIBRATE} images calibrate; give more, or leave `calibrate` out."
+                f"fewer than {FEWEST_TO_CALIBRATE} images neither train nor select a setting, so that none calibrate; "
+                "give validation images, or leave `calibrate` out."
             )
         return None
     if len(images) <= MOST_TO_CALIBRATE:
