@@ -14,7 +14,7 @@ from clipbias.constants import ADAPTER_FILE
 from clipbias.errors import ClipbiasError
 from clipbias.export.card import NOTE, model_card
 from clipbias.export.onnx_file import write_onnx
-from clipbias.export.peft import write_peft
+from clipbias.export.peft import HEAD, write_peft
 from clipbias.export.program import write_program
 from clipbias.io import atomic_folder, write_tensors, write_text
 from clipbias.tuning import Learnables, Task
@@ -23,7 +23,6 @@ from clipbias.tuning.method import TestTimeMethod
 from clipbias.tuning.tuned import Tuned
 
 FORMS = ("checkpoint", "open_clip", "head", "program", "onnx", "peft")
-HEAD = "classifier.safetensors"
 CARD = "README.md"
 CERTIFICATE = "certificate.json"
 

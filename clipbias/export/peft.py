@@ -23,6 +23,7 @@ from clipbias.constants import TOWERS
 from clipbias.errors import ClipbiasError
 from clipbias.io import read_json, user_path, write_tensors, write_text
 from clipbias.tuning import CONSTANTS, Learnables, Task
+from clipbias.tuning.features import COSINE_SCALE
 from clipbias.tuning.methods.clip_lora import PRODUCTS, ClipLora
 from clipbias.tuning.tuned import Tuned
 
@@ -54,6 +55,7 @@ UNSUPPORTED = (
     "use_qalora",
     "velora_config",
 )
+HEAD = "classifier.safetensors"  # the classes' features, beside PEFT's files
 
 
 def write_peft(folder: Path, task: Task, learnables: Learnables, base: str) -> None:
@@ -120,6 +122,10 @@ def read_peft(
     config = read_json(folder / ADAPTER_CONFIG, dict, what="PEFT's configuration")
     # The file decides the method's options, so that the learnables have its shapes.
     options = _scale(config, folder) | _places(tensors, clip, folder)
+    # PEFT has no scale of the cosines; the head that `export` writes beside it does.
+    if (folder / HEAD).is_file():
+        with open_safetensors_file(folder / HEAD) as file:
+            options["clip_scale"] = not bool(np.isclose(np.exp(file.get_tensor("logit_scale")), COSINE_SCALE))
     if template is not None:
         options["templates"] = (template,)
     task = Task(clip, METHOD, class_names, template=template, descriptions=descriptions, free_text=free_text, **options)
