@@ -97,6 +97,14 @@ def test_plain_lora_is_scaled_by_its_rank(clip, tmp_path):
     assert back.task.texts == ("a cat", "a dog")
 
 
+@pytest.mark.parametrize("clip_scale", [False, True])
+def test_cosines_are_scaled_as_in_training(clip, clip_scale, tmp_path):
+    scaled = dataclasses.replace(clip, params={**clip.params, "logit_scale": np.float32(3.0)})
+    export(tuned_lora(scaled, tmp_path, clip_scale=clip_scale), tmp_path / "out", form="peft")
+    back = read_peft(tmp_path / "out", scaled, models.CLASS_NAMES)
+    assert back.task.options()["clip_scale"] is clip_scale
+
+
 @pytest.fixture(scope="module")
 def exported(clip: Clip, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of PEFT's."""
