@@ -53,13 +53,13 @@ def load(
     check_text("the name of a dataset", name)
     if "name" in options:
         raise ClipbiasError("a dataset takes no option 'name'; see the table in clipbias.data.load.")
-    from clipbias.data import tfds
-
     try:
         # Shards first: on shared storage they are read faster than files.
-        built = tfds.find_shards(name, data_path(data_dir)) if data_dir is not None and is_name(name) else None
-        if built is not None:
-            return tfds.load_shards(built, template=template, **options)
+        if data_dir is not None and is_name(name):
+            from clipbias.data import tfds
+
+            if (built := tfds.find_shards(name, data_path(data_dir))) is not None:
+                return tfds.load_shards(built, template=template, **options)
         if name == "folder":
             # Metadata decide the classes where there are any: such a folder may also be divided by day or camera.
             if data_dir is not None and folder.has_metadata(data_path(data_dir)):
@@ -68,6 +68,8 @@ def load(
         if name == "csv":
             return folder.load_table(data_dir, template=template, **options)
         if name.startswith("tfds/"):
+            from clipbias.data import tfds
+
             return tfds.load(name, data_dir, template=template, **options)
         if name in catalog.ENTRIES:
             return benchmark.load(catalog.ENTRIES[name], data_dir, template=template, **options)
