@@ -12,7 +12,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from clipbias.clip import block, layers, tower
-from clipbias.clip.adaptation import Adaptation, check_bias, check_inserted, check_prompts, outside_layers
+from clipbias.clip.adaptation import NOTHING, Adaptation, check_bias, check_inserted, check_prompts, outside_layers
 from clipbias.clip.block import bias_rows
 from clipbias.clip.config import ClipConfig
 from clipbias.clip.layers import multiply
@@ -39,7 +39,7 @@ def embed_image(
     dtype: str = "float32",
 ) -> tower.TowerInput:
     """Embeds normalised images `[B, R, R, 3]` as tokens `[cls], M patches, V prompts`; returns the tower's input."""
-    adaptation = adaptation or Adaptation()
+    adaptation = adaptation or NOTHING
     geometry = config.vision
     weights = outside_layers(params, adaptation, "vision", dtype)
     prompts = check_prompts(adaptation.vision_prompts, geometry, "vision_prompts")

@@ -179,13 +179,13 @@ def describe(job: TrainJob) -> list[str]:
 def describe_program(program: memory.Program) -> str:
     # As the compiler reports memory and exchanges: a model of either would be a second truth.
     compiled = program.lower().compile()
-    sizes_of = compiled.memory_analysis()
+    analysis = compiled.memory_analysis()
     text = compiled.as_text()
-    assert sizes_of is not None and text is not None, "the compilers of CPUs, GPUs and TPUs report them"
+    assert analysis is not None and text is not None, "the compilers of CPUs, GPUs and TPUs report them"
     sizes = {
-        "arguments": int(sizes_of.argument_size_in_bytes),
-        "temporaries": int(sizes_of.temp_size_in_bytes),
-        "output": int(sizes_of.output_size_in_bytes - sizes_of.alias_size_in_bytes),
+        "arguments": int(analysis.argument_size_in_bytes),
+        "temporaries": int(analysis.temp_size_in_bytes),
+        "output": int(analysis.output_size_in_bytes - analysis.alias_size_in_bytes),
     }
     parts = " + ".join(f"{format_bytes(size)} {name}" for name, size in sizes.items())
     exchanged = describe_exchanges(exchanges(text))

@@ -24,8 +24,15 @@ from clipbias.errors import ClipbiasError
 from clipbias.intervals import wilson_interval
 from clipbias.io import read_json, write_text
 from clipbias.sentences import counted
-from clipbias.training import loop
-from clipbias.training.loop import RunOutputs, TrainJob, plan_stages, train_job, validation_images
+from clipbias.training.loop import (
+    NotSideBySide,
+    RunOutputs,
+    TrainJob,
+    TrainResult,
+    plan_stages,
+    train_job,
+    validation_images,
+)
 from clipbias.training.memory import fit_evaluation
 from clipbias.training.progress import Progress
 from clipbias.training.spec import Row, RunSpec
@@ -205,7 +212,7 @@ def select_settings(job: TrainJob, held: HeldOut, *, compares_rates: bool) -> Se
         thread.submit(plan_stages, dataclasses.replace(job, outputs=RunOutputs()))
         try:
             learnables = train_job(trial).learnables
-        except loop.NotSideBySide:
+        except NotSideBySide:
             alone = []
             for number, run in enumerate(trial.runs):
                 result = train_job(dataclasses.replace(trial, runs=(run,), outputs=trial.outputs.below(str(number))))
@@ -351,7 +358,7 @@ def within_chance(higher: float, lower: float, images: int) -> bool:
 
 
 def cautions_of_fit(
-    job: TrainJob, result: loop.TrainResult, held: HeldOut, selection: Selection | None, *, compares_rates: bool
+    job: TrainJob, result: TrainResult, held: HeldOut, selection: Selection | None, *, compares_rates: bool
 ) -> tuple[str, ...]:
     loss = result.losses[0] if result.losses else None
     sentences = [
