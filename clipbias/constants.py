@@ -4,6 +4,8 @@
 ZERO_SHOT = "zero_shot"
 # The adapter's file in a work folder, an export or a repository.
 ADAPTER_FILE = "adapter.safetensors"
+# The features of the classes and the scale of the logits, in an export.
+HEAD_FILE = "classifier.safetensors"
 TOWERS = ("vision", "text")
 SECONDS_BETWEEN_LINES = 10.0  # of progress in a log
 # The words before a class name, and the template of a dataset without its own.

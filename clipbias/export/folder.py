@@ -10,11 +10,11 @@ import numpy as np
 
 from clipbias import hosts
 from clipbias.clip.adaptation import fold
-from clipbias.constants import ADAPTER_FILE
+from clipbias.constants import ADAPTER_FILE, HEAD_FILE
 from clipbias.errors import ClipbiasError
 from clipbias.export.card import NOTE, model_card
 from clipbias.export.onnx_file import write_onnx
-from clipbias.export.peft import HEAD, write_peft
+from clipbias.export.peft import write_peft
 from clipbias.export.program import write_program
 from clipbias.io import atomic_folder, write_tensors, write_text
 from clipbias.tuning import Learnables, Task
@@ -90,7 +90,7 @@ def export(model: Tuned, folder: str | os.PathLike, *, form: str | None = None) 
         elif form == "onnx":
             write_onnx(temporary, task, learnables)
         else:
-            _write_head(temporary / HEAD, task, learnables)
+            _write_head(temporary / HEAD_FILE, task, learnables)
         # Always, so that clipbias reads every exported folder with calibration and notes.
         write_adapter(temporary / ADAPTER_FILE, model)
         if NOTE in model.notes:

@@ -19,7 +19,7 @@ from clipbias.clip import Clip
 from clipbias.clip.config import MODELS
 from clipbias.clip.formats import open_safetensors_file
 from clipbias.clip.hub import parse
-from clipbias.constants import TOWERS
+from clipbias.constants import HEAD_FILE, TOWERS
 from clipbias.errors import ClipbiasError
 from clipbias.io import read_json, user_path, write_tensors, write_text
 from clipbias.tuning import CONSTANTS, Learnables, Task
@@ -55,7 +55,6 @@ UNSUPPORTED = (
     "use_qalora",
     "velora_config",
 )
-HEAD = "classifier.safetensors"  # the classes' features, beside PEFT's files
 
 
 def write_peft(folder: Path, task: Task, learnables: Learnables, base: str) -> None:
@@ -123,8 +122,8 @@ def read_peft(
     # The file decides the method's options, so that the learnables have its shapes.
     options = _scale(config, folder) | _places(tensors, clip, folder)
     # PEFT has no scale of the cosines; the head that `export` writes beside it does.
-    if (folder / HEAD).is_file():
-        with open_safetensors_file(folder / HEAD) as file:
+    if (folder / HEAD_FILE).is_file():
+        with open_safetensors_file(folder / HEAD_FILE) as file:
             options["clip_scale"] = not bool(np.isclose(np.exp(file.get_tensor("logit_scale")), COSINE_SCALE))
     if template is not None:
         options["templates"] = (template,)
@@ -144,7 +143,8 @@ def read_peft(
         # Writing into a view would broadcast a smaller tensor.
         if tensor.shape != view.shape or not np.isfinite(tensor).all():
             raise ClipbiasError(
-                f"{folder} has {key} of shape {tensor.shape}; expected finite numbers of shape {view.shape}."
+                f"{folder} has {key} of shape {tensor.shape}; expected finite numbers of shape {view.shape}: it is "
+                "damaged, or for another model."
             )
         view[...] = tensor
     return Tuned(task, learnables)
