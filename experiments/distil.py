@@ -106,16 +106,19 @@ def find_unlabelled(settings: DistilSettings, adapter: Adapter) -> Dataset | Spl
     name = settings.dataset or str(adapter.notes.get("dataset") or "")
     if not name:
         raise ClipbiasError("no dataset; give --config.dataset=NAME, or dataset=folder with --config.data_dir.")
-    dataset = None
-    with contextlib.suppress(ClipbiasError) if name == "folder" else contextlib.nullcontext():
+    try:
         dataset = common.load_dataset(settings, name)
+    except ClipbiasError:
+        if name != "folder":
+            raise
+        dataset = None
     if dataset is not None and list(dataset.class_names) == adapter.class_names:
         return dataset
     # Images without labels, in a folder without folders of the adapter's classes.
-    if name == "folder":
+    if dataset is None or name == "folder":
         files = find_images(settings.data_dir)
         return image_list(files, [0 for _ in files], adapter.class_names)
-    is_order = dataset is not None and sorted(dataset.class_names) == sorted(adapter.class_names)
+    is_order = sorted(dataset.class_names) == sorted(adapter.class_names)
     words = "the adapter's classes in another order" if is_order else "other classes than the adapter"
     raise ClipbiasError(
         f"{name} has {words}; give images without labels: --config.dataset=folder --config.data_dir=FOLDER."

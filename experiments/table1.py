@@ -164,21 +164,20 @@ def run(
     Returns the specs on test images, and the rows that are finished.
     """
     axes = axes_of(settings)
-    if not settings.learning_rates or settings.choose == UNSELECTED_RATES:
-        if settings.score_on == VALIDATION:
-            raise ClipbiasError(
-                "score_on is validation, but no learning rate is selected; give --config.learning_rates."
-            )
+    selects = bool(settings.learning_rates) and settings.choose != UNSELECTED_RATES
+    if selects:
+        rates = sweep_rates(settings, context, rates, workdir)
+        if rates is None:
+            return [], []
+    elif settings.score_on == VALIDATION:
+        raise ClipbiasError("score_on is validation, but no learning rate is selected; give --config.learning_rates.")
+    else:
         axes = dataclasses.replace(axes, learning_rates=settings.learning_rates)
-        specs = make_specs(context, settings.recipe, axes, rates)
-        common.tell(*(rates.unlisted(specs, settings.recipe) if rates else ()))
-        return specs, _sweep(settings, context, specs, workdir)
-    selected = sweep_rates(settings, context, rates, workdir)
-    if selected is None:
-        return [], []
-    specs = make_specs(context, settings.recipe, axes, selected)
-    common.tell(*selected.unlisted(specs, settings.recipe))
-    return specs, _sweep(settings, context, specs, workdir, _choices(specs, selected))
+    specs = make_specs(context, settings.recipe, axes, rates)
+    # Where all rates are tested, none is missing.
+    if rates is not None and not axes.learning_rates:
+        common.tell(*rates.unlisted(specs, settings.recipe))
+    return specs, _sweep(settings, context, specs, workdir, _choices(specs, rates) if selects and rates else None)
 
 
 def sweep_rates(settings: Table1Settings, context: SweepContext, rates: Rates | None, workdir: Path) -> Rates | None:
