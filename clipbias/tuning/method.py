@@ -196,6 +196,10 @@ class Method(abc.ABC):
 
     def adapt(self, learnables: Learnables) -> Adaptation:
         """The adaptation, a pure function, traced and differentiated. Default: learnables by their names in it."""
+        if unknown := learnables.keys() - {field.name for field in dataclasses.fields(Adaptation)}:
+            raise ClipbiasError(
+                f"{type(self).__name__} learns {min(unknown)!r}, which is no part of `Adaptation`; define `adapt`."
+            )
         return Adaptation(**learnables)
 
     def adapt_in_training(self, learnables: Learnables, rng: jax.Array) -> Adaptation:

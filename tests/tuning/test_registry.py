@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from clipbias.data import Dataset, Split
+from clipbias.errors import ClipbiasError
 from clipbias.report import read_sweep, render_tables
 from clipbias.report.names import method_name, ordered_methods
 from clipbias.report.style import method_look
-from clipbias.tuning import METHODS, Kind, Task, make_method, methods, registry, resolve_method
+from clipbias.tuning import METHODS, Kind, Method, Task, make_method, methods, registry, resolve_method
 from clipbias.tuning.methods.ivlp import IVLP
 from clipbias.tuning.registry import match_user_method, method_options, name_of, option_types
 from configs import train, zoo
@@ -177,6 +178,18 @@ def test_a_method_is_one_file(tmp_path, monkeypatch):
         METHODS.clear()
         METHODS.update(before)
     assert method_name("dropped") == "dropped" and method_look("dropped") == ("#000000", "X", "-")
+
+
+def test_learnables_that_no_block_reads_need_adapt(clip):
+    """By default learnables are parts of the adaptation, by their names."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Unread(Method):
+        def init(self, rng, clip, class_names):
+            return {"vision_bias": np.zeros(1), "my_vectors": np.zeros(1)}
+
+    with pytest.raises(ClipbiasError, match=r"Unread learns 'my_vectors', .* define `adapt`"):
+        Task(clip, Unread(), ["cat", "dog"])
 
 
 def test_a_file_of_ones_own_has_a_label_once_it_is_made(tmp_path):

@@ -27,7 +27,8 @@ class BiasTuning(Method):
     text_tower: bool = True
 
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
-        # Zeros: the first step starts from plain CLIP. One row per layer, since a tower scans over its layers.
+        # Zeros: the first step starts from plain CLIP. One row per layer, since a tower scans over its layers. Named as
+        # in `Adaptation`, where each row is added to every token behind its block.
         # `x + MLP(x) + b` is the network whose MLP's output bias is larger by `b`: export folds it into plain weights.
         learnables = {}
         if self.vision_tower:
