@@ -156,7 +156,8 @@ class ClipConfig:
         # A cosine needs features of one width.
         if not self.vision.projection and self.vision.width != self.projection_width:
             raise ClipbiasError(
-                f"images have features of width {self.vision.width}, texts of {self.projection_width}; make them equal."
+                f"images have features of width {self.vision.width} and texts of width {self.projection_width}; they "
+                "must be equal where no projection follows the pooling head."
             )
 
     @property

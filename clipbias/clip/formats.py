@@ -168,7 +168,10 @@ class _Unpickler(pickle._Unpickler):
             return self.types[full if full in ALLOWED_NAMES else SCRIPT_OBJECT]
         if self.skip_objects:
             return self.types[OTHER_OBJECT]
-        raise ClipbiasError(f"it holds {shorten(ascii(full)[1:-1])}, which no weights need; save the `state_dict()`")
+        raise ClipbiasError(
+            f"it holds an object of {shorten(ascii(full)[1:-1])}, which no weights need; save the model's "
+            "`state_dict()` alone"
+        )
 
     def persistent_load(self, pid: object) -> PickledObject:
         return self.types[STORAGE](pid)

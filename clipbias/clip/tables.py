@@ -424,7 +424,10 @@ def from_tensors(
         view[...] = row.layout.load(values.reshape(expected[name]))
     if damaged:
         more = f" and {len(damaged) - 1} other tensors" if len(damaged) > 1 else ""
-        raise ClipbiasError(f"{where} holds NaN or infinite numbers in {damaged[0]}{more}; take an earlier checkpoint.")
+        raise ClipbiasError(
+            f"{where} holds NaN or infinite numbers in {damaged[0]}{more}; fetch it again, or take a checkpoint from "
+            "before its training diverged."
+        )
     return tree
 
 

@@ -106,7 +106,9 @@ def check_tokenizer(tokenizer: Tokenizer, config: TextConfig) -> None:
     largest = max(tokenizer.get_vocab().values())
     size = config.vocabulary_size
     if largest >= size:  # JAX would read the last row instead of failing
-        raise ClipbiasError(f"the tokenizer has the id {largest} and the model {size} tokens; they do not fit.")
+        raise ClipbiasError(
+            f"the tokenizer has a token of id {largest}, but the model has {size} tokens; they do not belong together."
+        )
 
 
 def framed(tokenizer: Tokenizer, texts: Sequence[str], config: TextConfig) -> list[list[int]]:
@@ -132,7 +134,10 @@ def pad(token_ids: Sequence[Sequence[int]], texts: Sequence[str], config: TextCo
     context_length = config.context_length
     if longest > context_length:
         text = next(text for ids, text in zip(token_ids, texts, strict=True) if len(ids) == longest)
-        raise ClipbiasError(f"the text {shorten(text)!r} has {longest} of at most {context_length} tokens; shorten it.")
+        raise ClipbiasError(
+            f"the text {shorten(text)!r} has {longest} tokens and this model reads at most {context_length}; shorten "
+            "the class name or the template."
+        )
     # SigLIP attends to padding, so its features depend on the length; other towers ignore it, and shorter is faster.
     length = context_length if config.pooling == "last" else longest
     padded = np.full((len(token_ids), length), config.pad_token_id, np.int32)

@@ -69,7 +69,10 @@ def image_files(folder: Path) -> tuple[list[str], list[str]]:
     if len(listed) < len(images):
         odd = sorted(repr(os.fsencode(name)) for name in images if not is_unicode(name))
         logging.warning(
-            "%s: %d pictures are left out, since their names are not UTF-8 (%s).", folder, len(odd), examples(odd)
+            "%s: %d pictures are left out, since their names are not UTF-8 (%s): rename them.",
+            folder,
+            len(odd),
+            examples(odd),
         )
     return listed, sorted(others)
 

@@ -278,7 +278,8 @@ def _with_splits_of_folders(rows: list[TableRow]) -> list[TableRow]:
     for (image, label, split, row), of_folder in zip(rows, splits, strict=True):
         if not split and not of_folder:
             raise ClipbiasError(
-                f"{row}: {image} lies outside of the folders of {' and '.join(names)} images; move it, or give splits."
+                f"{row}: {image} lies outside of the folders of {' and '.join(names)} images and so has no split; "
+                "move it into one, or give every image a split."
             )
         split_rows.append((image, label, split or of_folder or "", row))
     return split_rows

@@ -129,7 +129,8 @@ def domain_generalization(source: Dataset, targets: Sequence[Dataset], *, shots:
         unknown = [identifier for identifier in identifiers if identifier not in label_of]
         if unknown:
             raise ClipbiasError(
-                f"{target.name} has the class {unknown[0]!r}, which {source.name} has not; leave it out."
+                f"{target.name} has the class {unknown[0]!r}, which {source.name} has not; domain generalisation needs "
+                "the same classes or a part of them."
             )
         labels = tuple(label_of[identifier] for identifier in identifiers)
         evaluations.append(EvaluationSet(target.name, _tested(target), labels))

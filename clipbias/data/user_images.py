@@ -258,7 +258,10 @@ def check_names(places: Mapping[str, str], owner: str) -> None:
     """Raises `ClipbiasError` for a missing label as a class, and as `check_told_apart`."""
     for name in _AS_STRINGS:
         if name in places:
-            raise ClipbiasError(f"the label {name!r} ({places[name]}) stands for a missing one; correct or rename it.")
+            raise ClipbiasError(
+                f"the label {name!r} ({places[name]}) stands for a missing one; give the image a label, or leave it "
+                "out. A class of this name needs another, or class_names."
+            )
     check_told_apart(places, owner)
 
 
