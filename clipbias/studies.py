@@ -219,13 +219,13 @@ def few_shot_split(notes: Mapping[str, object]) -> str:
     return " ".join(str(notes.get(name, "")) for name in ("dataset", "data", "shots", "seed"))
 
 
-def unique_key(method: str, name: str, seed: object, start: int, labels: Mapping[str, str]) -> tuple[str, str]:
-    """Returns a key and a label that no other model of the study has; `labels` are the labels by key."""
+def unique_key(method: str, name: str, seed: object, start: int, used: Mapping[str, str]) -> tuple[str, str]:
+    """Returns a key and a label that no other model of the study has; `used` are the labels that are given, by key."""
     # Keys name files and arrays of the results, so they must differ. Labels are for people: a seed stands in them only
     # where it tells models apart.
     base = Path(method.partition(":")[0]).stem if method.endswith(".py") else method
     is_again = seed is not None and start != seed
-    if base not in labels and not is_again:
+    if base not in used and not is_again:
         return base, name
     key = f"{base}_seed{seed or 0}"
     words = f"seed {seed or 0}"
@@ -233,10 +233,10 @@ def unique_key(method: str, name: str, seed: object, start: int, labels: Mapping
         key += f"_start{start}"
         words += f", start {start}"
     number = 2
-    while key in labels:
+    while key in used:
         key = f"{base}_{number}"
         number += 1
-    return key, f"{name} ({words})" if is_again or name in labels.values() else name
+    return key, f"{name} ({words})" if is_again or name in used.values() else name
 
 
 def _known_predictions(folders: Sequence[Path], split: Split) -> Callable[[Model], np.ndarray | None]:

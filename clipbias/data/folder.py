@@ -267,15 +267,15 @@ def _split_of_folder(image: str) -> str | None:
     return SPLIT_OF.get(_top(image).lower())
 
 
-def _with_splits_of_folders(rows: list[TableRow]) -> list[TableRow]:
+def _with_splits_of_folders(table: list[TableRow]) -> list[TableRow]:
     """Adds the splits of the folders train/, test/, … to rows without a split, where these folders are splits."""
-    splits = [_split_of_folder(image) for image, *_ in rows]
+    splits = [_split_of_folder(image) for image, *_ in table]
     names = sorted({split for split in splits if split})
     # One such folder among others may be a class, two are none.
     if None in splits and len(names) < 2:
-        return rows
+        return table
     split_rows: list[TableRow] = []
-    for (image, label, split, row), of_folder in zip(rows, splits, strict=True):
+    for (image, label, split, row), of_folder in zip(table, splits, strict=True):
         if not split and not of_folder:
             raise ClipbiasError(
                 f"{row}: {image} lies outside of the folders of {' and '.join(names)} images and so has no split; "

@@ -153,10 +153,10 @@ def _accuracy_frame(sweep: Sweep, columns: _Columns) -> tuple[pd.DataFrame, set[
     return frame, bold
 
 
-def _frame(sweep: Sweep, columns: _Columns, text: Callable[[CellKey], str]) -> pd.DataFrame:
+def _frame(sweep: Sweep, columns: _Columns, write: Callable[[CellKey], str]) -> pd.DataFrame:
     """Makes a frame of the texts of cells, methods x columns."""
     texts = {
-        head: [text((measure, name, dataset, shots)) for name in sweep.methods]
+        head: [write((measure, name, dataset, shots)) for name in sweep.methods]
         for head, (measure, dataset, shots) in columns.items()
     }
     return pd.DataFrame(texts, index=list(map(method_name, sweep.methods)))
