@@ -152,39 +152,24 @@ def study(moves, *, images=IMAGES, keys=("ivlp",), why="", noise=1.0):
 
 
 @pytest.mark.parametrize(
-    ("moves", "expected", "words"),
+    ("moves", "where", "what", "words"),
     [
-        (
-            ATTENTION,
-            VerdictLabels(Where.ATTENTION, What.NOTHING),
-            "It changes where CLIP looks, and the gain comes from there. What it adds to image tokens, if anything, "
-            "matters little.",
-        ),
-        (
-            SAME,
-            VerdictLabels(Where.NOT_ATTENTION, What.SAME),
-            "The gain does not come from changing where CLIP looks. What it adds to image tokens has the same effect "
-            "for every image.",
-        ),
-        (
-            DEPENDS,
-            VerdictLabels(Where.NOT_ATTENTION, What.DEPENDS),
-            "The gain does not come from changing where CLIP looks. What it adds to image tokens depends on the image. "
-            "The class that CLIP alone predicts explains {} % of this dependence.",
-        ),
+        (ATTENTION, Where.ATTENTION, What.NOTHING, "changes where CLIP looks, and the gain comes from there"),
+        (SAME, Where.NOT_ATTENTION, What.SAME, "What it adds to image tokens has the same effect for every image."),
+        (DEPENDS, Where.NOT_ATTENTION, What.DEPENDS, "class that CLIP alone predicts explains {} % of this dependence"),
     ],
 )
-def test_a_study_has_labels_and_a_sentence_for_each_method(moves, expected, words):
+def test_a_study_has_labels_and_a_sentence_for_each_method(moves, where, what, words):
     results = judge(study(moves))
     (method,) = results.methods
-    assert method.labels == expected and method.images == IMAGES and method.models == ("ivlp",)
-    nats, values = (results.sections["causal"].models["ivlp"].outcomes.log_likelihood.mean(0), dict(enumerate(WAYS)))
-    mean = {way: nats[k] for k, way in values.items()}
+    assert method.labels == VerdictLabels(where, what) and (method.images, method.models) == (IMAGES, ("ivlp",))
+    nats = results.sections["causal"].models["ivlp"].outcomes.log_likelihood.mean(0)
+    mean = dict(zip(WAYS, nats, strict=True))
     lost = mean[Way.TUNED] - mean[Way.IMAGE_OTHER]
     explained = round(100 * (mean[Way.IMAGE_CLASS] - mean[Way.IMAGE_OTHER]) / lost)
     gain = method.numbers.accuracy.gain
-    assert method.sentence == f"IVLP gains {gain.value:.1f} points on noise. {words.format(explained)}"
-    assert method.sentence == results.sentence
+    assert method.sentence.startswith(f"IVLP gains {gain.value:.1f} points on noise. ")
+    assert words.format(explained) in method.sentence and method.sentence == results.sentence
 
 
 def said(accuracy, log_likelihood):
@@ -198,7 +183,6 @@ def said(accuracy, log_likelihood):
     ("parts", "words"),
     [
         ({"exchange": (-0.4, -0.3)}, "Another image's addition would do better than the image's own."),
-        ({"exchange": (-0.9, -0.6)}, "Another image's addition would do better than the image's own."),
         ({"attention": (-0.9, -0.2)}, "Attention alone, with all else frozen, does harm."),
     ],
 )
@@ -238,8 +222,7 @@ def test_seeds_have_one_sentence_together():
 def test_few_images_are_refused(images, judged):
     (method,) = judge(study(ATTENTION, images=images)).methods
     assert (method.labels is not None) == judged
-    if not judged:
-        assert all(word in method.sentence for word in ("19 images", "noise", "IVLP", "20"))
+    assert judged or "19 images" in method.sentence
 
 
 def test_what_was_not_tested_or_is_outside_says_so():
@@ -261,17 +244,11 @@ def test_a_gain_in_one_outcome_alone_is_said_in_its_unit():
     assert text == "VPT has no sure gain on d (+1.0 points of accuracy, +0.100 nats of log-likelihood)."
 
 
-def test_outcomes_of_images_are_not_what_decides():
-    """Labels are those of log-likelihood, whatever accuracy says."""
+def test_the_labels_are_those_of_log_likelihood_whatever_accuracy_says():
     results = study(SAME)
     (method,) = judge(results).methods
-    swapped = {
-        key: ByMetric(accuracy=dataclasses.replace(each.accuracy, gain=UNSURE), log_likelihood=each.log_likelihood)
-        for key, each in results.sections["causal"].numbers.items()
-    }
-    again = judge(
-        dataclasses.replace(
-            results, sections=results.sections | {"causal": CausalTests(results.sections["causal"].models, swapped)}
-        )
-    )
-    assert again.methods[0].labels == method.labels
+    causal = results.sections["causal"]
+    for key, each in causal.numbers.items():
+        unsure = dataclasses.replace(each.accuracy, gain=UNSURE)
+        causal.numbers[key] = dataclasses.replace(each, accuracy=unsure)
+    assert judge(results).methods[0].labels == method.labels

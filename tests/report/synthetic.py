@@ -3,7 +3,6 @@
 import copy
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -125,7 +124,7 @@ STUDENTS = (
 )
 
 
-def form_outputs(seed: int = 0, images: int = 300) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def form_outputs(seed=0, images=300):
     """Logits and features `[n, K, …]` of the frozen model, a tuned one and `STUDENTS`; and labels, of all seeds."""
     labels = np.random.default_rng(images).integers(0, 4, images)
     draw = np.random.default_rng(seed)
@@ -138,7 +137,7 @@ def form_outputs(seed: int = 0, images: int = 300) -> tuple[np.ndarray, np.ndarr
     return np.stack(logits, axis=1), rows / np.linalg.norm(rows, axis=-1, keepdims=True), labels
 
 
-def model_replacements(seed: int = 0, images: int = 300, students: Sequence[Student] = STUDENTS) -> ModelReplacements:
+def model_replacements(seed=0, images=300, students=STUDENTS):
     """What one tuned model can be exchanged for."""
     logits, features, labels = form_outputs(seed, images)
     count = 2 + len(students)
@@ -152,14 +151,14 @@ def model_replacements(seed: int = 0, images: int = 300, students: Sequence[Stud
     )
 
 
-def replaced_method(models: Mapping[str, ModelReplacements], name: str = "IVLP") -> MethodReplacements:
+def replaced_method(models, name="IVLP"):
     """What these models of one method can be exchanged for."""
     gain, rows = compare([model.by_image for model in models.values()])
     assert gain is not None
     return MethodReplacements(name, tuple(models), gain, rows, sentence(name, rows))
 
 
-def synthetic_forms() -> ReplacementResults:
+def synthetic_forms():
     """What IVLP can be exchanged for."""
     models = {"ivlp": model_replacements()}
     return ReplacementResults({**models, "bias": found.Missing("No form learns.")}, (replaced_method(models),))
@@ -473,7 +472,7 @@ class _Builder:
         return results
 
 
-def synthetic_ranks() -> ReplacementResults:
+def synthetic_ranks():
     """A rank curve of IVLP."""
     students = (STUDENTS[0], *(dataclasses.replace(STUDENTS[1], form=form) for form in ("class", "rank0", "rank4")))
     models = {"ivlp": model_replacements(students=students)}

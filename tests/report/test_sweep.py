@@ -27,7 +27,7 @@ def cell(rows, method="bias", shots=16, measure="accuracy"):
     return read_sweep(rows).cells[measure, method, "demo/digits", shots]
 
 
-def keep_answers(folder: Path, name: str, right: np.ndarray, images: np.ndarray | None = None) -> dict[str, str]:
+def keep_answers(folder, name, right, images=None):
     """Answers to images, in a file that a row names."""
     folder.mkdir(exist_ok=True)
     labels = np.arange(len(right)) % 5
@@ -47,7 +47,7 @@ NAMES |= {"ivlp_matched": ("IVLP (matched budget)", "Prompts"), "bias": ("Bias t
 class Swept:
     """A sweep with its answers, and which images each run was right on."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder):
         draw = np.random.default_rng(0)
         self.right = {}  # [seeds, images] by method, dataset and shots
         rows = []
@@ -229,7 +229,7 @@ def test_base_and_new_have_a_harmonic_mean_for_each_seed():
         np.testing.assert_allclose(np.asarray(axes.lines[0].get_ydata(), float), value)
 
 
-def test_methods_that_the_error_does_not_tell_apart_from_the_best(tmp_path: Path):
+def test_methods_that_the_error_does_not_tell_apart_from_the_best(tmp_path):
     """IVLP answers like the best but for a few images: beyond the error in pairs and within it otherwise."""
     first = np.random.default_rng(5).random(400) < 0.7
     second, third = first.copy(), first.copy()
@@ -240,7 +240,7 @@ def test_methods_that_the_error_does_not_tell_apart_from_the_best(tmp_path: Path
         for name, right in {"bias": first, "ivlp": second, "vpt": third}.items()
     ]
 
-    def best(folder: Path | None = tmp_path) -> set[str]:
+    def best(folder=tmp_path):
         return best_methods(read_sweep(rows, folder), "accuracy", "demo/digits", 16)
 
     assert best() == {"bias"} and best(None) == {"bias", "ivlp"}
