@@ -12,7 +12,6 @@ from clipbias.analysis.study import Study, StudyOptions
 from clipbias.analysis.words import (
     compute_words,
     context_words,
-    index_types,
     readable_token,
     text_types,
     token_labels,
@@ -40,11 +39,6 @@ LETTERS = "spwcde-"  # SOS, prompt, words, category, dot, EOS, padding
 def test_kinds_of_text_tokens(clip, method, options, expected):
     kinds = text_types(Task(clip, method, ["cat", "maine coon"], **options))
     assert ["".join(LETTERS[kind] for kind in row) for row in kinds] == expected
-
-
-def test_what_is_the_same_for_all_classes_is_known_by_index(clip):
-    kinds = text_types(Task(clip, "maple", ["cat", "maine coon"]))
-    assert index_types(kinds) == ["sos", "prompt", "prompt", "words", "words", "category", "", "", ""]
 
 
 def test_parts_of_a_character_are_told_with_the_whole(clip):

@@ -115,6 +115,24 @@ def _drawn(*, dataset="demo/digits", pictures=2, seed=0, **sizes):
     return judge(results)
 
 
+def model_facts(key, label, method, **facts):
+    """Facts of a model without prompts, unless they are told."""
+    known = {
+        "name": label.partition(" (seed")[0],
+        "options": {},
+        "training": "",
+        "parameters": found.ParameterCount(0, 0, 0, 0),
+        "vision_prompts": 0,
+        "text_prompts": 0,
+        "vision_depth": 0,
+        "changes_vision": method != "zero_shot",
+        "accuracy": 50.0,
+        "images": 50,
+        "source": f"runs/{key}/adapter.safetensors",
+    }
+    return found.ModelFacts(key=key, label=label, method=method, **(known | facts))
+
+
 STUDENTS = (
     Student(Origin.CEILING, "ivlp", "IVLP itself, from another start", 300, 0.1, 0.2),
     Student(Origin.FITTED, "kind", "two vectors per layer", 200, 0.1, 0.2),
@@ -213,36 +231,22 @@ class _Builder:
         return logits + 0.3 * self.draw.normal(size=logits.shape)
 
     def start(self, dataset):
-        def model(key, label, method, accuracy, vision, text):
-            return found.ModelFacts(
-                key=key,
-                label=label,
-                name=label.partition(" (seed")[0],
-                training="",
-                method=method,
-                options={},
-                parameters=found.ParameterCount(
-                    total=10 * (vision + text), vision=10 * vision, text=10 * text, shared=0
-                ),
-                vision_prompts=vision,
-                text_prompts=text,
-                vision_depth=(self.layers - 1 or 1) if vision else 0,
-                changes_vision=key != "zero_shot",
-                accuracy=100 * round(accuracy * self.images / 100) / self.images,
-                images=self.images,
-                source=f"runs/{key}/adapter.safetensors",
-            )
-
-        self.models = [
-            model("zero_shot", "Zero-shot", "zero_shot", 43.25, 0, 0),
-            model("ivlp", "IVLP", "ivlp", 71.5, self.vision_prompts, self.text_prompts),
-            model("bias", "Bias tuning", "bias", 74.75, 0, 0),
-        ]
-        self.rates = [43.25, 71.5, 74.75]
+        vision, text = self.vision_prompts, self.text_prompts
+        prompts = {
+            "parameters": found.ParameterCount(10 * (vision + text), 10 * vision, 10 * text, 0),
+            "vision_prompts": vision,
+            "text_prompts": text,
+            "vision_depth": (self.layers - 1 or 1) if vision else 0,
+        }
+        listed = [("zero_shot", "Zero-shot", "zero_shot", {}, 43.25), ("ivlp", "IVLP", "ivlp", prompts, 71.5)]
         if self.twins:
-            twin = model("ivlp_seed2", "IVLP (seed 2)", "ivlp", 68.5, self.vision_prompts, self.vision_prompts)
-            self.models.insert(2, twin)
-            self.rates.insert(2, 68.5)
+            listed.append(("ivlp_seed2", "IVLP (seed 2)", "ivlp", prompts, 68.5))
+        listed.append(("bias", "Bias tuning", "bias", {}, 74.75))
+        self.rates = [rate for *_, rate in listed]
+        self.models = []
+        for *names, facts, rate in listed:
+            accuracy = 100 * round(rate * self.images / 100) / self.images
+            self.models.append(model_facts(*names, accuracy=accuracy, images=self.images, **facts))
         clip = found.ClipFacts(
             name="demo",
             identity="0123456789abcdef",
