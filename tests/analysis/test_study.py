@@ -217,6 +217,17 @@ def test_only_so_many_images_are_classified_unless_all_models_did_before(clip, t
                 np.testing.assert_array_equal(predicted[key][seen], whole[key][seen])
 
 
+def test_passes_over_rows_are_of_one_size_and_what_is_filled_up_is_masked(clip, tmp_path):
+    rows, masks = np.arange(10, dtype=np.float32), []
+
+    def double(x, mask):
+        masks.append(np.asarray(mask).tolist())
+        return {"twice": 2 * x}
+
+    np.testing.assert_array_equal(make(clip, tmp_path).in_passes(double, rows)["twice"], 2 * rows)
+    assert masks == [[True] * 3] * 3 + [[True, False, False]]
+
+
 STRENGTH = {"zero_shot": 1.0, "vpt": 2.0, "other": 3.0}
 
 

@@ -1,6 +1,6 @@
 """The figures of a study: each one's frame is computed anew in plain loops, and what is drawn is the frame.
 
-Then maps over single pictures: the heat, the prompts' share, and coloured words.
+Then maps over single pictures: the heat, and the prompts' share.
 """
 
 import dataclasses

@@ -189,9 +189,6 @@ def test_what_was_not_measured_is_left_out_and_tables_of_accuracies_have_no_time
     assert list(map(duration_words, seconds)) == words
 
 
-# Cells
-
-
 def test_parts_of_an_error():
     images = cell([run(images=400), run(seed=2, images=300)])["images_error"]
     assert images == pytest.approx(100 * np.sqrt(0.7 * 0.3 / 300))
@@ -297,9 +294,6 @@ def test_several_learning_rates_on_the_same_draw_are_rows_of_their_own():
     assert sweep.methods == ("zero_shot", "ivlp", "bias, rate 0.5", "bias, rate 0.25")
     assert sweep.table("accuracy", 16)["demo/digits"]["bias, rate 0.25"] == 52.5
     assert read_sweep([run(learning_rate=0.5), run(dataset="b", learning_rate=0.1)]).methods == ("bias",)
-
-
-# Legends, looks, and names of points
 
 
 def test_no_two_methods_look_alike_and_each_has_a_kind_that_is_shown():
