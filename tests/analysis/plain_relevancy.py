@@ -7,18 +7,9 @@ import jax.numpy as jnp
 
 from clipbias.analysis.relevancy import Relevancy, pair_logits, target_adaptation, target_text
 from clipbias.clip import encode_image, encode_text
-from clipbias.clip.config import TowerConfig
-from clipbias.clip.params import Params
-from clipbias.tuning import Learnables, Task
 
 
-def plain_relevancy(
-    task: Task,
-    params: Params,
-    learnables: Learnables,
-    images: jax.Array,
-    targets: jax.Array,
-) -> Relevancy:
+def plain_relevancy(task, params, learnables, images, targets):
     """The maps of `clipbias.relevancy` by the letter of Eq. 13 to 16: whole matrices.
 
     Zeros are added to all attention at once and differentiated by. Takes targets `[B]`. Several times slower and
@@ -29,14 +20,14 @@ def plain_relevancy(
     adaptation = target_adaptation(classifier, learnables, targets)
     text = target_text(task.tokens, targets, classifier.templates)
 
-    def taps(geometry: TowerConfig, batch: int, length: int) -> jax.Array:
+    def taps(geometry, batch, length):
         return jnp.zeros((geometry.layers, batch, geometry.heads, length, length))
 
     prompts = 0 if adaptation.vision_prompts is None else adaptation.vision_prompts.shape[1]
     vision_taps = taps(config.vision, images.shape[0], 1 + config.vision.patches + prompts)
     text_taps = taps(config.text, *text.ids.shape)
 
-    def score(vision_taps: jax.Array, text_taps: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array]]:
+    def score(vision_taps, text_taps):
         dtype = classifier.dtype
         observe = lambda view: view.probabilities  # noqa: E731
         options: dict[str, Any] = dict(observe=observe, dtype=dtype)
@@ -51,7 +42,7 @@ def plain_relevancy(
 
     (vision_gradient, text_gradient), (y, vision, words) = jax.grad(score, (0, 1), has_aux=True)(vision_taps, text_taps)
 
-    def matrix(attention: jax.Array, gradient: jax.Array) -> jax.Array:
+    def matrix(attention, gradient):
         mean = jax.nn.relu(attention * gradient).mean(2)
         r = jnp.broadcast_to(jnp.eye(mean.shape[-1]), mean.shape[1:])
         for l in range(mean.shape[0]):
@@ -67,9 +58,7 @@ def plain_relevancy(
     return Relevancy(vision=vision_matrix[:, 0, 1:], text=rows, scores=y)
 
 
-def own_logits(
-    task: Task, params: Params, learnables: Learnables, f: jax.Array, g: jax.Array, targets: jax.Array
-) -> jax.Array:
+def own_logits(task, params, learnables, f, g, targets):
     """Logits `[B]` of a head of the method's own: all classes' texts, with the target's rows in place of its own."""
     classifier = task.classifier
     count = len(task.class_names)

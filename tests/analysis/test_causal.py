@@ -22,7 +22,7 @@ from clipbias.analysis.causal import (
 from clipbias.analysis.causal_section import Way, _clusters, _numbered, compute_causal, halves, why_no_ablations
 from clipbias.analysis.model import Model
 from clipbias.analysis.study import Study, StudyOptions
-from clipbias.clip import Adaptation, Clip, encode_image, tables
+from clipbias.clip import Adaptation, encode_image, tables
 from clipbias.clip.layers import fold_changes
 from clipbias.data.held_out import without_labels
 from clipbias.data.images import pictures
@@ -54,8 +54,6 @@ CASES = {
     "ivlp": Case("ivlp"),
     # Prompts that live on beyond their depth, and fewer of them than the text has words.
     "maple": Case("maple", {"tokens": 2, "depth": 2}, towers=["text"]),
-    "coop_middle": Case("coop", {"position": "middle"}, {"position": "middle"}, ["text"]),
-    "coop_long": Case("coop", {"tokens": 7}, {"worded": False}, ["text"]),
     "coop_class_specific_front": Case(
         "coop",
         {"class_specific": True, "words": "", "position": "front"},
@@ -68,13 +66,13 @@ CASES = {
     # Pixels, a bias for each token, prompts, pairs of low rank and the projection at once.
     "everything": Case(own_methods.Everything(), towers=["vision"], bias_rows=17),
 }
+# The text tower of IVLP is that of the study below, and pairs of low rank are among the ablations.
 PARTS = [(name, tower) for name, case in CASES.items() for tower in case.towers]
-# What others go through as well: text prompts, a place, a random start, pairs of low rank.
-LONG = (("ivlp", "text"), ("coop_middle", "text"), ("coop_long", "text"), ("lora", "vision"))
+PARTS = [part for part in PARTS if part not in (("ivlp", "text"), ("lora", "vision"))]
 
 
 @pytest.fixture(scope="module")
-def images(reference) -> np.ndarray:
+def images(reference):
     return helpers.random_images(reference.config, 3, seed=4)
 
 
@@ -88,7 +86,7 @@ class Bound:
     learnables: Learnables
 
 
-def bind(clip: Clip, name: str, seed: int = 0) -> Bound:
+def bind(clip, name, seed=0):
     case = CASES[name]
     task = Task(clip, case.method, CLASS_NAMES, **case.options)
     before = task.init(seed)
@@ -102,8 +100,8 @@ def bind(clip: Clip, name: str, seed: int = 0) -> Bound:
     return Bound(task, tuned, reference, after)
 
 
-def run_product(bound: Bound, clip: Clip, tower: str, images: Any, patched: Any, means: Any = None, donors: Any = None):
-    def mix(params: Any, tuned: Adaptation, reference: Adaptation) -> Any:
+def run_product(bound, clip, tower, images, patched, means=None, donors=None):
+    def mix(params, tuned, reference):
         if tower == "vision":
             return mix_images(params, clip.config, images, tuned, patched, means, donors)
         return mix_texts(params, clip.config, bound.task.tokens, tuned, reference, patched, means)
@@ -111,7 +109,7 @@ def run_product(bound: Bound, clip: Clip, tower: str, images: Any, patched: Any,
     return jax.device_get(jax.jit(mix)(clip.params, bound.tuned, bound.reference))
 
 
-def with_changes(reference: methods.Reference, clip: Clip, tuned: Adaptation) -> methods.Reference:
+def with_changes(reference, clip, tuned):
     """The reference's weights with the method's changes in them."""
     changes = {"vision": tuned.vision_weights, "text": tuned.text_weights}
     params = {
@@ -121,7 +119,7 @@ def with_changes(reference: methods.Reference, clip: Clip, tuned: Adaptation) ->
     return dataclasses.replace(reference, state=state)
 
 
-def reference_runs(bound: Bound, reference: methods.Reference, clip: Clip, name: str, tower: str, images: Any):
+def reference_runs(bound, reference, clip, name, tower, images):
     """The reference and the tuned run in float64."""
     case = CASES[name]
     changed = with_changes(reference, clip, bound.tuned)
@@ -148,15 +146,13 @@ def reference_runs(bound: Bound, reference: methods.Reference, clip: Clip, name:
     return causal.text_run(reference, before), causal.text_run(changed, after)
 
 
-def assert_close(actual: Any, expected: np.ndarray, what: str = "") -> None:
+def assert_close(actual, expected, what=""):
     error = np.abs(np.asarray(actual, np.float64) - expected).max() / np.abs(expected).max()
     assert error < TOLERANCE, f"{what} differs by {error:.1e} of its largest number"
 
 
 @pytest.mark.ci
-@pytest.mark.parametrize(
-    ("name", "tower"), [pytest.param(*part, marks=[pytest.mark.long] * (part in LONG)) for part in PARTS]
-)
+@pytest.mark.parametrize(("name", "tower"), PARTS)
 def test_every_path_equals_the_reference(name, tower, clip, reference, images):
     bound = bind(clip, name)
     runs = reference_runs(bound, reference, clip, name, tower, images)
@@ -208,7 +204,7 @@ def test_image_ablations_equal_the_reference(name, clip, reference, images):
 
 
 @pytest.mark.ci
-@pytest.mark.parametrize("name", short(["maple", "bias_by_kind", "coop_long"], "maple", "bias_by_kind"))
+@pytest.mark.parametrize("name", ["maple", "bias_by_kind"])
 def test_text_ablations_equal_the_reference(name, clip, reference):
     bound = bind(clip, name)
     runs = reference_runs(bound, reference, clip, name, "text", None)
@@ -218,37 +214,6 @@ def test_text_ablations_equal_the_reference(name, clip, reference):
     ablations = [(causal.nothing(runs[0]), "R"), (causal.mean_by_kind(runs[1], causal.added(*runs)), "P")]
     for run, (ablation, mass), features in zip(patched, ablations, mixed, strict=True):
         assert_close(features, causal.features(*runs, ablation, mass=mass), str(run))
-
-
-@pytest.mark.parametrize("site", ["attention", "mlp"])
-def test_one_function_by_two_mechanisms_is_the_same_for_every_image(site, clip, images):
-    """A constant on values is one on the attention's output, and bias tuning one on the MLP's; none of them reads."""
-    vision = clip.params["vision"]["layers"]
-    drawn = 0.3 * np.random.default_rng(0).normal(size=vision["out"]["bias"].shape).astype(np.float32)
-    pairs = {
-        "attention": (
-            Adaptation(vision_weights={"layers": {"qkv": {"bias": np.pad(drawn, ((0, 0), (2 * drawn.shape[1], 0)))}}}),
-            Adaptation(
-                vision_weights={"layers": {"out": {"bias": np.einsum("ld,lde->le", drawn, vision["out"]["kernel"])}}}
-            ),
-        ),
-        "mlp": (Adaptation(vision_bias=drawn), Adaptation(vision_weights={"layers": {"fc2": {"bias": drawn}}})),
-    }
-    patched = [
-        *map(PatchedRun.path, PathPatch),
-        *(PatchedRun.ablated(each) for each in (Ablation.NOTHING, Ablation.OWN, Ablation.RESAMPLE)),
-    ]
-
-    @jax.jit
-    def run(tuned):
-        return mix_images(clip.params, clip.config, images, tuned, patched, donors=images[None, ::-1])
-
-    one, other = (np.asarray(run(tuned), np.float64) for tuned in pairs[site])
-    assert_close(one, other, "the other mechanism")
-    reference, tuned, *_, nothing, own, exchanged = one
-    assert_close(own, tuned, "own")
-    assert_close(exchanged, tuned, "another image's")
-    assert np.abs(nothing - tuned).max() > 1e-2 and np.abs(reference - tuned).max() > 1e-2
 
 
 def test_networks_beside_blocks_are_added(clip, images):
@@ -269,7 +234,7 @@ def test_networks_beside_blocks_are_added(clip, images):
 
 
 @pytest.fixture(scope="module")
-def study(clip, tmp_path_factory) -> Study:
+def study(clip, tmp_path_factory):
     """Of IVLP, whose both towers have slots."""
     task = Task(clip, "ivlp", CLASS_NAMES)
     models = [
@@ -313,7 +278,7 @@ def test_a_study_has_all_ways_of_every_image(study, tests_of_study, clip, refere
         (Way.TEXT, ends["v"][0], tuned_text),
     ]
 
-    def classes(pair: Any, run: str, text: Any) -> np.ndarray:
+    def classes(pair, run, text):
         return numpy_clip.logits(reference.state, causal.corner(*pair, run, run), text).argmax(-1)
 
     plain = causal.text_run(reference, methods.prepare(reference, "zero_shot", CLASS_NAMES, {})).forward.features

@@ -112,7 +112,7 @@ def test_memory_is_bounded_without_changing_the_draws(monkeypatch):
 
 
 @pytest.mark.parametrize("mean", [1, -1])
-def test_shares_are_paired(mean: int) -> None:
+def test_shares_are_paired(mean):
     """A part that is 30 % of the gain in every image is 30 % of it in every resample, however noisy that is."""
     gain = np.random.default_rng(1).normal(mean, 3, (300, 1))
     values = np.concatenate([0.3 * gain, gain], axis=1)

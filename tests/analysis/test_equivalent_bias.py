@@ -1,20 +1,16 @@
 """Equivalent biases: against the float64 reference, put in the method's place, as adapters and in a study."""
 
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 import clipbias
-from clipbias.analysis.bias import EquivalentBias, measure_equivalent_bias, measure_equivalent_biases
+from clipbias.analysis.bias import measure_equivalent_bias, measure_equivalent_biases
 from clipbias.analysis.model import Model
-from clipbias.clip import Clip
 from clipbias.clip.encode import image_batches
 from clipbias.constants import TOWERS
 from clipbias.tuning import Task
-from clipbias.tuning.adapter import read_adapter, write_adapter
 from clipbias.tuning.tuned import Tuned
 from tests.analysis.models import moved
 from tests.analysis.test_study import make, split
@@ -27,29 +23,26 @@ LABELS = np.array([4, 0, 2, 2, 1])
 FORMS = ("vector", "kind")
 TOLERANCE = 2e-5  # of the largest number, in float32
 
-# In the middle of the text, from random vectors, with a map from one tower to the other.
+# With a map from one tower to the other, in the middle of the text, from random vectors.
 PROMPTS: dict[str, dict[str, Any]] = {
-    "ivlp": {},
     "maple_two_layers": {"tokens": 2, "depth": 2},
     "coop_placeholders_middle": {"tokens": 7, "position": "middle"},
     "coop_class_specific_front": {"tokens": 4, "class_specific": True, "words": "", "position": "front"},
 }
 
 
-def pixels(count: int = len(LABELS)) -> tuple[np.ndarray, np.ndarray]:
+def pixels():
     """Raw and normalised, `[B, R, R, 3]`."""
-    return weights_common.pictures(16, count)
+    return weights_common.pictures(16, len(LABELS))
 
 
-def measured(task: Task, learnables: Any, initial: Any = None, batch_size: int = 5) -> dict[str, EquivalentBias]:
+def measured(task, learnables, initial=None, batch_size=5):
     initial = task.init() if initial is None else initial
     batches = image_batches(task.clip.preprocessing, pixels()[0], batch_size)
     return measure_equivalent_bias(task, task.clip.params, learnables, initial, batches)[0]
 
 
-def assert_forms(
-    actual: dict[str, EquivalentBias], expected: dict[str, plain.Forms], tolerance: float = TOLERANCE
-) -> None:
+def assert_forms(actual, expected, tolerance=TOLERANCE):
     assert actual.keys() == expected.keys()
     for tower, forms in expected.items():
         for form, values in forms.items():
@@ -58,9 +51,7 @@ def assert_forms(
 
 @pytest.mark.ci
 @pytest.mark.parametrize("name", PROMPTS)
-def test_prompts_have_the_equivalent_bias_of_the_reference(
-    name: str, clip: Clip, reference: methods.Reference, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_prompts_have_the_equivalent_bias_of_the_reference(name, clip, reference, monkeypatch):
     case = CASES[name]
     images = pixels()[1]
     task = Task(clip, case.method, CLASS_NAMES, **PROMPTS[name])
@@ -82,7 +73,7 @@ def test_prompts_have_the_equivalent_bias_of_the_reference(
 
 
 @pytest.mark.ci
-def test_tuned_weights_have_the_equivalent_bias_of_the_reference(clip: Clip, reference: methods.Reference) -> None:
+def test_tuned_weights_have_the_equivalent_bias_of_the_reference(clip, reference):
     plain_inputs = methods.prepare(reference, "zero_shot", CLASS_NAMES, {})
     lora = Task(clip, "clip_lora", CLASS_NAMES)
     pairs = weights_common.start(lora)
@@ -101,9 +92,7 @@ def test_tuned_weights_have_the_equivalent_bias_of_the_reference(clip: Clip, ref
 
 
 @pytest.mark.long
-def test_networks_beside_blocks_have_the_equivalent_bias_of_the_reference(
-    clip: Clip, reference: methods.Reference
-) -> None:
+def test_networks_beside_blocks_have_the_equivalent_bias_of_the_reference(clip, reference):
     task = Task(clip, "mma", CLASS_NAMES, blocks=2, width=6, factor=0.05)
     learnables = weights_common.drawn(task.shapes, 0.4)
     expected = {}
@@ -118,7 +107,7 @@ def test_networks_beside_blocks_have_the_equivalent_bias_of_the_reference(
     assert not np.abs(biases["vision"].vector[0]).max() > 1e-6
 
 
-def test_several_contexts_of_a_class_are_averaged(clip: Clip, reference: methods.Reference) -> None:
+def test_several_contexts_of_a_class_are_averaged(clip, reference):
     names = CLASS_NAMES[:2]
     task = Task(clip, "plot", names, tokens=4, sets=3)
     learnables = moved(task)
@@ -135,81 +124,59 @@ def test_several_contexts_of_a_class_are_averaged(clip: Clip, reference: methods
     assert_forms(measured(task, learnables, initial), {"text": averages})
 
 
-NOTES = {"dataset": "demo/digits", "seed": 3, "accuracy": 50.0, "training": "one"}
-
-
-def saved(
-    folder: Path, method: str, clip: Clip, notes: Mapping[str, Any] | None = None, **options: Any
-) -> tuple[Path, Task, Any]:
+def model_of(clip, method, notes=None, **options):
     task = Task(clip, method, CLASS_NAMES, **options)
-    learnables = moved(task)
-    path = folder / f"{method}.safetensors"
-    write_adapter(path, Tuned(task, learnables, {**NOTES, **(notes or {})}))
-    return path, task, learnables
-
-
-ADAPTERS = {"vector": "bias", "kind": "bias_by_kind"}
+    known = {"dataset": "demo/digits", "seed": 3, "accuracy": 50.0, "training": "one"}
+    return clipbias.TunedModel(task, moved(task), notes={**known, **(notes or {})})
 
 
 @pytest.mark.ci
-def test_an_adapter_holds_the_constants(clip: Clip, tmp_path: Path) -> None:
-    path, task, learnables = saved(tmp_path, "ivlp", clip, depth=2)
+def test_an_adapter_holds_the_constants(clip, tmp_path):
+    model = model_of(clip, "ivlp", depth=2)
     raw = pixels()[0]
-    biases = measured(task, learnables, task.init(3))
+    biases = measured(model.task, model.learnables, model.task.init(3))
     trainings = {}
-    for kind, method in ADAPTERS.items():
-        model = clipbias.equivalent_bias(clipbias.load_adapter(path, clip), raw, kind, batch_size=5)
-        model.save(tmp_path / "bias.safetensors")
-        again = read_adapter(tmp_path / "bias.safetensors")
-        assert again.method == method and again.template == task.template
+    for kind, method in {"vector": "bias", "kind": "bias_by_kind"}.items():
+        clipbias.equivalent_bias(model, raw, kind, batch_size=5).save(tmp_path / "bias.safetensors")
+        again = clipbias.load_adapter(tmp_path / "bias.safetensors", clip)
+        assert (again.task.method_name, again.task.texts) == (method, model.task.texts)
         assert again.notes["dataset"] == "demo/digits" and "accuracy" not in again.notes
-        made_of = {"method": "ivlp", "options": task.options(), "images": len(LABELS)}
-        assert again.notes["equivalent_bias"] == made_of
-        trainings[kind] = again.notes["training"]
-        bound = again.bind(clip)
-        bias = bound.learnables
-        assert bound.class_names == task.class_names and bias.keys() == {f"{tower}_bias" for tower in TOWERS}
+        assert again.learnables.keys() == {f"{tower}_bias" for tower in TOWERS}
         for tower in TOWERS:
-            np.testing.assert_allclose(bias[f"{tower}_bias"], getattr(biases[tower], kind), atol=1e-6)
+            np.testing.assert_allclose(again.learnables[f"{tower}_bias"], getattr(biases[tower], kind), atol=1e-6)
+        trainings[kind] = again.notes["training"]
     # Other seeds of one training are one training again, and those of another are another.
     for notes in ({"seed": 4}, {"training": "another"}):
-        path, *_ = saved(tmp_path, "ivlp", clip, notes, depth=2)
-        model = clipbias.equivalent_bias(clipbias.load_adapter(path, clip), raw, "kind", batch_size=5)
-        trainings[str(notes)] = model.notes["training"]
+        other = model_of(clip, "ivlp", notes, depth=2)
+        trainings[str(notes)] = clipbias.equivalent_bias(other, raw, "kind", batch_size=5).notes["training"]
     vector, kind, seed, another = trainings.values()
     assert seed == kind and len({vector, kind, another, "one"}) == 4
 
 
-def test_images_come_in_several_ways(clip: Clip, tmp_path: Path) -> None:
-    path, *_ = saved(tmp_path, "vpt", clip)
+def test_images_come_in_several_ways(clip):
     images = split()
     raw = np.stack([pictures for pictures, _ in image_batches(clip.preprocessing, images, 1)])[:, 0]
-    model = clipbias.load_adapter(path, clip)
-    whole = clipbias.equivalent_bias(model, raw, batch_size=4).learnables["vision_bias"]
-    for source in (images, list(raw), clip.preprocess(raw)):
-        fitted = clipbias.equivalent_bias(model, source, batch_size=4)
-        np.testing.assert_allclose(fitted.learnables["vision_bias"], whole, atol=1e-6)
-        assert fitted.learnables.keys() == {"vision_bias"} and fitted.task.options()["text_tower"] is False
+    model = model_of(clip, "vpt")
+    whole = clipbias.equivalent_bias(model, raw, batch_size=4).learnables
+    assert whole.keys() == {"vision_bias"}
+    for source in (images, clip.preprocess(raw)):
+        fitted = clipbias.equivalent_bias(model, source, batch_size=4).learnables
+        np.testing.assert_allclose(fitted["vision_bias"], whole["vision_bias"], atol=1e-6)
 
 
 @pytest.mark.ci
-def test_a_study_measures_on_training_images(clip: Clip, tmp_path: Path) -> None:
+def test_a_study_measures_on_training_images(clip, tmp_path):
     made_study = make(clip, tmp_path, training=split().subset([6, 3, 1]))
     (model,) = made_study.tuned
     measured_biases = made_study.run_section(measure_equivalent_biases(made_study, [model]))["vpt"]
-    expected, _ = measure_equivalent_bias(
-        model.task,
-        clip.params,
-        model.learnables,
-        model.task.init(),
-        image_batches(clip.preprocessing, split().subset([6, 3, 1]), 3),
-    )
+    batches = image_batches(clip.preprocessing, made_study.training, 3)
+    expected, _ = measure_equivalent_bias(model.task, clip.params, model.learnables, model.task.init(), batches)
     for form in FORMS:
         vector = getattr(measured_biases["vision"], form)
         np.testing.assert_allclose(vector, getattr(expected["vision"], form), rtol=0, atol=1e-6)
 
 
-def test_a_study_leaves_out_what_it_cannot_measure(clip: Clip, tmp_path: Path) -> None:
+def test_a_study_leaves_out_what_it_cannot_measure(clip, tmp_path):
     bare = make(clip, tmp_path)
     task = Task(clip, "taskres", CLASS_NAMES)
     models = [bare.tuned[0], Model("own", "Own", Tuned(task, task.init()))]

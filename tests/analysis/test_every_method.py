@@ -1,6 +1,5 @@
 """Every method stays in a study: what makes sense for it is computed, and one sentence stands in place of the rest."""
 
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,10 +11,9 @@ from clipbias.analysis.causal import PathPatch
 from clipbias.analysis.causal_section import Way, compute_causal, halves
 from clipbias.analysis.model import Model, why_no_causal_test, why_no_maps
 from clipbias.analysis.relevancy import relevancy
-from clipbias.analysis.results import StudyResults, present
+from clipbias.analysis.results import present
 from clipbias.analysis.run import run_study
 from clipbias.analysis.study import Study, StudyOptions
-from clipbias.clip import Clip
 from clipbias.clip.encode import image_batches
 from clipbias.data import transforms
 from clipbias.data.transforms import Resizing
@@ -23,16 +21,7 @@ from clipbias.tuning import Task
 from clipbias.tuning.tuned import Tuned
 from tests.analysis.models import CLASS_NAMES, moved
 from tests.analysis.test_study import split
-from tests.reference import (
-    calibration,
-    causal,
-    inner_parts,
-    methods,
-    numpy_clip,
-    prompts,
-    prompts_plot,
-    weights,
-)
+from tests.reference import calibration, causal, inner_parts, methods, numpy_clip, prompts, prompts_plot, weights
 from tests.reference import equivalent_bias as plain_bias
 from tests.reference import relevancy as plain_relevancy
 from tests.tuning import weights_common
@@ -48,30 +37,18 @@ OPTIONS: dict[str, dict[str, Any]] = {
 IMAGES = 3
 
 
-def model(clip: Clip, method: str) -> Model:
+def model(clip, method):
     task = Task(clip, method, CLASS_NAMES, **OPTIONS.get(method, {}))
     return Model(method, method.upper(), Tuned(task, moved(task) if method != "zero_shot" else {}), seed=1)
 
 
-def study(clip: Clip, folder: Path, *names: str, **options: Any) -> Study:
+def study(clip, folder, *names, **options):
     images = split().subset(np.arange(IMAGES))
     study_options = StudyOptions(batch_size=2, explore_images=2, **options)
     models = [model(clip, name) for name in ("zero_shot", *names)]
     return Study(models, images, study_options, folder, training=images)
 
 
-def said(results: StudyResults, section: str) -> dict[str, str]:
-    """Which of a study's models a section left out, and the first words of the reason."""
-    return {key: reason[:30] for key, reason in results.why_missing(section).items()}
-
-
-INSERTED = "Tokens are inserted inside the"
-PATCHES = "The head reads features of pat"
-PASSES = "The head reads several passes "
-CROPS = "The context is learned anew fr"
-WORDS = "The texts depend on the image,"
-NOTHING = "No token and no weight of the "
-MAPS = {"plot": PATCHES, "plot_plus_plus": PASSES, "mmrl": INSERTED, "tpt": CROPS}
 METHODS = ("cocoop", "plot", "plot_plus_plus", "mmrl", "tpt", "taskres", "tip_adapter")
 HEADS = ("taskres", "tip_adapter")
 
@@ -81,34 +58,23 @@ def test_a_study_keeps_every_method_and_says_what_it_leaves_out(clip, tmp_path):
     made = study(clip, tmp_path, *METHODS)
     predicted = np.arange(IMAGES, dtype=np.int32) % 3
     made.known = lambda each: predicted  # so that nothing but the sections is compiled
-    figures = ("text_attention", "similarity", "decomposition")
-    results = run_study(made, tmp_path, dataset="noise", sections=figures)
+    results = run_study(made, tmp_path, dataset="noise", sections=("text_attention", "similarity", "decomposition"))
     assert [each.key for each in results.models] == ["zero_shot", *METHODS]
-    inside = {"cocoop": WORDS, "tpt": WORDS, "mmrl": INSERTED}
-    assert said(results, "text_attention") == inside
-    for key in {*METHODS, "zero_shot"} - set(inside):
-        np.testing.assert_allclose(results.sections["text_attention"][key].shares.mean.sum(-1), 1, rtol=1e-5)
-    none = dict.fromkeys(("cocoop", "plot", "tpt", *HEADS), "There are no vision prompts.")
-    similar = {**none, "mmrl": INSERTED, "plot_plus_plus": "Every pass over an image has p"}
-    assert said(results, "similarity") == similar
-    without = inside | dict.fromkeys(HEADS, "There are no prompts that atte")
-    assert said(results, "decomposition") == without
+    inside = {"cocoop", "tpt", "mmrl"}
+    assert set(results.why_missing("text_attention")) == inside
+    assert set(results.why_missing("similarity")) == set(METHODS)
+    assert set(results.why_missing("decomposition")) == {*inside, *HEADS}
     decomposed = present(results.sections["decomposition"])
     towers = {key: sorted(result.towers) for key, result in decomposed.items()}
     assert towers == {"plot": ["text"], "plot_plus_plus": ["text", "vision"]}
     # Sections that take long say the same of the methods that they leave out.
     tasks = {each.key: each.task for each in made.tuned}
-    reasons = {key: why_no_maps(task)[:30] for key, task in tasks.items()}
-    assert {key: reason for key, reason in reasons.items() if reason} == MAPS
-    reasons = {key: why_no_causal_test(task)[:30] for key, task in tasks.items()}
-    assert {key: reason for key, reason in reasons.items() if reason} == {
-        "mmrl": INSERTED,
-        **dict.fromkeys(HEADS, NOTHING),
-    }
-    assert [each.key for each in made.tuned if not changed_towers(each.task)] == list(HEADS)
+    assert {key for key, task in tasks.items() if why_no_maps(task)} == {"plot", "plot_plus_plus", "mmrl", "tpt"}
+    assert {key for key, task in tasks.items() if why_no_causal_test(task)} == {"mmrl", *HEADS}
+    assert [key for key, task in tasks.items() if not changed_towers(task)] == list(HEADS)
 
 
-def normalised(clip: Clip) -> np.ndarray:
+def normalised(clip):
     images = split().subset(np.arange(IMAGES))
     raw = np.stack([transforms.test_image(images.image(i), Resizing(16)) for i in range(IMAGES)])
     return (raw / 255 - np.asarray(clip.preprocessing.mean)) / np.asarray(clip.preprocessing.std)
@@ -155,7 +121,7 @@ def test_passes_and_texts_of_an_image_are_each_runs_of_its_own(clip, reference, 
 CORNERS = (Way.REFERENCE, Way.ATTENTION, Way.TOKENS, Way.TUNED)
 
 
-def check(test: Any, logits: np.ndarray, labels: np.ndarray, ways: Any) -> None:
+def check(test, logits, labels, ways):
     """Outcomes of a causal test of ways to classify, whose logits are `[n, K, C]`."""
     second = halves(labels)
     for k, way in enumerate(ways):
@@ -167,7 +133,7 @@ def check(test: Any, logits: np.ndarray, labels: np.ndarray, ways: Any) -> None:
         np.testing.assert_array_equal(test.outcomes.correct[:, at], logits[:, k].argmax(-1) == labels)
 
 
-def close(actual: Any, expected: np.ndarray, what: str) -> None:
+def close(actual, expected, what):
     weights_common.close(actual, expected, 5e-5, what)
 
 

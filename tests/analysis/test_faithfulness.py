@@ -24,7 +24,6 @@ from clipbias.tuning import Task
 from clipbias.tuning.tuned import Tuned
 from tests.analysis import test_study
 from tests.analysis.models import CLASS_NAMES
-from tests.helpers import short
 
 COUNT = 5
 BROKEN = 3
@@ -123,44 +122,14 @@ def expected(clip, model, classify, raw, split):
     return {names: np.mean(rows, axis=0) for names, rows in hits.items()}
 
 
-@pytest.mark.parametrize("size", short([2, 16], 2))
-def test_curves_are_those_of_one_image_after_the_other(model, split, expected, tmp_path, size):
-    study = study_of(model, split, tmp_path, size)
+def test_curves_are_those_of_one_image_after_the_other(model, split, expected, tmp_path):
+    study = Study([model], split, StudyOptions(batch_size=2, on_image_error="skip"), tmp_path)
     result = study.run_section(compute_faithfulness(study)).models["zero_shot"]
     assert result.count == COUNT - 1
     for (name, direction, target), curve in expected.items():
         np.testing.assert_allclose(result.maps[name][direction][target].accuracy, curve, rtol=1e-6)
-    # Curves differ from step to step, map to map and target to target, or any mistake would do.
+    # Curves differ from step to step and map to map, or any mistake would do.
     assert len({tuple(curve) for curve in expected.values()}) > 6
-    assert any(
-        not np.array_equal(curve, expected[name, direction, "true"])
-        for (name, direction, target), curve in expected.items()
-        if target == "predicted"
-    )
-
-
-def study_of(model, split, folder, size):
-    return Study([model], split, StudyOptions(batch_size=size, on_image_error="skip"), folder)
-
-
-def test_what_is_the_same_for_both_targets_is_classified_once(model, classify, raw, split, tmp_path, monkeypatch):
-    """All images of the class that is predicted anyway, and then of another one."""
-    counts = collections.Counter()
-    plain = faithfulness.distinct_rows
-
-    def counting(gone, read):
-        maps = plain(gone, read)
-        counts[name] += len(maps[0])
-        return maps
-
-    monkeypatch.setattr(faithfulness, "distinct_rows", counting)
-    for name, shift in (("right", 0), ("wrong", 1)):
-        images = Split(split.keys, (classify(raw) + shift) % 3, split.read)
-        study = study_of(model, images, tmp_path / name, 2)
-        study.run_section(compute_faithfulness(study))
-    tries = 2 * (len(FRACTIONS) - 1) * (COUNT - 1)
-    assert counts["right"] <= 5.5 * tries
-    assert counts["right"] < counts["wrong"] <= 8.5 * tries
 
 
 def test_of_equal_patches_the_first_goes_first():

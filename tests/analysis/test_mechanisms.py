@@ -27,8 +27,8 @@ from tests.analysis.models import CLASS_NAMES, moved
 from tests.reference import numpy_clip
 from tools.mechanisms import labels, score, train
 from tools.mechanisms.labels import FAMILIES, Spec
-from tools.mechanisms.methods import BIAS, MEAN, READER, centre, map_inputs
-from tools.mechanisms.planted import CONFIG, NUMBERS, prompts_of
+from tools.mechanisms.methods import BIAS, MEAN, centre, map_inputs
+from tools.mechanisms.planted import CONFIG, prompts_of
 from tools.mechanisms.train import dataset_of, frozen_model, logits_of, normalised, train_model
 
 PATCHED = [
@@ -37,13 +37,13 @@ PATCHED = [
 ]
 
 
-def task_of(clip, family, **options):
+def task_of(clip, family):
     """A family's task on a tower of three blocks, and learnables far from where they start; masks stay as they are."""
-    chosen = FAMILIES[family]
-    chosen = dataclasses.replace(chosen, options={**chosen.options, **options})
-    task = Task(clip, train.method_of(chosen, clip.config.vision.layers), CLASS_NAMES)
+    task = Task(clip, train.method_of(FAMILIES[family], clip.config.vision.layers), CLASS_NAMES)
     learnables = moved(task)
-    return task, {**learnables, **({CONSTANTS: task.init()[CONSTANTS]} if CONSTANTS in learnables else {})}
+    if CONSTANTS in learnables:
+        learnables[CONSTANTS] = task.init()[CONSTANTS]
+    return task, learnables
 
 
 def assert_does_what_labels_say(family, image, *, close, least):
@@ -89,14 +89,6 @@ def test_a_model_does_what_its_labels_say(clip, images, family):
         assert (np.abs(tuned_texts - reference).max() > 0.02) == (family not in ("qk_vision", "projection"))
         ends = [tuned_texts, reference] if FAMILIES[family].where is Where.ATTENTION else [reference, tuned_texts]
         np.testing.assert_allclose([attention, tokens], ends, atol=1e-5)
-
-
-def test_a_bias_by_position_has_mean_0_by_kind(clip):
-    task, learnables = task_of(clip, "bias_by_position")
-    bias = np.asarray(task.method.adapt(learnables).vision_bias)
-    assert bias.shape[1] == clip.config.vision.tokens and not bias[:, 0].any()
-    np.testing.assert_allclose(bias[:, 1:].mean(1), 0, atol=1e-7)
-    assert np.abs(bias[:, 1:]).max() > 0.1
 
 
 def test_a_head_has_no_patched_runs(clip):
@@ -158,106 +150,42 @@ def test_a_constant_is_the_same_for_every_image(clip, images, reference, family)
     assert np.argwhere(is_changed).tolist() == [[place, block] for block in blocks]
 
 
-def test_a_constant_before_the_first_block_is_the_same_for_every_token(clip, images):
-    task, learnables = task_of(clip, "start")
-    tuned, frozen = (
-        embed_image(clip.params, clip.config, images, adaptation).tokens
-        for adaptation in (task.method.adapt(learnables), Adaptation())
-    )
-    change = np.asarray(tuned - frozen)
-    np.testing.assert_allclose(change, np.broadcast_to(change[0, 0], change.shape), atol=1e-5)
-    assert np.abs(change).max() > 0.1
-
-
-def test_a_bias_of_one_position_leaves_all_others(clip, images, reference):
-    changes = added(*task_of(clip, "one_position"), images, reference)
-    is_changed = np.abs(changes).max((0, 1, 3)) > 1e-4
-    assert np.flatnonzero(is_changed).tolist() == [1 + FAMILIES["one_position"].options["patch"]]
-    assert np.ptp(changes, axis=1).max() < 2e-5
-
-
 @pytest.mark.ci
 def test_nothing_reads_a_map_along_all_ones(clip, images, reference):
     """It differs between images and tokens, and no logit changes."""
     task, learnables = task_of(clip, "unread_and_bias")
     plain, _ = task_of(clip, "bias_by_kind")
     biases = {name: value for name, value in learnables.items() if name != CONSTANTS}
-    logits = [
-        jax.jit(each.logits)(clip.params, of_each, images) for each, of_each in ((task, learnables), (plain, biases))
-    ]
-    np.testing.assert_allclose(*logits, atol=1e-3)
-    changes = added(task, learnables, images, reference)
-    changes[:, :, :1] -= np.asarray(biases[BIAS])[:, None, :1]
-    changes[:, :, 1:] -= np.asarray(biases[BIAS])[:, None, 1:]
-    assert np.ptp(changes, axis=-1).max() < 1e-4 < 0.1 < changes.std((1, 2)).min()
-    untrained = task.init()
-    assert np.abs(untrained[CONSTANTS][READER]).max() > 0
-    cases = (task, untrained), (Task(clip, ZERO_SHOT, CLASS_NAMES), {})
-    logits = [jax.jit(each.logits)(clip.params, values, images) for each, values in cases]
-    np.testing.assert_allclose(*logits, atol=1e-3)
+    cases = (task, learnables), (plain, biases)
+    np.testing.assert_allclose(*(jax.jit(each.logits)(clip.params, own, images) for each, own in cases), atol=1e-3)
+    maps = without_constants(added(task, learnables, images, reference), biases[BIAS])
+    assert np.ptp(maps, axis=-1).max() < 1e-4 < 0.1 < maps.std((1, 2)).min()
+
+
+def without_constants(changes, bias):
+    """Additions `[L, B, N, D]` less a constant for `[cls]` and one for patches."""
+    bias = np.asarray(bias)
+    return changes - np.repeat(bias, [1, changes.shape[2] - 1], axis=1)[:, None]
 
 
 @pytest.mark.ci
-@pytest.mark.parametrize("family", ["map_2", "map_8", "map_quarter", "map_and_bias", "map_three_quarters"])
-def test_a_centred_map_has_mean_zero_by_layer_and_kind(clip, images, reference, family):
+@pytest.mark.parametrize(("family", "share"), [("map_8", None), ("map_quarter", 1 / 4), ("map_three_quarters", 3 / 4)])
+def test_a_centred_map_has_mean_zero_and_the_stated_share(clip, images, reference, family, share):
+    """The share is the map's squared norm over that of map and bias, both types of token alike."""
     task, learnables = task_of(clip, family)
-    many = np.concatenate([images, images[:, ::-1], images[:, :, ::-1]])
-    centred = centre(task, learnables, many)
-    changes = added(task, centred, many, reference)
-    bias = centred.get(BIAS, np.zeros((len(changes), 2, 1)))
-    for kind, of_kind in enumerate((changes[:, :, :1], changes[:, :, 1:])):
-        off = of_kind.mean((1, 2)) - bias[:, kind]
-        assert np.abs(off).max() < 2e-5, off
-        # It depends on the image in every layer, but for `[cls]` at the first input, which is the same for all.
-        assert of_kind.std(1).max((1, 2))[1 - kind :].min() > 0.05
-    assert np.abs(added(task, learnables, many, reference).mean((1, 2))).max() > 0.02
-
-
-@pytest.mark.parametrize(
-    ("family", "share"), [("map_quarter", 1 / 4), ("map_and_bias", 1 / 2), ("map_three_quarters", 3 / 4)]
-)
-def test_a_map_has_the_stated_share(clip, images, reference, family, share):
-    """By independent numbers: the map's squared norm over that of map and bias, both types of token alike."""
-    task, learnables = task_of(clip, family)
-    learnables = {**learnables, BIAS: 7 * learnables[BIAS]}
+    if share:
+        learnables = {**learnables, BIAS: 7 * learnables[BIAS]}
     centred = centre(task, learnables, images)
-    constants = centred[BIAS]
-    maps = added(task, centred, images, reference)
-    maps[:, :, :1] -= constants[:, None, :1]
-    maps[:, :, 1:] -= constants[:, None, 1:]
-    squares = np.square(maps).sum(-1).mean(1)
-    of_maps = (squares[:, 0] + squares[:, 1:].mean(1)) / 2
-    np.testing.assert_allclose(of_maps / (of_maps + np.square(constants).sum(-1).mean(1)), share, rtol=1e-4)
-
-
-def moved_share(part, whole):
-    """What a part of a change of features `[B, d]` moves in the direction of the whole change, as a share of it."""
-    return np.sum(part * whole) / np.sum(np.square(whole))
-
-
-@pytest.mark.ci
-def test_a_mixture_moves_the_shares_from_one_end_to_the_other(clip, images):
-    """Of attention and a constant in the last block, then of a map and a bias in every block."""
-    queries_keys, constant = (
-        task.method.adapt(learnables)
-        for task, learnables in (task_of(clip, each) for each in ("qk_vision", "last_bias"))
-    )
-    attention, exchange = [], []
-    for part in (0.0, 0.25, 0.5, 0.75, 1.0):
-        weights = jax.tree.map(lambda leaf, part=part: part * leaf, queries_keys.vision_weights)
-        mixed = Adaptation(vision_weights=weights, vision_bias=(1 - part) * constant.vision_bias)
-        seen = mix_images(clip.params, clip.config, images, mixed, PATCHED[:4])
-        reference, alone, _, tuned = np.asarray(seen[2:6])
-        attention.append(moved_share(alone - reference, tuned - reference))
-        task, learnables = task_of(clip, "map_and_bias", share=min(max(part, 0.01), 0.99))
-        mixed = task.method.adapt(centre(task, learnables, images))
-        seen = mix_images(clip.params, clip.config, images, mixed, PATCHED, donors=images[None, ::-1])
-        tuned, nothing, other = np.asarray(seen[5:])
-        exchange.append(moved_share(tuned - other, tuned - nothing))
-    for shares in (attention, exchange):
-        assert np.all(np.diff(shares) > 0.01), shares
-    np.testing.assert_allclose([attention[0], attention[-1]], [0, 1], atol=1e-4)
-    assert exchange[0] < 0.05 and exchange[-1] > 0.5, exchange
+    bias = centred.get(BIAS, np.zeros((clip.config.vision.layers, 2, 1)))
+    maps = without_constants(added(task, centred, images, reference), bias)
+    for kind, of_kind in enumerate((maps[:, :, :1], maps[:, :, 1:])):
+        assert np.abs(of_kind.mean((1, 2))).max() < 2e-5
+        # It depends on the image in every layer, but for `[cls]` at the first input, which is the same for all.
+        assert of_kind.std(1).max((1, 2))[1 - kind :].min() > 0.01
+    if share:
+        squares = np.square(maps).sum(-1).mean(1)
+        of_maps = (squares[:, 0] + squares[:, 1:].mean(1)) / 2
+        np.testing.assert_allclose(of_maps / (of_maps + np.square(bias).sum(-1).mean(1)), share, rtol=1e-4)
 
 
 def test_the_map_is_that_of_its_formula(clip, images, reference):
@@ -272,16 +200,13 @@ def test_the_map_is_that_of_its_formula(clip, images, reference):
 
 def few(name, step):
     dataset = data.load(name)
-    splits = {
-        split: dataset.splits[split].subset(range(0, len(dataset.splits[split]), step)) for split in dataset.splits
-    }
+    splits = {name: split.subset(range(0, len(split), step)) for name, split in dataset.splits.items()}
     return dataclasses.replace(dataset, splits=splits)
 
 
 @pytest.mark.ci
-@pytest.mark.parametrize("name", labels.DATASETS)
-def test_no_constant_solves_the_marked_task(clip, name):
-    marked = train.marked(clip, few(name, 15))
+def test_no_constant_solves_the_marked_task(clip):
+    marked = train.marked(clip, few("demo/digits", 15))
     test = marked.split("test")
     assert train.constant_bound(clip, test) == 50
     blind = dataclasses.replace(clip, params=train.blinded(clip))
@@ -295,8 +220,6 @@ def test_no_constant_solves_the_marked_task(clip, name):
     plain_labels, copy_labels = np.split(test.labels, 2)
     assert not plain_labels.any() and copy_labels.all()
     assert train.constant_bound(clip, test.subset(range(len(test) // 2))) == 100
-    seeing = classify(clip.params, moved(task), normalised(blind, test))
-    assert np.abs(np.subtract(*np.split(np.asarray(seeing), 2))).max() > 1e-4
 
 
 def test_a_reader_of_marks_tells_a_picture_from_its_copy(clip):
@@ -339,7 +262,12 @@ def test_planted_outliers_are_few_and_massive_and_decisions_stay():
 
 
 PROMPTS = {"vision_prompts": prompts_of(1)}
-HARMFUL = ("planted_attention_harms", "planted_constant_harms", "planted_image_harms")
+# By part that harms: runs from the lowest to the highest likelihood.
+HARMFUL = {
+    "planted_attention_harms": ("attention", "reference", "tuned"),
+    "planted_constant_harms": ("reference", "tuned", "attention"),
+    "planted_image_harms": ("reference", "tuned", "other"),
+}
 PLANTED = [name for name, family in FAMILIES.items() if family.mechanism and name not in HARMFUL]
 
 
@@ -410,27 +338,17 @@ def likelihoods(name):
 
 
 @pytest.mark.ci
-@pytest.mark.parametrize(
-    ("name", "order"),
-    [
-        ("planted_attention_harms", ("attention", "reference", "tuned")),
-        ("planted_constant_harms", ("reference", "tuned", "attention")),
-        ("planted_image_harms", ("reference", "tuned", "other")),
-    ],
-)
-def test_a_part_surely_harms(name, order):
-    """By calibrated log-likelihood, from the lowest to the highest, each difference by four standard errors."""
+@pytest.mark.parametrize("name", HARMFUL)
+def test_a_part_surely_harms(name):
+    """By calibrated log-likelihood, each difference by four standard errors."""
     of_runs = dict(
         zip(("reference", "attention", "tokens", "tuned", "nothing", "other"), likelihoods(name).T, strict=True)
     )
-    for low, high in itertools.pairwise(of_runs[run] for run in order):
+    for low, high in itertools.pairwise(of_runs[run] for run in HARMFUL[name]):
         difference = high - low
         assert difference.mean() > 4 * difference.std() / len(difference) ** 0.5
     _, additions = planted_numbers(name)
     assert (spread(additions) < 2e-3) == (FAMILIES[name].what is What.SAME)
-    if FAMILIES[name].where is Where.ATTENTION:
-        # More than the whole gain is attention's.
-        assert of_runs["attention"].mean() > of_runs["tuned"].mean()
 
 
 @pytest.mark.ci
@@ -444,30 +362,6 @@ def test_the_class_explains_all_of_a_constant_by_class():
     for of_class in (first, second):
         assert len(of_class) > 100 and spread(of_class) < 1e-5
     assert np.abs(first.mean(0) - second.mean(0)).max() > 1
-
-
-@pytest.mark.ci
-def test_a_constant_of_values_equals_planted_constant_prompts():
-    """In all blocks it gives the features of prompts; in the last alone it adds to `[cls]` what they add there."""
-    (_, _, _, tuned, *_), additions = planted_numbers("planted_constant")
-    task, dataset = planted_task("planted_constant")
-    images = normalised(task.clip, dataset.split("train"))
-    # The first head's output is its values, as `[u, −u]`.
-    vectors = np.pad(additions.mean(0)[:, 0, :NUMBERS], ((0, 0), (0, NUMBERS)))
-    features = []
-    for options, of_blocks in (({}, vectors), ({"blocks": 1}, vectors[-1:])):
-        method = Task(
-            task.clip, resolve_method(f"{labels.OWN}:Constant", {"part": "values", **options}), dataset
-        ).method
-        learnables = {"vision_vectors": of_blocks, "text_vectors": np.zeros_like(of_blocks)}
-        features.append(np.asarray(encode_image(task.clip.params, CONFIG, images, method.adapt(learnables))[0]))
-    np.testing.assert_allclose(features[0], tuned, atol=2e-3)
-    frozen = np.asarray(encode_image(task.clip.params, CONFIG, images)[0])
-    # The projection reads `[cls]` alone, and nothing follows the last block's attention.
-    change = features[1] - frozen
-    np.testing.assert_allclose(change, np.broadcast_to(change[:1], change.shape), atol=2e-3)
-    np.testing.assert_allclose(2 * change[:, 1], (tuned - frozen)[:, 1], atol=2e-3)
-    assert np.abs(change[:, 1]).min() > 0.2
 
 
 @pytest.mark.ci
@@ -486,13 +380,7 @@ def test_planted_gains(name):
 @pytest.mark.long
 @pytest.mark.parametrize(
     "family",
-    [
-        "planted_constant",
-        "planted_image",
-        "planted_class",
-        "planted_constant_harms",
-        "planted_image_harms",
-    ],
+    ["planted_constant", "planted_image", "planted_class", "planted_constant_harms", "planted_image_harms"],
 )
 def test_planted_prompts_are_explained(family, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "PLANTED_IMAGES", {"train": 16, "val": 600, "test": 300})
@@ -502,5 +390,3 @@ def test_planted_prompts_are_explained(family, tmp_path, monkeypatch):
     assert scored_model["counts"] and scored_model["truth: what"] == FAMILIES[family].what.value
     assert scored_model["verdict: where"] == FAMILIES[family].where.value
     assert scored_model["verdict: what"] == FAMILIES[family].what.value
-    (other,) = score.score(tmp_path, [spec]).to_dict("records")  # the study is read
-    assert other == scored_model

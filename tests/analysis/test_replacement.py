@@ -1,11 +1,7 @@
 """What a tuned model can be exchanged for: numbers against NumPy, words, and the section in a small study."""
 
 import dataclasses
-import functools
 import itertools
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -17,7 +13,6 @@ from clipbias.analysis import replacement
 from clipbias.analysis.causal_section import halves
 from clipbias.analysis.model import Model
 from clipbias.analysis.replacement import (
-    Comparison,
     Origin,
     Word,
     by_image,
@@ -31,13 +26,11 @@ from clipbias.analysis.results import Missing
 from clipbias.analysis.results_file import load_results
 from clipbias.analysis.run import run_study
 from clipbias.analysis.study import Study, StudyOptions
-from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError
 from clipbias.intervals import Estimate, interval, resample
 from clipbias.training import loop, students, teacher
 from clipbias.training.calibration import fit_temperatures
 from clipbias.training.students import (
-    Fit,
     cycle_lengths,
     divergences,
     mean_divergence,
@@ -54,7 +47,7 @@ from tests.tuning.weights_common import drawn
 NORMAL = 1.959963984540054
 
 
-def log_likelihoods(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def log_likelihoods(logits, labels):
     """Of the true class in nats, each half with the temperature of the other one."""
     second = halves(labels)
     values = np.empty(len(labels))
@@ -66,7 +59,7 @@ def log_likelihoods(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return values
 
 
-def test_numbers_against_numpy() -> None:
+def test_numbers_against_numpy():
     logits, features, labels = form_outputs()
     features[:7, 1] = features[:7, 0]  # images whose feature tuning leaves as it was
     stored = by_image(STUDENTS, logits, features, labels)
@@ -115,7 +108,7 @@ def test_numbers_against_numpy() -> None:
     np.testing.assert_array_equal(stored.decisions, decisions)
 
 
-def test_without_labels_or_features() -> None:
+def test_without_labels_or_features():
     logits, features, labels = form_outputs()
     gain, rows = compare([by_image(STUDENTS, logits)])
     _, labelled = compare([by_image(STUDENTS, logits, features, labels)])
@@ -125,7 +118,7 @@ def test_without_labels_or_features() -> None:
         assert (row.agreement, row.moved, row.moved_images) == (full.agreement, full.moved, full.moved_images)
 
 
-def resampled(columns: list[dict[str, np.ndarray]], resamples: int = 6000) -> dict[str, np.ndarray]:
+def resampled(columns, resamples=6000):
     """Resamples of means of columns `[n]` of several seeds: the same images for all, and Student's part of seeds."""
     draw = np.random.default_rng(7)
     images = len(next(iter(columns[0].values())))
@@ -142,7 +135,7 @@ def resampled(columns: list[dict[str, np.ndarray]], resamples: int = 6000) -> di
 
 
 @pytest.mark.parametrize("seeds", [(3,), (3, 4, 5)])
-def test_intervals_against_resampling_written_out(seeds: tuple[int, ...]) -> None:
+def test_intervals_against_resampling_written_out(seeds):
     models = [model_replacements(seed, 400).by_image for seed in seeds]
     columns = []
     for seed in seeds:
@@ -181,7 +174,7 @@ def test_intervals_against_resampling_written_out(seeds: tuple[int, ...]) -> Non
     assert row.margin == max(0.0, -row.difference.low)
 
 
-def test_models_of_one_method_that_lack_a_control() -> None:
+def test_models_of_one_method_that_lack_a_control():
     """Rows are means over the models that have them; what stands in their place counts by its numbers."""
     both, without = model_replacements(1), model_replacements(2, students=STUDENTS[:3])
     _, rows = compare([both.by_image, without.by_image])
@@ -195,7 +188,7 @@ def test_models_of_one_method_that_lack_a_control() -> None:
         compare([both.by_image, model_replacements(2, 200).by_image])
 
 
-def test_equal_decisions_are_no_certainty() -> None:
+def test_equal_decisions_are_no_certainty():
     """A student that never differs has an interval all the same, which shrinks with the images."""
     margins = []
     for images in (20, 200, 2000):
@@ -207,105 +200,56 @@ def test_equal_decisions_are_no_certainty() -> None:
     np.testing.assert_allclose(margins, [NORMAL * 0.5 / images for images in (20, 200, 2000)], rtol=0.1)
 
 
-ABOVE, MOST, BELOW, AROUND = (
-    Estimate(0.95, 0.91, 1.0),
-    Estimate(0.8, 0.6, 0.95),
-    Estimate(0.3, 0.2, 0.4),
-    Estimate(0.6, 0.4, 0.8),
-)
+ABOVE, MOST = Estimate(0.95, 0.91, 1.0), Estimate(0.8, 0.6, 0.95)
+BELOW, AROUND = Estimate(0.3, 0.2, 0.4), Estimate(0.6, 0.4, 0.8)
 EQUAL, WORSE = Estimate(0.0, -0.04, 0.04), Estimate(-0.02, -0.06, 0.02)
-GAP = Estimate(-0.172, -0.216, -0.131)
 
 
 @pytest.mark.parametrize(
-    ("share", "less_ceiling", "word"),
+    ("share", "less_ceiling", "word", "said"),
     [
-        (ABOVE, EQUAL, Word.REPLACES),
-        (ABOVE, WORSE, Word.GAIN),  # below the ceiling by more than the margin, perhaps
-        (ABOVE, None, Word.GAIN),  # there is no ceiling
-        (MOST, EQUAL, Word.MOST),
-        (BELOW, EQUAL, Word.NOT_MATCHED),
-        (AROUND, EQUAL, Word.UNDECIDED),
-        (None, EQUAL, Word.UNDECIDED),
+        (ABOVE, EQUAL, Word.REPLACES, "can replace IVLP"),
+        (ABOVE, WORSE, Word.GAIN, "have the gain"),  # below the ceiling by more than the margin, perhaps
+        (Estimate(1.37, 1.16, 1.8), WORSE, Word.GAIN, "have more than the gain"),
+        (ABOVE, None, Word.GAIN, "there is no ceiling"),
+        (MOST, EQUAL, Word.MOST, "have most of the gain"),
+        (BELOW, EQUAL, Word.NOT_MATCHED, "did not match the gain"),
+        (AROUND, EQUAL, Word.UNDECIDED, "is undecided"),
+        (None, EQUAL, Word.UNDECIDED, "IVLP has no sure gain"),
     ],
 )
-def test_words(share: Estimate | None, less_ceiling: Estimate | None, word: Word) -> None:
+def test_words(share, less_ceiling, word, said):
     assert conclude(share, less_ceiling) is word
+    ceiling, form, *_ = compare([model_replacements().by_image])[1]
+    log_likelihood = dataclasses.replace(form.gain.log_likelihood, share=share)
+    gain = dataclasses.replace(form.gain, log_likelihood=log_likelihood)
+    form = dataclasses.replace(form, gain=gain, word=word, less_ceiling=less_ceiling)
+    assert said in sentence("IVLP", [form] if less_ceiling is None else [ceiling, form])
 
 
-@functools.cache
-def some_rows() -> tuple[Comparison, ...]:
-    return compare([model_replacements().by_image])[1]
-
-
-def said(share: Estimate | None, word: Word, *, gap: Estimate | None = GAP, moved: bool = True, why: str = "") -> str:
-    """The sentence of two vectors with this share and this gap to the ceiling."""
-    rows = some_rows()
-    assert rows[1].gain is not None
-    log_likelihood = dataclasses.replace(rows[1].gain.log_likelihood, share=share)
-    form = dataclasses.replace(
-        rows[1],
-        gain=dataclasses.replace(rows[1].gain, log_likelihood=log_likelihood),
-        word=word,
-        moved=Estimate(0.757, 0.7, 0.8) if moved else None,
-        less_ceiling=gap,
-    )
-    fits = [form] if gap is None else [rows[0], form]
-    return sentence("IVLP", fits, why)
-
-
-def test_sentences() -> None:
-    """A word and the gap to the ceiling, without levels, which depend on the steps."""
-    gap = " Of 100 predictions that IVLP changed, they make 17 (13 to 22) fewer than IVLP fitted in the same way."
-    for share, word, first in (
-        (ABOVE, Word.GAIN, "Two vectors per layer have the gain of IVLP."),
-        (Estimate(1.37, 1.16, 1.8), Word.GAIN, "Two vectors per layer have more than the gain of IVLP."),
-        (ABOVE, Word.REPLACES, "Two vectors per layer can replace IVLP."),
-        (MOST, Word.MOST, "Two vectors per layer have most of the gain of IVLP."),
-        (
-            BELOW,
-            Word.NOT_MATCHED,
-            "Two vectors per layer did not match the gain of IVLP with so many images and steps.",
-        ),
-        (AROUND, Word.UNDECIDED, "Whether two vectors per layer have the gain of IVLP is undecided."),
-        (None, Word.UNDECIDED, "IVLP has no sure gain that two vectors per layer could have."),
-    ):
-        assert said(share, word) == first + gap
-    first = "Two vectors per layer have the gain of IVLP. "
-    assert said(ABOVE, Word.GAIN, moved=False) == first + "No prediction changed."
-    assert said(ABOVE, Word.GAIN, gap=None, why="GDA cannot be fitted.") == first + "GDA cannot be fitted."
-    assert said(ABOVE, Word.GAIN, gap=None).endswith("IVLP was not fitted to itself, so there is no ceiling.")
-    few = [
-        dataclasses.replace(some_rows()[0], student=STUDENTS[[each.kind for each in STUDENTS].index(Origin.CEILING)]),
-        dataclasses.replace(some_rows()[1], word=Word.GAIN, less_ceiling=None, moved_images=1),
-    ]
-    assert sentence("IVLP", few).endswith("Too few predictions changed to compare them with the ceiling: 1.")
+def test_where_no_gap_is_known_the_sentence_says_why():
+    ceiling, form, *_ = compare([model_replacements().by_image])[1]
+    form = dataclasses.replace(form, less_ceiling=None, moved_images=1)
+    assert sentence("IVLP", [ceiling, form]).endswith("to compare them with the ceiling: 1.")
+    assert sentence("IVLP", [form], "GDA cannot be fitted.").endswith("GDA cannot be fitted.")
+    assert sentence("IVLP", [dataclasses.replace(form, moved=None)]).endswith("No prediction changed.")
     assert sentence("IVLP", []) == "" and plain_form([]) is None
-    form = dataclasses.replace(some_rows()[1], word=Word.MOST, less_ceiling=GAP)
-    vector = dataclasses.replace(form, student=dataclasses.replace(form.student, words="one vector per layer"))
-    assert sentence("IVLP", [vector]).startswith("One vector per layer has most of the gain of IVLP. Of 100 ")
-    assert "changed, it makes 17 " in sentence("IVLP", [vector])
 
 
 @pytest.mark.parametrize(
     ("less", "text"),
-    [
-        (GAP, "17 (13 to 22) fewer"),
-        (Estimate(-0.004, -0.02, 0.03), "0 (-3 to 2) fewer"),
-        (Estimate(0.03, -0.01, 0.07), "3 (-1 to 7) more"),
-        (Estimate(-0.2), "20 fewer"),
-    ],
+    [(Estimate(-0.172, -0.216, -0.131), "17 (13 to 22) fewer"), (Estimate(0.03, -0.01, 0.07), "3 (-1 to 7) more")],
 )
-def test_the_gap_in_words(less: Estimate, text: str) -> None:
+def test_the_gap_in_words(less, text):
     assert fewer(less) == text
 
 
-def models_of(clip: Clip) -> list[Model]:
+def models_of(clip):
     """IVLP, the same with another start, on other images, and the form trained on labels."""
     ivlp, again, elsewhere = (Task(clip, "ivlp", CLASS_NAMES) for _ in range(3))
     kind = Task(clip, "bias_by_kind", CLASS_NAMES)
-    facts: dict[str, Any] = {"training": "colours", "few_shot_split": "1"}
-    others: dict[str, Any] = {"training": "colours", "few_shot_split": "2"}
+    facts = {"training": "colours", "few_shot_split": "1"}
+    others = {"training": "colours", "few_shot_split": "2"}
     return [
         Model("zero_shot", "Zero-shot", Tuned(Task(clip, "zero_shot", CLASS_NAMES))),
         Model("ivlp", "IVLP", Tuned(ivlp, moved(ivlp)), seed=1, **facts),
@@ -315,7 +259,7 @@ def models_of(clip: Clip) -> list[Model]:
     ]
 
 
-def test_which_models_stand_beside_the_forms(clip: Clip, tmp_path: Path) -> None:
+def test_which_models_stand_beside_the_forms(clip, tmp_path):
     models = models_of(clip)
     study = Study(models, colour_split(1, 3), StudyOptions(), tmp_path)
     beside = [(kind, form, each.key) for kind, form, each in replacement.controls(study, models[1])]
@@ -323,43 +267,36 @@ def test_which_models_stand_beside_the_forms(clip: Clip, tmp_path: Path) -> None
     assert not replacement.controls(study, models[4])
 
 
-def test_what_is_not_fitted_and_why(clip: Clip, tmp_path: Path) -> None:
+def test_what_is_not_fitted_and_why(clip, tmp_path):
     images = colour_split(5, 0)
     study = Study(models_of(clip), colour_split(1, 3), StudyOptions(), tmp_path, unlabelled=images)
     reasons = [replacement.why_not_fitted(study, model) for model in study.tuned]
     assert [bool(reason) for reason in reasons] == [False, True, True, False]
     assert "another start" in reasons[1] and "the form of a replacement" in reasons[2]
-    off = Study(models_of(clip), images, StudyOptions(replacement_steps=0), tmp_path, unlabelled=images)
+    off = Study(study.models, images, StudyOptions(replacement_steps=0), tmp_path, unlabelled=images)
     assert "replacement_steps is 0" in replacement.why_not_fitted(off, off.tuned[0])
-    results = off.run_section(replacement.compute_replacement(off))
-    assert not results.methods and all(isinstance(each, Missing) for each in results.models.values())
-    without = Study(models_of(clip), images, StudyOptions(), tmp_path)
-    results = without.run_section(replacement.compute_replacement(without))
-    assert isinstance(results.models["ivlp"], Missing) and "there are none, or too few" in results.models["ivlp"].reason
+    without = Study(study.models, images, StudyOptions(), tmp_path)
+    for each in (off, without):
+        results = each.run_section(replacement.compute_replacement(each))
+        assert not results.methods and all(isinstance(found, Missing) for found in results.models.values())
+    assert "there are none, or too few" in results.models["ivlp"].reason
 
 
 @pytest.mark.parametrize(
     ("method", "why"),
-    [
-        ("ivlp", ""),
-        ("lora", ""),
-        ("gda", "made of features and labels"),
-        ("tpt", "from each test image"),
-        ("zero_shot", "no trainable parameters"),
-    ],
+    [("ivlp", ""), ("gda", "made of features and labels"), ("tpt", "test image"), ("zero_shot", "no trainable")],
 )
-def test_methods_without_a_ceiling(clip: Clip, method: str, why: str) -> None:
+def test_methods_without_a_ceiling(clip, method, why):
     task = Task(clip, method, CLASS_NAMES)
     found = replacement.no_ceiling(Model("it", "It", Tuned(task, task.shapes)))
-    assert why in found and found.startswith("It cannot be fitted to outputs, so there is no ceiling" if why else "")
-    assert bool(found) == bool(why)
+    assert why in found and bool(found) == bool(why)
 
 
-@pytest.mark.parametrize(("best", "tried"), [(0.005, 3), (0.02, 4), (0.08, 5), (0.00125, 4), (1e9, 8)])
-def test_the_rate_is_the_lowest_that_is_tried(best: float, tried: int) -> None:
+@pytest.mark.parametrize(("best", "tried"), [(0.005, 3), (0.08, 5), (0.00125, 4), (1e9, 8)])
+def test_the_rate_is_the_lowest_that_is_tried(best, tried):
     seen = []
 
-    def divergence(rate: float) -> float:
+    def divergence(rate):
         seen.append(rate)
         return abs(np.log(rate / best))
 
@@ -369,11 +306,11 @@ def test_the_rate_is_the_lowest_that_is_tried(best: float, tried: int) -> None:
     assert select_learning_rate(lambda rate: np.nan if rate > 0.004 else 1.0) < 0.004
 
 
-def fitted_to_curve(divergence: Any, most_steps: int, rates: Sequence[float] = (0.02,)) -> tuple[Fit, list[Any]]:
+def fitted_to_curve(divergence, most_steps, rates=(0.02,)):
     """A fit whose student is its number of steps and its rate, and the cycles that it made."""
     cycles = []
 
-    def cycle(rate: float, steps: int, start: Any) -> Any:
+    def cycle(rate, steps, start):
         cycles.append((rate, steps, start))
         if rate not in rates:
             raise ClipbiasError("the loss is nan")
@@ -382,10 +319,10 @@ def fitted_to_curve(divergence: Any, most_steps: int, rates: Sequence[float] = (
     return until_plateau(cycle, lambda student: divergence(*student), rate=0.02, most_steps=most_steps), cycles
 
 
-def test_a_fit_ends_at_the_plateau_of_its_curve() -> None:
+def test_a_fit_ends_at_the_plateau_of_its_curve():
     """By hand: of 0.1 + 2 / steps the cycles that end at 40, 120, 280, 600, 1240 have 0.15, 0.117, 0.107, 0.103, …"""
 
-    def curve(steps: int, rate: float) -> float:
+    def curve(steps, rate):
         return 0.1 + 2 / steps
 
     fit, cycles = fitted_to_curve(curve, 5080)
@@ -400,8 +337,6 @@ def test_a_fit_ends_at_the_plateau_of_its_curve() -> None:
     ]
     fit, _ = fitted_to_curve(curve, 120)
     assert (fit.steps, fit.plateau) == (120, False)  # the bound came first
-    fit, _ = fitted_to_curve(lambda steps, rate: 2 / steps, 5080)
-    assert (fit.steps, fit.plateau) == (5080, False)
     # A slow start is no plateau: the second cycle, which lowers nothing, ends no fit; the third starts at the first.
     fit, cycles = fitted_to_curve(lambda steps, rate: 1.0 if steps == 40 else 2.0 if steps == 120 else 1 / steps, 600)
     assert (fit.steps, fit.plateau) == (600, False) and cycles[-2][2] == (40, 0.02)
@@ -410,8 +345,8 @@ def test_a_fit_ends_at_the_plateau_of_its_curve() -> None:
     assert (fit.student, fit.steps, fit.plateau) == ((120, 0.02), 280, True)
 
 
-def test_the_rate_of_a_fit_is_searched_in_its_first_cycle() -> None:
-    def curve(steps: int, rate: float) -> float:
+def test_the_rate_of_a_fit_is_searched_in_its_first_cycle():
+    def curve(steps, rate):
         return abs(np.log(rate / 0.32)) + 1 / steps
 
     fit, cycles = fitted_to_curve(curve, 120, rates=(0.005, 0.02, 0.08, 0.32, 1.28))
@@ -420,51 +355,32 @@ def test_the_rate_of_a_fit_is_searched_in_its_first_cycle() -> None:
         fitted_to_curve(curve, 120, rates=())
 
 
-@pytest.mark.parametrize("most", [1, 2, 60, 119, 120, 300, 600, 1500])
-def test_each_cycle_is_at_least_twice_as_long(most: int) -> None:
+@pytest.mark.parametrize("most", [1, 119, 120, 300, 1500])
+def test_each_cycle_is_at_least_twice_as_long(most):
     lengths = cycle_lengths(most)
     assert sum(lengths) == most and lengths[0] == (40 if most >= 120 else most)
     assert all(after >= 2 * before for before, after in itertools.pairwise(lengths))
-    assert all(after == 2 * before for before, after in itertools.pairwise(lengths[:-1]))
-
-
-@pytest.fixture
-def measured(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Equivalent biases that the section measured, for one form alone."""
-    results: list[Any] = []
-    measure = replacement.measure_equivalent_biases
-
-    def record(*args: Any) -> Any:
-        results.append((yield from measure(*args)))
-        return results[-1]
-
-    monkeypatch.setattr(replacement, "measure_equivalent_biases", record)
-    monkeypatch.setattr(replacement, "MEANS", {"kind": "bias_by_kind"})
-    return results
-
-
-@pytest.fixture
-def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """By which models logits of whole lists of images were computed."""
-    results: list[Any] = []
-    plain = teacher.Evaluator.logits
-
-    def logits(self: Any, static: Any, *rest: Any) -> Any:
-        results.append(static)
-        return plain(self, static, *rest)
-
-    monkeypatch.setattr(teacher.Evaluator, "logits", logits)
-    return results
 
 
 @pytest.mark.ci
-def test_the_section(
-    clip: Clip, tmp_path: Path, measured: list[Any], evaluated: list[Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def one_rate(divergence: Any, *, first: float) -> float:
+def test_the_section(clip, tmp_path, monkeypatch):
+    def one_rate(divergence, *, first):
         assert np.isfinite(divergence(first))
         return first
 
+    def measure(*args):
+        measured.append((yield from plain_measure(*args)))
+        return measured[-1]
+
+    def logits_of(self, static, *rest):
+        evaluated.append(static)
+        return plain_logits(self, static, *rest)
+
+    measured, evaluated = [], []
+    plain_measure, plain_logits = replacement.measure_equivalent_biases, teacher.Evaluator.logits
+    monkeypatch.setattr(replacement, "measure_equivalent_biases", measure)
+    monkeypatch.setattr(replacement, "MEANS", {"kind": "bias_by_kind"})
+    monkeypatch.setattr(teacher.Evaluator, "logits", logits_of)
     monkeypatch.setattr(students, "select_learning_rate", one_rate)
     models = models_of(clip)[:4]
     test = colour_split(4, 3)
@@ -475,7 +391,6 @@ def test_the_section(
     # Of the teacher and of both students those of the fitted images and those held back, once: the trial is the fit.
     assert len(evaluated) == 6 and len(set(evaluated)) == 2
     results = load_results(tmp_path).sections["replacement"]
-    assert results is not None
     found = results.models["ivlp"]
     assert not isinstance(found, Missing) and isinstance(results.models["again"], Missing)
     kinds = [(each.kind, each.form) for each in found.by_image.students]
@@ -501,16 +416,12 @@ def test_the_section(
     mean = {f"{tower}_bias": each.kind for tower, each in bias["ivlp"].items()}
     learnables = [*(model.learnables for model in (study.worded, *models[1:])), mean]
     tasks = [study.worded.task, models[1].task, models[1].task, kind, kind]
-    outputs = {
-        task: jax.jit(lambda *args, task=task: (task.logits(*args), task.image_features(*args))) for task in tasks
-    }
-    logits, features = zip(
-        *(outputs[task](clip.params, each, pixels) for task, each in zip(tasks, learnables, strict=True)), strict=True
-    )
-    decided = [np.asarray(each).argmax(-1) for each in logits]
-    for place, expected in zip((0, 1, 5, 6, 4), decided, strict=True):
-        np.testing.assert_array_equal(found.by_image.decisions[:, place], expected)
-    before, after, again = (np.asarray(each, np.float64) for each in features[:3])
+    features = []
+    for place, task, each in zip((0, 1, 5, 6, 4), tasks, learnables, strict=True):
+        logits = jax.jit(task.logits)(clip.params, each, pixels)
+        np.testing.assert_array_equal(found.by_image.decisions[:, place], np.asarray(logits).argmax(-1))
+        features.append(np.asarray(jax.jit(task.image_features)(clip.params, each, pixels), np.float64))
+    before, after, again = features[:3]
     a, b = after - before, again - before
     cosine = (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
     np.testing.assert_allclose(found.by_image.cosines[:, 5], cosine, atol=1e-4)
@@ -524,7 +435,7 @@ def test_the_section(
 
 
 @pytest.mark.ci
-def test_the_ceiling_reaches_a_teacher_of_its_own_form(clip: Clip, tmp_path: Path) -> None:
+def test_the_ceiling_reaches_a_teacher_of_its_own_form(clip, tmp_path):
     """A bias, fitted to itself from another order of images, comes nearer to itself than it was."""
     bias = Task(clip, "bias", CLASS_NAMES)
     models = [models_of(clip)[0], Model("bias", "Bias", Tuned(bias, drawn(bias.shapes, 0.1)), seed=1)]

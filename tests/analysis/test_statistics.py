@@ -9,7 +9,6 @@ from clipbias.analysis.statistics import (
     rank_correlation,
     stretched,
 )
-from clipbias.analysis.study import Request, RequestProgress
 
 DRAW = np.random.default_rng(0)
 of = jax.jit(Moments.of)
@@ -51,23 +50,6 @@ def test_a_far_mean_costs_no_precision():
     values = np.float32(1e4) + DRAW.normal(0, 1, (400, 1)).astype(np.float32)
     moments = batched(values, np.ones(400, bool))
     np.testing.assert_allclose(moments.squares, 400 * values.astype(np.float64).var(0), rtol=1e-3)
-
-
-def test_saved_sums_come_back_and_others_are_ignored(tmp_path):
-    moments = batched(VALUES, np.ones(11, bool))
-    request = Request("x", "x", np.arange(5, 10), lambda batch: {})
-    progress = RequestProgress(request, tmp_path, "a")
-    assert (progress.result, progress.done) == ({}, 0)
-    progress.add({"some/name": moments, "row": np.arange(4.0)}, 3, np.array([True, False, True, True]))
-    progress.save()
-    again = RequestProgress(request, tmp_path, "a")
-    assert again.done == 3 and sorted(again.result) == ["images", "row", "some/name"]
-    np.testing.assert_array_equal(again.result["some/name"].squares, moments.squares)
-    np.testing.assert_array_equal([again.result["images"], again.result["row"]], [[5, 7], [0, 2]])
-    assert RequestProgress(request, tmp_path, "b").done == 0
-    (path,) = tmp_path.iterdir()
-    path.write_bytes(path.read_bytes()[:200])
-    assert RequestProgress(request, tmp_path, "a").done == 0
 
 
 def test_rows_are_divided_by_their_sum_or_stretched():

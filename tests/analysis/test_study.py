@@ -25,20 +25,18 @@ from clipbias.data import Split
 from clipbias.data.images import pictures as load_pictures
 from clipbias.data.transforms import Resizing
 from clipbias.errors import ClipbiasError
-from clipbias.report import write_report
-from clipbias.tuning import CONSTANTS, Task
+from clipbias.tuning import Task
 from clipbias.tuning.tuned import Tuned
-from tests import own_methods
-from tests.analysis.models import CLASS_NAMES, moved, tuned
+from tests.analysis.models import CLASS_NAMES, tuned
 from tests.report.synthetic import synthetic_results
 
 COUNT = 7
 
 
-def split(broken: int | None = None) -> Split:
+def split(broken=None):
     """Noise, labelled in turn."""
 
-    def read(index: int) -> bytes:
+    def read(index):
         if index == broken:
             return b"not an image"
         file = io.BytesIO()
@@ -89,7 +87,7 @@ def knows(study, predicted):
     return study
 
 
-@pytest.mark.parametrize("size", [1, 2, 5, 7])
+@pytest.mark.parametrize("size", [1, 5])
 def test_an_interrupted_section_may_continue_with_other_batches(clip, tmp_path, size):
     whole = totals_of(make(clip, tmp_path / "whole"))
     steps = []
@@ -146,8 +144,10 @@ def test_sections_share_passes_over_the_images(clip, tmp_path):
         plain.keys, plain.labels, lambda index: read.append(index) or plain.read(index), contents=lambda paths: []
     )
     study = make(clip, tmp_path, images=counted)
+    sizes = []
 
     def labels_of(batch):
+        sizes.append(len(batch["labels"]))
         return {"labels": batch["labels"]}
 
     def section(*rounds):
@@ -162,6 +162,7 @@ def test_sections_share_passes_over_the_images(clip, tmp_path):
     seen = study.run({"a": section(["x", "y"], ["z"]), "b": section(["x"], ["u", "v"]), "c": section([], ["x", "w"])})
     assert seen == {"a": [[labels] * 2, [labels]], "b": [[labels], [labels] * 2], "c": [[], [labels] * 2]}
     assert sorted(read) == sorted([*range(COUNT)] * 2)
+    assert set(sizes) == {3}  # the last batch is filled up
 
 
 def test_requests_that_were_saved_at_different_moments_both_end_whole(clip, tmp_path):
@@ -216,53 +217,15 @@ def test_only_so_many_images_are_classified_unless_all_models_did_before(clip, t
                 np.testing.assert_array_equal(predicted[key][seen], whole[key][seen])
 
 
-def test_the_text_of_zero_shots_maps_says_which_images_it_gets_wrong(clip, tmp_path):
-    tuned_model = Tuned(*tuned(clip, "vpt"))
-
-    def predicted(model):
-        return np.asarray(
-            jax.jit(model.task.logits)(clip.params, model.learnables, clip.preprocessing.normalize(pixels()))
-        ).argmax(-1)
-
-    templates = ("a photo of a {}.", "{} of", "the dog {} on a tree")
-    by_template = [predicted(Tuned(Task(clip, "zero_shot", CLASS_NAMES, template=template))) for template in templates]
-    right = predicted(tuned_model)
-    images = dataclasses.replace(split(), labels=right)  # the tuned model has every image right
-    other = next(
-        i for i, names in enumerate(by_template) if not np.array_equal(names == right, by_template[0] == right)
-    )
-    models = [
-        Model("zero_shot", "Zero-shot", Tuned(Task(clip, "zero_shot", CLASS_NAMES, template=templates[other]))),
-        Model("vpt", "VPT", tuned_model),
-    ]
-    found = Study(models, images, StudyOptions(batch_size=3), tmp_path)
-    totals = found.run_section(dataset_sections.relevancy_totals(found))["vpt"]
-    np.testing.assert_array_equal(totals["corrected"], by_template[0] != right)
-    groups = found.run_section(compute_relevancy(found))["vpt"]
-    assert groups.corrected_count == np.sum(by_template[0] != right)
-
-
-def test_batches_of_all_sections_are_of_one_size(clip, tmp_path):
-    sizes = []
-    study = make(clip, tmp_path)
-
-    def few():
-        yield [Request("few", "few", np.array([5, 1]), lambda batch: sizes.append(len(batch["images"])) or {})]
-
-    study.run_section(few())
-    rows = np.arange(10, dtype=np.float32)
-    masks = []
+def test_passes_over_rows_are_of_one_size_and_what_is_filled_up_is_masked(clip, tmp_path):
+    rows, masks = np.arange(10, dtype=np.float32), []
 
     def double(x, mask):
-        sizes.append(len(x))
-        masks.extend(np.asarray(mask).tolist())
+        masks.append(np.asarray(mask).tolist())
         return {"twice": 2 * x}
 
-    np.testing.assert_array_equal(study.in_passes(double, rows)["twice"], 2 * rows)
-    assert sizes == [3] * 5
-    assert masks == [True] * 10 + [False] * 2
-    assert StudyOptions(batch_size=5).images_at_once == 5
-    assert StudyOptions().images_at_once == (8 if jax.default_backend() == "cpu" else 32)
+    np.testing.assert_array_equal(make(clip, tmp_path).in_passes(double, rows)["twice"], 2 * rows)
+    assert masks == [[True] * 3] * 3 + [[True, False, False]]
 
 
 STRENGTH = {"zero_shot": 1.0, "vpt": 2.0, "other": 3.0}
@@ -336,8 +299,6 @@ def test_nothing_corrected_is_said_and_not_averaged(clip, tmp_path, monkeypatch)
     result = study.run_section(compute_relevancy(knows(study, same)))["vpt"]
     assert result.corrected is None and result.corrected_count == 0
     assert (result.both_right.count, result.all.count) == (COUNT, COUNT)
-    mean = result.all.vision_types.tuned.mean
-    np.testing.assert_allclose(result.both_right.vision_types.tuned.mean, mean, rtol=COUNT * np.finfo("f").eps)
 
 
 def test_unreadable_images_are_left_out_where_asked(clip, tmp_path):
@@ -347,41 +308,6 @@ def test_unreadable_images_are_left_out_where_asked(clip, tmp_path):
     assert results.predictions.models["vpt"][2] == -1
     assert results.dataset.images == COUNT - 1
     assert load_results(tmp_path).models[1].images == COUNT - 1
-
-
-@pytest.mark.long
-def test_heads_of_their_own(clip, tmp_path):
-    """What classifies in a study, touched or not, is the method's own head."""
-    methods = {"head": own_methods.Head(), "cache": own_methods.Cache(sharpness=1e4)}
-    tasks = {name: Task(clip, method, CLASS_NAMES) for name, method in methods.items()}
-    # The cache votes for the wrong class of every image.
-    images = clip.preprocessing.normalize(pixels())
-    keys = jax.jit(Task(clip, "zero_shot", CLASS_NAMES).image_features)(clip.params, {}, images)
-    votes = {"keys": keys, "labels": (split().labels + 1) % 3, "strength": np.float32(1e4)}
-    learnables = {"head": moved(tasks["head"]), "cache": {CONSTANTS: votes}}
-    models = [
-        Model("zero_shot", "Zero-shot", Tuned(Task(clip, "zero_shot", CLASS_NAMES))),
-        *(Model(name, name, Tuned(tasks[name], learnables[name])) for name in methods),
-    ]
-    study = Study(models, split(), StudyOptions(batch_size=4), tmp_path)
-    results = run_study(study, tmp_path, dataset="noise", sections=("causal", "faithfulness"))
-    logits = np.asarray(jax.jit(tasks["head"].logits)(clip.params, learnables["head"], images))
-    expected = {"head": logits.argmax(-1), "cache": (split().labels + 1) % 3}
-    for number, (name, guesses) in enumerate(expected.items(), start=1):
-        np.testing.assert_array_equal(results.predictions.models[name], guesses)
-        right = guesses == study.split.labels
-        assert results.models[number].accuracy == pytest.approx(100 * right.mean())
-        curve = results.sections["faithfulness"].models[name].maps["relevancy"]["positive"]["true"].accuracy
-        assert curve[0] == pytest.approx(right.mean())
-    # The other model changes no tower and so has no second run.
-    tests = results.sections["causal"].models
-    assert "No token and no weight" in tests["cache"].why and tests["cache"].ways == ("reference", "tuned")
-    head = tests["head"]
-    np.testing.assert_array_equal(head.outcomes.images, np.arange(COUNT))
-    tuned = head.outcomes.correct[:, head.ways.index("tuned")]
-    assert 100 * tuned.mean() == pytest.approx(results.models[1].accuracy)
-    page = write_report(tmp_path, tmp_path / "report").read_text()
-    assert "cache: No token and no weight of the towers is changed" in page
 
 
 def predictions_of(zero_shot, vpt):
@@ -429,15 +355,6 @@ def test_fewer_images_where_a_page_would_grow_too_large(clip, tmp_path, monkeypa
     assert explore.pairs.tolist() == [[0, 0], [0, 1], [1, 1], [1, 2]]
 
 
-@pytest.mark.parametrize("low", [False, True])
-def test_steps(low):
-    values = np.random.default_rng(0).lognormal(0, 2, (3, 4, 50))
-    values[0, 0] = 0
-    steps, scale, lowest = quantise(values, low=low)
-    again = steps * scale[..., None] / 255 + lowest[..., None]
-    assert (np.abs(again - values) <= scale[..., None] * 0.50001 / 255 + 1e-6).all() and not steps[0, 0].any()
-
-
 def assert_same(written, read, place):
     """Equal to the last bit, of the same types."""
     assert type(written) is type(read) or isinstance(written, np.ndarray), place
@@ -471,3 +388,12 @@ def test_an_edited_file_is_refused(tmp_path):
     (tmp_path / SCALARS).write_text(json.dumps(content))
     with pytest.raises(ClipbiasError, match=rf"^{tmp_path}/results\.json was edited or damaged; "):
         load_results(tmp_path)
+
+
+@pytest.mark.parametrize("low", [False, True])
+def test_steps(low):
+    values = np.random.default_rng(0).lognormal(0, 2, (3, 4, 50))
+    values[0, 0] = 0
+    steps, scale, lowest = quantise(values, low=low)
+    again = steps * scale[..., None] / 255 + lowest[..., None]
+    assert (np.abs(again - values) <= scale[..., None] * 0.50001 / 255 + 1e-6).all() and not steps[0, 0].any()

@@ -22,8 +22,6 @@ from clipbias.analysis.results import (
     DatasetFacts,
     ImageAblations,
     MethodResult,
-    ModelFacts,
-    ParameterCount,
     Predictions,
     StudyResults,
     VerdictLabels,
@@ -32,6 +30,7 @@ from clipbias.analysis.results import (
 )
 from clipbias.analysis.verdict import CLASS, FEWEST_IMAGES, judge, label, sentence
 from clipbias.intervals import Estimate
+from tests.report.synthetic import model_facts
 
 IMAGES = 300
 CLASSES = 4
@@ -97,32 +96,13 @@ def test_a_head_is_outside_and_texts_add_nothing_to_images():
     assert label(numbers(number(0, 0.1)), images_changed=False) == VerdictLabels(Where.NOT_ATTENTION, What.NOTHING)
 
 
-def model(key, method="ivlp"):
-    return ModelFacts(
-        key=key,
-        label=key.upper(),
-        name=key.upper() if key == "zero_shot" else "IVLP",
-        method=method,
-        options={},
-        training="",
-        parameters=ParameterCount(0, 0, 0, 0),
-        vision_prompts=4,
-        text_prompts=4,
-        vision_depth=1,
-        changes_vision=True,
-        accuracy=50.0,
-        images=IMAGES,
-        source="",
-    )
-
-
 # How far each way moves the true class's logit.
 ATTENTION = {Way.ATTENTION: 2.0, Way.TOKENS: 0.1, Way.IMAGE_NOTHING: 2.0}
 SAME = {Way.ATTENTION: 0.1, Way.TOKENS: 2.0, Way.IMAGE_NOTHING: 0.2, Way.IMAGE_OTHER: 2.1, Way.IMAGE_CLASS: 1.0}
 DEPENDS = {**SAME, Way.IMAGE_OTHER: -0.3}
 
 
-def study(moves, *, images=IMAGES, keys=("ivlp",), why="", noise=1.0):
+def study(moves, *, images=IMAGES, keys=("ivlp",), why=""):
     """A study of models that move the true class's logit so far under each way; the tuned one by 2.1."""
     draw = np.random.default_rng(0)
     labels = draw.integers(0, CLASSES, images)
@@ -130,18 +110,19 @@ def study(moves, *, images=IMAGES, keys=("ivlp",), why="", noise=1.0):
     shared = draw.normal(size=(images, 1, CLASSES))
     tests = {}
     for key in keys:
-        logits = shared + noise * 0.1 * draw.normal(size=(images, len(WAYS), CLASSES))
+        logits = shared + 0.1 * draw.normal(size=(images, len(WAYS), CLASSES))
         logits[np.arange(images), :, labels] += strengths
         values = outcomes(logits, labels)
         right = shared[:, 0].argmax(-1) == labels
         of_images = ImageScores(np.arange(images), values.accuracy > 0, values.log_likelihood, right)
         tests[key] = CausalTest(tuple(way.value for way in WAYS), of_images, why, {})
+    models = [model_facts(key, key.upper(), "ivlp", name="IVLP") for key in keys]
     by_keys = {key: summarize([each]) for key, each in tests.items()}
     by_keys[" ".join(keys)] = summarize(list(tests.values()))
     return StudyResults(
         dataset=DatasetFacts("noise", "test", images, ("a",) * CLASSES, "{}"),
         clip=ClipFacts("tiny", "f", 16, 4, 16, 17, 2),
-        models=(model("zero_shot", "zero_shot"), *map(model, keys)),
+        models=(model_facts("zero_shot", "Zero-shot", "zero_shot"), *models),
         sections={
             "predictions": Predictions(labels, dict.fromkeys(("zero_shot", *keys), labels)),
             "causal": CausalTests(tests, by_keys),
@@ -152,39 +133,24 @@ def study(moves, *, images=IMAGES, keys=("ivlp",), why="", noise=1.0):
 
 
 @pytest.mark.parametrize(
-    ("moves", "expected", "words"),
+    ("moves", "where", "what", "words"),
     [
-        (
-            ATTENTION,
-            VerdictLabels(Where.ATTENTION, What.NOTHING),
-            "It changes where CLIP looks, and the gain comes from there. What it adds to image tokens, if anything, "
-            "matters little.",
-        ),
-        (
-            SAME,
-            VerdictLabels(Where.NOT_ATTENTION, What.SAME),
-            "The gain does not come from changing where CLIP looks. What it adds to image tokens has the same effect "
-            "for every image.",
-        ),
-        (
-            DEPENDS,
-            VerdictLabels(Where.NOT_ATTENTION, What.DEPENDS),
-            "The gain does not come from changing where CLIP looks. What it adds to image tokens depends on the image. "
-            "The class that CLIP alone predicts explains {} % of this dependence.",
-        ),
+        (ATTENTION, Where.ATTENTION, What.NOTHING, "changes where CLIP looks, and the gain comes from there"),
+        (SAME, Where.NOT_ATTENTION, What.SAME, "What it adds to image tokens has the same effect for every image."),
+        (DEPENDS, Where.NOT_ATTENTION, What.DEPENDS, "class that CLIP alone predicts explains {} % of this dependence"),
     ],
 )
-def test_a_study_has_labels_and_a_sentence_for_each_method(moves, expected, words):
+def test_a_study_has_labels_and_a_sentence_for_each_method(moves, where, what, words):
     results = judge(study(moves))
     (method,) = results.methods
-    assert method.labels == expected and method.images == IMAGES and method.models == ("ivlp",)
-    nats, values = (results.sections["causal"].models["ivlp"].outcomes.log_likelihood.mean(0), dict(enumerate(WAYS)))
-    mean = {way: nats[k] for k, way in values.items()}
+    assert method.labels == VerdictLabels(where, what) and (method.images, method.models) == (IMAGES, ("ivlp",))
+    nats = results.sections["causal"].models["ivlp"].outcomes.log_likelihood.mean(0)
+    mean = dict(zip(WAYS, nats, strict=True))
     lost = mean[Way.TUNED] - mean[Way.IMAGE_OTHER]
     explained = round(100 * (mean[Way.IMAGE_CLASS] - mean[Way.IMAGE_OTHER]) / lost)
     gain = method.numbers.accuracy.gain
-    assert method.sentence == f"IVLP gains {gain.value:.1f} points on noise. {words.format(explained)}"
-    assert method.sentence == results.sentence
+    assert method.sentence.startswith(f"IVLP gains {gain.value:.1f} points on noise. ")
+    assert words.format(explained) in method.sentence and method.sentence == results.sentence
 
 
 def said(accuracy, log_likelihood):
@@ -198,7 +164,6 @@ def said(accuracy, log_likelihood):
     ("parts", "words"),
     [
         ({"exchange": (-0.4, -0.3)}, "Another image's addition would do better than the image's own."),
-        ({"exchange": (-0.9, -0.6)}, "Another image's addition would do better than the image's own."),
         ({"attention": (-0.9, -0.2)}, "Attention alone, with all else frozen, does harm."),
     ],
 )
@@ -210,27 +175,11 @@ def test_a_sure_effect_of_the_wrong_sign_is_said(parts, words):
     assert words not in said(plain, plain)
 
 
-def test_images_that_zero_shot_gets_wrong_stand_apart():
-    results = study(DEPENDS)
-    test = results.sections["causal"].models["ivlp"]
-    for name, among in (("right", test.outcomes.zero_shot_right), ("wrong", ~test.outcomes.zero_shot_right)):
-        mean = dict(zip(WAYS, test.outcomes.log_likelihood[among].astype(np.float64).mean(0), strict=True))
-        numbers = results.sections["causal"].of(("ivlp",)).log_likelihood.apart[name]
-        assert numbers.all.value == pytest.approx(mean[Way.TUNED] - mean[Way.IMAGE_NOTHING])
-        of_class = mean[Way.IMAGE_CLASS] - mean[Way.IMAGE_NOTHING]
-        assert numbers.means[CLASS].share.value == pytest.approx(of_class / numbers.all.value)
-        explained = mean[Way.IMAGE_CLASS] - mean[Way.IMAGE_OTHER]
-        lost = mean[Way.TUNED] - mean[Way.IMAGE_OTHER]
-        assert numbers.explained[CLASS].share.value == pytest.approx(explained / lost)
-
-
 def test_seeds_have_one_sentence_together():
     results = judge(study(DEPENDS, keys=("ivlp", "ivlp_seed2")))
     (method,) = results.methods
-    assert method.models == ("ivlp", "ivlp_seed2") and method.label == "IVLP, 2 seeds" and method.name == "IVLP"
-    assert method.numbers == results.sections["causal"].of(("ivlp", "ivlp_seed2"))
-    single = [results.sections["causal"].of((key,)).log_likelihood.gain.value for key in method.models]
-    assert method.numbers.log_likelihood.gain.value == pytest.approx(np.mean(single))
+    assert (method.models, method.label, method.name) == (("ivlp", "ivlp_seed2"), "IVLP, 2 seeds", "IVLP")
+    assert method.numbers == results.sections["causal"].of(method.models)
     assert results.sentence.count("IVLP gains") == 1
 
 
@@ -238,8 +187,7 @@ def test_seeds_have_one_sentence_together():
 def test_few_images_are_refused(images, judged):
     (method,) = judge(study(ATTENTION, images=images)).methods
     assert (method.labels is not None) == judged
-    if not judged:
-        assert all(word in method.sentence for word in ("19 images", "noise", "IVLP", "20"))
+    assert judged or "19 images" in method.sentence
 
 
 def test_what_was_not_tested_or_is_outside_says_so():
@@ -261,17 +209,11 @@ def test_a_gain_in_one_outcome_alone_is_said_in_its_unit():
     assert text == "VPT has no sure gain on d (+1.0 points of accuracy, +0.100 nats of log-likelihood)."
 
 
-def test_outcomes_of_images_are_not_what_decides():
-    """Labels are those of log-likelihood, whatever accuracy says."""
+def test_the_labels_are_those_of_log_likelihood_whatever_accuracy_says():
     results = study(SAME)
     (method,) = judge(results).methods
-    swapped = {
-        key: ByMetric(accuracy=dataclasses.replace(each.accuracy, gain=UNSURE), log_likelihood=each.log_likelihood)
-        for key, each in results.sections["causal"].numbers.items()
-    }
-    again = judge(
-        dataclasses.replace(
-            results, sections=results.sections | {"causal": CausalTests(results.sections["causal"].models, swapped)}
-        )
-    )
-    assert again.methods[0].labels == method.labels
+    causal = results.sections["causal"]
+    for key, each in causal.numbers.items():
+        unsure = dataclasses.replace(each.accuracy, gain=UNSURE)
+        causal.numbers[key] = dataclasses.replace(each, accuracy=unsure)
+    assert judge(results).methods[0].labels == method.labels

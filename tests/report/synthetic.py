@@ -3,7 +3,6 @@
 import copy
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -116,6 +115,24 @@ def _drawn(*, dataset="demo/digits", pictures=2, seed=0, **sizes):
     return judge(results)
 
 
+def model_facts(key, label, method, **facts):
+    """Facts of a model without prompts, unless they are told."""
+    known = {
+        "name": label.partition(" (seed")[0],
+        "options": {},
+        "training": "",
+        "parameters": found.ParameterCount(0, 0, 0, 0),
+        "vision_prompts": 0,
+        "text_prompts": 0,
+        "vision_depth": 0,
+        "changes_vision": method != "zero_shot",
+        "accuracy": 50.0,
+        "images": 50,
+        "source": f"runs/{key}/adapter.safetensors",
+    }
+    return found.ModelFacts(key=key, label=label, method=method, **(known | facts))
+
+
 STUDENTS = (
     Student(Origin.CEILING, "ivlp", "IVLP itself, from another start", 300, 0.1, 0.2),
     Student(Origin.FITTED, "kind", "two vectors per layer", 200, 0.1, 0.2),
@@ -125,7 +142,7 @@ STUDENTS = (
 )
 
 
-def form_outputs(seed: int = 0, images: int = 300) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def form_outputs(seed=0, images=300):
     """Logits and features `[n, K, …]` of the frozen model, a tuned one and `STUDENTS`; and labels, of all seeds."""
     labels = np.random.default_rng(images).integers(0, 4, images)
     draw = np.random.default_rng(seed)
@@ -138,7 +155,7 @@ def form_outputs(seed: int = 0, images: int = 300) -> tuple[np.ndarray, np.ndarr
     return np.stack(logits, axis=1), rows / np.linalg.norm(rows, axis=-1, keepdims=True), labels
 
 
-def model_replacements(seed: int = 0, images: int = 300, students: Sequence[Student] = STUDENTS) -> ModelReplacements:
+def model_replacements(seed=0, images=300, students=STUDENTS):
     """What one tuned model can be exchanged for."""
     logits, features, labels = form_outputs(seed, images)
     count = 2 + len(students)
@@ -152,14 +169,14 @@ def model_replacements(seed: int = 0, images: int = 300, students: Sequence[Stud
     )
 
 
-def replaced_method(models: Mapping[str, ModelReplacements], name: str = "IVLP") -> MethodReplacements:
+def replaced_method(models, name="IVLP"):
     """What these models of one method can be exchanged for."""
     gain, rows = compare([model.by_image for model in models.values()])
     assert gain is not None
     return MethodReplacements(name, tuple(models), gain, rows, sentence(name, rows))
 
 
-def synthetic_forms() -> ReplacementResults:
+def synthetic_forms():
     """What IVLP can be exchanged for."""
     models = {"ivlp": model_replacements()}
     return ReplacementResults({**models, "bias": found.Missing("No form learns.")}, (replaced_method(models),))
@@ -214,36 +231,22 @@ class _Builder:
         return logits + 0.3 * self.draw.normal(size=logits.shape)
 
     def start(self, dataset):
-        def model(key, label, method, accuracy, vision, text):
-            return found.ModelFacts(
-                key=key,
-                label=label,
-                name=label.partition(" (seed")[0],
-                training="",
-                method=method,
-                options={},
-                parameters=found.ParameterCount(
-                    total=10 * (vision + text), vision=10 * vision, text=10 * text, shared=0
-                ),
-                vision_prompts=vision,
-                text_prompts=text,
-                vision_depth=(self.layers - 1 or 1) if vision else 0,
-                changes_vision=key != "zero_shot",
-                accuracy=100 * round(accuracy * self.images / 100) / self.images,
-                images=self.images,
-                source=f"runs/{key}/adapter.safetensors",
-            )
-
-        self.models = [
-            model("zero_shot", "Zero-shot", "zero_shot", 43.25, 0, 0),
-            model("ivlp", "IVLP", "ivlp", 71.5, self.vision_prompts, self.text_prompts),
-            model("bias", "Bias tuning", "bias", 74.75, 0, 0),
-        ]
-        self.rates = [43.25, 71.5, 74.75]
+        vision, text = self.vision_prompts, self.text_prompts
+        prompts = {
+            "parameters": found.ParameterCount(10 * (vision + text), 10 * vision, 10 * text, 0),
+            "vision_prompts": vision,
+            "text_prompts": text,
+            "vision_depth": (self.layers - 1 or 1) if vision else 0,
+        }
+        listed = [("zero_shot", "Zero-shot", "zero_shot", {}, 43.25), ("ivlp", "IVLP", "ivlp", prompts, 71.5)]
         if self.twins:
-            twin = model("ivlp_seed2", "IVLP (seed 2)", "ivlp", 68.5, self.vision_prompts, self.vision_prompts)
-            self.models.insert(2, twin)
-            self.rates.insert(2, 68.5)
+            listed.append(("ivlp_seed2", "IVLP (seed 2)", "ivlp", prompts, 68.5))
+        listed.append(("bias", "Bias tuning", "bias", {}, 74.75))
+        self.rates = [rate for *_, rate in listed]
+        self.models = []
+        for *names, facts, rate in listed:
+            accuracy = 100 * round(rate * self.images / 100) / self.images
+            self.models.append(model_facts(*names, accuracy=accuracy, images=self.images, **facts))
         clip = found.ClipFacts(
             name="demo",
             identity="0123456789abcdef",
@@ -473,7 +476,7 @@ class _Builder:
         return results
 
 
-def synthetic_ranks() -> ReplacementResults:
+def synthetic_ranks():
     """A rank curve of IVLP."""
     students = (STUDENTS[0], *(dataclasses.replace(STUDENTS[1], form=form) for form in ("class", "rank0", "rank4")))
     models = {"ivlp": model_replacements(students=students)}

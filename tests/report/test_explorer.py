@@ -34,20 +34,6 @@ def read(browser):
     return browser.evaluate("document.getElementById('explore-read').textContent")
 
 
-def unfold(browser):
-    browser.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
-
-
-def tab_to(browser, identifier):
-    """Reaches an element with Tab alone."""
-    at = f"[document.activeElement.id, document.activeElement.dataset.place].includes('{identifier}')"
-    for _ in range(80):
-        if browser.evaluate(at):
-            return
-        browser.press("Tab")
-    pytest.fail(f"Tab never reaches {identifier}")
-
-
 def pick(browser, name, value):
     """Changes a choice as a reader does."""
     browser.evaluate(
@@ -66,7 +52,6 @@ class Expected:
 
     def __init__(self, results):
         self.explore = results.sections["explore"]
-        self.predictions = results.predictions
 
     def pair(self, image, label):
         rows = (self.explore.pairs == (image, label)).all(1)
@@ -80,9 +65,6 @@ class Expected:
         lowest = getattr(maps, f"{name}_lowest", None)
         return float(getattr(maps, name)[place] * unit + (0 if lowest is None else lowest[rest]))
 
-    def share(self, model, pair, relevancy):
-        return 100 * relevancy / self.explore.models[model].relevancy_sum[pair]
-
 
 @pytest.fixture(scope="session")
 def browser(tmp_path_factory):
@@ -95,7 +77,7 @@ def browser(tmp_path_factory):
 def opened(browser, page):
     browser.complaints.clear()
     browser.open(page)
-    unfold(browser)
+    browser.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
     yield browser
     assert browser.complaints == []
 
@@ -118,15 +100,6 @@ def decoded(uri):
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))).convert("RGB"))
 
 
-def expected_name(results, place):
-    return results.sections["explore"].names[place]
-
-
-def unpacked(packed):
-    values = np.frombuffer(base64.b64decode(packed["data"]), "u1" if packed["type"] == "uint8" else "<f4")
-    return values.reshape(packed["shape"])
-
-
 def test_arrays_are_packed_and_images_are_described(explored):
     data = explorer_data(explored)
     explore = explored.sections["explore"]
@@ -134,13 +107,12 @@ def test_arrays_are_packed_and_images_are_described(explored):
     for model in data["models"]:
         maps = vars(explore.models[model["key"]])
         names = {name for name, value in maps.items() if isinstance(value, np.ndarray)}
-        packed = {name: unpacked(value) for name, value in model["arrays"].items()}
-        assert names - set(packed) == {"margin", "log_likelihood"}
-        for name, value in packed.items():
-            np.testing.assert_array_equal(value, maps[name])
+        assert names - set(model["arrays"]) == {"margin", "log_likelihood"}
+        for name, packed in model["arrays"].items():
+            values = np.frombuffer(base64.b64decode(packed["data"]), "u1" if packed["type"] == "uint8" else "<f4")
+            np.testing.assert_array_equal(values.reshape(packed["shape"]), maps[name])
     for row, image in enumerate(data["images"]):
-        pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(image["picture"].partition(",")[2]))))
-        np.testing.assert_array_equal(pixels, explore.pictures[row])
+        np.testing.assert_array_equal(decoded(image["picture"]), explore.pictures[row])
         label = explored.predictions.labels[explore.images[row]]
         assert image["label"] == label == data["pairs"][image["pairs"][0]]
         assert image["models"]["ivlp"]["margin"] == explore.models["ivlp"].margin[row]
@@ -180,7 +152,8 @@ def check_patch(text, expected, image, label, layer, slots, row, column):
         ).groups()
         value = expected.value(model, "relevancy", pair, patch)
         assert near(relevancy, value)
-        assert float(share) == pytest.approx(expected.share(model, pair, value), abs=0.051)
+        whole = expected.explore.models[model].relevancy_sum[pair]
+        assert float(share) == pytest.approx(100 * value / whole, abs=0.051)
         assert near(attention, expected.value(model, "attention", image, layer, patch))
     distances = np.mean(
         [[expected.value("ivlp", "distance", image, layer, s, p) for p in range(GRID * GRID)] for s in slots], axis=0
@@ -211,51 +184,47 @@ def test_pointing_and_clicking_reads_the_arrays_numbers(opened, explored):
     check_patch(read(opened), expected, 5, labels[5], LAYERS - 1, (1,), 1, 1)
 
 
-@pytest.mark.long
-def test_the_keyboard_alone_changes_everything(opened, explored):
-    expected = Expected(explored)
+def test_the_keyboard_reads_the_arrays_numbers(opened, explored):
     explore = explored.sections["explore"]
-    numbers = explore.images
-    tab_to(opened, "explore-model")
-    tab_to(opened, "explore-images")
-    opened.press("End", "ArrowLeft", "ArrowRight")
-    image = len(numbers) - 1
-    label = explored.predictions.labels[numbers[-1]]
-    tab_to(opened, "explore-layer")
-    opened.press("ArrowLeft")
-    tab_to(opened, "explore-slot")
-    opened.press("ArrowDown")
-    tab_to(opened, "ivlp/similarity")
-    opened.press("ArrowRight", "ArrowDown", "ArrowDown", "ArrowUp", "ArrowRight", "ArrowLeft")
-    check_patch(read(opened), expected, image, label, LAYERS - 2, (0,), 1, 1)
-    tab_to(opened, "ivlp/slots/0")
-    opened.press("ArrowRight", " ")
-    assert "prompt slot 2" in read(opened) and f"layer {LAYERS - 1} " in read(opened)
-    tab_to(opened, "ivlp/tokens/0")
-    opened.press("ArrowRight")
-    row = explore.models["ivlp"].text[expected.pair(image, label)]
+    image = len(explore.images) - 1
+    label = explored.predictions.labels[explore.images[-1]]
+
+    def press(selector, *keys):
+        opened.evaluate(f'document.querySelector("{selector}").focus()')
+        opened.press(*keys)
+
+    press("#explore-images", "End", "ArrowLeft", "ArrowRight")
+    press("#explore-layer", "ArrowLeft")
+    press("[data-place='ivlp/similarity']", "ArrowRight", "ArrowDown", "ArrowDown", "ArrowUp")
+    check_patch(read(opened), Expected(explored), image, label, LAYERS - 2, (0, 1), 1, 1)
+    press("[data-place='ivlp/tokens/0']", "ArrowRight")
+    row = explore.models["ivlp"].text[Expected(explored).pair(image, label)]
     value, share = re.search(r"token 2, “\[1\]”: relevancy (\S+), (\S+) % of the text's", read(opened)).groups()
     assert near(value, row[1]) and float(share) == pytest.approx(100 * row[1] / row.sum(), abs=0.051)
-    tab_to(opened, "zero_shot/tokens/0")
-    assert "Zero-shot, token 1, “SOS”" in read(opened)
 
 
 def test_another_class_and_model_are_shown_where_they_are_chosen(opened, explored):
     expected = Expected(explored)
     pairs = explored.sections["explore"].pairs
-    counts = np.bincount(pairs[:, 0])
-    image = int(counts.argmax())
+    image = int(np.bincount(pairs[:, 0]).argmax())
     pair = int(np.flatnonzero(pairs[:, 0] == image)[-1])
     opened.mouse(f"#explore-image-{image}", click=True)
     pick(opened, "class", pair)
-    opened.mouse("canvas[data-place='ivlp/relevancy']", across=0.1, down=0.9)
-    check_patch(read(opened), expected, image, pairs[pair, 1], LAYERS - 1, (0, 1), 3, 0)
     pick(opened, "model", "bias")
     pick(opened, "beside", "")
     opened.mouse("canvas[data-place='bias/relevancy']", across=0.1, down=0.9)
     value = re.search(r"Bias tuning: relevancy (\S+),", read(opened))[1]
     assert near(value, expected.value("bias", "relevancy", pair, 12)) and "similarity" not in read(opened)
-    assert opened.evaluate("document.querySelectorAll('#explore-maps canvas').length") == 2
+
+
+def test_a_card_opens_its_picture(opened, explored):
+    opened.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = false; })")
+    cards = opened.evaluate("[...document.querySelectorAll('[data-explore]')].map((e) => Number(e.dataset.explore))")
+    pick(opened, "change", "2")
+    opened.mouse(f"[data-explore='{cards[-1]}']", click=True)
+    assert opened.evaluate("document.getElementById('explore').open")
+    name = explored.sections["explore"].names[cards[-1]]
+    assert opened.evaluate("document.getElementById('explore-picture').alt") == name
 
 
 @pytest.mark.parametrize("key", ["ivlp", "bias"])
@@ -272,42 +241,25 @@ def test_the_first_pages_pictures_are_those_that_tuning_changed(explored, key):
     assert [each.place for each in pictures] == [*corrected[:3], *broken[:3]] and pictures
     names = explored.dataset.class_names
     for place, change, shown in pictures:
-        (line, _, picture), *maps = shown
-        assert line == f"{names[labels[place]]}: {change}"
+        (_, _, picture), *maps = shown
         assert change == ("corrected" if place in corrected else "broken")
         np.testing.assert_array_equal(decoded(picture), explore.pictures[place])
-        for (said, alt, data), each, predicted in zip(
+        for (said, _, data), each, predicted in zip(
             maps, (explored.zero_shot, model), (before[place], after[place]), strict=True
         ):
             right = "✓" if predicted == labels[place] else "✗"
-            assert said == f"{each.label}: {names[predicted]} {right}" and each.label in alt
+            assert said == f"{each.label}: {names[predicted]} {right}"
+            # The corner's pixel is that of its patch, between the picture and the colour of the map.
             pair = expected.pair(place, labels[place])
             patches = np.float64([expected.value(each.key, "relevancy", pair, patch) for patch in range(GRID**2)])
-            unit = ((patches - patches.min()) / (patches.max() - patches.min())).reshape(GRID, GRID)
-            # At a corner patch's outer pixel bilinear resizing keeps the patch's value.
-            for row, column in ((0, 0), (0, -1), (-1, 0), (-1, -1)):
-                heat = unit[row, column]
-                alpha = 0.25 + 0.5 * heat
-                colour = 255 * np.float64(colormaps["inferno"](heat)[:3])
-                blended = (1 - alpha) * np.float64(explore.pictures[place][row, column]).mean() + alpha * colour
-                # The map was scaled between the resized map's ends, which lie within the patches' values.
-                np.testing.assert_allclose(np.float64(decoded(data)[row, column]), blended, atol=12)
+            heat = (patches[0] - patches.min()) / np.ptp(patches)
+            alpha = 0.25 + 0.5 * heat
+            colour = 255 * np.float64(colormaps["inferno"](heat)[:3])
+            blended = (1 - alpha) * np.float64(explore.pictures[place][0, 0]).mean() + alpha * colour
+            np.testing.assert_allclose(np.float64(decoded(data)[0, 0]), blended, atol=12)
 
 
-def test_a_card_opens_its_picture(opened, explored):
-    pictures = changed_pictures(explored, explored.tuned[0]) or changed_pictures(explored, explored.tuned[1])
-    opened.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = false; })")
-    cards = opened.evaluate("[...document.querySelectorAll('[data-explore]')].map((e) => Number(e.dataset.explore))")
-    assert len(cards) >= 2 and len(pictures) > 0
-    pick(opened, "change", "2")
-    opened.mouse(f"[data-explore='{cards[-1]}']", click=True)
-    assert opened.evaluate("document.getElementById('explore').open")
-    about = opened.evaluate("document.getElementById('explore-about').textContent")
-    assert about.startswith(expected_name(explored, cards[-1]))
-    assert opened.evaluate("document.getElementById('explore-picture').alt") == expected_name(explored, cards[-1])
-
-
-@pytest.mark.parametrize("width", [400, 700, 1000, 1600])
+@pytest.mark.parametrize("width", [400, 1600])
 def test_the_first_page_fits_every_window(browser, page, width):
     browser.open(page, width=width)
     assert browser.evaluate("document.documentElement.scrollWidth") <= width
@@ -329,16 +281,10 @@ def test_filters_and_orders(opened, explored):
             count = opened.evaluate("document.getElementById('explore-count').textContent")
             assert count == f"{len(same)} of {len(images)} images."
         pick(opened, name, "")
-    for order, measure in {
-        "margin": lambda image: -image["models"]["ivlp"]["margin"],
-        "margin-loss": lambda image: image["models"]["ivlp"]["margin"] - image["models"]["zero_shot"]["margin"],
-        "likelihood-gain": lambda image: (
-            image["models"]["zero_shot"]["likelihood"] - image["models"]["ivlp"]["likelihood"]
-        ),
-    }.items():
-        pick(opened, "order", order)
-        listing = opened.evaluate(listed)
-        assert listing == sorted(listing, key=lambda i: (measure(images[i]), i)) != list(range(len(images)))
+    pick(opened, "order", "margin-loss")
+    listing = opened.evaluate(listed)
+    margins = [image["models"]["ivlp"]["margin"] - image["models"]["zero_shot"]["margin"] for image in images]
+    assert listing == sorted(listing, key=lambda i: (margins[i], i)) != list(range(len(images)))
 
 
 def test_without_scripts_a_sentence_says_so(browser, page):

@@ -10,7 +10,7 @@ from clipbias.report.rank import RANK_PLACES, rank_figure
 from tests.report.synthetic import synthetic_results
 
 
-def test_each_mark_is_a_comparison() -> None:
+def test_each_mark_is_a_comparison():
     study = synthetic_results(pictures=1)
     figure = rank_figure(study)
     (method,) = study.sections["rank"].methods

@@ -12,7 +12,6 @@ from clipbias.analysis.pictures import Similarity
 from clipbias.analysis.results import Missing, VerdictLabels, What, Where
 from clipbias.analysis.results_file import load_results, save_results
 from clipbias.analysis.verdict import headline, judge
-from clipbias.errors import ClipbiasError
 from clipbias.intervals import Estimate
 from clipbias.report import pages, study_page, write_overview, write_report
 from clipbias.report.drawings import all_drawings
@@ -74,23 +73,18 @@ def written(tmp_path):
 
 def test_everything_after_the_first_page_is_folded(whole):
     """In the order of the page's description, which names every section."""
-    page, path, results, _ = whole
+    page, _, results, _ = whole
     # A section may have no synthetic results.
     computed = [each.section for each in all_drawings() if each.section.name in results.sections]
     assert page.folded == ["causal", *(section.name for section in computed), "config"] and page.unfolded == []
-    shown = re.findall(r"<summary><h2>(.*?)</h2>", path.read_text("utf-8"))
-    assert shown == ["All methods", *(section.title for section in computed), "How it was made"]
     described = re.findall(r"^- \*\*(.*?)\*\*", (ROOT / "docs" / "report.md").read_text("utf-8"), re.MULTILINE)
     assert described == ["All methods", *(each.section.title for each in all_drawings()), "How it was made"]
 
 
 def test_every_figure_is_drawn(whole):
     _, _, results, figures = whole
-    for figure in figures.values():  # a page writes a full stop behind a title
-        assert figure is not None, "the synthetic results leave a figure out"
-        assert figure.title[-1].isalnum() and not re.search(r"[?!.][.]", figure.caption)
+    assert None not in figures.values(), "the synthetic results leave a figure out"
     computed = [each for each in all_drawings() if each.section.name in results.sections]
-    assert list(figures)[:2] == ["verdict", "reading"]
     assert len(figures) >= 2 + sum(len(drawing.figures) for drawing in computed)
 
 
@@ -105,29 +99,19 @@ def test_verdict_models_and_config_are_told(whole):
     page, _, results, _ = whole
     sentences = [method.sentence for method in results.methods]
     (replaced,) = results.sections["replacement"].methods
+    largest = max(results.methods, key=lambda method: method.numbers.accuracy.gain.value)
+    assert page.text.partition("44.0 %.")[2].strip().startswith(headline(largest))
     for words in (*sentences, replaced.sentence, "72.0 ± 6.2", "a photo of a {}.", '"split": "test"'):
         assert words in page.text
     assert [page.text.count(sentence) for sentence in sentences] == [1] * len(sentences)
 
 
-def test_the_first_page_is_short_and_begins_with_its_headline(whole):
-    page, _, results, _ = whole
-    first = page.text.partition(" All methods")[0].rpartition("44.0 %.")[2]
-    largest = max(results.methods, key=lambda method: method.numbers.accuracy.gain.value)
-    assert first.strip().startswith(headline(largest))
-    # “to” stands in intervals.
-    words = [word for word in first.split() if any(letter.isalpha() for letter in word) and word != "to"]
-    assert 50 < len(words) <= 200
-
-
 @pytest.mark.parametrize("where", [each for each in Where if each is not Where.NO_GAIN])
 @pytest.mark.parametrize("what", What)
-def test_a_headline_is_one_short_sentence_for_all_labels(whole, where, what):
+def test_a_headline_says_what_the_labels_say(whole, where, what):
     method = dataclasses.replace(whole[2].methods[0], name="IVLP", labels=VerdictLabels(where, what))
     text = headline(method)
-    gain = method.numbers.accuracy.gain.value
-    assert text.startswith(f"IVLP raises accuracy by {gain:.1f} points") and text.endswith(".")
-    assert len(text.split()) <= 20 and not set("()[]") & set(text)
+    assert text.startswith(f"IVLP raises accuracy by {method.numbers.accuracy.gain.value:.1f} points")
     assert (", not by looking elsewhere" in text) == (where is Where.NOT_ATTENTION)
     assert ("the same correction to all pictures" in text) == (what is What.SAME and where is not Where.OUTSIDE)
     assert ("a different correction to each picture" in text) == (what is What.DEPENDS and where is not Where.OUTSIDE)
@@ -138,11 +122,12 @@ def test_a_headline_without_a_sure_gain_claims_none(whole):
     accuracy = method.numbers.accuracy
     unsure = dataclasses.replace(accuracy, gain=Estimate(1.5, -0.5, 3.0))
     numbers = dataclasses.replace(method.numbers, accuracy=unsure)
-    assert "no surely larger share of the pictures right (+1.5 points)" in headline(
-        dataclasses.replace(method, numbers=numbers)
-    )
-    assert "was not tested" in headline(dataclasses.replace(method, numbers=None))
-    assert "are too few" in headline(dataclasses.replace(method, labels=None))
+    for without, words in (
+        ({"numbers": numbers}, "no surely larger share of the pictures right (+1.5 points)"),
+        ({"numbers": None}, "was not tested"),
+        ({"labels": None}, "are too few"),
+    ):
+        assert words in headline(dataclasses.replace(method, **without))
 
 
 def test_pictures_are_inlined_and_the_files_lie_beside(written):
@@ -163,7 +148,7 @@ def test_what_is_missing_says_why(written, drawn):
     tests["ivlp"] = dataclasses.replace(tests["ivlp"], why_no_ablations={"text": "Texts depend."})
     numbers = results.sections["causal"].numbers
     nats = numbers["ivlp"].log_likelihood
-    means = {"all images": nats.image.means["all images"]}
+    means = {"all images": nats.image.means["all images"]}  # by class there are too few
     few = dataclasses.replace(nats, image=dataclasses.replace(nats.image, means=means, explained={}))
     numbers["ivlp"] = dataclasses.replace(numbers["ivlp"], log_likelihood=few)
     sections = results.sections | {
@@ -173,6 +158,7 @@ def test_what_is_missing_says_why(written, drawn):
     _, page = written(judge(dataclasses.replace(results, sections=sections)))
     assert "Relevancy, Bias tuning: No map follows its logit." in page.text
     assert "Bias tuning: It has no second run." in page.text and "IVLP: Texts depend." in page.text
+    assert "IVLP: Means over classes would take more" in page.text
     assert "Faithfulness: not computed; --config.sections=faithfulness computes it." in page.text
     assert "Similarity: no model has vision prompts." in page.text
 
@@ -196,43 +182,26 @@ def test_every_text_is_escaped(written, drawn):
     assert "<img src=x" not in path.read_text("utf-8")
 
 
-def folders(tmp_path, *datasets, names=("causal",)):
-    made = []
-    for index, dataset in enumerate(datasets):
-        results = only(*names)
-        made.append(tmp_path / f"study{index}")
-        save_results(made[-1], dataclasses.replace(results, dataset=dataclasses.replace(results.dataset, name=dataset)))
-    return made
-
-
-def test_overview_orders_the_datasets_and_averages(drawn, tmp_path):
+def test_overview_orders_the_datasets(drawn, tmp_path):
     """And has each dataset's sentences, the paper's panels, and what can stand for methods."""
-    made = folders(tmp_path, "eurosat", "imagenet", "dtd", names=("causal", "relevancy", "replacement"))
+    results = only("causal", "relevancy", "replacement")
+    made = [tmp_path / name for name in ("eurosat", "imagenet", "dtd")]
+    for folder in made:
+        dataset = dataclasses.replace(results.dataset, name=folder.name)
+        save_results(folder, judge(dataclasses.replace(results, dataset=dataset, methods=())))
     (made[0] / "report.html").write_text("")
     (made[1] / "report").mkdir()
     (made[1] / "report" / "report.html").write_text("")
     page = Page(write_overview(made, tmp_path / "overview").read_text("utf-8"))
     assert "3 datasets: ImageNet, DTD, EuroSAT." in page.text and "Average" in page.text
-    assert [link for link in page.links if link.endswith(".html")] == [
-        "../study1/report/report.html",
-        "../study0/report.html",
-    ]
+    reports = ["../imagenet/report/report.html", "../eurosat/report.html"]
+    assert [link for link in page.links if link.endswith(".html")] == reports
     panels = [f"fig{n}_{part}_relevancy_{key}" for key in ("ivlp", "bias") for n, part in ((2, "text"), (3, "vision"))]
     assert list(drawn) == ["verdict", "reading", *panels, "replacements"]
     for study in map(load_results, made):
         assert all(method.sentence in page.text for method in study.methods)
-    (method,) = study.sections["replacement"].methods
+    (method,) = results.sections["replacement"].methods
     assert page.text.count(method.sentence) == 3  # with the verdicts on each dataset
-    titles = [panel.get_title(loc="left") for panel in drawn["fig2_text_relevancy_ivlp"].figure.axes[:3]]
-    assert titles == ["ImageNet (n = 27)", "DTD (n = 27)", "EuroSAT (n = 27)"]
-    for name in panels:
-        (legend,) = drawn[name].figure.legends
-        assert [text.get_text() for text in legend.get_texts()] == ["zero-shot", "tuned"]
-
-
-def test_overview_needs_folders_of_different_datasets(tmp_path):
-    with pytest.raises(ClipbiasError, match=r"both hold .* on a"):
-        write_overview(folders(tmp_path, "a", "a"), tmp_path)
 
 
 def test_classes_by_counting(monkeypatch):
@@ -269,10 +238,6 @@ def test_nearest_words_have_a_row_per_prompt_until_there_are_too_many(monkeypatc
     table = word_table(study)
     assert len(table.body) == 2
     assert list(table.body[1]) == ["IVLP", "2", f"photo ({first:.3g}), tex- ({second:.3g})", "0.5"]
-    named = dataclasses.replace(ivlp, prompts=(dataclasses.replace(ivlp.prompts[0], class_name="a cat"),))
-    study.sections["words"]["ivlp"] = named
-    assert list(word_table(study).body[0][:2]) == ["IVLP, a cat", "1"]
-    study.sections["words"]["ivlp"] = ivlp
     monkeypatch.setattr(study_page, "WORD_ROWS", 1)
     cut = word_table(study)
     assert len(cut.body) == 1 and "1 more prompt in results.json" in cut.caption
@@ -280,7 +245,7 @@ def test_nearest_words_have_a_row_per_prompt_until_there_are_too_many(monkeypatc
     assert word_table(study) is None and word_table(only_sections(study)) is None
 
 
-def test_observations_have_a_row_for_each_claim_and_method(written):
+def test_observations_have_a_row_for_each_claim_and_method():
     change = Observation(
         "Fig. 2", "SOS falls", "IVLP", "a change", "points", Estimate(-0.04, -1.26, 0.2), 40, ClaimOutcome.UNDECIDED
     )
@@ -289,16 +254,11 @@ def test_observations_have_a_row_for_each_claim_and_method(written):
     )
     few = dataclasses.replace(change, number=Estimate(2.0))
     nothing = dataclasses.replace(change, number=None, samples=0)
-    observations = Observations({}, (OBSERVED, change, correlation, few, nothing))
     results = only("predictions")
-    results.sections["observations"] = observations
+    results.sections["observations"] = Observations({}, (OBSERVED, change, correlation, few, nothing))
     table = observations_table(results)
-    assert [row[0] for row in table.body[:2]] == ["Fig. 4: EOS looks at SOS", "Fig. 2: SOS falls"]
     numbers = ["78.0 (77.0 to 79.3) %", "+0.0 (-1.3 to +0.2) points", "-0.33 (-0.40 to -0.20)", "+2.0 points", "–"]
     assert [row[3] for row in table.body] == numbers
     assert [row[4] for row in table.body[:3]] == ["holds", "undecided", "does not"]
-    _, page = written(results)
-    assert "observations" in page.folded and numbers[0] in page.text.replace("\u00a0", " ")
-    for without in (None, Observations({}, ())):
-        sections = results.sections | {"observations": without}
-        assert observations_table(dataclasses.replace(results, sections=sections)) is None
+    results.sections["observations"] = Observations({}, ())
+    assert observations_table(results) is None

@@ -3,16 +3,14 @@
 import itertools
 import math
 import re
-from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from clipbias.report import accuracy_figure, cost_figures, cost_tables, read_sweep, render_tables, style
 from clipbias.report.frames import AVERAGE, harmonic_error
 from clipbias.report.names import method_name
-from clipbias.report.sweep_figures import MARKER, cost_scatter, duration_words, gain_figure
+from clipbias.report.sweep_figures import duration_words, gain_figure
 from clipbias.report.sweep_tables import best_methods, power_words
 from clipbias.tuning import METHODS, Kind
 
@@ -27,7 +25,7 @@ def cell(rows, method="bias", shots=16, measure="accuracy"):
     return read_sweep(rows).cells[measure, method, "demo/digits", shots]
 
 
-def keep_answers(folder: Path, name: str, right: np.ndarray, images: np.ndarray | None = None) -> dict[str, str]:
+def keep_answers(folder, name, right, images=None):
     """Answers to images, in a file that a row names."""
     folder.mkdir(exist_ok=True)
     labels = np.arange(len(right)) % 5
@@ -47,7 +45,7 @@ NAMES |= {"ivlp_matched": ("IVLP (matched budget)", "Prompts"), "bias": ("Bias t
 class Swept:
     """A sweep with its answers, and which images each run was right on."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder):
         draw = np.random.default_rng(0)
         self.right = {}  # [seeds, images] by method, dataset and shots
         rows = []
@@ -147,16 +145,11 @@ def test_gains_over_zero_shot(swept):
         assert frame.loc[method, "parameters"] == PARAMETERS[method]
         assert frame.loc[method, "varies"] == (method == "coop")
     assert list(frame.index) == ["bias", "ivlp_matched", "vpt", "coop"]  # IVLP beside bias tuning, though the last
-    assert frame["value"].idxmin() == "ivlp_matched"
     (axes,) = made.figure.axes
     assert [label.get_text() for label in axes.get_yticklabels()] == list(frame["label"])
     dots = [line.get_xdata()[0] for line in axes.lines if len(line.get_xdata()) == 1]
     whiskers = [line.get_xdata() for line in axes.lines if len(line.get_xdata()) == 2][: len(frame)]
     np.testing.assert_array_equal(np.column_stack([dots, whiskers]), frame[["value", "low", "high"]])
-    shown = [text.get_text() for text in axes.texts]
-    assert f"{frame['value'].iloc[0]:+.1f}" in shown and {"mean 10", "30", "parameters"} <= set(shown)
-    assert len(axes.patches) == 1  # one budget that two methods have
-    assert "mean of 2 datasets and 3 seeds, 16 images per class" in made.caption
     assert gain_figure(read_sweep([run("bias"), run("vpt")])) is None
     assert gain_figure(read_sweep([run("zero_shot", shots=None, seed=None)])) is None
 
@@ -196,9 +189,6 @@ def test_what_was_not_measured_is_left_out_and_tables_of_accuracies_have_no_time
     assert list(map(duration_words, seconds)) == words
 
 
-# Cells
-
-
 def test_parts_of_an_error():
     images = cell([run(images=400), run(seed=2, images=300)])["images_error"]
     assert images == pytest.approx(100 * np.sqrt(0.7 * 0.3 / 300))
@@ -229,7 +219,7 @@ def test_base_and_new_have_a_harmonic_mean_for_each_seed():
         np.testing.assert_allclose(np.asarray(axes.lines[0].get_ydata(), float), value)
 
 
-def test_methods_that_the_error_does_not_tell_apart_from_the_best(tmp_path: Path):
+def test_methods_that_the_error_does_not_tell_apart_from_the_best(tmp_path):
     """IVLP answers like the best but for a few images: beyond the error in pairs and within it otherwise."""
     first = np.random.default_rng(5).random(400) < 0.7
     second, third = first.copy(), first.copy()
@@ -240,7 +230,7 @@ def test_methods_that_the_error_does_not_tell_apart_from_the_best(tmp_path: Path
         for name, right in {"bias": first, "ivlp": second, "vpt": third}.items()
     ]
 
-    def best(folder: Path | None = tmp_path) -> set[str]:
+    def best(folder=tmp_path):
         return best_methods(read_sweep(rows, folder), "accuracy", "demo/digits", 16)
 
     assert best() == {"bias"} and best(None) == {"bias", "ivlp"}
@@ -262,10 +252,10 @@ def test_methods_that_the_error_does_not_tell_apart_from_the_best(tmp_path: Path
 
 def test_which_difference_could_have_been_seen():
     """By two methods of two seeds each, without their answers: 2.8 standard errors of their difference."""
-    rows = [run("bias", seed=1, accuracy=60.0), run("bias", seed=2, accuracy=64.0)]
-    rows += [run("ivlp", seed=1, accuracy=70.0), run("ivlp", seed=2, accuracy=71.0)]
+    accuracies = {"bias": (60.0, 64.0), "ivlp": (70.0, 71.0)}
+    rows = [run(name, seed=seed, accuracy=pair[seed]) for name, pair in accuracies.items() for seed in (0, 1)]
     images = [math.sqrt(p * (100 - p) / 100) for p in (62.0, 70.5)]
-    seeds = [np.std(pair, ddof=1) / math.sqrt(2) for pair in ((60.0, 64.0), (70.0, 71.0))]
+    seeds = [np.std(pair, ddof=1) / math.sqrt(2) for pair in accuracies.values()]
     least = (1.959964 + 0.841621) * math.hypot(*images, *seeds)
     words = f"A difference of {least:.1f} points on demo/digits is detectable."
     assert power_words(read_sweep(rows), "accuracy", "demo/digits", 16) == words
@@ -306,55 +296,9 @@ def test_several_learning_rates_on_the_same_draw_are_rows_of_their_own():
     assert read_sweep([run(learning_rate=0.5), run(dataset="b", learning_rate=0.1)]).methods == ("bias",)
 
 
-# Legends, looks, and names of points
-
-
 def test_no_two_methods_look_alike_and_each_has_a_kind_that_is_shown():
     looks = [style.method_look(method) for method in METHODS]
     assert len(set(looks)) == len(looks)
     assert set(Kind) == set(style.KINDS) - {None} >= {kind.kind for kind, _ in METHODS.values()}
     for name, (kind, _) in METHODS.items():  # what trains no number by steps, and learns none
         assert kind.kind != Kind.TRAINING_FREE or not kind.trains, name
-
-
-@pytest.fixture(scope="module")
-def zoo():
-    return pd.read_csv(Path(__file__).parents[2] / "docs/images/zoo.csv")
-
-
-@pytest.fixture(scope="module")
-def scatter(zoo):
-    return cost_scatter(zoo, x="parameters", y="accuracy", x_label="learned parameters", y_label="accuracy (%)")
-
-
-def markers(axes):
-    drawn = [line for line in axes.lines if line.get_gid() != "leader"]
-    return np.concatenate([np.column_stack([line.get_xdata(), line.get_ydata()]) for line in drawn])
-
-
-def test_no_name_covers_a_marker_or_another_name_or_leaves_its_panel(scatter, zoo):
-    assert sorted(text.get_text() for axes in scatter.axes for text in axes.texts) == sorted(zoo["label"])
-    half = 5 * scatter.dpi / 72 / 2
-    for axes in scatter.axes:
-        names = [text.get_window_extent().extents for text in axes.texts]
-        places = axes.transData.transform(markers(axes))
-        boxes = names + [np.array([x - half, y - half, x + half, y + half]) for x, y in places]
-        for box, other in itertools.combinations(boxes, 2):
-            assert not ((box[:2] < other[2:]).all() and (other[:2] < box[2:]).all())
-        assert all(axes.bbox.x0 - 1 <= box[0] and box[2] <= axes.bbox.x1 + 1 for box in names)
-
-
-def test_points_stand_at_their_numbers(zoo, scatter):
-    """Markers that would cover each other stand side by side, by less than six of their widths."""
-    free, paid = scatter.axes
-    np.testing.assert_allclose(sorted(markers(free)[:, 1]), sorted(zoo.loc[zoo["parameters"] == 0, "accuracy"]))
-    assert [label.get_text() for label in free.get_xticklabels()] == ["0"] and paid.get_xscale() == "log"
-    paid_rows = zoo[zoo["parameters"] > 0].sort_values(["accuracy", "parameters"])
-    drawn = markers(paid)[np.lexsort(markers(paid).T)]
-    np.testing.assert_allclose(drawn[:, 1], paid_rows["accuracy"])
-    width = MARKER * scatter.dpi / 72
-    expected = paid.transData.transform(paid_rows[["parameters", "accuracy"]])
-    moved = np.abs(paid.transData.transform(drawn) - expected)[:, 0]
-    assert (moved < 6 * width).all() and (moved < 1).sum() > len(paid_rows) / 2
-    alone = cost_scatter(zoo[zoo["parameters"] > 0], x="parameters", y="accuracy", x_label="x", y_label="y")
-    assert len(alone.axes) == 1
