@@ -282,7 +282,7 @@ def test_the_first_pieces_error_is_raised_and_the_rest_goes_on():
 
 def test_processors_are_those_of_this_process_and_its_container(monkeypatch, tmp_path):
     monkeypatch.setattr(images.os, "sched_getaffinity", lambda pid: set(range(6)), raising=False)
-    for text, expected in (("max 100000", 6), ("250000 100000", 3), ("5000 100000", 1), ("9000000 100000", 6), ("", 6)):
+    for text, expected in (("max 100000", 6), ("250000 100000", 3), ("5000 100000", 1), ("", 6)):
         (tmp_path / "cpu.max").write_text(text)
         monkeypatch.setattr(images, "Path", lambda _: tmp_path / "cpu.max")
         assert images.processors() == expected

@@ -9,7 +9,6 @@ from clipbias import data
 from clipbias import io as files
 from clipbias.data import tfds, user_images
 from clipbias.errors import ClipbiasError
-from clipbias.tuning import read_descriptions
 from clipbias.tuning.adapter import read_adapter
 from experiments.inputs import find_images
 from tests import bucket as buckets
@@ -67,10 +66,8 @@ def test_what_is_not_there_or_cannot_be_had_is_one_sentence(tmp_path, bucket, mo
     for call in (
         lambda: tfds.build_shards(dataset, GS),
         lambda: data.load("tfds/dtd", data_dir="s3://bucket/data"),
-        lambda: tfds.load_shards("s3://bucket/data/ucf101_coop/1.0.0"),
         lambda: clip_package.load(f"{GS}/model"),
         lambda: read_adapter(f"{GS}/adapter.safetensors"),
-        lambda: read_descriptions(f"{GS}/descriptions.json"),
     ):
         with pytest.raises(ClipbiasError, match=r"(gs|s3)://\S+ is in a bucket.*mount the bucket"):
             call()
