@@ -148,13 +148,13 @@ def test_a_picture_that_is_cut_off_has_a_line_of_its_own(zero_shot, tmp_path):
 @pytest.mark.filterwarnings("ignore:there are no validation images")
 def test_training_leaves_out_what_cannot_be_read(clip, tmp_path):
     files = [write(tmp_path / f"{number}.jpg", number) for number in range(4)]
-    files[1].write_bytes(b"")
+    files[3].write_bytes(b"")
     labels = ["cat", "cat", "dog", "dog"]
-    with pytest.raises(UnreadableImage, match=r"1\.jpg is empty"):
+    with pytest.raises(UnreadableImage, match=r"3\.jpg is empty"):
         clipbias.fit(clip, "gda", files, labels, progress=False)
     model = clipbias.fit(clip, "gda", files, labels, on_image_error="skip", progress=False)
-    whole = clipbias.fit(clip, "gda", [files[0], *files[2:]], [labels[0], *labels[2:]], progress=False)
-    shares = [each.predict(files[2:]).probabilities for each in (model, whole)]
+    whole = clipbias.fit(clip, "gda", files[:3], labels[:3], progress=False)
+    shares = [each.predict(files[:3]).probabilities for each in (model, whole)]
     np.testing.assert_allclose(*shares, rtol=1e-4)
 
 
