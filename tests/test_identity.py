@@ -75,38 +75,20 @@ def test_classes_however_their_spaces_are_written_are_the_same():
     assert free[0] != free[1]
 
 
-def test_an_adapter_brings_the_geometry_and_the_pixels_of_its_training(model: Path, clip: Clip, tmp_path: Path):
-    """A model that was loaded with another activation is saved with it; its tokenizer must be at hand."""
-    other = clipbias.load(model, activation="gelu")
-    other = dataclasses.replace(other, preprocessing=dataclasses.replace(other.preprocessing, mean=(0.1, 0.1, 0.1)))
-    task = clipbias.Task(other, "bias", NAMES, dtype="bfloat16")
-    tuned = Tuned(task, moved(task))
-    path = tmp_path / "a.safetensors"
-    write_adapter(path, tuned)
-    again = clipbias.load_adapter(path, clip)
-    assert again.identity == tuned.identity != Tuned(clipbias.Task(clip, "bias", NAMES), tuned.learnables).identity
-    assert again.clip.config == other.config and again.clip.preprocessing == other.preprocessing
-    assert clipbias.load_adapter(path, clip, dtype="float32").identity != tuned.identity
-    words = dataclasses.replace(clip, tokenizer=clipbias.load("demo").tokenizer)
-    with pytest.raises(ClipbiasError, match=r"trained with another tokenizer than that of .*; load the model with it"):
-        clipbias.load_adapter(path, words)
-
-
-def test_learnables_that_change_make_another_model(clip: Clip):
-    """A dictionary may get another array, and texts of an owner's may change."""
-    task = clipbias.Task(clip, "bias", NAMES)
+def test_a_task_keeps_the_texts_that_it_was_given(clip: Clip):
     texts = {name: [*each] for name, each in TEXTS.items()}
     described = clipbias.Task(clip, "zero_shot", NAMES, descriptions=texts)
     known = described.identity, clipbias.Task(clip, "zero_shot", NAMES, descriptions=TEXTS).identity
     texts["cat"].append("a golden cat")
     assert described.with_method(described.method).identity == known[0] == known[1]
+
+
+def test_learnables_that_are_replaced_make_another_model(clip: Clip):
+    task = clipbias.Task(clip, "bias", NAMES)
     model = clipbias.TunedModel(task, moved(task))
-    before, picture = model.identity, np.zeros((30, 30, 3), np.uint8)
-    first = model.predict(picture).probabilities
-    with pytest.raises(ValueError, match="read-only"):
-        model.learnables["text_bias"][:] = 0
+    before = model.identity
     model.learnables["text_bias"] = moved(task, 5)["text_bias"] * 30
-    assert model.identity != before and np.abs(model.predict(picture).probabilities - first).max() > 1e-3
+    assert model.identity != before
 
 
 @pytest.fixture

