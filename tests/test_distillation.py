@@ -22,7 +22,6 @@ from clipbias.training.spec import data_notes, seen_in_training
 from clipbias.tuning import Task
 from clipbias.tuning.adapter import read_adapter
 from experiments.evaluate import validation_images
-from tests import helpers
 from tests.export import models
 from tests.training.conftest import COLOURS, colour_dataset
 from tests.tuning.weights_common import drawn
@@ -34,7 +33,6 @@ DATA = colour_dataset()
 SPLITS = DATA.splits
 QUICK: dict[str, Any] = {"steps": 3, "learning_rate": 0.05, "batch_size": 8, "progress": False}
 # Heads, conditional texts, prompts in both towers, patches, inserted tokens.
-TEACHERS = ("ivlp", "maple", "promptsrc", "cocoop", "mmrl", "plot", "taskres", "clip_adapter")
 
 
 def tuned(clip: Clip, method: str, size: float = 0.4) -> TunedModel:
@@ -168,13 +166,6 @@ def test_the_smallest_form_within_a_point_of_the_best():
     assert select([fit("a", 10, 0.88), fit("b", 20, 0.895), fit("c", 30, 0.90)]) == "b"
     assert select([fit("c", 30, 0.80), fit("a", 10, 0.90)]) == "a"
     assert select([fit("a", 10, 0.5), fit("c", 30, 0.9)]) == "c"
-
-
-@pytest.mark.parametrize("method", helpers.short(TEACHERS, "cocoop"))
-def test_any_method_teaches(method, long):
-    model = tuned(long, method)
-    found = clipbias.distil(model, DATA, form="vector", mesh=placement.single_device(), **QUICK)
-    assert found.model.task.method_name == "bias" and np.isfinite(found.certificate.divergence.value)
 
 
 def test_it_learns_and_into_another_base(clip, long):

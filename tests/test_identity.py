@@ -25,7 +25,6 @@ from clipbias.tuning.adapter import read_adapter, write_adapter
 from clipbias.tuning.conformal import Calibration
 from clipbias.tuning.method import Method
 from clipbias.tuning.methods.taskres import TaskRes
-from clipbias.tuning.prompts import Classes
 from clipbias.tuning.registry import source_digest
 from clipbias.tuning.tuned import Tuned
 
@@ -63,16 +62,6 @@ def test_values_that_could_be_read_alike_are_told_apart():
     found = [identity(value) for value in [*values, *arrays]]
     assert len(set(found)) == len(found)
     assert identity({"a": 1, "b": 2}) == identity({"b": 2, "a": 1}) and identity((1, 2)) == identity([1, 2])
-
-
-def test_classes_however_their_spaces_are_written_are_the_same():
-    spaced = NAMES[0], NAMES[1], "maine coon"
-    assert Classes(NAMES, "a {}.").identity == Classes(spaced, "a {}.", name="pets").identity
-    texts = {name.replace("_", " "): value for name, value in TEXTS.items()}
-    assert Classes(NAMES, "a {}.", TEXTS).identity == Classes(NAMES, "a {}.", texts | {"more": ["x"]}).identity
-    # In free text `_` is a letter.
-    free = [Classes(names, "a {}.", free_text=True).identity for names in (NAMES, spaced)]
-    assert free[0] != free[1]
 
 
 def test_a_task_keeps_the_texts_that_it_was_given(clip: Clip):

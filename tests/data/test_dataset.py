@@ -13,14 +13,13 @@ from scipy.stats import binomtest
 from clipbias import data
 from clipbias.data.dataset import Dataset, Split
 from clipbias.data.few_shot import images_per_class, range_words
-from clipbias.data.files import split_of_files
 from clipbias.data.folder import from_hub_dataset
 from clipbias.data.held_out import unlabelled_images
 from clipbias.data.images import ImageCache, Images
 from clipbias.data.protocols import validation_outside_test
-from clipbias.data.sources import describe_missing, open_datasets
+from clipbias.data.sources import open_datasets
 from clipbias.data.user_images import image_list
-from clipbias.errors import ClipbiasError, UnreadableImage
+from clipbias.errors import ClipbiasError
 from clipbias.intervals import SMALL, accuracy_words, binomial_error, wilson_interval
 from tests.data.pictures import picture, write
 from tests.data.test_own_images import table
@@ -47,17 +46,6 @@ def test_with_classes_renumbers_in_the_given_order():
     assert subset.splits["test"].read(1) == b"bytes 2"
 
 
-def test_a_message_has_the_path(tmp_path):
-    split = split_of_files(tmp_path, ["a/b.png", "c.png"], np.asarray([0, 1]), listed_in="list.csv")
-    with pytest.raises(UnreadableImage, match=r"read the image .*c\.png, listed in list\.csv: No such") as raised:
-        split.image(1)
-    assert raised.value.path == str(tmp_path / "c.png")
-    (tmp_path / "c.png").write_bytes(b"x")
-    with pytest.raises(UnreadableImage, match=r"c\.png cannot be decoded") as raised:
-        split.subset([1]).image(0)
-    assert raised.value.path == str(tmp_path / "c.png")
-
-
 # What is said to be missing before anything is trained.
 
 
@@ -67,13 +55,6 @@ def dataset_of(name: str, **labels: list[int]) -> Dataset:
         for split, numbers in labels.items()
     }
     return Dataset(name, tuple("abcdefg"), "a {}.", splits)
-
-
-def test_what_is_needed_depends_on_what_is_done():
-    assert describe_missing(dataset_of("x", train=[0], test=[1]), trains=True) is None
-    evaluated = dataset_of("x", test=[0, 1, 2, 3, 4, 5, 5])
-    assert describe_missing(evaluated, trains=False) is None
-    assert "no train images to train on (it has 7 test)" in describe_missing(evaluated, trains=True)
 
 
 def test_all_that_is_wrong_is_said_at_once_or_left_out(caplog):

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import io
-import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -156,15 +155,6 @@ def test_training_leaves_out_what_cannot_be_read(clip, tmp_path):
     whole = clipbias.fit(clip, "gda", files[:3], labels[:3], progress=False)
     shares = [each.predict(files[:3]).probabilities for each in (model, whole)]
     np.testing.assert_allclose(*shares, rtol=1e-4)
-
-
-def test_images_of_a_batch_are_counted_once():
-    with pytest.raises(ClipbiasError, match="image 0 is b''; give a path"):
-        UserImages([b"", "nowhere.png"])
-    images = UserImages([PIXELS[0], "nowhere.png"])
-    with pytest.raises(UnreadableImage):
-        images.decoded(1)
-    assert images.errors == {1: f"cannot read the image {os.path.abspath('nowhere.png')}: No such file or directory"}
 
 
 # Datasets from memory, from paths, and from Hugging Face's `datasets`.

@@ -158,23 +158,6 @@ def test_images_that_are_not_cropped_are_kept_as_large_as_they_are_used():
     assert images.evaluated(2, transforms.Resizing(8)).shape == (8, 8, 3)  # another size is another image
 
 
-def test_those_who_share_threads_have_no_more_together():
-    working = set()
-    split = make_split(40)
-
-    def read(index):
-        working.add(threading.current_thread())
-        return split.read(index)
-
-    watched = Split(split.keys, split.labels, read)
-    options = dict(resizing=RESIZING, batch_size=36, workers=Workers(2))
-    many = [train_batches(watched, seed=seed, epochs=2, cache_bytes=0, **options) for seed in range(5)]
-    many.append(pipeline.test_batches(watched, **options))
-    of_each = [list(batch) for batch in zip(*many, strict=True)]
-    assert len(of_each) == 2 and len(working) <= 2
-    assert_same([batches[4] for batches in of_each], train(split, batch_size=36, seed=4, epochs=2))
-
-
 def test_a_batch_is_where_a_cpu_takes_it_without_a_copy():
     for rows in range(1, 20):
         batch = unset((rows, SIZE, SIZE, 3), np.float32)

@@ -36,11 +36,6 @@ def test_equals_plain_rendering(labels, shots):
             assert [split.keys[index] for index in indices] == [path for path, _ in drawn]
 
 
-def test_short_classes_are_said(caplog):
-    few_shot(make_split(SHORT, "train"), None, shots=16, seed=1, class_names=("ant", "bee", "cat", "dog"))
-    assert "bee has 3, dog has 1" in caplog.text
-
-
 def by_a_divisor(available, shots, seed):
     """Counts by the definition: shares over a common divisor, rounded, between one and what there is, in all as many.
 

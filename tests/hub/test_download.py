@@ -14,7 +14,7 @@ from huggingface_hub import constants, scan_cache_dir
 from huggingface_hub.cli.hf import main as hf
 
 import clipbias
-from clipbias.clip.hub import PINS, command, parse
+from clipbias.clip.hub import PINS
 from clipbias.clip.tables import FLAX, to_tensors
 from clipbias.errors import ClipbiasError
 from clipbias.tuning.adapter import read_adapter
@@ -145,14 +145,6 @@ def test_offline_without_a_cache(hub, monkeypatch, capsys):
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)  # between its retries
     for revision in ("main", "0" * 40):
         assert "cannot be downloaded from http://127.0.0.1:9" in refusal(f"someone/small@{revision}")
-
-
-def test_the_printed_command_names_what_is_read():
-    assert command(parse("a/b")) == "hf download a/b --exclude '*.h5'"
-    assert command(parse("a/b@refs/pr/3")) == "hf download a/b --revision refs/pr/3 --exclude '*.h5'"
-    for name, pin in PINS.items():
-        assert f"--revision {pin.commit}" in command(parse(name)) == command(parse(pin.openai))
-        assert command(parse(name)).endswith(f"--include {pin.weights}")
 
 
 @pytest.mark.ci

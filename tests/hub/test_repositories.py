@@ -188,10 +188,6 @@ def test_a_repository_is_refused_before_its_weights_are_fetched(name, hub):
     assert f" holds a network that clipbias does not compute ({sign}); {LOADS}" in message and "\n" not in message
 
 
-def test_files_of_other_networks_are_listed(hub):
-    assert refusal("x/y", {"mobileclip_s0.pt": None}, hub).endswith("; it holds mobileclip_s0.pt.")
-
-
 def test_a_file_of_weights_is_refused_by_its_tensors():
     """Before anything is asked of the user, such as the activation."""
     names = ["visual.conv1.weight", "logit_scale", *(f"visual.layer{number}.0.conv1.weight" for number in (1, 2, 3))]

@@ -17,7 +17,7 @@ from clipbias.analysis.study import Study, StudyOptions
 from clipbias.app import NO_ADAPTER, Bench
 from clipbias.data import Split
 from clipbias.export import export, onnx_file, read_peft
-from clipbias.report import style, write_report
+from clipbias.report import style
 from clipbias.report.runs import read_workdir
 from clipbias.tuning.adapter import read_adapter, write_adapter
 from clipbias.tuning.tuned import Tuned
@@ -26,7 +26,7 @@ from experiments.prediction_table import open_table
 from tests import families
 from tests.bad_files import NO_OBJECT
 from tests.report.synthetic import only_sections, synthetic_results
-from tests.wrong_inputs.place import Case, Place, case, pure, zeros
+from tests.wrong_inputs.place import Case, Place, case, zeros
 
 IMAGES = np.zeros((4, 16, 16, 3), np.float32)
 LEVELS = IMAGES.astype(np.uint8)
@@ -182,15 +182,12 @@ CASES: list[Case] = [
     ("there is no folder", lambda place: read_workdir(place.tmp_path / "nowhere")),
     continued(r"a\.csv is no table to continue: a\.csv\.json is not beside it; choose another file", ""),
     continued(r"a\.csv has lines of other settings \(adapter\); choose another", '{"columns": ["image"]}', adapter="a"),
-    continued(r"give a file that ends with \.csv", "", "a.txt"),
-    (r"holds no results\.json", lambda place: write_report(place.tmp_path, place.tmp_path)),
     ("cannot write", lambda place: style.save_figure(style.new_figure(2, 1), place.model / "config.json" / "figure")),
     # Plots, the page, uploads, settings.
     plotted("pictures: 4, maps: 1", LEVELS, maps=np.ones((1, 16))),
     plotted("titles is 3; it must be a list, or None", LEVELS, titles=3),
     bench("there are 0 class names; write from 1 to 1000, one per line", "  \n"),
     ("does not fit 'demo'", lambda place: Bench(clipbias.load("demo"), {"a": place.tuned()})),
-    pure("the model is .*; give what clipbias.fit or", clipbias.push_to_hub, "me/task", "bias"),
     ("is no name of a repository", lambda place: clipbias.push_to_hub("me/small@main", place.tuned("zero_shot"))),
     (
         "the rates of a.json were selected elsewhere; give --config.rates_file=None",

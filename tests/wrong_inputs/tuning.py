@@ -139,13 +139,11 @@ BIASES = {f"{tower}_bias": np.zeros((1, 24), np.float32) for tower in ("vision",
 SIZES: dict[str, Any] = {"nonconformity": 3, "max_logit": 2, "mcm": 2, "energy": 2, "scale": ()}
 CASES: list[Case] = [
     # Methods and their options.
-    made("unknown method 'bais'; did you mean 'bias'", "bais"),
     *(
         made(f"unknown method '{re.escape(given)}'; did you mean '{name}'", given)
         for given, name in {"CoOp": "coop", "LP++": "lp_plus_plus", "ZeroShot": "zero_shot"}.items()
     ),
     made("unknown method 'finetune'; there are zero_shot, coop, ", "finetune"),
-    made("no option 'deptth'; did you mean 'depth'.$", "ivlp", deptth=1),
     *(
         made(f"'bias' has no option '{given}'; did you mean '{name}', an option of fit and train", "bias", **{given: 1})
         for given, name in {"lr": "learning_rate", "max_epochs": "epochs", "bs": "batch_size"}.items()
