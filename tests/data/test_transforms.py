@@ -127,6 +127,13 @@ def test_every_view_shows_transparency_as_the_library_does():
     )
 
 
+def test_grey_levels_of_sixteen_bits_are_divided_by_257_and_rounded():
+    levels = np.arange(0, 65536, 51, np.uint16)[None]
+    for kind, stored in (("PNG", levels), ("TIFF", levels), ("PPM", levels.astype(np.int32))):
+        decoded = transforms.decode_picture(save(Image.fromarray(stored), kind), "x")
+        np.testing.assert_array_equal(decoded, np.rint(levels / 257), err_msg=kind)
+
+
 @pytest.mark.parametrize("dtype", [np.int32, np.float32])
 def test_levels_of_32_bits_are_read_where_they_say_what_they_are(dtype):
     for values in ([0, 7, 255], [0, 0, 0], [3, 0, 2]):
