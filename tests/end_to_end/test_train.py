@@ -16,7 +16,7 @@ import configs.demo
 from clipbias import data
 from clipbias.export.card import model_card
 from clipbias.io import PART
-from clipbias.training import evaluator, loop, select
+from clipbias.training import forward, loop, select
 from clipbias.training.select import Candidate
 from clipbias.tuning.adapter import read_adapter
 from clipbias.tuning.registry import make_method
@@ -174,7 +174,7 @@ def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, An
     [
         # While the last step is awaited, and in an evaluation.
         (loop.StepReport, "catch_up", 3, signal.SIGINT, 130, "stopped"),
-        (evaluator, "image_features", 2, signal.SIGTERM, 143, "stopped; the same command continues."),
+        (forward, "image_features", 2, signal.SIGTERM, 143, "stopped; the same command continues."),
     ],
 )
 def test_a_stopped_sweep(where, name, call, number, status, sentence, model, whole, tmp_path, capsys):
