@@ -36,6 +36,12 @@ def test_equals_plain_rendering(labels, shots):
             assert [split.keys[index] for index in indices] == [path for path, _ in drawn]
 
 
+def test_the_global_generator_is_left_alone():
+    before = random.getstate()
+    few_shot(make_split(GROUPED, "train"), None, shots=4, seed=1)
+    assert random.getstate() == before
+
+
 def by_a_divisor(available, shots, seed):
     """Counts by the definition: shares over a common divisor, rounded, between one and what there is, in all as many.
 
