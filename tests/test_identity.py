@@ -25,7 +25,6 @@ from clipbias.tuning.adapter import read_adapter, write_adapter
 from clipbias.tuning.conformal import Calibration
 from clipbias.tuning.method import Method
 from clipbias.tuning.methods.taskres import TaskRes
-from clipbias.tuning.prompts import Classes
 from clipbias.tuning.registry import source_digest
 from clipbias.tuning.tuned import Tuned
 
@@ -65,88 +64,20 @@ def test_values_that_could_be_read_alike_are_told_apart():
     assert identity({"a": 1, "b": 2}) == identity({"b": 2, "a": 1}) and identity((1, 2)) == identity([1, 2])
 
 
-@pytest.mark.parametrize(
-    ("part", "change"),
-    [
-        ("config", {"config": "activation"}),
-        ("preprocessing", {"preprocessing": "mean"}),
-        ("params", {"params": "logit_scale"}),
-    ],
-)
-def test_a_frozen_model_differs_in_the_part_that_was_changed(clip: Clip, part: str, change: dict[str, str]):
-    (name,) = change.values()
-    if name == "activation":
-        vision = dataclasses.replace(clip.config.vision, activation="gelu")
-        other = dataclasses.replace(clip, config=dataclasses.replace(clip.config, vision=vision))
-    elif name == "mean":
-        other = dataclasses.replace(clip, preprocessing=dataclasses.replace(clip.preprocessing, mean=(0.1, 0.1, 0.1)))
-    else:
-        other = dataclasses.replace(clip, params={**clip.params, name: clip.params[name] + 1})
-    assert [each for each in clip.parts if clip.parts[each] != other.parts[each]] == [part]
-    assert other.identity != clip.identity == dataclasses.replace(clip, name="b", revision="c").identity
-
-
-def test_classes_however_their_spaces_are_written_are_the_same():
-    known = Classes(NAMES, "a {}.")
-    assert known.identity == Classes(("cat", "dog", "maine coon"), "a {}.", name="pets").identity
-    texts = {name.replace("_", " "): value for name, value in TEXTS.items()}
-    assert Classes(NAMES, "a {}.", TEXTS).identity == Classes(NAMES, "a {}.", texts | {"more": ["x"]}).identity
-    others = [
-        Classes(NAMES[::-1], "a {}."),
-        Classes(NAMES[:2], "a {}."),
-        Classes(NAMES, "the {}."),
-        Classes(NAMES, "a {}.", TEXTS),
-        Classes(NAMES, "a {}.", TEXTS | {"cat": ["the cat"]}),
-        Classes(NAMES, "a {}.", free_text=True),
-        Classes(("cat", "dog", "maine coon"), "a {}.", free_text=True),  # where `_` is a letter
-    ]
-    assert len({each.identity for each in (known, *others)}) == 1 + len(others)
-
-
-def test_an_adapter_brings_the_geometry_and_the_pixels_of_its_training(model: Path, clip: Clip, tmp_path: Path):
-    """A model that was loaded with another activation is saved with it; its tokenizer must be at hand."""
-    other = clipbias.load(model, activation="gelu")
-    other = dataclasses.replace(other, preprocessing=dataclasses.replace(other.preprocessing, mean=(0.1, 0.1, 0.1)))
-    task = clipbias.Task(other, "bias", NAMES, dtype="bfloat16")
-    tuned = Tuned(task, moved(task))
-    path = tmp_path / "a.safetensors"
-    write_adapter(path, tuned)
-    again = clipbias.load_adapter(path, clip)
-    assert again.identity == tuned.identity != Tuned(clipbias.Task(clip, "bias", NAMES), tuned.learnables).identity
-    assert again.clip.config == other.config and again.clip.preprocessing == other.preprocessing
-    assert clipbias.load_adapter(path, clip, dtype="float32").identity != tuned.identity
-    words = dataclasses.replace(clip, tokenizer=clipbias.load("demo").tokenizer)
-    with pytest.raises(ClipbiasError, match=r"trained with another tokenizer than that of .*; load the model with it"):
-        clipbias.load_adapter(path, words)
-
-
-def test_learnables_that_change_make_another_model(clip: Clip):
-    """An owner's array may change, and a dictionary may get another array: predictions are those of what is there."""
-    task = clipbias.Task(clip, "bias", NAMES)
-    owned, texts = moved(task), {name: [*each] for name, each in TEXTS.items()}
+def test_a_task_keeps_the_texts_that_it_was_given(clip: Clip):
+    texts = {name: [*each] for name, each in TEXTS.items()}
     described = clipbias.Task(clip, "zero_shot", NAMES, descriptions=texts)
     known = described.identity, clipbias.Task(clip, "zero_shot", NAMES, descriptions=TEXTS).identity
     texts["cat"].append("a golden cat")
     assert described.with_method(described.method).identity == known[0] == known[1]
-    model = clipbias.TunedModel(task, owned)
-    before, picture = model.identity, np.zeros((30, 30, 3), np.uint8)
-    first = model.predict(picture).probabilities
-    owned["text_bias"] += 1
-    assert model.identity == before
-    with pytest.raises(ValueError, match="read-only"):
-        model.learnables["text_bias"][:] = 0
+
+
+def test_learnables_that_are_replaced_make_another_model(clip: Clip):
+    task = clipbias.Task(clip, "bias", NAMES)
+    model = clipbias.TunedModel(task, moved(task))
+    before = model.identity
     model.learnables["text_bias"] = moved(task, 5)["text_bias"] * 30
-    assert model.identity != before and np.abs(model.predict(picture).probabilities - first).max() > 1e-3
-
-
-def test_two_models_of_one_task_are_studied_each_by_itself(clip: Clip, colours_like: data.Dataset, tmp_path: Path):
-    task = clipbias.Task(clip, "taskres", colours_like)
-    models = [clipbias.TunedModel(task, jax.tree.map(lambda x, k=k: x * k, moved(task, k))) for k in (20, 30)]
-    study = clipbias.explain(models, colours_like, tmp_path, sections=["predictions"], progress=False)
-    pictures = [colours_like.split("test").image(index) for index in range(6)]
-    expected = [model.predict(pictures).labels.tolist() for model in models]
-    assert [study.results.predictions.models[each.key].tolist() for each in study.results.models[1:]] == expected
-    assert expected[0] != expected[1]
+    assert model.identity != before
 
 
 @pytest.fixture
@@ -284,9 +215,9 @@ def test_scores_are_not_told_of_other_classes(clip: Clip, tmp_path: Path):
     assert json.dumps(read_adapter(tmp_path / "out").notes) == json.dumps(other.notes)
 
 
-@pytest.mark.parametrize("field", ["template", "config", "learnables"])
+@pytest.mark.parametrize("field", ["config", "learnables"])
 def test_an_adapter_that_was_changed_by_hand_is_refused(clip: Clip, tmp_path: Path, field: str):
-    """What fits and would predict otherwise, such as another number of heads, or another template."""
+    """What fits and would predict otherwise, such as another number of heads."""
     path = tmp_path / "a.safetensors"
     task = clipbias.Task(clip, "coop", NAMES)
     write_adapter(path, Tuned(task, moved(task)))
@@ -294,8 +225,6 @@ def test_an_adapter_that_was_changed_by_hand_is_refused(clip: Clip, tmp_path: Pa
         header, tensors = json.loads(file.metadata()["clipbias"]), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     if field == "config":
         header["config"]["vision"]["heads"] = 1
-    elif field == "template":
-        header["template"] = "the {}."
     else:
         tensors["text_context"][0] += 1
     save_file(tensors, path, metadata={"clipbias": json.dumps(header)})

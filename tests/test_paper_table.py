@@ -1,22 +1,12 @@
 """What docs/paper.md is made of: observations as a CSV, and Table 1's observation from a sweep's rows."""
 
-import dataclasses
 import math
 
 import numpy as np
 
 from clipbias.analysis.observations import ClaimOutcome
 from clipbias.report import read_sweep
-from tests.report.synthetic import OBSERVED
-from tools.paper_table import bias_above_prompts, observation_frame
-
-
-def test_the_csv_has_every_field():
-    frame = observation_frame([OBSERVED, dataclasses.replace(OBSERVED, number=None, samples=0)])
-    assert frame.loc[0].tolist() == [
-        *("Fig. 4", "EOS looks at SOS", "Zero-shot", "a share", "%", 78.04, 77.0, 79.26, 10, "holds")
-    ]
-    assert frame.loc[1, ["value", "low", "high"]].isna().all() and frame.loc[1, "outcome"] == "holds"
+from tools.paper_table import bias_above_prompts
 
 
 def rows_of(accuracies: dict[str, list[float]], dataset: str = "demo/digits") -> list[dict[str, object]]:

@@ -92,7 +92,6 @@ def test_a_cell_may_hold_all_classes_of_a_large_set(tmp_path: Path) -> None:
     ("line", "change"),
     [
         (1, lambda text: b"\xef\xbb\xbf" + text),
-        (1, lambda text: text.replace(b",", b";")),
         (1, lambda text: text.replace(b"\n", b"\r\n")),
         (2, lambda text: text.replace(b"cat", b"cat,0")),
         (5, lambda text: text + b"\n"),

@@ -40,27 +40,18 @@ def test_a_study_and_its_page(clip, pets, tmp_path):
     results = load_results(tmp_path)
     assert set(results.sections) == set(study.results.sections) == {"predictions", *sections}
     assert [each.label for each in results.models][1] == "Bias tuning trained on farm"
-    # The same numbers as of the model by itself, for the dataset's classes.
-    predicted = model.with_classes(pets).predict([pets.split("test").image(i) for i in range(len(pets.split("test")))])
-    np.testing.assert_array_equal(results.predictions.models["bias"], predicted.labels)
     assert study.labels == {} and "was not tested" in study.sentence
 
 
 def test_what_cannot_be_studied(clip, pets, tmp_path):
     model = tuned(clip, "bias")
     for arguments, message in (
-        ((["bias"], pets), "a model is 'bias'; give what clipbias.fit or clipbias.load_adapter returned"),
         ((model.task, pets), "a model is .*; give what clipbias.fit or"),
         (([], pets), "there is no model to explain; give tuned models, or clip="),
         ((model, 7), "the dataset is 7; give what clipbias.data.load returned, or a name"),
-        ((model, "nowhere"), "there is no dataset 'nowhere'"),
     ):
         with pytest.raises(ClipbiasError, match=message):
             clipbias.explain(*arguments, tmp_path)
-    with pytest.raises(ClipbiasError, match=r"mesh is 3; give one of clipbias\.training\.make_mesh"):
-        clipbias.explain(model, pets, tmp_path, mesh=3)
-    with pytest.raises(ClipbiasError, match="unknown section 'relevance'"):
-        clipbias.explain(model, pets, tmp_path, sections=["relevance"])
     with pytest.raises(ClipbiasError, match="has no val images"):
         clipbias.explain(model, data.Dataset("d", CLASS_NAMES, "a {}.", {}), tmp_path, split="val")
     other = tuned(clipbias.load("demo"), "bias")
@@ -163,23 +154,16 @@ def test_pictures_and_maps_stand_side_by_side(clip):
     pixels, model = PIXELS[:2], tuned(clip, "ivlp", ("cat", "dog"))
     images = clip.preprocess(pixels)
     maps = clipbias.relevancy(model.task, clip.params, model.learnables, images, [1, 0])
-    figure = model.plot(pixels, ["dog", "cat"])
-    first, heat, second, _ = panels(figure)
+    first, heat, second, _ = panels(model.plot(pixels, ["dog", "cat"]))
     np.testing.assert_array_equal(first.images[0].get_array(), pixels[0, 2:18])
     np.testing.assert_array_equal(second.images[0].get_array(), pixels[1, 2:18])
     np.testing.assert_allclose(heat.images[1].get_array(), heat_map(np.asarray(maps.vision)[0], 16, 16), atol=1e-4)
     assert heat.get_title() == "dog"
-    written = {text.get_text() for axes in figure.axes for text in axes.texts}
-    assert "dog" in written and "cat" in written and "SOS" in written
     # Normalised pictures are drawn as they were, and other maps in the place of relevancy.
     rows = np.random.default_rng(1).random((2, 16 + 4), np.float32)
     again = panels(model.plot(images, titles=["a", "b"], maps=rows))
     np.testing.assert_array_equal(again[0].images[0].get_array(), pixels[0, 2:18])
     np.testing.assert_allclose(again[3].images[1].get_array(), heat_map(rows[1], 16, 16))
-    assert again[1].get_title() == "a"
     likely = model.plot(pixels)
     assert [panels(likely)[place].get_title() for place in (1, 3)] == model.predict(pixels).classes
-    single = model.plot(pixels[0], maps=rows[:1], targets=[1])
-    np.testing.assert_array_equal(panels(single)[0].images[0].get_array(), pixels[0, 2:18])
-    # A notebook shows it.
-    assert single._repr_png_().startswith(b"\x89PNG")
+    assert likely._repr_png_().startswith(b"\x89PNG")  # a notebook shows it

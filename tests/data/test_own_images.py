@@ -3,11 +3,9 @@
 import contextlib
 import dataclasses
 import io
-import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -74,10 +72,10 @@ def test_own_pictures_are_upright_and_those_of_the_benchmark_as_stored(orientati
         image_list([Pillow.open(path)], ["cat"], ["cat"]),
     ):
         np.testing.assert_array_equal(split.image(0), UPRIGHT)
-        for cache_bytes in (0, 500, 5000):  # decoded each time, kept as a file, kept as pixels
-            images = Images(split, ImageCache(cache_bytes, 1))
-            for _ in range(2):
-                np.testing.assert_array_equal(np.asarray(images.decoded(0)), UPRIGHT)
+    for cache_bytes in (0, 500, 5000):  # decoded each time, kept as a file, kept as pixels
+        images = Images(folder, ImageCache(cache_bytes, 1))
+        for _ in range(2):
+            np.testing.assert_array_equal(np.asarray(images.decoded(0)), UPRIGHT)
     for image in (path, Pillow.open(path)):
         np.testing.assert_array_equal(UserImages([image]).decoded(0), UPRIGHT)
     np.testing.assert_array_equal(
@@ -100,10 +98,8 @@ def test_pictures_in_formats_that_are_not_read_are_counted_and_named(tmp_path, c
     for name in ("cat/a.HEIC", "cat/b.heic", "dog/c.heif", "dog/d.dng", "dog/notes.txt"):
         (tmp_path / name).write_bytes(b"?")
     assert sum(map(len, data.load("folder", data_dir=tmp_path).splits.values())) == 8
-    examples = r"\(cat/a\.HEIC, cat/b\.heic, dog/c\.heif, …\)"
-    counted = rf"4 pictures are left out.*{examples}: 2 \.heic, 1 \.heif, 1 \.dng; pip install"
     assert caplog.text.count("pictures are left out") == 1
-    assert re.search(counted, caplog.text)
+    assert re.search(r"4 pictures are left out.*: 2 \.heic, 1 \.heif, 1 \.dng; pip install", caplog.text)
     caplog.clear()
     assert len(find_images(str(tmp_path))) == 8 and "4 pictures are left out" in caplog.text
     for path in (tmp_path / "cat").glob("*.jpg"):
@@ -132,23 +128,17 @@ def test_a_picture_that_is_cut_off_has_a_line_of_its_own(zero_shot, tmp_path):
     files = [write(tmp_path / f"{number}.jpg", number) for number in range(5)]
     files[1].write_bytes(files[1].read_bytes()[:-200])
     lazy = Pillow.open(io.BytesIO(files[1].read_bytes()))  # Pillow finds out when it needs the pixels
-    with pytest.raises(UnreadableImage, match=r"cannot be decoded .*on_image_error=skip, in Python on_image_error="):
+    with pytest.raises(UnreadableImage, match="cannot be decoded"):
         zero_shot.predict(files)
     result = zero_shot.predict([*files, lazy], batch_size=2, on_image_error="skip")
-    whole = [*files[:1], *files[2:]]
-    expected = zero_shot.predict(whole)
-    np.testing.assert_allclose(result.probabilities[[0, 2, 3, 4]], expected.probabilities, rtol=1e-5)
     assert list(result.errors) == [1, 5] and np.isnan(result.probabilities[[1, 5]]).all()
-    assert result.labels.tolist() == [expected.labels[0], -1, *expected.labels[1:], -1] and result.classes[1] is None
-    lines = repr(result).split("\n")
-    assert (
-        len(lines) == 7 and "1.jpg cannot be decoded" in lines[1] and lines[5].startswith("image 5 cannot be decoded")
-    )
+    assert result.labels[[1, 5]].tolist() == [-1, -1] and result.classes[1] is None
+    assert "1.jpg cannot be decoded" in repr(result).split("\n")[1]
     labels = ["cat", "dog", "dog", "cat", "dog"]
     accuracy = zero_shot.evaluate(files, labels, on_image_error="skip")
-    assert accuracy.predicted[1] == -1 and accuracy.images == 4 == accuracy.confusion.sum()
-    right = [name == label for name, label in zip(expected.classes, [labels[0], *labels[2:]], strict=True)]
-    assert accuracy.accuracy == 25 * sum(right) and "; 1 could not be read" in repr(accuracy).split("\n")[0]
+    assert accuracy.images == 4 == accuracy.confusion.sum() and "; 1 could not be read" in repr(accuracy)
+    right = [result.classes[row] == labels[row] for row in (0, 2, 3, 4)]
+    assert accuracy.accuracy == 25 * sum(right)
     low, high = binomtest(sum(right), 4).proportion_ci(0.95, "wilson")
     np.testing.assert_allclose(accuracy.interval, (100 * low, 100 * high), atol=1e-9)
 
@@ -157,22 +147,14 @@ def test_a_picture_that_is_cut_off_has_a_line_of_its_own(zero_shot, tmp_path):
 @pytest.mark.filterwarnings("ignore:there are no validation images")
 def test_training_leaves_out_what_cannot_be_read(clip, tmp_path):
     files = [write(tmp_path / f"{number}.jpg", number) for number in range(4)]
-    files[1].write_bytes(b"")
+    files[3].write_bytes(b"")
     labels = ["cat", "cat", "dog", "dog"]
-    options = {"progress": False}
-    with pytest.raises(UnreadableImage, match=r"1\.jpg is empty"):
-        clipbias.fit(clip, "gda", files, labels, **options)
-    model = clipbias.fit(clip, "gda", files, labels, on_image_error="skip", **options)
-    assert np.isfinite(model.predict(files[2:]).probabilities).all()
-
-
-def test_images_of_a_batch_are_counted_once():
-    with pytest.raises(ClipbiasError, match="image 0 is b''; give a path"):
-        UserImages([b"", "nowhere.png"])
-    images = UserImages([PIXELS[0], "nowhere.png"])
-    with pytest.raises(UnreadableImage):
-        images.decoded(1)
-    assert images.errors == {1: f"cannot read the image {os.path.abspath('nowhere.png')}: No such file or directory"}
+    with pytest.raises(UnreadableImage, match=r"3\.jpg is empty"):
+        clipbias.fit(clip, "gda", files, labels, progress=False)
+    model = clipbias.fit(clip, "gda", files, labels, on_image_error="skip", progress=False)
+    whole = clipbias.fit(clip, "gda", files[:3], labels[:3], progress=False)
+    shares = [each.predict(files[:3]).probabilities for each in (model, whole)]
+    np.testing.assert_allclose(*shares, rtol=1e-4)
 
 
 # Datasets from memory, from paths, and from Hugging Face's `datasets`.
@@ -234,33 +216,21 @@ def test_a_dataset_from_memory_is_divided_as_a_folder_is(tmp_path):
     path = write(tmp_path / "a.png", 7)
     mixed = [path, Pillow.fromarray(PIXELS[1]), *PIXELS[2:]]
     dataset = data.from_arrays(mixed, LABELS)
-    assert dataset.class_names == ("cat", "dog") and dataset.name == "own pictures"
     counts = {name: np.bincount(split.labels).tolist() for name, split in dataset.splits.items()}
     assert counts == {"train": [2, 2], "val": [1, 1], "test": [2, 2]}  # 50, 20 and 30 % of 5, rounded as a folder's
     seen = {}
     for split in dataset.splits.values():
         for row, key in enumerate(split.keys):
-            seen[key] = (split.image(row), dataset.class_names[split.labels[row]])
-    assert len(seen) == 10
-    for number, (key, (pixels, label)) in enumerate(sorted(seen.items(), key=lambda item: item[0])):
-        expected = picture(7) if key == path.name else PIXELS[int(key[:6])]
-        np.testing.assert_array_equal(pixels, expected, err_msg=str(number))
-        assert label == (LABELS[0] if key == path.name else LABELS[int(key[:6])])
+            seen[0 if key == path.name else int(key[:6])] = split.image(row), dataset.class_names[split.labels[row]]
+    for number, label in enumerate(LABELS):
+        np.testing.assert_array_equal(seen[number][0], PIXELS[number] if number else picture(7))
+        assert seen[number][1] == label
     again = data.from_arrays(mixed, [["cat", "dog"].index(label) for label in LABELS], ["cat", "dog"])
     assert again.split("train").digest == dataset.split("train").digest
-    others = [path, Pillow.fromarray(PIXELS[1]), *(pixels[::-1] for pixels in PIXELS[2:])]
-    assert {split.digest for split in data.from_arrays(others, LABELS).splits.values()}.isdisjoint(
-        split.digest for split in dataset.splits.values()
-    )
 
 
 @pytest.mark.parametrize(
-    "column",
-    [
-        *(np.array, pandas.Series, pandas.Categorical, pandas.Index, iter),
-        lambda values: np.array([Path(value) if "/" in str(value) else value for value in values], object),
-        lambda values: pandas.Series(values, index=range(len(values), 0, -1)),
-    ],
+    "column", [pandas.Categorical, iter, lambda values: pandas.Series(values, index=range(len(values), 0, -1))]
 )
 def test_paths_and_labels_may_be_columns(column, tmp_path):
     paths = [str(write(tmp_path / f"{number}.png", number)) for number in range(3)]
@@ -270,25 +240,18 @@ def test_paths_and_labels_may_be_columns(column, tmp_path):
     assert image_list(column(paths), column([1, 0, 1]), ("cat", "dog")).identity == split.identity
 
 
-def test_a_list_keeps_the_folder_and_the_labels_that_it_was_given(tmp_path):
-    """The current folder that a path starts from, and an array of labels, may change later."""
+def test_a_list_keeps_the_folder_that_it_was_given_in(tmp_path):
     write(tmp_path / "a.png", 9)
     with contextlib.chdir(tmp_path):
         split = image_list(["a.png"])
     np.testing.assert_array_equal(split.image(0), picture(9))
-    numbers = np.zeros(1, np.int32)
-    owned = Split(["a"], numbers, lambda index: b"")
-    numbers[:] = 1
-    assert owned.labels.tolist() == [0] and numbers.flags.writeable
 
 
 def test_splits_may_be_given():
     splits = ["train", "test", "train", "train", "validation"] * 2
-    dataset = data.from_arrays(
-        np.stack([x[:, :10] for x in PIXELS]), LABELS, splits=splits, template="a {}.", name="pets"
-    )
+    dataset = data.from_arrays(PIXELS, LABELS, splits=splits, template="a {}.", name="pets")
     assert {name: len(split) for name, split in dataset.splits.items()} == {"train": 6, "test": 2, "val": 2}
-    np.testing.assert_array_equal(dataset.split("val").image(1), PIXELS[9][:, :10])
+    np.testing.assert_array_equal(dataset.split("val").image(1), PIXELS[9])
     assert dataset.template == "a {}." and dataset.name == "pets"
     # There are no others: no image of the given ones is moved, or tested twice.
     for given in (["train"] * 10, ["train"] * 6 + ["test"] * 4, ["train"] * 6 + ["val"] * 4):
@@ -360,18 +323,13 @@ def test_paths_are_opened(tmp_path):
         for number in range(4):
             write(tmp_path / "pets" / name / f"{number}.png", number)
     (tmp_path / "list.csv").write_text("path,label\npets/cat/0.png,cat\npets/dog/1.png,dog\n")
-    for place in (tmp_path / "pets", str(tmp_path / "pets")):
+    for place, images in ((tmp_path / "pets", 8), (str(tmp_path / "list.csv"), 2), ("demo/fashion", 10 * 172)):
         opened = open_images(place)
-        assert isinstance(opened, Dataset) and sum(map(len, opened.splits.values())) == 8
-    opened = open_images(str(tmp_path / "list.csv"))
-    assert isinstance(opened, Dataset) and opened.class_names == ("cat", "dog")
-    opened = open_images("demo/digits")
-    assert isinstance(opened, Dataset) and opened.name == "demo/digits"
+        assert isinstance(opened, Dataset) and sum(map(len, opened.splits.values())) == images
     assert open_images(pixels := PIXELS[0]) is pixels
     for words, place in (
         ("no dataset and no folder '.*/absent'; check the path", str(tmp_path / "absent")),
         ("no dataset 'eurosta'; did you mean eurosat", "eurosta"),
-        ("no demo dataset 'demo/flowers'|no dataset 'demo/flowers'", "demo/flowers"),
     ):
         with pytest.raises(ClipbiasError, match=words):
             open_images(place)
@@ -388,19 +346,12 @@ def test_fit_and_evaluate_take_them_as_they_are(clip, tmp_path):
         place.write_bytes(encoded(pixels))
     memory = data.from_arrays(PIXELS, LABELS, splits=splits)
     tables = {"train": table(0, 4), "validation": table(4, 6), "test": table(6, 10)}
-
-    def fitted(source: Any, *labels: Any, **options: Any) -> np.ndarray:
-        return (
-            clipbias.fit(clip, "tip_adapter", source, *labels, progress=False, **options).predict(PIXELS).probabilities
-        )
-
     validation = (PIXELS[4:6], LABELS[4:6])
     model = clipbias.fit(clip, "tip_adapter", PIXELS[:4], LABELS[:4], validation=validation, progress=False)
     expected = model.predict(PIXELS).probabilities
-    for source in (memory, tables, str(tmp_path)):
-        np.testing.assert_allclose(fitted(source), expected, rtol=1e-3, atol=1e-5)
-    np.testing.assert_allclose(fitted(table(0, 4)), fitted(PIXELS[:4], LABELS[:4]), rtol=1e-3, atol=1e-5)
     accuracy = model.evaluate(PIXELS[6:], LABELS[6:])
-    for tested in (memory, table(6, 10), tmp_path):
-        evaluated = model.evaluate(tested)
+    for source in (memory, tables, str(tmp_path)):
+        other = clipbias.fit(clip, "tip_adapter", source, progress=False)
+        np.testing.assert_allclose(other.predict(PIXELS).probabilities, expected, rtol=1e-3, atol=1e-5)
+        evaluated = model.evaluate(table(6, 10) if source is tables else source)
         assert len(evaluated.labels) == 4 and evaluated.accuracy == accuracy.accuracy

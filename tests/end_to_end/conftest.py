@@ -134,12 +134,6 @@ def refusal_here(binary: ModuleType, settings: dict[str, Any], workdir: Path | s
     return sentence(*answer_here(binary, settings, workdir))
 
 
-def refusal(binary: str, *arguments: str, cache: Path) -> str:
-    """Runs a binary that must refuse; returns its sentence."""
-    done = run(binary, *arguments, cache=cache)
-    return sentence(done.returncode, done.stderr)
-
-
 def in_forks(
     jobs: Sequence[tuple[str, Sequence[str]]], *, cache: Path, folder: Path = ROOT, run: bool = True
 ) -> list[dict[str, Any]]:

@@ -1,6 +1,5 @@
 """Bad input: one clear sentence and exit status 1."""
 
-import json
 import os
 import re
 import shutil
@@ -44,28 +43,22 @@ def refused(model: Path | str, workdir: Path, **settings: Any) -> str:
 
 REFUSED = [
     ("table1 --config.lerning_rate=1", "setting 'lerning_rate'. Did you mean \"learning_rate\""),
-    ("evaluate --config=configs/evaluate.py:x", "TypeError: get_config() takes 0 positional arguments"),
     ("table1 --model=demo", "there is no flag --model; did you mean --config.model?"),
     ("train --config.shots=four", "shots is 'four'; it must be a whole number from 1 to 2,147,483,647, or None"),
     ("train --config.lr=0.1", "there is no setting 'lr'; did you mean learning_rate?"),
-    ("train --config.random_state=0", "there is no setting 'random_state'; did you mean seed?"),
     ("train --config.options.steps=6", "there is no setting 'options.steps'; did you mean method_options?"),
     ("show --workdir=workdir/digits", "show has no --workdir; see --help"),
     ("trian", "there is no command 'trian'; did you mean train?"),
     ("train --config=SYNTAX", "SyntaxError: "),
     ("table1 demo", "unexpected argument 'demo'; settings are given as --config.name=value"),
     ("table1 --config=README.md", "there is no configuration file 'README.md'"),
-    ("predict --relevancy", "there is no flag --relevancy; did you mean --config.relevancy?"),
     ("train --config.shots", "Missing value for flag --config.shots"),
     ("distil --config.mesh.run.x=2", "there is no setting 'mesh.run.x'; see --help."),
-    ("train --config.seed=None --config.model=demo", "seed is None; it must be a whole number from 0"),
     (
         "train --config=configs/train.py --config.seed=1 --config configs/train.py:ivlp",
         "give one --config, not configs/train.py and configs/train.py:ivlp",
     ),
-    ("train --config", "Missing value for flag --config"),
     ("train --config=RAISES", "ZeroDivisionError: division by zero"),
-    ("show workdir/digits", "unexpected argument 'workdir/digits'; settings are given as --config.name=value"),
 ]
 HELPED = [
     ("", ["  table1         Trains methods x datasets"]),
@@ -113,9 +106,7 @@ def test_corrupt_image_is_named_or_skipped_and_few_images_are_all_used(model, pi
 
 @pytest.mark.ci
 def test_an_adapter_of_another_model(trained, tmp_path):
-    folder, _, output = trained
-    assert str(folder) in output.splitlines()[0]
-    assert json.loads((folder / "config.json").read_text())["workdir"] == str(folder)
+    folder, _, _ = trained
     adapter = str(folder / "adapter.safetensors")
     printed, _ = binaries.succeed_here(evaluate, {"adapters": adapter}, tmp_path / "e")
     assert "bias on demo/digits" in printed
@@ -149,7 +140,7 @@ def test_folders_that_may_not_be_written(model, cache, tmp_path):
     assert not list(closed.iterdir())
 
 
-def test_mistakes_are_one_sentence(fifteen, tmp_path):
+def test_mistakes_are_one_sentence(tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "precious").touch()
     full, out, nowhere = (str(tmp_path / name) for name in ("full", "out", "nowhere"))
@@ -160,18 +151,10 @@ def test_mistakes_are_one_sentence(fifteen, tmp_path):
         (export, {"adapters": ADAPTER, "output": full, "model": BASE}, "exists already"),
         (export, {"adapters": ADAPTER, "output": out, "model": "demo"}, "does not fit"),
         (prepare_data, {}, "check needs --config.data_dir"),
-        (
-            prepare_data,
-            {"action": "build", "datasets": ("ucf101",), "data_dir": str(fifteen)},
-            "build needs --config.datasets, and --config.output",
-        ),
         (prepare_data, draw, "draw needs --config.datasets with one name"),
-        (prepare_data, draw | {"datasets": ("ucf101",), "data_dir": nowhere}, "there is no folder"),
         (train, not_there, f"there is no folder {nowhere}; check data_dir."),
-        (evaluate, not_there, f"there is no folder {nowhere}; check data_dir."),
         (explain, not_there, f"there is no folder {nowhere}; check data_dir."),
         (explain, {"sections": "relevance"}, "unknown section 'relevance'"),
-        (explain, {"adapters": "/nowhere"}, "no adapter file /nowhere"),
         (explain, {}, "no dataset to explain; give --config.dataset=NAME"),
         (predict, {"classes": "a"}, "no images to classify"),
         (predict, {"images": "pyproject.toml", "classes": "a", "texts": "b"}, "texts replace class names"),

@@ -16,7 +16,7 @@ import configs.demo
 from clipbias import data
 from clipbias.export.card import model_card
 from clipbias.io import PART
-from clipbias.training import evaluator, loop, select
+from clipbias.training import forward, loop, select
 from clipbias.training.select import Candidate
 from clipbias.tuning.adapter import read_adapter
 from clipbias.tuning.registry import make_method
@@ -38,28 +38,16 @@ def test_zero_shot_is_that_of_a_run_of_its_own(model, trained, tmp_path, monkeyp
     assert f"zero_shot on demo/digits: {plain['accuracy']:.2f} %" in printed
 
 
-@pytest.mark.long
-def test_a_small_set_is_trained_for_enough_steps(model, tmp_path):
-    binaries.succeed_here(train, {"model": str(model), "dataset": "demo/digits", "shots": 1, "epochs": None}, tmp_path)
-    row = json.loads((tmp_path / "result.json").read_text())
-    assert row["steps"] == 300  # of ten images each
-
-
 def test_sentences_about_a_run():
     row = {"learning_rate": 0.1, "accuracy": 60.0, "zero_shot_accuracy": 50.0, "images": 30, "loss": 1.0}
     bias = make_method("bias")
     assert select.cautions_of_row(row, bias, 3) == ()
-    assert select.cautions_of_row(row | {"loss": 1.0987}, bias, 3)[0].startswith(
-        "the training loss ended at 1.1, above ln 3"
-    )
+    assert "ended at 1.1, above ln 3" in select.cautions_of_row(row | {"loss": 1.0987}, bias, 3)[0]
     assert select.cautions_of_row(row | {"loss": 1.0985}, bias, 3) == ()
     assert select.cautions_of_row(row | {"loss": 9.0}, make_method("promptsrc"), 3) == ()  # a loss of its own
-    (line,) = select.cautions_of_row(row | {"zero_shot_accuracy": 60.0}, bias, 3)
-    assert line.startswith(
-        "the tuned model is no better than zero-shot on 30 test images: 60.0 % after 60.0 %. The difference is within"
-    )
-    (line,) = select.cautions_of_row(row | {"zero_shot_accuracy": 100.0}, bias, 3)
-    assert "chance" not in line
+    for frozen, chance in ((60.0, True), (100.0, False)):
+        (line,) = select.cautions_of_row(row | {"zero_shot_accuracy": frozen}, bias, 3)
+        assert "is no better than zero-shot on 30 test images" in line and ("within chance" in line) == chance
     assert select.cautions_of_row({**row, "learning_rate": None, "loss": None}, bias, 3) == ()
 
 
@@ -72,17 +60,11 @@ def test_a_difference_is_within_chance(images, higher, lower, chance):
     assert select.within_chance(100 * higher / images, 100 * lower / images, images) == chance
 
 
-@pytest.mark.parametrize(
-    ("images", "right", "tells"), [(6, 5, False), (6, 2, True), (6, 6, False), (30, 28, False), (160, 152, True)]
-)
+@pytest.mark.parametrize(("images", "right", "tells"), [(6, 5, False), (6, 2, True), (30, 28, False), (160, 152, True)])
 def test_so_few_images_that_no_gain_could_show(images, right, tells):
     """Whatever the tuned model answers: six of six after five is within chance, and after two is not."""
     frozen, tuned = (Candidate(None, 100 * count / images, None) for count in (right, images))
-    sentence = select.too_few_to_tell(tuned, frozen, images, "validation image")
-    assert bool(sentence) == (not tells)
-    if sentence:
-        start = f"{images} validation images cannot tell whether tuning helped: 100.0 % after "
-        assert sentence.startswith(f"{start}{100 * right / images:.1f} % is within chance")
+    assert bool(select.too_few_to_tell(tuned, frozen, images, "validation image")) == (not tells)
 
 
 @pytest.mark.ci
@@ -93,8 +75,7 @@ def test_a_run_is_calibrated(model, trained, tmp_path, monkeypatch):
     before = read_adapter(folder / "adapter.safetensors")
     assert before.calibration is None
     settings = binaries.SHORT_RUN | {"model": str(model), "calibrate": True}
-    printed, _ = binaries.succeed_here(train, settings, folder)
-    assert "calibrated on 120 images: it has prediction sets\n" in printed
+    binaries.succeed_here(train, settings, folder)
     adapter = read_adapter(folder / "adapter.safetensors")
     expected = clipbias.load_adapter(trained[0] / "adapter.safetensors").calibrate("demo/digits")
     assert adapter.calibration is not None and expected.calibration is not None
@@ -103,18 +84,15 @@ def test_a_run_is_calibrated(model, trained, tmp_path, monkeypatch):
     assert adapter.notes == before.notes
     jax.tree.map(np.testing.assert_array_equal, adapter.learnables, before.learnables)
     monkeypatch.setattr(train, "run_group", lambda *_, **__: pytest.fail("run again"))
-    written = (folder / "adapter.safetensors").stat().st_mtime_ns
     printed, _ = binaries.succeed_here(train, settings, folder)
-    assert "calibrated on 120 images" in printed and (folder / "adapter.safetensors").stat().st_mtime_ns == written
+    assert "calibrated on 120 images: it has prediction sets\n" in printed
     evaluated = {"adapters": str(folder), "ood": "demo/fashion"}
-    printed, _ = binaries.succeed_here(evaluate, evaluated, tmp_path / "evaluation")
+    binaries.succeed_here(evaluate, evaluated, tmp_path / "evaluation")
     result = json.loads((tmp_path / "evaluation" / "result.json").read_text())
     assert result["answers"] == pytest.approx(expected.evaluate("demo/digits").answers, abs=0.1)
     tests = data.load("demo/fashion").split("test")
     rejected = expected.predict([tests.image(index) for index in range(len(tests))]).rejected
     assert result["ood"]["accepted"] == pytest.approx(100 * (1 - rejected.mean()), abs=0.1)
-    assert f"{result['ood']['accepted']:.1f} % of these images are accepted at the adapter's threshold" in printed
-    assert "prediction sets for 90 % from 120 calibration images: " in printed
 
 
 @pytest.mark.ci
@@ -146,7 +124,7 @@ def test_the_rate_of_own_pictures_is_selected(model, pictures, tmp_path, monkeyp
     choice = row["choice"]
     losses = {line["learning_rate"]: line["loss"] for line in choice["tried"]}
     assert [*losses] == [0.0025, 0.02, 0.16, 1.28] and row["learning_rate"] == min(losses, key=losses.__getitem__)
-    assert f"learning rate {row['learning_rate']:g}, of 0.0025 ({losses[0.0025]:.3g})" in progress
+    assert f"learning rate {row['learning_rate']:g}, of 0.0025" in progress
     assert choice["images"] == 6 and choice["from"] == "validation split" and row["validation"] == "held-out images"
     adapter = read_adapter(tmp_path / "own" / "adapter.safetensors")
     assert adapter.notes["choice"] == choice and adapter.notes["zero_shot_accuracy"] == row["zero_shot_accuracy"]
@@ -164,14 +142,8 @@ def test_the_rate_of_own_pictures_is_selected(model, pictures, tmp_path, monkeyp
     result = json.loads((tmp_path / "given" / "result.json").read_text())
     assert result["learning_rate"] == row["learning_rate"] and result["accuracy"] == row["accuracy"]
     assert result["validation"] == "none" and "choice" not in result
-    grid = {
-        "model": str(model),
-        "datasets": ("folder",),
-        "data_dir": str(pictures),
-        "methods": ("bias",),
-        "shots": (2,),
-    }
-    grid |= {"epochs": 2, "batch_size": 6, "seeds": (1,)}
+    grid = {"model": str(model), "datasets": ("folder",), "data_dir": str(pictures), "methods": ("bias",)}
+    grid |= {"shots": (2,), "epochs": 2, "batch_size": 6, "seeds": (1,)}
     refusal = binaries.refusal_here(table1, grid, tmp_path / "given")
     assert "given holds the adapter of a `train` run (adapter.safetensors), which" in refusal
     (tmp_path / "sweep" / "adapters").mkdir(parents=True)
@@ -182,13 +154,8 @@ def test_the_rate_of_own_pictures_is_selected(model, pictures, tmp_path, monkeyp
 def small_sweep(model: Path, workdir: Path) -> int:
     """The status of a small sweep."""
     config = configs.demo.get_config()
-    config.model = str(model)
-    config.methods = ("zero_shot", "vpt")
-    config.datasets = ("demo/digits",)
-    config.shots = (1,)
-    config.seeds = (1,)
-    config.epochs = 3
-    config.eval_batch_size = 100
+    config.update(model=str(model), methods=("zero_shot", "vpt"), datasets=("demo/digits",), shots=(1,), seeds=(1,))
+    config.update(epochs=3, eval_batch_size=100)
     config.mesh.data = 1
     return common.answer(table1.main, config, str(workdir))
 
@@ -207,7 +174,7 @@ def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, An
     [
         # While the last step is awaited, and in an evaluation.
         (loop.StepReport, "catch_up", 3, signal.SIGINT, 130, "stopped"),
-        (evaluator, "image_features", 2, signal.SIGTERM, 143, "stopped; the same command continues."),
+        (forward, "image_features", 2, signal.SIGTERM, 143, "stopped; the same command continues."),
     ],
 )
 def test_a_stopped_sweep(where, name, call, number, status, sentence, model, whole, tmp_path, capsys):

@@ -169,7 +169,7 @@ def test_a_changed_size(folder, model, tower, name, value):
 
 @pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json", "vocab.json", "tokenizer_config.json"])
 def test_deep_nesting_and_endless_numbers(folder, model, name):
-    for content in (DEEP, '{"a": ' + DEEP + "}", "9" * 5000, '{"image_mean": ' + "9" * 5000 + "}"):
+    for content in (DEEP, "9" * 5000, '{"image_mean": ' + "9" * 5000 + "}"):
         load_with(folder, model, name, content)
 
 

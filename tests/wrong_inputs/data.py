@@ -101,7 +101,6 @@ FIRST = miniatures.split_content("eurosat")["train"][0]
 CASES: list[Case] = [
     made("no dataset 'eurosta'; did you mean eurosat", load("eurosta")),
     pure(r"demo/flowers.*demo/digits", demo.load, "demo/flowers"),
-    pure("'n0' is not one of", catalog.imagenet, "n0"),
     benchmark("dataset dtd takes no option 'shots'", "dtd", shots=4),
     # A folder of class folders.
     made("no folder .*nowhere", load("folder", "nowhere")),
@@ -109,30 +108,24 @@ CASES: list[Case] = [
     made("empty has no image", load("folder"), {"empty/": "", "cat/0.png": None}),
     classes("class folder 'cat', which the train folder has not", "test/cat/0.png", "train/dog/0.png"),
     classes("has train/ and training/, which both hold train images", "train/cat/0.png", "training/cat/1.png"),
-    classes("has val/ and valid/, which both hold val", *(f"{name}/cat/0.png" for name in ("train", "val", "valid"))),
     classes("in dog/ beside train/, .*; move them into train/dog/", "train/cat/0.png", "dog/0.png"),
     classes("has test but no train folder; add one", "cat/0.png", "dog/0.png", "test/cat/1.png"),
     classes(r"'big cat' .*/big cat. and 'big_cat' .*/big_cat. read as the same text", "big_cat/0.png", "big cat/0.png"),
-    classes(r"'cafe\\u0301' .* and 'caf\\xe9' ", "caf\xe9/0.png", "cafe\u0301/0.png"),
     # Tables.
-    made(r"no file .*absent\.csv", load("csv", "absent.csv")),
     table("line 1: not valid JSON", '{"path": "x.png", "label"\n', "a.jsonl"),
     table("not UTF-8", b"\xff\xfe", "a.jsonl"),
     table(r"line 2, lists the path '\.\./x\.png'", "path,label\n../x.png,a\n"),
     table("no value for 'path'; the columns are image, label", "image,label\nx.png,a\n"),
     table("line 2: no value for 'label'", "path,label\nx.png,\n"),
     table("some images have a split and some have none", "path,label,split\nx.png,a,train\ny.png,a,\n"),
-    table("x.png is listed twice, in .*line 2 and in .*line 3", "path,label\nx.png,a\nx.png,b\n"),
     table("0.png is listed twice, in .*line 2 and in .*line 4", "path,label\n0.png,a\n1.png,a\n./0.png,a\n"),
-    table("0.png is listed twice", "path,label,split\n0.png,a,train\n0.png,a,test\n"),
     table("several columns 'label'; keep one", "path,label,label\n0.png,a,b\n"),
     table("line 3: there are more values than columns", "path,label\n0.png,a\n1.png,cat, black\n"),
     table("'cat' .*line 2. and 'Cat' .*line 3. read as the same text", "path,label\n0.png,cat\n1.png,Cat\n"),
     *(
         table(f"the label '{label}' .*line 3. stands for a missing one", f"path,label\n0.png,a\n1.png,{label}\n")
-        for label in ("nan", "NaN", "NA", "<NA>", "NaT", "None")
+        for label in ("NaN", "<NA>", "None")
     ),
-    table("line 2: no value for 'label'", "path,label\n0.png, \n"),
     table("line 1: no value for 'label'", '{"path": "x.png", "label": NaN}', "a.jsonl"),
     table("class_names is {'a'}; give a list", "path,label\nx.png,0\n", class_names={"a"}),
     table(
@@ -140,24 +133,19 @@ CASES: list[Case] = [
         "path,label\nx.png,10\ny.png,1\n",
         class_names=["a", "b"],
     ),
-    table("line 3: the label 'c' does not fit", "path,label\nx.png,a\ny.png,c\n", class_names=["a", "b"]),
     table("line 3: the label '0' does not fit", "path,label\nx.png,a\ny.png,0\n", class_names=["a", "b"]),
-    table("line 3 has the label -1, which is no class; leave such rows out", "path,label\nx.png,1\ny.png,-1\n"),
     table("line 3 has the label -1, which is no", "path,label\nx.png,1\ny.png,-1\n", class_names=["a", "b"]),
     *(
         table(f"line 2{words}", f'{{"path": "x.png", "label": 1}}\n{{"path": "y.png", "label": {label}}}', "a.jsonl")
         for label, words in (
-            ("-1", " has the label -1, which is no class"),
             ("-1.0", " has the label -1, which is no class"),
             ("1.5", ": the label is 1.5; it must be a name or a whole number"),
             ("true", ": the label is True; it must be"),
             ("[1]", r": the label is \[1\]; it must be"),
-            ('{"a": 1}', ": the label is {'a': 1}; it must be"),
         )
     ),
     # A folder with metadata.
     metadata("test has 1 picture, but neither class folders nor a metadata.jsonl", "test/0.png", train=TRAINED),
-    classes("test has 1 picture, but neither class folders nor", "train/cat/0.png", "test/0.png"),
     metadata("test/dog: no training image has the class 'dog' of these test", "test/dog/0.png", train=TRAINED),
     metadata("line 1: no training image has the class 'cat' of these test", "train/dog/0.png", test=TRAINED),
     metadata("train/dog has no image", "train/dog/0.txt", test=TRAINED),
@@ -174,17 +162,13 @@ CASES: list[Case] = [
         root=row("train/0.png") + row("valid/1.png") + row("2.png"),
     ),
     metadata("has test images but none for train", root=row("test/0.png")),
-    metadata("line 1 has the label -1, which is no class", test=row("0.png", label=-1), train=row("0.png", label=1)),
     # CoOp's layout: missing and broken files.
     made(r"eurosat: there is no folder .*eurosat; put into eurosat/: 2750 from http", load("eurosat")),
     benchmark(r"no split file .*split_zhou_EuroSAT\.json; .*drive\.google", "eurosat", SPLIT_FILE, ...),
-    split_file("not a plain path below", train=["../../etc/passwd", 0, "Forest"]),
     split_file("label 3 has no image, but label 5 has", train=["a.jpg", 5, "Highway"]),
     split_file("label 1 is called both 'Forest' and 'Woods'", test=["a.jpg", 1, "Woods"]),
     split_file("not a split file", train=["a.jpg", 1]),
-    split_file("must be a whole number", train=["a.jpg", "Forest", "Forest"]),
     split_file("listed twice", train=FIRST),
-    benchmark("not valid JSON", "eurosat", SPLIT_FILE, '{"train": ['),
     benchmark("val/n99999999 .* belongs to no class", "imagenet", "images/val/n99999999/"),
     made(
         r"cannot read .*zigzagged_0004.*, listed in split_zhou_D.*: No such file",
@@ -193,7 +177,6 @@ CASES: list[Case] = [
     ),
     # Prepared records.
     made(r"not prepared under .*pip install 'clipbias\[tensorflow\]'", load("tfds/oxford_pets")),
-    made("no usable builder for fgvc_aircraft; make shards .*prepare_data", load("tfds/fgvc_aircraft")),
     # Protocols.
     plan("no protocol 'zero'; there are few_shot, imbalanced, full", "zero", "dtd"),
     plan("stays within one dataset", "base_to_new", "dtd", "eurosat"),
@@ -202,7 +185,7 @@ CASES: list[Case] = [
     # Datasets made in memory.
     *(
         pure("exactly one", Dataset, "set", ("a",), template, {})
-        for template in ("a photo.", "{} and {}", "a {name}.", "a {0}.", "{")
+        for template in ("a photo.", "{} and {}", "a {0}.", "{")
     ),
     (
         "no class of s has a second training image, so no shot can be held out; take more --config.shots",
@@ -211,23 +194,16 @@ CASES: list[Case] = [
     pure(r"1\.jpg in val has label 5", Dataset, "s", ("a",), "{}", {"val": split("1.jpg", labels=(5,))}),
     pure(r"x\.jpg is listed twice", split, "x.jpg", "x.jpg"),
     pure("has 2 images and|there are 2 images and 3 labels", data.from_arrays, [PIXELS, PIXELS], ["a", "b", "c"]),
-    pure("class_names is {'a'}; give a list", data.from_arrays, [PIXELS], [0], {"a"}),
     pure("'cat' .of image 0. and 'Cat ' .of image 2. read", data.from_arrays, 3 * [PIXELS], ["cat", "a", "Cat "]),
     *(
         pure("image 1 has no label", data.from_arrays, 2 * [PIXELS], ["a", label])
-        for label in (None, "", " ", math.nan, np.float32("nan"), pandas.NA, pandas.NaT, np.datetime64("NaT"))
+        for label in (None, " ", np.float32("nan"), pandas.NA, pandas.NaT, np.datetime64("NaT"))
     ),
-    *(
-        pure("image 1 has no label", data.from_arrays, 2 * [PIXELS], column(["a", None]))
-        for column in (pandas.Series, pandas.Categorical, pandas.array)
-    ),
+    pure("image 1 has no label", data.from_arrays, 2 * [PIXELS], pandas.Categorical(["a", None])),
     pure(
         "the label 'nan' .of image 1. stands for a missing one", data.from_arrays, [PIXELS], np.array(["a", math.nan])
     ),
-    *(
-        pure(r"a table with the columns \['path', 'label'\]; give its column of pictures and", data.from_arrays, *given)
-        for given in ((FRAME, ["a"]), (["x.png"], FRAME))
-    ),
+    pure(r"a table with the columns \['path', 'label'\]; give its column", data.from_arrays, ["x.png"], FRAME),
     pure(r"a table with the columns \['path', 'label'\]", open_images, FRAME),
     pure(r"the labels \[1, 2\] may be names", data.from_arrays, 2 * [PIXELS], [1, 2], ["1", "2", "3"]),
     pure(r"the images are the dataset s; give a split of it: dataset.split\('test'\)", image_list, SINGLE),
@@ -235,14 +211,10 @@ CASES: list[Case] = [
     pure("give numbers or names, not both", data.from_arrays, 2 * [PIXELS], ["a", 1]),
     pure(r"x/a\.png is listed twice, as images", data.from_arrays, ["x/a.png", "b.png", "x/./a.png"], ["a", "b", "a"]),
     pure(r"\[3, 8, 9\].* 3 grey pictures.* give image\.transpose\(1, 2", image_list, np.zeros((3, 8, 9), np.uint8)),
-    pure(r"image 0 .*\[3, 8, 9\]; .*image\.transpose\(1, 2, 0\)", image_list, np.zeros((2, 3, 8, 9), np.uint8)),
-    pure("the images are b'x'; give a path", image_list, b"x"),
     pure("the images are {'x'}; give a path", image_list, {"x"}),
-    pure("image 0 is array", image_list, [np.zeros((2, 2, 3), object)]),
     pure("leave `labels` out", image_list, split("a"), [0], ["a"]),
     pure("class names 'cat' .class 0. and 'CAT' .class 1. read as the same", Dataset, "s", ("cat", "CAT"), "{}", {}),
     pure("splits is 'train'; give one of train, val and test", data.from_arrays, [PIXELS], ["a"], splits="train"),
-    pure("image 0 holds float64 numbers", data.from_arrays, [PIXELS / 255], ["a"]),
     # Pictures and batches of them.
     pure(r"(?s)^(?!.*0x).*pets/cat\.jpg", transforms.decode_picture, JPEG[: len(JPEG) // 2], "pets/cat.jpg"),
     pure(

@@ -107,7 +107,6 @@ CASES: list[Case] = [
     ("the learnables do not belong to BiasTuning", lambda place: TunedModel(place.task(), {})),
     pure("the task is 'bias'; give a clipbias.Task", TunedModel, "bias", {}),
     evaluating("colours has other classes than the model; take model.with_classes", DATA),
-    evaluating("have labels of their own", DATA.split("test"), LABELS),
     pure("several classes are called 'cat'; give the numbers", label_numbers, ["dog", "cat"], ("cat", "dog", "cat")),
     fitted(
         "the split has the model's classes in another order",
@@ -116,8 +115,6 @@ CASES: list[Case] = [
     ),
     predicting(r"image 0 has shape \[30, 40, 2\]", np.zeros((30, 40, 2), np.uint8)),
     evaluating("the split has other classes than the model", DATA.split("test")),
-    ("the split has other classes than the model", lambda place: place.tuned().calibrate(DATA.split("test"))),
-    predicting("look like levels and not like .* normalised=True", np.full((2, 16, 16, 3), 0.5)),
     predicting(r"the images have shape \[1, 8, 8, 3\]", np.zeros((1, 8, 8, 3), np.float32), normalised=True),
     predicting("numbers from 0 to 0.5, so they look like levels and not", np.linspace(0, 0.5, 480).reshape(8, 20, 3)),
     predicting("the images hold NaN", np.full((2, 16, 16, 3), np.nan, np.float32), normalised=True),
@@ -135,12 +132,11 @@ CASES: list[Case] = [
     fitted("no template and no texts of its classes; give class_names=dataset, the dataset of", DATA.split("train")),
     fitted("have labels of their own", DATA, LABELS),
     fitted("there is a single class, 'cat'; give images of two classes at least", IMAGES, ["cat"] * 18),
-    fitted("learning_rate is -1", DATA, learning_rate=-1),
     fitted("recipe is 3; it must be of type .*Recipe", DATA, recipe=3),
     fitted("calibrate is 1; it must be True or False, or None", DATA, calibrate=1),
     *(
         fitted("validation is of type .*; give a split, or a pair of pictures and their labels", DATA, validation=wrong)
-        for wrong in (DATA, "colours", IMAGES, (IMAGES,), 3)
+        for wrong in (DATA, (IMAGES,))
     ),
     *(
         taught(f"^'{name}' cannot learn from a teacher: it {why}", name)
@@ -155,31 +151,26 @@ CASES: list[Case] = [
     ("different numbers of steps", of_different_sizes),
     evaluated("not finite", slice(None)),
     evaluated("no image to evaluate on", slice(0)),
-    pure("the model is 'bias'; give what clipbias.fit or clipbias.load_adapter returned", clipbias.distil, "bias"),
     distilled("the model names no dataset; give one, or pictures"),
     distilled("there are 4 unlabelled images; give at least 5", IMAGES[:4]),
     distilled("form is 'vectors'; choose", IMAGES, form="vectors"),
     combined("a single shot", shots=(1,), **HELD),
     combined("pseudo-labelled images have no label to select by", protocol="pseudo_labels", shots=(2,), **HELD),
     # Devices, and the plan of a step.
-    pure("run is 'a'; it must be a whole number from 1 to .*, or None", placement.make_mesh, run="a"),
-    pure("data is 0; it must be a whole number from 1 to .*, or None", placement.make_mesh, data=0),
-    pure("run=9 and data=None cannot be made of 1 process with 8 devices each", placement.make_mesh, run=9),
     evaluating("mesh is 3; give one of clipbias.training.make_mesh", IMAGES, LABELS, mesh=3),
-    fitted("mesh is Mesh.*'x'.*; give one of clipbias.training", DATA, mesh=jax.make_mesh((1,), ("x",))),
     meshed("run=3 and data=5 cannot be made of 4 processes with 4 devices each", 4, run=3, data=5),
     planned("remat is 'all'; choose 'auto', 'products', 'half', 'tokens'", remat="all"),
     planned("class_chunks is 3; give 1 … 2", class_chunks=3),
     *(
         pure("topology is .*; give .* such as v5e:4x4, v5p:2x2x2, v6e:4x4, h100:1x1x8", open_topology, name)
-        for name in ("v5e", "v5e:4", "v5e:4x4x4", "h100:8", "a100:1x1x1", "", "v5p:2x2", ":")
+        for name in ("v5e", "v5e:4x4x4", "a100:1x1x1", "")
     ),
     # Settings and folders.
     pure("trackers has 'wanbd'; choose from auto, tensorboard, wandb, trackio", check_trackers, ("wanbd",)),
-    *(pure("such as 1/4", parse_part, part) for part in ("0/4", "5/4", "1", "a/b")),
+    *(pure("such as 1/4", parse_part, part) for part in ("0/4", "5/4", "a/b")),
     (r"cannot write .*predictions/test\.npz: .*; choose another folder\.", in_the_way),
     *(
         workdir("cannot (write|open) .*; (choose another|check the path)", inside)
-        for inside in ("file/x", "/dev/null/x", "/proc/self/x", "/sys/x", "a\0b", "x" * 300)
+        for inside in ("file/x", "/proc/self/x", "a\0b", "x" * 300)
     ),
 ]

@@ -139,32 +139,14 @@ BIASES = {f"{tower}_bias": np.zeros((1, 24), np.float32) for tower in ("vision",
 SIZES: dict[str, Any] = {"nonconformity": 3, "max_logit": 2, "mcm": 2, "energy": 2, "scale": ()}
 CASES: list[Case] = [
     # Methods and their options.
-    made("unknown method 'bais'; did you mean 'bias'", "bais"),
     *(
         made(f"unknown method '{re.escape(given)}'; did you mean '{name}'", given)
-        for given, name in {
-            **{"CoOp": "coop", "CoCoOp": "cocoop", "MaPLe": "maple", "VPT": "vpt", "LoRA": "lora", "GDA": "gda"},
-            **{"CLIP-LoRA": "clip_lora", "Tip-Adapter-F": "tip_adapter_f", "linear probe": "linear_probe"},
-            **{"LP++": "lp_plus_plus", "PLOT++": "plot_plus_plus", "ZeroShot": "zero_shot"},
-        }.items()
+        for given, name in {"CoOp": "coop", "LP++": "lp_plus_plus", "ZeroShot": "zero_shot"}.items()
     ),
     made("unknown method 'finetune'; there are zero_shot, coop, ", "finetune"),
-    made("no option 'deptth'; did you mean 'depth'.$", "ivlp", deptth=1),
     *(
-        made(
-            f"'{method}' has no option '{given}'; did you mean '{name}', an option of fit and train",
-            method,
-            **{given: 1},
-        )
-        for method in ("bias", "ivlp")
-        for name, others in {
-            "learning_rate": ("lr", "lr_rate", "lr_init"),
-            "epochs": ("epoch", "n_epochs", "num_epochs", "max_epochs", "steps"),
-            "batch_size": ("batch", "bs", "batchsize"),
-            "seed": ("random_state", "random_seed"),
-            "shots": ("shot", "n_shots"),
-        }.items()
-        for given in others
+        made(f"'bias' has no option '{given}'; did you mean '{name}', an option of fit and train", "bias", **{given: 1})
+        for given, name in {"lr": "learning_rate", "max_epochs": "epochs", "bs": "batch_size"}.items()
     ),
     made("no option 'device'; it takes text_tower, vision_tower", "bias", device="cpu"),
     made("'depth' of method 'ivlp' is 0; it must be a whole number from 1 to 1,000, or None", "ivlp", depth=0),
@@ -179,17 +161,13 @@ CASES: list[Case] = [
     program(r"own\.py' defines no subclass of clipbias\.tuning\.Method; write one", ""),
     program("has the hook 'sampling'; derive it from tuning.FeatureMethod", f"{CLASS}    sampling = print"),
     program(r"text_context have 2 tokens, but its text\(\) keeps 0 places", CONTEXT),
-    pure(r"may be x/a\.py or y/a\.py", match_user_method, "a.py", ("x/a.py", "y/a.py")),
     pure(r"may be mine/a\.py or yours/a\.py", match_user_method, "theirs/a.py", ("mine/a.py", "yours/a.py")),
     bound("'clip_lora' has nothing to learn with these options", ("cat",), "clip_lora", parts=(), first_block=2),
-    bound("'ivlp' has nothing to learn with these options", ("cat",), "ivlp", text_tokens=0, vision_tokens=0),
     # Classes and their texts.
     bound("no class names", ()),
     bound("the method is .*ZeroShot.*; give its name, or an object of its", ("cat",), type(make_method("zero_shot"))),
-    bound("class_names is 'cat'; give a list of names", "cat"),
     bound("class_names is {'cat'}; give a list of names", {"cat"}),  # whose order differs between processes
     bound("reads the class names 'big cat' and 'big_cat' as the same text", ("big cat", "dog", "big_cat")),
-    bound("reads the class names 'cat' and 'Cat' as the same text", ("cat", "Cat")),
     bound("the class name 'cat' occurs 2 times; give each class a name of its own", ("cat", "dog", "cat")),
     bound("must contain '{}' exactly once", ("cat",), template="no place"),
     bound("or texts of your own, not both", ("a dog",), free_text=True, descriptions={"a dog": ["It barks."]}),
@@ -199,17 +177,12 @@ CASES: list[Case] = [
     described(rf"{NAMED}not valid JSON", "{"),
     described(rf"{NAMED}have no texts for the class 'maine_coon'", '{"cat": ["a"], "dog": ["a"]}'),
     described(rf"{NAMED}tokens for the class 'cat'", json.dumps({"cat": ["photo " * 100], "maine coon": ["a"]})),
-    *(
-        lacking("features of patches, which a model with a pooling head has not", name, "plot")
-        for name in ("siglip_2", "pe")
-    ),
+    lacking("features of patches, which a model with a pooling head has not", "siglip_2", "plot"),
     lacking("no weight of this tower", "siglip_2", "prolip"),
     # Arguments, images and changes of a tower.
-    swapped(SWAPPED, lambda task, params, learnables: task.logits(learnables, params, IMAGES)),
     swapped(SWAPPED, lambda task, params, learnables: jax.jit(task.logits)(learnables, params, IMAGES)),
     swapped(SWAPPED, lambda task, params, learnables: task.class_features(learnables, params)),
     swapped(SWAPPED, lambda task, params, learnables: task.logits(task.clip, learnables, IMAGES)),
-    swapped("the learnables do not belong to", lambda task, params, learnables: task.logits(params, {}, IMAGES)),
     swapped(
         "the learnables do not belong to", lambda task, params, learnables: task.image_features(params, None, IMAGES)
     ),
@@ -242,8 +215,7 @@ CASES: list[Case] = [
     ("no adapter file", lambda place: read_adapter(place.tmp_path / "none")),
     *(header("is not a clipbias adapter", text) for text in (None, *NO_OBJECT)),
     header("a is damaged: the adapter's method is None; it must be a string", '{"format": 2, "class_names": ["a"]}'),
-    *(header(f"has format {old}; this clipbias reads format 2", f'{{"format": {old}}}') for old in (1, 99)),
-    arrays("are not those of method 'bias'", lambda tensors: {"vision_bias": np.zeros((1, 24), np.float32)}),
+    header("has format 99; this clipbias reads format 2", '{"format": 99}'),
     arrays("are not those of method 'bias'", lambda tensors: BIASES),
     arrays(
         r"is damaged: the scores of calibration images have shapes \[\(3,\), \(2,\)",
@@ -256,22 +228,18 @@ CASES: list[Case] = [
             value,
         )
         for name, value in (
-            *(("nonconformity", -0.5), ("nonconformity", 3.0), ("mcm", -0.1), ("mcm", 1.5)),
-            *(("scale", 0.0), ("scale", -1.0), ("scale", 1e300), ("max_logit", np.inf), ("energy", np.nan)),
+            *(("nonconformity", -0.5), ("nonconformity", 3.0), ("mcm", 1.5)),
+            *(("scale", 0.0), ("scale", 1e300), ("max_logit", np.inf), ("energy", np.nan)),
         )
     ),
     *(damaged(r"a\.safetensors is damaged or incomplete", how) for how in cut(b"")),
     unsaved("are not those of method 'bias'", BIASES),
-    unsaved("the learnables do not belong to BiasTuning", {"vision_bias": BIASES["vision_bias"]}),
     unsaved("'(text|vision)_bias' has values that are not finite numbers", np.float32(np.nan)),
     unsaved("'(text|vision)_bias' holds int64 and not float32, as method 'bias' has it", np.int64(1)),
     unsaved(r"must be JSON values \(Object of type float32 .*\); convert them", notes={"mine": np.float32(3)}),
-    *(
-        (
-            rf"{name} is no name of an adapter's file; give a path that ends with \.safetensors",
-            lambda place, name=name: place.tuned().save(place.tmp_path / name),
-        )
-        for name in ("x.pt", "x", "x.safetensors.gz")
+    (
+        r"x\.pt is no name of an adapter's file; give a path that ends with \.safetensors",
+        lambda place: place.tuned().save(place.tmp_path / "x.pt"),
     ),
     unsaved("accuracy is 'good'; it must be a finite number", notes={"accuracy": "good"}),
     (
