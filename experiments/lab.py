@@ -10,15 +10,16 @@ begins when all of its adapters are there.
 """
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 from clipbias import hosts
 from clipbias.errors import ClipbiasError
-from clipbias.io import read_json
 from clipbias.sentences import counted
 from clipbias.settings import as_json, convert
+from clipbias.training.spec import Row, RunSpec, run_names
 from clipbias.training.sweep import parse_part
-from clipbias.training.workdir import note_model, open_workdir
+from clipbias.training.workdir import SweepPaths, note_model, open_workdir
 from clipbias.tuning import Kind, registry
 from configs.explain import ExplainSettings
 from configs.lab import LabSettings
@@ -37,22 +38,27 @@ def main(settings: LabSettings, workdir: Path) -> None:
         return
     if hosts.multi_process():
         raise ClipbiasError("a lab runs in one process on all devices of a machine; share it with --config.part=1/4.")
-    failures = [_sweep(name, stage, workdir / name) for name, stage in stages(settings).items()]
+    failures, ready = [], []
+    for name, stage in stages(settings).items():
+        specs, rows = _sweep(name, stage, workdir / name)
+        if errors := [row["error"] for row in rows if row["status"] != "ok"]:
+            failures.append(f"{name}: {counted(len(errors), 'run')} failed; the first one: {errors[0]}")
+        if name == MOST_SHOTS:
+            ready = adapters_of(specs, rows, workdir / name)
     if settings.causal_images:
-        common.tell(*causal_tests(settings, workdir))
-    if any(failures):
-        raise ClipbiasError(" ".join(failure for failure in failures if failure))
+        common.tell(*causal_tests(settings, ready, workdir / WHY))
+    if failures:
+        raise ClipbiasError(" ".join(failures))
 
 
-def _sweep(name: str, stage: Table1Settings, workdir: Path) -> str:
-    """Runs a sweep without tables, which may not mix the policies of ImageNet and others; returns what failed."""
+def _sweep(name: str, stage: Table1Settings, workdir: Path) -> tuple[list[RunSpec], list[Row]]:
+    """Runs a sweep without tables, which may not mix the policies of ImageNet and others."""
     with open_workdir(workdir, as_json(stage), part=parse_part(stage.part)):
         context, rates = table1.prepare(stage, table1.axes_of(stage), skip_missing=stage.on_missing == "skip")
         note_model(workdir, context.clip)
         specs, rows = table1.run(stage, context, rates, workdir)
     common.tell(f"{name}: {len(rows)} of {counted(len(specs), 'run')} done")
-    failed = [row["error"] for row in rows if row["status"] != "ok"]
-    return f"{name}: {counted(len(failed), 'run')} failed; the first one: {failed[0]}" if failed else ""
+    return specs, rows
 
 
 def stages(settings: LabSettings) -> dict[str, Table1Settings]:
@@ -71,43 +77,42 @@ def stages(settings: LabSettings) -> dict[str, Table1Settings]:
     return sweeps
 
 
-def causal_tests(settings: LabSettings, workdir: Path) -> list[str]:
+def adapters_of(specs: Sequence[RunSpec], rows: Sequence[Row], workdir: Path) -> list[tuple[str, Path | None]]:
+    """Returns the datasets and adapters that a causal test can explain; `None` for an adapter that is not trained yet.
+
+    A file counts by its row: one of the same name may be left from other settings.
+    """
+    paths = SweepPaths(workdir, run_names(specs))
+    done = {row["key"] for row in rows if row["status"] == "ok"}
+    explained = [spec for spec in specs if registry.find_kind(spec.method) in (Kind.PROMPTS, Kind.WEIGHTS)]
+    return [(spec.dataset, paths.adapter(spec) if spec.key in done else None) for spec in explained]
+
+
+def causal_tests(settings: LabSettings, adapters: Sequence[tuple[str, Path | None]], workdir: Path) -> list[str]:
     """Runs the causal test on this part's datasets; returns a sentence for each that has to wait."""
     number, parts = parse_part(settings.part)
     waits = []
     for dataset in settings.datasets[number::parts]:
-        folder = workdir / WHY / dataset.replace("/", "_")
-        state = folder / "state.json"
-        if state.exists() and read_json(state, dict).get("state") == "finished":
-            continue
-        adapters = adapter_files(settings, dataset, workdir)
+        paths = [path for name, path in adapters if name == dataset]
         # Other parts train these adapters; a later call of the command begins the test.
-        missing = [path for path in adapters if not path.exists()]
-        if missing or not adapters:
+        if not paths or None in paths:
             waits.append(
-                f"the causal test on {dataset} lacks {len(missing)} adapters; give the command again with them."
+                f"the causal test on {dataset} lacks {paths.count(None)} adapters; give the command again with them."
             )
             continue
         study = convert(
             settings,
             ExplainSettings,
-            adapters=",".join(map(str, adapters)),
+            adapters=",".join(map(str, paths)),
             sections="causal",
             batch_size=None,  # not that of training, which has the same name
             image_limit=settings.causal_images,
             datasets=None,
             template=None,
         )
-        explain.main(study, folder)
+        # Also where it was finished: it may have been of other adapters, and what is stored for these takes no pass.
+        explain.main(study, workdir / dataset.replace("/", "_"))
     return waits
-
-
-def adapter_files(settings: LabSettings, dataset: str, workdir: Path) -> list[Path]:
-    """Returns the paths of the adapters that the causal test of a dataset needs."""
-    folder = workdir / MOST_SHOTS / "adapters"
-    name = f"{dataset.replace('/', '_')}-{max(settings.shots)}shots"
-    methods = [name for name in settings.methods if registry.find_kind(name) in (Kind.PROMPTS, Kind.WEIGHTS)]
-    return [folder / f"{method}-{name}-seed{seed}.safetensors" for method in methods for seed in settings.more_seeds]
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from clipbias.settings import as_json
 from clipbias.training.context import SweepContext
 from clipbias.training.progress import Progress
 from clipbias.training.rates import Rates
-from clipbias.training.run import run_group
+from clipbias.training.run import run_group, validation_of
 from clipbias.training.select import cautions_of_row
 from clipbias.training.spec import Group, Row, RunSpec
 from clipbias.training.sweep import SweepAxes, make_specs, write_group, write_results
@@ -60,7 +60,7 @@ def main(settings: TrainSettings, workdir: Path) -> None:
             common.tell(*rates.unlisted([spec], settings.recipe.with_default_rate()))
         # One process reads for all, so that either all of them train or none.
         row = hosts.from_first(
-            lambda: finished_row(paths, spec, classes, compares_rates=compares_rates, calibrates=calibrates)
+            lambda: finished_row(paths, spec, context, compares_rates=compares_rates, calibrates=calibrates)
         )
         if not row:
             began = time.monotonic()
@@ -110,7 +110,7 @@ def plan(settings: TrainSettings, devices: Sequence[jax.Device] | None) -> tuple
 
 
 def finished_row(
-    paths: SweepPaths, spec: RunSpec, classes: int, *, compares_rates: bool | None, calibrates: bool
+    paths: SweepPaths, spec: RunSpec, context: SweepContext, *, compares_rates: bool | None, calibrates: bool
 ) -> Row:
     """Reads the row of a finished run; empty where it is unfinished. See `run_group` for the arguments.
 
@@ -123,12 +123,14 @@ def finished_row(
     # The row has selected settings where the spec still has the open ones. These are no difference.
     if compares_rates is not None and row:
         selected = row.get("choice", {"options": {}})["options"]
-        facts |= {"validation": row["validation"], "options": facts["options"] | selected}
+        validation = validation_of(spec, context, compares_rates=compares_rates)
+        facts |= {"validation": validation, "options": facts["options"] | selected}
     if compares_rates and "choice" in row and row["recipe"]:
         rate = {"learning_rate": row["learning_rate"]}
         facts |= rate | {"recipe": facts["recipe"] | rate}
     other_settings = [name for name, value in facts.items() if name in row and row[name] != value]
     # A run that came out badly, such as one at a rate that is too high, may be replaced by the next try.
+    classes = len(context.datasets[spec.dataset].class_names)
     if other_settings and not cautions_of_row(row, spec.make_method(), classes):
         raise ClipbiasError(
             f"{paths.workdir} holds the adapter of a run with other settings ({', '.join(other_settings)}); choose "

@@ -109,12 +109,16 @@ def prepare(
     (spec,) = group
     # From the split before its policy: the rule would take a part of its own part otherwise.
     held = held_out.hold_out_of(context.drawn(spec), spec.seed, calibrates=True)
-    specs = group
     # The policy is part of the spec before the job is made, so that the job has the images of its row.
-    task = context.bind(spec.make_method(), context.drawn(spec).source, spec.method)
-    if needs_validation(task, spec.recipe, compares_rates=compares_rates):
-        specs = (dataclasses.replace(spec, validation=held_out.POLICY),)
+    specs = (dataclasses.replace(spec, validation=validation_of(spec, context, compares_rates=compares_rates)),)
     return PreparedGroup(specs, make_job(specs, context, outputs), held)
+
+
+def validation_of(spec: RunSpec, context: SweepContext, *, compares_rates: bool) -> str:
+    """Names the images that select a setting of a single run: in the run itself, or before it as the spec says."""
+    task = context.bind(spec.make_method(), context.drawn(spec).source, spec.method)
+    selects = needs_validation(task, spec.recipe, compares_rates=compares_rates)
+    return held_out.POLICY if selects else spec.validation
 
 
 def other_images(prepared: PreparedGroup) -> list[Split]:

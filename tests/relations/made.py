@@ -122,7 +122,9 @@ def of_table1(settings: Any, place: Place) -> Any:
 
 def of_lab(settings: Any, place: Place) -> Any:
     sweeps = {name: specs_of(stage, place.folder) for name, stage in lab.stages(settings).items()}
-    files = [path.name for name in settings.datasets for path in lab.adapter_files(settings, name, place.folder)]
+    specs = sweeps[lab.MOST_SHOTS]
+    rows = [{"key": spec.key, "status": "ok"} for spec in specs]
+    files = [path.name for _, path in lab.adapters_of(specs, rows, place.folder)]
     return [sweeps, files, settings.causal_images]
 
 
