@@ -183,26 +183,6 @@ def test_half_precision_on_an_nvidia_gpu_goes_through_its_kernels(small, names):
 
 
 @pytest.mark.ci
-@pytest.mark.parametrize(("run", "runs"), [(2, 4), pytest.param(1, 3, marks=LONG)])
-def test_devices_attend_to_their_own_images(small, run, runs):
-    """cuDNN's kernel is called with one device's images of its runs, in a step and in an evaluation."""
-    mesh = placement.make_mesh(run=run, devices=jax.devices()[:8])
-    rows = 32
-    images, together = rows // mesh.shape[placement.DATA], runs // run
-    task = Task(small, "bias", NAMES, dtype="bfloat16").with_memory(class_shards=mesh.shape[placement.DATA])
-    with on("cuda"):
-        step = memory.training_program(task, RECIPE, memory.StepShape(rows, runs, mesh, images=64))
-        (features, *_) = memory.evaluation_programs(task, batch=rows, runs=runs, mesh=mesh)
-        texts = {program.name: lowered(program, "cuda") for program in (step, features)}
-    for name, text in texts.items():
-        calls = re.findall(r"custom_call @" + re.escape(CUDNN) + r"\w*\(.*\) \{.* : \(tensor<(\d+)x", text)
-        # Runs evaluated side by side share what the first block computes: no bias was added yet.
-        assert {images * together} <= {int(count) for count in calls} <= {images * together, images}, name
-        assert len(calls) == text.count(f"@{CUDNN}") > 0, name
-        assert (CUDNN_BACKWARD in text) == (name == step.name), name
-
-
-@pytest.mark.ci
 @pytest.mark.parametrize(
     ("dtype", "platform", "more"),
     [("bfloat16_3x", "tpu", 0), pytest.param("tensorfloat32", "cuda", 2, marks=LONG)],

@@ -12,7 +12,6 @@ from sklearn import metrics
 
 from clipbias.clip import Clip
 from clipbias.data import Split
-from clipbias.data.protocols import validation_outside_test
 from clipbias.training import calibration, placement
 from clipbias.training.batches import Reading
 from clipbias.training.evaluator import Budget, Evaluator
@@ -110,15 +109,6 @@ def test_an_evaluation_runs_where_a_cpu_has_no_half_precision(clip, colours):
     arrays = images, np.ones(4, bool), np.zeros(4, np.int32), np.ones(1, np.float32)
     assert "f16" not in outcomes.lower(static, encode_texts(static, inputs), *arrays).as_text()
     assert evaluator.evaluate(static, inputs).log_probs.dtype == np.float16
-
-
-def test_no_temperature_is_fitted_on_what_is_evaluated(colours):
-    test, val = colours.split("test"), colours.split("val")
-    assert validation_outside_test(test, None) is None
-    assert validation_outside_test(test, test.subset([3, 1])) is None  # as ImageNet's are
-    both = Split(test.keys + val.keys, np.concatenate([test.labels, val.labels]), test.read, source="")
-    left = validation_outside_test(test, both)
-    assert left is not None and left.keys == val.keys and (left.labels == val.labels).all()
 
 
 NAMES = ("red", "green", "blue")

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 import safetensors
@@ -17,7 +16,6 @@ from clipbias.tuning.adapter import Adapter, read_adapter, write_adapter
 from clipbias.tuning.method import flatten
 from clipbias.tuning.methods.ivlp import IVLP
 from clipbias.tuning.tuned import Tuned
-from tests import helpers
 
 
 def saved(clip: Clip, path: Path, method: str, **options) -> Tuned:
@@ -68,31 +66,6 @@ def test_damaged_constants(clip, tmp_path, change, message):
     save_file({name: np.asarray(leaf) for name, leaf in flatten(damaged).items()}, path, metadata=metadata)
     with pytest.raises(ClipbiasError, match=message):
         read_adapter(path).bind(clip, own_methods=["tests.own_methods"])
-
-
-@pytest.mark.ci
-def test_learnables_for_other_classes(clip, tmp_path):
-    """What a method makes of them for other classes comes with the task; the task alone would mislead."""
-    path = tmp_path / "a.safetensors"
-    method = "tests.own_methods:Probe"
-    task = clipbias.Task(clip, method, ("cat", "dog"))
-    write_adapter(path, Tuned(task, jax.tree.map(np.ones_like, task.init())))
-    model = read_adapter(path).bind(clip, own_methods=["tests.own_methods"])
-    names = ("bird", "maine_coon", "cat")
-    other = model.with_classes(names)
-    task, learnables = other.task, other.learnables
-    assert task.class_names == names
-    plain = clipbias.Task(clip, "zero_shot", names, template="a photo of a {}.")
-    np.testing.assert_allclose(learnables["weight"][:2], jax.jit(plain.class_features)(clip.params, {})[:2], atol=1e-6)
-    np.testing.assert_array_equal(learnables["weight"][2], 1)  # what was learned of the cat
-    images = helpers.random_images({"vision_config": {"image_size": 16}}, 2)
-    assert jax.eval_shape(task.logits, clip.params, learnables, images).shape == (2, 3)
-    same = model.with_classes(("cat", "dog"))
-    assert same.class_names == ("cat", "dog") and same.identity == model.identity != other.identity
-    write_adapter(path, Tuned(*cached(clip)))
-    cache = read_adapter(path).bind(clip, own_methods=["tests.own_methods"])
-    with pytest.raises(ClipbiasError, match="the cache holds images of the classes of training"):
-        cache.with_classes(names)
 
 
 def test_an_adapter_knows_the_name_that_its_method_is_made_by(clip, tmp_path):

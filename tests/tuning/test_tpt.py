@@ -132,11 +132,9 @@ def test_views_depend_on_the_image_alone():
     crops = transforms.test_views(images[0], RESIZING, 40)
     np.testing.assert_array_equal(crops[0], transforms.test_image(images[0], RESIZING))
     assert len({view.tobytes() for view in crops}) > 38  # no two crops are the same
-    splits = [Split(("x", "y"), np.zeros(2, int), lambda index: encoded(images[index]))]
-    splits.append(splits[0].subset([1, 0]))
-    batches = [next(evaluated(split, resizing=RESIZING, batch_size=2, crops=40))["images"] for split in splits]
-    np.testing.assert_array_equal(batches[0][0], crops)
-    np.testing.assert_array_equal(batches[0][::-1], batches[1])
+    split = Split(("x", "y"), np.zeros(2, int), lambda index: encoded(images[1 - index]))
+    batch = next(evaluated(split, resizing=RESIZING, batch_size=2, crops=40))
+    np.testing.assert_array_equal(batch["images"][1], crops)
 
 
 def test_augmix_is_for_the_authors_datasets():
