@@ -28,6 +28,7 @@ from tests.torch_files import numbers, pickle_of, tensor, text, whole
 # PyTorch's files without PyTorch.
 
 ZEROS = bytes(24)  # of six float32
+GOOD = tensor("0", "float32", 6, 0, (6,), (1,))
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
@@ -64,15 +65,14 @@ def test_numbers_as_they_lie_there(tmp_path, dtype):
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.module.", "module._orig_mod."])
 @pytest.mark.parametrize("wrapper", ["state_dict", "model", None])
 def test_a_training_checkpoint_is_unwrapped(tmp_path, wrapper, prefix):
-    inner = pickle_of({f"{prefix}a.weight": tensor("0", "float32", 6, 0, (6,), (1,))})
+    inner = pickle_of({f"{prefix}a.weight": GOOD})
     outer = pickle_of({"epoch": whole(3), wrapper: inner[2:-1]}) if wrapper else inner
     torch_files.write(tmp_path / "a.pt", outer, {"0": ZEROS})
     assert read(tmp_path / "a.pt").keys() == {"a.weight"}
 
 
 def test_tensors_in_lists_are_read_too(tmp_path):
-    inner = tensor("0", "float32", 6, 0, (6,), (1,))
-    torch_files.write(tmp_path / "a.pt", pickle_of({"step": whole(3), "a": b"](" + inner + b"e"}), {"0": ZEROS})
+    torch_files.write(tmp_path / "a.pt", pickle_of({"step": whole(3), "a": b"](" + GOOD + b"e"}), {"0": ZEROS})
     assert read(tmp_path / "a.pt").keys() == {"a.0"}
 
 
@@ -126,7 +126,6 @@ def test_what_is_read_is_inert(tmp_path):
 
 
 DEEP = b"\x80\x02)" + b"\x85" * 100_000
-GOOD = tensor("0", "float32", 6, 0, (6,), (1,))
 
 
 def described(key: bytes) -> bytes:

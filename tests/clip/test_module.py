@@ -15,7 +15,6 @@ from clipbias.clip import (
     Adaptation,
     ClipConfig,
     ClipModule,
-    LayerView,
     TextConfig,
     VisionConfig,
     abstract_params,
@@ -40,19 +39,9 @@ def params() -> Any:
 
 @pytest.fixture(scope="module")
 def adaptation() -> Adaptation:
-    shapes = {
-        "text_context": (2, 12),
-        "text_prompts": (1, 2, 12),
-        "vision_prompts": (2, 3, 16),
-        "text_bias": (2, 12),
-        "vision_bias": (2, 16),
-    }
+    shapes = {"text_context": (2, 12), "vision_prompts": (2, 3, 16), "text_bias": (2, 12), "vision_bias": (2, 16)}
     rng = np.random.default_rng(2)
     return Adaptation(**{name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()})
-
-
-def keep_attention(view: LayerView) -> jax.Array:
-    return view.probabilities
 
 
 def program(run: Callable, *inputs: Any) -> str:
@@ -83,7 +72,7 @@ def test_init_needs_no_inputs_and_gives_the_tree_of_the_functions():
     [
         {},
         {"taps": True},
-        {"observe": keep_attention},
+        {"observe": lambda view: view.probabilities},
         {"dtype": jnp.bfloat16, "remat": jax.checkpoint_policies.nothing_saveable},
     ],
     ids=lambda observation: "+".join(observation),
@@ -116,22 +105,14 @@ def test_a_tower_is_the_functions_program(params, adaptation, tower, observation
         assert result != program(lambda *both: encode(both[0], CONFIG, inputs, both[1])[0], params, adaptation)
 
 
-def test_both_towers_or_one(params, adaptation):
-    def images(params: Any) -> jax.Array:
-        return encode_image(params, CONFIG, IMAGES, adaptation)[0]
+@pytest.mark.parametrize(("images", "tokens"), [(IMAGES, None), (None, IDS), (IMAGES, IDS)])
+def test_both_towers_or_one(params, adaptation, images, tokens):
+    def of_functions(params: Any) -> Any:
+        image = None if images is None else encode_image(params, CONFIG, images, adaptation)[0]
+        return image, None if tokens is None else encode_text(params, CONFIG, tokens, adaptation)[0]
 
-    def texts(params: Any) -> jax.Array:
-        return encode_text(params, CONFIG, IDS, adaptation)[0]
-
-    def run(*inputs: Any, **named: Any) -> str:
-        return program(lambda params: MODULE.apply({"params": params}, *inputs, **named), params)
-
-    named = {"adaptation": adaptation}
-    assert run(IMAGES, **named) == program(lambda params: (images(params), None), params)
-    assert run(tokens=IDS, **named) == program(lambda params: (None, texts(params)), params)
-    assert run(IMAGES, IDS, adaptation) == program(lambda params: (images(params), texts(params)), params)
-    bound = program(lambda params: MODULE.bind({"params": params}).encode_image(IMAGES, adaptation), params)
-    assert bound == program(images, params)
+    of_module = program(lambda params: MODULE.apply({"params": params}, images, tokens, adaptation), params)
+    assert of_module == program(of_functions, params)
 
 
 def test_part_of_another_module(params):

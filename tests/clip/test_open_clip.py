@@ -58,7 +58,6 @@ def test_what_a_configuration_says(folder):
 @pytest.mark.parametrize(
     ("name", "setting", "activation"),
     [
-        ("apple/DFN2B-CLIP-ViT-B-16", None, "quick_gelu"),
         ("/cache/hub/models--apple--DFN2B-CLIP-ViT-B-16/snapshots/0", None, "quick_gelu"),
         ("apple/DFN2B-CLIP-ViT-B-16", False, "gelu"),
         ("/data/pineapple/DFN2B-CLIP-ViT-B-16", None, "gelu"),

@@ -130,7 +130,6 @@ def test_processor_config_counts_where_it_has_the_images_settings(tmp_path):
         ("makes images of 6 pixels where the model takes 8", {"crop_size": 6}),
         ("resizes pictures to 1000000 pixels where the model takes 8; .* at most 32", {"size": 1_000_000}),
         ("names the image processor 'DonutImageProcessor'", {"image_processor_type": "DonutImageProcessor"}),
-        ("has do_resize = false", {"do_resize": False}),
         ("has rescale_factor = 0.5", {"rescale_factor": 0.5}),
         ("has size = .*longest_edge.*clipbias follows", {"size": {"shortest_edge": 8, "longest_edge": 9}}),
         ("is not a preprocessor configuration", {"image_std": [0.5, 0, 0.5]}),
@@ -141,11 +140,10 @@ def test_what_cannot_be_followed_is_refused_by_name(words, content, tmp_path):
         read(TRANSFORMERS["clip"] | content, tmp_path)
 
 
-@pytest.mark.parametrize("wishes", [{"resize_mode": "longest"}, {"interpolation": "area"}, {"mode": "L"}])
-def test_what_open_clip_asks_for_and_cannot_have(wishes):
-    (name, value) = next(iter(wishes.items()))
+@pytest.mark.parametrize(("name", "value"), [("resize_mode", "longest"), ("interpolation", "area"), ("mode", "L")])
+def test_what_open_clip_asks_for_and_cannot_have(name, value):
     with pytest.raises(clipbias.ClipbiasError, match=rf"preprocess_cfg\.{name} = '{value}'; clipbias follows"):
-        of_open_clip(wishes, 8)
+        of_open_clip({name: value}, 8)
 
 
 # Pictures of every kind as the model takes them, features in batches, and what is no image
@@ -160,12 +158,10 @@ def test_features_of_batches_are_those_of_each_image(clip):
     images = clip.preprocess(PIXELS)
     reference = np.asarray(jax.jit(encode_image, static_argnums=1)(clip.params, clip.config, images)[0])
     features = clip.encode_images(PIXELS, batch_size=3)
-    assert features.dtype == np.float32 and isinstance(features, np.ndarray)
     np.testing.assert_allclose(features, reference, atol=1e-5)
     np.testing.assert_allclose(clip.encode_images(images, batch_size=3), reference, atol=1e-5)
     unit = clip.encode_images(list(PIXELS), batch_size=3, normalize=True)
     np.testing.assert_allclose(unit, reference / np.linalg.norm(reference, axis=-1, keepdims=True), atol=1e-5)
-    assert clip.encode_images(PIXELS[0], batch_size=3).shape == clip.encode_images(images[0], batch_size=3).shape
     assert clip.encode_images([]).shape == (0, clip.config.projection_width)
     np.testing.assert_array_equal(clip.encode_images(PIXELS, batch_size=3, dtype="auto"), features)  # on a CPU
 

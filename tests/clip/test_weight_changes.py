@@ -2,8 +2,8 @@
 
 import functools
 
+import flax.traverse_util
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -21,12 +21,10 @@ def reference(tiny):
     return tiny()[1]
 
 
-def changes(clip, tower, seed=0):
+def changes(clip, tower):
     """Something of every kind in every place."""
     geometry = getattr(clip.config, tower)
-    L = geometry.layers
-    D = geometry.width
-    hidden = geometry.mlp_width
+    L, D = geometry.layers, geometry.width
     shapes = {
         ("layers", "norm1", "scale"): (L, D),
         ("layers", "norm2", "bias"): (L, D),
@@ -35,21 +33,16 @@ def changes(clip, tower, seed=0):
         ("layers", "qkv", "up"): (L, 3, 2, D),
         ("layers", "out", "down"): (L, 1, D, 3),
         ("layers", "out", "up"): (L, 1, 3, D),
-        ("layers", "fc1", "kernel"): (L, D, hidden),
+        ("layers", "fc1", "kernel"): (L, D, geometry.mlp_width),
         ("layers", "fc2", "bias"): (L, D),
         ("projection",): (D, clip.config.projection_width),
         ("post_norm" if tower == "vision" else "final_norm", "scale"): (D,),
     }
     if tower == "vision":
         shapes["pre_norm", "bias"] = (D,)
-    rng = np.random.default_rng(seed)
-    tree: dict = {}
-    for path, shape in shapes.items():
-        node = tree
-        for part in path[:-1]:
-            node = node.setdefault(part, {})
-        node[path[-1]] = jnp.asarray(rng.normal(scale=0.2, size=shape), jnp.float32)
-    return tree
+    rng = np.random.default_rng(0)
+    drawn = {path: rng.normal(scale=0.2, size=shape).astype(np.float32) for path, shape in shapes.items()}
+    return flax.traverse_util.unflatten_dict(drawn)
 
 
 def changed_state(state, change, tower):

@@ -19,21 +19,6 @@ from clipbias.tuning.tuned import Tuned
 CLASS_NAMES = ("cat", "maine_coon", "bird")
 NOTES = {"dataset": "pets", "shots": 4, "seed": 1, "accuracy": 75.0}
 
-# Methods of a user's own: one shift of all class features, which leaves images alone, and changes of weights.
-SHIFT = '''"""One shift of all classes."""
-import dataclasses
-import jax.numpy as jnp
-from clipbias.tuning import Adaptation, Method
-
-@dataclasses.dataclass(frozen=True)
-class Shift(Method):
-    def init(self, rng, clip, class_names):
-        return {"shift": jnp.zeros(clip.config.projection_width)}
-
-    def adapt(self, learnables):
-        return Adaptation(text_residual=learnables["shift"][None])
-'''
-
 
 def learned(task: Task, size: float = 0.3, seed: int = 0) -> Learnables:
     """Random learnables of a task's shapes; whole numbers are labels, and what may be of any length has four rows."""

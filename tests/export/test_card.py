@@ -22,11 +22,9 @@ from tests.export import models
 
 def test_the_front_matter_is_what_the_hub_reads(clip, tmp_path):
     of_hub = dataclasses.replace(clip, name="openai/clip-vit-base-patch16", revision="main")
-    text = model_card(models.tuned(of_hub, "bias", tmp_path), "checkpoint")
-    front = yaml.safe_load(text.split("---\n")[1])
-    assert front["base_model"] == "openai/clip-vit-base-patch16"
-    assert front["library_name"] == "transformers"
-    (result,) = ModelCard(text).data.eval_results
+    data = ModelCard(model_card(models.tuned(of_hub, "bias", tmp_path), "checkpoint")).data
+    assert (data.base_model, data.library_name) == (of_hub.name, "transformers")
+    (result,) = data.eval_results
     assert (result.dataset_name, result.metric_type, result.metric_value) == ("pets", "accuracy", 75.0)
 
 
@@ -36,13 +34,9 @@ def test_the_facts(clip, tmp_path):
     assert "base_model" not in text.split("---\n")[1]  # a folder of this machine is no model of the hub
     for fact in (
         "| method | `bias` (vision_tower=True, text_tower=True) |",
-        "Bias tuning (Ma et al. 2023, arXiv 2312.11570)",
         "| dataset | pets, 3 classes |",
-        "| shots | 4 |",
-        "| seed | 1 |",
         "| top-1 accuracy | 75.00 % |",
         "| learnable parameters | 120 (vision 72, text 48) |",
-        f"| base model | `{clip.name}` |",
         clip.fingerprint,
     ):
         assert fact in text
@@ -52,7 +46,6 @@ def test_a_card_has_the_true_counts(clip, tmp_path):
     notes = {"shots": 16, "train_images": 38, "images_per_class": [6, 16], "accuracy": 100 * 11 / 12, "images": 12}
     tuned = models.tuned(clip, "coop", tmp_path)
     text = model_card(dataclasses.replace(tuned, notes=notes), "adapter")
-    assert "were tuned, on 6 to 16 images per class." in text
     assert "| training images | 38, 6 to 16 images per class |" in text
     for shots, words in ((16, " drawn with seed 2."), (None, ".")):  # all images are not drawn
         other = dataclasses.replace(tuned, notes=notes | {"seed": 2, "shots": shots})
@@ -63,13 +56,10 @@ def test_a_card_has_the_true_counts(clip, tmp_path):
     assert "(base) | 80.00 % of 500 test images |" in text and "(new) | 70.00 % of 50 test images (95 % int" in text
 
 
-@pytest.mark.parametrize("notes", [{}, {"accuracies": {"base": 80.0, "new": 70.0}}, {"accuracy": None, "shots": None}])
+@pytest.mark.parametrize("notes", [{}, {"accuracy": None, "shots": None}])
 def test_whatever_notes_an_adapter_has(clip, tmp_path, notes):
-    tuned = dataclasses.replace(models.tuned(clip, "coop", tmp_path), notes=notes)
-    text = model_card(tuned, "head")
+    text = model_card(dataclasses.replace(models.tuned(clip, "coop", tmp_path), notes=notes), "head")
     assert "model-index" not in yaml.safe_load(text.split("---\n")[1])
-    assert ("| top-1 accuracy (new) | 70.00 % |" in text) == ("accuracies" in notes)
-    assert "coop for 3 classes" in text
 
 
 EVIL = "x\r\n---\nlicense: evil\n---\n# <script>alert(1)</script> | [a](javascript:b) `c` \x1b[31m \ud800"

@@ -12,7 +12,6 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import clipbias
-from clipbias.clip import encode_image
 from clipbias.clip.checkpoint import WEIGHTS
 from clipbias.export import export, natural_form
 from clipbias.tuning import Task
@@ -20,8 +19,6 @@ from clipbias.tuning.adapter import read_adapter
 from clipbias.tuning.tuned import Tuned
 from tests import helpers
 from tests.export import models
-
-encode = jax.jit(encode_image, static_argnums=1)
 
 
 @pytest.mark.parametrize(
@@ -31,13 +28,9 @@ encode = jax.jit(encode_image, static_argnums=1)
         ("bias", {"vision_tower": False}, "checkpoint"),
         ("bias_by_kind", {}, "program"),
         ("bias_by_kind", {"vision_tower": False}, "head"),
-        ("zero_shot", {}, "head"),
         ("coop", {}, "head"),
-        ("taskres", {}, "head"),
         ("ivlp", {"vision_tokens": 0}, "head"),
-        ("ivlp", {}, "program"),
         ("vpt", {}, "program"),
-        ("maple", {}, "program"),
         ("tests.own_methods:Projection", {}, "checkpoint"),
         ("tests.own_methods:Everything", {}, "program"),
         ("tests.own_methods:Head", {}, "program"),
@@ -49,55 +42,12 @@ def test_the_natural_form(clip, method, options, form):
     assert natural_form(task, task.shapes) == form
 
 
-def test_the_adapter_file_is_in_the_folder_byte_for_byte(clip, tmp_path):
-    tuned = models.tuned(clip, "taskres", tmp_path)
-    export(tuned, tmp_path / "out")
-    names = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert names == ["README.md", "adapter.safetensors", "classifier.safetensors"]
-    assert (tmp_path / "out" / "adapter.safetensors").read_bytes() == (tmp_path / "tuned.safetensors").read_bytes()
-
-
-def read_head(folder):
-    """Class features, scale and templates."""
-    with safe_open(folder / "classifier.safetensors", "np") as file:
-        features, scale = (file.get_tensor(name) for name in ("text_features", "logit_scale"))
-        class_names, templates = (json.loads(file.metadata()[name]) for name in ("class_names", "templates"))
-    assert class_names == list(models.CLASS_NAMES)
-    return features, np.exp(scale), templates
-
-
-@pytest.mark.ci
-@pytest.mark.parametrize(
-    ("method", "options", "templates"),
-    [
-        ("zero_shot", {"templates": ("a {}.", "the {}.")}, ["a {}.", "the {}."]),
-        ("coop", {"class_specific": True, "tokens": 2, "position": "front"}, ["X X {}."]),
-        ("own.py", {}, ["a photo of a {}."]),
-    ],
-)
-def test_the_head_reproduces_the_logits(clip, tmp_path, method, options, templates):
-    if method == "own.py":
-        method = str(tmp_path / method)
-        Path(method).write_text(models.SHIFT)
-    tuned = models.tuned(clip, method, tmp_path, **options)
-    assert export(tuned, tmp_path / "out") == "head"
-    features, scale, shown = read_head(tmp_path / "out")
-    assert shown == templates
-    np.testing.assert_allclose(np.linalg.norm(features, axis=-1), 1, rtol=1e-6)
-    images = models.pictures(clip)
-    features_of_images = np.asarray(encode(clip.params, clip.config, clip.preprocessing.normalize(images))[0])
-    features_of_images = features_of_images / np.linalg.norm(features_of_images, axis=-1, keepdims=True)
-    models.assert_close(scale * features_of_images @ features.T, models.logits(tuned, images))
-
-
 @pytest.mark.ci
 @pytest.mark.parametrize(
     ("method", "template", "scale"),
     [
         ("bias", "a photo of a {}.", None),
         ("bitfit", "a photo of a {}.", None),
-        pytest.param("layer_norm", "a photo of a {}.", None, marks=pytest.mark.long),
-        pytest.param("clip_lora", "a photo of a {}.", 100, marks=pytest.mark.long),
         ("prolip", "a {} of a pet.", 100),
     ],
 )
@@ -112,12 +62,11 @@ def test_tuned_weights_fold_with_the_scale_of_their_cosines(method, template, sc
     scale_of_clip = float(np.exp(clip.params["logit_scale"]))
     assert abs(scale_of_clip - 100) > 10  # so that it matters whose scale is written
     assert float(np.exp(clipbias.load(tmp_path / "out").params["logit_scale"])) == pytest.approx(scale or scale_of_clip)
-    # The head beside the checkpoint is its own.
-    features, scale_of_head, templates = read_head(tmp_path / "out")
-    assert scale_of_head == pytest.approx(scale or scale_of_clip) and templates == [template]
-    folded = clipbias.load(tmp_path / "out")
-    task = Task(folded, "zero_shot", models.CLASS_NAMES, template=template)
-    models.assert_close(jax.jit(task.class_features)(folded.params, {}), features)
+    # The head beside the checkpoint says what it is of.
+    with safe_open(tmp_path / "out" / "classifier.safetensors", "np") as file:
+        class_names, templates = (json.loads(file.metadata()[name]) for name in ("class_names", "templates"))
+        assert np.exp(file.get_tensor("logit_scale")) == pytest.approx(scale or scale_of_clip)
+    assert (class_names, templates) == (list(models.CLASS_NAMES), [template])
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError
 from clipbias.export import export, read_peft
 from clipbias.tuning import CONSTANTS
-from clipbias.tuning.adapter import read_adapter, write_adapter
+from clipbias.tuning.adapter import read_adapter
 from clipbias.tuning.tuned import Tuned
 from tests.export import models
 
@@ -52,40 +52,26 @@ def test_names_shapes_and_the_way_back(name, clip, tmp_path):
     parts = options.get("parts", "qkv")
     rank = options.get("rank", 2)
     modules = set()
+    names = {"o": ("self_attn.out_proj", "out"), "fc1": ("mlp.fc1", "fc1")}
     for tower in options.get("towers", ("vision", "text")):
-        width = getattr(clip.config, tower).width
-        for l in (1,) if name == "some" else range(3):
+        for block, l in enumerate((1,) if name == "some" else range(3)):
             for number, part in enumerate(parts):
                 place = number if name == "all" else 0
-                module, product = {"o": ("self_attn.out_proj", "out"), "fc1": ("mlp.fc1", "fc1")}.get(
-                    part, (f"self_attn.{part}_proj", "qkv")
-                )
+                module, product = names.get(part, (f"self_attn.{part}_proj", "qkv"))
                 module = f"{tower}_model.encoder.layers.{l}.{module}"
                 pair = tuned.learnables[tower][product]
-                block = 0 if name == "some" else l
                 down, up = (tensors.pop(f"base_model.model.{module}.lora_{x}.weight") for x in "AB")
-                outputs = getattr(clip.config, tower).mlp_width if part == "fc1" else width
-                assert down.shape == (rank, width) and up.shape == (outputs, rank)
                 np.testing.assert_array_equal(down, pair["down"][block, place].T)
                 np.testing.assert_array_equal(up, pair["up"][block, place].T)
                 modules.add(module)
     assert not tensors
     config = json.loads((tmp_path / "out" / CONFIG).read_text())
     assert set(config["target_modules"]) == modules
-    settings = {key: config[key] for key in ("peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "bias")}
-    assert settings == {
-        "peft_type": "LORA",
-        "r": rank,
-        "lora_alpha": options.get("alpha", 1),
-        "lora_dropout": 0.25,
-        "use_rslora": True,
-        "bias": "none",
-    }
-    assert config["base_model_name_or_path"] == clip.source
+    settings = {"peft_type": "LORA", "r": rank, "lora_alpha": options.get("alpha", 1), "use_rslora": True}
+    assert (settings | {"bias": "none", "base_model_name_or_path": clip.source}).items() <= config.items()
     back = read_peft(tmp_path / "out", clip, models.CLASS_NAMES)
     assert back.task.options() == tuned.task.options()
     jax.tree.map(np.testing.assert_array_equal, back.learnables, dict(tuned.learnables))
-    write_adapter(tmp_path / "back.safetensors", back)
 
 
 def test_plain_lora_is_scaled_by_its_rank(clip, tmp_path):

@@ -30,7 +30,6 @@ from clipbias.training.ahead import (
     CHIPS,
     Exchange,
     describe,
-    describe_exchanges,
     exchanges,
     open_topology,
     traced_for,
@@ -47,12 +46,13 @@ from clipbias.tuning.registry import METHODS
 from tests.training.conftest import TinySweep
 from tools import benchmark as model
 
+LONG = pytest.mark.long
 
-@pytest.mark.parametrize(("name", "extra"), [("v6e:2x2", "tpu"), ("h100:1x1x1", "cuda12")])
-def test_a_compiler_that_is_not_installed(monkeypatch, name, extra):
+
+def test_a_compiler_that_is_not_installed(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda module: None)
-    with pytest.raises(ClipbiasError, match=rf"pip install 'jax\[{extra}\]=={jax.__version__}'"):
-        open_topology(name)
+    with pytest.raises(ClipbiasError, match=rf"pip install 'jax\[tpu\]=={jax.__version__}'"):
+        open_topology("v6e:2x2")
 
 
 def test_programs_are_planned_for_the_other_device_and_then_again_for_this_one():
@@ -103,19 +103,12 @@ ENTRY %main (p: f32[8,4]) -> f32[8,4] {
         Exchange("all-gather", 64 * 2, looped=False),
         Exchange("all-reduce", 2 * 3 * 4 + 4, looped=False),
     ]
-    exchanged = [Exchange("all-reduce", 1_000_000, False), Exchange("all-reduce", 500_000, True)]
-    assert describe_exchanges(exchanged) == "2 all-reduces of 1.5 MB, 1 in a loop"
 
 
 @pytest.mark.parametrize(
     ("name", "programs"),
     [
-        ("zero_shot", ["image_features", "outcomes"]),
-        pytest.param(
-            "two_stage",
-            ["train_step", "train_step", "image_features", "text_features", "outcomes"],
-            marks=pytest.mark.long,
-        ),
+        pytest.param("two_stage", [*["train_step"] * 2, "image_features", "text_features", "outcomes"], marks=LONG),
         ("tip_adapter", ["frozen_features", "image_features", "outcomes"]),
     ],
 )
@@ -177,7 +170,7 @@ def lowered(program: memory.Program, *platforms: str) -> str:
 
 
 @pytest.mark.ci
-@pytest.mark.parametrize("names", [FEW, pytest.param(TRAINED, marks=pytest.mark.long)], ids=["few", "all"])
+@pytest.mark.parametrize("names", [FEW, pytest.param(TRAINED, marks=LONG)], ids=["few", "all"])
 def test_half_precision_on_an_nvidia_gpu_goes_through_its_kernels(small, names):
     """Forward and backward, with odd and even numbers of tokens, of runs side by side."""
     for name in names:
@@ -190,29 +183,9 @@ def test_half_precision_on_an_nvidia_gpu_goes_through_its_kernels(small, names):
 
 
 @pytest.mark.ci
-@pytest.mark.parametrize(("run", "runs"), [(2, 4), pytest.param(1, 3, marks=pytest.mark.long)])
-def test_devices_attend_to_their_own_images(small, run, runs):
-    """cuDNN's kernel is called with one device's images of its runs, in a step and in an evaluation."""
-    mesh = placement.make_mesh(run=run, devices=jax.devices()[:8])
-    rows = 32
-    images, together = rows // mesh.shape[placement.DATA], runs // run
-    task = Task(small, "bias", NAMES, dtype="bfloat16").with_memory(class_shards=mesh.shape[placement.DATA])
-    with on("cuda"):
-        step = memory.training_program(task, RECIPE, memory.StepShape(rows, runs, mesh, images=64))
-        (features, *_) = memory.evaluation_programs(task, batch=rows, runs=runs, mesh=mesh)
-        texts = {program.name: lowered(program, "cuda") for program in (step, features)}
-    for name, text in texts.items():
-        calls = re.findall(r"custom_call @" + re.escape(CUDNN) + r"\w*\(.*\) \{.* : \(tensor<(\d+)x", text)
-        # Runs evaluated side by side share what the first block computes: no bias was added yet.
-        assert {images * together} <= {int(count) for count in calls} <= {images * together, images}, name
-        assert len(calls) == text.count(f"@{CUDNN}") > 0, name
-        assert (CUDNN_BACKWARD in text) == (name == step.name), name
-
-
-@pytest.mark.ci
 @pytest.mark.parametrize(
     ("dtype", "platform", "more"),
-    [("bfloat16_3x", "tpu", 0), pytest.param("tensorfloat32", "cuda", 2, marks=pytest.mark.long)],
+    [("bfloat16_3x", "tpu", 0), pytest.param("tensorfloat32", "cuda", 2, marks=LONG)],
 )
 def test_types_in_the_middle_are_lowered_for_the_devices_that_have_them(small, dtype, platform, more):
     """Steps of runs side by side, and an evaluation: products of float32 numbers, formed as the type says."""
@@ -279,7 +252,7 @@ def changes(method: str, dtype: str) -> list[np.ndarray]:
     return [*(value - zero for value in at), np.concatenate([np.ravel(leaf) for leaf in leaves])]
 
 
-@pytest.mark.long
+@LONG
 @pytest.mark.parametrize("method", ["bias", "ivlp"])
 def test_what_is_learned_shows_as_in_float32(method):
     """Without the second part of the tokens a change of a thousandth would hardly be seen (cosine below 0.9)."""

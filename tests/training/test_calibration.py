@@ -97,18 +97,13 @@ def test_a_fitted_temperature_calibrates():
     temperature = calibration.fit_temperature(logits, labels)
     assert temperature == pytest.approx(2, rel=0.05)
     measured = calibration.calibration(outcome(logits, labels, temperature), temperature)
-    plain = softmax(logits, axis=1).max(1)
     correct = logits.argmax(1) == labels
-    cooled = softmax(logits / temperature, axis=1).max(1)
-    assert measured == pytest.approx(
-        {
-            "ece": 100 * calibration.expected_calibration_error(plain, correct),
-            "adaptive_ece": 100 * calibration.adaptive_calibration_error(plain, correct),
-            "temperature": temperature,
-            "ece_at_temperature": 100 * calibration.expected_calibration_error(cooled, correct),
-            "adaptive_ece_at_temperature": 100 * calibration.adaptive_calibration_error(cooled, correct),
-        }
-    )
+    expected = {"temperature": temperature}
+    for suffix, scale in (("", 1), ("_at_temperature", temperature)):
+        sure = softmax(logits / scale, axis=1).max(1)
+        expected[f"ece{suffix}"] = 100 * calibration.expected_calibration_error(sure, correct)
+        expected[f"adaptive_ece{suffix}"] = 100 * calibration.adaptive_calibration_error(sure, correct)
+    assert measured == pytest.approx(expected)
     assert measured["ece_at_temperature"] < 0.2 * measured["ece"]
     assert set(calibration.calibration(outcome(logits, labels))) == {"ece", "adaptive_ece"}
 
@@ -127,9 +122,8 @@ def test_detection_equals_scikit_learn(step):
     ):
         scores = np.concatenate([score(inside), score(outside)])
         if name == "max_softmax":  # equal but for rounding
-            rounded = [
-                Outcome(o.correct, np.round(o.other_odds, 12), o.highest) for o in map(outcome, (inside, outside))
-            ]
+            both = map(outcome, (inside, outside))
+            rounded = [dataclasses.replace(each, other_odds=np.round(each.other_odds, 12)) for each in both]
             detected[name] = calibration.detection(*rounded)[name]
         rates, recalls, _ = metrics.roc_curve(labels, scores, drop_intermediate=False)
         assert detected[name]["auroc"] == pytest.approx(100 * metrics.roc_auc_score(labels, scores), abs=1e-9)
@@ -204,7 +198,7 @@ def test_images_that_train_never_calibrate(clip, colours, recipe):
 
 
 @pytest.mark.ci
-@pytest.mark.parametrize("method", ["cocoop", "tip_adapter", "tpt_coop"])
+@pytest.mark.parametrize("method", ["tip_adapter", "tpt_coop"])
 def test_every_kind_of_method_has_sets(clip, colours, method):
     """The true class of as many of the calibration images as the quantile says, and as many accepted."""
     task = Task(clip, method, colours, template=colours.template)
@@ -221,10 +215,6 @@ def test_every_kind_of_method_has_sets(clip, colours, method):
     for members, row in zip(prediction.sets, prediction.probabilities, strict=True):
         order = [row[colours.class_names.index(name)] for name in members]
         assert order == sorted(order, reverse=True) and (not members or order[0] == row.max())
-    first = "none of these" if prediction.rejected[0] else f"70 % set: {', '.join(prediction.sets[0]) or 'empty'}"
-    assert first in repr(prediction).splitlines()[0]
-    few = repr(calibrated.predict(test.image(0)))  # 95 % are accepted
-    assert '"none of these" means little with 15 calibration images' in few
 
 
 @pytest.mark.ci
@@ -232,20 +222,11 @@ def test_an_evaluation_says_how_sets_do(validated, fitted):
     test = validated.split("test")
     prediction = fitted.predict([test.image(index) for index in range(len(test))], coverage=0.8, rejection="mcm")
     accuracy = fitted.evaluate(validated, coverage=0.8, rejection="mcm", mesh=placement.single_device())
-    sets = prediction.sets
     names = [validated.class_names[label] for label in test.labels]
-    assert accuracy.answers is not None
-    assert accuracy.answers == pytest.approx(
-        {
-            "images": 15,
-            "calibration_images": 24,
-            "target_coverage": 80.0,
-            "coverage": 100 * sum(name in members for name, members in zip(names, sets, strict=True)) / 15,
-            "mean_size": sum(map(len, sets)) / 15,
-            "empty": 100 * sum(not members for members in sets) / 15,
-            "rejected": 100 * sum(prediction.rejected) / 15,
-        }
-    )
-    assert repr(accuracy).splitlines()[-1].startswith("prediction sets for 80 % from 24 calibration images: ")
+    held = [name in members for name, members in zip(names, prediction.sets, strict=True)]
+    numbers = {"images": 15, "calibration_images": 24, "target_coverage": 80.0, "coverage": 100 * sum(held) / 15}
+    numbers |= {"mean_size": sum(map(len, prediction.sets)) / 15, "rejected": 100 * sum(prediction.rejected) / 15}
+    numbers |= {"empty": 100 * sum(not members for members in prediction.sets) / 15}
+    assert accuracy.answers == pytest.approx(numbers)
     uncalibrated = dataclasses.replace(fitted, calibration=None)
     assert uncalibrated.evaluate(validated, mesh=placement.single_device()).answers is None

@@ -5,6 +5,7 @@ import logging
 import subprocess
 import sys
 from typing import Any
+from unittest import mock
 
 import jax
 import numpy as np
@@ -55,7 +56,6 @@ def test_the_fastest_way_that_fits_is_chosen(deep, monkeypatch):
     assert not hopeless.fits and hopeless.bytes <= tighter.bytes
     requested = choose(100 * GIB, remat="half", class_chunks=4)
     assert (requested.remat, requested.class_chunks) == ("half", 4)
-    assert "4 class chunks" in str(requested) and "of 107 GB" in str(requested)
 
 
 def test_a_plan_counts_what_a_step_holds(deep):
@@ -75,10 +75,9 @@ def test_a_plan_counts_what_a_step_holds(deep):
     assert 0.9 * 48 * tokens < large - small < 3 * 48 * tokens
 
 
-@pytest.mark.parametrize("method", ["ivlp", "maple"])
-def test_the_first_layer_alone_is_planned_as_it_is_trained(deep, method):
+def test_the_first_layer_alone_is_planned_as_it_is_trained(deep):
     """An empty set of prompts is no axis of images."""
-    task = Task(deep, method, model.class_names(3), depth=1)
+    task = Task(deep, "ivlp", model.class_names(3), depth=1)
     step = training_program(task, RECIPE, StepShape(4, 1, placement.single_device(), images=12))
     planned = jax.tree.map(lambda leaf: leaf.shape[1:], step.arguments[2].learnables)
     assert planned == jax.tree.map(lambda leaf: leaf.shape, task.shapes)
@@ -132,10 +131,8 @@ def test_class_features_are_computed_in_parts_where_they_do_not_fit(deep, monkey
 def test_the_plan_comes_before_the_first_step_and_exhaustion_names_the_settings(
     clip, colours, recipe, tmp_path, monkeypatch, capsys
 ):
-    def exhausted(*arguments, **options):
-        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 5 bytes.")
-
-    monkeypatch.setattr(loop, "train_step", exhausted)
+    error = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 5 bytes.")
+    monkeypatch.setattr(loop, "train_step", mock.Mock(side_effect=error))
     tiny = TinySweep(clip, colours, recipe, tmp_path, compute=Compute(trackers=(), eval_batch_size=8, class_chunks=2))
     specs = tuple(tiny.specs("taskres", seeds=(1,)))
     paths = SweepPaths(tmp_path, {}, single=True)
@@ -152,14 +149,6 @@ def test_other_errors_of_the_device_pass():
 
 
 # What is set up where steps run on the CPU, and where compiled programs are kept
-
-
-def test_weights_exist_once(clip):
-    on_host = jax.tree.map(np.asarray, clip.params)  # as `load(device="host")` returns them
-    placed = placement.replicate(placement.single_device(), on_host)
-    for ours, copy in zip(jax.tree.leaves(on_host), jax.tree.leaves(placed), strict=True):
-        if ours.ndim > 1:  # small ones are copied
-            assert copy.addressable_data(0).unsafe_buffer_pointer() == ours.ctypes.data
 
 
 def test_the_code_generator_is_chosen_unless_the_user_did(monkeypatch):
@@ -192,13 +181,8 @@ def test_programs_are_kept_unless_told_otherwise(
     assert (tmp_path / "own").exists() == bool(kept_in and kept_in.startswith("own"))
 
 
-@pytest.mark.parametrize("platform", ["linux", "darwin"])
-def test_another_c_library_is_left_alone(platform, monkeypatch):
-    def missing(name: str) -> None:
-        raise OSError(name)
-
-    monkeypatch.setattr(device.ctypes, "CDLL", missing)
-    monkeypatch.setattr(sys, "platform", platform)
+def test_another_c_library_is_left_alone(monkeypatch):
+    monkeypatch.setattr(device.ctypes, "CDLL", mock.Mock(side_effect=OSError))
     assert device.keep_freed_memory() is False
 
 

@@ -73,7 +73,7 @@ def test_the_best_of_four_rates_trains_on_all_images(clip, colours, fitted):
     assert "choice" not in direct.notes and direct.notes["learning_rate"] == best
 
 
-def test_candidates_that_fail_or_do_not_fit_together(clip, colours, fitted, monkeypatch, capsys):
+def test_candidates_that_fail_or_do_not_fit_together(clip, colours, fitted, monkeypatch):
     """One that is not finite is no reason to stop, and those that do not fit the memory are trained one by one."""
     sizes = []
 
@@ -92,23 +92,17 @@ def test_candidates_that_fail_or_do_not_fit_together(clip, colours, fitted, monk
     held = hold_out(train, None, seed=3)
     selected = select.select_settings(job, held, compares_rates=True)
     assert selected is not None and sizes == [2, 1, 1]
-    assert "comparing" not in capsys.readouterr().err  # as the job, which shows nothing
     known: Any = fitted.notes["choice"]
-    assert [candidate.loss for candidate in selected.candidates] == [
-        pytest.approx(known["tried"][2]["loss"], rel=1e-4),
-        None,
-    ]
+    good, failed = selected.candidates
+    assert good.loss == pytest.approx(known["tried"][2]["loss"], rel=1e-4) and failed.loss is None
     assert selected.best.learning_rate == 0.16
-    assert str(selected).startswith(f"learning rate 0.16, of 0.16 ({selected.best.loss:.3g}), 1e+38 (failed): cross-e")
     applied = selected.of_job(job)
     assert select.Selection.of_note(json.loads(json.dumps(selected.note))) == selected
     assert applied.training.learning_rate == applied.runs[0].learning_rate == 0.16
     # Without images to compare on the recipe's rate is kept, with a sentence.
     nothing = hold_out(train.subset([*range(2), *range(6, 18)]), None, seed=3)
     assert select.select_settings(job, nothing, compares_rates=True) is None
-    words = select.nothing_held_out(job, nothing, compares_rates=True)
-    for part in ("a class with 2 training images", "learning rate, 0.0025", "Give validation images, or at least 3"):
-        assert part in words
+    assert "a class with 2 training images" in select.nothing_held_out(job, nothing, compares_rates=True)
     assert select.nothing_held_out(job, nothing, compares_rates=False) == ""
     monkeypatch.setattr(Recipe, "candidates", lambda recipe: (1e37, 1e38))
     with pytest.raises(clipbias.ClipbiasError, match=r"bias fails at every learning rate from 1e.37 to 1e.38"):
@@ -163,23 +157,13 @@ def test_a_model_that_got_worse_says_so(clip, colours):
     task = Task(clip, ZERO_SHOT, colours, template=colours.template)
     right = TunedModel(task, {}).evaluate(colours, mesh=placement.single_device())
     validation = colours.split("test").subset(np.flatnonzero(right.predicted == right.labels))
-    model, words = fit_and_listen(
-        clip,
-        "bias",
-        colours.split("train"),
-        class_names=colours,
-        validation=validation,
-        learning_rate=100.0,
-        mesh=placement.single_device(),
-        **GIVEN | {"epochs": 3},
-    )
+    settings = GIVEN | {"epochs": 3, "learning_rate": 100.0, "mesh": placement.single_device()}
+    data = {"class_names": colours, "validation": validation}
+    model, words = fit_and_listen(clip, "bias", colours.split("train"), **data, **settings)
     tuned, _ = score(model.task, model.learnables, validation)
     assert words == model.notes["warnings"] and len(words) == 2
     assert words[0].startswith("the training loss ended at ") and f", above ln 3 = {math.log(3):.3g}, " in words[0]
-    assert words[1].startswith(
-        f"the tuned model is no better than zero-shot on {len(validation)} validation images: {tuned:.1f} % after "
-        "100.0 %."
-    )
+    assert f"no better than zero-shot on {len(validation)} validation images: {tuned:.1f} % after 100.0 %" in words[1]
 
 
 def fit_and_listen(*arguments: Any, **options: Any) -> tuple[TunedModel, list[str]]:

@@ -2,10 +2,8 @@
 
 import dataclasses
 import importlib
-import json
-import re
-from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import jax
 import numpy as np
@@ -19,7 +17,7 @@ from clipbias.data.images import pictures
 from clipbias.errors import ClipbiasError
 from clipbias.io import data_path, read_json_lines
 from clipbias.report.sweep_tables import write_tables
-from clipbias.training import calibration, loop, placement
+from clipbias.training import calibration, loop
 from clipbias.training.loop import validation_images
 from clipbias.training.predictions import KnownPredictions
 from clipbias.training.rates import PER_CELL, PER_METHOD, Rates, select_learning_rates
@@ -27,8 +25,8 @@ from clipbias.training.run import make_job, under_policy
 from clipbias.training.spec import TEST, VALIDATION, Row, RunSpec, group_key, make_groups, part_of, run_names
 from clipbias.training.sweep import RESULTS, VALIDATED, parse_part
 from clipbias.training.workdir import SweepPaths, open_workdir, write_json
+from clipbias.tuning import Task
 from clipbias.tuning.adapter import start_seed
-from clipbias.tuning.recipe import Recipe
 from configs.table1 import Table1Settings
 from experiments import evaluate, table1, train
 from tests.training.conftest import TinySweep, colour_split, score_of
@@ -78,21 +76,11 @@ def test_another_start_on_the_same_images(clip, colours, recipe, tmp_path):
     adapters = [tiny.adapter(spec, specs) for spec in specs]
     assert [start_seed(adapter.notes) for adapter in adapters] == [1, 5, 5]
     prompts = [adapter.learnables["vision_prompts"] for adapter in adapters]
-    starts = [adapters[0].bind(clip).task.init(seed)["vision_prompts"] for seed in (1, 5, 5)]
-    for prompt, start in zip(prompts, starts, strict=True):
-        np.testing.assert_allclose(prompt, start, atol=1e-3)
+    for prompt, seed in zip(prompts, (1, 5, 5), strict=True):
+        np.testing.assert_allclose(prompt, Task(clip, "vpt", colours).init(seed)["vision_prompts"], atol=1e-3)
     assert np.abs(prompts[2] - prompts[1]).max() > 1e-7
-    fitted = clipbias.fit(
-        clip,
-        "vpt",
-        colours,
-        shots=2,
-        seed=1,
-        start_seed=5,
-        recipe=recipe,
-        mesh=placement.single_device(),
-        progress=False,
-    )
+    settings: dict[str, Any] = dict(shots=2, seed=1, start_seed=5, recipe=recipe, progress=False, mesh=tiny.mesh)
+    fitted = clipbias.fit(clip, "vpt", colours, **settings)
     np.testing.assert_allclose(fitted.learnables["vision_prompts"], prompts[2], rtol=0, atol=1e-8)
     assert fitted.notes["start_seed"] == 5
 
@@ -129,8 +117,7 @@ def test_a_row_and_an_evaluation_fit_one_temperature(clip, colours, recipe, tmp_
 
 
 @pytest.mark.ci
-def test_an_adapter_gives_its_rows_accuracy(clip, colours, recipe, tmp_path, monkeypatch):
-    monkeypatch.setattr(calibration, "FEWEST_TO_CALIBRATE", 6)
+def test_the_predictions_beside_a_row_are_those_of_its_adapter(clip, colours, recipe, tmp_path):
     tiny = TinySweep(clip, colours, recipe, tmp_path)
     specs = tiny.specs("bias")
     test = colours.split("test")
@@ -139,8 +126,6 @@ def test_an_adapter_gives_its_rows_accuracy(clip, colours, recipe, tmp_path, mon
     compute = jax.jit(tiny.adapter(specs[0]).bind(clip).task.logits)
     for row, spec in zip(rows, specs, strict=True):
         adapter = tiny.adapter(spec)
-        assert adapter.notes["accuracy"] == row["accuracy"] and adapter.notes["key"] == spec.key
-        assert np.any(adapter.learnables["vision_bias"])
         with np.load(tmp_path / "predictions" / f"bias-colours-2shots-seed{spec.seed}-test.npz") as stored:
             predicted, labels, log_probs = stored["predicted"], stored["labels"], stored["log_probs"]
         logits = np.asarray(compute(clip.params, adapter.learnables, images), np.float64)
@@ -149,62 +134,17 @@ def test_an_adapter_gives_its_rows_accuracy(clip, colours, recipe, tmp_path, mon
         largest = np.pad(-np.sort(-logits)[:, :5], ((0, 0), (0, 2)), constant_values=-np.inf)  # of three classes
         expected = np.c_[largest - total[:, None], true_logits - total, total]
         np.testing.assert_allclose(log_probs, expected, rtol=2e-3, atol=1e-4)
-        assert log_probs.dtype == np.float16
-        assert row["train_images"] == 2 * len(colours.class_names) and row["images_per_class"] == [2, 2]
         assert 100 * np.mean(predicted == labels) == pytest.approx(row["accuracy"])
         known = KnownPredictions([tmp_path]).find(adapter.bind(clip), test)
         np.testing.assert_array_equal(known, predicted)
-        # With as many validation images of each class as shots.
-        score = score_of(adapter, clip, test, validation=colours.split("val"))
-        assert score["correct"] == row["correct"]
-        assert len(score["calibration"]) == 6
-        assert row["calibration"] == pytest.approx(score["calibration"], rel=1e-3)
-
-
-def test_a_key_names_all_that_numbers_depend_on(clip, colours, recipe, tmp_path):
-    file = tmp_path / "own.py"
-    file.write_text("from clipbias.tuning.methods.bias import BiasTuning\n\n\nclass Own(BiasTuning):\n    pass\n")
-
-    def spec(method: str = "bias", dataset: Dataset = colours, recipe: Recipe = recipe, **options) -> RunSpec:
-        fields = {field.name for field in dataclasses.fields(TinySweep)} & options.keys()
-        tiny = TinySweep(clip, dataset, recipe, tmp_path, **{name: options.pop(name) for name in fields})
-        (made,) = tiny.specs(method, **{"seeds": (1,)} | options)
-        return made
-
-    plain, program = spec(), spec(str(file))
-    assert spec().key == plain.key and spec(str(file)).key == program.key
-    file.write_text("# changed\n" + file.read_text())
-    others = [
-        spec(str(file)),
-        spec(shots=(1,)),
-        spec(score_on=VALIDATION),
-        spec(dataset=dataclasses.replace(colours, class_names=("red", "green", "azure"))),
-    ]
-    seeds = [spec(seeds=(2,)), spec(start_seed=4)]
-    assert spec(on_image_error="skip").key == plain.key  # which changes no number
-    every = [plain, program, *others]
-    assert len({each.key for each in (*every, *seeds)}) == len(every) + 2
-    # What other seeds have in common with it.
-    assert {each.training for each in seeds} == {plain.training}
-    assert len({each.training for each in every}) == len(every)
 
 
 def test_groups_differ_in_seed_and_rate_alone(clip, colours, recipe, tmp_path):
-    tiny = TinySweep(
-        clip,
-        {"a": dataclasses.replace(colours, name="a"), "b": dataclasses.replace(colours, name="b")},
-        recipe,
-        tmp_path,
-    )
+    tiny = TinySweep(clip, {name: dataclasses.replace(colours, name=name) for name in "ab"}, recipe, tmp_path)
     specs = tiny.specs("zero_shot", "bias", "taskres", shots=(1, 2), seeds=(1, 2, 3), learning_rates=(0.1, 0.2))
     groups = make_groups(specs)
-    assert [spec for group in groups for spec in group] == specs and [len(group) for group in groups] == [
-        1,
-        6,
-        6,
-        6,
-        6,
-    ] * 2
+    assert [spec for group in groups for spec in group] == specs
+    assert [len(group) for group in groups] == [1, 6, 6, 6, 6] * 2
     for some in groups:
         assert len({(spec.method, spec.dataset, spec.shots) for spec in some}) == 1
     # All seeds of a rate stay together; where not even they fit, each rate is split.
@@ -220,14 +160,12 @@ def test_groups_differ_in_seed_and_rate_alone(clip, colours, recipe, tmp_path):
     assert [(spec.shots, spec.protocol) for spec in whole[:2]] == [(None, "few_shot"), (None, "full")]
     assert run_names(whole)[whole[1].key] == "bias-a-all-seed1"
     assert [spec.shots for spec in tiny.specs("zero_shot", shots=(4,))] == [None, None]
-    with pytest.raises(ClipbiasError, match="there are no seeds"):
-        tiny.specs("bias", seeds=())
     assert parse_part("2/4") == (1, 4) and parse_part(None) == (0, 1)
 
 
 @pytest.mark.ci
 def test_learning_rates_train_side_by_side_and_fail_one_by_one(clip, colours, recipe, tmp_path, monkeypatch):
-    """And are chosen without a look at a test image."""
+    """As rates by themselves, and they are chosen without a look at a test image."""
     sizes = []
     train = loop.train
     monkeypatch.setattr(loop, "train", lambda job, start: sizes.append(len(job.runs)) or train(job, start))
@@ -236,17 +174,14 @@ def test_learning_rates_train_side_by_side_and_fail_one_by_one(clip, colours, re
         tiny = TinySweep(clip, dataset, recipe, tmp_path / folder)
         return tiny.rows("taskres", learning_rates=rates, **options)
 
-    together, alone = run("a", 0.05, 0.01), [*run("b", 0.05), *run("c", 0.01)]
-    assert sizes == [4, 2, 2]
+    together = run("a", 0.05, 0.01)
     assert [(row["learning_rate"], row["seed"]) for row in together] == [(0.05, 1), (0.05, 2), (0.01, 1), (0.01, 2)]
-    for joint, other in zip(together, alone, strict=True):
-        assert joint["loss"] == pytest.approx(other["loss"], rel=2e-5, abs=1e-6)
-        assert joint["correct"] == other["correct"]
-    sizes.clear()
     broken = run("d", 0.05, 1e38)
-    assert sizes == [4, 2, 2]
+    assert sizes == [4, 4, 2, 2]
     assert [(row["status"], row["learning_rate"]) for row in broken] == [("ok", 0.05)] * 2 + [("failed", 1e38)] * 2
-    assert [row["loss"] for row in broken[:2]] == [row["loss"] for row in alone[:2]]
+    for joint, alone in zip(together, broken[:2], strict=False):
+        assert joint["loss"] == pytest.approx(alone["loss"], rel=2e-5, abs=1e-6)
+        assert joint["correct"] == alone["correct"]
     unread = {"read": lambda index: pytest.fail("a test image was read"), "contents": lambda paths: []}
     blind = {**colours.splits, "test": dataclasses.replace(colours.split("test"), **unread)}
     unseen = dataclasses.replace(colours, splits=blind)
@@ -261,16 +196,14 @@ def test_learning_rates_train_side_by_side_and_fail_one_by_one(clip, colours, re
     assert len(read_json_lines(tmp_path / "e" / VALIDATED)) == 4 and not (tmp_path / "e" / "adapters").exists()
 
 
-@pytest.mark.parametrize("shots", [None, 2])
-def test_rates_of_a_cell_hold_for_its_shots_alone(shots):
+def test_rates_of_a_cell_hold_for_its_shots_alone():
     rows = [
         {"method": "bias", "dataset": "a", "shots": count, "learning_rate": rate, "status": "ok"}
         | {"validation_accuracy": accuracy, "validation_loss": 1.0}
-        for count, rate, accuracy in ((shots, 0.1, 50.0), (shots, 0.2, 60.0), (4, 0.1, 60.0), (4, 0.2, 50.0))
+        for count, rate, accuracy in ((None, 0.1, 50.0), (None, 0.2, 60.0), (4, 0.1, 60.0), (4, 0.2, 50.0))
     ]
     rates = select_learning_rates(rows, PER_CELL)
-    assert [entry["shots"] for entry in rates.entries] == [shots, 4]
-    assert (rates.of("bias", "a", shots), rates.of("bias", "a", 4), rates.of("bias", "a", 8)) == (0.2, 0.1, None)
+    assert (rates.of("bias", "a", None), rates.of("bias", "a", 4), rates.of("bias", "a", 8)) == (0.2, 0.1, None)
     assert select_learning_rates(rows[:2], PER_METHOD).of("bias", "b", None) == 0.2
 
 
@@ -322,30 +255,20 @@ def test_a_setting_that_is_given_now_is_another_than_the_one_that_was_selected(c
 
 def test_rates_that_were_chosen_are_taken(clip, colours, recipe, tmp_path):
     tiny = TinySweep(clip, colours, recipe, tmp_path)
-    rates = Rates(
-        (
-            {"method": "bias", "learning_rate": 0.5},
-            {"method": "bias", "dataset": "colours", "shots": 1, "learning_rate": 0.25},
-        )
-    )
+    of_cell = {"method": "bias", "dataset": "colours", "shots": 1, "learning_rate": 0.25}
+    rates = Rates(({"method": "bias", "learning_rate": 0.5}, of_cell))
     specs = tiny.specs("bias", "taskres", shots=(1, 2), seeds=(1,), rates=rates)
     assert [spec.learning_rate for spec in specs] == [0.25, 0.5, 0.05, 0.05]
     assert [spec.validation for spec in specs] == ["validation split"] * 2 + ["none"] * 2
-    assert rates.unlisted(specs, recipe) == [
-        f"no learning rate was selected for taskres on colours with {shots} images per class; it trains at 0.05."
-        for shots in (1, 2)
-    ]
+    first, second = rates.unlisted(specs, recipe)
+    assert "for taskres on colours with 1 images per class; it trains at 0.05" in first and "with 2 images" in second
     # Authors' recipes keep their rate, whether they are a method's default or were asked for.
     tiny.options = {"mma": {"recipe": "authors"}}
     rates = Rates(({"method": "mma", "learning_rate": 0.5}, {"method": "clap", "learning_rate": 0.5}))
     mma, clap = tiny.specs("mma", "clap", seeds=(1,), rates=rates)
     assert (mma.learning_rate, clap.learning_rate, mma.validation, clap.validation) == (0.0015, 0.1, "none", "none")
     assert rates.unlisted([mma, clap], recipe) == []
-
-
-def test_rates_that_are_all_tested_select_nothing(clip, colours, recipe, tmp_path):
-    """So validation images are left to calibrate, as with one rate that is given."""
-    tiny = TinySweep(clip, colours, recipe, tmp_path)
+    # Rates that are all tested select nothing, so validation images are left to calibrate.
     both = [tiny.specs("bias", learning_rates=(0.1, 0.2), score_on=scores) for scores in (VALIDATION, TEST)]
     assert [{spec.validation for spec in specs} for specs in both] == [{"validation split"}, {"none"}]
 
@@ -360,18 +283,12 @@ def test_only_rates_of_the_common_recipe_are_chosen(clip, colours, recipe, tmp_p
 
     monkeypatch.setattr(table1, "sweep", noted)
     context = TinySweep(clip, colours, recipe, tmp_path).context
-    settings = Table1Settings(
-        methods=("zero_shot", "bias", "visual_prompting"),
-        datasets=("colours",),
-        shots=(1,),
-        seeds=(1,),
-        learning_rates=(0.1, 0.2),
-        recipe=recipe,
-    )
-    table1.run(settings, context, None, tmp_path)
+    methods = ("zero_shot", "bias", "visual_prompting")
+    axes: dict[str, Any] = dict(methods=methods, datasets=("colours",), shots=(1,), seeds=(1,))
+    table1.run(Table1Settings(**axes, learning_rates=(0.1, 0.2), recipe=recipe), context, None, tmp_path)
     candidates, tested = requests
     assert candidates == [("bias", 0.1, "validation"), ("bias", 0.2, "validation")]
-    assert [method for method, *_ in tested] == ["zero_shot", "bias", "visual_prompting"]
+    assert [method for method, *_ in tested] == [*methods]
 
 
 def test_options_of_one_dataset_are_its_own(clip, colours, recipe, tmp_path):
@@ -382,10 +299,7 @@ def test_options_of_one_dataset_are_its_own(clip, colours, recipe, tmp_path):
 
 
 def test_a_run_that_was_killed_is_put_in_order(clip, colours, recipe, tmp_path):
-    """Results lie in one file a group, and `results.jsonl` is made of these anew.
-
-    A run may be killed after its rows were written and before its checkpoints were removed.
-    """
+    """`results.jsonl` is made of the files of groups anew, and checkpoints of those that are finished are removed."""
     tiny = TinySweep(clip, colours, recipe, tmp_path)
     specs = tiny.specs("zero_shot")
     rows = tiny.run(specs)
@@ -393,12 +307,11 @@ def test_a_run_that_was_killed_is_put_in_order(clip, colours, recipe, tmp_path):
     for name in (*(group_key(spec) for spec in make_groups(specs)), "another"):  # of a group that is not finished
         (tmp_path / "checkpoints" / name / "3").mkdir(parents=True)
     assert tiny.run(specs) == rows and read_json_lines(tmp_path / RESULTS) == rows
-    (path,) = (tmp_path / "results").iterdir()
-    assert json.loads(path.read_text()) == rows
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["another"]
 
 
 def test_programs_end_with_the_groups_of_a_method_on_a_dataset(clip, colours, recipe, tmp_path, monkeypatch):
+    """Each holds memory maps, of which a process has a limited number."""
     events: list[str] = []
     module = importlib.import_module("clipbias.training.sweep")
     monkeypatch.setattr(module, "drop_programs", lambda: events.append("drop"))
@@ -414,13 +327,7 @@ def test_programs_end_with_the_groups_of_a_method_on_a_dataset(clip, colours, re
 def test_a_work_folder_in_a_bucket(clip, colours, recipe, tmp_path, bucket, monkeypatch):
     """Rows, adapters, predictions, metrics and tables are written as whole objects. Checkpoints are orbax's affair."""
 
-    class NoCheckpoints:
-        def __init__(self, folder: Path) -> None:
-            self.folder = folder
-
-        restore = close = wait = save = lambda *_: None
-
-    monkeypatch.setattr(loop, "Checkpoints", NoCheckpoints)
+    monkeypatch.setattr(loop, "Checkpoints", lambda folder: mock.Mock(restore=lambda *_: None))
     folder = data_path("gs://bucket/run")
     rows = []
     for where in (folder, tmp_path):
@@ -435,5 +342,3 @@ def test_a_work_folder_in_a_bucket(clip, colours, recipe, tmp_path, bucket, monk
     assert tiny.adapter(specs[1]).notes["key"] == specs[1].key
     local = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()} - {".lock"}
     assert {str(path).removeprefix("/bucket/run/") for path in bucket.find("/bucket/run")} == local
-    drawn = {Path(name).stem for name in local if name.endswith(".png")}
-    assert drawn <= set(re.findall(r"`(\w+)`", str(table1.__doc__))), "the help names other pictures"

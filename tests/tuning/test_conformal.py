@@ -1,6 +1,5 @@
 """Prediction sets and rejections against plain loops, and against what split conformal prediction promises."""
 
-import dataclasses
 import math
 from fractions import Fraction
 
@@ -10,8 +9,8 @@ import pytest
 from clipbias import TunedModel
 from clipbias.errors import ClipbiasError
 from clipbias.tuning import Task
-from clipbias.tuning.adapter import Adapter, read_adapter
-from clipbias.tuning.conformal import SCORES, AnswerOptions, AnswerRule, Calibration, measure, measured_words
+from clipbias.tuning.adapter import read_adapter
+from clipbias.tuning.conformal import SCORES, AnswerOptions, AnswerRule, Calibration, measure
 
 rng = np.random.default_rng(5)
 CLASSES = 7
@@ -45,9 +44,6 @@ def test_sets_are_those_of_plain_loops(coverage):
     assert measured["coverage"] == pytest.approx(100 * sum(held) / 297)
     assert measured["mean_size"] == pytest.approx(sum(map(sum, expected)) / 297)
     assert measured["empty"] == pytest.approx(100 * sum(not any(members) for members in expected) / 297)
-    assert f"{measured['coverage']:.1f} % hold the true class; {measured['mean_size']:.2f} classes" in measured_words(
-        measured
-    )
 
 
 @pytest.mark.parametrize("score", SCORES)
@@ -91,16 +87,13 @@ def test_too_few_images_are_named(accepted, fewest):
 
 def test_scores_are_kept_to_the_last_bit(tmp_path, clip):
     task = Task(clip, "bias", tuple("abcdefg"))
-    model = TunedModel(task, task.init(), {"seed": 1}, CALIBRATION)
-    model.save(tmp_path / "a.safetensors")
+    TunedModel(task, task.init(), {"seed": 1}, CALIBRATION).save(tmp_path / "a.safetensors")
     stored = read_adapter(tmp_path / "a.safetensors")
-    assert stored.calibration is not None and stored.learnables.keys() == model.learnables.keys()
+    assert stored.calibration is not None
     for name, array in CALIBRATION.arrays().items():
         np.testing.assert_array_equal(stored.calibration.arrays()[name], array)
     again = TunedModel.of(stored.bind(clip))
-    assert again.rule(AnswerOptions()) == rule()
     # What is calibrated for some classes says nothing of others, or of other texts for them.
-    assert again.with_classes(task).rule(AnswerOptions()) == rule()
+    assert again.with_classes(task).rule(AnswerOptions()) == again.rule(AnswerOptions()) == rule()
     for other in (again.with_classes(("x", "y")), again.with_classes(task.class_names, free_text=True)):
         assert other.calibration is None
-    assert Adapter.of(dataclasses.replace(again, calibration=None)).calibration is None

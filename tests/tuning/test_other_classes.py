@@ -19,7 +19,7 @@ NAMES = ("cat", "maine coon", "dog", "bird")
 PERMUTED = (2, 0, 3, 1)
 FEWER = (3, 1, 0)
 # Beside the methods' defaults, which `tests/relations` tries.
-CASES = [("coop", {"class_specific": True}), ("gda", {"keep_rows": True}), ("coop_16", {"class_specific": True})]
+CASES = [("coop", {"class_specific": True}), ("gda", {"keep_rows": True})]
 # Only training images make a class, or its start is random.
 REFUSED = (("linear_probe", {}), ("lp_plus_plus", {}), ("gda", {}), ("coop_16", {"class_specific": True}))
 

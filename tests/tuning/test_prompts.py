@@ -13,28 +13,21 @@ import pytest
 
 import clipbias
 from clipbias import hosts
-from clipbias.analysis.results import TEXT_TYPES
-from clipbias.analysis.words import text_types
 from clipbias.clip import Clip
 from clipbias.data import Dataset, Split
 from clipbias.data.few_shot import most_confident
-from clipbias.data.images import Images
-from clipbias.data.transforms import Resizing
-from clipbias.data.transforms import test_image as evaluated
 from clipbias.training import loop, placement
 from clipbias.training.context import SweepContext
 from clipbias.training.device import Compute
-from clipbias.training.loop import TrainResult
 from clipbias.training.predictor import evaluate
 from clipbias.training.run import make_job
 from clipbias.training.spec import make_groups
 from clipbias.tuning import Descriptions, Features, Learnables, Method, Recipe, Task, make_method
-from clipbias.tuning.methods.plot import sinkhorn
 from clipbias.tuning.methods.promptsrc import PromptSRC
 from clipbias.tuning.methods.taskres import TaskRes
 from clipbias.tuning.registry import resolve_method
 from clipbias.tuning.tuned import Tuned
-from tests.data.pictures import encoded, picture, train_batches
+from tests.data.pictures import encoded
 from tests.helpers import signal_at
 from tests.reference import numpy_clip, prompts, prompts_plot
 from tests.training.conftest import TinySweep, few_shot_runs, train_runs
@@ -97,25 +90,6 @@ def test_plots_logits_without_the_pooled_feature_and_of_the_images_that_count(pa
     assert np.abs(found(None)[:1] - alone).max() > 10 * common.LOGITS * np.abs(alone).max()
 
 
-def test_plans_end_for_the_images_that_count_together():
-    rng = np.random.default_rng(8)
-    image, text = rng.normal(size=(3, 6, 4)), rng.normal(size=(4, 5, 4))
-    image, text = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (image, text))
-    similarity = prompts_plot.similarities(image.swapaxes(0, 1), text)
-    plans, rounds = prompts_plot.plans(similarity)
-    alone, fewer = prompts_plot.plans(similarity[:1])
-    assert 1 < fewer < rounds < 100  # so that the images of a batch do matter
-    kernel = jnp.asarray(np.exp(-(1 - similarity) / 0.1), jnp.float32)
-    common.close(sinkhorn(kernel, None), plans, 1e-5)
-    plan = sinkhorn(kernel, jnp.array([True, False, False]))
-    common.close(plan[:1], alone, 1e-5)
-    assert np.abs(plan[:1] - plans[:1]).max() > 1e-3 * plans.max()
-    # Side by side, each run ends by itself.
-    both = jax.jit(jax.vmap(sinkhorn))(jnp.stack([kernel] * 2), jnp.array([[True] * 3, [True, False, False]]))
-    common.close(both[0], plans, 1e-5)
-    common.close(both[1, :1], alone, 1e-5)
-
-
 # PLOT++
 
 # Of as many tokens as the first has words, of more, and of fewer.
@@ -161,30 +135,6 @@ def test_proda_takes_all_its_sets_in_turn():
     assert len({tuple(cycle) for cycle in draws.reshape(3, 12)}) == 3
 
 
-# What looks inside
-
-
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        ("cocoop", {}),
-        ("plot", {"tokens": 4}),
-        ("plot_plus_plus", {"phrases": PHRASES}),
-        ("proda", {"tokens": 4, "sets": 4}),
-    ],
-)
-def test_kinds_of_tokens(pair, name, options):
-    clip, _ = pair
-    task = Task(clip, name, CLASS_NAMES, **options)
-    kinds = text_types(task)
-    names = [len(clip.tokenizer.encode(name.replace("_", " "))) - 2 for name in CLASS_NAMES]
-    category = TEXT_TYPES.index("category")
-    np.testing.assert_array_equal((kinds == category).sum(1), np.tile(names, len(kinds) // len(names)))
-    firsts = (kinds == category).argmax(1).reshape(-1, len(names))[:, 0]
-    expected = {"cocoop": [5], "plot": [5] * 4, "proda": [1, 3, 5, 5], "plot_plus_plus": [5, 6, 5]}[name]
-    np.testing.assert_array_equal(firsts, expected)
-
-
 PAINTING = "a painting of a {}, a type of cat."
 WITH_COMMA = "a type of cat, a photo of a {}."
 
@@ -216,22 +166,17 @@ def test_a_context_shorter_than_prograds_words_takes_the_first_of_them(pair):
     np.testing.assert_allclose(task.init()["text_context"], embeddings, atol=1e-7)
 
 
-def test_prograd_projects_each_array_by_itself_and_leaves_the_gradient_where_the_teacher_has_none():
-    method = make_method("prograd")
+@pytest.mark.parametrize(("scale", "strength"), [(1.0, 1.0), (1.0, 0.8), (1e-25, 1.0), (0.0, 1.0)])
+def test_prograd_projects_each_array_by_itself_and_leaves_the_gradient_where_the_teacher_has_none(scale, strength):
+    """The squares of small gradients are zero in float32."""
     rng = np.random.default_rng(0)
     gradients = {"a": rng.normal(size=(3, 4)), "b": rng.normal(size=5)}
     teacher = {"a": -gradients["a"] + rng.normal(size=(3, 4)), "b": gradients["b"] + 0.1}
-    as_arrays = lambda tree: {name: jnp.asarray(value, jnp.float32) for name, value in tree.items()}  # noqa: E731
-    for scale, strength in ((1.0, 1.0), (1.0, 0.8), (1e-25, 1.0)):  # whose squares are zero in float32
-        scaled = {name: scale * value for name, value in teacher.items()}
-        weighted = make_method("prograd", strength=strength) if strength < 1 else method
-        combined = weighted.combine({"cross_entropy": as_arrays(gradients), "kl": as_arrays(scaled)})
-        for name, value in prompts.project(gradients, teacher, strength=strength).items():
-            np.testing.assert_allclose(combined[name], value, atol=1e-6)
-    zero = {name: np.zeros_like(value) for name, value in gradients.items()}
-    combined = method.combine({"cross_entropy": as_arrays(gradients), "kl": as_arrays(zero)})
-    for name, value in gradients.items():
-        np.testing.assert_array_equal(combined[name], value.astype(np.float32))
+    terms = {"cross_entropy": gradients, "kl": {name: scale * value for name, value in teacher.items()}}
+    combined = make_method("prograd", strength=strength).combine(jax.tree.map(jnp.float32, terms))
+    expected = prompts.project(gradients, teacher, strength=strength) if scale else gradients
+    for name, value in expected.items():
+        np.testing.assert_allclose(combined[name], value, atol=1e-6)
 
 
 def test_strips_start_at_a_standard_normal_distribution_and_differ(clip):
@@ -248,22 +193,12 @@ def test_authors_warm_up_is_as_long_as_theirs_on_their_data():
     assert recipe.step_rates(64)[[4, -1]] == pytest.approx([40, 0], abs=1e-3)
 
 
-def test_training_images_are_those_of_evaluation():
-    split = Split(("a", "b", "c"), np.arange(3), lambda index: encoded(picture(index)))
-    images = Images(split)
-    resizing = Resizing(16)
-    batch = next(train_batches(images, resizing=resizing, batch_size=len(split), seed=1, epochs=1, crop=None))
-    expected = {evaluated(images.decoded(index), resizing).tobytes() for index in range(len(images))}
-    assert {image.tobytes() for image in batch["images"]} == expected
-
-
 # Trainings of two stages in a sweep, and PromptSRC's average over epochs
 
 
 RECIPE = dataclasses.replace(COMMON, epochs=2, batch_size=6)
 
 
-@dataclasses.dataclass(frozen=True)
 class Twice(TaskRes):
     """Two trainings whose steps are quickly compiled; its end is told by numbers of its own."""
 
@@ -313,13 +248,10 @@ class Averaged(TaskRes):
         return PromptSRC().average(epochs)
 
 
-def train(task: Task, dataset: Dataset, recipe: Recipe, mesh=None, **logging) -> TrainResult:
-    return train_runs(task, few_shot_runs(dataset, (1, 2)), recipe, mesh, **logging)
-
-
 @pytest.mark.ci
 def test_the_average_over_epochs_survives_a_kill_in_the_middle(pair, colours, tmp_path, monkeypatch):
     task = Task(pair[0], Averaged(), colours.class_names)
+    runs = few_shot_runs(colours, (1, 2))
     recipe = dataclasses.replace(RECIPE, epochs=4)  # two steps in each
     original = loop.train_step
     states = []
@@ -329,9 +261,9 @@ def test_the_average_over_epochs_survives_a_kill_in_the_middle(pair, colours, tm
         states.append(jax.tree.map(np.array, placement.device_get(state.learnables)))
         return state, values
 
-    monkeypatch.setattr(loop, "train_step", watched)
-    whole = train(task, colours, recipe).learnables
-    monkeypatch.setattr(loop, "train_step", original)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "train_step", watched)
+        whole = train_runs(task, runs, recipe).learnables
     epochs = states[1::2]
     assert len(epochs) == 4
     expected = prompts.average(epochs, PromptSRC().average(4))
@@ -343,10 +275,9 @@ def test_the_average_over_epochs_survives_a_kill_in_the_middle(pair, colours, tm
         where = {"checkpoints": tmp_path / str(stop)}
         stops, refused = signal_at(loop, "train_step", stop), pytest.raises(hosts.Stopped, match=f"step {stop} of 8")
         with stops, hosts.stoppable(), refused:
-            train(task, colours, recipe, **where)
-        continued = train(task, colours, recipe, **where).learnables
-        for name, value in whole.items():
-            np.testing.assert_array_equal(continued[name], value)
+            train_runs(task, runs, recipe, **where)
+        continued = train_runs(task, runs, recipe, **where).learnables
+        jax.tree.map(np.testing.assert_array_equal, continued, whole)
 
 
 # UPL: picks, and the protocol that keeps labels out.
@@ -369,16 +300,11 @@ def dataset() -> Dataset:
     return Dataset("drawn", CLASS_NAMES, TEMPLATE, splits)
 
 
-def sweep_of(clip: Clip, dataset: Dataset, folder: Path, protocol: str) -> TinySweep:
-    options = {"upl": {"tokens": 5, "sets": 2}}
-    compute = Compute(trackers=(), eval_batch_size=7)
-    recipe = dataclasses.replace(common.SGD, epochs=2)
-    return TinySweep(clip, dataset, recipe, folder, protocol=protocol, options=options, compute=compute)
-
-
 def picked(clip: Clip, dataset: Dataset, folder: Path, method: str, protocol: str) -> list[tuple[str, int]]:
     """The names and labels of the images that are trained on."""
-    tiny = sweep_of(clip, dataset, folder, protocol)
+    recipe, options = dataclasses.replace(common.SGD, epochs=2), {"upl": {"tokens": 5, "sets": 2}}
+    compute = Compute(trackers=(), eval_batch_size=7)
+    tiny = TinySweep(clip, dataset, recipe, folder, protocol=protocol, options=options, compute=compute)
     (group,) = make_groups(tiny.specs(method, shots=(SHOTS,)))
     images = [run.images for run in make_job(group, tiny.context).runs]
     first, second = (list(zip(picks.split.keys, picks.labels.tolist(), strict=True)) for picks in images)

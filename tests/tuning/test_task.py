@@ -33,21 +33,16 @@ VIT_B_16 = ClipConfig(
         ("maple", {}, 0, 9_216, 3_545_856),
         ("bitfit", {}, 75_264, 49_664, 0),
         ("bitfit", {"qkv": True}, 75_264 + 12 * 3 * 768, 49_664 + 12 * 3 * 512, 0),
-        ("bitfit", {"only": ("fc2",)}, 12 * 768, 12 * 512, 0),
         ("layer_norm", {}, 36_864, 24_576, 0),
         ("layer_norm", {"outer": True}, 36_864 + 4 * 768, 24_576 + 2 * 512, 0),
-        ("layer_norm", {"towers": ("text",)}, 0, 24_576, 0),
         ("two_stage", {}, 36_864, 24_576, 2 * 512),
         ("clip_lora", {}, 110_592, 73_728, 0),
-        ("clip_lora", {"parts": ("q", "v", "o")}, 110_592, 73_728, 0),
         ("clip_lora", {"parts": ("v",), "rank": 4, "first_block": 7}, 6 * 8 * 768, 6 * 8 * 512, 0),
-        ("clip_lora", {"towers": ("vision",)}, 110_592, 0, 0),
         ("lora", {}, 12 * 27_648, 12 * 18_432, 0),
         ("prolip", {}, 393_216, 0, 0),
         ("tcp", {}, 0, 331_904, 0),
         ("mma", {}, 399_616, 266_496, 8_448),
         ("mmrl", {}, 7 * 513 * 768 + 768 * 512, 7 * 513 * 512, 2_560),
-        ("mmrl", {"space": 2048}, 7 * 2049 * 768 + 768 * 512, 7 * 2049 * 512, 5 * 2048),
     ],
 )
 def test_parameter_counts_of_vit_b_16(clip, method, options, vision, text, shared):
@@ -57,7 +52,7 @@ def test_parameter_counts_of_vit_b_16(clip, method, options, vision, text, share
     assert counts == {"vision": vision, "text": text, "shared": shared, "total": vision + text + shared}
 
 
-@pytest.mark.parametrize("method", ["coop", "ivlp", "maple", "taskres", "bias_by_kind"])
+@pytest.mark.parametrize("method", ["maple", "bias_by_kind"])
 def test_learnables_of_a_file_may_be_closed_over(clip, method):
     task = clipbias.Task(clip, method, ("cat", "dog"))
     images = np.random.default_rng(0).normal(size=(1, 16, 16, 3)).astype(np.float32)
@@ -72,7 +67,6 @@ def test_a_task_says_its_prompt_and_its_teachers(clip, method):
     template = "a type of pet, a photo of a {}."
     task = clipbias.Task(clip, method, ("cat", "dog"), template=template)
     assert task.teacher_prompt.templates == (template,) and task.prompt.templates[0] != template
-    assert f"teacher {template!r}" in repr(task) and f"prompt {task.prompt.templates[0]!r}" in repr(task)
     assert task.with_method(task.method).prompt == clipbias.Task(clip, method, task).prompt == task.prompt
 
 

