@@ -143,7 +143,7 @@ class Accuracy:
 
     @property
     def standard_error(self) -> float:
-        """The binomial standard error of `accuracy`, in points."""
+        """The standard error of `accuracy`, in points: binomial; of few images by the width of Wilson's interval."""
         return binomial_error(self.accuracy, self.images)
 
     @property

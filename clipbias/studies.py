@@ -176,6 +176,8 @@ def bind_models(
     for model, own, source in zip(tuned_models, own_models, sources or [""] * len(tuned_models), strict=True):
         method = own.task.method_name
         name = method_name(method)
+        if isinstance(measured := model.notes.get("equivalent_bias"), Mapping):  # nothing was tuned
+            name = f"Equivalent bias of {method_name(str(measured.get('method')))}"
         seed = model.notes.get("seed")
         start = start_seed(model.notes)
         trained_on = str(model.notes.get("dataset") or "")

@@ -241,7 +241,15 @@ class Dataset:
         return self.splits[name]
 
     def with_classes(self, kept: Sequence[int]) -> "Dataset":
-        """Returns the dataset with only the classes `kept`, by label, renumbered from 0 in this order."""
+        """Returns the dataset with only the classes `kept`, by label, renumbered from 0 in this order.
+
+        Raises `ClipbiasError` where there is no class of a label, and for no class or one twice.
+        """
+        labels = range(len(self.class_names))
+        if not 0 < len(kept) == len({*kept}) or any(type(label) is bool or label not in labels for label in kept):
+            raise ClipbiasError(
+                f"classes have the labels 0 to {len(labels) - 1}, each once, but {shown(kept)} is given."
+            )
         # -1 marks the classes that are left out, whose images go below.
         renumbered = np.full(len(self.class_names), -1, np.int32)
         renumbered[list(kept)] = np.arange(len(kept))

@@ -33,7 +33,10 @@ def model_card(model: Tuned, form: str) -> str:
     title = _plain(f"{method} on {dataset}" if dataset else f"{method} for {len(model.class_names)} classes")
     sentences = certified_sentences(notes)
     made = "The base model stayed frozen; only the learnable parameters above were tuned"
-    if sentences:
+    if isinstance(source := notes.get("equivalent_bias"), Mapping):
+        made = "Nothing was tuned: the learnable parameters above are the mean of what another model adds to tokens, "
+        made += _plain(f"{source.get('method')} on {source.get('images')} images")
+    elif sentences:
         made = "The base model learned the predictions of another tuned model on images without labels. "
         made += " ".join(map(_plain, sentences)).removesuffix(".")
     elif per_class := _images_per_class(notes):
@@ -98,6 +101,8 @@ def _facts(model: Tuned) -> list[tuple[str, str]]:
     # A search on validation images replaces options.
     used = notes.get("used_options")
     every = task.options() | (dict(used) if isinstance(used, Mapping) else {})
+    if isinstance(recipe := notes.get("recipe"), Mapping) and not recipe.get("steps"):
+        every.pop("steps_per_shot", None)  # given epochs, or another recipe, took its place
     options = ", ".join(f"{name}={value!r}" for name, value in every.items())
     # The first line of a method's file names it and its paper.
     module = inspect.getmodule(type(task.method))
@@ -114,7 +119,7 @@ def _facts(model: Tuned) -> list[tuple[str, str]]:
     facts += [(name, _plain(notes[name])) for name in ("protocol", "shots", "seed") if notes.get(name) is not None]
     if rate := _learning_rate(notes):
         facts.append(("learning rate", _plain(rate)))
-    if notes.get("train_images"):
+    if notes.get("train_images") and "equivalent_bias" not in notes:
         facts.append(("training images", f"{notes['train_images']:,}, {_images_per_class(notes)}"))
     if model.calibration is not None:
         count = counted(len(model.calibration), "image")

@@ -58,8 +58,13 @@ def score_images(job: TrainJob, learnables: Learnables, splits: Sequence[Split],
     ]
 
 
-def with_given(recipe: Recipe, given: Mapping[str, Any]) -> Recipe:
-    """Returns the recipe with settings that the user gave; given epochs replace a number of steps."""
+def with_given(recipe: Recipe, given: Mapping[str, Any], options: Mapping[str, Any]) -> Recipe:
+    """Returns the recipe with settings that the user gave; given epochs replace a number of steps.
+
+    Raises `ClipbiasError` where one of the given `options` of the method says how many steps.
+    """
+    if "epochs" in given and "steps_per_shot" in options:
+        raise ClipbiasError("epochs and steps_per_shot both say how long to train; give one of them.")
     return dataclasses.replace(recipe, **{**given, "steps": None} if "epochs" in given else given)
 
 

@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 
 import clipbias
+from clipbias import studies
 from clipbias.analysis.bias import measure_equivalent_bias, measure_equivalent_biases
 from clipbias.analysis.model import Model
 from clipbias.clip.encode import image_batches
 from clipbias.constants import TOWERS
+from clipbias.data import Dataset
+from clipbias.export.card import model_card
 from clipbias.tuning import Task
 from clipbias.tuning.tuned import Tuned
 from tests.analysis.models import moved
@@ -144,6 +147,10 @@ def test_an_adapter_holds_the_constants(clip, tmp_path):
         assert again.learnables.keys() == {f"{tower}_bias" for tower in TOWERS}
         for tower in TOWERS:
             np.testing.assert_allclose(again.learnables[f"{tower}_bias"], getattr(biases[tower], kind), atol=1e-6)
+        assert "Nothing was tuned: " in model_card(again, "checkpoint")
+        dataset = Dataset("demo/digits", CLASS_NAMES, "a photo of a {}.", {})
+        (_, bound) = studies.bind_models([again], dataset)
+        assert bound.name == "Equivalent bias of IVLP"
         trainings[kind] = again.notes["training"]
     # Other seeds of one training are one training again, and those of another are another.
     for notes in ({"seed": 4}, {"training": "another"}):

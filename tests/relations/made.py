@@ -122,10 +122,7 @@ def of_table1(settings: Any, place: Place) -> Any:
 
 def of_lab(settings: Any, place: Place) -> Any:
     sweeps = {name: specs_of(stage, place.folder) for name, stage in lab.stages(settings).items()}
-    specs = sweeps[lab.MOST_SHOTS]
-    rows = [{"key": spec.key, "status": "ok"} for spec in specs]
-    files = [path.name for _, path in lab.adapters_of(specs, rows, place.folder)]
-    return [sweeps, files, settings.causal_images]
+    return [sweeps, settings.causal_images]
 
 
 def of_evaluate(settings: Any, place: Place) -> Any:

@@ -15,7 +15,7 @@ from clipbias import TunedModel
 from clipbias.clip import Clip
 from clipbias.data import Dataset
 from clipbias.data.images import Images, Workers, check_readable
-from clipbias.errors import ClipbiasWarning, UnreadableImage
+from clipbias.errors import ClipbiasError, ClipbiasWarning, UnreadableImage
 from clipbias.training import loop, placement
 from clipbias.training.spec import VALIDATION
 from clipbias.training.step import train_step
@@ -66,6 +66,11 @@ def test_settings_are_a_methods_own_where_it_has_them(clip: Clip, colours: Datas
     common: dict[str, Any] = dict(shots=2, progress=False, mesh=placement.single_device(), learning_rate=0.01)
     assert clipbias.fit(clip, "tip_adapter_f", colours, epochs=1, **common).task.options()["epochs"] == 1
     assert clipbias.fit(clip, "clap", colours, epochs=1, recipe="common", **common).task.options()["recipe"] == "common"
+
+
+def test_one_setting_says_how_long_to_train(clip: Clip, colours: Dataset) -> None:
+    with pytest.raises(ClipbiasError, match="epochs and steps_per_shot both"):
+        clipbias.fit(clip, "clip_lora", colours, shots=2, epochs=1, steps_per_shot=3, progress=False)
 
 
 def test_texts_that_a_method_does_not_read_are_said(clip: Clip, colours: Dataset) -> None:

@@ -28,7 +28,7 @@ from clipbias.training.workdir import SweepPaths, open_workdir, write_json
 from clipbias.tuning import Task
 from clipbias.tuning.adapter import start_seed
 from configs.table1 import Table1Settings
-from experiments import evaluate, table1, train
+from experiments import evaluate, lab, table1, train
 from tests.training.conftest import TinySweep, colour_split, score_of
 from tests.tuning.test_registry import CLASS
 
@@ -239,18 +239,42 @@ def test_a_setting_that_is_given_now_is_another_than_the_one_that_was_selected(c
     other = dataclasses.replace(other, options=other.options | {"text_tower": False})
     paths = SweepPaths(tmp_path, {}, single=True)
     row = spec.facts() | {"learning_rate": 0.4, "choice": {"options": {}}, "accuracy": 90.0, "zero_shot_accuracy": 80.0}
-    row |= {"recipe": row["recipe"] | {"learning_rate": 0.4}, "loss": 0.1, "images": 15}
+    row |= {"recipe": row["recipe"] | {"learning_rate": 0.4}, "validation": POLICY, "loss": 0.1, "images": 15}
     write_json(tmp_path / train.RESULT, row)
     paths.adapter(spec).touch()
-    assert train.finished_row(paths, spec, 3, compares_rates=True, calibrates=False) == row
+    assert train.finished_row(paths, spec, tiny.context, compares_rates=True, calibrates=False) == row
     (searching,) = tiny.specs("gda", seeds=(1,))  # which makes no step
-    searched = row | searching.facts() | {"choice": {"options": {"alpha": 2.0}}}
+    searched = row | searching.facts() | {"validation": POLICY, "choice": {"options": {"alpha": 2.0}}}
     write_json(tmp_path / train.RESULT, searched | {"options": searching.options | {"alpha": 2.0}})
-    assert train.finished_row(paths, searching, 3, compares_rates=True, calibrates=False)
+    assert train.finished_row(paths, searching, tiny.context, compares_rates=True, calibrates=False)
     write_json(tmp_path / train.RESULT, row)
-    for now, compares, words in ((spec, False, "recipe, learning_rate"), (other, True, "options")):
+    for now, compares, words in ((spec, False, "recipe, validation, learning_rate"), (other, True, "options")):
         with pytest.raises(ClipbiasError, match=f"with other settings [(]{words}[)]"):
-            train.finished_row(paths, now, 3, compares_rates=compares, calibrates=False)
+            train.finished_row(paths, now, tiny.context, compares_rates=compares, calibrates=False)
+
+
+def test_a_rate_that_is_given_is_another_run_than_the_same_rate_that_was_selected(clip, colours, recipe, tmp_path):
+    """The images that selected it may not calibrate, so that the row has other scores."""
+    tiny = TinySweep(clip, colours, recipe, tmp_path)
+    (spec,) = tiny.specs("bias", seeds=(1,))
+    paths = SweepPaths(tmp_path, {}, single=True)
+    paths.adapter(spec).touch()
+    given = spec.facts() | {"accuracy": 90.0, "zero_shot_accuracy": 80.0, "loss": 0.1, "images": 15}
+    for policy, compares in ((POLICY, False), ("none", True)):
+        write_json(tmp_path / train.RESULT, given | {"validation": policy})
+        with pytest.raises(ClipbiasError, match=r"with other settings [(]validation[)]"):
+            train.finished_row(paths, spec, tiny.context, compares_rates=compares, calibrates=False)
+
+
+def test_a_lab_explains_the_adapters_of_its_settings_alone(clip, colours, recipe, tmp_path):
+    specs = TinySweep(clip, colours, recipe, tmp_path).specs("zero_shot", "bias")
+    longer = dataclasses.replace(recipe, epochs=recipe.epochs + 1)
+    others = TinySweep(clip, colours, longer, tmp_path).specs("zero_shot", "bias")
+    rows = [{"key": spec.key, "status": "ok"} for spec in specs]
+    assert [path and path.name for _, path in lab.adapters_of(specs, rows, tmp_path)] == [
+        f"bias-colours-2shots-seed{seed}.safetensors" for seed in (1, 2)
+    ]
+    assert lab.adapters_of(others, rows, tmp_path) == [("colours", None)] * 2
 
 
 def test_rates_that_were_chosen_are_taken(clip, colours, recipe, tmp_path):
