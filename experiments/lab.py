@@ -38,15 +38,15 @@ def main(settings: LabSettings, workdir: Path) -> None:
         return
     if hosts.multi_process():
         raise ClipbiasError("a lab runs in one process on all devices of a machine; share it with --config.part=1/4.")
-    failures, ready = [], []
-    for name, stage in stages(settings).items():
-        specs, rows = _sweep(name, stage, workdir / name)
+    swept = {name: _sweep(name, stage, workdir / name) for name, stage in stages(settings).items()}
+    if settings.causal_images:
+        specs, rows = swept[MOST_SHOTS]
+        adapters = adapters_of(specs, rows, workdir / MOST_SHOTS)
+        common.tell(*causal_tests(settings, adapters, workdir / WHY))
+    failures = []
+    for name, (_, rows) in swept.items():
         if errors := [row["error"] for row in rows if row["status"] != "ok"]:
             failures.append(f"{name}: {counted(len(errors), 'run')} failed; the first one: {errors[0]}")
-        if name == MOST_SHOTS:
-            ready = adapters_of(specs, rows, workdir / name)
-    if settings.causal_images:
-        common.tell(*causal_tests(settings, ready, workdir / WHY))
     if failures:
         raise ClipbiasError(" ".join(failures))
 

@@ -138,8 +138,7 @@ class Split:
     def subset(self, indices: Sequence[int] | np.ndarray) -> "Split":
         """Returns the images at `indices`, in this order. Raises `ClipbiasError` where there is none of a number."""
         asked = np.asarray(indices).reshape(-1)
-        # NumPy would read a mask as the numbers 0 and 1, and cut fractions off.
-        if len(asked) and (asked.dtype.kind not in "iu" or asked.min() < 0 or asked.max() >= len(self)):
+        if not _are_numbers_below(asked, len(self)):
             raise ClipbiasError(f"images have the numbers 0 to {len(self) - 1}, but the subset is of {shown(indices)}.")
         # Python's integers, since some readers refuse NumPy's.
         numbers = asked.astype(int).tolist()
@@ -245,13 +244,11 @@ class Dataset:
 
         Raises `ClipbiasError` where there is no class of a label, and for no class or one twice.
         """
-        labels = range(len(self.class_names))
-        if not 0 < len(kept) == len({*kept}) or any(type(label) is bool or label not in labels for label in kept):
-            raise ClipbiasError(
-                f"classes have the labels 0 to {len(labels) - 1}, each once, but {shown(kept)} is given."
-            )
+        asked, count = np.asarray(kept).reshape(-1), len(self.class_names)
+        if not len(asked) or not _are_numbers_below(asked, count) or len(np.unique(asked)) < len(asked):
+            raise ClipbiasError(f"classes have the labels 0 to {count - 1}, each once, but {shown(kept)} is given.")
         # -1 marks the classes that are left out, whose images go below.
-        renumbered = np.full(len(self.class_names), -1, np.int32)
+        renumbered = np.full(count, -1, np.int32)
         renumbered[list(kept)] = np.arange(len(kept))
         splits = {}
         for name, split in self.splits.items():
@@ -260,6 +257,11 @@ class Dataset:
         class_names = tuple(self.class_names[label] for label in kept)
         class_ids = tuple(self.class_ids[label] for label in kept) if self.class_ids else ()
         return dataclasses.replace(self, class_names=class_names, class_ids=class_ids, splits=splits)
+
+
+def _are_numbers_below(asked: np.ndarray, count: int) -> bool:
+    # NumPy would read a mask as the numbers 0 and 1, cut fractions off, and count -1 from the end.
+    return not len(asked) or (asked.dtype.kind in "iu" and asked.min() >= 0 and asked.max() < count)
 
 
 def is_unicode(text: str) -> bool:

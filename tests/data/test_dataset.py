@@ -37,7 +37,9 @@ def test_subset_reads_the_right_image_twice_over():
     assert [split.read(index) for index in range(2)] == [b"bytes 2", b"bytes 3"]
 
 
-@pytest.mark.parametrize("kept", [[], [0, 0], [1, -1], [99], [True, False, True], [0.5], ["cat"]])
+@pytest.mark.parametrize(
+    "kept", [[], [0, 0], [1, -1], [99], [True, False, True], [0.5], ["cat"], np.array([True, False])]
+)
 def test_classes_that_are_kept_are_labels(kept):
     with pytest.raises(ClipbiasError, match="each once"):
         Dataset("set", ("a", "b", "c"), "a {}.", {"test": make_split([0, 1, 2])}).with_classes(kept)
