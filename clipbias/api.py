@@ -164,7 +164,7 @@ def fit(  # noqa: PLR0913 (a user's options, each by keyword)
     with contextlib.closing(Progress(title=f"{task.method_name} on {dataset.name}", shown=progress)) as bar:
         fitted = fit_task(
             task,
-            with_given(recipe, given, options),
+            with_given(task.method, recipe, given, options),
             dataset,
             context,
             shots=shots,

@@ -89,15 +89,20 @@ def adapters_of(specs: Sequence[RunSpec], rows: Sequence[Row], workdir: Path) ->
 
 
 def causal_tests(settings: LabSettings, adapters: Sequence[tuple[str, Path | None]], workdir: Path) -> list[str]:
-    """Runs the causal test on this part's datasets; returns a sentence for each that has to wait."""
+    """Runs the causal test on this part's datasets; returns a sentence for each that this call leaves to another."""
     number, parts = parse_part(settings.part)
-    waits = []
+    waits = [
+        f"the causal test on {dataset} is of part {1 + place % parts}/{parts}."
+        for place, dataset in enumerate(settings.datasets)
+        if place % parts != number
+    ]
     for dataset in settings.datasets[number::parts]:
         paths = [path for name, path in adapters if name == dataset]
         # Other parts train these adapters; a later call of the command begins the test.
         if not paths or None in paths:
             waits.append(
-                f"the causal test on {dataset} lacks {paths.count(None)} adapters; give the command again with them."
+                f"the causal test on {dataset} lacks {paths.count(None)} adapters; give the command again with them. "
+                f"Until then {workdir} has no study of these settings."
             )
             continue
         study = convert(

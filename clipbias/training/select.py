@@ -38,7 +38,7 @@ from clipbias.training.progress import Progress
 from clipbias.training.spec import Row, RunSpec
 from clipbias.tuning import Task
 from clipbias.tuning.method import FeatureMethod, Learnables, Method, sampling_of, select_run, stack_runs
-from clipbias.tuning.recipe import Recipe
+from clipbias.tuning.recipe import AUTHORS, COMMON, Recipe
 from clipbias.tuning.registry import METHODS, make_method, option_types
 
 
@@ -58,13 +58,14 @@ def score_images(job: TrainJob, learnables: Learnables, splits: Sequence[Split],
     ]
 
 
-def with_given(recipe: Recipe, given: Mapping[str, Any], options: Mapping[str, Any]) -> Recipe:
+def with_given(method: Method, recipe: Recipe, given: Mapping[str, Any], options: Mapping[str, Any]) -> Recipe:
     """Returns the recipe with settings that the user gave; given epochs replace a number of steps.
 
-    Raises `ClipbiasError` where one of the given `options` of the method says how many steps.
+    Raises `ClipbiasError` where one of the given `options` says how many steps, and other settings do so already.
     """
-    if "epochs" in given and "steps_per_shot" in options:
-        raise ClipbiasError("epochs and steps_per_shot both say how long to train; give one of them.")
+    if "steps_per_shot" in options and ("epochs" in given or getattr(method, "recipe", AUTHORS) == COMMON):
+        other = "epochs" if "epochs" in given else "the common recipe"
+        raise ClipbiasError(f"{other} and steps_per_shot both say how long to train; give one of them.")
     return dataclasses.replace(recipe, **{**given, "steps": None} if "epochs" in given else given)
 
 

@@ -284,7 +284,7 @@ def make_specs(context: SweepContext, common: Recipe, axes: SweepAxes, rates: Ra
             targets = protocols.targets_of(axes.protocol, dataset.name, axes.targets)
             # Learning rates are compared, or taken from a selection, for the common recipe alone: a method with its own
             # recipe keeps its authors' rate.
-            recipe = with_given(method.recipe_for(common, shots), given, options) if method.trains else None
+            recipe = with_given(method, method.recipe_for(common, shots), given, options) if method.trains else None
             takes_rates = recipe is not None and recipe.learning_rate == common.learning_rate
             listed = rates.of(name, dataset.name, shots) if takes_rates and rates is not None else None
             learning_rates = axes.learning_rates if takes_rates and axes.learning_rates else (listed,)

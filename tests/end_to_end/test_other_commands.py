@@ -1,5 +1,6 @@
 """Commands that are not trainings, as a user runs them: export, prepare_data, distil, show, table1 --compare, lab."""
 
+import dataclasses
 import io
 import json
 import os
@@ -238,3 +239,6 @@ def test_a_part_waits_for_the_adapters_of_others(tmp_path):
     settings = from_config(lab_config.LabSettings, config)
     (sentence,) = experiments.lab.causal_tests(settings, [("demo/fashion", None)] * 4, tmp_path)
     assert sentence.startswith("the causal test on demo/fashion lacks 4 adapters")
+    settings = dataclasses.replace(settings, part="2/2", datasets=("demo/fashion",))
+    (sentence,) = experiments.lab.causal_tests(settings, [("demo/fashion", None)], tmp_path)
+    assert sentence == "the causal test on demo/fashion is of part 1/2."

@@ -69,8 +69,14 @@ def test_settings_are_a_methods_own_where_it_has_them(clip: Clip, colours: Datas
 
 
 def test_one_setting_says_how_long_to_train(clip: Clip, colours: Dataset) -> None:
-    with pytest.raises(ClipbiasError, match="epochs and steps_per_shot both"):
-        clipbias.fit(clip, "clip_lora", colours, shots=2, epochs=1, steps_per_shot=3, progress=False)
+    for method, given, words in (
+        ("clip_lora", {"epochs": 1}, "epochs"),
+        ("clip_lora", {"recipe": "common"}, "the common recipe"),
+        ("clip_lora", {"recipe": Recipe()}, "the common recipe"),
+        ("lora", {}, "the common recipe"),
+    ):
+        with pytest.raises(ClipbiasError, match=f"^{words} and steps_per_shot both"):
+            clipbias.fit(clip, method, colours, shots=2, steps_per_shot=3, progress=False, **given)
 
 
 def test_texts_that_a_method_does_not_read_are_said(clip: Clip, colours: Dataset) -> None:
