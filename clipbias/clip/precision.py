@@ -98,8 +98,6 @@ def cast_weights(weights: Any, dtype: str) -> Any:
     # Cast once before training, they cost no time in a step, and half the memory in half precision; inside the step
     # this is then the identity.
     held_as = jax.numpy.dtype("bfloat16" if dtype == "bfloat16" else "float32")
-
-    def cast_leaf(leaf_path: tuple[Any, ...], leaf: Any) -> Any:
-        return leaf.astype(held_as) if leaf_path[-1].key in LARGE and leaf.dtype != held_as else leaf
-
-    return jax.tree_util.tree_map_with_path(cast_leaf, weights)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf.astype(held_as) if path[-1].key in LARGE and leaf.dtype != held_as else leaf, weights
+    )

@@ -146,7 +146,7 @@ class Method(abc.ABC):
       transfer(learnables, labels, source, target): one run's learnables for other classes. `labels [C']` are their
         training labels, -1 for classes that training did not see; `source` and `target` plain CLIP's text features
         `[S, C, d]` of the training classes and of the others. It may raise `ClipbiasError`. Without it rows of known
-        classes stay, and new rows are those of `init` (`tuned.transfer`).
+        classes stay, and new rows are those of `init` (`tuned.transfer`); classes must be the first axis alone.
     """
 
     presets: ClassVar[Mapping[str, Preset]] = {}
@@ -216,10 +216,9 @@ class Method(abc.ABC):
         """`exp(logit_scale) · cos(f, g)`, `[B, C]`: the head of a method without `logits`."""
         if features.text.ndim == 4:
             # Each image has texts of its own (CoCoOp, TPT): the plain case, vectorised over images.
-            def image_logits(image: jax.Array, text: jax.Array) -> jax.Array:
-                return self.cosine_logits(learnables, Features(image[None], text, features.scale))[0]
-
-            return jax.vmap(image_logits)(features.image, features.text)
+            return jax.vmap(
+                lambda image, text: self.cosine_logits(learnables, Features(image[None], text, features.scale))[0]
+            )(features.image, features.text)
         # The texts of a class are averaged as unit vectors, a residual is added, and the sum is normalised: TaskRes's
         # order.
         classes = class_vectors(features.text, self.adapt(learnables).text_residual)

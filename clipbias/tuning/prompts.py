@@ -270,11 +270,6 @@ class ClassList(Protocol):
     def descriptions(self) -> Descriptions | Mapping[str, Sequence[str]] | None: ...
 
 
-def _texts_as_read(task_classes: "Classes") -> list[list[str]] | None:
-    texts = task_classes.descriptions
-    return None if texts is None else [*texts.of(task_classes.class_names).values()]
-
-
 @dataclasses.dataclass(frozen=True)
 class Classes:
     """The classes of a task, with all that makes their texts except the method's own prompt. A `ClassList` itself.
@@ -289,7 +284,10 @@ class Classes:
 
     class_names: tuple[str, ...] = dataclasses.field(metadata=counted_by(operator.attrgetter("names_as_read")))
     template: str = DEFAULT_TEMPLATE
-    descriptions: Descriptions | None = dataclasses.field(default=None, metadata=counted_by(_texts_as_read))
+    descriptions: Descriptions | None = dataclasses.field(
+        default=None,
+        metadata=counted_by(lambda own: own.descriptions and [*own.descriptions.of(own.class_names).values()]),
+    )
     free_text: bool = False
     name: str | None = dataclasses.field(default=None, metadata=no_effect("a method holds the options that it names"))
 

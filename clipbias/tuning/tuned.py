@@ -20,7 +20,7 @@ from clipbias.tuning import on_host
 from clipbias.tuning.conformal import Calibration
 from clipbias.tuning.method import FeatureMethod, Learnables, flatten, select_run, stack_runs, unflatten
 from clipbias.tuning.prompts import ClassList, name_tokens
-from clipbias.tuning.task import Task
+from clipbias.tuning.task import Task, plain_text_features
 
 T = TypeVar("T")
 
@@ -153,7 +153,9 @@ def transfer(
         return learnables
     if (to_other_classes := method.transfer) is not None:
         texts = [
-            np.asarray(task.classifier.split_by_template(task.plain_text_features(task.clip.params)))
+            np.asarray(
+                task.classifier.split_by_template(plain_text_features(task.classifier, task.clip.params, task.text))
+            )
             for task in (source, target)
         ]
         return _each_run(lambda run: to_other_classes(run, places, *texts), learnables, axis)
@@ -166,6 +168,13 @@ def transfer(
     belong = [name for name, leaf in shapes.items() if leaf.shape != grown[name].shape]
     if not belong:
         return learnables
+    if wrong := [
+        name for name in belong if grown[name].shape != (len(target.class_names) + 1, *shapes[name].shape[1:])
+    ]:
+        raise ClipbiasError(
+            f"{type(method).__name__} has an array {wrong[0]!r} of shape {list(shapes[wrong[0]].shape)}, whose classes "
+            "are not its first axis alone; define its hook transfer, which gives it to other classes."
+        )
     is_new = places < 0
     # Two keys tell a random start from a start that the class's text determines.
     first, other = ({name: np.asarray(rows[name])[is_new] for name in belong} for rows in map(start, (0, 1)))

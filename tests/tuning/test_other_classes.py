@@ -1,17 +1,18 @@
 """Learnables for other classes: options that the relations do not try, caches, and names as a model reads them."""
 
+import dataclasses
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
 
-from clipbias.clip import Clip
+from clipbias.clip import Adaptation, Clip
 from clipbias.errors import ClipbiasError
 from clipbias.tuned_model import TunedModel
 from clipbias.tuning import Learnables, Task
 from clipbias.tuning.conformal import Calibration
-from clipbias.tuning.method import crops_of, flatten, unflatten
+from clipbias.tuning.method import Method, crops_of, flatten, unflatten
 from clipbias.tuning.tuned import match_labels, transfer
 from tests.tuning.weights_common import close, pictures
 
@@ -85,6 +86,23 @@ def test_a_class_without_a_start_is_refused(small, name, options):
     task = bound(small, name, NAMES[:3], **options)
     with pytest.raises(ClipbiasError, match="other classes"):
         transfer(task, task.with_classes(NAMES), tuned(task))
+
+
+@pytest.mark.parametrize("shape", [(0, 0), (2, 0), (3, 0, 1, 0)], ids=str)
+def test_classes_on_another_axis_are_refused(small, shape):
+    """Rows alone would follow their classes; 0 stands for the number of classes."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Confusions(Method):
+        def init(self, rng: jax.Array, clip: Clip, class_names: Any) -> Learnables:
+            return {"confusions": np.zeros([size or len(class_names) for size in shape])}
+
+        def adapt(self, learnables: Learnables) -> Adaptation:
+            return Adaptation()
+
+    task = Task(small, Confusions(), NAMES)
+    with pytest.raises(ClipbiasError, match=r"'confusions' of shape .* not its first axis alone; define its hook tran"):
+        transfer(task, task.with_classes([NAMES[i] for i in PERMUTED]), task.init())
 
 
 def zero_shot_logits(task: Task) -> np.ndarray:
