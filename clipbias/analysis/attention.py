@@ -137,8 +137,7 @@ def distance_and_entropy(probabilities: jax.Array, config: VisionConfig) -> dict
     inputs = config.tokens
     rows, columns = np.divmod(np.arange(config.patches), config.grid)
     # Between the centres of every two patches, `[M, M]`.
-    pixels = config.patch_size * np.hypot(rows[:, None] - rows, columns[:, None] - columns)
-    pixels = jnp.asarray(pixels, jnp.float32)
+    pixels = jnp.asarray(config.patch_size * np.hypot(rows[:, None] - rows, columns[:, None] - columns), jnp.float32)
     # Not renormalised: attention that goes to prompts has no distance to travel.
     among_patches = probabilities[..., first:inputs, first:inputs]
     # Prompts are keys of the entropy but no queries: they are no part of the image.
@@ -381,8 +380,7 @@ def _vision_step(study: Study, model: Model) -> Step:
         }
         if "rank_correlation" in means:
             by_layer["rank_correlation/layers"] = means["rank_correlation"].T
-        averages = {name: _over_samples(value, mask) for name, value in (means | apart).items()}
-        return by_layer | averages
+        return by_layer | {name: _over_samples(value, mask) for name, value in (means | apart).items()}
 
     return lambda batch: step(study.params, study.learnables[model.key], batch)
 
@@ -465,8 +463,7 @@ def _decompose(study: Study, model: Model, tower: str, means: Totals, runs: list
     # Constancy is computed within a run and then averaged: runs have other prompts, and so other constants.
     biases = {}
     for each in study.tuned:
-        bias = getattr(each.task.method.adapt(each.learnables), f"{tower}_bias")
-        if bias is not None:
+        if (bias := getattr(each.task.method.adapt(each.learnables), f"{tower}_bias")) is not None:
             values = np.asarray(bias)
             # They are compared with a mean over tokens: a bias by kind gives its vector of all but the pooled token, a
             # bias by token its mean.

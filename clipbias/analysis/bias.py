@@ -13,6 +13,7 @@ class features, or of the head.
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Sequence
 
 import jax
@@ -151,11 +152,7 @@ def text_moments(task: Task, params: Params, learnables: Learnables, initial: Le
     if "text" not in changed_towers(task) or task.method.conditional:
         return {}
     reference = reference_adaptation(task, initial)
-    count = len(task.tokens.ids)
-
-    def sums(tokens: TextTokens, texts: np.ndarray, mask: np.ndarray) -> Totals:
-        return _text_moments(task.classifier, count, params, learnables, reference, tokens, texts, mask=mask)
-
+    sums = functools.partial(_text_moments, task.classifier, len(task.tokens.ids), params, learnables, reference)
     return sum_over_texts(task.tokens, _TEXTS_AT_ONCE, sums)
 
 
@@ -291,8 +288,7 @@ def measure_equivalent_bias(
     for batch, mask in batches:
         pixels = task.clip.preprocessing.normalize(batch) if batch.dtype == np.uint8 else jnp.asarray(batch)
         # Sums leave the device batch by batch and are joined on the host in float64.
-        moments = image_moments(task, params, learnables, initial, pixels, jnp.asarray(mask))
-        sums = merge(sums, jax.device_get(moments))
+        sums = merge(sums, jax.device_get(image_moments(task, params, learnables, initial, pixels, jnp.asarray(mask))))
         images += int(np.sum(mask))
     if not images:
         raise ClipbiasError("there is no image to measure on; give images of the training set.")
@@ -356,8 +352,7 @@ def equivalent_bias(model: Tuned, images: Pictures | Split | None, form: str, *,
 
 def _check_texts(task: Task, initial: Learnables, bias_task: Task, method: str) -> None:
     """Raises `ClipbiasError` unless the method starts from the texts of `bias_task`."""
-    start = reference_adaptation(task, initial).text_context
-    if start is not None:
+    if (start := reference_adaptation(task, initial).text_context) is not None:
         context, ids, rows = (np.asarray(x) for x in (start, task.tokens.ids, task.tokens.context_rows))
         texts, positions = np.nonzero(rows >= 0)
         at = rows[texts, positions]

@@ -86,8 +86,7 @@ def compute_predictions(study: Study) -> Computation[Predictions]:
             predicted[model.key] = known
     unknown = [model for model in study.models if model.key not in predicted]
     results = yield from for_each(unknown, lambda model: prediction_request(study, model, f"predictions-{model.key}"))
-    for key, rows in results.items():
-        predicted[key] = at_numbers(rows, "predicted", len(study.split), -1)
+    predicted |= {key: at_numbers(rows, "predicted", len(study.split), -1) for key, rows in results.items()}
     # All models are compared on the same images.
     seen = np.min(list(predicted.values()), axis=0) >= 0
     return Predictions(
@@ -185,11 +184,9 @@ def relevancy_totals(study: Study) -> Computation[dict[str, dict[str, Any]]]:
         for result in results.values():
             for name, value in result.items():
                 key, _, quantity = name.partition("/")
-                if key != model.key:
-                    continue
-                if isinstance(value, Moments):
+                if key == model.key and isinstance(value, Moments):
                     averages = merge(averages, {quantity: value})
-                else:
+                elif key == model.key:
                     empty = np.full((len(study.split), *value.shape[1:]), np.nan, np.float32)
                     each.setdefault(quantity, empty)[result["images"]] = value
         totals[model.key] = averages | each | {"corrected": groups[model.key][:, GROUPS.index("corrected")]}
@@ -219,8 +216,7 @@ RELEVANCY = Section(
 
 
 def _relevancy_text(model: Model) -> RelevancyText:
-    types = index_types(text_types(model.task))
-    return RelevancyText(text=prompt_text(model.task), texts=model.texts, index_types=tuple(types))
+    return RelevancyText(prompt_text(model.task), model.texts, tuple(index_types(text_types(model.task))))
 
 
 def _relevancy_group(totals: Totals) -> RelevancyGroup | None:

@@ -138,8 +138,7 @@ def compute_examples(study: Study) -> Computation[Examples]:
             words=tuple(tuple(token_labels(model.task, int(label))) for label in labels),
             texts=model.texts,
         )
-    names = tuple(study.split.keys[int(index)] for index in examples)
-    return Examples(pictures=pictures, labels=labels, names=names, models=models)
+    return Examples(pictures, labels, tuple(study.split.keys[int(index)] for index in examples), models)
 
 
 EXAMPLES = Section(name="examples", title="Relevancy on example pictures", result=Examples, compute=compute_examples)
@@ -177,8 +176,7 @@ def compute_prompt_similarity(study: Study) -> Computation[Similarity]:
             rank_correlation=correlation.average,
             count=correlation.samples,
         )
-    every_rotation = np.tile(np.asarray(ROTATIONS), len(upright))
-    return Similarity(pictures=pictures, rotations=every_rotation, layers=layers, models=models)
+    return Similarity(pictures=pictures, rotations=np.tile(ROTATIONS, len(upright)), layers=layers, models=models)
 
 
 SIMILARITY = Section(
@@ -234,10 +232,9 @@ def choose_images(study: Study, predictions: Predictions, count: int) -> np.ndar
 def bytes_per_image(study: Study) -> int:
     """Estimates the bytes of one image in a page: maps by layer, relevancy for two classes, and the image itself."""
     vision = study.clip.config.vision
-    classes = 2
     models = [model for model in study.models if not why_no_maps(model.task)]
     maps = sum(vision.layers * vision.patches * (1 + model.prompts[0]) for model in models)
-    maps += classes * len(models) * (vision.patches + 4 * study.clip.config.text.context_length)
+    maps += 2 * len(models) * (vision.patches + 4 * study.clip.config.text.context_length)
     # Base64 takes four bytes for three; a compressed image takes about a byte for three pixels.
     return round(4 / 3 * (maps + min(vision.image_size, THUMBNAIL) ** 2 / 3))
 
@@ -330,8 +327,7 @@ def _pack(
     vision = pair_rows["vision"]
     relevancy, relevancy_scale, _ = quantise(vision[:, :patches])
     attention, attention_scale, _ = quantise(image_rows["attention"][..., :patches])
-    has_prompts = "distance" in image_rows
-    distance = quantise(image_rows["distance"], low=True) if has_prompts else (None, None, None)
+    distance = quantise(image_rows["distance"], low=True) if "distance" in image_rows else (None, None, None)
     words = {label: tuple(token_labels(model.task, label)) for label in explored}
     return ExploredModel(
         relevancy=relevancy,

@@ -74,9 +74,8 @@ class FixedTexts(Method):
         constants = {name: leaf for name, leaf in learnables[CONSTANTS].items() if name != TEXTS}
         # Methods without constants take their learnables as keywords, so an empty dictionary would be one too many.
         of_method = {**without_constants(learnables), **({CONSTANTS: constants} if constants else {})}
-        adaptation = self.method.adapt(of_method)
         texts = [field.name for field in dataclasses.fields(Adaptation) if field.name.startswith("text_")]
-        return dataclasses.replace(adaptation, **{name: getattr(NOTHING, name) for name in texts})
+        return dataclasses.replace(self.method.adapt(of_method), **{name: getattr(NOTHING, name) for name in texts})
 
     def logits(self, learnables: Learnables, features: Features) -> jax.Array:
         return features.scale * (unit_length(features.image) @ learnables[CONSTANTS][TEXTS].T)

@@ -93,8 +93,7 @@ class _Tower:
             # Heads before tokens: matrix products of both passes then read their operands without a transpose.
             q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
             scores = jnp.einsum("BHNK,BHMK->BHNM", q * q.shape[-1] ** -0.5, k).astype(jnp.float32)
-            mask = self.inputs.mask(q.shape[2])
-            if mask is not None:
+            if (mask := self.inputs.mask(q.shape[2])) is not None:
                 scores = jnp.where(mask, scores, -jnp.inf)
             probabilities = jax.nn.softmax(scores, axis=-1)
             # A tap of zeros changes no value. Its gradient is `G = ∂y/∂A`, of one head and layer at a time.
@@ -202,8 +201,7 @@ def _unit_row(row: LastRow) -> jax.Array | float:
 def _relevancy_step(row: jax.Array, attention: jax.Array, gradient: jax.Array) -> jax.Array:
     """Returns `r (I + Ā)`, `[B, N]`."""
     # A row times a matrix: `Ā` of `[N, N]` per image is never formed, and the mean over heads is one division.
-    heads = attention.shape[1]
-    return row + jnp.einsum("BN,BHNM->BM", row, jax.nn.relu(gradient * attention)) / heads
+    return row + jnp.einsum("BN,BHNM->BM", row, jax.nn.relu(gradient * attention)) / attention.shape[1]
 
 
 def _rollout_first(row: LastRow, gradient: jax.Array) -> jax.Array:
@@ -409,8 +407,7 @@ def target_text(tokens: TextTokens, targets: jax.Array, templates: int) -> TextT
     # A task's texts go template by template, a pair's class by class: gathering here spares running other classes.
     classes = tokens.ids.shape[0] // templates
     rows = (targets[:, None] + classes * jnp.arange(templates)).reshape(-1)
-    of_targets: TextTokens = jax.tree.map(lambda leaf: jnp.asarray(leaf)[rows], tokens)
-    return of_targets
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf)[rows], tokens)
 
 
 def target_adaptation(classifier: Classifier, learnables: Learnables, targets: jax.Array) -> Adaptation:
@@ -468,8 +465,7 @@ def pair_logits(
         texts = unit_length(texts).reshape(-1, templates, texts.shape[-1]).mean(1)
     texts = unit_length(texts if residual is None else texts + residual)
     texts = texts.reshape(images.shape[0], -1, texts.shape[-1])
-    pairs = jnp.einsum("Bd,BKd->BK", unit_length(images), texts, precision="highest")
-    return scale * pairs
+    return scale * jnp.einsum("Bd,BKd->BK", unit_length(images), texts, precision="highest")
 
 
 @with_precision
@@ -601,9 +597,7 @@ def explanations(
     pairs = targets[:, None] if targets.ndim == 1 else targets
     tokens = jax.tree.map(jnp.asarray, task.tokens)
     # Scaled cosines need the targets' texts alone. A head of its own sees all classes at once.
-    class_texts: Text | None = None
-    if task.method.logits is not None:
-        class_texts = task.text if text is None else text
+    class_texts = None if task.method.logits is None else task.text if text is None else text
     maps = _explanations(task.classifier, options, params, learnables, images, pairs, tokens, class_texts)
     return jax.tree.map(lambda x: x[:, 0], maps) if targets.ndim == 1 else maps
 

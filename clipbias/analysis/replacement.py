@@ -126,9 +126,8 @@ class Comparison:
     @property
     def margin(self) -> float | None:
         """Smallest loss of accuracy that the interval rules out, as a share; `None` without labels."""
-        if self.difference is None or self.difference.low is None:
-            return None
-        return max(0.0, -self.difference.low)
+        low = None if self.difference is None else self.difference.low
+        return None if low is None else max(0.0, -low)
 
     @property
     def share(self) -> Estimate | None:
@@ -259,8 +258,7 @@ def plain_form(rows: Sequence[Comparison]) -> Comparison | None:
 
 def sentence(name: str, rows: Sequence[Comparison], no_ceiling: str = "") -> str:
     """Writes the conclusion about `plain_form(rows)` in the place of the method `name`, and its gap to the ceiling."""
-    row = plain_form(rows)
-    if row is None:
+    if (row := plain_form(rows)) is None:
         return ""
     words = row.student.words
     one = words.startswith("one ")
@@ -351,8 +349,7 @@ def _columns(
     if place is not None:
         same = _same(model, place)
         counts |= {f"same {name}": rows * same for name, rows in groups.items()}
-        ceilings = [(each.kind, each.form) for each in model.students if each.kind is Origin.CEILING]
-        if ceilings:
+        if ceilings := [(each.kind, each.form) for each in model.students if each.kind is Origin.CEILING]:
             # Paired image by image: the difference of two shares has a narrower interval than each share has.
             counts["less ceiling"] = groups["moved"] * (same - _same(model, ceilings[0]))
     if model.correct is not None:

@@ -131,5 +131,4 @@ def rank_correlation(x: jax.Array, y: jax.Array) -> jax.Array:
 
 def total_variation(x: jax.Array, y: jax.Array) -> jax.Array:
     """Computes the total variation of two distributions along the last axis, each divided by its sum first."""
-    a, b = divided_by_sum(x), divided_by_sum(y)
-    return jnp.abs(a - b).sum(-1) / 2
+    return jnp.abs(divided_by_sum(x) - divided_by_sum(y)).sum(-1) / 2

@@ -156,8 +156,7 @@ class RequestProgress:
         examples = self.request.indices[self.done : self.done + count]
         read = mask[: len(examples)]
         sums = {name: value for name, value in batch.items() if isinstance(value, Moments)}
-        arrays = {name: value for name, value in batch.items() if name not in sums}
-        rows = {name: np.asarray(value)[: len(examples)][read] for name, value in arrays.items()}
+        rows = {name: np.asarray(value)[: len(examples)][read] for name, value in batch.items() if name not in sums}
         if rows:
             rows["images"] = examples[read].astype(np.int32)
         self._sums = merge(self._sums, sums)
@@ -177,11 +176,10 @@ class RequestProgress:
         arrays = {_IDENTITY: np.asarray(self._study), _EXAMPLES: np.asarray(self.done)}
         for name, value in self.result.items():
             if isinstance(value, Moments):
-                fields = {field: getattr(value, field) for field in _FIELDS}
                 arrays |= {
                     f"{name}|{field}": np.asarray(each, np.float64)
-                    for field, each in fields.items()
-                    if each is not None
+                    for field in _FIELDS
+                    if (each := getattr(value, field)) is not None
                 }
             else:
                 arrays[name] = value
@@ -233,9 +231,7 @@ class Study:
         self.parts = Path(folder) / "parts"
         self._workers = Workers(options.workers)
         # Every process reads only its part of each batch.
-        share = placement.share(self.mesh)
-        self._part = share.part
-        self._parts = share.parts
+        self._share = placement.share(self.mesh)
         self.clip = models[0].task.clip
         # Cast and placed once, then passed as an argument of every jitted function: a program that closes over weights
         # compiles them too, and holds a copy.
@@ -344,9 +340,8 @@ class Study:
     def _pass(self, requests: Sequence[RequestProgress]) -> None:
         """Completes requests for the same images, equally far, in one pass."""
         first = requests[0].request
-        title = first.title
-        if len(requests) > 1:
-            title = f"{len(requests)} measurements of {counted(len(first.indices), 'image')}"
+        several = f"{len(requests)} measurements of {counted(len(first.indices), 'image')}"
+        title = several if len(requests) > 1 else first.title
         size = self._size(first.split, first.crops)
         before, total = _batches_done(requests[0].done, len(first.indices), size)
         if before < total:
@@ -396,10 +391,10 @@ class Study:
         """Maps `compute(*rows, mask)`, of arrays `[B, …]`, over host rows `[n, …]`, the same in all processes."""
         # Batches of one size, whatever `n` is, compile one program. The last is filled up with zeros, outside the mask.
         size = self._size()
-        local = size // self._parts
+        local = size // self._share.parts
         count = len(rows[0])
         results = []
-        for start in range(self._part * local, self._part * local + count, size):
+        for start in range(self._share.part * local, self._share.part * local + count, size):
             hosts.check()
             # Each process takes its rows of every batch; `place_rows` joins them to a global array.
             shards = [values[start : start + local] for values in (*rows, np.ones(count, bool))]
@@ -427,8 +422,8 @@ class Study:
         images = (split or self.split).subset(rest)
         host = reading.batches(images, resizing=self.clip.preprocessing.resizing, batch_size=size, crops=crops)
         for number, batch in enumerate(host, before + 1):
-            local = size // self._parts
-            first = (number - before - 1) * size + self._part * local
+            local = size // self._share.parts
+            first = (number - before - 1) * size + self._share.part * local
             numbers = rest[first : first + local].astype(np.int32)
             # Numbers identify images where rows are drawn or stored by image; padding is 0, and masked.
             batch["numbers"] = np.pad(numbers, (0, local - len(numbers)))

@@ -145,12 +145,11 @@ def readable_token(tokenizer: Tokenizer, token: int) -> str:
 
 
 def compute_words(study: Study) -> Computation[dict[str, ModelWords | Missing]]:
-    by_model: dict[str, ModelWords | Missing] = {}
-    for model in study.tuned:
-        prompts = _prompt_words(study, model)
-        by_model[model.key] = ModelWords(prompts) if prompts else Missing("There are no learned text prompts.")
+    words = {model.key: _prompt_words(study, model) for model in study.tuned}
     yield ()  # a section is a generator, and this one reads no image
-    return by_model
+    return {
+        key: ModelWords(each) if each else Missing("There are no learned text prompts.") for key, each in words.items()
+    }
 
 
 PROMPT_WORDS = Section(

@@ -83,9 +83,7 @@ def certified_sentences(notes: Mapping[str, Any]) -> list[str]:
     """Returns the sentences of a distilled model's certificate; none for other models and damaged notes."""
     certificate = notes.get(NOTE)
     sentences = certificate.get("sentences") if isinstance(certificate, Mapping) else None
-    if not isinstance(sentences, list):
-        return []
-    return [sentence for sentence in sentences if isinstance(sentence, str)]
+    return [sentence for sentence in sentences if isinstance(sentence, str)] if isinstance(sentences, list) else []
 
 
 def _tested_on(model: Tuned) -> str | None:
@@ -158,10 +156,7 @@ def _learning_rate(notes: Mapping[str, Any]) -> str:
 def _plain(value: object) -> str:
     """Escapes a value of an adapter file for Markdown."""
     # Anybody may have written the file: its values must not become rows, tags, links or code of the card.
-    text = printable(value)
-    for letter in "\\|`<>[]":
-        text = text.replace(letter, "\\" + letter)
-    return text
+    return printable(value).translate({ord(letter): f"\\{letter}" for letter in "\\|`<>[]"})
 
 
 def _accuracies(notes: Mapping[str, Any]) -> dict[str, float]:
@@ -185,7 +180,7 @@ def _front_matter(model: Tuned, form: str, title: str) -> str:
     on_the_hub = re.fullmatch(r"\w[\w.-]*/[\w.-]+", base) and not Path(model.clip.source).exists()
     dataset = _tested_on(model)
     accuracy = _accuracies(model.notes).get("")
-    evaluations: list[EvalResult] = []
+    result: EvalResult | None = None
     if dataset and accuracy is not None:
         result = EvalResult(
             task_type="image-classification",
@@ -195,16 +190,14 @@ def _front_matter(model: Tuned, form: str, title: str) -> str:
             metric_value=accuracy,
             metric_name="top-1 accuracy in percent",
         )
-        evaluations.append(result)
-    card: Any = ModelCardData(
+    return ModelCardData(
         base_model=base if on_the_hub else None,
         library_name=library,
         pipeline_tag=task,
         tags=["clip", "clipbias", "few-shot"],
-        model_name=title if evaluations else None,
-        eval_results=evaluations or None,
-    )
-    return card.to_yaml()
+        model_name=title if result else None,
+        eval_results=[result] if result else None,
+    ).to_yaml()
 
 
 def as_code(text: str) -> str:

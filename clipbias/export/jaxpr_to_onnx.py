@@ -194,8 +194,7 @@ def _broadcast_in_dim(graph: Graph, eqn: Operation, values: Sequence[Value]) -> 
     for axis, length in zip(kept, eqn.invars[0].aval.shape, strict=True):
         aligned[axis] = length
     if len(kept) < len(shape):
-        new = np.array([axis for axis in range(len(shape)) if axis not in kept])
-        x = graph.node("Unsqueeze", x, new)
+        x = graph.node("Unsqueeze", x, np.array([axis for axis in range(len(shape)) if axis not in kept]))
     return graph.node("Expand", x, graph.shape(shape)) if aligned != list(shape) else cast(str, x)
 
 
@@ -290,9 +289,8 @@ def _scan(graph: Graph, eqn: Operation, values: Sequence[Value]) -> list[Value]:
     carried, constants = stacks.count(False), scans.count(False) - stacks.count(False)
     shared, carry = values[:constants], list(values[constants : constants + carried])
     scanned = values[constants + carried :]
-    length = eqn.params["length"]
     stacked: list[list[Value]] = [[] for _ in range(stacks.count(True))]
-    order = range(length)
+    order = range(eqn.params["length"])
     # Carries pass from step to step by name; nothing of the loop remains in the graph.
     for step in reversed(order) if eqn.params["reverse"] else order:
         parts = [

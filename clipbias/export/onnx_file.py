@@ -35,8 +35,7 @@ def write_onnx(folder: Path, task: Task, learnables: Learnables) -> None:
         raise ClipbiasError(f"an ONNX file needs {', '.join(missing)}; install them: pip install 'clipbias[onnx]'.")
     weights = program_weights(task, learnables)
     # Before the conversion, which takes minutes for a large model.
-    size = sum(weight.nbytes for weight in weights.values())
-    if size > MOST_BYTES:
+    if (size := sum(weight.nbytes for weight in weights.values())) > MOST_BYTES:
         raise ClipbiasError(
             f"the weights have {size / 1e9:.1f} GB, and an ONNX file holds at most 2; export the adapter as a program."
         )

@@ -64,8 +64,7 @@ def write_peft(folder: Path, task: Task, learnables: Learnables, base: str) -> N
         raise ClipbiasError(
             f"PEFT has the learnables of CLIP-LoRA, and the method is {type(method).__name__}; choose another form."
         )
-    family = task.clip.config.family
-    if family not in PEFT_FAMILIES:
+    if (family := task.clip.config.family) not in PEFT_FAMILIES:
         raise ClipbiasError(
             f"PEFT reads the families {', '.join(PEFT_FAMILIES)}, and this model's is {family}; choose another form."
         )

@@ -294,6 +294,5 @@ def _packed(array: np.ndarray) -> dict[str, Any]:
     """Encodes an array for the script: bytes, or little-endian 32-bit floats, in base64."""
     # Little-endian whatever machine made the page, as the typed arrays of browsers are.
     plain = array if array.dtype == np.uint8 else np.asarray(array, "<f4")
-    kind = "uint8" if plain.dtype == np.uint8 else "float32"
     data = base64.b64encode(np.ascontiguousarray(plain).tobytes()).decode("ascii")
-    return {"type": kind, "shape": list(plain.shape), "data": data}
+    return {"type": plain.dtype.name, "shape": list(plain.shape), "data": data}

@@ -249,9 +249,7 @@ def faithfulness_figure(study: StudyResults) -> CaptionedFigure | None:
     if frame.empty:
         return None
 
-    def draw(axes: style.Axes, part: pd.DataFrame) -> None:
-        lines(axes, part, x="removed", hue="map", looks=_MAP_LOOKS)
-
+    draw = functools.partial(lines, x="removed", hue="map", looks=_MAP_LOOKS)
     axis: dict[str, Any] = {"x_label": "patches removed (%)", "y_label": "accuracy (%)", "bottom": 0}
     figure = panels(frame, draw, by=("model", "panel"), names=study.labels, **axis)
     counts = counts_of(study, {key: result.count for key, result in results.items()})
@@ -264,8 +262,8 @@ def area_table(study: StudyResults) -> Table | None:
     targets = ("predicted", "true")
     rows = []
     for key, result in FAITHFULNESS.present(study).items():
-        for name, curves in ((name, result.maps[name]) for name in MAPS):
-            areas = [curves[direction][target].area for direction in _FIRST for target in targets]
+        for name in MAPS:
+            areas = [result.maps[name][direction][target].area for direction in _FIRST for target in targets]
             rows.append((study.labels[key], MAP_NAMES[name], *(f"{100 * area:.1f}" for area in areas)))
     heads = [f"{first.capitalize()} first, {target}" for first in _FIRST.values() for target in targets]
     return Table(*words_of("areas_table"), ("Model", "Map", *heads), rows, words={1}) if rows else None
@@ -344,9 +342,7 @@ def relevancy_figure(study: StudyResults, part: str) -> CaptionedFigure | None:
     if frame.empty:
         return None
     tokens = frame["panel"] == "tokens"
-    maps = pd.DataFrame()
-    if part == "vision":
-        maps = joined(frame[tokens & (frame["side"] == side)].assign(panel=side) for side in SIDES)
+    maps = joined(frame[tokens & (frame["side"] == side)].assign(panel=side) for side in SIDES if part == "vision")
 
     def draw(axes: style.Axes, shown: pd.DataFrame) -> None:
         of_model, panel = frame[frame["model"] == shown["model"].iloc[0]], shown["panel"].iloc[0]
@@ -401,8 +397,7 @@ def _draw(axes: style.Axes, part: pd.DataFrame) -> None:
 
 def zero_shot_text(results: Iterable[RelevancyGroups]) -> str:
     """Returns the text of zero-shot's rows."""
-    texts = {result.zero_shot.text for result in results}
-    return " or ".join(f"“{text}”" for text in sorted(texts))
+    return " or ".join(f"“{text}”" for text in sorted({result.zero_shot.text for result in results}))
 
 
 def relevancy_groups_figure(study: StudyResults) -> CaptionedFigure | None:
@@ -441,9 +436,7 @@ def relevancy_groups_figure(study: StudyResults) -> CaptionedFigure | None:
     }
     legend |= {SIDES[side]["label"]: {"color": sides[side], "linewidth": 3} for side in SIDES}
 
-    def draw(axes: style.Axes, part: pd.DataFrame) -> None:
-        points(axes, part, category="type", hue="series", looks=looks, step=0.13)
-
+    draw = functools.partial(points, category="type", hue="series", looks=looks, step=0.13)
     by = ("model", "panel")
     figure = panels(
         frame, draw, by=by, legend=legend, names=study.labels, size=(2.7, 2.2), share_x=False, share_y=False

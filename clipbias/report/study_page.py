@@ -114,7 +114,6 @@ def _strip(study: StudyResults, models: Iterable[ModelFacts]) -> tuple[list[Chan
 
 def _basis(study: StudyResults) -> str:
     """Says which images the numbers are of: accuracies may be of more images than the causal test."""
-    # The causal test may have fewer images than the accuracy.
     tested = {method.images for method in study.methods if method.numbers is not None}
     basis = f"{counted(study.dataset.images, 'image')} of the {study.dataset.split} split. Zero-shot CLIP: "
     basis += f"{study.zero_shot.accuracy:.1f} %."

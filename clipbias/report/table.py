@@ -87,9 +87,8 @@ def _tabulated(frame: pd.DataFrame, table: Table, form: str) -> str:
 
 def _text(table: Table) -> str:
     frame = _marked(table, printable, "{}*")
-    numbers = [column for column in range(1, len(table.columns)) if column not in table.words]
-    for column in numbers:  # aligns numbers with and without a star
-        if any(place[1] == column for place in table.bold):
+    for column in range(1, len(table.columns)):  # aligns numbers with and without a star
+        if column not in table.words and any(place[1] == column for place in table.bold):
             frame.isetitem(column, [text if text.endswith("*") else f"{text} " for text in frame.iloc[:, column]])
     # Cells are padded to their column: no blanks at line ends.
     body = "\n".join(line.rstrip() for line in _tabulated(frame, table, "simple").split("\n"))

@@ -290,10 +290,9 @@ def reading_frame(studies: Sequence[StudyResults]) -> pd.DataFrame:
                     continue
                 points_of = {OTHER: accuracy.other, **accuracy.means}
                 for name, effect in {OTHER: nats.other, **nats.means}.items():
-                    if effect.share is None:
-                        continue
-                    place = (study.dataset.name, method.name, among, name)
-                    rows.append((*place, *in_points(effect.share).ends, *points_of[name].ends))
+                    if effect.share is not None:
+                        place = (study.dataset.name, method.name, among, name)
+                        rows.append((*place, *in_points(effect.share).ends, *points_of[name].ends))
     ends = ["value", "low", "high", "points", "points_low", "points_high"]
     return pd.DataFrame(rows, columns=["dataset", "method", "among", "step", *ends])
 
@@ -332,7 +331,6 @@ def reading_figure(studies: Sequence[StudyResults]) -> CaptionedFigure | None:
         draw,
         by=("", "among" if apart else "dataset"),
         names=_APART if apart else {name: dataset_name(name) for name in drawn["dataset"]},
-        size=(2.2, 1.9),
         y_label="% of what is added",
         wrap=None if apart else 4,
     )
