@@ -102,7 +102,8 @@ def divide_images(data: Dataset | Split, model: TunedModel | None = None) -> Dis
         test = data.split("test")
         data = unlabelled_images(data, test) or test.subset([])
     fitted, held_back, certified = divide_unlabelled(data, certified=test is None)
-    if len(data) < FEWEST_UNLABELLED or not all(map(len, (fitted, held_back, certified if test is None else test))):
+    tested = certified if test is None else test
+    if len(data) < FEWEST_UNLABELLED or not all(map(len, (fitted, held_back, tested))):
         outside, hint = "", ""
         if test is not None:
             outside = " that are not among the test images"
@@ -111,7 +112,6 @@ def divide_images(data: Dataset | Split, model: TunedModel | None = None) -> Dis
             f"there are {len(data)} unlabelled images{outside}; give at least {FEWEST_UNLABELLED} different ones, "
             f"better some hundred{hint}."
         )
-    tested = certified if test is None else test
     return DistilImages(fitted, held_back, tested, labelled=test is not None, caution=caution, notes=notes)
 
 
@@ -154,10 +154,14 @@ def distil_model(
             outputs=outputs,
         )
         facts = Student.of(fit, Origin.FITTED, name, form.words)
-        student = fit.student
-        students[name] = student
-        candidates[name] = _compare((frozen, model, student), facts, parts.held_back, context, labelled=False)
-        outputs.progress.say(_line(candidates[name], len(fitted)))
+        students[name] = fit.student
+        compared = _compare((frozen, model, fit.student), facts, parts.held_back, context, labelled=False)
+        candidates[name] = compared
+        outputs.progress.say(
+            f"{name} ({form.words}): {facts.numbers:,} numbers, predicts the adapter's class on "
+            f"{100 * compared.agreement.value:.1f} % of {compared.images:,} held-back images; KL "
+            f"{compared.divergence.value:.3g} nats, {facts.fitted_divergence:.3g} on the {len(fitted):,} fitted ones"
+        )
     # Selection reads held-back images, the certificate others: a form that was selected on them would look too good
     # there.
     selected = select(tuple(candidates.values()))
@@ -283,16 +287,6 @@ def certificate_sentences(
 def _ends(number: Estimate, unit: float, digits: str) -> str:
     assert number.low is not None and number.high is not None, "it has an interval"
     return f"{unit * number.low:{digits}} to {unit * number.high:{digits}}"
-
-
-def _line(candidate: Comparison, fitted_images: int) -> str:
-    """Writes a fitted form's comparison on the held-back images, for the screen."""
-    student = candidate.student
-    return (
-        f"{student.form} ({student.words}): {student.numbers:,} numbers, predicts the adapter's class on "
-        f"{100 * candidate.agreement.value:.1f} % of {candidate.images:,} held-back images; KL "
-        f"{candidate.divergence.value:.3g} nats, {student.fitted_divergence:.3g} on the {fitted_images:,} fitted ones"
-    )
 
 
 def _compare(

@@ -215,10 +215,8 @@ def run_block(tokens: jax.Array, layer: LayerInput, config: TowerConfig, hooks: 
         output = layers.layer_norm(output, weights["norm2"], config.layer_norm_epsilon)
     if layer.adapters is not None:
         # MMA's network reads the block's input after LN1, token by token, so that the selected rows suffice.
-        normed_rows = rows
-        if config.norm_first:
-            normed_rows = layers.layer_norm(rows, weights["norm1"], config.layer_norm_epsilon)
-        output = output + layers.network(normed_rows, layer.adapters)
+        normed = layers.layer_norm(rows, weights["norm1"], config.layer_norm_epsilon) if config.norm_first else rows
+        output = output + layers.network(normed, layer.adapters)
     if layer.bias is not None:
         # Behind the MLP's residual, where it equals a change of fc2's bias, as long as all tokens share it.
         output = output + bias_of_tokens(layer.bias, hooks.bias_rows)

@@ -189,8 +189,7 @@ class _Unpickler(pickle._Unpickler):
         target.update(zip(pairs[::2], pairs[1::2], strict=True))
 
     def load_setitem(self) -> None:
-        pair = [self.stack.pop(-2), self.stack.pop()]
-        self.set_items(pair)
+        self.set_items([self.stack.pop(-2), self.stack.pop()])
 
     def load_setitems(self) -> None:
         self.set_items(self.pop_mark())

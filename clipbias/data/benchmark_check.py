@@ -64,12 +64,8 @@ def check(entry: CatalogEntry, data_dir: str | os.PathLike, *, decode: bool = Fa
             f"the {PICKED_SHOTS}-shot picks of {len(entry.picks) - matched} of {len(entry.picks)} seeds are not the "
             f"published ones; fetch {entry.split_file} again."
         )
-    split_hash = ""
-    if entry.split_file:
-        split_hash = hashlib.sha256((root / entry.split_file).read_bytes()).hexdigest()[:16]
-    state = "differs" if problems else "ok"
-    if images.problems:
-        state = "broken"
+    split_hash = hashlib.sha256((root / entry.split_file).read_bytes()).hexdigest()[:16] if entry.split_file else ""
+    state = "broken" if images.problems else "differs" if problems else "ok"
     problems += images.problems
     if images.state == "missing":
         problems.append(benchmark.how_to_fetch(entry))

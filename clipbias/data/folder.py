@@ -152,9 +152,7 @@ def complete_splits(splits: dict[str, Split], place: str) -> dict[str, Split]:
 def divide(split: Split, shares: tuple[float, float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Divides each class into train, val and test indices, int64, ascending; `shares` are those of val and test."""
     # By a hash of each key: the parts depend on names alone, and neither on the order of the list nor on a seed.
-    train: list[np.ndarray] = []
-    val: list[np.ndarray] = []
-    test: list[np.ndarray] = []
+    parts: list[list[np.ndarray]] = []  # of each class: val, test, train
     digests = b"".join(hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest() for key in split.keys)
     ranks = np.frombuffer(digests, ">u8").reshape(-1, 4).astype(np.uint64).T
     order = np.lexsort((*ranks[::-1], split.labels))  # by label, then by digest as a number
@@ -165,10 +163,9 @@ def divide(split: Split, shares: tuple[float, float]) -> tuple[np.ndarray, np.nd
         if val_count + test_count >= len(indices):
             val_count = 0
         test_count = min(test_count, len(indices) - 1)
-        val.append(indices[:val_count])
-        test.append(indices[val_count : val_count + test_count])
-        train.append(indices[val_count + test_count :])
-    return np.sort(np.concatenate(train)), np.sort(np.concatenate(val)), np.sort(np.concatenate(test))
+        parts.append(np.split(indices, [val_count, val_count + test_count]))
+    val, test, train = (np.sort(np.concatenate(part)) for part in zip(*parts, strict=True))
+    return train, val, test
 
 
 # Lists of images.

@@ -83,8 +83,7 @@ class Source:
                 if not self.skip:
                     raise
                 self.images.note_unreadable(error)
-                pixels = None
-                label = 0
+                pixels, label = None, 0
             batch["images"][row] = 0 if pixels is None else pixels
             batch["labels"][row] = label
             batch["mask"][row] = pixels is not None
@@ -170,9 +169,8 @@ def train_source(
             return None, 0
         return _augmented(images, int(order(epoch)[position]), resizing, (seed, epoch), crop)
 
-    numbers = range(start_step, epochs * steps)
     shape = (local, resizing.side, resizing.side, 3)
-    return Source(images, numbers, shape, row, skip=_skips(on_error))
+    return Source(images, range(start_step, epochs * steps), shape, row, skip=_skips(on_error))
 
 
 def pass_batches(
@@ -200,9 +198,8 @@ def pass_batches(
             return None, 0
         return _augmented(images, example, resizing, (seed, passes[index_of_pass]), crop)
 
-    numbers = range(len(passes) * steps)
     shape = (local, resizing.side, resizing.side, 3)
-    return Batches(Source(images, numbers, shape, row, skip=_skips(on_error)), workers)
+    return Batches(Source(images, range(len(passes) * steps), shape, row, skip=_skips(on_error)), workers)
 
 
 def _augmented(

@@ -46,8 +46,7 @@ class EvalProtocol:
 
 def few_shot(dataset: Dataset, *, shots: int, seed: int) -> EvalProtocol:
     """`shots` images per class for training, all test images for evaluation (Zhou et al. 2022)."""
-    picks = _picks(dataset, shots, seed)
-    return _drawn("few_shot", dataset, picks, (_same_classes("test", dataset),), shots, seed)
+    return _drawn("few_shot", dataset, _picks(dataset, shots, seed), (_same_classes("test", dataset),), shots, seed)
 
 
 def imbalanced(dataset: Dataset, *, shots: int, seed: int, concentration: float = CONCENTRATION) -> EvalProtocol:
@@ -199,9 +198,9 @@ def _picks(dataset: Dataset, shots: int, seed: int, counts: np.ndarray | None = 
     train_indices, val_indices = few_shot_indices(
         train, val, shots=shots, seed=seed, class_names=dataset.class_names, counts=counts
     )
-    splits = {**dataset.splits, "train": train.subset(np.asarray(train_indices))}
+    splits = {**dataset.splits, "train": train.subset(train_indices)}
     if val is not None:
-        splits["val"] = val.subset(np.asarray(val_indices))
+        splits["val"] = val.subset(val_indices)
     return dataclasses.replace(dataset, splits=splits)
 
 

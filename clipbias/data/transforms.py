@@ -193,12 +193,8 @@ def random_resized_crop_box(
             top = int(rng.integers(0, height - box_height + 1))
             left = int(rng.integers(0, width - box_width + 1))
             return top, left, box_height, box_width
-    box_height = height
-    box_width = width
-    if width / height < RATIO[0]:
-        box_height = round(width / RATIO[0])
-    elif width / height > RATIO[1]:
-        box_width = round(height * RATIO[1])
+    box_height = min(height, round(width / RATIO[0]))
+    box_width = min(width, round(height * RATIO[1]))
     return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
 
 

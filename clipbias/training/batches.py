@@ -94,9 +94,8 @@ class RunBatches(Iterator[Batch]):
                 on_error=reading.on_error,
             )
 
-        sources = [source(first_with[key]) for key in distinct]
         self._mesh = mesh
-        self._sources = sources
+        self._sources = sources = [source(first_with[key]) for key in distinct]
         self._of_runs = tuple(map(distinct.index, keys))  # the source of each run of this process
         self._multiple = share.multiple
         # Runs with the same images and seed, which differ in their learning rates, see the same pixels: these are
@@ -104,8 +103,7 @@ class RunBatches(Iterator[Batch]):
         # sources: these must be no more than its own runs, and this process must have a part of all runs.
         self._copies = len(runs) > len(distinct)
         has_all = len(runs) == placement.RunAxis(mesh, len(run_images)).padded
-        there = has_all and len(distinct) * mesh.shape[placement.RUN] <= len(runs)
-        self._copies_there = self._copies and there
+        self._copies_there = self._copies and has_all and len(distinct) * mesh.shape[placement.RUN] <= len(runs)
         self._computed: Any = None
         first = sources[0]
         self._ahead = Ahead[Batch](
@@ -213,8 +211,7 @@ class TrainingFeatures:
     def passes(self, count: int) -> np.ndarray:
         """Returns the first `count` augmented passes, `[count, N, d]`."""
         # A pass is a function of seed and number, so later calls compute only the passes that are missing.
-        known = 0 if self._passes is None else len(self._passes)
-        missing = range(known, count)
+        missing = range(0 if self._passes is None else len(self._passes), count)
         if len(missing):
             share = placement.share(self.reading.mesh)
             batches = pass_batches(
@@ -316,8 +313,6 @@ class FeatureBatches(Iterator[Batch]):
 
     def _rows(self, run: int) -> Batch:
         features = self.features[run]
-        labels = self.run_labels[run]
-        readable = self._readable[run]
         passes, examples = features.shape[:2]
         # Order, pass and rows are functions of seed and step, so that a resumed training draws the same batches.
         epoch, step = divmod(self._step, self.recipe.steps_per_epoch(examples))
@@ -330,6 +325,6 @@ class FeatureBatches(Iterator[Batch]):
         return {
             # Copies of the last row: the unit vector of zeros is NaN, and 0 · NaN in a masked gradient is NaN.
             "images": np.pad(features[turn, example], (more, (0, 0)), mode="edge"),
-            "labels": np.pad(labels[example], more),
-            "mask": np.pad(readable[example], more),
+            "labels": np.pad(self.run_labels[run][example], more),
+            "mask": np.pad(self._readable[run][example], more),
         }

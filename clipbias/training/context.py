@@ -138,12 +138,9 @@ class SweepContext:
 
     def evaluator(self, split: Split, *, keeps: bool = True) -> Evaluator:
         """Returns the evaluator of a split; it `keeps` features that runs share, within the budget of the sweep."""
-        batch_size = self.compute.eval_batch_size
         budget = self._budget if keeps else None
-        return self.keep(
-            ("evaluator", split.digest, keeps),
-            lambda: Evaluator(split, self.reading, batch_size=batch_size, budget=budget),
-        )
+        make = functools.partial(Evaluator, split, self.reading, batch_size=self.compute.eval_batch_size, budget=budget)
+        return self.keep(("evaluator", split.digest, keeps), make)
 
     def temperature_evaluator(
         self, protocol: protocols.EvalProtocol, evaluation: protocols.EvaluationSet

@@ -22,12 +22,15 @@ from clipbias.training.spec import Row
 from clipbias.tuning.method import crops_of, mixes_crops, select_run
 
 
+def _accuracy(correct: np.ndarray) -> Row:
+    count, images = int(correct.sum()), len(correct)
+    return {"accuracy": 100 * count / images, "correct": count, "images": images}
+
+
 def score(outcome: Outcome, temperature: float | None) -> Row:
-    correct = int(outcome.correct.sum())
-    images = len(outcome.correct)
     # Rounded, so that equal runs on two devices, which differ in their last bits, have equal rows.
     calibrated = {name: round(value, 4) for name, value in calibration(outcome, temperature).items()}
-    return {"accuracy": 100 * correct / images, "correct": correct, "images": images, "calibration": calibrated}
+    return {**_accuracy(outcome.correct), "calibration": calibrated}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,15 +251,9 @@ class Evaluator:
         correct, loss = correct[:, read], loss[:, read]
         if finite:
             check_finite(loss)
-        images = int(read.sum())
         return [
-            {
-                "accuracy": 100 * int(of_run.sum()) / images,
-                "correct": int(of_run.sum()),
-                "images": images,
-                "loss": float(loss[run].mean(dtype=np.float64)),
-            }
-            for run, of_run in enumerate(correct)
+            {**_accuracy(of_run), "loss": float(losses.mean(dtype=np.float64))}
+            for of_run, losses in zip(correct, loss, strict=True)
         ]
 
     def logits(self, static: EvalStatic, inputs: EvalInputs) -> tuple[np.ndarray, np.ndarray]:

@@ -286,14 +286,12 @@ def _trial(job: TrainJob, held: HeldOut, rates: Sequence[float]) -> TrainJob:
     runs = tuple(
         dataclasses.replace(run, images=images, protocol=protocol, learning_rate=rate) for rate in rates or (None,)
     )
-    trial = dataclasses.replace(
-        job, runs=runs, outputs=job.outputs.below("selection", metrics=None, ends_on_failure=False)
-    )
-    if not rates:
-        return trial
-    bar = Progress(title=f"comparing {len(rates)} learning rates", shown=job.outputs.progress.shown)
-    outputs = dataclasses.replace(trial.outputs, progress=bar)
-    return dataclasses.replace(trial, recipe=job.training.shortened(job.examples), outputs=outputs)
+    recipe, bar = job.recipe, job.outputs.progress
+    if rates:
+        recipe = job.training.shortened(job.examples)
+        bar = Progress(title=f"comparing {len(rates)} learning rates", shown=bar.shown)
+    outputs = job.outputs.below("selection", metrics=None, ends_on_failure=False, progress=bar)
+    return dataclasses.replace(job, runs=runs, recipe=recipe, outputs=outputs)
 
 
 def nothing_held_out(job: TrainJob, held: HeldOut, *, compares_rates: bool) -> str:

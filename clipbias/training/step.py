@@ -81,10 +81,9 @@ def init_state(method: Method, recipe: Recipe, learnables: Learnables) -> TrainS
     """Returns the state before the first step; `learnables` have the leading axis `R`."""
     # Constants get no gradient: in the state they would be checkpointed, donated and decayed for nothing.
     learnables = without_constants(learnables)
-    average = None
     # Any number of epochs tells whether there is an average.
-    if method.average(recipe.epochs or EPOCHS) is not None:
-        average = jax.tree.map(jnp.zeros_like, learnables)
+    averages = method.average(recipe.epochs or EPOCHS) is not None
+    average = jax.tree.map(jnp.zeros_like, learnables) if averages else None
     return TrainState(learnables, method.optimizer(recipe).init(learnables), jnp.zeros((), jnp.int32), average)
 
 
