@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from clipbias.analysis.model import Model, additions, by_pass, of_texts, sum_over_texts
+from clipbias.analysis.model import Model, additions, by_pass, of_texts, starts_from_words, sum_over_texts
 from clipbias.analysis.statistics import Moments, Totals, merge
 from clipbias.analysis.study import Batch, Computation, Request, Study, for_each
 from clipbias.checks import check_choice
@@ -352,18 +352,11 @@ def equivalent_bias(model: Tuned, images: Pictures | Split | None, form: str, *,
 
 def _check_texts(task: Task, initial: Learnables, bias_task: Task, method: str) -> None:
     """Raises `ClipbiasError` unless the method starts from the texts of `bias_task`."""
-    if (start := reference_adaptation(task, initial).text_context) is not None:
-        context, ids, rows = (np.asarray(x) for x in (start, task.tokens.ids, task.tokens.context_rows))
-        texts, positions = np.nonzero(rows >= 0)
-        at = rows[texts, positions]
-        # One context for all texts, or one for each class or template, in the order of the texts.
-        start_rows = context[at] if context.ndim == 2 else context[texts // (len(task.texts) // len(context)), at]
-        words = np.asarray(task.clip.params["text"]["token_embedding"], np.float32)[ids[texts, positions]]
-        if not np.array_equal(start_rows, words):
-            raise ClipbiasError(
-                f"{method!r} starts from a random context and not from words, so its equivalent bias cannot be added "
-                "to a plain CLIP that reads words."
-            )
+    if not starts_from_words(task, initial):
+        raise ClipbiasError(
+            f"{method!r} starts from a random context and not from words, so its equivalent bias cannot be added "
+            "to a plain CLIP that reads words."
+        )
     if not np.array_equal(task.tokens.ids, bias_task.tokens.ids):
         raise ClipbiasError(
             f"{method!r} starts from texts such as {task.texts[0]!r}, and {METHODS['vector']!r} always reads "

@@ -125,6 +125,19 @@ def why_no_similarity(task: Task) -> str:
     return "" if additions(task).vision_prompts is not None else "There are no vision prompts."
 
 
+def starts_from_words(task: Task, initial: Learnables) -> bool:
+    """Returns whether the context that training starts from, if any, has the embeddings of the texts' words."""
+    if (start := task.method.adapt(initial).text_context) is None:
+        return True
+    context, ids, rows = (np.asarray(x) for x in (start, task.tokens.ids, task.tokens.context_rows))
+    texts, positions = np.nonzero(rows >= 0)
+    at = rows[texts, positions]
+    # One context for all texts, or one for each class or template, in the order of the texts.
+    start_rows = context[at] if context.ndim == 2 else context[texts // (len(task.texts) // len(context)), at]
+    words = np.asarray(task.clip.params["text"]["token_embedding"], np.float32)[ids[texts, positions]]
+    return np.array_equal(start_rows, words)
+
+
 def why_no_causal_test(task: Task) -> str:
     """Returns why no run can be patched between the frozen and the tuned model, or ""."""
     adaptation = additions(task)
@@ -136,6 +149,9 @@ def why_no_causal_test(task: Task) -> str:
         return "Tokens are inserted inside the towers and read by the head, and the frozen model has no such tokens."
     if adaptation.changes_text and task.descriptions is not None:
         return "The classes' texts are descriptions, and the test follows the tokens of templates."
+    if not starts_from_words(task, task.init()):
+        # The frozen run would read these vectors, so what training gains over them would count as a gain over CLIP.
+        return "The context starts from vectors that are no words, and zero-shot CLIP reads words in their place."
     return ""
 
 
