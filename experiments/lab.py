@@ -91,7 +91,7 @@ def adapters_of(specs: Sequence[RunSpec], rows: Sequence[Row], workdir: Path) ->
 def causal_tests(settings: LabSettings, adapters: Sequence[tuple[str, Path | None]], workdir: Path) -> list[str]:
     """Runs the causal test on this part's datasets; returns a sentence for each that this call leaves to another."""
     number, parts = parse_part(settings.part)
-    waits = [
+    sentences = [
         f"the causal test on {dataset} is of part {1 + place % parts}/{parts}."
         for place, dataset in enumerate(settings.datasets)
         if place % parts != number
@@ -100,7 +100,7 @@ def causal_tests(settings: LabSettings, adapters: Sequence[tuple[str, Path | Non
         paths = [path for name, path in adapters if name == dataset]
         # Other parts train these adapters; a later call of the command begins the test.
         if not paths or None in paths:
-            waits.append(
+            sentences.append(
                 f"the causal test on {dataset} lacks {paths.count(None)} adapters; give the command again with them. "
                 f"Until then {workdir} has no study of these settings."
             )
@@ -117,7 +117,7 @@ def causal_tests(settings: LabSettings, adapters: Sequence[tuple[str, Path | Non
         )
         # Also where it was finished: it may have been of other adapters, and what is stored for these takes no pass.
         explain.main(study, workdir / dataset.replace("/", "_"))
-    return waits
+    return sentences
 
 
 if __name__ == "__main__":

@@ -232,9 +232,10 @@ def choose_images(study: Study, predictions: Predictions, count: int) -> np.ndar
 def bytes_per_image(study: Study) -> int:
     """Estimates the bytes of one image in a page: maps by layer, relevancy for two classes, and the image itself."""
     vision = study.clip.config.vision
+    classes = 2
     models = [model for model in study.models if not why_no_maps(model.task)]
     maps = sum(vision.layers * vision.patches * (1 + model.prompts[0]) for model in models)
-    maps += 2 * len(models) * (vision.patches + 4 * study.clip.config.text.context_length)
+    maps += classes * len(models) * (vision.patches + 4 * study.clip.config.text.context_length)
     # Base64 takes four bytes for three; a compressed image takes about a byte for three pixels.
     return round(4 / 3 * (maps + min(vision.image_size, THUMBNAIL) ** 2 / 3))
 

@@ -254,9 +254,11 @@ def score(selected: PreparedGroup, result: TrainResult, paths: SweepPaths) -> li
                     tested.log_probs[run],
                     images_identity=images,
                 )
-    names = [{name: predictions_name(paths.predictions(spec, name)) for name in scores[0]} for spec in group]
-    facts = zip(names, identities, scores, strict=True)
-    return [{"predictions": files, "identities": known, **merge_scores(of_run)} for files, known, of_run in facts]
+    rows = []
+    for run, spec in enumerate(group):
+        names = {name: predictions_name(paths.predictions(spec, name)) for name in scores[run]}
+        rows.append({"predictions": names, "identities": identities[run], **merge_scores(scores[run])})
+    return rows
 
 
 def save(

@@ -38,7 +38,7 @@ from clipbias.training.progress import Progress
 from clipbias.training.spec import Row, RunSpec
 from clipbias.tuning import Task
 from clipbias.tuning.method import FeatureMethod, Learnables, Method, sampling_of, select_run, stack_runs
-from clipbias.tuning.recipe import AUTHORS, COMMON, Recipe
+from clipbias.tuning.recipe import Recipe
 from clipbias.tuning.registry import METHODS, make_method, option_types
 
 
@@ -63,7 +63,7 @@ def with_given(method: Method, recipe: Recipe, given: Mapping[str, Any], options
 
     Raises `ClipbiasError` where one of the given `options` says how many steps, and other settings do so already.
     """
-    if "steps_per_shot" in options and ("epochs" in given or getattr(method, "recipe", AUTHORS) == COMMON):
+    if "steps_per_shot" in options and ("epochs" in given or method.takes_common_recipe):
         other = "epochs" if "epochs" in given else "the common recipe"
         raise ClipbiasError(f"{other} and steps_per_shot both say how long to train; give one of them.")
     return dataclasses.replace(recipe, **{**given, "steps": None} if "epochs" in given else given)

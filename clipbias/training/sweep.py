@@ -77,9 +77,7 @@ def sweep(
 
     def finished_rows() -> list[Row]:
         # With today's facts: the rates that a finished run was selected from may be more by now.
-        paths = sorted((workdir / GROUP_RESULTS).glob("*.json"))
-        stored = hosts.from_first(lambda: [read_json(path, list, what="a file of results") for path in paths])
-        rows = _in_order(list(itertools.chain.from_iterable(stored)), specs)
+        rows = hosts.from_first(lambda: read_rows(workdir, specs))
         return [row | (facts or {}).get(row["key"], {}) for row in rows]
 
     rows = finished_rows()
@@ -186,6 +184,11 @@ def write_group(group: Group, rows: Sequence[Row], paths: SweepPaths) -> None:
         write_text(paths.workdir / GROUP_RESULTS / f"{paths.group_file(group)}.json", text + "\n")
         if all(row["status"] == "ok" for row in rows):
             epath.Path(paths.checkpoints(group)).rmtree(missing_ok=True)
+
+
+def read_rows(workdir: Path, specs: Sequence[RunSpec]) -> list[Row]:
+    paths = sorted((workdir / GROUP_RESULTS).glob("*.json"))
+    return _in_order([row for path in paths for row in read_json(path, list, what="a file of results")], specs)
 
 
 def _in_order(rows: Sequence[Row], specs: Sequence[RunSpec]) -> list[Row]:

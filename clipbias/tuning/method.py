@@ -240,9 +240,14 @@ class Method(abc.ABC):
         """The authors' options for a dataset and `shots` images per class, `None` for all."""
         return cls.datasets.get(dataset, {})
 
+    @property
+    def takes_common_recipe(self) -> bool:
+        """Whether the option `recipe` replaces the authors' recipe, with their epochs and steps."""
+        return getattr(self, "recipe", AUTHORS) == COMMON
+
     def recipe_for(self, common: Recipe, shots: int | None) -> Recipe:
         """The recipe for `shots` images per class, `None` for all images: `common` if that is the option `recipe`."""
-        return common if getattr(self, "recipe", AUTHORS) == COMMON else self.authors_recipe(common, shots)
+        return common if self.takes_common_recipe else self.authors_recipe(common, shots)
 
     def authors_recipe(self, common: Recipe, shots: int | None) -> Recipe:
         """The authors' recipe, for a method without an option `recipe` or with "authors"."""

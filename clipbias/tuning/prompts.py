@@ -286,7 +286,9 @@ class Classes:
     template: str = DEFAULT_TEMPLATE
     descriptions: Descriptions | None = dataclasses.field(
         default=None,
-        metadata=counted_by(lambda own: own.descriptions and [*own.descriptions.of(own.class_names).values()]),
+        metadata=counted_by(
+            lambda classes: classes.descriptions and [*classes.descriptions.of(classes.class_names).values()]
+        ),
     )
     free_text: bool = False
     name: str | None = dataclasses.field(default=None, metadata=no_effect("a method holds the options that it names"))

@@ -600,6 +600,10 @@ class Task:
         self._check_shared_texts()
         return _text_features(self.classifier, params, learnables, self.text)
 
+    def plain_text_features(self, params: Params) -> jax.Array:
+        """Text features of plain CLIP; contexts are the words of the texts."""
+        return _plain_text_features(self.classifier, params, self.text)
+
     def class_features(self, params: Params, learnables: Learnables) -> jax.Array:
         """Unit-length class features `[C, d]`, the classifier of a method without a head of its own."""
         self.check_arguments(params, learnables)
@@ -663,7 +667,7 @@ class Task:
         chunks = math.ceil(len(self._teacher.texts) / (self._class_shards * TEXTS_AT_ONCE))
         classifier = dataclasses.replace(self.classifier, counts=self._teacher.counts, class_chunks=chunks)
         text = pack(self._teacher.tokens, groups=self._class_shards * chunks)
-        return plain_text_features(classifier, params, text)
+        return _plain_text_features(classifier, params, text)
 
     def options(self) -> dict[str, Any]:
         """The method's options as plain values: `make_method(name, **options)` makes it again."""
@@ -676,6 +680,5 @@ def _text_features(classifier: Classifier, params: Params, learnables: Learnable
 
 
 @jax.jit(static_argnums=0)
-def plain_text_features(classifier: Classifier, params: Params, text: Text) -> jax.Array:
-    """Text features of plain CLIP; contexts are the words of the texts."""
+def _plain_text_features(classifier: Classifier, params: Params, text: Text) -> jax.Array:
     return classifier.encode_text(params, NOTHING, text)

@@ -20,7 +20,7 @@ from clipbias.tuning import on_host
 from clipbias.tuning.conformal import Calibration
 from clipbias.tuning.method import FeatureMethod, Learnables, flatten, select_run, stack_runs, unflatten
 from clipbias.tuning.prompts import ClassList, name_tokens
-from clipbias.tuning.task import Task, plain_text_features
+from clipbias.tuning.task import Task
 
 T = TypeVar("T")
 
@@ -153,9 +153,7 @@ def transfer(
         return learnables
     if (to_other_classes := method.transfer) is not None:
         texts = [
-            np.asarray(
-                task.classifier.split_by_template(plain_text_features(task.classifier, task.clip.params, task.text))
-            )
+            np.asarray(task.classifier.split_by_template(task.plain_text_features(task.clip.params)))
             for task in (source, target)
         ]
         return _each_run(lambda run: to_other_classes(run, places, *texts), learnables, axis)
