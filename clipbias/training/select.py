@@ -63,7 +63,9 @@ def with_given(method: Method, recipe: Recipe, given: Mapping[str, Any], options
 
     Raises `ClipbiasError` where one of the given `options` says how many steps, and other settings do so already.
     """
-    if "steps_per_shot" in options and ("epochs" in given or method.takes_common_recipe):
+    # Options of a method that was given as an object are those that differ from its class's.
+    changed = {field.name for field in dataclasses.fields(method) if getattr(method, field.name) != field.default}
+    if "steps_per_shot" in {*options, *changed} and ("epochs" in given or method.takes_common_recipe):
         other = "epochs" if "epochs" in given else "the common recipe"
         raise ClipbiasError(f"{other} and steps_per_shot both say how long to train; give one of them.")
     return dataclasses.replace(recipe, **{**given, "steps": None} if "epochs" in given else given)

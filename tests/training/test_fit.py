@@ -19,7 +19,7 @@ from clipbias.errors import ClipbiasError, ClipbiasWarning, UnreadableImage
 from clipbias.training import loop, placement
 from clipbias.training.spec import VALIDATION
 from clipbias.training.step import train_step
-from clipbias.tuning import Recipe
+from clipbias.tuning import Recipe, make_method
 from tests.data.pictures import write
 from tests.training.conftest import TinySweep, damaged
 
@@ -77,6 +77,8 @@ def test_one_setting_says_how_long_to_train(clip: Clip, colours: Dataset) -> Non
     ):
         with pytest.raises(ClipbiasError, match=f"^{words} and steps_per_shot both"):
             clipbias.fit(clip, method, colours, shots=2, steps_per_shot=3, progress=False, **given)
+    with pytest.raises(ClipbiasError, match="^epochs and steps_per_shot both"):
+        clipbias.fit(clip, make_method("clip_lora", steps_per_shot=3), colours, shots=2, epochs=1, progress=False)
 
 
 def test_texts_that_a_method_does_not_read_are_said(clip: Clip, colours: Dataset) -> None:
