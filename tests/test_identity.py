@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from clipbias.training import placement
 from clipbias.training.context import SweepContext
 from clipbias.training.device import Compute
 from clipbias.training.sweep import SweepAxes, make_specs
-from clipbias.tuning import Descriptions, Recipe
+from clipbias.tuning import Descriptions, Recipe, registry
 from clipbias.tuning.adapter import read_adapter, write_adapter
 from clipbias.tuning.conformal import Calibration
 from clipbias.tuning.method import Method
@@ -157,6 +158,14 @@ class Own(TaskRes):
 """
 
 
+def new_process() -> None:
+    """As a later process, which has imported nothing yet."""
+    source_digest.cache_clear()
+    registry._program.cache_clear()
+    registry._SOURCES.clear()
+    sys.modules.pop("helper_of_it")
+
+
 def test_the_program_of_a_user_s_method_counts_with_what_it_imports(clip: Clip, tmp_path: Path, monkeypatch):
     """As it was loaded: a file that is edited later is not what runs."""
     monkeypatch.syspath_prepend(tmp_path)
@@ -169,7 +178,16 @@ def test_the_program_of_a_user_s_method_counts_with_what_it_imports(clip: Clip, 
     second = clipbias.Task(clip, str(program), NAMES)
     assert second.identity != first.identity
     helper.write_text("SCALE = 2\n")
-    source_digest.cache_clear()  # as in a later process
+    with pytest.warns(UserWarning, match=r"helper_of_it\.py, of the program of .*own\.py, was changed after"):
+        assert clipbias.Task(clip, str(program), NAMES).identity == second.identity
+    # The file runs again, the module that it imports does not.
+    program.write_text(PROGRAM.replace("FACTOR", "FACTOR = 1"))
+    with pytest.warns(UserWarning, match="runs as it was"):
+        mixed = clipbias.Task(clip, str(program), NAMES)
+    write_adapter(tmp_path / "mixed.safetensors", Tuned(mixed, mixed.init()))
+    new_process()
+    with pytest.warns(UserWarning, match=r"own\.py or a module that it imports was changed since this adapter"):
+        read_adapter(tmp_path / "mixed.safetensors").bind(clip, own_methods=[str(program)])
     third = clipbias.Task(clip, str(program), NAMES)
     assert third.identity not in (first.identity, second.identity)
     logits = np.random.default_rng(0).normal(size=(30, len(NAMES)))
@@ -177,7 +195,7 @@ def test_the_program_of_a_user_s_method_counts_with_what_it_imports(clip: Clip, 
     write_adapter(tmp_path / "a.safetensors", Tuned(third, third.init(), calibration=scores))
     assert read_adapter(tmp_path / "a.safetensors").bind(clip, own_methods=[str(program)]).calibration is not None
     helper.write_text("SCALE = 3\n")
-    source_digest.cache_clear()
+    new_process()
     with pytest.warns(UserWarning, match=r"own\.py or a module that it imports was changed since this adapter"):
         bound = read_adapter(tmp_path / "a.safetensors").bind(clip, own_methods=[str(program)])
     assert bound.calibration is None  # its scores are of the program that was

@@ -18,13 +18,15 @@ import sys
 import sysconfig
 import traceback
 import uuid
+import warnings
 from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from clipbias.checks import annotations, check_value, meant, plain_type
-from clipbias.errors import ClipbiasError
+from clipbias.errors import ClipbiasError, ClipbiasWarning
 from clipbias.identity import identity
 from clipbias.tuning import methods
 from clipbias.tuning.method import FeatureMethod, Kind, Method, Options, Preset, TestTimeMethod
@@ -64,8 +66,16 @@ def load_user_method(name: str) -> type[Method]:
         raise ClipbiasError(f"{name!r} defines no subclass of clipbias.tuning.Method; write one (docs/methods.md).")
     if len(kinds) > 1:
         raise ClipbiasError(f"{name!r} holds {len(kinds)} subclasses of Method; pick one with '{name}:Class'.")
-    # The digest is taken here, of the source that runs now: the file may be edited while the process lives.
-    source_digest(kinds[0])
+    # The program is read here, as it runs now: its files may be edited while the process lives. The user's file runs
+    # again then, but a module that it imports does not.
+    for file, source in _program(kinds[0]).items():
+        if Path(file).is_file() and Path(file).read_bytes() != source:
+            warnings.warn(
+                f"{file}, of the program of {name}, was changed after this process had imported it and runs as it was. "
+                "Start a new process to use it as it is now.",
+                ClipbiasWarning,
+                stacklevel=2,
+            )
     return kinds[0]
 
 
@@ -92,25 +102,39 @@ def source_digest(method_type: type[Method]) -> str | None:
 
     Of a class without a file of its own it is drawn anew in each process.
     """
-    # Cached from the first call, when the program is loaded: a file that is edited later is not the program that runs.
     if method_type.__module__.startswith(f"{methods.__name__}."):
         return None
+    program = _program(method_type)
+    # No file tells two versions of a class apart that was typed in, as in a notebook, or made by a function: each is
+    # known in this process alone, so that no result of an earlier one stands for it.
+    return identity(list(program.values()) if program else uuid.uuid4().hex)
+
+
+@functools.cache
+def _program(method_type: type[Method]) -> dict[str, bytes]:
+    """The files of a user's program as they were loaded; none for a class without a file of its own."""
+    # Cached from the first call, when the program is loaded: a file that is edited later is not the program that runs.
     file = getattr(sys.modules.get(method_type.__module__), "__file__", None)
     tree = ast.parse("" if file is None else Path(file).read_bytes())
     is_there = any(isinstance(node, ast.ClassDef) and node.name == method_type.__name__ for node in ast.walk(tree))
-    # No file tells two versions of a class apart that was typed in, as in a notebook, or made by a function: each is
-    # known in this process alone, so that no result of an earlier one stands for it.
     if file is None or not is_there or "<locals>" in method_type.__qualname__:
-        return identity(uuid.uuid4().hex)
+        return {}
     program: dict[str, bytes] = {}
-    _add_program(file, sys.modules[method_type.__module__].__package__ or "", program)
-    return identity(list(program.values()))
+    _add_program(file, sys.modules[method_type.__module__].__spec__, program)
+    return program
 
 
-def _add_program(path: str, package: str, program: dict[str, bytes]) -> None:
+# The source of each file with the import that it was read for: a module that several programs import is read once.
+_SOURCES: dict[str, tuple[ModuleSpec | None, bytes]] = {}
+
+
+def _add_program(path: str, spec: ModuleSpec | None, program: dict[str, bytes]) -> None:
     # The program is a file and those that it imports, but for libraries and this one. Imports are read from the syntax
     # tree, wherever they stand: running the program again would have side effects.
-    program[path] = Path(path).read_bytes()
+    if path not in _SOURCES or _SOURCES[path][0] is not spec:
+        _SOURCES[path] = spec, Path(path).read_bytes()
+    program[path] = _SOURCES[path][1]
+    package = spec.parent or "" if spec is not None else ""
     libraries = (str(Path(methods.__file__).parents[1]), *sysconfig.get_paths().values())
     for node in ast.walk(ast.parse(program[path])):
         modules: list[str] = []
@@ -122,12 +146,12 @@ def _add_program(path: str, package: str, program: dict[str, bytes]) -> None:
                 base = importlib.util.resolve_name(base, package)
             modules = [base, *(f"{base}.{alias.name}" for alias in node.names)]
         for name in modules:
-            spec = None
+            found = None
             with contextlib.suppress(ImportError, ValueError, AttributeError):  # a name in a module, not a module
-                spec = importlib.util.find_spec(name)
-            where = str(spec.origin) if spec is not None else ""
+                found = importlib.util.find_spec(name)
+            where = str(found.origin) if found is not None else ""
             if where.endswith(".py") and where not in program and not where.startswith(tuple(libraries)):
-                _add_program(where, spec.parent or "" if spec is not None else "", program)
+                _add_program(where, found, program)
 
 
 def match_user_method(recorded: str, allowed: Sequence[str]) -> str:

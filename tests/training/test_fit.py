@@ -77,7 +77,7 @@ def test_one_setting_says_how_long_to_train(clip: Clip, colours: Dataset) -> Non
     ):
         with pytest.raises(ClipbiasError, match=f"^{words} and steps_per_shot both"):
             clipbias.fit(clip, method, colours, shots=2, steps_per_shot=3, progress=False, **given)
-    with pytest.raises(ClipbiasError, match="^epochs and steps_per_shot both"):
+    with pytest.raises(ClipbiasError, match=r"^epochs and steps_per_shot both"):
         clipbias.fit(clip, make_method("clip_lora", steps_per_shot=3), colours, shots=2, epochs=1, progress=False)
 
 
