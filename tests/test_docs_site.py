@@ -1,13 +1,15 @@
 """The page of the public API: every public name is on it, with a docstring that describes its own arguments."""
 
 import re
+from types import SimpleNamespace
 from typing import Any
 
 import griffe
 import pytest
+from mkdocs.config import load_config
 
 from tests.documents import ROOT
-from tools.docs_site import packages, public, reference
+from tools.docs_site import on_page_content, packages, public, reference
 
 
 @pytest.fixture(scope="module")
@@ -44,3 +46,17 @@ def test_docstrings_are_there_and_describe_arguments_that_exist(package, tree):
         assert documented.docstring, f"write a docstring for {documented.path}"
         for function in functions_of(documented):
             assert not unknown_arguments(function), f"{function.path} has no such argument"
+
+
+def test_a_notebook_offers_to_run_it_where_the_repository_is(monkeypatch):
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="notebooks/first_hour.ipynb"))
+    for name in (None, "somebody/else"):
+        monkeypatch.delenv("GITHUB_REPOSITORY", raising=False)
+        if name:
+            monkeypatch.setenv("GITHUB_REPOSITORY", name)
+        config = load_config(str(ROOT / "mkdocs.yml"))
+        (link,) = re.findall(r'href="(.*?)"', on_page_content("", page=page, config=config, files=None))
+        owner, repository, path = re.fullmatch(
+            r"https://mybinder.org/v2/gh/(.+)/(.+)/HEAD\?urlpath=lab/tree/(.*)", link
+        ).groups()
+        assert f"{owner}/{repository}" == (name or "OWNER/clipbias") and (ROOT / path).is_file()

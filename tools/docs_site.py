@@ -58,8 +58,8 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
     return LINK.sub(lead, markdown)
 
 
-def on_page_content(html: str, *, page: Any, files: Files, **_: Any) -> str:
-    """Leads links of notebooks, whose text MkDocs does not read."""
+def on_page_content(html: str, *, page: Any, config: Any, files: Files, **_: Any) -> str:
+    """Leads links of notebooks, whose text MkDocs does not read, and offers to run them."""
     if not page.file.src_uri.endswith(".ipynb"):
         return html
 
@@ -67,7 +67,10 @@ def on_page_content(html: str, *, page: Any, files: Files, **_: Any) -> str:
         target = posixpath.normpath(posixpath.join(posixpath.dirname(page.file.src_uri), link[1]))
         return f'href="{files.src_uris[target].url_relative_to(page.file)}"'
 
-    return re.sub(r'href="(?!https?:)([^"#]+\.md)"', lead, html)
+    # Binder installs what `.binder` says.
+    machine = f"https://mybinder.org/v2/gh/{config.extra['repository']}/HEAD"
+    offer = f'<p><a href="{machine}?urlpath=lab/tree/docs/{page.file.src_uri}">Run it in the browser</a></p>'
+    return offer + re.sub(r'href="(?!https?:)([^"#]+\.md)"', lead, html)
 
 
 def public(package: str) -> dict[str, Any]:
