@@ -89,13 +89,14 @@ def adapters_of(specs: Sequence[RunSpec], rows: Sequence[Row], workdir: Path) ->
 
 
 def causal_tests(settings: LabSettings, adapters: Sequence[tuple[str, Path | None]], workdir: Path) -> list[str]:
-    """Runs the causal test on this part's datasets; returns a sentence for each that this call leaves to another."""
+    """Runs the causal test on this part's datasets; returns sentences on those that this call leaves to another."""
     number, parts = parse_part(settings.part)
-    sentences = [
-        f"the causal test on {dataset} is of part {1 + place % parts}/{parts}."
+    others = [
+        f"{dataset} by {1 + place % parts}/{parts}"
         for place, dataset in enumerate(settings.datasets)
         if place % parts != number
     ]
+    sentences = [f"other parts make the causal test: {', '.join(others)}."] if others else []
     for dataset in settings.datasets[number::parts]:
         paths = [path for name, path in adapters if name == dataset]
         # Other parts train these adapters; a later call of the command begins the test.

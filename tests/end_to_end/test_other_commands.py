@@ -241,4 +241,4 @@ def test_a_part_waits_for_the_adapters_of_others(tmp_path):
     assert sentence.startswith("the causal test on demo/fashion lacks 4 adapters")
     settings = dataclasses.replace(settings, part="2/2", datasets=("demo/fashion",))
     (sentence,) = experiments.lab.causal_tests(settings, [("demo/fashion", None)], tmp_path)
-    assert sentence == "the causal test on demo/fashion is of part 1/2."
+    assert sentence == "other parts make the causal test: demo/fashion by 1/2."
