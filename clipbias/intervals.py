@@ -194,8 +194,10 @@ def wilson_interval(accuracy: float, n: float) -> tuple[float, float]:
 
 
 def binomial_error(accuracy: float, images: int) -> float:
-    """Computes the standard error `√(p (1 − p) / n)` of an accuracy in percent on `n` test images."""
-    # For few images from the width of Wilson's interval: the formula would give 0 for an accuracy of 0 or 100 %.
+    """Computes the standard error `√(p (1 − p) / n)` of an accuracy in percent on `n` test images.
+
+    Below 100 images it is the width of Wilson's interval, divided by 3.92: the formula gives 0 for 0 or 100 %.
+    """
     if images < SMALL:
         low, high = wilson_interval(accuracy, images)
         return (high - low) / (2 * Z_95)

@@ -6,6 +6,7 @@ root of their sum:
 
     ±² = p (1 − p) / images + s² / seeds
 
+Below 100 images the first part is the square of the width of Wilson's 95 % interval, divided by 3.92.
 All seeds are tested on the same images, so more seeds reduce the second part alone. Variation from image to image *and*
 from seed to seed is in both parts, so errors are too large rather than too small.
 """
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from clipbias.intervals import binomial_error
+from clipbias.intervals import SMALL, binomial_error
 from clipbias.io import load_arrays
 from clipbias.report.names import ordered_datasets, ordered_methods
 from clipbias.sentences import counted
@@ -28,7 +29,8 @@ from clipbias.sentences import counted
 # A difference of so many standard errors is detected in 80 % of repeated studies.
 DETECTABLE = 1.959964 + 0.841621
 EXPLAINED = (
-    "± is one standard error: of the test images, √(p (1 − p) / images), and of the seeds, s / √n, added in squares."
+    f"± is one standard error: of the test images, √(p (1 − p) / images), or below {SMALL} images the width of "
+    "Wilson's 95 % interval, divided by 3.92; and of the seeds, s / √n; both added in squares."
 )
 
 
