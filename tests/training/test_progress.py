@@ -8,12 +8,13 @@ from importlib.machinery import ModuleSpec
 from unittest import mock
 
 import jax
+import numpy as np
 import pytest
 
 from clipbias.errors import ClipbiasError
 from clipbias.io import read_json_lines
 from clipbias.training import progress
-from clipbias.training.progress import TRACKERS, MetricWriter, Progress, check_trackers
+from clipbias.training.progress import TRACKERS, MetricWriter, Progress, StepReport, check_trackers
 from tests.training.conftest import group, train_runs
 
 
@@ -47,6 +48,18 @@ def test_it_shows_the_work_its_values_and_the_time_left(stream, monkeypatch):
     for words in ("bias on digits: compiling", "a line", "1.5/3, about 60 s left", "2/3, about 7 min", "lr=0.0025"):
         assert words in shown.getvalue()
     assert ("\r" in shown.getvalue()) == shown.isatty()
+
+
+def test_the_rate_is_that_of_the_steps_behind_the_first(monkeypatch):
+    now, shown = 0.0, []
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    bar = mock.Mock(advance=lambda count, values: shown.append(values.get("images/s")))
+    report = StepReport("bias", [1], bar, None, images=32)
+    for step, seconds in enumerate((100.0, 3.0, 1.0), start=1):  # the first step compiles
+        now += seconds
+        report.step(step, {"loss": np.ones(1)}, np.ones(1))
+        report.catch_up()
+    assert shown == [None, 32 / 3, 2 * 32 / 4]
 
 
 # metrics.jsonl
