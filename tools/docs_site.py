@@ -67,10 +67,12 @@ def on_page_content(html: str, *, page: Any, config: Any, files: Files, **_: Any
         target = posixpath.normpath(posixpath.join(posixpath.dirname(page.file.src_uri), link[1]))
         return f'href="{files.src_uris[target].url_relative_to(page.file)}"'
 
-    # Binder installs what `.binder` says.
-    machine = f"https://mybinder.org/v2/gh/{config.extra['repository']}/HEAD"
-    offer = f'<p><a href="{machine}?urlpath=lab/tree/docs/{page.file.src_uri}">Run it in the browser</a></p>'
-    return offer + re.sub(r'href="(?!https?:)([^"#]+\.md)"', lead, html)
+    html = re.sub(r'href="(?!https?:)([^"#]+\.md)"', lead, html)
+    if repository := config.extra["repository"]:
+        # Binder installs what `.binder` says.
+        place = f"https://mybinder.org/v2/gh/{repository}/HEAD?urlpath=lab/tree/docs/{page.file.src_uri}"
+        html = f'<p><a href="{place}">Run it in the browser</a></p>' + html
+    return html
 
 
 def public(package: str) -> dict[str, Any]:

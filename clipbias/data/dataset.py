@@ -32,6 +32,7 @@ class Descriptions:
         """Raises `ClipbiasError` unless `texts` are lists of texts by class name."""
         if not isinstance(self.texts, Mapping):
             raise ClipbiasError(f"{self.source} are {shown(self.texts)}; give a list of texts for each class name.")
+        read: dict[str, tuple[str, ...]] = {}
         for name, texts in self.texts.items():
             if not isinstance(name, str):
                 raise ClipbiasError(f"{self.source} name a class {shown(name)}, which is not a string.")
@@ -40,16 +41,18 @@ class Descriptions:
             if not texts or not all(text.strip() for text in texts):
                 flaw = "an empty text" if texts else "no text"
                 raise ClipbiasError(f"{self.source} have {flaw} for the class {shorten(name)!r}; write one.")
+            if name_in_prompt(name) in read:
+                raise ClipbiasError(f"{self.source} name the class {shorten(name)!r} twice; join its texts.")
+            read[name_in_prompt(name)] = tuple(texts)
         # A copy, since tasks count on it: the caller may change the mapping later.
-        object.__setattr__(self, "texts", {name: tuple(texts) for name, texts in self.texts.items()})
+        object.__setattr__(self, "texts", read)
 
     def of(self, class_names: Sequence[str]) -> dict[str, list[str]]:
         """Returns the texts of some classes, by name. Raises `ClipbiasError` for a class without texts."""
-        known = {name_in_prompt(name): list(texts) for name, texts in self.texts.items()}
         for name in class_names:
-            if name_in_prompt(name) not in known:
+            if name_in_prompt(name) not in self.texts:
                 raise ClipbiasError(f"{self.source} have no texts for the class {shorten(name)!r}; add some.")
-        return {name: known[name_in_prompt(name)] for name in class_names}
+        return {name: list(self.texts[name_in_prompt(name)]) for name in class_names}
 
 
 def read_descriptions(path: str | os.PathLike) -> Descriptions:

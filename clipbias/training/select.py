@@ -349,9 +349,8 @@ def too_few_to_tell(fitted: Candidate, frozen: Candidate, images: int, what: str
     if not within_chance(100.0, frozen.accuracy, images):
         return ""
     return (
-        f"{counted(images, what)} cannot tell whether tuning helped: {fitted.accuracy:.1f} % after "
-        f"{frozen.accuracy:.1f} % is within chance, as any accuracy would be. Evaluate the model on more images before "
-        "you use it."
+        f"{counted(images, what)} cannot tell whether tuning helped: they are too few ({fitted.accuracy:.1f} % right, "
+        f"with zero-shot CLIP {frozen.accuracy:.1f} %). Evaluate the model on more images before you use it."
     )
 
 

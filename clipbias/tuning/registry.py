@@ -227,7 +227,9 @@ def resolve_method(name: str, options: Options, *, dataset: str | None = None, s
         kind = load_user_method(name)
         preset = Preset(name)
     else:
-        close = meant(name, METHODS)
+        labels = {preset.label: each for each, (_, preset) in METHODS.items()}
+        close = meant(name, (*METHODS, *labels))
+        close = labels.get(close or "", close)
         others = f"there are {', '.join(METHODS)}, and Python files of your own, by their path."
         raise ClipbiasError(f"unknown method {name!r}; {f'did you mean {close!r}?' if close else others}")
     # Later ones win: the default, the preset's options, the authors' for the dataset and shots, the user's.

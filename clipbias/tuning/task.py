@@ -44,7 +44,7 @@ from clipbias.tuning.method import (
     without_constants,
 )
 from clipbias.tuning.prompts import Classes, ClassList, ClassTexts
-from clipbias.tuning.registry import method_options, name_of, resolve_method, source_digest
+from clipbias.tuning.registry import method_options, name_of, option_types, resolve_method, source_digest
 
 # A policy of `jax.checkpoint_policies`: which results the backward pass keeps.
 RematPolicy = Callable[..., object]
@@ -358,7 +358,12 @@ class Task:
         )
         if isinstance(method, str):
             self.method_name = method
-            set_options = {option: value for option, value in options.items() if value is not None}
+            # An option without a value keeps its default; one that the method does not have is refused.
+            set_options = {
+                option: value
+                for option, value in options.items()
+                if value is not None or option not in option_types(method)
+            }
             self.method = resolve_method(method, set_options, dataset=classes.name, shots=shots)
         elif not isinstance(method, Method):
             raise ClipbiasError(f"the method is {shown(method)}; give its name, or an object of its class.")

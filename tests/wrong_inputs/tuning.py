@@ -141,7 +141,7 @@ CASES: list[Case] = [
     # Methods and their options.
     *(
         made(f"unknown method '{re.escape(given)}'; did you mean '{name}'", given)
-        for given, name in {"CoOp": "coop", "LP++": "lp_plus_plus", "ZeroShot": "zero_shot"}.items()
+        for given, name in {"CoOp": "coop", "LP++": "lp_plus_plus", "bias tuning": "bias"}.items()
     ),
     made("unknown method 'finetune'; there are zero_shot, coop, ", "finetune"),
     *(
@@ -149,6 +149,7 @@ CASES: list[Case] = [
         for given, name in {"lr": "learning_rate", "max_epochs": "epochs", "bs": "batch_size"}.items()
     ),
     made("no option 'device'; it takes text_tower, vision_tower", "bias", device="cpu"),
+    made("no option 'device'; it takes text_tower, vision_tower", "bias", device=None),
     made("'depth' of method 'ivlp' is 0; it must be a whole number from 1 to 1,000, or None", "ivlp", depth=0),
     made("no file 'nowhere.py'", "nowhere.py"),
     made("cannot import the method's module 'no.such.module'", "no.such.module"),
@@ -175,6 +176,7 @@ CASES: list[Case] = [
     bound("the class name 5 is not a string", ("a dog", 5), free_text=True),
     bound("blocks 4 to 3 are to be tuned, and the vision tower has blocks 1 to", ("cat",), "clip_lora", first_block=4),
     described(rf"{NAMED}not valid JSON", "{"),
+    described(rf"{NAMED}name the class 'maine coon' twice", '{"maine_coon": ["a"], "cat": ["b"], "maine coon": ["c"]}'),
     described(rf"{NAMED}have no texts for the class 'maine_coon'", '{"cat": ["a"], "dog": ["a"]}'),
     described(rf"{NAMED}tokens for the class 'cat'", json.dumps({"cat": ["photo " * 100], "maine coon": ["a"]})),
     lacking("features of patches, which a model with a pooling head has not", "siglip_2", "plot"),
