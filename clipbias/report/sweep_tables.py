@@ -482,7 +482,9 @@ def advice(sweep: Sweep, workdir: Path) -> list[str]:
         return []
     # With most shots, on all datasets: the setting that a user is most likely to keep.
     means = {name: sweep.cells[sweep.measure, name, column, shots]["mean"] for name in near}
-    best, *others = sorted(near, key=lambda name: -means[name])
+    sizes = {name: max(row.get("parameters", 0) for row in sweep.by_method[name]) for name in near}
+    # Of equally accurate methods that with fewest parameters.
+    best, *others = sorted(near, key=lambda name: (-means[name], sizes[name], name))
     where = "on average over datasets" if column == AVERAGE else f"on {dataset_name(column)}"
     cost = f"{_range(sweep, best, 'parameters')} parameters"
     costs = cost_frame(sweep, shots)

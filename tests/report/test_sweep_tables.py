@@ -1,5 +1,7 @@
 """What a reader finds in a sweep's tables, in each form."""
 
+import itertools
+
 import numpy as np
 import pytest
 from scipy.stats import binomtest
@@ -243,6 +245,9 @@ def test_the_last_sentence_is_the_best_method_its_rivals_and_the_next_command(tm
     line, following = advice(read_sweep(rows), tmp_path)
     assert line.startswith("Take CoOp: 72.0 %") and line.endswith("; Bias tuning may be as good.")
     assert f"--config.adapters='{tmp_path}/adapters/coop-demo_digits-*'" in following
+    equal = [run(name, seed=1, accuracy=72.0, parameters=size) for name, size in (("coop", 4), ("vpt", 2), ("ivlp", 3))]
+    for order in itertools.permutations(equal):
+        assert advice(read_sweep(list(order)), tmp_path / "none")[0].startswith("Take VPT: 72.0 %")
     assert advice(read_sweep(rows[-1:]), tmp_path) == advice(read_sweep([]), tmp_path) == []
     apart = [run("coop", dataset="a"), run("bias", dataset="b")]  # neither has an average over datasets
     assert advice(read_sweep(apart), tmp_path) == []
