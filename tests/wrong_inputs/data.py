@@ -107,6 +107,7 @@ CASES: list[Case] = [
     classes("no sub-folder"),
     made("empty has no image", load("folder"), {"empty/": "", "cat/0.png": None}),
     classes("class folder 'cat', which the train folder has not", "test/cat/0.png", "train/dog/0.png"),
+    classes("test has 1 picture, but neither class folders nor", "train/cat/0.png", "train/dog/0.png", "test/0.png"),
     classes("has train/ and training/, which both hold train images", "train/cat/0.png", "training/cat/1.png"),
     classes("in dog/ beside train/, .*; move them into train/dog/", "train/cat/0.png", "dog/0.png"),
     classes("has test but no train folder; add one", "cat/0.png", "dog/0.png", "test/cat/1.png"),
