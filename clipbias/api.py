@@ -132,7 +132,7 @@ def fit(  # noqa: PLR0913 (a user's options, each by keyword)
     given_texts = {"template": template is not None, "descriptions": task.classes.descriptions is not None}
     if ignored := [f"the {name}" for name in task.unread if given_texts[name]]:
         cautions.append(
-            f"{task.method_name} has a text of its own, {task.prompt.templates[0]!r}, and does not read "
+            f"{task.method_name} reads texts such as {task.prompt.templates[0]!r} and does not read "
             f"{' or '.join(ignored)}; only zero-shot does."
         )
     unused = [*given] + (["recipe"] if isinstance(recipe, Recipe) else [])

@@ -84,7 +84,7 @@ def test_one_setting_says_how_long_to_train(clip: Clip, colours: Dataset) -> Non
 def test_texts_that_a_method_does_not_read_are_said(clip: Clip, colours: Dataset) -> None:
     texts = {name: [f"some {name} paint"] for name in colours.class_names}
     for given, words in (({"template": "the {}."}, "the template"), ({"descriptions": texts}, "the descriptions")):
-        with pytest.warns(ClipbiasWarning, match=f"bias has a text of its own, .* does not read {words}; only zero"):
+        with pytest.warns(ClipbiasWarning, match=f"bias reads texts such as .* and does not read {words}; only zero"):
             clipbias.fit(clip, "bias", colours, shots=2, progress=False, epochs=1, learning_rate=0.01, **given)
         with warnings.catch_warnings(record=True) as silent:
             clipbias.fit(clip, "zero_shot", class_names=colours, **given)
