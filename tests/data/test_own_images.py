@@ -22,7 +22,7 @@ from clipbias.data import transforms
 from clipbias.data.dataset import Dataset, Split
 from clipbias.data.folder import from_hub_dataset
 from clipbias.data.images import ImageCache, Images
-from clipbias.data.sources import open_images
+from clipbias.data.sources import cautions_of_classes, open_images
 from clipbias.data.user_images import UserImages, image_list
 from clipbias.errors import ClipbiasError, UnreadableImage
 from clipbias.tuning import Task
@@ -175,6 +175,7 @@ class Table:
     def __init__(self, columns: Mapping[str, Sequence[Any]], features: Mapping[str, Any]) -> None:
         self.columns = columns
         self.features = dict(features)
+        self._fingerprint: str | None = None
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values())))
@@ -272,9 +273,13 @@ def test_tables_of_hugging_face():
     assert dataset.class_names == ("cat", "dog")
     equal(dataset.split("train"), range(10))
     equal(dataset.split("test").subset([3, 4]), [3, 4])
-    of_splits = from_hub_dataset({"train": table(0, 6), "validation": table(6, 8), "test": table(8, 10)})
+    tables = {"train": table(0, 6), "validation": table(6, 8), "test": table(8, 10)}
+    for name, of_split in tables.items():
+        of_split._fingerprint = name  # as all that the library makes
+    of_splits = from_hub_dataset(tables)
     assert list(of_splits.splits) == ["train", "val", "test"]
     equal(of_splits.split("val"), [6, 7])
+    assert cautions_of_classes(of_splits) == []
     assert len({key for split in of_splits.splits.values() for key in split.keys}) == 10
 
 

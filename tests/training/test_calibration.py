@@ -20,7 +20,7 @@ from clipbias.errors import ClipbiasError
 from clipbias.training import calibration, placement
 from clipbias.training.calibration import Outcome
 from clipbias.tuning import Recipe, Task
-from tests.training.conftest import colour_split
+from tests.training.conftest import TinySweep, colour_split
 
 pytestmark = pytest.mark.filterwarnings("ignore:the (tuned model|training loss)")
 rng = np.random.default_rng(0)
@@ -167,6 +167,11 @@ def assert_calibrated_on(model: TunedModel, images: Split) -> None:
 
 
 @pytest.mark.ci
+def test_a_run_says_that_its_search_replaced_a_given_option(clip, validated, recipe, tmp_path, capsys):
+    TinySweep(clip, validated, recipe, tmp_path, options={"gda": {"alpha": 7.0}}).rows("gda", seeds=(1,))
+    assert "the best on the validation images, and not 7 as given" in " ".join(capsys.readouterr().err.split())
+
+
 def test_what_chose_a_setting_does_not_calibrate(clip, validated, recipe, fitted):
     """Of a search on validation images one half chooses; where nothing is selected all calibrate."""
     train, validation = validated.split("train"), validated.split("val")
