@@ -19,6 +19,10 @@ from clipbias.data.held_out import hold_out
 from clipbias.errors import ClipbiasError
 from clipbias.training import calibration, placement
 from clipbias.training.calibration import Outcome
+from clipbias.training.progress import Progress
+from clipbias.training.run import run_group
+from clipbias.training.spec import run_names
+from clipbias.training.workdir import SweepPaths
 from clipbias.tuning import Recipe, Task
 from tests.training.conftest import TinySweep, colour_split
 
@@ -168,7 +172,9 @@ def assert_calibrated_on(model: TunedModel, images: Split) -> None:
 
 @pytest.mark.ci
 def test_a_run_says_that_its_search_replaced_a_given_option(clip, validated, recipe, tmp_path, capsys):
-    TinySweep(clip, validated, recipe, tmp_path, options={"gda": {"alpha": 7.0}}).rows("gda", seeds=(1,))
+    tiny = TinySweep(clip, validated, recipe, tmp_path, options={"gda": {"alpha": 7.0}})
+    specs = tiny.specs("gda", seeds=(1,))
+    run_group(specs, tiny.context, SweepPaths(tmp_path, run_names(specs)), recipe, Progress())
     assert "the best on the validation images, and not 7 as given" in " ".join(capsys.readouterr().err.split())
 
 
