@@ -84,8 +84,16 @@ def adapters_of(specs: Sequence[RunSpec], rows: Sequence[Row], workdir: Path) ->
     """
     paths = SweepPaths(workdir, run_names(specs))
     done = {row["key"] for row in rows if row["status"] == "ok"}
-    explained = [spec for spec in specs if registry.find_kind(spec.method) in (Kind.PROMPTS, Kind.WEIGHTS)]
-    return [(spec.dataset, paths.adapter(spec) if spec.key in done else None) for spec in explained]
+    kinds = {name: registry.find_kind(name) for name in dict.fromkeys(spec.method for spec in specs)}
+    # A user's own method may have no kind: the test says what it changes.
+    explained = [
+        name
+        for name, kind in kinds.items()
+        if kind in (Kind.PROMPTS, Kind.WEIGHTS) or (kind is None and registry.is_user_method(name))
+    ]
+    return [
+        (spec.dataset, paths.adapter(spec) if spec.key in done else None) for spec in specs if spec.method in explained
+    ]
 
 
 def causal_tests(settings: LabSettings, adapters: Sequence[tuple[str, Path | None]], workdir: Path) -> list[str]:
@@ -110,6 +118,7 @@ def causal_tests(settings: LabSettings, adapters: Sequence[tuple[str, Path | Non
             settings,
             ExplainSettings,
             adapters=",".join(map(str, paths)),
+            own_methods=",".join(filter(registry.is_user_method, settings.methods)) or None,
             sections="causal",
             batch_size=None,  # not that of training, which has the same name
             image_limit=settings.causal_images,

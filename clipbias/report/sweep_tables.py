@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 import math
+import shlex
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from clipbias.data import catalog
 from clipbias.data.few_shot import range_words
 from clipbias.errors import ClipbiasError
 from clipbias.intervals import SMALL, Z_95, wilson_interval
-from clipbias.io import write_text
+from clipbias.io import read_json, write_text
 from clipbias.report import pages
 from clipbias.report.frames import (
     ACCURACY,
@@ -62,7 +63,7 @@ def make_tables(sweep: Sweep) -> list[Table]:
     if not sweep.rows:
         return []
     made = [*make_accuracy_tables(sweep), _rate_table(sweep), _size_table(sweep), _calibration_table(sweep)]
-    for paper in published()["sixteen_shots"] if are_the_eleven(sweep.datasets) else ():
+    for paper in published()["sixteen_shots"] if are_the_eleven(sweep.datasets) and sweep.measure == ACCURACY else ():
         names = [*published()["datasets"], "average"]
         frame = pd.DataFrame(paper["accuracy"]).T[names].map("{:.1f}".format).rename(columns={"average": AVERAGE})
         note = f"{paper['source']}: {paper['setting']}. The recipes differ from those used here: compare with care."
@@ -77,7 +78,7 @@ def make_accuracy_tables(sweep: Sweep) -> list[Table]:
     if len(sweep.datasets) == 1 and len(sweep.measures) > 1:
         # Measures of one dataset, such as base and new classes, or other datasets, stand side by side.
         dataset = dataset_name(sweep.datasets[0])
-        what = "H is the harmonic mean of base and new, " if "H" in sweep.measures else ""
+        what = "H is the harmonic mean of base and new in each run, " if "H" in sweep.measures else ""
         for shots in sweep.shots:
             columns = {dataset_name(measure): (measure, sweep.datasets[0], shots) for measure in sweep.measures}
             words = f"{what}{training_words(sweep, shots)} of {dataset}"
@@ -371,7 +372,8 @@ def training_words(sweep: Sweep, shots: int | None) -> str:
 
 
 def _measure_words(measure: str) -> str:
-    return {ACCURACY: "accuracy", "H": "harmonic mean of base and new accuracy"}.get(measure, f"accuracy, {measure},")
+    words = {ACCURACY: "accuracy", "H": "harmonic mean of base and new accuracy in each run"}
+    return words.get(measure, f"accuracy, {measure},")
 
 
 def _titled(words: str, measure: str) -> str:
@@ -474,6 +476,8 @@ def write_tables(rows: Sequence[Row], workdir: Path, measures: Sequence[str] = (
 
 def advice(sweep: Sweep, workdir: Path) -> list[str]:
     """Writes which method to take, what may be as good, its cost, and the next command; nothing for one method."""
+    from clipbias.tuning.registry import is_user_method  # not at import: reading results loads no model
+
     if len(sweep.methods) < 2:
         return []
     shots, column = sweep.shots[-1], sweep.columns[-1]
@@ -495,7 +499,13 @@ def advice(sweep: Sweep, workdir: Path) -> list[str]:
     lines = [f"Take {method_name(best)}: {means[best]:.1f} % {where}, {cost}{rest}."]
     adapters = workdir / "adapters" / f"{best}-{pages.file_name(sweep.datasets[0])}-*"
     if any(adapters.parent.glob(adapters.name)):
-        lines.append(f"Next: clipbias explain --config.adapters='{adapters}' --workdir={workdir / 'why'}")
+        config = workdir / "config.json"
+        given = {
+            "data_dir": read_json(config, dict).get("data_dir") if config.exists() else None,
+            "own_methods": best if is_user_method(best) else None,
+        }
+        options = "".join(f" --config.{name}={shlex.quote(value)}" for name, value in given.items() if value)
+        lines.append(f"Next: clipbias explain --config.adapters='{adapters}'{options} --workdir={workdir / 'why'}")
     return lines
 
 
@@ -513,6 +523,12 @@ def check_policies(rows: Sequence[Row]) -> None:
 def check_published(rows: Sequence[Row], workdir: Path) -> None:
     """Raises `ClipbiasError` unless the rows are of the eleven datasets with published numbers."""
     datasets = {row["dataset"] for row in rows}
+    protocols = {row["protocol"] for row in rows if row.get("accuracies")}
+    if protocols:
+        raise ClipbiasError(
+            f"{workdir} has results of the protocol {', '.join(sorted(protocols))}; published numbers are of training "
+            "and testing on all classes."
+        )
     if not are_the_eleven(datasets):
         # A mean over other datasets stands beside no published mean.
         missing = sorted(name for name in catalog.ELEVEN if name not in datasets)

@@ -343,8 +343,13 @@ class Task:
 
         Raises:
           ClipbiasError: `clip` is not a model; the method or an option is unknown; a name or template cannot be used,
-            or a name occurs twice; a text is too long; the device lacks the compute type.
+            or a name occurs twice; a text is too long; the device lacks the compute type; `jax_enable_x64` is on.
         """
+        if jax.dtypes.canonicalize_dtype(np.float64) == np.float64:
+            raise ClipbiasError(
+                "jax_enable_x64 is on, with which random starts and results are others; clipbias computes in float32: "
+                "make its calls within `with jax.enable_x64(False):`."
+            )
         if not isinstance(clip, Clip):
             raise ClipbiasError(f"the first argument is {shown(clip)} and no model; give what clipbias.load returned.")
         if free_text and template is not None:

@@ -9,7 +9,7 @@ from scipy.stats import binomtest
 from clipbias.data.confusion import CLASS_MEASURES
 from clipbias.errors import ClipbiasError
 from clipbias.report import make_tables, names, read_sweep, render, render_tables
-from clipbias.report.sweep_tables import advice, check_policies, class_tables
+from clipbias.report.sweep_tables import advice, check_policies, check_published, class_tables
 from clipbias.report.table import TABLE_FORMATS, Table
 from clipbias.tuning.recipe import MOST
 from tests.report.markup import Page
@@ -114,6 +114,14 @@ def test_base_to_new_of_one_dataset_is_one_table_and_of_several_one_for_each_mea
     assert [text[:4] for text in table.body[0][1:4]] == ["80.0", "60.0", "68.6"]
     both = tables([run(dataset=name, **measures) for name in "ab"])
     assert list(both) == [*(f"Accuracy, 16 shots: {measure}" for measure in ("base", "new", "H")), "Size"]
+
+
+def test_base_to_new_stands_beside_no_published_numbers(tmp_path):
+    measures = {"accuracies": {"base": 80.0, "new": 60.0}, "accuracy": None, "protocol": "base_to_new"}
+    rows = [run(dataset=name, **measures) for name in ELEVEN]
+    assert not any("Published" in title for title in tables(rows))
+    with pytest.raises(ClipbiasError, match="results of the protocol base_to_new; published numbers are of training"):
+        check_published(rows, tmp_path)
 
 
 def test_published_numbers_stand_beside_the_eleven_and_nowhere_else():
@@ -245,6 +253,10 @@ def test_the_last_sentence_is_the_best_method_its_rivals_and_the_next_command(tm
     line, following = advice(read_sweep(rows), tmp_path)
     assert line.startswith("Take CoOp: 72.0 %") and line.endswith("; Bias tuning may be as good.")
     assert f"--config.adapters='{tmp_path}/adapters/coop-demo_digits-*'" in following
+    (tmp_path / "config.json").write_text('{"data_dir": "/my data"}')
+    (tmp_path / "adapters" / "own.py-demo_digits-16shots-seed1.safetensors").touch()
+    own = [row for row in a_few() if row["method"] != "coop"] + [run("own.py", seed=1, accuracy=72.0)]
+    assert "--config.data_dir='/my data' --config.own_methods=own.py --work" in advice(read_sweep(own), tmp_path)[1]
     equal = [run(name, seed=1, accuracy=72.0, parameters=size) for name, size in (("coop", 4), ("vpt", 2), ("ivlp", 3))]
     for order in itertools.permutations(equal):
         assert advice(read_sweep(list(order)), tmp_path / "none")[0].startswith("Take VPT: 72.0 %")

@@ -17,6 +17,7 @@ from clipbias.data.images import pictures
 from clipbias.errors import ClipbiasError
 from clipbias.io import data_path, read_json_lines
 from clipbias.report.sweep_tables import write_tables
+from clipbias.settings import from_config
 from clipbias.training import calibration, loop
 from clipbias.training.loop import validation_images
 from clipbias.training.predictions import KnownPredictions
@@ -27,6 +28,7 @@ from clipbias.training.sweep import RESULTS, VALIDATED, parse_part
 from clipbias.training.workdir import SweepPaths, open_workdir, write_json
 from clipbias.tuning import Task
 from clipbias.tuning.adapter import start_seed
+from configs.lab import LabSettings, get_config
 from configs.table1 import Table1Settings
 from experiments import evaluate, lab, table1, train
 from tests.training.conftest import TinySweep, colour_split, score_of
@@ -366,3 +368,21 @@ def test_a_work_folder_in_a_bucket(clip, colours, recipe, tmp_path, bucket, monk
     assert tiny.adapter(specs[1]).notes["key"] == specs[1].key
     local = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()} - {".lock"}
     assert {str(path).removeprefix("/bucket/run/") for path in bucket.find("/bucket/run")} == local
+
+
+def test_the_causal_test_of_a_lab_is_of_prompts_weights_and_methods_of_ones_own(
+    clip, colours, recipe, tmp_path, monkeypatch
+):
+    own = tmp_path / "own.py"
+    own.write_text(CLASS)
+    methods = ("zero_shot", "bias", "taskres", "ivlp", str(own))
+    specs = TinySweep(clip, colours, recipe, tmp_path).specs(*methods, seeds=(1,))
+    adapters = lab.adapters_of(specs, [{"key": spec.key, "status": "ok"} for spec in specs], tmp_path)
+    names = run_names(specs)
+    expected = [names[spec.key] for spec in specs if spec.method in ("bias", "ivlp", str(own))]
+    assert [path.stem for _, path in adapters] == expected and len(expected) == 3
+    settings = from_config(LabSettings, get_config("demo"))
+    monkeypatch.setattr(lab.explain, "main", explained := mock.Mock())
+    given = {"methods": methods, "datasets": ("colours",), "on_image_error": "raise"}
+    lab.causal_tests(dataclasses.replace(settings, **given), adapters, tmp_path)
+    assert explained.call_args.args[0].own_methods == str(own)

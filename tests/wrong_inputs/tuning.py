@@ -41,6 +41,12 @@ swapped = case(lambda place, call: call(*place.learned()))
 
 
 @case
+def in_x64(place: Place) -> None:
+    with jax.enable_x64(True):
+        place.task("bias")
+
+
+@case
 def losing(place: Place, labels: Any, *, traced: bool = False) -> None:
     """The loss of two images of two classes."""
     task, params, learnables = place.learned()
@@ -138,6 +144,7 @@ def calibrated(place: Place, name: str, value: float) -> None:
 BIASES = {f"{tower}_bias": np.zeros((1, 24), np.float32) for tower in ("vision", "text")}  # of other towers
 SIZES: dict[str, Any] = {"nonconformity": 3, "max_logit": 2, "mcm": 2, "energy": 2, "scale": ()}
 CASES: list[Case] = [
+    in_x64("jax_enable_x64 is on, .* make its calls within `with jax.enable_x64.False.:`"),
     # Methods and their options.
     *(
         made(f"unknown method '{re.escape(given)}'; did you mean '{name}'", given)
