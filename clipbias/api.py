@@ -360,6 +360,9 @@ def _training_dataset(
         labelled_images(validation, None, task.class_names)
         splits["val"] = validation
     elif isinstance(validation, list | tuple) and len(validation) == 2:
+        # A user's numbers may follow another order than that of the names.
+        if labels is not None and label_array(labels).dtype.kind == "U" != label_array(validation[1]).dtype.kind:
+            raise ClipbiasError("the labels are names, and those of the validation images are numbers; give names.")
         splits["val"] = image_list(*validation, task.class_names)
     elif validation is not None:
         raise ClipbiasError(

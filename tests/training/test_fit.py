@@ -166,6 +166,8 @@ def test_a_class_without_images_and_a_picture_in_two_classes_are_said(clip, tmp_
     assert not any(same in words for words in warned(images, "cat", "dog", "cat", "dog", "cat", "cat", "dog"))
     empty = "own images: there is no training image of horse; add some, or leave such classes out."
     assert empty in warned(paths, "cat", "dog", "cat", "dog", class_names=("cat", "dog", "horse"))
+    with pytest.raises(ClipbiasError, match="the labels are names, and those of the validation images are numbers"):
+        warned(paths, "cat", "dog", "cat", "dog", validation=(paths[:2], [1, 0]))
 
 
 def test_broken_images_are_named_together_before_the_first_step(clip, colours, recipe, tmp_path, monkeypatch):

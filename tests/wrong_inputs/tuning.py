@@ -203,7 +203,7 @@ CASES: list[Case] = [
         "the texts of CoCoOp depend on the image",
         lambda place: place.task("cocoop").class_features(place.clip.params, zeros(place.task("cocoop"))),
     ),
-    without_an_image("class 2 of 3 has no training image", "gda"),
+    without_an_image(r"no training image has the label 1 of 3 .from 0.", "gda"),
     adapted(
         "attention differs in size between blocks",
         "vision",
