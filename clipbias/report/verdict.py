@@ -241,7 +241,7 @@ def overview_figure(studies: Sequence[StudyResults]) -> CaptionedFigure | None:
     lines = [textwrap.fill(name, 16) for name in methods]
 
     def draw(axes: style.Axes, part: pd.DataFrame) -> None:
-        points(axes, part, category="method", hue="quantity", looks=_LOOKS, places=methods, step=0.12)
+        points(axes, part, category="method", hue="quantity", looks=_LOOKS, places=methods, step=0.1)
         axes.set_yticks(range(len(lines)), lines)
         for line in range(1, len(lines)):
             axes.axhline(line - 0.5, color="#E5E7EB", linewidth=0.6)

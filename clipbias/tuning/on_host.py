@@ -36,7 +36,7 @@ def class_means(rows: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarra
     missing = np.flatnonzero(np.bincount(labels, minlength=classes) == 0)
     if missing.size:
         raise ClipbiasError(
-            f"no training image has the label {missing[0]} of {classes} (from 0), and this method needs one of every class."
+            f"no training image has the label {missing[0]} of {classes} (from 0); this method needs one of every class."
         )
     return np.stack([rows[labels == label].mean(0) for label in range(classes)])
 
