@@ -1,6 +1,7 @@
 """Tables and figures of the verdict and of replacements, for one dataset or several."""
 
 import dataclasses
+import math
 import textwrap
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -241,7 +242,7 @@ def overview_figure(studies: Sequence[StudyResults]) -> CaptionedFigure | None:
     lines = [textwrap.fill(name, 16) for name in methods]
 
     def draw(axes: style.Axes, part: pd.DataFrame) -> None:
-        points(axes, part, category="method", hue="quantity", looks=_LOOKS, places=methods, step=0.1)
+        points(axes, part, category="method", hue="quantity", looks=_LOOKS, places=methods, step=0.12)
         axes.set_yticks(range(len(lines)), lines)
         for line in range(1, len(lines)):
             axes.axhline(line - 0.5, color="#E5E7EB", linewidth=0.6)
@@ -258,7 +259,8 @@ def overview_figure(studies: Sequence[StudyResults]) -> CaptionedFigure | None:
         draw,
         by=("", "dataset"),
         names={name: dataset_name(name) for name in datasets},
-        size=(2.1, 0.9 * len(lines) + 0.4),
+        # Few panels have a legend of few columns, which takes their height.
+        size=(2.1, 0.9 * len(lines) + 0.24 * math.ceil(len(_LOOKS) / min(len(datasets), 4))),
         x_label="% of the gain, or of what is added",
         share_y=True,
         wrap=4,
