@@ -15,6 +15,7 @@ import posixpath
 import shutil
 import stat
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from io import BytesIO
 from pathlib import Path
@@ -136,14 +137,22 @@ def sha256(path: str | os.PathLike) -> str:
 
 def parse_json(text: str, expected: type | tuple[type, ...] = object) -> Any:
     """The value of a JSON text. Raises `ValueError` with a short message for everything that cannot be read."""
+    repeated: list[str] = []
+
+    def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        repeated.extend(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        return dict(pairs)
+
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=distinct)
     except json.JSONDecodeError as error:
         raise ValueError(f"not valid JSON, line {error.lineno}: {error.msg}") from error
     except RecursionError as error:
         raise ValueError("not valid JSON: it is nested too deeply") from error
     except ValueError as error:  # a number of thousands of digits
         raise ValueError("not valid JSON: a number is too long") from error
+    if repeated:
+        raise ValueError(f"{repeated[0][:40]!r} occurs twice in an object")
     if not isinstance(value, expected):
         raise ValueError(f"another kind of content, {text.strip()[:40]!r}")
     return value

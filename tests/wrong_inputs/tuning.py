@@ -183,6 +183,7 @@ CASES: list[Case] = [
     bound("the class name 5 is not a string", ("a dog", 5), free_text=True),
     bound("blocks 4 to 3 are to be tuned, and the vision tower has blocks 1 to", ("cat",), "clip_lora", first_block=4),
     described(rf"{NAMED}not valid JSON", "{"),
+    described("'cat' occurs twice in an object", '{"cat": ["a"], "cat": ["b"], "maine_coon": ["c"]}'),
     described(rf"{NAMED}name the class 'maine coon' twice", '{"maine_coon": ["a"], "cat": ["b"], "maine coon": ["c"]}'),
     described(rf"{NAMED}have no texts for the class 'maine_coon'", '{"cat": ["a"], "dog": ["a"]}'),
     described(rf"{NAMED}tokens for the class 'cat'", json.dumps({"cat": ["photo " * 100], "maine coon": ["a"]})),
