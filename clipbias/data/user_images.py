@@ -283,5 +283,5 @@ def label_array(labels: Labels) -> np.ndarray:
         except ValueError as error:
             raise ClipbiasError(f"labels are {shown(labels)}; give numbers or names, [n].") from error
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iuU"):
-        raise ClipbiasError(f"labels have type {array.dtype} and shape {list(array.shape)}; give numbers or names.")
+        raise ClipbiasError(f"labels are {array.dtype} {list(array.shape)}; give whole numbers or names, [n].")
     return array

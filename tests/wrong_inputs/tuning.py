@@ -198,7 +198,7 @@ CASES: list[Case] = [
     ),
     losing(r"there are 2 images and labels of shape \[1\]; give the number of its class for each image", np.array([1])),
     losing("labels go from -1 to 1; there are 2 classes, from 0 to 1", np.array([-1, 1])),
-    losing("labels have type float64 and shape", np.array([0.0, 1.0])),
+    losing(r"labels are float64 \[2\]; give whole numbers", np.array([0.0, 1.0])),
     crops(r"TPT learns from 11 crops of each image.*\[B, 12, R, R, 3\]", IMAGES),
     (
         "the texts of CoCoOp depend on the image",
