@@ -116,7 +116,7 @@ def find_unlabelled(settings: DistilSettings, adapter: Adapter) -> Dataset | Spl
         return dataset
     # Images without labels, in a folder without folders of the adapter's classes.
     if dataset is None or name == "folder":
-        files = find_images(settings.data_dir)
+        files = find_images(settings.data_dir, "data_dir")
         return image_list(files, [0 for _ in files], adapter.class_names)
     is_order = sorted(dataset.class_names) == sorted(adapter.class_names)
     words = "the adapter's classes in another order" if is_order else "other classes than the adapter"

@@ -88,7 +88,7 @@ def refuse_other_descriptions(model: TunedModel, dataset: Dataset) -> None:
         )
 
 
-def find_images(text: str | None) -> list[Path]:
+def find_images(text: str | None, setting: str = "images") -> list[Path]:
     """Finds image files, and visible ones in folders, in the given order and by name."""
     files: list[Path] = []
     # A name may have a comma: a path that exists as it stands is one file.
@@ -113,7 +113,7 @@ def find_images(text: str | None) -> list[Path]:
             hint = "; commas separate names, so give the folder of a name that has one" if whole is not None else ""
             raise ClipbiasError(f"there is no image or folder {path}{hint}.")
     if not files:
-        raise ClipbiasError("no images to classify; give --config.images=FILE_OR_FOLDER.")
+        raise ClipbiasError(f"there are no images; give --config.{setting}=FILE_OR_FOLDER.")
     return files
 
 

@@ -29,7 +29,7 @@ from clipbias.clip.params import Params
 from clipbias.clip.precision import cast_weights
 from clipbias.constants import ZERO_SHOT
 from clipbias.data import Split
-from clipbias.data.images import Workers, pictures
+from clipbias.data.images import Images, Workers, check_readable, pictures
 from clipbias.data.pipeline import ImageReading, OnImageError, WorkerCount
 from clipbias.errors import ClipbiasError
 from clipbias.identity import identity
@@ -313,7 +313,13 @@ class Study:
             open_requests = [request for requests in waiting.values() for request in requests]
             # Several sections may ask for one measurement; it is computed once and kept for later rounds.
             new_requests = {request.name: request for request in open_requests if request.name not in results}
-            for passed in self._by_images(new_requests.values()):
+            passes = self._by_images(new_requests.values())
+            if passes and not results and self.options.on_image_error == "raise":
+                # An error amid the passes would come after minutes.
+                lists = [(self.split, self.images), *([(self.training, self.training_images)] if self.training else ())]
+                images = [Images(split.subset(numbers)) for split, numbers in lists]
+                check_readable(images, self.clip.preprocessing.resizing, self._workers, set())
+            for passed in passes:
                 self._pass(passed)
                 results |= {progress.request.name: progress.result for progress in passed}
             self.advance(_STAGE, 0, 0)

@@ -24,7 +24,7 @@ from clipbias.analysis.words import CATEGORY, text_types
 from clipbias.data import Split
 from clipbias.data.images import pictures as load_pictures
 from clipbias.data.transforms import Resizing
-from clipbias.errors import ClipbiasError
+from clipbias.errors import ClipbiasError, UnreadableImage
 from clipbias.tuning import Task
 from clipbias.tuning.tuned import Tuned
 from tests.analysis.models import CLASS_NAMES, tuned
@@ -137,7 +137,7 @@ def test_what_is_kept_is_not_computed_again_and_other_models_are_not_mistaken(cl
 
 
 def test_sections_share_passes_over_the_images(clip, tmp_path):
-    """Every picture is decoded twice for eight requests, two of them of the same name, in two rounds."""
+    """Every picture is checked once, and decoded twice for eight requests, two of the same name, in two rounds."""
     read = []
     plain = split()
     counted = Split(
@@ -161,7 +161,7 @@ def test_sections_share_passes_over_the_images(clip, tmp_path):
     labels = plain.labels.tolist()
     seen = study.run({"a": section(["x", "y"], ["z"]), "b": section(["x"], ["u", "v"]), "c": section([], ["x", "w"])})
     assert seen == {"a": [[labels] * 2, [labels]], "b": [[labels], [labels] * 2], "c": [[], [labels] * 2]}
-    assert sorted(read) == sorted([*range(COUNT)] * 2)
+    assert sorted(read) == sorted([*range(COUNT)] * 3)
     assert set(sizes) == {3}  # the last batch is filled up
 
 
@@ -308,6 +308,16 @@ def test_unreadable_images_are_left_out_where_asked(clip, tmp_path):
     assert results.predictions.models["vpt"][2] == -1
     assert results.dataset.images == COUNT - 1
     assert load_results(tmp_path).models[1].images == COUNT - 1
+
+
+def test_broken_images_of_all_lists_are_named_before_the_first_pass(clip, tmp_path):
+    study = make(clip, tmp_path, images=split(broken=2), training=split(broken=5))
+
+    def section():
+        return (yield [Request("x", "x", study.images, lambda batch: pytest.fail("a pass began"))])
+
+    with pytest.raises(UnreadableImage, match=r"2 images cannot be read: .*test/2\.png.*test/5\.png"):
+        study.run_section(section())
 
 
 def predictions_of(zero_shot, vpt):

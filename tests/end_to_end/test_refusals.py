@@ -156,7 +156,7 @@ def test_mistakes_are_one_sentence(tmp_path):
         (explain, not_there, f"there is no folder {nowhere}; check data_dir."),
         (explain, {"sections": "relevance"}, "unknown section 'relevance'"),
         (explain, {}, "no dataset to explain; give --config.dataset=NAME"),
-        (predict, {"classes": "a"}, "no images to classify"),
+        (predict, {"classes": "a"}, "there are no images; give --config.images"),
         (predict, {"images": "pyproject.toml", "classes": "a", "texts": "b"}, "texts replace class names"),
         (
             predict,
