@@ -320,8 +320,7 @@ def vision_totals(study: Study, models: Sequence[Model]) -> Computation[dict[str
     """
 
     def request_of(model: Model) -> Request:
-        step = _vision_step(study, model)
-        return Request(f"attention-{model.key}", f"{model.label}: attention", study.images, step)
+        return Request(f"attention-{model.key}", f"{model.label}: attention", study.images, _vision_step(study, model))
 
     return (yield from for_each(models, request_of))
 

@@ -75,8 +75,7 @@ def find(source: str | os.PathLike) -> ModelLocation:
     try:
         weights, _ = choose(folder)
     except ClipbiasError:
-        names = hub.list_files(name, folder.name)
-        weights, configuration = choose(folder, names, where=repr(str(name)))
+        weights, configuration = choose(folder, hub.list_files(name, folder.name), where=repr(str(name)))
         if configuration is not None:
             describe(folder / configuration)
         hub.download(name, weights, folder.name)
@@ -100,8 +99,7 @@ def choose(folder: Path, files: Collection[str] | None = None, *, where: str = "
         if not candidates:
             continue
         if configuration not in files:
-            missing = f"{where} has {candidates[0]} but no {configuration}; fetch that too."
-            complaints.append(ClipbiasError(missing))
+            complaints.append(ClipbiasError(f"{where} has {candidates[0]} but no {configuration}; fetch that too."))
         elif refusal := _refusal(folder / configuration):
             complaints.append(refusal)
         else:
@@ -471,8 +469,7 @@ def _geometry(weights: Weights, activation: str | None, name: str) -> tuple[Clip
         return config, preprocessing
     # Without a configuration: the publisher's format, the user, or OpenAI's buffers name the activation. Weights do
     # not.
-    family = weights.table.families[0]
-    activation = _NATIVE_ACTIVATIONS.get(family) or activation or weights.activation
+    activation = _NATIVE_ACTIVATIONS.get(weights.table.families[0]) or activation or weights.activation
     if activation is None:
         raise ClipbiasError(
             f"{weights.where} does not name its model's activation; put its config.json or "
