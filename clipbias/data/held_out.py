@@ -115,10 +115,9 @@ def hold_out_a_shot(protocol: EvalProtocol, seed: int) -> EvalProtocol:
         )
     # The held-out shots never train, also not in the end: the number of shots includes them.
     rest = np.setdiff1d(np.arange(len(train)), np.concatenate(held))
-    splits = {**source.splits, "train": train.subset(rest)}
     return dataclasses.replace(
         protocol,
-        source=dataclasses.replace(source, splits=splits),
+        source=dataclasses.replace(source, splits={**source.splits, "train": train.subset(rest)}),
         validation=lambda: _subset(train, held),
         calibration=lambda: None,
     )

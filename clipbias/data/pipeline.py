@@ -265,5 +265,4 @@ def _skips(on_error: str) -> bool:
 def _generator(seed: int, epoch: int, *, stream: int) -> np.random.Generator:
     # Philox is a keyed counter: with the stream in the counter's last word, streams of a key are 2^192 blocks apart.
     key = np.array([seed & (2**64 - 1), epoch], dtype=np.uint64)
-    counter = np.array([0, 0, 0, stream], dtype=np.uint64)
-    return np.random.Generator(np.random.Philox(key=key, counter=counter))
+    return np.random.Generator(np.random.Philox(key=key, counter=np.array([0, 0, 0, stream], dtype=np.uint64)))

@@ -595,8 +595,7 @@ def examples_figure(study: StudyResults) -> CaptionedFigure | None:
     size = (2.25 * (1 + len(models)), 2.8 * count + 0.55)
     titles = [printable(classes[int(label)]) for label in examples.labels]
     figure = overlay_grid(size, (4.2, 1) * count, list(examples.pictures), titles, overlays, scale=True)
-    counts = counted(count, "picture")
-    return captioned("examples", figure, joined(frames), dataset=study.dataset.name, counts=counts)
+    return captioned("examples", figure, joined(frames), dataset=study.dataset.name, counts=counted(count, "picture"))
 
 
 DRAWING_OF_EXAMPLES = Drawing(section=EXAMPLES, place=110, figures=(examples_figure,), nothing="no image could be read")

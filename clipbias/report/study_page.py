@@ -155,8 +155,7 @@ def _models(study: StudyResults) -> Table:
     for model in study.models:
         count = model.parameters
         numbers = [count.total, count.vision, count.text, count.shared, model.vision_prompts, model.text_prompts]
-        accuracy = f"{model.accuracy:.1f} ± {model.standard_error:.1f}"
-        rows.append([model.label, accuracy, *map("{:,}".format, numbers)])
+        rows.append([model.label, f"{model.accuracy:.1f} ± {model.standard_error:.1f}", *map("{:,}".format, numbers)])
     return Table(*pages.words_of("models_table", template=study.dataset.template), columns, rows)
 
 
