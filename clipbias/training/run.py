@@ -117,8 +117,7 @@ def prepare(
 def validation_of(spec: RunSpec, context: SweepContext, *, compares_rates: bool) -> str:
     """Names the images that select a setting of a single run: in the run itself, or before it as the spec says."""
     task = context.bind(spec.make_method(), context.drawn(spec).source, spec.method)
-    selects = needs_validation(task, spec.recipe, compares_rates=compares_rates)
-    return held_out.POLICY if selects else spec.validation
+    return held_out.POLICY if needs_validation(task, spec.recipe, compares_rates=compares_rates) else spec.validation
 
 
 def other_images(prepared: PreparedGroup) -> list[Split]:

@@ -122,8 +122,7 @@ def place_text(mesh: Mesh, task: Task, params: Params, *, training: bool = False
         if abstract:
             shape = (len(task.texts), task.clip.config.projection_width)
             return placement.replicate(mesh, jax.ShapeDtypeStruct(shape, np.float32))
-        features = task.text_input(params, task.init())
-        return jax.device_put(features, placement.sharding(mesh))
+        return jax.device_put(task.text_input(params, task.init()), placement.sharding(mesh))
     # Packed texts share the keys and values of their common beginning. Dropout draws anew for each text, so they have
     # none in common.
     if training and task.classifier.drops_text(task.shapes):
@@ -253,8 +252,7 @@ def train_step(
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
         texts = inputs.texts
         if method.templates_in_training is not None:
-            selected = method.templates_in_training(jax.random.key(seed), state.step)
-            texts = dataclasses.replace(texts, selected=selected)
+            texts = dataclasses.replace(texts, selected=method.templates_in_training(jax.random.key(seed), state.step))
         run_inputs = dataclasses.replace(inputs, texts=texts, constants=constants)
         return loss_and_gradient(static, run_inputs, learnables, batch, rng)
 

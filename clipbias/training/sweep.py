@@ -77,8 +77,7 @@ def sweep(
 
     def finished_rows() -> list[Row]:
         # With today's facts: the rates that a finished run was selected from may be more by now.
-        rows = hosts.from_first(lambda: read_rows(workdir, specs))
-        return [row | (facts or {}).get(row["key"], {}) for row in rows]
+        return [row | (facts or {}).get(row["key"], {}) for row in hosts.from_first(lambda: read_rows(workdir, specs))]
 
     rows = finished_rows()
 

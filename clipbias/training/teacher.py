@@ -135,8 +135,7 @@ def _evaluation(model: Tuned, context: SweepContext) -> tuple[EvalStatic, EvalIn
         params = context.params
     else:
         params = placement.place_weights(mesh, task.clip.params, task.classifier.dtype)
-    learnables = stack_runs([jax.device_get(model.learnables)])
-    return make_evaluation(task, params, learnables, runs=1, mesh=mesh)
+    return make_evaluation(task, params, stack_runs([jax.device_get(model.learnables)]), runs=1, mesh=mesh)
 
 
 @functools.partial(jax.jit, static_argnames="mesh")
