@@ -124,9 +124,9 @@ def _refusal(path: Path) -> ClipbiasError | None:
     own_code = classes[0] if isinstance(classes, list) and classes and "auto_map" in raw else None
     if own_code is not None:  # such code may change the network, even if it names a known family
         return other_network(str(path), f"code of its own, {checks.shown(own_code)}")
-    if raw.get("model_type") in [*MODELS]:
-        return None
-    if "model_type" not in raw and {"text_config", "vision_config"} & raw.keys():
+    if raw.get("model_type") in [*MODELS] or (
+        "model_type" not in raw and {"text_config", "vision_config"} & raw.keys()
+    ):
         return None
     key = "architecture" if "model_type" not in raw and "architecture" in raw else "model_type"  # timm's, or none
     return other_network(str(path), f"{key} {checks.shown(raw.get(key))}")

@@ -429,9 +429,7 @@ HubDataset: TypeAlias = Any  # `datasets.Dataset`
 
 def is_hub_dataset(value: object) -> bool:
     """Whether an object is a `datasets.Dataset` or `datasets.DatasetDict`."""
-    if isinstance(value, Mapping):
-        return bool(value) and all(map(_is_table, value.values()))
-    return _is_table(value)
+    return bool(value) and all(map(_is_table, value.values())) if isinstance(value, Mapping) else _is_table(value)
 
 
 def _is_table(value: object) -> bool:

@@ -149,9 +149,7 @@ def unlabelled_images(dataset: Dataset, evaluated: Split) -> Split | None:
     """Returns training and validation images that are not in `evaluated`, with labels 0; `None` without such images."""
     parts = [dataset.splits.get("train"), dataset.splits.get("val")]
     splits = [split for part in parts if part is not None and len(split := _without_copies(part, evaluated))]
-    if not splits:
-        return None
-    return without_labels(splits[0] if len(splits) == 1 else _joined(*splits))
+    return without_labels(splits[0] if len(splits) == 1 else _joined(*splits)) if splits else None
 
 
 def _without_copies(split: Split, *others: Split) -> Split:
