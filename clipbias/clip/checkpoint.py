@@ -104,8 +104,7 @@ def choose(folder: Path, files: Collection[str] | None = None, *, where: str = "
             complaints.append(refusal)
         else:
             return candidates[0], configuration
-    native = sorted(filter(NATIVE.fullmatch, files))
-    if len(native) == 1:
+    if len(native := sorted(filter(NATIVE.fullmatch, files))) == 1:
         return native[0], None
     if complaints:
         raise complaints[0]

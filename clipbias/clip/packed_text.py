@@ -361,8 +361,7 @@ def _group_features(
         start = class_block(adaptation, config.text)
         x, _ = block.scan_all_but_last(functools.partial(step, tokens), x, inputs, remat, end=start)
         x = _put_context(tokens, x, adaptation.text_class_prompts)
-    inserted = check_inserted(adaptation, "text", config)
-    if inserted is not None:
+    if (inserted := check_inserted(adaptation, "text", config)) is not None:
         if not tokens.causal:
             raise ClipbiasError("text_tokens are shared by all texts, which only a causal text tower allows.")
         start = config.common_blocks - inserted.shape[0]

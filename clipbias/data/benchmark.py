@@ -124,8 +124,7 @@ def read_split_file(path: Path, *, hint: str, split_names: Sequence[str] = ("tra
     if not titles:
         raise ClipbiasError(f"{path} lists no image; fetch it again ({hint})")
     # Without gaps, a label is the index of a class name.
-    missing = next((label for label in range(len(titles)) if label not in titles), None)
-    if missing is not None:
+    if (missing := next((label for label in range(len(titles)) if label not in titles), None)) is not None:
         raise ClipbiasError(f"{path}: label {missing} has no image, but label {max(titles)} has; labels leave a gap.")
     return DatasetListing(tuple(titles[label] for label in range(len(titles))), (), splits)
 

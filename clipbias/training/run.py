@@ -176,8 +176,7 @@ def calibration_images(drawn: EvalProtocol, spec: RunSpec) -> tuple[Split | None
     """Returns the images that calibrate a run, or `None` and the reason; `drawn` is the split before its policy."""
     if spec.validation not in (UNSELECTED, held_out.POLICY):
         return None, f"no prediction sets: its validation images ({spec.validation}) selected a setting"
-    images = held_out.left_to_calibrate(drawn, spec.seed, selects=spec.validation == held_out.POLICY)
-    if images is not None:
+    if (images := held_out.left_to_calibrate(drawn, spec.seed, selects=spec.validation == held_out.POLICY)) is not None:
         return images, ""
     return None, (
         f"no prediction sets: fewer than {held_out.FEWEST_TO_CALIBRATE} images neither train nor select a setting; "

@@ -95,8 +95,7 @@ def sweep(
     # Groups are made of all specs, finished or not, so that a sweep that continues runs the rest of the same groups.
     left = [tuple(spec for spec in group if spec.key not in done) for group in groups]
     todo = [group for group in left if group]
-    folder = workdir / "checkpoints"
-    if hosts.is_first() and folder.is_dir():
+    if hosts.is_first() and (folder := workdir / "checkpoints").is_dir():
         # Checkpoints of finished groups: a process was killed between writing their rows and removing these.
         there = {path.name for path in folder.iterdir()}
         finished = [group for group, specs_left in zip(groups, left, strict=True) if not specs_left]

@@ -105,8 +105,7 @@ class TaughtBatches(RunBatches):
         else:
             static, inputs = _evaluation(teacher, context)
             self._evaluation = static, encode_texts(static, inputs)
-            own = teacher.task.clip.preprocessing.resizing
-            if own != resizing:
+            if (own := teacher.task.clip.preprocessing.resizing) != resizing:
                 self._of_teacher = RunBatches(run_images, seeds, recipe, reading, resizing=own, start_step=start_step)
 
     def __next__(self) -> Batch:

@@ -208,8 +208,7 @@ def _blocks(tensors: Tensors, tower: str, first: str, later: str, clip: Clip, st
             raise ClipbiasError(
                 f"the {tower} tower has prompts in block {shorten(str(block))} {problem}; no method here has such ones."
             )
-    layers = getattr(clip.config, tower).layers
-    if len(numbered) > layers:
+    if len(numbered) > (layers := getattr(clip.config, tower).layers):
         raise ClipbiasError(
             f"it has prompts in {len(numbered)} blocks, and the {tower} tower of {clip.name} has {layers}; load the "
             "CLIP that it was trained on."
