@@ -294,8 +294,7 @@ def class_table(study: StudyResults) -> Table | None:
         answered &= changes >= 0
     columns = {"label": predictions.labels, "zero_shot": predictions.zero_shot, **steps}
     names = study.dataset.class_names
-    rows = {}
-    net = {}
+    rows, net = {}, {}
     # Classes are those of the images: one without test images has no row.
     for label, images in pd.DataFrame(columns)[answered].groupby("label"):
         # Sorted by class, so that the first of equally frequent errors is the same everywhere.
