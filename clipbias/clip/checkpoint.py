@@ -60,8 +60,7 @@ def find(source: str | os.PathLike) -> ModelLocation:
     """Locates the `source` of `load`, or downloads it. Raises `ClipbiasError` if there is none, or another network."""
     if source in EMBEDDED:
         return ModelLocation(Path(str(resources.files("clipbias") / "assets" / source)), str(source))
-    path = user_path(source)
-    if path.exists():
+    if (path := user_path(source)).exists():
         return ModelLocation(path, str(path.resolve()))
     name = hub.parse(str(source))
     if name is None:

@@ -210,8 +210,7 @@ class TrainingFeatures:
     def passes(self, count: int) -> np.ndarray:
         """Returns the first `count` augmented passes, `[count, N, d]`."""
         # A pass is a function of seed and number, so later calls compute only the passes that are missing.
-        missing = range(0 if self._passes is None else len(self._passes), count)
-        if len(missing):
+        if missing := range(0 if self._passes is None else len(self._passes), count):
             share = placement.share(self.reading.mesh)
             batches = pass_batches(
                 self.images,
