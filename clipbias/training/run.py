@@ -153,12 +153,11 @@ def make_job(group: Group, context: SweepContext, outputs: RunOutputs | None = N
     else:
         # A method without training images has an empty training; a job still counts its images.
         images = {seed: Images(protocol.evaluations[0].dataset.split("test")) for seed, protocol in by_seed.items()}
-    runs = [Run(images[spec.seed], spec.start, by_seed[spec.seed], spec.learning_rate) for spec in group]
     return TrainJob(
         context=context,
         task=task,
         recipe=first.recipe if method.trains and method.uses_images else None,
-        runs=tuple(runs),
+        runs=tuple(Run(images[spec.seed], spec.start, by_seed[spec.seed], spec.learning_rate) for spec in group),
         outputs=outputs or RunOutputs(),
     )
 
@@ -195,9 +194,8 @@ def select(prepared: PreparedGroup, workdir: Path, key: str, *, compares_rates: 
     if not needs_validation(job.task, job.recipe, compares_rates=compares_rates):
         return prepared
     make = functools.partial(select_settings, job, held, compares_rates=compares_rates)
-    selection = kept_selection(workdir, key, make)
     # Nothing is selected where the method searches on its validation split while it trains.
-    if selection is None:
+    if (selection := kept_selection(workdir, key, make)) is None:
         return prepared
     (spec,) = prepared.specs
     return dataclasses.replace(

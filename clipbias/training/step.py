@@ -82,8 +82,7 @@ def init_state(method: Method, recipe: Recipe, learnables: Learnables) -> TrainS
     # Constants get no gradient: in the state they would be checkpointed, donated and decayed for nothing.
     learnables = without_constants(learnables)
     # Any number of epochs tells whether there is an average.
-    averages = method.average(recipe.epochs or EPOCHS) is not None
-    average = jax.tree.map(jnp.zeros_like, learnables) if averages else None
+    average = jax.tree.map(jnp.zeros_like, learnables) if method.average(recipe.epochs or EPOCHS) is not None else None
     return TrainState(learnables, method.optimizer(recipe).init(learnables), jnp.zeros((), jnp.int32), average)
 
 
