@@ -102,9 +102,8 @@ class Batches(Ahead[Batch]):
     """Iterator over batches that are prepared ahead from the first `next` on. A notice to stop ends it."""
 
     def __init__(self, source: Source, workers: Workers | int | None) -> None:
-        pieces = len(source.pieces)
         workers = workers if isinstance(workers, Workers) else Workers(workers)
-        super().__init__(workers, source.numbers, source.begin, pieces=pieces, size=source.nbytes)
+        super().__init__(workers, source.numbers, source.begin, pieces=len(source.pieces), size=source.nbytes)
         self.source = source
 
     def __next__(self) -> Batch:

@@ -97,10 +97,9 @@ def base_to_new(dataset: Dataset, *, shots: int, seed: int) -> EvalProtocol:
     # Drawn among all classes, as CoCoOp's code does: base classes then have the same picks as in `few_shot`.
     picks = _picks(dataset, shots, seed)
     base = range(half)
-    new = range(half, classes)
     evaluations = (
         EvaluationSet("base", _tested(dataset.with_classes(base)), tuple(base)),
-        EvaluationSet("new", _tested(dataset.with_classes(new)), None),
+        EvaluationSet("new", _tested(dataset.with_classes(range(half, classes))), None),
     )
     return _drawn("base_to_new", dataset.with_classes(base), picks.with_classes(base), evaluations, shots, seed)
 
