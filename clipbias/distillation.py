@@ -237,8 +237,7 @@ def distil(
         pictures, _ = list_images(data)
         data = image_list(pictures, [0] * len(pictures), model.class_names)
     parts = divide_images(data, model)
-    student = model.clip if clip is None else as_clip(clip)
-    context = make_context(student, mesh, dtype=model.task.classifier.dtype)
+    context = make_context(model.clip if clip is None else as_clip(clip), mesh, dtype=model.task.classifier.dtype)
     with contextlib.closing(Progress(title="distil", shown=progress)) as bar:
         return distil_model(model, parts, options, context, RunOutputs(progress=bar))
 
@@ -298,6 +297,5 @@ def _compare(
     results = [split_logits(model, images, context) for model in tuned_models]
     read = np.all([of_model for _, of_model in results], axis=0)
     logits = np.stack([of_model[read] for of_model, _ in results], axis=1)
-    labels = split.labels[read] if labelled else None
-    _, (comparison,) = compare([by_image([student], logits, labels=labels)])
+    _, (comparison,) = compare([by_image([student], logits, labels=split.labels[read] if labelled else None)])
     return comparison

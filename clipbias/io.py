@@ -268,8 +268,7 @@ def write_tensors(path: str | os.PathLike, tensors: Mapping[str, Any], metadata:
             shutil.copymode(example, temporary)
         except safetensors.SafetensorError as error:
             # Rust's error has no errno: its words become an `OSError`, which `_temporary` turns into a sentence.
-            words = str(error).partition("I/O error: ")[2].partition(" (os error")[0]
-            raise OSError(words or str(error)) from error
+            raise OSError(str(error).partition("I/O error: ")[2].partition(" (os error")[0] or str(error)) from error
 
 
 def save_arrays(path: str | os.PathLike, arrays: Mapping[str, Any]) -> None:

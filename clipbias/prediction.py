@@ -90,9 +90,7 @@ class Prediction:
 
     def answer(self, number: int) -> str:
         """A picture's prediction set in words, or "none of these"; "" without calibration."""
-        if self.rule is None:
-            return ""
-        return self.rule.words(self.sets[number], bool(self.rejected[number]))
+        return "" if self.rule is None else self.rule.words(self.sets[number], bool(self.rejected[number]))
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)

@@ -111,10 +111,9 @@ def text_roles(task: Task) -> Roles:
     """Returns the roles of all texts' tokens, `[n · C, N]`."""
     # Rows that hold a learned context are prompts, wherever they stand in the text.
     is_prompt = np.asarray(task.tokens.context_rows) >= 0
-    positions = np.arange(is_prompt.shape[1])
     # Under a causal mask, tokens before the first prompt see none: their share of 0 says nothing about prompts.
     first = np.argmax(is_prompt, axis=1)[:, None] if task.clip.config.text.causal else -1
-    return Roles(is_prompt, ~is_prompt & (positions > first) & np.asarray(task.tokens.counted))
+    return Roles(is_prompt, ~is_prompt & (np.arange(is_prompt.shape[1]) > first) & np.asarray(task.tokens.counted))
 
 
 def entropy(probabilities: jax.Array) -> jax.Array:
@@ -320,8 +319,7 @@ def vision_totals(study: Study, models: Sequence[Model]) -> Computation[dict[str
     """
 
     def request_of(model: Model) -> Request:
-        step = _vision_step(study, model)
-        return Request(f"attention-{model.key}", f"{model.label}: attention", study.images, step)
+        return Request(f"attention-{model.key}", f"{model.label}: attention", study.images, _vision_step(study, model))
 
     return (yield from for_each(models, request_of))
 
@@ -418,10 +416,6 @@ def _vision_attention(study: Study, model: Model, totals: Totals) -> VisionAtten
 
 def compute_decomposition(study: Study) -> Computation[dict[str, Decomposition | Missing]]:
     """Computes Eq. 12 and Fig. 1 for the towers in which a model has prompts."""
-
-    def observe(tokens: TextTokens, roles: Roles) -> Observe:
-        return observe_parts(roles, jnp.asarray(tokens.eos))
-
     by_model: dict[str, Decomposition | Missing] = {}
     towers: dict[str, list[str]] = {}
     for model in study.tuned:
@@ -441,7 +435,10 @@ def compute_decomposition(study: Study) -> Computation[dict[str, Decomposition |
                 runs = [{name: means[f"{name}/{number}"] for name in PARTS} for number in range(model.passes)]
             else:
                 # Classes are the samples, for each of the texts of a class.
-                texts = observe_texts(study, model, observe, text_roles(model.task))
+                roles = text_roles(model.task)
+                texts = observe_texts(
+                    study, model, lambda tokens, of_text: observe_parts(of_text, jnp.asarray(tokens.eos)), roles
+                )
                 runs = [{name: jax.device_get(over_texts(x)) for name, x in seen.items()} for seen in texts]
                 means = functools.reduce(merge, runs)  # over the samples of all runs together
             of_model[tower] = _decompose(study, model, tower, means, runs)

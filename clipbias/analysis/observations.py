@@ -347,8 +347,7 @@ def observe(results: StudyResults, *, seed: int = 0) -> Observations:
                     outcome=decide(number, *about.range),
                 )
             )
-    for models in methods:
-        rows += _hypotheses(results, models)
+    rows += [row for models in methods for row in _hypotheses(results, models)]
     return dataclasses.replace(observed, rows=tuple(rows))
 
 

@@ -261,12 +261,11 @@ def compute_explore(study: Study) -> Computation[Exploration]:
     count = min(study.options.explore_images, max(1, LARGEST_BYTES // bytes_per_image(study)))
     images = choose_images(study, predictions, count)
     # Pairs of an image's row and a class: its true class first, then predicted classes.
-    labels = study.split.labels[images]
     predicted = [predictions.models[model.key][images] for model in study.models]
     pairs = np.array(
         [
             (row, each)
-            for row, label in enumerate(labels)
+            for row, label in enumerate(study.split.labels[images])
             for each in dict.fromkeys([label, *(of_model[row] for of_model in predicted)])
         ]
     )

@@ -98,8 +98,7 @@ class _Tower:
             probabilities = jax.nn.softmax(scores, axis=-1)
             # A tap of zeros changes no value. Its gradient is `G = ∂y/∂A`, of one head and layer at a time.
             seen["probabilities"] = probabilities if tap is None else probabilities + tap
-            heads = jnp.einsum("BHNM,BHMK->BHNK", seen["probabilities"].astype(v.dtype), v)
-            return heads.swapaxes(1, 2)
+            return jnp.einsum("BHNM,BHMK->BHNK", seen["probabilities"].astype(v.dtype), v).swapaxes(1, 2)
 
         hooks = dataclasses.replace(self.inputs.hooks(attend), tap=keep)
         return run_block(tokens, self.layer(index), self.config, hooks), seen["probabilities"]
@@ -164,8 +163,7 @@ class _Tower:
             row = LastRow(attention, _cosine(q, k), number[:, 0], others)
             return jnp.einsum("BHM,BMHK->BHK", attention.astype(v.dtype), v)
 
-        last = self.layer(self.config.layers - 1)
-        rows = run_block(tokens, last, self.config, self.inputs.pooled_hooks(attend))
+        rows = run_block(tokens, self.layer(self.config.layers - 1), self.config, self.inputs.pooled_hooks(attend))
         assert row is not None
         return rows, row
 
@@ -368,8 +366,7 @@ def reduce_backward(
     top = observed.whole_blocks
     # Layers below `start_layer` are never differentiated: relevancy that starts there does not depend on them.
     if start_layer < top:
-        below = jnp.arange(start_layer, top)
-        (_, states), _ = jax.lax.scan(step, (token_gradients, states), below, reverse=True)
+        (_, states), _ = jax.lax.scan(step, (token_gradients, states), jnp.arange(start_layer, top), reverse=True)
     batch, length = inputs.tokens.shape[:2]
     # Queries without an influence have no gradient: a mean over queries (LeGrad) may not count them.
     influential = jnp.full(batch, length) if inputs.visible is None else inputs.visible.sum(-1)

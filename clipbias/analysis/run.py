@@ -62,8 +62,7 @@ def run_study(
     # The verdict needs the causal test of all models, and a section's `finish` needs the verdict.
     results = judge(facts)
     finished = {section.name: section.finish(study, results) for section in requested if section.finish}
-    seconds = round(time.monotonic() - began, 1)
-    results = dataclasses.replace(results, sections=computed | finished, seconds=seconds)
+    results = dataclasses.replace(results, sections=computed | finished, seconds=round(time.monotonic() - began, 1))
     # Results are whole on every process, and a file may have a single writer.
     if hosts.is_first():
         save_results(folder, results)

@@ -80,8 +80,7 @@ class Moments:
         squares = np.asarray(self.squares, np.float64)
         count = _widen(np.asarray(self.count, np.float64), squares.ndim)
         # `s / √n` with the unbiased variance.
-        error = np.sqrt(squares / np.maximum(count - 1, 1) / np.maximum(count, 1))
-        return np.where(count < 2, np.nan, error)
+        return np.where(count < 2, np.nan, np.sqrt(squares / np.maximum(count - 1, 1) / np.maximum(count, 1)))
 
     @property
     def samples(self) -> int:

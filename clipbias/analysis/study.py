@@ -8,6 +8,7 @@ The state of each request is written to `parts/` every minute and at the end of 
 interrupted study continues from there.
 """
 
+import contextlib
 import dataclasses
 import functools
 import time
@@ -98,11 +99,6 @@ class StudyOptions:
     def __post_init__(self) -> None:
         check_fields(self)
 
-    @property
-    def images_at_once(self) -> int:
-        """Images per batch over all devices: `batch_size`, or the backend's default."""
-        return self.batch_size or (_BATCH_ON_CPU if jax.default_backend() == "cpu" else _BATCH)
-
 
 @dataclasses.dataclass(frozen=True)
 class Request:
@@ -137,7 +133,8 @@ class RequestProgress:
         self._rows: dict[str, list[np.ndarray]] = {}
         self.done = 0
         if self._path.exists():
-            try:
+            # A file that was cut off by a kill costs its sums, not the study.
+            with contextlib.suppress(ClipbiasError, KeyError, ValueError):
                 arrays = load_arrays(self._path)
                 if str(arrays.pop(_IDENTITY, None)) == study:
                     done = check_int("the number of examples", arrays.pop(_EXAMPLES).item())
@@ -145,9 +142,6 @@ class RequestProgress:
                     sums = {name: Moments(*(arrays.get(f"{name}|{field}") for field in _FIELDS)) for name in names}
                     rows = {name: [values] for name, values in arrays.items() if "|" not in name}
                     self._sums, self._rows, self.done = sums, rows, done
-            # A file that was cut off by a kill costs its sums, not the study.
-            except (ClipbiasError, KeyError, ValueError):
-                pass
         self._saved = self.done
 
     def add(self, batch: dict[str, Any], count: int, mask: np.ndarray) -> None:
@@ -390,7 +384,8 @@ class Study:
         # A batch is never larger than its list: a study of ten images would otherwise compute mostly padding.
         is_training = split is not None and split is self.training
         count = len(self.training_images) if is_training else len(self.images)
-        at_once = max(1, self.options.images_at_once // (1 + crops))
+        images = self.options.batch_size or (_BATCH_ON_CPU if jax.default_backend() == "cpu" else _BATCH)
+        at_once = max(1, images // (1 + crops))
         return placement.rows(self.mesh, min(at_once, max(count, 1)))
 
     def in_passes(self, compute: Callable[..., Any], *rows: np.ndarray) -> Any:

@@ -128,8 +128,7 @@ def context_words(
     parts = pairwise_distances_chunked(context, token_embedding, reduce_func=nearest)
     ids, mean_distance = (np.concatenate(each) for each in zip(*parts, strict=True))
     # The chunks compute `|x|² + |y|² − 2 x·y`, which rounds. Differences put a vector's own row at distance 0.
-    differences = token_embedding[ids].astype(np.float64) - context[:, None]
-    distances = np.linalg.norm(differences, axis=-1)
+    distances = np.linalg.norm(token_embedding[ids].astype(np.float64) - context[:, None], axis=-1)
     # Exact distances may reorder near ties of the rounded ones; ids break exact ties, so results are reproducible.
     order = np.lexsort((ids, distances))
     return np.take_along_axis(ids, order, 1), np.take_along_axis(distances, order, 1), mean_distance

@@ -239,13 +239,11 @@ def fold(params: Params, adaptation: Adaptation) -> Params:
         raise ClipbiasError("only biases and other changes of weights fold; this adaptation has other parts, or none.")
     folded = dict(params)
     for tower in ("vision", "text"):
-        bias = getattr(adaptation, f"{tower}_bias")
-        change = getattr(adaptation, f"{tower}_weights")
         # Weights first: both may change the bias of fc2, and the second adds to the first.
-        if change is not None:
+        if (change := getattr(adaptation, f"{tower}_weights")) is not None:
             check_changes(change, params[tower], f"{tower}_weights")
             folded[tower] = fold_changes(folded[tower], change)
-        if bias is not None:
+        if (bias := getattr(adaptation, f"{tower}_bias")) is not None:
             # `x + MLP(x) + b` is a block whose MLP has the output bias of fc2 plus `b`. A BERT's block ends with a
             # LayerNorm, and `b` adds to its bias.
             rows = np.asarray(bias).reshape(len(bias), -1)

@@ -284,9 +284,7 @@ def bias_rows(
     """
     if bias is None or bias.ndim == 2:
         return None
-    if bias.shape[1] == 2:
-        return jnp.where(is_pooled, 0, 1)
-    return jnp.where(positions < bias.shape[1], positions, -1)
+    return jnp.where(is_pooled, 0, 1) if bias.shape[1] == 2 else jnp.where(positions < bias.shape[1], positions, -1)
 
 
 def bias_of_tokens(bias: jax.Array, bias_rows: jax.Array | None) -> jax.Array:

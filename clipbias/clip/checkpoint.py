@@ -60,8 +60,7 @@ def find(source: str | os.PathLike) -> ModelLocation:
     """Locates the `source` of `load`, or downloads it. Raises `ClipbiasError` if there is none, or another network."""
     if source in EMBEDDED:
         return ModelLocation(Path(str(resources.files("clipbias") / "assets" / source)), str(source))
-    path = user_path(source)
-    if path.exists():
+    if (path := user_path(source)).exists():
         return ModelLocation(path, str(path.resolve()))
     name = hub.parse(str(source))
     if name is None:
@@ -75,8 +74,7 @@ def find(source: str | os.PathLike) -> ModelLocation:
     try:
         weights, _ = choose(folder)
     except ClipbiasError:
-        names = hub.list_files(name, folder.name)
-        weights, configuration = choose(folder, names, where=repr(str(name)))
+        weights, configuration = choose(folder, hub.list_files(name, folder.name), where=repr(str(name)))
         if configuration is not None:
             describe(folder / configuration)
         hub.download(name, weights, folder.name)
@@ -100,14 +98,12 @@ def choose(folder: Path, files: Collection[str] | None = None, *, where: str = "
         if not candidates:
             continue
         if configuration not in files:
-            missing = f"{where} has {candidates[0]} but no {configuration}; fetch that too."
-            complaints.append(ClipbiasError(missing))
+            complaints.append(ClipbiasError(f"{where} has {candidates[0]} but no {configuration}; fetch that too."))
         elif refusal := _refusal(folder / configuration):
             complaints.append(refusal)
         else:
             return candidates[0], configuration
-    native = sorted(filter(NATIVE.fullmatch, files))
-    if len(native) == 1:
+    if len(native := sorted(filter(NATIVE.fullmatch, files))) == 1:
         return native[0], None
     if complaints:
         raise complaints[0]
@@ -126,9 +122,9 @@ def _refusal(path: Path) -> ClipbiasError | None:
     own_code = classes[0] if isinstance(classes, list) and classes and "auto_map" in raw else None
     if own_code is not None:  # such code may change the network, even if it names a known family
         return other_network(str(path), f"code of its own, {checks.shown(own_code)}")
-    if raw.get("model_type") in [*MODELS]:
-        return None
-    if "model_type" not in raw and {"text_config", "vision_config"} & raw.keys():
+    if raw.get("model_type") in [*MODELS] or (
+        "model_type" not in raw and {"text_config", "vision_config"} & raw.keys()
+    ):
         return None
     key = "architecture" if "model_type" not in raw and "architecture" in raw else "model_type"  # timm's, or none
     return other_network(str(path), f"{key} {checks.shown(raw.get(key))}")
@@ -471,8 +467,7 @@ def _geometry(weights: Weights, activation: str | None, name: str) -> tuple[Clip
         return config, preprocessing
     # Without a configuration: the publisher's format, the user, or OpenAI's buffers name the activation. Weights do
     # not.
-    family = weights.table.families[0]
-    activation = _NATIVE_ACTIVATIONS.get(family) or activation or weights.activation
+    activation = _NATIVE_ACTIVATIONS.get(weights.table.families[0]) or activation or weights.activation
     if activation is None:
         raise ClipbiasError(
             f"{weights.where} does not name its model's activation; put its config.json or "

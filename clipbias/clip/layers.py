@@ -69,9 +69,7 @@ def _change(
 
 def activate(x: jax.Array, name: str) -> jax.Array:
     """Computes QuickGELU `x · sigmoid(1.702 x)`, the exact GELU, or its approximation by a hyperbolic tangent."""
-    if name == "quick_gelu":
-        return x * jax.nn.sigmoid(1.702 * x)
-    return jax.nn.gelu(x, approximate=name == "gelu_tanh")
+    return x * jax.nn.sigmoid(1.702 * x) if name == "quick_gelu" else jax.nn.gelu(x, approximate=name == "gelu_tanh")
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))

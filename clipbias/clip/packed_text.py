@@ -171,8 +171,7 @@ def take_sets(tokens: PackedTokens, sets: int, numbers: jax.Array) -> PackedToke
     # Group `g` of the `n`-th of `sets` has index `g · sets + n`; now it is the `n`-th of `count`. Places inside stay.
     groups, places = jnp.divmod(jnp.asarray(tokens.order).reshape(sets, each)[numbers], tokens.ends.shape[1])
     groups = groups // sets * count + jnp.arange(count)[:, None]
-    order = (groups * tokens.ends.shape[1] + places).reshape(-1)
-    return dataclasses.replace(tokens, order=order, **leaves)
+    return dataclasses.replace(tokens, order=(groups * tokens.ends.shape[1] + places).reshape(-1), **leaves)
 
 
 def _grouped(tokens: PackedTokens) -> dict[str, jax.Array | np.ndarray]:
@@ -362,8 +361,7 @@ def _group_features(
         start = class_block(adaptation, config.text)
         x, _ = block.scan_all_but_last(functools.partial(step, tokens), x, inputs, remat, end=start)
         x = _put_context(tokens, x, adaptation.text_class_prompts)
-    inserted = check_inserted(adaptation, "text", config)
-    if inserted is not None:
+    if (inserted := check_inserted(adaptation, "text", config)) is not None:
         if not tokens.causal:
             raise ClipbiasError("text_tokens are shared by all texts, which only a causal text tower allows.")
         start = config.common_blocks - inserted.shape[0]
@@ -374,5 +372,4 @@ def _group_features(
     x, last = block.scan_all_but_last(functools.partial(step, tokens), x, inputs, remat, start=start)
     rows = run_block(x, last, config.text, _hooks(tokens, rows_of_bias, pooled=True))
     # Projected before the exchange between devices: features are narrower than tokens.
-    features = project_text(params, config, rows.reshape(-1, rows.shape[-1]), adaptation)
-    return features.reshape(*tokens.ends.shape, -1)
+    return project_text(params, config, rows.reshape(-1, rows.shape[-1]), adaptation).reshape(*tokens.ends.shape, -1)

@@ -439,7 +439,6 @@ def to_tensors(config: ClipConfig, params: Params, table: NameTable | None = Non
     """Returns a checkpoint's tensors by a family's names; `from_tensors` restores `params` from them bit for bit."""
     tree = jax.tree.map(np.asarray, params)
     table = table_of_family(config.family, table)
-    pieces = _pieces(config, table, tree)
-    tensors = {name: np.asarray(row.layout.save(view), order="C") for row, name, view in pieces}
+    tensors = {name: np.asarray(row.layout.save(view), order="C") for row, name, view in _pieces(config, table, tree)}
     leaves = flatten_dict(tree, sep="/")
     return tensors | {name: np.zeros(leaves[path].shape[-1:], leaves[path].dtype) for name, path in table.zeros}

@@ -133,8 +133,7 @@ def observe_block(
         probabilities = layers.attention_probabilities(q, k, tower.mask(q.shape[1]))
         if tap is not None:
             probabilities = probabilities + tap
-        view = LayerView(layer.index, record[INPUT], probabilities, v, layer.weights)
-        return view.heads_output(probabilities)
+        return LayerView(layer.index, record[INPUT], probabilities, v, layer.weights).heads_output(probabilities)
 
     output = run_block(tokens, layer, config, dataclasses.replace(tower.hooks(attend), tap=record))
     assert view is not None
@@ -234,8 +233,7 @@ def scan_blocks(
     """
     length = tower.tokens.shape[1]
     if tower.inserted is None:
-        run = functools.partial(step, tower, np.arange(length))
-        return jax.lax.scan(run, carry, tower.layers)[1]
+        return jax.lax.scan(functools.partial(step, tower, np.arange(length)), carry, tower.layers)[1]
     start = tower.insert_from
     before = jax.tree.map(lambda leaf: leaf[:start], tower.layers)
     carry, first = jax.lax.scan(functools.partial(step, tower, np.arange(length)), carry, before)

@@ -51,10 +51,9 @@ def load(entry: CatalogEntry, data_dir: str | os.PathLike | None, *, template: s
             str(images),
         )
     # ImageNet's val is also its test: one `Split` for both, so that its million paths are checked and hashed once.
-    lists = {id(each): each for each in listing.splits.values()}
     opened = {
         key: files.split_of_files(images, paths, labels, listed_in=entry.split_file or "")
-        for key, (paths, labels) in lists.items()
+        for key, (paths, labels) in {id(each): each for each in listing.splits.values()}.items()
     }
     splits = {name: opened[id(each)] for name, each in listing.splits.items()}
     template = entry.template if template is None else template
@@ -102,8 +101,7 @@ def read_split_file(path: Path, *, hint: str, split_names: Sequence[str] = ("tra
     titles: dict[int, str] = {}
     try:
         for split_name in split_names:
-            paths = []
-            labels = []
+            paths, labels = [], []
             for image, label, name in content[split_name]:
                 if not isinstance(image, str) or not isinstance(name, str):
                     raise TypeError("a path or a name is no string")
@@ -124,8 +122,7 @@ def read_split_file(path: Path, *, hint: str, split_names: Sequence[str] = ("tra
     if not titles:
         raise ClipbiasError(f"{path} lists no image; fetch it again ({hint})")
     # Without gaps, a label is the index of a class name.
-    missing = next((label for label in range(len(titles)) if label not in titles), None)
-    if missing is not None:
+    if (missing := next((label for label in range(len(titles)) if label not in titles), None)) is not None:
         raise ClipbiasError(f"{path}: label {missing} has no image, but label {max(titles)} has; labels leave a gap.")
     return DatasetListing(tuple(titles[label] for label in range(len(titles))), (), splits)
 
@@ -138,8 +135,7 @@ def read_variant_lists(entry: CatalogEntry, root: Path) -> DatasetListing:
     splits: dict[str, SplitListing] = {}
     for split_name in ("train", "val", "test"):
         path = root / f"images_variant_{split_name}.txt"
-        paths = []
-        labels = []
+        paths, labels = [], []
         for line in _lines(path, entry):
             image, _, name = line.partition(" ")
             if name not in labels_of:

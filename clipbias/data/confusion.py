@@ -32,9 +32,8 @@ def class_precisions(counts: np.ndarray) -> np.ndarray:
 def class_f1(counts: np.ndarray) -> np.ndarray:
     """Computes F1, the harmonic mean of precision and recall, in percent, `[C]`; NaN for a class without images."""
     images = counts.sum(1)
-    total = images + counts.sum(0)
     # 2 TP / (2 TP + FP + FN), which needs no precision: that of a class that is never predicted is 0 / 0.
-    return np.where(images > 0, 200 * np.diag(counts) / np.maximum(total, 1), np.nan)
+    return np.where(images > 0, 200 * np.diag(counts) / np.maximum(images + counts.sum(0), 1), np.nan)
 
 
 def class_summary(labels: np.ndarray, predicted: np.ndarray, class_names: Sequence[str]) -> dict[str, Any]:

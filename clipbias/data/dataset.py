@@ -215,8 +215,7 @@ class Dataset:
                 raise ClipbiasError(f"{self.name}: the name {name!r} of class {label} is no Unicode text; correct it.")
         check_told_apart({name: f"class {label}" for label, name in enumerate(self.class_names)}, self.name)
         for split_name, split in self.splits.items():
-            beyond = np.flatnonzero((split.labels < 0) | (split.labels >= len(self.class_names)))
-            if beyond.size:
+            if (beyond := np.flatnonzero((split.labels < 0) | (split.labels >= len(self.class_names)))).size:
                 raise ClipbiasError(
                     f"{self.name}: {split.keys[beyond[0]]} in {split_name} has label "
                     f"{split.labels[beyond[0]]}, but there are {len(self.class_names)} classes; "
@@ -282,8 +281,7 @@ def check_told_apart(places: Mapping[str, str], owner: str) -> None:
     by_text: dict[str, str] = {}
     for name in places:
         prompt_text = " ".join(name_in_prompt(unicodedata.normalize("NFC", name)).casefold().split())
-        other = by_text.setdefault(prompt_text, name)
-        if other != name:
+        if (other := by_text.setdefault(prompt_text, name)) != name:
             # Two normal forms look the same on a screen.
             write = ascii if len({unicodedata.normalize("NFC", each) for each in (other, name)}) == 1 else repr
             raise ClipbiasError(

@@ -169,12 +169,11 @@ def split_of_files(
     """Returns a split with paths relative to `root` as keys; `listed_in` names the file that lists them."""
     # Links are resolved in the source, so that one folder under two names is the same data.
     keys = tuple(keys)
-    source = os.fspath(root) if is_remote(root) else os.path.realpath(root)
     return Split(
         keys,
         np.asarray(labels, np.int32),
         lambda index: read_image(root / keys[index], listed_in=listed_in),
-        source=source,
+        source=os.fspath(root) if is_remote(root) else os.path.realpath(root),
         upright=upright,
         contents=file_sizes,
     )

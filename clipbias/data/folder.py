@@ -284,8 +284,7 @@ def _with_splits_of_folders(table: list[TableRow]) -> list[TableRow]:
 
 def _warn_of_unlisted(folder: Path, listed: set[str]) -> None:
     images, others = files.image_files(folder)
-    left_out = [image for image in images if image not in listed]
-    if left_out:
+    if left_out := [image for image in images if image not in listed]:
         warnings.warn(
             f"{folder}: {counted(len(left_out), 'picture')} without a row in the metadata "
             f"{'is' if len(left_out) == 1 else 'are'} left out ({files.examples(left_out)}); add rows, or move such "
@@ -393,8 +392,7 @@ def _dataset(
     elif class_names is not None:
         count = len(class_names)
         label_of = {label: int(label) for label in labels if label.isdecimal() and len(label) < MAX_LABEL_DIGITS}
-        wrong = [label for label in labels if label_of.get(label, count) >= count]
-        if wrong:
+        if wrong := [label for label in labels if label_of.get(label, count) >= count]:
             label = next(label for label in [*wrong, *labels] if label not in class_names)
             raise ClipbiasError(
                 f"{unsorted[label]}: the label {label!r} does not fit class_names, which is for numbered labels: they "
@@ -429,9 +427,7 @@ HubDataset: TypeAlias = Any  # `datasets.Dataset`
 
 def is_hub_dataset(value: object) -> bool:
     """Whether an object is a `datasets.Dataset` or `datasets.DatasetDict`."""
-    if isinstance(value, Mapping):
-        return bool(value) and all(map(_is_table, value.values()))
-    return _is_table(value)
+    return bool(value) and all(map(_is_table, value.values())) if isinstance(value, Mapping) else _is_table(value)
 
 
 def _is_table(value: object) -> bool:
@@ -473,8 +469,7 @@ def _read(table: HubDataset, name: str) -> tuple[Split, tuple[str, ...]]:
     if len(labels) != len(table):
         raise ClipbiasError(f"the dataset has {len(table)} rows and {len(labels)} labels; give each row a label.")
     keys = [f"{name} {row}" for row in range(len(labels))]  # unique among the splits
-    unlabelled = [row for row, number in enumerate(labels) if number not in range(len(class_names))]
-    if unlabelled:
+    if unlabelled := [row for row, number in enumerate(labels) if number not in range(len(class_names))]:
         raise ClipbiasError(
             f"row {unlabelled[0]} of the dataset has the label {labels[unlabelled[0]]}, which is no class; leave such "
             "rows out."

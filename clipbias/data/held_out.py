@@ -42,15 +42,15 @@ class HeldOut:
 def hold_out(train: Split, validation: Split | None, *, seed: int, calibrates: bool = False) -> HeldOut:
     """Holds out images by the rule, from a validation split without test images, else from training images."""
     if validation is not None and len(validation):
-        by_class = _by_class(validation, seed)
+        by_class = rows_by_class(validation, seed)
         # In an order drawn with the seed, the first image of a class chooses and every second one calibrates, with all
         # images beyond `MOST_TO_CHOOSE`. If these are too few to calibrate, all choose.
         calibrating = [rows[~np.isin(rows, rows[::2][:MOST_TO_CHOOSE])] for rows in by_class]
         if not calibrates or sum(map(len, calibrating)) < FEWEST_TO_CALIBRATE:
-            return HeldOut(train, _subset(validation, [rows[:MOST_TO_CHOOSE] for rows in by_class]))
+            return HeldOut(train, subset_of_rows(validation, [rows[:MOST_TO_CHOOSE] for rows in by_class]))
         choosing = [np.setdiff1d(rows, rest) for rows, rest in zip(by_class, calibrating, strict=True)]
-        return HeldOut(train, _subset(validation, choosing), _subset(validation, calibrating))
-    by_class = _by_class(train, seed)
+        return HeldOut(train, subset_of_rows(validation, choosing), subset_of_rows(validation, calibrating))
+    by_class = rows_by_class(train, seed)
     fewest = min(map(len, by_class), default=0)
     if fewest < FEWEST_OF_CLASS:
         pictures = "no training image" if not fewest else f"a class with {counted(fewest, 'training image')}"
@@ -59,7 +59,7 @@ def hold_out(train: Split, validation: Split | None, *, seed: int, calibrates: b
     # them, and would be taken for better than it is.
     choosing = [rows[: min(max(1, fewest // 4), MOST_TO_CHOOSE)] for rows in by_class]
     rest = np.setdiff1d(np.arange(len(train)), np.concatenate(choosing))
-    return HeldOut(train.subset(rest), _subset(train, choosing), from_training=True)
+    return HeldOut(train.subset(rest), subset_of_rows(train, choosing), from_training=True)
 
 
 def hold_out_of(protocol: EvalProtocol, seed: int, *, calibrates: bool = False) -> HeldOut:
@@ -86,8 +86,8 @@ def left_to_calibrate(
         return None
     if len(images) <= MOST_TO_CALIBRATE:
         return images
-    by_class = _by_class(images, seed)
-    return _subset(images, [rows[: -(-MOST_TO_CALIBRATE // len(by_class))] for rows in by_class])
+    by_class = rows_by_class(images, seed)
+    return subset_of_rows(images, [rows[: -(-MOST_TO_CALIBRATE // len(by_class))] for rows in by_class])
 
 
 def by_the_rule(protocol: EvalProtocol, seed: int) -> EvalProtocol:
@@ -107,7 +107,7 @@ def hold_out_a_shot(protocol: EvalProtocol, seed: int) -> EvalProtocol:
     # The other images train, and none calibrates. A class with a single image keeps it for training.
     source = protocol.source
     train = source.split("train")
-    held = [rows[:1] for rows in _by_class(train, seed) if len(rows) > 1]
+    held = [rows[:1] for rows in rows_by_class(train, seed) if len(rows) > 1]
     if not held:
         raise ClipbiasError(
             f"no class of {source.name} has a second training image, so no shot can be held out; take more "
@@ -115,11 +115,10 @@ def hold_out_a_shot(protocol: EvalProtocol, seed: int) -> EvalProtocol:
         )
     # The held-out shots never train, also not in the end: the number of shots includes them.
     rest = np.setdiff1d(np.arange(len(train)), np.concatenate(held))
-    splits = {**source.splits, "train": train.subset(rest)}
     return dataclasses.replace(
         protocol,
-        source=dataclasses.replace(source, splits=splits),
-        validation=lambda: _subset(train, held),
+        source=dataclasses.replace(source, splits={**source.splits, "train": train.subset(rest)}),
+        validation=lambda: subset_of_rows(train, held),
         calibration=lambda: None,
     )
 
@@ -130,13 +129,13 @@ def _validation_split(protocol: EvalProtocol) -> Split | None:
     return None if unused is None else protocol.validation()
 
 
-def _by_class(split: Split, seed: int) -> list[np.ndarray]:
+def rows_by_class(split: Split, seed: int) -> list[np.ndarray]:
     """Returns the indices of each class's images, in an order drawn with the seed."""
     order = np.random.default_rng(seed).permutation(len(split))
     return [order[split.labels[order] == label] for label in np.unique(split.labels)]
 
 
-def _subset(split: Split, by_class: list[np.ndarray]) -> Split:
+def subset_of_rows(split: Split, by_class: list[np.ndarray]) -> Split:
     return split.subset(np.sort(np.concatenate(by_class)))
 
 
@@ -150,9 +149,7 @@ def unlabelled_images(dataset: Dataset, evaluated: Split) -> Split | None:
     """Returns training and validation images that are not in `evaluated`, with labels 0; `None` without such images."""
     parts = [dataset.splits.get("train"), dataset.splits.get("val")]
     splits = [split for part in parts if part is not None and len(split := _without_copies(part, evaluated))]
-    if not splits:
-        return None
-    return without_labels(splits[0] if len(splits) == 1 else _joined(*splits))
+    return without_labels(splits[0] if len(splits) == 1 else _joined(*splits)) if splits else None
 
 
 def _without_copies(split: Split, *others: Split) -> Split:

@@ -115,9 +115,7 @@ class Ahead(Iterator[_T], Generic[_T]):
     @property
     def waiting_share(self) -> float:
         """Share of the time since the second `next` that was spent waiting, from 0 to 1."""
-        if self._count < 2:
-            return 0.0
-        return min(1.0, self._waiting / max(time.perf_counter() - self._second_call, 1e-9))
+        return 0.0 if self._count < 2 else min(1.0, self._waiting / max(time.perf_counter() - self._second_call, 1e-9))
 
     def close(self) -> None:
         """Drops the elements that are prepared."""

@@ -102,9 +102,8 @@ class Batches(Ahead[Batch]):
     """Iterator over batches that are prepared ahead from the first `next` on. A notice to stop ends it."""
 
     def __init__(self, source: Source, workers: Workers | int | None) -> None:
-        pieces = len(source.pieces)
         workers = workers if isinstance(workers, Workers) else Workers(workers)
-        super().__init__(workers, source.numbers, source.begin, pieces=pieces, size=source.nbytes)
+        super().__init__(workers, source.numbers, source.begin, pieces=len(source.pieces), size=source.nbytes)
         self.source = source
 
     def __next__(self) -> Batch:
@@ -265,5 +264,4 @@ def _skips(on_error: str) -> bool:
 def _generator(seed: int, epoch: int, *, stream: int) -> np.random.Generator:
     # Philox is a keyed counter: with the stream in the counter's last word, streams of a key are 2^192 blocks apart.
     key = np.array([seed & (2**64 - 1), epoch], dtype=np.uint64)
-    counter = np.array([0, 0, 0, stream], dtype=np.uint64)
-    return np.random.Generator(np.random.Philox(key=key, counter=counter))
+    return np.random.Generator(np.random.Philox(key=key, counter=np.array([0, 0, 0, stream], dtype=np.uint64)))

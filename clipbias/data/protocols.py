@@ -97,10 +97,9 @@ def base_to_new(dataset: Dataset, *, shots: int, seed: int) -> EvalProtocol:
     # Drawn among all classes, as CoCoOp's code does: base classes then have the same picks as in `few_shot`.
     picks = _picks(dataset, shots, seed)
     base = range(half)
-    new = range(half, classes)
     evaluations = (
         EvaluationSet("base", _tested(dataset.with_classes(base)), tuple(base)),
-        EvaluationSet("new", _tested(dataset.with_classes(new)), None),
+        EvaluationSet("new", _tested(dataset.with_classes(range(half, classes))), None),
     )
     return _drawn("base_to_new", dataset.with_classes(base), picks.with_classes(base), evaluations, shots, seed)
 
@@ -125,8 +124,7 @@ def domain_generalization(source: Dataset, targets: Sequence[Dataset], *, shots:
         known = source.class_ids if with_ids else source.class_names
         identifiers = target.class_ids if with_ids else target.class_names
         label_of = {identifier: label for label, identifier in enumerate(known)}
-        unknown = [identifier for identifier in identifiers if identifier not in label_of]
-        if unknown:
+        if unknown := [identifier for identifier in identifiers if identifier not in label_of]:
             raise ClipbiasError(
                 f"{target.name} has the class {unknown[0]!r}, which {source.name} has not; domain generalisation needs "
                 "the same classes or a part of them."
@@ -211,8 +209,7 @@ def _drawn(
 
     # A function, since few runs select settings and lists of ImageNet take time to compare.
     def validation() -> Split | None:
-        unused = validation_outside_test(dataset.split("test"), dataset.splits.get("val"))
-        if unused is not None:
+        if (unused := validation_outside_test(dataset.split("test"), dataset.splits.get("val"))) is not None:
             return unused
         rest = dataset.split("train").without(picks.split("train"))
         # As many as CoOp's validation images: a larger set would cost more labels than training does.

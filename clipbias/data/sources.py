@@ -194,8 +194,7 @@ def from_arrays(
         return Dataset(name, names, template, complete_splits({"all": whole}, name))
     if isinstance(splits, str) or len(splits) != len(whole):
         raise ClipbiasError(f"splits is {shown(splits)}; give one of train, val and test for all {len(whole)} images.")
-    unknown = [split for split in splits if split not in SPLIT_OF]
-    if unknown:
+    if unknown := [split for split in splits if split not in SPLIT_OF]:
         raise ClipbiasError(f"the split of an image is {shown(unknown[0])}; it must be train, val or test.")
     of_each = np.asarray([SPLIT_OF[split] for split in splits])
     if "train" not in of_each:

@@ -370,9 +370,8 @@ def _with_benchmark_split(
         missing.extend(keys[index] for index in np.flatnonzero(numbers < 0).tolist())
         # A few images are missing in TFDS, since it could not decode them (`may_lack`).
         present = np.flatnonzero(numbers >= 0)
-        present_keys = [keys[index] for index in present.tolist()]
         read_present = functools.partial(read, numbers=numbers[present])
-        splits[split_name] = prepared.images(present_keys, labels[present], read_present)
+        splits[split_name] = prepared.images([keys[index] for index in present.tolist()], labels[present], read_present)
     if len(missing) > stock.may_lack:
         raise ClipbiasError(
             f"{name}: {prepared.folder} lacks {len(missing)} images of the benchmark's split, such as {missing[0]}; "
@@ -556,5 +555,4 @@ def _examples(split: Split, part: range) -> Iterator[tuple[str, dict]]:
         key = split.keys[position]
         encoded = split.read(position)
         transforms.check_format(encoded, key)  # shards are published: a link must not bring another file into them
-        label = int(split.labels[position])
-        yield key, {"image": BytesIO(encoded), "label": label, "key": key}
+        yield key, {"image": BytesIO(encoded), "label": int(split.labels[position]), "key": key}

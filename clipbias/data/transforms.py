@@ -232,8 +232,7 @@ def test_image(image: Picture, resizing: Resizing) -> np.ndarray:
     side = resizing.side
     picture = Image.fromarray(np.ascontiguousarray(image)) if isinstance(image, np.ndarray) else image
     # The middle of a very long image first: a line of pixels, resized as a whole, would fill the memory.
-    longest = MAX_ASPECT * min(picture.size)
-    if max(picture.size) > longest:
+    if max(picture.size) > (longest := MAX_ASPECT * min(picture.size)):
         left, top = (max(0, length - longest) // 2 for length in picture.size)
         picture = picture.crop((left, top, left + min(picture.width, longest), top + min(picture.height, longest)))
     picture = _before_resizing(picture, resizing)

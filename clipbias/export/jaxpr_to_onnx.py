@@ -205,11 +205,6 @@ def _concatenate(graph: Graph, eqn: Operation, values: Sequence[Value]) -> str:
     return graph.node("Concat", *filled, axis=axis)
 
 
-def _dim_as_value(graph: Graph, eqn: Operation, values: Sequence[Value]) -> str:
-    size = graph.node("Squeeze", graph.shape([eqn.params["dim"]]))
-    return graph.node("Cast", size, to=element(eqn.outvars[0].aval.dtype))
-
-
 def _dot_general(graph: Graph, eqn: Operation, values: Sequence[Value]) -> str:
     ((left_summed, right_summed), (left_batch, right_batch)) = eqn.params["dimension_numbers"]
     dtype = eqn.outvars[0].aval.dtype
@@ -358,7 +353,9 @@ RULES: dict[str, Rule] = {
     "broadcast_in_dim": _broadcast_in_dim,
     "concatenate": _concatenate,
     "convert_element_type": lambda graph, eqn, x: graph.node("Cast", x[0], to=element(eqn.params["new_dtype"])),
-    "dim_as_value": _dim_as_value,
+    "dim_as_value": lambda graph, eqn, x: graph.node(
+        "Cast", graph.node("Squeeze", graph.shape([eqn.params["dim"]])), to=element(eqn.outvars[0].aval.dtype)
+    ),
     "dot_general": _dot_general,
     "dynamic_slice": _dynamic_slice,
     "erfc": lambda graph, eqn, x: graph.node("Sub", np.array(1, eqn.outvars[0].aval.dtype), graph.node("Erf", *x)),

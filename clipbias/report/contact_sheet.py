@@ -35,8 +35,7 @@ def contact_sheet(dataset: Dataset, *, shots: int, seed: int) -> style.Figure:
             f"right: {CROPS} training crops of the first pick",
             fontsize=9,
         )
-        grid = figure.subplots(len(labels), picks + CROPS, squeeze=False)
-        for row, label in zip(grid, labels, strict=True):
+        for row, label in zip(figure.subplots(len(labels), picks + CROPS, squeeze=False), labels, strict=True):
             of_label = np.flatnonzero(drawn.labels == label).tolist()
             images = [drawn.image(index) for index in of_label[:PICKS]]
             tiles = dict(enumerate(transforms.test_image(image, transforms.Resizing(TILE)) for image in images))

@@ -129,9 +129,7 @@ def data_uri(data: bytes | str, kind: str) -> str:
 def _environment() -> jinja2.Environment:
     def displayable(value: Any) -> Any:
         # Macros return HTML. HTML has no control characters, so they are shown as their escapes.
-        if hasattr(value, "__html__"):
-            return value
-        return unbroken(printable(value, keep="\n\t\u200c\u200d"))
+        return value if hasattr(value, "__html__") else unbroken(printable(value, keep="\n\t\u200c\u200d"))
 
     # Names come from users: all is escaped. A misspelt name in a template raises, where it would leave an empty place.
     environment = jinja2.Environment(

@@ -175,8 +175,7 @@ def bars(axes: style.Axes, part: pd.DataFrame, *, category: str, hue: str, looks
         axes.barh(y, row["value"], 0.9 * height, **{"linewidth": 0} | dict(looks[row[hue]]))
         _whiskers(axes, [row["value"]], [y], [row["low"]], [row["high"]], along="x", color="#374151", fmt="none")
         # Numbers stand in a column at the right: beside the bars they would cover whiskers.
-        text = f"{row['value']:.2f}"
-        axes.text(1.02, y, text, transform=axes.get_yaxis_transform(), va="center", fontsize=6.5)
+        axes.text(1.02, y, f"{row['value']:.2f}", transform=axes.get_yaxis_transform(), va="center", fontsize=6.5)
     axes.axvline(0, color="#4B5563", linewidth=0.8)
     ends = part[["value", "low", "high"]].to_numpy(float)
     low = min(0.0, np.nanmin(ends, initial=0))

@@ -82,8 +82,7 @@ def confusion_figure(answers: Answers, what: str) -> CaptionedFigure:
         # Lines of a grid would hide small cells.
         axes.grid(False)
         axes.set(xlabel="predicted class", ylabel="true class")
-        bar = figure.colorbar(picture, ax=axes, fraction=0.04, pad=0.02)
-        bar.set_label("images of the true class (%)")
+        figure.colorbar(picture, ax=axes, fraction=0.04, pad=0.02).set_label("images of the true class (%)")
     unread = int((answers.predicted < 0).sum())
     caption = (
         f"{what}: predictions of each class (columns) in percent of the images of each class (rows); "

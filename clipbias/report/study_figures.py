@@ -71,8 +71,7 @@ def counts_of(study: StudyResults, counts: Mapping[str, int]) -> str:
 def decomposition_figure(study: StudyResults) -> CaptionedFigure | None:
     """Draws Fig. 1: in every layer the attention to prompts, and the size and constancy of their part of the output."""
     looks = dict(_SERIES)
-    frames = []
-    counts = []
+    frames, counts = [], []
     for key, decomposition in DECOMPOSITION.present(study).items():
         for name, tower in decomposition.towers.items():
             row = f"{study.labels[key]}, {name}"
@@ -403,8 +402,7 @@ def zero_shot_text(results: Iterable[RelevancyGroups]) -> str:
 def relevancy_groups_figure(study: StudyResults) -> CaptionedFigure | None:
     """Draws relevancy by token type, and its change over patches, over corrected images, the control, and all."""
     results = {key: result for key, result in RELEVANCY.present(study).items() if result.groups}
-    frames = []
-    counts = []
+    frames, counts = [], []
     for key, result in results.items():
         of_groups = []
         for group, averaged in result.groups.items():
@@ -458,8 +456,7 @@ def dataset_figures(studies: Sequence[StudyResults], key: str, label: str) -> li
     """Draws Fig. 2 and 3 of one model over several datasets, a panel for each."""
     made = []
     for part, figure_name in _FIGURES.items():
-        frames = []
-        texts = []
+        frames, texts = [], []
         for study in studies:
             result = RELEVANCY.present(study).get(key)
             if result is not None and result.corrected_count:
@@ -595,8 +592,7 @@ def examples_figure(study: StudyResults) -> CaptionedFigure | None:
     size = (2.25 * (1 + len(models)), 2.8 * count + 0.55)
     titles = [printable(classes[int(label)]) for label in examples.labels]
     figure = overlay_grid(size, (4.2, 1) * count, list(examples.pictures), titles, overlays, scale=True)
-    counts = counted(count, "picture")
-    return captioned("examples", figure, joined(frames), dataset=study.dataset.name, counts=counts)
+    return captioned("examples", figure, joined(frames), dataset=study.dataset.name, counts=counted(count, "picture"))
 
 
 DRAWING_OF_EXAMPLES = Drawing(section=EXAMPLES, place=110, figures=(examples_figure,), nothing="no image could be read")

@@ -155,8 +155,7 @@ def _models(study: StudyResults) -> Table:
     for model in study.models:
         count = model.parameters
         numbers = [count.total, count.vision, count.text, count.shared, model.vision_prompts, model.text_prompts]
-        accuracy = f"{model.accuracy:.1f} ± {model.standard_error:.1f}"
-        rows.append([model.label, accuracy, *map("{:,}".format, numbers)])
+        rows.append([model.label, f"{model.accuracy:.1f} ± {model.standard_error:.1f}", *map("{:,}".format, numbers)])
     return Table(*pages.words_of("models_table", template=study.dataset.template), columns, rows)
 
 
@@ -295,8 +294,7 @@ def class_table(study: StudyResults) -> Table | None:
         answered &= changes >= 0
     columns = {"label": predictions.labels, "zero_shot": predictions.zero_shot, **steps}
     names = study.dataset.class_names
-    rows = {}
-    net = {}
+    rows, net = {}, {}
     # Classes are those of the images: one without test images has no row.
     for label, images in pd.DataFrame(columns)[answered].groupby("label"):
         # Sorted by class, so that the first of equally frequent errors is the same everywhere.

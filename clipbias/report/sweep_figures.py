@@ -87,11 +87,10 @@ def gain_frame(sweep: Sweep) -> pd.DataFrame:
     and `high` (95 % over test images, compared in pairs, and seeds), and the gain on each dataset. Empty without
     zero-shot or without another method.
     """
-    shots = sweep.shots[-1]
     rows = []
     for method in sweep.methods:
         tuned, plain = (
-            [sweep.cells.get((ACCURACY, name, dataset, shots)) for dataset in sweep.datasets]
+            [sweep.cells.get((ACCURACY, name, dataset, sweep.shots[-1])) for dataset in sweep.datasets]
             for name in (method, ZERO_SHOT)
         )
         pairs = [(after, before) for after, before in zip(tuned, plain, strict=True) if after and before]

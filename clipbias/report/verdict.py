@@ -314,10 +314,9 @@ def reading_figure(studies: Sequence[StudyResults]) -> CaptionedFigure | None:
     # Small datasets have no images for the smaller groups.
     steps = [step for step in _STEPS if (drawn["step"] == step).any()]
     drawn = drawn.assign(place=drawn["step"].map(steps.index))
-    methods = list(dict.fromkeys(drawn["method"]))
     looks = {
         name: {"label": name, "color": style.COLOURS[at % len(style.COLOURS)], "marker": "o", "ms": 3}
-        for at, name in enumerate(methods)
+        for at, name in enumerate(dict.fromkeys(drawn["method"]))
     }
 
     def draw(axes: style.Axes, part: pd.DataFrame) -> None:

@@ -145,10 +145,9 @@ def describe(job: TrainJob) -> list[str]:
     """Describes shapes, parameters, plan and compiled programs of a job in lines. Runs nothing."""
     task = job.task
     mesh = job.context.mesh
-    compute = job.context.compute
     stages = plan_stages(job)
     tested = [len(evaluation.dataset.split("test")) for evaluation in job.protocol.evaluations]
-    batch = min(compute.eval_batch_size, *tested)
+    batch = min(job.context.compute.eval_batch_size, *tested)
     steps = sum(stage.steps for stage in stages)
     counts = parameter_count(task.shapes)
     parts = ", ".join(f"{counts[part]:,} {part}" for part in ("vision", "text", "shared") if counts[part])

@@ -179,8 +179,7 @@ def frozen_features(static: FeatureStatic, params: Params, images: jax.Array) ->
     """Computes plain CLIP's features of uint8 images: `[B, d]` if projected, else `[B, Dv]`."""
     if not static.projected:
         # An identity in place of the projection: the tower has no second way out.
-        vision = params["vision"] | {"projection": jnp.eye(static.config.vision.width)}
-        params = {**params, "vision": vision}
+        params = {**params, "vision": params["vision"] | {"projection": jnp.eye(static.config.vision.width)}}
     return encode_image(params, static.config, static.preprocessing.normalize(images), dtype=static.dtype)[0]
 
 
@@ -211,8 +210,7 @@ class TrainingFeatures:
     def passes(self, count: int) -> np.ndarray:
         """Returns the first `count` augmented passes, `[count, N, d]`."""
         # A pass is a function of seed and number, so later calls compute only the passes that are missing.
-        missing = range(0 if self._passes is None else len(self._passes), count)
-        if len(missing):
+        if missing := range(0 if self._passes is None else len(self._passes), count):
             share = placement.share(self.reading.mesh)
             batches = pass_batches(
                 self.images,

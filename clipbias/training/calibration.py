@@ -13,7 +13,7 @@ import numpy as np
 
 from clipbias.data import Split
 from clipbias.data.few_shot import MAX_VAL_SHOTS
-from clipbias.data.held_out import FEWEST_TO_CALIBRATE
+from clipbias.data.held_out import FEWEST_TO_CALIBRATE, rows_by_class, subset_of_rows
 from clipbias.data.protocols import validation_outside_test
 
 BINS = 15
@@ -92,12 +92,9 @@ def log_likelihoods(logits: np.ndarray, labels: np.ndarray, at: np.ndarray) -> n
 def temperature_images(evaluated: Split, validation: Split | None) -> Split | None:
     """Returns the images that fit a temperature: at most 4 of a class, and no evaluated one."""
     # With a constant seed, so that every command fits the same temperature.
-    others = validation_outside_test(evaluated, validation)
-    if others is None:
+    if (others := validation_outside_test(evaluated, validation)) is None:
         return None
-    order = np.random.default_rng(0).permutation(len(others))
-    by_class = [order[others.labels[order] == label][:MAX_VAL_SHOTS] for label in np.unique(others.labels)]
-    return others.subset(np.sort(np.concatenate(by_class)))
+    return subset_of_rows(others, [rows[:MAX_VAL_SHOTS] for rows in rows_by_class(others, seed=0)])
 
 
 def fit_temperatures(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -208,8 +208,7 @@ def validation_images(job: TrainJob) -> list[Split]:
     by_protocol = {id(run.protocol): run.protocol for run in job.runs}
     splits = {key: protocol.validation() for key, protocol in by_protocol.items()}
     images = []
-    for run in job.runs:
-        split = splits[id(run.protocol)]
+    for split in (splits[id(run.protocol)] for run in job.runs):
         if split is None or not len(split):
             raise ClipbiasError(
                 f"{job.protocol.source.name}: there are no validation images under the protocol "

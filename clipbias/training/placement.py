@@ -202,8 +202,7 @@ def place_batch(mesh: Mesh, batch: Tree, *, runs: bool = True) -> Tree:
 
     def of_leaf(leaf: Leaf) -> jax.Array:
         leaf = np.asarray(leaf)
-        where = sharding(mesh, leaf.shape, RUN if runs else None, DATA)
-        return jax.make_array_from_process_local_data(where, leaf)
+        return jax.make_array_from_process_local_data(sharding(mesh, leaf.shape, RUN if runs else None, DATA), leaf)
 
     return jax.tree.map(of_leaf, batch)
 

@@ -44,8 +44,7 @@ class Predictor:
         if not task.method.conditional:
             text = task.text_features(params, learnables)[None]
         static = EvalStatic(task.classifier, task.clip.preprocessing, mesh=None, runs=1)
-        run = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], learnables)
-        return cls(static, EvalInputs(params, run, text))
+        return cls(static, EvalInputs(params, jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], learnables), text))
 
     @property
     def text(self) -> Text:

@@ -117,8 +117,7 @@ def prepare(
 def validation_of(spec: RunSpec, context: SweepContext, *, compares_rates: bool) -> str:
     """Names the images that select a setting of a single run: in the run itself, or before it as the spec says."""
     task = context.bind(spec.make_method(), context.drawn(spec).source, spec.method)
-    selects = needs_validation(task, spec.recipe, compares_rates=compares_rates)
-    return held_out.POLICY if selects else spec.validation
+    return held_out.POLICY if needs_validation(task, spec.recipe, compares_rates=compares_rates) else spec.validation
 
 
 def other_images(prepared: PreparedGroup) -> list[Split]:
@@ -154,12 +153,11 @@ def make_job(group: Group, context: SweepContext, outputs: RunOutputs | None = N
     else:
         # A method without training images has an empty training; a job still counts its images.
         images = {seed: Images(protocol.evaluations[0].dataset.split("test")) for seed, protocol in by_seed.items()}
-    runs = [Run(images[spec.seed], spec.start, by_seed[spec.seed], spec.learning_rate) for spec in group]
     return TrainJob(
         context=context,
         task=task,
         recipe=first.recipe if method.trains and method.uses_images else None,
-        runs=tuple(runs),
+        runs=tuple(Run(images[spec.seed], spec.start, by_seed[spec.seed], spec.learning_rate) for spec in group),
         outputs=outputs or RunOutputs(),
     )
 
@@ -177,8 +175,7 @@ def calibration_images(drawn: EvalProtocol, spec: RunSpec) -> tuple[Split | None
     """Returns the images that calibrate a run, or `None` and the reason; `drawn` is the split before its policy."""
     if spec.validation not in (UNSELECTED, held_out.POLICY):
         return None, f"no prediction sets: its validation images ({spec.validation}) selected a setting"
-    images = held_out.left_to_calibrate(drawn, spec.seed, selects=spec.validation == held_out.POLICY)
-    if images is not None:
+    if (images := held_out.left_to_calibrate(drawn, spec.seed, selects=spec.validation == held_out.POLICY)) is not None:
         return images, ""
     return None, (
         f"no prediction sets: fewer than {held_out.FEWEST_TO_CALIBRATE} images neither train nor select a setting; "
@@ -197,9 +194,8 @@ def select(prepared: PreparedGroup, workdir: Path, key: str, *, compares_rates: 
     if not needs_validation(job.task, job.recipe, compares_rates=compares_rates):
         return prepared
     make = functools.partial(select_settings, job, held, compares_rates=compares_rates)
-    selection = kept_selection(workdir, key, make)
     # Nothing is selected where the method searches on its validation split while it trains.
-    if selection is None:
+    if (selection := kept_selection(workdir, key, make)) is None:
         return prepared
     (spec,) = prepared.specs
     return dataclasses.replace(

@@ -82,8 +82,7 @@ def init_state(method: Method, recipe: Recipe, learnables: Learnables) -> TrainS
     # Constants get no gradient: in the state they would be checkpointed, donated and decayed for nothing.
     learnables = without_constants(learnables)
     # Any number of epochs tells whether there is an average.
-    averages = method.average(recipe.epochs or EPOCHS) is not None
-    average = jax.tree.map(jnp.zeros_like, learnables) if averages else None
+    average = jax.tree.map(jnp.zeros_like, learnables) if method.average(recipe.epochs or EPOCHS) is not None else None
     return TrainState(learnables, method.optimizer(recipe).init(learnables), jnp.zeros((), jnp.int32), average)
 
 
@@ -122,8 +121,7 @@ def place_text(mesh: Mesh, task: Task, params: Params, *, training: bool = False
         if abstract:
             shape = (len(task.texts), task.clip.config.projection_width)
             return placement.replicate(mesh, jax.ShapeDtypeStruct(shape, np.float32))
-        features = task.text_input(params, task.init())
-        return jax.device_put(features, placement.sharding(mesh))
+        return jax.device_put(task.text_input(params, task.init()), placement.sharding(mesh))
     # Packed texts share the keys and values of their common beginning. Dropout draws anew for each text, so they have
     # none in common.
     if training and task.classifier.drops_text(task.shapes):
@@ -253,8 +251,7 @@ def train_step(
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
         texts = inputs.texts
         if method.templates_in_training is not None:
-            selected = method.templates_in_training(jax.random.key(seed), state.step)
-            texts = dataclasses.replace(texts, selected=selected)
+            texts = dataclasses.replace(texts, selected=method.templates_in_training(jax.random.key(seed), state.step))
         run_inputs = dataclasses.replace(inputs, texts=texts, constants=constants)
         return loss_and_gradient(static, run_inputs, learnables, batch, rng)
 

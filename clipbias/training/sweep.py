@@ -77,8 +77,7 @@ def sweep(
 
     def finished_rows() -> list[Row]:
         # With today's facts: the rates that a finished run was selected from may be more by now.
-        rows = hosts.from_first(lambda: read_rows(workdir, specs))
-        return [row | (facts or {}).get(row["key"], {}) for row in rows]
+        return [row | (facts or {}).get(row["key"], {}) for row in hosts.from_first(lambda: read_rows(workdir, specs))]
 
     rows = finished_rows()
 
@@ -89,15 +88,13 @@ def sweep(
         # A file that is gone or damaged is no sign of another run.
         return any(value not in (None, row["identities"][name]) for name, value in stored.items())
 
-    replaced = hosts.from_first(lambda: [row["key"] for row in rows if is_replaced(row)])
     done = {row["key"] for row in rows if row["status"] == "ok" and (not calibrates or "prediction_sets" in row)}
-    done -= set(replaced)
+    done -= set(hosts.from_first(lambda: [row["key"] for row in rows if is_replaced(row)]))
     groups = make_groups(part_of(specs, part), most_runs)
     # Groups are made of all specs, finished or not, so that a sweep that continues runs the rest of the same groups.
     left = [tuple(spec for spec in group if spec.key not in done) for group in groups]
     todo = [group for group in left if group]
-    folder = workdir / "checkpoints"
-    if hosts.is_first() and folder.is_dir():
+    if hosts.is_first() and (folder := workdir / "checkpoints").is_dir():
         # Checkpoints of finished groups: a process was killed between writing their rows and removing these.
         there = {path.name for path in folder.iterdir()}
         finished = [group for group, specs_left in zip(groups, left, strict=True) if not specs_left]
@@ -107,12 +104,11 @@ def sweep(
     write_results(workdir, rows)
     if specs[0].score_on == TEST:
         note_runs(workdir, len(specs))
-    total = sum(map(len, todo))
     run = functools.partial(run_group, context=context, paths=paths, calibrates=calibrates)
     if done and todo:
         logging.info("%d of %d runs are finished already", len(done), len(specs))
     title = "runs" if all(spec.score_on == TEST for spec in specs) else "runs on validation images"
-    with contextlib.closing(Progress(total, title=title)) as bar:
+    with contextlib.closing(Progress(sum(map(len, todo)), title=title)) as bar:
         before: tuple[str, str] | None = None
         ended = 0
         for group in todo:
@@ -133,9 +129,8 @@ def sweep(
                 accuracies = [row.get("accuracy", row.get("validation_accuracy")) for row in new]
                 scored = [value for value in accuracies if value is not None]
                 mean = f" {sum(scored) / len(scored):.1f} %" if scored else ""
-                last = f"{attempted[0].method} on {attempted[0].dataset}{mean}"
                 ended += len(attempted)
-                bar.advance_to(ended, {"last": last})
+                bar.advance_to(ended, {"last": f"{attempted[0].method} on {attempted[0].dataset}{mean}"})
     # Read again, since other parts may have ended meanwhile: the last part to end writes all rows.
     rows = finished_rows()
     write_results(workdir, rows)
@@ -161,12 +156,10 @@ def _attempt(
         alike = alike and not hosts.lost_peer(error)
         if hosts.multi_process() and not alike:
             raise
-        rates = dict.fromkeys(spec.learning_rate for spec in group)
         # One diverging rate ends the program of all rates: one by one the good ones get their rows.
-        if len(rates) > 1:
+        if len(rates := dict.fromkeys(spec.learning_rate for spec in group)) > 1:
             by_rate = [tuple(spec for spec in group if spec.learning_rate == rate) for rate in rates]
-            attempts = [_attempt(alike, run, common, facts, bar) for alike in by_rate]
-            return list(itertools.chain.from_iterable(attempts))
+            return [ended for alike in by_rate for ended in _attempt(alike, run, common, facts, bar)]
         if not isinstance(error, ClipbiasError):
             logging.error("%s", "".join(traceback.format_exception(error)))
         bar.say(f"failed: {title}: {sentence(error)}")

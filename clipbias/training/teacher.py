@@ -105,8 +105,7 @@ class TaughtBatches(RunBatches):
         else:
             static, inputs = _evaluation(teacher, context)
             self._evaluation = static, encode_texts(static, inputs)
-            own = teacher.task.clip.preprocessing.resizing
-            if own != resizing:
+            if (own := teacher.task.clip.preprocessing.resizing) != resizing:
                 self._of_teacher = RunBatches(run_images, seeds, recipe, reading, resizing=own, start_step=start_step)
 
     def __next__(self) -> Batch:
@@ -135,8 +134,7 @@ def _evaluation(model: Tuned, context: SweepContext) -> tuple[EvalStatic, EvalIn
         params = context.params
     else:
         params = placement.place_weights(mesh, task.clip.params, task.classifier.dtype)
-    learnables = stack_runs([jax.device_get(model.learnables)])
-    return make_evaluation(task, params, learnables, runs=1, mesh=mesh)
+    return make_evaluation(task, params, stack_runs([jax.device_get(model.learnables)]), runs=1, mesh=mesh)
 
 
 @functools.partial(jax.jit, static_argnames="mesh")

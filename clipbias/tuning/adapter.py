@@ -204,8 +204,7 @@ def _plain(value: Any) -> dict[str, Any]:
 
 def start_seed(notes: Mapping[str, Any]) -> int:
     """The seed that the learnables of an adapter with these notes started from; 0 where it is not known."""
-    seeds = notes.get("start_seed"), notes.get("seed"), 0
-    return next(seed for seed in seeds if isinstance(seed, int))
+    return next(seed for seed in (notes.get("start_seed"), notes.get("seed"), 0) if isinstance(seed, int))
 
 
 def write_adapter(path: str | os.PathLike, model: Tuned) -> None:

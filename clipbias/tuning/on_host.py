@@ -33,8 +33,7 @@ def unit_passes(samples: Samples) -> Iterator[np.ndarray]:
 def class_means(rows: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
     """The mean of each class's rows, `[N, d]` to `[C, d]`. Raises `ClipbiasError` for a class without a row."""
     # `np.mean` of no row would be NaN, with a warning only.
-    missing = np.flatnonzero(np.bincount(labels, minlength=classes) == 0)
-    if missing.size:
+    if (missing := np.flatnonzero(np.bincount(labels, minlength=classes) == 0)).size:
         raise ClipbiasError(
             f"no training image has the label {missing[0]} of {classes} (from 0); this method needs one of every class."
         )

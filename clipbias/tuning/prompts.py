@@ -78,12 +78,10 @@ def template_texts(clip: Clip, class_names: Sequence[str], prompt: PromptText) -
     for i, row in enumerate(rows):
         name = slice(first + count, first + count + name_lengths[i % len(class_names)])
         before = first + prompt.before[i // len(class_names)]
-
-        def move(items: list[int], name: slice = name, before: int = before) -> list[int]:
-            return items[:before] + items[name] + items[before : first + count] + items[name.stop :]
-
-        rows[i] = move(row)
-        contexts[i] = move(contexts[i])
+        rows[i], contexts[i] = (
+            items[:before] + items[name] + items[before : first + count] + items[name.stop :]
+            for items in (row, contexts[i])
+        )
     return ClassTexts(tuple(texts), _padded(clip, rows, texts, contexts))
 
 

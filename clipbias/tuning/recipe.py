@@ -82,8 +82,7 @@ class Recipe:
 
     def facts(self) -> dict[str, Any]:
         """The settings, and the other fields that differ from the common recipe, as JSON values."""
-        settings = {name: getattr(self, name) for name in fields_of(Recipe)}
-        return settings | self.differences(Recipe())
+        return {name: getattr(self, name) for name in fields_of(Recipe)} | self.differences(Recipe())
 
     def differences(self, common: "Recipe") -> dict[str, Any]:
         """The fields that differ from another recipe, as JSON values."""

@@ -96,9 +96,8 @@ class Classifier:
             features = self.encode_images(params, adaptation, images.reshape(-1, *images.shape[2:]))
             return features.reshape(*images.shape[:2], -1)
         if images.ndim == 4:
-            patches = self.method.patches
             return encode_image(
-                params, self.config, images, adaptation, patches=patches, dtype=self.dtype, remat=self.remat
+                params, self.config, images, adaptation, patches=self.method.patches, dtype=self.dtype, remat=self.remat
             )[0]
         # Features in place of images: the tower ran once, before the training. Only a changed projection remains.
         if adaptation.changes_vision:
@@ -556,8 +555,7 @@ class Task:
             return learnables
         reference = self.teacher_features(self.clip.params)
         assert reference is not None, "a method that reads the classes has a teacher"
-        text = reference.reshape(-1, len(self.class_names), reference.shape[-1])
-        return self.method.read_classes(learnables, text)
+        return self.method.read_classes(learnables, reference.reshape(-1, len(self.class_names), reference.shape[-1]))
 
     def logits(self, params: Params, learnables: Learnables, images: jax.Array, text: Text | None = None) -> jax.Array:
         """Logits `[B, C]`: `exp(logit_scale) · cos(f, g)`, unless the method has a head of its own.
@@ -676,8 +674,7 @@ class Task:
         # Sixty templates of 1000 classes: in chunks, as the frozen texts of a student (`_chunks_at_least`).
         chunks = math.ceil(len(self._teacher.texts) / (self._class_shards * TEXTS_AT_ONCE))
         classifier = dataclasses.replace(self.classifier, counts=self._teacher.counts, class_chunks=chunks)
-        text = pack(self._teacher.tokens, groups=self._class_shards * chunks)
-        return _plain_text_features(classifier, params, text)
+        return _plain_text_features(classifier, params, pack(self._teacher.tokens, groups=self._class_shards * chunks))
 
     def options(self) -> dict[str, Any]:
         """The method's options as plain values: `make_method(name, **options)` makes it again."""

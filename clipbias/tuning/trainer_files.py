@@ -157,8 +157,7 @@ def read_trainer_file(tensors: Tensors, clip: Clip) -> TrainerFile:
         raise ClipbiasError("it has deep prompts in the text tower alone, which no method here has.")
     if not in_image:
         is_specific = len(tensors["ctx"].shape) == 3
-        shape = ("C", "T", text.width) if is_specific else ("T", text.width)
-        context = _read(tensors, "ctx", shape, clip)
+        context = _read(tensors, "ctx", ("C", "T", text.width) if is_specific else ("T", text.width), clip)
         tokens = context.shape[-2]
         return TrainerFile("coop", {"tokens": tokens, "class_specific": is_specific}, {"text_context": context}, tokens)
     vision_prompts = _stacked(tensors, in_image, ("V", vision.width), clip)
@@ -177,8 +176,7 @@ def read_trainer_file(tensors: Tensors, clip: Clip) -> TrainerFile:
 def nearest_tokens(embeddings: np.ndarray, clip: Clip, tolerance: float) -> np.ndarray:
     """The ids `[C, n]` of CLIP's token embeddings that are nearest to `embeddings [C, n, Dt]`, or else an error."""
     table = np.asarray(clip.params["text"]["token_embedding"], np.float32)
-    rows = embeddings.reshape(-1, table.shape[1])
-    distinct, places = np.unique(rows, axis=0, return_inverse=True)
+    distinct, places = np.unique(embeddings.reshape(-1, table.shape[1]), axis=0, return_inverse=True)
     # `‖t - r‖² = ‖t‖² - 2 t·r + ‖r‖²`, and the last term is the same for all rows of the table. Distinct rows only: the
     # same few tokens occur in thousands of texts.
     squares = np.square(table).sum(-1)
@@ -210,8 +208,7 @@ def _blocks(tensors: Tensors, tower: str, first: str, later: str, clip: Clip, st
             raise ClipbiasError(
                 f"the {tower} tower has prompts in block {shorten(str(block))} {problem}; no method here has such ones."
             )
-    layers = getattr(clip.config, tower).layers
-    if len(numbered) > layers:
+    if len(numbered) > (layers := getattr(clip.config, tower).layers):
         raise ClipbiasError(
             f"it has prompts in {len(numbered)} blocks, and the {tower} tower of {clip.name} has {layers}; load the "
             "CLIP that it was trained on."

@@ -100,9 +100,7 @@ class ClipLora(Method):
             learnables[tower] = pairs
             constants[tower] = jnp.zeros(geometry.layers).at[jnp.asarray(blocks)].set(1)
         # Constants `[L]` mark the tuned blocks where these are not all: `adapt` gets no geometry.
-        if self.first_block == 1 and self.last_block is None:
-            return learnables
-        return {**learnables, CONSTANTS: constants}
+        return learnables if self.first_block == 1 and self.last_block is None else {**learnables, CONSTANTS: constants}
 
     def adapt(self, learnables: Learnables) -> Adaptation:
         return Adaptation(**self._changes(learnables))

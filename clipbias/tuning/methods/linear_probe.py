@@ -69,10 +69,8 @@ class LinearProbe(FeatureMethod):
             return fit(features, labels, inverse, self.iterations)
 
         inverse = self.inverse
-        validation = on_host.validation_features(samples, min(samples.shots, VALIDATION_SHOTS))
-        if validation is not None:
-            validation_images = validation[0].astype(np.float64)
-            validation_labels = validation[1]
+        if (validation := on_host.validation_features(samples, min(samples.shots, VALIDATION_SHOTS))) is not None:
+            validation_images, validation_labels = validation[0].astype(np.float64), validation[1]
 
             def score(inverse: float) -> float:
                 weight, bias = fitted(inverse)

@@ -64,12 +64,11 @@ class LPPlusPlus(FrozenTowers, FeatureMethod):
         labels = samples.labels
         texts = on_host.text_classifier(samples.text)
         means = on_host.class_means(x, labels, len(texts))
-        alpha = np.full(len(texts), ALPHA_FACTOR * (means * texts).sum(-1).mean())
         start = _Probe(
             # The sum of a class's rows, as the authors have it, and not their mean.
             weight=means * np.bincount(labels, minlength=len(texts))[:, None],
             bias=np.asarray(learnables["bias"], np.float64),
-            alpha=alpha,
+            alpha=np.full(len(texts), ALPHA_FACTOR * (means * texts).sum(-1).mean()),
         )
         validation = on_host.validation_features(samples, samples.shots)
         if validation is not None:

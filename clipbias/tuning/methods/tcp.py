@@ -92,8 +92,7 @@ class TCP(Method):
         return PromptText((template if self.template is None else self.template,))
 
     def read_classes(self, learnables: Learnables, text: jax.Array) -> Learnables:
-        constants = learnables[CONSTANTS] | {"classes": unit_length(average_texts(text))}
-        return {**learnables, CONSTANTS: constants}
+        return {**learnables, CONSTANTS: learnables[CONSTANTS] | {"classes": unit_length(average_texts(text))}}
 
     def losses(self, learnables: Learnables, features: Features, logits: jax.Array, labels: jax.Array) -> Terms:
         text = unit_length(average_texts(features.text))

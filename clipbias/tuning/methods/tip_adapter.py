@@ -243,5 +243,4 @@ def count_correct(
 
     # NumPy releases the interpreter's lock in these loops, and counts of chunks add up in any order.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        chunks = pool.map(count_chunk, range(0, len(labels), rows))
-        return sum(chunks, np.zeros((len(betas), len(alphas)), np.int64))
+        return sum(pool.map(count_chunk, range(0, len(labels), rows)), np.zeros((len(betas), len(alphas)), np.int64))

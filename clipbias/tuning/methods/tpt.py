@@ -64,9 +64,7 @@ class TPT(CoOp, TestTimeMethod):
 
         # The first step selects the views; the loop of the others has them in its state. One step needs no loop.
         first = step(learnables, optimizer.init(learnables), None)
-        if self.steps == 1:
-            return first[0]
-        return jax.lax.fori_loop(1, self.steps, lambda _, last: step(*last), first)[0]
+        return first[0] if self.steps == 1 else jax.lax.fori_loop(1, self.steps, lambda _, last: step(*last), first)[0]
 
     def loss(
         self, logits: Callable[[Learnables], jax.Array], learnables: Learnables, views: jax.Array | None
