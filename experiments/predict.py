@@ -18,6 +18,7 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -31,6 +32,7 @@ from clipbias.analysis.relevancy import relevancy
 from clipbias.constants import ZERO_SHOT
 from clipbias.data.files import file_sizes
 from clipbias.errors import ClipbiasError
+from clipbias.identity import identity
 from clipbias.io import is_remote, sha256, write_text
 from clipbias.prediction import Prediction
 from clipbias.report import style
@@ -79,7 +81,7 @@ def main(settings: PredictSettings, workdir: Path) -> None:
 
 def write_list(files: Sequence[Path], models: Sequence[TunedModel], settings: PredictSettings, workdir: Path) -> int:
     """Writes `predictions.json` and prints a line per picture; returns the number of readable pictures."""
-    entries = list(itertools.chain.from_iterable(classified(list(enumerate(files)), models, settings, workdir)))
+    entries = list(itertools.chain.from_iterable(classified(files, models, settings, workdir)))
     broken = [entry for entry in entries if "error" in entry]
     if len(broken) == len(files):
         raise ClipbiasError(f"no image could be read, of {len(files):,}; the first: {broken[0]['error']}.")
@@ -131,7 +133,7 @@ def write_table(files: Sequence[Path], models: Sequence[TunedModel], settings: P
         columns += ["zero_shot_class", "zero_shot_probability"]
     broken = 0
     with open_table(settings.output, [*columns, "error"], facts) as table:
-        left = [(number, path) for number, path in enumerate(files) if key(path) not in table.images]
+        left = [path for path in files if key(path) not in table.images]
         for name in map(str, files):
             if key(name) in table.images and table.images[key(name)] != content(name):
                 raise ClipbiasError(
@@ -140,7 +142,8 @@ def write_table(files: Sequence[Path], models: Sequence[TunedModel], settings: P
                 )
         done = len(files) - len(left)
         if done:
-            common.tell(f"{done:,} of {counted(len(files), 'image')} have a line in {table.path} already")
+            no_maps = ", and no maps are drawn of them" if settings.relevancy else ""
+            common.tell(f"{done:,} of {counted(len(files), 'image')} have a line in {table.path} already{no_maps}")
         for entries in classified(left, models, settings, workdir, done=done):
             table.append([table_row(entry) | {"content": content(entry["image"])} for entry in entries])
             broken += sum("error" in entry for entry in entries)
@@ -150,17 +153,16 @@ def write_table(files: Sequence[Path], models: Sequence[TunedModel], settings: P
 
 
 def classified(
-    pictures: Sequence[tuple[int, Path]],
+    paths: Sequence[Path],
     models: Sequence[TunedModel],
     settings: PredictSettings,
     workdir: Path,
     *,
     done: int = 0,
 ) -> Iterator[list[Entry]]:
-    """Classifies pictures batch by batch, after `done` others; their numbers name the maps of `relevancy`."""
-    paths = [path for _, path in pictures]
-    left = iter(pictures)
-    with contextlib.closing(Progress(done + len(pictures), done=done, title="predict")) as bar:
+    """Classifies pictures batch by batch, after `done` others."""
+    left = iter(paths)
+    with contextlib.closing(Progress(done + len(paths), done=done, title="predict")) as bar:
         for results in predict_batches(
             models, paths, settings.answers, batch_size=settings.batch_size, on_image_error=settings.on_image_error
         ):
@@ -169,7 +171,7 @@ def classified(
             # Maps first: a kill between a table's line and the map would leave the map out for ever.
             if settings.relevancy:
                 draw_maps(batch, models, results, settings, workdir)
-            yield [picture_entry(path, predictions, row, settings) for row, (_, path) in enumerate(batch)]
+            yield [picture_entry(path, predictions, row, settings) for row, path in enumerate(batch)]
             bar.advance(len(batch))
             hosts.check()
 
@@ -229,7 +231,7 @@ def picture_entry(path: Path, predictions: Sequence[Prediction], row: int, setti
 
 
 def draw_maps(
-    batch: Sequence[tuple[int, Path]],
+    batch: Sequence[Path],
     models: Sequence[TunedModel],
     results: Sequence[tuple[np.ndarray, Prediction]],
     settings: PredictSettings,
@@ -257,9 +259,10 @@ def draw_maps(
     images, prediction = results[0]
     # Of views the first is the whole image; the others are crops.
     wholes = images[:, 0] if images.ndim == 5 else images
-    for row, ((number, path), *overlays) in enumerate(zip(batch, *columns, strict=True)):
+    for row, (path, *overlays) in enumerate(zip(batch, *columns, strict=True)):
         if row not in prediction.errors:
-            place = workdir / "relevancy" / f"{number + 1:04d}_{path.stem}.png"
+            # Pictures of one name in two folders have maps of their own, in whatever call they come.
+            place = workdir / "relevancy" / f"{path.stem}_{identity(os.fspath(path))[:8]}.png"
             figure = overlay_figure(wholes[row], overlays, title=printable(path.name))
             style.save_png(figure, place, dpi=160)
 

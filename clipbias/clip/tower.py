@@ -133,7 +133,8 @@ def observe_block(
         probabilities = layers.attention_probabilities(q, k, tower.mask(q.shape[1]))
         if tap is not None:
             probabilities = probabilities + tap
-        return LayerView(layer.index, record[INPUT], probabilities, v, layer.weights).heads_output(probabilities)
+        view = LayerView(layer.index, record[INPUT], probabilities, v, layer.weights)
+        return view.heads_output(probabilities)
 
     output = run_block(tokens, layer, config, dataclasses.replace(tower.hooks(attend), tap=record))
     assert view is not None

@@ -88,8 +88,8 @@ def test_predictions_with_relevancy(images, adapters, tmp_path, monkeypatch):
     _, *entries = json.loads((out / "predictions.json").read_text())
     assert [entry["image"] for entry in entries] == [str(path) for path in files]
     assert printed.count("; zero-shot ") == len(files)
-    names = ["0002_0.png", "0003_1.png", "0004_blue.png", "0005_0.png"]
-    assert sorted(path.name for path in (out / "relevancy").iterdir()) == names
+    names = sorted(path.name.rpartition("_")[0] for path in (out / "relevancy").iterdir())
+    assert names == ["0", "0", "1", "blue"]  # of two folders
 
     adapter = read_adapter(Path(adapters[1]) / "adapter.safetensors")
     model = adapter.bind(clip := clipbias.load(adapter.base))
@@ -117,6 +117,18 @@ def test_predictions_with_relevancy(images, adapters, tmp_path, monkeypatch):
         np.testing.assert_allclose(overlay.vision, maps.vision[0], rtol=1e-3, atol=1e-6)
         maps = clipbias.relevancy(frozen, clip.params, {}, pair, np.asarray([top[0]] * 2))
         np.testing.assert_allclose(before.vision, maps.vision[0], rtol=1e-3, atol=1e-6)
+
+    # Other pictures before them, in a later call, take no map away.
+    maps = {path: path.read_bytes() for path in (out / "relevancy").iterdir()}
+    table = {"output": str(tmp_path / "answers.csv"), "images": str(files[3])}
+    succeed_here(experiments.predict, settings | table, tmp_path / "added")
+    before = {path: path.read_bytes() for path in (tmp_path / "added" / "relevancy").iterdir()}
+    added = succeed_here(experiments.predict, settings | table | {"images": f"{cats},{files[3]}"}, tmp_path / "added")[
+        0
+    ]
+    assert "1 of 3 images have a line in" in added and "and no maps are drawn of them" in added
+    assert len(list((tmp_path / "added" / "relevancy").iterdir())) == 3
+    assert {*before.values()} <= {*maps.values()} and all(path.read_bytes() == data for path, data in before.items())
 
 
 @pytest.mark.ci
