@@ -558,10 +558,13 @@ def controls(study: Study, model: Model) -> list[tuple[Origin, str, Model]]:
     found = [
         (Origin.RETRAINED, model.method, other)
         for other in others
-        if (other.method, other.options) == (model.method, model.options) and other.seed != model.seed
+        if (other.method, other.training) == (model.method, model.training) and other.seed != model.seed
     ]
     for form in study.options.replacement_forms:
-        found += [(Origin.LABELS, form, other) for other in others if _is_of_form(other, form)]
+        # Trainings that differ in more than their seed are no average: each has a row of its own.
+        trainings = dict.fromkeys(each.training for each in study.tuned if _is_of_form(each, form))
+        names = {training: f"{form} ({at})" if at > 1 else form for at, training in enumerate(trainings, start=1)}
+        found += [(Origin.LABELS, names[other.training], other) for other in others if _is_of_form(other, form)]
     return found
 
 

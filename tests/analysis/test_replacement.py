@@ -265,6 +265,11 @@ def test_which_models_stand_beside_the_forms(clip, tmp_path):
     beside = [(kind, form, each.key) for kind, form, each in replacement.controls(study, models[1])]
     assert beside == [(Origin.RETRAINED, "ivlp", "again"), (Origin.LABELS, "kind", "kind")]
     assert not replacement.controls(study, models[4])
+    # The same two methods with more epochs: no retraining, and another row.
+    longer = [dataclasses.replace(model, key=f"{model.key}-2", training="longer") for model in models[2:4]]
+    study = Study([*models, *longer], colour_split(1, 3), StudyOptions(), tmp_path)
+    beside += [(Origin.LABELS, "kind (2)", "kind-2")]
+    assert [(kind, form, each.key) for kind, form, each in replacement.controls(study, models[1])] == beside
 
 
 def test_what_is_not_fitted_and_why(clip, tmp_path):
