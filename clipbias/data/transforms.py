@@ -174,7 +174,7 @@ def check_format(encoded: bytes, key: str) -> None:
     try:
         Image.open(io.BytesIO(encoded), formats=PICTURE_FORMATS).close()
     except Exception as error:
-        raise ClipbiasError(f"{key} is not an image; replace the file.") from error
+        raise ClipbiasError(f"{key} is not an image ({', '.join(PICTURE_FORMATS)}); replace or convert it.") from error
 
 
 def random_resized_crop_box(
