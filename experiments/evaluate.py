@@ -135,7 +135,7 @@ def keep_evaluation(workdir: Path, identity: str) -> None:
         return
     if before != identity:
         raise ClipbiasError(
-            f"{workdir} holds the evaluation of another adapter or of other images, under the same names; choose "
+            f"{workdir} holds the evaluation of another adapter, of other texts or images, under the same names; choose "
             "another --workdir."
         )
 

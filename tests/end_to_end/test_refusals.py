@@ -116,7 +116,7 @@ def test_an_adapter_of_another_model(trained, tmp_path):
     other = {"adapters": adapter, "model": str(tmp_path / "other")}
     assert "does not fit" in binaries.refusal_here(evaluate, other, tmp_path / "f")
     again = {"adapters": adapter, "split": "val"}
-    assert "holds the evaluation of another adapter or of other images" in binaries.refusal_here(
+    assert "holds the evaluation of another adapter, of other texts or images" in binaries.refusal_here(
         evaluate, again, tmp_path / "e"
     )
 
