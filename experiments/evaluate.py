@@ -135,8 +135,8 @@ def keep_evaluation(workdir: Path, identity: str) -> None:
         return
     if before != identity:
         raise ClipbiasError(
-            f"{workdir} holds the evaluation of another adapter, of other texts or images, under the same names; choose "
-            "another --workdir."
+            f"{workdir} holds the evaluation of another adapter, of other texts or images, under the same names; "
+            "choose another --workdir."
         )
 
 
