@@ -39,7 +39,8 @@ class ExplainSettings(AdapterSettings, DatasetSettings):
     split: str = setting("test", 'The images to explain on: "train", "val" or "test".')
     sections: str = setting(
         "all",
-        f'"all", or sections separated by commas; there are {", ".join(all_sections())}.',
+        f'"all", or sections separated by commas; there are {", ".join(all_sections())}. '
+        "Results and report have those of the last call.",
     )
     predictions: str | None = setting(
         None,
