@@ -212,11 +212,8 @@ class MethodResult:
 
     @property
     def is_better(self) -> bool:
-        """Whether both gains are sure: in log-likelihood, which labels explain, and in accuracy, which users want."""
-        # More likelihood without more right predictions is calibration, and nobody asks why it rose.
-        if self.numbers is None or self.labels is None or self.labels.where is Where.NO_GAIN:
-            return False
-        return excludes(self.numbers.accuracy.gain) > 0
+        """Whether the gain in accuracy, which users want, is sure; labels explain the gain in log-likelihood."""
+        return self.numbers is not None and self.labels is not None and excludes(self.numbers.accuracy.gain) > 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The verdict on a method: two labels, by one rule, and a few sentences.
+"""The verdict on a method: two labels, by one rule.
 
 The paper's hypotheses (Sec. 4.2.1): (a) prompts change where input tokens look; (b) prompts add a bias, the same for
 every image. The labels are decided in log-likelihood at fitted temperatures (`causal_section`), on whole
@@ -33,6 +33,7 @@ from clipbias.analysis.results import (
     Where,
     same_but_for_seed,
 )
+from clipbias.analysis.verdict_sentences import sentence
 from clipbias.intervals import Estimate, excludes
 from clipbias.sentences import counted
 
@@ -41,19 +42,6 @@ MAIN_SHARE = 0.5
 MINOR_SHARE = 0.25
 # Below so many images the percentiles of a bootstrap say little.
 FEWEST_IMAGES = 20
-CLASS = "zero-shot's class"  # the group that sentences name
-_WHERE = {
-    Where.ATTENTION: "It changes where CLIP looks, and the gain comes from there.",
-    Where.NOT_ATTENTION: "The gain does not come from changing where CLIP looks.",
-    Where.OUTSIDE: "It changes nothing inside CLIP's towers.",
-    Where.UNDECIDED: "Whether the gain comes from changing where CLIP looks is undecided.",
-}
-_WHAT = {
-    What.NOTHING: "What it adds to image tokens, if anything, matters little.",
-    What.SAME: "What it adds to image tokens has the same effect for every image.",
-    What.DEPENDS: "What it adds to image tokens depends on the image.",
-    What.UNDECIDED: "Whether what it adds to image tokens depends on the image is undecided.",
-}
 
 
 def label(numbers: CausalNumbers, *, outside: bool = False, images_changed: bool = True) -> VerdictLabels:
@@ -124,66 +112,4 @@ def judge_method(results: StudyResults, models: Sequence[ModelFacts]) -> MethodR
         labels=labels,
         sentence="",
     )
-    return dataclasses.replace(result, sentence=sentence(result, results.dataset.name))
-
-
-# Clauses of the headline.
-_HEAD_WHERE = {
-    Where.ATTENTION: ", by looking elsewhere",
-    Where.NOT_ATTENTION: ", not by looking elsewhere",
-    Where.OUTSIDE: ", with CLIP itself unchanged",
-}
-_HEAD_WHAT = {What.SAME: "the same correction to all pictures", What.DEPENDS: "a different correction to each picture"}
-
-
-def headline(method: MethodResult) -> str:
-    """Writes the verdict on a method in at most 20 words and one number; a method's name counts as one word."""
-    numbers, labels, name = method.numbers, method.labels, method.name
-    if numbers is None:
-        return f"Why {name} differs from CLIP was not tested."
-    if labels is None:
-        return f"{counted(method.images, 'picture')} are too few to judge {name}."
-    gain = numbers.accuracy.gain
-    if not method.is_better:
-        return f"{name} makes no surely larger share of the pictures right ({gain.value:+.1f} points)."
-    where = _HEAD_WHERE.get(labels.where, "")
-    what = _HEAD_WHAT.get(labels.what, "") if labels.what and labels.where is not Where.OUTSIDE else ""
-    if what:
-        what = (", but by adding " if labels.where is Where.NOT_ATTENTION else "; it adds ") + what
-    return f"{name} raises accuracy by {gain.value:.1f} points{where}{what}."
-
-
-def sentence(method: MethodResult, dataset: str) -> str:
-    """Writes the verdict in short sentences with one number each; their intervals are in the table."""
-    numbers, labels, name = method.numbers, method.labels, method.name
-    if numbers is None:
-        return f"Why {name} differs from CLIP on {dataset} was not tested; --config.sections=causal does."
-    if labels is None:
-        images = counted(method.images, "image")
-        return f"{images} of {dataset} are too few to judge {name}; give {FEWEST_IMAGES} at least."
-    accuracy, nats = numbers.accuracy.gain, numbers.log_likelihood.gain
-    points = f"{accuracy.value:+.1f} points"
-    if labels.where is Where.NO_GAIN:
-        return f"{name} has no sure gain on {dataset} ({points} of accuracy, {nats.value:+.3f} nats of log-likelihood)."
-    if not method.is_better:
-        # Labels are of log-likelihood; without more right predictions nobody asks for the reason.
-        return (
-            f"{name} has a sure gain in log-likelihood on {dataset} ({nats.value:+.3f} nats), but none in accuracy "
-            f"({points})."
-        )
-    sentences = [f"{name} gains {accuracy.value:.1f} points on {dataset}.", _WHERE[labels.where]]
-    image, attention = numbers.log_likelihood.image, numbers.log_likelihood.attention
-    if excludes(attention) < 0:
-        sentences.append("Attention alone, with all else frozen, does harm.")
-    if labels.where is not Where.OUTSIDE and labels.what is not None:
-        sentences.append(_WHAT[labels.what])
-        explained = image.explained.get(CLASS) if image else None
-        if labels.what is What.DEPENDS and explained is not None and explained.share is not None:
-            share = 100 * explained.share.value
-            sentences.append(f"The class that CLIP alone predicts explains {share:.0f} % of this dependence.")
-    if image is not None and labels.what is not What.NOTHING:
-        if excludes(image.all) < 0:
-            sentences.append("All in all, what it adds to image tokens does harm.")
-        elif excludes(image.exchange) < 0:
-            sentences.append("Another image's addition would do better than the image's own.")
-    return " ".join(sentences)
+    return dataclasses.replace(result, sentence=sentence(result, results.dataset.name, fewest_images=FEWEST_IMAGES))

@@ -19,7 +19,7 @@ from clipbias.analysis.observations import OBSERVATIONS
 from clipbias.analysis.results import MethodResult, ModelFacts, StudyResults
 from clipbias.analysis.results_file import load_results
 from clipbias.analysis.sections import all_sections
-from clipbias.analysis.verdict import headline
+from clipbias.analysis.verdict_sentences import headline
 from clipbias.analysis.words import PROMPT_WORDS
 from clipbias.errors import ClipbiasError
 from clipbias.intervals import by_reason, with_interval

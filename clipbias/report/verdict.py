@@ -10,8 +10,8 @@ import pandas as pd
 
 from clipbias.analysis.causal_section import CAUSAL, MEAN_BYTES, MEANS_OF_GROUPS
 from clipbias.analysis.replacement import PLAIN, REPLACEMENT, Comparison, MethodReplacements, Origin
-from clipbias.analysis.results import CausalNumbers, MethodResult, StudyResults, VerdictLabels, What
-from clipbias.analysis.verdict import CLASS
+from clipbias.analysis.results import CausalNumbers, MethodResult, StudyResults, VerdictLabels, What, Where
+from clipbias.analysis.verdict_sentences import CLASS
 from clipbias.errors import ClipbiasError
 from clipbias.intervals import OUTCOMES, UNITS, UNKNOWN, Estimate, by_reason, change, excludes, in_points, percent
 from clipbias.report import style
@@ -102,10 +102,12 @@ def facts(study: StudyResults, method: MethodResult) -> list[Fact]:
 
     The first are shares in log-likelihood, the last of the predictions that the method changed.
     """
-    if method.numbers is None or not method.is_better:
+    # More likelihood without more right predictions is calibration, and nobody asks why it rose.
+    numbers, labels = method.numbers, method.labels
+    if numbers is None or labels is None or labels.where is Where.NO_GAIN or not method.is_better:
         return []
     # Log-likelihood decides labels, so that bars and labels cannot disagree.
-    named = quantities(method.numbers.log_likelihood, method.labels)
+    named = quantities(numbers.log_likelihood, labels)
     shares = {name: number.share for name, number in named.items()}
     fits = _stand_ins(study, method)
     moved = {origin: fits[origin].moved for origin in (Origin.FITTED, Origin.CEILING) if origin in fits}

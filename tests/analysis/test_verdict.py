@@ -28,7 +28,8 @@ from clipbias.analysis.results import (
     What,
     Where,
 )
-from clipbias.analysis.verdict import CLASS, FEWEST_IMAGES, judge, label, sentence
+from clipbias.analysis.verdict import FEWEST_IMAGES, judge, label
+from clipbias.analysis.verdict_sentences import CLASS, sentence
 from clipbias.intervals import Estimate
 from tests.report.synthetic import model_facts
 
@@ -157,7 +158,8 @@ def said(accuracy, log_likelihood):
     """The verdict on a method with these numbers."""
     facts = {"label": "VPT", "name": "VPT", "method": "vpt", "models": ("vpt",), "accuracy": 50.0, "images": 100}
     both, labels = ByMetric(accuracy, log_likelihood), label(log_likelihood)
-    return sentence(MethodResult(**facts, numbers=both, labels=labels, sentence=""), "d")
+    method = MethodResult(**facts, numbers=both, labels=labels, sentence="")
+    return sentence(method, "d", fewest_images=FEWEST_IMAGES)
 
 
 @pytest.mark.parametrize(
@@ -207,6 +209,9 @@ def test_a_gain_in_one_outcome_alone_is_said_in_its_unit():
     none = dataclasses.replace(log_likelihood, gain=UNSURE)
     text = said(accuracy, none)
     assert text == "VPT has no sure gain on d (+1.0 points of accuracy, +0.100 nats of log-likelihood)."
+    sure = dataclasses.replace(log_likelihood, gain=Estimate(33.3, 20.0, 45.0))
+    text = said(sure, none)
+    assert text.startswith("VPT gains 33.3 points on d, but its log-likelihood has no sure gain (+0.100 nats)")
 
 
 def test_the_labels_are_those_of_log_likelihood_whatever_accuracy_says():

@@ -11,11 +11,13 @@ from clipbias.analysis.observations import ClaimOutcome, Observation, Observatio
 from clipbias.analysis.pictures import Similarity
 from clipbias.analysis.results import Missing, VerdictLabels, What, Where
 from clipbias.analysis.results_file import load_results, save_results
-from clipbias.analysis.verdict import headline, judge
+from clipbias.analysis.verdict import judge
+from clipbias.analysis.verdict_sentences import headline
 from clipbias.intervals import Estimate
 from clipbias.report import pages, study_page, write_overview, write_report
 from clipbias.report.drawings import all_drawings
 from clipbias.report.study_page import class_table, observations_table, word_table
+from clipbias.report.verdict import facts
 from tests.documents import ROOT
 from tests.report.markup import Page
 from tests.report.synthetic import OBSERVED, only_sections, synthetic_results
@@ -123,11 +125,19 @@ def test_a_headline_without_a_sure_gain_claims_none(whole):
     unsure = dataclasses.replace(accuracy, gain=Estimate(1.5, -0.5, 3.0))
     numbers = dataclasses.replace(method.numbers, accuracy=unsure)
     for without, words in (
-        ({"numbers": numbers}, "no surely larger share of the pictures right (+1.5 points)"),
+        ({"numbers": numbers}, "no surely larger share of the pictures right: +1.5 points."),
         ({"numbers": None}, "was not tested"),
         ({"labels": None}, "are too few"),
     ):
         assert words in headline(dataclasses.replace(method, **without))
+
+
+def test_a_sure_gain_in_accuracy_without_labels_has_no_why(whole):
+    results = whole[2]
+    method = dataclasses.replace(results.methods[0], labels=VerdictLabels(Where.NO_GAIN, None))
+    points = method.numbers.accuracy.gain.value
+    assert headline(method) == f"{method.name} raises accuracy by {points:.1f} points."
+    assert facts(results, results.methods[0]) and facts(results, method) == []
 
 
 def test_pictures_are_inlined_and_the_files_lie_beside(written):
