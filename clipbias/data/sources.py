@@ -100,21 +100,27 @@ def describe_missing(dataset: Dataset, *, trains: bool) -> str | None:
 
 
 def cautions_of_classes(dataset: Dataset) -> list[str]:
-    """Says which classes have no training image, and which of a user's pictures are in two classes."""
+    """Says which classes have no training image, and which pictures are in two classes, or train and validate."""
     names = dataset.class_names
     empty = [names[label] for label in np.setdiff1d(np.arange(len(names)), dataset.split("train").labels)]
     missing = f"{dataset.name}: there is no training image of {examples(empty)}; add some, or leave such classes out."
     # Bytes are read only where sizes of files are equal, and not over a network. A whole table has a single mark.
-    alike: dict[int | str, list[tuple[int, Split, int]]] = {}
-    for split in dataset.splits.values():
+    alike: dict[int | str, list[tuple[int, str, Split, int]]] = {}
+    for name, split in dataset.splits.items():
         if split.upright and not is_remote(split.source):
             for row, (mark, label) in enumerate(zip(split.marks(), split.labels.tolist(), strict=False)):
-                alike.setdefault(mark, []).append((label, split, row))
+                alike.setdefault(mark, []).append((label, name, split, row))
     first: dict[str, tuple[int, str]] = {}
     pairs = []
+    # Paths by themselves and by contents: copies have other paths, and the benchmark's lists are not read.
+    paths = {name: {path: path for path in split.paths} for name, split in dataset.splits.items()}
     for images in alike.values():
-        for label, split, row in images if len({label for label, *_ in images}) > 1 else ():
-            other, path = first.setdefault(split.content(row), (label, split.path(row)))
+        if len({label for label, *_ in images}) == 1 and not {"train", "val"} <= {name for _, name, *_ in images}:
+            continue
+        for label, name, split, row in images:
+            content = split.content(row)
+            paths[name][content] = split.path(row)
+            other, path = first.setdefault(content, (label, split.path(row)))
             if other != label:
                 # Files of equal bytes that are no picture, as broken downloads leave them, are not compared.
                 with contextlib.suppress(UnreadableImage):
@@ -122,6 +128,11 @@ def cautions_of_classes(dataset: Dataset) -> list[str]:
                     pairs.append(f"{path} ({names[other]}) and {split.path(row)} ({names[label]})")
     more = f", and {counted(len(pairs) - 1, 'more pair')}" if pairs[1:] else ""
     twice = [f"the same picture is in two classes: {pairs[0]}{more}; leave out all but one."] if pairs else []
+    if shared := paths["train"].keys() & paths.get("val", {}).keys() - {""}:
+        example = paths["val"][min(shared)]
+        twice.append(
+            f"validation images train, too, as {example} does; what they choose or calibrate promises too much."
+        )
     return ([missing] if empty else []) + twice
 
 

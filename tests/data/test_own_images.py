@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import re
+import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -281,6 +282,21 @@ def test_tables_of_hugging_face():
     equal(of_splits.split("val"), [6, 7])
     assert cautions_of_classes(of_splits) == []
     assert len({key for split in of_splits.splits.values() for key in split.keys}) == 10
+
+
+def test_validation_images_that_train_are_said(tmp_path):
+    """The same file, and a copy of it."""
+    paths = [write(tmp_path / f"{number}.png", number) for number in range(4)]
+    copy = shutil.copy(paths[0], tmp_path / "copy.png")
+
+    def said(validation: list[Any]) -> list[str]:
+        lists = {"train": paths[:2], "val": validation}
+        splits = {name: image_list(images, [0, 1], ("cat", "dog")) for name, images in lists.items()}
+        return cautions_of_classes(Dataset("own", ("cat", "dog"), "a {}.", splits))
+
+    for shared in (paths[0], copy):
+        assert said([shared, paths[3]])[0].startswith(f"validation images train, too, as {shared} does;")
+    assert said(paths[2:]) == []
 
 
 def test_an_image_of_hugging_face_may_lie_in_a_file(tmp_path):
