@@ -244,17 +244,22 @@ def unique_key(method: str, name: str, seed: object, start: int, used: Mapping[s
 def _known_predictions(folders: Sequence[Path], split: Split) -> Callable[[Model], np.ndarray | None]:
     """Returns a function that reads a model's predictions for the images from the folders of runs."""
     known = KnownPredictions(dict.fromkeys(folders))
-    found: dict[str, np.ndarray | None] = {}  # by model key, since several sections need them
+    found: dict[str, list[int] | None] = {}  # by model key, since several sections need them
 
     def find(model: Model) -> np.ndarray | None:
+        def read() -> list[int] | None:
+            predicted = known.find(model.tuned, split)
+            return None if predicted is None else predicted.tolist()
+
         if model.key not in found:
-            found[model.key] = known.find(model.tuned, split)
+            # The first process reads: others may see no files, and who skips a computation leaves the rest waiting.
+            found[model.key] = hosts.from_first(read)
             if found[model.key] is not None:
                 say(f"{model.label}: predictions read from an evaluation")
-        return found[model.key]
+        predicted = found[model.key]
+        return None if predicted is None else np.array(predicted, np.int32)
 
-    # Processes may see different files, and a process that skips a computation would leave the others waiting.
-    return (lambda model: None) if hosts.multi_process() else find
+    return find
 
 
 @contextlib.contextmanager

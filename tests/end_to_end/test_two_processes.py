@@ -208,7 +208,14 @@ def test_where_one_process_is_killed_the_other_ends_and_both_continue(model, cac
 @pytest.mark.long
 def test_a_study_of_two_processes_is_that_of_one(model, images, adapters, cache, tmp_path):
     """Batches of four rows on one device, and split between two processes: the same images in other hands."""
-    settings = {"adapters": adapters[0], "dataset": "folder", "data_dir": images, "batch_size": 4}
+    settings = {"dataset": "folder", "data_dir": images}
+    evaluated = {"zero_shot": {"model": model}, "tuned": {"adapters": adapters[0]}}
+    for name, tested in evaluated.items():
+        words = [f"--config.{setting}={value}" for setting, value in (settings | tested).items()]
+        ends([binaries.start("evaluate", *words, f"--workdir={tmp_path / name}", cache=cache)])
+    # Stored predictions are of all images, and correct other ones than the four that are explained.
+    settings |= {"adapters": adapters[0], "batch_size": 4, "image_limit": 4}
+    settings["predictions"] = ",".join(str(tmp_path / name) for name in evaluated)
     settings |= {"sections": "relevancy,vision_attention,causal"}
     arguments = [f"--config.{name}={value}" for name, value in settings.items()]
     first = binaries.start("explain", *arguments, f"--workdir={tmp_path / 'one'}", cache=cache)
@@ -217,6 +224,7 @@ def test_a_study_of_two_processes_is_that_of_one(model, images, adapters, cache,
     assert all(process.returncode == 0 for process in (first, *two)), ended
     whole, split = (load_arrays(tmp_path / name / ARRAYS) for name in ("one", "two"))
     assert whole.keys() == split.keys()
+    assert len(whole["sections/predictions/labels"]) > 4 and whole["sections/predictions/models/zero_shot"].min() >= 0
     for name, expected in whole.items():
         assert expected.shape == split[name].shape, name
         if np.issubdtype(expected.dtype, np.floating):
