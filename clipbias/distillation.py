@@ -126,9 +126,10 @@ def distil_model(
     if any(leaf.dtype != np.float32 for leaf in jax.tree.leaves(context.clip.params)):
         raise ClipbiasError(f"{context.clip.name} is loaded in half precision; load it in float32 to distil into it.")
     # Zero-shot reads the text that the model's training started from: with another, two changes would be compared.
-    frozen = Tuned(Task(model.clip, ZERO_SHOT, Classes(model.class_names)))
+    dtype = model.task.classifier.dtype
+    frozen = Tuned(Task(model.clip, ZERO_SHOT, Classes(model.class_names), dtype=dtype))
     if model.task.texts != frozen.task.texts:
-        frozen = Tuned(Task(model.clip, ZERO_SHOT, model.task.classes))
+        frozen = Tuned(Task(model.clip, ZERO_SHOT, model.task.classes, dtype=dtype))
     # A form that does not fold stays an adapter, which nobody wants unless they ask for it.
     names = [name for name, form in STUDENT_FORMS.items() if form.folds] if options.form is None else [options.form]
     fitted = parts.fitted

@@ -338,7 +338,7 @@ def equivalent_bias(model: Tuned, images: Pictures | Split | None, form: str, *,
     batches = () if images is None else image_batches(task.clip.preprocessing, images, batch_size)
     biases, count = measure_equivalent_bias(task, task.clip.params, model.learnables, initial, batches)
     method = make_method(METHODS[form], vision_tower="vision" in biases, text_tower="text" in biases)
-    bias_task = Task(task.clip, method, task)
+    bias_task = task.with_method(method)
     # The adapter is CLIP's head and the texts that the method starts from, so that nothing but the bias differs from
     # CLIP. Added to other texts, it would not be this method's bias.
     _check_texts(task, initial, bias_task, task.method_name)

@@ -635,7 +635,7 @@ def _means(study: Study, model: Model, towers: Mapping[str, EquivalentBias]) -> 
     candidates = []
     for form, name in MEANS.items():
         method = make_method(name, vision_tower="vision" in towers, text_tower="text" in towers)
-        task = Task(study.clip, method, model.task, dtype=model.task.classifier.dtype)
+        task = model.task.with_method(method)
         learnables = {f"{tower}_bias": getattr(bias, form) for tower, bias in towers.items()}
         numbers = parameter_count(learnables)["total"]
         candidates.append((Student(Origin.MEAN, form, STUDENT_FORMS[form].words, numbers), Tuned(task, learnables)))

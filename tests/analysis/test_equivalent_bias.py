@@ -160,6 +160,11 @@ def test_an_adapter_holds_the_constants(clip, tmp_path):
     assert seed == kind and len({vector, kind, another, "one"}) == 4
 
 
+def test_it_computes_in_its_models_type(clip):
+    made = clipbias.equivalent_bias(model_of(clip, "vpt", dtype="bfloat16"), pixels()[0])
+    assert made.task.classifier.dtype == "bfloat16"
+
+
 def test_images_come_in_several_ways(clip):
     images = split()
     raw = np.stack([pictures for pictures, _ in image_batches(clip.preprocessing, images, 1)])[:, 0]
