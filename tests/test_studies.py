@@ -85,6 +85,28 @@ def test_zero_shot_reads_the_texts_of_its_models_where_they_agree(clip, pets):
     assert zero_shot.task.texts == clipbias.Task(clip, "zero_shot", pets).texts
 
 
+@pytest.mark.ci
+def test_a_gain_is_over_the_words_that_training_starts_from(clip, tmp_path):
+    """And they are named where zero-shot CLIP reads other texts, those of the dataset's template."""
+    starts = {"ivlp": "a photo of a {}.", "prolip": "an icon of a {}."}
+    pets = data.from_arrays(PIXELS, np.repeat([0, 1, 2], [4, 8, 12]), CLASS_NAMES, template=starts["prolip"])
+    split = pets.split("test")
+    frozen = {}
+    for method, text in starts.items():
+        task = clipbias.Task(clip, "zero_shot", CLASS_NAMES, template=text)
+        frozen[method] = 100 * (clipbias.TunedModel(task, task.init()).predict(split).labels == split.labels).mean()
+    assert frozen["ivlp"] != frozen["prolip"]
+    tasks = [clipbias.Task(clip, method, CLASS_NAMES, template=pets.template) for method in starts]
+    models = [clipbias.TunedModel(task, task.init()) for task in tasks]
+    options = clipbias.analysis.StudyOptions(batch_size=8)
+    results = clipbias.explain(models, pets, tmp_path, sections=("causal",), options=options, progress=False).results
+    (words,) = results.other_references
+    for method in results.methods:
+        assert method.numbers.accuracy.reference.value == pytest.approx(frozen[method.method])
+        named = f"“{starts[method.method].format('cat')}” ({frozen[method.method]:.1f} %)" in words
+        assert named == (method.name in words) == (method.method == "ivlp")
+
+
 def test_pictures_that_have_changed_since_the_training_are_said(clip, tmp_path):
     def pictures(pixels, template="a photo of a {}."):
         splits = ["train"] * 12 + ["test"] * 12

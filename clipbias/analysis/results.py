@@ -14,7 +14,7 @@ import numpy as np
 
 from clipbias.intervals import Estimate, binomial_error, excludes
 
-FORMAT = 14  # of stored results and of the parts of an unfinished study
+FORMAT = 15  # of stored results and of the parts of an unfinished study
 CHANGES = ("wrong → right", "right → wrong", "both right", "both wrong")
 TEXT_TYPES = ("sos", "prompt", "words", "category", "dot", "eos")
 T = TypeVar("T")
@@ -78,6 +78,7 @@ class ModelFacts:
     text_prompts: int  # learned tokens, `T`
     vision_depth: int  # layers of the vision tower with learned tokens of their own
     changes_vision: bool  # whether it changes the vision tower
+    reference: str  # text of the first class that the frozen model of its causal test reads
     accuracy: float  # in percent, over images that could be read
     images: int  # that could be read
     source: str  # path of its adapter
@@ -258,7 +259,24 @@ class StudyResults:
     @property
     def sentence(self) -> str:
         """Verdicts in words, a sentence for each method."""
-        return " ".join(method.sentence for method in self.methods)
+        return " ".join([*(method.sentence for method in self.methods), *self.other_references])
+
+    @property
+    def other_references(self) -> list[str]:
+        """Sentences about gains that are not over zero-shot CLIP: those of methods that start from other words."""
+        texts = {model.key: model.reference for model in self.models}
+        zero_shot = texts[self.zero_shot.key]
+        methods: dict[str, list[str]] = {}
+        for method in self.methods:
+            text = texts[method.models[0]]
+            if method.numbers is not None and text != zero_shot:
+                start = f"“{text}” ({method.numbers.accuracy.reference.value:.1f} %)"
+                methods.setdefault(start, []).append(method.name)
+        return [
+            f"Gains of {', '.join(names)} are over frozen CLIP with the words that training starts from, such as "
+            f"{start}; zero-shot CLIP reads “{zero_shot}”."
+            for start, names in methods.items()
+        ]
 
 
 def present(results: Mapping[str, T | Missing]) -> dict[str, T]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from clipbias import hosts
-from clipbias.analysis.model import Model
+from clipbias.analysis.model import Model, why_no_causal_test
 from clipbias.analysis.results import ClipFacts, DatasetFacts, ModelFacts, ParameterCount, Predictions, StudyResults
 from clipbias.analysis.results_file import save_results
 from clipbias.analysis.sections import Section, all_sections
@@ -54,7 +54,7 @@ def run_study(
             tokens=vision.tokens,
             vision_layers=vision.layers,
         ),
-        models=tuple(_describe(model, predictions) for model in study.models),
+        models=tuple(_describe(study, model, predictions) for model in study.models),
         sections=computed,
         config=dict(config or {}),
         seconds=0.0,
@@ -78,12 +78,14 @@ def named_sections(names: Iterable[str] | None) -> list[Section[Any]]:
     return [section for name, section in known.items() if name in asked or name == "predictions"]
 
 
-def _describe(model: Model, predictions: Predictions) -> ModelFacts:
+def _describe(study: Study, model: Model, predictions: Predictions) -> ModelFacts:
     # Accuracy is over images that all models could read, so that models are comparable.
     images = int((predictions.models[model.key] >= 0).sum())
     correct = int(predictions.right(model.key).sum())
     if not images:
         raise ClipbiasError("none of the images could be read; check the data folder.")
+    # Models without patched runs are compared with zero-shot.
+    task = study.zero_shot.task if why_no_causal_test(model.task) else model.task
     vision_prompts, text_prompts = model.prompts
     return ModelFacts(
         key=model.key,
@@ -97,6 +99,7 @@ def _describe(model: Model, predictions: Predictions) -> ModelFacts:
         text_prompts=text_prompts,
         vision_depth=model.depths[0],
         changes_vision=model.task.method.adapt(model.learnables).changes_vision,
+        reference=task.texts[0],
         accuracy=100 * correct / images,
         images=images,
         source=model.source,

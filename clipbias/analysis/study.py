@@ -72,8 +72,8 @@ class StudyOptions:
     )
     image_limit: Positive | None = setting(
         None,
-        "Largest number of images to explain, spread evenly. Default: all. Stored predictions of an evaluation are "
-        "read for all images anyway.",
+        "Largest number of images to explain, spread evenly. Default: all. Accuracies are of all images where every "
+        "model, zero-shot among them, has stored predictions.",
     )
     training_images: Positive | None = setting(
         1024, "Training and validation images that mean ablations average over; None for all."

@@ -116,7 +116,7 @@ def _basis(study: StudyResults) -> str:
     """Says which images the numbers are of: accuracies may be of more images than the causal test."""
     tested = {method.images for method in study.methods if method.numbers is not None}
     basis = f"{counted(study.dataset.images, 'image')} of the {study.dataset.split} split. Zero-shot CLIP: "
-    basis += f"{study.zero_shot.accuracy:.1f} %."
+    basis += " ".join([f"{study.zero_shot.accuracy:.1f} %.", *study.other_references])
     if tested - {study.dataset.images}:
         basis += f" Gains, shares and labels are of {' or '.join(f'{n:,}' for n in sorted(tested))} of them."
     return basis
@@ -188,7 +188,10 @@ def write_overview(results_folders: Sequence[str | os.PathLike], output_folder: 
     output = Path(output_folder)
     figures = [verdict.overview_figure(ordered), verdict.reading_figure(ordered)]
     overview = pages.save_pictures(figures, output / FIGURES)
-    sections = [_verdicts(study, f"Verdicts on {name}") for study, name in zip(ordered, names, strict=True)]
+    sections = [
+        dataclasses.replace(_verdicts(study, f"Verdicts on {name}"), remarks=[_basis(study)])
+        for study, name in zip(ordered, names, strict=True)
+    ]
     # By key: a model of several datasets has a figure with a panel for each.
     for key, label in {model.key: model.label for study in ordered for model in study.tuned}.items():
         pictures = pages.save_pictures(dataset_figures(ordered, key, label), output / FIGURES)

@@ -231,7 +231,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], Callable[..., object], Arguments,
             "epochs": Answer(3),
             "batch_size": Answer(4),
             "recipe": Answer(dataclasses.replace(SHORT, momentum=0.5)),
-            "validation": Answer(lambda place: (PICTURES[:6], LABELS[:6])),
+            "validation": Answer(lambda place: ([picture(100 + number) for number in range(6)], LABELS[:6])),
             "calibrate": Answer(
                 True, {"images": dataset_of_arrays, "labels": None, "class_names": None, "calibrate": False}
             ),

@@ -126,6 +126,7 @@ def model_facts(key, label, method, **facts):
         "text_prompts": 0,
         "vision_depth": 0,
         "changes_vision": method != "zero_shot",
+        "reference": "a photo of a cat.",
         "accuracy": 50.0,
         "images": 50,
         "source": f"runs/{key}/adapter.safetensors",

@@ -140,6 +140,30 @@ def test_a_sure_gain_in_accuracy_without_labels_has_no_why(whole):
     assert facts(results, results.methods[0]) and facts(results, method) == []
 
 
+def test_gains_over_other_words_than_those_of_zero_shot_say_so(drawn, tmp_path):
+    """Of the method that starts from them alone; the overview has the words, too, and how many images were tested."""
+    results = only("causal")
+    assert results.other_references == []
+    other = [
+        dataclasses.replace(model, reference="a cat." if model.name == "IVLP" else "a photo of a cat.")
+        for model in results.models
+    ]
+    dataset = dataclasses.replace(results.dataset, images=results.dataset.images + 9)
+    results = judge(dataclasses.replace(results, models=tuple(other), dataset=dataset, methods=()))
+    (tested,) = [method for method in results.methods if method.name == "IVLP"]
+    (words,) = results.other_references
+    assert words.startswith("Gains of IVLP are over") and "such as “a cat.”" in words
+    assert f"({tested.numbers.accuracy.reference.value:.1f} %); zero-shot CLIP reads “a photo of a cat.”." in words
+    assert results.sentence.endswith(words)
+    save_results(tmp_path / "study", results)
+    for page in (
+        write_report(tmp_path / "study", tmp_path / "page"),
+        write_overview([tmp_path / "study"], tmp_path / "overview"),
+    ):
+        text = Page(page.read_text("utf-8")).text
+        assert words in text and f"labels are of {tested.images} of them." in text
+
+
 def test_pictures_are_inlined_and_the_files_lie_beside(written):
     name = "fig4_text_attention"
     path, page = written(only("text_attention"))
