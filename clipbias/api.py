@@ -229,8 +229,7 @@ def import_adapter(
         `clip`, tensors without a place here, or values that are not finite; or has contexts of other classes.
       ClipbiasWarning: its shared context was trained on other classes than `classes`, or in another order.
     """
-    base = as_clip(clip)
-    return TunedModel.of(trainer_files.import_adapter(path, base, classes, position=position))
+    return TunedModel.of(trainer_files.import_adapter(path, as_clip(clip), classes, position=position))
 
 
 def equivalent_bias(

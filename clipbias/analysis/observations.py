@@ -211,8 +211,7 @@ def columns_of(results: StudyResults, measured: Mapping[str, ObservedModel], key
         columns["EOS to SOS"] = 100 * share_of(model.eos_attention, "sos")[:, None]
     if model.eos_attention is not None and plain.eos_attention is not None:
         both = [model.eos_attention, plain.eos_attention]
-        change = share_of(both[0], *PLACES) - share_of(both[1], *PLACES)
-        columns["EOS to prompts"] = 100 * change[:, None]
+        columns["EOS to prompts"] = 100 * (share_of(both[0], *PLACES) - share_of(both[1], *PLACES))[:, None]
         columns["EOS to category"] = np.stack([share_of(shares, "category") for shares in both], axis=1)
     pairs = {"distance": (model.distance, plain.distance), "entropy": (model.entropy, plain.entropy)}
     for quantity, (tuned, before) in pairs.items():

@@ -328,7 +328,6 @@ def _pack(
     relevancy, relevancy_scale, _ = quantise(vision[:, :patches])
     attention, attention_scale, _ = quantise(image_rows["attention"][..., :patches])
     distance = quantise(image_rows["distance"], low=True) if "distance" in image_rows else (None, None, None)
-    words = {label: tuple(token_labels(model.task, label)) for label in explored}
     return ExploredModel(
         relevancy=relevancy,
         relevancy_scale=relevancy_scale,
@@ -344,7 +343,7 @@ def _pack(
         distance_scale=distance[1],
         distance_lowest=distance[2],
         texts=model.texts,
-        words=words,
+        words={label: tuple(token_labels(model.task, label)) for label in explored},
     )
 
 

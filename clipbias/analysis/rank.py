@@ -197,8 +197,7 @@ def fit_maps(fits: Fits, model: Model) -> list[Candidate]:
         dtype = study.zero_shot.task.classifier.dtype
         return Task(study.clip, FixedTexts(method), model.task.classes, method_name=form, dtype=dtype)
 
-    by_class = bound(task_of(ClassVectors(), BY_CLASS))
-    forms = [("two vectors per layer for each class", by_class, texts | seen)]
+    forms = [("two vectors per layer for each class", bound(task_of(ClassVectors(), BY_CLASS)), texts | seen)]
     for rank in RANKS:
         task = task_of(LinearMap(rank), f"rank{rank}")
         forms.append((f"two vectors and a map of rank {rank} per layer", task, texts))

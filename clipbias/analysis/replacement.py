@@ -634,8 +634,7 @@ def _means(study: Study, model: Model, towers: Mapping[str, EquivalentBias]) -> 
     """Makes students of a model's equivalent biases, in the forms that have their shapes."""
     candidates = []
     for form, name in MEANS.items():
-        method = make_method(name, vision_tower="vision" in towers, text_tower="text" in towers)
-        task = model.task.with_method(method)
+        task = model.task.with_method(make_method(name, vision_tower="vision" in towers, text_tower="text" in towers))
         learnables = {f"{tower}_bias": getattr(bias, form) for tower, bias in towers.items()}
         numbers = parameter_count(learnables)["total"]
         candidates.append((Student(Origin.MEAN, form, STUDENT_FORMS[form].words, numbers), Tuned(task, learnables)))

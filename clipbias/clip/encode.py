@@ -109,8 +109,7 @@ def image_batches(
         decoded = test_batches(
             source, resizing=preprocessing.resizing, batch_size=rows, on_error=on_error, crops=crops, mixed=mixed
         )
-        batches = ((batch["images"], batch["mask"]) for batch in decoded)
-        return ImageBatches(False, len(source), batches, source.errors)
+        return ImageBatches(False, len(source), ((each["images"], each["mask"]) for each in decoded), source.errors)
     if crops:
         raise ClipbiasError("the method takes crops of whole pictures; give pictures, not normalised images.")
     # A single image is a batch of one.

@@ -150,8 +150,7 @@ def head_attention(
     dtype: DTypeLike = "float32",
 ) -> jax.Array:
     """Returns the pooling head's attention to the patches, averaged over heads: `[B, M]`."""
-    inputs = embed_image(params, config, images, adaptation, dtype=str(dtype))
-    tokens = tower.run_fused(inputs, config.vision)
+    tokens = tower.run_fused(embed_image(params, config, images, adaptation, dtype=str(dtype)), config.vision)
     # Without `[cls]`, which has no place in the picture.
     return pool_image(params, config, tokens, adaptation).probabilities[..., config.vision.first_patch :].mean(1)
 

@@ -127,9 +127,8 @@ def _write_head(path: Path, task: Task, learnables: Learnables) -> None:
     """Writes `text_features [C, d]` (unit length) and `logit_scale` (a logarithm, as in CLIP) as safetensors."""
     # Logits of unit-length image features `f [B, d]` are `exp(logit_scale) · f @ text_features.T`, for SigLIP plus
     # `logit_bias`: an average over templates and contexts is taken here, so that a program needs one product.
-    features = jax.jit(task.class_features)(task.clip.params, learnables)
     tensors = {
-        "text_features": np.asarray(features),
+        "text_features": np.asarray(jax.jit(task.class_features)(task.clip.params, learnables)),
         "logit_scale": np.asarray(task.method.logit_scale(task.clip.params), np.float32),
     }
     if "logit_bias" in task.clip.params:

@@ -222,8 +222,7 @@ def exchanges(program: str) -> list[Exchange]:
     while waiting:  # all that the bodies of loops call
         if (name := waiting.pop()) not in looped and name in computations:
             looped.add(name)
-            called = " ".join(_CALLED.findall("\n".join(computations[name])))
-            waiting += re.findall(r"[\w.-]+", called)
+            waiting += re.findall(r"[\w.-]+", " ".join(_CALLED.findall("\n".join(computations[name]))))
     found = []
     for name, each in computations.items():
         for match in filter(None, map(_EXCHANGE.search, each)):
