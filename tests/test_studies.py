@@ -103,7 +103,9 @@ def test_a_gain_is_over_the_words_that_training_starts_from(clip, tmp_path):
     (words,) = results.other_references
     for method in results.methods:
         assert method.numbers.accuracy.reference.value == pytest.approx(frozen[method.method])
-        named = f"“{starts[method.method].format('cat')}” ({frozen[method.method]:.1f} %)" in words
+        named = (
+            f"“{starts[method.method].format('cat')}” ({frozen[method.method]:.1f} % of {len(split)} images)" in words
+        )
         assert named == (method.name in words) == (method.method == "ivlp")
 
 

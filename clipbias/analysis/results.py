@@ -270,7 +270,7 @@ class StudyResults:
         for method in self.methods:
             text = texts[method.models[0]]
             if method.numbers is not None and text != zero_shot:
-                start = f"“{text}” ({method.numbers.accuracy.reference.value:.1f} %)"
+                start = f"“{text}” ({method.numbers.accuracy.reference.value:.1f} % of {method.images:,} images)"
                 methods.setdefault(start, []).append(method.name)
         return [
             f"Gains of {', '.join(names)} are over frozen CLIP with the words that training starts from, such as "

@@ -153,7 +153,8 @@ def test_gains_over_other_words_than_those_of_zero_shot_say_so(drawn, tmp_path):
     (tested,) = [method for method in results.methods if method.name == "IVLP"]
     (words,) = results.other_references
     assert words.startswith("Gains of IVLP are over") and "such as “a cat.”" in words
-    assert f"({tested.numbers.accuracy.reference.value:.1f} %); zero-shot CLIP reads “a photo of a cat.”." in words
+    reference = f"({tested.numbers.accuracy.reference.value:.1f} % of {tested.images} images)"
+    assert f"{reference}; zero-shot CLIP reads “a photo of a cat.”." in words
     assert results.sentence.endswith(words)
     save_results(tmp_path / "study", results)
     for page in (
