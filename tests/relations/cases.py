@@ -138,7 +138,7 @@ class Case:
     @property
     def kind(self) -> Method:
         """The method with its own options, without a task."""
-        return make_method(self.method)
+        return _kind(self.method)
 
     @property
     def tolerance(self) -> float:
@@ -152,7 +152,7 @@ class Case:
     @property
     def options(self) -> dict[str, Any]:
         """The method's options that are not its defaults."""
-        known = method_options(make_method(self.method))
+        known = method_options(self.kind)
         return {name: value for name, value in SMALL.items() if name in known} | dict([self.option] * bool(self.option))
 
     @property
@@ -168,6 +168,9 @@ class Case:
         """The task with other arguments."""
         arguments = {"class_names": self.texts.classes, **self.texts.options, **self.options, **changes}
         return Task(clip_of(self.family), self.method, **arguments)
+
+
+_kind = functools.cache(make_method)
 
 
 @functools.cache

@@ -50,9 +50,14 @@ def names(level: str) -> tuple[str, ...]:
     return representatives() if level == "quick" else methods()
 
 
+@functools.cache
+def applies(row: Relation, method: str) -> bool:
+    return row.applies(Case(method))
+
+
 def tried(row: Relation, method: str, level: str) -> bool:
     """Whether a row is tried on a method: the levels are "quick", "ci" and "all", each with more cases."""
-    among = [name for name in names(level) if row.applies(Case(name))]
+    among = [name for name in names(level) if applies(row, name)]
     enough = row.few if row.few is not None or level == "all" else getattr(row, level)
     if enough is None or enough >= len(among):
         return method in among

@@ -162,8 +162,9 @@ def _(case: Case, folder: Path) -> None:
 
     def numbers(task: Task) -> list[np.ndarray]:
         learnables, params = case.model.learnables, task.clip.params
-        loss = task.loss(params, learnables, images, LABELS[:3])
-        return [*map(np.asarray, jax.tree.leaves((tuned(task), task.logits(params, learnables, images), loss)))]
+        loss = jax.jit(task.loss)(params, learnables, images, LABELS[:3])
+        logits = jax.jit(task.logits)(params, learnables, images)
+        return [*map(np.asarray, jax.tree.leaves((tuned(task), logits, loss)))]
 
     expected = numbers(case.task)
     descriptions = {name: [f"thing {name} of ink.", f"{name} thing"] for name in case.texts.classes}

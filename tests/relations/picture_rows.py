@@ -133,14 +133,14 @@ def of_mode(mode: str) -> Image.Image | None:
     return None
 
 
-for mode in Image.MODES:
+for mode in [each for each in Image.MODES if of_mode(each) is not None]:
 
     @relation(
         f'A picture of mode "{mode}" has the same pixels for `predict`, `evaluate` and a dataset.',
         over=(),
         few=1,
         refusals=(OTHER_PIXELS,),
-        applies=lambda case, mode=mode: of_mode(mode) is not None and not crops_of(case.kind),
+        applies=lambda case: not crops_of(case.kind),
     )
     def _(case: Case, folder: Path, mode: str = mode) -> None:
         picture, model = of_mode(mode), case.model
