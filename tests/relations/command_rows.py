@@ -23,7 +23,7 @@ from clipbias.errors import ClipbiasError
 from clipbias.io import PART
 from clipbias.training import loop
 from clipbias.training.predictor import evaluate as evaluate_task
-from clipbias.tuning.method import CONSTANTS, FeatureMethod
+from clipbias.tuning.method import CONSTANTS, FeatureMethod, TestTimeMethod
 from experiments import evaluate, predict, train
 from tests import families, helpers
 from tests.end_to_end import conftest as binaries
@@ -279,6 +279,7 @@ for form in SAVED_FORMATS:
         over=("every family",),
         few=1,
         refusals=("only CLIP has the format",),
+        applies=lambda case: not isinstance(case.kind, TestTimeMethod),  # which train anew for each family
     )
     def _(case: Case, folder: Path, form: str = form) -> None:
         with sizes_of(case):
