@@ -5,8 +5,8 @@
 
 The arguments are folders of `experiments.explain`, one for each dataset, with all methods and seeds; a folder that
 holds several studies stands for all of them. Methods may be in studies of their own. Writes `verdict.png`,
-`reading.png` and `replacements.png`, of whatever the studies have, each with its numbers beside it as CSV. Prints the
-sentences. `--methods=IVLP,VPT` draws these replacements; the CSV has all.
+`reading.png`, `replacements.png` and `rank_curve.png`, of whatever the studies have, each with its numbers beside it as
+CSV. Prints the sentences. `--methods=IVLP,VPT` draws these replacements; the CSV has all.
 """
 
 from collections.abc import Sequence
@@ -21,6 +21,7 @@ from clipbias.errors import ClipbiasError
 from clipbias.report import style
 from clipbias.report.names import dataset_name
 from clipbias.report.pages import CaptionedFigure, write_csv
+from clipbias.report.rank import rank_figure
 from clipbias.report.study_page import load_studies
 from clipbias.report.table import render
 from clipbias.report.verdict import overview_figure, reading_figure, replacement_figure, verdict_table
@@ -41,7 +42,7 @@ def main(names: Sequence[str]) -> int:
         inner = sorted(path.parent for path in folder.glob(f"*/{SCALARS}"))
         folders += [folder] if (folder / SCALARS).is_file() or not inner else inner
     studies = list(load_studies(list(dict.fromkeys(folders))).values())
-    drawn = [draw_verdicts(studies), draw_replacements(studies)]
+    drawn = [draw_verdicts(studies), draw_replacements(studies), draw_rank_curves(studies)]
     if not any(drawn):
         raise ClipbiasError("these studies have neither verdicts nor replacements; take --config.sections=all.")
     return 0
@@ -75,6 +76,13 @@ def draw_replacements(studies: Sequence[StudyResults]) -> bool:
             common.tell(*(f"{dataset_name(study.dataset.name)}: {sentence}" for sentence in sentences))
     save_picture("replacements", figure)
     return True
+
+
+def draw_rank_curves(studies: Sequence[StudyResults]) -> bool:
+    """How large a map stands for each method; whether any was fitted."""
+    if figure := rank_figure(studies):
+        save_picture("rank_curve", figure)
+    return figure is not None
 
 
 def save_picture(name: str, figure: CaptionedFigure) -> Path:

@@ -1,20 +1,23 @@
 """The figure of the rank curve."""
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pandas as pd
 
 from clipbias.analysis.rank import BY_CLASS, RANK, RANKS, rank_of
-from clipbias.analysis.replacement import Origin
+from clipbias.analysis.replacement import MethodReplacements, Origin
 from clipbias.analysis.results import StudyResults
 from clipbias.intervals import in_points
 from clipbias.report import style
 from clipbias.report.drawings import Drawing
+from clipbias.report.names import dataset_name
 from clipbias.report.pages import CaptionedFigure, captioned
 from clipbias.report.panels import lines, panels
 
 # Places on the x axis: by class, each rank, the ceiling.
 RANK_PLACES = ("by class", *map(str, RANKS), "itself")
+CHANGED = "changed predictions (%)"
 _LOOKS: dict[str, dict[str, Any]] = {
     BY_CLASS: {"label": "vectors for each class", "color": style.PURPLE, "marker": "v", "ms": 4.5},
     "map": {"label": "two vectors and a map, by rank", "color": style.RED, "marker": "o", "ms": 4.5},
@@ -22,11 +25,10 @@ _LOOKS: dict[str, dict[str, Any]] = {
 }
 
 
-def rank_frame(study: StudyResults) -> pd.DataFrame:
-    """Makes a row for each method, student and quantity; shares are in percent, the divergence in nats."""
-    results = RANK.of(study)
+def rank_frame(studies: Sequence[StudyResults]) -> pd.DataFrame:
+    """Makes a row for each dataset, method, student and quantity; shares are in percent, the divergence in nats."""
     rows = []
-    for method in results.methods if results else ():
+    for dataset, method in _methods_of(studies):
         for row in method.rows:
             rank = rank_of(row)
             student, place = BY_CLASS, 0
@@ -35,29 +37,51 @@ def rank_frame(study: StudyResults) -> pd.DataFrame:
             elif row.student.kind is Origin.CEILING:
                 student, place = Origin.CEILING.value, len(RANK_PLACES) - 1
             quantities = {
-                "changed predictions (%)": row.moved and in_points(row.moved),
+                CHANGED: row.moved and in_points(row.moved),
                 "share of the gain (%)": row.share and in_points(row.share),
                 "KL (nats)": row.divergence,
             }
-            facts = (method.name, student, rank, place)
+            facts = (dataset, method.name, student, rank, place)
             rows += [(*facts, quantity, *number.ends) for quantity, number in quantities.items() if number is not None]
-    return pd.DataFrame(rows, columns=["method", "student", "rank", "place", "quantity", "value", "low", "high"])
+    columns = ["dataset", "method", "student", "rank", "place", "quantity", "value", "low", "high"]
+    return pd.DataFrame(rows, columns=columns)
 
 
-def rank_figure(study: StudyResults) -> CaptionedFigure | None:
-    """Draws changed predictions, share of the gain, and divergence against rank; `None` where nothing was fitted."""
-    numbers = rank_frame(study)
+def _methods_of(studies: Sequence[StudyResults]) -> Iterator[tuple[str, MethodReplacements]]:
+    """Yields the name of each study's dataset with each method that maps were fitted to."""
+    for study in studies:
+        if (results := RANK.of(study)) is not None:
+            yield from ((study.dataset.name, method) for method in results.methods)
+
+
+def rank_figure(studies: Sequence[StudyResults]) -> CaptionedFigure | None:
+    """Draws changed predictions, share of the gain, and divergence against rank; `None` where nothing was fitted.
+
+    Several datasets stand side by side, with their changed predictions alone.
+    """
+    numbers = rank_frame(studies)
     if numbers.empty:
         return None
+    several = len(studies) > 1
+    drawn = numbers[numbers["quantity"] == CHANGED] if several else numbers
 
     def draw(axes: style.Axes, part: pd.DataFrame) -> None:
         lines(axes, part, x="place", hue="student", looks=_LOOKS)
         axes.set_xticks(range(len(RANK_PLACES)), RANK_PLACES, rotation=45, ha="right")
 
-    figure = panels(numbers, draw, by=("quantity", "method"), size=(2.6, 1.7), x_label="rank of the map")
-    results = RANK.of(study)
-    message = " ".join(method.sentence for method in results.methods) if results else ""
+    figure = panels(
+        drawn,
+        draw,
+        by=("dataset" if several else "quantity", "method"),
+        size=(2.6, 1.7),
+        names={name: dataset_name(name) for name in drawn["dataset"]},
+        x_label="rank of the map",
+    )
+    sentences = ((f"{dataset_name(name)}: " if several else "") + each.sentence for name, each in _methods_of(studies))
+    message = " ".join(sentences)
     return captioned("rank_curve", figure, numbers, message=message)
 
 
-DRAWING_OF_RANK = Drawing(section=RANK, place=25, figures=(rank_figure,), nothing="nothing was fitted")
+DRAWING_OF_RANK = Drawing(
+    section=RANK, place=25, figures=(lambda study: rank_figure([study]),), nothing="nothing was fitted"
+)

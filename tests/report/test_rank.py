@@ -12,7 +12,7 @@ from tests.report.synthetic import synthetic_results
 
 def test_each_mark_is_a_comparison():
     study = synthetic_results(pictures=1)
-    figure = rank_figure(study)
+    figure = rank_figure([study])
     (method,) = study.sections["rank"].methods
     assert figure is not None and figure.caption.startswith(method.sentence)
     assert [axes.get_ylabel() for axes in figure.figure.axes] == list(dict.fromkeys(figure.numbers["quantity"]))
@@ -35,4 +35,19 @@ def test_each_mark_is_a_comparison():
             number = getattr(rows[form], quantity)
             assert drawn[place] == pytest.approx(unit * np.array([number.value, number.low, number.high])), form
     assert rows["ivlp"].student.kind is Origin.CEILING
-    assert rank_figure(dataclasses.replace(study, sections={})) is None
+    assert rank_figure([dataclasses.replace(study, sections={})]) is None
+
+
+def test_datasets_side_by_side_have_changed_predictions_alone():
+    study = synthetic_results(pictures=1)
+    (method,) = study.sections["rank"].methods
+    other = dataclasses.replace(study, dataset=dataclasses.replace(study.dataset, name="demo/emoji"))
+    figure = rank_figure([study, other])
+    assert figure is not None
+    assert len(figure.figure.axes) == 2
+    assert figure.caption.count(method.sentence) == 2
+    names = figure.numbers["dataset"]
+    assert set(names) == {"demo/digits", "demo/emoji"}
+    (line,) = [each for each in figure.figure.axes[1].lines if each.get_marker() == "D"]
+    ceiling = next(row for row in method.rows if row.student.kind is Origin.CEILING)
+    assert line.get_ydata() == pytest.approx([100 * ceiling.moved.value])
