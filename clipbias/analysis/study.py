@@ -321,9 +321,6 @@ class Study:
                 advance(name, sections[name], {request.name: results[request.name] for request in requests})
         return finished
 
-    def run_section(self, section: Computation[T]) -> T:
-        return self.run({"section": section})["section"]
-
     def _by_images(self, requests: Iterable[Request]) -> list[list[RequestProgress]]:
         groups: dict[Any, list[RequestProgress]] = {}
         for request in requests:

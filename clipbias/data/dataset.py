@@ -7,7 +7,7 @@ import hashlib
 import itertools
 import os
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 from PIL import Image
@@ -98,7 +98,7 @@ class Split:
     class_names: tuple[str, ...] | None = dataclasses.field(
         default=None, metadata=no_effect("the classes of a task count by themselves")
     )
-    contents: Callable[[Sequence[str]], Sequence[int | str]] | None = dataclasses.field(
+    contents: Callable[[Sequence[str]], Iterable[int | str]] | None = dataclasses.field(
         default=None, metadata=no_effect("its answer counts, which `identity` asks for each time")
     )
 

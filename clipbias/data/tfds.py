@@ -534,7 +534,7 @@ def load_shards(folder: epath.PathLike, *, template: str | None = None) -> Datas
             stored[split_name] = prepared.images(records.ids, records.labels, records.read, upright=upright)
             if split_name in marks:
                 by_path = dict(zip(stored[split_name].paths, marks[split_name], strict=True))
-                contents = functools.partial(_marks_of, by_path)
+                contents = functools.partial(map, by_path.__getitem__)
                 stored[split_name] = dataclasses.replace(stored[split_name], contents=contents)
         return Dataset(
             check_text("the dataset's name", metadata["name"]),
@@ -543,10 +543,6 @@ def load_shards(folder: epath.PathLike, *, template: str | None = None) -> Datas
             {split_name: stored[stored_name] for split_name, stored_name in metadata["stored_as"].items()},
             tuple(metadata["class_ids"]),
         )
-
-
-def _marks_of(by_path: Mapping[str, int | str], paths: Sequence[str]) -> list[int | str]:
-    return [by_path[path] for path in paths]
 
 
 def _examples(split: Split, part: range) -> Iterator[tuple[str, dict]]:

@@ -280,7 +280,7 @@ def changed_pictures(study: StudyResults, model: ModelFacts) -> list[ChangedPict
     return pictures
 
 
-DRAWING_OF_EXPLORE = Drawing(section=EXPLORE, place=5, explorer=explorer_data, nothing="no image could be read")
+DRAWING_OF_EXPLORE = Drawing(EXPLORE, place=5, explorer=explorer_data, nothing="no image could be read")
 
 
 def _picture(pixels: np.ndarray) -> str:

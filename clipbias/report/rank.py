@@ -1,6 +1,6 @@
 """The figure of the rank curve."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -25,10 +25,10 @@ _LOOKS: dict[str, dict[str, Any]] = {
 }
 
 
-def rank_frame(studies: Sequence[StudyResults]) -> pd.DataFrame:
-    """Makes a row for each dataset, method, student and quantity; shares are in percent, the divergence in nats."""
+def rank_frame(methods: Iterable[tuple[str, MethodReplacements]]) -> pd.DataFrame:
+    """Makes a row for each student and quantity of methods on datasets; shares are in percent, the KL in nats."""
     rows = []
-    for dataset, method in _methods_of(studies):
+    for dataset, method in methods:
         for row in method.rows:
             rank = rank_of(row)
             student, place = BY_CLASS, 0
@@ -47,19 +47,14 @@ def rank_frame(studies: Sequence[StudyResults]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def _methods_of(studies: Sequence[StudyResults]) -> Iterator[tuple[str, MethodReplacements]]:
-    """Yields the name of each study's dataset with each method that maps were fitted to."""
-    for study in studies:
-        if (results := RANK.of(study)) is not None:
-            yield from ((study.dataset.name, method) for method in results.methods)
-
-
 def rank_figure(studies: Sequence[StudyResults]) -> CaptionedFigure | None:
     """Draws changed predictions, share of the gain, and divergence against rank; `None` where nothing was fitted.
 
     Several datasets stand side by side, with their changed predictions alone.
     """
-    numbers = rank_frame(studies)
+    results = {study.dataset.name: RANK.of(study) for study in studies}
+    methods = [(dataset, method) for dataset, of_study in results.items() if of_study for method in of_study.methods]
+    numbers = rank_frame(methods)
     if numbers.empty:
         return None
     several = len(studies) > 1
@@ -77,11 +72,8 @@ def rank_figure(studies: Sequence[StudyResults]) -> CaptionedFigure | None:
         names={name: dataset_name(name) for name in drawn["dataset"]},
         x_label="rank of the map",
     )
-    sentences = ((f"{dataset_name(name)}: " if several else "") + each.sentence for name, each in _methods_of(studies))
-    message = " ".join(sentences)
+    message = " ".join((f"{dataset_name(name)}: " if several else "") + method.sentence for name, method in methods)
     return captioned("rank_curve", figure, numbers, message=message)
 
 
-DRAWING_OF_RANK = Drawing(
-    section=RANK, place=25, figures=(lambda study: rank_figure([study]),), nothing="nothing was fitted"
-)
+DRAWING_OF_RANK = Drawing(RANK, place=25, figures=(lambda study: rank_figure([study]),), nothing="nothing was fitted")

@@ -119,7 +119,7 @@ def decomposition_figure(study: StudyResults) -> CaptionedFigure | None:
 
 
 DRAWING_OF_DECOMPOSITION = Drawing(
-    section=DECOMPOSITION, place=50, figures=(decomposition_figure,), nothing="no model has prompts"
+    DECOMPOSITION, place=50, figures=(decomposition_figure,), nothing="no model has prompts"
 )
 
 
@@ -149,7 +149,7 @@ def text_attention_figure(study: StudyResults) -> CaptionedFigure | None:
 
 
 DRAWING_OF_TEXT_ATTENTION = Drawing(
-    section=TEXT_ATTENTION, place=70, figures=(text_attention_figure,), nothing="no model has a text"
+    TEXT_ATTENTION, place=70, figures=(text_attention_figure,), nothing="no model has a text"
 )
 
 
@@ -206,7 +206,7 @@ def vision_attention_figure(study: StudyResults) -> CaptionedFigure | None:
 
 
 DRAWING_OF_VISION_ATTENTION = Drawing(
-    section=VISION_ATTENTION, place=80, figures=(vision_attention_figure,), nothing="no model sees an image"
+    VISION_ATTENTION, place=80, figures=(vision_attention_figure,), nothing="no model sees an image"
 )
 
 
@@ -508,7 +508,7 @@ def similarity_figures(study: StudyResults) -> list[CaptionedFigure]:
 
 
 DRAWING_OF_SIMILARITY = Drawing(
-    section=SIMILARITY, place=90, figures=(similarity_figures,), nothing="no model has vision prompts"
+    SIMILARITY, place=90, figures=(similarity_figures,), nothing="no model has vision prompts"
 )
 
 
@@ -595,4 +595,4 @@ def examples_figure(study: StudyResults) -> CaptionedFigure | None:
     return captioned("examples", figure, joined(frames), dataset=study.dataset.name, counts=counted(count, "picture"))
 
 
-DRAWING_OF_EXAMPLES = Drawing(section=EXAMPLES, place=110, figures=(examples_figure,), nothing="no image could be read")
+DRAWING_OF_EXAMPLES = Drawing(EXAMPLES, place=110, figures=(examples_figure,), nothing="no image could be read")

@@ -279,7 +279,7 @@ def word_table(study: StudyResults) -> Table | None:
 
 
 DRAWING_OF_PROMPT_WORDS = Drawing(
-    section=PROMPT_WORDS, place=120, tables=(word_table,), nothing="no model has learned text prompts"
+    PROMPT_WORDS, place=120, tables=(word_table,), nothing="no model has learned text prompts"
 )
 
 
@@ -335,9 +335,7 @@ def class_table(study: StudyResults) -> Table | None:
     )
 
 
-DRAWING_OF_PREDICTIONS = Drawing(
-    section=PREDICTIONS, place=10, tables=(class_table,), nothing="there is no tuned model"
-)
+DRAWING_OF_PREDICTIONS = Drawing(PREDICTIONS, place=10, tables=(class_table,), nothing="there is no tuned model")
 
 
 def observations_table(study: StudyResults) -> Table | None:
@@ -354,5 +352,5 @@ def observations_table(study: StudyResults) -> Table | None:
 
 
 DRAWING_OF_OBSERVATIONS = Drawing(
-    section=OBSERVATIONS, place=30, tables=(observations_table,), nothing="no claim could be measured"
+    OBSERVATIONS, place=30, tables=(observations_table,), nothing="no claim could be measured"
 )

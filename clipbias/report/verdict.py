@@ -387,9 +387,7 @@ def replacement_table(study: StudyResults) -> Table | None:
     return Table(*words_of("replacement_table"), _REPLACEMENT_COLUMNS, rows, words={1, 11}) if rows else None
 
 
-DRAWING_OF_REPLACEMENT = Drawing(
-    section=REPLACEMENT, place=20, tables=(replacement_table,), nothing="nothing was fitted"
-)
+DRAWING_OF_REPLACEMENT = Drawing(REPLACEMENT, place=20, tables=(replacement_table,), nothing="nothing was fitted")
 
 
 def replacement_frame(studies: Sequence[StudyResults]) -> pd.DataFrame:

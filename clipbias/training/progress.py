@@ -398,8 +398,7 @@ class StepReport:
                 )
         self.losses = values["loss"].tolist()
         now = time.monotonic()
-        seconds = now - self._when
-        self._when = now
+        seconds, self._when = now - self._when, now
         if self._since is None:
             self._since = now
         else:

@@ -253,7 +253,7 @@ def study(clip, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tests_of_study(study):
-    return study.run_section(compute_causal(study))
+    return study.run({"it": compute_causal(study)})["it"]
 
 
 @pytest.mark.ci

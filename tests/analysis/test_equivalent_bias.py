@@ -180,7 +180,7 @@ def test_images_come_in_several_ways(clip):
 def test_a_study_measures_on_training_images(clip, tmp_path):
     made_study = make(clip, tmp_path, training=split().subset([6, 3, 1]))
     (model,) = made_study.tuned
-    measured_biases = made_study.run_section(measure_equivalent_biases(made_study, [model]))["vpt"]
+    measured_biases = made_study.run({"it": measure_equivalent_biases(made_study, [model])})["it"]["vpt"]
     batches = image_batches(clip.preprocessing, made_study.training, 3)
     expected, _ = measure_equivalent_bias(model.task, clip.params, model.learnables, model.task.init(), batches)
     for form in FORMS:
@@ -192,4 +192,4 @@ def test_a_study_leaves_out_what_it_cannot_measure(clip, tmp_path):
     bare = make(clip, tmp_path)
     task = Task(clip, "taskres", CLASS_NAMES)
     models = [bare.tuned[0], Model("own", "Own", Tuned(task, task.init()))]
-    assert bare.run_section(measure_equivalent_biases(bare, models)) == {}
+    assert bare.run({"it": measure_equivalent_biases(bare, models)})["it"] == {}

@@ -101,7 +101,7 @@ def test_passes_and_texts_of_an_image_are_each_runs_of_its_own(clip, reference, 
     made = study(clip, tmp_path, "plot_plus_plus", "cocoop")
     images = normalised(clip)
     labels = np.arange(IMAGES) % 3
-    tests = made.run_section(compute_causal(made)).models
+    tests = made.run({"it": compute_causal(made)})["it"].models
     many, single = made.tuned
     before, after = (
         prompts_plot.plus_inputs(reference, CLASS_NAMES, jax.device_get(x), PHRASES)

@@ -124,7 +124,7 @@ def expected(clip, model, classify, raw, split):
 
 def test_curves_are_those_of_one_image_after_the_other(model, split, expected, tmp_path):
     study = Study([model], split, StudyOptions(batch_size=2, on_image_error="skip"), tmp_path)
-    result = study.run_section(compute_faithfulness(study)).models["zero_shot"]
+    result = study.run({"it": compute_faithfulness(study)})["it"].models["zero_shot"]
     assert result.count == COUNT - 1
     for (name, direction, target), curve in expected.items():
         np.testing.assert_allclose(result.maps[name][direction][target].accuracy, curve, rtol=1e-6)

@@ -166,7 +166,7 @@ def test_models_without_a_curve(clip, tmp_path):
         reason = rank.why_no_curve(study, study.tuned[0])
         assert why in reason and bool(reason) == bool(why), reason
     off = Study(study.models, study.split, StudyOptions(), tmp_path, unlabelled=study.unlabelled)
-    results = off.run_section(rank.compute_rank(off))
+    results = off.run({"it": rank.compute_rank(off)})["it"]
     missing = results.models["it"]
     assert isinstance(missing, Missing) and "rank_curve is False" in missing.reason and not results.methods
 

@@ -282,7 +282,7 @@ def test_what_is_not_fitted_and_why(clip, tmp_path):
     assert "replacement_steps is 0" in replacement.why_not_fitted(off, off.tuned[0])
     without = Study(study.models, images, StudyOptions(), tmp_path)
     for each in (off, without):
-        results = each.run_section(replacement.compute_replacement(each))
+        results = each.run({"it": replacement.compute_replacement(each)})["it"]
         assert not results.methods and all(isinstance(found, Missing) for found in results.models.values())
     assert "there are none, or too few" in results.models["ivlp"].reason
 
@@ -435,7 +435,7 @@ def test_the_section(clip, tmp_path, monkeypatch):
     assert len(folders) == 2  # the trial is the ceiling
     monkeypatch.setattr(loop, "train_step", None)
     more = Study(models_of(clip)[:2], test, options, tmp_path, unlabelled=images)
-    more.run_section(replacement.compute_replacement(more))
+    more.run({"it": replacement.compute_replacement(more)})["it"]
     assert sorted((tmp_path / "parts" / "replacement").iterdir()) == folders
 
 

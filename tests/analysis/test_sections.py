@@ -222,7 +222,7 @@ def test_rank_correlation_of_attention_and_nearness(results, reference):
 def decomposed(study_of):
     """With bias tuning beside IVLP, to compare with."""
     study = study_of("ivlp", "bias")
-    return study.run_section(compute_decomposition(study))
+    return study.run({"it": compute_decomposition(study)})["it"]
 
 
 @pytest.mark.parametrize("tower", ["vision", "text"])

@@ -74,7 +74,7 @@ def totals_of(study):
         request = Request("x", "x", study.images, lambda batch: {"mean": moments(batch["images"], batch["mask"])})
         return (yield [request])
 
-    return study.run_section(section())["x"]["mean"]
+    return study.run({"it": section()})["it"]["x"]["mean"]
 
 
 def pixels():
@@ -122,7 +122,7 @@ def test_what_is_kept_is_not_computed_again_and_other_models_are_not_mistaken(cl
         study = make(
             clip, tmp_path, advance=lambda title, done, total: steps.extend([title] if total else ()), **changes
         )
-        return study.run_section(compute_predictions(study))
+        return study.run({"it": compute_predictions(study)})["it"]
 
     first = predictions()
     assert len(steps) == 1 + 3  # of both models together
@@ -178,7 +178,7 @@ def test_requests_that_were_saved_at_different_moments_both_end_whole(clip, tmp_
         return (yield [request("a", study, 0), request("b", study, 100)])
 
     whole, cut = make(clip, tmp_path / "whole"), make(clip, tmp_path / "cut", options=StudyOptions(batch_size=2))
-    expected = whole.run_section(both(whole))
+    expected = whole.run({"it": both(whole)})["it"]
     behind = study.RequestProgress(request("a", cut, 0), cut.parts, cut.identity)
     for batch, number, _ in cut.batches(cut.images):
         behind.add(behind.request.step(batch), 2, np.asarray(batch["mask"]))
@@ -186,7 +186,7 @@ def test_requests_that_were_saved_at_different_moments_both_end_whole(clip, tmp_
             behind.save()
             break
     again = make(clip, tmp_path / "cut", options=StudyOptions(batch_size=2))
-    results = again.run_section(both(again))
+    results = again.run({"it": both(again)})["it"]
     for name, sums in expected.items():
         assert sums["mean"].samples == results[name]["mean"].samples == COUNT
         np.testing.assert_allclose(results[name]["mean"].mean, sums["mean"].mean)
@@ -209,7 +209,7 @@ def test_only_so_many_images_are_classified_unless_all_models_did_before(clip, t
     for number, known in enumerate((("zero_shot",), ("zero_shot", "vpt"))):
         study.parts = tmp_path / f"parts{number}"
         study.known = lambda model, known=known: whole[model.key] if model.key in known else None
-        predicted = study.run_section(compute_predictions(study)).models
+        predicted = study.run({"it": compute_predictions(study)})["it"].models
         seen = np.arange(COUNT) if len(known) == 2 else spread(COUNT, 3)
         for key in whole:
             assert np.flatnonzero(predicted[key] >= 0).tolist() == seen.tolist()
@@ -257,7 +257,7 @@ def test_zero_shot_is_explained_once_for_all_models(clip, tmp_path, monkeypatch)
     shift = {"zero_shot": [0, 1, 1, 1, 0, 0, 1]}
     shift |= {"vpt": [0, 0, 1, 1, 0, 0, 1], "other": [0, 0, 0, 1, 0, 0, 0]}
     predicted = Predictions(labels, {key: (labels + np.array(offset)) % 3 for key, offset in shift.items()})
-    results = study.run_section(compute_relevancy(knows(study, predicted)))
+    results = study.run({"it": compute_relevancy(knows(study, predicted))})["it"]
     first = pixels()[:, 0, 0, 0]
     padding = [0]  # image 2 alone is asked of one model only
     assert sorted(explained["zero_shot"]) == sorted([*first[[0, 1, 2, 6]].tolist(), *padding * 2])
@@ -287,7 +287,7 @@ def test_texts_of_a_class_are_counted_together(clip, tmp_path, monkeypatch):
 
     monkeypatch.setattr(dataset_sections, "relevancy_maps", maps)
     predicted = Predictions(plain.split.labels, dict.fromkeys(("zero_shot", "two"), plain.split.labels))
-    kinds = study.run_section(compute_relevancy(knows(study, predicted)))["two"].all.text_types
+    kinds = study.run({"it": compute_relevancy(knows(study, predicted))})["it"]["two"].all.text_types
     np.testing.assert_allclose(kinds.tuned.mean, np.eye(5)[CATEGORY], atol=1e-6)
 
 
@@ -296,7 +296,7 @@ def test_nothing_corrected_is_said_and_not_averaged(clip, tmp_path, monkeypatch)
     study = make(clip, tmp_path)
     labels = study.split.labels
     same = Predictions(labels, dict.fromkeys(("zero_shot", "vpt"), labels))
-    result = study.run_section(compute_relevancy(knows(study, same)))["vpt"]
+    result = study.run({"it": compute_relevancy(knows(study, same))})["it"]["vpt"]
     assert result.corrected is None and result.corrected_count == 0
     assert (result.both_right.count, result.all.count) == (COUNT, COUNT)
 
@@ -317,7 +317,7 @@ def test_broken_images_of_all_lists_are_named_before_the_first_pass(clip, tmp_pa
         return (yield [Request("x", "x", study.images, lambda batch: pytest.fail("a pass began"))])
 
     with pytest.raises(UnreadableImage, match=r"2 images cannot be read: .*test/2\.png.*test/5\.png"):
-        study.run_section(section())
+        study.run({"it": section()})["it"]
 
 
 def predictions_of(zero_shot, vpt):
@@ -360,7 +360,7 @@ def test_fewer_images_where_a_page_would_grow_too_large(clip, tmp_path, monkeypa
     monkeypatch.setattr(pictures, "relevancy_maps", maps)
     monkeypatch.setattr(pictures, "layer_maps", layers)
     monkeypatch.setattr(pictures, "LARGEST_BYTES", 2 * bytes_per_image(made) + 1)
-    explore = made.run_section(compute_explore(knows(made, predictions_of([0] * COUNT, [1] * COUNT))))
+    explore = made.run({"it": compute_explore(knows(made, predictions_of([0] * COUNT, [1] * COUNT)))})["it"]
     assert len(explore.images) == len(explore.names) == 2
     assert explore.pairs.tolist() == [[0, 0], [0, 1], [1, 1], [1, 2]]
 

@@ -86,7 +86,7 @@ def test_a_piece_of_a_word_is_shown_as_one(clip):
 def words_of(clip, folder, *models):
     zero_shot = Model("zero_shot", "Zero-shot", Tuned(Task(clip, "zero_shot", CLASS_NAMES)))
     study = Study([zero_shot, *models], split(), StudyOptions(), folder)
-    return study.run_section(compute_words(study))
+    return study.run({"it": compute_words(study)})["it"]
 
 
 def test_a_study_has_the_words_of_contexts(clip, tmp_path):

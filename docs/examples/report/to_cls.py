@@ -27,4 +27,4 @@ def to_cls_figure(study: StudyResults) -> CaptionedFigure | None:
     return CaptionedFigure("to_cls", TO_CLS.title, caption, figure, frame)
 
 
-TO_CLS_DRAWING = Drawing(section=TO_CLS, place=85, figures=(to_cls_figure,), nothing="no model sees an image")
+TO_CLS_DRAWING = Drawing(TO_CLS, place=85, figures=(to_cls_figure,), nothing="no model sees an image")
