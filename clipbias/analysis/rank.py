@@ -31,6 +31,7 @@ from clipbias.analysis.replacement import (
     Student,
     compare_students,
     no_ceiling,
+    uncertain_share,
     why_not_fitted,
 )
 from clipbias.analysis.results import Missing
@@ -218,7 +219,8 @@ def sentence(name: str, rows: Sequence[Comparison], no_ceiling: str = "") -> str
     """Writes the smallest rank that surely makes at most five points fewer changed predictions than the ceiling."""
     ranks = {rank: row for row in rows if (rank := rank_of(row)) is not None}
     if all(row.less_ceiling is None for row in ranks.values()):
-        return no_ceiling or f"{name} changed no prediction."
+        changed = next((row for row in ranks.values() if row.moved), None)
+        return no_ceiling or (uncertain_share(changed) if changed else f"{name} changed no prediction.")
     enough = [rank for rank, row in ranks.items() if excludes(row.less_ceiling, -MARGIN) > 0]
     within = f"within {100 * MARGIN:.0f} of 100 changed predictions of {name} fitted in the same way"
     if not enough:

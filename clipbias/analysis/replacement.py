@@ -277,11 +277,17 @@ def sentence(name: str, rows: Sequence[Comparison], no_ceiling: str = "") -> str
         return f"{text} No prediction changed."
     if row.less_ceiling is None:
         if any(each.student.kind is Origin.CEILING for each in rows):
-            return f"{text} Too few predictions changed to compare them with the ceiling: {row.moved_images:,}."
+            return f"{text} {uncertain_share(row)}"
         return f"{text} {no_ceiling or f'{name} was not fitted to itself, so there is no ceiling.'}"
     gap = fewer(row.less_ceiling)
     make = "it makes" if one else "they make"
     return f"{text} Of 100 predictions that {name} changed, {make} {gap} than {name} fitted in the same way."
+
+
+def uncertain_share(row: Comparison) -> str:
+    """Says that the share of changed predictions, among images and seeds, is not surely above 0."""
+    changed = f"{row.moved_images:,} of {row.images:,} images, {counted(row.models, 'seed')}"
+    return f"The share of changed predictions is too uncertain to compare them with the ceiling: {changed}."
 
 
 def fewer(less: Estimate) -> str:

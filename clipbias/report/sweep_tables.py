@@ -46,6 +46,7 @@ from clipbias.sentences import counted
 from clipbias.terminal import printable
 
 BOLD = f"Bold: the best of a column, and all that are within {Z_95:.2f} standard errors of the difference to it."
+PICTURES = ("gains", "accuracy", "accuracy_by_parameters", "accuracy_by_time")
 FILES = {"markdown": "table.md", "latex": "table.tex", "html": "table.html"}
 _EMPTY = "There are no results yet."
 # Scores that weigh classes equally: title and definition.
@@ -455,6 +456,10 @@ def write_tables(rows: Sequence[Row], workdir: Path, measures: Sequence[str] = (
     tables = [*make_tables(sweep), *class_tables(sweep, measures)]
     # With one number of shots, accuracies are points above one place, and gains say more.
     figure = accuracy_figure(sweep) if gains is None or len(sweep.shots) > 1 else gains.figure
+    # Pictures of an earlier request in this folder are of other rows.
+    for name in (*PICTURES, "costs"):
+        for end in ("pdf", "png", "csv", "md"):
+            (workdir / f"{name}.{end}").unlink(missing_ok=True)
     for form, name in FILES.items():
         write_text(workdir / name, render_tables(sweep, form, tables=tables, figure_svg=svg_text(figure)))
     if gains is not None:

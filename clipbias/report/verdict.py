@@ -462,7 +462,7 @@ def replacement_message(numbers: pd.DataFrame) -> str:
     # The column is the student less the ceiling.
     gaps = numbers["less_ceiling_value"].dropna().round()
     if gaps.empty and numbers["kind"].eq(Origin.CEILING).any():
-        return "Too few predictions changed to compare two vectors per layer with the ceiling."
+        return "The share of changed predictions is too uncertain to compare two vectors per layer with the ceiling."
     if gaps.empty:
         return "No method was fitted to itself, so there is no ceiling."
     low, high = gaps.min(), gaps.max()

@@ -144,6 +144,8 @@ def test_the_smallest_rank_within_five_points():
     far, near, unsure = Estimate(-0.12, -0.15, -0.09), Estimate(-0.01, -0.04, 0.02), Estimate(-0.02, -0.06, 0.02)
     ceiling, form, *_ = compare([model_replacements().by_image])[1]
 
+    too_uncertain = "The share of changed predictions is too uncertain to compare them with the ceiling:"
+
     def said(gaps):
         """Of the ceiling, vectors by class that are near, and maps with these gaps."""
         rows = [ceiling]
@@ -155,6 +157,8 @@ def test_the_smallest_rank_within_five_points():
     assert "has rank 4." in said({0: far, 1: unsure, 4: near, 8: near})
     assert said({0: far, 16: unsure}).startswith("No map up to rank 16 surely comes within 5 of 100")
     assert said({0: near, 1: far}).startswith("Two vectors per layer, without a map, come within 5 of 100")
+    assert said({0: None, 1: None}) == f"{too_uncertain} {form.moved_images} of {form.images} images, 1 seed."
+    form = dataclasses.replace(form, moved=None)
     assert said({0: None, 1: None}) == "IVLP changed no prediction."
 
 

@@ -11,7 +11,7 @@ from clipbias.report import accuracy_figure, cost_figures, cost_tables, read_swe
 from clipbias.report.frames import AVERAGE, harmonic_error
 from clipbias.report.names import method_name
 from clipbias.report.sweep_figures import duration_words, gain_figure
-from clipbias.report.sweep_tables import best_methods, power_words
+from clipbias.report.sweep_tables import best_methods, power_words, write_tables
 from clipbias.tuning import METHODS, Kind
 
 
@@ -152,6 +152,20 @@ def test_gains_over_zero_shot(swept):
     np.testing.assert_array_equal(np.column_stack([dots, whiskers]), frame[["value", "low", "high"]])
     assert gain_figure(read_sweep([run("bias"), run("vpt")])) is None
     assert gain_figure(read_sweep([run("zero_shot", shots=None, seed=None)])) is None
+
+
+def test_nothing_of_an_earlier_request_stays(tmp_path):
+    costs = {"parameters": 5, "training_seconds": 2.0}
+    rows = [run("zero_shot", shots=None, seed=None), *(run(method, shots=shots, **costs) for shots in (4, 16) for method in ("bias", "vpt"))]
+    write_tables(rows, tmp_path)
+    everything = {path.name for path in tmp_path.iterdir()}
+    assert {"gains.csv", "accuracy.png", "accuracy_by_parameters.csv", "costs.md"} <= everything
+    (fresh := tmp_path / "fresh").mkdir()
+    for folder in (tmp_path, fresh):
+        write_tables(rows[:1], folder)
+    assert {path.name for path in tmp_path.iterdir() if path.is_file()} == {path.name for path in fresh.iterdir()}
+    write_tables(rows, tmp_path)
+    assert {path.name for path in tmp_path.iterdir() if path.is_file()} == everything
 
 
 def test_costs_are_the_means_of_the_rows_and_drawn_as_the_table_says(swept):

@@ -386,7 +386,7 @@ def test_the_message_has_the_gaps_of_all_datasets(exchanged):
     assert "make 25 more than" in replacement_message(above)
     assert f"make from {low} fewer to 25 more" in replacement_message(above.fillna({"less_ceiling_value": -low}))
     without = drawn.assign(less_ceiling_value=np.nan)
-    assert replacement_message(without).startswith("Too few predictions changed to compare")
+    assert replacement_message(without).startswith("The share of changed predictions is too uncertain")
     assert "no ceiling" in replacement_message(without[without["kind"] != "ceiling"])
     assert replacement_message(drawn.assign(moved_value=np.nan)) == "No prediction changed."
     with pytest.raises(ClipbiasError, match="nothing was fitted to 'CoOp'; there are IVLP, VPT"):
