@@ -26,7 +26,7 @@ from clipbias.export.card import model_card
 from clipbias.export.folder import CARD
 from clipbias.io import reason, shorten, write_text
 from clipbias.training.context import make_context
-from clipbias.training.device import keep_programs
+from clipbias.training.device import drop_many_programs, keep_programs
 from clipbias.training.progress import Progress
 from clipbias.training.run import calibrate_untrained, fit_task
 from clipbias.training.select import as_options, with_given
@@ -113,6 +113,7 @@ def fit(  # noqa: PLR0913 (a user's options, each by keyword)
             f"the second argument is {shown(method)} and no method; the order is the model, the method, the images."
         )
     keep_programs()
+    drop_many_programs()
     # Pictures with labels stay as they are; anything else is opened, by name or path, before weights are downloaded.
     if labels is None or is_hub_dataset(images):
         images = open_images(images)

@@ -2,7 +2,6 @@
 
 import functools
 import gc
-import importlib
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -38,8 +37,6 @@ UNTIMED = {"deadline": None, "suppress_health_check": list(HealthCheck), "databa
 settings.register_profile("quick", max_examples=8, derandomize=True, **UNTIMED)
 settings.register_profile("thorough", max_examples=400, print_blob=True, **UNTIMED)
 settings.load_profile("quick")
-
-MOST_MAPS = 5_000  # memory maps of a process; the kernel allows 65,530, and a worker then stays below 3 GB
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -84,20 +81,9 @@ def fifteen(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def few_programs() -> Iterator[None]:
-    """After a file, drops the programs of a process that holds many: each takes memory, and memory maps of the kernel.
-
-    What they were made of stays on disk.
-    """
+    """After a file, drops the programs of a process that holds many."""
     yield
-    maps = Path("/proc/self/maps")
-    if maps.exists() and len(maps.read_text(encoding="utf-8").splitlines()) > MOST_MAPS:
-        device.drop_programs()
-
-
-@pytest.fixture(autouse=True)
-def programs_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tests share compiled programs, so a sweep does not drop them after each group."""
-    monkeypatch.setattr(importlib.import_module("clipbias.training.sweep"), "drop_programs", lambda: None)
+    device.drop_many_programs(most_maps=5_000)  # so that a worker stays below 3 GB
 
 
 @pytest.fixture

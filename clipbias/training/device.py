@@ -126,11 +126,14 @@ def _is_exhaustion(error: Exception) -> bool:
     return "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error).lower()
 
 
-def drop_programs() -> None:
-    """Drops every compiled program of this process; `keep_programs` brings back from disk those that come again."""
-    # Each holds some fifty memory maps, of which the kernel allows 65,530: a long sweep compiles thousands.
-    jax.clear_caches()
-    gc.collect()  # programs in reference cycles
+def drop_many_programs(most_maps: int = 30_000) -> None:
+    """Drops the compiled programs of a process with more memory maps; `keep_programs` brings them back from disk."""
+    # Each program holds some fifty maps. Linux allows 65,530, beyond which XLA aborts the process: a loop over methods,
+    # or a long sweep, compiles thousands.
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > most_maps:
+        jax.clear_caches()
+        gc.collect()  # programs in reference cycles
 
 
 # XLA aborts the process for an unknown flag, so only versions that were tried get it.

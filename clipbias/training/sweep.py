@@ -24,7 +24,7 @@ from clipbias.data import Dataset, held_out, names, protocols
 from clipbias.errors import ClipbiasError, UnreadableImage, sentence
 from clipbias.io import read_json, write_text
 from clipbias.training.context import SweepContext
-from clipbias.training.device import drop_programs
+from clipbias.training.device import drop_many_programs
 from clipbias.training.predictions import PREDICTIONS_FOLDER, stored_identity
 from clipbias.training.progress import Progress
 from clipbias.training.rates import Rates
@@ -109,17 +109,11 @@ def sweep(
         logging.info("%d of %d runs are finished already", len(done), len(specs))
     title = "runs" if all(spec.score_on == TEST for spec in specs) else "runs on validation images"
     with contextlib.closing(Progress(sum(map(len, todo)), title=title)) as bar:
-        before: tuple[str, str] | None = None
         ended = 0
         for group in todo:
             # A notice to stop ends the sweep here, between groups, where nothing is lost.
             hosts.check()
-            # Groups of a method on a dataset, which differ in shots, share most programs. Others' programs are dropped,
-            # since each holds some fifty memory maps, and a long sweep would reach the kernel's limit.
-            owner = group[0].method, group[0].dataset
-            if before not in (None, owner):
-                drop_programs()
-            before = owner
+            drop_many_programs()
             context.begin(group[0].dataset)
             for attempted, new in _attempt(group, run, common, facts or {}, bar):
                 rows = _in_order([*rows, *new], specs)

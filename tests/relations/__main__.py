@@ -5,7 +5,7 @@ import sys
 
 import tests.conftest  # before JAX reads its environment
 import tests.fixtures  # noqa: F401 (eight devices)
-from clipbias.training.device import drop_programs
+from clipbias.training.device import drop_many_programs
 from tests.relations.every_row import ROWS, cases, markdown, names, try_row
 
 
@@ -15,7 +15,7 @@ def main(level: str = "quick", *methods: str) -> None:
     for method in methods or names(level):
         for row in ROWS:
             trials += try_row(row, cases(row, method, level))
-        drop_programs()
+        drop_many_programs()
     print("\n".join(markdown(trials)))
 
 

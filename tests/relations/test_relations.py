@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from clipbias.training.device import drop_programs
+from clipbias.training.device import drop_many_programs
 from tests.relations import choose
 from tests.relations.every_row import ROWS, try_row
 from tests.relations.table import Relation
@@ -22,19 +22,9 @@ def parameters() -> Iterator[Any]:
                     yield pytest.param(row, method, level, marks=marks, id=f"{level}: {method}: {row.sentence}")
 
 
-@pytest.fixture(scope="module")
-def before() -> list[str]:
-    return []
-
-
 @pytest.fixture(autouse=True)
-def programs_of_one_method(request: pytest.FixtureRequest, before: list[str]) -> None:
-    """Those of the methods before take memory maps, of which a process has a limited number."""
-    method = request.node.callspec.params.get("method", "")
-    if before[-1:] != [method]:
-        before.append(method)
-        if len(before) % 8 == 0:
-            drop_programs()
+def programs_of_few_methods() -> None:
+    drop_many_programs()
 
 
 @pytest.mark.filterwarnings("ignore:the (tuned model|training loss)", "ignore:.*cannot tell whether tuning helped")

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import shutil
 import warnings
 from typing import Any
@@ -11,12 +12,12 @@ import numpy as np
 import pytest
 
 import clipbias
-from clipbias import TunedModel
+from clipbias import TunedModel, api
 from clipbias.clip import Clip
 from clipbias.data import Dataset
 from clipbias.data.images import Images, Workers, check_readable
 from clipbias.errors import ClipbiasError, ClipbiasWarning, UnreadableImage
-from clipbias.training import loop, placement
+from clipbias.training import device, loop, placement
 from clipbias.training.spec import VALIDATION
 from clipbias.training.step import train_step
 from clipbias.tuning import Recipe, make_method
@@ -59,6 +60,20 @@ def test_learning_rates_share_a_program(clip: Clip, colours: Dataset, recipe: Re
         clipbias.fit(clip, "bias", colours, shots=2, recipe=of_rate, progress=False, mesh=placement.single_device())
         programs.add(train_step._cache_size())
     assert len(programs) == 1
+
+
+def test_many_fits_stay_below_the_systems_limit(clip, colours, recipe, fitted, monkeypatch):
+    """Programs hold memory maps, and a process that has too many of them is aborted."""
+    settings: dict[str, Any] = dict(shots=2, progress=False, mesh=placement.single_device(), recipe=recipe)
+    picture = colours.split("test").image(0)
+    before = fitted.predict(picture).probabilities
+    sizes = []
+    for method, limit in (("bias", 10**9), ("vpt", 10**9), ("bias", 0), ("vpt", 0)):
+        monkeypatch.setattr(api, "drop_many_programs", functools.partial(device.drop_many_programs, limit))
+        clipbias.fit(clip, method, colours, **settings)
+        sizes.append(train_step._cache_size())
+    assert sizes[1] > sizes[0] and sizes[2] == sizes[3] < sizes[1]
+    np.testing.assert_allclose(fitted.predict(picture).probabilities, before, atol=1e-6)
 
 
 def test_settings_are_a_methods_own_where_it_has_them(clip: Clip, colours: Dataset) -> None:

@@ -336,17 +336,15 @@ def test_a_run_that_was_killed_is_put_in_order(clip, colours, recipe, tmp_path):
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["another"]
 
 
-def test_programs_end_with_the_groups_of_a_method_on_a_dataset(clip, colours, recipe, tmp_path, monkeypatch):
-    """Each holds memory maps, of which a process has a limited number."""
+def test_a_sweep_looks_before_each_group_whether_programs_are_many(clip, colours, recipe, tmp_path, monkeypatch):
     events: list[str] = []
     module = importlib.import_module("clipbias.training.sweep")
-    monkeypatch.setattr(module, "drop_programs", lambda: events.append("drop"))
+    monkeypatch.setattr(module, "drop_many_programs", lambda: events.append("drop"))
     monkeypatch.setattr(module, "run_group", lambda group, *_, **__: events.append(group[0].method) or [])
     monkeypatch.setattr(module, "write_group", lambda *_: None)
-    datasets = {name: dataclasses.replace(colours, name=name) for name in ("a", "b")}
-    tiny = TinySweep(clip, datasets, recipe, tmp_path)
-    tiny.run(tiny.specs("bias", "vpt", shots=(1, 2)))
-    assert events == [*("bias", "bias", "drop", "vpt", "vpt", "drop"), *("bias", "bias", "drop", "vpt", "vpt")]
+    tiny = TinySweep(clip, colours, recipe, tmp_path)
+    tiny.run(tiny.specs("bias", "vpt"))
+    assert events == ["drop", "bias", "drop", "vpt"]
 
 
 @pytest.mark.ci
