@@ -20,7 +20,7 @@ from clipbias.clip import Clip
 from clipbias.constants import ZERO_SHOT
 from clipbias.data import Dataset, Split
 from clipbias.data.held_out import divide_unlabelled, unlabelled_images
-from clipbias.data.images import Images
+from clipbias.data.images import Images, check_readable
 from clipbias.data.sources import open_images
 from clipbias.data.user_images import image_list, list_images
 from clipbias.errors import ClipbiasError
@@ -133,6 +133,10 @@ def distil_model(
     # A form that does not fold stays an adapter, which nobody wants unless they ask for it.
     names = [name for name, form in STUDENT_FORMS.items() if form.folds] if options.form is None else [options.form]
     fitted = parts.fitted
+    if context.reading.on_error == "raise":
+        # An error in the certificate would come after all fits.
+        images = [Images(split) for split in (fitted, parts.held_back, parts.certified)]
+        check_readable(images, context.clip.preprocessing.resizing, context.reading.workers, context.checked)
     # No fit reads more images, but the mean divergence below would.
     if len(fitted) > (most := options.steps * options.batch_size):
         fitted = fitted.subset(np.sort(np.random.default_rng(options.seed).choice(len(fitted), most, replace=False)))

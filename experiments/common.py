@@ -96,6 +96,9 @@ def _resolve(main: Callable[..., int | None], settings: Any, workdir: str | None
         earlier = read_json(file, dict) if file is not None and file.exists() else {}
         remembered = earlier.get("on_image_error") or "raise"
         settings = dataclasses.replace(settings, on_image_error=remembered)
+        if hasattr(settings, "study"):
+            options = dataclasses.replace(settings.study, on_image_error=remembered)
+            settings = dataclasses.replace(settings, study=options)
         if remembered == "skip":
             say(f"broken images are skipped, as before in {folder}; --config.on_image_error=raise ends this")
     # Each host may have its own path to the same folder.

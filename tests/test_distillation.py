@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from typing import Any
 
 import jax
@@ -11,11 +12,12 @@ from PIL import Image
 from scipy.special import log_softmax
 
 import clipbias
-from clipbias import TunedModel
+from clipbias import TunedModel, distillation
 from clipbias.analysis.replacement import Comparison, Origin, Student
 from clipbias.clip import Clip
 from clipbias.data.images import Images
 from clipbias.distillation import divide_images, select
+from clipbias.errors import UnreadableImage
 from clipbias.intervals import Estimate
 from clipbias.training import placement
 from clipbias.training.spec import data_notes, seen_in_training
@@ -23,7 +25,7 @@ from clipbias.tuning import Task
 from clipbias.tuning.adapter import read_adapter
 from experiments.evaluate import validation_images
 from tests.export import models
-from tests.training.conftest import COLOURS, colour_dataset
+from tests.training.conftest import COLOURS, colour_dataset, damaged
 from tests.tuning.weights_common import drawn
 
 pytestmark = pytest.mark.ci
@@ -148,6 +150,13 @@ def test_pictures_without_labels(clip, capsys):
     assert certificate.images == 4
     assert "accuracy" not in found.model.notes
     assert "".join(capsys.readouterr()) == ""  # without progress nothing is printed
+
+
+def test_a_broken_picture_of_the_certificate_is_named_before_the_first_fit(clip, monkeypatch):
+    broken = dataclasses.replace(DATA, splits={**SPLITS, "test": damaged(SPLITS["test"], 1)})
+    monkeypatch.setattr(distillation, "fit_student", None)
+    with pytest.raises(UnreadableImage, match=re.escape(SPLITS["test"].path(1))):
+        clipbias.distil(tuned(clip, "ivlp"), broken, mesh=placement.single_device(), **QUICK)
 
 
 @pytest.mark.long

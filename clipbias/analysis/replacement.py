@@ -591,7 +591,7 @@ class Fits:
             study.clip,
             study.mesh,
             dtype=study.zero_shot.task.classifier.dtype,
-            on_image_error=study.options.on_image_error,
+            on_image_error=study.options.on_image_error or "raise",
             workers=study.options.workers,
         )
         total = steps_of_fits(count, study.options.replacement_steps)

@@ -92,7 +92,7 @@ class StudyOptions:
     rank_curve: bool = setting(
         False, "Whether to fit maps of rising rank beside two vectors per layer; eight fits per adapter."
     )
-    on_image_error: OnImageError = setting_of(ImageReading, "on_image_error")
+    on_image_error: OnImageError | None = setting(None, 'As for `evaluate`: "raise" or "skip"; None is "raise".')
     workers: WorkerCount | None = setting_of(ImageReading, "workers", no_effect="threads that read images")
     seed: Count = setting(0, "Seed of random orders, of resample ablation, and of fits.")
 
@@ -308,7 +308,7 @@ class Study:
             # Several sections may ask for one measurement; it is computed once and kept for later rounds.
             new_requests = {request.name: request for request in open_requests if request.name not in results}
             passes = self._by_images(new_requests.values())
-            if passes and not results and self.options.on_image_error == "raise":
+            if passes and not results and self.options.on_image_error != "skip":
                 # An error amid the passes would come after minutes.
                 lists = [(self.split, self.images), *([(self.training, self.training_images)] if self.training else ())]
                 images = [Images(split.subset(numbers)) for split, numbers in lists]
@@ -416,7 +416,7 @@ class Study:
         if not len(rest):
             return
         before, total = _batches_done(start, len(indices), size)
-        reading = Reading(self.mesh, self.options.on_image_error, self._workers)
+        reading = Reading(self.mesh, self.options.on_image_error or "raise", self._workers)
         images = (split or self.split).subset(rest)
         host = reading.batches(images, resizing=self.clip.preprocessing.resizing, batch_size=size, crops=crops)
         for number, batch in enumerate(host, before + 1):

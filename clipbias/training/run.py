@@ -7,6 +7,7 @@ training, selection of settings, calibration or test.
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -21,8 +22,11 @@ from clipbias.data.few_shot import images_per_class
 from clipbias.data.held_out import HeldOut
 from clipbias.data.images import Images
 from clipbias.data.protocols import EvalProtocol, EvaluationSet
+from clipbias.errors import ClipbiasWarning
 from clipbias.identity import identity
+from clipbias.intervals import wilson_interval
 from clipbias.sentences import counted
+from clipbias.terminal import printable
 from clipbias.training import placement
 from clipbias.training.context import SweepContext
 from clipbias.training.evaluator import RunPredictions
@@ -355,6 +359,14 @@ def calibrate(model: Tuned, split: Split, context: SweepContext) -> Calibration:
     logits, read = split_logits(model, Images(split), context)
     # MCM scores cosines without this factor (Ming et al. 2022); the logits have it.
     scale = float(np.exp(np.asarray(model.task.method.logit_scale(model.clip.params))))
+    accuracy = 100 * float(np.mean(logits[read].argmax(axis=-1) == split.labels[read]))
+    if wilson_interval(accuracy, int(read.sum()))[1] < 100 / len(model.class_names):
+        warnings.warn(
+            f"{accuracy:.1f} % of {counted(int(read.sum()), 'calibration image')} are predicted right, fewer than by "
+            f"chance; labels by number are in the order of the classes, from 0, {printable(model.class_names[0])}.",
+            ClipbiasWarning,
+            stacklevel=2,
+        )
     return Calibration.of(logits[read], split.labels[read], scale)
 
 

@@ -102,6 +102,10 @@ def test_corrupt_image_is_named_or_skipped_and_few_images_are_all_used(model, pi
     (tmp_path / "w" / "result.json").unlink()
     assert "0.png" in refused(workdir=tmp_path / "w", **settings | {"on_image_error": "raise"})
     assert "dog has 1" in caplog.text
+    study = {"adapters": str(tmp_path / "w"), "dataset": "folder", "data_dir": str(pictures)}
+    assert "0.png" in binaries.refusal_here(explain, study | {"sections": "predictions"}, tmp_path / "s")
+    binaries.succeed_here(explain, study | {"sections": "predictions", "on_image_error": "skip"}, tmp_path / "s")
+    binaries.succeed_here(explain, study | {"sections": "vision_attention"}, tmp_path / "s")
 
 
 @pytest.mark.ci

@@ -2,11 +2,13 @@
 
 import dataclasses
 import math
+import warnings
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 from scipy import optimize
 from scipy.special import softmax
 from sklearn import metrics
@@ -16,7 +18,7 @@ from clipbias import TunedModel
 from clipbias.clip import Clip
 from clipbias.data import Dataset, Split
 from clipbias.data.held_out import hold_out
-from clipbias.errors import ClipbiasError
+from clipbias.errors import ClipbiasError, ClipbiasWarning
 from clipbias.training import calibration, placement
 from clipbias.training.calibration import Outcome
 from clipbias.training.progress import Progress
@@ -191,6 +193,18 @@ def test_what_chose_a_setting_does_not_calibrate(clip, validated, recipe, fitted
     assert_calibrated_on(fitted, validation)
     plain = clipbias.fit(clip, "bias", validated, recipe=recipe, calibrate=False, **SETTINGS)
     jax.tree.map(np.testing.assert_array_equal, plain.learnables, fitted.learnables)
+
+
+def test_calibration_labels_in_another_order_are_said(fitted, validated):
+    validation = validated.split("val")
+    pictures = [Image.fromarray(validation.image(number)) for number in range(len(validation))]
+    names = [fitted.class_names[label] for label in validation.labels]
+    numbers = (fitted.predict(pictures).labels + 1) % len(fitted.class_names)
+    with pytest.warns(ClipbiasWarning, match="0.0 % of .* calibration images .* fewer than by chance"):
+        fitted.calibrate(pictures, numbers)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fitted.calibrate(pictures, names)
 
 
 @pytest.mark.ci
