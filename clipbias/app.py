@@ -34,7 +34,7 @@ MOST_CLASSES = 1000
 SHOWN = 5
 # The dataset that a page without an adapter starts from, and the number of its pictures.
 DATASET = "demo/emoji"
-PICTURES = 8
+MOST_EXAMPLES = 8
 CSS = """
 .words {min-height: 2.6em; font-size: 90%}
 .map img {padding-top: 34px}  /* below the buttons */
@@ -158,7 +158,7 @@ def starting_point(
         return [], class_names, template
     test = dataset.split("test")
     known = dataset.class_names
-    numbers = [list(test.labels).index(known.index(name)) for name in class_names if name in known][:PICTURES]
+    numbers = [list(test.labels).index(known.index(name)) for name in class_names if name in known][:MOST_EXAMPLES]
     return [test.decode(test.read(number), number) for number in numbers], class_names, template
 
 

@@ -53,7 +53,7 @@ flags.DEFINE_float(
 flags.DEFINE_integer("report_every", 100, "Steps between lines of progress.", lower_bound=1)
 flags.DEFINE_integer("save_every", 500, "Steps between saved states.", lower_bound=1)
 flags.DEFINE_integer("workers", 2, "Processes that draw scenes.")
-flags.DEFINE_list("watch", list(demo.DATASETS), "Demo datasets whose validation accuracy is reported.")
+flags.DEFINE_list("watch", list(demo.MAIN), "Demo datasets whose validation accuracy is reported.")
 flags.DEFINE_integer("width", 128, "Of the vision tower; the text tower has three quarters of it.", lower_bound=4)
 flags.DEFINE_integer("layers", 4, "Of both towers.", lower_bound=1)
 

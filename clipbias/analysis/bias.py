@@ -323,21 +323,21 @@ def measure_equivalent_biases(
 
 
 # Methods that can hold the bias, by its form.
-METHODS = {"vector": "bias", "kind": "bias_by_kind"}
+METHOD_OF_FORM = {"vector": "bias", "kind": "bias_by_kind"}
 # Notes of a model that hold for its equivalent bias too.
 _KEPT = ("dataset", "data", "shots", "train_images", "images_per_class", "seed", "start_seed")
 
 
 def equivalent_bias(model: Tuned, images: Pictures | Split | None, form: str, *, batch_size: int) -> Tuned:
     """Makes an adapter of a model's equivalent bias; see `clipbias.equivalent_bias`."""
-    check_choice("form", form, tuple(METHODS))
+    check_choice("form", form, tuple(METHOD_OF_FORM))
     task, notes = model.task, model.notes
     initial = task.init(start_seed(notes))
     # A generator can be read only once.
     images = None if images is None else as_images(images)
     batches = () if images is None else image_batches(task.clip.preprocessing, images, batch_size)
     biases, count = measure_equivalent_bias(task, task.clip.params, model.learnables, initial, batches)
-    method = make_method(METHODS[form], vision_tower="vision" in biases, text_tower="text" in biases)
+    method = make_method(METHOD_OF_FORM[form], vision_tower="vision" in biases, text_tower="text" in biases)
     bias_task = task.with_method(method)
     # The adapter is CLIP's head and the texts that the method starts from, so that nothing but the bias differs from
     # CLIP. Added to other texts, it would not be this method's bias.
@@ -359,6 +359,6 @@ def _check_texts(task: Task, initial: Learnables, bias_task: Task, method: str) 
         )
     if not np.array_equal(task.tokens.ids, bias_task.tokens.ids):
         raise ClipbiasError(
-            f"{method!r} starts from texts such as {task.texts[0]!r}, and {METHODS['vector']!r} always reads "
+            f"{method!r} starts from texts such as {task.texts[0]!r}, and {METHOD_OF_FORM['vector']!r} always reads "
             f"{bias_task.texts[0]!r}, so its equivalent bias cannot be an adapter of that method."
         )

@@ -16,8 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from clipbias.analysis.bias import METHODS as MEANS
-from clipbias.analysis.bias import EquivalentBias, measure_equivalent_biases
+from clipbias.analysis.bias import METHOD_OF_FORM, EquivalentBias, measure_equivalent_biases
 from clipbias.analysis.causal_section import at_fitted_temperature
 from clipbias.analysis.model import Model
 from clipbias.analysis.results import ByMetric, Missing, present, same_but_for_seed
@@ -639,7 +638,7 @@ class Fits:
 def _means(study: Study, model: Model, towers: Mapping[str, EquivalentBias]) -> list[Candidate]:
     """Makes students of a model's equivalent biases, in the forms that have their shapes."""
     candidates = []
-    for form, name in MEANS.items():
+    for form, name in METHOD_OF_FORM.items():
         task = model.task.with_method(make_method(name, vision_tower="vision" in towers, text_tower="text" in towers))
         learnables = {f"{tower}_bias": getattr(bias, form) for tower, bias in towers.items()}
         numbers = parameter_count(learnables)["total"]

@@ -13,10 +13,10 @@ from PIL import Image
 from clipbias.data.dataset import Dataset, Split
 from clipbias.errors import ClipbiasError
 
-DATASETS = ("demo/digits", "demo/fashion", "demo/emoji")
+MAIN = ("demo/digits", "demo/fashion", "demo/emoji")
 # The classes of `demo/emoji` by other artists; test images only.
 EMOJI = ("demo/emoji_outlined", "demo/emoji_glossy", "demo/emoji_black")
-NAMES = (*DATASETS, *EMOJI)
+NAMES = (*MAIN, *EMOJI)
 DESCRIPTION = "dataset.json"  # the first member of an archive; the others are images, named by their keys
 
 

@@ -160,7 +160,7 @@ def targets_of(protocol: str, source: str, targets: Sequence[str] | None) -> tup
         return ()
     if targets:
         return tuple(targets)
-    datasets, variants = (demo.DATASETS, demo.EMOJI) if source in demo.NAMES else (catalog.ELEVEN, catalog.VARIANTS)
+    datasets, variants = (demo.MAIN, demo.EMOJI) if source in demo.NAMES else (catalog.ELEVEN, catalog.VARIANTS)
     return tuple(name for name in datasets if name != source) if protocol == "cross_dataset" else variants
 
 

@@ -65,12 +65,6 @@ def published() -> Mapping[str, Any]:
     return json.loads(importlib.resources.files("clipbias").joinpath("assets/published.json").read_text("utf-8"))
 
 
-@functools.cache
-def _spellings() -> dict[str, str]:
-    names = {name: name for name in published()["datasets"]} | published()["also_called"]
-    return {_plain(spelling): name for spelling, name in names.items()}
-
-
 def _plain(name: str) -> str:
     # `oxford_pets`, `Oxford-Pets` and `OxfordPets` are one dataset.
     return "".join(letter for letter in name.lower() if letter.isalnum())
@@ -78,7 +72,9 @@ def _plain(name: str) -> str:
 
 def dataset_name(dataset: str) -> str:
     """Returns a dataset's name as papers spell it, `OxfordPets` for `oxford_pets`; other names stay."""
-    return _spellings().get(_plain(dataset)) or printable(dataset)
+    names = {name: name for name in published()["datasets"]} | published()["also_called"]
+    spellings = {_plain(spelling): name for spelling, name in names.items()}
+    return spellings.get(_plain(dataset)) or printable(dataset)
 
 
 def are_the_eleven(datasets: Iterable[str]) -> bool:

@@ -21,7 +21,7 @@ from clipbias.training import forward, placement
 from clipbias.training.batches import FeatureStatic, frozen_features
 from clipbias.training.device import AUTO_REMAT, USABLE, Compute, device_limit, needed_bytes
 from clipbias.training.forward import EvalInputs, EvalStatic
-from clipbias.training.step import TEACHER, StepScalars, StepStatic, init_state, place_inputs, train_step
+from clipbias.training.step import TEACHER_LOGITS, StepScalars, StepStatic, init_state, place_inputs, train_step
 from clipbias.tuning import Recipe, Sampling, Task
 from clipbias.tuning.method import crops_of, mixes_crops, sampling_of
 from clipbias.tuning.task import RematPolicy
@@ -73,7 +73,7 @@ def training_program(task: Task, recipe: Recipe, size: StepShape) -> Program:
         pixels = shape((runs, rows, width), np.float32)
     batch = {"images": pixels, "labels": shape((runs, rows), np.int32), "mask": shape((runs, rows), np.bool_)}
     if size.taught:
-        batch[TEACHER] = shape((runs, rows, len(task.class_names)), np.float32)
+        batch[TEACHER_LOGITS] = shape((runs, rows, len(task.class_names)), np.float32)
     static = StepStatic.of(task, recipe, mesh)
     params = placement.place_weights(mesh, task.clip.params, task.classifier.dtype, shapes=True)
     scalars = StepScalars(

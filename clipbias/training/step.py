@@ -142,7 +142,7 @@ def _place_packed(mesh: Mesh, tokens: PackedTokens, *, abstract: bool) -> Packed
 
 # `images`, `labels`, `mask`, and for a student `teacher`, the logits of its teacher.
 Batch = Mapping[str, jax.Array]
-TEACHER = "teacher"
+TEACHER_LOGITS = "teacher"
 
 
 def divergence(teacher: jax.Array, student: jax.Array) -> jax.Array:
@@ -190,9 +190,9 @@ def loss_and_gradient(
     `batch` has `images`, normalised, `labels` and `mask`. With logits `teacher [B, C]` the loss is the divergence.
     """
     classifier = static.classifier
-    taught = TEACHER in batch
+    taught = TEACHER_LOGITS in batch
     # A student reads no label: its accuracy is agreement with the teacher's predictions.
-    labels = batch[TEACHER].argmax(-1) if taught else batch["labels"]
+    labels = batch[TEACHER_LOGITS].argmax(-1) if taught else batch["labels"]
     mask = batch["mask"]
 
     def mean_losses(learnables: Learnables) -> tuple[dict[str, jax.Array], jax.Array]:
@@ -206,7 +206,7 @@ def loss_and_gradient(
             mask=mask,
         )
         if taught:
-            terms = {"divergence": divergence(batch[TEACHER], logits)}
+            terms = {"divergence": divergence(batch[TEACHER_LOGITS], logits)}
         correct = (logits.argmax(-1) == labels) & mask
         return {name: mean_loss(term, mask) for name, term in terms.items()}, correct.sum() / jnp.maximum(mask.sum(), 1)
 

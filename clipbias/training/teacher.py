@@ -19,7 +19,7 @@ from clipbias.training.context import SweepContext
 from clipbias.training.evaluator import Evaluator
 from clipbias.training.forward import EvalInputs, EvalStatic, encode_texts, make_evaluation
 from clipbias.training.memory import fit_evaluation
-from clipbias.training.step import TEACHER, over_runs
+from clipbias.training.step import TEACHER_LOGITS, over_runs
 from clipbias.tuning import Recipe, Task
 from clipbias.tuning.method import FeatureMethod, Method, TestTimeMethod, stack_runs
 from clipbias.tuning.tuned import Tuned
@@ -116,7 +116,7 @@ class TaughtBatches(RunBatches):
             assert self._evaluation is not None, "the teacher sees the images of the batch"
             pixels: Any = (batch if self._of_teacher is None else next(self._of_teacher))["images"]
             logits = _batch_logits(*self._evaluation, pixels, batch["mask"])
-        return {**batch, TEACHER: logits}
+        return {**batch, TEACHER_LOGITS: logits}
 
     def close(self) -> None:
         super().close()
