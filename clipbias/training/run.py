@@ -361,10 +361,9 @@ def calibrate(model: Tuned, split: Split, context: SweepContext) -> Calibration:
     scale = float(np.exp(np.asarray(model.task.method.logit_scale(model.clip.params))))
     accuracy = 100 * float(np.mean(logits[read].argmax(axis=-1) == split.labels[read]))
     if wilson_interval(accuracy, int(read.sum()))[1] < 100 / len(model.class_names):
-        words = (
-            f"{accuracy:.1f} % of {counted(int(read.sum()), 'calibration image')} are predicted right, fewer than by"
-        )
-        words += f" chance; labels by number are in the order of the classes: 0 is {printable(model.class_names[0])}."
+        right = f"{accuracy:.1f} % of {counted(int(read.sum()), 'calibration image')} are predicted right"
+        first = printable(model.class_names[0])
+        words = f"{right}, fewer than by chance; labels by number are in the order of the classes, and 0 is {first}."
         warnings.warn(words, ClipbiasWarning, stacklevel=2)
     return Calibration.of(logits[read], split.labels[read], scale)
 
