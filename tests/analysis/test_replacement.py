@@ -229,8 +229,9 @@ def test_words(share, less_ceiling, word, said):
 
 def test_where_no_gap_is_known_the_sentence_says_why():
     ceiling, form, *_ = compare([model_replacements().by_image])[1]
-    form = dataclasses.replace(form, less_ceiling=None, moved_images=1)
-    assert sentence("IVLP", [ceiling, form]).endswith("to compare them with the ceiling: 1.")
+    form = dataclasses.replace(form, less_ceiling=None, moved_images=1, images=3_000, models=2)
+    said = sentence("IVLP", [ceiling, form])
+    assert said.endswith("too uncertain to compare them with the ceiling: 1 of 3,000 images, 2 seeds.")
     assert sentence("IVLP", [form], "GDA cannot be fitted.").endswith("GDA cannot be fitted.")
     assert sentence("IVLP", [dataclasses.replace(form, moved=None)]).endswith("No prediction changed.")
     assert sentence("IVLP", []) == "" and plain_form([]) is None

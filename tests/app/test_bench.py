@@ -8,7 +8,7 @@ import pytest
 import scipy.special
 
 import clipbias
-from clipbias.app import NO_ADAPTER, PICTURES, classify, read_names, starting_point
+from clipbias.app import MOST_EXAMPLES, NO_ADAPTER, classify, read_names, starting_point
 from clipbias.data import demo
 from tests.app import NAMES, PICTURE, tuned
 
@@ -45,7 +45,7 @@ def test_a_sentence_stands_where_there_is_no_map(clip):
 def test_the_pictures_to_start_from_are_of_the_classes(bench):
     emoji, clothes = demo.load("demo/emoji"), demo.load("demo/fashion")
     pictures, names, template = starting_point(None)
-    assert len(pictures) == PICTURES and (names, template) == (emoji.class_names, emoji.template)
+    assert len(pictures) == MOST_EXAMPLES and (names, template) == (emoji.class_names, emoji.template)
     pictures, names, template = starting_point(None, ["dog", "unicorn", "cat"])
     assert len(pictures) == 2 and names == ["dog", "unicorn", "cat"] and not template
     model = bench.models["prompts"]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipbias.app import LIKELIEST, NO_ADAPTER, PICTURES, STARTING, Bench, build, classify, serve
+from clipbias.app import LIKELIEST, MOST_EXAMPLES, NO_ADAPTER, STARTING, Bench, build, classify, serve
 from clipbias.report import style
 from tests.app import NAMES, PICTURE
 from tests.browser import Browser
@@ -180,7 +180,7 @@ def test_mistakes_are_told_on_the_page(browser, clip, tmp_path):
     browser.wait_for(f"document.body.innerText.includes({STARTING!r})", PATIENCE)
     browser.wait_for(f"{MAPS}.length == 1", PATIENCE)
     assert browser.evaluate(UNNAMED) == []
-    assert browser.evaluate("document.querySelectorAll('img').length") >= 1 + PICTURES
+    assert browser.evaluate("document.querySelectorAll('img').length") >= 1 + MOST_EXAMPLES
     assert browser.evaluate(f"{NAMES_FIELD}.value").startswith("airplane\napple\n")
     before = browser.evaluate(f"{SHARES}.join()")
     browser.evaluate("document.querySelectorAll('.gallery-item')[1].click(); 1")
