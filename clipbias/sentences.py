@@ -1,12 +1,7 @@
-"""Parts of sentences: counts with their nouns, capitals."""
+"""Parts of sentences: counts with their nouns."""
 
 
 def counted(number: int, thing: str) -> str:
     """`1 image`, `1,200 images`, `2 classes`, `2 batches`, `2 epochs`."""
     plural = thing + ("es" if thing.endswith(("s", "tch")) else "s")
     return f"{number:,} {thing if number == 1 else plural}"
-
-
-def capitalize(sentence: str) -> str:
-    """The first letter as a capital, the others as they are."""
-    return sentence[:1].upper() + sentence[1:]

@@ -8,7 +8,7 @@ import pytest
 
 from clipbias.checks import Choices, Range, check_fields, check_value
 from clipbias.errors import ClipbiasError
-from clipbias.sentences import capitalize, counted
+from clipbias.sentences import counted
 
 COUNT = Annotated[int, Range(1, 1000)]
 CHOICE = Annotated[str, Choices(("sum", "mean"))]
@@ -56,8 +56,7 @@ def test_fields_of_a_dataclass():
         Options(size=0)
 
 
-def test_counts_and_capitals():
+def test_counts():
     things = ((1, "image"), (1200, "image"), (2, "class"), (2, "batch"), (17, "epoch"), (0, "step"))
     shown = ["1 image", "1,200 images", "2 classes", "2 batches", "17 epochs", "0 steps"]
     assert [counted(number, thing) for number, thing in things] == shown
-    assert capitalize("the CLIP") == "The CLIP"

@@ -160,8 +160,7 @@ def prompt_distances(tokens: jax.Array, patches: int, first: int = 1) -> jax.Arr
     x = tokens[:, first : first + patches]
     prompts = tokens[:, first + patches :]
     # Differences, not `|p|² + |x|² − 2 p·x`: that loses the digits of small distances between long vectors.
-    differences = (prompts[:, :, None] - x[:, None]).astype(jnp.float32)
-    return jnp.sqrt(jnp.square(differences).sum(-1))
+    return jnp.sqrt(jnp.square((prompts[:, :, None] - x[:, None]).astype(jnp.float32)).sum(-1))
 
 
 def to_image(maps: jax.Array, image_size: int) -> jax.Array:

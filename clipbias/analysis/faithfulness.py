@@ -57,8 +57,7 @@ def ranks_to_remove(maps: jax.Array) -> jax.Array:
     """Ranks patches in both `DIRECTIONS`: maps `[…, B, M]` to the rank of removal, from 0, `[…, 2, B, M]`."""
     # Stable: equal patches go by position, so that a map gives the same order on every device. A second argsort turns
     # the order of patches into the rank of each patch.
-    both = jnp.stack([-maps, maps], axis=-3)
-    return jnp.argsort(jnp.argsort(both, axis=-1, stable=True), axis=-1)
+    return jnp.argsort(jnp.argsort(jnp.stack([-maps, maps], axis=-3), axis=-1, stable=True), axis=-1)
 
 
 def distinct_rows(gone: np.ndarray, read: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

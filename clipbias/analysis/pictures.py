@@ -250,8 +250,7 @@ def quantise(values: np.ndarray, *, low: bool = False) -> tuple[np.ndarray, np.n
     scale = values.max(-1) - lowest
     # A row of equal values has no range: all of it is 0, and the scale says so.
     shares = (values - lowest[..., None]) / np.where(scale > 0, scale, 1)[..., None]
-    steps = np.rint(255 * shares).astype(np.uint8)
-    return steps, scale.astype(np.float32), lowest.astype(np.float32)
+    return np.rint(255 * shares).astype(np.uint8), scale.astype(np.float32), lowest.astype(np.float32)
 
 
 def compute_explore(study: Study) -> Computation[Exploration]:

@@ -79,8 +79,7 @@ def text_types(task: Task) -> np.ndarray:
 
 def index_types(types: np.ndarray) -> list[str]:
     """Returns the type's name at every token index, "" where texts `[C, N]` differ in it or all have ended."""
-    names = (*TEXT_TYPES, "")
-    return [names[column[0]] if (column == column[0]).all() else "" for column in np.asarray(types).T]
+    return [(*TEXT_TYPES, "")[column[0]] if (column == column[0]).all() else "" for column in np.asarray(types).T]
 
 
 def prompt_text(task: Task) -> str:

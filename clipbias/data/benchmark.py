@@ -82,8 +82,7 @@ def how_to_fetch(entry: CatalogEntry, *, split_alone: bool = False) -> str:
     downloads = {} if split_alone else dict(entry.fetch)
     if entry.split_file:
         downloads[entry.split_file] = entry.split_url
-    parts = "; ".join(f"{place} from {url}" for place, url in downloads.items())
-    return f"put into {entry.folder}/: {parts}."
+    return f"put into {entry.folder}/: {'; '.join(f'{place} from {url}' for place, url in downloads.items())}."
 
 
 def imagenet_names(root: Path) -> dict[str, str]:

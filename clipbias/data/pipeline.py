@@ -252,8 +252,7 @@ def test_batches(
 
     numbers = range(-(-len(images) // batch_size))
     shape = (local, *views, resizing.side, resizing.side, 3)
-    dtype = np.float32 if mixed else np.uint8
-    return Batches(Source(images, numbers, shape, row, dtype, _skips(on_error)), workers)
+    return Batches(Source(images, numbers, shape, row, np.float32 if mixed else np.uint8, _skips(on_error)), workers)
 
 
 def _skips(on_error: str) -> bool:

@@ -73,8 +73,7 @@ def _plain(name: str) -> str:
 def dataset_name(dataset: str) -> str:
     """Returns a dataset's name as papers spell it, `OxfordPets` for `oxford_pets`; other names stay."""
     names = {name: name for name in published()["datasets"]} | published()["also_called"]
-    spellings = {_plain(spelling): name for spelling, name in names.items()}
-    return spellings.get(_plain(dataset)) or printable(dataset)
+    return {_plain(spelling): name for spelling, name in names.items()}.get(_plain(dataset)) or printable(dataset)
 
 
 def are_the_eleven(datasets: Iterable[str]) -> bool:

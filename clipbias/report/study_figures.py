@@ -517,8 +517,7 @@ def _similarity_figure(study: StudyResults, key: str) -> CaptionedFigure:
     assert similarity is not None
     images, rotations, depths = similarity.pictures, similarity.rotations, similarity.layers
     assert images is not None and rotations is not None and depths is not None, "a model has maps"
-    result = SIMILARITY.present(study)[key]
-    maps = {name: getattr(result, name) for name in _ROWS}
+    maps = {name: getattr(SIMILARITY.present(study)[key], name) for name in _ROWS}
     # Not by `panels`: cells hold pictures instead of numbers, and blocks of cells stand side by side.
     shown = min(_PICTURES, len(images))
     # The picture itself stands before its maps.

@@ -295,8 +295,7 @@ def _calibration_table(sweep: Sweep) -> Table | None:
     def text(key: CellKey) -> str:
         return _number(cells[key]["mean"], digits=2) + _fewer_seeds(cells[key], most) if key in cells else MISSING
 
-    frame = _frame(sweep, columns, text)
-    return Table.of(frame, "Calibration", caption, note=note) if cells else None
+    return Table.of(_frame(sweep, columns, text), "Calibration", caption, note=note) if cells else None
 
 
 def class_tables(sweep: Sweep, measures: Sequence[str]) -> list[Table]:

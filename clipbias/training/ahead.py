@@ -247,5 +247,4 @@ def describe_exchanges(exchanges: Sequence[Exchange]) -> str:
     for kind, count in collections.Counter(exchange.kind for exchange in exchanges).items():
         total = sum(exchange.bytes for exchange in exchanges if exchange.kind == kind)
         parts.append(f"{count} {kind}{'s' if count > 1 else ''} of {format_bytes(total)}")
-    looped = sum(exchange.looped for exchange in exchanges)
-    return f"{' and '.join(parts)}, {looped or 'none'} in a loop"
+    return f"{' and '.join(parts)}, {sum(exchange.looped for exchange in exchanges) or 'none'} in a loop"

@@ -169,8 +169,7 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError):
         return False
     # M_ARENA_MAX, M_MMAP_MAX, M_TRIM_THRESHOLD and M_TOP_PAD of mallopt(3), from malloc.h.
-    settings = ((-8, 1), (-4, 0), (-1, -1), (-2, 64 << 20))
-    return all([mallopt(name, value) for name, value in settings])
+    return all([mallopt(name, value) for name, value in ((-8, 1), (-4, 0), (-1, -1), (-2, 64 << 20))])
 
 
 # Shorter compilations are not worth a file.

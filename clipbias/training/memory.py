@@ -108,8 +108,7 @@ def _images(task: Task, batch: int, runs: int, mesh: Mesh) -> tuple[Program, Any
     kind = np.float32 if mixes_crops(task.method) else np.uint8
     pixels = placement.abstract(mesh, (batch, *views, size, size, 3), kind, placement.DATA)
     # Runs share the features of a tower that none of them changes.
-    count = runs if task.classifier.changes_vision(task.shapes) else 1
-    static, inputs = _evaluation(task, count, mesh)
+    static, inputs = _evaluation(task, runs if task.classifier.changes_vision(task.shapes) else 1, mesh)
     arguments = (static, inputs.params, inputs.learnables, pixels)
     features = jax.eval_shape(functools.partial(forward.image_features, static), *arguments[1:])
     features = placement.device_put(mesh, features, placement.RUN, placement.DATA)

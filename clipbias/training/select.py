@@ -358,8 +358,7 @@ def within_chance(higher: float, lower: float, images: int) -> bool:
     """Whether the 95 % interval of a difference of accuracies in percent holds zero (Newcombe 1998, method 10)."""
     # Both accuracies' Wilson intervals, whose distances to the estimates add as squares.
     below = higher - wilson_interval(higher, images)[0]
-    above = wilson_interval(lower, images)[1] - lower
-    return higher - lower <= math.hypot(below, above)
+    return higher - lower <= math.hypot(below, wilson_interval(lower, images)[1] - lower)
 
 
 def cautions_of_fit(

@@ -159,8 +159,7 @@ def _attempt(
         bar.say(f"failed: {title}: {sentence(error)}")
         failure = {"status": "failed", "error": sentence(error)}
         rows = [spec_facts(spec, common) | failure | facts.get(spec.key, {}) for spec in group]
-    seconds = (time.monotonic() - began) / len(group)
-    return [(group, [row | {"seconds": round(seconds, 2)} for row in rows])]
+    return [(group, [row | {"seconds": round((time.monotonic() - began) / len(group), 2)} for row in rows])]
 
 
 def write_group(group: Group, rows: Sequence[Row], paths: SweepPaths) -> None:

@@ -270,8 +270,7 @@ def method_options(method: Method) -> dict[str, Any]:
 def option_types(name: str) -> dict[str, type]:
     """The type of each option, for command lines: `float` for `float | None`."""
     method = make_method(name)
-    kinds = annotations(type(method))
-    return {option: plain_type(kinds.get(option)) for option in method_options(method)}
+    return {option: plain_type(annotations(type(method)).get(option)) for option in method_options(method)}
 
 
 def name_of(method: Method) -> str | None:
