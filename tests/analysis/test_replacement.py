@@ -385,7 +385,7 @@ def test_the_section(clip, tmp_path, monkeypatch):
     measured, evaluated = [], []
     plain_measure, plain_logits = replacement.measure_equivalent_biases, teacher.Evaluator.logits
     monkeypatch.setattr(replacement, "measure_equivalent_biases", measure)
-    monkeypatch.setattr(replacement, "MEANS", {"kind": "bias_by_kind"})
+    monkeypatch.setattr(replacement, "METHOD_OF_FORM", {"kind": "bias_by_kind"})
     monkeypatch.setattr(teacher.Evaluator, "logits", logits_of)
     monkeypatch.setattr(students, "select_learning_rate", one_rate)
     models = models_of(clip)[:4]
