@@ -22,15 +22,15 @@ Look = Mapping[str, Any]
 Share = bool | Literal["none", "all", "row", "col"]
 
 
-def tidy(array: Average | np.ndarray, *axes: str, **labels: object) -> pd.DataFrame:
+def tidy(array: Average | np.ndarray, *axes: str, **columns: object) -> pd.DataFrame:
     """Makes a frame with a row per number of an array, or of an average with its 95 % interval.
 
-    A column for each of the array's `axes` counts from 1. The columns `labels` are the same for all rows.
+    A column for each of the array's `axes` counts from 1. The `columns` have one value in all rows.
     """
     values = np.asarray(array.mean if isinstance(array, Average) else array, float)
     error = array.standard_error if isinstance(array, Average) else np.full(values.shape, np.nan)
     places = np.indices(values.shape).reshape(values.ndim, -1) + 1
-    frame = pd.DataFrame({**labels, **dict(zip(axes, places, strict=True))}, index=range(values.size))
+    frame = pd.DataFrame({**columns, **dict(zip(axes, places, strict=True))}, index=range(values.size))
     frame["value"] = values.ravel()
     # NaN stays NaN, as of a single sample: such a point is drawn without whiskers.
     arms = Z_95 * np.asarray(error, float).ravel()
