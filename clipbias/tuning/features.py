@@ -21,16 +21,18 @@ def unit_length(x: jax.Array) -> jax.Array:
 
 
 def average_texts(text: jax.Array) -> jax.Array:
-    """The classifier of `S` texts per class, `[S, C, d]` to `[C, d]`: the mean of unit vectors, not normalised again.
+    """The classifier of `S` texts per class, `[S, C, d]` to `[C, d]`: the mean of unit vectors, times their mean length.
 
     Rows of zeros are padding for classes with fewer texts (`tuning.prompts`).
     """
-    # A single text stays raw: TaskRes adds its residual to the raw feature, and cosines do not see the length.
+    # Cosines do not see the length, but a residual does: TaskRes adds it to raw features, so one text stays as it is,
+    # and a text given twice is that text.
     if text.shape[0] == 1:
         return text[0]
     # `where` inside the division: 0/0 of the padding would make NaN, also in gradients of the other rows.
     length = jnp.linalg.norm(text, axis=-1, keepdims=True)
-    return (text / jnp.where(length > 0, length, 1)).sum(0) / (length > 0).sum(0)
+    count = (length > 0).sum(0)
+    return (text / jnp.where(length > 0, length, 1)).sum(0) / count * (length.sum(0) / count)
 
 
 def class_vectors(text: jax.Array, residual: jax.Array | None) -> jax.Array:

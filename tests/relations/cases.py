@@ -53,10 +53,11 @@ class Form:
 _NAMES = ("big bird", "cat", "golden dog", "fish")
 _RESPELLED = ("big_bird", "cat", "golden_dog")
 _TEXTS = {
-    "cat": ["a cat.", "the photo of a cat"],
-    "big_bird": ["a bird that is big"],
-    "golden dog": ["a dog", "the golden dog of a photo", "a painting of the dog"],
-    "fish": ["a fish"],
+    # The most for the class that a relation takes away, so that one text per class is left.
+    "cat": ["a cat."],
+    "big_bird": ["a bird that is big", "the bird of a photo", "a painting of the bird"],
+    "golden dog": ["the golden dog of a photo"],
+    "fish": ["a fish", "the photo of a fish"],
 }
 FORMS = {
     "names": Form(_NAMES, respelled=_RESPELLED),

@@ -147,6 +147,17 @@ def _(case: Case, folder: Path) -> None:
     assert model.identity == case.model.identity
 
 
+def numbers(case: Case, task: Task) -> list[np.ndarray]:
+    """The start, logits and loss of a task with the case's learnables."""
+    side = task.clip.config.vision.image_size
+    crops = crops_of(task.method)
+    images = np.random.default_rng(0).normal(size=(3, *[1 + crops] * bool(crops), side, side, 3)).astype(np.float32)
+    learnables, params = case.model.learnables, task.clip.params
+    loss = jax.jit(task.loss)(params, learnables, images, LABELS[:3])
+    logits = jax.jit(task.logits)(params, learnables, images)
+    return [*map(np.asarray, jax.tree.leaves((tuned(task), logits, loss)))]
+
+
 @relation(
     "Texts of the classes that a task does not read change nothing, and others do.",
     over=(),
@@ -155,22 +166,11 @@ def _(case: Case, folder: Path) -> None:
     applies=lambda case: not case.kind.unlabelled,  # whose images zero-shot CLIP labels, before what is computed here
 )
 def _(case: Case, folder: Path) -> None:
-    side = case.task.clip.config.vision.image_size
-    crops = crops_of(case.task.method)
-    images = np.random.default_rng(0).normal(size=(3, *[1 + crops] * bool(crops), side, side, 3))
-    images = images.astype(np.float32)
-
-    def numbers(task: Task) -> list[np.ndarray]:
-        learnables, params = case.model.learnables, task.clip.params
-        loss = jax.jit(task.loss)(params, learnables, images, LABELS[:3])
-        logits = jax.jit(task.logits)(params, learnables, images)
-        return [*map(np.asarray, jax.tree.leaves((tuned(task), logits, loss)))]
-
-    expected = numbers(case.task)
+    expected = numbers(case, case.task)
     descriptions = {name: [f"thing {name} of ink.", f"{name} thing"] for name in case.texts.classes}
     for name, texts in {"template": "the {} of ink.", "descriptions": descriptions}.items():
         task = case.task_of(**{name: texts})
-        found = numbers(task)
+        found = numbers(case, task)
         is_same = len(found) == len(expected) and all(map(np.array_equal, found, expected))
         assert is_same == (name in task.unread), f"{name}: {'nothing' if is_same else 'something'} changes"
 
@@ -235,6 +235,20 @@ def _(case: Case, folder: Path) -> None:
     task = case.task_of(descriptions=texts)
     expected = TunedModel(task, task.read_classes(case.model.learnables))
     close(logits(case.model.with_classes(names, descriptions=texts)), logits(expected))
+
+
+@relation(
+    "A class whose only text is given twice has the same start, logits and loss.",
+    over=(),
+    applies=lambda case: case.form != "free_text",
+)
+def _(case: Case, folder: Path) -> None:
+    once, twice = (
+        case.task_of(descriptions={name: [f"the {name} of ink."] * count for name in case.texts.classes})
+        for count in (1, 2)
+    )
+    for one, other in zip(numbers(case, once), numbers(case, twice), strict=True):
+        close(one, other, case.tolerance)
 
 
 # Pictures.
