@@ -21,18 +21,16 @@ def unit_length(x: jax.Array) -> jax.Array:
 
 
 def average_texts(text: jax.Array) -> jax.Array:
-    """The classifier of `S` texts per class, `[S, C, d]` to `[C, d]`: the mean of unit vectors, times their mean length.
+    """The classifier of `S` texts per class, `[S, C, d]` to `[C, d]`: the mean of unit vectors times their mean length.
 
     Rows of zeros are padding for classes with fewer texts (`tuning.prompts`).
     """
-    # Cosines do not see the length, but a residual does: TaskRes adds it to raw features, so one text stays as it is,
-    # and a text given twice is that text.
+    # Cosines do not see the length, but TaskRes's residual does: one text stays raw, and given twice is that text.
     if text.shape[0] == 1:
         return text[0]
     # `where` inside the division: 0/0 of the padding would make NaN, also in gradients of the other rows.
     length = jnp.linalg.norm(text, axis=-1, keepdims=True)
-    count = (length > 0).sum(0)
-    return (text / jnp.where(length > 0, length, 1)).sum(0) / count * (length.sum(0) / count)
+    return (text / jnp.where(length > 0, length, 1)).sum(0) * length.sum(0) / (length > 0).sum(0) ** 2
 
 
 def class_vectors(text: jax.Array, residual: jax.Array | None) -> jax.Array:
