@@ -34,7 +34,7 @@ def average_texts(text: jax.Array) -> jax.Array:
 
 
 def class_vectors(text: jax.Array, residual: jax.Array | None) -> jax.Array:
-    """Unit-length classes `[C, d]` of texts `[S, C, d]`: averaged as unit vectors, a residual added, and normalised."""
+    """Unit-length classes `[C, d]` of texts `[S, C, d]`: `average_texts`, plus a residual, normalised."""
     classes = average_texts(text)
     return unit_length(classes if residual is None else classes + residual)
 

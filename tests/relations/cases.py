@@ -53,8 +53,8 @@ class Form:
 _NAMES = ("big bird", "cat", "golden dog", "fish")
 _RESPELLED = ("big_bird", "cat", "golden_dog")
 _TEXTS = {
-    # The most for the class that a relation takes away, so that one text per class is left.
     "cat": ["a cat."],
+    # Without this class, which relations take away, each class of training has one text.
     "big_bird": ["a bird that is big", "the bird of a photo", "a painting of the bird"],
     "golden dog": ["the golden dog of a photo"],
     "fish": ["a fish", "the photo of a fish"],

@@ -148,7 +148,7 @@ def _(case: Case, folder: Path) -> None:
 
 
 def numbers(case: Case, task: Task) -> list[np.ndarray]:
-    """The start, logits and loss of a task with the case's learnables."""
+    """Learnables that are made for a task, and its logits and loss with the case's learnables."""
     side = task.clip.config.vision.image_size
     crops = crops_of(task.method)
     images = np.random.default_rng(0).normal(size=(3, *[1 + crops] * bool(crops), side, side, 3)).astype(np.float32)
@@ -238,7 +238,7 @@ def _(case: Case, folder: Path) -> None:
 
 
 @relation(
-    "A class whose only text is given twice has the same start, logits and loss.",
+    "A class whose only text is given twice has the same learnables, logits and loss.",
     over=(),
     applies=lambda case: case.form != "free_text",
 )
