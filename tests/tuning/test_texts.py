@@ -83,8 +83,9 @@ def plain_logits(pair, images: np.ndarray, classes: np.ndarray) -> np.ndarray:
     ("method", "memory"), [("zero_shot", {"class_chunks": 2, "class_shards": 2}), ("taskres", {}), ("single", {})]
 )
 def test_the_classifier_is_the_mean_of_each_classs_own_texts(pair, raw, images, method, memory):
-    """More devices and parts only deal the texts out; a residual is added to the mean; one text is taken as it is."""
-    texts, classes = TEXTS, np.stack([numpy_clip.unit(features).mean(0) for features in raw])
+    """More devices and parts only deal the texts out; a residual is added to the mean, of the texts' mean length."""
+    lengths = [np.linalg.norm(features, axis=-1).mean() for features in raw]
+    texts, classes = TEXTS, np.stack([numpy_clip.unit(raw[i]).mean(0) * length for i, length in enumerate(lengths)])
     if method == "single":
         texts, classes = {name: texts[:1] for name, texts in TEXTS.items()}, np.stack([one[0] for one in raw])
     task = Task(pair[0], "zero_shot" if memory else "taskres", NAMES, descriptions=texts).with_memory(**memory)
